@@ -13,7 +13,7 @@ RUNS ?= 1000000
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast test-ray check format format-check lint types layers drift proto install clean bench trust chaos fuzz sbom benchmarks pretrained help
+.PHONY: demo test test-fast test-ray test-web check format format-check lint types layers drift proto install clean bench trust chaos fuzz sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -29,6 +29,16 @@ test-fast: $(VENV)/.dev  ## The tests that are neither e2e nor slow, in parallel
 
 test-ray: $(VENV)/.ray  ## What needs Ray: the executor ray, on a cluster of this machine
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/bridge/workers
+
+# The browser and axe-core come from package registries: Playwright's own download of a browser is not used.
+AXE := 4.14.1
+test-web: $(VENV)/.browser  ## The pages in a real Chromium, over two real nodes: keyboard, 200 % zoom, axe-core
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || test -n "$$DDIB_CHROMIUM" || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } || \
+	{ echo "make: no Chromium: apt-get install chromium (Debian), or DDIB_CHROMIUM=PROGRAM" >&2; exit 1; }
+	@test -f build/web/axe.min.js || { mkdir -p build/web && cd build/web && npm pack --silent axe-core@$(AXE) && \
+	tar xzf axe-core-$(AXE).tgz --strip-components=1 package/axe.min.js; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/web
 
 check: format-check lint types layers drift  ## What CI runs: format, lint, types, layers, proto drift, tests
 	$(MAKE) --no-print-directory test
@@ -82,6 +92,10 @@ $(VENV)/.fuzz: $(VENV)/.dev
 	$(PIP) --editable '.[node,fuzz]'
 	@touch $@
 
+$(VENV)/.browser: $(VENV)/.dev
+	$(PIP) --editable '.[node,web,browser]'
+	@touch $@
+
 $(VENV)/.ray: $(VENV)/.dev
 	$(PIP) --editable '.[node,ray]'
 	@touch $@
@@ -99,5 +113,5 @@ $(VENV)/.node: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[node,data,evaluate,colours,diffusers,dev]'
+	$(PIP) --editable '.[node,data,evaluate,colours,diffusers,pictures,dicom,nifti,geotiff,c2pa,web,dev]'
 	@touch $@ $(VENV)/.node

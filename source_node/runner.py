@@ -36,6 +36,7 @@ from ddib_fed.errors import (
 from ddib_fed.files import is_disk_full
 from ddib_fed.node.role import NodeContext
 from ddib_fed.server.slots import within_share
+from ddib_fed.telemetry.tracing import Place, Value
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.ends import log_end
 from source_node.jobs.events import EventHub
@@ -47,6 +48,7 @@ from source_node.peer.remote import Remotes
 from source_node.pipeline.items import rows_about
 from source_node.pipeline.job import Pipeline
 from source_node.pipeline.reach import Reach
+from source_node.submission import trace_key
 from source_node.waiting import ABSENT, PASSING, Pauses, deadline_of, renews_in_time
 
 log = logging.getLogger(__name__)
@@ -267,7 +269,17 @@ class JobRunner:
         # A job ends on the model with which it began, though another is active by now.
         began = (item.model_sha256 for item in job.items)
         model = next(filter(self._node.is_warm, began), self._node.active_digest)
-        with self._node.serving(model) as node:
+        tracing, spec = self._node.tracing, job.spec
+        values: dict[str, Value] = {
+            "job": job.job_id,
+            "items": len(left),
+            "peer": target,
+            "evaluations": spec.solver.evaluations,
+        }
+        with (
+            self._node.serving(model) as node,
+            tracing.span("job", parent=tracing.recall(trace_key(spec)), values=values) as span,
+        ):
             Pipeline(
                 node,
                 self._store,
@@ -276,6 +288,7 @@ class JobRunner:
                 job,
                 control,
                 lambda: self._reached(target),
+                Place(tracing, span.context),
             ).run(left)
         self._node.peer_problems.answered(target)
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import grpc
@@ -25,6 +26,8 @@ from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.provenance import provenance_message
+from ddib_fed.rpc.traces import trace_of
+from ddib_fed.telemetry.tracing import Span
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from ddib_fed.wire.contracts.contract import SAMPLE_KINDS
@@ -43,7 +46,7 @@ from source_node.late_lines import accepted_values, write_late_lines
 from source_node.peer.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
 from source_node.specs import caller_uri
-from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions
+from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, trace_key
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +101,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> translation_pb2.SubmitJobResponse:
         """See translation.proto."""
         _ = self._node.engine  # refuses while loading or draining
-        job, repeated = self._submissions.receive(request_iterator)
+        with self._span("submit", context) as span:
+            job, repeated = self._submissions.receive(request_iterator, span.context)
+            target = job.spec.target_institution
+            span.set({"job": job.job_id, "items": len(job.items), "peer": target, "repeated": repeated})
         if not repeated:
             self._tell(job.job_id)
             self._runner.accepted(job)
@@ -161,8 +167,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         wanted = list(request.items) or ready
         for index in sorted(set(wanted).difference(ready)):
             raise ItemNotFound(f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id})
-        for index in wanted:
-            yield from self._result(job, index)
+        with self._span("deliver", context, trace_key(job.spec)) as span:
+            span.set({"job": job.job_id, "items": len(wanted)})
+            for index in wanted:
+                yield from self._result(job, index)
 
     def AcknowledgeItems(
         self, request: translation_pb2.AcknowledgeItemsRequest, context: grpc.ServicerContext
@@ -184,6 +192,14 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._events.forget(request.job_id)
         self._node.audit.write("job_deleted", job=request.job_id, client=caller_uri())
         return translation_pb2.DeleteJobResponse()
+
+    def _span(
+        self, name: str, context: grpc.ServicerContext, otherwise: str = ""
+    ) -> AbstractContextManager[Span]:
+        """A step of an own client's call, in the client's trace or in that of a job."""
+        tracing = self._node.tracing
+        parent = trace_of(context.invocation_metadata(), tracing, self._node.config.node.institution)
+        return tracing.span(name, kind="server", parent=parent or tracing.recall(otherwise))
 
     def _tell(self, job_id: str) -> None:
         """Publish a job's state; again when the runner has changed it meanwhile: a watcher ends with the last word."""
@@ -269,7 +285,8 @@ class SourceService:
         )
         self._events = EventHub(self._store.boot)
         self._remotes = Remotes(
-            tls.PeerChannels(paths.pki, node.peers), max_file_bytes=node.config.limits.max_item_bytes
+            tls.PeerChannels(paths.pki, node.peers, proxy=node.config.proxy),
+            max_file_bytes=node.config.limits.max_item_bytes,
         )
         self._runner = JobRunner(node, self._store, self._events, self._remotes)
         self._servicer = TranslationServicer(node, self._store, self._events, self._remotes, self._runner)

@@ -21,6 +21,7 @@ from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
 from ddib_fed.server.pace import Pace, paced
 from ddib_fed.server.slots import Slots
+from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.streams.chunks import Announced, assemble, open_file
 from source_node.calibrations import calibration_of
@@ -57,8 +58,12 @@ class Submissions:
         self._away = away
         self._uploads = Slots(MAX_UPLOADS_PER_CLIENT, MAX_UPLOADS)
 
-    def receive(self, messages: Requests) -> tuple[Job, bool]:
+    def receive(self, messages: Requests, trace: TraceContext | None = None) -> tuple[Job, bool]:
         """One job; whether its request had been accepted before.
+
+        Args:
+            messages: Of the call.
+            trace: Of what traces the job's work is a part.
 
         Raises:
             DdibError: It cannot be accepted; nothing is kept of it.
@@ -69,6 +74,7 @@ class Submissions:
             header = _job_header(requests)
             spec = spec_of(header, self._node)
             self._check_target(spec)
+            self._node.tracing.remember(trace_key(spec), trace)
             leg_map(calibration_of(self._node, spec), self._node.engine.model.manifest)
             with self._uploads.taken(spec.owner), self._store.stage(spec, self._away()) as staging:
                 charged = not staging.accepted_before
@@ -198,6 +204,11 @@ def _first_of(refused: Mapping[int, DdibError]) -> DdibError:
         said = more
     first.facts["refused"] = said
     return first
+
+
+def trace_key(spec: JobSpec) -> str:
+    """By what the place of a job in a trace is remembered, before it has a number of its own."""
+    return f"{spec.owner} {spec.request_id}"
 
 
 def _job_header(requests: Iterator[translation_pb2.SubmitJobRequest]) -> translation_pb2.JobHeader:

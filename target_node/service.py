@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -32,8 +32,10 @@ from ddib_fed.node.policy import (
 from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
+from ddib_fed.rpc.traces import takes_entries, trace_of
 from ddib_fed.server.interceptors import caller
 from ddib_fed.server.pace import Pace, paced
+from ddib_fed.telemetry.tracing import MOST_ITEMS, Span
 from ddib_fed.trust.audit.receipts import anchor_values
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import agree
@@ -150,6 +152,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 calibration=str(contract.calibration or ""),
             )
         self._agreed.remember(contract)
+        if entries := takes_entries(self._node.tracing, peer.institution):
+            context.set_trailing_metadata(entries)
         return decoding_pb2.NegotiateContractResponse(
             contract=to_message(contract, decoding_pb2.Contract), sha256=contract.digest
         )
@@ -183,13 +187,27 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                     owner=peer,
                     weight=self._node.weight_of(peer),
                 )
-                with self._counted(), receipt:
+                with self._counted(), receipt, self._span(context, peer, header.request_id) as span:
                     for event in decoding.run():
                         if isinstance(event, Translated):
+                            self._trace(event, receipt, span)
                             yield from self._messages(event, receipt)
                             unanswered.change(-1)
                         else:
                             yield decoding_pb2.DecodeResponse(progress=event)
+
+    def _span(
+        self, context: grpc.ServicerContext, peer: str, request_id: str
+    ) -> AbstractContextManager[Span]:
+        """A Decode call, in the peer's trace where traces are shared with it."""
+        tracing = self._node.tracing
+        parent = trace_of(context.invocation_metadata(), tracing, peer)
+        return tracing.span("decode", kind="server", parent=parent, values={"peer": peer, "job": request_id})
+
+    def _trace(self, translated: Translated, receipt: Receipt, span: Span) -> None:
+        """One item of a call, of the first ones."""
+        if receipt.exchanged.sent_items < MOST_ITEMS:
+            self._node.tracing.record("decode item", translated.seconds, parent=span.context)
 
     @contextmanager
     def _serving(self, contract: Contract) -> Iterator[NodeContext]:

@@ -39,6 +39,9 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.client.translate:translate",
         "Translate files and folders to another institution's domain.",
     ),
+    "web": Lazy(
+        "ddib_fed.cli.client.web:web", "Translate in the browser: drop pictures, watch, compare, download."
+    ),
     "domains": Lazy(
         "ddib_fed.cli.client.domains:domains",
         "List the available target domains, and whether each is ready.",
@@ -128,7 +131,7 @@ COMMANDS: Mapping[str, Lazy] = {
 }
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "Translate": ("translate", "domains", "job", "doctor", "completion", "demo"),
+    "Translate": ("translate", "web", "domains", "job", "doctor", "completion", "demo"),
     "Run a node": (
         "init",
         "pki",

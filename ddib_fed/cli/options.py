@@ -110,6 +110,19 @@ CONFIG = click.option(
     metavar="FILE",
     help="The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
 )
+PORT = click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    metavar="PORT",
+    help="Port of 127.0.0.1 that the page is served on; default: a free one.",
+)
+BROWSER = click.option(
+    "--browser/--no-browser",
+    default=True,
+    show_default=True,
+    help="Open the link in this machine's browser too.",
+)
 FORMAT = click.option(
     "--format",
     "output_format",
@@ -309,6 +322,48 @@ DOUBTFUL = click.option(
     show_default=True,
     metavar="DB",
     help="Mark pictures whose round trip has a lower PSNR as doubtful; needs --cycle.",
+)
+INTENSITY = click.option(
+    "--intensity",
+    default="auto",
+    show_default=True,
+    metavar="RULE",
+    help="How values of volumes and maps become the model's numbers: values, hu, window:CENTRE,WIDTH[@LOW:HIGH] or "
+    "percentile:LEAST,MOST[@LOW:HIGH]; auto is hu for CT, values for 8 bits, percentile:0.5,99.5 for all else.",
+)
+SLICES = click.option(
+    "--slices",
+    type=click.Choice(["axial", "coronal", "sagittal"]),
+    default="axial",
+    show_default=True,
+    help="Plane in which a NIfTI volume is cut into items.",
+)
+TILE = click.option(
+    "--tile",
+    default="auto",
+    show_default=True,
+    metavar="PIXELS",
+    help="Side of the tiles of a georeferenced map; auto is the model's size, none the whole map as one item.",
+)
+OVERLAP = click.option(
+    "--overlap", type=click.IntRange(0), metavar="PIXELS", help="Overlap of tiles; default: half a tile."
+)
+FILL_REFUSED = click.option(
+    "--fill-refused",
+    is_flag=True,
+    help="Write slices or tiles that were refused as background; without it no volume or map is written then.",
+)
+KEEP_PARTS = click.option(
+    "--keep-parts",
+    is_flag=True,
+    help="Keep the items of volumes and maps, and their results: DIR/NAME.parts.",
+)
+STUDIES = (INTENSITY, SLICES, TILE, OVERLAP, FILL_REFUSED, KEEP_PARTS)
+CREDENTIALS = click.option(
+    "--credentials",
+    type=(click.Path(dir_okay=False, path_type=Path), click.Path(dir_okay=False, path_type=Path)),
+    metavar="CERT KEY",
+    help="Put signed content credentials (C2PA) into translated pictures: certificate chain and private key, PEM.",
 )
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 JOB_ID = click.argument("job_id", metavar="JOB", shell_complete=completing.jobs)

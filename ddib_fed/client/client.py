@@ -35,6 +35,8 @@ from ddib_fed.errors import (
     UnknownFields,
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.telemetry.opening import client_tracing
+from ddib_fed.telemetry.tracing import Tracing, Value
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.jobs import Event, JobState, Settings
@@ -52,6 +54,7 @@ class Client:
         busy_s: How long the node may refuse because a limit is reached (`TOO_MANY_STREAMS`, `QUEUE_FULL`); each try is
             made when the node says. None for 10 minutes, or 0 without patience.
         on_wait: Called with the failure and the seconds until the next try whenever a call waits for the node.
+        tracing: Records its calls; by default what the profile's `[telemetry]` says.
     """
 
     def __init__(
@@ -61,11 +64,13 @@ class Client:
         patience_s: float = PATIENCE_S,
         busy_s: float | None = None,
         on_wait: OnWait | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         if busy_s is None:
             busy_s = BUSY_PATIENCE_S if patience_s > 0 else 0.0
         self._connection = Connection(profile, patience_s=patience_s, busy_s=busy_s, on_wait=on_wait)
-        self._streams = JobStreams(self._connection)
+        self._tracing = tracing or client_tracing(profile.telemetry, profile.institution)
+        self._streams = JobStreams(self._connection, self._tracing)
 
     @classmethod
     def from_profile(cls, path: Path | None = None, *, on_wait: OnWait | None = None) -> Self:
@@ -90,6 +95,7 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+        self._tracing.close()
 
     @property
     def hop(self) -> str:
@@ -189,7 +195,12 @@ class Client:
             latent_type=latent_type,
         )
         try:
-            answer = self._connection.call(lambda stub: send_job(stub, header, items), while_busy=while_busy)
+            values: dict[str, Value] = {"peer": header.target_institution, "items": len(items)}
+            with self._tracing.span("submit", kind="client", values=values) as span:
+                answer = self._connection.call(
+                    lambda stub: send_job(stub, header, items, span.context), while_busy=while_busy
+                )
+            self._tracing.remember(answer.job_id, span.context)
         except UnknownFields as error:
             raise too_old(self.hop, header) from error
         except DdibError as error:

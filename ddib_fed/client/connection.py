@@ -195,6 +195,7 @@ class Connection:
                     pki_folder=self.profile.pki_folder,
                     hop=self.hop,
                     own=True,
+                    proxy=self.profile.way,
                 )
             return self._channel
 
@@ -290,6 +291,7 @@ class Connection:
             self.profile.source_address,
             server_name=self.profile.source_identity,
             pki_folder=self.profile.pki_folder,
+            proxy=self.profile.way,
         )
 
     def _sooner(self, failure: DdibError) -> DdibError:

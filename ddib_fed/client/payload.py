@@ -23,6 +23,8 @@ from ddib_fed.errors import (
     PointsUnreadable,
     UsageError,
 )
+from ddib_fed.rpc.traces import trace_entries
+from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.streams.chunks import stream
@@ -213,9 +215,18 @@ class Requests:
 
 
 def send_job(
-    stub: TranslationServiceStub, header: translation_pb2.JobHeader, items: Sequence[Payload]
+    stub: TranslationServiceStub,
+    header: translation_pb2.JobHeader,
+    items: Sequence[Payload],
+    trace: TraceContext | None = None,
 ) -> translation_pb2.SubmitJobResponse:
     """One try of SubmitJob.
+
+    Args:
+        stub: Of the node.
+        header: Of the job.
+        items: Its files.
+        trace: Where the call belongs; None for no trace.
 
     Raises:
         grpc.RpcError: It failed.
@@ -225,7 +236,7 @@ def send_job(
     requests = Requests(header, items)
     timeout_s = ANSWER_S + sum(item.size_bytes for item in items) / SLOWEST_BYTES_PER_S
     try:
-        return stub.SubmitJob(iter(requests), timeout=timeout_s)
+        return stub.SubmitJob(iter(requests), timeout=timeout_s, **trace_entries(trace))
     except grpc.RpcError:
         if requests.error is not None:
             raise requests.error from None

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, field_validator
 
 from ddib_fed.errors import ConfigError, FileMissing
 from ddib_fed.rpc.addresses import split_address
+from ddib_fed.rpc.proxy import Proxy, ProxyUrl
+from ddib_fed.telemetry.settings import TelemetrySettings
 from ddib_fed.toml_files import load_toml
 
 FILE_NAME = "client.toml"
@@ -30,6 +32,9 @@ class Profile(BaseModel):
         source_address: `host:port` to dial.
         source_identity: DNS name that the source node's certificate must carry, e.g. `node-1.north.example`.
         pki: Folder of the client's key and certificates, relative to the file.
+        proxy: `http://HOST:PORT` of the HTTP CONNECT proxy through which the node is dialled; none by default.
+        proxy_login: File with USER:PASSWORD for it, relative to the file.
+        telemetry: Where spans of the client's calls go; nowhere by default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +44,9 @@ class Profile(BaseModel):
     source_address: str
     source_identity: str
     pki: str = "pki"
+    proxy: ProxyUrl | None = None
+    proxy_login: str | None = None
+    telemetry: TelemetrySettings = TelemetrySettings()
     _path: Path = PrivateAttr(default=Path(FILE_NAME))
 
     @field_validator("source_address")
@@ -65,6 +73,16 @@ class Profile(BaseModel):
             )
         profile._path = found.resolve()  # noqa: SLF001 - its own private attribute
         return profile
+
+    @property
+    def way(self) -> Proxy | None:
+        """The proxy through which the node is dialled; None for a direct connection.
+
+        Raises:
+            DdibError: The file with its login cannot be used.
+        """
+        login = None if self.proxy_login is None else self._path.parent / self.proxy_login
+        return Proxy.of(self.proxy, login)
 
     @property
     def path(self) -> Path:
@@ -110,8 +128,16 @@ name = "{name}"                      # the certificate carries spiffe://{institu
 source_address = "{address}"
 source_identity = "{identity}"
 
+# Where this network lets only an HTTP proxy out; none is used otherwise, whatever https_proxy says.
+# proxy = "http://proxy.{institution}:3128"
+# proxy_login = "proxy.login"         # a file with USER:PASSWORD, mode 600
+
 # Folder of this client's key and certificates; keep it private.
 pki = "{pki}"
+
+# Traces for the institution's own OpenTelemetry collector; needs ddib-fed[otel].
+# [telemetry]
+# endpoint = "http://127.0.0.1:4318"
 """
 
 

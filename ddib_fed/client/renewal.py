@@ -34,6 +34,7 @@ def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
         address=profile.source_address,
         server_name=profile.source_identity,
         hop=f"source {profile.institution}",
+        proxy=profile.way,
         now=moment,
     )
     return True

@@ -13,6 +13,9 @@ from ddib_fed.client.results import Collector
 from ddib_fed.client.views import JobView, Result, event_view, job_view
 from ddib_fed.errors import ChunkCorrupt, DdibError, MessageInvalid, PeerUnreachable
 from ddib_fed.rpc.error_details import status_of
+from ddib_fed.rpc.traces import trace_entries
+from ddib_fed.telemetry.context import TraceContext
+from ddib_fed.telemetry.tracing import OFF, Tracing
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import Event, ItemState
 
@@ -38,10 +41,12 @@ class JobStreams:
 
     Args:
         connection: To the source node.
+        tracing: Records what is fetched.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, tracing: Tracing = OFF) -> None:
         self._connection = connection
+        self._tracing = tracing
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
         """See `Client.watch`."""
@@ -129,9 +134,18 @@ class JobStreams:
 
     def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[Result]:
         """One try of FetchResults."""
-        request = pb.FetchResultsRequest(job_id=job_id, items=due)
+        parent, values = self._tracing.recall(job_id), {"items": len(due)}
+        with self._tracing.span("deliver", kind="client", parent=parent, values=values) as span:
+            yield from self._results_in(job_id, due, parts, span.context)
+
+    def _results_in(
+        self, job_id: str, due: Sequence[int], parts: frozenset[Part], trace: TraceContext | None
+    ) -> Iterator[Result]:
+        request, beside = pb.FetchResultsRequest(job_id=job_id, items=due), trace_entries(trace)
         limit = self._connection.call_s
-        call = self._connection.invoke(lambda stub: stub.FetchResults(request, timeout=limit(FETCH_CALL_S)))
+        call = self._connection.invoke(
+            lambda stub: stub.FetchResults(request, timeout=limit(FETCH_CALL_S), **beside)
+        )
         try:
             yield from Collector(job_id, due, parts).results(call)
         except DdibError as error:

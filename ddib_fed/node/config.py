@@ -25,6 +25,8 @@ from ddib_fed.names import CONFIG_VARIABLE, check_domain, is_domain, is_institut
 from ddib_fed.node.settings.paths import NodePaths, paths_of
 from ddib_fed.node.settings.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
+from ddib_fed.rpc.proxy import Proxy, ProxyUrl
+from ddib_fed.telemetry.settings import NodeTelemetry
 from ddib_fed.toml_files import load_toml
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 
@@ -41,7 +43,12 @@ class Section(BaseModel):
 
 
 class NodeSection(Section):
-    """Who the node is and where it listens."""
+    """Who the node is, where it listens, and how it reaches its peers.
+
+    Attributes:
+        proxy: `http://HOST:PORT` of the HTTP CONNECT proxy through which all peers are dialled; none by default.
+        proxy_login: File with USER:PASSWORD for it.
+    """
 
     institution: str
     name: str = "node-1"
@@ -49,6 +56,8 @@ class NodeSection(Section):
     listen: str
     address: str
     state: str = "state"
+    proxy: ProxyUrl | None = None
+    proxy_login: str | None = None
 
     @field_validator("institution")
     @classmethod
@@ -310,6 +319,7 @@ class NodeConfig(Section):
     identity: IdentitySection = IdentitySection()
     http: HttpSection = HttpSection()
     log: LogSection = LogSection()
+    telemetry: NodeTelemetry = NodeTelemetry()
     _folder: Path = PrivateAttr(default=Path())
     _name: str = PrivateAttr(default="node.toml")
 
@@ -376,6 +386,16 @@ class NodeConfig(Section):
             said = f"node.address = {self.node.address!a}, node.listen = {self.node.listen!a}"
             return f"{said}: others cannot dial that address"
         return None
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy through which peers are dialled; None for direct connections.
+
+        Raises:
+            DdibError: The file with its login cannot be used.
+        """
+        login = None if self.node.proxy_login is None else self._folder / self.node.proxy_login
+        return Proxy.of(self.node.proxy, login)
 
     @property
     def paths(self) -> NodePaths:

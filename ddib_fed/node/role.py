@@ -31,6 +31,7 @@ from ddib_fed.node.peer_problems import PeerProblems
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.quota import Ledger
 from ddib_fed.server.metrics import Metrics
+from ddib_fed.telemetry.tracing import OFF, Tracing
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.store import PeerStore
@@ -49,6 +50,7 @@ class NodeContext:
     peers: PeerStore
     audit: AuditLog
     metrics: Metrics
+    tracing: Tracing = OFF
     decoding: DecodingMemory = field(init=False)
     calibrations: CalibrationStore = field(init=False)
     peer_problems: PeerProblems = field(default_factory=PeerProblems)

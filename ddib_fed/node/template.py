@@ -19,6 +19,8 @@ roles = [{roles}]               # "source" encodes for its own clients, "target"
 listen = "{listen}"             # address and port to bind
 address = "{address}"           # what clients and peers dial
 state = "state"                 # keys, peers, jobs, audit; keep it private and backed up
+# proxy = "http://proxy.{institution}:3128"    # HTTP CONNECT proxy to all peers; https_proxy is never looked at
+# proxy_login = "proxy.login"   # a file with USER:PASSWORD for it, mode 600
 
 [model]
 domain = "{domain}"             # the domain's name, as peers see it
@@ -103,6 +105,12 @@ seed = 0
 [log]
 # level = "info"                # debug, info, warning, error
 # format = "text"               # or json, one object a line
+
+[telemetry]                     # to the institution's own OpenTelemetry collector; needs ddib-fed[otel]
+# endpoint = "http://127.0.0.1:4318"  # OTLP over HTTP; https:// beyond loopback. Without it nothing is sent
+# sample = 1.0                  # share of the traces that are recorded
+# metrics_every_s = 60.0        # what /metrics shows is sent so often; 0 for traces alone
+# peers = ["south.example"]     # trace ids go to and come from these, where they list this institution too
 """
 
 

@@ -28,6 +28,11 @@ class Metrics:
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
         )
         self.streams = Gauge("ddib_active_streams", "Streams that are open now.", registry=self.registry)
+        self.certificate_expires = Gauge(
+            "ddib_certificate_expires_timestamp_seconds",
+            "Unix time at which the node's certificate ends; 0 while it cannot be read.",
+            registry=self.registry,
+        )
         self.ready = Gauge("ddib_ready", "1 when the model is loaded and warm.", registry=self.registry)
 
     def exposition(self) -> bytes:

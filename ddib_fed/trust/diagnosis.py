@@ -18,11 +18,12 @@ from cryptography import x509
 
 from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.rpc.addresses import split_address
+from ddib_fed.rpc.proxy import Proxy, TunnelRefused
 from ddib_fed.trust.certificates import CLOCK_SKEW, is_root_of, parse_certificates
+from ddib_fed.trust.dialling import Way
 from ddib_fed.trust.finding import CLOCK_HINT, Finding, host_and_port, moment, short, span
 from ddib_fed.trust.handshake import ClosedEarly, Handshake, client_context, presented_certificate
 from ddib_fed.trust.pki import Credentials, load_identity
-from ddib_fed.trust.unreached import no_connection
 
 TIMEOUT_S: Final = 5.0
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -41,6 +42,7 @@ def explained(
     server_name: str,
     pki_folder: Path,
     roots_pem: bytes | None = None,
+    proxy: Proxy | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> DdibError:
     """The cause of a failed call in place of gRPC's word for it, where a connection fails now.
@@ -52,7 +54,12 @@ def explained(
     if not isinstance(error, PeerUnreachable) or error.incident:
         return error
     finding = diagnose(
-        address, server_name=server_name, pki_folder=pki_folder, roots_pem=roots_pem, timeout_s=timeout_s
+        address,
+        server_name=server_name,
+        pki_folder=pki_folder,
+        roots_pem=roots_pem,
+        proxy=proxy,
+        timeout_s=timeout_s,
     )
     if not finding.ok:
         return finding.as_error(error.hop)
@@ -67,6 +74,7 @@ def diagnose(
     server_name: str,
     pki_folder: Path,
     roots_pem: bytes | None = None,
+    proxy: Proxy | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Finding:
     """Connect as a node or client would, up to the first answer over HTTP/2.
@@ -76,20 +84,22 @@ def diagnose(
         server_name: DNS name that the server's certificate must carry.
         pki_folder: With the own certificate.
         roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
+        proxy: What the configuration names to lead there; None for a direct connection.
         timeout_s: For connecting, and again for the handshake.
     """
     try:
         own = load_identity(pki_folder)
-        host, port = split_address(address)
+        split_address(address)
     except (DdibError, ValueError) as error:
         return Finding("own-certificate", str(error), getattr(error, "hint", "") or "ddib pki show")
     if (finding := _own_validity(own)) is not None:
         return finding
+    way = Way(address, proxy, timeout_s)
     try:
-        connection = socket.create_connection((host, port), timeout=timeout_s)
-    except OSError as error:
-        return no_connection(error, host, address, timeout_s)
-    attempt = _Attempt(address, (host, port), server_name, own, roots_pem or own.roots_pem, timeout_s)
+        connection = way.connect()
+    except (OSError, TunnelRefused) as error:
+        return way.problem(error)
+    attempt = _Attempt(way, server_name, own, roots_pem or own.roots_pem)
     with connection:
         return attempt.over(connection, pki_folder)
 
@@ -118,17 +128,22 @@ def _own_validity(own: Credentials) -> Finding | None:
 class _Attempt:
     """One try to reach a node over TLS."""
 
-    address: str
-    endpoint: tuple[str, int]
+    way: Way
     server_name: str
     own: Credentials
     roots_pem: bytes
-    timeout_s: float
+
+    @property
+    def address(self) -> str:
+        """Of the node."""
+        return self.way.address
 
     @property
     def look(self) -> str:
         """A command that shows the certificate of whatever answers."""
-        return f"openssl s_client -connect {self.address} -servername {self.server_name} -alpn h2 </dev/null"
+        proxy = self.way.proxy
+        where = self.address if proxy is None else f"{self.address} -proxy {proxy.address}"
+        return f"openssl s_client -connect {where} -servername {self.server_name} -alpn h2 </dev/null"
 
     def over(self, connection: socket.socket, folder: Path) -> Finding:
         """What is found over a connection."""
@@ -140,7 +155,7 @@ class _Attempt:
                 f"{folder} cannot be used: {error.strerror or error}",
                 f"namei -l {folder}; df -h {folder}",
             )
-        handshake = Handshake(connection, context, self.server_name, self.timeout_s)
+        handshake = Handshake(connection, context, self.server_name, self.way.timeout_s)
         try:
             handshake.shake()
         except ssl.SSLCertVerificationError as error:
@@ -149,7 +164,7 @@ class _Attempt:
             return Finding(
                 "silent",
                 f"something at {self.address} takes connections and does not answer over TLS within "
-                f"{self.timeout_s:.0f} s",
+                f"{self.way.timeout_s:.0f} s",
                 f"{self.look} shows more; compare the port with its operator's",
             )
         except (ClosedEarly, OSError) as error:
@@ -191,7 +206,7 @@ class _Attempt:
         )
 
     def _distrust(self, error: ssl.SSLCertVerificationError) -> Finding:
-        shown = presented_certificate(self.endpoint, self.server_name, self.timeout_s)
+        shown = presented_certificate(self.way, self.server_name)
         if error.verify_code == _EXPIRED:
             return self._expired(shown)
         if error.verify_code == _NOT_YET_VALID:
@@ -256,7 +271,7 @@ class _Attempt:
         uris, names = _names(shown)
         _, _, institution = self.server_name.partition(".")
         ours = any(uri.startswith(f"spiffe://{institution}/") for uri in uris)
-        return ours or self.server_name in names or self.endpoint[0] in names
+        return ours or self.server_name in names or split_address(self.address)[0] in names
 
     def _foreign(self, shown: x509.Certificate) -> bool:
         """Whether an issuer made it that is neither pinned nor named as a root of the institution is."""
@@ -288,13 +303,11 @@ class _Attempt:
             return Finding(
                 "plain-http",
                 f"a plain HTTP server or proxy answers at {self.address}, without TLS",
-                f"curl -v http://{self.address} shows what answers; compare the port with its operator's. The "
-                "address of a node is dialled directly, whatever https_proxy says",
+                f"curl -v http://{self.address} shows what answers; compare the port with its operator's. A proxy is "
+                "used only where the configuration names it, whatever https_proxy says",
             )
         if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", text):
-            shown = presented_certificate(
-                self.endpoint, self.server_name, min(self.timeout_s, _SECOND_LOOK_S)
-            )
+            shown = presented_certificate(self.way.within(_SECOND_LOOK_S), self.server_name)
             if shown is not None and self._names_it(shown) and self._foreign(shown):
                 return self._inspected(shown)
             return Finding(
@@ -308,6 +321,13 @@ class _Attempt:
                 "not-tls",
                 f'what answers at {self.address} does not speak TLS: it begins with "{begins}"',
                 f"nc {host_and_port(self.address)} shows what answers; compare the port with its operator's",
+            )
+        if not first and not isinstance(error, ssl.SSLError):
+            return Finding(
+                "closed",
+                f"connections to {self.address} are taken, and closed without a byte: by a relay whose far end does "
+                "not listen (ssh -R, frp, chisel), by a node that is being started or stopped, or by a firewall",
+                f"is the node running behind the relay, at the port to which the tunnel leads? {self.look} shows more",
             )
         if isinstance(error, ClosedEarly) or not isinstance(error, ssl.SSLError):
             return Finding(

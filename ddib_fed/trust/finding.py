@@ -37,10 +37,26 @@ Cause = Literal[
     "not-valid-yet",
     "refused-us",
     "not-grpc",
+    "proxy-unreachable",
+    "proxy-login",
+    "proxy-refused",
+    "proxy-no-way",
+    "not-a-proxy",
 ]
 _OURS: Final = frozenset({"own-certificate", "own-expired", "own-not-valid-yet"})
 _PASSING: Final = frozenset(
-    {"ok", "name-server", "nothing-listens", "timeout", "no-route", "no-connection", "silent", "closed"}
+    {
+        "ok",
+        "name-server",
+        "nothing-listens",
+        "timeout",
+        "no-route",
+        "no-connection",
+        "silent",
+        "closed",
+        "proxy-unreachable",
+        "proxy-no-way",
+    }
 )
 """Causes that a node which is being started, or a network, may have for a while; no others mend themselves."""
 CLOCK_HINT: Final = "`timedatectl` shows whether this machine's clock is synchronised"

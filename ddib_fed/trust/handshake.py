@@ -16,6 +16,8 @@ from typing import Final, TypeVar
 
 from cryptography import x509
 
+from ddib_fed.rpc.proxy import TunnelRefused
+from ddib_fed.trust.dialling import Way
 from ddib_fed.trust.pki import Credentials
 
 _READ: Final = 16 << 10
@@ -125,9 +127,7 @@ def client_context(own: Credentials, roots_pem: bytes, folder: Path) -> ssl.SSLC
     return context
 
 
-def presented_certificate(
-    address: tuple[str, int], server_name: str, timeout_s: float
-) -> x509.Certificate | None:
+def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None:
     """The certificate that a server shows to a client that checks nothing and shows nothing; None without one.
 
     It is for the text of an error alone: nothing is sent over such a connection.
@@ -137,12 +137,19 @@ def presented_certificate(
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
-        with socket.create_connection(address, timeout=timeout_s) as connection:
-            handshake = Handshake(connection, context, server_name, timeout_s)
+        with way.connect() as connection:
+            handshake = Handshake(connection, context, server_name, way.timeout_s)
             handshake.shake()
             found = handshake.tls.getpeercert(binary_form=True)
             return _readable(x509.load_der_x509_certificate(found)) if found else None
-    except (OSError, ClosedEarly, ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except (
+        OSError,
+        TunnelRefused,
+        ClosedEarly,
+        ValueError,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ):
         return None
 
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ddib_fed.errors import InputError, MessageInvalid, Unauthenticated
 from ddib_fed.files import write_file
 from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.proxy import Proxy
 from ddib_fed.trust.certificates import CLOCK_SKEW, certificate_pem, new_key, parse_certificates
 from ddib_fed.trust.diagnosis import explained
 from ddib_fed.trust.identity import Identity
@@ -58,7 +59,13 @@ def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> b
 
 
 def renew_through(
-    folder: Path, *, address: str, server_name: str, hop: str, now: datetime | None = None
+    folder: Path,
+    *,
+    address: str,
+    server_name: str,
+    hop: str,
+    proxy: Proxy | None = None,
+    now: datetime | None = None,
 ) -> Credentials:
     """Get a new certificate for a new key from the institution's issuer, and install both.
 
@@ -69,6 +76,7 @@ def renew_through(
         address: ``host:port`` of the issuer.
         server_name: DNS name that its certificate must carry.
         hop: What to call it in an error.
+        proxy: Through which the issuer is dialled; None for a direct connection.
         now: The time to check the answer at.
 
     Raises:
@@ -81,13 +89,21 @@ def renew_through(
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     message = pb.RenewRequest(certificate_request=request.public_bytes(serialization.Encoding.DER))
     with channel(
-        address, server_name=server_name, pki_folder=folder, hop=hop, own=True, credentials=asking
+        address,
+        server_name=server_name,
+        pki_folder=folder,
+        hop=hop,
+        own=True,
+        credentials=asking,
+        proxy=proxy,
     ) as opened:
         try:
             answer = identity_pb2_grpc.IdentityServiceStub(opened).Renew(message, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             found = from_rpc_error(error, hop)
-            raise explained(found, address, server_name=server_name, pki_folder=folder) from error
+            raise explained(
+                found, address, server_name=server_name, pki_folder=folder, proxy=proxy
+            ) from error
     return _install(folder, current, key, answer, moment)
 
 

@@ -22,6 +22,7 @@ import grpc
 
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
 from ddib_fed.rpc.answers import CheckedChannel
+from ddib_fed.rpc.proxy import Proxy
 from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.diagnosis import explained
 from ddib_fed.trust.peers.file import Peer
@@ -182,25 +183,28 @@ def channel(
     own: bool = False,
     roots_pem: bytes | None = None,
     credentials: Credentials | None = None,
+    proxy: Proxy | None = None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> grpc.Channel:
     """A channel to one server, with the own certificate as it is now; its answers are checked.
 
     Args:
-        address: ``host:port`` to dial, without any proxy.
+        address: ``host:port`` of the server.
         server_name: DNS name that the server's certificate must carry.
         pki_folder: Of the caller.
         hop: What the server is called in errors; its name when none is given.
         own: Whether the server is of the caller's own institution: then unknown fields of a newer release are ignored.
         roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
         credentials: Others of the caller than those that its folder holds for every call.
+        proxy: Through which it is dialled; None for a direct connection, whatever the environment says.
         options: Further gRPC options, which win over those of every channel.
 
     Raises:
         FileMissing: The folder has no certificate.
         InputError: Its files cannot be used.
     """
-    opened = _open_channel(address, server_name, credentials or load_identity(pki_folder), roots_pem, options)
+    own_credentials = credentials or load_identity(pki_folder)
+    opened = _open_channel(address, server_name, own_credentials, roots_pem, proxy, options)
     return CheckedChannel(opened, hop or server_name, own=own)
 
 
@@ -209,12 +213,14 @@ def _open_channel(
     server_name: str,
     own: Credentials,
     roots_pem: bytes | None,
+    proxy: Proxy | None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> grpc.Channel:
     credentials = grpc.ssl_channel_credentials(roots_pem or own.roots_pem, own.key_pem, own.cert_chain_pem)
     names = (("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name))
+    dialled, tunnel = (address, ()) if proxy is None else (proxy.address, proxy.options(address))
     # Of two options of one name gRPC takes the first.
-    return grpc.secure_channel(address, credentials, options=(*options, *names, *CHANNEL_OPTIONS))
+    return grpc.secure_channel(dialled, credentials, options=(*options, *names, *tunnel, *CHANNEL_OPTIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +240,21 @@ class PeerChannels:
     Args:
         pki_folder: Of the node.
         peers: Who can be dialled.
+        proxy: Through which all of them are dialled; None for direct connections.
         clock: Seconds, monotonic.
     """
 
     def __init__(
-        self, pki_folder: Path, peers: PeerStore, *, clock: Callable[[], float] = time.monotonic
+        self,
+        pki_folder: Path,
+        peers: PeerStore,
+        *,
+        proxy: Proxy | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pki_folder = pki_folder
         self._peers = peers
+        self._proxy = proxy
         self._clock = clock
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
@@ -269,7 +282,8 @@ class PeerChannels:
                 return found.channel
             if found is not None:
                 self._retired.append((self._clock(), found))
-            bare = _open_channel(peer.address, peer.identity.dns_name, own, certificate_pem(*peer.roots))
+            roots = certificate_pem(*peer.roots)
+            bare = _open_channel(peer.address, peer.identity.dns_name, own, roots, self._proxy)
             made = CheckedChannel(bare, f"target {institution}", own=False)
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
@@ -294,6 +308,7 @@ class PeerChannels:
             server_name=peer.identity.dns_name,
             pki_folder=self._pki_folder,
             roots_pem=certificate_pem(*peer.roots),
+            proxy=self._proxy,
             timeout_s=timeout_s,
         )
 

@@ -1,40 +1,40 @@
 """Why there is no connection to a node's address, before anything is sent over one.
 
-Connections to nodes are direct. Where a network lets out only what goes through its proxy, that looks like a firewall
-that drops connections; one request to the proxy tells the two apart. Nothing of ours is sent through it.
+A connection is direct unless the configuration names a proxy. Where a network lets out only what goes through its
+proxy, that looks like a firewall that drops connections; one request to the proxy that the environment names tells the
+two apart. Nothing of ours is sent through it.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from ddib_fed.rpc.addresses import split_address
+from ddib_fed.rpc.proxy import Proxy, TunnelRefused
 from ddib_fed.terminal import escape
 from ddib_fed.trust.finding import Finding, host_and_port
 
 _SCHEMES: Final = ("https", "all")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_ANSWER: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 _MAX_HOST: Final = 80
 
 
-def no_connection(error: OSError, host: str, address: str, timeout_s: float) -> Finding:
-    """Why there is no connection to ``host:port``; where this machine is told to use a proxy, what that one says.
+def no_connection(error: OSError, address: str, timeout_s: float) -> Finding:
+    """Why there is no direct connection to a node; where this machine is told to use a proxy, what that one says.
 
     Args:
         error: Of the attempt.
-        host: In the address.
-        address: That was dialled.
+        address: ``host:port`` that was dialled.
         timeout_s: How long the attempt could take.
     """
-    found = _unreached(error, host, address, timeout_s)
-    proxy = _named_proxy(host, os.environ)
+    found = unreached(error, address, timeout_s)
+    proxy = _named_proxy(split_address(address)[0], os.environ)
     if proxy is None:
         return found
     status = _answer_to_connect(proxy, address, timeout_s)
@@ -43,7 +43,8 @@ def no_connection(error: OSError, host: str, address: str, timeout_s: float) -> 
             "proxy",
             f"{found.text}, but the proxy {proxy} reaches it: this network lets out only what goes through the proxy, "
             "and this connection is direct",
-            f"ask this network's operators to let {address} through directly; nc -vz {host_and_port(address)} tests it",
+            f'proxy = "http://{proxy.host[:_MAX_HOST]}:{proxy.port}" in the configuration uses it; or ask this '
+            f"network's operators to let {address} through directly",
         )
     said = {
         None: "does not answer, or is no HTTP proxy",
@@ -54,7 +55,15 @@ def no_connection(error: OSError, host: str, address: str, timeout_s: float) -> 
     return Finding(found.cause, f"{found.text}; the proxy {proxy} {more}", found.remedy)
 
 
-def _unreached(error: OSError, host: str, address: str, timeout_s: float) -> Finding:
+def unreached(error: OSError, address: str, timeout_s: float) -> Finding:
+    """Why an address, of a node or of a proxy, cannot be reached.
+
+    Args:
+        error: Of the attempt.
+        address: ``host:port`` that was dialled.
+        timeout_s: How long the attempt could take.
+    """
+    host, _port = split_address(address)
     if isinstance(error, socket.gaierror):
         if error.errno == socket.EAI_AGAIN:
             return Finding(
@@ -71,13 +80,15 @@ def _unreached(error: OSError, host: str, address: str, timeout_s: float) -> Fin
         return Finding(
             "timeout",
             f"nothing answers at {address} within {timeout_s:.0f} s: a firewall drops connections, or it is off",
-            f"nc -vz {host_and_port(address)}; let the firewalls of both sides pass {address}",
+            f"nc -vz {host_and_port(address)}; let the firewalls of both sides pass {address}; where this network "
+            'only lets a proxy out: proxy = "http://HOST:PORT" in the configuration',
         )
     if error.errno == errno.ECONNREFUSED:
         return Finding(
             "nothing-listens",
             f"nothing listens at {address} ({error.strerror})",
-            f"is the node running there, and is the port right? nc -vz {host_and_port(address)}",
+            f"is the node running there (behind a relay: is its tunnel up), and is the port right? "
+            f"nc -vz {host_and_port(address)}",
         )
     if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}:
         return Finding(
@@ -139,11 +150,10 @@ def _answer_to_connect(proxy: _Proxy, address: str, timeout_s: float) -> int | N
     """The status with which an HTTP proxy answers CONNECT for ``host:port``; None where it is none."""
     if proxy.scheme != "http" or not proxy.port:
         return None
-    request = f"CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode("ascii", "replace")
     try:
-        with socket.create_connection((proxy.host, proxy.port), timeout=timeout_s) as connection:
-            connection.sendall(request)
-            found = _ANSWER.match(connection.recv(4096))
-    except OSError:
+        Proxy(f"{proxy.host}:{proxy.port}").connect(address, timeout_s).close()
+    except TunnelRefused as refused:
+        return refused.code or None
+    except (OSError, ValueError):
         return None
-    return int(found[1]) if found else None
+    return 200

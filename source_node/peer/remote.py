@@ -25,6 +25,8 @@ from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent_types import FLOAT32
 from ddib_fed.rpc.peers import checking_answers
 from ddib_fed.rpc.settings import settings_message
+from ddib_fed.rpc.traces import is_taken, trace_entries
+from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import confirm
@@ -102,6 +104,9 @@ class Remote:
         channel: To its node.
         max_file_bytes: Of one translation.
         silence_s: How long nothing may be heard in a Decode call.
+
+    Attributes:
+        takes_traces: Whether it said, at the last negotiation, that it takes trace ids from this institution.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class Remote:
         self._stub = decoding_pb2_grpc.DecodingServiceStub(channel)
         self._max_file_bytes = max_file_bytes
         self._silence_s = silence_s
+        self.takes_traces = False
 
     def describe(self, timeout_s: float = UNARY_TIMEOUT_S) -> Described:
         """What the peer decodes to.
@@ -196,7 +202,9 @@ class Remote:
         try:
             call = self._stub.NegotiateContract.future(proposal.request(), timeout=timeout)
             with control.interrupting(call.cancel):
-                return call.result()
+                answer: decoding_pb2.NegotiateContractResponse = call.result()
+                self.takes_traces = is_taken(call.trailing_metadata())
+                return answer
         except grpc.FutureCancelledError as error:
             control.check()
             raise self._closed() from error
@@ -217,6 +225,7 @@ class Remote:
         control: Control,
         target_class: int | None = None,
         guidance: Guidance = UNGUIDED,
+        trace: TraceContext | None = None,
     ) -> DecodeCall:
         """Send latents as they come and read translations as they come.
 
@@ -230,6 +239,7 @@ class Remote:
             control: Cancelling ends the call.
             target_class: The class of the target's that all are decoded to; None for none.
             guidance: How the peer guides decoding; the contract's version must have it.
+            trace: Where the call belongs; it is sent to a peer that takes traces, and to no other.
 
         Raises:
             PeerUnreachable: The channel was closed.
@@ -244,8 +254,9 @@ class Remote:
             guidance=guidance_to_pb(guidance),
         )
         sent = Sent()
+        beside = trace_entries(trace if self.takes_traces else None)
         try:
-            call = self._stub.Decode(sent.requests(header, latents), timeout=control.remaining_s())
+            call = self._stub.Decode(sent.requests(header, latents), timeout=control.remaining_s(), **beside)
         except ValueError as error:
             raise self._closed() from error
         return DecodeCall(

@@ -35,6 +35,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.rpc.peers import at_fault
+from ddib_fed.telemetry.tracing import NOWHERE, Place, Span
 from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
 from source_node.peer.decode_call import Answer, DecodeCall, Progress
@@ -71,6 +72,7 @@ class RemoteParty:
         receipt: Called with what each call exchanged, when it has ended, however it did.
         batch_rows: Samples of a batch: how far latents run ahead of the answers is counted in batches.
         idle_s: See `LatentWindow`.
+        place: In a trace; what crosses of it is decided by `Remote.takes_traces`.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class RemoteParty:
         receipt: Callable[[Exchanged], object],
         batch_rows: int,
         idle_s: float = IDLE_S,
+        place: Place = NOWHERE,
     ) -> None:
+        self._place = place
         self._receipt = receipt
         self._batch_rows = batch_rows
         self._idle_s = idle_s
@@ -132,6 +136,15 @@ class RemoteParty:
     def _one_call(
         self, label: Labels, window: LatentWindow, filler: Filler, leg: Leg
     ) -> Iterator[Decoded | Failed]:
+        values = {"peer": self._remote.institution}
+        with self._place.tracing.span(
+            "wire", kind="client", parent=self._place.context, values=values
+        ) as span:
+            yield from self._traced_call(label, window, filler, leg, span)
+
+    def _traced_call(
+        self, label: Labels, window: LatentWindow, filler: Filler, leg: Leg, span: Span
+    ) -> Iterator[Decoded | Failed]:
         most = self._contract.limits.max_items_per_stream
         control = leg.control or Control()
         sending = Sending(window, self._release, filler.fail, label, most)
@@ -145,6 +158,7 @@ class RemoteParty:
             items=most,
             latents=sending.latents(),
             control=control,
+            trace=span.context if self._place.tracing.shares_with(self._remote.institution) else None,
         )
         filler.call = call
         try:
@@ -163,6 +177,14 @@ class RemoteParty:
             filler.call = None
             window.end()
             self._receipt(call.exchanged)
+            span.set(
+                {
+                    "items_sent": call.exchanged.sent_items,
+                    "bytes_sent": call.exchanged.sent_bytes,
+                    "items_received": call.exchanged.received_items,
+                    "bytes_received": call.exchanged.received_bytes,
+                }
+            )
 
     def _answers(self, call: DecodeCall, window: LatentWindow, leg: Leg) -> Iterator[Decoded | Failed]:
         for answer in call:

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ddib_fed.bridge.party import Array, Decoded, Encoded
+from ddib_fed.bridge.party import Array, Decoded, Encoded, ToDecode
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.bridge.translate import Translated
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.latent import Latent
+from ddib_fed.wire.contracts.contract import Contract
+from ddib_fed.wire.latent import ApprovedLatent, approve
 from source_node.jobs.records import Item
 from source_node.samples import Given
 
@@ -155,3 +157,13 @@ def _joined(number: int, parts: Sequence[Decoded]) -> Decoded:
         None,
         sum(part.wire_bytes for part in parts),
     )
+
+
+def approved_latent(latent: ToDecode, contract: Contract) -> ApprovedLatent:
+    """A latent of the own model as one that may leave.
+
+    Raises:
+        DdibError: It is not fit to leave.
+    """
+    assert latent.statistics is not None  # the own model's gate measured them
+    return approve(latent.latent, contract, latent.statistics, item=latent.number)

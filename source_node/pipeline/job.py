@@ -26,11 +26,12 @@ from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations, 
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
+from ddib_fed.telemetry.tracing import NOWHERE, Place
 from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
 from ddib_fed.trust.identity import Identity
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.jobs import ItemState
-from ddib_fed.wire.latent import ApprovedLatent, approve
+from ddib_fed.wire.latent import ApprovedLatent
 from source_node.calibrations import calibration_of
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import Part, error_record
@@ -38,7 +39,7 @@ from source_node.jobs.store import Change, Item, Job, JobStore, NewFile
 from source_node.peer.remote import Remotes
 from source_node.peer.remote_party import RemoteParty, description_of
 from source_node.pipeline.intake import Intake
-from source_node.pipeline.items import Numbers, Work, rows_about
+from source_node.pipeline.items import Numbers, Work, approved_latent, rows_about
 from source_node.pipeline.progress import JobProgress
 from source_node.samples import samples_of
 from source_node.specs import check_versions, latent_types
@@ -62,6 +63,7 @@ class Pipeline:
         job: As it was taken up.
         control: Cancelling and deadline.
         on_answer: Called when the peer has agreed on a contract.
+        place: In a trace.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class Pipeline:
         job: Job,
         control: Control,
         on_answer: Callable[[], object] = lambda: None,
+        place: Place = NOWHERE,
     ) -> None:
-        self._node = node
+        self._node, self._place_in_trace = node, place
         self._on_answer = on_answer
         self._engine = node.running_engine
         self._store = store
@@ -83,7 +86,7 @@ class Pipeline:
         self._control = control
         self._samples = samples_of(self._engine, node.config.limits)
         self._numbers = Numbers(job.items, self._engine.model.sample_shape)
-        self._progress = JobProgress(events, node.metrics, job, self._numbers)
+        self._progress = JobProgress(events, node.metrics, job, self._numbers, place)
         self._work: dict[int, Work] = {}
         self._failed: dict[int, DdibError] = {}
         self._storing: dict[int, Future[None]] = {}
@@ -122,6 +125,7 @@ class Pipeline:
             release=lambda latents: self._release(latents, contract),
             receipt=lambda exchanged: self._receipt(exchanged, contract),
             batch_rows=max(1, self._engine.window // 2),
+            place=self._place_in_trace,
         )
         self._rotation = leg_map(calibration, self._engine.model.bundle.manifest)
         shape = self._engine.model.sample_shape
@@ -245,7 +249,7 @@ class Pipeline:
         peer = contract.target.institution
         self._node.peers.get(peer)  # it may have been removed while these were encoded
         self._check_policy()
-        approved = [_approved(latent, contract) for latent in latents]
+        approved = [approved_latent(latent, contract) for latent in latents]
         head = self._node.audit.write_each(
             "latent_sent",
             [
@@ -394,8 +398,3 @@ class JobSource:
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
         """See `Party`."""
         return self._pipeline.decode_each(latents, leg)
-
-
-def _approved(latent: ToDecode, contract: Contract) -> ApprovedLatent:
-    assert latent.statistics is not None  # the own model's gate measured them
-    return approve(latent.latent, contract, latent.statistics, item=latent.number)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 
 from ddib_fed.server.metrics import Metrics
+from ddib_fed.telemetry.tracing import MOST_ITEMS, NOWHERE, Place
 from ddib_fed.wire.jobs import JobState
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS
@@ -25,13 +27,18 @@ class JobProgress:
         metrics: The node's.
         job: Which.
         numbers: Of its ranges.
+        place: In a trace.
     """
 
-    def __init__(self, events: EventHub, metrics: Metrics, job: Job, numbers: Numbers) -> None:
+    def __init__(
+        self, events: EventHub, metrics: Metrics, job: Job, numbers: Numbers, place: Place = NOWHERE
+    ) -> None:
         self._events = events
         self._metrics = metrics
         self._job = job
         self._numbers = numbers
+        self._place = place
+        self._observed: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
         self._ranges: dict[int, int] = {}
@@ -67,6 +74,15 @@ class JobProgress:
         """Some samples have gone through a stage of the own model."""
         self._metrics.seconds.labels(stage).observe(seconds)
         self._metrics.samples.labels(stage).inc(samples)
+        if not self._place.tracing.on:
+            return
+        with self._lock:
+            self._observed[stage] += 1
+            seen = self._observed[stage]
+        if seen <= MOST_ITEMS:
+            self._place.tracing.record(
+                stage, seconds, parent=self._place.context, values={"samples": samples}
+            )
 
     def sent(self, size_bytes: int) -> None:
         """A latent leaves."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from ddib_fed.errors import DdibError
+from ddib_fed.errors import DdibError, MessageInvalid, PeerUnreachable
 from ddib_fed.latent import Latent
 from ddib_fed.rpc.error_details import from_detail, to_detail
+from ddib_fed.rpc.proxy import TunnelRefused, read_answer
+from ddib_fed.telemetry.context import parse_traceparent
+from ddib_fed.trust.finding import short
 from ddib_fed.trust.peers.admission import parse_message
 from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
 from ddib_fed.wire.contracts.agreement import confirm
@@ -159,6 +164,34 @@ def _details() -> list[bytes]:
     return [to_detail(error, "south.example", "incident1").SerializeToString()]
 
 
+def traceparent(data: bytes) -> None:
+    """Where a call belongs in a trace, in its metadata; what is believed is written again as it came."""
+    found = parse_traceparent(text := data.decode("latin-1"))
+    if found is None:
+        raise MessageInvalid("no traceparent")
+    assert text.startswith(found.traceparent[:-2])
+    assert 0 < found.trace_id < 1 << 128
+    assert 0 < found.span_id < 1 << 64
+
+
+def _traceparents() -> list[bytes]:
+    return [f"00-{7:032x}-{9:016x}-{flags}".encode() for flags in ("00", "01", "ff")]
+
+
+def proxy_answer(data: bytes) -> None:
+    """What a proxy answers to CONNECT."""
+    near, far = socket.socketpair()
+    with near, far:
+        far.setblocking(False)
+        with suppress(BlockingIOError):
+            far.send(data)
+        far.shutdown(socket.SHUT_WR)
+        try:
+            read_answer(near, 5.0)
+        except TunnelRefused as error:
+            raise PeerUnreachable(f"{error.code} {short(error.words)}") from error
+
+
 TARGETS: Final[Mapping[str, Target]] = {
     "message": Target(message, _messages),
     "stream": Target(assembled, _streams),
@@ -166,4 +199,8 @@ TARGETS: Final[Mapping[str, Target]] = {
     "description": Target(described, lambda: [_description()]),
     "latent": Target(numbers, lambda: [latent(8).to_bytes()]),
     "error-detail": Target(error_detail, _details),
+    "traceparent": Target(traceparent, _traceparents),
+    "proxy-answer": Target(
+        proxy_answer, lambda: [b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n"], slow=True
+    ),
 }

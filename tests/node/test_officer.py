@@ -111,6 +111,35 @@ def test_ports_and_callers_are_those_of_the_files(config: NodeConfig) -> None:
     assert "spiffe://north.example/client/NAME" in text_of(section(config, "Who may call"))
 
 
+def test_telemetry_is_told(config: NodeConfig, tmp_path: Path) -> None:
+    """Off, on, and with whom trace ids are shared: what crosses by it is named."""
+    assert "Telemetry is off" in text_of(section(config, "What crosses"))
+    settings = {"endpoint": '"http://127.0.0.1:4318"', "peers": '["south.example"]'}
+    on = make_config(tmp_path / "other", "north.example", "source")
+    text = on.path.read_text()
+    for key, value in settings.items():
+        at = text.index(f"# {key} = ", text.index("[telemetry]"))
+        text = text[:at] + f"{key} = {value} #" + text[at + 1 :]
+    on.path.write_text(text)
+    make_institution(tmp_path / "other", "north.example")
+    on = NodeConfig.load(on.path)
+    told = text_of(section(on, "What crosses"))
+    assert "go to http://127.0.0.1:4318" in told
+    assert "Trace ids are shared with south.example" in told
+    assert "`traceparent`, 55 characters" in told
+    assert "http://127.0.0.1:4318 plain HTTP on loopback" in text_of(section(on, "Ports"))
+
+
+def test_a_proxy_is_told(tmp_path: Path) -> None:
+    """Beside each peer that is reached through it."""
+    made = make_config(
+        tmp_path / "north", "north.example", "source", proxy='"http://proxy.north.example:3128"'
+    )
+    north = make_institution(tmp_path / "north", "north.example")
+    north.admit(Institution("south.example", tmp_path / "south"), "south.example:7555")
+    assert "through the proxy http://proxy.north.example:3128" in text_of(section(made, "Ports"))
+
+
 def test_a_leak_that_was_not_measured_is_said_to_be_so(config: NodeConfig) -> None:
     """With the command that measures it."""
     part = section(config, "Measured leak")

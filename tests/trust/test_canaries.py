@@ -55,7 +55,7 @@ def ward(request: pytest.FixtureRequest) -> Iterator[Ward]:
         paths = whole(folder)
         try:
             pair.start()
-            ddib("translate", *paths, "--to", TARGET, "--steps", 12, "--cycle", "--keep-latent",
+            ddib("translate", *paths, "--to", TARGET, "--steps", 12, "--cycle", "--keep-latent", "--no-page",
                  "--out", folder / "out", "--profile", pair.profile)  # fmt: skip
             outcomes = {name: outcome(pair, content) for name, content in damaged().items()}
         finally:

@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -53,9 +54,9 @@ def _with_text(content: bytes) -> bytes:
     return content[:33] + beside + content[33:]
 
 
-def _tiff(**how: object) -> bytes:
+def _tiff(**how: Any) -> bytes:
     file = io.BytesIO()
-    tifffile.imwrite(file, np.zeros((SIDE, SIDE, 3), np.uint16), photometric="rgb", **how)  # type: ignore[arg-type]
+    tifffile.imwrite(file, np.zeros((SIDE, SIDE, 3), np.uint16), photometric="rgb", **how)
     return file.getvalue()
 
 

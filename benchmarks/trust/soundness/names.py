@@ -8,13 +8,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import grpc
 
 from benchmarks.trust.soundness import nodes
 from benchmarks.trust.soundness.attack import Result, Said, attack, ddib
+from benchmarks.trust.soundness.nodes import peer_of, root_of
 from ddib_fed.models.shipped import copy_pretrained
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.cli.test_hostile_words import GENUINE, on_a_terminal
-from tests.client.scripted_source import ScriptedSource, SourceNodeDouble, npy, points
+from tests.client.scripted_source import ScriptedSource, SourceNodeDouble, StoredJob, npy, points
 from tests.e2e.harness import Node
 from tests.node.institutions import Institution
 from tests.source_node.scripted_target import ScriptedTarget
@@ -79,14 +83,14 @@ class Evil(ScriptedSource):
 
     only_errors = False
 
-    def ListDomains(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802, ANN001, ANN201
+    def ListDomains(self, request: Any, context: grpc.ServicerContext) -> pb.ListDomainsResponse:  # noqa: N802
         answer = super().ListDomains(request, context)
         answer.domain = answer.institution = EVIL
         for domain in answer.domains:
             domain.institution = domain.domain = domain.status = EVIL
         return answer
 
-    def _view(self, job_id, job):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def _view(self, job_id: str, job: StoredJob) -> pb.Job:
         view = super()._view(job_id, job)
         if not self.only_errors:
             view.target_domain = view.target_institution = view.solver.solver = view.target_class = EVIL
@@ -151,7 +155,7 @@ def hostile_source(folder: Path, result: Result) -> None:
 def hostile_peer(folder: Path, result: Result) -> None:
     pair, south = nodes.points(), Institution("west.example", folder / "west")
     north = pair.north.config
-    south.store.add(_peer_of(pair.north), fingerprints=[_root_of(pair.north)])
+    south.store.add(peer_of(pair.north), fingerprints=[root_of(pair.north)])
     target = ScriptedTarget(south)
     (folder / "west.peer").write_bytes(south.peer(target.address).to_bytes())
     ddib(
@@ -164,7 +168,7 @@ def hostile_peer(folder: Path, result: Result) -> None:
         pair.north.config_path,
     )
 
-    def forge(answer) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def forge(answer: Any) -> None:
         side = answer.side if "side" in answer.DESCRIPTOR.fields_by_name else answer.contract.target
         side.domain = EVIL
 
@@ -183,30 +187,6 @@ def hostile_peer(folder: Path, result: Result) -> None:
     log = (pair.north.folder / "log.txt").read_text()
     result.add("the log", harmless(log.replace("\t", " ")))
     result.add("the audit log", harmless(north.paths.audit.read_text()))
-
-
-def _peer_of(node: Node):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    from ddib_fed.trust.identity import Identity
-    from ddib_fed.trust.peers.file import Peer
-
-    return Peer(
-        node.institution,
-        Identity(node.institution, "node", "node-1"),
-        f"localhost:{node.port}",
-        (_root(node),),
-    )
-
-
-def _root(node: Node):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    from ddib_fed.trust import pki
-
-    return pki.load_authority(node.config.paths.pki).certificate
-
-
-def _root_of(node: Node) -> str:
-    from ddib_fed.trust import pki
-
-    return pki.fingerprint(_root(node))
 
 
 @attack(

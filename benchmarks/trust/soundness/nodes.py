@@ -10,6 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ddib_fed.errors import DdibError
+from ddib_fed.trust import pki
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peers.file import Peer
 from tests.chaos.load import stub_pair
 from tests.e2e.harness import Node, Pair
 
@@ -69,3 +72,16 @@ def served(node: Node, seconds: float = 20.0) -> int | None:
         raise subprocess.TimeoutExpired("serve", seconds)
     finally:
         node.stop()
+
+
+def peer_of(node: Node) -> Peer:
+    """What a node's peer file says."""
+    root = pki.load_authority(node.config.paths.pki).certificate
+    return Peer(
+        node.institution, Identity(node.institution, "node", "node-1"), f"localhost:{node.port}", (root,)
+    )
+
+
+def root_of(node: Node) -> str:
+    """The fingerprint of its institution's root."""
+    return pki.fingerprint(pki.load_authority(node.config.paths.pki).certificate)

@@ -8,13 +8,14 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.trust.soundness import nodes
-from benchmarks.trust.soundness.attack import Result, attack, ddib
+from benchmarks.trust.soundness.attack import Result, Said, attack, ddib
 from benchmarks.trust.soundness.samples import photograph, written
 from ddib_fed.models.shipped import copy_pretrained
 from tests.chaos.load import stub_pair
@@ -25,9 +26,9 @@ from tests.samples.picture_examples import with_chunk
 CANARY = "Somerville-1780"
 
 
-def _saved(kind: str, **how: object) -> bytes:
+def _saved(kind: str, **how: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(photograph()).save(file, kind, **how)  # type: ignore[arg-type]
+    Image.fromarray(photograph()).save(file, kind, **how)
     return file.getvalue()
 
 
@@ -98,7 +99,7 @@ def _is_json(line: str) -> bool:
         return False
 
 
-def _keys(pair: Pair) -> dict[str, tuple[Path, Callable[[], object]]]:
+def _keys(pair: Pair) -> dict[str, tuple[Path, Callable[[], Said]]]:
     """Private keys, and a command that uses each."""
     north, pki = pair.north, pair.north.config.paths.pki
     alice = next(pair.profile.parent.rglob("leaf.key"))
@@ -132,13 +133,13 @@ def keys(folder: Path, result: Result) -> None:
                 said = use()
             finally:
                 key.chmod(0o600)
-            result.refused(f"{what}, 0{mode:o}", said, "chmod", codes=(3, 5))  # type: ignore[arg-type]
+            result.refused(f"{what}, 0{mode:o}", said, "chmod", codes=(3, 5))
         key.parent.chmod(0o777)
         try:
             said = use()
         finally:
             key.parent.chmod(0o700)
-        result.refused(f"{what}, its folder 0777", said, "chmod", codes=(3, 5))  # type: ignore[arg-type]
+        result.refused(f"{what}, its folder 0777", said, "chmod", codes=(3, 5))
 
 
 @attack(

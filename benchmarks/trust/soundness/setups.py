@@ -155,7 +155,9 @@ def start(folder: Path, result: Result) -> None:
         code = served(node)
         text = log.read_text() if log.exists() else ""
         agree = (check.code == 0) == (code is None)
-        plain = "Traceback" not in check.text + text and check.code in {0, 3, 6} and code not in {1, -6, -11}
+        plain = (
+            "Traceback" not in check.text + text and check.code in {0, 2, 3, 6} and code not in {1, -6, -11}
+        )
         result.add(
             what,
             agree and plain,

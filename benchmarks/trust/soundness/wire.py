@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import tifffile
 from google.protobuf.message import Message
 from PIL import Image
 
 from benchmarks.trust.soundness import nodes
 from benchmarks.trust.soundness.attack import Result, attack, ddib
 from benchmarks.trust.soundness.memory import ddib_channel
-from benchmarks.trust.soundness.names import _peer_of, _root_of
+from benchmarks.trust.soundness.nodes import peer_of, root_of
 from benchmarks.trust.soundness.samples import photograph
 from ddib_fed.latent import Latent
 from ddib_fed.rpc.error_details import from_rpc_error
@@ -45,7 +44,7 @@ STRANGE = {
 def west(folder: Path) -> Iterator[ScriptedTarget]:
     """A hostile institution that the running source has admitted."""
     pair, made = nodes.points(), Institution("west.example", folder / "west")
-    made.store.add(_peer_of(pair.north), fingerprints=[_root_of(pair.north)])
+    made.store.add(peer_of(pair.north), fingerprints=[root_of(pair.north)])
     target = ScriptedTarget(made)
     (folder / "west.peer").write_bytes(made.peer(target.address).to_bytes())
     config = ("--config", pair.north.config_path)
@@ -261,26 +260,21 @@ def _several() -> dict[str, bytes]:
         ("moving.png", "PNG"),
         ("moving.gif", "GIF"),
     ):
-        file = io.BytesIO()
-        frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+        file, own = io.BytesIO(), [frame.copy() for frame in frames]  # Pillow keeps an encoder's settings
+        own[0].save(file, kind, save_all=True, append_images=own[1:])
         made[name] = file.getvalue()
-    file = io.BytesIO()
-    with tifffile.TiffWriter(file) as writer:
-        writer.write(photograph(1), subifds=1, photometric="rgb")
-        writer.write(photograph(2), photometric="rgb")
-    made["hidden.tif"] = file.getvalue()
     one = io.BytesIO()
     frames[0].save(one, "JPEG")
     made["appended.jpg"] = one.getvalue() * 2
     plain = io.BytesIO()
     frames[0].save(plain, "PNG")
-    made["appended.png"] = plain.getvalue() * 2
+    made["appended-too.png"] = plain.getvalue() * 2
     return made
 
 
 @attack(
     15,
-    "files of two pictures: MPO as .mpo and .jpg, pages, animations, a page behind a tag, one file behind another",
+    "files of two pictures: MPO as .mpo and .jpg, pages, animations, one file behind another",
     before="an MPO of two frames passed as its first",
     test="tests/samples/test_image_refusals.py::test_a_file_of_two_pictures_is_refused",
 )
@@ -322,7 +316,7 @@ def times(folder: Path, result: Result) -> None:
                     setattr(made, field, value)
                     return made
 
-                double.service._view = view  # type: ignore[method-assign]  # noqa: SLF001
+                double.service._view = view  # noqa: SLF001
                 for words in (
                     ("show", job),
                     ("show", job, "--format", "json"),

@@ -86,11 +86,15 @@ def _certificate(profile: Profile) -> str:
 def _connection(profile: Profile) -> str:
     """Check that both sides accept the other's certificate over TLS 1.3."""
     finding = diagnose(
-        profile.source_address, server_name=profile.source_identity, pki_folder=profile.pki_folder
+        profile.source_address,
+        server_name=profile.source_identity,
+        pki_folder=profile.pki_folder,
+        proxy=profile.way,
     )
     if not finding.ok:
         raise finding.as_error(f"source {profile.institution}")
-    return f"{profile.source_address}: {finding.text}"
+    through = f" through the proxy {profile.way.address}" if profile.way is not None else ""
+    return f"{profile.source_address}{through}: {finding.text}"
 
 
 def _clock(profile: Profile, ahead_s: float | None) -> str:

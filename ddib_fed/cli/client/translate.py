@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.client.choosing import choose
 from ddib_fed.cli.client.delivery import check_names
+from ddib_fed.cli.client.marking import load_credentials
+from ddib_fed.cli.client.studies import StudyManner, translate_studies
 from ddib_fed.cli.client.translation.order import order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report_outcome
 from ddib_fed.cli.client.translation.run import Manner
-from ddib_fed.cli.client.translation.whole import conclude, submit_files, translate_files
+from ddib_fed.cli.client.translation.whole import conclude, submit_files, translate_files, translate_parts
 from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_ids
 from ddib_fed.client.payload import split_target
@@ -25,6 +28,7 @@ from ddib_fed.terminal import say
     epilog="\b\nExamples:\n"
     "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
     "  ddib translate scans --to south.example/relief --out out --skip-bad\n"
+    "  ddib translate SERIES_FOLDER --to south.example/brain-t2 --out out\n"
     "  ddib translate points.npy --to south.example/checkerboards --out out"
 )
 @options.FILES
@@ -44,6 +48,8 @@ from ddib_fed.terminal import say
 @options.FORCE
 @options.SKIP_BAD_FILES
 @options.PAGE
+@options.with_options(options.STUDIES)
+@options.CREDENTIALS
 @click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
 @options.QUIET_DETACH
 @options.FORMAT
@@ -59,6 +65,7 @@ def translate(
     force: bool,
     skip_bad: bool,
     page: bool,
+    credentials: tuple[Path, Path] | None,
     detach: bool,
     quiet: bool,
     output_format: str,
@@ -75,6 +82,9 @@ def translate(
     A folder stands for the files below it, whose paths are kept below DIR. Results are written one by one; the same
     command after an interruption goes on where it was. Of several pictures DIR/report.html shows all.
 
+    A folder of DICOM files, a DICOMDIR, a NIfTI volume, a georeferenced TIFF, JPEG 2000, WebP or BMP becomes one of its
+    own kind; only pixels leave, slice by slice or tile by tile (docs/formats.md).
+
     With --pairs FILES is one folder: of sub-folders called by class names, numbers or WordNet ids, or ImageNet's
     validation part with --labels. Results have the public code's names and the models' size: 260_1.PNG,
     260_1_translated_261.PNG.
@@ -89,12 +99,18 @@ def translate(
     else:
         options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
     split_target(target)
-    profile = Profile.load(profile_path)
+    profile, signer = Profile.load(profile_path), load_credentials(credentials)
+    manner = Manner(out, force=force, skip_bad=skip_bad, doubtful_below=doubtful_below, credentials=signer)
+    if pairs is None:
+        send = partial(translate_parts, profile, order, manner)
+        written = StudyManner(out, output_format, force=force, detach=detach, keep_parts=order.keep_latent)
+        files = translate_studies(files, profile, asked, send, written)
+        if not files:
+            return
     chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out)
     check_names(chosen.paths, chosen.inputs, out)
     if chosen.ignored:
         say(chosen.ignored, err=True)
-    manner = Manner(out, force=force, skip_bad=skip_bad, doubtful_below=doubtful_below)
     if detach:
         submitted, incomplete = submit_files(profile, chosen, order, manner)
         if quiet:

@@ -160,6 +160,7 @@ def test(config_path: Path, output_format: str, institution: str) -> None:
         server_name=entry.identity.dns_name,
         pki_folder=config.paths.pki,
         roots_pem=certificate_pem(*entry.roots),
+        proxy=config.proxy,
     )
     if not finding.ok:
         raise finding.as_error(f"target {institution}")
@@ -197,7 +198,7 @@ def _describe(
     from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
     from ddib_fed.wire.version import versions_to_pb
 
-    channels = PeerChannels(config.paths.pki, store)
+    channels = PeerChannels(config.paths.pki, store, proxy=config.proxy)
     try:
         channel = channels.get(institution)
         request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())

@@ -10,6 +10,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.output import moment, outcome, print_json
+from ddib_fed.extras import extra
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -26,14 +27,26 @@ def _client(config_path: Path) -> AdminClient:
     return AdminClient(NodeConfig.load(config_path))
 
 
-@command()
+@command(epilog="\b\nExamples:\n  ddib status --config node.toml\n  ddib status --config node.toml --web")
 @options.CONFIG
 @options.FORMAT
-def status(config_path: Path, output_format: str) -> None:
+@click.option(
+    "--web", is_flag=True, help="Show it as a page in the browser, which updates itself, until Ctrl-C."
+)
+@options.PORT
+@options.BROWSER
+def status(config_path: Path, output_format: str, web: bool, port: int, browser: bool) -> None:
     """Show the state of the node on this machine.
 
-    State, model, peers, calibrations, jobs, and the certificate's expiry.
+    State, model, peers, calibrations, jobs, and the certificate's expiry. The page of --web has the days left on every
+    certificate, the queue, throughput and refusals of the last day, and in plain words what leaves the node; it is
+    served on this machine's loopback only, to the browser that opens the printed link, and changes nothing.
     """
+    if web:
+        options.refuse_idle(("output_format",), "is for the terminal", hint="leave --web or --format out")
+        _serve_page(config_path, port, browser=browser)
+        return
+    options.refuse_idle(("port", "browser"), "is for the page", hint="add --web")
     answer = _client(config_path).status()
     if output_format == "json":
         print_json(_values(answer))
@@ -61,6 +74,23 @@ def _values(message: Message) -> dict[str, Any]:
         else:
             found[field.name] = list(value) if field.is_repeated else value
     return found
+
+
+def _serve_page(config_path: Path, port: int, *, browser: bool) -> None:
+    """Serve the operator's page until Ctrl-C.
+
+    Raises:
+        ExtraMissing: Packages of the extra are missing.
+    """
+    from ddib_fed.node.config import NodeConfig
+
+    with extra("web", "starlette", "the page in the browser needs starlette, uvicorn and Jinja2"):
+        from ddib_fed.web.operator.app import Operator
+        from ddib_fed.web.serving import serve, temporary_folder
+
+    page = Operator.of(NodeConfig.load(config_path))
+    with temporary_folder() as folder:
+        serve(page.app(), port=port, command="ddib status --web", folder=folder, browser=browser)
 
 
 def _show(answer: admin_pb2.StatusResponse) -> None:

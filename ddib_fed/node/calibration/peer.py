@@ -68,7 +68,7 @@ class CalibrationPeer:
     def __init__(self, config: NodeConfig, institution: str, domain: str) -> None:
         self._peers = peer_store(config)
         self._peers.get(institution)
-        self._channels = PeerChannels(config.paths.pki, self._peers)
+        self._channels = PeerChannels(config.paths.pki, self._peers, proxy=config.proxy)
         self._institution, self._domain = institution, domain
         self.hop = f"target {institution}"
         self.crossed: dict[str, int] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ddib_fed.node.officer.facts import Facts, stored
+from ddib_fed.node.officer.telemetry import telemetry_lines, telemetry_ports
 from ddib_fed.node.officer.traffic import Traffic
 from ddib_fed.version import __version__
 
@@ -133,6 +134,7 @@ def _crossing(facts: Facts) -> Section:
         lines.append(
             f"Units of the model (mean and deviation of the channels, not noised): given out {units} times."
         )
+    lines += telemetry_lines(facts.config)
     lines += [
         f"Calibration {each.sha256[:12]}, {each.kind}, {each.source} to {each.target}: {each.state} until "
         f"{each.expires:%Y-%m-%d}."
@@ -316,8 +318,14 @@ def _ports(facts: Facts) -> Section:
     config = facts.config
     rows = [("in", config.node.listen, "TLS 1.3 with certificates on both sides", "peers and clients above")]
     if "source" in config.node.roles:
+        through = f", through the proxy {config.node.proxy}" if config.node.proxy else ""
         rows += [
-            ("out", peer.address, "TLS 1.3, that peer's root alone", f"latents to {peer.institution}")
+            (
+                "out",
+                peer.address,
+                f"TLS 1.3, that peer's root alone{through}",
+                f"latents to {peer.institution}",
+            )
             for peer in facts.peers
         ]
     if config.identity.issuer:
@@ -331,9 +339,10 @@ def _ports(facts: Facts) -> Section:
     )
     if config.engine.executor == "ray":
         rows.append(("out", config.engine.ray_address, "Ray, not encrypted by the node", "the own cluster"))
+    rows += telemetry_ports(config)
     return Section(
         "Ports and directions",
-        ("No other connection is made: no telemetry, no download.",),
+        ("No other connection is made: no download, and no telemetry to anybody else.",),
         ("direction", "address", "protection", "for"),
         tuple(rows),
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ddib_fed.errors import DdibError
 from ddib_fed.node.calibration.overview import overview
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext
+from ddib_fed.trust.pki import load_identity
 from ddib_fed.v1 import admin_pb2 as pb
 
 
@@ -55,3 +58,11 @@ def calibration_statuses(node: NodeContext) -> Iterator[pb.CalibrationStatus]:
             expires=each.expires.timestamp(),
             warning=each.warning,
         )
+
+
+def certificate_expires(config: NodeConfig) -> float:
+    """When the node's certificate ends, Unix seconds; 0 while the files cannot be read, which its state reports."""
+    try:
+        return load_identity(config.paths.pki).not_after.timestamp()
+    except (DdibError, OSError):
+        return 0.0

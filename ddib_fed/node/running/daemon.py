@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack, suppress
 from types import FrameType
 
-from ddib_fed.errors import DdibError, Draining
+from ddib_fed.errors import Draining
 from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates.issuer import IdentityServicer
@@ -26,7 +26,12 @@ from ddib_fed.node.policy_file import PolicyFile
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
 from ddib_fed.node.running import startup
 from ddib_fed.node.running.admin import AdminServicer, serve_admin, stop_admin
-from ddib_fed.node.running.answers import calibration_statuses, model_status, peer_statuses
+from ddib_fed.node.running.answers import (
+    calibration_statuses,
+    certificate_expires,
+    model_status,
+    peer_statuses,
+)
 from ddib_fed.node.running.disk import DiskWatch
 from ddib_fed.node.running.switching import Models
 from ddib_fed.node.running.watch import Watch
@@ -36,6 +41,7 @@ from ddib_fed.server.inbound import InboundGuard, file_limit, most_connections, 
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.server.server import NodeServer, probe_own_port
+from ddib_fed.telemetry.opening import node_telemetry
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.v1 import admin_pb2 as pb
@@ -70,7 +76,11 @@ class Daemon:
         if report := recover_at_start(config):
             log.info("%s", report)
         self.peers = peer_store(config)
-        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), Metrics())
+        metrics = Metrics()
+        self._telemetry = node_telemetry(
+            config.telemetry, metrics.registry, institution=config.node.institution, roles=config.node.roles
+        )
+        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._disk = DiskWatch((paths.state, paths.spool))
         self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
@@ -144,6 +154,7 @@ class Daemon:
         metrics = self.node.metrics
         metrics.streams.set_function(lambda: float(self.limiter.active))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
+        metrics.certificate_expires.set_function(lambda: certificate_expires(self.config))
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
@@ -259,6 +270,7 @@ class Daemon:
             role.release()
         self.node.quotas.close()
         self._models.close()
+        self._telemetry.close()
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
         log.info("stopped")
@@ -358,7 +370,7 @@ class Daemon:
             listen=self.server.address,
             address=section.address,
             uptime_s=time.monotonic() - self._started,
-            certificate_expires=self._certificate_expires(),
+            certificate_expires=certificate_expires(self.config),
             active_streams=self.limiter.active,
         )
         if self.node.loaded:
@@ -378,13 +390,6 @@ class Daemon:
                 for name, count in role.jobs().items():
                     found[name] = found.get(name, 0) + count
             return found
-
-    def _certificate_expires(self) -> float:
-        """Unix seconds; 0 while the files cannot be read, which `state` reports."""
-        try:
-            return pki.load_identity(self.config.paths.pki).not_after.timestamp()
-        except (DdibError, OSError):
-            return 0.0
 
 
 def serve(config: NodeConfig) -> int:

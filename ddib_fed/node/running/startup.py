@@ -26,6 +26,7 @@ from ddib_fed.node.running.admin import check_socket
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.inbound import attainable_files, few_files, most_connections
 from ddib_fed.server.ports import check_bindable
+from ddib_fed.telemetry.opening import check_telemetry
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.unexpected import as_config_error, explained
@@ -139,11 +140,12 @@ def _identity(config: NodeConfig) -> Found:
 
 
 def _peers(config: NodeConfig) -> Found:
-    store = peer_store(config)
+    store, proxy = peer_store(config), config.proxy
     store.check_withdrawn()
     peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in store.list())
     problem = (f"not admitted: {store.problem}",) if store.problem else ()
-    return Found(peers or "none admitted yet: ddib peer add", problem)
+    through = f", through the proxy {proxy.address}" if proxy is not None else ""
+    return Found((peers or "none admitted yet: ddib peer add") + through, problem)
 
 
 def _calibrations(config: NodeConfig) -> Found:
@@ -194,6 +196,12 @@ def _http(config: NodeConfig) -> Found:
     return Found(config.http.listen)
 
 
+def _telemetry(config: NodeConfig) -> Found:
+    text = check_telemetry(config.telemetry)
+    shared = ", ".join(config.telemetry.peers)
+    return Found(f"{text}, traces shared with {shared}" if shared and config.telemetry.endpoint else text)
+
+
 def _model(config: NodeConfig) -> Found:
     engine = open_engine(config, trial=True)
     engine.close()
@@ -223,6 +231,7 @@ STEPS: Final = (
     Step("listen", _listen),
     Step("operator", _operator),
     Step("http", _http),
+    Step("telemetry", _telemetry),
     Step("files", _files),
     Step("roles", _roles, for_real=True),
     Step("model", _model, for_real=True),

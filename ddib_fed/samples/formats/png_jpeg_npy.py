@@ -7,6 +7,7 @@ text, profiles and animation are ignored; sixteen bits stay sixteen bits.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ class _Chunk(NamedTuple):
     end: int
 
 
+# Behind the end of an image: of two in one file decoders read the first and say nothing.
+_ANOTHER_PNG = re.compile(rb"\x00*" + re.escape(PNG_MAGIC))
+_ANOTHER_JPEG = re.compile(rb"\xff\xd9\x00*\xff\xd8\xff")
+
+
 def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pixels, int]:
     """(H, W, C) pixels of a PNG, 8 or 16 bit, and the bits of its samples.
 
@@ -42,7 +48,7 @@ def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pi
 
     Raises:
         ImageUnreadable: Broken, or cut short.
-        ImageTooLarge: More pixels than the limit, or animated.
+        ImageTooLarge: More pixels than the limit, animated, or another PNG behind the first.
     """
     kept: list[bytes | memoryview] = [PNG_MAGIC]
     orientation, key, view = 1, b"", memoryview(content)
@@ -61,6 +67,8 @@ def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pi
             key = content[chunk.start + 8 : chunk.end - 4]
         elif chunk.name in _KEPT:
             kept.append(view[chunk.start : chunk.end])
+    if _ANOTHER_PNG.match(content, chunks[-1].end):
+        raise too_many_frames("the PNG")
     plain = b"".join(kept)
     pixels = _png16(plain, colour) if depth == 16 else pillow_pixels(open_pillow(plain, "PNG"), background)
     if key:
@@ -83,17 +91,29 @@ def png_header(content: bytes) -> tuple[int, int, int, int]:
     return width, height, depth, colour
 
 
+def _scan(content: bytes) -> int:
+    """Where the pixels of a JPEG begin: behind its segments, which may hold small pictures of their own."""
+    position = 2
+    while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
+        length = int.from_bytes(content[position + 2 : position + 4], "big")
+        position += 2 + length
+    return position
+
+
 def jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
     """(H, W, C) uint8 pixels of a JPEG, upright; CMYK becomes RGB.
 
     Raises:
-        ImageTooLarge: More pixels than the limit, or several frames, as stereo cameras write (MPO).
+        ImageTooLarge: More pixels than the limit, or several frames, as stereo cameras write (MPO), or another JPEG
+            behind the first.
     """
     image = open_pillow(content, "JPEG")
     limits.check_size(image.height, image.width)
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise too_many_frames("the JPEG (MPO)", frames)
+    if _ANOTHER_JPEG.search(content, _scan(content)):
+        raise too_many_frames("the JPEG")
     orientation = image.getexif().get(ORIENTATION, 1)
     return upright(pillow_pixels(image, "white"), orientation)
 

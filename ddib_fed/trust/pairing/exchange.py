@@ -32,10 +32,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from ddib_fed.errors import DdibError, DeadlineExceeded, PeerUnreachable, PolicyDenied, Unauthenticated
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.terminal import escape
+from ddib_fed.trust.dialling import Way
 from ddib_fed.trust.handshake import presented_certificate
 from ddib_fed.trust.pairing.line import MAGIC, Keys, Line, LineBroken
 from ddib_fed.trust.peers.file import Peer, parse_peer
-from ddib_fed.trust.unreached import no_connection
 
 CODE_LIFE_S: Final = 300.0
 """How long a code is good."""
@@ -139,11 +139,11 @@ def dial(address: str, code: str, party: Party) -> Paired:
         PolicyDenied: The other side refuses this node.
         DdibError: This side refuses the other.
     """
-    host, port = split_address(address)
+    way = Way(address, None, STRANGER_S)
     try:
-        connection = socket.create_connection((host, port), timeout=STRANGER_S)
+        connection = way.connect()
     except OSError as error:
-        found = no_connection(error, host, address, STRANGER_S).as_error("")
+        found = way.problem(error).as_error("")
         found.hint = f"is `ddib pair --listen` running there now, at this address? {found.hint}"
         raise found from error
     with connection:
@@ -311,8 +311,7 @@ def _other_code(address: str) -> Unauthenticated:
 
 
 def _nobody_pairs(address: str, error: LineBroken) -> PeerUnreachable:
-    host, port = split_address(address)
-    if presented_certificate((host, port), host, _LOOK_TLS_S) is not None:
+    if presented_certificate(Way(address, None, _LOOK_TLS_S), split_address(address)[0]) is not None:
         return PeerUnreachable(
             f"at {address} a node serves; nobody pairs there",
             hint="the other operator runs `ddib pair --listen --at HOST:PORT` with another port, and reads the code",

@@ -25,6 +25,7 @@ from ddib_fed.trust import pki
 from ddib_fed.trust.certificates import Authority, certificate_pem, new_key
 from tests.client.scripted_source import NORTH, SourceNodeDouble
 from tests.node.institutions import Institution, forge, names
+from tests.trust.network.connect_proxy import proxying
 
 Answer = Callable[[socket.socket], None]
 NOW = datetime.now(UTC)
@@ -307,6 +308,35 @@ def _clock(world: World) -> None:
     world.node.ahead_s = 3600.0
 
 
+def _through(world: World, address: str) -> None:
+    """Let the profile name a proxy."""
+    world.profile.write_text(f'{world.profile.read_text()}\nproxy = "http://{address}"\n')
+
+
+def _proxy(answer: str) -> Callable[[World], None]:
+    return lambda world: _through(world, world._stack.enter_context(proxying(answer=answer)).address)
+
+
+def _proxy_off(world: World) -> None:
+    with listening(_closed) as address:
+        pass
+    _through(world, address)
+
+
+def _no_way_behind_proxy(world: World) -> None:
+    world.node.stop()
+    _through(world, world._stack.enter_context(proxying()).address)
+
+
+def _proxy_is_ssh(world: World) -> None:
+    _through(world, world._stack.enter_context(listening(_ssh)))
+
+
+def _relay_without_end(connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_WR)
+    _silent(connection)
+
+
 def _loading(world: World) -> None:
     world.node.script.refuse["ListDomains"] = NotReady()
 
@@ -354,6 +384,29 @@ SETUPS = {
         "the port takes connections and is silent", _place(_silent), "connection", "[silent]", True
     ),
     "closed": Setup("the port closes connections", _place(_closed), "connection", "[closed]", True),
+    "relay": Setup(
+        "a relay whose far end does not listen",
+        _place(_relay_without_end),
+        "connection",
+        "a relay whose far end does not listen",
+        True,
+    ),
+    "proxy-off": Setup("the configured proxy is off", _proxy_off, "connection", "[proxy-unreachable]", True),
+    "proxy-407": Setup(
+        "the proxy asks for a login",
+        _proxy("407 Proxy Authentication Required"),
+        "connection",
+        "[proxy-login]",
+    ),
+    "proxy-403": Setup(
+        "the proxy forbids the address", _proxy("403 Forbidden"), "connection", "[proxy-refused]"
+    ),
+    "proxy-502": Setup(
+        "nothing listens behind the proxy", _no_way_behind_proxy, "connection", "[proxy-no-way]", True
+    ),
+    "proxy-is-ssh": Setup(
+        "the configured proxy is an SSH server", _proxy_is_ssh, "connection", "[not-a-proxy]"
+    ),
     "plain-http": Setup("a plain HTTP server or proxy", _place(_plain_http), "connection", "[plain-http]"),
     "ssh": Setup("the port of an SSH server", _place(_ssh), "connection", "[not-tls]"),
     "tls-1.2": Setup("a middlebox with TLS 1.2", _tls_12, "connection", "[tls-version]"),

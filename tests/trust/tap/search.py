@@ -12,6 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
 from ddib_fed.wire.limits.fields import has_unknown_fields
+from ddib_fed.wire.limits.metadata import METADATA
 from tests.trust.tap.http2 import Call, calls
 from tests.trust.tap.relay import Connection
 from tests.trust.tap.secrets import Secrets, Windows
@@ -22,6 +23,20 @@ SERVICES = {
     for module in (decoding_pb2, calibration_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 }
+# What gRPC itself sends.
+HEADERS = frozenset(
+    {
+        *(":method", ":scheme", ":path", ":authority", ":status", "te", "content-type", "user-agent"),
+        *(
+            "grpc-accept-encoding",
+            "accept-encoding",
+            "grpc-encoding",
+            "grpc-timeout",
+            "grpc-status",
+            "grpc-message",
+        ),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +98,8 @@ class Traffic:
         self.calls = [call for connection in connections for call in calls(connection)]
         self.tensors: list[Tensor] = []
         self.unknown: list[str] = []
+        self.headers: list[Found] = []
+        """Of names that are neither gRPC's nor in the list of metadata, or longer than it says."""
         self.payload = {"asked": 0, "answered": 0}
         """Bytes of chunks: of latents on the way out, of files and latents on the way back."""
         self.messages = {"asked": 0, "answered": 0}
@@ -98,8 +115,13 @@ class Traffic:
                 yield Place(f"{where}, stream", bytes(sent.data))
                 yield Place(f"{where}, padding", bytes(sent.padding))
                 for name, value in sent.headers:
+                    self._check_header(where, name.decode(), value)
                     yield Place(f"{where}, header {name.decode()}", value)
                 yield from self._messages(call, way, where)
+
+    def _check_header(self, where: str, name: str, value: bytes) -> None:
+        if name not in HEADERS and (name not in METADATA or len(value) > 2 * METADATA[name].most):
+            self.headers.append(Found(f"a header {name} of {len(value)} bytes", where))
 
     def _messages(self, call: Call, way: str, where: str) -> Iterator[Place]:
         kind = _message_kind(call.path, way)
@@ -140,8 +162,9 @@ class Traffic:
             self.tensors.append(Tensor(where, tensor.dtype, tuple(tensor.shape), data))
 
     def look(self, secrets: Secrets) -> list[Found]:
-        """The secrets that are in it, each once for each place; unknown fields count as one."""
-        return [*(Found("an unknown field", where) for where in self.unknown), *look(self.places, secrets)]
+        """The secrets that are in it, each once for each place; unknown fields and headers count as one."""
+        fields = [Found("an unknown field", where) for where in self.unknown]
+        return [*fields, *self.headers, *look(self.places, secrets)]
 
 
 def look(places: Iterable[Place], secrets: Secrets) -> list[Found]:

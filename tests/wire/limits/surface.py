@@ -1,4 +1,4 @@
-"""Every call, message and field of the protos with its type and bound, as lines of text.
+"""Every call, message and field of the protos with its type and bound, and every key of metadata, as lines of text.
 
     python -m tests.wire.limits.surface        writes tests/data/surface.txt again
 
@@ -15,6 +15,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescript
 
 from ddib_fed.v1 import admin_pb2, calibration_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2
 from ddib_fed.wire.limits.kinds import Anything, Bytes, Choice, Inner, Limit, Many, Number, Text
+from ddib_fed.wire.limits.metadata import METADATA
 from ddib_fed.wire.limits.table import FIELDS
 
 FILES = (common_pb2, decoding_pb2, calibration_pb2, translation_pb2, identity_pb2, admin_pb2)
@@ -28,7 +29,12 @@ _SCALARS = {
 
 def surface() -> str:
     """The whole text, one line for each call, enum value and field."""
-    return "\n".join(line for module in FILES for line in _file(module.DESCRIPTOR)) + "\n"
+    fields = [line for module in FILES for line in _file(module.DESCRIPTOR)]
+    beside = [
+        f"metadata {key}: {entry.where}; at most {entry.most} bytes; {entry.what}"
+        for key, entry in METADATA.items()
+    ]
+    return "\n".join([*fields, "# beside messages", *beside]) + "\n"
 
 
 def _file(file: FileDescriptor) -> Iterator[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Delivered, Input, check_free
@@ -45,6 +46,9 @@ from ddib_fed.errors import (
 )
 from ddib_fed.wire.jobs import ItemState, JobState
 
+if TYPE_CHECKING:
+    from ddib_fed.formats.credentials import Credentials
+
 AHEAD = 2
 """Jobs at the node at once: it computes one while the next is sent."""
 
@@ -58,12 +62,14 @@ class Manner:
         force: Translate again what is there, and overwrite it.
         skip_bad: Leave out what the node refuses.
         doubtful_below: dB.
+        credentials: With which results are marked as made by a machine; None for no mark.
     """
 
     out: Path
     force: bool
     skip_bad: bool
     doubtful_below: float
+    credentials: Credentials | None = None
 
 
 class Run:

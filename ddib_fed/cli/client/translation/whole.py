@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ddib_fed.cli.client.choosing import Chosen
+from ddib_fed.cli.client.marking import mark_delivered
 from ddib_fed.cli.client.progress import JobProgress, counted
 from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.client.translation.batches import JOB_FILES
@@ -41,7 +44,25 @@ def translate_files(
         entries, bad = _read(chosen, order, profile, skip_bad=manner.skip_bad)
         with JobProgress() as progress, open_client(profile, on_wait=progress.wait) as client:
             outcome = Run(client, chosen, entries, order, manner, progress, bad).translate()
+        outcome = replace(outcome, delivered=mark_delivered(outcome.delivered, manner.credentials))
         return outcome, write_pages(outcome, manner.out) if page else None
+
+
+def translate_parts(profile: Profile, order: Order, manner: Manner, paths: Sequence[Path], out: Path) -> None:
+    """Translate the items of a series, volume or map into a folder; what is refused has no result there.
+
+    Args:
+        profile: Of the source node's client.
+        order: What is asked for them.
+        manner: Of the command.
+        paths: The items, as files.
+        out: The folder.
+
+    Raises:
+        DdibError: No item can be used, or the node refuses or cannot be reached.
+    """
+    parts = replace(manner, out=out, skip_bad=True, credentials=None)  # of the whole, not of its parts
+    translate_files(profile, Chosen.files(paths), order, parts, page=False)
 
 
 def submit_files(

@@ -12,7 +12,7 @@ import yaml
 
 from ddib_fed.node.config import EngineSection
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
 # The fields of KubeRay 1.6, https://docs.ray.io/en/master/cluster/kubernetes/references/api.html
 CLUSTER = {

@@ -1,0 +1,1 @@
+"""DICOM: a series becomes items, and results a derived series."""

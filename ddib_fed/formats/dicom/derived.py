@@ -1,0 +1,209 @@
+"""Writes the derived series: the headers of the source slices with new UIDs, marked as synthetic, and new pixels.
+
+The headers say who the person is, and stay on this machine as the source's own files do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import uuid
+from collections.abc import Sequence
+from copy import deepcopy
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+
+from ddib_fed.formats.dicom.series import Series, pydicom, quiet
+from ddib_fed.formats.study import Translated
+from ddib_fed.samples.formats.decoded import Pixels
+from ddib_fed.version import __version__
+
+MAKER: Final = "ddib-fed"
+SERIES_OFFSET: Final = 1000
+"""Added to the number of the source's series."""
+_SPACE: Final = uuid.UUID("6b1f2c2e-6d3d-5b0b-9d5e-0f1d0c9a7a11")
+# Attributes that describe the source's pixels, its display, its step or its signatures, and would be wrong.
+STALE: Final = (
+    "PixelData", "FloatPixelData", "DoubleFloatPixelData", "PixelDataProviderURL", "NumberOfFrames",
+    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
+    "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane", "PixelPaddingValue", "PixelPaddingRangeLimit",
+    "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData", "ICCProfile", "ColorSpace", "ModalityLUTSequence", "VOILUTSequence",
+    "VOILUTFunction", "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "RescaleSlope",
+    "RescaleIntercept", "RescaleType", "PresentationLUTShape", "PresentationLUTSequence", "IconImageSequence",
+    "PlanarConfiguration", "DigitalSignaturesSequence", "MACParametersSequence", "EncryptedAttributesSequence",
+    "PerformedProcedureStepID", "PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime",
+    "PerformedProcedureStepDescription", "ReferencedPerformedProcedureStepSequence", "DeviceSerialNumber",
+    "StationName", "AcquisitionUID", "IrradiationEventUID", "DerivationCodeSequence", "RealWorldValueMappingSequence",
+)  # fmt: skip
+_EQUIPMENT: Final = (
+    "Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
+)  # fmt: skip
+_OVERLAYS: Final = range(0x6000, 0x6100)
+_CURVES: Final = range(0x5000, 0x5100)
+_SIGNATURES: Final = 0xFFFA
+
+
+def derived_series(
+    series: Series, stack: Pixels, translated: Translated, slices: Sequence[int]
+) -> list[bytes]:
+    """A DICOM file for each slice of the result.
+
+    Args:
+        series: The source.
+        stack: (N, H, W, C) uint8 or uint16: the result.
+        translated: What it means and how it came about.
+        slices: Which slices to write: all but those that were refused.
+    """
+    now = datetime.now().astimezone()
+    uid = new_uid(str(series.headers[0].SeriesInstanceUID), _recipe(translated))
+    with quiet():
+        return [_derived(series, at, stack[at], translated, uid, now) for at in slices]
+
+
+def new_uid(source: str, recipe: str) -> str:
+    """A UID under 2.25 (PS3.5 B.2) that follows from the source's and how the result was made: the same again."""
+    return f"2.25.{uuid.uuid5(_SPACE, f'{source} {recipe}').int}"
+
+
+def _recipe(translated: Translated) -> str:
+    """A digest of what makes one result differ from another."""
+    parts = [r.latent_sha256 + r.target_model_sha256 for r in translated.records if r is not None]
+    return hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
+
+
+def _derived(
+    series: Series, at: int, pixels: Pixels, translated: Translated, uid: str, now: datetime
+) -> bytes:
+    """One file."""
+    package = pydicom()
+    source = series.headers[at]
+    dataset = _kept(source)
+    _identify(dataset, source, uid, _recipe(translated), now, translated)
+    _attribute(dataset, source, translated, now)
+    _set_pixels(dataset, pixels, translated, hounsfield=_is_hounsfield(series, translated))
+    meta = package.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
+    dataset.file_meta = meta
+    dataset.preamble = None
+    file = io.BytesIO()
+    package.dcmwrite(file, dataset, enforce_file_format=True)
+    return file.getvalue()
+
+
+def _kept(source: Any) -> Any:
+    """A copy of the source's header without what would be wrong: private and stale attributes, overlays, signatures."""
+    package = pydicom()
+    kept = package.Dataset()
+    for element in source:
+        group = element.tag.group
+        if group in _OVERLAYS or group in _CURVES or group in {2, _SIGNATURES} or element.tag.is_private:
+            continue
+        if element.keyword not in STALE:
+            kept.add(deepcopy(element))
+    kept.remove_private_tags()
+    return kept
+
+
+def _identify(
+    dataset: Any, source: Any, uid: str, recipe: str, now: datetime, translated: Translated
+) -> None:
+    """New UIDs, times, and the marks of a synthetic, derived picture."""
+    dataset.SOPInstanceUID = new_uid(str(source.SOPInstanceUID), recipe)
+    dataset.SeriesInstanceUID = uid
+    dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
+    dataset.SeriesDescription = f"SYNTHETIC {translated.target}"[:64]
+    third = [str(value) for value in source.get("ImageType", ())][2:3] or ["OTHER"]
+    dataset.ImageType = ["DERIVED", "SECONDARY", *third, "SYNTHETIC"]
+    dataset.SyntheticData = "YES"
+    date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = date
+    dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = time
+
+
+def _attribute(dataset: Any, source: Any, translated: Translated, now: datetime) -> None:
+    """From which picture, by what, and how it was derived."""
+    package = pydicom()
+    first = translated.first
+    dataset.DerivationDescription = (
+        f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
+        f"Bridge ({MAKER} {__version__}); models SHA-256 {first.source_model_sha256[:16]} and "
+        f"{first.target_model_sha256[:16]}; not for diagnosis"
+    )[:1024]
+    reference = package.Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    reference.PurposeOfReferenceCodeSequence = [
+        _code("121322", "Source image for image processing operation")
+    ]
+    dataset.SourceImageSequence = [reference]
+    acquired = package.Dataset()
+    for name in _EQUIPMENT:
+        if name in source and source[name].value not in {None, ""}:
+            acquired.add(deepcopy(source[name]))
+    acquired.setdefault("Manufacturer", "UNKNOWN")  # a value is required
+    acquired.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
+    made = package.Dataset()
+    made.Manufacturer = MAKER
+    made.ManufacturerModelName = "Dual Diffusion Implicit Bridge"
+    made.SoftwareVersions = __version__
+    made.ContributionDateTime = now.strftime("%Y%m%d%H%M%S%z")
+    made.ContributionDescription = f"Translated from {translated.source} to {translated.target}"[:1024]
+    made.PurposeOfReferenceCodeSequence = [_code("109103", "Modifying Equipment")]
+    earlier = list(source.get("ContributingEquipmentSequence") or ())
+    dataset.ContributingEquipmentSequence = [*deepcopy(earlier), acquired, made]
+    dataset.Manufacturer, dataset.ManufacturerModelName = MAKER, "Dual Diffusion Implicit Bridge"
+    dataset.SoftwareVersions = __version__
+
+
+def _code(value: str, meaning: str) -> Any:
+    """A code of DICOM's own dictionary (PS3.16 D)."""
+    code = pydicom().Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
+    return code
+
+
+def _set_pixels(dataset: Any, pixels: Pixels, translated: Translated, *, hounsfield: bool) -> None:
+    """The pixels and what describes them: 16 bits for grey, 8 for colours, which become Secondary Capture."""
+    package = pydicom()
+    colours = pixels.shape[2] == 3
+    if colours:
+        if translated.bits == 16:
+            pixels = (pixels >> 8).astype(np.uint8)
+        dataset.SOPClassUID = package.uid.SecondaryCaptureImageStorage
+        dataset.ConversionType = "WSD"
+        dataset.PlanarConfiguration = 0
+    bits = 8 if colours else 16
+    kind = np.dtype("u1") if colours else np.dtype("<u2")
+    dataset.SamplesPerPixel = pixels.shape[2]
+    dataset.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.BitsAllocated = dataset.BitsStored = bits
+    dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
+    raw = np.ascontiguousarray(pixels, dtype=kind).tobytes()
+    dataset.PixelData = raw + b"\0" * (len(raw) % 2)
+    dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
+    if colours:
+        return
+    if not translated.plain or dataset.SOPClassUID == package.uid.CTImageStorage:
+        dataset.RescaleSlope, dataset.RescaleIntercept = (
+            package.valuerep.DSfloat(value, auto_format=True)
+            for value in (translated.slope, translated.intercept)
+        )
+        dataset.RescaleType = "HU" if hounsfield else "US"
+    low = translated.low if translated.low is not None else translated.intercept
+    high = (
+        translated.high if translated.high is not None else low + translated.slope * (2**translated.bits - 1)
+    )
+    dataset.WindowCenter = package.valuerep.DSfloat((low + high) / 2, auto_format=True)
+    dataset.WindowWidth = package.valuerep.DSfloat(max(high - low, 1), auto_format=True)
+
+
+def _is_hounsfield(series: Series, translated: Translated) -> bool:
+    """Whether the result of a CT is in Hounsfield units: its target's model has a range that begins like air."""
+    return series.modality == "CT" and translated.low is not None and translated.low <= -500

@@ -1,0 +1,255 @@
+"""Reads the slices of a DICOM series in their order in space, in the units of its modality.
+
+The rule: what leaves is the pixels alone; headers are read here for order, units and warnings.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError
+from ddib_fed.extras import extra
+
+MAX_VALUES: Final = 1 << 29
+"""Values of a series at most, which then takes 2 GiB as float32."""
+ODD_GAP: Final = 0.1
+"""Share of the usual distance by which that of two slices may differ."""
+# Modalities whose pictures often show the person's name, and have no BurnedInAnnotation that can be relied on.
+OFTEN_BURNT_IN: Final = frozenset({"US", "XA", "RF", "SC", "OT", "ES", "XC", "GM", "SM", "DX", "CR"})
+_PICTURES: Final = frozenset(
+    {"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The slices of a series.
+
+    Attributes:
+        given: The folder or file that was named.
+        headers: Datasets of pydicom without pixels, in the order of the slices.
+        paths: The file of each.
+        values: (N, H, W, C) float32 or uint8, in the units of the modality (Hounsfield for CT).
+        warnings: What a person has to know.
+    """
+
+    given: Path
+    headers: tuple[Any, ...]
+    paths: tuple[Path, ...]
+    values: NDArray[Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def modality(self) -> str:
+        """CT, MR and so on."""
+        return str(self.headers[0].get("Modality", ""))
+
+
+def pydicom() -> Any:
+    """The package.
+
+    Raises:
+        ExtraMissing: It is not installed.
+    """
+    with extra("dicom", "pydicom", "reading DICOM needs pydicom, which is not installed"):
+        import pydicom as package
+        import pydicom.pixels  # the package's own name stays bound to `package`
+    return package
+
+
+def read_header(path: Path) -> Any:
+    """The dataset of a file, without pixels.
+
+    Raises:
+        ImageUnreadable: It is no DICOM file.
+    """
+    with _faults(path), quiet():
+        return pydicom().dcmread(path, stop_before_pixels=True)
+
+
+def read_series(given: Path, headers: Sequence[tuple[Path, Any]]) -> Series:
+    """The slices of one series.
+
+    Args:
+        given: The folder or file that was named.
+        headers: Path and dataset of each file of the series, in any order.
+
+    Raises:
+        ImageUnreadable: A file is damaged, compressed in a way that cannot be read here, or no plain picture.
+        InputError: The slices have different sizes or directions, or are too many.
+    """
+    checked = [(path, header) for path, header in headers if _check(path, header)]
+    ordered = in_space(checked)
+    first = ordered[0][1]
+    shapes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel", 1))) for _, h in ordered}
+    if len(shapes) != 1:
+        raise InputError(
+            f"the slices of series {first.get('SeriesNumber', '?')} below {given} have {len(shapes)} sizes",
+            hop="client",
+            hint="put the slices of each size into a folder of their own",
+        )
+    ((rows, columns, samples),) = shapes
+    if len(ordered) * rows * columns * samples > MAX_VALUES:
+        raise InputError(
+            f"{given} has {len(ordered)} slices of {rows} x {columns} pixels, more than {MAX_VALUES} values in all",
+            hop="client",
+            hint="translate a part of them: ddib translate FOLDER/0*.dcm",
+        )
+    values = np.stack([_values(path) for path, _ in ordered])
+    paths, datasets = zip(*ordered, strict=True)
+    return Series(given, datasets, paths, values, tuple(_warnings(given, datasets)))
+
+
+def in_space(headers: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+    """Slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
+
+    def number(entry: tuple[Path, Any]) -> tuple[int, str]:
+        return int(entry[1].get("InstanceNumber", None) or 0), str(entry[0])
+
+    places = [position(header) for _, header in headers]
+    if any(place is None for place in places) or not is_parallel([header for _, header in headers]):
+        return sorted(headers, key=number)
+    order = sorted(range(len(headers)), key=lambda at: (round(places[at] or 0.0, 4), number(headers[at])))
+    return [headers[at] for at in order]
+
+
+def position(header: Any) -> float | None:
+    """Distance of a slice from the origin along its normal, mm; None where the header does not say."""
+    directions, corner = header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")
+    if not directions or not corner or len(directions) != 6 or len(corner) != 3:
+        return None
+    across, down = (np.array([float(v) for v in directions[i : i + 3]]) for i in (0, 3))
+    return float(np.cross(across, down) @ np.array([float(v) for v in corner]))
+
+
+def is_parallel(headers: Sequence[Any]) -> bool:
+    """Whether all slices have the same direction, or none says any."""
+    found = [header.get("ImageOrientationPatient") for header in headers]
+    if any(each is None or len(each) != 6 for each in found):
+        return True
+    directions = np.array([[float(v) for v in each] for each in found])
+    return bool(np.abs(directions - directions[0]).max() < 1e-3)
+
+
+def _check(path: Path, header: Any) -> bool:
+    """Whether a file is one plain picture.
+
+    Raises:
+        ImageUnreadable: It is none that is translated.
+    """
+    if "Rows" not in header or "Columns" not in header:
+        raise ImageUnreadable(
+            f"{path} is {header.get('SOPClassUID', 'a DICOM file')} without pixels",
+            hop="client",
+            hint="leave it out: a series of pictures is expected",
+        )
+    frames = int(header.get("NumberOfFrames", None) or 1)
+    if frames > 1:
+        raise ImageUnreadable(
+            f"{path} has {frames} frames; a series of single pictures is expected",
+            hop="client",
+            hint="split it into single frames first, e.g. by emf2sf of dcm4che",
+        )
+    kind, bits = str(header.get("PhotometricInterpretation", "")), int(header.get("BitsAllocated", 0))
+    if kind not in _PICTURES or bits not in {8, 16}:
+        raise ImageUnreadable(
+            f"{path} holds {kind or 'no photometric interpretation'} of {bits} bits, which is not translated",
+            hop="client",
+            hint="MONOCHROME1, MONOCHROME2, RGB and YBR of 8 or 16 bits are",
+        )
+    return True
+
+
+def _values(path: Path) -> NDArray[Any]:
+    """(H, W, C): uint8 colours, or float32 in the units of the modality; MONOCHROME1 is inverted: more is brighter."""
+    package = pydicom()
+    with _faults(path), quiet():
+        dataset = package.dcmread(path)
+        pixels = package.pixels.pixel_array(dataset)
+        if pixels.ndim == 3:
+            if pixels.dtype != np.uint8:
+                raise ImageUnreadable(
+                    f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client"
+                )
+            return np.ascontiguousarray(pixels)
+        values = package.pixels.apply_modality_lut(pixels, dataset).astype(np.float32)
+    padding = dataset.get("PixelPaddingValue")
+    if padding is not None:
+        values = _without_padding(
+            values, pixels, int(padding), int(dataset.get("PixelPaddingRangeLimit", padding))
+        )
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        values = values.max() + values.min() - values
+    return np.asarray(values[:, :, None], dtype=np.float32)
+
+
+def _without_padding(values: NDArray[Any], pixels: NDArray[Any], first: int, last: int) -> NDArray[Any]:
+    """Values whose padding (PS3.3 C.7.5.1.1.2) has the least value of the rest."""
+    padded = (pixels >= min(first, last)) & (pixels <= max(first, last))
+    return np.where(padded, values[~padded].min(), values) if 0 < padded.sum() < padded.size else values
+
+
+def _warnings(given: Path, headers: Sequence[Any]) -> Iterator[str]:
+    """What a person has to know before pixels leave this machine."""
+    marks = {str(header.get("BurnedInAnnotation", "")).upper() for header in headers}
+    modality = str(headers[0].get("Modality", ""))
+    if "YES" in marks:
+        yield (
+            f"{given}: burnt-in text: the header says that pixels show text, which may be a name; "
+            "text in pixels leaves with them"
+        )
+    elif marks != {"NO"} and modality in OFTEN_BURNT_IN:
+        yield (
+            f"{given}: pictures of modality {modality} often have burnt-in text, and the header does not say that "
+            "they have none; look at them first"
+        )
+    if str(headers[0].get("RecognizableVisualFeatures", "")).upper() == "YES":
+        yield f"{given}: the header says that a person may be recognised by the pixels"
+    if not is_parallel(headers):
+        yield f"{given}: the slices are not parallel; they are taken in the order of their instance numbers"
+        return
+    places = [position(header) for header in headers]
+    if len(headers) > 2 and all(place is not None for place in places):
+        gaps = np.diff([place or 0.0 for place in places])
+        usual = float(np.median(gaps))
+        odd = int(np.count_nonzero(np.abs(gaps - usual) > ODD_GAP * abs(usual) + 1e-4))
+        if odd:
+            yield f"{given}: {odd} of {len(gaps)} distances between slices are not {usual:.3g} mm: is a slice missing?"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, pydicom neither warns nor logs: its remarks on values that a file should not have hold these values."""
+    logger = logging.getLogger("pydicom")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Maps what pydicom and its decoders raise on damaged files to ours."""
+    try:
+        yield
+    except DdibError:
+        raise
+    except Exception as error:
+        raise ImageUnreadable(
+            f"{path} cannot be read as DICOM: {type(error).__name__}: {error}"[:400],
+            hop="client",
+            hint=f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {path})",
+        ) from error

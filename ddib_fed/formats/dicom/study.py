@@ -1,0 +1,129 @@
+"""A DICOM series as a study: its slices are the items, a derived series is the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.errors import ImageUnreadable
+from ddib_fed.formats.dicom.derived import derived_series
+from ddib_fed.formats.dicom.finding import grouped, is_directory_file, listed_files, names_of
+from ddib_fed.formats.dicom.series import Series, read_series
+from ddib_fed.formats.intensity import chosen_rule
+from ddib_fed.formats.recognition import dicom_files
+from ddib_fed.formats.slices import Slices
+from ddib_fed.formats.study import Assembled, Options, Translated
+
+
+@dataclass(frozen=True, slots=True)
+class DicomStudy:
+    """A series.
+
+    Attributes:
+        given: The folder, the DICOMDIR or the first file.
+        name: Of the folder of the results.
+        series: Its headers and values.
+        slices: What is sent.
+        fill_refused: Whether slices that were refused are written as background.
+    """
+
+    given: Path
+    name: str
+    series: Series
+    slices: Slices
+    fill_refused: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The format and the modality."""
+        return f"DICOM series ({self.series.modality or 'no modality'})"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The folder of the derived series."""
+        return (self.name,)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Burnt-in text, missing slices."""
+        return self.series.warnings
+
+    @property
+    def sent(self) -> tuple[int, ...]:
+        """Slices that are sent."""
+        return self.slices.sent
+
+    @property
+    def planes(self) -> int:
+        """All slices."""
+        return len(self.slices.numbers)
+
+    def items(self) -> Iterator[bytes]:
+        """Each slice as a file of pixels."""
+        return self.slices.items()
+
+    def assemble(self, translated: Translated) -> Assembled:
+        """The files of the derived series.
+
+        Raises:
+            InputError: A result has another size than what was sent.
+        """
+        stack = self.slices.stack(translated)
+        report, said = self.slices.report(translated, stack)
+        contents = derived_series(self.series, stack, translated, range(self.planes))
+        files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
+        report["geometry"] = self._geometry()
+        report["marks"] = {
+            "synthetic_data": "YES",
+            "image_type": "DERIVED\\SECONDARY",
+            "burnt_in_annotation": str(self.series.headers[0].get("BurnedInAnnotation", "")) or None,
+        }
+        return Assembled(files, report, said)
+
+    def _geometry(self) -> dict[str, Any]:
+        header = self.series.headers[0]
+        spacing = header.get("PixelSpacing")
+        return {
+            "modality": self.series.modality,
+            "rows": int(header.Rows),
+            "columns": int(header.Columns),
+            "pixel_spacing_mm": [float(v) for v in spacing] if spacing else None,
+        }
+
+
+def read_dicom(given: Path, files: Iterable[Path], stem: str, options: Options) -> list[DicomStudy]:
+    """The series among some files.
+
+    Args:
+        given: What was named, for messages.
+        files: Of pictures; others are left out.
+        stem: Name of the results of a single series.
+        options: Rule of intensity, and what becomes of refused slices.
+
+    Raises:
+        ExtraMissing: pydicom is not installed.
+        ImageUnreadable: There is no picture, or one cannot be read.
+        InputError: The slices of a series do not belong together.
+        UsageError: There is no such rule of intensity.
+    """
+    groups = grouped(files)
+    if not groups:
+        raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
+    studies = []
+    for name, members in names_of(stem, groups):
+        series = read_series(given, members)
+        try:
+            slices = Slices.of(series.values, chosen_rule(options.intensity, series.values, series.modality))
+        except ImageUnreadable as error:
+            raise ImageUnreadable(f"{given}: {error.detail}", hop="client", hint=error.hint) from error
+        studies.append(DicomStudy(given, name, series, slices, options.fill_refused))
+    return studies
+
+
+def files_of(path: Path) -> list[Path]:
+    """The DICOM files that a folder or a DICOMDIR stands for; empty for anything else."""
+    if path.is_dir():
+        return dicom_files(path)
+    return listed_files(path) if is_directory_file(path) else []

@@ -1,0 +1,290 @@
+"""GeoTIFF and COG: a map in overlapping tiles of the model's size, and a map of the same georeference out.
+
+Of the input's header only the reference system, the transform, control points and the mask go into the output.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
+from ddib_fed.extras import extra
+from ddib_fed.formats.intensity import chosen_rule, is_empty, item_bytes
+from ddib_fed.formats.measures import measure_seams
+from ddib_fed.formats.study import Assembled, Options, Translated, require_size, safe_name
+from ddib_fed.formats.tiles import Grid, blend, cut
+from ddib_fed.samples.formats.decoded import Pixels
+from ddib_fed.version import __version__
+
+MAX_PIXELS: Final = 1 << 28
+_BLOCK: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Georeference:
+    """What a map keeps of its file.
+
+    Attributes:
+        crs: Reference system, or None.
+        transform: Affine, or None where control points say it.
+        gcps: Control points and their reference system.
+        cog: Whether the file is a cloud-optimised GeoTIFF.
+    """
+
+    crs: Any
+    transform: Any
+    gcps: tuple[Any, Any]
+    cog: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GeoTiffStudy:
+    """A map.
+
+    Attributes:
+        given: The file.
+        name: Of the results.
+        suffix: Of the file.
+        georeference: Where the map lies.
+        numbers: (H, W, C) that the model takes; holes are filled from around them.
+        valid: (H, W) bool: where the map has data.
+        grid: Its tiles.
+        sent: Tiles that show something.
+        intensity: For the provenance.
+    """
+
+    given: Path
+    name: str
+    suffix: str
+    georeference: Georeference
+    numbers: Pixels
+    valid: NDArray[np.bool_]
+    grid: Grid
+    sent: tuple[int, ...]
+    intensity: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The format."""
+        return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The map."""
+        return (f"{self.name}{self.suffix}",)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def planes(self) -> int:
+        """All tiles."""
+        return len(self.grid)
+
+    def items(self) -> Iterator[bytes]:
+        """Each tile as a file of pixels."""
+        tiles = cut(self.numbers, self.grid)
+        for at in self.sent:
+            yield item_bytes(tiles[at])
+
+    def assemble(self, translated: Translated) -> Assembled:
+        """The map of the results.
+
+        Raises:
+            InputError: A result has another size than its tile.
+        """
+        tiles: list[Pixels | None] = [None] * len(self.grid)
+        for at, plane in zip(self.sent, translated.planes, strict=True):
+            if plane is not None:
+                require_size(plane, self.grid.tile)
+                tiles[at] = plane
+        blended, offsets = blend(tiles, self.grid, translated.channels, background=translated.background)
+        top = 255 if translated.bits == 8 else 65535
+        made = np.rint(blended).clip(0, top).astype(np.uint8 if translated.bits == 8 else np.uint16)
+        covered = _covered(tiles, self.grid)
+        seams = measure_seams(self.numbers, blended, *self.grid.edges)
+        refused = [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None]
+        report = {
+            "intensity": self.intensity,
+            "output": translated.record(),
+            "tiles": {
+                "count": len(self.grid),
+                "size": list(self.grid.tile),
+                "overlap": self.grid.overlap,
+                "sent": len(self.sent),
+                "refused": refused,
+                "largest_offset": round(float(np.abs(offsets).max(initial=0.0)), 3),
+                "mean_offset": round(float(np.abs(offsets).mean()) if offsets.size else 0.0, 3),
+            },
+            "seams": None if seams is None else seams.record(),
+            "geometry": self._geometry(),
+        }
+        content = self._file(made, self.valid & covered, translated)
+        return Assembled({self.outputs[0]: content}, report, () if seams is None else (seams.say(),))
+
+    def _geometry(self) -> dict[str, Any]:
+        where = self.georeference
+        return {
+            "height": self.grid.height,
+            "width": self.grid.width,
+            "crs": None if where.crs is None else where.crs.to_string(),
+            "transform": None if where.transform is None else list(where.transform)[:6],
+            "control_points": len(where.gcps[0]),
+        }
+
+    def _file(self, made: Pixels, valid: NDArray[np.bool_], translated: Translated) -> bytes:
+        """The map with a header of its own, tiled and deflated; a COG where the input is one."""
+        rasterio = _rasterio()
+        height, width, bands = made.shape
+        profile: dict[str, Any] = {
+            "driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": made.dtype.name,
+            "crs": self.georeference.crs, "compress": "deflate", "photometric": "rgb" if bands == 3 else "minisblack",
+        }  # fmt: skip
+        if self.georeference.transform is not None:
+            profile["transform"] = self.georeference.transform
+        if not self.georeference.cog:
+            profile |= {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), _quiet(), rasterio.io.MemoryFile() as memory:
+            with memory.open(**profile) as out:
+                out.write(made.transpose(2, 0, 1))
+                if not valid.all():
+                    out.write_mask(valid)
+                if self.georeference.gcps[0]:
+                    out.gcps = self.georeference.gcps
+                if not translated.plain:
+                    out.scales, out.offsets = [translated.slope] * bands, [translated.intercept] * bands
+                out.update_tags(
+                    SYNTHETIC="YES",
+                    TIFFTAG_SOFTWARE=f"ddib-fed {__version__}",
+                    TIFFTAG_IMAGEDESCRIPTION=f"Synthetic: translated from {translated.source} to {translated.target}",
+                )
+            if not self.georeference.cog:
+                return bytes(memory.read())
+            with rasterio.io.MemoryFile() as optimised:
+                rasterio.shutil.copy(memory.name, optimised.name, driver="COG", compress="deflate")
+                return bytes(optimised.read())
+
+
+def read_geotiff(path: Path, options: Options) -> GeoTiffStudy:
+    """The map in a file.
+
+    Raises:
+        FileMissing: There is none.
+        ExtraMissing: rasterio is not installed.
+        ImageUnreadable: It is damaged, too large, of complex numbers, or has neither 1 nor 3 bands beside an alpha.
+        UsageError: There is no such rule of intensity, or the overlap does not fit.
+    """
+    if not path.exists():
+        raise FileMissing(f"there is no {path}", hop="client")
+    try:
+        values, valid, where = _read(path)
+        rule = chosen_rule(options.intensity, values)
+        intensity = rule.on(values[valid])
+        numbers = intensity.numbers(values)
+    except ImageUnreadable as error:
+        raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
+    grid = Grid.of(valid.shape[0], valid.shape[1], options.tile, options.overlap)
+    holes = cut(valid, grid)
+    width = max(float(np.ptp(numbers)), 1e-9)
+    sent = tuple(
+        at
+        for at, tile in enumerate(cut(numbers, grid))
+        if holes[at].any() and not is_empty(tile, float(tile.min()), width * 1e-3)
+    )
+    if not sent:
+        raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
+    record = intensity.record(values[valid])
+    return GeoTiffStudy(
+        path, safe_name(path.stem), path.suffix, where, numbers, valid, grid, sent, record
+    )  # fmt: skip
+
+
+def _rasterio() -> Any:
+    with extra(
+        "geotiff",
+        "rasterio",
+        "reading a georeferenced TIFF needs rasterio, which is not installed",
+        otherwise="remove its georeference: `tiffcp` or ImageMagick write a plain TIFF",
+    ):
+        import rasterio
+        import rasterio.fill
+        import rasterio.io
+        import rasterio.shutil
+    return rasterio
+
+
+def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
+    """Values (H, W, C) with holes filled, where there are data (H, W), and the georeference."""
+    rasterio = _rasterio()
+    with _faults(rasterio), _quiet(), rasterio.open(path, driver="GTiff") as file:
+        if file.width * file.height > MAX_PIXELS:
+            raise ImageUnreadable(f"{file.height} x {file.width} pixels, {MAX_PIXELS} are the limit")
+        alpha = rasterio.enums.ColorInterp.alpha
+        bands = [band for band, what in zip(file.indexes, file.colorinterp, strict=True) if what != alpha]
+        if len(bands) not in {1, 3} or np.dtype(file.dtypes[0]).kind == "c":
+            raise ImageUnreadable(
+                f"it has {len(bands)} bands of {file.dtypes[0]}; one band, or red, green and blue, are translated",
+                hint=f"rio stack {path} --bidx 1,2,3 -o rgb.tif",
+            )
+        if file.colorinterp[0] == rasterio.enums.ColorInterp.palette:
+            raise ImageUnreadable(
+                "its colours are a palette", hint=f"gdal_translate -expand rgb {path} rgb.tif"
+            )
+        valid = file.dataset_mask() > 0
+        values = file.read(bands)
+        if values.dtype.kind == "f":
+            valid &= np.isfinite(values).all(axis=0)
+        if not valid.any():
+            raise ImageUnreadable("none of its pixels has data")
+        if not valid.all():
+            values = np.stack([_filled(rasterio, band, valid) for band in values])
+        cog = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
+        transform = None if file.transform.is_identity else file.transform
+        where = Georeference(file.crs, transform, file.gcps, cog)
+    return np.ascontiguousarray(values.transpose(1, 2, 0)), valid, where
+
+
+def _filled(rasterio: Any, band: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """A band whose holes are filled from around them, so that the model sees no edge of a hole."""
+    clean = np.where(valid, band, band[valid].mean()).astype(np.float32)
+    filled: NDArray[Any] = rasterio.fill.fillnodata(
+        clean, mask=valid.astype(np.uint8), max_search_distance=64
+    )
+    return filled.round().astype(band.dtype) if band.dtype.kind in "iu" else filled
+
+
+def _covered(tiles: list[Pixels | None], grid: Grid) -> NDArray[np.bool_]:
+    """(H, W): where a tile was translated."""
+    covered = np.zeros((grid.height, grid.width), dtype=bool)
+    for window, tile in zip(grid.windows(), tiles, strict=True):
+        covered[window] |= tile is not None
+    return covered
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without rasterio's warnings: of a map that has control points alone, and of its own use of affine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _faults(rasterio: Any) -> Iterator[None]:
+    """Maps rasterio's and GDAL's exceptions to ours."""
+    try:
+        yield
+    except DdibError:
+        raise
+    except (rasterio.errors.RasterioError, rasterio.errors.RasterioIOError, ValueError, MemoryError) as error:
+        raise ImageUnreadable(f"it cannot be read: {error}"[:300], hint="gdalinfo -checksum FILE") from error

@@ -1,0 +1,245 @@
+"""Turns the values of a volume or a map into the numbers that a model takes, by one explicit rule for the whole file.
+
+    number = low + (value - black) / (white - black) * (high - low), clipped to [low, high]
+
+`values` leaves the values as they are. The rule, black, white and the inverse go into the provenance.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import ImageUnreadable, UsageError
+from ddib_fed.samples.formats.decoded import Pixels
+from ddib_fed.samples.images import encode_png
+
+AUTO: Final = "auto"
+PERCENTILES: Final = "percentile:0.5,99.5"
+"""The rule for what has no units of its own, such as MR."""
+EMPTY: Final = 0.02
+"""Share of the range within which a number counts as background."""
+LEAST_CONTENT: Final = 0.01
+"""A plane of which a smaller part differs from the background is not sent."""
+_NUMBER: Final = r"-?\d+(?:\.\d+)?"
+_RULE: Final = re.compile(
+    rf"(?P<name>values|hu|window:(?P<centre>{_NUMBER}),(?P<width>{_NUMBER})|"
+    rf"percentile:(?P<least>{_NUMBER}),(?P<most>{_NUMBER}))(?:@(?P<low>{_NUMBER}):(?P<high>{_NUMBER}))?"
+)
+_FORMS: Final = (
+    "values, hu, window:CENTRE,WIDTH or percentile:LEAST,MOST, the last two perhaps with @LOW:HIGH"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule as it is asked for, before the values are known.
+
+    Attributes:
+        name: ``values``, ``hu``, ``window`` or ``percentile``.
+        first: Centre of the window, or the lower percentile.
+        second: Width of the window, or the upper percentile.
+        low: The number that black becomes.
+        high: The number that white becomes.
+    """
+
+    name: str
+    first: float = 0.0
+    second: float = 0.0
+    low: float = 0.0
+    high: float = 255.0
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """The rule in `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`.
+
+        Raises:
+            UsageError: It is none of these.
+        """
+        found = _RULE.fullmatch(text)
+        if found is None:
+            raise UsageError(
+                f"--intensity {text!r} is no rule", hint=f"--intensity auto, {_FORMS} (docs/formats.md)"
+            )
+        name = found["name"].partition(":")[0]
+        if name in {"values", "hu"} and found["low"] is not None:
+            raise UsageError(
+                f"--intensity {text}: {name} leaves the values as they are", hint=f"--intensity {name}"
+            )
+        first, second = (
+            float(found[a] or found[b] or 0) for a, b in (("centre", "least"), ("width", "most"))
+        )
+        low, high = float(found["low"] or 0.0), float(found["high"] or 255.0)
+        if name == "window" and second <= 0:
+            raise UsageError(f"--intensity {text}: a width is above 0", hint="--intensity window:40,400")
+        if name == "percentile" and not 0 <= first < second <= 100:
+            raise UsageError(
+                f"--intensity {text}: percentiles are 0 to 100, ascending", hint=f"--intensity {PERCENTILES}"
+            )
+        if low >= high:
+            raise UsageError(
+                f"--intensity {text}: the range is empty", hint=f"--intensity {PERCENTILES}@0:255"
+            )
+        return cls(name, first, second, low, high)
+
+    def on(self, values: NDArray[Any]) -> Intensity:
+        """The rule for these values.
+
+        Args:
+            values: Of the whole volume or picture, any shape; NaN and infinity are left out of percentiles.
+
+        Raises:
+            ImageUnreadable: A percentile is asked of values that are all equal, or none of which is finite.
+        """
+        if self.name in {"values", "hu"}:
+            return Intensity(self.name)
+        if self.name == "window":
+            black, white = self.first - self.second / 2, self.first + self.second / 2
+        else:
+            finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
+            if not finite.size:
+                raise ImageUnreadable("none of its values is finite")
+            black, white = (float(v) for v in np.percentile(finite, (self.first, self.second)))
+            if black == white:
+                black, white = float(finite.min()), float(finite.max())
+            if black == white:
+                raise ImageUnreadable(
+                    f"all its values are {black:g}, so percentiles say nothing",
+                    hint="--intensity window:CENTRE,WIDTH",
+                )
+        return Intensity(self.name, black, white, self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Intensity:
+    """A rule with its numbers.
+
+    Attributes:
+        name: As in `Rule`.
+        black: The value that becomes `low`.
+        white: The value that becomes `high`.
+        low: A number of the model's range.
+        high: The same.
+    """
+
+    name: str
+    black: float = 0.0
+    white: float = 255.0
+    low: float = 0.0
+    high: float = 255.0
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether values are sent unchanged."""
+        return self.name in {"values", "hu"}
+
+    def numbers(self, values: NDArray[Any]) -> Pixels:
+        """The numbers of some values: uint8 or uint16 where the range allows it, else int16 or float32.
+
+        Args:
+            values: (H, W, C) of real numbers.
+
+        Raises:
+            ImageUnreadable: A value that is sent unchanged is NaN or infinite.
+        """
+        if self.as_it_is:
+            return _narrowed(values)
+        share = (values.astype(np.float32) - np.float32(self.black)) / np.float32(self.white - self.black)
+        scaled = np.nan_to_num(share, nan=0.0).clip(0.0, 1.0) * np.float32(self.high - self.low) + np.float32(
+            self.low
+        )
+        kind = _kind(self.low, self.high)
+        made: Pixels = scaled.astype(np.float32) if kind is None else np.rint(scaled).astype(kind)
+        return made
+
+    def record(self, values: NDArray[Any]) -> dict[str, Any]:
+        """What the provenance says: the rule, its numbers, how much was clipped, and the way back."""
+        if self.as_it_is:
+            return {"rule": self.name, "number": "value", "inverse": "value = number", "clipped": 0.0}
+        outside = np.count_nonzero((values < self.black) | (values > self.white)) / values.size
+        back = (self.white - self.black) / (self.high - self.low)
+        return {
+            "rule": self.name,
+            "black": self.black,
+            "white": self.white,
+            "low": self.low,
+            "high": self.high,
+            "number": "low + (value - black) / (white - black) * (high - low), clipped to low..high",
+            "inverse": f"value = {self.black:.9g} + (number - {self.low:.9g}) * {back:.9g}",
+            "clipped": round(float(outside), 6),
+        }
+
+
+def auto_rule(values: NDArray[Any], modality: str = "") -> Rule:
+    """The rule for `--intensity auto`: Hounsfield units for CT, bytes as they are, percentiles for all else."""
+    if modality == "CT":
+        return Rule("hu")
+    return Rule("values") if values.dtype == np.uint8 else Rule.parse(PERCENTILES)
+
+
+def chosen_rule(text: str, values: NDArray[Any], modality: str = "") -> Rule:
+    """The rule that was asked for.
+
+    Raises:
+        UsageError: There is no such rule, or Hounsfield units are asked of something else than CT.
+    """
+    if text == AUTO:
+        return auto_rule(values, modality)
+    rule = Rule.parse(text)
+    if rule.name == "hu" and modality != "CT":
+        raise UsageError(
+            f"--intensity hu is for CT, this is {modality or 'no DICOM'}", hint=f"--intensity {PERCENTILES}"
+        )
+    return rule
+
+
+def item_bytes(numbers: Pixels) -> bytes:
+    """Pixels as the file that is sent: a PNG of 8 or 16 bits, or a .npy for numbers that a PNG cannot hold.
+
+    Neither has a byte beyond pixels, type and shape.
+
+    Args:
+        numbers: (H, W, C), C 1 or 3.
+    """
+    if numbers.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
+        return encode_png(np.ascontiguousarray(numbers))
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(numbers), allow_pickle=False)
+    return file.getvalue()
+
+
+def is_empty(numbers: Pixels, background: float, width: float) -> bool:
+    """Whether a plane (H, W, C) shows next to nothing but background; `width` is that of the range."""
+    differs = np.abs(numbers.astype(np.float32) - np.float32(background)) > EMPTY * width
+    return bool(np.count_nonzero(differs) < LEAST_CONTENT * numbers.size)
+
+
+def _kind(low: float, high: float) -> type[np.unsignedinteger[Any]] | None:
+    if not (low >= 0 and low.is_integer() and high.is_integer()):
+        return None
+    if high <= 255:
+        return np.uint8
+    return np.uint16 if high <= 65535 else None
+
+
+def _narrowed(values: NDArray[Any]) -> Pixels:
+    """Values in the smallest type that a node takes and that keeps them."""
+    if values.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
+        return values
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ImageUnreadable(
+            "some of its values are NaN or infinite, and --intensity values sends them as they are",
+            hint=f"--intensity {PERCENTILES}",
+        )
+    whole = values.dtype.kind in "iu" or bool(np.all(values == np.rint(values)))
+    low, high = float(values.min()), float(values.max())
+    if whole and low >= -32768 and high <= 32767:
+        return values.astype(np.int16)
+    if whole and low >= 0 and high <= 65535:
+        return values.astype(np.uint16)
+    return values.astype(np.float32)

@@ -1,0 +1,220 @@
+"""Items of a study as files in a folder, and the results of these files put together.
+
+DIR/NAME.parts/items/0001.png     pixels of plane 1, nothing else: what is translated like any other file
+DIR/NAME.parts/results/0001.png   its translation, with its record 0001.json
+DIR/NAME.nii.gz, DIR/NAME.json    what becomes of them; then the parts are removed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddib_fed.bridge.records.translation_record import Part, Translation, WrittenFile
+from ddib_fed.errors import AlreadyExists, UsageError
+from ddib_fed.files import sync_folder, write_file
+from ddib_fed.formats.study import Assembled, Study, Translated
+
+FORMAT = 1
+"""Of the section `study` of a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The files of a study on their way.
+
+    Attributes:
+        folder: Of all of them.
+        items: The files to translate, in order.
+        results: Where their translations go, under the same names.
+    """
+
+    folder: Path
+    items: tuple[Path, ...]
+    results: Path
+
+    def remove(self) -> None:
+        """Remove them: the output is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenStudy:
+    """The output of a study on the disk.
+
+    Attributes:
+        study: The study.
+        files: The output files.
+        record: The provenance's file.
+        provenance: What all items have in common.
+        report: The section `study` of the provenance.
+        said: Lines for the person: flicker, seams, what was left out.
+    """
+
+    study: Study
+    files: tuple[Path, ...]
+    record: Path
+    provenance: Translation
+    report: dict[str, Any]
+    said: tuple[str, ...]
+
+
+def check_outputs(study: Study, out: Path, *, force: bool) -> None:
+    """Return if the output of a study overwrites nothing that is not meant to be.
+
+    Raises:
+        UsageError: It would replace what is read.
+        AlreadyExists: It is there already, and `force` is not set.
+    """
+    for name in (*study.outputs, f"{study.name}.json"):
+        path = out / name
+        given = study.given.resolve()
+        if path.exists() and path.resolve() in {given, *given.parents}:
+            raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
+        if path.exists() and not force:
+            raise AlreadyExists(
+                f"{path} is there already", hint="choose another --out folder, or add --force"
+            )
+
+
+def write_items(study: Study, out: Path) -> Parts:
+    """Write each item of a study as a file; one that is there with the same content stays.
+
+    Raises:
+        OSError: One cannot be written.
+    """
+    folder = out / f"{study.name}.parts"
+    (folder / "items").mkdir(parents=True, exist_ok=True)
+    paths = []
+    for at, content in zip(study.sent, study.items(), strict=True):
+        suffix = ".npy" if content.startswith(b"\x93NUMPY") else ".png"
+        path = folder / "items" / f"{at + 1:04}{suffix}"
+        if not path.exists() or path.read_bytes() != content:
+            write_file(path, content, private=True)
+        paths.append(path)
+    return Parts(folder, tuple(paths), folder / "results")
+
+
+def read_results(parts: Parts) -> list[tuple[bytes, Translation] | None]:
+    """The PNG and the record of each item; None for one without, and for a result of another item."""
+    return [_result(item, parts.results) for item in parts.items]
+
+
+def _result(item: Path, results: Path) -> tuple[bytes, Translation] | None:
+    path, record = results / f"{item.stem}.png", Translation.read(results / f"{item.stem}.json")
+    if record is None or not path.is_file() or record.input_sha256 != _digest(item.read_bytes()):
+        return None
+    content = path.read_bytes()
+    written = record.files.get(Part.TRANSLATION)
+    return (content, record) if written is not None and written.sha256 == _digest(content) else None
+
+
+def write_outputs(
+    study: Study, results: Sequence[tuple[bytes, Translation] | None], out: Path, *, force: bool
+) -> WrittenStudy:
+    """Put the results of a study together, and write its files, and its record last.
+
+    Args:
+        study: The study.
+        results: PNG and record of each item, in order; None for one that was refused.
+        out: Folder of the results.
+        force: Whether earlier files may be overwritten.
+
+    Raises:
+        ItemNotFound: There is no result at all.
+        InputError: Results do not fit together, or are of another size than what was sent.
+        AlreadyExists: A file is there already, and `force` is not set.
+        OSError: A file cannot be written.
+    """
+    check_outputs(study, out, force=force)
+    translated = Translated.of(results)
+    made = study.assemble(translated)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in {str(Path(name).parent) for name in made.files} - {"."}:
+        (out / name).mkdir(exist_ok=True)
+        for earlier in (out / name).glob("[0-9]*.dcm"):  # of an earlier run, perhaps with more slices
+            earlier.unlink()
+    for name, content in made.files.items():
+        write_file(out / name, content, overwrite=True)
+    sync_folder(out)
+    provenance, report = _record(study, translated, made)
+    document = {**provenance.stored(), "study": report}
+    path = out / f"{study.name}.json"
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    write_file(path, (text + "\n").encode(), overwrite=True)
+    files = tuple(out / name for name in made.files)
+    return WrittenStudy(study, files, path, provenance, report, made.said)
+
+
+def _record(study: Study, translated: Translated, made: Assembled) -> tuple[Translation, dict[str, Any]]:
+    """What the items have in common, as the record of any translation, and the study's own section."""
+    records = [record for record in translated.records if record is not None]
+    digests = {name: _digest(content) for name, content in made.files.items()}
+    whole = WrittenFile(file=study.name) if len(digests) > 1 else None
+    main = whole or WrittenFile(file=next(iter(digests)), sha256=next(iter(digests.values())))
+    stages = {stage for record in records for stage in record.seconds}
+    provenance = translated.first.with_(
+        input=study.given.name,
+        files={Part.TRANSLATION.value: main},
+        input_sha256="",
+        latent_sha256="",
+        samples=len(records),
+        wire_bytes=sum(record.wire_bytes for record in records),
+        picture=_figures(records),
+    ).model_copy(
+        update={
+            "seconds": {stage: sum(r.seconds.get(stage, 0.0) for r in records) for stage in sorted(stages)},
+            "doubtful": _any([record.doubtful for record in records]),
+            "doubts": tuple(sorted({doubt for record in records for doubt in record.doubts or ()})),
+        }
+    )
+    report = {
+        "format": FORMAT,
+        "kind": study.kind,
+        "planes": study.planes,
+        "warnings": list(study.warnings),
+        **made.report,
+        "files": digests,
+        "items": [
+            {"plane": at, **({"refused": True} if record is None else record.stored())}
+            for at, record in zip(study.sent, translated.records, strict=True)
+        ],
+    }
+    return provenance, report
+
+
+def _figures(records: Sequence[Translation]) -> dict[str, Any]:
+    """Figures of all items: the worst round trip, the medians of structure, the sum of clipped values."""
+    pictures = [record.picture for record in records if record.picture is not None]
+
+    def over(name: str, how: Any) -> float | None:
+        found = [value for each in pictures if (value := getattr(each, name)) is not None]
+        return float(how(found)) if found else None
+
+    return {
+        "cycle_psnr": over("cycle_psnr", min),
+        "cycle_mse": over("cycle_mse", max),
+        "edge_correlation": over("edge_correlation", np.median),
+        "mutual_information": over("mutual_information", np.median),
+        "structure_doubtful": _any([each.structure_doubtful for each in pictures]),
+        "clipped": sum(each.clipped for each in pictures),
+        "outside": over("outside", np.mean),
+        "used": over("used", np.median),
+    }
+
+
+def _any(found: Sequence[bool | None]) -> bool | None:
+    """Whether one is true; None where none says."""
+    known = [each for each in found if each is not None]
+    return any(known) if known else None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

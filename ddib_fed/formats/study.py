@@ -1,0 +1,243 @@
+"""What a reader makes of a file or a folder, and what a writer makes of its results.
+
+The rule: an item holds pixels, their type and their shape, and no value of the input's header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.errors import InputError, ItemNotFound
+from ddib_fed.formats.intensity import AUTO
+from ddib_fed.samples.formats.decoded import Pixels
+from ddib_fed.samples.images import decode_image
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person may say about reading.
+
+    Attributes:
+        intensity: Rule of `formats.intensity`, or ``auto``.
+        slices: Plane in which a NIfTI volume is cut: ``axial``, ``coronal`` or ``sagittal``.
+        tile: (height, width) of tiles of a map; None for the whole picture.
+        overlap: Pixels that tiles share at least; None for half a tile.
+        fill_refused: Whether planes that were refused become background instead of an error.
+    """
+
+    intensity: str = AUTO
+    slices: str = "axial"
+    tile: tuple[int, int] | None = None
+    overlap: int | None = None
+    fill_refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The output files of a study.
+
+    Attributes:
+        files: Content by name, relative to the folder of the results.
+        report: Sections of the provenance: intensity, geometry, what was measured.
+        said: Lines for the person.
+    """
+
+    files: Mapping[str, bytes]
+    report: Mapping[str, Any]
+    said: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """The results of a study's items, in order.
+
+    Attributes:
+        planes: (H, W, C) uint8 or uint16 of each item; None for one that was refused.
+        records: How each came about; None likewise.
+        slope: Raw value of the target = slope * number + intercept.
+        intercept: The same.
+        bits: Of a number.
+        low: Raw value that is -1 to the target's model; None where it is not known.
+        high: Raw value that is 1.
+    """
+
+    planes: tuple[Pixels | None, ...]
+    records: tuple[Translation | None, ...]
+    slope: float = 1.0
+    intercept: float = 0.0
+    bits: int = 8
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, results: Sequence[tuple[bytes, Translation] | None]) -> Translated:
+        """From the PNG and the record of each item, None for one that was refused.
+
+        Raises:
+            ItemNotFound: All of them were refused.
+            InputError: They are not of one target: ranges, bits or channels differ.
+            ImageUnreadable: A result is no PNG.
+        """
+        planes = tuple(None if each is None else decode_image(each[0]).pixels for each in results)
+        records = tuple(None if each is None else each[1] for each in results)
+        pictures = [each.picture for each in records if each is not None and each.picture is not None]
+        if not pictures:
+            raise ItemNotFound("no plane was translated", hint="ddib job show JOB")
+        first = pictures[0]
+        depth = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
+        looks = {(each.dtype, each.shape[2]) for each in planes if each is not None}
+        terms = {(*each.output_scale, each.low, each.high) for each in pictures}
+        if len(looks) != 1 or len(terms) != 1:
+            raise InputError(
+                "the planes are translations to different models, so they make no one picture",
+                hint="the same command with --force, into an empty folder",
+            )
+        ((dtype, _),) = looks
+        return cls(planes, records, *first.output_scale, depth[dtype], first.low, first.high)
+
+    @property
+    def first(self) -> Translation:
+        """The record of the first item that was translated."""
+        return next(each for each in self.records if each is not None)
+
+    @property
+    def channels(self) -> int:
+        """Of each plane."""
+        return int(next(each for each in self.planes if each is not None).shape[2])
+
+    @property
+    def target(self) -> str:
+        """INSTITUTION/DOMAIN."""
+        return f"{self.first.target_institution}/{self.first.target_domain}"
+
+    @property
+    def source(self) -> str:
+        """The same of the source."""
+        return f"{self.first.source_institution}/{self.first.source_domain}"
+
+    @property
+    def background(self) -> int:
+        """The number that stands for the low end of the target's range."""
+        if self.low is None:
+            return 0
+        top = 255 if self.bits == 8 else 65535
+        return int(np.clip(round((self.low - self.intercept) / self.slope), 0, top))
+
+    @property
+    def plain(self) -> bool:
+        """Whether numbers are raw values."""
+        return (self.slope, self.intercept) == (1.0, 0.0)
+
+    def scaled(self, numbers: Pixels) -> Pixels:
+        """Raw values of numbers: themselves, or float32."""
+        if self.plain:
+            return numbers
+        raw: Pixels = numbers.astype(np.float32) * np.float32(self.slope) + np.float32(self.intercept)
+        return raw
+
+    def record(self) -> dict[str, Any]:
+        """The scale of the output, for the provenance."""
+        return {
+            "slope": self.slope,
+            "intercept": self.intercept,
+            "bits": self.bits,
+            "low": self.low,
+            "high": self.high,
+            "raw": "slope * number + intercept, in units of the target domain",
+        }
+
+    def stack(self, sent: Sequence[int], count: int, size: tuple[int, int]) -> Pixels:
+        """All planes (N, H, W, C), with background where none was sent or translated.
+
+        Args:
+            sent: The plane of each item.
+            count: N.
+            size: (H, W).
+
+        Raises:
+            InputError: A result has another size: the model's size rule crops.
+        """
+        dtype = np.uint8 if self.bits == 8 else np.uint16
+        stack = np.full((count, *size, self.channels), self.background, dtype=dtype)
+        for at, plane in zip(sent, self.planes, strict=True):
+            if plane is not None:
+                require_size(plane, size)
+                stack[at] = plane
+        return stack
+
+
+class Study(Protocol):
+    """Something that is translated in several items, or in a file that a node does not take."""
+
+    @property
+    def name(self) -> str:
+        """What results are called."""
+
+    @property
+    def given(self) -> Path:
+        """The file or the folder, for messages."""
+
+    @property
+    def kind(self) -> str:
+        """The format, in words."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the files or folders that `assemble` makes."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the person has to know before anything is sent."""
+
+    @property
+    def sent(self) -> tuple[int, ...]:
+        """The plane of each item."""
+
+    @property
+    def planes(self) -> int:
+        """How many planes there are, empty ones included."""
+
+    def items(self) -> Iterator[bytes]:
+        """The content of each item, in order."""
+
+    def assemble(self, translated: Translated) -> Assembled:
+        """The output files of the results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was made of the paths of a command.
+
+    Attributes:
+        studies: What is translated in several items or needs another format.
+        plain: Files that a node takes as they are.
+    """
+
+    studies: tuple[Study, ...] = ()
+    plain: tuple[Path, ...] = field(default=())
+
+
+def require_size(plane: Pixels, size: tuple[int, int]) -> None:
+    """Return if a result (H, W, C) is of the size that was sent.
+
+    Raises:
+        InputError: It is not.
+    """
+    if plane.shape[:2] != size:
+        found, sent = (f"{height} x {width}" for height, width in (plane.shape[:2], size))
+        raise InputError(
+            f"results have {found} pixels, {sent} were sent: the model crops pictures, so they cannot be put together",
+            hint="a source whose model has the size rule resize or pad (ddib domains)",
+        )
+
+
+def safe_name(text: str) -> str:
+    """A name for files: letters, digits, dots, dashes and underscores of the text."""
+    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-.")
+    return kept or "study"

@@ -1,0 +1,54 @@
+"""The operator's page: it shows, and changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.officer.leaving import leaving
+from ddib_fed.node.officer.sections import sections
+from ddib_fed.web.operator.overview import Overview
+from ddib_fed.web.pages import answering, application, page
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What the page works with."""
+
+    overview: Overview
+
+    @classmethod
+    def of(cls, config: NodeConfig) -> Operator:
+        """The page of the node that `config` describes, which need not run."""
+        return cls(Overview(config))
+
+    def app(self) -> Starlette:
+        """The application."""
+        return application([Route("/", answering(self.whole)), Route("/live", answering(self.live))])
+
+    def whole(self, request: Request) -> Response:
+        """The page."""
+        del request
+        facts = self.overview.facts()
+        return page(
+            "operator.html",
+            root=".",
+            config=self.overview.config,
+            facts=facts,
+            leaving=leaving(facts),
+            sections=[each for each in sections(facts) if each.title not in _LEFT_OUT],
+            live=self.overview.live(),
+        )
+
+    def live(self, request: Request) -> Response:
+        """The part of the page that changes."""
+        del request
+        return page("live.html", live=self.overview.live())
+
+
+_LEFT_OUT = frozenset({"Sign-off"})

@@ -1,0 +1,189 @@
+"""The files that were dropped and not sent yet, in a private folder; what cannot be sent is refused by name."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ddib_fed.client.payload import MAX_ITEM_BYTES, payload
+from ddib_fed.errors import DdibError, DiskFull, InputError, ItemNotFound, UsageError
+from ddib_fed.files import is_disk_full
+from ddib_fed.samples.images import read_image
+from ddib_fed.samples.points import MAGIC
+from ddib_fed.terminal import escape
+
+MAX_FILES: Final = 20_000
+MAX_NAME: Final = 400
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._ ()+=@,-]+")
+_DIGITS: Final = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """One file.
+
+    Attributes:
+        number: Of the file in this run.
+        label: Its name as the person knows it, with the folders that were dropped; shown, and never sent.
+        path: Where it lies.
+        size_bytes: Its size.
+    """
+
+    number: int
+    label: str
+    path: Path
+    size_bytes: int
+
+
+class Tray:
+    """The files, by number; for several threads.
+
+    Args:
+        folder: A private folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[int, Dropped] = {}
+        self._next = 0
+        self._lock = threading.Lock()
+
+    async def add(self, label: str, chunks: AsyncIterator[bytes]) -> Dropped:
+        """Keep a file, once it is known that it can be sent.
+
+        Args:
+            label: Its name, with `/` between folders.
+            chunks: Its bytes.
+
+        Raises:
+            UsageError: It has no name, or there are too many files.
+            InputError: It is too large, of no accepted kind, or damaged.
+            DiskFull: There is no room for it.
+        """
+        shown = escape(label.strip())[:MAX_NAME]
+        leaf = safe_name(shown.rpartition("/")[2])
+        if not leaf:
+            raise UsageError("a file without a name was dropped")
+        with self._lock:
+            if len(self._files) >= MAX_FILES:
+                raise UsageError(f"{MAX_FILES} files are here already", hint="translate these first")
+            number = self._next
+            self._next += 1
+        path = self._folder / f"{number:05}" / leaf
+        try:
+            size = await _write(path, chunks)
+            await asyncio.to_thread(_check, path)
+        except DdibError as error:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            raise renamed(error, {str(path): shown}) from error
+        except BaseException:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            raise
+        dropped = Dropped(number, shown, path, size)
+        with self._lock:
+            self._files[number] = dropped
+        return dropped
+
+    def list(self) -> tuple[Dropped, ...]:
+        """The files in the order of their names, numbers in them as numbers: slice-2 before slice-10."""
+        with self._lock:
+            return tuple(sorted(self._files.values(), key=lambda each: natural(each.label)))
+
+    def remove(self, number: int) -> None:
+        """Remove a file.
+
+        Raises:
+            ItemNotFound: There is none of this number.
+        """
+        with self._lock:
+            found = self._files.pop(number, None)
+        if found is None:
+            raise ItemNotFound(f"there is no file {number}", hint="load the page again")
+        shutil.rmtree(found.path.parent, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove all files."""
+        for each in self.list():
+            self.remove(each.number)
+
+    def take(self) -> tuple[Dropped, ...]:
+        """All files, which are the caller's from now on."""
+        taken = self.list()
+        with self._lock:
+            for each in taken:
+                self._files.pop(each.number, None)
+        return taken
+
+    def put_back(self, files: Sequence[Dropped]) -> None:
+        """Have files again that were taken, after a job with them was refused."""
+        with self._lock:
+            self._files.update({each.number: each for each in files})
+
+
+def natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """A key by which names are sorted with the numbers in them as numbers."""
+    return tuple(
+        (0, int(part)) if part.isdecimal() else (1, part.casefold()) for part in _DIGITS.split(name) if part
+    )
+
+
+def safe_name(name: str) -> str:
+    """A name that is safe as a file's on this machine; empty if nothing of it is."""
+    return _UNSAFE.sub("_", name).lstrip(". ")[-120:]
+
+
+def renamed(error: DdibError, labels: dict[str, str]) -> DdibError:
+    """The error with the names that the person knows instead of paths in the private folder."""
+    for path, label in labels.items():
+        error.detail = error.detail.replace(path, label)
+        error.hint = error.hint.replace(path, label)
+    error.args = (error.detail,)
+    return error
+
+
+async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
+    """Write the bytes as they come; their number.
+
+    Raises:
+        InputError: There are more than one item may have.
+        DiskFull: There is no room.
+    """
+    path.parent.mkdir(mode=0o700)
+    size = 0
+    try:
+        with path.open("xb") as file:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > MAX_ITEM_BYTES:
+                    raise InputError(
+                        f"{path} is too large: {MAX_ITEM_BYTES} bytes are the limit", hop="client"
+                    )
+                file.write(chunk)
+    except OSError as error:
+        kind = DiskFull if is_disk_full(error) else InputError
+        raise kind(f"{path} cannot be kept: {error.strerror}", hop="client", hint="df -h /tmp") from error
+    return size
+
+
+def _check(path: Path) -> None:
+    """Check that a file can be sent: its kind, and that a picture can be decoded.
+
+    Raises:
+        DdibError: It cannot.
+    """
+    payload(path)
+    with path.open("rb") as file:
+        points = file.read(len(MAGIC)) == MAGIC
+    if not points:
+        try:
+            read_image(path)
+        except DdibError as error:
+            if str(path) not in error.detail:
+                error.detail = f"{path}: {error.detail}"
+            raise

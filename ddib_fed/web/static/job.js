@@ -1,0 +1,201 @@
+// The page of one translation: progress, results as they come, and the comparison of source and translation.
+import { $, ask, complain, element } from "./page.js";
+
+const job = $("job").dataset.job;
+const results = new Map();
+let order = []; // items as the list shows them
+let slices = []; // items by name: what the slider of pictures goes through
+let shown = null;
+
+const byName = new Intl.Collator("en", { numeric: true });
+const view = (item, part) => `${job}/${item}/${part}/view`;
+const file = (item, part) => `${job}/${item}/${part}/file`;
+
+// --- Progress
+
+const events = new EventSource(`${job}/events`);
+events.addEventListener("result", (event) => {
+  const result = JSON.parse(event.data);
+  results.set(result.item, result);
+  later();
+});
+let failures = 0;
+events.addEventListener("progress", (event) => {
+  failures = 0;
+  progress(JSON.parse(event.data));
+});
+events.addEventListener("end", (event) => {
+  events.close();
+  progress(JSON.parse(event.data));
+});
+events.addEventListener("error", () => {
+  failures += 1; // the browser tries again by itself
+  if (failures < 3 && events.readyState !== EventSource.CLOSED) return;
+  events.close();
+  complain({ detail: "ddib web does not answer: it was stopped.", hint: "start it again; ddib job list shows what goes on at the node" });
+});
+
+let spoken = "";
+function progress(state) {
+  $("bar").value = Math.max(state.done, state.written);
+  $("now").textContent = state.now;
+  const { ended, error, items, written } = state;
+  const said = ended ? (error ? `Ended with a problem; ${written} of ${items} are here.` : `Finished: ${written} of ${items} are here.`)
+    : written ? `${written} of ${items} are here.` : "Translating.";
+  if (said !== spoken) $("said").textContent = spoken = said;
+  $("cancel").hidden = ended;
+  $("zip").hidden = !written;
+  if (error && !state.job_id) error.hint = `${error.hint ? `${error.hint}. ` : ""}Your pictures are still on the start page.`;
+  if (error) complain(error);
+}
+
+$("cancel").addEventListener("click", async () => {
+  $("cancel").disabled = true;
+  try {
+    await ask(`${job}/cancel`, { method: "POST" });
+  } catch (error) {
+    complain(error);
+    $("cancel").disabled = false;
+  }
+});
+
+// --- The list
+
+let waiting = false;
+function later() { // many results at once are drawn once
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => { waiting = false; draw(); });
+}
+
+const cards = new Map();
+function card(result) {
+  const { item, label, doubtful } = result;
+  if (cards.has(item)) return cards.get(item);
+  const button = element("button", { type: "button", class: "card" },
+    element("span", { class: "pair" },
+      element("img", { src: view(item, "source"), alt: "", loading: "lazy" }),
+      element("img", { src: view(item, "translation"), alt: "", loading: "lazy" })),
+    element("span", { class: "label" }, label),
+    ...(doubtful ? [" ", element("span", { class: "mark" }, "doubtful")] : []));
+  button.addEventListener("click", () => {
+    show(item);
+    if (!inSight($("stage"))) $("h-view").scrollIntoView();
+  });
+  cards.set(item, element("li", {}, button));
+  return cards.get(item);
+}
+
+const inSight = (place) => {
+  const { top, bottom } = place.getBoundingClientRect();
+  return bottom > 80 && top < innerHeight - 80;
+};
+
+function draw() {
+  const all = [...results.values()];
+  slices = all.toSorted((a, b) => byName.compare(a.label, b.label)).map((each) => each.item);
+  const doubtfulFirst = document.querySelector("input[name=order]:checked").value === "doubtful";
+  order = doubtfulFirst ? all.toSorted((a, b) => b.severity - a.severity).map((each) => each.item) : slices;
+  const focused = document.activeElement;
+  $("cards").replaceChildren(...order.map((item) => card(results.get(item))));
+  if (focused?.classList.contains("card")) focused.focus();
+  const doubtful = all.filter((each) => each.doubtful).length;
+  $("tally").textContent = doubtful ? `${doubtful} of ${all.length} doubtful: look at these first.` : `None of ${all.length} doubtful.`;
+  $("results").hidden = !all.length;
+  $("scroll").max = slices.length;
+  $("scroll-line").hidden = slices.length < 2;
+  if (shown === null || !picked) show(order[0]); // until somebody chooses, the most doubtful one
+  else place();
+}
+
+let picked = false;
+for (const radio of document.querySelectorAll("input[name=order]")) radio.addEventListener("change", draw);
+
+// --- The comparison
+
+function show(item) {
+  const result = results.get(item);
+  if (!result) return;
+  picked = picked || document.activeElement?.closest("#results") != null;
+  if (shown !== item) {
+    cards.get(shown)?.firstChild.removeAttribute("aria-current");
+    shown = item;
+    cards.get(item).firstChild.setAttribute("aria-current", "true");
+    $("h-view").textContent = result.label;
+    picture("source", item, `${result.label}: the source`);
+    picture("translation", item, `${result.label}: the translation`);
+    const returned = result.parts.includes("returned");
+    $("returned-figure").hidden = !returned;
+    if (returned) picture("returned", item, `${result.label}: translated back`);
+    $("one").href = file(item, "translation");
+    $("doubts").hidden = !result.doubts.length;
+    $("doubts").replaceChildren(...result.doubts.map((each) => element("p", {}, `Doubtful: ${each}.`)));
+    $("figures").replaceChildren(...result.figures.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+  }
+  place();
+}
+
+function picture(part, item, text) {
+  $(part).src = view(item, part);
+  $(part).alt = text;
+}
+
+function place() {
+  const at = slices.indexOf(shown) + 1;
+  $("scroll").value = at;
+  $("place").textContent = `${at} of ${slices.length}`;
+  $("scroll").setAttribute("aria-valuetext", `${at} of ${slices.length}, ${results.get(shown).label}`);
+  for (const near of [slices[at], slices[at - 2]]) { // so that scrolling does not wait
+    if (near !== undefined) for (const part of ["source", "translation"]) ahead(view(near, part));
+  }
+}
+
+const AHEAD = 64;
+const held = new Map(); // pictures that are shown next; the page keeps them, and the disk does not
+function ahead(url) {
+  if (held.has(url)) return;
+  if (held.size >= AHEAD) held.delete(held.keys().next().value);
+  held.set(url, element("img", { src: url, alt: "" }));
+}
+
+function cut(percent) {
+  const value = Math.min(100, Math.max(0, Math.round(percent)));
+  $("cut").value = value;
+  $("cut").setAttribute("aria-valuetext", `source up to ${value} percent of the width, translation from there`);
+  $("stage").style.setProperty("--cut", `${value}%`);
+}
+
+$("cut").addEventListener("input", () => cut($("cut").valueAsNumber));
+$("scroll").addEventListener("input", () => { picked = true; show(slices[$("scroll").valueAsNumber - 1]); });
+const stage = $("stage");
+const drag = (event) => {
+  if (stage.classList.contains("beside") || !(event.buttons & 1)) return;
+  const { left, width } = stage.getBoundingClientRect();
+  cut(((event.clientX - left) / width) * 100);
+};
+stage.addEventListener("pointerdown", (event) => { stage.setPointerCapture(event.pointerId); drag(event); });
+stage.addEventListener("pointermove", drag);
+for (const radio of document.querySelectorAll("input[name=mode]")) {
+  radio.addEventListener("change", () => {
+    const beside = document.querySelector("input[name=mode]:checked").value === "beside";
+    stage.classList.toggle("beside", beside);
+    $("cut").disabled = beside;
+  });
+}
+document.addEventListener("keydown", (event) => {
+  const step = { PageDown: 1, PageUp: -1 }[event.key];
+  if (!step || event.target.type === "range" || !event.target.closest("#results")) return;
+  const next = slices[slices.indexOf(shown) + step];
+  if (next === undefined) return;
+  event.preventDefault();
+  picked = true;
+  show(next);
+});
+$("scroll").addEventListener("keydown", (event) => { // a slider's own Page Up makes steps of a tenth
+  const step = { PageDown: 1, PageUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const next = slices[slices.indexOf(shown) + step];
+  if (next !== undefined) { picked = true; show(next); }
+});
+cut(50);

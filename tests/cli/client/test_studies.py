@@ -1,0 +1,135 @@
+"""`ddib translate` of studies, up to the node: what is sent again, what is refused, and what the messages say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.client.studies import StudyManner, report_studies, translate_study
+from ddib_fed.cli.main import run
+from ddib_fed.errors import AlreadyExists, ExitCode, JobFailed, PictureMisfit
+from ddib_fed.samples.images import decode_image, encode_png
+from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
+from tests.formats.dicom.files import write_series
+from tests.formats.echoes import NIFTI, only, record
+
+VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
+
+
+class Ordinary:
+    """The ordinary path, by doubles of a node: each file's translation is its negative."""
+
+    def __init__(self, refuses: tuple[str, ...] = ()) -> None:
+        self.refuses = refuses
+        self.asked: list[list[str]] = []
+
+    def __call__(self, items: list[Path], results: Path) -> None:
+        self.asked.append([item.stem for item in items])
+        results.mkdir(exist_ok=True)
+        for item in items:
+            if item.stem not in self.refuses:
+                png = encode_png(255 - decode_image(item.read_bytes()).pixels)
+                (results / f"{item.stem}.png").write_bytes(png)
+                (results / f"{item.stem}.json").write_bytes(record(item.read_bytes(), png).to_json())
+
+
+@pytest.fixture
+def series(tmp_path):
+    write_series(tmp_path / "mr", VALUES)
+    return only(tmp_path / "mr")
+
+
+@pytest.fixture
+def manner(tmp_path):
+    return StudyManner(tmp_path / "out", "text")
+
+
+def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):
+    ordinary = Ordinary()
+    written = translate_study(series, ordinary, manner, fill_refused=False)
+    assert ordinary.asked == [["0001", "0002", "0003", "0004"]]
+    assert sorted(path.name for path in manner.out.iterdir()) == ["mr", "mr.json"]
+    report_studies([written], "text")
+    shown = capsys.readouterr().out
+    assert "DICOM series (MR), 4 items" in shown
+    assert "slice flicker" in shown
+    report_studies([written], "json")
+    document = json.loads(capsys.readouterr().out)
+    assert document["studies"][0]["flicker"]["ratio"] == pytest.approx(1, abs=0.05)
+
+
+def test_only_what_is_missing_is_asked_again(series, manner):
+    """Refused slices are named; the same command later asks for these alone."""
+    with pytest.raises(JobFailed, match=r"2 of 4 planes were not translated \(2, 4\)") as caught:
+        translate_study(series, Ordinary(("0002", "0004")), manner, fill_refused=False)
+    assert "--fill-refused" in caught.value.hint
+    assert not (manner.out / "mr").exists()
+    again = Ordinary()
+    translate_study(series, again, manner, fill_refused=False)
+    assert again.asked == [["0002", "0004"]]
+
+
+def test_refused_slices_become_background_where_that_is_asked(series, manner):
+    written = translate_study(series, Ordinary(("0002",)), manner, fill_refused=True)
+    assert written.report["slices"]["refused"] == [1]
+    assert len(written.files) == 4
+
+
+def test_a_second_run_is_refused_before_anything_is_asked(series, manner):
+    translate_study(series, Ordinary(), manner, fill_refused=False)
+    again = Ordinary()
+    with pytest.raises(AlreadyExists):
+        translate_study(series, again, manner, fill_refused=False)
+    assert not again.asked
+
+
+def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_path, manner):
+    """In the words of the series, not of its items' files."""
+    write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024)
+    facts = {"holds": "grey int16 from -1000 to 975", "takes": "0 to 4095", "range": "0:4095"}
+
+    def refuse(items, results):
+        raise PictureMisfit("item 0", facts=facts)
+
+    with pytest.raises(PictureMisfit, match="ct: its slices hold grey int16") as caught:
+        translate_study(only(tmp_path / "ct"), refuse, manner, fill_refused=False)
+    assert "--intensity window:40,400@0:4095" in caught.value.hint
+
+
+@pytest.fixture
+def translate(tmp_path):
+    north = SourceNodeDouble(tmp_path)
+    words = ["--profile", str(north.profile_path), "--to", TARGET, "--out", str(tmp_path / "out")]
+    yield lambda *given: (run(["translate", *words, *map(str, given)]), north.script.calls)
+    north.stop()
+
+
+def test_options_of_studies_are_refused_without_one(translate, tmp_path, capsys):
+    """And nothing is sent; also with --detach, and JSON of two kinds."""
+    (tmp_path / "scan.npy").write_bytes(npy(points(100)))
+    volume = NIFTI / "standard.nii.gz"
+    for words in (
+        ("scan.npy", "--intensity", "values"),
+        (volume, "--detach"),
+        (volume, "scan.npy", "--format", "json"),
+        (volume, "--intensity", "bright"),
+        (volume, "--credentials", "none.pem", "none.key"),
+    ):
+        given = [tmp_path / word if word == "scan.npy" else word for word in words]
+        code, calls = translate(*given)
+        assert code in {ExitCode.USAGE, ExitCode.NOT_FOUND}, words
+        assert not calls
+        assert capsys.readouterr().err.count("\n") >= 2
+
+
+def test_items_are_sent_as_pixels(translate, tmp_path):
+    """What the node is given is PNG, and holds no name; that this double takes no pictures ends the command."""
+    write_series(tmp_path / "Ada-series", VALUES)
+    code, calls = translate(tmp_path / "Ada-series")
+    assert code != 0
+    assert not any(b"Ada" in request.SerializeToString() for _, request in calls)
+    items = sorted((tmp_path / "out" / "Ada-series.parts" / "items").iterdir())
+    assert [item.name for item in items] == ["0001.png", "0002.png", "0003.png", "0004.png"]

@@ -1,0 +1,198 @@
+"""A DICOM series and a NIfTI volume through two real nodes: what comes out, and that no header left this machine."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+
+from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.formats.credentials import read_mark
+from ddib_fed.samples.images import encode_png
+from tests.e2e.harness import Pair, ddib, find_any
+from tests.formats.dicom.files import words_of, write_series
+from tests.formats.signers import write_signer
+from tests.trust.tap.relay import Tap
+from tests.trust.tap.search import Place, Traffic, look
+from tests.trust.tap.secrets import Secrets
+
+pytestmark = pytest.mark.e2e
+
+SECRET = "Ada-Lovelace-1815"
+AFFINE = np.array([[0.0, 0, -2, 70], [2, 0, 0, -60], [0, 2, 0, -31], [0, 0, 0, 1]])
+
+
+def head() -> np.ndarray:
+    """Coronal slices of the template in `nilearn`, as the models were trained: (3, 80, 80) uint8, upright."""
+    path = (
+        resources.files("nilearn") / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+    )
+    volume = np.asarray(nibabel.Nifti1Image.from_filename(str(path)).dataobj, dtype=np.uint8)
+    slices = volume[18:178, 100:106:2, :160].transpose(1, 2, 0)[:, ::-1]
+    return slices.reshape(3, 80, 2, 80, 2).mean(axis=(2, 4)).round().astype(np.uint8)
+
+
+def write_volume(path: Path, slices: np.ndarray) -> None:
+    """A NIfTI whose axes are none of RAS, with two empty slices behind, and secrets in every text of its header."""
+    canonical = np.zeros((80, 5, 80), dtype=np.int16)
+    canonical[:, :3] = slices[:, ::-1].transpose(2, 0, 1).astype(np.int16) * 4
+    plain = nibabel.Nifti1Image(canonical, np.diag([2.0, 2, 2, 1]))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(plain.affine), nibabel.io_orientation(AFFINE)
+    )
+    image = nibabel.Nifti1Image(np.asarray(plain.as_reoriented(turn).dataobj), AFFINE)
+    image.header["descrip"], image.header["aux_file"] = f"{SECRET}-descrip", f"{SECRET}-aux"
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", f"{SECRET}-comment".encode()))
+    nibabel.save(image, path)
+
+
+@dataclass
+class Hospital:
+    """North's client, all of whose bytes to its node are kept, after one translation.
+
+    Attributes:
+        pair: Both nodes.
+        given: Folder of the inputs.
+        out: Folder of the results.
+        slices: (3, 80, 80) of both inputs.
+        said: What the command printed.
+        secrets: Every value of the inputs' headers.
+        traffic: What crossed between the client and its node.
+    """
+
+    pair: Pair
+    given: Path
+    out: Path
+    slices: np.ndarray
+    said: str
+    secrets: Secrets
+    traffic: Traffic
+
+
+def header_secrets(given: Path) -> Secrets:
+    """Texts of all headers, their names, and the headers' own bytes."""
+    found = Secrets()
+    for path in sorted((given / "Ada-series").iterdir()):
+        for word in words_of(path):
+            found.word(f"{path.name}: {word}", word)
+        content = path.read_bytes()
+        found.long.add(f"header of {path.name}", content[: content.rindex(b"\xe0\x7f\x10\x00")])
+    content = (given / "Ada-volume.nii").read_bytes()
+    found.long.add(
+        "header of the volume", content[: int(nibabel.load(given / "Ada-volume.nii").dataobj.offset)]
+    )
+    for word in (SECRET, "Ada-series", "Ada-volume", str(given)):
+        found.word(word, word)
+    return found
+
+
+@pytest.fixture(scope="module")
+def hospital() -> Iterator[Hospital]:
+    with tempfile.TemporaryDirectory(prefix="ddib-formats-") as name:
+        folder, slices = Path(name), head()
+        pair = Pair.create(folder, "brain-t2", domain="brain-t1")
+        (given := folder / "given").mkdir()
+        write_series(given / "Ada-series", slices.astype(int) * 4, PatientName=SECRET, PatientID=f"{SECRET}-id",
+                     BurnedInAnnotation="NO")  # fmt: skip
+        write_volume(given / "Ada-volume.nii", slices)
+        pair.start()
+        profile = pair.profile
+        tap = Tap(pair.north.port, pair.north.config.paths.pki, profile.parent / "pki")
+        profile.write_text(profile.read_text().replace(str(pair.north.port), str(tap.port)))
+        try:
+            said = ddib("translate", given / "Ada-series", given / "Ada-volume.nii", "--slices", "coronal",
+                        "--to", "south.example/brain-t2", "--out", folder / "out", "--steps", 12,
+                        "--profile", profile)  # fmt: skip
+            (given / "plain.png").write_bytes(encode_png(slices[0][..., None]))
+            ddib("translate", given / "plain.png", "--to", "south.example/brain-t2", "--out", folder / "out", "--steps",
+                 12, "--profile", profile, "--credentials", *write_signer(given))  # fmt: skip
+        finally:
+            pair.stop()
+            tap.close()
+        yield Hospital(
+            pair, given, folder / "out", slices, said, header_secrets(given), Traffic(tap.connections)
+        )
+
+
+def test_a_derived_series_comes_out(hospital: Hospital) -> None:
+    """In the place of the source, marked as synthetic, and a picture of the same head."""
+    found = map(pydicom.dcmread, (hospital.given / "Ada-series").iterdir())
+    sources = sorted(found, key=lambda dataset: dataset.InstanceNumber)
+    made = [pydicom.dcmread(path) for path in sorted((hospital.out / "Ada-series").iterdir())]
+    assert [m.ImagePositionPatient for m in made] == [s.ImagePositionPatient for s in sources]
+    assert {m[0x0008001C].value for m in made} == {"YES"}
+    assert {str(m.PatientName) for m in made} == {SECRET}
+    assert {m.SOPInstanceUID for m in made}.isdisjoint({s.SOPInstanceUID for s in sources})
+    for dataset, plane in zip(made, hospital.slices, strict=True):
+        assert dataset.pixel_array.shape == (80, 80)
+        background, inside = dataset.pixel_array[plane == 0], dataset.pixel_array[plane > 100]
+        assert np.median(background) < 25 < np.median(inside)
+
+
+def test_a_volume_comes_out(hospital: Hospital) -> None:
+    """Of the same affine and shape, its empty slices empty, the same picture as the series."""
+    made = nibabel.load(hospital.out / "Ada-volume.nii")
+    np.testing.assert_allclose(made.affine, AFFINE)
+    assert made.shape == nibabel.load(hospital.given / "Ada-volume.nii").shape
+    canonical = np.asarray(nibabel.as_closest_canonical(made).dataobj)
+    slices = canonical.transpose(1, 2, 0)[:, ::-1]
+    assert not slices[3:].any()
+    series = [pydicom.dcmread(path).pixel_array for path in sorted((hospital.out / "Ada-series").iterdir())]
+    difference = np.abs(slices[:3].astype(int) - np.stack(series))
+    assert np.median(difference) < 12
+
+
+def test_the_provenance_says_how_it_was_made(hospital: Hospital) -> None:
+    """Intensity rule, flicker, each slice's own record; parts are gone."""
+    for name, kind, count in (("Ada-series", "DICOM series (MR)", 3), ("Ada-volume", "NIfTI volume", 5)):
+        record = Translation.read(hospital.out / f"{name}.json")
+        assert record is not None
+        assert (record.target_institution, record.samples) == ("south.example", 3)
+        section = json.loads((hospital.out / f"{name}.json").read_text())["study"]
+        assert (section["kind"], section["planes"]) == (kind, count)
+        assert section["intensity"]["rule"] == "percentile"
+        assert section["flicker"]["ratio"] > 0
+        assert {len(item["latent_sha256"]) for item in section["items"]} == {64}
+    assert "slice flicker" in hospital.said
+    assert not list(hospital.out.glob("*.parts"))
+
+
+def test_no_value_of_a_header_left_the_client(hospital: Hospital) -> None:
+    """In every byte to the node, in its streams, messages, headers, and in what PNGs and deflated data in them hold."""
+    paths = {call.path.rpartition("/")[2] for call in hospital.traffic.calls}
+    assert {"SubmitJob", "FetchResults", "AcknowledgeItems"} <= paths
+    assert hospital.traffic.look(hospital.secrets) == []
+    for path in ((hospital.given / "Ada-series" / "IM001"), hospital.given / "Ada-volume.nii"):
+        assert look([Place("the file", path.read_bytes())], hospital.secrets), "the search would find them"
+
+
+def test_no_value_of_a_header_is_in_the_nodes_state(hospital: Hospital) -> None:
+    """Nor in its logs, its audit log or its spool."""
+    words = [word for name, word in hospital.secrets.words.items() if name.endswith("utf-8")]
+    for node in (hospital.pair.north, hospital.pair.south):
+        files = [path for path in node.folder.rglob("*") if path.is_file()]
+        assert len(files) > 10
+        found = [(path, word) for path in files for word in words if word in path.read_bytes().lower()]
+        assert found == []
+    assert find_any([SECRET.encode()], hospital.given)
+
+
+def test_a_picture_carries_content_credentials(hospital: Hospital) -> None:
+    """The record's digest is that of the file as it lies there."""
+    content = (hospital.out / "plain.png").read_bytes()
+    found = read_mark(content, ".png")
+    assert found is not None
+    assert found["validation_state"] == "Valid"
+    import hashlib
+
+    record = Translation.read(hospital.out / "plain.json")
+    assert record is not None
+    assert record.files["translation"].sha256 == hashlib.sha256(content).hexdigest()

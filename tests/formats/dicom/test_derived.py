@@ -1,0 +1,136 @@
+"""The derived series: new identities, marks of what it is, the place of the source, and the right pixels."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+
+import numpy as np
+import pydicom
+import pytest
+
+from ddib_fed.formats.study import Translated
+from tests.formats.dicom.files import write_series
+from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, results
+
+VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
+
+
+def datasets(made):
+    return [pydicom.dcmread(io.BytesIO(content)) for content in made.files.values()]
+
+
+@pytest.fixture
+def ct(tmp_path):
+    write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024)
+    return only(tmp_path / "ct")
+
+
+def test_every_file_says_what_it_is(ct):
+    """Synthetic, derived, from which picture, by what."""
+    for source, made in zip(
+        ct.series.headers, datasets(ct.assemble(echo(ct, scale=HOUNSFIELD))), strict=True
+    ):
+        assert made[0x0008001C].value == "YES"
+        assert list(made.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "SYNTHETIC"]
+        assert "south.example/relief" in made.DerivationDescription
+        (reference,) = made.SourceImageSequence
+        assert reference.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        acquired, maker = made.ContributingEquipmentSequence
+        assert (acquired.Manufacturer, maker.Manufacturer) == ("GE MEDICAL SYSTEMS", "ddib-fed")
+        assert made.SeriesDescription == "SYNTHETIC south.example/relief"
+        assert made.SeriesNumber == source.SeriesNumber + 1000
+
+
+def test_identities_are_new_and_the_same_again(ct):
+    """One series, a UID for each picture; study, person and frame of reference stay, private tags do not."""
+    first, again = (datasets(ct.assemble(echo(ct, scale=HOUNSFIELD))) for _ in range(2))
+    sources = ct.series.headers
+    uids = [made.SOPInstanceUID for made in first]
+    assert (
+        uids
+        == [made.SOPInstanceUID for made in again]
+        == [made.file_meta.MediaStorageSOPInstanceUID for made in first]
+    )
+    assert len(set(uids) | {source.SOPInstanceUID for source in sources}) == 8
+    assert {made.SeriesInstanceUID for made in first}.isdisjoint({sources[0].SeriesInstanceUID})
+    assert len({made.SeriesInstanceUID for made in first}) == 1
+    for keyword in (
+        "StudyInstanceUID",
+        "FrameOfReferenceUID",
+        "PatientID",
+        "ImagePositionPatient",
+        "PixelSpacing",
+    ):
+        assert first[1][keyword].value == sources[1][keyword].value
+    assert any(element.tag.is_private for element in sources[0])
+    assert not any(element.tag.is_private for made in first for element in made)
+
+
+def test_hounsfield_units_come_back(ct):
+    """A target whose range begins like air gives HU; another one says that its units are its own."""
+    (made, *_) = datasets(ct.assemble(echo(ct, scale=HOUNSFIELD)))
+    np.testing.assert_array_equal(pydicom.pixels.apply_modality_lut(made.pixel_array, made), VALUES[0] - 1024)
+    assert made.RescaleType == "HU"
+    assert (made.WindowCenter, made.WindowWidth) == (1023.5, 4095)
+    (other, *_) = datasets(ct.assemble(echo(ct, change=lambda numbers: numbers / 10 + 110)))
+    assert other.RescaleType == "US"
+
+
+def test_another_request_is_another_series(ct):
+    found = results(ct, scale=HOUNSFIELD)
+    png, record = found[0]
+    found[0] = (png, record.with_(latent_sha256="ee" * 32))
+    one, two = (datasets(ct.assemble(t))[1] for t in (echo(ct, scale=HOUNSFIELD), Translated.of(found)))
+    assert one.SOPInstanceUID != two.SOPInstanceUID
+
+
+def test_what_described_the_old_pixels_is_gone(tmp_path):
+    """Tables, overlays, windows of the display and the icon."""
+    write_series(tmp_path / "mr", VALUES, WindowCenter=77, SmallestImagePixelValue=3, PixelPaddingValue=1,
+                 StationName="ward 7", VOILUTFunction="SIGMOID")  # fmt: skip
+    overlaid = pydicom.dcmread(tmp_path / "mr" / "IM001")
+    overlaid.add_new(0x60000010, "US", 12)
+    overlaid.save_as(tmp_path / "mr" / "IM001")
+    study = only(tmp_path / "mr")
+    (*_, made) = datasets(study.assemble(echo(study)))
+    assert 0x60000010 in study.series.headers[-1]
+    for keyword in ("SmallestImagePixelValue", "PixelPaddingValue", "StationName", "VOILUTFunction"):
+        assert keyword not in made
+    assert not [element for element in made if element.tag.group == 0x6000]
+    assert made.WindowCenter == 127.5
+
+
+@pytest.mark.parametrize(
+    "name", ["MR_small_implicit.dcm", "MR_small_bigendian.dcm", "JPEG2000.dcm", "image_dfl.dcm"]
+)
+def test_sources_of_any_encoding_become_plain_files(name):
+    """Explicit, little endian, not compressed."""
+    study = only(DICOM / name)
+    (made,) = datasets(study.assemble(echo(study)))
+    assert made.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+    np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0, ..., 0])
+
+
+def test_colours_become_secondary_capture():
+    study = only(DICOM / "examples_rgb_color.dcm")
+    (made,) = datasets(study.assemble(echo(study)))
+    assert made.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
+    np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0])
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy of Debian's dicom3tools")
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "dicomdirtests/77654033/CT2/17106"])
+def test_a_validator_finds_nothing_that_was_not_wrong_before(name, tmp_path):
+    """But that it is older than the attribute SyntheticData."""
+    study = only(DICOM / name)
+    (content,) = study.assemble(echo(study, change=lambda n: n.clip(0, 255))).files.values()
+    (tmp_path / "made.dcm").write_bytes(content)
+    assert errors(tmp_path / "made.dcm") - errors(DICOM / name) == set()
+
+
+def errors(path):
+    said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False).stderr
+    assert "Image" in said
+    return {line for line in said.splitlines() if "Error" in line and "(0x0008,0x001c)" not in line}

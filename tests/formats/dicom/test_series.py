@@ -1,0 +1,169 @@
+"""Series of real files: in their order in space, in the units of their modality, by pixels alone."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pydicom
+import pytest
+
+from ddib_fed.errors import ExtraMissing, ImageUnreadable, InputError, UsageError
+from ddib_fed.formats.dicom.series import quiet
+from ddib_fed.formats.opening import open_paths
+from ddib_fed.formats.study import Options
+from ddib_fed.samples.images import decode_image
+from tests.formats.dicom.files import words_of, write_series
+from tests.formats.echoes import DICOM, only, require_pixels_alone
+
+VALUES = np.random.default_rng(0).integers(0, 2000, (5, 12, 10))
+
+
+def test_slices_are_in_their_order_in_space(tmp_path):
+    """Not in that of their names; a folder, its files and a file in it of another kind make no difference."""
+    paths = write_series(tmp_path / "series", VALUES)
+    (tmp_path / "series" / "notes.txt").write_text("no DICOM")
+    study = only(tmp_path / "series", intensity="values")
+    np.testing.assert_array_equal(study.slices.numbers[..., 0], VALUES)
+    require_pixels_alone(study)
+    (of_files,) = open_paths(paths, Options(intensity="values")).studies
+    assert list(of_files.items()) == list(study.items())
+    assert (of_files.name, study.name) == ("series", "series")
+
+
+def test_ct_is_in_hounsfield_units(tmp_path):
+    """Stored numbers by slope and intercept; a window makes bytes of them."""
+    write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024)
+    study = only(tmp_path / "ct")
+    items = [decode_image(item).pixels for item in study.items()]
+    assert items[0].dtype == np.int16
+    np.testing.assert_array_equal(np.stack(items)[..., 0], VALUES - 1024)
+    (windowed, *_) = only(tmp_path / "ct", intensity="window:40,400").items()
+    expected = np.rint(((VALUES[0] - 1024 + 160) / 400).clip(0, 1) * 255)
+    np.testing.assert_array_equal(decode_image(windowed).pixels[..., 0], expected)
+
+
+def test_padding_is_no_value(tmp_path):
+    """Pixels outside of the field have the least value of those inside."""
+    values = VALUES + 100
+    values[:, :3] = 0
+    write_series(tmp_path / "ct", values, header="CT_small.dcm", intercept=-1024, PixelPaddingValue=0)
+    numbers = only(tmp_path / "ct").slices.numbers
+    assert numbers.min() >= 100 - 1024
+
+
+def test_monochrome1_is_bright_where_more_is_white(tmp_path):
+    write_series(tmp_path / "cr", VALUES[:1], PhotometricInterpretation="MONOCHROME1")
+    numbers = only(tmp_path / "cr", intensity="values").slices.numbers[0, ..., 0]
+    np.testing.assert_array_equal(numbers, VALUES[0].max() + VALUES[0].min() - VALUES[0])
+
+
+def test_a_dicomdir_lists_its_series():
+    """Of three patients: one study for each series, all pictures of it; a folder of the same files gives the same."""
+    found = open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options()).studies
+    assert len({study.name for study in found}) == len(found) == 13
+    assert sum(study.planes for study in found) == 31
+    (folder,) = open_paths([DICOM / "dicomdirtests" / "98892001" / "CT5N"], Options()).studies
+    listed = next(study for study in found if study.series.paths[0] in folder.series.paths)
+    assert list(listed.items()) == list(folder.items())
+    assert folder.planes == 5
+
+
+def test_a_dicomdir_cannot_reach_out_of_its_folder(tmp_path):
+    directory = pydicom.dcmread(DICOM / "dicomdirtests" / "DICOMDIR")
+    (tmp_path / "media").mkdir()
+    with quiet():
+        for record in directory.DirectoryRecordSequence:
+            if "ReferencedFileID" in record:
+                record.ReferencedFileID = ["..", "..", "etc", "passwd"]
+        directory.save_as(tmp_path / "media" / "DICOMDIR")
+    with pytest.raises(ImageUnreadable, match="outside"):
+        only(tmp_path / "media" / "DICOMDIR")
+
+
+@pytest.mark.parametrize(
+    "name", ["MR_small.dcm", "MR_small_RLE.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm"]
+)
+def test_encodings_of_one_picture_are_the_same_item(name):
+    """Uncompressed, run lengths, implicit and big endian."""
+    first = list(only(DICOM / "MR_small.dcm").items())
+    assert list(only(DICOM / name).items()) == first
+
+
+@pytest.mark.parametrize(
+    "name", ["693_J2KI.dcm", "JPEG2000.dcm", "examples_rgb_color.dcm", "SC_rgb_jpeg_dcmtk.dcm"]
+)
+def test_compressed_and_coloured_files_are_read(name):
+    study = only(DICOM / name)
+    require_pixels_alone(study)
+    assert study.planes == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("rtplan.dcm", "no DICOM pictures"),
+        ("MR_truncated.dcm", "MR_truncated"),
+        ("examples_ybr_color.dcm", "30 frames"),
+        ("liver_1frame.dcm", "not translated"),
+        ("MR_small_jpeg_ls_lossless.dcm", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_translated_is_named_with_a_hint(name, says):
+    """Plans, torn files, films, masks, and compressions that need another package."""
+    with pytest.raises(ImageUnreadable, match=says) as caught:
+        only(DICOM / name)
+    assert caught.value.hint
+
+
+def test_slices_that_do_not_belong_together_are_refused(tmp_path):
+    write_series(tmp_path / "series", VALUES)
+    odd = pydicom.dcmread(tmp_path / "series" / "IM001")
+    odd.Rows, odd.Columns = odd.Columns, odd.Rows
+    odd.save_as(tmp_path / "series" / "IM001")
+    with pytest.raises(InputError, match="2 sizes"):
+        only(tmp_path / "series")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"BurnedInAnnotation": "YES"}, "says that pixels show text"),
+        ({"Modality": "US"}, "often have burnt-in text"),
+        ({"RecognizableVisualFeatures": "YES"}, "may be recognised"),
+        ({"ImageOrientationPatient": None}, ""),
+    ],
+)
+def test_a_person_is_warned_of_text_in_pixels(changes, says, tmp_path):
+    """By the header's own word, and by modality where it says nothing."""
+    write_series(tmp_path / "series", VALUES, **changes)
+    warnings = only(tmp_path / "series").warnings
+    assert any(says in warning for warning in warnings) if says else warnings == ()
+    write_series(tmp_path / "clean", VALUES, Modality="US", BurnedInAnnotation="NO")
+    assert only(tmp_path / "clean").warnings == ()
+
+
+def test_a_missing_slice_is_noticed(tmp_path):
+    paths = write_series(tmp_path / "series", VALUES)
+    paths[2].unlink()
+    assert any("is a slice missing" in warning for warning in only(tmp_path / "series").warnings)
+
+
+def test_no_value_of_the_header_is_in_an_item(tmp_path):
+    """Texts, and the bytes of the header from its first tag on."""
+    (path, *_) = write_series(tmp_path / "series", VALUES)
+    words = words_of(path)
+    assert {"CompressedSamples^MR1", "4MR1"} & words
+    assert len(words) > 15
+    for item in only(tmp_path / "series", intensity="values").items():
+        assert not any(word.encode() in item for word in words)
+
+
+def test_rules_and_extras_are_checked(tmp_path, monkeypatch):
+    write_series(tmp_path / "series", VALUES)
+    with pytest.raises(UsageError, match="for CT"):
+        only(tmp_path / "series", intensity="hu")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ExtraMissing, match="pydicom") as caught:
+        only(tmp_path / "series")
+    assert "ddib-fed[dicom]" in caught.value.hint

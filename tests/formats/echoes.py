@@ -1,0 +1,79 @@
+"""Results as a node would send them, without one: each item comes back as it is, or changed, with a record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+
+from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation, WrittenFile
+from ddib_fed.formats.opening import open_paths
+from ddib_fed.formats.study import Options, Study, Translated
+from ddib_fed.samples.images import decode_image, encode_png
+from tests.node.picture_examples import chunks
+
+DICOM = Path(pydicom.__file__).parent / "data" / "test_files"
+NIFTI = Path(nibabel.__file__).parent / "tests" / "data"
+HOUNSFIELD = (1.0, -1024.0, 16, -1024.0, 3071.0)
+"""Slope, intercept, bits, low and high of a target whose units are those of CT."""
+BYTES = (1.0, 0.0, 8, 0.0, 255.0)
+
+
+def only(path: Path, **options: object) -> Study:
+    """The one study in a path."""
+    (study,) = open_paths([path], Options(**options)).studies  # type: ignore[arg-type]
+    return study
+
+
+def figures(pixels: np.ndarray, scale: tuple = BYTES) -> PictureFigures:
+    """What a node says of a picture."""
+    slope, intercept, bits, low, high = scale
+    return PictureFigures(
+        height=pixels.shape[0], width=pixels.shape[1], slope=slope, intercept=intercept, bits=bits, low=low, high=high,
+        edge_correlation=0.5,
+    )  # fmt: skip
+
+
+def record(item: bytes, png: bytes, scale: tuple = BYTES, **changes: object) -> Translation:
+    """The record of one item."""
+    return Translation(
+        source_institution="north.example", source_domain="scans", target_institution="south.example",
+        target_domain="relief", source_model_sha256="ab" * 32, target_model_sha256="cd" * 32,
+        input_sha256=hashlib.sha256(item).hexdigest(), latent_sha256=hashlib.sha256(item + b"latent").hexdigest(),
+        picture=figures(decode_image(png).pixels, scale), seconds={"encode": 1.0}, wire_bytes=100, doubtful=False,
+        doubts=(), files={Part.TRANSLATION.value: WrittenFile(file="x", sha256=hashlib.sha256(png).hexdigest())},
+        **changes,
+    )  # fmt: skip
+
+
+def results(
+    study: Study, change: Callable[[np.ndarray], np.ndarray] = lambda numbers: numbers, scale: tuple = BYTES
+) -> list[tuple[bytes, Translation] | None]:
+    """PNG and record of each item, whose numbers are those that were sent, changed."""
+    found: list[tuple[bytes, Translation] | None] = []
+    dtype = np.uint8 if scale[2] == 8 else np.uint16
+    for item in study.items():
+        numbers = change(decode_image(item).pixels.astype(np.float64))
+        png = encode_png(np.rint((numbers - scale[1]) / scale[0]).clip(0, np.iinfo(dtype).max).astype(dtype))
+        found.append((png, record(item, png, scale)))
+    return found
+
+
+def echo(study: Study, **options: object) -> Translated:
+    """The results, read."""
+    return Translated.of(results(study, **options))  # type: ignore[arg-type]
+
+
+def require_pixels_alone(study: Study) -> None:
+    """An item is a PNG of three kinds of chunks, or a .npy, and is made again from its pixels byte for byte."""
+    for item in study.items():
+        if item.startswith(b"\x93NUMPY"):
+            header = item[10 : 10 + int.from_bytes(item[8:10], "little")].decode()
+            assert set(eval(header)) == {"descr", "fortran_order", "shape"}
+        else:
+            assert set(chunks(item)) == {b"IHDR", b"IDAT", b"IEND"}
+            assert item == encode_png(decode_image(item).pixels)

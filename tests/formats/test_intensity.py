@@ -1,0 +1,103 @@
+"""Values become numbers by one stated rule, and the way back that is stated is the way back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.errors import ImageUnreadable, UsageError
+from ddib_fed.formats.intensity import Rule, chosen_rule, is_empty, item_bytes
+from ddib_fed.samples.images import decode_image
+
+VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "top"),
+    [
+        ("percentile:0.5,99.5", np.uint8, 255),
+        ("percentile:1,99@0:4095", np.uint16, 4095),
+        ("window:300,400@0:65535", np.uint16, 65535),
+        ("window:300,400@-1:1", np.float32, 1),
+    ],
+)
+def test_numbers_fill_the_range_and_the_stated_inverse_undoes_them(text, dtype, top):
+    """Within half a step of the type, for values that are not clipped."""
+    rule = Rule.parse(text).on(VALUES)
+    numbers = rule.numbers(VALUES)
+    assert numbers.dtype == dtype
+    assert numbers.max() == top
+    stated = rule.record(VALUES)
+    number = numbers.astype(np.float64)
+    back = eval(stated["inverse"].partition("=")[2], {"number": number})
+    inside = (rule.black <= VALUES) & (rule.white >= VALUES)
+    step = (rule.white - rule.black) / (rule.high - rule.low) if dtype != np.float32 else 1e-3
+    assert np.abs(back - VALUES)[inside].max() <= 0.52 * step  # float32 in between
+    assert stated["clipped"] == pytest.approx(1 - inside.mean(), abs=1e-6)
+
+
+def test_sixteen_bits_survive_the_item():
+    """A grey picture of 16 bits is the same after the node's own decoder."""
+    numbers = Rule.parse("percentile:0,100@0:65535").on(VALUES).numbers(VALUES)[0]
+    picture = decode_image(item_bytes(numbers))
+    assert picture.bits == 16
+    np.testing.assert_array_equal(picture.pixels, numbers)
+
+
+def test_hounsfield_units_are_sent_as_they_are():
+    """Signed whole numbers, as a .npy of 16 bits."""
+    values = np.array([[-1024, 0], [40, 3071]], dtype=np.float32)[..., None]
+    picture = decode_image(item_bytes(Rule("hu").on(values).numbers(values)))
+    assert picture.pixels.dtype == np.int16
+    np.testing.assert_array_equal(picture.pixels, values)
+
+
+def test_auto_is_stated_for_each_kind():
+    """CT, bytes, and what has no units."""
+    assert chosen_rule("auto", VALUES, "CT").name == "hu"
+    assert chosen_rule("auto", VALUES.astype(np.uint8), "US").name == "values"
+    assert chosen_rule("auto", VALUES, "MR") == Rule("percentile", 0.5, 99.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bright",
+        "window:40",
+        "window:40,0",
+        "percentile:99,1",
+        "hu@0:255",
+        "window:40,400@9:9",
+        "percentile:0,101",
+    ],
+)
+def test_a_rule_that_is_none_is_refused(text):
+    """With one that is."""
+    with pytest.raises(UsageError) as caught:
+        Rule.parse(text)
+    assert "--intensity" in caught.value.hint
+
+
+def test_hounsfield_units_are_for_ct():
+    with pytest.raises(UsageError, match="for CT"):
+        chosen_rule("hu", VALUES, "MR")
+
+
+def test_values_that_say_nothing_are_refused():
+    """Percentiles of a constant, and NaN that would be sent as it is."""
+    with pytest.raises(ImageUnreadable, match="percentiles say nothing"):
+        Rule.parse("percentile:1,99").on(np.full((4, 4), 7))
+    holed = VALUES.copy()
+    holed[0, 0, 0] = np.nan
+    with pytest.raises(ImageUnreadable, match="NaN"):
+        Rule("values").on(holed).numbers(holed)
+    assert np.isfinite(Rule.parse("percentile:1,99").on(holed).numbers(holed)).all()
+
+
+def test_background_is_told_from_content():
+    """Noise below a fiftieth of the range, and a few bright pixels, are background."""
+    plane = np.zeros((100, 100, 1), dtype=np.uint8) + np.uint8(2)
+    plane[:5, :10] = 200
+    assert is_empty(plane, 0, 255)
+    plane[:20, :20] = 200
+    assert not is_empty(plane, 0, 255)

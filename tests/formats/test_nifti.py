@@ -1,0 +1,156 @@
+"""NIfTI volumes that nibabel carries: there and back by slices, with their affine and orientation."""
+
+from __future__ import annotations
+
+import gzip
+
+import nibabel
+import numpy as np
+import pytest
+
+from ddib_fed.errors import ExtraMissing, FileMissing, ImageUnreadable, InputError
+from ddib_fed.formats.study import Translated
+from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone, results
+
+
+def output(tmp_path, study, translated):
+    (name,) = study.outputs
+    path = tmp_path / name
+    path.write_bytes(study.assemble(translated).files[name])
+    return nibabel.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "plane"),
+    [
+        ("anatomical.nii", "axial"),
+        ("anatomical.nii", "coronal"),
+        ("anatomical.nii", "sagittal"),
+        ("standard.nii.gz", "coronal"),
+        ("functional.nii", "axial"),
+        ("example_nifti2.nii.gz", "axial"),
+    ],
+)
+def test_a_volume_comes_back_where_it_was(name, plane, tmp_path):
+    """Each voxel has the number of its value, in the same place of the file; affine, codes, spacing and units stay."""
+    given = nibabel.load(NIFTI / name)
+    values = np.asarray(given.dataobj).astype(np.float64)
+    study = only(NIFTI / name, slices=plane, intensity="percentile:0.5,99.5")
+    require_pixels_alone(study)
+    made = output(tmp_path, study, echo(study))
+    black, white = np.percentile(values, (0.5, 99.5))
+    expected = np.rint(((values - black) / (white - black)).clip(0, 1) * 255)
+    assert np.abs(np.asarray(made.dataobj) - expected).max() <= 1
+    assert made.shape == given.shape
+    np.testing.assert_allclose(made.affine, given.affine, atol=1e-5)
+    np.testing.assert_allclose(made.header.get_zooms(), given.header.get_zooms(), rtol=1e-5)
+    assert made.header.get_xyzt_units() == given.header.get_xyzt_units()
+    assert nibabel.aff2axcodes(made.affine) == nibabel.aff2axcodes(given.affine)
+    assert type(made) is type(given)
+
+
+@pytest.mark.parametrize("axes", ["LAS", "PIR", "SLA"])
+def test_slices_are_the_same_however_the_file_lies(axes, tmp_path):
+    """A turned file has the same items, and its output is turned like it."""
+    values = np.random.default_rng(0).integers(0, 255, (6, 8, 10)).astype(np.uint8)
+    plain = nibabel.Nifti1Image(values, np.diag([1.0, 2.0, 3.0, 1.0]))
+    nibabel.save(plain, tmp_path / "plain.nii")
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(plain.affine), nibabel.orientations.axcodes2ornt(axes)
+    )
+    nibabel.save(plain.as_reoriented(turn), tmp_path / "turned.nii")
+    first, second = (only(tmp_path / f"{name}.nii", slices="coronal") for name in ("plain", "turned"))
+    assert list(first.items()) == list(second.items())
+    (tmp_path / "out").mkdir()
+    made = output(tmp_path / "out", second, echo(second, change=lambda numbers: 255 - numbers))
+    assert "".join(nibabel.aff2axcodes(made.affine)) == axes
+    back = np.asarray(nibabel.as_closest_canonical(made).dataobj)
+    np.testing.assert_array_equal(back, 255 - values)
+
+
+def test_slices_are_upright(tmp_path):
+    """Of a coronal slice the top row is the most superior, and columns go to the right of the head."""
+    values = np.zeros((4, 3, 5), dtype=np.uint8)
+    values[3, :, 4] = 200
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "head.nii")
+    study = only(tmp_path / "head.nii", slices="coronal")
+    assert study.slices.numbers.shape == (3, 5, 4, 1)
+    assert (study.slices.numbers[:, 0, 3, 0] == 200).all()
+
+
+def test_units_of_the_target_are_in_the_output(tmp_path):
+    """Raw values of a target that begins at -1024, as floats; whole numbers stay whole numbers."""
+    study = only(NIFTI / "anatomical.nii")
+    scale = (0.5, -100.0, 16, -100.0, 100.0)
+    made = output(tmp_path, study, echo(study, change=lambda numbers: numbers / 2 - 60, scale=scale))
+    assert made.get_data_dtype() == np.float32
+    assert (made.get_fdata().min(), made.get_fdata().max()) == (-60, 67.5)
+
+
+def test_the_header_is_a_new_one(tmp_path):
+    """Nothing of the input's description, and a mark of what it is."""
+    image = nibabel.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8), np.eye(4))
+    image.header["descrip"], image.header["aux_file"], image.header["db_name"] = "Ada", "Lovelace", "1815"
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"Ada Lovelace"))
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    study = only(tmp_path / "scan.nii.gz")
+    content = gzip.decompress(study.assemble(echo(study)).files["scan.nii.gz"])
+    assert b"SYNTHETIC south.example/relief" in content
+    assert b"Ada" not in content
+    assert b"Lovelace" not in content
+
+
+def test_background_is_not_sent_and_refused_slices_are_named():
+    """Empty ends of a volume are no items; flicker is that of what was sent."""
+    given = only(NIFTI / "anatomical.nii")
+    values = given.slices.numbers.copy()
+    assert len(given.sent) == given.planes == len(values)
+    found = results(given)
+    found[3] = None
+    made = given.assemble(Translated.of(found))
+    assert made.report["slices"]["refused"] == [3]
+    assert made.report["flicker"]["ratio"] > 1
+    assert any("flicker" in line for line in made.said)
+
+
+def test_empty_slices_are_no_items(tmp_path):
+    values = np.zeros((16, 16, 9), dtype=np.int16)
+    values[4:12, 4:12, 3:6] = np.random.default_rng(0).integers(100, 900, (8, 8, 3))
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii")
+    study = only(tmp_path / "scan.nii")
+    assert (study.sent, study.planes) == ((3, 4, 5), 9)
+    made = output(tmp_path, study, echo(study))
+    assert not np.asarray(made.dataobj)[:, :, :3].any()
+
+
+def test_a_result_of_another_size_cannot_be_put_together():
+    """A model that crops."""
+    study = only(NIFTI / "anatomical.nii")
+    with pytest.raises(InputError, match="crops"):
+        study.assemble(echo(study, change=lambda numbers: numbers[2:-2]))
+
+
+@pytest.mark.parametrize("content", [b"", b"no volume" * 100, "torn"])
+def test_a_damaged_file_is_named(content, tmp_path):
+    path = tmp_path / "bad.nii"
+    path.write_bytes((NIFTI / "anatomical.nii").read_bytes()[:5000] if content == "torn" else content)
+    with pytest.raises(ImageUnreadable, match=r"bad\.nii"):
+        only(path)
+
+
+def test_what_is_no_volume_of_numbers_is_refused(tmp_path):
+    with pytest.raises(FileMissing):
+        only(tmp_path / "none.nii")
+    colours = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "rgb.nii")
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4), np.uint8), np.eye(4)), tmp_path / "flat.nii")
+    for name in ("rgb", "flat"):
+        with pytest.raises(ImageUnreadable, match=name):
+            only(tmp_path / f"{name}.nii")
+
+
+def test_without_nibabel_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
+    with pytest.raises(ExtraMissing) as caught:
+        only(NIFTI / "anatomical.nii")
+    assert caught.value.hint == "pip install 'ddib-fed[nifti]'"

@@ -1,0 +1,116 @@
+"""A study's items and results as files, and its output with its provenance."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, UsageError
+from ddib_fed.formats.parts import check_outputs, read_results, write_items, write_outputs
+from ddib_fed.formats.study import Translated
+from tests.formats.dicom.files import write_series
+from tests.formats.echoes import NIFTI, only, results
+
+VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
+
+
+@pytest.fixture
+def study():
+    return only(NIFTI / "anatomical.nii")
+
+
+def put(parts, found):
+    """Results as the ordinary path writes them."""
+    parts.results.mkdir()
+    for item, result in zip(parts.items, found, strict=True):
+        if result is not None:
+            (parts.results / f"{item.stem}.png").write_bytes(result[0])
+            (parts.results / f"{item.stem}.json").write_bytes(result[1].to_json())
+
+
+def test_results_are_put_together_from_their_files(study, tmp_path):
+    """The volume, and a record that any reader of records reads, with a section of its own."""
+    parts = write_items(study, tmp_path)
+    assert [path.name for path in parts.items][:2] == ["0001.png", "0002.png"]
+    assert {path.stat().st_mode & 0o777 for path in parts.items} == {0o600}
+    put(parts, results(study))
+    written = write_outputs(study, read_results(parts), tmp_path, force=False)
+    assert [path.name for path in written.files] == ["anatomical.nii"]
+    record = Translation.read(written.record)
+    assert record is not None
+    assert (record.input, record.samples, record.wire_bytes) == ("anatomical.nii", 25, 2500)
+    assert record.files["translation"].file == "anatomical.nii"
+    section = json.loads(written.record.read_text())["study"]
+    assert section["kind"] == "NIfTI volume"
+    assert section["intensity"]["inverse"].startswith("value = ")
+    assert section["flicker"]["ratio"] == pytest.approx(1, abs=0.01)
+    assert [item["plane"] for item in section["items"]] == list(range(25))
+    assert section["items"][3]["latent_sha256"] != section["items"][4]["latent_sha256"]
+    parts.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["anatomical.json", "anatomical.nii"]
+
+
+def test_items_are_written_once(study, tmp_path):
+    first = write_items(study, tmp_path)
+    before = [path.stat().st_mtime_ns for path in first.items]
+    assert [path.stat().st_mtime_ns for path in write_items(study, tmp_path).items] == before
+
+
+def test_a_result_of_another_item_does_not_count(study, tmp_path):
+    """Nor one that was changed, nor one without a record."""
+    parts = write_items(study, tmp_path)
+    found = results(study)
+    put(parts, [found[1], found[0], *found[2:]])
+    (parts.results / "0005.png").write_bytes(found[6][0])
+    (parts.results / "0008.json").unlink()
+    assert [at for at, result in enumerate(read_results(parts)) if result is None] == [0, 1, 4, 7]
+
+
+def test_nothing_is_overwritten_unless_asked(study, tmp_path):
+    check_outputs(study, tmp_path, force=False)
+    (tmp_path / "anatomical.json").write_text("{}")
+    with pytest.raises(AlreadyExists):
+        check_outputs(study, tmp_path, force=False)
+    check_outputs(study, tmp_path, force=True)
+
+
+@pytest.mark.parametrize("of_files", [False, True])
+def test_the_input_is_never_replaced(of_files, tmp_path):
+    """--out beside it, also with --force, and when the folder's files were named one by one."""
+    paths = write_series(tmp_path / "ct", VALUES, header="CT_small.dcm")
+    from ddib_fed.formats.opening import open_paths
+    from ddib_fed.formats.study import Options
+
+    (study,) = open_paths(paths if of_files else [tmp_path / "ct"], Options()).studies
+    with pytest.raises(UsageError, match="replace the input"):
+        check_outputs(study, tmp_path, force=True)
+
+
+def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
+    """Only files that an earlier run wrote are removed."""
+    paths = write_series(tmp_path / "mr", VALUES)
+    out = tmp_path / "out"
+    written = write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out, force=False)
+    (out / "mr" / "notes.txt").write_text("mine")
+    assert len(written.files) == 4
+    paths[3].unlink()
+    write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out, force=True)
+    assert sorted(path.name for path in (out / "mr").iterdir()) == [
+        "0001.dcm",
+        "0002.dcm",
+        "0003.dcm",
+        "notes.txt",
+    ]
+
+
+def test_results_of_two_models_make_no_volume(study):
+    """Nor do none at all."""
+    found = results(study)
+    found[2] = results(study, scale=(1.0, 0.0, 16, 0.0, 4095.0))[2]
+    with pytest.raises(InputError, match="different models"):
+        Translated.of(found)
+    with pytest.raises(ItemNotFound):
+        Translated.of([None, None])

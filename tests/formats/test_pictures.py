@@ -1,0 +1,89 @@
+"""JPEG 2000, WebP and BMP go in and out without loss, and without their metadata."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddib_fed.errors import FileMissing, ImageTooLarge, ImageUnreadable
+from tests.formats.echoes import DICOM, echo, only, require_pixels_alone
+from tests.node.picture_examples import SECRET
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+LOSSLESS = {"jp2": {"irreversible": False}, "webp": {"lossless": True}, "bmp": {}}
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_is_the_same_again(suffix, channels, tmp_path):
+    """Sent as a PNG of pixels alone; a result of 8 bits is written in the format that came."""
+    pixels = PIXELS[..., :channels]
+    path = tmp_path / f"scan.{suffix}"
+    Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(path, **LOSSLESS[suffix])
+    study = only(path)
+    require_pixels_alone(study)
+    made = study.assemble(echo(study, change=lambda numbers: 255 - numbers))
+    (name,) = made.files
+    assert name == path.name
+    back = np.atleast_3d(np.asarray(Image.open(io.BytesIO(made.files[name]))))
+    np.testing.assert_array_equal(back[..., :channels], 255 - pixels)
+
+
+def test_metadata_stay(tmp_path):
+    exif = Image.Exif()
+    exif[270] = SECRET
+    Image.fromarray(PIXELS).save(tmp_path / "scan.webp", lossless=True, exif=exif)
+    assert SECRET.encode() in (tmp_path / "scan.webp").read_bytes()
+    study = only(tmp_path / "scan.webp")
+    contents = [*study.items(), *study.assemble(echo(study)).files.values()]
+    assert not any(SECRET.encode() in content for content in contents)
+
+
+def test_sixteen_bits_of_jpeg_2000_survive(tmp_path):
+    """In and out, grey."""
+    deep = (PIXELS[..., 0].astype(np.uint16) << 8) + PIXELS[..., 1]
+    Image.fromarray(deep).save(tmp_path / "scan.jp2", irreversible=False)
+    study = only(tmp_path / "scan.jp2")
+    assert study.numbers.dtype == np.uint16
+    made = study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 65535.0)))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(made.files["scan.jp2"]))), deep)
+
+
+def test_a_format_without_sixteen_bits_becomes_png(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "scan.bmp")
+    study = only(tmp_path / "scan.bmp")
+    made = study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 65535.0)))
+    assert list(made.files) == ["scan.png"]
+    assert "cannot hold 16 bits" in made.said[0]
+
+
+def test_bad_files_are_named(tmp_path):
+    """None, torn, of another format, of several frames, and too deep to be read exactly."""
+    with pytest.raises(FileMissing):
+        only(tmp_path / "none.webp")
+    (tmp_path / "torn.webp").write_bytes(b"RIFF\x10\0\0\0WEBPVP8 ")
+    Image.fromarray(PIXELS).save(tmp_path / "other.png")
+    (tmp_path / "other.png").rename(tmp_path / "other.bmp")
+    for name in ("torn.webp", "other.bmp"):
+        with pytest.raises(ImageUnreadable, match=name):
+            only(tmp_path / name)
+    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:], duration=100)
+    with pytest.raises(ImageTooLarge):
+        only(tmp_path / "film.webp")
+
+
+def test_real_jpeg_2000_of_a_scanner_is_read(tmp_path):
+    """A codestream from a DICOM file of pydicom's."""
+    import pydicom
+
+    dataset = pydicom.dcmread(DICOM / "JPEG2000.dcm")
+    (stream,) = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
+    (tmp_path / "scan.j2k").write_bytes(stream)
+    with Image.open(io.BytesIO(stream)) as image:
+        size = image.size
+    study = only(tmp_path / "scan.j2k")
+    assert study.numbers.shape[:2] == size[::-1]

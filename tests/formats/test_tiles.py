@@ -1,0 +1,72 @@
+"""Tiles cover a picture, and blended tiles are the picture again, also when each came back brighter or darker."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.errors import UsageError
+from ddib_fed.formats.measures import measure_seams
+from ddib_fed.formats.tiles import Grid, blend, cut
+
+GENERATOR = np.random.default_rng(3)
+ROWS, COLUMNS = np.mgrid[0:90, 0:131]
+SMOOTH = np.stack([np.sin(ROWS / 17) * 60 + COLUMNS / 2, np.cos(COLUMNS / 11) * 50 + ROWS], axis=2).astype(
+    np.float32
+)
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 7, 16, 31])
+@pytest.mark.parametrize("size", [(32, 32), (90, 131), (33, 40), (20, 200)])
+def test_tiles_cover_every_pixel_and_are_the_picture_again(size, overlap):
+    picture = GENERATOR.normal(size=(*size, 2)).astype(np.float32)
+    grid = Grid.of(*size, (32, 32), overlap)
+    tiles = cut(picture, grid)
+    assert {tile.shape[:2] for tile in tiles} == {grid.tile}
+    blended, offsets = blend(tiles, grid, 2)
+    np.testing.assert_allclose(blended, picture, atol=1e-3)
+    assert np.abs(offsets).max(initial=0) < 1e-3
+
+
+def test_offsets_of_the_tiles_are_found_again():
+    """Tiles with offsets of a tenth of the range leave no edge: there the picture is no steeper than it was."""
+    grid = Grid.of(90, 131, (32, 32), 16)
+    shifts = GENERATOR.normal(0, 15, (len(grid), 1, 1, 2)).astype(np.float32)
+    shifted = [tile + shift for tile, shift in zip(cut(SMOOTH, grid), shifts, strict=True)]
+    blended, offsets = blend(shifted, grid, 2)
+    left = (shifts[:, 0, 0] + offsets) - (shifts[:, 0, 0] + offsets).mean(axis=0)
+    assert np.abs(left).max() < 0.15 * np.abs(shifts).max()
+    seams = measure_seams(SMOOTH, blended, *grid.edges)
+    assert seams is not None
+    assert seams.translation < 1.1 * seams.source
+
+
+def test_tiles_side_by_side_show_their_edges():
+    """The figure is large where tiles are only put beside one another: it can tell."""
+    grid = Grid.of(90, 131, (32, 32), 0)
+    raw = np.zeros_like(SMOOTH)
+    for window, tile in zip(grid.windows(), cut(SMOOTH, grid), strict=True):
+        raw[window] = tile + GENERATOR.normal(0, 15, 2).astype(np.float32)
+    seams = measure_seams(SMOOTH, raw, *grid.edges)
+    assert seams is not None
+    assert seams.translation > 3 * seams.source
+
+
+def test_a_tile_that_is_missing_is_background():
+    grid = Grid.of(64, 64, (32, 32), 0)
+    tiles = [*cut(np.ones((64, 64, 1), np.float32), grid)]
+    tiles[3] = None
+    blended, _ = blend(tiles, grid, 1, background=9)
+    assert (blended[32:, 32:] == 9).all()
+    assert np.allclose(blended[:32], 1, atol=0.02)
+
+
+def test_one_tile_is_the_whole_picture():
+    grid = Grid.of(20, 30, None)
+    assert (len(grid), grid.tile, grid.edges) == (1, (20, 30), ([], []))
+
+
+def test_an_overlap_of_a_whole_tile_is_refused():
+    with pytest.raises(UsageError) as caught:
+        Grid.of(90, 90, (32, 32), 32)
+    assert caught.value.hint == "--overlap 16"

@@ -1,0 +1,268 @@
+"""An HTTP CONNECT proxy is used where the configuration names it, carries ciphertext, and is named when it fails."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import ConfigError, DdibError
+from ddib_fed.rpc.proxy import Proxy, TunnelRefused, proxy_address
+from ddib_fed.trust import tls
+from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.diagnosis import diagnose
+from ddib_fed.trust.finding import Finding, may_pass
+from ddib_fed.v1 import decoding_pb2_grpc
+from tests.cli.client.broken_setups import listening
+from tests.node.institutions import Institution
+from tests.node.tiny_nodes import make_config
+from tests.server.listening import ASK, Listening
+from tests.trust.network.connect_proxy import proxying
+
+
+@pytest.fixture
+def north(tmp_path: Path) -> Institution:
+    return Institution("north.example", tmp_path / "north")
+
+
+@pytest.fixture
+def node(tmp_path: Path, north: Institution) -> Iterator[Listening]:
+    """South's node, known to north."""
+    south = Institution("south.example", tmp_path / "south")
+    south.admit(north)
+    listening = Listening(south)
+    north.admit(south, listening.address)
+    yield listening
+    listening.close()
+
+
+def look(node: Listening, north: Institution, proxy: Proxy, address: str = "", **more: float) -> Finding:
+    return diagnose(
+        address or node.address,
+        server_name="node-1.south.example",
+        pki_folder=north.pki,
+        roots_pem=certificate_pem(node.south.root),
+        proxy=proxy,
+        **more,
+    )
+
+
+def asked(north: Institution, proxy: Proxy | None) -> str:
+    """Who south says is calling."""
+    channels = tls.PeerChannels(north.pki, north.store, proxy=proxy)
+    try:
+        stub = decoding_pb2_grpc.DecodingServiceStub(channels.get("south.example"))
+        return stub.DescribeDomain(ASK, timeout=10).side.institution
+    finally:
+        channels.close()
+
+
+@pytest.mark.parametrize("login", ["", "north:a secret: with a colon"])
+def test_peers_are_dialled_through_the_proxy_which_sees_ciphertext(
+    login: str, node: Listening, north: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment says; what crosses the proxy begins as TLS and holds none of the words that cross."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "*")
+    with proxying(login=login) as proxy:
+        assert asked(north, Proxy(proxy.address, login)) == "spiffe://north.example/node/node-1"
+        assert proxy.asked == [node.address]
+        carried = bytes(proxy.carried)
+    assert carried.startswith(b"\x16\x03")
+    assert len(carried) > 2_000
+    for word in (b"spiffe", b"DescribeDomain", b"ddib_fed", b"grpc", b"Issuing", b"north.example"):
+        assert word not in carried, word
+
+
+def test_the_environment_alone_names_no_proxy(
+    node: Listening, north: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC would obey it."""
+    with proxying() as proxy:
+        for name in ("https_proxy", "http_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        assert asked(north, None) == "spiffe://north.example/node/node-1"
+        assert proxy.asked == []
+
+
+def test_all_is_well_through_a_proxy(node: Listening, north: Institution) -> None:
+    """The diagnosis takes the same way as the calls."""
+    with proxying(login="a:b") as proxy:
+        assert look(node, north, Proxy(proxy.address, "a:b")).cause == "ok"
+        assert proxy.asked == [node.address]
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause", "words"),
+    [
+        ("403 Forbidden", "proxy-refused", "answered 403 (Forbidden)"),
+        ("405 Method Not Allowed", "proxy-refused", "opens no tunnel"),
+        ("407 Proxy Authentication Required", "proxy-login", "it asks for a login"),
+        ("503 Service Unavailable", "proxy-no-way", "cannot reach"),
+        ("403 \x1b[2J", "not-a-proxy", "no HTTP proxy"),
+    ],
+)
+def test_a_proxy_that_opens_no_tunnel_is_named(
+    answer: str, cause: str, words: str, node: Listening, north: Institution
+) -> None:
+    """With its answer, which cannot steer a terminal, and what to do."""
+    with proxying(answer=answer) as proxy:
+        finding = look(node, north, Proxy(proxy.address))
+    assert (finding.cause, words in finding.text, finding.text.isprintable()) == (cause, True, True), finding
+    assert node.address in finding.remedy
+    assert may_pass(cause) == (cause == "proxy-no-way")
+
+
+def test_a_wrong_login_is_told_from_a_missing_one(node: Listening, north: Institution) -> None:
+    """Neither is shown."""
+    with proxying(login="north:right") as proxy:
+        finding = look(node, north, Proxy(proxy.address, "north:wrong"))
+    assert finding.cause == "proxy-login"
+    assert "is not accepted" in finding.text
+    assert "wrong" not in f"{finding.text}{finding.remedy}{Proxy(proxy.address, 'north:wrong')}"
+
+
+def test_a_node_that_is_down_behind_a_working_proxy(node: Listening, north: Institution) -> None:
+    """The proxy says so, and not this machine's socket."""
+    node.close()
+    with proxying() as proxy:
+        assert look(node, north, Proxy(proxy.address)).cause == "proxy-no-way"
+
+
+def test_a_proxy_that_is_off_is_not_the_node(node: Listening, north: Institution) -> None:
+    """Its port was just closed."""
+    with proxying() as proxy:
+        address = proxy.address
+    finding = look(node, north, Proxy(address))
+    assert finding.cause == "proxy-unreachable"
+    assert f"nothing listens at {address}" in finding.text
+
+
+def _ssh(connection: socket.socket) -> None:
+    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+    connection.recv(4096)
+
+
+def _flood(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"x" * 50_000)
+    connection.recv(4096)
+
+
+def _nothing(connection: socket.socket) -> None:
+    connection.recv(4096)
+
+
+@pytest.mark.parametrize("answer", [_ssh, _nothing, _flood])
+def test_what_is_no_proxy(
+    answer: Callable[[socket.socket], None], node: Listening, north: Institution
+) -> None:
+    """Another server, one that closes, and one whose headers never end."""
+    with listening(answer) as address:
+        assert look(node, north, Proxy(address), timeout_s=2.0).cause == "not-a-proxy"
+
+
+def test_a_proxy_that_says_nothing_ends_in_time(node: Listening, north: Institution) -> None:
+    """The wait for its answer is bounded."""
+    over = threading.Event()
+    with listening(lambda connection: over.wait(20) and connection.close()) as address:
+        finding = look(node, north, Proxy(address), timeout_s=0.3)
+        over.set()
+    assert finding.cause == "proxy-unreachable"
+
+
+def test_another_root_behind_the_proxy_is_looked_at_through_the_proxy(
+    node: Listening, north: Institution
+) -> None:
+    """Also the second connection, which reads the certificate."""
+    with proxying() as proxy:
+        finding = diagnose(
+            node.address,
+            server_name="node-1.south.example",
+            pki_folder=north.pki,
+            proxy=Proxy(proxy.address),
+        )
+        assert finding.cause == "wrong-root"
+        assert proxy.asked == [node.address] * 2
+        assert f"-proxy {proxy.address}" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "proxy:3128",
+        "https://proxy:3128",
+        "http://a:b@proxy:3128",
+        "http://proxy",
+        "http://proxy:3128/x",
+        "socks5://p:1",
+    ],
+)
+def test_other_urls_are_refused(url: str) -> None:
+    """With the form that is meant; a password never stands in the configuration."""
+    with pytest.raises(ValueError, match=r"host:port|HOST:PORT"):
+        proxy_address(url)
+    assert proxy_address("http://[::1]:3128/") == "[::1]:3128"
+
+
+def test_a_login_is_a_private_file(tmp_path: Path) -> None:
+    """One line of USER:PASSWORD that nobody else can read."""
+    file = tmp_path / "proxy.login"
+    file.write_text("north:secret\n")
+    file.chmod(0o644)
+    with pytest.raises(DdibError, match=r"chmod 600|read"):
+        Proxy.of("http://proxy:3128", file)
+    file.chmod(0o600)
+    assert Proxy.of("http://proxy:3128", file) == Proxy("proxy:3128", "north:secret")
+    file.write_text("no password")
+    with pytest.raises(ConfigError, match="USER:PASSWORD"):
+        Proxy.of("http://proxy:3128", file)
+    with pytest.raises(ConfigError, match="without proxy"):
+        Proxy.of(None, file)
+
+
+def test_the_settings_of_a_node_and_of_a_client(tmp_path: Path) -> None:
+    """Files are relative to the configuration's folder; without a setting there is no proxy."""
+    settings = {"proxy": '"http://proxy.north.example:3128"', "proxy_login": '"login"'}
+    config = make_config(tmp_path / "node", "north.example", "source", **settings)
+    (config.folder / "login").write_text("a:b")
+    (config.folder / "login").chmod(0o600)
+    assert config.proxy == Proxy("proxy.north.example:3128", "a:b")
+    assert make_config(tmp_path / "other", "north.example", "source").proxy is None
+    profile = tmp_path / "client.toml"
+    lines = 'institution = "north.example"\nname = "alice"\nsource_address = "h:1"\n'
+    lines += 'source_identity = "n.north.example"\n'
+    profile.write_text(lines)
+    assert Profile.load(profile).way is None
+    profile.write_text(lines + 'proxy = "http://proxy:3128"\n')
+    assert Profile.load(profile).way == Proxy("proxy:3128")
+    profile.write_text(lines + 'proxy = "http://a:b@proxy:3128"\n')
+    with pytest.raises(ConfigError, match="proxy_login"):
+        Profile.load(profile)
+
+
+def test_an_answer_is_read_to_its_end_and_no_further() -> None:
+    """The first bytes of the server may follow at once."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.0 200 OK\r\nX: y\r\n\r\nfirst bytes")
+        connection.recv(1)
+
+    with listening(answer) as address, Proxy(address).connect("south.example:7443", 5.0) as connection:
+        assert connection.recv(100) == b"first bytes"
+
+
+def test_what_is_no_answer_opens_no_tunnel() -> None:
+    """Its first bytes are kept for the text of the error."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"nonsense")
+
+    with listening(answer) as address, pytest.raises(TunnelRefused) as refused:
+        Proxy(address).connect("south.example:7443", 5.0)
+    assert (refused.value.code, refused.value.words) == (0, "nonsense")

@@ -1,0 +1,254 @@
+"""Both pages in a real Chromium over two real nodes: keyboard, zoom, accessibility, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.harness import Pair
+from tests.web.browser.conftest import PICTURES, Opened, findings, fits, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("default")]
+FINISHED_MS = 120_000
+ZOOMED = {"viewport": {"width": 640, "height": 400}, "device_scale_factor": 2}
+"""What a window of 1280 x 800 has at 200 %."""
+OUTLINES = """it => [it, it.closest('.choice')].filter(Boolean)
+    .map(each => getComputedStyle(each))
+    .map(style => style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth))"""
+"""The width of what shows the focus, of an element and of the box that it is the control of."""
+DROP = """data => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([new Uint8Array(data)], "dropped.png"));
+    const about = { dataTransfer: transfer, bubbles: true, cancelable: true };
+    document.getElementById("drop").dispatchEvent(new DragEvent("drop", about));
+}"""
+NARROW = {"viewport": {"width": 320, "height": 256}, "device_scale_factor": 4}
+"""The same at 400 %."""
+
+
+@pytest.fixture
+def web(nodes: Pair, tmp_path: Path) -> Iterator[str]:
+    """The link of `ddib web`."""
+    with serving("web", "--profile", nodes.profile, "--out", tmp_path / "out") as link:
+        yield link
+
+
+@pytest.fixture
+def status(nodes: Pair) -> Iterator[str]:
+    """The link of `ddib status --web`."""
+    with serving("status", "--web", "--config", nodes.north.config_path) as link:
+        yield link
+
+
+def tab_to(page: Page, wanted: Locator) -> None:
+    """Press Tab until the element has the focus, which must be visible there."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if wanted.evaluate("it => it === document.activeElement"):
+            assert max(wanted.evaluate(OUTLINES)) >= 2, "the focus cannot be seen"
+            return
+    raise AssertionError(f"Tab never reaches {wanted}")
+
+
+def translate(page: Page) -> None:
+    """With the mouse, to the end."""
+    page.set_input_files("#pick-files", sorted(PICTURES.glob("*.png")))
+    page.get_by_role("button", name="Translate").click()
+    page.get_by_text("Finished: 3 of 3").wait_for(timeout=FINISHED_MS)
+
+
+def test_everything_works_with_the_keyboard(web: str, opened: Opened, tmp_path: Path) -> None:
+    """From choosing files to comparing and downloading: no mouse."""
+    page = opened(web)
+    tab_to(page, page.locator("#pick-files"))
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files(sorted(PICTURES.glob("*.png")))
+    page.get_by_text("3 files").wait_for()
+    tab_to(page, page.locator("input[name=target]:checked"))
+    tab_to(page, page.locator("input[value=standard]"))
+    tab_to(page, page.locator("#cycle"))
+    tab_to(page, page.get_by_role("button", name="Translate"))
+    page.keyboard.press("Enter")
+    page.get_by_text("Finished: 3 of 3").wait_for(timeout=FINISHED_MS)
+    tab_to(page, page.locator("#cut"))
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    assert page.locator("#stage").evaluate("it => it.style.getPropertyValue('--cut')") == "55%"
+    assert "55 percent" in str(page.locator("#cut").get_attribute("aria-valuetext"))
+    page.keyboard.press("End")
+    assert page.locator("#translation").evaluate("it => getComputedStyle(it).clipPath").endswith("100%)")
+    tab_to(page, page.locator("#scroll"))
+    page.keyboard.press("Home")
+    names = [page.locator("#h-view").inner_text()]
+    for key in ("ArrowRight", "PageDown", "PageUp"):
+        page.keyboard.press(key)
+        names.append(page.locator("#h-view").inner_text())
+    assert names == ["coast-1.png", "coast-2.png", "coast-3.png", "coast-2.png"]
+    tab_to(page, page.locator("#one"))
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    (folder,) = (tmp_path / "out").iterdir()
+    assert Path(download.value.path()).read_bytes() == (folder / "coast-2.png").read_bytes()
+    tab_to(page, page.locator(".card").last)
+    last = page.locator(".card").last.inner_text()
+    page.keyboard.press("Enter")
+    assert last.startswith(page.locator("#h-view").inner_text())
+
+
+def test_doubtful_ones_come_first(web: str, opened: Opened, nodes: Pair) -> None:
+    """The list and the comparison begin with the worst; by name is there, too; all can be downloaded."""
+    page = opened(web)
+    translate(page)
+    cards = page.locator(".card")
+    doubtful = ["doubtful" in each.inner_text() for each in cards.all()]
+    assert doubtful == sorted(doubtful, reverse=True)
+    assert any(doubtful), "README says that coast-2 is"
+    assert cards.first.get_attribute("aria-current") == "true"
+    assert page.locator("#doubts").is_visible()
+    page.get_by_label("by name").check()
+    labels = [each.inner_text()[:11] for each in cards.all()]
+    assert labels == ["coast-1.png", "coast-2.png", "coast-3.png"]
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download all").click()
+    assert len(zipfile.ZipFile(download.value.path()).namelist()) == 9
+
+
+def test_the_slider_follows_the_pointer(web: str, opened: Opened) -> None:
+    """Dragging on the picture moves the cut and the slider alike; side by side has none."""
+    page = opened(web)
+    translate(page)
+    stage = page.locator("#stage")
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 60)
+    page.mouse.up()
+    assert abs(int(page.locator("#cut").input_value()) - 25) <= 1
+    shown = page.locator("#stage img").evaluate_all("all => all.map(it => it.naturalWidth)")
+    assert all(shown), "a picture did not load"
+    page.get_by_label("side by side").check()
+    assert page.locator("#cut").is_disabled()
+    assert page.locator("#returned").is_visible()
+
+
+def test_a_folder_is_dropped_with_one_bad_file(web: str, opened: Opened, tmp_path: Path) -> None:
+    """The bad one is named and left out; hidden files are not mentioned; the rest is ready."""
+    folder = tmp_path / "scans"
+    (folder / "inner").mkdir(parents=True)
+    for number, path in enumerate(sorted(PICTURES.glob("*.png"))):
+        (folder / "inner" / f"slice-{number}.png").write_bytes(path.read_bytes())
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".DS_Store").write_text("x")
+    page = opened(web)
+    page.set_input_files("#pick-folder", folder)
+    page.get_by_text("3 files").wait_for()
+    refused = page.locator("#refused-list li").all_inner_texts()
+    assert len(refused) == 2
+    assert any("scans/broken.png" in each for each in refused)
+    assert any("scans/notes.txt" in each for each in refused)
+    page.get_by_text("Show the files").click()
+    page.get_by_role("button", name="Remove scans/inner/slice-1.png").click()
+    page.get_by_text("2 files").wait_for()
+    assert page.locator("#files li span:first-child").all_inner_texts() == [
+        "scans/inner/slice-0.png",
+        "scans/inner/slice-2.png",
+    ]
+    assert "slice-2" in str(page.evaluate("document.activeElement.getAttribute('aria-label')"))
+
+
+def test_files_can_be_dropped(web: str, opened: Opened) -> None:
+    """Onto any place of the page."""
+    page = opened(web)
+    data = list((PICTURES / "coast-1.png").read_bytes())
+    page.evaluate(DROP, data)
+    page.get_by_text("1 file,").wait_for()
+
+
+@pytest.mark.parametrize("size", [ZOOMED, NARROW], ids=["200 %", "400 %"])
+def test_nothing_is_lost_when_zoomed(web: str, status: str, opened: Opened, size: dict) -> None:
+    """Nothing sticks out to the right, and every control can be reached and used."""
+    page = opened(web, **size)
+    assert fits(page)
+    translate(page)
+    assert fits(page)
+    for name in ("cut", "scroll", "one", "zip"):
+        control = page.locator(f"#{name}")
+        control.scroll_into_view_if_needed()
+        box = control.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= size["viewport"]["width"]
+    page.locator(".card").last.click()
+    assert page.locator("#h-view").evaluate("it => it.getBoundingClientRect().top < innerHeight")
+    operator = opened(status, **size)
+    assert fits(operator)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(web: str, status: str, opened: Opened, axe: str, scheme: str) -> None:
+    """On both pages: at the start, with files and a refusal, with results one over the other and side by side."""
+    page = opened(web, color_scheme=scheme)
+    page.get_by_text("of south.example").wait_for()
+    assert findings(page, axe) == []
+    page.set_input_files("#pick-files", [PICTURES / "coast-1.png", Path(__file__)])
+    page.get_by_text("1 file,").wait_for()
+    page.get_by_text("Show the files").click()
+    assert findings(page, axe) == []
+    page.locator("#clear").click()
+    translate(page)
+    assert findings(page, axe) == []
+    page.get_by_label("side by side").check()
+    assert findings(page, axe) == []
+    operator = opened(status, color_scheme=scheme)
+    for summary in operator.locator("summary").all():
+        summary.click()
+    assert findings(operator, axe) == []
+
+
+def test_motion_is_reduced_where_it_is_asked_for(web: str, opened: Opened) -> None:
+    """Nothing moves by itself."""
+    page = opened(web, reduced_motion="reduce")
+    durations = page.evaluate(
+        "[...document.querySelectorAll('*')].map(it => getComputedStyle(it).transitionDuration)"
+    )
+    assert set(durations) == {"0s"}
+
+
+def test_the_operators_page_follows_the_node(status: str, opened: Opened) -> None:
+    """State, certificates, and what leaves; what is open stays open, and it can be held still."""
+    page = opened(status)
+    assert page.locator(".badge").inner_text() == "serving"
+    row = page.get_by_role("row", name=re.compile("This node")).inner_text()
+    assert re.search(r"\d+ h \d+ min", row)
+    page.get_by_text("Hours as a table").click()
+    page.locator("h1").click()
+    before = page.locator(".state .hint").inner_text()
+    page.locator("#follow").focus()
+    page.wait_for_function(
+        "was => document.querySelector('.state .hint').innerText !== was", arg=before, timeout=15_000
+    )
+    assert page.locator("#live details").first.get_attribute("open") is not None
+    page.get_by_text("What crosses, to whom").click()
+    assert page.get_by_text("A latent is an invertible encoding of the picture").first.is_visible()
+
+
+def test_the_link_does_not_open_a_second_browser(web: str, opened: Opened, browser) -> None:
+    """What the terminal shows is worth nothing once it was used."""
+    opened(web)
+    other = browser.new_context().new_page()
+    answer = other.goto(web)
+    assert answer.status == 403
+    assert "The link was used" in other.content()
+    other.context.close()

@@ -1,0 +1,115 @@
+"""Who may use a page on loopback: each refusal, and the one way in."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from ddib_fed.web.guard import Guard, Session
+
+PORT = 8123
+OWN = f"http://127.0.0.1:{PORT}"
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session(PORT, "ddib web")
+
+
+@pytest.fixture
+def client(session: Session) -> TestClient:
+    """A browser that has not opened the link yet."""
+
+    def echo(request):
+        return PlainTextResponse(request.url.path)
+
+    app = Starlette(routes=[Route("/", echo), Route("/do", echo, methods=["POST"])])
+    return TestClient(Guard(app, session), base_url=OWN)
+
+
+@pytest.fixture
+def opened(client: TestClient, session: Session) -> TestClient:
+    """The browser after it opened the link."""
+    assert client.get(session.link).status_code == 200
+    return client
+
+
+def page(session: Session, path: str = "") -> str:
+    return f"/{session.folder}/{path}"
+
+
+def test_the_link_lets_one_browser_in_once(client: TestClient, session: Session) -> None:
+    """Its cookie is for this folder, for no script and no other site; a second browser is refused."""
+    link = session.link
+    first = client.get(link)
+    cookie = first.headers["set-cookie"]
+    assert {"HttpOnly", f"Path=/{session.folder}/", "SameSite=strict"} <= set(cookie.split("; "))
+    assert client.get(page(session)).status_code == 200
+    assert client.get(link).status_code == 200, "the same browser may open it again"
+    second = TestClient(client.app, base_url=OWN)
+    answer = second.get(link)
+    assert answer.status_code == 403
+    assert "The link was used" in answer.text
+    assert second.get(page(session)).status_code == 403
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "é", "x" * 10_000])
+def test_another_token_does_not(client: TestClient, session: Session, token: str) -> None:
+    """Nor does it spend the real one."""
+    assert client.get(page(session, "start"), params={"token": token}).status_code == 403
+    assert client.get(session.link).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", f"evil.example:{PORT}", "127.0.0.1", "127.0.0.1:1", ""])
+def test_another_host_is_refused_even_with_the_cookie(
+    opened: TestClient, session: Session, host: str
+) -> None:
+    """A name that was rebound to loopback reaches this port, and is not this server."""
+    assert opened.get(page(session), headers={"host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_requests_of_other_pages_are_refused(opened: TestClient, session: Session, site: str) -> None:
+    """A page on another port of loopback is "same-site": browsers send it the same cookies."""
+    assert opened.get(page(session), headers={"sec-fetch-site": site}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", f"http://localhost:{PORT}", "http://127.0.0.1:1", "null", None]
+)
+def test_a_change_must_name_this_origin(opened: TestClient, session: Session, origin: str | None) -> None:
+    """Also where a browser sends no Sec-Fetch-Site; one that names it passes."""
+    headers = {} if origin is None else {"origin": origin}
+    assert opened.post(page(session, "do"), headers=headers).status_code == 403
+    assert opened.post(page(session, "do"), headers={"origin": OWN}).status_code == 200
+
+
+def test_the_cookie_of_one_run_is_not_that_of_another(opened: TestClient, session: Session) -> None:
+    """Each run has its own folder, token and cookie."""
+    other = Session(PORT, "ddib web")
+    assert len({session.folder, other.folder, session.cookie, other.cookie, other.token}) == 5
+    assert opened.get(f"/{other.folder}/").status_code == 404
+
+
+def test_what_is_outside_the_folder_is_not_there(opened: TestClient) -> None:
+    """The root tells a port scan no more than that the page has a link."""
+    answer = opened.get("/")
+    assert answer.status_code == 404
+    assert "ddib web" in answer.text
+
+
+@pytest.mark.parametrize("path", ["", "start", "nothing"])
+def test_every_answer_has_the_policy(opened: TestClient, session: Session, path: str) -> None:
+    """Nothing is loaded from elsewhere, framed or kept, refusals included."""
+    headers = opened.get(page(session, path)).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert headers["cache-control"] == "no-store"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-content-type-options"] == "nosniff"
