@@ -177,15 +177,16 @@ def kernel_distance_terms(judged: Matrix, real: Matrix) -> tuple[Matrix, Matrix,
     centre, scale = real.mean(axis=0), real.std(axis=0) + _EPSILON
     first, second = (judged - centre) / scale, (real - centre) / scale
     m = len(second)
-    other = _kernel(second, second)
+    other = cubic_kernel(second, second)
     return (
-        _kernel(first, first),
-        _kernel(first, second),
+        cubic_kernel(first, first),
+        cubic_kernel(first, second),
         float((other.sum() - np.trace(other)) / (m * (m - 1))),
     )
 
 
-def _kernel(a: Matrix, b: Matrix) -> Matrix:
+def cubic_kernel(a: Matrix, b: Matrix) -> Matrix:
+    """(x . y / D + 1)^3 of rows (N, D) and (M, D), (N, M)."""
     cubed: Matrix = (a @ b.T / a.shape[1] + 1.0) ** 3
     return cubed
 

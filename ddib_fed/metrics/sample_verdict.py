@@ -1,17 +1,22 @@
 """Whether a model's samples are of its domain: their distance from held-out pictures, beside two of real ones.
 
-    distance   kernel distance (`features.kernel_distance`) of n samples from the held-out pictures, on all 152 numbers,
-               each cut off at 4 deviations of the held-out pictures: else one that hardly moves over them is all of it
-    floor      the 95 % quantile of the same distance of n training pictures, over random choices of them
-    texture    the distance of n training pictures whose Fourier phases were replaced by those of noise: they keep the
-               domain's mean, spectrum and colours, and none of its structure
+    distance    unbiased MMD^2 with the cubic kernel (`features`) of n samples from the held-out pictures, on the 112
+                numbers of the late blocks, each in deviations of the held-out pictures and cut off at 4: else one that
+                hardly moves over them is all of it
+    usual       the median of the same distance of n training pictures, over random choices of them: above 0 where
+                held-out pictures are another region or another year
+    floor       its 95 % quantile
+    texture     the distance of textures: n training pictures whose Fourier phases were replaced by those of noise; they
+                keep the domain's mean, spectrum and colours, and none of its structure
+    to_texture  the distance of the samples from these textures
 
-The rule. A squared mean discrepancy grows with the square of the share of foreign pictures: a set of which a part w is
-texture and the rest real has w^2 of the texture's distance, so sqrt(distance / texture) reads as a share of texture.
-Samples within the floor are of the domain: of training pictures one set in twenty is as far. From a share of a half on
-they are not of the domain yet; in between they are near. Where the floor itself is at a half, nothing can be said:
-there are too few pictures, or the domain is a texture. Both distances come from the domain's own pictures; the half is
-a convention.
+The rule. Samples within the floor are of the domain: of training pictures one set in twenty is as far. Samples that are
+as near to the textures as to the held-out pictures, or nearer, are not of the domain yet; others are near. Nothing can
+be said where the floor is above the distance of a set of which half is texture: there are too few pictures, or the
+domain is a texture. All bounds come from the domain's own pictures.
+
+A squared mean discrepancy grows with the square of the share of foreign pictures, so sqrt((distance - usual) /
+(texture - usual)) reads as a share of texture; of such a set with one half it is a half.
 
 A network of ours starts as the Gaussian of its pictures' spectrum, so before it has learned anything its samples are
 just such a texture. Pictures that a model repeats are not seen here (`Nearness` looks for them).
@@ -27,7 +32,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.metrics.features import Matrix, features, kernel_distance
+from ddib_fed.metrics.features import Matrix, cubic_kernel, features
 from ddib_fed.metrics.pictures import Pictures
 
 SAMPLES = 64
@@ -38,8 +43,10 @@ MOST_HELD_OUT, MOST_TRAIN = 192, 256
 CHOICES = 200
 QUANTILE = 0.95
 HALF = 0.5
+"""Share of texture that must be told from real pictures for a verdict."""
 CUT = 4.0
 SEED = 20260817
+_FIGURES = ("distance", "usual", "floor", "texture", "to_texture", "count", "held_out")
 Level = Literal["of the domain", "near", "not yet", "unclear"]
 
 
@@ -48,52 +55,61 @@ class SampleVerdict:
     """How far samples are from held-out pictures; squared mean discrepancies, about 0 for equal distributions.
 
     Attributes:
-        distance: Of the samples.
+        distance: Of the samples from held-out pictures.
+        usual: Of training pictures; the median.
         floor: Which training pictures exceed in one choice of twenty.
-        texture: Of training pictures without their phases.
+        texture: Of textures.
+        to_texture: Of the samples from textures.
         samples: Samples that were judged.
         held_out: Pictures that they were compared with.
     """
 
     distance: float
+    usual: float
     floor: float
     texture: float
+    to_texture: float
     samples: int
     held_out: int
 
     @classmethod
     def of_figures(cls, figures: Mapping[str, float]) -> SampleVerdict | None:
         """The verdict that a manifest's figures of training hold; None where there is none."""
-        names = ("distance", "floor", "texture", "count", "held_out")
-        found = [figures.get(f"samples_{name}") for name in names]
+        found = [figures.get(f"samples_{name}") for name in _FIGURES]
         if any(value is None for value in found):
             return None
-        distance, floor, texture, count, held_out = (float(value or 0.0) for value in found)
-        return cls(distance, floor, texture, int(count), int(held_out))
+        distance, usual, floor, texture, to_texture, count, held_out = (float(each or 0.0) for each in found)
+        return cls(distance, usual, floor, texture, to_texture, int(count), int(held_out))
 
     def figures(self) -> dict[str, float]:
         """As figures of training in a manifest."""
+        values = (
+            self.distance,
+            self.usual,
+            self.floor,
+            self.texture,
+            self.to_texture,
+            self.samples,
+            self.held_out,
+        )
         return {
-            "samples_distance": round(self.distance, 5),
-            "samples_floor": round(self.floor, 5),
-            "samples_texture": round(self.texture, 5),
-            "samples_count": float(self.samples),
-            "samples_held_out": float(self.held_out),
+            f"samples_{name}": round(float(value), 5) for name, value in zip(_FIGURES, values, strict=True)
         }
 
     @property
     def share(self) -> float:
         """The share of texture that a set of real pictures as far away would have; at least 0."""
-        return math.sqrt(max(0.0, self.distance) / self.texture) if self.texture > 0 else math.inf
+        room = self.texture - self.usual
+        return math.sqrt(max(0.0, self.distance - self.usual) / room) if room > 0 else math.inf
 
     @property
     def level(self) -> Level:
         """By the module's rule."""
-        if self.texture <= max(self.floor, 0.0) / HALF**2:
+        if self.floor - self.usual >= (self.texture - self.usual) * HALF**2:
             return "unclear"
         if self.distance <= self.floor:
             return "of the domain"
-        return "near" if self.share < HALF else "not yet"
+        return "near" if self.distance < self.to_texture else "not yet"
 
     def sentence(self, steps: int) -> str:
         """The verdict in one sentence, with its figures."""
@@ -134,12 +150,18 @@ def judge_samples(
     pool, real = train[kept], held_out[:: -(-len(held_out) // MOST_HELD_OUT)]
     chances = None if weights is None else weights[kept] / weights[kept].sum()
     count = min(len(samples), len(pool) // 2)
-    seen = [features(each).joined for each in (real, pool, textures(pool[:count], rng), samples[:count])]
+    seen = [features(each).late for each in (real, pool, textures(pool[:count], rng), samples[:count])]
     reference, others, texture, drawn = (_cut(each, seen[0]) for each in seen)
+    null = [
+        _discrepancy(others[rng.choice(len(others), count, replace=False, p=chances)], reference)
+        for _ in range(CHOICES)
+    ]
     return SampleVerdict(
-        distance=kernel_distance(drawn, reference),
-        floor=_floor(others, reference, count, chances, rng),
-        texture=kernel_distance(texture, reference),
+        distance=_discrepancy(drawn, reference),
+        usual=float(np.median(null)),
+        floor=float(np.quantile(null, QUANTILE)),
+        texture=_discrepancy(texture, reference),
+        to_texture=_discrepancy(drawn, texture),
         samples=count,
         held_out=len(real),
     )
@@ -156,21 +178,16 @@ def textures(pictures: Pictures, rng: np.random.Generator) -> Pictures:
 
 
 def _cut(rows: Matrix, reference: Matrix) -> Matrix:
-    """Features (N, 152) within `CUT` deviations of the reference's."""
-    centre, room = reference.mean(axis=0), CUT * reference.std(axis=0)
-    return np.clip(rows, centre - room, centre + room)
+    """Features (N, 112) in deviations of the reference's, at most `CUT`."""
+    scaled = (rows - reference.mean(axis=0)) / (reference.std(axis=0) + 1e-9)
+    found: Matrix = np.clip(scaled, -CUT, CUT)
+    return found
 
 
-def _floor(
-    others: Matrix,
-    reference: Matrix,
-    count: int,
-    chances: NDArray[np.float64] | None,
-    rng: np.random.Generator,
-) -> float:
-    """The quantile of the distances of `count` of the others, over random choices."""
-    distances = [
-        kernel_distance(others[rng.choice(len(others), count, replace=False, p=chances)], reference)
-        for _ in range(CHOICES)
-    ]
-    return float(np.quantile(distances, QUANTILE))
+def _discrepancy(first: Matrix, second: Matrix) -> float:
+    """Unbiased MMD^2 of scaled rows (N, D) and (M, D), with the cubic kernel."""
+    within = 0.0
+    for rows in (first, second):
+        kernel = cubic_kernel(rows, rows)
+        within += (kernel.sum() - np.trace(kernel)) / (len(rows) * (len(rows) - 1))
+    return float(within - 2.0 * cubic_kernel(first, second).mean())

@@ -36,6 +36,7 @@ def test_real_pictures_are_of_the_domain_textures_are_not_and_mixtures_are_near(
     assert some.share == pytest.approx(0.25, abs=0.12)
     assert foreign.share == pytest.approx(1.0, abs=0.25)
     assert real.floor < 0.2 * real.texture
+    assert foreign.to_texture < foreign.distance
     assert "not of your domain yet" in foreign.sentence(150)
     assert foreign.sentence(150).startswith("150 steps:")
 
@@ -71,6 +72,6 @@ def test_textures_keep_mean_and_spectrum():
 
 def test_a_verdict_comes_back_from_a_manifests_figures():
     """Figures of a model without one give none."""
-    made = SampleVerdict(0.3, 0.01, 0.5, 64, 100)
+    made = SampleVerdict(0.3, 0.0, 0.01, 0.5, 0.4, 64, 100)
     assert SampleVerdict.of_figures({**made.figures(), "held_out_loss": 1.0}) == made
     assert SampleVerdict.of_figures({"held_out_loss": 1.0}) is None

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from ddib_fed.errors import AlreadyExists, StateConflict
+from ddib_fed.metrics.sample_verdict import SampleVerdict
 from ddib_fed.metrics.structure import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record, run
 from ddib_fed.training.loop.checkpoint import latest_checkpoint
+from ddib_fed.training.pictures.sources import array_source
 from ddib_fed.training.run import train
+from tests.training.pictures.examples import blobs
 
 
 def stop_at(step):
@@ -172,3 +175,15 @@ def test_slow_steps_are_kept_between_the_checkpoints(tiny, spots, tmp_path, monk
     often = train(tiny, out, lambda _: kept.append(latest_checkpoint(out / "run").info.step), source=spots)
     assert kept == list(range(1, 13))
     assert often.manifest.weights_sha256 == whole.manifest.weights_sha256
+
+
+@pytest.mark.slow
+def test_a_run_says_whether_its_samples_are_of_the_domain(tiny, tmp_path):
+    """A dozen steps are not enough; the figures are in the manifest, pictures to compare with beside the samples."""
+    found = blobs(64)
+    said = []
+    made = train(tiny, tmp_path, source=array_source("spots", found[:48], found[48:]), say=said.append)
+    verdict = SampleVerdict.of_figures(made.manifest.training.figures)
+    assert verdict.level == "not yet"
+    assert verdict.sentence(12) in said
+    assert (tmp_path / "run" / "held-out.png").stat().st_size > 0
