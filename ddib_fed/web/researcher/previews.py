@@ -59,7 +59,7 @@ def shown(picture: Picture) -> NDArray[np.uint8]:
         return np.asarray(values, np.uint8)
     low, high = np.percentile(values, WINDOW)
     scaled = (values.astype(np.float64) - low) / max(float(high - low), 1e-12)
-    return (np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return np.asarray(np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5, np.uint8)
 
 
 def density(points: NDArray[Any]) -> NDArray[np.uint8]:
