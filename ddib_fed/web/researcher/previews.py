@@ -56,11 +56,10 @@ def shown(picture: Picture) -> NDArray[np.uint8]:
     """The pixels (H, W, C) of a picture as 8 bits: the middle 99 % of its values from black to white."""
     values = picture.pixels
     if values.dtype == np.uint8:
-        return values
+        return np.asarray(values, np.uint8)
     low, high = np.percentile(values, WINDOW)
     scaled = (values.astype(np.float64) - low) / max(float(high - low), 1e-12)
-    pixels: NDArray[np.uint8] = (np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    return pixels
+    return np.asarray(np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5, np.uint8)
 
 
 def density(points: NDArray[Any]) -> NDArray[np.uint8]:

@@ -37,9 +37,9 @@ def chromium() -> str | None:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, headless."""
+    """Chromium, headless; not for longer, because while Playwright is open no other test can run an event loop."""
     pytest.importorskip("playwright", reason=f"no Playwright: {INSTALL}")
     from playwright.sync_api import sync_playwright
 
@@ -60,7 +60,7 @@ def axe() -> str:
     return AXE.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes(browser: Browser) -> Iterator[Pair]:
     """North has satellite pictures, south relief maps; both serve."""
     del browser  # asked for first, so that no node starts where the test is skipped
