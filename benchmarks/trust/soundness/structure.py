@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.trust.soundness import nodes
 from benchmarks.trust.soundness.attack import Result, attack, ddib
 from benchmarks.trust.soundness.samples import photograph, written
-from ddib_fed.models.shipped import open_bundle
+from ddib_fed.models.shipped import copy_pretrained, open_bundle
 from tests.samples.picture_examples import png_of
 
 COUNT, LEAST = 16, 0.8
@@ -79,11 +79,12 @@ def forged(folder: Path, result: Result) -> None:
     result.add("each record's mark is that of its figures, without --cycle", not wrong, said=", ".join(wrong))
     marked = sum(bool(record["doubtful"]) for record in records.values())
     result.measured.append(f"honest: {marked} of {len(records)} marked")
+    copy_pretrained("satellite", folder / "model")
     kept = {path: path.read_bytes() for path in out.glob("??.png")}
     for what, forge in FORGED.items():
         forge(out)
         said = ddib(
-            "evaluate", out, "--source", folder / "in", "--thresholds", "satellite", "--format", "json"
+            "evaluate", out, "--source", folder / "in", "--thresholds", folder / "model", "--format", "json"
         )
         found = json.loads(said.out)["structure"]["doubtful"] if said.code == 0 else 0
         result.add(what, found >= LEAST * COUNT, said.code, f"{found} of {COUNT} marked")

@@ -127,7 +127,7 @@ def test_a_lora_beside_a_pipeline_is_refused_by_its_name(pipeline, place):
     ],
 )
 def test_a_lora_of_another_name_is_known_by_its_tensors(pipeline, place, tensor):
-    """Most are called by their style; names of kohya, peft and LyCORIS. Before, only names of files were looked at."""
+    """Most are called by their style; kohya's, peft's and LyCORIS's. Before, only names of files were looked at."""
     folder = pipeline()
     (folder / place).parent.mkdir(exist_ok=True)
     save_file({tensor: torch.zeros(2, 2)}, folder / place)
