@@ -161,9 +161,12 @@ class Stack:
             self.steps = torch.cat([run.steps(self.table) for run in runs])
             if getattr(first.begun.denoiser.network, "remembers_tables", False):
                 self._places = Places.by_row(self.x, self.table.levels, self.steps)
+        self._starts: list[int] = []
+        """First row of each member here; a member that goes on elsewhere has another one there."""
         start = 0
         for member in chosen:
             member.stack, member.start = self, start
+            self._starts.append(start)
             start += member.rows
 
     def holds(self, chosen: Sequence[Running]) -> bool:
@@ -198,7 +201,7 @@ class Stack:
     def _replace(self, number: int, member: Running) -> None:
         assert self.table is not None
         assert member.recurrence is not None
-        member.start, member.stack = self.members[number].start, self
+        member.start, member.stack = self._starts[number], self
         self.members[number] = member
         rows = slice(member.start, member.start + member.rows)
         self.x[rows].copy_(member.begun.x)

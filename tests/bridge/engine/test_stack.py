@@ -1,0 +1,108 @@
+"""Whoever is stepped with whom, in whatever order, ends where it would end alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.engine.batcher import _stack_of
+from ddib_fed.bridge.engine.stack import Running
+from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
+from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.diffusion.recurrence import recurrence_of
+from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.networks.mlp import ResidualMLP
+
+STEPS = 6
+SETTINGS = SolverSettings(evaluations=STEPS)
+PLAN = plan(SETTINGS, LinearSchedule())
+RECURRENCE = recurrence_of(PLAN.encoder, STEPS)
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    torch.manual_seed(0)
+    network = ResidualMLP(width=16, blocks=1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return Denoiser(network)
+
+
+class Member(Running):
+    """A trajectory under way, with where it has to end."""
+
+    def __init__(self, denoiser: Denoiser, rows: int, seed: int) -> None:
+        x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed))
+        super().__init__(Trajectory("encode", x, SETTINGS), Control(), None, seed)
+        self.begin(Integration(x, PLAN.encoder(x), denoiser, STEPS, None, RECURRENCE))
+        self.expected = alone(denoiser, x)
+        self.end: torch.Tensor | None = None
+
+
+def alone(denoiser: Denoiser, x: torch.Tensor) -> torch.Tensor:
+    solver = PLAN.encoder(x.clone())
+    query = next(solver)
+    with torch.no_grad():
+        try:
+            while True:
+                query = solver.send(denoiser(query.x, query.level))
+        except StopIteration as stop:
+            return stop.value
+
+
+def turn(*members: Member) -> None:
+    """One step of these together, as the engine takes it."""
+    stack = _stack_of(list(members))
+    with torch.no_grad():
+        stack.advance(stack.evaluate())
+    for member in members:
+        member.step += 1
+        if member.step == STEPS:
+            member.end = member.state().clone()
+            member.close()
+
+
+def check(*members: Member) -> None:
+    for member in members:
+        torch.testing.assert_close(member.end, member.expected, atol=1e-5, rtol=1e-5)
+
+
+def test_who_takes_the_rows_of_one_that_ended_elsewhere_takes_no_others(denoiser: Denoiser) -> None:
+    """Its place in the old stack counts, not the one that it had where it ended."""
+    first, second, third, other, late = (Member(denoiser, 2, seed) for seed in range(5))
+    turn(first)
+    turn(first, second, third)  # a stack of three rows' places
+    for _ in range(STEPS - 2):
+        turn(other, first)  # the first ends in another one, behind somebody else
+    assert first.end is not None
+    while second.end is None:
+        turn(second, third, late)
+    for member in (other, late):
+        while member.end is None:
+            turn(member)
+    check(first, second, third, other, late)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_any_order_of_turns_gives_what_each_gives_alone(denoiser: Denoiser, seed: int) -> None:
+    """Members come, wait, are stepped with ever others, and end; the rest of an earlier group often goes on."""
+    chance = random.Random(seed)
+    waiting = [Member(denoiser, 2, 100 * seed + number) for number in range(12)]
+    everyone, there = list(waiting), []
+    while waiting or there:
+        while waiting and len(there) < 5:
+            there.append(waiting.pop())
+        group = chance.sample(there, chance.randint(1, min(3, len(there))))
+        for _ in range(chance.randint(1, 4)):
+            turn(*group)
+            there = [member for member in there if member.end is None]
+            fresh = [member for member in there if member.step == 0 and member not in group]
+            group = [member for member in group if member.end is None] + fresh[: chance.randint(0, 1)]
+            if not group:
+                break
+    check(*everyone)
