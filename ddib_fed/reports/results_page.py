@@ -30,6 +30,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "edge_correlation": "edge correlation",
     "mutual_information": "mutual information",
 }
+_DOUBTS: Final = {"cycle_psnr": "round trip"}
 GLOSSARY: Final[Mapping[str, str]] = {
     "Translation": "The picture of the other institution's domain that keeps the structure of the source: the source's "
     "model encodes it to a latent, the target's model decodes the latent.",
@@ -243,7 +244,7 @@ def _row(
     columns: Sequence[str],
     folder: Path,
 ) -> list[Cell]:
-    doubts = ", ".join(each.record.doubts or ())
+    doubts = ", ".join(_DOUBTS.get(doubt, doubt) for doubt in each.record.doubts or ())
     mark: Cell = html.doubt(f"doubtful: {doubts}") if each.record.doubtful else ""
     shown: list[Cell] = []
     for kind in kinds:

@@ -55,7 +55,7 @@ def test_the_worst_comes_first_with_its_mark(page):
     names = re.findall(r'<a href="\./([^"]*)">([^<]*)</a>', page)
     assert names[0] == ("sub/%3Cb%3Ebad%20%26%20worse.png", html.escape("sub/<b>bad & worse.png"))
     assert [text for _, text in names[1:]] == ["fair.png", "good.png"]
-    assert page.index("doubtful: cycle_psnr") < page.index("fair.png")
+    assert page.index("doubtful: round trip") < page.index("fair.png")
 
 
 def test_the_verdict_counts_files_doubts_and_what_was_left_out(page, results):
