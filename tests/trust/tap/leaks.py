@@ -29,7 +29,7 @@ from ddib_fed.wire.streams.frames import ChunkFrame
 from source_node import samples
 from source_node.peer import remote
 from source_node.peer.decode_call import Sent
-from source_node.pipeline import job
+from source_node.pipeline import items
 from target_node import stream
 
 PICTURES: list[np.ndarray] = []
@@ -66,14 +66,14 @@ def _watch() -> None:
 def _change_latents(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
     """Send `change(latent, picture)` instead of each latent, with the statistics and digest that it has."""
     _watch()
-    honest = job.approve
+    honest = items.approve
 
     def approve(latent: Latent, contract: Any, statistics: Any, *, item: int) -> Any:
         changed = change(latent.data.copy(), PICTURES[item % len(PICTURES)]).astype(np.float32)
         made = Latent.from_array(changed, latent.dtype)
         return honest(made, contract, gaussianity.measure(torch.from_numpy(changed)), item=item)
 
-    job.approve = approve
+    items.approve = approve
 
 
 def _add_metadata(words: Callable[[], Words]) -> None:
