@@ -156,7 +156,7 @@ def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str) -> Dd
 def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     """The error that a command ends with which left out these files; `state` is what became of the others."""
     return FilesLeftOut(
-        f"{len(found):,} of {total:,} files were left out; {state}:\n{_listed(found)}",
+        f"left out: {len(found):,} of {total:,} files; {state}:\n{_listed(found)}",
         hint=f"repair them, then, for what is missing: {same_command()}",
     )
 

@@ -89,7 +89,7 @@ def test_every_bad_file_is_listed_and_the_printed_command_translates_the_others(
     assert run(shlex.split(pasted)[1:]) == ExitCode.LEFT_OUT
     assert written() == RESULTS
     said = capsys.readouterr().err
-    assert "2 of 7 files were left out" in said
+    assert "left out: 2 of 7 files" in said
     assert f"{scans / 'empty.npy'}: is empty" in said
 
 
@@ -245,7 +245,7 @@ def test_detached_jobs_name_what_they_leave_out(translate, scans, north, capsys)
     """The exit code is the same as with results."""
     (scans / "empty.npy").write_bytes(b"")
     assert translate("--detach", "--skip-bad") == ExitCode.LEFT_OUT
-    assert "1 of 6 files were left out; the others are submitted" in capsys.readouterr().err
+    assert "left out: 1 of 6 files; the others are submitted" in capsys.readouterr().err
     assert len(north.service.jobs) == 1
 
 
@@ -302,7 +302,7 @@ def test_a_job_whose_every_item_fails_is_left_out_too(translate, north, capsys, 
     north.script.fail_items = set(range(5))
     monkeypatch.setattr(north.service, "_view", failed_view(north.service._view))
     assert translate("--skip-bad") == ExitCode.LEFT_OUT
-    assert "5 of 5 files were left out" in capsys.readouterr().err
+    assert "left out: 5 of 5 files" in capsys.readouterr().err
     assert translate() == ExitCode.JOB_FAILED
 
 
