@@ -49,7 +49,8 @@ def main() -> int:
         )
         sys.stdout.write(f"{name}: {executions:,} executions, {crashes} crashes, {seconds:.0f} s\n")
         sys.stdout.flush()
-    text = f"{about('long', time.monotonic() - started)}\n\n{markdown(COLUMNS, tuple(rows))}"
+    form = "long" if given.runs >= 1_000_000 else "short"
+    text = f"{about(form, time.monotonic() - started)}\n\n{markdown(COLUMNS, tuple(rows))}"
     if not given.targets:
         write("fuzz", text)
     return int(any(row[3] for row in rows))
