@@ -79,7 +79,7 @@ def forged(folder: Path, result: Result) -> None:
     result.add("each record's mark is that of its figures, without --cycle", not wrong, said=", ".join(wrong))
     copy_pretrained("satellite", folder / "model")
     kept = {path: path.read_bytes() for path in out.glob("??.png")}
-    for what, forge in {"honest": lambda out: None, **FORGED}.items():
+    for what, forge in {"honest": lambda _out: None, **FORGED}.items():
         forge(out)
         said = ddib(
             "evaluate", out, "--source", folder / "in", "--thresholds", folder / "model", "--format", "json"
