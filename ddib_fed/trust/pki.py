@@ -11,7 +11,10 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -277,8 +280,22 @@ def issue_to_folder(
     key = new_key()
     public = key.public_key()
     certificate = issue_leaf(authority, role, name, public_key=public, now=now, lifetime=lifetime)
-    write_identity(folder, certificate=certificate, key=key, roots=_roots_with(folder, authority.certificate))
+    private_folder(folder)
+    with changing_roots(folder):
+        roots = _roots_with(folder, authority.certificate)
+        write_identity(folder, certificate=certificate, key=key, roots=roots)
     return load_identity(folder)
+
+
+@contextmanager
+def changing_roots(folder: Path) -> Iterator[None]:
+    """Inside, no other process reads this folder's roots in order to write them: none of two changes is lost."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _roots_with(folder: Path, root: x509.Certificate) -> tuple[x509.Certificate, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ddib_fed.errors import AlreadyExists, InputError, StateConflict
 from ddib_fed.files import read_private, read_small, write_file
 from ddib_fed.trust.certificates import certificate_pem, new_authority, parse_certificates
-from ddib_fed.trust.pki import Authority, load_authority, load_keys, write_key
+from ddib_fed.trust.pki import Authority, changing_roots, load_authority, load_keys, write_key
 
 _NEXT_KEY, _NEXT_CERTIFICATE = "ca-next.key", "ca-next.pem"
 
@@ -26,6 +26,11 @@ def start(folder: Path) -> Authority:
         FileMissing: The folder does not issue.
         AlreadyExists: A roll-over is under way.
     """
+    with changing_roots(folder):
+        return _start(folder)
+
+
+def _start(folder: Path) -> Authority:
     current = load_authority(folder)
     roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
     if (folder / _NEXT_KEY).exists() or len(roots) > 1:
@@ -85,8 +90,9 @@ def finish(folder: Path) -> Authority:
         raise StateConflict(
             "certificates still come from the old root", hint="ddib pki init --roll-over switch"
         )
-    current = load_authority(folder)
-    if len(parse_certificates(read_small(folder / "roots.pem"), "roots.pem")) < 2:
-        raise StateConflict(f"no roll-over is under way in {folder}")
-    write_file(folder / "roots.pem", certificate_pem(current.certificate), private=True)
+    with changing_roots(folder):
+        current = load_authority(folder)
+        if len(parse_certificates(read_small(folder / "roots.pem"), "roots.pem")) < 2:
+            raise StateConflict(f"no roll-over is under way in {folder}")
+        write_file(folder / "roots.pem", certificate_pem(current.certificate), private=True)
     return current

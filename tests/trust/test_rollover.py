@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,27 @@ def test_another_node_learns_the_new_root_with_its_next_certificate(
     rollover.start(north.pki)
     install(two, sign_request(north.authority, read_request(make_request(two, node)), roots(north)))
     assert (two / "roots.pem").read_bytes() == (north.pki / "roots.pem").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda north: rollover.start(north.pki),
+        lambda north: pki.issue_to_folder(pki.load_authority(north.pki), north.pki, "node", "node-1"),
+    ],
+    ids=["start", "renewal"],
+)
+def test_who_changes_the_roots_waits_for_another_who_does(
+    north: Institution, act: Callable[[Institution], object]
+) -> None:
+    """A renewal that read the roots before a new one was added would write them without it, and switch would fail."""
+    thread = threading.Thread(target=act, args=(north,))
+    before = (north.pki / "leaf.pem").read_bytes(), roots(north)
+    with pki.changing_roots(north.pki):
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert ((north.pki / "leaf.pem").read_bytes(), roots(north)) == before
+    thread.join(20)
+    assert ((north.pki / "leaf.pem").read_bytes(), roots(north)) != before

@@ -100,7 +100,8 @@ def test_one_client_cannot_have_all_workers(open_source, target) -> None:
     target.decodes = [hang] * 4
     source = open_source(running_jobs=6).start()
     hers = [source.submit() for _ in range(12)]
-    wait_until(lambda: sum(source.store.get(job).state == "RUNNING" for job in hers) == 4)
+    wait_until(lambda: not target.decodes)  # the calls that hang are hers
+    assert sum(source.store.get(job).state == "RUNNING" for job in hers) == 4
     assert source.ended(source.submit(owner=BOB), 8).state == "FINISHED"
     target.release.set()
     for job in hers:
