@@ -1,4 +1,4 @@
-"""Turns the values of a volume or a map into the numbers that a model takes, by one explicit rule for the whole file.
+"""Maps the values of a volume or a map to the range of a model, by one rule for the whole file.
 
     number = low + (value - black) / (white - black) * (high - low), clipped to [low, high]
 

@@ -26,7 +26,7 @@ _MAX_HOST: Final = 80
 
 
 def no_connection(error: OSError, address: str, timeout_s: float) -> Finding:
-    """Why there is no direct connection to a node; where this machine is told to use a proxy, what that one says.
+    """Why there is no direct connection to a node; if the environment names a proxy, with that proxy's answer.
 
     Args:
         error: Of the attempt.

@@ -1,4 +1,4 @@
-"""Turns files and folders of a command line into the files to translate, each with the name of its results.
+"""Lists the files to translate from the files and folders of a command line, with the name of each one's results.
 
 A file's results are called as it is; below a folder the path is kept. Hidden files, and files whose suffix is that of
 no format, are left out and counted.

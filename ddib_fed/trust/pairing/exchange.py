@@ -249,7 +249,7 @@ def _swap(line: Line, keys: Keys, party: Party, side: Side, where: str) -> Paire
 
 
 def _judged(line: Line, content: bytes, party: Party, where: str) -> Peer:
-    """The other side's file, which this side accepts; the other side is told."""
+    """The other side's file, which this side accepts; the other side gets a confirmation."""
     try:
         other = parse_peer(content, f"the peer file from {where}")
         party.judge(other)
