@@ -13,9 +13,10 @@ from ddib_fed.errors import (
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent_types import FLOAT32
-from ddib_fed.node.config import LimitsSection, PolicySection
+from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations, check_target
 from ddib_fed.node.role import NodeContext
+from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
 from ddib_fed.v1 import translation_pb2

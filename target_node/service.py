@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -52,6 +51,7 @@ from ddib_fed.wire.version import (
 )
 from target_node.agreed import AgreedContracts
 from target_node.calibration import CalibrationServicer
+from target_node.calls import RunningCalls
 from target_node.contract_calibration import check_calibration
 from target_node.outputs import OutputCheck, demanded_index
 from target_node.receipt import Receipt
@@ -84,13 +84,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._agreed = AgreedContracts(node)
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
-        self._active = 0
-        self._idle = threading.Condition()
-
-    @property
-    def active(self) -> int:
-        """Decode calls that run now."""
-        return self._active
+        self.calls = RunningCalls()
 
     def limits(self) -> ContractLimits:
         """What a contract with this node allows."""
@@ -187,7 +181,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                     owner=peer,
                     weight=self._node.weight_of(peer),
                 )
-                with self._counted(), receipt, self._span(context, peer, header.request_id) as span:
+                with self.calls.counted(), receipt, self._span(context, peer, header.request_id) as span:
                     for event in decoding.run():
                         if isinstance(event, Translated):
                             self._trace(event, receipt, span)
@@ -241,13 +235,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         check_decoding(node.running_engine.model, settings.solver, label, guidance)
         return settings
 
-    def wait_idle(self, timeout_s: float) -> None:
-        """Return when no Decode call runs, or after the time."""
-        deadline = time.monotonic() + timeout_s
-        with self._idle:
-            while self._active and (left := deadline - time.monotonic()) > 0:
-                self._idle.wait(left)
-
     def _audit(self, act: str, **values: str | int) -> None:
         """Write to the audit log, or refuse the act for now.
 
@@ -259,12 +246,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         except OSError as error:
             log.exception("the audit log cannot be written: %s is refused", act)
             raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
-
-    def _counted(self) -> _Counted:
-        return _Counted(self._idle, self._change)
-
-    def _change(self, by: int) -> None:
-        self._active += by
 
     def _charges(self, peer: str, settings: StreamSettings, samples: int) -> Sequence[Charge]:
         """What a peer is charged for an item of so many samples."""
@@ -322,23 +303,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)
 
 
-class _Counted:
-    """Counts a call for as long as it runs."""
-
-    def __init__(self, idle: threading.Condition, change: Callable[[int], None]) -> None:
-        self._idle = idle
-        self._change = change
-
-    def __enter__(self) -> None:
-        with self._idle:
-            self._change(1)
-
-    def __exit__(self, *exc_info: object) -> None:
-        with self._idle:
-            self._change(-1)
-            self._idle.notify_all()
-
-
 class TargetService:
     """The target role in one node."""
 
@@ -358,11 +322,11 @@ class TargetService:
 
     def jobs(self) -> Mapping[str, int]:
         """Decode calls that run now."""
-        return {"decoding": self._servicer.active}
+        return {"decoding": self._servicer.calls.active}
 
     def drain(self, timeout_s: float) -> None:
         """See `RoleService`."""
-        self._servicer.wait_idle(timeout_s)
+        self._servicer.calls.wait_idle(timeout_s)
 
     def peers_changed(self) -> None:
         """The calls of removed peers are ended by the interceptor."""

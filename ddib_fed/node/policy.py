@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 from ddib_fed.errors import PeerUnknown, PolicyDenied
-from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.quota import Charge
+from ddib_fed.node.settings.policy_table import EVERY, PolicySection, Use
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.snapshot import Snapshot
 from ddib_fed.wire.canonical import canonical_json

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from ddib_fed.errors import DdibError
 from ddib_fed.metrics.attacks.training_index import TrainingIndex
-from ddib_fed.node.config import NodeConfig, PolicySection
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.training_index import described, find_index, open_index
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
+from ddib_fed.node.settings.policy_table import PolicySection
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,9 @@ import pytest
 from ddib_fed.cli.models.training import train as training
 from ddib_fed.cli.models.training.options import asked_for, spell
 from ddib_fed.errors import ConfigError, FileMissing
-from ddib_fed.node.config import (
-    EngineSection,
-    LimitsSection,
-    LogSection,
-    NodeConfig,
-    PolicySection,
-)
+from ddib_fed.node.config import EngineSection, LimitsSection, LogSection, NodeConfig
 from ddib_fed.node.settings.paths import MAX_SOCKET_PATH
+from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.node.template import render_node_toml
 from ddib_fed.training.settings.options import OPTIONS, option_name, train_config
 

@@ -19,7 +19,7 @@ from target_node.service import LEAST_EVALUATIONS
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import Target
-from tests.target_node.test_service import header, results, sent
+from tests.target_node.sending import header, results, sent
 
 
 def asked(target: Target, contract, evaluations: int, items: int = 4, name: str = "job", **changes):

@@ -12,7 +12,8 @@ from ddib_fed.trust.audit.lines import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.version import SPOKEN, TRUST
-from tests.target_node.test_service import gaussian, header, sent
+from tests.node.tiny_nodes import gaussian
+from tests.target_node.sending import header, sent
 
 HEAD = common_pb2.AuditHead(lines=41, sha256=b"\x05" * 32)
 OLDER = [version for version in SPOKEN if version < TRUST]

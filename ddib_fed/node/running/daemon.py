@@ -33,6 +33,7 @@ from ddib_fed.node.running.answers import (
     peer_statuses,
 )
 from ddib_fed.node.running.disk import DiskWatch
+from ddib_fed.node.running.job_count import JobCount
 from ddib_fed.node.running.switching import Models
 from ddib_fed.node.running.watch import Watch
 from ddib_fed.rpc.addresses import split_address
@@ -65,8 +66,6 @@ class Daemon:
         self._signals: list[int] = []
         # Wakes the thread that serves; a signal handler may put into it anywhere.
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._jobs_lock = threading.Lock()
-        self._last_jobs: dict[str, int] | None = None
         self._loading = False
         self._drain_asked = threading.Event()
         paths = config.paths
@@ -82,6 +81,7 @@ class Daemon:
         )
         self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
+        self._jobs = JobCount(self.roles)
         self._disk = DiskWatch((paths.state, paths.spool))
         self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
         try:
@@ -238,7 +238,7 @@ class Daemon:
 
     def request_drain(self) -> int:
         """Drain and exit, as SIGTERM does; returns how many jobs run now."""
-        running = self._jobs().get("running", 0)
+        running = self._jobs.now().get("running", 0)
         self._drain_asked.set()
         self._woken.put(None)
         return running
@@ -265,7 +265,7 @@ class Daemon:
         self.server.stop(0.0 if self._stop_now else 1.0)
         self._guard.stop()
         self._renewal.stop()
-        self._keep_last_jobs()
+        self._jobs.keep()
         for role in self.roles:
             role.release()
         self.node.quotas.close()
@@ -274,16 +274,6 @@ class Daemon:
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
         log.info("stopped")
-
-    def _keep_last_jobs(self) -> None:
-        """The operator is answered to the end, but a role cannot count jobs after closing its store."""
-        last: dict[str, int] = {}
-        try:
-            last = self._jobs()
-        except Exception:
-            log.exception("the jobs could not be counted")
-        with self._jobs_lock:
-            self._last_jobs = last
 
     def _look(self) -> None:
         """The periodic check: what the files of the state folder say, and models that nothing needs any more."""
@@ -376,20 +366,9 @@ class Daemon:
         if self.node.loaded:
             answer.model.CopyFrom(model_status(self.node))
         answer.peers.extend(peer_statuses(self.node))
-        answer.jobs.update(self._jobs())
+        answer.jobs.update(self._jobs.now())
         answer.calibrations.extend(calibration_statuses(self.node))
         return answer
-
-    def _jobs(self) -> dict[str, int]:
-        """Work of all roles by state; the last count once they have closed their stores."""
-        with self._jobs_lock:
-            if self._last_jobs is not None:
-                return self._last_jobs
-            found: dict[str, int] = {}
-            for role in self.roles:
-                for name, count in role.jobs().items():
-                    found[name] = found.get(name, 0) + count
-            return found
 
 
 def serve(config: NodeConfig) -> int:

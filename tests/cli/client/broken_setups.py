@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,11 +22,21 @@ from cryptography.x509.oid import NameOID
 from ddib_fed.errors import NotReady
 from ddib_fed.trust import pki
 from ddib_fed.trust.certificates import Authority, certificate_pem, new_key
+from tests.cli.client.answers import (
+    Answer,
+    closed,
+    connect_proxy,
+    dropping,
+    listening,
+    plain_http,
+    silent,
+    ssh,
+    tls,
+)
 from tests.client.scripted_source import NORTH, SourceNodeDouble
 from tests.node.institutions import Institution, forge, names
 from tests.trust.network.connect_proxy import proxying
 
-Answer = Callable[[socket.socket], None]
 NOW = datetime.now(UTC)
 OLD = timedelta(days=40)
 SOON = timedelta(hours=2)
@@ -73,90 +82,6 @@ class World:
     def stranger(self, institution: str = NORTH) -> Institution:
         """An institution with a root of its own."""
         return Institution(institution, self.folder / "stranger")
-
-
-@contextmanager
-def listening(answer: Answer) -> Iterator[str]:
-    """A listener on loopback that hands each connection to `answer`, on a thread; its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    threads: list[threading.Thread] = []
-    over = threading.Event()
-
-    def one(connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            connection.settimeout(30)
-            answer(connection)
-
-    def accept() -> None:
-        while not over.is_set():
-            try:
-                connection, _address = listener.accept()
-            except OSError:
-                return
-            threads.append(threading.Thread(target=one, args=(connection,), daemon=True))
-            threads[-1].start()
-
-    acceptor = threading.Thread(target=accept, daemon=True)
-    acceptor.start()
-    try:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        over.set()
-        with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        acceptor.join(5)
-
-
-@contextmanager
-def dropping() -> Iterator[str]:
-    """An address whose connection requests are dropped, as by a firewall: the listener's queue is full."""
-    with ExitStack() as held:
-        listener = held.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        while True:
-            waiting = held.enter_context(socket.socket())
-            waiting.settimeout(0.5)
-            try:
-                waiting.connect(listener.getsockname())
-            except TimeoutError:
-                break
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-def tls(chain: Path, key: Path, *, newest: ssl.TLSVersion | None = None) -> Answer:
-    """A TLS server without HTTP/2."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
-    if newest is not None:
-        context.maximum_version = newest
-
-    def answer(connection: socket.socket) -> None:
-        with context.wrap_socket(connection, server_side=True) as channel:
-            channel.recv(4096)
-            channel.sendall(b"HTTP/1.1 400\r\n\r\n")
-
-    return answer
-
-
-def _plain_http(connection: socket.socket) -> None:
-    connection.recv(4096)
-    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-
-
-def _ssh(connection: socket.socket) -> None:
-    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
-    connection.recv(4096)
-
-
-def _silent(connection: socket.socket) -> None:
-    while connection.recv(4096):
-        pass
-
-
-def _closed(connection: socket.socket) -> None:
-    connection.recv(1)
 
 
 def _nothing_listens(world: World) -> None:
@@ -235,19 +160,6 @@ def _inspected_with_tls_12(world: World) -> None:
     _served(world, _authority("Example Web Gateway"), names(NORTH)[1:], newest=ssl.TLSVersion.TLSv1_2)
 
 
-def connect_proxy(to: str, status: bytes = b"200 Connection established") -> Answer:
-    """An HTTP proxy: what it answers for CONNECT, and with 200 a way to `to`, whatever was asked for."""
-
-    def answer(connection: socket.socket) -> None:
-        assert connection.recv(4096).startswith(b"CONNECT ")
-        connection.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
-        if status.startswith(b"200"):
-            host, port = to.rsplit(":", 1)
-            socket.create_connection((host, int(port))).close()
-
-    return answer
-
-
 def _behind_a_proxy(world: World, status: bytes = b"200 Connection established") -> None:
     """Direct connections are rejected, and the environment names a proxy."""
     proxy = world._stack.enter_context(listening(connect_proxy(f"127.0.0.1:{world.node.port}", status)))
@@ -318,7 +230,7 @@ def _proxy(answer: str) -> Callable[[World], None]:
 
 
 def _proxy_off(world: World) -> None:
-    with listening(_closed) as address:
+    with listening(closed) as address:
         pass
     _through(world, address)
 
@@ -329,12 +241,12 @@ def _no_way_behind_proxy(world: World) -> None:
 
 
 def _proxy_is_ssh(world: World) -> None:
-    _through(world, world._stack.enter_context(listening(_ssh)))
+    _through(world, world._stack.enter_context(listening(ssh)))
 
 
 def _relay_without_end(connection: socket.socket) -> None:
     connection.shutdown(socket.SHUT_WR)
-    _silent(connection)
+    silent(connection)
 
 
 def _loading(world: World) -> None:
@@ -381,9 +293,9 @@ SETUPS = {
     ),
     "firewall": Setup("a firewall drops the connection", _firewall, "connection", "[timeout]", True),
     "silent": Setup(
-        "the port takes connections and is silent", _place(_silent), "connection", "[silent]", True
+        "the port takes connections and is silent", _place(silent), "connection", "[silent]", True
     ),
-    "closed": Setup("the port closes connections", _place(_closed), "connection", "[closed]", True),
+    "closed": Setup("the port closes connections", _place(closed), "connection", "[closed]", True),
     "relay": Setup(
         "a relay whose far end does not listen",
         _place(_relay_without_end),
@@ -407,8 +319,8 @@ SETUPS = {
     "proxy-is-ssh": Setup(
         "the configured proxy is an SSH server", _proxy_is_ssh, "connection", "[not-a-proxy]"
     ),
-    "plain-http": Setup("a plain HTTP server or proxy", _place(_plain_http), "connection", "[plain-http]"),
-    "ssh": Setup("the port of an SSH server", _place(_ssh), "connection", "[not-tls]"),
+    "plain-http": Setup("a plain HTTP server or proxy", _place(plain_http), "connection", "[plain-http]"),
+    "ssh": Setup("the port of an SSH server", _place(ssh), "connection", "[not-tls]"),
     "tls-1.2": Setup("a middlebox with TLS 1.2", _tls_12, "connection", "[tls-version]"),
     "not-grpc": Setup("TLS with the right certificate, no gRPC", _not_grpc, "connection", "[not-grpc]"),
     "impostor": Setup("another root under the node's name", _impostor, "connection", "[wrong-root]"),

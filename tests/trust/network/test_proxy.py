@@ -17,7 +17,7 @@ from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.diagnosis import diagnose
 from ddib_fed.trust.finding import Finding, may_pass
 from ddib_fed.v1 import decoding_pb2_grpc
-from tests.cli.client.broken_setups import listening
+from tests.cli.client.answers import listening
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config
 from tests.server.listening import ASK, Listening

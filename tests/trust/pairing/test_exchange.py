@@ -26,7 +26,7 @@ from ddib_fed.trust.pairing import exchange
 from ddib_fed.trust.pairing.exchange import Paired, dial, listen
 from ddib_fed.trust.pairing.line import MAGIC, MAX_FRAME
 from ddib_fed.trust.peers.file import Peer
-from tests.cli.client.broken_setups import listening, tls
+from tests.cli.client.answers import listening, tls
 from tests.node.institutions import Institution
 
 CODE, OTHER = "482-173-063", "111-222-335"

@@ -1,0 +1,113 @@
+"""What listens at an address in the place of a node: listeners on loopback, each with an answer of its own."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+Answer = Callable[[socket.socket], None]
+
+
+@contextmanager
+def listening(answer: Answer) -> Iterator[str]:
+    """A listener on loopback that hands each connection to `answer`, on a thread; its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads: list[threading.Thread] = []
+    over = threading.Event()
+
+    def one(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.settimeout(30)
+            answer(connection)
+
+    def accept() -> None:
+        while not over.is_set():
+            try:
+                connection, _address = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=one, args=(connection,), daemon=True))
+            threads[-1].start()
+
+    acceptor = threading.Thread(target=accept, daemon=True)
+    acceptor.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        over.set()
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        acceptor.join(5)
+
+
+@contextmanager
+def dropping() -> Iterator[str]:
+    """An address whose connection requests are dropped, as by a firewall: the listener's queue is full."""
+    with ExitStack() as held:
+        listener = held.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        while True:
+            waiting = held.enter_context(socket.socket())
+            waiting.settimeout(0.5)
+            try:
+                waiting.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def tls(chain: Path, key: Path, *, newest: ssl.TLSVersion | None = None) -> Answer:
+    """A TLS server without HTTP/2."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    if newest is not None:
+        context.maximum_version = newest
+
+    def answer(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as channel:
+            channel.recv(4096)
+            channel.sendall(b"HTTP/1.1 400\r\n\r\n")
+
+    return answer
+
+
+def plain_http(connection: socket.socket) -> None:
+    """An HTTP server without TLS."""
+    connection.recv(4096)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+def ssh(connection: socket.socket) -> None:
+    """An SSH server's first line."""
+    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+    connection.recv(4096)
+
+
+def silent(connection: socket.socket) -> None:
+    """Takes everything and says nothing."""
+    while connection.recv(4096):
+        pass
+
+
+def closed(connection: socket.socket) -> None:
+    """Closes after the first byte."""
+    connection.recv(1)
+
+
+def connect_proxy(to: str, status: bytes = b"200 Connection established") -> Answer:
+    """An HTTP proxy: what it answers for CONNECT, and with 200 a way to `to`, whatever was asked for."""
+
+    def answer(connection: socket.socket) -> None:
+        assert connection.recv(4096).startswith(b"CONNECT ")
+        connection.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
+        if status.startswith(b"200"):
+            host, port = to.rsplit(":", 1)
+            socket.create_connection((host, int(port))).close()
+
+    return answer
