@@ -8,8 +8,9 @@ OUT ?= ddib-demo
 # Test processes: one more than cores, because many tests wait for nodes; at most four (each takes about 1.5 GB with the nodes it starts); `WORKERS=0` runs in one.
 # Each computes with one thread, because the processes already fill the cores.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-# Executions of each parser in `make fuzz`.
+# Executions of each parser in `make fuzz`, and the seconds after which it goes on to the next; 0 for no limit.
 RUNS ?= 1000000
+FUZZ_S ?= 0
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
@@ -76,7 +77,7 @@ chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken 
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
 
 fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/trust-report.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS) --seconds $(FUZZ_S)
 
 sbom: $(VENV)/.node  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a node needs, and of the models that ship
 	$(BIN)/python -m benchmarks.trust.sbom --extra node

@@ -1,7 +1,8 @@
 """Tries each parser of tests/fuzz/targets.py with atheris, and writes executions and crashes to docs/trust-report.md.
 
-    python -m tests.fuzz.run [TARGET ...] [--runs 1000000] [--keep FOLDER]
+    python -m tests.fuzz.run [TARGET ...] [--runs 1000000] [--seconds S] [--keep FOLDER]
 
+With --seconds a target ends after that time even if it had fewer executions; the report counts those that there were.
 Each target has a process of its own. An input that crashes one, takes longer than 20 s or more than 2 GB is kept in
 FOLDER, and the command ends with 1. With targets named nothing is written.
 """
@@ -32,32 +33,36 @@ def main() -> int:
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     parser.add_argument("--runs", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=int, default=0, help="of each target at most; 0 for no limit")
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="for inputs that crash")
     parser.add_argument("--one", action="store_true", help="in this process")
     given = parser.parse_args()
     if given.one:
-        fuzz(given.targets[0], given.runs, given.keep)
+        fuzz(given.targets[0], given.runs, given.seconds, given.keep)
         return 0
     from tests.fuzz.targets import TARGETS
 
     given.keep.mkdir(parents=True, exist_ok=True)
     started, rows = time.monotonic(), []
     for name in given.targets or TARGETS:
-        executions, crashes, seconds = child(name, given.runs, given.keep)
+        executions, crashes, seconds = child(name, given.runs, given.seconds, given.keep)
         rows.append(
             (name, (TARGETS[name].run.__doc__ or "").strip(), executions, crashes, executions / seconds)
         )
         sys.stdout.write(f"{name}: {executions:,} executions, {crashes} crashes, {seconds:.0f} s\n")
         sys.stdout.flush()
-    form = "long" if given.runs >= 1_000_000 else "short"
+    form = "long" if min(row[2] for row in rows) >= 1_000_000 else "short"
     text = f"{about(form, time.monotonic() - started)}\n\n{markdown(COLUMNS, tuple(rows))}"
     if not given.targets:
         write("fuzz", text)
     return int(any(row[3] for row in rows))
 
 
-def child(name: str, runs: int, keep: Path) -> tuple[int, int, float]:
-    """Executions, crashes and seconds of one target in a process of its own; what it said is shown if it crashed."""
+def child(name: str, runs: int, seconds: int, keep: Path) -> tuple[int, int, float]:
+    """Executions, crashes and seconds of one target in a process of its own; what it said is shown if it crashed.
+
+    The seconds are those of the executions; if it crashed, of the whole process.
+    """
     started = time.monotonic()
     command = [
         sys.executable,
@@ -67,6 +72,8 @@ def child(name: str, runs: int, keep: Path) -> tuple[int, int, float]:
         "--one",
         "--runs",
         str(runs),
+        "--seconds",
+        str(seconds),
         "--keep",
         str(keep),
     ]
@@ -75,10 +82,12 @@ def child(name: str, runs: int, keep: Path) -> tuple[int, int, float]:
     crashed = done.returncode != 0
     if crashed:
         sys.stderr.write(done.stdout[-3_000:] + done.stderr[-6_000:])
-    return int(executed[-1]) if executed else 0, int(crashed), time.monotonic() - started
+    took = re.findall(r"^Done \d+ runs in (\d+) second", done.stderr, re.MULTILINE)
+    elapsed = max(1.0, float(took[-1])) if took else time.monotonic() - started
+    return int(executed[-1]) if executed else 0, int(crashed), elapsed
 
 
-def fuzz(name: str, runs: int, keep: Path) -> None:
+def fuzz(name: str, runs: int, seconds: int, keep: Path) -> None:
     """One target in this process, which libFuzzer ends."""
     import atheris
 
@@ -98,7 +107,8 @@ def fuzz(name: str, runs: int, keep: Path) -> None:
         for number, seed in enumerate(target.seeds()):
             (Path(folder) / f"seed{number}").write_bytes(seed)
         options = [
-            f"-runs={runs}", f"-max_len={LONGEST}", f"-timeout={SECONDS}", f"-rss_limit_mb={MEMORY_MB}",
+            f"-runs={runs}", f"-max_total_time={seconds}", f"-max_len={LONGEST}",
+            f"-timeout={SECONDS}", f"-rss_limit_mb={MEMORY_MB}",
             "-print_final_stats=1", "-verbosity=1", f"-artifact_prefix={keep}/{name}-",
         ]  # fmt: skip
         atheris.Setup([sys.argv[0], *options, folder], once)
