@@ -267,8 +267,7 @@ class JobRunner:
             return
         target = job.spec.target_institution
         # A job ends on the model with which it began, though another is active by now.
-        began = (item.model_sha256 for item in job.items)
-        model = next(filter(self._node.is_warm, began), self._node.active_digest)
+        began = [item.model_sha256 for item in job.items]
         tracing, spec = self._node.tracing, job.spec
         values: dict[str, Value] = {
             "job": job.job_id,
@@ -277,7 +276,7 @@ class JobRunner:
             "evaluations": spec.solver.evaluations,
         }
         with (
-            self._node.serving(model) as node,
+            self._node.serving_first(began) as node,
             tracing.span("job", parent=tracing.recall(trace_key(spec)), values=values) as span,
         ):
             Pipeline(
