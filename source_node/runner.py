@@ -177,11 +177,14 @@ class JobRunner:
 
     def _claim(self) -> Job | None:
         """A job that is due; none, too, while the store cannot say: a full disk must not end the workers."""
+        self._chosen = None
         try:
             self._take_back_stranded()
             job = self._store.claim(self._choose)
         except Exception:
             log.exception("the job store cannot be used now; it is tried again")
+            if self._chosen is not None:  # perhaps running in its books already, and nobody works on it
+                self._stranded.add(self._chosen.job_id)
             return None
         if job is not None and self._chosen is not None:
             self._running[job.job_id] = self._chosen
@@ -265,11 +268,7 @@ class JobRunner:
         left = [item for item in job.items if item.state in PENDING_ITEMS]
         if not left:
             return
-        target = job.spec.target_institution
-        # A job ends on the model with which it began, though another is active by now.
-        began = (item.model_sha256 for item in job.items)
-        model = next(filter(self._node.is_warm, began), self._node.active_digest)
-        tracing, spec = self._node.tracing, job.spec
+        tracing, spec, target = self._node.tracing, job.spec, job.spec.target_institution
         values: dict[str, Value] = {
             "job": job.job_id,
             "items": len(left),
@@ -277,7 +276,8 @@ class JobRunner:
             "evaluations": spec.solver.evaluations,
         }
         with (
-            self._node.serving(model) as node,
+            # A job ends on the model with which it began, though another is active by now.
+            self._node.serving_first(item.model_sha256 for item in job.items) as node,
             tracing.span("job", parent=tracing.recall(trace_key(spec)), values=values) as span,
         ):
             Pipeline(

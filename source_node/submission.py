@@ -9,12 +9,14 @@ from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.model.checks import check_given
 from ddib_fed.errors import (
     DdibError,
+    ImageTooLarge,
     InputError,
     KindMismatch,
     MessageInvalid,
     PeerNotFound,
     PeerSuspended,
     PictureMisfit,
+    PointsTooMany,
 )
 from ddib_fed.node.policy import client_charges
 from ddib_fed.node.quota import Charge, evaluations_of
@@ -23,6 +25,7 @@ from ddib_fed.server.pace import Pace, paced
 from ddib_fed.server.slots import Slots
 from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.wire.refused import refused_facts
 from ddib_fed.wire.streams.chunks import Announced, assemble, open_file
 from source_node.calibrations import calibration_of
 from source_node.jobs.store import ItemSpec, Job, JobSpec, JobStore, Staging
@@ -34,8 +37,6 @@ DESCRIBE_TIMEOUT_S = 3.0
 # Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).
 MAX_UPLOADS = 24
 MAX_UPLOADS_PER_CLIENT = 16
-MAX_FACT = 200
-"""Characters of a fact (wire/limits/common.py)."""
 Requests = Iterator[translation_pb2.SubmitJobRequest]
 
 
@@ -86,18 +87,27 @@ class Submissions:
     def _receive_items(self, requests: Requests, items: int, staging: Staging, pace: Pace) -> int:
         """All items, checked; how many samples they have.
 
-        An item that cannot be used refuses the job once all have come, so that its owner learns of every one at once.
+        An item that cannot be used refuses the job once all have come, so that its owner learns of every one at once;
+        one whose header says so already refuses it there, before its bytes, with those that came before.
         """
         received = samples = 0
         refused: dict[int, DdibError] = {}
-        for whole in assemble(requests, {"item": self._opener(items, staging, pace)}):
-            pace.end()
-            item = staging.keep(whole.header.media_type, whole.header.sha256)
-            try:
-                samples += self._check_item(staging, item)
-            except InputError as error:
-                refused[item.index] = error
-            received += 1
+        try:
+            for whole in assemble(requests, {"item": self._opener(items, staging, pace)}):
+                pace.end()
+                item = staging.keep(whole.header.media_type, whole.header.sha256)
+                try:
+                    samples += self._check_item(staging, item)
+                except InputError as error:
+                    refused[item.index] = error
+                received += 1
+        except InputError as error:
+            if "item" not in error.facts:
+                raise
+            refused[int(error.facts["item"])] = error
+            if (first := _first_of(refused)) is error:
+                raise
+            raise first from error
         if received != items:
             raise MessageInvalid(
                 f"{received} items came where {items} were announced",
@@ -162,7 +172,10 @@ class Submissions:
                 raise MessageInvalid("more items than announced", facts={"announced": max_items})
             if header.media_type not in samples.accepted:
                 raise self._of_item(seen - 1, samples.refusal(header.media_type))
-            announced = open_file(header, max_bytes=limits.max_item_bytes, accepted=samples.accepted)
+            try:
+                announced = open_file(header, max_bytes=limits.max_item_bytes, accepted=samples.accepted)
+            except (ImageTooLarge, PointsTooMany) as error:
+                raise self._of_item(seen - 1, error) from None
             pace.begin(header.size_bytes)
             return replace(announced, sink=staging.receive(header.size_bytes))
 
@@ -194,15 +207,9 @@ class Submissions:
 
 
 def _first_of(refused: Mapping[int, DdibError]) -> DdibError:
-    """The first item's error, with the number and the reason of as many as a fact can hold."""
-    first = next(iter(refused.values()))
-    said = ""
-    for number, error in refused.items():
-        more = f"{said} {number}:{error.reason}".strip()
-        if len(more) > MAX_FACT:
-            break
-        said = more
-    first.facts["refused"] = said
+    """The first item's error, with the number and the reason of all, as far as there is room."""
+    first = refused[min(refused)]
+    first.facts |= refused_facts({number: error.reason for number, error in refused.items()})
     return first
 
 

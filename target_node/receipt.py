@@ -62,7 +62,7 @@ class Receipt:
         """One line for the call: a job of the peer, or what was left of one."""
         exchanged, peer = self.exchanged, self._peer.removeprefix("spiffe://").partition("/")[0]
         log.info(
-            "request %s of %s %s: %d latents came, %d translations went",
+            "request %s from %s %s: received %d latents, sent %d translations",
             self._request_id,
             peer,
             "ended" if failure is None else "broke off",

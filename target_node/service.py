@@ -86,17 +86,17 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._lock = threading.Lock()
         self.calls = RunningCalls()
 
-    def limits(self) -> ContractLimits:
-        """What a contract with this node allows."""
-        limits, shape = self._node.config.limits, self._node.running_engine.model.sample_shape
+    def limits(self, node: NodeContext) -> ContractLimits:
+        """What a contract with this node allows, as it is with one of its models."""
+        limits, shape = node.config.limits, node.running_engine.model.sample_shape
         samples = limits.max_points_per_item if len(shape) == 1 else PICTURES_PER_ITEM
         return ContractLimits(
             max_items_per_stream=limits.max_items_per_job,
             max_samples_per_item=samples,
             max_latent_bytes=samples * math.prod(shape) * 4,
             max_evaluations=limits.max_evaluations,
-            guidance=self._node.guidance(),
-            min_evaluations=min(self._node.config.policy.least_evaluations, limits.max_evaluations),
+            guidance=node.guidance(),
+            min_evaluations=min(node.config.policy.least_evaluations, limits.max_evaluations),
         )
 
     def DescribeDomain(
@@ -105,10 +105,12 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         """See decoding.proto."""
         _ = self._node.engine  # refuses while loading or draining
         common = highest_common(versions_from_pb(request.versions), SPOKEN)
+        with self._node.serving_first() as node:  # all of one model
+            side, limits = node.side(), self.limits(node)
         return decoding_pb2.DescribeDomainResponse(
             versions=versions_to_pb(),
-            side=to_message(self._node.side(), decoding_pb2.ContractSide),
-            limits=to_message(self.limits().at(common), decoding_pb2.ContractLimits),
+            side=to_message(side, decoding_pb2.ContractSide),
+            limits=to_message(limits.at(common), decoding_pb2.ContractLimits),
         )
 
     def NegotiateContract(
@@ -124,19 +126,10 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 f"{peer} proposed a contract for {source.institution}",
                 facts={"institution": source.institution},
             )
-        proposed = request.calibration if request.HasField("calibration") else None
-        contract = agree(
-            versions_from_pb(request.versions),
-            SPOKEN,
-            source,
-            self._node.side(),
-            self.limits(),
-            None if proposed is None else from_message(proposed, CalibrationTerms),
-            proposed_types(request),
-            policy.latent_types,
-        )
-        check_softening(contract.source.soften_sigma, policy)
-        check_calibration(self._node, contract)
+        with self._node.serving_first() as node:  # all of one model
+            contract = self._agree(node, request, source)
+            check_softening(contract.source.soften_sigma, policy)
+            check_calibration(node, contract)
         if contract.digest not in self._agreed:
             charge = Charge("contracts_per_day", peer.institution, 1, CONTRACTS_PER_DAY)
             self._node.quotas.charge([charge])
@@ -151,6 +144,22 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             context.set_trailing_metadata(entries)
         return decoding_pb2.NegotiateContractResponse(
             contract=to_message(contract, decoding_pb2.Contract), sha256=contract.digest
+        )
+
+    def _agree(
+        self, node: NodeContext, request: decoding_pb2.NegotiateContractRequest, source: ContractSide
+    ) -> Contract:
+        """The contract of a model of this node with what a peer proposes."""
+        proposed = request.calibration if request.HasField("calibration") else None
+        return agree(
+            versions_from_pb(request.versions),
+            SPOKEN,
+            source,
+            node.side(),
+            self.limits(node),
+            None if proposed is None else from_message(proposed, CalibrationTerms),
+            proposed_types(request),
+            node.config.policy.latent_types,
         )
 
     def Decode(

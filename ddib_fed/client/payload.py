@@ -27,6 +27,7 @@ from ddib_fed.rpc.traces import trace_entries
 from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
+from ddib_fed.wire import refused as wire
 from ddib_fed.wire.streams.chunks import stream
 
 MAX_ITEM_BYTES = 1 << 30
@@ -154,27 +155,20 @@ def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
 def refused_items(error: DdibError) -> dict[int, str]:
     """Number and reason of each item for which a node refused a job; empty where it did not refuse one for an item.
 
-    A node of an earlier release names the first one alone.
+    A node of an earlier release names the first one alone, or as many as one fact holds. `wire.refused.refused_count`
+    says whether there are more.
     """
-    found: dict[int, str] = {}
-    for word in error.facts.get("refused", "").split():
-        number, _, reason = word.partition(":")
-        if _is_number(number):
-            found[int(number)] = reason
+    found = wire.refused_items(error.facts)
     first = error.facts.get("item", "")
-    if _is_number(first):
+    if wire.is_number(first):
         found.setdefault(int(first), error.reason)
     return found
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     """The error with the file's name, if the node named the item, and with what does not fit."""
     number = error.facts.get("item", "")
-    if not (_is_number(number) and int(number) < len(items)):
+    if not (wire.is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
     from ddib_fed.samples.kinds import name_file

@@ -50,10 +50,11 @@ class PolicyFile:
             return self._refuse(error, error.hint)
         self.problem = None
         lines = self._apply(config, read.policy, indexes)
+        read = read.with_roles(config.node.roles)  # a command may run one role of those in the file
         waiting = [
             name
             for name in NodeConfig.model_fields
-            if name not in {"policy", "node", "train"} and getattr(read, name) != getattr(config, name)
+            if name not in {"policy", "train"} and getattr(read, name) != getattr(config, name)
         ]
         return [*lines, *(f"[{name}] changed in {config.path}: a restart applies it" for name in waiting)]
 

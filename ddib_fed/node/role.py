@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -26,7 +26,7 @@ from ddib_fed.node.applied import Applied
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.loaded import LoadedModel, load_model
-from ddib_fed.node.model.pictures import rule_of, terms_of, value_range_of
+from ddib_fed.node.model.pictures import class_names_of, size_rule_of, terms_of, value_range_of
 from ddib_fed.node.model.training_index import find_index, open_index
 from ddib_fed.node.peer_problems import PeerProblems
 from ddib_fed.node.policy import policy_digest
@@ -36,7 +36,7 @@ from ddib_fed.telemetry.tracing import OFF, Tracing
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.wire.contracts.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
+from ddib_fed.wire.contracts.contract import ContractSide
 from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
 
 
@@ -145,7 +145,7 @@ class NodeContext:
     def keep_warm(self, engine: ServingParty) -> None:
         """Have a warm model for work that began with it.
 
-        Without an index of its training pictures, which the policy asks for, it decodes for nobody.
+        Without an index of its training pictures, which the policy asks for, it is not used for decoding.
 
         Raises:
             ConfigError: It is a picture model, and the softening key cannot be used.
@@ -206,6 +206,26 @@ class NodeContext:
             with self._warm_lock:
                 loaded.users -= 1
 
+    @contextmanager
+    def serving_first(self, digests: Iterable[str] = ()) -> Iterator[NodeContext]:
+        """As `serving`, with the first of these models that is loaded; with the active one where none is.
+
+        It stays from the moment of the choice: no switch and no closing comes between.
+
+        Raises:
+            NotReady: The model is not loaded yet.
+        """
+        with self._warm_lock:
+            digest = next((each for each in digests if each in self._warm), None) or self.active_digest
+            loaded = self._warm[digest]
+            loaded.users += 1
+        try:
+            with self.serving(digest) as node:
+                yield node
+        finally:
+            with self._warm_lock:
+                loaded.users -= 1
+
     def all_models(self) -> list[ServingParty]:
         """Every model that is loaded."""
         with self._warm_lock:
@@ -242,8 +262,10 @@ class NodeContext:
         Raises:
             NotReady: The model is not loaded yet.
         """
-        manifest = self.running_engine.model.bundle.manifest
-        schedule = self.running_engine.model.bundle.schedule
+        bundle = (
+            self.running_engine.model.bundle
+        )  # once: another may become active while this is put together
+        manifest, schedule = bundle.manifest, bundle.schedule
         classes = manifest.num_classes or 0
         return ContractSide(
             institution=self.config.node.institution,
@@ -251,15 +273,15 @@ class NodeContext:
             sample_kind=manifest.sample_kind,
             sample_shape=tuple(manifest.sample_shape),
             dtype="float32",
-            model_sha256=bytes.fromhex(self.running_engine.model.bundle.digest),
+            model_sha256=bytes.fromhex(bundle.digest),
             terminal_lambda=schedule.lambda_min,
             initial_lambda=schedule.lambda_max,
             classes=classes,
-            size_rule=self.size_rule,
+            size_rule=size_rule_of(manifest, allowed=self.config.policy.size_rule),
             value_range=value_range_of(manifest),
             soften_sigma=manifest.soften_sigma,
             picture=terms_of(manifest),
-            class_names=_class_names(manifest.classes),
+            class_names=class_names_of(manifest),
         )
 
     def guidance(self) -> GuidanceTerms | None:
@@ -305,14 +327,7 @@ class NodeContext:
             NotReady: The model is not loaded yet.
         """
         manifest = self.running_engine.model.bundle.manifest
-        if manifest.sample_kind != "picture":
-            return "none"
-        return REFUSE if self.config.policy.size_rule == REFUSE else rule_of(manifest).fit
-
-
-def _class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The class names for a contract: all, or none if one is not allowed there; indices still work."""
-    return tuple(names) if len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names)) else ()
+        return size_rule_of(manifest, allowed=self.config.policy.size_rule)
 
 
 class RoleService(Protocol):

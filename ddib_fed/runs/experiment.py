@@ -29,6 +29,7 @@ from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.carried import carried_domain
 from ddib_fed.reports import plots
 from ddib_fed.samples.points import to_npy
 
@@ -232,6 +233,7 @@ def _model(bundle: Bundle) -> dict[str, str]:
 def _distances(target: Bundle, cloud: Floats, reference: Floats | None) -> dict[str, Any] | None:
     if reference is not None:
         return dict(metrics.distances_to_points(cloud, target.manifest.normalisation.apply(reference)))
-    if target.manifest.domain in DOMAINS:
-        return dict(metrics.distances_to_domain(cloud, target.manifest.domain))
-    return None
+    domain = carried_domain(target.manifest)
+    if domain is None or domain not in DOMAINS:
+        return None
+    return dict(metrics.distances_to_domain(cloud, domain))

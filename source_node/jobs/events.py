@@ -68,6 +68,8 @@ class EventHub:
         self._next = (boot << _BOOT_BITS) + 1
         self._logs: OrderedDict[str, _Log] = OrderedDict()
         self._whole: OrderedDict[str, None] = OrderedDict()
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+        """The last ones: who subscribed to one of them before waits for nothing."""
         self._changed = threading.Condition()
         self._closed = False
 
@@ -84,7 +86,10 @@ class EventHub:
         items_done: int | None = None,
         items: int | None = None,
     ) -> Event:
-        """Tell the watchers of a job something.
+        """Tell the watchers of a job something; the event, or the last one of a job that has ended.
+
+        An end is the last word: what another thread says of the job as it was before comes too late, and a watcher
+        that read it would wait for an end that was told already.
 
         Args:
             job_id: Which job.
@@ -100,6 +105,8 @@ class EventHub:
         with self._changed:
             log = self._logs.setdefault(job_id, _Log())
             self._logs.move_to_end(job_id)
+            if log.last.state.ended and not JobState(state).ended:
+                return log.last
             event = Event(
                 sequence=self._next,
                 state=JobState(state),
@@ -142,7 +149,8 @@ class EventHub:
     ) -> Iterator[Event]:
         """The events of a job as they come, until its last one.
 
-        A job that ended before the node started has no events: ask `last` first, and publish its state.
+        A job that ended before the node started has no events: ask `last` first, and publish its state. Of a deleted
+        one the events end.
 
         Args:
             job_id: Which job.
@@ -164,7 +172,7 @@ class EventHub:
     def _wait(self, job_id: str, seen: int, end: float | None, stop: Callable[[], bool]) -> tuple[Event, ...]:
         """What is newer than seen; empty when nothing more will come or is wanted."""
         with self._changed:
-            while not (self._closed or stop()):
+            while not (self._closed or job_id in self._deleted or stop()):
                 log = self._logs.get(job_id)
                 if log is not None and log.last.sequence > seen:
                     return log.after(seen)
@@ -182,10 +190,14 @@ class EventHub:
             self._changed.notify_all()
 
     def forget(self, job_id: str) -> None:
-        """Drop the events of a job that was deleted."""
+        """Drop the events of a job that was deleted, and let its watchers go."""
         with self._changed:
             self._logs.pop(job_id, None)
             self._whole.pop(job_id, None)
+            self._deleted[job_id] = None
+            while len(self._deleted) > MAX_JOBS:
+                self._deleted.popitem(last=False)
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End every watcher: the node stops."""

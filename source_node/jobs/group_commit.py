@@ -153,7 +153,8 @@ class GroupCommit:
             return
         try:
             self._spool.remove(entry.change.job_id, entry.change.item, entry.dropped)
-        except OSError:
+        except Exception:
+            # Whatever it is, the change is on the disk, and this thread must live: all jobs wait for it.
             log.exception("files of job %s could not be removed; the next start does", entry.change.job_id)
         entry.future.set_result(None)
 

@@ -267,6 +267,15 @@ def test_what_was_acknowledged_is_not_asked_for_when_a_job_is_watched_again(alic
     [
         ({"item": "3", "refused": "3:NOT_FINITE 17:PICTURE_MISFIT"}, {3: "NOT_FINITE", 17: "PICTURE_MISFIT"}),
         ({"item": "3"}, {3: "IMAGE_TOO_LARGE"}),
+        (
+            {
+                "item": "3",
+                "refused": "3:NOT_FINITE",
+                "refused_1": "20-22,30:NOT_FINITE",
+                "refused_count": "5",
+            },
+            {3: "NOT_FINITE", **dict.fromkeys((20, 21, 22, 30), "NOT_FINITE")},
+        ),
         ({"item": "-1", "refused": "x:Y 99999999999:Z ,"}, {}),
         ({}, {}),
     ],

@@ -160,12 +160,14 @@ def test_a_change_is_applied_and_written_down(node: NodeContext) -> None:
     """What changed, and both digests; what needs a restart is said to."""
     before = node.policy_sha256
     text = node.config.path.read_text().replace("# stall_s = 60.0", "stall_s = 30.0")
+    text = text.replace("[node]\n", '[node]\nproxy = "http://proxy.north.example:3128"\n', 1)
     node.config.path.write_text(text)
     rewrite(node, "least_depth = 0.5\npeers = {}")
     told = PolicyFile(node).reload()
     assert told == [
         "policy.peers: {'*': ['send', 'decode', 'calibrate']} to {}",
         "policy.least_depth: 1.0 to 0.5",
+        f"[node] changed in {node.config.path}: a restart applies it",
         f"[limits] changed in {node.config.path}: a restart applies it",
     ]
     assert (node.config.policy.least_depth, node.config.limits.stall_s) == (0.5, 60.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.officer.facts import gather
 from ddib_fed.node.officer.leaving import leaving
 from ddib_fed.node.officer.recent import HOURS, Recent
@@ -104,6 +105,8 @@ def test_what_shows_more_is_said(tmp_path: Path) -> None:
     for text in ("down to 0.6", "linear are allowed", "of the kind rotation", "16-bit numbers"):
         assert text in said
     assert "Only latents of full depth" not in said
+    assert "its map and its figures leave" in said
+    assert "histogram" not in said, "only a target publishes one"
 
 
 def test_a_target_sends_translations(tmp_path: Path) -> None:
@@ -112,3 +115,36 @@ def test_a_target_sends_translations(tmp_path: Path) -> None:
     assert "Translations leave: what this node makes of the latents of south.example" in said
     assert "at most 1,000 samples a day" in said
     assert "Latents of your clients" not in said
+
+
+def test_what_a_target_gives_for_calibrations_is_said(tmp_path: Path) -> None:
+    """The noised histogram; the units, which are not noised, where the policy allows it."""
+    said = sentences(tmp_path / "some", "target", calibration='["rotation"]')
+    assert "a noised histogram" in said
+    assert "mean and deviation" not in said
+    assert "its map and its figures leave" not in said
+    said = sentences(tmp_path / "more", "target", calibration='["rotation"]', calibration_units="true")
+    assert "mean and deviation of the channels of its training data, without noise" in said
+
+
+def test_telemetry_is_said(tmp_path: Path) -> None:
+    """Off; or where traces go, and with whom trace ids are shared."""
+    assert "Telemetry is off" in sentences(tmp_path / "off", "source")
+    config = make_config(tmp_path / "north", "north.example", "source")
+    text = config.path.read_text()
+    for key, value in {"endpoint": '"http://127.0.0.1:4318"', "peers": '["south.example"]'}.items():
+        at = text.index(f"# {key} = ", text.index("[telemetry]"))
+        text = text[:at] + f"{key} = {value} #" + text[at + 1 :]
+    config.path.write_text(text)
+    make_institution(tmp_path / "north", "north.example")
+    said = " ".join(leaving(gather(NodeConfig.load(config.path))))
+    assert "go to http://127.0.0.1:4318" in said
+    assert "Trace ids are shared with south.example" in said
+
+
+@pytest.mark.parametrize(("role", "what"), [("source", "latents"), ("target", "translations")])
+def test_without_a_peer_nothing_leaves(tmp_path: Path, role: str, what: str) -> None:
+    """Said in plain words."""
+    config = make_config(tmp_path / "north", "north.example", role)
+    make_institution(tmp_path / "north", "north.example")
+    assert leaving(gather(config))[0] == f"No {what} leave: no peer is admitted."

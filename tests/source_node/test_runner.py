@@ -175,9 +175,12 @@ class FullDisk:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["claim", "finish"])
+@pytest.mark.parametrize("method", ["claim", "get", "finish"])
 def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypatch, method) -> None:
-    """Neither the worker nor the job is lost when the store cannot write; once it can, the job ends once."""
+    """Neither the worker nor the job is lost when the store cannot write; once it can, the job ends once.
+
+    Also when it fails between the claim and the reading of what was claimed.
+    """
     disk = FullDisk(monkeypatch, source.store, method, DiskFull("full"))
     if method == "finish":
         FullDisk(monkeypatch, source.store, "put_back", DiskFull("full")).full = False
@@ -185,6 +188,7 @@ def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypat
     wait_until(lambda: disk.hits > 0)
     disk.full = False
     assert source.ended(job_id).state == "FINISHED"
+    assert len(target.seen) == 1
 
 
 @pytest.mark.slow

@@ -156,6 +156,29 @@ def test_every_bad_item_is_named_in_one_answer(served) -> None:
     assert refused.value.facts["refused"] == "0:NOT_FINITE 2:POINTS_UNREADABLE"
 
 
+@pytest.mark.parametrize(
+    ("last", "limits", "reason"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), {}, "KIND_MISMATCH"),
+        (npy(), {"max_item_bytes": 400}, "POINTS_TOO_MANY"),
+    ],
+)
+def test_an_item_that_is_refused_by_its_header_does_not_hide_those_before(
+    tmp_path, institutions, target, engine, last, limits, reason
+) -> None:
+    """Its bytes are not waited for; what came before is named with it."""
+    served = Served(tmp_path, institutions[0], engine, max_items_per_job=3, **limits)
+    kind = common_pb2.MEDIA_TYPE_PNG if last.startswith(b"\x89PNG") else common_pb2.MEDIA_TYPE_NPY
+    sent = list(stream(pb.SubmitJobRequest, "item", file_header(kind, last), last))
+    nan = to_npy(np.full((3, 2), math.nan, np.float32))
+    with pytest.raises(NotFinite) as refused:
+        served.ask("SubmitJob", iter([job_header(3), *messages([nan, to_npy(gaussian(3))]), *sent]))
+    assert refused.value.facts["item"] == "0"
+    assert refused.value.facts["refused"] == f"0:NOT_FINITE 2:{reason}"
+    assert refused.value.facts["refused_count"] == "2"
+    served.close()
+
+
 def test_a_peer_that_is_away_is_no_reason_to_refuse(served, target) -> None:
     """The job is accepted, and waits."""
     target.server.stop(None).wait()

@@ -108,4 +108,4 @@ def test_each_call_has_one_line_in_the_log(target, north, caplog) -> None:
     contract = target.negotiate(north)
     target.decode(north, header(contract), *sent(contract, gaussian(30), 0))
     (record,) = (each for each in caplog.records if each.name == "target_node.receipt")
-    assert "of north.example ended: 1 latents came, 1 translations went" in record.getMessage()
+    assert "from north.example ended: received 1 latents, sent 1 translations" in record.getMessage()

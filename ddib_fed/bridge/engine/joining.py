@@ -107,8 +107,12 @@ def _joined(futures: Sequence[Ending]) -> Ending:
         if first:
             whole.set_exception(error)
         elif last:
-            rows = torch.cat([each.result() for each in futures])
-            whole.end(rows, min(each.evaluations for each in futures))
+            try:
+                rows = torch.cat([each.result() for each in futures])
+            except Exception as error:  # noqa: BLE001 - out of memory: a callback's error is only logged, and this is the only answer
+                whole.set_exception(error)
+            else:
+                whole.end(rows, min(each.evaluations for each in futures))
 
     for future in futures:
         future.add_done_callback(one_done)

@@ -278,11 +278,12 @@ class Books:
         beside = not flow.under_way and flow.owner.under_way < FLOWS_BESIDE
         return member if fits or beside else None
 
-    def step(self, member: Member, message: Step) -> Callable[[], object] | None:
-        """What tells whoever waits of a step."""
+    def step(self, member: Member, message: Step) -> tuple[Entry, OnStep] | None:
+        """Who is told of a step, and how."""
         entry = member.entries.get(message.number)
-        on_step = None if entry is None or entry.control.over else entry.on_step
-        return None if on_step is None else lambda: on_step(message.done, message.of)
+        if entry is None or entry.on_step is None or entry.control.over:
+            return None
+        return entry, entry.on_step
 
     def answered(self, member: Member, message: Done | Failed) -> Callable[[], object] | None:
         """What answers whoever waits; None for work that is not there any more."""

@@ -232,13 +232,28 @@ class Pool:
                 member.reported = True
                 self._starts.failed(message.error)
             elif isinstance(message, Step):
-                finish = self._books.step(member, message)
+                told = self._books.step(member, message)
+                finish = None if told is None else partial(self._tell, *told, message)
             elif isinstance(message, Done | Failed):
                 finish = self._books.answered(member, message)
             self._dispatch()
             self._changed.notify_all()
         if finish is not None:
             finish()
+
+    def _tell(self, entry: Entry, on_step: OnStep, message: Step) -> None:
+        """Tell of a step; what `on_step` raises ends the trajectory."""
+        try:
+            on_step(message.done, message.of)
+        except Exception as error:  # noqa: BLE001 - any failure goes to the caller's future
+            with self._changed:
+                if self._books.entries.get(entry.number) is not entry:
+                    return
+                if entry.member is not None:
+                    entry.member.send(Cancel(entry.number))
+                self._books.finish([entry])
+                self._changed.notify_all()
+            entry.fail(error)
 
     def _is_ready(self, member: Member, message: Ready) -> None:
         member.ready, member.name = True, message.name

@@ -141,11 +141,17 @@ class WorkerProcess:
 
     def __init__(self, serve: Serve, args: Sequence[Any] = (), *, name: str) -> None:
         ours, theirs = Pipe()
-        watched, self._alive = os.pipe()
+        watched, alive = os.pipe()
+        # A file, not its number: closing it twice, from two threads, closes nothing of anybody else.
+        self._alive = os.fdopen(alive, "wb", 0)
         inherited = (theirs.fileno(), watched)
         words = [sys.executable, "-c", BEGIN, *map(str, (os.getpid(), *inherited)), name]
         try:
             self._process = subprocess.Popen(words, pass_fds=inherited, stdin=subprocess.DEVNULL)
+        except BaseException:
+            self._alive.close()
+            ours.close()
+            raise
         finally:
             theirs.close()
             os.close(watched)
@@ -167,13 +173,11 @@ class WorkerProcess:
         self.kill()
 
     def kill(self) -> None:
-        """End it at once, whatever it does."""
+        """End it at once, whatever it does, and let go what it took here; of one that has ended, the latter."""
         self._process.kill()
         self._process.wait()
         self.channel.close()
-        alive, self._alive = self._alive, -1
-        if alive >= 0:
-            os.close(alive)
+        self._alive.close()
 
     @property
     def ending(self) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
-from contextlib import suppress
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, Final
@@ -14,6 +14,8 @@ from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.workers.pool import Listener, Pool
 from ddib_fed.bridge.workers.process import Channel, WorkerProcess, portable
 from ddib_fed.bridge.workers.workbench import Broken, Workbench
+
+log = logging.getLogger(__name__)
 
 WHAT: Final = "worker process"
 REMEDY: Final = "the node's log has what the process said; free -h and nvidia-smi show what memory is left"
@@ -85,17 +87,30 @@ class _Process:
         self._process.end()
 
     def _write(self) -> None:
-        with suppress(OSError):
+        try:
             while (message := self._outbox.get()) is not None:
                 self._process.channel.send(message)
+        except OSError:
+            pass  # it has ended, which `_listen` hears
+        except Exception:
+            # Out of memory, for one. What was to be done would wait for ever: others do it.
+            log.exception("a message to a worker process could not be sent; it is replaced")
+            self._process.kill()
 
     def _listen(self) -> None:
-        with suppress(EOFError, OSError):
+        try:
             while True:
                 self._listener.heard(self._process.channel.receive())
-        self._outbox.put(None)
-        self._process.channel.close()
-        self._listener.ended(self._process.ending, blame=True)
+        except (EOFError, OSError):
+            self._outbox.put(None)
+            self._process.channel.close()
+        except Exception:
+            log.exception("a message of a worker process could not be taken; it is replaced")
+            self._outbox.put(None)
+            self._process.kill()
+        why = self._process.ending
+        self._process.kill()
+        self._listener.ended(why, blame=True)
 
 
 def serve(channel: Channel) -> None:

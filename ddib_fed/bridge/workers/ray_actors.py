@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import logging
 import threading
 from contextlib import suppress
 from typing import Any, Final
@@ -24,6 +25,8 @@ from ddib_fed.bridge.workers.ray_driver import (
 )
 from ddib_fed.errors import NotReady
 from ddib_fed.extras import missing
+
+log = logging.getLogger(__name__)
 
 WHAT: Final = "Ray actor"
 CONNECT_S: Final = 90.0
@@ -174,9 +177,13 @@ class _Driver:
         self._process.end()
 
     def _listen(self) -> None:
-        with suppress(EOFError, OSError):
+        try:
             while True:
                 self._heard(self._process.channel.receive())
+        except (EOFError, OSError):
+            pass
+        except Exception:
+            log.exception("a message of the driver could not be taken; it is replaced")
         with self._lock:
             self.lost = True
             listeners = list(self._listeners.values())

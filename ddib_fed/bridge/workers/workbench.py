@@ -134,12 +134,18 @@ class Workbench:
         self._executor.close()
 
     def _answer(self, number: int, done: Ending) -> None:
+        """Tell how it ended; called back by the future, which would swallow an error of this."""
         self._controls.pop(number, None)
         error = done.exception()
         calls, rows = self._figures()
         if error is None:
-            self._tell(Done(number, done.result().cpu(), done.evaluations, calls, rows))
-        elif isinstance(error, Exception):
+            try:
+                self._tell(Done(number, done.result().cpu(), done.evaluations, calls, rows))
+            except OSError:
+                raise  # whoever asked is gone
+            except Exception as untold:  # noqa: BLE001 - out of memory: whoever asked must hear
+                error = untold
+        if isinstance(error, Exception):
             self._tell(Failed(number, portable(error), calls, rows))
 
     def _figures(self) -> tuple[int, int]:

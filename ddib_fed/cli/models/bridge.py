@@ -250,13 +250,14 @@ def _run_points(
 def _points(bundle: Bundle, path: Path | None, count: int, seed: int) -> Array:
     """The points of a file, or drawn from the source's synthetic domain, in the units of its data."""
     from ddib_fed.datasets.synthetic import DOMAINS, sample
+    from ddib_fed.models.carried import carried_domain
 
     if path is not None:
         return read_points(path)
-    domain = bundle.manifest.domain
-    if domain not in DOMAINS:
+    domain = carried_domain(bundle.manifest)
+    if domain is None or domain not in DOMAINS:
         raise UsageError(
-            f"the source {domain} is no synthetic domain: there is nothing to draw",
+            f"the source {bundle.manifest.name} was trained on no synthetic domain: there is nothing to draw",
             hint="give --input FILE.npy",
         )
     return sample(domain, count, seed)

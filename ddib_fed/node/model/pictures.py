@@ -26,7 +26,14 @@ from ddib_fed.samples.images import (
     to_array,
 )
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contracts.contract import REFUSE, VALUE_RANGES, ContractSide, PictureTerms
+from ddib_fed.wire.contracts.contract import (
+    MAX_CLASS_NAMES,
+    REFUSE,
+    VALUE_RANGES,
+    ContractSide,
+    PictureTerms,
+    is_class_name,
+)
 
 Array = NDArray[np.float32]
 
@@ -64,6 +71,19 @@ def rule_of(manifest: Manifest) -> PictureRule:
     channels, height, width = manifest.sample_shape
     form = manifest.picture or PictureFormat()
     return PictureRule(channels, height, width, form.fit, form.low, form.high, form.bits)
+
+
+def class_names_of(manifest: Manifest) -> tuple[str, ...]:
+    """The class names for a contract: all, or none if one is not allowed there; indices still work."""
+    names = manifest.classes
+    return tuple(names) if len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names)) else ()
+
+
+def size_rule_of(manifest: Manifest, *, allowed: str) -> str:
+    """How a node fits pictures to a model's size, as a contract names it; `allowed` is `[policy] size_rule`."""
+    if manifest.sample_kind != "picture":
+        return "none"
+    return REFUSE if allowed == REFUSE else rule_of(manifest).fit
 
 
 def read_picture(content: bytes, rule: PictureRule, limits: ImageLimits) -> Fitted:

@@ -59,7 +59,9 @@ def find_index(config: NodeConfig, bundle: Bundle) -> TrainingIndex | None:
     try:
         return open_index(config, bundle)
     except ConfigError as error:
-        log.warning("the model %s decodes for nobody: %s (%s)", bundle.digest[:12], error.detail, error.hint)
+        log.warning(
+            "the model %s is not used for decoding: %s (%s)", bundle.digest[:12], error.detail, error.hint
+        )
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ddib_fed.node.officer.facts import Facts
+from ddib_fed.node.officer.telemetry import telemetry_lines
 
 TYPES = {
     "float32": "32-bit numbers",
@@ -16,16 +17,16 @@ TYPES = {
 def leaving(facts: Facts) -> tuple[str, ...]:
     """Sentences, the most important first; each states what the configuration, the model and the peers say now."""
     roles = facts.config.node.roles
-    names = ", ".join(peer.institution for peer in facts.peers) or "nobody: no peer is admitted"
+    names = ", ".join(peer.institution for peer in facts.peers)
     lines: list[str] = []
     if "source" in roles:
-        lines += [f"Latents of your clients' pictures or points leave, to {names}.", *_latents(facts)]
+        leaves = f"Latents of your clients' pictures or points leave, to {names}."
+        lines += [leaves if names else "No latents leave: no peer is admitted.", *_latents(facts)]
     if "target" in roles:
-        lines += [
-            f"Translations leave: what this node makes of the latents of {names}.",
-            *_translations(facts),
-        ]
+        leaves = f"Translations leave: what this node makes of the latents of {names}."
+        lines += [leaves if names else "No translations leave: no peer is admitted.", *_translations(facts)]
     lines += _calibrations(facts)
+    lines += telemetry_lines(facts.config)
     lines.append(
         "Your own pictures and points, their file names and the weights of your model never leave: no message between "
         "nodes has a field for them."
@@ -52,7 +53,9 @@ def _latents(facts: Facts) -> Iterator[str]:
             "visible in them as it is."
         )
     else:
-        yield "Only latents of full depth leave; what was read from such latents without your model: docs/latents.md."
+        yield (
+            "Only latents of full depth leave; docs/latents.md says what could be read from them without your model."
+        )
     if set(policy.encoders) != {"ode"}:
         yield "Encoders mixed or linear are allowed: their latents show more of the picture."
     yield "Each latent is checked before it leaves; one that is not noise for your own model is refused."
@@ -75,14 +78,26 @@ def _translations(facts: Facts) -> Iterator[str]:
 
 
 def _calibrations(facts: Facts) -> Iterator[str]:
-    policy = facts.config.policy
+    policy, roles = facts.config.policy, facts.config.node.roles
     if not policy.calibration:
         yield "No calibration is allowed: nothing about the colours or values of your domain leaves."
         return
-    yield (
-        f"Calibrations of the kind {', '.join(policy.calibration)} are allowed: for one, a noised histogram of colours "
-        "or values leaves once."
-    )
+    yield f"Calibrations of the kind {', '.join(policy.calibration)} are allowed."
+    if "source" in roles:
+        yield (
+            "For one that you propose, its map and its figures leave, signed: the numbers of the map tell roughly how "
+            "your values are distributed."
+        )
+    if "target" in roles:
+        yield (
+            "For one, a noised histogram of your colours or values leaves, once you publish it "
+            "(`ddib calibrate publish`); one that you sign leaves with your signature."
+        )
+        if policy.calibration_units:
+            yield (
+                "Peers that calibrate with anchors get the units of your model, mean and deviation of the channels of "
+                "its training data, without noise ([policy] calibration_units)."
+            )
     for each in facts.calibrations:
         if each.state == "active":
             yield (

@@ -342,7 +342,7 @@ def _ports(facts: Facts) -> Section:
     rows += telemetry_ports(config)
     return Section(
         "Ports and directions",
-        ("No other connection is made: no download, and no telemetry to anybody else.",),
+        ("No other connections are made: nothing is downloaded, and telemetry goes nowhere else.",),
         ("direction", "address", "protection", "for"),
         tuple(rows),
     )

@@ -195,8 +195,7 @@ class Daemon:
         if self.stopping:
             engine.close()
             return
-        self.node.set_engine(engine)
-        self._models.load_needed()
+        self._models.begin(engine)
         self._watch.started(
             version=__version__,
             roles=self.config.node.roles,
@@ -307,7 +306,9 @@ class Daemon:
 
     def reload(self) -> list[str]:
         """Read the policy, peers and certificates again."""
-        changes = [*self._policy_file.reload(), *self.peers.reload()]
+        with self._models.settled():
+            changes = self._policy_file.reload()
+        changes += self.peers.reload()
         ended = self._peers_changed()
         if ended:
             changes.append(f"ended {ended} calls of peers that are no longer admitted")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import ConfigError, DdibError, StateConflict
@@ -15,6 +15,9 @@ from ddib_fed.node.model.library import choose, configured_digest, installed, pl
 from ddib_fed.node.role import NodeContext, RoleService
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S = 1.0
+"""The periodic check has ended by then; another switch, or a start, need not have."""
 
 
 class Models:
@@ -29,6 +32,29 @@ class Models:
         self._node = node
         self._roles = roles
         self._switching = threading.Lock()
+        """Who opens, warms or closes a model has it."""
+        self._settling = threading.Lock()
+        """Who reads what a model is served under, and puts it to use, has it; never while a model is loaded."""
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Inside, no model becomes the active one, and none is given an index: the policy can be changed.
+
+        It waits for a switch that is at its end, at most as long as reading an index of training pictures takes.
+        """
+        with self._settling:
+            yield
+
+    def begin(self, engine: ServingParty) -> None:
+        """At start: serve the first model, and have those with which accepted jobs began, as far as they are there.
+
+        Raises:
+            ConfigError: As `NodeContext.prepare`.
+        """
+        with self._switching:
+            with self._settling:
+                self._node.set_engine(engine)
+            self._load_needed()
 
     def activate(self, digest: str) -> str:
         """Serve a model of this node from now on.
@@ -46,7 +72,7 @@ class Models:
             NotReady: No model is loaded yet.
             DdibError: It cannot be loaded.
         """
-        if not self._switching.acquire(blocking=False):
+        if not self._switching.acquire(timeout=PATIENCE_S):
             raise StateConflict("another model is being activated", hint="ddib status")
         try:
             before = self._node.active_digest
@@ -61,10 +87,11 @@ class Models:
         engine = self._open(digest)
         try:
             _check_alike(before, engine)
-            loaded = self._node.prepare(engine)
-            self._node.audit.write("model_activated", sha256=digest, before=before.model.bundle.digest)
-            choose(self._node.config, digest)
-            self._node.make_active(loaded)
+            with self._settling:
+                loaded = self._node.prepare(engine)
+                self._node.audit.write("model_activated", sha256=digest, before=before.model.bundle.digest)
+                choose(self._node.config, digest)
+                self._node.make_active(loaded)
         except BaseException:
             if not self._node.is_warm(digest):
                 engine.close()
@@ -72,7 +99,10 @@ class Models:
         log.info("serving %s, no longer %s", digest[:12], before.model.bundle.digest[:12])
 
     def _open(self, digest: str) -> ServingParty:
-        """The model, warm: one that is still loaded for earlier work, or from its folder."""
+        """The model, warm: one that is still loaded for earlier work, or from its folder.
+
+        Under `_switching`, without which `retire` could close what this returns.
+        """
         with suppress(DdibError), self._node.serving(digest) as node:
             return node.running_engine
         config = self._node.config
@@ -82,24 +112,41 @@ class Models:
             raise ConfigError(f"the model installed as {digest[:12]} is {engine.model.bundle.digest[:12]}")
         return engine
 
-    def load_needed(self) -> None:
-        """At start: load the models with which accepted jobs began, as far as they are there."""
+    def _load_needed(self) -> None:
         for digest in self._needed():
             if self._node.is_warm(digest) or not _has(self._node.config, digest):
                 continue
             try:
-                self._node.keep_warm(self._open(digest))
+                self._keep_warm(self._open(digest))
                 log.info("loaded %s as well: accepted jobs began with it", digest[:12])
             except DdibError as error:
                 log.warning(
                     "the model %s cannot be loaded, its jobs begin again: %s", digest[:12], error.detail
                 )
 
+    def _keep_warm(self, engine: ServingParty) -> None:
+        """Have it, or close it."""
+        try:
+            with self._settling:
+                self._node.keep_warm(engine)
+        except BaseException:
+            engine.close()
+            raise
+
     def retire(self) -> None:
-        """Close the models that are no longer active, in use, or needed."""
+        """Close the models that are no longer active, in use, or needed; while one is switched to, none.
+
+        A switch may be about to make any warm model the active one. What is left is closed by a later call.
+        """
         if len(self._node.all_models()) < 2:
             return  # as nearly always; who needs which is not asked
-        for engine in self._node.retire(self._needed()):
+        if not self._switching.acquire(blocking=False):
+            return
+        try:
+            going = self._node.retire(self._needed())
+        finally:
+            self._switching.release()
+        for engine in going:
             log.info("closed %s: nothing needs it any more", engine.model.bundle.digest[:12])
             engine.close()
 

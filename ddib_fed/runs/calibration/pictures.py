@@ -17,6 +17,7 @@ from ddib_fed.datasets.shipped import SHIPPED, available, load_shipped, shipped_
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.metrics.pictures import Pictures, picture_rule
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.samples.fitting import PictureRule
 from ddib_fed.samples.folders import load, range_check, scan, split
@@ -140,7 +141,10 @@ def shipped_truth(source: Bundle, target: Bundle, count: int) -> Anchors | None:
         target: The target's model.
         count: The largest number, evenly spaced.
     """
-    names = source.manifest.domain, target.manifest.domain
+    here, there = carried_domain(source.manifest), carried_domain(target.manifest)
+    if here is None or there is None:
+        return None
+    names = here, there
     if any(name not in SHIPPED or not available(name) for name in names):
         return None
     if len({SHIPPED[name].package for name in names}) > 1:
@@ -176,12 +180,13 @@ def _name(path: Path, folder: Path) -> str:
 def _shipped_name(manifest: Manifest, which: str | None) -> str | None:
     """The shipped domain that is meant; None where a folder is."""
     if which is None:
-        if manifest.domain not in SHIPPED:
+        found = carried_domain(manifest)
+        if found is None or found not in SHIPPED:
             raise UsageError(
-                f"no pictures of {manifest.domain} ship with this package, and none are given",
+                f"the pictures that {manifest.name} was trained on do not ship with this package, and none are given",
                 hint="name a folder of them with --pictures",
             )
-        return manifest.domain
+        return found
     if which not in SHIPPED:
         return None
     if Path(which).is_dir():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddib_fed.datasets.shipped import SHIPPED, load_shipped
+from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.metrics.attacks.copies import Distances, Floats, TrainingRows, reduced
 from ddib_fed.metrics.attacks.training_index import (
@@ -20,6 +20,7 @@ from ddib_fed.metrics.attacks.training_index import (
 )
 from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.samples import folders
 from ddib_fed.samples.images import PictureRule, check_fit
@@ -73,7 +74,7 @@ def build_index(bundle: Bundle, wanted: IndexRequest) -> BuiltIndex:
         wanted: Which pictures, and how the threshold is set.
 
     Raises:
-        UsageError: It is a model of points, or of no shipped domain and no training pictures are given.
+        UsageError: It is a model of points, or was trained on no shipped domain and no training pictures are given.
         FileMissing, ImageUnreadable, PictureMisfit: The pictures cannot be used.
         InputError: There are too many; or too few held-out ones, or they are training pictures themselves.
     """
@@ -112,10 +113,10 @@ def _never_seen(found: Distances) -> Distances:
 
 
 def _shipped(manifest: Manifest) -> tuple[Parts, Parts]:
-    name = manifest.domain
-    if name not in SHIPPED or manifest.sample_shape != SHIPPED[name].shape:
+    name = carried_domain(manifest)
+    if name is None:
         raise UsageError(
-            f"{manifest.name} is of the domain {name}, whose pictures do not ship",
+            f"{manifest.name}, of the domain {manifest.domain}, was trained on pictures that do not ship",
             hint="--training FOLDER with the pictures that it was trained on",
         )
     there = load_shipped(name)

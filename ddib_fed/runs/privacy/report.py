@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ddib_fed.bridge.model.domain_model import DomainModel
-from ddib_fed.datasets.shipped import SHIPPED, load_shipped
-from ddib_fed.datasets.synthetic import DOMAINS
+from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import InputError
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.privacy import Copies, Membership, PrivacyReport
 from ddib_fed.runs.privacy.along import Array
@@ -94,8 +94,8 @@ def privacy_report(bundle: Bundle, wanted: Wanted, *, say: Say) -> PrivacyReport
 def _data(manifest: Manifest, wanted: Wanted) -> tuple[Array, Array, Array]:
     """The attacker's samples, those that are attacked, and some that the model was not trained on."""
     few = wanted.samples // 2
-    if wanted.data is None and manifest.domain in SHIPPED and manifest.sample_kind == "picture":
-        shipped = load_shipped(manifest.domain)
+    if wanted.data is None and (name := _carried_pictures(manifest)) is not None:
+        shipped = load_shipped(name)
         # Heads are held out by the handful: their test slabs stand in, and the attacker knows training pictures.
         enough = len(shipped.held_out) >= 2 * FEWEST
         known, others = (shipped.held_out, shipped.held_out) if enough else (shipped.train, shipped.test)
@@ -140,6 +140,10 @@ def _training(manifest: Manifest, wanted: Wanted) -> Array | None:
     if wanted.training is not None:
         counts = Counts(fit=2, choose=2, held_out=4 * wanted.samples)
         return own_samples(manifest, wanted.training, counts)[2]
-    if wanted.data is None and manifest.domain in SHIPPED and manifest.domain not in DOMAINS:
-        return load_shipped(manifest.domain).train
+    if wanted.data is None and (name := _carried_pictures(manifest)) is not None:
+        return load_shipped(name).train
     return None
+
+
+def _carried_pictures(manifest: Manifest) -> str | None:
+    return carried_domain(manifest) if manifest.sample_kind == "picture" else None

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.datasets import synthetic
-from ddib_fed.errors import DomainNotFound, SettingsInvalid, ShapeMismatch
+from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.samples.folders import expand
 from ddib_fed.samples.scans import Progress
@@ -23,7 +24,6 @@ from ddib_fed.training.pictures.sources import PictureSource, open_source
 from ddib_fed.training.points import points_source
 from ddib_fed.training.settings.config import PictureTrainConfig
 from ddib_fed.training.settings.distil_config import DistilConfig
-from ddib_fed.training.settings.options import SHIPPED
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -53,22 +53,22 @@ class Starts:
 def open_starts(
     config: DistilConfig, teacher: Bundle, *, say: Say | None = None, progress: Progress | None = None
 ) -> Starts:
-    """The samples that `config` names; without a name those of the domain that the teacher is called after.
+    """The samples that `config` names; without a name those that packages carry, if the teacher was trained on them.
 
     Raises:
-        SettingsInvalid: Neither a name, nor a domain that packages carry under the teacher's; samples of the other
-            kind; or classes that are not the teacher's.
+        SettingsInvalid: No name, and a teacher that was trained on others; samples of the other kind; or classes that
+            are not the teacher's.
         ShapeMismatch: The samples have another shape than the teacher's.
         DomainNotFound, ExtraMissing, InputError: See `points.open_points` and `sources.open_source`.
     """
     manifest = teacher.manifest
     domain = config.domain
     if domain is None and config.data is None and config.images is None:
-        domain = next((name for name in (manifest.name, manifest.domain) if _is_known(name, manifest)), None)
+        domain = carried_domain(manifest)
         if domain is None:
             option = "--images FOLDER" if manifest.sample_kind == "picture" else "--data FILE.npy"
             raise SettingsInvalid(
-                f"no package carries samples of {manifest.name}, and none are named",
+                f"no package carries the samples that {manifest.name} was trained on, and none are named",
                 hint=f"{option}: the samples that it was trained on",
             )
     if manifest.sample_kind == "point":
@@ -89,15 +89,6 @@ def open_starts(
             hint="name the samples that it was trained on",
         )
     return found
-
-
-def _is_known(name: str, manifest: Manifest) -> bool:
-    if manifest.sample_kind == "picture":
-        return name in SHIPPED
-    try:
-        return bool(synthetic.domain_name(name))
-    except DomainNotFound:
-        return False
 
 
 def _of_points(data: Path | None, domain: str | None, manifest: Manifest) -> Starts:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import InputError, MemoryExhausted, NotFinite, SettingsInvalid, ShapeMismatch
+from ddib_fed.models.carried import data_note
 from ddib_fed.models.manifest import DataNote, PictureFormat
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.names import domain_from
@@ -128,9 +129,7 @@ def shipped_source(name: str) -> PictureSource:
         ExtraMissing: The package that carries its pictures is not installed.
     """
     pictures = load_shipped(name)
-    domain = pictures.domain
-    note = DataNote(source=domain.package, licence=domain.licence, note=domain.note)
-    return array_source(name, pictures.train, pictures.held_out, note=note)
+    return array_source(name, pictures.train, pictures.held_out, note=data_note(pictures.domain))
 
 
 def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalisation:

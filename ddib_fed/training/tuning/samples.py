@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.datasets.shipped import SHIPPED, load_shipped
-from ddib_fed.datasets.synthetic import DOMAINS, draw
+from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.datasets.synthetic import draw
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.metrics.pictures import picture_rule
+from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.samples import folders
 from ddib_fed.samples.images import check_fit
@@ -42,11 +43,12 @@ def own_samples(manifest: Manifest, data: Path | None, counts: Counts) -> tuple[
 
     Args:
         manifest: Of the model.
-        data: A folder of pictures, or a .npy file of points; None for a shipped domain.
+        data: A folder of pictures, or a .npy file of points; None for those of a shipped domain, if the model was
+            trained on them.
         counts: At most how many; with fewer samples the sets shrink alike.
 
     Raises:
-        UsageError: The model is of no shipped domain, and no data are given.
+        UsageError: The model was trained on no shipped domain, and no data are given.
         ExtraMissing: The package that carries the domain's pictures is not installed.
         FileMissing, ImageUnreadable, PictureMisfit, PointsUnreadable: The data cannot be used.
         InputError: There are too few.
@@ -61,20 +63,20 @@ def own_samples(manifest: Manifest, data: Path | None, counts: Counts) -> tuple[
 
 
 def _shipped(manifest: Manifest, counts: Counts) -> tuple[Array, Array, Array]:
-    name = manifest.domain
-    if manifest.sample_kind == "point" and name in DOMAINS:
+    name = carried_domain(manifest)
+    if name is None:
+        raise UsageError(
+            f"{manifest.name}, of the domain {manifest.domain}, was trained on data that do not ship",
+            hint="--data FOLDER with pictures of the domain, or --data FILE.npy with points",
+        )
+    if manifest.sample_kind == "point":
         return _parted(draw(name, counts.total, SEED), counts, name)
-    if manifest.sample_kind == "picture" and name in SHIPPED and manifest.sample_shape == SHIPPED[name].shape:
-        there = load_shipped(name)
-        aside = _spread(there.held_out, counts.choose + counts.held_out)
-        # Heads are held out by the handful: the rest are training pictures that no step is learned from.
-        more = _spread(there.train, counts.total - len(aside))
-        aside = np.concatenate([aside, more[counts.fit :]])
-        return more[: counts.fit], aside[-counts.choose :], aside[: -counts.choose]
-    raise UsageError(
-        f"{manifest.name} is of the domain {name}, whose data do not ship",
-        hint="--data FOLDER with pictures of the domain, or --data FILE.npy with points",
-    )
+    there = load_shipped(name)
+    aside = _spread(there.held_out, counts.choose + counts.held_out)
+    # Heads are held out by the handful: the rest are training pictures that no step is learned from.
+    more = _spread(there.train, counts.total - len(aside))
+    aside = np.concatenate([aside, more[counts.fit :]])
+    return more[: counts.fit], aside[-counts.choose :], aside[: -counts.choose]
 
 
 def _pictures(manifest: Manifest, folder: Path, counts: Counts) -> Array:

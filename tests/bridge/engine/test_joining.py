@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
+from collections import Counter
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine import batcher as batching
+from ddib_fed.bridge.engine import joining
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.engine.executor import CallingThread
+from ddib_fed.bridge.engine.joining import submit_ranges
 from ddib_fed.bridge.engine.stack import Stack
 from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.party import Leg, ToDecode
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import Cancelled
+from ddib_fed.latent import Latent
 from ddib_fed.models.shipped import pretrained
 from tests.bridge.engine.test_batcher import SETTINGS, points
 
@@ -98,3 +108,73 @@ def test_who_takes_the_rows_of_one_that_ended_gets_none_of_its_velocities() -> N
         assert bad.result().isnan().all()
         assert good.result().isfinite().all()
     batcher.close()
+
+
+def without_memory(*_):
+    raise torch.OutOfMemoryError("no memory for all rows")
+
+
+def test_ranges_that_cannot_be_joined_end_in_an_error(monkeypatch) -> None:
+    """There is no memory for all rows at once: whoever waits hears it."""
+    monkeypatch.setattr(joining, "torch", SimpleNamespace(cat=without_memory))
+    executor = CallingThread(DomainModel(pretrained("moons")), 8)
+    future = submit_ranges(
+        executor, Trajectory("decode", points(20, 0), SETTINGS), control=None, on_step=None
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        future.result(0)
+
+
+@pytest.mark.slow
+def test_every_leg_ends_whatever_meets_its_ranges(amount, monkeypatch) -> None:
+    """Several owners; joining fails now and then, and legs are cancelled: each has an end, and no rows of another."""
+    model, chance, lock = DomainModel(pretrained("moons")), random.Random(0), threading.Lock()
+    batcher, counts = Batcher(model, rows=16), Counter()
+    party, settings = LocalParty(model, batcher), SolverSettings(evaluations=4)
+    latents = [Latent.from_array(points(40, seed).numpy()) for seed in range(6)]
+    alone = CallingThread(model, 256)
+    expected = [
+        model.denormalise(alone.submit(Trajectory("decode", points(40, seed), settings)).result().numpy())
+        for seed in range(6)
+    ]
+
+    def count(what: str) -> None:
+        with lock:
+            counts[what] += 1
+
+    def join(parts):
+        with lock:
+            fails = chance.random() < 0.1
+        return without_memory() if fails else torch.cat(parts)
+
+    monkeypatch.setattr(joining, "torch", SimpleNamespace(cat=join))
+
+    def legs(owner: int, rounds: int) -> None:
+        own = random.Random(owner)
+        for _ in range(rounds):
+            control = Control()
+            order = own.sample(range(6), 6)
+            cancelling = own.randrange(12)
+            items = (ToDecode(number, latents[number]) for number in order)
+            try:
+                for place, found in enumerate(
+                    party.decode_each(items, Leg(settings, control=control, owner=str(owner)))
+                ):
+                    assert found.number == order[place]
+                    torch.testing.assert_close(found.samples, expected[found.number], atol=2e-5, rtol=2e-5)
+                    if place == cancelling:
+                        control.cancel()
+                count("whole")
+            except (torch.OutOfMemoryError, Cancelled) as error:
+                count(type(error).__name__)
+
+    rounds = amount(12, 2_000)
+    threads = [threading.Thread(target=legs, args=(owner, rounds), daemon=True) for owner in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30 + rounds)
+    assert not any(thread.is_alive() for thread in threads), "a leg waits for what will not come"
+    batcher.close()
+    assert counts["whole"] + counts["OutOfMemoryError"] + counts["Cancelled"] == 4 * rounds
+    assert min(counts["whole"], counts["OutOfMemoryError"], counts["Cancelled"]) > 0

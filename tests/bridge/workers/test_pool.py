@@ -274,3 +274,21 @@ def test_steps_are_told_until_the_work_is_over(scene):
     control.cancel()
     listener.heard(Step(1, 4, 10))
     assert told == [(3, 10)]
+
+
+def test_what_is_raised_when_a_step_is_told_ends_that_work_alone(scene):
+    """As in a batcher; the worker is told to give it up, and goes on with the others."""
+    stage = scene(1)
+
+    def fail(done, of):
+        raise OSError("the disk failed")
+
+    failing, other = stage.submit(on_step=fail), stage.submit()
+    (worker,) = stage.workers
+    worker.listener.heard(Step(1, 3, 10))
+    with pytest.raises(OSError, match="the disk failed"):
+        failing.result(0)
+    assert worker.sent[-1] == Cancel(1)
+    worker.finish(1)  # it had ended before it was told
+    worker.finish(2)
+    assert other.result(0).shape == (1, 2)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import queue
 import signal
+import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ddib_fed.bridge.workers import processes
 from ddib_fed.bridge.workers.process import WorkerProcess, pack, portable, unpack
 from ddib_fed.errors import InternalError, SettingsInvalid
 from tests.bridge.workers.echoing import deaf, echo
 from tests.bridge.workers.orphans import abandoned, all_ended
 
 pytestmark = pytest.mark.slow  # processes are started
+DESCRIPTORS = Path("/proc/self/fd")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,66 @@ def test_a_process_that_never_looks_is_killed():
     assert worker.channel.receive() == "busy"
     worker.end(timeout_s=0.1)
     assert worker.ending == "was killed by SIGKILL"
+
+
+class Heard:
+    """A listener that keeps what it is told, and refuses what it is to refuse."""
+
+    def __init__(self, refuses=None):
+        self.messages, self.refuses = [], refuses
+        self.why = queue.SimpleQueue()
+
+    def heard(self, message):
+        if message == self.refuses:
+            raise MemoryError
+        self.messages.append(message)
+
+    def ended(self, why, *, blame):
+        self.why.put((why, blame))
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """Starts a worker of a pool that sends everything back; its first message is what a worker begins with."""
+    monkeypatch.setattr(processes, "serve", echo)
+    return lambda listener: processes._Process("recipe", "echo", listener)
+
+
+def descriptors():
+    gc.collect()
+    return len(list(DESCRIPTORS.iterdir()))
+
+
+@pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="open files are counted in /proc")
+def test_nothing_stays_open_of_workers_that_ended_by_themselves(worker, monkeypatch):
+    """A node that replaces them for months would run out of descriptors; nor of one that could not be started."""
+    before = descriptors()
+    for _ in range(3):
+        listener = Heard()
+        worker(listener).send(7)
+        assert listener.why.get(timeout=20) == ("ended with code 7", True)
+
+    def full(*_, **__):
+        raise BlockingIOError
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    with pytest.raises(BlockingIOError):
+        worker(Heard())
+    assert descriptors() <= before
+
+
+def test_a_worker_whose_message_cannot_be_taken_is_replaced(worker):
+    """For want of memory, say: what it was doing would wait for ever."""
+    listener = Heard(refuses="too much")
+    worker(listener).send("too much")
+    assert listener.why.get(timeout=20) == ("was killed by SIGKILL", True)
+
+
+def test_a_worker_that_a_message_cannot_be_sent_to_is_replaced(worker):
+    """Others do what it was to do."""
+    listener = Heard()
+    worker(listener).send(lambda: "cannot be pickled")
+    assert listener.why.get(timeout=20) == ("was killed by SIGKILL", True)
 
 
 def test_how_a_process_ended_is_told():

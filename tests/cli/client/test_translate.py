@@ -174,6 +174,19 @@ def test_a_refused_item_is_called_by_its_files_name(translate, scan, north, tmp_
     assert f"        {other}: " in capsys.readouterr().err
 
 
+def test_refused_items_that_an_answer_has_no_room_for_are_counted(translate, scan, north, tmp_path, capsys):
+    """Who reads the list must not take it for all of them."""
+    others = [tmp_path / f"other{n}.npy" for n in range(3)]
+    for number, other in enumerate(others):
+        other.write_bytes(npy(points(3 + number)))
+    facts = {"item": 1, "refused": "1:IMAGE_TOO_LARGE", "refused_count": 3}
+    north.script.refuse["SubmitJob"] = ImageTooLarge(facts=facts)
+    assert translate(scan, *others) == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "3 of 4 files cannot be translated" in said
+    assert "and 2 more" in said
+
+
 def test_failed_items_do_not_hold_back_the_others(translate, scan, north, tmp_path, capsys):
     """What was translated is written; the exit code and the message say that something was not."""
     other = tmp_path / "other.npy"

@@ -16,6 +16,9 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
+from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.normalisation import Normalisation
+from tests.models.examples import manifest, state
 
 PAIR = ("--source", "moons", "--target", "1")
 
@@ -56,6 +59,15 @@ def test_the_figures_are_those_of_the_files(ddib, tmp_path):
     gap = np.load(tmp_path / "source.npy") - np.load(tmp_path / "source-again.npy")
     report = json.loads((tmp_path / "report.json").read_text())
     assert np.linalg.norm(gap, axis=1).max() == pytest.approx(report["cycle"]["max"], rel=1e-3)
+
+
+def test_points_are_drawn_only_for_a_model_of_a_synthetic_domain(ddib, tmp_path):
+    """One that is called moons after its user's file has points of its own."""
+    units = Normalisation(mean=5.0, std=2.0)
+    save_bundle(tmp_path / "own", manifest().model_copy(update={"normalisation": units}), state())
+    with pytest.raises(UsageError, match="nothing to draw") as refused:
+        ddib("translate", "--source", tmp_path / "own", "--target", "moons", "--out", tmp_path / "t")
+    assert "--input" in refused.value.hint
 
 
 @pytest.mark.slow

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ddib_fed.bridge.party import Leg, ToDecode
+from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import BundleInvalid, ConfigError, ModelNotFound, StateConflict
+from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model import library
 from ddib_fed.node.model.hosted import load_hosted, open_engine
+from ddib_fed.node.model.loaded import LoadedModel
+from ddib_fed.node.policy_file import PolicyFile
+from ddib_fed.node.role import NodeContext
 from ddib_fed.node.running.switching import Models
 from ddib_fed.trust.signed_bundles import sign_bundle
 from tests.node.tiny_nodes import (
     NETWORK,
+    gaussian,
     make_config,
     make_context,
     make_institution,
     manifest,
     save_model,
     state,
+    tiny_engine,
 )
 
 
@@ -143,6 +156,110 @@ def test_work_that_began_keeps_its_model(models: Models, config: NodeConfig, tmp
     assert b'"act":"model_activated"' in config.paths.audit.read_bytes()
 
 
+def test_a_model_that_is_being_switched_to_is_not_closed(
+    models: Models, config: NodeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback takes the model of before, still warm and used by nothing, when the periodic check comes by."""
+    first = models.node.active_digest
+    second = library.install(config, other_bundle(tmp_path / "new"))
+    models.activate(second)
+    prepare = NodeContext.prepare
+
+    def meanwhile(node: NodeContext, engine: ServingParty) -> LoadedModel:
+        models.retire()
+        return prepare(node, engine)
+
+    monkeypatch.setattr(NodeContext, "prepare", meanwhile)
+    assert models.activate(first) == second
+    works(models.node)
+    models.retire()
+    assert not models.node.is_warm(second), "a later check closes what nothing needs"
+    works(models.node)
+
+
+def works(node: NodeContext) -> None:
+    """What everybody asks of the active model."""
+    latent = Latent.from_array(gaussian(3))
+    found = node.running_engine.decode(ToDecode(0, latent), Leg(SolverSettings(evaluations=1)))
+    assert found.samples.shape == (3, 2)
+
+
+@pytest.mark.slow
+def test_work_goes_on_while_models_are_switched_retired_and_the_policy_is_read(
+    models: Models, config: NodeConfig, tmp_path: Path, amount
+) -> None:
+    """There and back, beside the periodic check, reloads and work: no piece of work meets a closed model."""
+    digests = [library.install(config, other_bundle(tmp_path / "new")), models.node.active_digest]
+    ended, failures = threading.Event(), []
+
+    def again(act: Callable[[], object]) -> None:
+        try:
+            while not ended.wait(0.0005):
+                act()
+        except Exception as error:  # noqa: BLE001 - told below, whatever it is
+            failures.append(error)
+
+    def work() -> None:
+        with models.node.serving_first() as own:
+            assert own.side().model_sha256.hex() == own.active_digest
+            works(own)
+
+    def reload() -> None:
+        with models.settled():
+            PolicyFile(models.node).reload()
+
+    threads = [threading.Thread(target=again, args=(act,)) for act in (models.retire, work, work, reload)]
+    for thread in threads:
+        thread.start()
+    try:
+        for turn in range(amount(6, 600)):
+            models.activate(digests[turn % 2])
+            works(models.node)
+            if turn % 3:  # both are warm, or one was closed: the next switch finds either
+                models.retire()
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(20)
+    assert not failures
+    models.retire()
+    assert len(models.node.all_models()) == 1
+
+
+def test_a_side_of_a_contract_is_of_one_model(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another becomes active while it is put together: its digest does not stand over the terms of the one before."""
+    engines = [models.node.running_engine, tiny_engine("other", schedule=ScheduleConfig(name="cosine"))]
+    expected = {
+        (engine.model.bundle.schedule.lambda_min, bytes.fromhex(engine.model.bundle.digest))
+        for engine in engines
+    }
+    turns = itertools.cycle(engines)
+    monkeypatch.setattr(NodeContext, "running_engine", property(lambda _: next(turns)))
+    for _ in range(4):
+        side = models.node.side()
+        assert (side.terminal_lambda, side.model_sha256) in expected
+    engines[1].close()
+
+
+def test_what_is_chosen_stays_from_the_choice_on(models: Models, config: NodeConfig, tmp_path: Path) -> None:
+    """The first that is loaded, or else the active one; neither a switch nor the periodic check takes it away."""
+    first = models.node.active_digest
+    second = library.install(config, other_bundle(tmp_path / "new"))
+    with models.node.serving_first(["0" * 64, ""]) as own:
+        assert own.active_digest == first
+        models.activate(second)
+        models.retire()
+        with models.node.serving_first(["0" * 64, first]) as other:
+            assert other.active_digest == first
+        models.retire()
+        works(own)
+    models.retire()
+    with models.node.serving_first([first]) as own:
+        assert own.active_digest == second
+
+
 def test_a_model_of_other_samples_is_not_switched_to(
     models: Models, config: NodeConfig, tmp_path: Path
 ) -> None:
@@ -191,7 +308,7 @@ def test_a_start_loads_what_accepted_jobs_began_with(
     """If it is still installed."""
     second = library.install(config, other_bundle(tmp_path / "new"))
     models.role.needed = {second, "0" * 64}
-    models.load_needed()
+    models.begin(models.node.running_engine)
     assert models.node.is_warm(second)
     assert models.node.active_digest != second
 

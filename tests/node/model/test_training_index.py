@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import ConfigError
 from ddib_fed.metrics.attacks.copies import reduced
 from ddib_fed.metrics.attacks.training_index import IndexFacts, file_name, index_file
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.model import library
+from ddib_fed.node.model.loaded import LoadedModel
 from ddib_fed.node.model.training_index import described, open_index
 from ddib_fed.node.policy_file import PolicyFile
-from ddib_fed.node.running import startup
+from ddib_fed.node.role import NodeContext
+from ddib_fed.node.running import startup, switching
+from ddib_fed.node.running.switching import Models
 from tests.node.picture_examples import SIZE, pictures_engine, save_pictures_model
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_bundle
 
@@ -224,7 +230,7 @@ def test_each_warm_model_keeps_its_own_index(node, engine) -> None:
 
 
 def test_an_earlier_model_without_an_index_is_kept_for_its_jobs(node, engine) -> None:
-    """It has no index, so it decodes for nobody (tests/target_node/test_outputs.py)."""
+    """It has no index, so it is not used for decoding (tests/target_node/test_outputs.py)."""
     put(node, engine)
     PolicyFile(node).reload()
     other = pictures_engine("relief", seed=5)
@@ -234,6 +240,37 @@ def test_an_earlier_model_without_an_index_is_kept_for_its_jobs(node, engine) ->
         assert node.training_index_of(other.model.bundle.digest) is None
     finally:
         other.close()
+
+
+def test_a_policy_that_is_read_in_the_middle_of_a_switch_holds_for_the_model_that_becomes_active(
+    node, engine, tmp_path, monkeypatch
+) -> None:
+    """The switch has seen that no index is asked for; the reload that asks for one waits until it has ended."""
+    save_pictures_model(tmp_path / "other", "relief", seed=5)
+    digest = library.install(node.config, tmp_path / "other")
+    put(node, engine)
+    put_as(node, digest, index_of(digest))
+    models, prepare = Models(node, []), NodeContext.prepare
+
+    def reload() -> None:
+        with models.settled():
+            PolicyFile(node).reload()
+
+    thread = threading.Thread(target=reload)
+
+    def meanwhile(self: NodeContext, party: ServingParty) -> LoadedModel:
+        loaded = prepare(self, party)
+        thread.start()
+        thread.join(0.1)
+        return loaded
+
+    monkeypatch.setattr(NodeContext, "prepare", meanwhile)
+    monkeypatch.setattr(switching, "open_engine", lambda *_, **__: pictures_engine("relief", seed=5))
+    models.activate(digest)
+    thread.join(20)
+    assert node.training_index is not None
+    assert node.training_index.facts.model_sha256 == node.active_digest == digest
+    node.running_engine.close()
 
 
 def test_a_path_that_has_no_digest_is_refused(node) -> None:

@@ -114,6 +114,12 @@ def test_a_model_of_points_or_of_unknown_pictures_has_none(tmp_path: Path) -> No
         build_index(tiny("north"), IndexRequest())
 
 
+def test_a_users_model_that_is_called_as_a_domain_is_not_indexed_by_the_domains_pictures() -> None:
+    """Its own training pictures would go out unrecognised."""
+    with pytest.raises(UsageError, match="do not ship"):
+        build_index(tiny("relief", channels=3, size=32), IndexRequest())
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.privacy import privacy
-from ddib_fed.errors import BundleInvalid, InputError, ShapeMismatch
+from ddib_fed.errors import BundleInvalid, InputError, ShapeMismatch, UsageError
 from ddib_fed.metrics.attacks import copies
 from ddib_fed.metrics.attacks.inversion import fit_point_inverter
 from ddib_fed.metrics.attacks.reading import correlation_matrix, first_by_correlation
@@ -148,6 +148,12 @@ def test_membership_needs_training_data(small, points, tmp_path):
         load_bundle(small), Wanted(points, samples=96, evaluations=6, surrogate_s=0.0), say=lambda _: None
     )
     assert plain.membership == ()
+
+
+def test_a_users_model_that_is_called_as_a_domain_is_not_attacked_by_the_domains_pictures():
+    """The figures would say nothing about its own."""
+    with pytest.raises(UsageError, match="data that do not ship"):
+        privacy_report(tiny("relief", channels=3, size=32), Wanted(), say=lambda _: None)
 
 
 def test_too_few_samples_are_refused(small, tmp_path):

@@ -125,6 +125,35 @@ def test_a_watch_that_has_seen_the_end_ends_at_once(hub):
     assert list(hub.subscribe("job", hub.last("job").sequence)) == []
 
 
+def test_what_is_said_of_a_job_that_has_ended_comes_too_late(hub):
+    """A worker that puts it back, or tells a step, while its owner cancels it: who watches would wait for ever."""
+    hub.publish("job", state="RUNNING")
+    last = hub.publish("job", state=JobState.CANCELLED)
+    assert hub.publish("job", state="QUEUED", stage="wait") == last
+    hub.publish("job", state="RUNNING", stage="decode", step=1, steps=9)
+    assert [event.state for event in hub.subscribe("job")] == ["RUNNING", JobState.CANCELLED]
+
+
+@pytest.mark.slow
+def test_a_watch_of_a_deleted_job_ends(hub):
+    """Its last event may go before it is read."""
+    seen, began = [], threading.Event()
+
+    def watch():
+        for event in hub.subscribe("job"):
+            seen.append(event.state)
+            began.set()
+
+    hub.publish("job", state="RUNNING")
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    assert began.wait(10)
+    hub.forget("job")
+    thread.join(10)
+    assert not thread.is_alive()
+    assert kept(hub) == []
+
+
 def test_a_watch_ends_when_it_is_not_wanted(hub):
     """Asked before it waits."""
     assert list(hub.subscribe("job", stop=lambda: True)) == []

@@ -12,17 +12,21 @@ from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.configs import MlpConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
+from ddib_fed.training.distil.starts import open_starts
 from ddib_fed.training.pictures.initial import open_start
 from ddib_fed.training.run import train
 from ddib_fed.training.settings.config import PictureTrainConfig
 from ddib_fed.training.settings.distil_config import DistilConfig
 from tests.models.distilled_bundles import SMALL_UNET
 from tests.models.distilled_bundles import distilled as flow_map
+from tests.models.examples import manifest as example_manifest
+from tests.models.examples import state
 from tests.training.pictures.examples import spots_source
 
 
@@ -99,13 +103,29 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path):
 @pytest.mark.slow
 def test_points_of_ones_own_are_in_the_units_of_the_model(tmp_path):
     """A file's points pass the teacher's normalisation, whatever they are like themselves."""
-    from ddib_fed.training.distil.starts import open_starts
-
     points = np.random.default_rng(0).normal(5.0, 2.0, size=(400, 2)).astype(np.float32)
     np.save(tmp_path / "own.npy", points)
     found = open_starts(config(data=tmp_path / "own.npy"), pretrained("moons"))
     assert found.held_out.mean() == pytest.approx(5.0, abs=0.6)
     assert found.held_out.shape == (40, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "domain"), [("moons", "moons"), ("0", "points"), ("own", "concentric-rings")]
+)
+def test_a_teacher_that_is_only_called_after_a_domain_is_not_distilled_on_it(name, domain):
+    """A file moons.npy, or 0.npy, whose points have units of their own."""
+    units = Normalisation(mean=5.0, std=2.0)
+    made = example_manifest().model_copy(update={"name": name, "domain": domain, "normalisation": units})
+    with pytest.raises(SettingsInvalid, match="none are named") as refused:
+        open_starts(config(), make_bundle(made, state()))
+    assert "--data FILE.npy" in refused.value.hint
+
+
+def test_a_teacher_that_was_trained_on_a_domain_is_distilled_on_it():
+    """Whatever it is called itself."""
+    made = example_manifest().model_copy(update={"name": "concentric-rings", "domain": "moons"})
+    assert open_starts(config(), make_bundle(made, state())).digest == "domain:moons"
 
 
 def small_pictures(tmp_path):

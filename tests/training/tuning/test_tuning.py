@@ -16,6 +16,8 @@ from ddib_fed.diffusion.levels.grids import make_grid
 from ddib_fed.diffusion.levels.learned import LearnedSteps
 from ddib_fed.errors import InputError, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle, make_bundle
+from ddib_fed.models.manifest import DataNote
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.training.tuning import run, samples
 from ddib_fed.training.tuning.corrections import CorrectionEffort
@@ -177,9 +179,20 @@ def test_a_file_of_points_is_split_too(tmp_path):
 
 def test_a_domain_that_does_not_ship_needs_data():
     """The error names the option."""
-    with pytest.raises(UsageError, match="whose data do not ship") as refused:
+    with pytest.raises(UsageError, match="data that do not ship") as refused:
         own_samples(manifest().model_copy(update={"domain": "mine"}), None, FEW)
     assert "--data" in str(refused.value.hint)
+
+
+def test_a_users_own_data_are_not_taken_for_those_of_a_domain_of_the_same_name():
+    """`--data moons.npy` names a model moons, and a folder called brain-t1 one of pictures."""
+    points = manifest().model_copy(update={"normalisation": Normalisation(mean=5.0, std=2.0)})
+    assert points.domain == "moons"
+    pictures = pretrained("brain-t1").manifest
+    pictures = pictures.model_copy(update={"data": DataNote(source="90 pictures of a user's folder")})
+    for own in (points, pictures):
+        with pytest.raises(UsageError, match="data that do not ship"):
+            own_samples(own, None, FEW)
 
 
 def test_numbers_that_cannot_be_learned_are_refused_before_anything_is_computed():

@@ -132,20 +132,21 @@ def _decodes(item: Payload) -> bool:
     return True
 
 
-def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str) -> DdibError:
+def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str, *, unnamed: int = 0) -> DdibError:
     """The error that names every bad file; of one file alone its own.
 
     Args:
         bad: The files, and what is wrong with each.
         total: How many files were given.
         state: What became of the others, e.g. "nothing was submitted".
+        unnamed: How many more a node refused without naming them.
     """
     if total == 1:
         return bad[0][1]
     kinds = {type(error) for _, error in bad}
     kind = kinds.pop() if len(kinds) == 1 else InputError
-    detail = f"{len(bad):,} of {total:,} files cannot be translated; {state}:\n" + _listed(
-        LeftOut.of(path, error) for path, error in bad
+    detail = f"{len(bad) + unnamed:,} of {total:,} files cannot be translated; {state}:\n" + _listed(
+        (LeftOut.of(path, error) for path, error in bad), unnamed
     )
     first = bad[0][1].hint if len(bad) == 1 else ""
     more = f"without {'it' if len(bad) == 1 else 'them'}: {same_command('--skip-bad')}"
@@ -161,7 +162,7 @@ def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     )
 
 
-def _listed(found: Iterable[LeftOut]) -> str:
+def _listed(found: Iterable[LeftOut], unnamed: int = 0) -> str:
     lines = [f"  {each.line()}" for each in found]
-    more = [f"  and {len(lines) - MOST_LISTED:,} more"] if len(lines) > MOST_LISTED else []
-    return "\n".join([*lines[:MOST_LISTED], *more])
+    more = max(0, len(lines) - MOST_LISTED) + unnamed
+    return "\n".join([*lines[:MOST_LISTED], *([f"  and {more:,} more"] if more else [])])

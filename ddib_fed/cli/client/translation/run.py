@@ -45,6 +45,7 @@ from ddib_fed.errors import (
     error_class,
 )
 from ddib_fed.wire.jobs import ItemState, JobState
+from ddib_fed.wire.refused import refused_count
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
@@ -264,7 +265,8 @@ class Run:
         if not self._manner.skip_bad:
             submitted = len(self._pending) + len(self._jobs)
             state = f"{submitted} other jobs are under way" if submitted else "nothing was submitted"
-            raise refused(bad, len(self._chosen.paths), state) from error
+            unnamed = max(0, refused_count(error.facts) - len(numbers))
+            raise refused(bad, len(self._chosen.paths), state, unnamed=unnamed) from error
         self._left_out += [LeftOut.of(path, own) for path, own in bad]
         rest = tuple(entry for n, entry in enumerate(batch.entries) if n not in numbers)
         return [Batch(rest)] if rest else []

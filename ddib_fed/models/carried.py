@@ -1,0 +1,42 @@
+"""Which models were trained on samples that this package, or one that it names, carries.
+
+A name is no proof: a user's folder may be called relief, and a file moons.npy. What was trained on a domain that
+ships says so in its manifest; only then do the samples that ship stand for the model's own.
+"""
+
+from __future__ import annotations
+
+from ddib_fed.datasets.shipped import SHIPPED, ShippedDomain
+from ddib_fed.datasets.synthetic import DOMAINS
+from ddib_fed.models.manifest import DataNote, Manifest
+from ddib_fed.models.normalisation import Normalisation
+
+POINT = (2,)
+"""Shape of a sample of a synthetic domain."""
+
+
+def data_note(domain: ShippedDomain) -> DataNote:
+    """What a manifest says of training data that are the pictures of a shipped domain."""
+    return DataNote(source=domain.package, licence=domain.licence, note=domain.note)
+
+
+def carried_domain(manifest: Manifest) -> str | None:
+    """The domain whose samples the model was trained on, a name in `DOMAINS` or `SHIPPED`; None for others.
+
+    Points of a synthetic domain are normalised already, so that its models have no normalisation of their own; those of
+    a file have the file's. Models of pictures name their data.
+
+    Args:
+        manifest: Of the model.
+    """
+    found = _of_pictures if manifest.sample_kind == "picture" else _of_points
+    return next((name for name in (manifest.domain, manifest.name) if found(name, manifest)), None)
+
+
+def _of_points(name: str, manifest: Manifest) -> bool:
+    return name in DOMAINS and manifest.sample_shape == POINT and manifest.normalisation == Normalisation()
+
+
+def _of_pictures(name: str, manifest: Manifest) -> bool:
+    domain = SHIPPED.get(name)
+    return domain is not None and manifest.sample_shape == domain.shape and manifest.data == data_note(domain)
