@@ -7,6 +7,7 @@ node asks here when a connection failed, so that all of them name the same cause
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import ssl
 from dataclasses import dataclass
@@ -150,10 +151,11 @@ class _Attempt:
         try:
             context = client_context(self.own, self.roots_pem, folder)
         except OSError as error:
+            place = shlex.quote(str(folder))
             return Finding(
                 "own-certificate",
                 f"{folder} cannot be used: {error.strerror or error}",
-                f"namei -l {folder}; df -h {folder}",
+                f"namei -l {place}; df -h {place}",
             )
         handshake = Handshake(connection, context, self.server_name, self.way.timeout_s)
         try:

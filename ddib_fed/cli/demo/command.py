@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import shlex
 import shutil
 import signal
 import time
@@ -206,7 +207,8 @@ def prepare(out: Path) -> None:
     for name in NODES:
         if still_runs(config := out / name / "node.toml"):
             raise StateConflict(
-                f"a node of an earlier demo still runs in {out / name}", hint=f"ddib drain --config {config}"
+                f"a node of an earlier demo still runs in {out / name}",
+                hint=f"ddib drain --config {shlex.quote(str(config))}",
             )
     out.mkdir(parents=True, exist_ok=True)
     for name in MADE_HERE:

@@ -9,6 +9,7 @@ import click
 from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.output import outcome
+from ddib_fed.cli.typed import with_config
 from ddib_fed.terminal import say
 
 
@@ -23,7 +24,7 @@ def install(*, config_path: Path, bundle: Path) -> None:
 
     digest = library.install(NodeConfig.load(config_path), bundle)
     say(f"installed {digest}")
-    say(f"next: ddib model activate {digest[:12]} --config {config_path}")
+    say(f"next: ddib model activate {digest[:12]}{with_config(config_path)}")
     outcome(installed=digest)
 
 

@@ -117,7 +117,7 @@ def _row(each: Listed) -> list[str]:
     metavar="DIR",
     help="The folder of the copy; it appears whole or not at all.",
 )
-@click.option("--force", is_flag=True, help="Replace what is in --out.")
+@click.option("--force", is_flag=True, help="Replace the model in --out.")
 @options.FORMAT
 def get(*, name: str, out: Path, force: bool, output_format: str) -> None:
     """Copy a model that ships with the package to a folder of your own, e.g. to tune it or to serve it."""

@@ -9,8 +9,8 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.output import outcome
+from ddib_fed.cli.typed import say_next, with_config
 from ddib_fed.errors import UsageError
-from ddib_fed.terminal import say
 
 
 @command(
@@ -61,9 +61,11 @@ def pair(
         paired = pair_listening(config, at=at, wanted=wanted)
     else:
         paired = pair_dialling(config, address, code, wanted=wanted)
-    say(
-        f"next: {config.command} serve --config {config_path}, unless it runs; then "
-        f"ddib peer test {paired.other.institution} --config {config_path}"
+    other, more = paired.other, with_config(config_path)
+    say_next(
+        [
+            (f"{config.command} serve{more}", "unless it runs already"),
+            (f"ddib peer test {other.institution}{more}", "once the other node serves too"),
+        ]
     )
-    other = paired.other
     outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)

@@ -10,6 +10,7 @@ import click
 from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.output import outcome, print_ids, print_json, print_table
+from ddib_fed.cli.typed import with_config
 from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.rpc.clocks import described
 from ddib_fed.terminal import say
@@ -96,7 +97,7 @@ def add(
         unconstrained_root=unconstrained_root,
     )
     say(f"admitted {other.identity} at {other.address}")
-    say(f"next: ddib peer test {other.institution}")
+    say(f"next: ddib peer test {other.institution}{with_config(config_path)}")
     outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)
 
 

@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -187,7 +188,7 @@ def _valid_credentials(config: NodeConfig, now: datetime) -> Credentials:
     if problem is not None:
         raise Unauthenticated(
             f"this node cannot sign: {problem}",
-            hint=f"start the node, which renews it: {config.command} serve --config {config.path}",
+            hint=f"start the node, which renews it: {config.command} serve --config {shlex.quote(str(config.path))}",
         )
     return credentials
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,7 +142,7 @@ def anchors(config_path: Path, institution: str, out: Path | None) -> None:
     else:
         _write(out, made.to_bytes())
         say(f"wrote {out}: {len(held.anchors)} ends noted, the last with {held.anchors[-1].lines} lines")
-        say(f"send it to {institution}, for: ddib audit verify --anchor {out.name}")
+        say(f"send it to {institution}, for: ddib audit verify --anchor {shlex.quote(out.name)}")
         outcome(written=out, of=peer.identity.uri, ends=len(held.anchors), last_line=held.anchors[-1].lines)
     if held.contradiction:
         raise ChunkCorrupt(
