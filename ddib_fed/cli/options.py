@@ -244,7 +244,7 @@ NO_CALIBRATION = click.option(
 LATENT_TYPE = click.option(
     "--latent-type",
     type=click.Choice(list(LATENT_TYPES)),
-    help="Numbers in which latents cross: half the bytes with float16 or bfloat16, which round them "
+    help="Number type in which latents cross: half the bytes with float16 or bfloat16, which round them "
     "(docs/latents.md); both nodes must allow it ([policy] latent_types). Default: what the nodes prefer.",
 )
 DEADLINE = click.option(

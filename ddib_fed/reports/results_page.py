@@ -37,14 +37,14 @@ GLOSSARY: Final[Mapping[str, str]] = {
     "Latent": "What crosses between the institutions. It can be turned back into the picture by whoever has the model: "
     "treat it like the picture.",
     "Round trip": "The translation is translated back and compared with the source, as peak signal-to-noise ratio in "
-    "dB: more is better. It says whether the way is reversible, not whether the translation is right.",
+    "dB: more is better. It shows whether the path can be reversed, not whether the translation is right.",
     "Edge correlation": "Agreement of the edges of source and translation, from -1 to 1.",
-    "Mutual information": "What the values of the source tell of those of the translation, in bits; 0 is nothing.",
+    "Mutual information": "How much the values of the source tell about the translation's, in bits; 0 is nothing.",
     "Doubtful": "The round trip is below the bound, or the structure is no better than that of unrelated pictures. A "
     "doubtful translation must be looked at; one that is not marked can still be wrong.",
     "Contract": "What both nodes agreed on beforehand: models, shapes, limits. Its digest is in each record.",
     "Calibration": "A correspondence of colours or values that both operators signed for this pair of domains.",
-    "Evaluations": "How often each model's network was asked on its leg.",
+    "Evaluations": "How often each model's network was evaluated on its leg.",
 }
 
 
@@ -170,7 +170,8 @@ def _parts(results: Results, heads: Sequence[str], rows: Sequence[Sequence[Cell]
         html.heading("Pictures"),
         html.paragraph(
             "The doubtful and the worst first; a click on a column's name sorts, a click on a picture enlarges its row "
-            f"(arrow keys go on, Esc closes). Pictures here are reduced; the files are linked. A sheet: {sheet.name}"
+            "(arrow keys for the next, Esc closes). Pictures here are reduced; the files are linked. "
+            f"A sheet: {sheet.name}"
         ),
         html.sortable(heads, rows),
         html.heading("Provenance"),
@@ -204,7 +205,7 @@ def _remarks(results: Results) -> list[str]:
         said.append(
             f"{clipped:,} pictures have values outside the range of the source's model; these were clipped."
         )
-    return [*said, "These pictures are made by machine. A figure here says nothing of a finding in them."]
+    return [*said, "These pictures are made by machine. The figures here say nothing about findings in them."]
 
 
 def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:

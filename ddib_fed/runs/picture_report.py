@@ -226,7 +226,7 @@ def read_thresholds(path: Path) -> Thresholds:
 def _there(path: Path) -> Translation:
     record = Translation.read(path)
     if record is None:
-        raise StateConflict(f"{path} was there and is gone", hint="the same command again makes it anew")
+        raise StateConflict(f"{path} was there and is missing now", hint="the same command makes it again")
     return record
 
 

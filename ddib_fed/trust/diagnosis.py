@@ -193,7 +193,7 @@ class _Attempt:
         admit = (
             f"its operator must admit {mine.institution}: ddib peer export here, ddib peer add there"
             if mine.kind == "node"
-            else f"a certificate of another root is made anew at the issuing node: ddib pki issue --client {mine.name}"
+            else f"get a certificate from the new root at the issuing node: ddib pki issue --client {mine.name}"
         )
         age, left, clocks = now - self.own.not_before, self.own.not_after - now, ""
         if age < _YOUNG:

@@ -97,7 +97,7 @@ def submit(
 def list_(limit: int, quiet: bool, output_format: str, profile_path: Path | None) -> None:
     """List this client's jobs, newest first, and how many of their items are done.
 
-    The beginning of a job's id is enough wherever a command asks for a JOB.
+    The first characters of a job's id are enough wherever a command takes a JOB.
     """
     with open_client(profile_path) as client:
         jobs = client.list(limit)
@@ -287,7 +287,7 @@ def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
     if output_format == "json":
         print_json({"job_id": job_id, "deleted": True})
     else:
-        say(f"job {job_id} is gone")
+        say(f"job {job_id} is deleted")
 
 
 def when(unix_s: float) -> str:

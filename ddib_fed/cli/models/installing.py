@@ -50,7 +50,7 @@ def activate(*, config_path: Path, digest: str) -> None:
 @options.CONFIG
 @options.OUTCOME
 def rollback(*, config_path: Path) -> None:
-    """Let a node serve the model again that was active before; as `ddib model activate`."""
+    """Let a node serve the previously active model again, as `ddib model activate` does."""
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model import library
 
@@ -69,9 +69,9 @@ def rollback(*, config_path: Path) -> None:
 @options.OUTCOME
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def sign(*, config_path: Path, folder: Path | None, bundle: Path) -> None:
-    """Sign the files of a bundle with the institution's root; its digest stays.
+    """Sign the files of a bundle with the institution's root; its digest does not change.
 
-    A node with `[model] signed = true` serves and installs only bundles that are signed so.
+    A node with `[model] signed = true` serves and installs only bundles that are signed this way.
     """
     from ddib_fed.models.bundle import load_bundle
     from ddib_fed.node.config import NodeConfig

@@ -35,9 +35,9 @@ SHOWN_DIGEST = 12
 def list_(*, config_path: Path | None, quiet: bool, output_format: str) -> None:
     """List the models that ship with the package; with --config those of a node, and which is active.
 
-    A shipped model is named wherever a command asks for a MODEL, and `ddib model get` copies it. `ddib model activate`
-    takes the digest of one of a node, or its beginning. Learned steps are the numbers of evaluations for which a
-    model's steps were tuned (`--grid learned`).
+    The name of a shipped model can be given wherever a command takes a MODEL, and `ddib model get` copies the model.
+    `ddib model activate` takes the digest of a node's model, or its first characters. Learned steps are the numbers of
+    evaluations for which a model's steps were tuned (`--grid learned`).
     """
     if config_path is None:
         from ddib_fed.models.catalogue import shipped_models

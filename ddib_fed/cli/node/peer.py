@@ -255,7 +255,7 @@ def suspend(config_path: Path, institution: str, reason: str) -> None:
 @INSTITUTION
 @options.OUTCOME
 def resume(config_path: Path, institution: str) -> None:
-    """Admit a suspended peer again, and call it again: jobs that waited for it go on."""
+    """Admit a suspended peer again, and call it again: jobs that waited for it continue."""
     from ddib_fed.trust.audit.log import note
 
     config, store = _open(config_path)
@@ -266,7 +266,7 @@ def resume(config_path: Path, institution: str) -> None:
         outcome(institution=institution, suspended=False, changed=False, node_running=None)
         return
     say(f"{institution} is resumed")
-    running = _apply(config, "it is admitted again; jobs that waited for it go on within half a minute")
+    running = _apply(config, "it is admitted again; jobs that waited for it continue within half a minute")
     outcome(institution=institution, suspended=False, changed=True, node_running=running)
 
 

@@ -162,7 +162,7 @@ def refuse_doubtful(calibration: Calibration) -> None:
 
 
 def take_out_of_use(config: NodeConfig, stored: Stored, *, forget: bool) -> None:
-    """Use a calibration no longer; with `forget` its file is removed, and the peer may propose it again."""
+    """Stop using a calibration; with `forget` its file is removed, and the peer may propose it again."""
     other = _other(config, stored.signed.calibration)
     _note(config, "calibration_removed", stored.signed, other, forgotten=int(forget))
     store = CalibrationStore(config.paths.calibrations)

@@ -181,7 +181,7 @@ class PictureTrainConfig(PrivateTrainConfig):
         ),
     ] = "tiny-32"
     size: Annotated[int | None, says("Height and width for the network.", ge=8, le=1024)] = None
-    channels: Annotated[Literal[1, 3] | None, says("Grey or RGB; without it, as most are.")] = None
+    channels: Annotated[Literal[1, 3] | None, says("Grey or RGB; by default what most pictures are.")] = None
     network: Annotated[dict[str, Any], says(NETWORK)] = Field(default_factory=dict)
     seed: Seed = 0
     steps: Steps = None
@@ -228,7 +228,7 @@ class PictureTrainConfig(PrivateTrainConfig):
         Colours,
         says(
             "What the network's channels are, rgb without it; opponent (lightness, blue against red, green against "
-            "both) pairs hues with hues where light and dark are exchanged. Both sides alike."
+            "both) pairs hues with hues where light and dark are exchanged. Both sides must use the same."
         ),
     ] = "rgb"
     classes: Annotated[

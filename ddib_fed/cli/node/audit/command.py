@@ -117,7 +117,7 @@ def _show(path: Path, found: Verified, output_format: str, *, checked: int) -> N
 )
 @options.OUTCOME
 def anchors(config_path: Path, institution: str, out: Path | None) -> None:
-    """Write what this node noted of a peer's audit log, for that peer to verify its log against.
+    """Write what this node noted of a peer's audit log, so that the peer can verify its log with it.
 
     With each latent and each translation the two nodes tell each other the ends of their logs. The file contains
     numbers of lines, digests and times. Ends that contradict each other show that the peer's log was rewritten.

@@ -204,7 +204,7 @@ def test_after_ctrl_c_the_printed_command_computes_nothing_twice(
     assert translate() == ExitCode.CANCELLED
     north.script.on_call = lambda called: None
     said = capsys.readouterr().err
-    command = next(line for line in said.splitlines() if "goes on" in line)
+    command = next(line for line in said.splitlines() if "(resumes)" in line)
     pasted = command.partition("(goes on)")[0].strip().removeprefix("try:").strip()
     assert run(shlex.split(pasted)[1:]) == 0
     assert written() == RESULTS
