@@ -131,7 +131,7 @@ def reload(config_path: Path) -> None:
     """Make the node re-read its peers, certificates and policy.
 
     Calls of removed peers end, and calls that the new policy does not allow. Of node.toml only [policy] is applied; the
-    other tables need a restart. A file that cannot be used changes nothing: the policy that is applied stays, and the
+    other tables need a restart. A file that cannot be used changes nothing: the applied policy stays, and the
     node says that it is degraded.
     """
     changes = list(_client(config_path).reload())

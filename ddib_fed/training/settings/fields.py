@@ -28,14 +28,16 @@ Name = Annotated[
     says("Name of the domain in the bundle; by default it is named after its data."),
 ]
 Seed = Annotated[int, says("All randomness follows from it.", ge=0, lt=2**63)]
-Steps = Annotated[int | None, says("Optimiser steps; without it and --time 2,000, or the preset's.", ge=1)]
+Steps = Annotated[int | None, says("Optimiser steps; default without --time: 2,000, or the preset's.", ge=1)]
 Time = Annotated[float | None, says("Take as many steps as fit into this time.", gt=0, allow_inf_nan=False)]
 Threads = Annotated[int, says("Threads of torch; more may be slower.", ge=1)]
 Precision = Annotated[
     Literal["float32", "bfloat16"],
     says("Precision of matrix products; bfloat16 is faster only on machines that have it."),
 ]
-Device = Annotated[Literal["cpu", "cuda", "auto"], says("cpu without it; auto is a GPU where there is one.")]
+Device = Annotated[
+    Literal["cpu", "cuda", "auto"], says("Device to compute on; default: cpu. auto is a GPU if there is one.")
+]
 StoredDtype = Annotated[
     Literal["float32", "float16"], says("Type of stored weights: float32 for points, float16 for pictures.")
 ]
