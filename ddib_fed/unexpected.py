@@ -6,6 +6,7 @@ A command never shows a traceback unless DDIB_DEBUG is set.
 from __future__ import annotations
 
 import os
+import shlex
 import traceback
 
 from ddib_fed.errors import ConfigError, DdibError, DiskFull, ExtraMissing, InputError, InternalError
@@ -52,7 +53,7 @@ def _look(error: OSError) -> str:
     """What shows why the operating system refused."""
     if error.filename is None:
         return "the same command with DDIB_DEBUG=1 in front shows where it happened"
-    place = str(error.filename)
+    place = shlex.quote(str(error.filename))
     if is_disk_full(error):
         return f"df -h {place}"
     return f"namei -l {place} shows each folder of the path and who may write there"

@@ -180,7 +180,7 @@ def _give(worker: WorkerProcess, piece: Any) -> None:
 def _killed(worker: WorkerProcess) -> InternalError:
     return InternalError(
         f"a worker process {worker.ending}, perhaps for want of memory",
-        hint="the same command again goes on where it stopped; fewer --devices or a smaller --batch need less",
+        hint="the same command resumes where it stopped; fewer --devices or a smaller --batch need less",
     )
 
 

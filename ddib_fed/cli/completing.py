@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 from click import Context, Parameter
 from click.shell_completion import CompletionItem
 
+from ddib_fed.cli.typed import NODE_FILE
+
 if TYPE_CHECKING:
     from ddib_fed.client.client import Client
     from ddib_fed.client.views import Domains
@@ -96,7 +98,7 @@ def peers(ctx: Context, param: Parameter, incomplete: str) -> Items:
 
 
 def _config_path(ctx: Context) -> Path:
-    return Path(ctx.params.get("config_path") or "node.toml")
+    return Path(ctx.params.get("config_path") or NODE_FILE)
 
 
 def _domains(ctx: Context) -> Domains | None:

@@ -18,8 +18,8 @@ from ddib_fed.terminal import say
 def completion(shell: str) -> None:
     """Print the script that lets a shell complete commands, options, domains, jobs, classes, models and peers.
 
-    Domains, jobs and classes are asked of the node when Tab is pressed; if it does not answer within 1.5 seconds there
-    are none to choose from. Bash must be 4.4 or newer.
+    Domains, jobs and classes are asked of the node when Tab is pressed; if it does not answer within 1.5 seconds,
+    none are offered. Bash must be 4.4 or newer.
     """
     from click.shell_completion import get_completion_class
 

@@ -78,7 +78,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "workers": Lazy(
         "ddib_fed.cli.node.status:workers",
-        "Show who computes for the node, or have COUNT workers from now on.",
+        "Show the node's workers, or change their number to COUNT.",
     ),
     "drain": Lazy(
         "ddib_fed.cli.node.status:drain",
@@ -122,7 +122,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "privacy": Lazy(
         "ddib_fed.cli.models.privacy:privacy",
-        "Attack a model's own latents and samples, and say what is read.",
+        "Attack a model's own latents and samples, and report what an attacker recovers.",
     ),
     "evaluate": Lazy(
         "ddib_fed.cli.models.evaluate:evaluate",

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from ddib_fed.cli import completing
+from ddib_fed.cli.typed import NODE_FILE
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.names import CONFIG_VARIABLE, check_domain
@@ -106,7 +107,7 @@ CONFIG = click.option(
     "config_path",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar=CONFIG_VARIABLE,
-    default=Path("node.toml"),
+    default=Path(NODE_FILE),
     metavar="FILE",
     help="The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
 )
@@ -243,7 +244,7 @@ NO_CALIBRATION = click.option(
 LATENT_TYPE = click.option(
     "--latent-type",
     type=click.Choice(list(LATENT_TYPES)),
-    help="Numbers in which latents cross: half the bytes with float16 or bfloat16, which round them "
+    help="Number type in which latents cross: half the bytes with float16 or bfloat16, which round them "
     "(docs/latents.md); both nodes must allow it ([policy] latent_types). Default: what the nodes prefer.",
 )
 DEADLINE = click.option(

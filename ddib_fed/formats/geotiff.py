@@ -5,6 +5,7 @@ Of the input's header only the reference system, the transform, control points a
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -234,11 +235,12 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
         if len(bands) not in {1, 3} or np.dtype(file.dtypes[0]).kind == "c":
             raise ImageUnreadable(
                 f"it has {len(bands)} bands of {file.dtypes[0]}; one band, or red, green and blue, are translated",
-                hint=f"rio stack {path} --bidx 1,2,3 -o rgb.tif",
+                hint=f"rio stack {shlex.quote(str(path))} --bidx 1,2,3 -o rgb.tif",
             )
         if file.colorinterp[0] == rasterio.enums.ColorInterp.palette:
             raise ImageUnreadable(
-                "its colours are a palette", hint=f"gdal_translate -expand rgb {path} rgb.tif"
+                "its colours are a palette",
+                hint=f"gdal_translate -expand rgb {shlex.quote(str(path))} rgb.tif",
             )
         valid = file.dataset_mask() > 0
         values = file.read(bands)

@@ -6,6 +6,7 @@ Of the input's header only the affine, its codes, the spacing and the units go i
 from __future__ import annotations
 
 import gzip
+import shlex
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,12 +147,12 @@ def read_nifti(path: Path, options: Options) -> NiftiStudy:
         values = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel raises any exception on damaged files
         raise ImageUnreadable(
-            f"{path} cannot be read: {error}"[:300], hop="client", hint=f"gzip -t {path}"
+            f"{path} cannot be read: {error}"[:300], hop="client", hint=f"gzip -t {shlex.quote(str(path))}"
         ) from error
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    canonical = _canonical(values.reshape(*values.shape, *([1] * (4 - values.ndim))), image)
-    planes = _to_slices(canonical, options.slices)
     try:
+        canonical = _canonical(values.reshape(*values.shape, *([1] * (4 - values.ndim))), image)
+        planes = _to_slices(canonical, options.slices)
         slices = Slices.of(planes, chosen_rule(options.intensity, values))
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error

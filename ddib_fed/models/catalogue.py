@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -124,16 +125,15 @@ def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
     Args:
         name: Of the model.
         path: The folder.
-        overwrite: Whether what is there is replaced.
+        overwrite: Whether a model that is there, or an empty folder, is replaced.
 
     Raises:
         ModelNotFound: No such model ships.
-        AlreadyExists: There is something at `path`, and `overwrite` is false.
+        AlreadyExists: There is something at `path`, and `overwrite` is false or it is no model.
         BundleInvalid: The installed files are damaged, or the copy is.
     """
     require_shipped(name)
-    if path.exists() and not overwrite:
-        raise AlreadyExists(f"{path} exists", hint="choose another folder, or --force")
+    _check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new.", dir=path.parent))
     try:
@@ -146,6 +146,24 @@ def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
         shutil.rmtree(staging, ignore_errors=True)
     model_folder(path)
     return found
+
+
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    """Return if a model may be put at a path: what is no model is never removed.
+
+    Raises:
+        AlreadyExists: It may not.
+    """
+    if not path.exists():
+        return
+    if not overwrite:
+        raise AlreadyExists(f"{path} exists", hint="choose another folder, or --force")
+    is_model = (path / MANIFEST_FILE).is_file()
+    if not is_model and not (path.is_dir() and not any(path.iterdir())):
+        raise AlreadyExists(
+            f"{path} has no {MANIFEST_FILE}: it is no model, and is not replaced",
+            hint=f"choose another folder, or a new one in it: --out {shlex.quote(str(path / 'model'))}",
+        )
 
 
 def _check_weights(folder: Path, source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +96,11 @@ def admit(
     if not unconstrained_root:
         require_name_constraints(other)
     if not fingerprints and peer_store(config).snapshot().peers.get(other.institution) != other:
-        fingerprints = _ask(other, f"ddib peer add {file} --config {config.path} --fingerprint SHA256:...")
+        fingerprints = _ask(
+            other,
+            shlex.join(["ddib", "peer", "add", str(file), "--config", str(config.path)])
+            + " --fingerprint SHA256:...",
+        )
     admit_peer(config, other, fingerprints, replace=replace)
     return other
 

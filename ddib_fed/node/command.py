@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +132,7 @@ def _add_serve(group: click.Group, role: Role | None) -> None:
             error = explained(raised)
             if config.log.format == "text":
                 raise error from raised
-            sys.exit(_logged(error, f"{config.command} check --config {path}"))
+            sys.exit(_logged(error, f"{config.command} check --config {shlex.quote(str(path))}"))
 
 
 def _admit(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import threading
 import time
 from collections import OrderedDict
@@ -177,7 +178,8 @@ class Ledger:
         except (ValidationError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}, which counts what peers and clients have used, is damaged",
-                hint=f"restore it from a backup, or remove it: all quotas of the day begin anew (rm {path})",
+                hint="restore it from a backup, or remove it, and all quotas of the day start from zero: "
+                f"rm {shlex.quote(str(path))}",
             ) from error
 
     def charge(self, charges: Sequence[Charge], work: Hashable = None) -> None:

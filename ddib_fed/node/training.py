@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from ddib_fed.datasets.synthetic import DOMAINS
 from ddib_fed.errors import ConfigError
 from ddib_fed.node.config import NodeConfig
@@ -42,6 +44,6 @@ def train_node(config: NodeConfig, *, force: bool = False) -> None:
     say(
         f"model of {config.model.domain}: {bundle.manifest.parameters:,} parameters, digest {bundle.digest[:12]}, "
         f"in {config.paths.bundle}",
-        f"next: {config.command} serve --config {config.path}",
+        f"next: {config.command} serve --config {shlex.quote(str(config.path))}",
         err=True,
     )

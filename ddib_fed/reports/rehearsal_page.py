@@ -5,6 +5,7 @@ Advice is based on a figure on the page, and names it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +109,13 @@ def advice(
         found += _of_way(way)
     if not found:
         found.append("Nothing stands out. More training time is what usually helps next.")
+    places = (sides[0].bundle, sides[1].bundle, ways[0].folder / "report.json")
+    first, second, report = (shlex.quote(str(place)) for place in places)
     found.append(
-        f"Both models can be used as they are: ddib bridge translate --source {sides[0].bundle} --target "
-        f"{sides[1].bundle} FOLDER --out DIR marks pictures that keep no more structure than unrelated ones share; "
-        f"--thresholds {ways[0].folder / 'report.json'} marks those that keep less than nineteen in twenty here. A "
-        "node serves a model by `bundle` under [model] in its node.toml."
+        f"Both models can be used as they are: ddib bridge translate --source {first} --target {second} FOLDER "
+        f"--out DIR marks pictures that keep no more structure than unrelated ones share; --thresholds {report} marks "
+        "those that keep less than nineteen in twenty here. A node serves a model by `bundle` under [model] in its "
+        "node.toml."
     )
     return found
 

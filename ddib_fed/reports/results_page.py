@@ -37,15 +37,19 @@ GLOSSARY: Final[Mapping[str, str]] = {
     "Latent": "What crosses between the institutions. It can be turned back into the picture by whoever has the model: "
     "treat it like the picture.",
     "Round trip": "The translation is translated back and compared with the source, as peak signal-to-noise ratio in "
-    "dB: more is better. It says whether the way is reversible, not whether the translation is right.",
+    "dB: more is better. It shows whether the path can be reversed, not whether the translation is right.",
     "Edge correlation": "Agreement of the edges of source and translation, from -1 to 1.",
-    "Mutual information": "What the values of the source tell of those of the translation, in bits; 0 is nothing.",
+    "Mutual information": "How much the values of the source tell about the translation's, in bits; 0 is nothing.",
     "Doubtful": "The round trip is below the bound, or the structure is no better than that of unrelated pictures. A "
     "doubtful translation must be looked at; one that is not marked can still be wrong.",
     "Contract": "What both nodes agreed on beforehand: models, shapes, limits. Its digest is in each record.",
     "Calibration": "A correspondence of colours or values that both operators signed for this pair of domains.",
-    "Evaluations": "How often each model's network was asked on its leg.",
+    "Evaluations": "How often each model's network was evaluated on its leg.",
 }
+
+
+Drawn = dict[str, Preview | None]
+"""Pictures of one file, each under its kind: source, translated, returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class ShownFile:
     """One translated picture.
 
     Attributes:
-        name: What the file is called.
+        name: What it is called on the page and the sheet; it may occur twice.
         record: How it came about.
         translated: The translation.
         source: The picture that was given.
@@ -78,10 +82,10 @@ class ShownFile:
         least = [float("inf") if value is None else value for value in values]
         return (not self.record.doubtful, least[0], least[1], self.name)
 
-    def stages(self, side: int) -> dict[str, Preview | None]:
+    def stages(self, side: int) -> Drawn:
         """Its pictures, each with the longer side at most `side` pixels."""
         figures = self.figures
-        drawn: dict[str, Preview | None] = {}
+        drawn: Drawn = {}
         if self.source is not None:
             drawn["source"] = preview(self.source, side, span=figures.source_range)
         drawn["translated"] = preview(
@@ -136,20 +140,18 @@ def write_results(
         for kind in ("source", "translated", "returned")
         if kind == "translated" or any(getattr(each, kind) is not None for each in files)
     ]
-    chosen = {
-        files[n].name for n in np.linspace(0, len(files) - 1, min(MOST_ON_SHEET, len(files))).astype(int)
-    }
-    on_sheet: dict[str, dict[str, Preview | None]] = {}
+    chosen = set(np.linspace(0, len(files) - 1, min(MOST_ON_SHEET, len(files))).astype(int).tolist())
+    on_sheet: list[tuple[ShownFile, Drawn]] = []
     rows: list[list[Cell]] = []
     columns = [key for key in COLUMNS if any(getattr(each.figures, key) is not None for each in files)]
     for number, each in enumerate(files):
         drawn = each.stages(side)
-        if each.name in chosen:
-            on_sheet[each.name] = drawn
+        if number in chosen:
+            on_sheet.append((each, drawn))
         rows.append(_row(each, drawn, kinds, columns, page.parent))
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
-    _write_sheet(sheet, sorted(results.files, key=lambda each: each.name), on_sheet, kinds, results)
+    _write_sheet(sheet, sorted(on_sheet, key=lambda found: found[0].name), kinds, results)
     heads = ["file", "mark", *kinds, *(COLUMNS[key] for key in columns)]
     html.write_page(
         page,
@@ -168,7 +170,8 @@ def _parts(results: Results, heads: Sequence[str], rows: Sequence[Sequence[Cell]
         html.heading("Pictures"),
         html.paragraph(
             "The doubtful and the worst first; a click on a column's name sorts, a click on a picture enlarges its row "
-            f"(arrow keys go on, Esc closes). Pictures here are reduced; the files are linked. A sheet: {sheet.name}"
+            "(arrow keys for the next, Esc closes). Pictures here are reduced; the files are linked. "
+            f"A sheet: {sheet.name}"
         ),
         html.sortable(heads, rows),
         html.heading("Provenance"),
@@ -202,7 +205,7 @@ def _remarks(results: Results) -> list[str]:
         said.append(
             f"{clipped:,} pictures have values outside the range of the source's model; these were clipped."
         )
-    return [*said, "These pictures are made by machine. A figure here says nothing of a finding in them."]
+    return [*said, "These pictures are made by machine. The figures here say nothing about findings in them."]
 
 
 def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
@@ -260,26 +263,24 @@ def _row(
 
 def _write_sheet(
     path: Path,
-    files: Sequence[ShownFile],
-    drawn: Mapping[str, Mapping[str, Preview | None]],
+    chosen: Sequence[tuple[ShownFile, Drawn]],
     kinds: Sequence[str],
     results: Results,
 ) -> None:
-    """The pictures that were drawn, by name."""
-    chosen = [each for each in files if each.name in drawn]
+    """These files with their pictures, in this order."""
     stages = [
-        Stage(kind, np.stack([squared(drawn[each.name].get(kind), CELL) for each in chosen]))
-        for kind in kinds
+        Stage(kind, np.stack([squared(drawn.get(kind), CELL) for _, drawn in chosen])) for kind in kinds
     ]
+    total = len(results.files)
     some = (
         ""
-        if len(chosen) == len(files)
-        else f" {len(chosen)} of {len(files):,} are shown, spread evenly from worst to best."
+        if len(chosen) == total
+        else f" {len(chosen)} of {total:,} are shown, spread evenly from worst to best."
     )
     save_sheet(
         path,
         stages,
-        names=[Path(each.name).name for each in chosen],
-        doubtful=[bool(each.record.doubtful) for each in chosen],
+        names=[Path(each.name).name for each, _ in chosen],
+        doubtful=[bool(each.record.doubtful) for each, _ in chosen],
         caption=f"To {results.target}. {verdict(results)}{some}",
     )

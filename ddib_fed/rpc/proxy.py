@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shlex
 import socket
 import time
 from dataclasses import dataclass, field
@@ -72,7 +73,8 @@ class Proxy:
             login = read_private(login_file).decode("utf-8", "replace").strip()
             if not _LOGIN.fullmatch(login):
                 raise ConfigError(
-                    f"{login_file} does not hold one line USER:PASSWORD", hint=f"chmod 600 {login_file}"
+                    f"{login_file} does not hold one line USER:PASSWORD",
+                    hint=f"chmod 600 {shlex.quote(str(login_file))}",
                 )
         return cls(proxy_address(url), login)
 

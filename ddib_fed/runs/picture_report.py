@@ -5,6 +5,7 @@ Everything here is read from the records and the files; a run that was killed an
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,7 @@ def read_thresholds(path: Path) -> Thresholds:
         if found is None:
             raise InputError(
                 f"the model {path} has no thresholds of structure",
-                hint=f"ddib model thresholds {path} --images FOLDER",
+                hint=f"ddib model thresholds {shlex.quote(str(path))} --images FOLDER",
             )
         return found
     report = path / REPORT_FILE if path.is_dir() else path
@@ -225,7 +226,7 @@ def read_thresholds(path: Path) -> Thresholds:
 def _there(path: Path) -> Translation:
     record = Translation.read(path)
     if record is None:
-        raise StateConflict(f"{path} was there and is gone", hint="the same command again makes it anew")
+        raise StateConflict(f"{path} was there and is missing now", hint="the same command makes it again")
     return record
 
 

@@ -319,7 +319,7 @@ def _claim(out: Path, settled: Settled, *, force: bool) -> None:
     if (foreign or (there is not None and there != json.loads(json.dumps(asked)))) and not force:
         raise AlreadyExists(
             f"{out} holds results of another run",
-            hint="choose another folder; the same command as before goes on there; --force overwrites",
+            hint="choose another folder; the same command as before resumes there; --force overwrites",
         )
     out.mkdir(parents=True, exist_ok=True)
     if there != asked:

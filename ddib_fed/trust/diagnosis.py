@@ -7,6 +7,7 @@ node asks here when a connection failed, so that all of them name the same cause
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import ssl
 from dataclasses import dataclass
@@ -153,10 +154,11 @@ class _Attempt:
         try:
             context = client_context(self.own, self.roots_pem, folder)
         except OSError as error:
+            place = shlex.quote(str(folder))
             return Finding(
                 "own-certificate",
                 f"{folder} cannot be used: {error.strerror or error}",
-                f"namei -l {folder}; df -h {folder}",
+                f"namei -l {place}; df -h {place}",
             )
         handshake = Handshake(connection, context, self.server_name, self.way.timeout_s)
         try:
@@ -194,7 +196,7 @@ class _Attempt:
         admit = (
             f"its operator must admit {mine.institution}: ddib peer export here, ddib peer add there"
             if mine.kind == "node"
-            else f"a certificate of another root is made anew at the issuing node: ddib pki issue --client {mine.name}"
+            else f"get a certificate from the new root at the issuing node: ddib pki issue --client {mine.name}"
         )
         age, left, clocks = now - self.own.not_before, self.own.not_after - now, ""
         if age < _YOUNG:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from ddib_fed.client.profile import Profile, find_profile, render_client_toml
+from ddib_fed.client.profile import Profile, candidates, find_profile, render_client_toml
 from ddib_fed.errors import ConfigError, FileMissing
 
 
@@ -82,3 +85,13 @@ def test_no_profile_names_the_places_and_the_command(tmp_path, monkeypatch):
     with pytest.raises(FileMissing, match=r"client\.toml") as caught:
         find_profile({"XDG_CONFIG_HOME": str(tmp_path)})
     assert "ddib init client" in caught.value.hint
+
+
+def test_the_page_of_commands_lists_every_key():
+    """In docs/cli.md, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    section = page.partition("## The client's profile")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `\[?(\w+)\]?` \|", section, re.MULTILINE)) == set(Profile.model_fields)
+    named = ("./client.toml", "./client/client.toml", "~/.config/ddib/client.toml")
+    assert [Path(place).expanduser() for place in named] == list(candidates({}))
+    assert all(f"`{place}`" in section for place in named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -33,6 +34,21 @@ def test_the_image_runs_as_a_user_with_a_probe() -> None:
     assert "http://127.0.0.1:9464/readyz" in last
     assert "STOPSIGNAL SIGTERM" in lines
     assert 'ENTRYPOINT ["python", "-P", "-m", "ddib_fed.node"]' in lines
+
+
+def test_any_image_is_probed(services) -> None:
+    """The OCI format has no HEALTHCHECK: the documented builds ask for the other, and compose has the same check."""
+    options, command = re.search(r"^HEALTHCHECK (.*) \\\n +CMD (.*)$", TEXT, re.MULTILINE).groups()
+    check = services["node"]["healthcheck"]
+    assert check["test"] == ["CMD", *json.loads(command)]
+    durations = dict(re.findall(r"--([a-z-]+)=(\w+)", options))
+    assert {name.replace("-", "_"): value for name, value in durations.items()} == {
+        name: str(value) for name, value in check.items() if name != "test"
+    }
+    for page in (FOLDER / "Containerfile", ROOT / "docs" / "operating.md"):
+        builds = re.findall(r"podman build.*-f docs/deploy.*", page.read_text())
+        assert builds
+        assert all("--format docker" in build for build in builds)
 
 
 def test_the_image_holds_the_program_alone() -> None:

@@ -149,6 +149,16 @@ def test_what_is_no_volume_of_numbers_is_refused(tmp_path):
             only(tmp_path / f"{name}.nii")
 
 
+def test_a_volume_without_an_orientation_is_named(tmp_path):
+    """An axis of the affine is all zero."""
+    image = nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
+    image.header.set_sform(np.diag([1.0, 0.0, 1.0, 1.0]), code=1)
+    image.header.set_qform(None, code=0)
+    (tmp_path / "flat axis.nii").write_bytes(image.header.binaryblock + bytes(4) + bytes(64))
+    with pytest.raises(ImageUnreadable, match=r"flat axis\.nii: its affine has no orientation"):
+        only(tmp_path / "flat axis.nii")
+
+
 def test_without_nibabel_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     with pytest.raises(ExtraMissing) as caught:

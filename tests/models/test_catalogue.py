@@ -50,6 +50,20 @@ def test_a_copy_is_whole_and_private(tmp_path):
     assert load_bundle(tmp_path / "models" / "mine").manifest.domain == "relief"
 
 
+def test_only_a_model_is_replaced(tmp_path):
+    """--force on a folder of something else would remove all of it; an empty one is no loss."""
+    (tmp_path / "work").mkdir()
+    copy_shipped("moons", tmp_path / "work", overwrite=True)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter-1.tex").write_text("mine")
+    (tmp_path / "notes").write_text("mine")
+    for name in ("thesis", "notes"):
+        with pytest.raises(AlreadyExists, match=name):
+            copy_shipped("moons", tmp_path / name, overwrite=True)
+    assert (tmp_path / "thesis" / "chapter-1.tex").read_text() == "mine"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["notes", "thesis", "work"]
+
+
 @pytest.mark.parametrize("fault", ["damaged", "stopped"])
 def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch, fault):
     """Weights that are not those of the manifest, or an interruption after the last file."""

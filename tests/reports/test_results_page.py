@@ -127,3 +127,18 @@ def test_provenance_counts_where_records_differ():
     assert rows["jobs"] == "a (2), b (1)"
     assert rows["source"] == "north/d"
     assert "calibration" not in rows
+
+
+def test_translations_of_one_picture_keep_their_own_places_on_the_sheet(tmp_path):
+    """A picture that is translated to two classes has one name and two translations."""
+    files = [
+        ShownFile(
+            "dog.png",
+            Translation(picture=PictureFigures(cycle_psnr=40.0 - number)).judged(),
+            picture(tmp_path / f"{number}.png", level, shape=(32, 32, 3)),
+        )
+        for number, level in enumerate((40, 200))
+    ]
+    write_results(tmp_path / "report.html", tmp_path / "sheet.png", Results(TARGET, 2, files))
+    counts = np.bincount(np.asarray(Image.open(tmp_path / "sheet.png").convert("L")).ravel(), minlength=256)
+    assert counts[40] == counts[200] >= 32 * 32

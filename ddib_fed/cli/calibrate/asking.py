@@ -8,7 +8,7 @@ import click
 
 from ddib_fed.errors import Cancelled, UsageError
 
-YES = click.option("--yes", is_flag=True, help="Do not ask; what would leave is shown all the same.")
+YES = click.option("--yes", is_flag=True, help="Do not ask; what would leave is still shown.")
 
 
 def confirmed(question: str, *, yes: bool) -> None:

@@ -29,8 +29,8 @@ _OPTIONS = (
     click.option(
         "--peer",
         metavar="INSTITUTION/DOMAIN",
-        help="Agree with this peer, on the machine of the own source node: fetch what its operator published, fit with "
-        "own --pictures, show, ask, sign, send.",
+        help="Agree with this peer, on the machine of your source node: fetch what its operator published, fit with "
+        "your own --pictures, show, ask, sign, send.",
     ),
     click.option(
         "--local",
@@ -81,7 +81,7 @@ _OPTIONS = (
         type=click.FloatRange(1e-12, 1e-3),
         default=1e-5,
         show_default=True,
-        help="The same: probability with which epsilon does not hold.",
+        help="Probability with which epsilon does not hold.",
     ),
     click.option(
         "--days",
@@ -101,7 +101,7 @@ _OPTIONS = (
         type=click.IntRange(2),
         default=32,
         show_default=True,
-        help="Most pictures that --evaluate translates.",
+        help="Largest number of pictures that --evaluate translates.",
     ),
     options.EVALUATIONS,
     click.option(
@@ -109,7 +109,7 @@ _OPTIONS = (
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Of the noise, of the search's starts and of softening.",
+        help="Seed of the noise, of the search's starts and of softening.",
     ),
     THREADS,
     click.option(
@@ -143,10 +143,10 @@ def calibrate(context: click.Context, /, **given: Any) -> None:
     """Agree with a peer on how two domains correspond; evaluate such a calibration.
 
     Without a calibration the bridge pairs light with light and what varies most with what varies most. A calibration
-    says which values correspond. It is a file of a few numbers, which expires.
+    says which values correspond. It is a file of a few numbers, and it expires.
 
     A calibration that is no better than none, or whose best solution is hardly better than another one, is refused
-    with its figures; --force takes it nevertheless.
+    with its figures; --force uses it anyway.
     """
     asked = [name for name in WAYS if given.get(name)]
     of_peer = {name: given.pop(name) for name in _OF_PEER}

@@ -187,7 +187,7 @@ def _refuse(calibration: Calibration, rows: list[Compared], *, force: bool) -> N
         gains = "; ".join(f"{row.name} {_signed(row)}" for row in judged)
         raise CalibrationIneffective(
             f"the calibration is not better than none: {gains}",
-            hint="calibrate from anchors (--anchors A_DIR B_DIR), or take it nevertheless with --force",
+            hint="calibrate from anchors (--anchors A_DIR B_DIR), or use it anyway with --force",
         )
     if judged == rows[:1]:
         judge(calibration.effect)

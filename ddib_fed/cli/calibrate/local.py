@@ -112,7 +112,7 @@ def _next(found: Calibration, local: tuple[str, str], out: Path) -> str:
     if found.kind in RETRAINED:
         return (
             f"ddib model train {_data(found, first)} --init {first} --calibration {file} --steps 600 "
-            f"--out {found.source.domain}-calibrated"
+            f"--out {shlex.quote(found.source.domain)}-calibrated"
         )
     return f"ddib bridge translate PICTURES --source {first} --target {second} --calibration {file} --out calibrated"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ def _show_outcome(signed: SignedCalibration, peer: CalibrationPeer, config: Node
         f"proposed     {short} waits for the operator of {target}, who runs there:",
         f"  ddib calibrate accept {short} --config node.toml",
         "then, here:",
-        f"  ddib calibrate send {short} --config {config.path}",
+        f"  ddib calibrate send {short} --config {shlex.quote(str(config.path))}",
     )
 
 

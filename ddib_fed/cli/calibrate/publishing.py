@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(1e-12, 1e-3),
     default=1e-5,
     show_default=True,
-    help="The same: probability with which epsilon does not hold.",
+    help="Probability with which epsilon does not hold.",
 )
 @click.option(
     "--at-most",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -48,12 +49,13 @@ def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...
         return (f"jobs to {target} use it from now on; ddib translate --no-calibration leaves it out",)
     model = config.paths.bundle
     named = config.train.pictures(config.folder) or "PICTURES"
-    own = f"--domain {named}" if named in SHIPPED else f"--images {named}"
-    file, trained = config.folder / f"{short}.json", config.folder / f"{model.name}-{short}"
+    own = f"--domain {named}" if named in SHIPPED else f"--images {shlex.quote(str(named))}"
+    trained = config.folder / f"{model.name}-{short}"
+    file, start, made = (shlex.quote(str(each)) for each in (config.folder / f"{short}.json", model, trained))
     return (
         f"jobs to {target} use it once this node's model is trained with it:",
-        f"  ddib calibrate show {short} --out {file} --config {path}",
-        f"  ddib model train {own} --init {model} --calibration {file} --out {trained}",
+        f"  ddib calibrate show {short} --out {file} --config {shlex.quote(str(path))}",
+        f"  ddib model train {own} --init {start} --calibration {file} --out {made}",
         f'then [model] bundle = "{trained.name}" in {path}, and restart the node',
     )
 

@@ -171,13 +171,13 @@ def _checked(config: NodeConfig, signed: SignedCalibration, side: Side, now: dat
     return f"{signer}, {signature.signed_at:%Y-%m-%d %H:%M} UTC"
 
 
-@command(short_help="Use one no longer.")
+@command(short_help="Stop using one.")
 @options.CONFIG
 @NAME
 @click.option("--forget", is_flag=True, help="Delete its file too; the peer may then propose it again.")
 @options.OUTCOME
 def remove(config_path: Path, name: str, forget: bool) -> None:
-    """Use a calibration no longer; new contracts with it are refused at once.
+    """Stop using a calibration; new contracts with it are refused at once.
 
     It is kept, so that results made with it can be explained, and the peer cannot bring it back.
     """
@@ -186,5 +186,5 @@ def remove(config_path: Path, name: str, forget: bool) -> None:
     config, store = _open(config_path)
     stored = store.named(name)
     agreeing.take_out_of_use(config, stored, forget=forget)
-    say(f"{stored.sha256.hex()[:12]} is not used any more, without a restart")
+    say(f"{stored.sha256.hex()[:12]} is no longer used, without a restart")
     outcome(removed=stored.sha256, forgotten=forget)

@@ -16,6 +16,7 @@ from ddib_fed.cli.client.delivery import JobFile, deliver
 from ddib_fed.cli.client.naming import job_named
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
+from ddib_fed.cli.client.translation.lock import locked
 from ddib_fed.cli.client.translation.one_job import submit as submit_order
 from ddib_fed.cli.client.translation.order import order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report
@@ -96,7 +97,7 @@ def submit(
 def list_(limit: int, quiet: bool, output_format: str, profile_path: Path | None) -> None:
     """List this client's jobs, newest first, and how many of their items are done.
 
-    The beginning of a job's id is enough wherever a command asks for a JOB.
+    The first characters of a job's id are enough wherever a command takes a JOB.
     """
     with open_client(profile_path) as client:
         jobs = client.list(limit)
@@ -231,6 +232,7 @@ def fetch(
     with (
         open_client(profile_path) as client,
         explaining_interruption(client, job_id := job_named(client, job_id), out),
+        locked(out),
     ):
         view = client.get(job_id)
         if not view.cycle:
@@ -245,10 +247,10 @@ def fetch(
             )
         )
         view = client.get(job_id)
+        open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
+        if names is not None and view.state.ended and not open_items:
+            names.remove(out)
     report(view, delivered, out, output_format, doubtful_below=doubtful_below)
-    open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
-    if names is not None and view.state.ended and not open_items:
-        names.remove(out)
     if not view.state.ended:
         raise StateConflict(
             f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",
@@ -285,7 +287,7 @@ def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
     if output_format == "json":
         print_json({"job_id": job_id, "deleted": True})
     else:
-        say(f"job {job_id} is gone")
+        say(f"job {job_id} is deleted")
 
 
 def when(unix_s: float) -> str:

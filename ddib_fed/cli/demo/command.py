@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import shlex
 import shutil
 import signal
 import time
@@ -49,19 +50,19 @@ SHIPPED: Mapping[str, Path] = MappingProxyType({})
     type=click.IntRange(1_000, 100_000),
     default=10_000,
     show_default=True,
-    help="How many points.",
+    help="Number of points.",
 )
 def demo(out: Path, keep: bool, points: int) -> None:
     """Two institutions on this machine translate there and back.
 
     First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
-    pictures, west.example relief maps; they are translated once as they are, and once more after the two nodes have
-    calibrated. Each pair is set up by the same commands that the README shows; two nodes are
+    pictures, west.example relief maps; they are translated once without a calibration, and again after the two nodes
+    have agreed on one. Each pair is set up by the same commands that the README shows; two nodes are
     started and translate over mutual TLS; what happened at each hop is printed. Writes DIR/translation.png,
     DIR/pictures.png and DIR/report.json. Exits non-zero if a figure is out of bounds.
 
-    The pictures need the packages of the extra `data` and models of both domains; without them there are the points
-    alone, and the report states what is missing.
+    The pictures need the packages of the extra `data` and models of both domains; without them only the points
+    are translated, and the report states what is missing.
     """
     demonstrate(out, keep=keep, points=points)
 
@@ -206,7 +207,8 @@ def prepare(out: Path) -> None:
     for name in NODES:
         if still_runs(config := out / name / "node.toml"):
             raise StateConflict(
-                f"a node of an earlier demo still runs in {out / name}", hint=f"ddib drain --config {config}"
+                f"a node of an earlier demo still runs in {out / name}",
+                hint=f"ddib drain --config {shlex.quote(str(config))}",
             )
     out.mkdir(parents=True, exist_ok=True)
     for name in MADE_HERE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -139,7 +140,7 @@ class Institution:
     def start(self, show: Show) -> None:
         """Start its node in a separate session: Ctrl-C reaches only the demo, which then stops it in order."""
         words = ["-m", f"{self.role}_node", "serve", "--config", str(self.config_path)]
-        show(f"ddib-{self.role}-node serve --config {self.config_path} &")
+        show(f"ddib-{self.role}-node serve --config {shlex.quote(str(self.config_path))} &")
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", *words],
@@ -171,7 +172,7 @@ class Institution:
         return NotReady(
             f"the node of {self.name} {what}; the end of {self.log_path}:\n    " + "\n    ".join(lines),
             hop=f"{self.role} {self.name}",
-            hint=f"ddib-{self.role}-node check --config {self.config_path}",
+            hint=f"ddib-{self.role}-node check --config {shlex.quote(str(self.config_path))}",
         )
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ pasted. Started nodes are always stopped, unless they are to be kept.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -216,15 +217,16 @@ class Pair:
             say(
                 f"{institution.name} ({institution.role} node) listens on 127.0.0.1:{institution.port}, pid {pid}"
             )
-        profile, again = f"--profile {self.profile}", f"again-{self.source.domain}"
+        profile, again = f"--profile {shlex.quote(str(self.profile))}", f"again-{self.source.domain}"
         stop = "; ".join(
-            f"ddib drain --config {institution.config_path}" for institution in self.institutions
+            f"ddib drain --config {shlex.quote(str(institution.config_path))}"
+            for institution in self.institutions
         )
         say("try:")
         say(f"  ddib domains {profile}")
         say(f"  ddib translate {shown} --to {self.to} --out {again} --evaluations 24 --cycle {profile}")
         say(f"  ddib job list {profile}")
-        say(f"  ddib status --config {self.source.config_path}")
+        say(f"  ddib status --config {shlex.quote(str(self.source.config_path))}")
         say(f"  {stop}   # stop both")
 
 

@@ -37,7 +37,7 @@ _SOURCE = click.option(
     required=True,
     metavar="MODEL",
     shell_complete=completing.models,
-    help=f"Where from. {options.MODEL_HELP}",
+    help=f"Model that encodes. {options.MODEL_HELP}",
 )
 
 _OPTIONS = (
@@ -48,7 +48,7 @@ _OPTIONS = (
         required=True,
         metavar="MODEL",
         shell_complete=completing.models,
-        help=f"Where to. {options.MODEL_HELP}",
+        help=f"Model that decodes. {options.MODEL_HELP}",
     ),
     click.option("--input", "points", type=_FILE, metavar="FILE", help="Points (N, D) to translate, .npy."),
     click.option(
@@ -139,7 +139,7 @@ def cycle(**given: Any) -> None:
 )
 @click.option("--source-class", metavar="CLASS", help="Class of the two pictures, by number or name.")
 @click.option("--target-class", metavar="CLASS", help="Class of the decoded pictures.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the softening.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the softening.")
 @with_options((DEPTH, SOFTEN, BATCH, DTYPE, DEVICE))
 @options.EVALUATIONS
 @options.SOLVER

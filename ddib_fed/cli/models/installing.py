@@ -9,6 +9,7 @@ import click
 from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.output import outcome
+from ddib_fed.cli.typed import with_config
 from ddib_fed.terminal import say
 
 
@@ -23,7 +24,7 @@ def install(*, config_path: Path, bundle: Path) -> None:
 
     digest = library.install(NodeConfig.load(config_path), bundle)
     say(f"installed {digest}")
-    say(f"next: ddib model activate {digest[:12]} --config {config_path}")
+    say(f"next: ddib model activate {digest[:12]}{with_config(config_path)}")
     outcome(installed=digest)
 
 
@@ -49,7 +50,7 @@ def activate(*, config_path: Path, digest: str) -> None:
 @options.CONFIG
 @options.OUTCOME
 def rollback(*, config_path: Path) -> None:
-    """Let a node serve the model again that was active before; as `ddib model activate`."""
+    """Let a node serve the previously active model again, as `ddib model activate` does."""
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model import library
 
@@ -68,9 +69,9 @@ def rollback(*, config_path: Path) -> None:
 @options.OUTCOME
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def sign(*, config_path: Path, folder: Path | None, bundle: Path) -> None:
-    """Sign the files of a bundle with the institution's root; its digest stays.
+    """Sign the files of a bundle with the institution's root; its digest does not change.
 
-    A node with `[model] signed = true` serves and installs only bundles that are signed so.
+    A node with `[model] signed = true` serves and installs only bundles that are signed this way.
     """
     from ddib_fed.models.bundle import load_bundle
     from ddib_fed.node.config import NodeConfig

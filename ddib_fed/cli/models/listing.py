@@ -35,9 +35,9 @@ SHOWN_DIGEST = 12
 def list_(*, config_path: Path | None, quiet: bool, output_format: str) -> None:
     """List the models that ship with the package; with --config those of a node, and which is active.
 
-    A shipped model is named wherever a command asks for a MODEL, and `ddib model get` copies it. `ddib model activate`
-    takes the digest of one of a node, or its beginning. Learned steps are the numbers of evaluations for which a
-    model's steps were tuned (`--grid learned`).
+    The name of a shipped model can be given wherever a command takes a MODEL, and `ddib model get` copies the model.
+    `ddib model activate` takes the digest of a node's model, or its first characters. Learned steps are the numbers of
+    evaluations for which a model's steps were tuned (`--grid learned`).
     """
     if config_path is None:
         from ddib_fed.models.catalogue import shipped_models
@@ -117,7 +117,7 @@ def _row(each: Listed) -> list[str]:
     metavar="DIR",
     help="The folder of the copy; it appears whole or not at all.",
 )
-@click.option("--force", is_flag=True, help="Replace what is in --out.")
+@click.option("--force", is_flag=True, help="Replace the model in --out.")
 @options.FORMAT
 def get(*, name: str, out: Path, force: bool, output_format: str) -> None:
     """Copy a model that ships with the package to a folder of your own, e.g. to tune it or to serve it."""

@@ -63,7 +63,7 @@ def presets(*, output_format: str) -> None:
 @click.option(
     "--n", "count", type=click.IntRange(1), help="Number of samples; default: 10,000 points or 64 pictures."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @options.EVALUATIONS
 @options.SOLVER
 @options.GRID

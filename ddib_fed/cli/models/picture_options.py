@@ -143,7 +143,7 @@ TRANSLATING = (
         type=click.Choice(["decode", "both"]),
         default="decode",
         show_default=True,
-        help="Pictures: guide only decoding, as the public code, or also encoding, so that a cycle closes; with "
+        help="Pictures: guide only decoding, as the public code does, or also encoding, so that a cycle closes; with "
         "--classifier or --guidance.",
     ),
     click.option(

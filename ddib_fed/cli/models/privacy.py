@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @group(context_settings={"help_option_names": ["-h", "--help"]})
 def privacy() -> None:
-    """Attack a model's own latents and samples, and say what is read."""
+    """Attack a model's own latents and samples, and report what an attacker recovers."""
 
 
 @privacy.command()
@@ -42,7 +42,7 @@ def privacy() -> None:
     "--training",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="The same of what it was trained on, for the attacks on membership; default: the domain that ships.",
+    help="The same for its training data, for the attacks on membership; default: the domain that ships.",
 )
 @click.option(
     "--samples",
@@ -56,12 +56,18 @@ def privacy() -> None:
     type=click.FloatRange(0, 86_400),
     default=60.0,
     show_default=True,
-    help="How long the attacker trains a model of his own; 0 for none.",
+    help="How long the attacker trains a model of their own; 0 for none.",
 )
 @click.option(
-    "--evaluations", type=click.IntRange(4, 1_000), default=24, show_default=True, help="Of encoding."
+    "--evaluations",
+    type=click.IntRange(4, 1_000),
+    default=24,
+    show_default=True,
+    help="Evaluations of encoding.",
 )
-@click.option("--seed", type=click.IntRange(0), default=41, show_default=True, help="Of all that is drawn.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=41, show_default=True, help="Seed of all random draws."
+)
 @THREADS
 @options.FORMAT
 def report(
@@ -78,10 +84,10 @@ def report(
 ) -> None:
     """Attack the latents of your own data, and the samples of your model, and print what an attacker gets.
 
-    He knows other samples with their latents, as whoever sent some through your node does, and fits inverters to them;
-    and he trains a model of the domain on these samples and decodes with it. What he reads is a lower bound: more
-    samples or more time read more. The figures are written into privacy.json beside the weights; the digest does not
-    change.
+    The attacker knows other samples with their latents, like anybody who sent some through your node, and fits
+    inverters to them; then trains a model of the domain on these samples and decodes with it. The result is a lower
+    bound: with more samples or more time an attacker recovers more. The figures are written into privacy.json beside
+    the weights; the digest does not change.
     """
     from ddib_fed.bridge.threads import torch_threads
     from ddib_fed.cli.models.opening import open_model

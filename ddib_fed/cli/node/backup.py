@@ -51,14 +51,14 @@ def backup(config_path: Path, output_format: str, out: Path) -> None:
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="The node's folder; it must not be there, or be empty.",
+    help="The node's folder; it must be missing or empty.",
 )
 @click.option("--check", is_flag=True, help="Only read the whole backup and compare it with its record.")
 def restore(output_format: str, file: Path, out: Path | None, check: bool) -> None:
     """Make a node's folder from a backup, after checking every file of it.
 
-    Stop the node that the backup is of for good first: two nodes of one identity would each do the same jobs. Jobs
-    are as they were when the backup was made; what ended later is done again.
+    First stop the node that was backed up, for good: two nodes of one identity would each do the same jobs. Jobs are
+    as they were when the backup was made; what ended later is done again.
     """
     from ddib_fed.node.backup import restoring
     from ddib_fed.node.backup.checking import check_backup

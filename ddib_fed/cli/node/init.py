@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,10 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group
-from ddib_fed.cli.node.making import HELP, NODE_FILE, SourceNode, addresses, make_client, make_node
+from ddib_fed.cli.node.making import HELP, SourceNode, addresses, make_client, make_node
 from ddib_fed.cli.node.naming import institution_here, person_here
 from ddib_fed.cli.output import outcome
+from ddib_fed.cli.typed import NODE_FILE, say_next, with_config
 from ddib_fed.client.profile import FOLDER, Profile, candidates
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
@@ -146,7 +147,7 @@ def node(
     if not no_ca:
         _write_peer_file(config, out / f"{institution}.peer")
     steps = _node_steps(path, config, with_ca=not no_ca, trained=model is not None, profile=profile)
-    _next(steps)
+    say_next(steps)
     outcome(
         config=path, listen=bound, address=dialled, pki=config.paths.pki, next=[step for step, _ in steps]
     )
@@ -164,7 +165,7 @@ def _node_steps(
     path: Path, config: NodeConfig, *, with_ca: bool, trained: bool, profile: Path | None
 ) -> list[tuple[str, str]]:
     """What to type next; without --config where the file is found anyway."""
-    more = "" if path == Path(NODE_FILE) else f" --config {shlex.quote(str(path))}"
+    more = with_config(path)
     steps = [
         (f"{config.command} serve{more} --pair", "serve, once the other side has come with the code"),
         (f"{config.command} serve{more} --pair-with HOST:PORT CODE", "or: be the one who comes"),
@@ -180,7 +181,10 @@ def _node_steps(
         steps.append((f"ddib domains{which}", "see what can be translated to"))
     if "source" in config.node.roles:
         steps.append(
-            (f"ddib init client --node-config {path} --name NAME --out NAME", "a profile for a person")
+            (
+                f"ddib init client --node-config {shlex.quote(str(path))} --name NAME --out NAME",
+                "a profile for a person",
+            )
         )
     return steps
 
@@ -228,15 +232,16 @@ def client(
     source = _source_node(node_config, institution, node_name, address)
     path = make_client(source, out, name=name)
     say(f"{path} is written; the key is in {out / 'pki'}")
+    which = shlex.quote(str(path))
     steps = [
-        (f"ddib doctor --profile {path}", "check the way to the node"),
-        (f"ddib domains --profile {path}", "see what can be translated to"),
+        (f"ddib doctor --profile {which}", "check the way to the node"),
+        (f"ddib domains --profile {which}", "see what can be translated to"),
     ]
     if source.issuer is None:
-        asked = out / f"{name}.csr"
+        asked, folder = out / f"{name}.csr", shlex.quote(str(out / "pki"))
         steps.insert(0, (f"ddib pki issue {asked.name}", f"at the node that issues; take {asked} there"))
-        steps.insert(1, (f"ddib pki install {name}.pem --folder {out / 'pki'}", "here, with what it wrote"))
-    _next(steps)
+        steps.insert(1, (f"ddib pki install {name}.pem --folder {folder}", "here, with what it wrote"))
+    say_next(steps)
     outcome(profile=path, pki=out / "pki", next=[step for step, _ in steps])
 
 
@@ -258,11 +263,3 @@ def _source_node(
     if institution is None or address is None:
         raise UsageError("give --node-config FILE, or --institution NAME and --address HOST:PORT", hint=HELP)
     return SourceNode(Identity(institution, "node", name or "node-1"), address, None)
-
-
-def _next(steps: Sequence[tuple[str, str]]) -> None:
-    """Print the next commands."""
-    width = max(len(command) for command, _ in steps)
-    say("next:")
-    for command, why in steps:
-        say(f"  {command.ljust(width)}   # {why}")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ddib_fed.cli.typed import NODE_FILE
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig, Role
     from ddib_fed.trust.identity import Identity
 
-NODE_FILE: Final = "node.toml"
 CLIENT_FILE: Final = "client.toml"
 HELP: Final = "ddib init --help"
 LISTEN: Final = "127.0.0.1:7443"
@@ -160,7 +161,8 @@ class HostedModel:
             copy_shipped(self.shipped, path)
         elif load_bundle(path).digest != pretrained(self.shipped).digest:
             raise AlreadyExists(
-                f"{path} holds another model", hint=f"--model {path}, or another --out folder"
+                f"{path} holds another model",
+                hint=f"--model {shlex.quote(str(path))}, or another --out folder",
             )
 
 

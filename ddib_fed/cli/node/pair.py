@@ -10,8 +10,8 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.output import outcome
+from ddib_fed.cli.typed import say_next, with_config
 from ddib_fed.errors import UsageError
-from ddib_fed.terminal import say
 
 
 @command(
@@ -26,7 +26,7 @@ from ddib_fed.terminal import say
     metavar="HOST:PORT",
     help="With --listen: address to bind; default: node.listen, which must be free.",
 )
-@click.option("--expect", metavar="INSTITUTION", help="Admit no other than this one.")
+@click.option("--expect", metavar="INSTITUTION", help="Admit only this institution.")
 @click.option("--replace", is_flag=True, help="Replace the entry: a new root, name or address of a peer.")
 @click.option("--unconstrained-root", is_flag=True, help="Accept a root without name constraints.")
 @options.OUTCOME
@@ -43,9 +43,9 @@ def pair(
     """Admit another institution's node, and be admitted there, with a code read out by telephone.
 
     One side runs `ddib pair --listen`, which shows an address and a code; the other `ddib pair HOST:PORT CODE`. The two
-    commands exchange the peer files over a connection that the code protects. A code is good for one try in 5 minutes:
-    whoever is between the two sides can guess once, and is right once in 100 million times. Both sides show whom they
-    admitted, and both fingerprints. Read the code out to somebody whose voice you know.
+    commands exchange the peer files over a connection that the code protects. A code is valid for one try within 5
+    minutes: somebody between the two sides can guess once, with a chance of one in 100 million. Both sides show whom
+    they admitted, and both fingerprints. Read the code out to somebody whose voice you know.
     """
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.pairing import Wanted, pair_dialling, pair_listening
@@ -62,10 +62,11 @@ def pair(
         paired = pair_listening(config, at=at, wanted=wanted)
     else:
         paired = pair_dialling(config, address, code, wanted=wanted)
-    path = shlex.quote(str(config_path))
-    say(
-        f"next: {config.command} serve --config {path}, unless it runs; then "
-        f"ddib peer test {paired.other.institution} --config {path}"
+    other, more = paired.other, with_config(config_path)
+    say_next(
+        [
+            (f"{config.command} serve{more}", "unless it runs already"),
+            (f"ddib peer test {other.institution}{more}", "once the other node serves too"),
+        ]
     )
-    other = paired.other
     outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)

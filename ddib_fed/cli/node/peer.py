@@ -10,6 +10,7 @@ import click
 from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.output import outcome, print_ids, print_json, print_table
+from ddib_fed.cli.typed import with_config
 from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.rpc.clocks import described
 from ddib_fed.terminal import say
@@ -96,7 +97,7 @@ def add(
         unconstrained_root=unconstrained_root,
     )
     say(f"admitted {other.identity} at {other.address}")
-    say(f"next: ddib peer test {other.institution}")
+    say(f"next: ddib peer test {other.institution}{with_config(config_path)}")
     outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)
 
 
@@ -255,7 +256,7 @@ def suspend(config_path: Path, institution: str, reason: str) -> None:
 @INSTITUTION
 @options.OUTCOME
 def resume(config_path: Path, institution: str) -> None:
-    """Admit a suspended peer again, and call it again: jobs that waited for it go on."""
+    """Admit a suspended peer again, and call it again: jobs that waited for it continue."""
     from ddib_fed.trust.audit.log import note
 
     config, store = _open(config_path)
@@ -266,7 +267,7 @@ def resume(config_path: Path, institution: str) -> None:
         outcome(institution=institution, suspended=False, changed=False, node_running=None)
         return
     say(f"{institution} is resumed")
-    running = _apply(config, "it is admitted again; jobs that waited for it go on within half a minute")
+    running = _apply(config, "it is admitted again; jobs that waited for it continue within half a minute")
     outcome(institution=institution, suspended=False, changed=True, node_running=running)
 
 

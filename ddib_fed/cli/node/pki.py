@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.node.withdrawing import reinstate, withdraw, withdrawn
 from ddib_fed.cli.output import outcome, print_json
+from ddib_fed.cli.typed import say_next, with_config
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 
@@ -125,9 +127,12 @@ def request(config_path: Path, folder: Path | None, identity: str | None, out: P
     path = out if out is not None else Path(f"{wanted.name}.csr")
     _write_new(path, make_request(place, wanted))
     say(f"wrote {path}, a request for {wanted}")
-    say(
-        f"next, at the issuer:  ddib pki issue {path}",
-        f"then here:            ddib pki install {wanted.name}.pem",
+    more = with_config(config_path) if folder is None else f" --folder {shlex.quote(str(folder))}"
+    say_next(
+        [
+            (f"ddib pki issue {shlex.quote(path.name)}", f"at the node that issues; take {path} there"),
+            (f"ddib pki install {wanted.name}.pem{more}", "here, with what it wrote"),
+        ]
     )
     outcome(written=path, identity=wanted.uri)
 
@@ -203,7 +208,10 @@ def _sign(config: NodeConfig, request_file: Path, out: Path | None, *, yes: bool
         until=leaf.not_valid_after_utc.isoformat(),
     )
     _write_new(path, signed)
-    say(f"wrote {path}, the certificate of {asked.identity}; take it back and: ddib pki install {path}")
+    say(f"wrote {path}, the certificate of {asked.identity}")
+    say_next(
+        [(f"ddib pki install {shlex.quote(path.name)}", f"where the request was made; take {path} there")]
+    )
     outcome(written=path, identity=asked.identity.uri, valid_until=leaf.not_valid_after_utc)
 
 

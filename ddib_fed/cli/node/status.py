@@ -131,7 +131,7 @@ def reload(config_path: Path) -> None:
     """Make the node re-read its peers, certificates and policy.
 
     Calls of removed peers end, and calls that the new policy does not allow. Of node.toml only [policy] is applied; the
-    other tables need a restart. A file that cannot be used changes nothing: the policy that is applied stays, and the
+    other tables need a restart. A file that cannot be used changes nothing: the applied policy stays, and the
     node says that it is degraded.
     """
     changes = list(_client(config_path).reload())
@@ -145,10 +145,10 @@ def reload(config_path: Path) -> None:
 @options.CONFIG
 @options.OUTCOME
 def workers(count: int | None, config_path: Path) -> None:
-    """Show who computes for the node, or have COUNT workers from now on.
+    """Show the node's workers, or change their number to COUNT.
 
-    A node has workers when its [engine] executor is "processes" or "ray". Those that are too many finish the work that
-    they have. A restart takes the number of node.toml again.
+    A node has workers when its [engine] executor is "processes" or "ray". Surplus workers finish their work first. A
+    restart uses the number in node.toml again.
     """
     answer = _client(config_path).workers(count or 0)
     outcome(

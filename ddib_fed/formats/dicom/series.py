@@ -6,6 +6,7 @@ The rule: what leaves is the pixels alone; headers are read here for order, unit
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -251,5 +252,5 @@ def _faults(path: Path) -> Iterator[None]:
         raise ImageUnreadable(
             f"{path} cannot be read as DICOM: {type(error).__name__}: {error}"[:400],
             hop="client",
-            hint=f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {path})",
+            hint=f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {shlex.quote(str(path))})",
         ) from error

@@ -5,6 +5,7 @@ A setting that this release cannot compute exactly is refused by its key.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -187,7 +188,7 @@ def _scheduler(folder: Path) -> tuple[Mapping[str, Any], str]:
     above = whole_pipeline(folder)
     raise FileMissing(
         f"{folder} has no scheduler_config.json, which tells what the model was trained on",
-        hint=f"name the whole pipeline: --diffusers {above}"
+        hint=f"name the whole pipeline: --diffusers {shlex.quote(str(above))}"
         if above is not None
         else "copy the whole pipeline: unet/ and scheduler/",
     )

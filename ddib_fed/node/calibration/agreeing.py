@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -161,7 +162,7 @@ def refuse_doubtful(calibration: Calibration) -> None:
 
 
 def take_out_of_use(config: NodeConfig, stored: Stored, *, forget: bool) -> None:
-    """Use a calibration no longer; with `forget` its file is removed, and the peer may propose it again."""
+    """Stop using a calibration; with `forget` its file is removed, and the peer may propose it again."""
     other = _other(config, stored.signed.calibration)
     _note(config, "calibration_removed", stored.signed, other, forgotten=int(forget))
     store = CalibrationStore(config.paths.calibrations)
@@ -187,7 +188,7 @@ def _valid_credentials(config: NodeConfig, now: datetime) -> Credentials:
     if problem is not None:
         raise Unauthenticated(
             f"this node cannot sign: {problem}",
-            hint=f"start the node, which renews it: {config.command} serve --config {config.path}",
+            hint=f"start the node, which renews it: {config.command} serve --config {shlex.quote(str(config.path))}",
         )
     return credentials
 

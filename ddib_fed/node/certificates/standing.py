@@ -5,6 +5,7 @@ It changes nothing; `renewal` acts on the result.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,7 +92,7 @@ def look_at_identity(config: NodeConfig, *, now: datetime | None = None) -> list
     elif command is not None and shutil.which(command[0]) is None:
         raise ConfigError(
             f"identity.renew_command: there is no program {command[0]!a}",
-            hint=f"ls -l {command[0]}; or correct identity.renew_command in {config.path}",
+            hint=f"ls -l {shlex.quote(command[0])}; or correct identity.renew_command in {config.path}",
         )
     if issues and not (folder / "leaf.pem").exists():
         return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]

@@ -5,6 +5,7 @@ Every line is what the configuration, the files or the audit log say; what was n
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -194,7 +195,7 @@ def _leak(facts: Facts) -> Section:
     """What was measured for the model's own weights."""
     heading, found = "Measured leak", facts.privacy
     if found is None:
-        command = f"ddib privacy report --model {facts.config.paths.bundle} --data HELD_OUT"
+        command = f"ddib privacy report --model {shlex.quote(str(facts.config.paths.bundle))} --data HELD_OUT"
         return Section(
             heading,
             (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket as socketlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -153,7 +154,7 @@ class AdminClient:
     def __init__(self, config: NodeConfig) -> None:
         self._socket = config.paths.admin_socket
         self._name = f"{config.node.name}.{config.node.institution}"
-        self._serve = f"{config.command} serve --config {config.path}"
+        self._serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
 
     def status(self) -> pb.StatusResponse:
         """The node's state.

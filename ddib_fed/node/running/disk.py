@@ -7,6 +7,7 @@ the number of free bytes does not show.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import threading
 import time
@@ -62,7 +63,8 @@ def _problem_of(folder: Path) -> str | None:
         if not is_disk_full(error):
             return f"{folder} cannot be written: {error.strerror or error}"
         free = 0
-    return f"the disk of {folder} is full ({free >> 10} KiB left, {LEAST_FREE_BYTES >> 20} MiB needed); df -h {folder}"
+    room = f"{free >> 10} KiB left, {LEAST_FREE_BYTES >> 20} MiB needed"
+    return f"the disk of {folder} is full ({room}); df -h {shlex.quote(str(folder))}"
 
 
 def _write(path: Path) -> None:

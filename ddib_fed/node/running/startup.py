@@ -6,6 +6,7 @@ the same code as the step.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,12 +121,14 @@ def _state(config: NodeConfig) -> Found:
     if free < MIN_FREE_BYTES:
         raise ExhaustedError(
             f"the disk of {paths.state} has {free >> 10} KiB left; a start needs {MIN_FREE_BYTES >> 20} MiB",
-            hint=f"df -h {there}",
+            hint=f"df -h {shlex.quote(str(there))}",
         )
     open_to_others = [
         place for place in (config.folder, config.path) if place.exists() and place.stat().st_mode & 0o002
     ]
-    warnings = (f"everybody may write {place}: chmod o-w {place}" for place in open_to_others)
+    warnings = (
+        f"everybody may write {place}: chmod o-w {shlex.quote(str(place))}" for place in open_to_others
+    )
     return Found(str(paths.state), tuple(warnings))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 
 from ddib_fed.bridge.calibration.files import read_calibration
 from ddib_fed.bridge.calibration.record import RETRAINED, Calibration, units_digest
@@ -32,7 +33,7 @@ def calibrated_units(config: PictureTrainConfig, made: Manifest) -> Normalisatio
     if found.kind not in RETRAINED:
         raise SettingsInvalid(
             f"{config.calibration} is a {found.kind}, for which no model is trained: the one there is works with it",
-            hint=f"translate with it: ddib bridge translate --calibration {config.calibration}",
+            hint=f"translate with it: ddib bridge translate --calibration {shlex.quote(str(config.calibration))}",
         )
     if found.expired():
         raise CalibrationExpired(

@@ -76,7 +76,7 @@ class PointTrainConfig(PrivateTrainConfig):
     blocks: Annotated[int, says("Residual blocks.", ge=1, le=64)] = 4
     schedule: Annotated[
         Literal["linear", "cosine"],
-        says("Noise schedule; without it cosine, or linear for --network public."),
+        says("Noise schedule; default: cosine, or linear for --network public."),
     ] = "cosine"
     checkpoint_every: Annotated[int, says("Steps between checkpoints and sample sheets.", ge=1)] = 250
     samples: Annotated[int, says("Points drawn from the finished model, for its figures.", ge=1)] = 10_000
@@ -87,7 +87,7 @@ class PointTrainConfig(PrivateTrainConfig):
     diffusion_steps: Annotated[
         int | None,
         says(
-            "Integer steps of the schedule, as in the public code; without it continuous time, or 4000 for "
+            "Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for "
             "--network public.",
             ge=2,
             le=10_000,
@@ -176,12 +176,12 @@ class PictureTrainConfig(PrivateTrainConfig):
     preset: Annotated[
         str,
         says(
-            "Network and all that goes with its size; `ddib model presets` lists them. Without it tiny-32, or small-64 "
+            "Network and all that goes with its size; `ddib model presets` lists them. Default: tiny-32, or small-64 "
             "from --size 64 on."
         ),
     ] = "tiny-32"
     size: Annotated[int | None, says("Height and width for the network.", ge=8, le=1024)] = None
-    channels: Annotated[Literal[1, 3] | None, says("Grey or RGB; without it, as most are.")] = None
+    channels: Annotated[Literal[1, 3] | None, says("Grey or RGB; by default what most pictures are.")] = None
     network: Annotated[dict[str, Any], says(NETWORK)] = Field(default_factory=dict)
     seed: Seed = 0
     steps: Steps = None
@@ -197,22 +197,20 @@ class PictureTrainConfig(PrivateTrainConfig):
     clip: Annotated[float, says("Largest norm of the gradient.", gt=0, allow_inf_nan=False)] = 1.0
     parameterisation: Annotated[
         Literal["v", "eps"] | None,
-        says("What the network predicts; without it v, or as the initial weights."),
+        says("What the network predicts; default: v, or as the initial weights."),
     ] = None
-    schedule: Annotated[str | None, says("Noise schedule; without it cosine, or the initial weights'.")] = (
-        None
-    )
+    schedule: Annotated[str | None, says("Noise schedule; default: cosine, or the initial weights'.")] = None
     learn_sigma: Annotated[bool, says("Learn variances too, by the hybrid loss.")] = False
     sampler: Annotated[
         Literal["grid", "uniform", "loss-second-moment"],
-        says("How noise levels are drawn; grid without it, as the solvers place their steps."),
+        says("How noise levels are drawn; default: grid, as the solvers place their steps."),
     ] = "grid"
     precision: Precision = "float32"
     threads: Threads = 1
     device: Device = "cpu"
     fit: Annotated[
         Literal["resize", "crop", "pad"] | None,
-        says("Fit to the size, undone on output: resize without it; pad suits scans."),
+        says("Fit to the size, undone on output; default: resize. pad suits scans."),
     ] = None
     range: Annotated[
         str, says("Raw values that become -1 and 1, as -1000:2000, p1:p99 or type (the default).")
@@ -227,8 +225,8 @@ class PictureTrainConfig(PrivateTrainConfig):
     colours: Annotated[
         Colours,
         says(
-            "What the network's channels are, rgb without it; opponent (lightness, blue against red, green against "
-            "both) pairs hues with hues where light and dark are exchanged. Both sides alike."
+            "What the network's channels are; default: rgb. opponent (lightness, blue against red, green against "
+            "both) pairs hues with hues where light and dark are exchanged. Both sides must use the same."
         ),
     ] = "rgb"
     classes: Annotated[
@@ -240,13 +238,13 @@ class PictureTrainConfig(PrivateTrainConfig):
         says("Share of samples without their class, for classifier-free guidance, e.g. 0.1.", ge=0, lt=1),
     ] = 0.0
     skip_bad: Annotated[bool, says("Leave out files that cannot be read, and list them.")] = False
-    held_out: Annotated[float, says("Share never trained on; 0.1 without it.", gt=0, lt=0.9)] = 0.1
+    held_out: Annotated[float, says("Share never trained on; default: 0.1.", gt=0, lt=0.9)] = 0.1
     init: Annotated[Path | None, says("Start from the weights of this bundle, RGB or grey.")] = None
     init_digest: Annotated[str, says("Digest of that bundle; filled in.")] = ""
     soften_sigma: Annotated[
         float,
         says(
-            f"Noise level from which they will be encoded; goes into the manifest; {SOFTEN_SIGMA:g} without it.",
+            f"Noise level from which they will be encoded; goes into the manifest; default: {SOFTEN_SIGMA:g}.",
             ge=0,
             le=1,
         ),

@@ -80,7 +80,7 @@ class DistilConfig(TrainConfig):
     name: Name = None
     seed: Seed = 0
     steps: Annotated[
-        int | None, says("Optimiser steps; without it 4,000 for points, 3,000 for pictures.", ge=1)
+        int | None, says("Optimiser steps; default: 4,000 for points, 3,000 for pictures.", ge=1)
     ] = None
     time_s: Time = None
     batch: Annotated[int | None, says(BATCH, ge=2)] = None

@@ -25,22 +25,24 @@ Domain = Annotated[
 ]
 Name = Annotated[
     Annotated[str, AfterValidator(check_domain)] | None,
-    says("What the bundle calls its domain, if not after what it is made of."),
+    says("Name of the domain in the bundle; by default it is named after its data."),
 ]
 Seed = Annotated[int, says("All randomness follows from it.", ge=0, lt=2**63)]
-Steps = Annotated[int | None, says("Optimiser steps; without it and --time 2,000, or the preset's.", ge=1)]
+Steps = Annotated[int | None, says("Optimiser steps; default without --time: 2,000, or the preset's.", ge=1)]
 Time = Annotated[float | None, says("Take as many steps as fit into this time.", gt=0, allow_inf_nan=False)]
 Threads = Annotated[int, says("Threads of torch; more may be slower.", ge=1)]
 Precision = Annotated[
     Literal["float32", "bfloat16"],
-    says("Of matrix products; bfloat16 is faster only on machines that have it."),
+    says("Precision of matrix products; bfloat16 is faster only on machines that have it."),
 ]
-Device = Annotated[Literal["cpu", "cuda", "auto"], says("cpu without it; auto is a GPU where there is one.")]
+Device = Annotated[
+    Literal["cpu", "cuda", "auto"], says("Device to compute on; default: cpu. auto is a GPU if there is one.")
+]
 StoredDtype = Annotated[
-    Literal["float32", "float16"], says("Of stored weights: float32 for points, float16 for pictures.")
+    Literal["float32", "float16"], says("Type of stored weights: float32 for points, float16 for pictures.")
 ]
 BATCH = "Points (2,048) or pictures (the preset's) a step, over all processes."
-RATE = "Its peak: 2e-3, or the preset's."
+RATE = "Peak of the learning rate: 2e-3, or the preset's."
 EMA = "Decay of the averaged weights."
 NETWORK = (
     "Pictures: another value of a field of the network, e.g. model_channels=48 or channel_mult=1,2,3. Points: public, "

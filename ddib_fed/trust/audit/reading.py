@@ -99,13 +99,13 @@ def parse_since(text: str, *, now: datetime | None = None) -> datetime:
     """A moment: how long ago (``30m``, ``2h``, ``7d``), or a date or time of ISO 8601, UTC unless it says otherwise.
 
     Raises:
-        InputError: It is neither.
+        InputError: It is neither, or before the year 1.
     """
-    if match := re.fullmatch(r"([0-9]{1,6})([smhdw])", text):
-        return (now or datetime.now(UTC)) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
     try:
+        if match := re.fullmatch(r"([0-9]{1,6})([smhdw])", text):
+            return (now or datetime.now(UTC)) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
         found = datetime.fromisoformat(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # the calendar begins in the year 1
         raise InputError(
             f"{text[:40]!a} is no time", hint="how long ago, as 30m, 2h or 7d, or a date as 2026-11-26T14:00"
         ) from error

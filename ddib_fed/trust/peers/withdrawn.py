@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,11 +134,11 @@ def judge(content: bytes | str | None, before: frozenset[Identity], path: Path) 
 
 def remedy(folder: Path) -> str:
     """What to do about a list that cannot be read."""
-    kept = folder / LAST_WITHDRAWN
+    kept, path = folder / LAST_WITHDRAWN, shlex.quote(str(folder / WITHDRAWN))
     if kept.exists() and not os.path.lexists(folder / WITHDRAWN):
-        return f"restore it: cp {kept} {folder / WITHDRAWN}; to reinstate: ddib pki reinstate IDENTITY"
+        return f"restore it: cp {shlex.quote(str(kept))} {path}; to reinstate: ddib pki reinstate IDENTITY"
     if not os.path.isfile(folder / WITHDRAWN) or not os.access(folder / WITHDRAWN, os.R_OK):  # noqa: PTH113 - never raises
-        return f"namei -l {folder / WITHDRAWN} shows the file and who may read it"
+        return f"namei -l {path} shows the file and who may read it"
     return f"correct {folder / WITHDRAWN}: UTF-8 text, one identity per line, # starts a comment"
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from ddib_fed.cli.client.translation.lock import locked
 from ddib_fed.cli.main import run
 from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
 from ddib_fed.v1 import translation_pb2 as pb
@@ -84,6 +85,17 @@ def test_fetching_does_not_overwrite_what_is_not_its_own(ddib, north, submitted,
     assert (tmp_path / "out" / "scan.npy").read_bytes() == b"mine"
     assert not north.service.jobs[submitted].delivered
     assert ddib("job", "fetch", submitted, "--out", tmp_path / "out", "--force") == 0
+
+
+def test_nothing_is_fetched_into_a_folder_that_another_command_writes_to(
+    ddib, north, submitted, tmp_path, capsys
+):
+    """That command would take the hidden files of this one for those of a killed run, and remove them."""
+    with locked(tmp_path / "out"):
+        assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == ExitCode.CONFLICT
+    assert "another command is writing to" in capsys.readouterr().err
+    assert not north.service.jobs[submitted].delivered
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == 0
 
 
 def test_fetching_an_unfinished_job_says_so(ddib, north, submitted, tmp_path, capsys):

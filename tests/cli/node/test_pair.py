@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import socket
 import threading
 from collections.abc import Callable
@@ -95,6 +96,9 @@ def test_a_code_admits_both(two, listening, capsys) -> None:
     lines = NodeConfig.load(north).paths.audit.read_text().splitlines()
     record = json.loads(lines[-1])
     assert (record["act"], record["peer"]) == ("peer_added", "south.example")
+    said = [" ".join(shlex.split(line, comments=True)) for line in shown.splitlines()]
+    assert f"ddib-source-node serve --config {north}" in said
+    assert f"ddib peer test north.example --config {south}" in said
 
 
 def test_an_institution_that_was_not_expected_is_not_admitted(two, listening, capsys) -> None:

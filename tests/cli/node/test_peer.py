@@ -77,6 +77,7 @@ def test_two_commands_a_side_admit_each_other(north: Path, south: Path) -> None:
     fingerprint = exported(north, "north.peer")
     said = run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
     assert "admitted spiffe://north.example/node/node-1" in said
+    assert said.endswith(f"next: ddib peer test north.example --config {south}\n")
     (entry,) = listed(south)
     assert entry == {
         "institution": "north.example",

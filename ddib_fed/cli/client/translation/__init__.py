@@ -1,1 +1,1 @@
-"""A translation of many files as the jobs that it takes: found, checked, submitted, written, and gone on with."""
+"""A translation of many files as the jobs that it takes: found, checked, submitted, written, resumed."""

@@ -1,4 +1,4 @@
-"""One translation at a time writes to a folder; a second one is refused at once, and told who is at work."""
+"""One command at a time writes results to a folder; a second one is refused, and told the first one's process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LOCK = ".ddib-translate.lock"
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Inside, this process alone translates into a folder, which is made if it is missing.
+    """Inside, this process alone writes results to a folder, which is made if it is missing.
 
     The kernel frees the lock of a process that ends in any way. A folder that was made and stayed empty is removed.
 
     Raises:
-        StateConflict: Another translation is at work there.
+        StateConflict: Another command is writing there.
         OSError: The folder or the file in it cannot be made.
     """
     made = not out.exists()
@@ -48,7 +48,7 @@ def _take(path: Path) -> int:
             owner = os.read(descriptor, 200).decode("utf-8", "replace").strip()
             os.close(descriptor)
             raise StateConflict(
-                f"another translation writes to {path.parent} now ({owner or 'it has just begun'})",
+                f"another command is writing to {path.parent} ({owner or 'it has just begun'})",
                 hint="wait for it to end, or choose another --out folder",
                 hop="client",
             ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from ddib_fed.bridge.records.translation_record import Part
@@ -54,9 +55,10 @@ def _write(outcome: Outcome, pictures: list[Delivered], page: Path, sheet: Path)
     from ddib_fed.reports.results_page import Results, ShownFile, write_results
 
     sources = {entry.given.file: entry.path for entry in outcome.entries}
+    given = Counter(each.file for each in pictures)
     files = [
         ShownFile(
-            each.file,
+            each.file if given[each.file] == 1 else each.files[Part.TRANSLATION].name,
             each.provenance,
             each.files[Part.TRANSLATION],
             each.files.get(Part.SOURCE, sources.get(each.file)),

@@ -1,4 +1,4 @@
-"""Translates files as the jobs that they take: submits one ahead, writes results as they come, goes on where it was.
+"""Translates files as the jobs that they take: submits one ahead, writes results as they come, resumes.
 
 Names of items are on the disk before their job is submitted, under a request id of its own, so that nothing is
 computed twice after an interruption: the next run finds the job by that id.
@@ -331,7 +331,7 @@ class Run:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Inside, an interruption or a full disk ends with the command that goes on."""
+        """Inside, an interruption or a full disk ends with the command that resumes."""
         try:
             yield
         except Cancelled as error:
@@ -340,8 +340,8 @@ class Run:
             done, total = self._progress.done, len(self._entries)
             error.detail += f"; {done:,} of {total:,} results are complete in {self._manner.out}"
             error.args = (error.detail,)
-            if "goes on" not in error.hint:
-                error.hint = f"{same_command()}   (goes on)\n{error.hint}"
+            if "resumes" not in error.hint:
+                error.hint = f"{same_command()}   (resumes)\n{error.hint}"
             raise
         except DiskFull as error:
             if error.hop == "client":

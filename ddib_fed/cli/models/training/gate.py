@@ -26,8 +26,16 @@ if TYPE_CHECKING:
     help="Folder of pictures of the model's domain that it was not trained on, or a .npy file of such points; default: "
     "the domain that ships.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of softening and sets.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of softening and sets."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Device to compute on.",
+)
 @THREADS
 @options.FORMAT
 def gate(

@@ -106,7 +106,7 @@ def _is_shown(name: str, info: FieldInfo, kind: type[TrainConfig] | None) -> boo
     if (
         info.default is None
         or name in {"network", "recipe", "preset"}
-        or "without it" in str(info.description)
+        or "default" in str(info.description).lower()
     ):
         return False
     others = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -67,10 +68,10 @@ def use(*, file: Path, init: Path | None, output_format: str) -> None:
     if output_format == "json":
         print_json({"digest": found.digest(), **found.model_dump(mode="json")})
         return
-    start = f" --init {init or 'BUNDLE'}" if found.start else ""
+    start = f" --init {shlex.quote(str(init or 'BUNDLE'))}" if found.start else ""
     lines({name: str(value) for name, value in found.agreed.items()})
     _show(found.start, found.digest(), file)
-    say(f"train by it:  ddib model train --images FOLDER --recipe {file}{start} --out DIR")
+    say(f"train by it:  ddib model train --images FOLDER --recipe {shlex.quote(str(file))}{start} --out DIR")
 
 
 def _show(start: str, digest: str, file: Path) -> None:

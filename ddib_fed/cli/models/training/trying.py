@@ -68,7 +68,11 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Largest number of held-out pictures translated in each direction.",
 )
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", show_default=True, help="Where."
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="auto",
+    show_default=True,
+    help="Device to compute on.",
 )
 @CALIBRATION
 @THREADS
@@ -93,8 +97,8 @@ def try_(
 
     Checks both folders, trains a model of each for half the time, translates held-out pictures there and back, and
     writes index.html: pictures, figures and what to try next. It rehearses in one process what two
-    institutions do; nodes can serve its models (DIR/a, DIR/b) unchanged. A stopped run is continued by
-    the same command, and a finished one by the same command with more --time or --steps. One folder with trainA and
+    institutions do; nodes can serve its models (DIR/a, DIR/b) unchanged. The same command continues a
+    stopped run, and with more --time or --steps a finished one. One folder with trainA and
     trainB is accepted instead of two. After `ddib calibrate --local DIR/a DIR/b`, the same command with --calibration
     translates again, under the calibration.
     """

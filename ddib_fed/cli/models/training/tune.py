@@ -41,7 +41,9 @@ NUMBERS = (12, 16, 20)
     type=click.FloatRange(0, 1),
     help="Softening of the pictures that are encoded; default: the model's own.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of noise and batches.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of noise and batches."
+)
 @click.option(
     "--effort",
     type=click.FloatRange(0.01, 100),
@@ -54,7 +56,13 @@ NUMBERS = (12, 16, 20)
     is_flag=True,
     help="Keep the levels of steps that the model has; learn their corrections or weights alone.",
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Device to compute on.",
+)
 @THREADS
 @options.FORMAT
 def tune(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,7 @@ def _show(path: Path, found: Verified, output_format: str, *, checked: int) -> N
 )
 @options.OUTCOME
 def anchors(config_path: Path, institution: str, out: Path | None) -> None:
-    """Write what this node noted of a peer's audit log, for that peer to verify its log against.
+    """Write what this node noted of a peer's audit log, so that the peer can verify its log with it.
 
     With each latent and each translation the two nodes tell each other the ends of their logs. The file contains
     numbers of lines, digests and times. Ends that contradict each other show that the peer's log was rewritten.
@@ -141,7 +142,7 @@ def anchors(config_path: Path, institution: str, out: Path | None) -> None:
     else:
         _write(out, made.to_bytes())
         say(f"wrote {out}: {len(held.anchors)} ends noted, the last with {held.anchors[-1].lines} lines")
-        say(f"send it to {institution}, for: ddib audit verify --anchor {out.name}")
+        say(f"send it to {institution}, for: ddib audit verify --anchor {shlex.quote(out.name)}")
         outcome(written=out, of=peer.identity.uri, ends=len(held.anchors), last_line=held.anchors[-1].lines)
     if held.contradiction:
         raise ChunkCorrupt(

@@ -29,7 +29,7 @@ _SELECT = (
         help="Only these acts; `*` stands for any text: 'job_*'.",
     ),
     click.option(
-        "--job", default="", metavar="ID", help="Only this job, or request; its first characters do."
+        "--job", default="", metavar="ID", help="Only this job, or request; its first characters are enough."
     ),
     click.option("--peer", default="", metavar="INSTITUTION", help="Only what concerns this institution."),
     click.option(
@@ -102,7 +102,12 @@ def show(
 @options.CONFIG
 @_selecting
 @click.option(
-    "--last", type=click.IntRange(min=0), default=10, show_default=True, metavar="N", help="So many first."
+    "--last",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Begin with the last N lines.",
 )
 @click.option(
     "-f", "--follow", "follows", is_flag=True, help="Then each line as it is written, until Ctrl-C."
@@ -120,7 +125,7 @@ def tail(
 ) -> None:
     """Show the last lines of the audit log, and with -f those that follow; as JSON one object a line.
 
-    The log may be cut or replaced while it is followed: that ends the command with 10.
+    If the log is cut or replaced while it is followed, the command ends with 10.
     """
     from ddib_fed.trust.audit.reading import entries, follow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,3 +87,13 @@ def test_a_full_disk_names_the_page(tmp_path):
         ) as caught:
             write_pages(found, disk.folder)
         assert "--no-page" in caught.value.hint
+
+
+def test_translations_of_one_file_are_told_apart(tmp_path):
+    """With --pairs a picture has a translation to each class; the page then names the results."""
+    found = outcome(tmp_path, ["260_1_translated_261", "260_1_translated_262", "other"])
+    named = [replace(each, file="dog.png") if each.item < 2 else each for each in found.delivered]
+    write_pages(replace(found, delivered=tuple(named)), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    for name in ("260_1_translated_261.png", "260_1_translated_262.png", "other.tif"):
+        assert f">{name}</a>" in page

@@ -220,4 +220,4 @@ def test_the_softening_that_the_help_names_is_the_default():
     """The commands do not import what has it."""
     found = {parameter.name: parameter for parameter in try_.params + training.train.params}
     assert found["soften"].default == SOFTEN_SIGMA
-    assert f"{SOFTEN_SIGMA:g} without it" in found["soften_sigma"].help
+    assert f"default: {SOFTEN_SIGMA:g}." in found["soften_sigma"].help

@@ -1,0 +1,96 @@
+"""Command lines that are printed can be pasted: one a line, paths quoted, the configuration named where needed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.cli.typed import with_config
+from ddib_fed.errors import DiskFull
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.unexpected import explained
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where no word of a path is one word of a shell."""
+    return tmp_path / "My node"
+
+
+def next_commands(shown: str) -> list[list[str]]:
+    """The words of each line after `next:`, as a shell reads them."""
+    lines = shown.partition("next:")[2].strip("\n").splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def value(words: list[str], option: str) -> str:
+    return words[words.index(option) + 1]
+
+
+def make_node(place: Path, *words: str) -> int:
+    return run(["init", "node", "--institution", "north.example", "--role", "source", "--domain", "moons",
+                "--out", str(place), *words])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variable", "path", "words"),
+    [
+        ("", "node.toml", ""),
+        ("", "north/node.toml", " --config north/node.toml"),
+        ("", "My node/node.toml", " --config 'My node/node.toml'"),
+        ("north/node.toml", "north/node.toml", ""),
+        ("north/node.toml", "node.toml", " --config node.toml"),
+    ],
+)
+def test_the_configuration_is_named_where_the_next_command_would_not_find_it(
+    monkeypatch: pytest.MonkeyPatch, variable: str, path: str, words: str
+) -> None:
+    """It looks at $DDIB_CONFIG, and then at ./node.toml."""
+    monkeypatch.setenv("DDIB_CONFIG", variable)
+    assert with_config(Path(path)) == words
+
+
+def test_what_init_prints_next_can_be_pasted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For the node and for a client."""
+    assert make_node(place) == 0
+    node = next_commands(capsys.readouterr().out)
+    assert {value(words, "--config") for words in node if "--config" in words} == {str(place / "node.toml")}
+    assert [value(words, "--node-config") for words in node if "--node-config" in words] == [
+        str(place / "node.toml")
+    ]
+    client = ["--institution", "north.example", "--address", "localhost:7443", "--name", "bob"]
+    assert run(["init", "client", *client, "--out", str(place / "bob")]) == 0
+    issue, install, doctor, domains = next_commands(capsys.readouterr().out)
+    assert issue == ["ddib", "pki", "issue", "bob.csr"]
+    assert value(install, "--folder") == str(place / "bob" / "pki")
+    assert value(doctor, "--profile") == value(domains, "--profile") == str(place / "bob" / "client.toml")
+
+
+def test_a_certificate_is_requested_issued_and_installed_by_the_printed_commands(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one machine, where the files are in the current folder as if they had been taken there."""
+    assert make_node(place) == 0
+    second = place.parent / "node 2"
+    assert make_node(second, "--no-ca", "--name", "node-2") == 0
+    monkeypatch.chdir(place.parent)
+    capsys.readouterr()
+    assert run(["pki", "request", "--config", str(second / "node.toml")]) == 0
+    issue, install = next_commands(capsys.readouterr().out)
+    assert run([*issue[1:], "--yes", "--config", str(place / "node.toml")]) == 0
+    assert next_commands(capsys.readouterr().out) == [["ddib", "pki", "install", "node-2.pem"]]
+    assert value(install, "--config") == str(second / "node.toml")
+    assert run(install[1:]) == 0
+    assert (NodeConfig.load(second / "node.toml").paths.pki / "leaf.pem").exists()
+
+
+@pytest.mark.parametrize("kind", [OSError(28, "No space left on device"), PermissionError(13, "denied")])
+def test_the_command_for_a_refused_file_can_be_pasted(place: Path, kind: OSError) -> None:
+    """`df` or `namei`."""
+    kind.filename = str(place / "a result.png")
+    error = explained(kind)
+    assert isinstance(error, DiskFull) == (kind.errno == 28)
+    assert str(place / "a result.png") in shlex.split(error.hint)
