@@ -10,13 +10,14 @@ import pytest
 import rasterio
 from rasterio.control import GroundControlPoint
 from rasterio.io import MemoryFile
-from rasterio.transform import Affine
+from rasterio.rpc import RPC
 
 from ddib_fed.errors import ExtraMissing, ImageUnreadable, UsageError
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import is_georeferenced
 from ddib_fed.formats.study import Options, Translated
 from tests.formats.echoes import echo, only, require_pixels_alone, results
+from tests.formats.maps import WHERE, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
 
@@ -24,19 +25,6 @@ ROWS, COLUMNS = np.mgrid[0:90, 0:131]
 SMOOTH = np.stack([100 + 80 * np.sin(ROWS / 17), 120 + 60 * np.cos(COLUMNS / 11), ROWS + COLUMNS / 3]).astype(
     "uint8"
 )
-WHERE = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500_000, 0, -10, 5_000_000)}
-
-
-def write(path, values, *, mask=None, **profile):
-    """A GeoTIFF of (bands, H, W)."""
-    settings = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2],
-                "dtype": values.dtype.name, **WHERE, **profile}  # fmt: skip
-    with rasterio.open(path, "w", **settings) as file:
-        file.write(values)
-        file.update_tags(OWNER="Ada Lovelace")
-        if mask is not None:
-            file.write_mask(mask)
-    return path
 
 
 def opened(content):
@@ -47,6 +35,14 @@ def opened(content):
             file.dataset_mask() > 0,
             {**file.tags(), **file.tags(ns="IMAGE_STRUCTURE")},
         )
+
+
+POLYNOMIALS = RPC(
+    height_off=50.0, height_scale=500.0, lat_off=45.0, lat_scale=0.1, line_off=45.0, line_scale=45.0,
+    line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17, line_den_coeff=[1.0] + [0.0] * 19,
+    long_off=15.0, long_scale=0.1, samp_off=65.0, samp_scale=65.0,
+    samp_num_coeff=[0.0, 1.0] + [0.0] * 18, samp_den_coeff=[1.0] + [0.0] * 19, err_bias=0.0, err_rand=0.0,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("driver", ["GTiff", "COG"])
@@ -134,6 +130,28 @@ def test_control_points_are_kept(tmp_path):
             assert [(p.row, p.col, p.x, p.y) for p in file.gcps[0]] == [
                 (p.row, p.col, p.x, p.y) for p in points
             ]
+
+
+def test_rational_polynomials_are_kept(tmp_path):
+    """The georeference of a picture as a satellite took it."""
+    path = write(tmp_path / "map.tif", SMOOTH, crs=None, transform=None, rpcs=POLYNOMIALS)
+    assert is_georeferenced(path)
+    study = only(path)
+    with MemoryFile(study.assemble(echo(study)).files["map.tif"]) as memory, memory.open() as file:
+        assert file.rpcs.to_gdal() == POLYNOMIALS.to_gdal()
+
+
+def test_a_file_of_two_maps_is_refused(tmp_path):
+    """Instead of the first alone."""
+    for name in "ab":
+        write(tmp_path / f"{name}.tif", SMOOTH)
+    from PIL import Image
+
+    with Image.open(tmp_path / "a.tif") as first, Image.open(tmp_path / "b.tif") as second:
+        first.save(tmp_path / "both.tif", save_all=True, append_images=[second], tiffinfo=first.tag_v2)
+    assert is_georeferenced(tmp_path / "both.tif")
+    with pytest.raises(ImageUnreadable, match="2 maps"):
+        only(tmp_path / "both.tif")
 
 
 def test_a_plain_tiff_is_left_to_the_node(tmp_path):
