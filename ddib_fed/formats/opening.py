@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ddib_fed.errors import DdibError, ExtraMissing, UsageError
+from ddib_fed.errors import DdibError, UsageError
 from ddib_fed.formats.dicom.finding import is_directory_file, listed_files
 from ddib_fed.formats.dicom.study import find_dicom
 from ddib_fed.formats.geotiff import geotiff_origin, read_geotiff
@@ -43,8 +43,8 @@ def open_paths(
         bad: Takes what cannot be read; without it the first such error is raised.
 
     Raises:
-        ExtraMissing: A package for a format is not installed.
-        ImageUnreadable, FileMissing: The headers of a series, or a DICOMDIR, cannot be read, and `bad` is None.
+        ExtraMissing, ImageUnreadable, FileMissing: The headers of a series, or a DICOMDIR, cannot be read, and `bad` is
+            None.
         UsageError: Two studies would have results of one name.
     """
     return open_recognised(recognise(paths, out), options, bad=bad)
@@ -83,14 +83,14 @@ def _of_file(sighting: Sighting, options: Options) -> Unread:
 
 @contextmanager
 def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
-    """Inside, an error about a path goes to `bad`; a missing package, or a wrong option, is about no path.
+    """Inside, an error about a path goes to `bad`; a wrong option is about no path.
 
     Raises:
-        DdibError: `bad` is None, or it is one of these.
+        DdibError: `bad` is None, or it is a wrong option.
     """
     try:
         yield
-    except (ExtraMissing, UsageError):
+    except UsageError:
         raise
     except DdibError as error:
         if bad is None:

@@ -12,13 +12,21 @@ OWNER = "Ada Lovelace"
 WHERE = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500_000, 0, -10, 5_000_000)}
 
 
-def write(path: Path, values: np.ndarray, *, mask: np.ndarray | None = None, rpcs=None, **profile) -> Path:
+def write_map(
+    path: Path,
+    values: np.ndarray,
+    *,
+    mask: np.ndarray | None = None,
+    rpcs=None,
+    owner: str = OWNER,
+    **profile,
+) -> Path:
     """A GeoTIFF of (bands, H, W)."""
     settings = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2],
                 "dtype": values.dtype.name, **WHERE, **profile}  # fmt: skip
     with rasterio.open(path, "w", **settings) as file:
         file.write(values)
-        file.update_tags(OWNER=OWNER)
+        file.update_tags(OWNER=owner)
         if rpcs is not None:
             file.rpcs = rpcs
         if mask is not None:

@@ -17,7 +17,7 @@ from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import is_georeferenced
 from ddib_fed.formats.study import Options, Translated
 from tests.formats.echoes import echo, only, require_pixels_alone, results
-from tests.formats.maps import WHERE, write
+from tests.formats.maps import WHERE, write_map
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
 
@@ -48,7 +48,7 @@ POLYNOMIALS = RPC(
 @pytest.mark.parametrize("driver", ["GTiff", "COG"])
 def test_a_map_comes_back_where_it_was(driver, tmp_path):
     """The same pixels, reference system and transform; a COG stays one; no tag of the input, and a mark."""
-    path = write(tmp_path / "map.tif", SMOOTH, driver=driver)
+    path = write_map(tmp_path / "map.tif", SMOOTH, driver=driver)
     study = only(path, tile=(32, 32))
     require_pixels_alone(study)
     assert len(list(study.items())) == len(study.grid) > 20
@@ -65,7 +65,7 @@ def test_a_map_comes_back_where_it_was(driver, tmp_path):
 
 def test_tiles_of_other_brightness_leave_no_seams(tmp_path):
     """Every tile comes back with an offset of its own."""
-    study = only(write(tmp_path / "map.tif", SMOOTH), tile=(32, 32))
+    study = only(write_map(tmp_path / "map.tif", SMOOTH), tile=(32, 32))
     generator = np.random.default_rng(0)
     made = study.assemble(echo(study, change=lambda n: (n / 2 + 60 + generator.normal(0, 8)).clip(0, 255)))
     seams = made.report["seams"]
@@ -74,7 +74,7 @@ def test_tiles_of_other_brightness_leave_no_seams(tmp_path):
 
 
 def test_without_tiles_the_map_is_one_item(tmp_path):
-    study = only(write(tmp_path / "map.tif", SMOOTH[:1]))
+    study = only(write_map(tmp_path / "map.tif", SMOOTH[:1]))
     assert (study.planes, len(list(study.items()))) == (1, 1)
     assert study.assemble(echo(study)).report["seams"] is None
 
@@ -84,7 +84,7 @@ def test_holes_are_filled_for_the_model_and_stay_holes(tmp_path):
     mask = np.full((90, 131), 255, np.uint8)
     mask[:45, 60:] = 0
     holed = np.where(mask, SMOOTH, 0).astype(np.uint8)
-    study = only(write(tmp_path / "map.tif", holed, mask=mask), tile=(32, 32))
+    study = only(write_map(tmp_path / "map.tif", holed, mask=mask), tile=(32, 32))
     assert len(study.sent) < study.planes
     assert study.numbers[:45, 60:].min() > 0
     _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
@@ -95,7 +95,7 @@ def test_heights_become_numbers_by_percentiles(tmp_path):
     """Float metres with NaN: the rule is in the report, and the scale of the target in the file."""
     heights = (ROWS * 30.5 - 400).astype(np.float32)[None]
     heights[0, :4, :4] = np.nan
-    study = only(write(tmp_path / "dem.tif", heights, nodata=np.nan), tile=(64, 64))
+    study = only(write_map(tmp_path / "dem.tif", heights, nodata=np.nan), tile=(64, 64))
     assert study.intensity["rule"] == "percentile"
     scale = (0.1, -50.0, 16, -50.0, 500.0)
     made = study.assemble(echo(study, scale=scale))
@@ -105,7 +105,7 @@ def test_heights_become_numbers_by_percentiles(tmp_path):
 
 
 def test_refused_tiles_are_holes(tmp_path):
-    study = only(write(tmp_path / "map.tif", SMOOTH), tile=(45, 66), overlap=1)
+    study = only(write_map(tmp_path / "map.tif", SMOOTH), tile=(45, 66), overlap=1)
     found = results(study)
     found[0] = None
     made = study.assemble(Translated.of(found))
@@ -134,7 +134,7 @@ def test_control_points_are_kept(tmp_path):
 
 def test_rational_polynomials_are_kept(tmp_path):
     """The georeference of a picture as a satellite took it."""
-    path = write(tmp_path / "map.tif", SMOOTH, crs=None, transform=None, rpcs=POLYNOMIALS)
+    path = write_map(tmp_path / "map.tif", SMOOTH, crs=None, transform=None, rpcs=POLYNOMIALS)
     assert is_georeferenced(path)
     study = only(path)
     with MemoryFile(study.assemble(echo(study)).files["map.tif"]) as memory, memory.open() as file:
@@ -144,7 +144,7 @@ def test_rational_polynomials_are_kept(tmp_path):
 def test_a_file_of_two_maps_is_refused(tmp_path):
     """Instead of the first alone."""
     for name in "ab":
-        write(tmp_path / f"{name}.tif", SMOOTH)
+        write_map(tmp_path / f"{name}.tif", SMOOTH)
     from PIL import Image
 
     with Image.open(tmp_path / "a.tif") as first, Image.open(tmp_path / "b.tif") as second:
@@ -158,34 +158,34 @@ def test_a_plain_tiff_is_left_to_the_node(tmp_path):
     """It has no tag of a place on the earth; BigTIFF of a map has."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = write(tmp_path / "plain.tif", SMOOTH, crs=None, transform=None)
+        plain = write_map(tmp_path / "plain.tif", SMOOTH, crs=None, transform=None)
     assert open_paths([plain], Options()).plain == (plain,)
-    assert is_georeferenced(write(tmp_path / "big.tif", SMOOTH, BIGTIFF="YES"))
+    assert is_georeferenced(write_map(tmp_path / "big.tif", SMOOTH, BIGTIFF="YES"))
     (tmp_path / "torn.tif").write_bytes(b"II*\0\xff\xff\xff\x7f" + bytes(20))
     assert not is_georeferenced(tmp_path / "torn.tif")
 
 
 @pytest.mark.parametrize("bands", [2, 5])
 def test_other_bands_are_refused_with_a_command(bands, tmp_path):
-    path = write(tmp_path / "map.tif", np.stack([SMOOTH[0]] * bands), photometric="minisblack")
+    path = write_map(tmp_path / "map.tif", np.stack([SMOOTH[0]] * bands), photometric="minisblack")
     with pytest.raises(ImageUnreadable, match="bands") as caught:
         only(path)
     assert "rio stack" in caught.value.hint
 
 
 def test_a_torn_map_and_a_wrong_overlap_are_refused(tmp_path):
-    path = write(tmp_path / "map.tif", SMOOTH)
+    path = write_map(tmp_path / "map.tif", SMOOTH)
     with pytest.raises(UsageError):
         only(path, tile=(32, 32), overlap=40)
     noise = np.random.default_rng(0).integers(0, 255, (3, 90, 131)).astype(np.uint8)
-    content = write(path, noise, compress="deflate").read_bytes()
+    content = write_map(path, noise, compress="deflate").read_bytes()
     path.write_bytes(content[:12_000] + bytes(10_000) + content[22_000:])
     with pytest.raises(ImageUnreadable, match=r"map\.tif"):
         only(path)
 
 
 def test_without_rasterio_the_extra_is_named(tmp_path, monkeypatch):
-    path = write(tmp_path / "map.tif", SMOOTH)
+    path = write_map(tmp_path / "map.tif", SMOOTH)
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(ExtraMissing, match="rasterio") as caught:
         only(path)

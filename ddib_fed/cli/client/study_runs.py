@@ -86,7 +86,6 @@ def plan_studies(
     Raises:
         AlreadyExists: Something else is where a result belongs.
         UsageError: Options contradict each other, or a result would replace what is read.
-        ExtraMissing: A package for a format is not installed.
         DdibError: The node refuses or cannot be reached.
     """
     bad: Bad = []
@@ -104,7 +103,7 @@ def plan_studies(
     for at, origin in enumerate(choice.studies.origins):
         try:
             done = _look(plan, at, origin)
-        except (ExtraMissing, UsageError, AlreadyExists):  # not about this file's content
+        except (UsageError, AlreadyExists):  # not about this file's content
             raise
         except DdibError as error:
             bad.append((origin.given, error))
@@ -160,9 +159,13 @@ def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str
 
     Raises:
         UsageError: A study and a plain file would have a result of one name.
+        ExtraMissing: A package for a format is not installed, and its files are not left out.
         DdibError: Some cannot be read, and are not left out, or none can; every one is named.
     """
     bad = list(plan.bad)
+    if not skip_bad:
+        for error in (error for _, error in bad if isinstance(error, ExtraMissing)):
+            raise error  # one command repairs it for all files
     total = len(plan.choice.studies) + plan.others
     if chosen is not None:
         _check_names(plan, chosen)

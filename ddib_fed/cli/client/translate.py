@@ -84,7 +84,7 @@ def translate(
     command after an interruption goes on where it was. Of several pictures DIR/report.html shows all.
 
     A folder of DICOM files, a DICOMDIR, a NIfTI volume, a georeferenced TIFF, JPEG 2000, WebP or BMP becomes one of its
-    own kind; only pixels leave, slice by slice or tile by tile (docs/formats.md).
+    own kind, also below a folder; only pixels leave, slice by slice or tile by tile (docs/formats.md).
 
     With --pairs FILES is one folder: of sub-folders called by class names, numbers or WordNet ids, or ImageNet's
     validation part with --labels. Results have the public code's names and the models' size: 260_1.PNG,

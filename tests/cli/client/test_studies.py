@@ -16,7 +16,7 @@ from ddib_fed.samples.images import decode_image, encode_png
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import ASKED, NIFTI, only, record
-from tests.formats.maps import OWNER, write
+from tests.formats.maps import OWNER, write_map
 
 OTHER = "b6" * 32
 """Digest of another request."""
@@ -166,7 +166,7 @@ def test_maps_below_a_folder_are_sent_as_numbers(translate, north, tmp_path):
     heights = np.arange(-600, 600, dtype=np.int16).reshape(1, 30, 40)
     for name in ("town.tif", "ward/land.tif"):
         (tmp_path / "maps" / name).parent.mkdir(parents=True, exist_ok=True)
-        write(tmp_path / "maps" / name, heights)
+        write_map(tmp_path / "maps" / name, heights)
     translate(tmp_path / "maps", "--intensity", "values")
     inputs = [content for job in north.service.jobs.values() for content in job.inputs]
     assert inputs == [npy(heights[0, :, :, None])] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
     AlreadyExists,
+    ExtraMissing,
     FilesLeftOut,
     ImageUnreadable,
     InputError,
@@ -133,6 +135,19 @@ def test_a_damaged_volume_is_found_before_anything_is_sent(given, translate, tmp
     assert not node.studies
     with pytest.raises(FilesLeftOut, match=r"1 of 4 files.*\n.*bad\.nii"):
         translate([*given, bad], node, skip_bad=True)
+    assert node.studies == ["a", "b", "c"]
+
+
+def test_a_missing_package_is_named_once(given, translate, monkeypatch):
+    """With the command that installs it; what needs it can be left out."""
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    volumes = [NIFTI / "anatomical.nii", NIFTI / "functional.nii"]
+    with pytest.raises(ExtraMissing) as caught:
+        translate([*given, *volumes], Requests())
+    assert caught.value.hint == "pip install 'ddib-fed[nifti]'"
+    node = Requests()
+    with pytest.raises(FilesLeftOut, match=r"2 of 5 files.*\n.*anatomical.*\n.*functional"):
+        translate([*given, *volumes], node, skip_bad=True)
     assert node.studies == ["a", "b", "c"]
 
 
