@@ -106,7 +106,7 @@ def plan_studies(
         except (UsageError, AlreadyExists):  # not about this file's content
             raise
         except DdibError as error:
-            bad.append((origin.given, error))
+            bad.append((origin.given, _alone(error)))
             unreadable.add(at)
         else:
             if done is not None:
@@ -136,6 +136,12 @@ def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
     except OSError as error:
         raise InputError(f"{origin.given} cannot be read: {error.strerror or error}", hop="client") from error
     return None
+
+
+def _alone(error: DdibError) -> DdibError:
+    """The error without the frames that it came through: they hold the study."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _beside(folder: Path, found: Mapping[str, int]) -> InputError:
@@ -254,7 +260,7 @@ def translate_studies(plan: Plan, translate: TranslateFiles, *, skip_bad: bool) 
             if isinstance(error, UsageError) or not (skip_bad or isinstance(error, JobFailed)):
                 raise
             missing.append(LeftOut.of(origin.given, error))
-            failed.append(error)
+            failed.append(_alone(error))
             continue
         if as_text:
             report_studies([written], "text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
@@ -24,6 +25,7 @@ from ddib_fed.errors import (
     PictureMisfit,
     UsageError,
 )
+from ddib_fed.formats.dicom.study import DicomStudy
 from ddib_fed.samples.images import encode_png
 from ddib_fed.wire.jobs import Settings
 from tests.cli.client.test_studies import Ordinary
@@ -59,6 +61,20 @@ class Requests(Ordinary):
         self.refuses = ("0002",) if name in self._refused else ()
         if self.refuses and self._error is not None:
             raise self._error
+        super().__call__(items, results)
+
+
+def in_memory() -> int:
+    """How many series are."""
+    gc.collect()
+    return sum(isinstance(each, DicomStudy) for each in gc.get_objects())
+
+
+class Counted(Requests):
+    """Counts the series in memory at each request."""
+
+    def __call__(self, items, results):
+        self.asked.append([str(in_memory())])
         super().__call__(items, results)
 
 
@@ -99,6 +115,14 @@ def test_a_refused_slice_of_one_series_does_not_stop_the_others(given, translate
     assert translate(given, again) == ["b"]
     assert again.asked == [["0002"]]
     assert translate(given, Requests()) == []
+
+
+def test_one_series_is_in_memory_at_a_time(given, translate):
+    """Also after one has failed."""
+    node, before = Counted("a", "b"), in_memory()
+    with pytest.raises(JobFailed):
+        translate(given, node)
+    assert node.asked[::2] == [[str(before + 1)]] * 3
 
 
 def test_two_failed_series_are_one_error(given, translate):
