@@ -7,6 +7,7 @@ others can read or replace is not used, as with ssh.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pwd
@@ -213,6 +214,15 @@ def write_json(path: Path, figures: Mapping[str, Any]) -> None:
     """
     text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
     write_file(path, (text + "\n").encode())
+
+
+def has_sha256(path: Path, sha256: object) -> bool:
+    """Whether a file is there and has this digest, hex."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
 
 
 def parse_json(data: bytes | str) -> Any:

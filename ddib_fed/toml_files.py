@@ -35,7 +35,9 @@ def load_toml(path: Path, model: type[M], *, hint: str) -> M:
     except FileNotFoundError as error:
         raise FileMissing(f"there is no {path}", hint=hint) from error
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {shlex.quote(str(path))}") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {shlex.quote(str(path))}"
+        ) from error
     return parse_toml(data, model, path)
 
 

@@ -1,6 +1,7 @@
 """The messages of SubmitJob from files and bytes; files are read again for every try.
 
-File names stay here: an item is a number, a media type, a size and a digest.
+File names stay here: an item is a number, a media type, a size and a digest. So do headers of DICOM, NIfTI and
+georeferenced TIFFs, whichever way they came: `payload` is the only way to an item, and refuses them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ddib_fed.errors import (
     PointsUnreadable,
     UsageError,
 )
+from ddib_fed.formats.recognition import Format, format_of, format_of_content
 from ddib_fed.rpc.traces import trace_entries
 from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -53,6 +55,8 @@ _OPENINGS = {
 }
 
 
+_BYTES = "an item"
+"""What bytes without a file are called."""
 _HOW = dict.fromkeys(Media, "is it damaged, or does it have the wrong suffix?") | {
     Media.NPY: "numpy.save writes such a file: points (N, D), or one picture (H, W) or (H, W, C)"
 }
@@ -99,7 +103,8 @@ def payload(origin: Path | bytes) -> Payload:
 
     Raises:
         FileMissing: There is no such file.
-        InputError: A folder, over `MAX_ITEM_BYTES`, or of no accepted kind.
+        InputError: A folder, over `MAX_ITEM_BYTES`, of no accepted kind, or of a kind whose header must not leave:
+            `facts["format"]` then says which.
         PointsUnreadable, ImageUnreadable: Its first bytes are not those of its type.
     """
     if isinstance(origin, bytes):
@@ -107,6 +112,8 @@ def payload(origin: Path | bytes) -> Payload:
         return _checked(media, origin, origin)
     _require_file(origin)
     suffix = origin.suffix.lower()
+    if kind := format_of(origin):
+        raise _kept_here(str(origin), kind)
     if suffix not in SUFFIXES:
         kinds = ", ".join(sorted(SUFFIXES))
         raise InputError(f"{origin} has no suffix that says what it is; known are {kinds}", hop="client")
@@ -144,12 +151,25 @@ def _require_file(path: Path) -> None:
 
 
 def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
-    name = "an item" if isinstance(origin, bytes) else str(origin)
+    name = _BYTES if isinstance(origin, bytes) else str(origin)
     if not data.startswith(_OPENINGS[media]):
         what = f"does not begin as a {media} file does" if data else "is empty"
         unreadable = PointsUnreadable if media is Media.NPY else ImageUnreadable
         raise unreadable(f"{name} {what}", hop="client", hint=_HOW[media])
+    if kind := format_of_content(data):
+        raise _kept_here(name, kind)
     return Payload(media, len(data), hashlib.sha256(data).digest(), origin)
+
+
+def _kept_here(name: str, kind: Format) -> InputError:
+    """The error about a file of which pixels alone may leave."""
+    file = "FILE" if name == _BYTES else shlex.quote(name)
+    return InputError(
+        f"{name} is a {kind}: its header stays on this machine, and it is not sent as it is",
+        hop="client",
+        hint=f"ddib translate {file} --to INSTITUTION/DOMAIN --out DIR   (sends pixels alone)",
+        facts={"format": kind.name},
+    )
 
 
 def refused_items(error: DdibError) -> dict[int, str]:

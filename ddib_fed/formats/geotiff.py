@@ -1,6 +1,7 @@
 """GeoTIFF and COG: a map in overlapping tiles of the model's size, and a map of the same georeference out.
 
-Of the input's header only the reference system, the transform, control points and the mask go into the output.
+Of the input's header only the reference system, the transform, control points or polynomials, and the mask go into
+the output.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
 from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import chosen_rule, is_empty, item_bytes
 from ddib_fed.formats.measures import measure_seams
-from ddib_fed.formats.study import Assembled, Options, Translated, require_size, safe_name
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated, require_size
 from ddib_fed.formats.tiles import Grid, blend, cut
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.version import __version__
@@ -37,23 +38,22 @@ class Georeference:
         crs: Reference system, or None.
         transform: Affine, or None where control points say it.
         gcps: Control points and their reference system.
+        rpcs: Rational polynomials, or None.
         cog: Whether the file is a cloud-optimised GeoTIFF.
     """
 
     crs: Any
     transform: Any
     gcps: tuple[Any, Any]
+    rpcs: Any
     cog: bool
 
 
 @dataclass(frozen=True, slots=True)
-class GeoTiffStudy:
+class GeoTiffStudy(FromOrigin):
     """A map.
 
     Attributes:
-        given: The file.
-        name: Of the results.
-        suffix: Of the file.
         georeference: Where the map lies.
         numbers: (H, W, C) that the model takes; holes are filled from around them.
         valid: (H, W) bool: where the map has data.
@@ -62,9 +62,6 @@ class GeoTiffStudy:
         intensity: For the provenance.
     """
 
-    given: Path
-    name: str
-    suffix: str
     georeference: Georeference
     numbers: Pixels
     valid: NDArray[np.bool_]
@@ -76,11 +73,6 @@ class GeoTiffStudy:
     def kind(self) -> str:
         """The format."""
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The map."""
-        return (f"{self.name}{self.suffix}",)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -141,6 +133,7 @@ class GeoTiffStudy:
             "crs": None if where.crs is None else where.crs.to_string(),
             "transform": None if where.transform is None else list(where.transform)[:6],
             "control_points": len(where.gcps[0]),
+            "rational_polynomials": where.rpcs is not None,
         }
 
     def _file(self, made: Pixels, valid: NDArray[np.bool_], translated: Translated) -> bytes:
@@ -162,6 +155,8 @@ class GeoTiffStudy:
                     out.write_mask(valid)
                 if self.georeference.gcps[0]:
                     out.gcps = self.georeference.gcps
+                if self.georeference.rpcs is not None:
+                    out.rpcs = self.georeference.rpcs
                 if not translated.plain:
                     out.scales, out.offsets = [translated.slope] * bands, [translated.intercept] * bands
                 out.update_tags(
@@ -176,8 +171,19 @@ class GeoTiffStudy:
                 return bytes(optimised.read())
 
 
-def read_geotiff(path: Path, options: Options) -> GeoTiffStudy:
+def geotiff_origin(path: Path, options: Options, within: str = "") -> Origin:
+    """What the study of a map is made from; arguments as of `read_geotiff`."""
+    settings = options.settings("intensity", "tile", "overlap")
+    return Origin.of_file(path, settings, suffix=path.suffix, within=within)
+
+
+def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy:
     """The map in a file.
+
+    Args:
+        path: The file.
+        options: Rule of intensity, and its tiles.
+        within: In front of the name of the results, as in `Origin.of_file`.
 
     Raises:
         FileMissing: There is none.
@@ -204,10 +210,8 @@ def read_geotiff(path: Path, options: Options) -> GeoTiffStudy:
     )
     if not sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
-    record = intensity.record(values[valid])
-    return GeoTiffStudy(
-        path, safe_name(path.stem), path.suffix, where, numbers, valid, grid, sent, record
-    )  # fmt: skip
+    origin = geotiff_origin(path, options, within)
+    return GeoTiffStudy(origin, where, numbers, valid, grid, sent, intensity.record(values[valid]))
 
 
 def _rasterio() -> Any:
@@ -228,6 +232,11 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
     """Values (H, W, C) with holes filled, where there are data (H, W), and the georeference."""
     rasterio = _rasterio()
     with _faults(rasterio), _quiet(), rasterio.open(path, driver="GTiff") as file:
+        if file.subdatasets:
+            raise ImageUnreadable(
+                f"it holds {len(file.subdatasets)} maps, one is expected",
+                hint=f"tiffsplit {shlex.quote(str(path))}",
+            )
         if file.width * file.height > MAX_PIXELS:
             raise ImageUnreadable(f"{file.height} x {file.width} pixels, {MAX_PIXELS} are the limit")
         alpha = rasterio.enums.ColorInterp.alpha
@@ -252,7 +261,7 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
             values = np.stack([_filled(rasterio, band, valid) for band in values])
         cog = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
         transform = None if file.transform.is_identity else file.transform
-        where = Georeference(file.crs, transform, file.gcps, cog)
+        where = Georeference(file.crs, transform, file.gcps, file.rpcs, cog)
     return np.ascontiguousarray(values.transpose(1, 2, 0)), valid, where
 
 

@@ -20,7 +20,7 @@ from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.slices import Slices
-from ddib_fed.formats.study import Assembled, Options, Translated, safe_name
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.version import __version__
 
@@ -31,21 +31,15 @@ PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class NiftiStudy:
+class NiftiStudy(FromOrigin):
     """A volume, or several of one time series.
 
     Attributes:
-        given: The file.
-        name: Of the results.
-        suffix: ``.nii`` or ``.nii.gz``.
         image: Of nibabel, for its geometry.
         plane: In which it is cut.
         slices: Volume after volume.
     """
 
-    given: Path
-    name: str
-    suffix: str
     image: Any
     plane: str
     slices: Slices
@@ -54,11 +48,6 @@ class NiftiStudy:
     def kind(self) -> str:
         """The format."""
         return "NIfTI volume"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The volume."""
-        return (f"{self.name}{self.suffix}",)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -119,11 +108,22 @@ class NiftiStudy:
             header.set_intent("vector")
         header["descrip"] = f"SYNTHETIC {translated.target} ddib-fed {__version__}"[:79]
         content = nibabel.Nifti1Image.to_bytes(made) if kind is nibabel.Nifti1Image else made.to_bytes()
-        return gzip.compress(content, mtime=0) if self.suffix == ".nii.gz" else content
+        return gzip.compress(content, mtime=0) if self.outputs[0].endswith(".gz") else content
 
 
-def read_nifti(path: Path, options: Options) -> NiftiStudy:
+def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
+    """What the study of a volume is made from; arguments as of `read_nifti`."""
+    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
+    return Origin.of_file(path, options.settings("intensity", "slices"), suffix=suffix, within=within)
+
+
+def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
     """The volume in a file.
+
+    Args:
+        path: The file.
+        options: Rule of intensity, and the plane in which it is cut.
+        within: In front of the name of the results, as in `Origin.of_file`.
 
     Raises:
         FileMissing: There is none.
@@ -152,12 +152,10 @@ def read_nifti(path: Path, options: Options) -> NiftiStudy:
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
         canonical = _canonical(values.reshape(*values.shape, *([1] * (4 - values.ndim))), image)
-        planes = _to_slices(canonical, options.slices)
-        slices = Slices.of(planes, chosen_rule(options.intensity, values))
+        slices = Slices.of(_to_slices(canonical, options.slices), chosen_rule(options.intensity, values))
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-    return NiftiStudy(path, safe_name(path.name[: -len(suffix)]), suffix, image, options.slices, slices)
+    return NiftiStudy(nifti_origin(path, options, within), image, options.slices, slices)
 
 
 def _nibabel() -> Any:

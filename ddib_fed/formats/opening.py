@@ -1,64 +1,115 @@
-"""Recognises what a command was given: studies of the field's formats, and plain files that a node takes itself."""
+"""Opens what a command was given: studies of the field's formats, and plain files that a node takes itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Final
 
-from ddib_fed.errors import UsageError
-from ddib_fed.formats.dicom.study import files_of, read_dicom
-from ddib_fed.formats.geotiff import read_geotiff
-from ddib_fed.formats.nifti import read_nifti
-from ddib_fed.formats.pictures import read_picture
-from ddib_fed.formats.recognition import is_dicom, is_georeferenced, is_nifti, is_picture
-from ddib_fed.formats.study import Choice, Options, Study
+from ddib_fed.errors import DdibError, UsageError
+from ddib_fed.formats.dicom.finding import is_directory_file, listed_files
+from ddib_fed.formats.dicom.study import find_dicom
+from ddib_fed.formats.geotiff import geotiff_origin, read_geotiff
+from ddib_fed.formats.nifti import nifti_origin, read_nifti
+from ddib_fed.formats.pictures import picture_origin, read_picture
+from ddib_fed.formats.recognition import Format, Recognised, Sighting, recognise
+from ddib_fed.formats.study import Choice, Options, Origin, Studies, Study, Unread
+
+Bad = list[tuple[Path, DdibError]]
+"""What cannot be read, and why."""
+_READERS: Final[
+    dict[Format, tuple[Callable[[Path, Options, str], Origin], Callable[[Path, Options, str], Study]]]
+] = {
+    Format.NIFTI: (nifti_origin, read_nifti),
+    Format.PICTURE: (picture_origin, read_picture),
+    Format.MAP: (geotiff_origin, read_geotiff),
+}
 
 
-def open_paths(paths: Sequence[Path], options: Options) -> Choice:
-    """The studies among some paths, and the files that are left for the node to read.
+def open_paths(
+    paths: Sequence[Path], options: Options, *, out: Path | None = None, bad: Bad | None = None
+) -> Choice:
+    """The studies among some paths and below folders, and the files that are left for the node to read.
 
-    A folder is a study if DICOM files are below it; several DICOM files are sorted into series.
+    All DICOM files below a folder are sorted into series, as are those that are given one by one; any other file is a
+    study of its own. Pixels are read when a study is asked for (`Studies`).
 
     Args:
         paths: As given.
         options: How to read.
+        out: Folder of the results, which is not looked into.
+        bad: Takes what cannot be read; without it the first such error is raised.
 
     Raises:
-        ExtraMissing: A package for a format is not installed.
-        ImageUnreadable, FileMissing, InputError, ImageTooLarge: A file cannot be read.
-        UsageError: There is no such rule of intensity, or two studies would have results of one name.
+        ExtraMissing, ImageUnreadable, FileMissing: The headers of a series, or a DICOMDIR, cannot be read, and `bad` is
+            None.
+        UsageError: Two studies would have results of one name.
     """
-    studies: list[Study] = []
-    plain: list[Path] = []
+    return open_recognised(recognise(paths, out), options, bad=bad)
+
+
+def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = None) -> Choice:
+    """The same of what was recognised; arguments and errors as of `open_paths`."""
+    unread: list[Unread] = []
     slices: list[Path] = []
-    for path in paths:
-        if is_nifti(path):
-            studies.append(read_nifti(path, options))
-        elif is_picture(path):
-            studies.append(read_picture(path, options))
-        elif is_georeferenced(path):
-            studies.append(read_geotiff(path, options))
-        elif found := files_of(path):
-            named = path.parent if path.is_file() else path
-            studies += read_dicom(path, found, named.resolve().name, options)
-        elif path.is_file() and is_dicom(path):
-            slices.append(path)
-        else:
-            plain.append(path)
+    for sighting in found.studies:
+        with _collected(sighting.path, bad):
+            if sighting.format is not Format.DICOM:
+                unread.append(_of_file(sighting, options))
+            elif sighting.files:
+                folder = sighting.path.resolve().name
+                unread += find_dicom(sighting.path, sighting.files, folder, options)
+            elif is_directory_file(sighting.path):
+                listed, folder = listed_files(sighting.path), sighting.path.resolve().parent.name
+                unread += find_dicom(sighting.path, listed, folder, options)
+            else:
+                slices.append(sighting.path)
     if slices:
         stem = slices[0].stem if len(slices) == 1 else slices[0].resolve().parent.name
-        studies += read_dicom(slices[0], slices, stem, options)
-    _require_names(studies)
-    return Choice(tuple(studies), tuple(plain))
+        with _collected(slices[0], bad):
+            unread += find_dicom(slices[0], slices, stem, options)
+    _require_names(unread)
+    return Choice(Studies(unread), found.plain, found.beside, found.ignored)
 
 
-def _require_names(studies: Sequence[Study]) -> None:
+def _of_file(sighting: Sighting, options: Options) -> Unread:
+    """A volume, a map or a picture."""
+    origin_of, read = _READERS[sighting.format]
+    asked = sighting.path, options, sighting.within
+    return Unread(origin_of(*asked), partial(read, *asked))
+
+
+@contextmanager
+def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
+    """Inside, an error about a path goes to `bad`; a wrong option is about no path.
+
+    Raises:
+        DdibError: `bad` is None, or it is a wrong option.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except DdibError as error:
+        if bad is None:
+            raise
+        bad.append((path, error))
+
+
+def _require_names(unread: Sequence[Unread]) -> None:
+    """Return if all results have different names.
+
+    Raises:
+        UsageError: They have not.
+    """
     taken: dict[str, Path] = {}
-    for study in studies:
-        first = taken.setdefault(study.name, study.given)
-        if first is not study.given:
+    for origin in (each.origin for each in unread):
+        first = taken.setdefault(origin.name, origin.given)
+        if first is not origin.given:
             raise UsageError(
-                f"the results of {first} and {study.given} would both be called {study.name}",
+                f"the results of {first} and {origin.given} would both be called {origin.name}",
                 hop="client",
                 hint="rename one of them, or translate them one by one",
             )

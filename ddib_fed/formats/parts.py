@@ -20,7 +20,7 @@ import numpy as np
 from ddib_fed.bridge.records.translation_record import Part, Translation, WrittenFile
 from ddib_fed.errors import AlreadyExists, UsageError
 from ddib_fed.files import sync_folder, write_file
-from ddib_fed.formats.study import Assembled, Study, Translated
+from ddib_fed.formats.study import Assembled, Origin, Study, Translated
 
 FORMAT = 1
 """Of the section `study` of a record."""
@@ -50,7 +50,7 @@ class WrittenStudy:
     """The output of a study on the disk.
 
     Attributes:
-        study: The study.
+        given: The file or the folder.
         files: The output files.
         record: The provenance's file.
         provenance: What all items have in common.
@@ -58,15 +58,25 @@ class WrittenStudy:
         said: Lines for the person: flicker, seams, what was left out.
     """
 
-    study: Study
+    given: Path
     files: tuple[Path, ...]
     record: Path
     provenance: Translation
     report: dict[str, Any]
     said: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """The format, in words."""
+        return str(self.report["kind"])
 
-def check_outputs(study: Study, out: Path, *, force: bool) -> None:
+    @property
+    def items(self) -> int:
+        """How many were sent."""
+        return len(self.report["items"])
+
+
+def check_outputs(study: Study | Origin, out: Path, *, force: bool) -> None:
     """Return if the output of a study overwrites nothing that is not meant to be.
 
     Raises:
@@ -80,7 +90,8 @@ def check_outputs(study: Study, out: Path, *, force: bool) -> None:
             raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
         if path.exists() and not force:
             raise AlreadyExists(
-                f"{path} is there already", hint="choose another --out folder, or add --force"
+                f"{path} is there already, and is no result of this request for {study.given}",
+                hint="choose another --out folder, or add --force",
             )
 
 
@@ -102,14 +113,21 @@ def write_items(study: Study, out: Path) -> Parts:
     return Parts(folder, tuple(paths), folder / "results")
 
 
-def read_results(parts: Parts) -> list[tuple[bytes, Translation] | None]:
-    """The PNG and the record of each item; None for one without, and for a result of another item."""
-    return [_result(item, parts.results) for item in parts.items]
+def read_results(parts: Parts, asked: str) -> list[tuple[bytes, Translation] | None]:
+    """The PNG and the record of each item; None for one without, and for the result of another item or request.
+
+    Args:
+        parts: Of the study.
+        asked: Digest of what is asked for them (`Order.digest`), hex.
+    """
+    return [_result(item, parts.results, asked) for item in parts.items]
 
 
-def _result(item: Path, results: Path) -> tuple[bytes, Translation] | None:
+def _result(item: Path, results: Path, asked: str) -> tuple[bytes, Translation] | None:
     path, record = results / f"{item.stem}.png", Translation.read(results / f"{item.stem}.json")
-    if record is None or not path.is_file() or record.input_sha256 != _digest(item.read_bytes()):
+    if record is None or not path.is_file():
+        return None
+    if (record.asked_sha256, record.input_sha256) != (asked, _digest(item.read_bytes())):
         return None
     content = path.read_bytes()
     written = record.files.get(Part.TRANSLATION)
@@ -136,34 +154,37 @@ def write_outputs(
     check_outputs(study, out, force=force)
     translated = Translated.of(results)
     made = study.assemble(translated)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in {str(Path(name).parent) for name in made.files} - {"."}:
-        (out / name).mkdir(exist_ok=True)
-        for earlier in (out / name).glob("[0-9]*.dcm"):  # of an earlier run, perhaps with more slices
+    path = out / f"{study.name}.json"
+    for folder in {path.parent, *((out / name).parent for name in made.files)}:
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in study.outputs:  # a series of an earlier run, perhaps with more slices
+        for earlier in (out / name).glob("[0-9]*.dcm"):
             earlier.unlink()
     for name, content in made.files.items():
         write_file(out / name, content, overwrite=True)
     sync_folder(out)
     provenance, report = _record(study, translated, made)
     document = {**provenance.stored(), "study": report}
-    path = out / f"{study.name}.json"
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     write_file(path, (text + "\n").encode(), overwrite=True)
     files = tuple(out / name for name in made.files)
-    return WrittenStudy(study, files, path, provenance, report, made.said)
+    return WrittenStudy(study.given, files, path, provenance, report, made.said)
 
 
 def _record(study: Study, translated: Translated, made: Assembled) -> tuple[Translation, dict[str, Any]]:
     """What the items have in common, as the record of any translation, and the study's own section."""
     records = [record for record in translated.records if record is not None]
-    digests = {name: _digest(content) for name, content in made.files.items()}
-    whole = WrittenFile(file=study.name) if len(digests) > 1 else None
+    beside = Path(study.name).parent  # names are relative to the record's folder
+    digests = {
+        Path(name).relative_to(beside).as_posix(): _digest(content) for name, content in made.files.items()
+    }
+    whole = WrittenFile(file=Path(study.name).name) if len(digests) > 1 else None
     main = whole or WrittenFile(file=next(iter(digests)), sha256=next(iter(digests.values())))
     stages = {stage for record in records for stage in record.seconds}
     provenance = translated.first.with_(
         input=study.given.name,
         files={Part.TRANSLATION.value: main},
-        input_sha256="",
+        input_sha256=study.origin.sha256(),
         latent_sha256="",
         samples=len(records),
         wire_bytes=sum(record.wire_bytes for record in records),
@@ -179,6 +200,7 @@ def _record(study: Study, translated: Translated, made: Assembled) -> tuple[Tran
         "format": FORMAT,
         "kind": study.kind,
         "planes": study.planes,
+        "options": dict(study.origin.settings),
         "warnings": list(study.warnings),
         **made.report,
         "files": digests,

@@ -13,7 +13,7 @@ from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import AUTO, Rule, item_bytes
 from ddib_fed.formats.recognition import PICTURES
-from ddib_fed.formats.study import Assembled, Options, Translated, safe_name
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated
 from ddib_fed.samples.formats.decoded import (
     ImageLimits,
     Pixels,
@@ -32,19 +32,15 @@ _LOSSLESS: Final[dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class PictureStudy:
-    """A picture of a format that nodes do not take.
+class PictureStudy(FromOrigin):
+    """A picture of a format that nodes do not take; its result is of the same format, or a PNG.
 
     Attributes:
-        given: The file.
-        name: Of the results.
         format: As Pillow calls it.
         numbers: (H, W, C) that are sent.
         intensity: For the provenance.
     """
 
-    given: Path
-    name: str
     format: str
     numbers: Pixels
     intensity: dict[str, Any]
@@ -53,11 +49,6 @@ class PictureStudy:
     def kind(self) -> str:
         """The format."""
         return {"JPEG2000": "JPEG 2000", "WEBP": "WebP"}.get(self.format, self.format)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The picture, in its own format; as PNG where that cannot hold 16 bits."""
-        return (f"{self.name}{self.given.suffix}", f"{self.name}.png")
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -95,8 +86,20 @@ class PictureStudy:
         return Assembled({self.outputs[0]: file.getvalue()}, report)
 
 
-def read_picture(path: Path, options: Options) -> PictureStudy:
+def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
+    """What the study of a picture is made from; arguments as of `read_picture`."""
+    return Origin.of_file(
+        path, options.settings("intensity"), suffix=path.suffix, within=within, others=(".png",)
+    )
+
+
+def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy:
     """The picture in a file, upright and without transparency.
+
+    Args:
+        path: The file.
+        options: Rule of intensity.
+        within: In front of the name of the results, as in `Origin.of_file`.
 
     Raises:
         FileMissing: There is none.
@@ -118,7 +121,8 @@ def read_picture(path: Path, options: Options) -> PictureStudy:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
     rule = Rule("values") if options.intensity == AUTO else Rule.parse(options.intensity)
     intensity = rule.on(pixels)
-    return PictureStudy(path, safe_name(path.stem), kind, intensity.numbers(pixels), intensity.record(pixels))
+    origin = picture_origin(path, options, within)
+    return PictureStudy(origin, kind, intensity.numbers(pixels), intensity.record(pixels))
 
 
 def _pixels(content: bytes, kind: str) -> Pixels:

@@ -1,30 +1,198 @@
-"""Tells by names and first bytes what a path is; loads neither numpy nor a package for any format."""
+"""Tells by names and first bytes what files and folders are; loads neither numpy nor a package for any format.
+
+The rule: a file that `format_of` knows never leaves as it is. `recognise` finds such files among paths, to be
+translated as studies; where that is not done, `ddib_fed.client.payload` refuses them, by `format_of_content` too.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from ddib_fed.errors import ImageUnreadable
 
+HIDDEN: Final = "hidden"
+TAKEN: Final = frozenset({".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+"""Suffixes of files that a node takes as they are."""
 NIFTI_SUFFIXES: Final = (".nii", ".nii.gz")
 TIFF_SUFFIXES: Final = (".tif", ".tiff")
 PICTURES: Final = {".jp2": "JPEG2000", ".j2k": "JPEG2000", ".webp": "WEBP", ".bmp": "BMP"}
 """Picture formats that nodes do not take, by suffix, as Pillow calls them."""
 MAX_DICOM_FILES: Final = 100_000
-# Tags of the GeoTIFF standard (OGC 19-008): pixel scale, tie points, transformation, key directory.
-GEOTAGS: Final = frozenset({33550, 33922, 34264, 34735})
+# Tags of the GeoTIFF standard (OGC 19-008): pixel scale, tie points, transformation, key directory and its values; of
+# rational polynomials (RPC) and of Intergraph's matrix, which GDAL reads as places on the earth too.
+GEOTAGS: Final = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844, 33920})
 _PREAMBLE: Final = 128
-_MOST_TAGS: Final = 4096
+_MOST_TAGS: Final = 1 << 16
+_MOST_PAGES: Final = 10_000
+
+
+class Format(StrEnum):
+    """A format of which pixels alone leave; the value is its name in messages."""
+
+    NIFTI = "NIfTI volume"
+    PICTURE = "picture of a format that nodes do not take"
+    MAP = "TIFF with a georeference"
+    DICOM = "DICOM file"
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A file, or all DICOM files below a folder.
+
+    Attributes:
+        format: What it is.
+        path: The file, or the folder.
+        folder: That was given, where the file was found below one; None for a file that was given itself.
+        files: The DICOM files below the folder; empty for a file.
+    """
+
+    format: Format
+    path: Path
+    folder: Path | None = None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def within(self) -> str:
+        """The path from the folder to the file's own, which is in front of the names of results; empty for none."""
+        below = "." if self.folder is None else self.path.parent.relative_to(self.folder).as_posix()
+        return "" if below == "." else f"{below}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """What some paths hold; see `formats.study.Choice` for the fields that both have."""
+
+    studies: tuple[Sighting, ...] = ()
+    plain: tuple[Path, ...] = ()
+    beside: tuple[tuple[Path, Counter[str]], ...] = ()
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether a map is among them, which is cut into tiles."""
+        return any(each.format is Format.MAP for each in self.studies)
+
+
+def recognise(paths: Sequence[Path], out: Path | None = None) -> Recognised:
+    """The studies among files and below folders, each file once, and the rest.
+
+    Args:
+        paths: As given.
+        out: Folder of the results, which is not looked into.
+
+    Raises:
+        ImageUnreadable: There are more than `MAX_DICOM_FILES` below a folder.
+    """
+    studies: dict[Path, Sighting] = {}
+    plain: list[Path] = []
+    beside: list[tuple[Path, Counter[str]]] = []
+    ignored: Counter[str] = Counter()
+    for path in paths:
+        if path.is_dir():
+            found = _below(path, out)
+            plain += found.plain
+            beside += found.beside
+            ignored += found.ignored
+            for each in found.studies:
+                studies.setdefault(each.path.absolute(), each)
+        elif kind := format_of(path):
+            studies.setdefault(path.absolute(), Sighting(kind, path))
+        else:
+            plain.append(path)
+    return Recognised(tuple(studies.values()), tuple(plain), tuple(beside), ignored)
+
+
+def _below(folder: Path, out: Path | None) -> Recognised:
+    """What lies below a folder; a folder without a study is left as it is."""
+    below = files_below(folder, out)
+    kinds = {path: format_of(path) for path in below.files}
+    dicom = tuple(path for path, kind in kinds.items() if kind is Format.DICOM and not _is_directory(path))
+    if len(dicom) > MAX_DICOM_FILES:
+        raise ImageUnreadable(f"{folder} has more than {MAX_DICOM_FILES} DICOM files", hop="client")
+    studies = [
+        Sighting(kind, path, folder) for path, kind in kinds.items() if kind not in {None, Format.DICOM}
+    ]
+    if dicom:
+        studies.append(Sighting(Format.DICOM, folder, None, dicom))
+    if not studies:
+        return Recognised(plain=(folder,))
+    others = Counter(_suffix(path) for path, kind in kinds.items() if kind is None)
+    taken = Counter({suffix: count for suffix, count in others.items() if suffix in TAKEN})
+    if taken and not dicom:  # those who list the folder's files count the ignored ones
+        return Recognised(tuple(studies), (folder,))
+    beside = ((folder, taken),) if taken else ()
+    return Recognised(tuple(studies), below.unreadable, beside, others - taken + below.ignored)
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """What lies below a folder.
+
+    Attributes:
+        files: Visible files, in the order of their paths; a link to nothing is one.
+        unreadable: Folders that cannot be read.
+        ignored: Hidden files and folders, and pipes, sockets and devices, which a reader could wait on for ever.
+    """
+
+    files: tuple[Path, ...]
+    unreadable: tuple[Path, ...]
+    ignored: Counter[str]
+
+
+def files_below(root: Path, out: Path | None) -> Below:
+    """The files below a folder; neither hidden folders nor `out` nor links to folders are looked into."""
+    without = None if out is None else out.resolve()
+    found: list[Path] = []
+    unreadable: list[Path] = []
+    ignored: Counter[str] = Counter()
+    for at, folders, names in os.walk(root, onerror=lambda error: unreadable.append(Path(error.filename))):
+        here = Path(at)
+        ignored[HIDDEN] += sum(name.startswith(".") for name in (*folders, *names))
+        folders[:] = [d for d in folders if not d.startswith(".") and (here / d).resolve() != without]
+        for path in (here / name for name in names if not name.startswith(".")):
+            if path.exists() and not path.is_file():
+                ignored[_suffix(path)] += 1
+            else:
+                found.append(path)
+    return Below(tuple(sorted(found)), tuple(sorted(unreadable)), +ignored)
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower() or "without suffix"
 
 
 def is_study(path: Path) -> bool:
-    """Whether a file or folder is of a format that is translated here, and not sent as it is."""
-    if path.is_dir():
-        return bool(dicom_files(path))
-    return is_nifti(path) or is_picture(path) or is_georeferenced(path) or is_dicom(path)
+    """Whether a file is of a format that is translated here and not sent as it is, or a folder has such a file."""
+    return bool(recognise([path]).studies)
+
+
+def format_of(path: Path) -> Format | None:
+    """The format of a file of which pixels alone leave; None for any other file, and for what cannot be opened."""
+    if is_nifti(path):
+        return Format.NIFTI
+    if is_picture(path):
+        return Format.PICTURE
+    if is_georeferenced(path):
+        return Format.MAP
+    return Format.DICOM if is_dicom(path) else None
+
+
+def format_of_content(content: bytes) -> Format | None:
+    """The same of the bytes of a file that begins as one that a node takes does.
+
+    Such a TIFF may be a map, and any may be a DICOM file: its first 128 bytes are free (PS3.10 7.1).
+    """
+    if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
+        return Format.DICOM
+    return Format.MAP if GEOTAGS & _tags(io.BytesIO(content)) else None
 
 
 def is_nifti(path: Path) -> bool:
@@ -46,22 +214,9 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files below a folder but directories, in the order of their names; hidden ones are left out.
-
-    Raises:
-        ImageUnreadable: There are more than `MAX_DICOM_FILES`.
-    """
-    found: list[Path] = []
-    for at, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(at) / name
-            if not name.startswith((".", "DICOMDIR")) and is_dicom(path):
-                found.append(path)
-        if len(found) > MAX_DICOM_FILES:
-            raise ImageUnreadable(f"{folder} has more than {MAX_DICOM_FILES} DICOM files", hop="client")
-    return found
+def _is_directory(path: Path) -> bool:
+    """Whether a file is called as the one that lists the others of a DICOM medium."""
+    return path.name.startswith("DICOMDIR")
 
 
 def is_georeferenced(path: Path) -> bool:
@@ -71,26 +226,36 @@ def is_georeferenced(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return bool(GEOTAGS & _tags(file))
-    except (OSError, struct.error):
+    except OSError:
         return False
 
 
 def _tags(file: BinaryIO) -> set[int]:
-    """The tags of a TIFF's first page; empty for anything else."""
+    """The tags of a TIFF's pages, as far as they can be read; empty for anything else."""
     opening = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(opening[:2])
     if order is None or len(opening) < 16:
         return set()
     (version,) = struct.unpack_from(f"{order}H", opening, 2)
-    if version == 42:
-        (at,) = struct.unpack_from(f"{order}I", opening, 4)
-        head, entry = f"{order}H", 12
-    elif version == 43:  # BigTIFF
-        (at,) = struct.unpack_from(f"{order}Q", opening, 8)
-        head, entry = f"{order}Q", 20
-    else:
+    if version not in {42, 43}:
         return set()
-    file.seek(min(at, 2**62))
-    (count,) = struct.unpack(head, file.read(struct.calcsize(head)))
-    table = file.read(min(count, _MOST_TAGS) * entry)
-    return {struct.unpack_from(f"{order}H", table, start)[0] for start in range(0, len(table) - 1, entry)}
+    # A page is the number of its tags, the tags, and where the next page is; 43 is BigTIFF.
+    head, entry, place, first = (
+        (f"{order}H", 12, f"{order}I", 4) if version == 42 else (f"{order}Q", 20, f"{order}Q", 8)
+    )
+    (at,) = struct.unpack_from(place, opening, first)
+    found: set[int] = set()
+    seen: set[int] = set()
+    try:
+        while at and at not in seen and len(seen) < _MOST_PAGES:
+            seen.add(at)
+            file.seek(min(at, 2**62))
+            (count,) = struct.unpack(head, file.read(struct.calcsize(head)))
+            table = file.read(min(count, _MOST_TAGS) * entry)
+            found |= {
+                struct.unpack_from(f"{order}H", table, tag)[0] for tag in range(0, len(table) - 1, entry)
+            }
+            (at,) = struct.unpack(place, file.read(struct.calcsize(place)))
+    except struct.error:  # it ends in the middle of a page
+        pass
+    return found

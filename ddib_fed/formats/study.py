@@ -5,10 +5,12 @@ The rule: an item holds pixels, their type and their shape, and no value of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 
@@ -36,6 +38,66 @@ class Options:
     tile: tuple[int, int] | None = None
     overlap: int | None = None
     fill_refused: bool = False
+
+    def settings(self, *names: str) -> dict[str, Any]:
+        """Some of them as JSON values: those that decide what a format's items and output are."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a study is made from: the same origin makes the same items.
+
+    Attributes:
+        given: The file or the folder, for messages.
+        name: What results are called; below a folder with the path.
+        outputs: Names of the files or folders that `Study.assemble` makes.
+        inputs: Every file that is read.
+        settings: Options that decide, as JSON values.
+    """
+
+    given: Path
+    name: str
+    outputs: tuple[str, ...]
+    inputs: tuple[Path, ...]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of_file(
+        cls,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        suffix: str,
+        within: str = "",
+        others: Sequence[str] = (),
+    ) -> Origin:
+        """Of a file that becomes a file of the same kind.
+
+        Args:
+            path: The file.
+            settings: As the attribute.
+            suffix: Of the file and of its result.
+            within: In front of the name of the results: the folders below which they go, ending in a slash.
+            others: Further suffixes that the result may have.
+        """
+        called = within + safe_name(path.name[: len(path.name) - len(suffix)])
+        return cls(path, called, tuple(f"{called}{each}" for each in (suffix, *others)), (path,), settings)
+
+    def sha256(self) -> str:
+        """Digest of all that is read, hex: of a file its own, of several that of their sorted digests.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        digests = []
+        for path in self.inputs:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return (
+            digests[0] if len(digests) == 1 else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +238,10 @@ class Study(Protocol):
     """Something that is translated in several items, or in a file that a node does not take."""
 
     @property
+    def origin(self) -> Origin:
+        """What it is made from."""
+
+    @property
     def name(self) -> str:
         """What results are called."""
 
@@ -184,12 +250,12 @@ class Study(Protocol):
         """The file or the folder, for messages."""
 
     @property
-    def kind(self) -> str:
-        """The format, in words."""
-
-    @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the files or folders that `assemble` makes."""
+
+    @property
+    def kind(self) -> str:
+        """The format, in words."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -211,16 +277,100 @@ class Study(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class FromOrigin:
+    """The part of a study that its origin says.
+
+    Attributes:
+        origin: What it is made from.
+    """
+
+    origin: Origin
+
+    @property
+    def name(self) -> str:
+        """What results are called."""
+        return self.origin.name
+
+    @property
+    def given(self) -> Path:
+        """The file or the folder, for messages."""
+        return self.origin.given
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the files or folders of the results."""
+        return self.origin.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A study whose pixels are not in memory.
+
+    Attributes:
+        origin: What it is made from.
+        read: Reads it; raises as the reader of its format.
+    """
+
+    origin: Origin
+    read: Callable[[], Study]
+
+
+class Studies(Sequence[Study]):
+    """Studies, each of which is read when it is asked for; the last one alone is kept, so that memory holds one.
+
+    Args:
+        unread: The studies.
+    """
+
+    def __init__(self, unread: Sequence[Unread] = ()) -> None:
+        self.unread = tuple(unread)
+        self._kept: tuple[int, Study] | None = None
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.unread)
+
+    @overload
+    def __getitem__(self, at: int) -> Study: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Studies: ...
+
+    def __getitem__(self, at: int | slice) -> Study | Studies:
+        """A study, read; or some of them.
+
+        Raises:
+            DdibError: It cannot be read.
+        """
+        if isinstance(at, slice):
+            return Studies(self.unread[at])
+        unread = self.unread[at]
+        if self._kept is None or self._kept[0] != at:
+            self._kept = None
+            self._kept = at, unread.read()
+        return self._kept[1]
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Of all, without reading one."""
+        return tuple(each.origin for each in self.unread)
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What was made of the paths of a command.
 
     Attributes:
         studies: What is translated in several items or needs another format.
-        plain: Files that a node takes as they are.
+        plain: Files that a node takes as they are, and folders with such files below them.
+        beside: Folders of DICOM files and, by suffix, files in them that a node takes; they are not in `plain`.
+        ignored: Other files below folders that are not in `plain`, by suffix or as "hidden".
     """
 
-    studies: tuple[Study, ...] = ()
-    plain: tuple[Path, ...] = field(default=())
+    studies: Studies = field(default_factory=Studies)
+    plain: tuple[Path, ...] = ()
+    beside: tuple[tuple[Path, Counter[str]], ...] = ()
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ddib_fed
 from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.client import streams
 from ddib_fed.client.client import Client
@@ -34,6 +35,7 @@ from ddib_fed.trust.pki import issue_to_folder, load_authority
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import JobState, Settings
 from tests.client.scripted_source import TARGET, npy, points
+from tests.formats.tiffs import tiff
 from tests.node.flipping import BitFlipper
 
 
@@ -46,6 +48,20 @@ def test_lists_domains_with_what_is_ready(alice):
         ("west.example", "PEER_UNREACHABLE"),
     ]
     assert found.targets[0].target == TARGET
+
+
+def test_a_notebook_cannot_send_a_map(alice, north, tmp_path):
+    """By its path or its bytes, with the client or with `ddib_fed.translate`: the header would leave with it."""
+    (tmp_path / "map.tif").write_bytes(tiff({256: 1, 34735: 4}))
+    for send in (
+        lambda: alice.submit([tmp_path / "map.tif"], TARGET),
+        lambda: alice.submit([tiff({256: 1, 34735: 4})], TARGET),
+        lambda: ddib_fed.translate([tmp_path / "map.tif"], alice, TARGET),
+    ):
+        with pytest.raises(InputError, match="stays on this machine") as caught:
+            send()
+        assert "ddib translate" in caught.value.hint
+    assert not north.service.jobs
 
 
 def test_submits_every_item_whole(alice, north, tmp_path):

@@ -21,6 +21,8 @@ NIFTI = Path(nibabel.__file__).parent / "tests" / "data"
 HOUNSFIELD = (1.0, -1024.0, 16, -1024.0, 3071.0)
 """Slope, intercept, bits, low and high of a target whose units are those of CT."""
 BYTES = (1.0, 0.0, 8, 0.0, 255.0)
+ASKED = "a5" * 32
+"""Digest of what was asked for the items."""
 
 
 def only(path: Path, **options: object) -> Study:
@@ -38,14 +40,17 @@ def figures(pixels: np.ndarray, scale: tuple = BYTES) -> PictureFigures:
     )  # fmt: skip
 
 
-def record(item: bytes, png: bytes, scale: tuple = BYTES, **changes: object) -> Translation:
+def record(
+    item: bytes, png: bytes, scale: tuple = BYTES, asked: str = ASKED, **changes: object
+) -> Translation:
     """The record of one item."""
     return Translation(
         source_institution="north.example", source_domain="scans", target_institution="south.example",
         target_domain="relief", source_model_sha256="ab" * 32, target_model_sha256="cd" * 32,
         input_sha256=hashlib.sha256(item).hexdigest(), latent_sha256=hashlib.sha256(item + b"latent").hexdigest(),
         picture=figures(decode_image(png).pixels, scale), seconds={"encode": 1.0}, wire_bytes=100, doubtful=False,
-        doubts=(), files={Part.TRANSLATION.value: WrittenFile(file="x", sha256=hashlib.sha256(png).hexdigest())},
+        doubts=(), asked_sha256=asked,
+        files={Part.TRANSLATION.value: WrittenFile(file="x", sha256=hashlib.sha256(png).hexdigest())},
         **changes,
     )  # fmt: skip
 

@@ -10,13 +10,14 @@ import pytest
 import rasterio
 from rasterio.control import GroundControlPoint
 from rasterio.io import MemoryFile
-from rasterio.transform import Affine
+from rasterio.rpc import RPC
 
 from ddib_fed.errors import ExtraMissing, ImageUnreadable, UsageError
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import is_georeferenced
 from ddib_fed.formats.study import Options, Translated
 from tests.formats.echoes import echo, only, require_pixels_alone, results
+from tests.formats.maps import WHERE, write_map
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
 
@@ -24,19 +25,6 @@ ROWS, COLUMNS = np.mgrid[0:90, 0:131]
 SMOOTH = np.stack([100 + 80 * np.sin(ROWS / 17), 120 + 60 * np.cos(COLUMNS / 11), ROWS + COLUMNS / 3]).astype(
     "uint8"
 )
-WHERE = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500_000, 0, -10, 5_000_000)}
-
-
-def write(path, values, *, mask=None, **profile):
-    """A GeoTIFF of (bands, H, W)."""
-    settings = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2],
-                "dtype": values.dtype.name, **WHERE, **profile}  # fmt: skip
-    with rasterio.open(path, "w", **settings) as file:
-        file.write(values)
-        file.update_tags(OWNER="Ada Lovelace")
-        if mask is not None:
-            file.write_mask(mask)
-    return path
 
 
 def opened(content):
@@ -49,10 +37,18 @@ def opened(content):
         )
 
 
+POLYNOMIALS = RPC(
+    height_off=50.0, height_scale=500.0, lat_off=45.0, lat_scale=0.1, line_off=45.0, line_scale=45.0,
+    line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17, line_den_coeff=[1.0] + [0.0] * 19,
+    long_off=15.0, long_scale=0.1, samp_off=65.0, samp_scale=65.0,
+    samp_num_coeff=[0.0, 1.0] + [0.0] * 18, samp_den_coeff=[1.0] + [0.0] * 19, err_bias=0.0, err_rand=0.0,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("driver", ["GTiff", "COG"])
 def test_a_map_comes_back_where_it_was(driver, tmp_path):
     """The same pixels, reference system and transform; a COG stays one; no tag of the input, and a mark."""
-    path = write(tmp_path / "map.tif", SMOOTH, driver=driver)
+    path = write_map(tmp_path / "map.tif", SMOOTH, driver=driver)
     study = only(path, tile=(32, 32))
     require_pixels_alone(study)
     assert len(list(study.items())) == len(study.grid) > 20
@@ -69,7 +65,7 @@ def test_a_map_comes_back_where_it_was(driver, tmp_path):
 
 def test_tiles_of_other_brightness_leave_no_seams(tmp_path):
     """Every tile comes back with an offset of its own."""
-    study = only(write(tmp_path / "map.tif", SMOOTH), tile=(32, 32))
+    study = only(write_map(tmp_path / "map.tif", SMOOTH), tile=(32, 32))
     generator = np.random.default_rng(0)
     made = study.assemble(echo(study, change=lambda n: (n / 2 + 60 + generator.normal(0, 8)).clip(0, 255)))
     seams = made.report["seams"]
@@ -78,7 +74,7 @@ def test_tiles_of_other_brightness_leave_no_seams(tmp_path):
 
 
 def test_without_tiles_the_map_is_one_item(tmp_path):
-    study = only(write(tmp_path / "map.tif", SMOOTH[:1]))
+    study = only(write_map(tmp_path / "map.tif", SMOOTH[:1]))
     assert (study.planes, len(list(study.items()))) == (1, 1)
     assert study.assemble(echo(study)).report["seams"] is None
 
@@ -88,7 +84,7 @@ def test_holes_are_filled_for_the_model_and_stay_holes(tmp_path):
     mask = np.full((90, 131), 255, np.uint8)
     mask[:45, 60:] = 0
     holed = np.where(mask, SMOOTH, 0).astype(np.uint8)
-    study = only(write(tmp_path / "map.tif", holed, mask=mask), tile=(32, 32))
+    study = only(write_map(tmp_path / "map.tif", holed, mask=mask), tile=(32, 32))
     assert len(study.sent) < study.planes
     assert study.numbers[:45, 60:].min() > 0
     _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
@@ -99,7 +95,7 @@ def test_heights_become_numbers_by_percentiles(tmp_path):
     """Float metres with NaN: the rule is in the report, and the scale of the target in the file."""
     heights = (ROWS * 30.5 - 400).astype(np.float32)[None]
     heights[0, :4, :4] = np.nan
-    study = only(write(tmp_path / "dem.tif", heights, nodata=np.nan), tile=(64, 64))
+    study = only(write_map(tmp_path / "dem.tif", heights, nodata=np.nan), tile=(64, 64))
     assert study.intensity["rule"] == "percentile"
     scale = (0.1, -50.0, 16, -50.0, 500.0)
     made = study.assemble(echo(study, scale=scale))
@@ -109,7 +105,7 @@ def test_heights_become_numbers_by_percentiles(tmp_path):
 
 
 def test_refused_tiles_are_holes(tmp_path):
-    study = only(write(tmp_path / "map.tif", SMOOTH), tile=(45, 66), overlap=1)
+    study = only(write_map(tmp_path / "map.tif", SMOOTH), tile=(45, 66), overlap=1)
     found = results(study)
     found[0] = None
     made = study.assemble(Translated.of(found))
@@ -136,38 +132,60 @@ def test_control_points_are_kept(tmp_path):
             ]
 
 
+def test_rational_polynomials_are_kept(tmp_path):
+    """The georeference of a picture as a satellite took it."""
+    path = write_map(tmp_path / "map.tif", SMOOTH, crs=None, transform=None, rpcs=POLYNOMIALS)
+    assert is_georeferenced(path)
+    study = only(path)
+    with MemoryFile(study.assemble(echo(study)).files["map.tif"]) as memory, memory.open() as file:
+        assert file.rpcs.to_gdal() == POLYNOMIALS.to_gdal()
+
+
+def test_a_file_of_two_maps_is_refused(tmp_path):
+    """Instead of the first alone."""
+    for name in "ab":
+        write_map(tmp_path / f"{name}.tif", SMOOTH)
+    from PIL import Image
+
+    with Image.open(tmp_path / "a.tif") as first, Image.open(tmp_path / "b.tif") as second:
+        first.save(tmp_path / "both.tif", save_all=True, append_images=[second], tiffinfo=first.tag_v2)
+    assert is_georeferenced(tmp_path / "both.tif")
+    with pytest.raises(ImageUnreadable, match="2 maps"):
+        only(tmp_path / "both.tif")
+
+
 def test_a_plain_tiff_is_left_to_the_node(tmp_path):
     """It has no tag of a place on the earth; BigTIFF of a map has."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = write(tmp_path / "plain.tif", SMOOTH, crs=None, transform=None)
+        plain = write_map(tmp_path / "plain.tif", SMOOTH, crs=None, transform=None)
     assert open_paths([plain], Options()).plain == (plain,)
-    assert is_georeferenced(write(tmp_path / "big.tif", SMOOTH, BIGTIFF="YES"))
+    assert is_georeferenced(write_map(tmp_path / "big.tif", SMOOTH, BIGTIFF="YES"))
     (tmp_path / "torn.tif").write_bytes(b"II*\0\xff\xff\xff\x7f" + bytes(20))
     assert not is_georeferenced(tmp_path / "torn.tif")
 
 
 @pytest.mark.parametrize("bands", [2, 5])
 def test_other_bands_are_refused_with_a_command(bands, tmp_path):
-    path = write(tmp_path / "map.tif", np.stack([SMOOTH[0]] * bands), photometric="minisblack")
+    path = write_map(tmp_path / "map.tif", np.stack([SMOOTH[0]] * bands), photometric="minisblack")
     with pytest.raises(ImageUnreadable, match="bands") as caught:
         only(path)
     assert "rio stack" in caught.value.hint
 
 
 def test_a_torn_map_and_a_wrong_overlap_are_refused(tmp_path):
-    path = write(tmp_path / "map.tif", SMOOTH)
+    path = write_map(tmp_path / "map.tif", SMOOTH)
     with pytest.raises(UsageError):
         only(path, tile=(32, 32), overlap=40)
     noise = np.random.default_rng(0).integers(0, 255, (3, 90, 131)).astype(np.uint8)
-    content = write(path, noise, compress="deflate").read_bytes()
+    content = write_map(path, noise, compress="deflate").read_bytes()
     path.write_bytes(content[:12_000] + bytes(10_000) + content[22_000:])
     with pytest.raises(ImageUnreadable, match=r"map\.tif"):
         only(path)
 
 
 def test_without_rasterio_the_extra_is_named(tmp_path, monkeypatch):
-    path = write(tmp_path / "map.tif", SMOOTH)
+    path = write_map(tmp_path / "map.tif", SMOOTH)
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(ExtraMissing, match="rasterio") as caught:
         only(path)

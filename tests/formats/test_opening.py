@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from ddib_fed.errors import UsageError
+from ddib_fed.errors import ImageUnreadable, UsageError
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.recognition import is_study
+from ddib_fed.formats.recognition import Format, format_of_content, is_study, recognise
 from ddib_fed.formats.study import Options, safe_name
 from ddib_fed.samples.images import encode_png
-from tests.formats.echoes import DICOM, NIFTI
+from tests.formats.dicom.files import write_series
+from tests.formats.echoes import DICOM, NIFTI, only
+from tests.formats.tiffs import tiff
 
 
 def test_studies_and_plain_files_are_told_apart(tmp_path):
@@ -30,6 +34,90 @@ def test_two_studies_of_one_name_are_refused(tmp_path):
     (tmp_path / "standard.nii.gz").write_bytes((NIFTI / "standard.nii.gz").read_bytes())
     with pytest.raises(UsageError, match="would both be called standard"):
         open_paths([NIFTI / "standard.nii.gz", tmp_path / "standard.nii.gz"], Options())
+
+
+def test_below_a_folder_every_file_is_found_and_keeps_its_path(tmp_path):
+    """Volumes, maps and series by themselves; plain files are left for those who list the folder."""
+    for name, content in {
+        "a.nii.gz": (NIFTI / "standard.nii.gz").read_bytes(),
+        "ward 3/a.nii": (NIFTI / "anatomical.nii").read_bytes(),
+        "ward 3/old map.tif": tiff({33550: 3}),
+        "plain.tif": tiff({256: 1}),
+        "notes.txt": b"",
+        ".hidden.nii": b"",
+    }.items():
+        path = tmp_path / "given" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    found = open_paths([tmp_path / "given"], Options())
+    assert [origin.name for origin in found.studies.origins] == ["a", "ward 3/a", "ward 3/old-map"]
+    assert [origin.outputs for origin in found.studies.origins][1:] == [
+        ("ward 3/a.nii",),
+        ("ward 3/old-map.tif",),
+    ]
+    assert (found.plain, found.ignored) == ((tmp_path / "given",), Counter())
+    (tmp_path / "given" / "plain.tif").unlink()
+    found = open_paths([tmp_path / "given", tmp_path / "given" / "a.nii.gz"], Options())
+    assert (len(found.studies), found.plain) == (3, ())
+    assert found.ignored == Counter({".txt": 1, "hidden": 1})
+
+
+def test_files_beside_a_series_are_counted(tmp_path):
+    """Pictures, which would be translated elsewhere, apart from all else."""
+    write_series(tmp_path / "given", np.ones((2, 8, 8), int))
+    for name in ("a.png", "b.png", "c.npy", "notes.txt"):
+        (tmp_path / "given" / name).write_bytes(b"")
+    found = recognise([tmp_path / "given"])
+    assert [len(each.files) for each in found.studies] == [2]
+    assert found.plain == ()
+    assert found.beside == ((tmp_path / "given", Counter({".png": 2, ".npy": 1})),)
+    assert found.ignored == Counter({".txt": 1})
+
+
+def test_results_are_no_input(tmp_path):
+    """They may lie below the folder that is translated."""
+    write_series(tmp_path / "mr", np.ones((2, 8, 8), int))
+    write_series(tmp_path / "out" / "mr", np.ones((3, 8, 8), int))
+    (out := tmp_path / "out" / "scan.nii").write_bytes(b"")
+    assert [len(each.files) for each in recognise([tmp_path], out.parent).studies] == [2]
+    assert [len(each.files) for each in recognise([tmp_path]).studies] == [0, 5]
+
+
+def test_a_georeference_is_seen_wherever_its_tags_are():
+    """In both byte orders, in BigTIFF, on a later page, as polynomials; other TIFFs, and torn ones, have none."""
+    where = {33550: 3, 256: 1}
+    for made in (
+        tiff(where),
+        tiff(where, order=">"),
+        tiff(where, big=True),
+        tiff({256: 1}, where),
+        tiff({50844: 92}),
+    ):
+        assert format_of_content(made) is Format.MAP
+    looping = tiff({256: 1}, {256: 1}, loops=True)
+    for made in (tiff({256: 1}), tiff(where)[:20], tiff(where)[:9], b"", b"II*\0", looping):
+        assert format_of_content(made) is None
+
+
+def test_one_study_is_in_memory_at_a_time():
+    """Values of a series are let go when items are made of them; all of a study, when the next is read."""
+    studies = open_paths([NIFTI / "anatomical.nii", NIFTI / "standard.nii.gz"], Options()).studies
+    numbers = weakref.ref(studies[0].slices.numbers)
+    assert studies[0].slices.numbers is numbers()
+    assert studies[1].planes == 7
+    assert numbers() is None
+    assert not hasattr(only(DICOM / "MR_small.dcm").series, "values")
+
+
+def test_what_cannot_be_read_is_collected_where_that_is_asked(tmp_path):
+    """A damaged header of a series; a missing package is about no file."""
+    (tmp_path / "bad.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 20)
+    bad = []
+    found = open_paths([tmp_path / "bad.dcm", NIFTI / "standard.nii.gz"], Options(), bad=bad)
+    assert [path.name for path, _ in bad] == ["bad.dcm"]
+    assert [study.name for study in found.studies] == ["standard"]
+    with pytest.raises(ImageUnreadable):
+        open_paths([tmp_path / "bad.dcm"], Options())
 
 
 def test_names_for_files_hold_nothing_that_a_shell_or_a_path_reads():

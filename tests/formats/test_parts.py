@@ -9,10 +9,12 @@ import pytest
 
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, UsageError
+from ddib_fed.formats.finished import finished_study
+from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.parts import check_outputs, read_results, write_items, write_outputs
-from ddib_fed.formats.study import Translated
+from ddib_fed.formats.study import Options, Translated
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import NIFTI, only, results
+from tests.formats.echoes import ASKED, NIFTI, only, results
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 
@@ -20,6 +22,10 @@ VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 @pytest.fixture
 def study():
     return only(NIFTI / "anatomical.nii")
+
+
+def finished(origin, out, *, asked=ASKED, fill_refused=False):
+    return finished_study(origin, out, asked=asked, fill_refused=fill_refused)
 
 
 def put(parts, found):
@@ -37,7 +43,7 @@ def test_results_are_put_together_from_their_files(study, tmp_path):
     assert [path.name for path in parts.items][:2] == ["0001.png", "0002.png"]
     assert {path.stat().st_mode & 0o777 for path in parts.items} == {0o600}
     put(parts, results(study))
-    written = write_outputs(study, read_results(parts), tmp_path, force=False)
+    written = write_outputs(study, read_results(parts, ASKED), tmp_path, force=False)
     assert [path.name for path in written.files] == ["anatomical.nii"]
     record = Translation.read(written.record)
     assert record is not None
@@ -66,7 +72,17 @@ def test_a_result_of_another_item_does_not_count(study, tmp_path):
     put(parts, [found[1], found[0], *found[2:]])
     (parts.results / "0005.png").write_bytes(found[6][0])
     (parts.results / "0008.json").unlink()
-    assert [at for at, result in enumerate(read_results(parts)) if result is None] == [0, 1, 4, 7]
+    assert [at for at, result in enumerate(read_results(parts, ASKED)) if result is None] == [0, 1, 4, 7]
+
+
+def test_a_result_for_another_request_does_not_count(study, tmp_path):
+    """Of another target, or by other settings."""
+    parts = write_items(study, tmp_path)
+    found = results(study)
+    png, record = found[2]
+    found[2] = (png, record.with_(asked_sha256="b6" * 32))
+    put(parts, found)
+    assert [at for at, result in enumerate(read_results(parts, ASKED)) if result is None] == [2]
 
 
 def test_nothing_is_overwritten_unless_asked(study, tmp_path):
@@ -81,9 +97,6 @@ def test_nothing_is_overwritten_unless_asked(study, tmp_path):
 def test_the_input_is_never_replaced(of_files, tmp_path):
     """--out beside it, also with --force, and when the folder's files were named one by one."""
     paths = write_series(tmp_path / "ct", VALUES, header="CT_small.dcm")
-    from ddib_fed.formats.opening import open_paths
-    from ddib_fed.formats.study import Options
-
     (study,) = open_paths(paths if of_files else [tmp_path / "ct"], Options()).studies
     with pytest.raises(UsageError, match="replace the input"):
         check_outputs(study, tmp_path, force=True)
@@ -114,3 +127,47 @@ def test_results_of_two_models_make_no_volume(study):
         Translated.of(found)
     with pytest.raises(ItemNotFound):
         Translated.of([None, None])
+
+
+def test_output_of_the_same_request_is_known_again(tmp_path):
+    """By the record of a volume below a folder, without its pixels; not for another request, option, input or file."""
+    given = tmp_path / "in" / "ward" / "scan.nii"
+    given.parent.mkdir(parents=True)
+    given.write_bytes((NIFTI / "anatomical.nii").read_bytes())
+    (unread,) = open_paths([tmp_path / "in"], Options()).studies.unread
+    study, out = unread.read(), tmp_path / "out"
+    assert finished(unread.origin, out) is None
+    written = write_outputs(study, results(study), out, force=False)
+    again = finished(unread.origin, out)
+    assert again is not None
+    assert (again.files, again.kind, again.items) == ((out / "ward" / "scan.nii",), "NIfTI volume", 25)
+    assert again.files == written.files
+    assert finished(unread.origin, out, asked="b6" * 32) is None
+    (other,) = open_paths([tmp_path / "in"], Options(slices="sagittal")).studies.unread
+    assert finished(other.origin, out) is None
+    given.write_bytes(given.read_bytes() + b"0")
+    assert finished(unread.origin, out) is None
+    given.write_bytes((NIFTI / "anatomical.nii").read_bytes())
+    (out / "ward" / "scan.nii").write_bytes(b"changed")
+    assert finished(unread.origin, out) is None
+
+
+def test_output_with_refused_planes_is_finished_only_where_that_is_asked(study, tmp_path):
+    found = results(study)
+    found[1] = None
+    write_outputs(study, found, tmp_path, force=False)
+    assert finished(study.origin, tmp_path) is None
+    assert finished(study.origin, tmp_path, fill_refused=True) is not None
+
+
+def test_a_volume_beside_a_series_leaves_its_files(tmp_path):
+    """Results in one folder: only a series replaces its own earlier files."""
+    out = tmp_path / "out"
+    write_series(tmp_path / "ward", VALUES)
+    series = only(tmp_path / "ward")
+    write_outputs(series, results(series), out, force=False)
+    (tmp_path / "in" / "ward").mkdir(parents=True)
+    (tmp_path / "in" / "ward" / "scan.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())
+    volume = only(tmp_path / "in")
+    write_outputs(volume, results(volume), out, force=False)
+    assert len(list((out / "ward").glob("*.dcm"))) == 4

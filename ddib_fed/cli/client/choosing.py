@@ -35,13 +35,15 @@ class Chosen:
     ignored: str = ""
 
     @classmethod
-    def files(cls, paths: Sequence[Path], out: Path | None = None) -> Chosen:
+    def files(cls, paths: Sequence[Path], out: Path | None = None, *, apart: bool = False) -> Chosen:
         """Files, and those below folders but for `out`; results have the same names, below a folder the same paths.
+
+        Arguments as of `find_files`.
 
         Raises:
             FileMissing: A folder holds no file to translate.
         """
-        found = find_files(paths, out)
+        found = find_files(paths, out, apart=apart)
         return cls(
             tuple(each.path for each in found.files),
             tuple(Input(each.name, each.file) for each in found.files),
@@ -63,6 +65,7 @@ def choose(
     labels: Path | None,
     limit: int | None,
     out: Path | None = None,
+    apart: bool = False,
 ) -> Chosen:
     """The files given to `ddib translate`.
 
@@ -74,6 +77,7 @@ def choose(
         labels: ImageNet's development kit.
         limit: Only so many pictures of each class.
         out: Folder of the results, which holds none of the files.
+        apart: Whether studies below folders are translated apart, as of `find_files`.
 
     Raises:
         UsageError: Conflicting options, or an unknown class.
@@ -82,7 +86,7 @@ def choose(
     """
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
-        return Chosen.files(files, out)
+        return Chosen.files(files, out, apart=apart)
     options.refuse_idle(
         ("source_class", "target_class"), "is already set by --pairs", hint="omit one of them"
     )

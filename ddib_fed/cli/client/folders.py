@@ -6,7 +6,6 @@ no format, are left out and counted.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +14,7 @@ from pathlib import Path
 
 from ddib_fed.client.payload import SUFFIXES
 from ddib_fed.errors import FileMissing
-
-HIDDEN = "hidden"
+from ddib_fed.formats.recognition import files_below, format_of, is_study
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +44,17 @@ class Found:
 
     def ignored_line(self) -> str:
         """What was left out, for people; empty for nothing."""
-        count = self.ignored.total()
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.ignored.most_common(6))
-        return f"ignored {count:,} other file{'s' * (count != 1)} ({kinds})" if count else ""
+        return ignored_line(self.ignored)
 
 
-def find_files(given: Sequence[Path], out: Path | None) -> Found:
+def find_files(given: Sequence[Path], out: Path | None, *, apart: bool = False) -> Found:
     """The files that are given, and those below folders that are given, each file once.
 
     Args:
         given: Files and folders; one that does not exist stays, and is refused when it is read.
         out: Folder of the results, which is not looked into.
+        apart: Whether files below folders that are translated as studies are left out here, uncounted; otherwise they
+            are refused when they are read.
 
     Raises:
         FileMissing: A folder has no file to translate.
@@ -67,38 +65,43 @@ def find_files(given: Sequence[Path], out: Path | None) -> Found:
         if not path.is_dir():
             found.setdefault(path.absolute(), FoundFile(path, path.name))
             continue
-        below = _below(path, out, ignored)
+        below = _below(path, out, ignored, apart=apart)
         for file in below:
             found.setdefault(file.absolute(), FoundFile(file, file.relative_to(path).as_posix()))
         if not below:
-            raise FileMissing(
-                f"{path} holds no file to translate",
-                hint=f"known are {', '.join(sorted(SUFFIXES))}; `ls -la {shlex.quote(str(path))}` shows what is there",
-                hop="client",
-            )
+            raise _nothing_below(path, studies=not apart and is_study(path))
     return Found(tuple(found.values()), ignored)
 
 
-def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
+def ignored_line(ignored: Counter[str]) -> str:
+    """What was left out below folders, for people; empty for nothing."""
+    count = ignored.total()
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in ignored.most_common(6))
+    return f"ignored {count:,} other file{'s' * (count != 1)} ({kinds})" if count else ""
+
+
+def _below(root: Path, out: Path | None, ignored: Counter[str], *, apart: bool) -> list[Path]:
     """Files below a folder in the order of their paths, and folders that cannot be read: they are refused later."""
-    without = None if out is None else out.resolve()
-    found: list[Path] = []
-    for folder, folders, names in os.walk(root, onerror=lambda error: found.append(Path(error.filename))):
-        here = Path(folder)
-        ignored[HIDDEN] += sum(name.startswith(".") for name in (*folders, *names))
-        folders[:] = [d for d in folders if not d.startswith(".") and (here / d).resolve() != without]
-        for name in names:
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if suffix in SUFFIXES and not _is_special(here / name):
-                found.append(here / name)
-            else:
-                ignored[suffix or "without suffix"] += 1
-    ignored += Counter()  # drops what was counted zero times
+    below = files_below(root, out)
+    ignored += below.ignored
+    found = list(below.unreadable)
+    for path in below.files:
+        suffix = path.suffix.lower()
+        if apart and format_of(path) is not None:
+            continue
+        if suffix in SUFFIXES:
+            found.append(path)
+        else:
+            ignored[suffix or "without suffix"] += 1
     return sorted(found)
 
 
-def _is_special(path: Path) -> bool:
-    """Whether it is a pipe, a socket or a device, from which a reader could wait for ever; a dead link is not."""
-    return path.exists() and not path.is_file()
+def _nothing_below(folder: Path, *, studies: bool) -> FileMissing:
+    """The error about a folder without a file to translate; one of studies is named with the command for them."""
+    quoted = shlex.quote(str(folder))
+    hint = (
+        f"ddib translate {quoted} --to INSTITUTION/DOMAIN --out DIR   (DICOM, NIfTI, GeoTIFF and the like)"
+        if studies
+        else f"known are {', '.join(sorted(SUFFIXES))}; `ls -la {quoted}` shows what is there"
+    )
+    return FileMissing(f"{folder} holds no file to translate", hint=hint, hop="client")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.client.choosing import choose
+from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import JobFile, deliver
 from ddib_fed.cli.client.naming import job_named
 from ddib_fed.cli.client.progress import JobProgress
@@ -22,10 +22,10 @@ from ddib_fed.cli.client.translation.order import order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report
 from ddib_fed.cli.help import group
 from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, print_table, size
-from ddib_fed.client.payload import payloads
+from ddib_fed.client.payload import Payload, payloads
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Failure, JobView, require_finished
-from ddib_fed.errors import StateConflict
+from ddib_fed.errors import InputError, StateConflict
 from ddib_fed.guidance import Guidance
 from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import ItemState
@@ -78,13 +78,29 @@ def submit(
     """Submit FILES to the source node as a job and return at once."""
     order, profile = order_of(target, asked), Profile.load(profile_path)
     chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out)
-    items = payloads(chosen.paths)
+    items = _payloads(chosen, target, out, profile_path)
     with open_client(profile) as client:
         submitted, _ = submit_order(client, chosen, items, order, out)
     if quiet:
         print_ids([submitted.job_id])
         return
     print_submitted([submitted], target, out, output_format, profile_path)
+
+
+def _payloads(chosen: Chosen, target: str, out: Path | None, profile: Path | None) -> list[Payload]:
+    """The files of a job, read.
+
+    Raises:
+        DdibError: One cannot be sent; where `ddib translate` can send its pixels, the hint is that command.
+    """
+    try:
+        return payloads(chosen.paths)
+    except InputError as error:
+        if "format" in error.facts:
+            words = ["ddib", "translate", str(chosen.paths[int(error.facts["item"])]), "--to", target]
+            words += ["--out", str(out or "DIR"), *(["--profile", str(profile)] if profile else [])]
+            error.hint = f"{shlex.join(words)}   (sends pixels alone)"
+        raise
 
 
 @job.command("list")

@@ -1,4 +1,4 @@
-"""`ddib translate` of series, volumes, maps and further picture formats: their items are translated like any files."""
+"""Translates a series, a volume, a map or a picture of a further format: its items are translated like any files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.output import print_json
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import JobFailed, PictureMisfit, UsageError
+from ddib_fed.formats.recognition import recognise
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
+    from ddib_fed.formats.opening import Bad
     from ddib_fed.formats.parts import WrittenStudy
     from ddib_fed.formats.study import Choice, Study
 
@@ -43,67 +45,48 @@ class StudyManner:
     keep_parts: bool = False
 
 
-def translate_studies(
+def open_studies(
     files: Sequence[Path],
-    profile: Profile,
     asked: Mapping[str, Any],
-    translate: TranslateFiles,
-    manner: StudyManner,
-) -> tuple[Path, ...]:
-    """Translate the series, volumes, maps and pictures of further formats among some files; the files that are left.
-
-    Raises:
-        DdibError: As of `open_studies`, `refuse_mixed` and `translate_study`.
-    """
-    given = open_studies(files, asked, profile)
-    if given is None:
-        return tuple(files)
-    refuse_mixed(manner.output_format, given, detach=manner.detach)
-    kept = replace(manner, keep_parts=manner.keep_parts or asked["keep_parts"])
-    fill = bool(asked["fill_refused"])
-    written = [translate_study(study, translate, kept, fill_refused=fill) for study in given.studies]
-    report_studies(written, manner.output_format)
-    return given.plain
-
-
-def open_studies(files: Sequence[Path], asked: Mapping[str, Any], profile: Profile) -> Choice | None:
+    profile: Profile,
+    *,
+    out: Path | None = None,
+    bad: Bad | None = None,
+) -> Choice | None:
     """The studies among the files of a command, and the rest, which is translated as it is; None without studies.
 
     Args:
         files: As given.
         asked: Options of the command: `options.STUDIES`.
         profile: Of the node whose model's size is the size of a map's tiles.
+        out: Folder of the results, which is not looked into.
+        bad: Takes what cannot be read; without it the first such error is raised.
 
     Raises:
         DdibError: A file cannot be read, a package for its format is missing, or options contradict each other.
     """
-    from ddib_fed.formats.recognition import is_georeferenced, is_study
-
-    if not any(is_study(path) for path in files):
+    found = recognise(files, out)
+    if not found.studies:
         names = ("intensity", "slices", "tile", "overlap", "fill_refused", "keep_parts")
         options.refuse_idle(names, "is for DICOM, NIfTI, GeoTIFF and the like", hint="leave it out")
         return None
-    from ddib_fed.formats.opening import open_paths
+    from ddib_fed.formats.opening import open_recognised
     from ddib_fed.formats.study import Options
 
     chosen = Options(
         asked["intensity"], asked["slices"], _tile(asked["tile"]), asked["overlap"], asked["fill_refused"]
     )
-    if asked["tile"] == "auto" and any(is_georeferenced(path) for path in files):
+    if asked["tile"] == "auto" and found.has_maps:
         with open_client(profile) as client:
             shape = client.domains().sample_shape
         chosen = replace(chosen, tile=(shape[1], shape[2]) if len(shape) == 3 else None)
-    found = open_paths(files, chosen)
-    for study in found.studies:
-        for warning in study.warnings:
-            say(f"warning: {warning}", err=True)
-    return found
+    return open_recognised(found, chosen, bad=bad)
 
 
 def translate_study(
-    study: Study, translate: TranslateFiles, manner: StudyManner, *, fill_refused: bool
+    study: Study, translate: TranslateFiles, manner: StudyManner, *, asked: str, fill_refused: bool
 ) -> WrittenStudy:
-    """Translate the items of a study, and write its output.
+    """Translate the items of a study, and write its output; one that is there already is left as it is.
 
     Results of an earlier run that are complete are put together without asking the node.
 
@@ -111,23 +94,30 @@ def translate_study(
         study: The study.
         translate: Translates the items.
         manner: Where to write, and what stays.
+        asked: Digest of what is asked for the items (`Order.digest`), hex: only results of the same request count.
         fill_refused: Whether refused planes become background.
 
     Raises:
+        AlreadyExists: Something else is where its output or the result of an item belongs, and nothing is overwritten.
         PictureMisfit: The items are not in the units of the source's model; the hint is a rule that fits.
         JobFailed: Planes were refused, and `fill_refused` is not set.
         DdibError: As of `translate` and `formats.parts`.
     """
+    from ddib_fed.formats.finished import finished_study
     from ddib_fed.formats.parts import check_outputs, read_results, write_items, write_outputs
 
+    if not manner.force:
+        earlier = finished_study(study.origin, manner.out, asked=asked, fill_refused=fill_refused)
+        if earlier is not None:
+            return earlier
     check_outputs(study, manner.out, force=manner.force)
     parts = write_items(study, manner.out)
-    results = read_results(parts)
+    results = read_results(parts, asked)
     left = [item for item, result in zip(parts.items, results, strict=True) if manner.force or result is None]
     if left:
         with _in_the_studys_words(study):
             translate(left, parts.results)
-        results = read_results(parts)
+        results = read_results(parts, asked)
     refused = [at + 1 for at, result in zip(study.sent, results, strict=True) if result is None]
     if refused and not fill_refused:
         some = ", ".join(map(str, refused[:8])) + (", ..." if len(refused) > 8 else "")
@@ -146,16 +136,16 @@ def translate_study(
 def report_studies(written: Sequence[WrittenStudy], output_format: str) -> None:
     """Print what was written: lines, or one JSON document."""
     if output_format == "json":
-        print_json({"studies": [_as_json(each) for each in written]})
+        print_json({"studies": [as_json(each) for each in written]})
         return
     for each in written:
         first = each.files[0] if len(each.files) == 1 else each.files[0].parent
-        say(f"{each.study.given}: {each.study.kind}, {len(each.study.sent)} items -> {first}")
+        say(f"{each.given}: {each.kind}, {each.items} items -> {first}")
         for line in each.said:
             say(f"  {line}")
         doubtful = sum(bool(item.get("doubtful")) for item in each.report["items"])
         if doubtful:
-            say(f"  {doubtful} of {len(each.study.sent)} items doubtful ({each.record})", err=True)
+            say(f"  {doubtful} of {each.items} items doubtful ({each.record})", err=True)
 
 
 def refuse_mixed(output_format: str, given: Choice, *, detach: bool) -> None:
@@ -164,30 +154,32 @@ def refuse_mixed(output_format: str, given: Choice, *, detach: bool) -> None:
     Raises:
         UsageError: --detach, or --format json with other files beside them.
     """
+    first = given.studies.origins[0].given if given.studies else "a series, volume or map"
     if detach:
         raise UsageError(
-            f"--detach: {given.studies[0].given} is put together when its items are there",
+            f"--detach: {first} is put together when its items are there",
             hint="leave --detach out; the same command goes on where it was interrupted",
         )
     if output_format == "json" and given.plain:
         raise UsageError(
-            f"{given.studies[0].given} and {given.plain[0]} would be two JSON documents",
+            f"{first} and {given.plain[0]} would be two JSON documents",
             hint="translate them by two commands",
         )
 
 
-def _as_json(each: WrittenStudy) -> dict[str, object]:
+def as_json(each: WrittenStudy) -> dict[str, object]:
+    """What a JSON document says of a study."""
     return {
-        "input": each.study.given,
-        "kind": each.study.kind,
+        "input": each.given,
+        "kind": each.kind,
         "files": list(each.files),
         "provenance": each.record,
-        "planes": each.study.planes,
-        "items": len(each.study.sent),
+        "planes": each.report["planes"],
+        "items": each.items,
         "flicker": each.report.get("flicker"),
         "seams": each.report.get("seams"),
         "doubtful": each.provenance.doubtful,
-        "warnings": list(each.study.warnings),
+        "warnings": each.report["warnings"],
     }
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.client.choosing import choose
+from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import check_names
 from ddib_fed.cli.client.marking import load_credentials
-from ddib_fed.cli.client.studies import StudyManner, translate_studies
-from ddib_fed.cli.client.translation.order import order_of
+from ddib_fed.cli.client.studies import StudyManner
+from ddib_fed.cli.client.study_runs import Ending, check_plan, plan_studies, translate_studies
+from ddib_fed.cli.client.translation.order import Order, order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report_outcome
 from ddib_fed.cli.client.translation.run import Manner
 from ddib_fed.cli.client.translation.whole import conclude, submit_files, translate_files, translate_parts
@@ -83,7 +84,7 @@ def translate(
     interruption the same command resumes where it stopped. DIR/report.html shows the pictures if there are several.
 
     A folder of DICOM files, a DICOMDIR, a NIfTI volume, a georeferenced TIFF, JPEG 2000, WebP or BMP becomes one of its
-    own kind; only pixels leave, slice by slice or tile by tile (docs/formats.md).
+    own kind, also below a folder; only pixels leave, slice by slice or tile by tile (docs/formats.md).
 
     With --pairs FILES is one folder: of sub-folders called by class names, numbers or WordNet ids, or ImageNet's
     validation part with --labels. Results have the public code's names and the models' size: 260_1.PNG,
@@ -101,25 +102,52 @@ def translate(
     split_target(target)
     profile, signer = Profile.load(profile_path), load_credentials(credentials)
     manner = Manner(out, force=force, skip_bad=skip_bad, doubtful_below=doubtful_below, credentials=signer)
+    plan = None
     if pairs is None:
-        send = partial(translate_parts, profile, order, manner)
         written = StudyManner(out, output_format, force=force, detach=detach, keep_parts=order.keep_latent)
-        files = translate_studies(files, profile, asked, send, written)
-        if not files:
-            return
-    chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out)
-    check_names(chosen.paths, chosen.inputs, out)
-    if chosen.ignored:
-        say(chosen.ignored, err=True)
-    if detach:
-        submitted, incomplete = submit_files(profile, chosen, order, manner)
-        if quiet:
-            print_ids([each.job_id for each in submitted])
-        else:
-            print_submitted(submitted, target, out, output_format, profile_path)
-        if incomplete is not None:
-            raise incomplete
-        return
-    outcome, shown = translate_files(profile, chosen, order, manner, page=page)
-    report_outcome(outcome, target, out, output_format, doubtful_below=doubtful_below, page=shown)
-    conclude(outcome, out, f"source {profile.institution}", skip_bad=skip_bad)
+        plan = plan_studies(files, profile, asked, order, written)
+        files = files if plan is None else plan.choice.plain
+    chosen = None
+    if files:
+        chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out, apart=True)
+        check_names(chosen.paths, chosen.inputs, out)
+        if chosen.ignored:
+            say(chosen.ignored, err=True)
+    ending = Ending()
+    if plan is not None:
+        check_plan(plan, chosen, order, profile.institution, skip_bad=skip_bad)
+        with ending.held():
+            translate_studies(plan, partial(translate_parts, profile, order, manner), skip_bad=skip_bad)
+    if chosen is not None and detach:
+        _submit(profile, chosen, order, manner, quiet=quiet, output_format=output_format, given=profile_path)
+    elif chosen is not None:
+        outcome, shown = translate_files(profile, chosen, order, manner, page=page)
+        report_outcome(outcome, target, out, output_format, doubtful_below=doubtful_below, page=shown)
+        with ending.held():
+            conclude(outcome, out, f"source {profile.institution}", skip_bad=skip_bad)
+    ending.conclude()
+
+
+def _submit(
+    profile: Profile,
+    chosen: Chosen,
+    order: Order,
+    manner: Manner,
+    *,
+    quiet: bool,
+    output_format: str,
+    given: Path | None,
+) -> None:
+    """Only submit; `given` is the profile that the command was given.
+
+    Raises:
+        FilesLeftOut: Files were left out.
+        DdibError: As `submit_files`.
+    """
+    submitted, incomplete = submit_files(profile, chosen, order, manner)
+    if quiet:
+        print_ids([each.job_id for each in submitted])
+    else:
+        print_submitted(submitted, order.target, manner.out, output_format, given)
+    if incomplete is not None:
+        raise incomplete

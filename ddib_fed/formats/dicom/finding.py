@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddib_fed.errors import FileMissing, ImageUnreadable
-from ddib_fed.formats.dicom.series import pydicom, read_header
+from ddib_fed.formats.dicom.series import SORTED_BY, pydicom, read_header
 from ddib_fed.formats.recognition import is_dicom
 from ddib_fed.formats.study import safe_name
 
@@ -50,10 +50,10 @@ def is_directory_file(path: Path) -> bool:
 
 
 def grouped(paths: Iterable[Path]) -> dict[str, list[tuple[Path, Any]]]:
-    """Path and header of each picture, by series; files without pixels (reports, plans) are left out."""
+    """Path and header (`SORTED_BY`) of each picture, by series; files without pixels (reports, plans) are left out."""
     found: dict[str, list[tuple[Path, Any]]] = {}
     for path in paths:
-        header = read_header(path)
+        header = read_header(path, SORTED_BY)
         if "Rows" in header:
             found.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
     return found

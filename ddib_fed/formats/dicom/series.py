@@ -1,6 +1,7 @@
 """Reads the slices of a DICOM series in their order in space, in the units of its modality.
 
-The rule: what leaves is the pixels alone; headers are read here for order, units and warnings.
+The rule: what leaves is the pixels alone; headers are read here for order, units and warnings. Values of all slices are
+treated alike.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ OFTEN_BURNT_IN: Final = frozenset({"US", "XA", "RF", "SC", "OT", "ES", "XC", "GM
 _PICTURES: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 )
+SORTED_BY: Final = (
+    "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImagePositionPatient",
+    "ImageOrientationPatient", "BurnedInAnnotation", "RecognizableVisualFeatures", "SamplesPerPixel",
+    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
+)  # fmt: skip
+"""Attributes by which files are sorted into series and checked before any is read whole: many are in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +46,33 @@ class Series:
         given: The folder or file that was named.
         headers: Datasets of pydicom without pixels, in the order of the slices.
         paths: The file of each.
-        values: (N, H, W, C) float32 or uint8, in the units of the modality (Hounsfield for CT).
         warnings: What a person has to know.
     """
 
     given: Path
     headers: tuple[Any, ...]
     paths: tuple[Path, ...]
-    values: NDArray[Any]
     warnings: tuple[str, ...]
 
     @property
     def modality(self) -> str:
         """CT, MR and so on."""
         return str(self.headers[0].get("Modality", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSeries(Series):
+    """The same with its values, which are not needed any more once items are made of them.
+
+    Attributes:
+        values: (N, H, W, C) float32 or uint8, in the units of the modality (Hounsfield for CT).
+    """
+
+    values: NDArray[Any]
+
+    def without_values(self) -> Series:
+        """The rest."""
+        return Series(self.given, self.headers, self.paths, self.warnings)
 
 
 def pydicom() -> Any:
@@ -67,22 +87,27 @@ def pydicom() -> Any:
     return package
 
 
-def read_header(path: Path) -> Any:
+def read_header(path: Path, attributes: Sequence[str] | None = None) -> Any:
     """The dataset of a file, without pixels.
+
+    Args:
+        path: The file.
+        attributes: Keywords of those to read; None for all.
 
     Raises:
         ImageUnreadable: It is no DICOM file.
     """
     with _faults(path), quiet():
-        return pydicom().dcmread(path, stop_before_pixels=True)
+        only = None if attributes is None else list(attributes)
+        return pydicom().dcmread(path, stop_before_pixels=True, specific_tags=only)
 
 
-def read_series(given: Path, headers: Sequence[tuple[Path, Any]]) -> Series:
+def read_series(given: Path, headers: Sequence[tuple[Path, Any]]) -> ReadSeries:
     """The slices of one series.
 
     Args:
         given: The folder or file that was named.
-        headers: Path and dataset of each file of the series, in any order.
+        headers: Path and dataset of each file of the series, with `SORTED_BY` at least, in any order.
 
     Raises:
         ImageUnreadable: A file is damaged, compressed in a way that cannot be read here, or no plain picture.
@@ -105,9 +130,10 @@ def read_series(given: Path, headers: Sequence[tuple[Path, Any]]) -> Series:
             hop="client",
             hint="translate a part of them: ddib translate FOLDER/0*.dcm",
         )
-    values = np.stack([_values(path) for path, _ in ordered])
-    paths, datasets = zip(*ordered, strict=True)
-    return Series(given, datasets, paths, values, tuple(_warnings(given, datasets)))
+    paths, sorted_by = zip(*ordered, strict=True)
+    values = _stacked(paths, (rows, columns, samples))
+    found = tuple(_warnings(given, sorted_by))
+    return ReadSeries(given, tuple(read_header(path) for path in paths), paths, found, values)
 
 
 def in_space(headers: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
@@ -170,8 +196,60 @@ def _check(path: Path, header: Any) -> bool:
     return True
 
 
-def _values(path: Path) -> NDArray[Any]:
-    """(H, W, C): uint8 colours, or float32 in the units of the modality; MONOCHROME1 is inverted: more is brighter."""
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """One file's pixels.
+
+    Attributes:
+        values: (H, W, C) uint8 colours, or float32 in the units of the modality.
+        padded: (H, W) bool: pixels that are no measurement (PS3.3 C.7.5.1.1.2); None for none.
+        dark_is_more: Whether more is darker (MONOCHROME1).
+    """
+
+    values: NDArray[Any]
+    padded: NDArray[np.bool_] | None = None
+    dark_is_more: bool = False
+
+
+def _stacked(paths: Sequence[Path], shape: tuple[int, int, int]) -> NDArray[Any]:
+    """(N, H, W, C) of a series: more is brighter, and padding has the least value of all slices.
+
+    MONOCHROME1 is turned about the middle of all slices' values, so that slices stay comparable.
+
+    Raises:
+        ImageUnreadable: A file is damaged, or not of the shape that its header says.
+    """
+    values: NDArray[Any] = np.empty(0)
+    padded: dict[int, NDArray[np.bool_]] = {}
+    turned: list[int] = []
+    least, most = np.inf, -np.inf
+    for at, path in enumerate(paths):
+        found = _slice(path)
+        if found.values.shape != shape:
+            raise ImageUnreadable(
+                f"{path} holds {found.values.shape} pixels, its header says {shape}", hop="client"
+            )
+        if not at:
+            values = np.empty((len(paths), *shape), dtype=found.values.dtype)
+        values[at] = found.values
+        measured = found.values if found.padded is None else found.values[~found.padded]
+        if measured.size:
+            least, most = min(least, float(measured.min())), max(most, float(measured.max()))
+        if found.padded is not None:
+            padded[at] = found.padded
+        if found.dark_is_more:
+            turned.append(at)
+    if least > most:  # all of it is padding
+        return values
+    for at in turned:
+        values[at] = least + most - values[at]
+    for at, where in padded.items():
+        values[at][where] = least
+    return values
+
+
+def _slice(path: Path) -> _Slice:
+    """The pixels of one file."""
     package = pydicom()
     with _faults(path), quiet():
         dataset = package.dcmread(path)
@@ -181,22 +259,14 @@ def _values(path: Path) -> NDArray[Any]:
                 raise ImageUnreadable(
                     f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client"
                 )
-            return np.ascontiguousarray(pixels)
+            return _Slice(np.ascontiguousarray(pixels))
         values = package.pixels.apply_modality_lut(pixels, dataset).astype(np.float32)
     padding = dataset.get("PixelPaddingValue")
+    padded = None
     if padding is not None:
-        values = _without_padding(
-            values, pixels, int(padding), int(dataset.get("PixelPaddingRangeLimit", padding))
-        )
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        values = values.max() + values.min() - values
-    return np.asarray(values[:, :, None], dtype=np.float32)
-
-
-def _without_padding(values: NDArray[Any], pixels: NDArray[Any], first: int, last: int) -> NDArray[Any]:
-    """Values whose padding (PS3.3 C.7.5.1.1.2) has the least value of the rest."""
-    padded = (pixels >= min(first, last)) & (pixels <= max(first, last))
-    return np.where(padded, values[~padded].min(), values) if 0 < padded.sum() < padded.size else values
+        ends = sorted((int(padding), int(dataset.get("PixelPaddingRangeLimit", padding))))
+        padded = (pixels >= ends[0]) & (pixels <= ends[1])
+    return _Slice(values[:, :, None], padded, dataset.PhotometricInterpretation == "MONOCHROME1")
 
 
 def _warnings(given: Path, headers: Sequence[Any]) -> Iterator[str]:

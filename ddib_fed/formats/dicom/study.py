@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats.dicom.derived import derived_series
-from ddib_fed.formats.dicom.finding import grouped, is_directory_file, listed_files, names_of
+from ddib_fed.formats.dicom.finding import grouped, names_of
 from ddib_fed.formats.dicom.series import Series, read_series
 from ddib_fed.formats.intensity import chosen_rule
-from ddib_fed.formats.recognition import dicom_files
 from ddib_fed.formats.slices import Slices
-from ddib_fed.formats.study import Assembled, Options, Translated
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated, Unread
 
 
 @dataclass(frozen=True, slots=True)
-class DicomStudy:
+class DicomStudy(FromOrigin):
     """A series.
 
     Attributes:
-        given: The folder, the DICOMDIR or the first file.
-        name: Of the folder of the results.
-        series: Its headers and values.
+        series: Its headers.
         slices: What is sent.
         fill_refused: Whether slices that were refused are written as background.
     """
 
-    given: Path
-    name: str
     series: Series
     slices: Slices
     fill_refused: bool = False
@@ -39,11 +35,6 @@ class DicomStudy:
     def kind(self) -> str:
         """The format and the modality."""
         return f"DICOM series ({self.series.modality or 'no modality'})"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The folder of the derived series."""
-        return (self.name,)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -93,7 +84,7 @@ class DicomStudy:
         }
 
 
-def read_dicom(given: Path, files: Iterable[Path], stem: str, options: Options) -> list[DicomStudy]:
+def find_dicom(given: Path, files: Iterable[Path], stem: str, options: Options) -> list[Unread]:
     """The series among some files.
 
     Args:
@@ -104,26 +95,37 @@ def read_dicom(given: Path, files: Iterable[Path], stem: str, options: Options) 
 
     Raises:
         ExtraMissing: pydicom is not installed.
-        ImageUnreadable: There is no picture, or one cannot be read.
-        InputError: The slices of a series do not belong together.
-        UsageError: There is no such rule of intensity.
+        ImageUnreadable: There is no picture, or a header cannot be read.
     """
     groups = grouped(files)
     if not groups:
         raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
-    studies = []
-    for name, members in names_of(stem, groups):
-        series = read_series(given, members)
-        try:
-            slices = Slices.of(series.values, chosen_rule(options.intensity, series.values, series.modality))
-        except ImageUnreadable as error:
-            raise ImageUnreadable(f"{given}: {error.detail}", hop="client", hint=error.hint) from error
-        studies.append(DicomStudy(given, name, series, slices, options.fill_refused))
-    return studies
+    return [_unread(given, name, members, options) for name, members in names_of(stem, groups)]
 
 
-def files_of(path: Path) -> list[Path]:
-    """The DICOM files that a folder or a DICOMDIR stands for; empty for anything else."""
-    if path.is_dir():
-        return dicom_files(path)
-    return listed_files(path) if is_directory_file(path) else []
+def _unread(given: Path, name: str, members: Sequence[tuple[Path, Any]], options: Options) -> Unread:
+    """A series; its folder of results has its name."""
+    inputs = tuple(path for path, _ in members)
+    origin = Origin(given, name, (name,), inputs, options.settings("intensity"))
+    return Unread(origin, partial(read_dicom, origin, members, options))
+
+
+def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Options) -> DicomStudy:
+    """The series of some files.
+
+    Args:
+        origin: Of the study.
+        members: Path and header (`series.SORTED_BY`) of each file.
+        options: Rule of intensity, and what becomes of refused slices.
+
+    Raises:
+        ImageUnreadable: A file cannot be read, or shows nothing.
+        InputError: The slices do not belong together.
+        UsageError: There is no such rule of intensity.
+    """
+    given, series = origin.given, read_series(origin.given, members)
+    try:
+        slices = Slices.of(series.values, chosen_rule(options.intensity, series.values, series.modality))
+    except ImageUnreadable as error:
+        raise ImageUnreadable(f"{given}: {error.detail}", hop="client", hint=error.hint) from error
+    return DicomStudy(origin, series.without_values(), slices, options.fill_refused)

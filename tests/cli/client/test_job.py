@@ -12,6 +12,7 @@ from ddib_fed.cli.main import run
 from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
+from tests.formats.tiffs import tiff
 
 
 @pytest.fixture
@@ -219,3 +220,22 @@ def test_a_misspelt_target_is_corrected(ddib, north, scan, tmp_path, capsys):
     meant = TARGET.replace("board", "baord")
     assert ddib("job", "submit", scan, "--to", meant, "--out", tmp_path / "out") == ExitCode.NOT_FOUND
     assert f"did you mean {TARGET}?" in capsys.readouterr().err
+
+
+def test_a_map_is_refused_with_the_command_that_sends_its_pixels(ddib, north, tmp_path, capsys):
+    """Also below a folder; nothing is sent."""
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "a map.tif").write_bytes(tiff({256: 1, 34735: 4}))
+    for given in (tmp_path / "maps", tmp_path / "maps" / "a map.tif"):
+        assert ddib("job", "submit", given, "--to", TARGET, "--out", tmp_path / "out") == ExitCode.BAD_INPUT
+        said = capsys.readouterr().err
+        assert f"ddib translate '{tmp_path}/maps/a map.tif' --to {TARGET} --out {tmp_path / 'out'}" in said
+    assert not north.script.calls
+
+
+def test_a_folder_of_volumes_is_refused_with_the_command_for_it(ddib, north, tmp_path, capsys):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "head.nii.gz").write_bytes(b"")
+    assert ddib("job", "submit", tmp_path / "scans", "--to", TARGET) == ExitCode.NOT_FOUND
+    assert f"ddib translate {tmp_path / 'scans'}" in capsys.readouterr().err
+    assert not north.script.calls

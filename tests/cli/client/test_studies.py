@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,19 @@ from ddib_fed.errors import AlreadyExists, ExitCode, JobFailed, PictureMisfit
 from ddib_fed.samples.images import decode_image, encode_png
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import NIFTI, only, record
+from tests.formats.echoes import ASKED, NIFTI, only, record
+from tests.formats.maps import OWNER, write_map
 
+OTHER = "b6" * 32
+"""Digest of another request."""
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 
 
 class Ordinary:
     """The ordinary path, by doubles of a node: each file's translation is its negative."""
 
-    def __init__(self, refuses: tuple[str, ...] = ()) -> None:
-        self.refuses = refuses
+    def __init__(self, refuses: tuple[str, ...] = (), request: str = ASKED) -> None:
+        self.refuses, self.request = refuses, request
         self.asked: list[list[str]] = []
 
     def __call__(self, items: list[Path], results: Path) -> None:
@@ -33,7 +37,9 @@ class Ordinary:
             if item.stem not in self.refuses:
                 png = encode_png(255 - decode_image(item.read_bytes()).pixels)
                 (results / f"{item.stem}.png").write_bytes(png)
-                (results / f"{item.stem}.json").write_bytes(record(item.read_bytes(), png).to_json())
+                (results / f"{item.stem}.json").write_bytes(
+                    record(item.read_bytes(), png, asked=self.request).to_json()
+                )
 
 
 @pytest.fixture
@@ -49,7 +55,7 @@ def manner(tmp_path):
 
 def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):
     ordinary = Ordinary()
-    written = translate_study(series, ordinary, manner, fill_refused=False)
+    written = translate_study(series, ordinary, manner, asked=ASKED, fill_refused=False)
     assert ordinary.asked == [["0001", "0002", "0003", "0004"]]
     assert sorted(path.name for path in manner.out.iterdir()) == ["mr", "mr.json"]
     report_studies([written], "text")
@@ -64,26 +70,50 @@ def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):
 def test_only_what_is_missing_is_asked_again(series, manner):
     """Refused slices are named; the same command later asks for these alone."""
     with pytest.raises(JobFailed, match=r"2 of 4 planes were not translated \(2, 4\)") as caught:
-        translate_study(series, Ordinary(("0002", "0004")), manner, fill_refused=False)
+        translate_study(series, Ordinary(("0002", "0004")), manner, asked=ASKED, fill_refused=False)
     assert "--fill-refused" in caught.value.hint
     assert not (manner.out / "mr").exists()
     again = Ordinary()
-    translate_study(series, again, manner, fill_refused=False)
+    translate_study(series, again, manner, asked=ASKED, fill_refused=False)
     assert again.asked == [["0002", "0004"]]
 
 
 def test_refused_slices_become_background_where_that_is_asked(series, manner):
-    written = translate_study(series, Ordinary(("0002",)), manner, fill_refused=True)
+    written = translate_study(series, Ordinary(("0002",)), manner, asked=ASKED, fill_refused=True)
     assert written.report["slices"]["refused"] == [1]
     assert len(written.files) == 4
 
 
-def test_a_second_run_is_refused_before_anything_is_asked(series, manner):
-    translate_study(series, Ordinary(), manner, fill_refused=False)
+def test_slices_of_another_target_are_not_put_into_the_volume(series, manner):
+    """A run for one target left two of four slices; a run for another target asks for all of them."""
+    with pytest.raises(JobFailed):
+        translate_study(series, Ordinary(("0002", "0004")), manner, asked=ASKED, fill_refused=False)
+    other = Ordinary(request=OTHER)
+    written = translate_study(series, other, manner, asked=OTHER, fill_refused=False)
+    assert other.asked == [["0001", "0002", "0003", "0004"]]
+    assert {item["asked_sha256"] for item in written.report["items"]} == {OTHER}
+
+
+def test_a_second_run_finds_what_is_there(series, manner, capsys):
+    """Nothing is asked, and nothing is written; --force translates again."""
+    first = translate_study(series, Ordinary(), manner, asked=ASKED, fill_refused=False)
+    before = first.record.read_bytes()
     again = Ordinary()
-    with pytest.raises(AlreadyExists):
-        translate_study(series, again, manner, fill_refused=False)
+    found = translate_study(series, again, manner, asked=ASKED, fill_refused=False)
     assert not again.asked
+    assert (found.files, found.record.read_bytes()) == (first.files, before)
+    report_studies([found], "text")
+    assert "by an earlier run" in capsys.readouterr().out
+    translate_study(series, again, replace(manner, force=True), asked=ASKED, fill_refused=False)
+    assert len(again.asked) == 1
+
+
+def test_a_run_for_another_target_is_refused_before_anything_is_asked(series, manner):
+    translate_study(series, Ordinary(), manner, asked=ASKED, fill_refused=False)
+    other = Ordinary(request=OTHER)
+    with pytest.raises(AlreadyExists, match="no result of this request"):
+        translate_study(series, other, manner, asked=OTHER, fill_refused=False)
+    assert not other.asked
 
 
 def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_path, manner):
@@ -95,16 +125,21 @@ def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_p
         raise PictureMisfit("item 0", facts=facts)
 
     with pytest.raises(PictureMisfit, match="ct: its slices hold grey int16") as caught:
-        translate_study(only(tmp_path / "ct"), refuse, manner, fill_refused=False)
+        translate_study(only(tmp_path / "ct"), refuse, manner, asked=ASKED, fill_refused=False)
     assert "--intensity window:40,400@0:4095" in caught.value.hint
 
 
 @pytest.fixture
-def translate(tmp_path):
-    north = SourceNodeDouble(tmp_path)
+def north(tmp_path):
+    node = SourceNodeDouble(tmp_path)
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def translate(north, tmp_path):
     words = ["--profile", str(north.profile_path), "--to", TARGET, "--out", str(tmp_path / "out")]
-    yield lambda *given: (run(["translate", *words, *map(str, given)]), north.script.calls)
-    north.stop()
+    return lambda *given: (run(["translate", *words, *map(str, given)]), north.script.calls)
 
 
 def test_options_of_studies_are_refused_without_one(translate, tmp_path, capsys):
@@ -123,6 +158,20 @@ def test_options_of_studies_are_refused_without_one(translate, tmp_path, capsys)
         assert code in {ExitCode.USAGE, ExitCode.NOT_FOUND}, words
         assert not calls
         assert capsys.readouterr().err.count("\n") >= 2
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
+def test_maps_below_a_folder_are_sent_as_numbers(translate, north, tmp_path):
+    """Each by itself, and nothing of its tags."""
+    heights = np.arange(-600, 600, dtype=np.int16).reshape(1, 30, 40)
+    for name in ("town.tif", "ward/land.tif"):
+        (tmp_path / "maps" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_map(tmp_path / "maps" / name, heights)
+    translate(tmp_path / "maps", "--intensity", "values")
+    inputs = [content for job in north.service.jobs.values() for content in job.inputs]
+    assert inputs == [npy(heights[0, :, :, None])] * 2
+    assert OWNER.encode() in (tmp_path / "maps" / "town.tif").read_bytes()
+    assert {path.parent.name for path in (tmp_path / "out").rglob("*.parts")} == {"out", "ward"}
 
 
 def test_items_are_sent_as_pixels(translate, tmp_path):

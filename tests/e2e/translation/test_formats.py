@@ -1,4 +1,4 @@
-"""A DICOM series and a NIfTI volume through two real nodes: what comes out, and that no header left this machine."""
+"""A series, a volume and a map through two real nodes: what comes out, and that no header left this machine."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import rasterio
 
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.formats.credentials import read_mark
 from ddib_fed.samples.images import encode_png
 from tests.e2e.harness import Pair, ddib, find_any
 from tests.formats.dicom.files import words_of, write_series
+from tests.formats.maps import WHERE, write_map
 from tests.formats.signers import write_signer
 from tests.trust.tap.relay import Tap
 from tests.trust.tap.search import Place, Traffic, look
 from tests.trust.tap.secrets import Secrets
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine"),
+]
 
 SECRET = "Ada-Lovelace-1815"
 AFFINE = np.array([[0.0, 0, -2, 70], [2, 0, 0, -60], [0, 2, 0, -31], [0, 0, 0, 1]])
@@ -64,6 +69,7 @@ class Hospital:
         out: Folder of the results.
         slices: (3, 80, 80) of both inputs.
         said: What the command printed.
+        again: What it printed when it was given once more.
         secrets: Every value of the inputs' headers.
         traffic: What crossed between the client and its node.
     """
@@ -73,6 +79,7 @@ class Hospital:
     out: Path
     slices: np.ndarray
     said: str
+    again: str
     secrets: Secrets
     traffic: Traffic
 
@@ -89,7 +96,8 @@ def header_secrets(given: Path) -> Secrets:
     found.long.add(
         "header of the volume", content[: int(nibabel.load(given / "Ada-volume.nii").dataobj.offset)]
     )
-    for word in (SECRET, "Ada-series", "Ada-volume", str(given)):
+    found.word("reference system of the map", "UTM zone 33N")
+    for word in (SECRET, "Ada-map", "Ada-series", "Ada-volume", str(given)):
         found.word(word, word)
     return found
 
@@ -103,14 +111,17 @@ def hospital() -> Iterator[Hospital]:
         write_series(given / "Ada-series", slices.astype(int) * 4, PatientName=SECRET, PatientID=f"{SECRET}-id",
                      BurnedInAnnotation="NO")  # fmt: skip
         write_volume(given / "Ada-volume.nii", slices)
+        (given / "maps" / "ward").mkdir(parents=True)
+        write_map(given / "maps" / "ward" / "Ada-map.tif", slices[:1], owner=SECRET)
         pair.start()
         profile = pair.profile
         tap = Tap(pair.north.port, pair.north.config.paths.pki, profile.parent / "pki")
         profile.write_text(profile.read_text().replace(str(pair.north.port), str(tap.port)))
         try:
-            said = ddib("translate", given / "Ada-series", given / "Ada-volume.nii", "--slices", "coronal",
-                        "--to", "south.example/brain-t2", "--out", folder / "out", "--steps", 12,
-                        "--profile", profile)  # fmt: skip
+            words = ("translate", given / "Ada-series", given / "Ada-volume.nii", given / "maps", "--slices", "coronal",
+                     "--to", "south.example/brain-t2", "--out", folder / "out", "--steps", 12, "--profile",
+                     profile)  # fmt: skip
+            said, again = ddib(*words), ddib(*words)
             (given / "plain.png").write_bytes(encode_png(slices[0][..., None]))
             ddib("translate", given / "plain.png", "--to", "south.example/brain-t2", "--out", folder / "out", "--steps",
                  12, "--profile", profile, "--credentials", *write_signer(given))  # fmt: skip
@@ -118,7 +129,7 @@ def hospital() -> Iterator[Hospital]:
             pair.stop()
             tap.close()
         yield Hospital(
-            pair, given, folder / "out", slices, said, header_secrets(given), Traffic(tap.connections)
+            pair, given, folder / "out", slices, said, again, header_secrets(given), Traffic(tap.connections)
         )
 
 
@@ -150,6 +161,23 @@ def test_a_volume_comes_out(hospital: Hospital) -> None:
     assert np.median(difference) < 12
 
 
+def test_a_map_below_a_folder_comes_out(hospital: Hospital) -> None:
+    """Where it was, under its path."""
+    with rasterio.open(hospital.out / "ward" / "Ada-map.tif") as made:
+        assert (made.crs, made.transform) == (rasterio.crs.CRS.from_epsg(32633), WHERE["transform"])
+        pixels = made.read(1)
+    plane = hospital.slices[0]
+    assert np.median(pixels[plane == 0]) < 25 < np.median(pixels[plane > 100])
+    assert (hospital.out / "ward" / "Ada-map.json").exists()
+
+
+def test_the_same_command_again_asks_for_nothing(hospital: Hospital) -> None:
+    """All three were there."""
+    assert hospital.again.count("was translated by an earlier run") == 3
+    submitted = [call for call in hospital.traffic.calls if call.path.endswith("/SubmitJob")]
+    assert len(submitted) == 4  # with the plain picture
+
+
 def test_the_provenance_says_how_it_was_made(hospital: Hospital) -> None:
     """Intensity rule, flicker, each slice's own record; parts are gone."""
     for name, kind, count in (("Ada-series", "DICOM series (MR)", 3), ("Ada-volume", "NIfTI volume", 5)):
@@ -170,7 +198,8 @@ def test_no_value_of_a_header_left_the_client(hospital: Hospital) -> None:
     paths = {call.path.rpartition("/")[2] for call in hospital.traffic.calls}
     assert {"SubmitJob", "FetchResults", "AcknowledgeItems"} <= paths
     assert hospital.traffic.look(hospital.secrets) == []
-    for path in ((hospital.given / "Ada-series" / "IM001"), hospital.given / "Ada-volume.nii"):
+    files = ("Ada-series/IM001", "Ada-volume.nii", "maps/ward/Ada-map.tif")
+    for path in (hospital.given / name for name in files):
         assert look([Place("the file", path.read_bytes())], hospital.secrets), "the search would find them"
 
 

@@ -58,6 +58,29 @@ def test_monochrome1_is_bright_where_more_is_white(tmp_path):
     np.testing.assert_array_equal(numbers, VALUES[0].max() + VALUES[0].min() - VALUES[0])
 
 
+def test_monochrome1_is_turned_alike_in_all_slices(tmp_path):
+    """About the middle of all values, not of each slice's own: one that is darker stays so."""
+    values = VALUES.copy()
+    values[1] //= 2
+    write_series(tmp_path / "cr", values, PhotometricInterpretation="MONOCHROME1")
+    numbers = only(tmp_path / "cr", intensity="values").slices.numbers[..., 0]
+    np.testing.assert_array_equal(numbers, values.max() + values.min() - values)
+
+
+def test_padding_is_as_dark_as_the_darkest_value_of_all_slices(tmp_path):
+    """Also where more is darker in the file, and in a slice of nothing else."""
+    values = VALUES + 100
+    values[0, :3] = values[2] = 7
+    measured = values[values != 7]
+    for kind, expected in (
+        ("MONOCHROME2", values),
+        ("MONOCHROME1", measured.max() + measured.min() - values),
+    ):
+        write_series(tmp_path / kind, values, PhotometricInterpretation=kind, PixelPaddingValue=7)
+        numbers = only(tmp_path / kind, intensity="values").slices.numbers[..., 0]
+        np.testing.assert_array_equal(numbers, np.where(values == 7, measured.min(), expected))
+
+
 def test_a_dicomdir_lists_its_series():
     """Of three patients: one study for each series, all pictures of it; a folder of the same files gives the same."""
     found = open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options()).studies

@@ -13,6 +13,7 @@ from ddib_fed.samples.images import encode_png
 from ddib_fed.web.researcher import tray as module
 from ddib_fed.web.researcher.jobs import given
 from ddib_fed.web.researcher.tray import Dropped, Tray, natural, safe_name
+from tests.formats.tiffs import tiff
 
 PNG = encode_png(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
 
@@ -68,6 +69,14 @@ def test_what_cannot_be_sent_is_refused_by_its_name(
     assert str(tmp_path) not in f"{caught.value.detail} {caught.value.hint}"
     assert not list(tmp_path.iterdir())
     assert not tray.list()
+
+
+def test_a_map_is_not_kept_to_be_sent_as_it_is(tray: Tray, tmp_path: Path) -> None:
+    """Its header would leave with it; the command that sends pixels alone is named."""
+    with pytest.raises(InputError, match=r"ward/map\.tif is a TIFF with a georeference") as caught:
+        add(tray, "ward/map.tif", tiff({256: 1, 34735: 4}))
+    assert "ddib translate" in caught.value.hint
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("label", ["", "  ", "a/", "...", "\u202e/"])

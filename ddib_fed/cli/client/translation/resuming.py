@@ -6,7 +6,6 @@ have the recorded digests. A job is unfinished as long as its file with the name
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ddib_fed.bridge.records.translation_record import Part, Translation
 from ddib_fed.cli.client.delivery import STATE_PREFIX, Delivered, Input, JobFile
 from ddib_fed.cli.client.translation.checking import Entry
 from ddib_fed.client.client import Client
+from ddib_fed.files import has_sha256
 
 MOST_JOBS = 1000
 """As many as a node lists."""
@@ -41,18 +41,9 @@ def _finished(given: Input, out: Path, number: int) -> Delivered | None:
         return None
     written = {Part(kind): file for kind, file in record.files.items() if kind in _PARTS}
     files = {part: path.parent / file.file for part, file in written.items()}
-    if all(_has(files[part], file.sha256) for part, file in written.items()):
+    if all(has_sha256(files[part], file.sha256) for part, file in written.items()):
         return Delivered(number, given.file, files, path, record)
     return None
-
-
-def _has(path: Path, sha256: str) -> bool:
-    """Whether a file has this digest."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

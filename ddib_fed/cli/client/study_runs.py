@@ -1,0 +1,283 @@
+"""`ddib translate` of files of which pixels alone leave: all are looked at before anything is sent, then one by one.
+
+One is in memory at a time. One that fails does not stop the others, nor the plain files beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddib_fed.cli.client.choosing import Chosen
+from ddib_fed.cli.client.folders import ignored_line
+from ddib_fed.cli.client.studies import (
+    StudyManner,
+    TranslateFiles,
+    as_json,
+    open_studies,
+    refuse_mixed,
+    report_studies,
+    translate_study,
+)
+from ddib_fed.cli.client.translation.checking import LeftOut, left_out, read_files, refused
+from ddib_fed.cli.client.translation.order import Order
+from ddib_fed.cli.output import print_json
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import (
+    AlreadyExists,
+    DdibError,
+    ExtraMissing,
+    FilesLeftOut,
+    InputError,
+    JobFailed,
+    UsageError,
+)
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.formats.opening import Bad
+    from ddib_fed.formats.parts import WrittenStudy
+    from ddib_fed.formats.study import Choice, Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The studies of a command, before anything is sent.
+
+    Attributes:
+        choice: They, and the rest.
+        manner: How they are written.
+        asked: Digest of what is asked for their items, hex.
+        fill_refused: Whether refused planes become background.
+        earlier: The output of those that are translated already, by number.
+        bad: What cannot be read, or is left out: the path and why.
+        unreadable: Numbers of the studies among them.
+    """
+
+    choice: Choice
+    manner: StudyManner
+    asked: str
+    fill_refused: bool
+    earlier: Mapping[int, WrittenStudy]
+    bad: tuple[tuple[Path, DdibError], ...]
+    unreadable: frozenset[int]
+
+    @property
+    def others(self) -> int:
+        """How many bad ones are no study: files, or folders, of which none could be made."""
+        return len(self.bad) - len(self.unreadable)
+
+
+def plan_studies(
+    files: Sequence[Path], profile: Profile, asked: Mapping[str, Any], order: Order, manner: StudyManner
+) -> Plan | None:
+    """The studies among some files and below folders, each read once to know that it can be; None without any.
+
+    Args:
+        files: As given.
+        profile: Of the source node's client.
+        asked: Options of the command: `options.STUDIES`.
+        order: What is asked for their items.
+        manner: How they are written.
+
+    Raises:
+        AlreadyExists: Something else is where a result belongs.
+        UsageError: Options contradict each other, or a result would replace what is read.
+        DdibError: The node refuses or cannot be reached.
+    """
+    bad: Bad = []
+    choice = open_studies(files, asked, profile, out=manner.out, bad=bad)
+    if choice is None:
+        return None
+    refuse_mixed(manner.output_format, choice, detach=manner.detach)
+    bad += [(folder, _beside(folder, found)) for folder, found in choice.beside]
+    if line := ignored_line(choice.ignored):
+        say(line, err=True)
+    kept = replace(manner, keep_parts=manner.keep_parts or asked["keep_parts"])
+    plan = Plan(choice, kept, order.digest(profile.institution), asked["fill_refused"], {}, (), frozenset())
+    earlier: dict[int, WrittenStudy] = {}
+    unreadable: set[int] = set()
+    for at, origin in enumerate(choice.studies.origins):
+        try:
+            done = _look(plan, at, origin)
+        except (UsageError, AlreadyExists):  # not about this file's content
+            raise
+        except DdibError as error:
+            bad.append((origin.given, _alone(error)))
+            unreadable.add(at)
+        else:
+            if done is not None:
+                earlier[at] = done
+    return replace(plan, earlier=earlier, bad=tuple(bad), unreadable=frozenset(unreadable))
+
+
+def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
+    """The output of a study of an earlier run; otherwise the study is read, and its warnings are said.
+
+    Raises:
+        AlreadyExists: Something else is where a result belongs.
+        DdibError: It cannot be read.
+    """
+    from ddib_fed.formats.finished import finished_study
+    from ddib_fed.formats.parts import check_outputs
+
+    manner = plan.manner
+    try:
+        if not manner.force:
+            done = finished_study(origin, manner.out, asked=plan.asked, fill_refused=plan.fill_refused)
+            if done is not None:
+                return done
+        check_outputs(origin, manner.out, force=manner.force)
+        for warning in plan.choice.studies[at].warnings:
+            say(f"warning: {warning}", err=True)
+    except OSError as error:
+        raise InputError(f"{origin.given} cannot be read: {error.strerror or error}", hop="client") from error
+    return None
+
+
+def _alone(error: DdibError) -> DdibError:
+    """The error without the frames that it came through: they hold the study."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+def _beside(folder: Path, found: Mapping[str, int]) -> InputError:
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in found.items())
+    return InputError(
+        f"{folder}: files that are translated one by one ({kinds}) lie among DICOM files, and are not taken for slices",
+        hop="client",
+        hint="move them into a folder of their own, or name them in a command of their own",
+    )
+
+
+def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str, *, skip_bad: bool) -> None:
+    """Return if every study and every plain file can be translated, or bad ones are left out.
+
+    Args:
+        plan: The studies.
+        chosen: The plain files; None for none.
+        order: What is asked for them.
+        institution: Whose node encodes.
+        skip_bad: Whether bad ones are left out.
+
+    Raises:
+        UsageError: A study and a plain file would have a result of one name.
+        ExtraMissing: A package for a format is not installed, and its files are not left out.
+        DdibError: Some cannot be read, and are not left out, or none can; every one is named.
+    """
+    bad = list(plan.bad)
+    if not skip_bad:
+        for error in (error for _, error in bad if isinstance(error, ExtraMissing)):
+            raise error  # one command repairs it for all files
+    total = len(plan.choice.studies) + plan.others
+    if chosen is not None:
+        _check_names(plan, chosen)
+        total += len(chosen.paths)
+        if not skip_bad:
+            bad += read_files(chosen, order, institution, decode=False)[1]
+    if bad and not (skip_bad and len(bad) < total):
+        raise refused(bad, total, "nothing was submitted")
+
+
+def _check_names(plan: Plan, chosen: Chosen) -> None:
+    out = plan.manner.out
+    taken = {
+        name: origin.given
+        for origin in plan.choice.studies.origins
+        for name in (*origin.outputs, f"{origin.name}.json")
+    }
+    for path, given in zip(chosen.paths, chosen.inputs, strict=True):
+        for name, _ in given.file_names():
+            if name in taken:
+                raise UsageError(
+                    f"{taken[name]} and {path} would both be written to {out / name}",
+                    hint="rename one of them",
+                )
+
+
+class Ending:
+    """What a command ends with that goes on after an error of one of its parts.
+
+    Args:
+        errors: Those that are known.
+    """
+
+    def __init__(self, errors: Sequence[DdibError] = ()) -> None:
+        self._errors = list(errors)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, an error about single files or items waits until `conclude`."""
+        try:
+            yield
+        except (JobFailed, FilesLeftOut) as error:
+            self._errors.append(error)
+
+    def conclude(self) -> None:
+        """Return if all went well.
+
+        Raises:
+            JobFailed, FilesLeftOut: The one error that was held, or all of them in one, a failed job first.
+        """
+        if len(self._errors) > 1:
+            failed = any(isinstance(error, JobFailed) for error in self._errors)
+            hints = dict.fromkeys(error.hint for error in self._errors if error.hint)
+            raise (JobFailed if failed else FilesLeftOut)(
+                "\n".join(error.detail for error in self._errors),
+                hint="\n".join(hints),
+                hop=self._errors[0].hop,
+            )
+        for error in self._errors:
+            raise error
+
+
+def translate_studies(plan: Plan, translate: TranslateFiles, *, skip_bad: bool) -> None:
+    """Translate all studies, one after the other, and print what was written as soon as it is.
+
+    Args:
+        plan: The studies.
+        translate: Translates items.
+        skip_bad: Whether what cannot be translated is left out.
+
+    Raises:
+        JobFailed: Planes of a study were refused, and it is not left out; the others are translated.
+        FilesLeftOut: Studies were left out; likewise.
+        DdibError: As `translate_study`, for what is about more than one study.
+    """
+    as_text = plan.manner.output_format != "json"
+    documents: list[dict[str, object]] = []
+    failed: list[DdibError] = []
+    missing = [LeftOut.of(path, error) for path, error in plan.bad]
+    for at, origin in enumerate(plan.choice.studies.origins):
+        if at in plan.unreadable:
+            continue
+        try:
+            written = _translated(plan, at, translate)
+        except (JobFailed, InputError) as error:
+            if isinstance(error, UsageError) or not (skip_bad or isinstance(error, JobFailed)):
+                raise
+            missing.append(LeftOut.of(origin.given, error))
+            failed.append(_alone(error))
+            continue
+        if as_text:
+            report_studies([written], "text")
+        else:
+            documents.append(as_json(written))
+    if not as_text:
+        listed = [{"file": each.path, "reason": each.reason, "why": each.why} for each in missing]
+        print_json({"studies": documents, "left_out": listed})
+    if missing and skip_bad:
+        total = len(plan.choice.studies) + plan.others
+        raise left_out(missing, total, f"the others are in {plan.manner.out}")
+    Ending(failed).conclude()
+
+
+def _translated(plan: Plan, at: int, translate: TranslateFiles) -> WrittenStudy:
+    """One study; nobody holds it afterwards but the sequence, until the next is read."""
+    if at in plan.earlier:
+        return plan.earlier[at]
+    study = plan.choice.studies[at]
+    return translate_study(study, translate, plan.manner, asked=plan.asked, fill_refused=plan.fill_refused)

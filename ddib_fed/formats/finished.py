@@ -1,0 +1,59 @@
+"""Knows a study again that an earlier run has translated, without reading its pixels.
+
+It is finished if its record names the same input, options and request, and its files have the recorded digests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.files import has_sha256, parse_json
+from ddib_fed.formats.parts import FORMAT, WrittenStudy
+from ddib_fed.formats.study import Origin
+
+
+def finished_study(origin: Origin, out: Path, *, asked: str, fill_refused: bool) -> WrittenStudy | None:
+    """The output of a study that is on the disk already; None if it is not, or is that of something else.
+
+    Args:
+        origin: Of the study.
+        out: Folder of the results.
+        asked: Digest of what is asked for its items (`Order.digest`), hex.
+        fill_refused: Whether an output with refused planes counts.
+
+    Raises:
+        OSError: The input cannot be read.
+    """
+    path = out / f"{origin.name}.json"
+    record, report = Translation.read(path), _report(path)
+    if record is None or report is None:
+        return None
+    if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
+        return None
+    if not fill_refused and any(item.get("refused") for item in report["items"]):
+        return None
+    files = {path.parent / name: digest for name, digest in report["files"].items()}
+    if not files or not all(has_sha256(file, digest) for file, digest in files.items()):
+        return None
+    if record.input_sha256 != origin.sha256():
+        return None
+    said = ("was translated by an earlier run; --force translates it again",)
+    return WrittenStudy(origin.given, tuple(files), path, record, report, said)
+
+
+def _report(path: Path) -> dict[str, Any] | None:
+    """The section `study` of a record; None where there is none of this release's."""
+    try:
+        document = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    report = document.get("study") if isinstance(document, Mapping) else None
+    if not isinstance(report, dict) or report.get("format") != FORMAT:
+        return None
+    kinds = {"kind": str, "planes": int, "options": dict, "warnings": list, "files": dict, "items": list}
+    if not all(isinstance(report.get(name), kind) for name, kind in kinds.items()):
+        return None
+    return report if all(isinstance(item, dict) for item in report["items"]) else None

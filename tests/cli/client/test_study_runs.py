@@ -1,0 +1,231 @@
+"""`ddib translate` of several studies: all are looked at first, one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.client.choosing import Chosen
+from ddib_fed.cli.client.studies import StudyManner
+from ddib_fed.cli.client.study_runs import Ending, check_plan, plan_studies, translate_studies
+from ddib_fed.cli.client.translation.order import Order
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import (
+    AlreadyExists,
+    ExtraMissing,
+    FilesLeftOut,
+    ImageUnreadable,
+    InputError,
+    JobFailed,
+    PictureMisfit,
+    UsageError,
+)
+from ddib_fed.formats.dicom.study import DicomStudy
+from ddib_fed.samples.images import encode_png
+from ddib_fed.wire.jobs import Settings
+from tests.cli.client.test_studies import Ordinary
+from tests.formats.dicom.files import write_series
+from tests.formats.echoes import NIFTI
+
+VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
+PROFILE = Profile(
+    institution="north.example", name="alice", source_address="localhost:1", source_identity="n.north.example"
+)
+ORDER = Order("south.example/relief", Settings(), cycle=False, keep_latent=False, deadline_s=None)
+ASKED = {
+    "intensity": "auto",
+    "slices": "axial",
+    "tile": "none",
+    "overlap": None,
+    "fill_refused": False,
+    "keep_parts": False,
+}
+
+
+class Requests(Ordinary):
+    """Its results are those of `ORDER`; planes called 0002 are refused in the studies that are named."""
+
+    def __init__(self, *refused: str, error: Exception | None = None) -> None:
+        super().__init__(request=ORDER.digest("north.example"))
+        self._refused, self._error = refused, error
+        self.studies: list[str] = []
+
+    def __call__(self, items, results):
+        name = results.parent.name.removesuffix(".parts")
+        self.studies.append(name)
+        self.refuses = ("0002",) if name in self._refused else ()
+        if self.refuses and self._error is not None:
+            raise self._error
+        super().__call__(items, results)
+
+
+def in_memory() -> int:
+    """How many series are."""
+    gc.collect()
+    return sum(isinstance(each, DicomStudy) for each in gc.get_objects())
+
+
+class Counted(Requests):
+    """Counts the series in memory at each request."""
+
+    def __call__(self, items, results):
+        self.asked.append([str(in_memory())])
+        super().__call__(items, results)
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Three series."""
+    folders = [tmp_path / "given" / name for name in "abc"]
+    for folder in folders:
+        write_series(folder, VALUES)
+    return folders
+
+
+@pytest.fixture
+def translate(tmp_path):
+    """Plans, checks and translates; what was asked of the node."""
+
+    def call(paths, node, *, skip_bad=False, output_format="text", order=ORDER, **changes):
+        manner = StudyManner(tmp_path / "out", output_format)
+        plan = plan_studies(paths, PROFILE, {**ASKED, **changes}, order, manner)
+        assert plan is not None
+        chosen = Chosen.files(plan.choice.plain, apart=True) if plan.choice.plain else None
+        check_plan(plan, chosen, order, PROFILE.institution, skip_bad=skip_bad)
+        translate_studies(plan, node, skip_bad=skip_bad)
+        return node.studies
+
+    return call
+
+
+def test_a_refused_slice_of_one_series_does_not_stop_the_others(given, translate, tmp_path, capsys):
+    """What is written is said at once; the command ends with the failure, and the same command asks for that alone."""
+    with pytest.raises(JobFailed, match=r"b: 1 of 3 planes were not translated \(2\)"):
+        translate(given, Requests("b"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "a.json", "b.parts", "c", "c.json"}
+    said = capsys.readouterr().out
+    assert f"{given[0]}: DICOM series" in said
+    assert f"{given[2]}: DICOM series" in said
+    again = Requests()
+    assert translate(given, again) == ["b"]
+    assert again.asked == [["0002"]]
+    assert translate(given, Requests()) == []
+
+
+def test_one_series_is_in_memory_at_a_time(given, translate):
+    """Also after one has failed."""
+    node, before = Counted("a", "b"), in_memory()
+    with pytest.raises(JobFailed):
+        translate(given, node)
+    assert node.asked[::2] == [[str(before + 1)]] * 3
+
+
+def test_two_failed_series_are_one_error(given, translate):
+    with pytest.raises(JobFailed, match=r"a: 1 of 3 .*\n.*c: 1 of 3 "):
+        translate(given, Requests("a", "c"))
+
+
+def test_what_is_skipped_is_listed(given, translate, tmp_path, capsys):
+    """A series with a refused slice, and one whose numbers do not fit; also as JSON."""
+    with pytest.raises(FilesLeftOut, match=r"1 of 3 files.*\n.*b: 1 of 3 planes"):
+        translate(given, Requests("b"), skip_bad=True)
+    shutil.rmtree(tmp_path / "out")
+    capsys.readouterr()
+    with pytest.raises(FilesLeftOut, match="its slices hold"):
+        translate(given, Requests("b", error=PictureMisfit("item 0")), skip_bad=True, output_format="json")
+    document = json.loads(capsys.readouterr().out)
+    assert [each["input"] for each in document["studies"]] == [str(given[0]), str(given[2])]
+    assert [each["file"] for each in document["left_out"]] == [str(given[1])]
+    with pytest.raises(PictureMisfit):
+        translate(given, Requests("b", error=PictureMisfit("item 0")))
+
+
+def test_a_damaged_volume_is_found_before_anything_is_sent(given, translate, tmp_path):
+    """With it a damaged plain file; where they are skipped, the others are translated."""
+    bad = tmp_path / "bad.nii"
+    bad.write_bytes((NIFTI / "anatomical.nii").read_bytes()[:5000])
+    (tmp_path / "torn.png").write_bytes(b"")
+    node = Requests()
+    with pytest.raises(ImageUnreadable, match=r"bad\.nii"):
+        translate([*given, bad], node)
+    with pytest.raises(ImageUnreadable, match=r"2 of 5 files.*\n.*bad\.nii.*\n.*torn\.png") as caught:
+        translate([*given, bad, tmp_path / "torn.png"], node)
+    assert "--skip-bad" in caught.value.hint
+    assert not node.studies
+    with pytest.raises(FilesLeftOut, match=r"1 of 4 files.*\n.*bad\.nii"):
+        translate([*given, bad], node, skip_bad=True)
+    assert node.studies == ["a", "b", "c"]
+
+
+def test_a_missing_package_is_named_once(given, translate, monkeypatch):
+    """With the command that installs it; what needs it can be left out."""
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    volumes = [NIFTI / "anatomical.nii", NIFTI / "functional.nii"]
+    with pytest.raises(ExtraMissing) as caught:
+        translate([*given, *volumes], Requests())
+    assert caught.value.hint == "pip install 'ddib-fed[nifti]'"
+    node = Requests()
+    with pytest.raises(FilesLeftOut, match=r"2 of 5 files.*\n.*anatomical.*\n.*functional"):
+        translate([*given, *volumes], node, skip_bad=True)
+    assert node.studies == ["a", "b", "c"]
+
+
+def test_pictures_beside_a_series_are_not_left_out_without_a_word(given, translate):
+    """1,500 pictures and a stray DICOM file are not one series and nothing else."""
+    for number in range(3):
+        (given[0] / f"{number}.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
+    node = Requests()
+    with pytest.raises(InputError, match=r"3 \.png.* lie among DICOM files"):
+        translate([given[0]], node)
+    assert not node.studies
+    with pytest.raises(FilesLeftOut, match=r"3 \.png"):
+        translate([given[0]], node, skip_bad=True)
+    assert node.studies == ["a"]
+
+
+def test_other_files_beside_a_series_are_counted(given, translate, capsys):
+    (given[0] / "notes.txt").write_text("")
+    translate([given[0]], Requests())
+    assert "ignored 1 other file (1 .txt)" in capsys.readouterr().err
+
+
+def test_the_same_command_below_the_working_folder_finds_its_own_results(given, translate, tmp_path):
+    """They are no input, and nothing is asked again."""
+    assert len(translate([tmp_path], Requests())) == 3
+    assert translate([tmp_path], Requests()) == []
+
+
+def test_results_for_another_target_are_in_the_way(given, translate):
+    """Of one of the studies; the others are not translated either."""
+    translate(given[:1], Requests())
+    node = Requests()
+    other = Order("west.example/flair", Settings(), cycle=False, keep_latent=False, deadline_s=None)
+    with pytest.raises(AlreadyExists, match="no result of this request"):
+        translate([given[1], given[0]], node, order=other)
+    assert not node.studies
+
+
+def test_a_study_and_a_file_of_one_name_are_refused(translate, tmp_path):
+    """Before the study is translated: both would write scan.json."""
+    (tmp_path / "scan.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())
+    (tmp_path / "scan.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
+    node = Requests()
+    with pytest.raises(UsageError, match=r"scan\.nii and .*scan\.png would both be written to .*scan\.json"):
+        translate([tmp_path / "scan.nii", tmp_path / "scan.png"], node)
+    assert not node.studies
+
+
+def test_what_was_left_out_and_what_failed_is_one_ending():
+    """A failed job decides the exit code; without any error there is none."""
+    Ending().conclude()
+    ending = Ending([FilesLeftOut("left out: 1", hint="repair it")])
+    with ending.held():
+        raise JobFailed("job 7 failed", hint="look at it")
+    with pytest.raises(JobFailed, match="left out: 1\njob 7 failed") as caught:
+        ending.conclude()
+    assert caught.value.hint == "repair it\nlook at it"
