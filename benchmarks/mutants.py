@@ -17,10 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import traceback
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +29,8 @@ import numpy as np
 import pydantic
 import pytest
 import torch
+
+from benchmarks.mutations import ROOT, Mutation, mutations
 
 __all__ = ["cryptography", "np", "pydantic", "torch"]
 
@@ -46,36 +46,6 @@ PYTEST = (
     "-W",
     "ignore::pytest.PytestAssertRewriteWarning",
 )
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True, slots=True)
-class Mutation:
-    """One change to one file; `tests` are pytest arguments, `harmless` the reason why it may survive."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-    harmless: str = ""
-
-    def applied(self, source: str) -> str:
-        """The file with the change; raises ValueError unless the old text occurs exactly once."""
-        if (count := source.count(self.old)) != 1:
-            raise ValueError(f"{self.name}: the old text occurs {count} times in {self.file}")
-        return source.replace(self.old, self.new)
-
-
-def mutations(path: Path = ROOT / "benchmarks" / "mutants.toml") -> list[Mutation]:
-    """All mutations of the list; a table's `file` and `tests` hold for its mutations that name none."""
-    found = []
-    for group in tomllib.loads(path.read_text())["module"]:
-        for entry in group["mutation"]:
-            fields = {"file": group["file"], "tests": group["tests"], **entry}
-            found.append(Mutation(**{**fields, "tests": tuple(fields["tests"])}))
-    return found
 
 
 def copy_of_tree(folder: Path) -> Path:
@@ -111,10 +81,15 @@ class Workshop:
         return "".join(failed[:1]).partition(" - ")[0] if code else ""
 
     def killer(self, mutation: Mutation) -> str:
-        """The first of the tests near the mutation that fails with it; "" when none does."""
+        """The first of the tests near the mutation that fails with it; "" when none does.
+
+        Raises ValueError or SyntaxError for a mutation that cannot be applied, RuntimeError as `failing`.
+        """
         path = self._folder / mutation.file
         before = path.read_text()
-        self._write(path, mutation.applied(before))
+        changed = mutation.applied(before)
+        compile(changed, mutation.file, "exec")  # what is no Python fails every test, and proves nothing
+        self._write(path, changed)
         try:
             return self.failing(mutation.tests)
         finally:
@@ -160,7 +135,7 @@ def main() -> None:
             try:
                 by = workshop.killer(mutation)
                 outcome = "killed" if by else "survived"
-            except (ValueError, RuntimeError, OSError) as error:
+            except (ValueError, SyntaxError, RuntimeError, OSError) as error:
                 outcome = "error"
                 print(error)
             if outcome == "survived" and mutation.harmless:

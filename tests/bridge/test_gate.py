@@ -10,11 +10,12 @@ import torch
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.gate import Made, pass_latent
 from ddib_fed.bridge.judging.point_sets import SIZES
+from ddib_fed.bridge.judging.profile import NAMES
 from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.bridge.party import Failed, Leg, ToEncode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import LatentNotGaussian, PolicyDenied
-from ddib_fed.models.allowances import Allowances, SetAllowances
+from ddib_fed.models.allowances import Allowances, PictureAllowances, SetAllowances
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 
 FLOOR = Leg(SolverSettings(evaluations=8), least_evaluations=8)
@@ -74,6 +75,25 @@ def test_the_models_own_bounds_are_the_sources_alone():
     plain = open_party(tiny_bundle())
     (made,) = plain.encode_each([ToEncode(0, gaussian(200))], Leg(SolverSettings(evaluations=12)))
     pass_latent(torch.from_numpy(made.latent.data.copy()), Leg())
+
+
+def test_a_picture_is_held_against_the_models_own_bounds_where_it_was_encoded():
+    """Whoever decodes has neither the picture nor the bounds."""
+    drawn = torch.Generator().manual_seed(0)
+    latent, picture = torch.randn(2, 1, 3, 16, 16, generator=drawn)
+    low, high = (50.0,) * len(NAMES), (51.0,) * len(NAMES)
+    own = Allowances(
+        weights_sha256="ab" * 32,
+        soften_sigma=0.02,
+        measured=1,
+        checked=0,
+        refused=0,
+        pictures=PictureAllowances(names=NAMES, low=low, high=high),
+    )
+    pass_latent(latent, Leg(), Made(48))
+    pass_latent(latent, Leg())
+    with pytest.raises(LatentNotGaussian, match="a picture's latent unlike"):
+        pass_latent(latent, Leg(), Made(48, own, picture))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ OWN_CLIENT = Identity("north.example", "client", "alice")
 PEER_NODE = PEER.identity
 PEER_OTHER_NODE = Identity("south.example", "node", "node-2")
 PEER_CLIENT = Identity("south.example", "client", "bob")
-EVERYBODY = (OWN_NODE, OWN_CLIENT, PEER_NODE, PEER_OTHER_NODE, PEER_CLIENT)
+OWN_RECOVERY = Identity("north.example", "recovery", "node-1")
+EVERYBODY = (OWN_NODE, OWN_CLIENT, OWN_RECOVERY, PEER_NODE, PEER_OTHER_NODE, PEER_CLIENT)
 
 SUBMIT = "/ddib_fed.v1.TranslationService/SubmitJob"
 DECODE = "/ddib_fed.v1.DecodingService/Decode"
@@ -55,8 +56,8 @@ def may(
         (SUBMIT, {OWN_CLIENT}),
         (DECODE, {PEER_NODE}),
         (SIGN, {PEER_NODE}),
-        (RENEW, {OWN_NODE, OWN_CLIENT}),
-        (HEALTH, set(EVERYBODY)),
+        (RENEW, {OWN_NODE, OWN_CLIENT, OWN_RECOVERY}),
+        (HEALTH, set(EVERYBODY) - {OWN_RECOVERY}),
         ("/ddib_fed.v1.AdminService/Drain", set()),
         ("/ddib_fed.v1.TranslationServiceX/SubmitJob", set()),
         ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", set()),

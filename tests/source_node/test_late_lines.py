@@ -9,6 +9,7 @@ import pytest
 from ddib_fed.trust.audit.recent import recent
 from ddib_fed.trust.audit.verification import verify
 from ddib_fed.wire.jobs import JobState
+from source_node import late_lines
 from source_node.late_lines import write_late_lines
 from source_node.service import SourceService
 from tests.source_node.jobs.job_examples import ALICE
@@ -99,6 +100,16 @@ def test_jobs_from_before_the_log_are_left_alone(source) -> None:
     assert look(source) == 0
     source.node.audit.write("node_started")
     assert look(source) == 0
+
+
+def test_jobs_from_before_the_part_that_is_read_are_left_alone(started, monkeypatch) -> None:
+    """Their lines may be further up; an earlier start has looked for them."""
+    job_id = started.submit()
+    started.node.audit.write("job_accepted", job=job_id)
+    for number in range(20):
+        started.node.audit.write("job_accepted", job=f"{number:032x}")
+    monkeypatch.setattr(late_lines, "recent", lambda path: recent(path, 1_000))
+    assert look(started) == 0
 
 
 def test_of_a_long_log_only_the_end_is_read(started) -> None:

@@ -31,6 +31,7 @@ from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import approve
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import SPOKEN, Version, versions_to_pb
+from target_node import service
 from target_node.agreed import MAX_CONTRACTS
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
@@ -279,6 +280,28 @@ def test_quota_is_charged_once_for_an_item_that_is_sent_again(open_target, north
         target.decode(north, header(contract, request_id="other"), *sent(contract, gaussian(31)))
     assert refused.value.retry_after_s
     assert (refused.value.facts["item"], refused.value.facts["left"]) == ("0", "30")
+
+
+def test_what_was_not_charged_before_is_charged(open_target, north) -> None:
+    """The same latent for another request, and another latent in its place."""
+    target = open_target(samples_per_day=300)
+    contract = target.negotiate(north)
+    for points, request in ((gaussian(30), "job"), (gaussian(30), "another"), (gaussian(30, 1), "job")):
+        target.decode(north, header(contract, request_id=request), *sent(contract, points))
+    with pytest.raises(QuotaSpent) as refused:
+        target.decode(north, header(contract, request_id="large"), *sent(contract, gaussian(211)))
+    assert refused.value.facts["left"] == "210"
+
+
+def test_a_peer_agrees_on_so_many_contracts_a_day(target, north, institutions, monkeypatch) -> None:
+    """Each is a line of the audit log; one that is known already is none, and another peer has its own number."""
+    monkeypatch.setattr(service, "CONTRACTS_PER_DAY", 2)
+    for domain in ("a", "b", "b", "a"):
+        target.negotiate(north, domain)
+    with pytest.raises(QuotaSpent) as refused:
+        target.negotiate(north, "c")
+    assert refused.value.facts["quota"] == "contracts_per_day"
+    target.negotiate(institutions["west"], "c")
 
 
 def test_without_an_audit_log_nothing_is_decoded_and_the_peer_comes_back(target, north, monkeypatch) -> None:

@@ -306,6 +306,15 @@ def test_an_owners_requests_share_what_it_gets() -> None:
     assert set(turns.values()) <= set(range(147, 154))
 
 
+def test_a_request_of_an_owner_that_comes_later_saved_nothing_up_either() -> None:
+    """From its coming on, the owner's requests have turns alike."""
+    queue = flows(running(60, "first", owner="west"))
+    for _ in range(100):
+        turn(queue)
+    queue.add(running(60, "second", owner="west"))
+    assert Counter(turn(queue)[0].flow for _ in range(10)) == {"first": 5, "second": 5}
+
+
 def test_a_small_flow_does_not_carry_many_rows_of_another_owners_requests() -> None:
     """A call of its own 9 units costs at most 18, whether the other has one request or forty."""
     small = running(1, "small", owner="north")

@@ -235,7 +235,9 @@ def test_a_login_is_a_private_file(tmp_path: Path) -> None:
     with pytest.raises(DdibError, match=r"chmod 600|read"):
         Proxy.of("http://proxy:3128", file)
     file.chmod(0o600)
-    assert Proxy.of("http://proxy:3128", file) == Proxy("proxy:3128", "north:secret")
+    found = Proxy.of("http://proxy:3128", file)
+    assert found == Proxy("proxy:3128", "north:secret")
+    assert "secret" not in repr(found)
     file.write_text("no password")
     with pytest.raises(ConfigError, match="USER:PASSWORD"):
         Proxy.of("http://proxy:3128", file)

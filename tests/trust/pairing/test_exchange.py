@@ -227,3 +227,18 @@ def test_a_mirror_is_no_other_side(north: Side) -> None:
     with listening(mirror) as address, pytest.raises(PeerUnreachable, match="SPAKE2"):
         dial(address, CODE, north)
     assert north.admitted == []
+
+
+def test_the_diallers_own_proof_sent_back_proves_nothing(north: Side) -> None:
+    """Each side proves the code in its own name, so whoever answers without the code cannot borrow the proof."""
+
+    def parrot(connection: socket.socket) -> None:
+        state = SPAKE2_B(OTHER.encode(), idA=b"ddib pair: dialler", idB=b"ddib pair: listener")
+        message = state.start()
+        read(connection, len(MAGIC) + 4 + 33)
+        connection.sendall(MAGIC + len(message).to_bytes(4, "big") + message)
+        connection.sendall(read(connection, 4 + 32))
+
+    with listening(parrot) as address, pytest.raises(Unauthenticated, match="another code"):
+        dial(address, CODE, north)
+    assert north.admitted == []
