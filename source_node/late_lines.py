@@ -1,6 +1,7 @@
 """Lines of the audit log that a kill left out: the job was in the database, and the process ended before its line.
 
-At its start a node compares the jobs of late with the end of the log, and writes what is missing, marked `late`.
+At its start, before a client can call, a node compares the jobs of late with the end of the log, and writes what is
+missing, marked `late`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.audit.recent import Recent, recent
+from ddib_fed.wire.jobs import JobState
 from source_node.jobs.records import Job
 from source_node.jobs.store import JobStore
 
@@ -56,9 +58,10 @@ def _missing(store: JobStore, end: Recent) -> Iterator[tuple[str, dict[str, Any]
         act = f"job_{job.state.lower()}"
         if act not in ENDS or job.finished < since or (act, job.job_id) in there:
             continue
-        if ("job_cancel", job.job_id) not in there:  # a queued job ends with that line
-            reason = job.error["reason"] if job.error else ""
-            yield act, {"job": job.job_id, "reason": reason}
+        queued = job.state == JobState.CANCELLED and not job.cancel_requested
+        if queued and ("job_cancel", job.job_id) in there:
+            continue  # one that was cancelled while it waited ends with the client's line
+        yield act, {"job": job.job_id, "reason": job.error["reason"] if job.error else ""}
 
 
 def accepted_values(job: Job, items: int) -> dict[str, str | int]:

@@ -86,7 +86,8 @@ class JobRunner:
 
     def start(self) -> None:
         """Take up what a stop or a kill left, then wait for jobs."""
-        self._store.release_running()
+        for job in self._store.release_running():
+            self._announce(job, JobState.CANCELLED, Cancelled.reason)
         for thread in self._threads:
             thread.start()
 
@@ -108,8 +109,7 @@ class JobRunner:
 
     def cancel(self, job_id: str) -> None:
         """Stop a running job at the solver's next step."""
-        control = self._controls.get(job_id)
-        if control is not None:
+        if (control := self._controls.get(job_id)) is not None:
             control.cancel(Cancelled(facts={"job": job_id}))
 
     def drain(self, timeout_s: float) -> None:

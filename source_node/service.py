@@ -283,6 +283,10 @@ class SourceService:
                 default_deadline_s=limits.job_deadline_s,
             ),
         )
+        try:  # before a call can come: jobs that are accepted from then on have lines of their own
+            write_late_lines(self._store, node.audit, paths.audit)
+        except OSError:
+            log.exception("the audit log was not compared with the jobs")
         self._events = EventHub(self._store.boot)
         self._remotes = Remotes(
             tls.PeerChannels(paths.pki, node.peers, proxy=node.config.proxy),
@@ -299,10 +303,6 @@ class SourceService:
 
     def start(self) -> None:
         """Take up what a stop or a kill left, and expire what nobody fetched."""
-        try:
-            write_late_lines(self._store, self._node.audit, self._node.config.paths.audit)
-        except OSError:
-            log.exception("the audit log was not compared with the jobs")
         self._runner.start()
         self._janitor.start()
 

@@ -13,12 +13,13 @@ from ddib_fed.errors import (
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent_types import FLOAT32
-from ddib_fed.node.config import LimitsSection
+from ddib_fed.node.config import LimitsSection, NodeConfig
 from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations, check_target
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
+from ddib_fed.trust.identity import Identity
 from ddib_fed.v1 import translation_pb2
 from ddib_fed.wire.contracts.contract import MAX_CLASS_NAME
 from ddib_fed.wire.contracts.guidance import check_version, guidance_from_pb
@@ -58,11 +59,6 @@ def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
     guidance = guidance_from_pb(header.guidance)
     _check_fields(header, guidance, node.config.limits)
     settings = solver_settings(header.solver)
-    check_target(caller().name, header.target_institution, header.target_domain, node.config.policy)
-    check_depth(settings, node.config.policy)
-    check_encoder(settings, node.config.policy)
-    least = node.config.policy.least_evaluations
-    check_evaluations(settings, least, where=node.config.node.institution)
     spec = JobSpec(
         request_id=header.request_id,
         owner=caller_uri(),
@@ -87,11 +83,30 @@ def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
         no_calibration=header.no_calibration,
         latent_type=_latent_type(header),
     )
-    latent_types(spec, node.config.policy)
+    check_allowed(spec, node.config)
     if spec.model_size and not node.engine.model.is_picture:
         raise MessageInvalid("points have no size", facts={"field": "model_size"})
     own_classes(node, spec)
     return spec
+
+
+def check_allowed(spec: JobSpec, config: NodeConfig) -> None:
+    """Return if the policy allows a job: when it is submitted, and at each try, for it may be another one by then.
+
+    Args:
+        spec: Of the job.
+        config: Of this node, with the policy.
+
+    Raises:
+        PolicyDenied: It does not; `facts["policy"]` names the setting.
+    """
+    policy, settings = config.policy, solver_settings(spec.solver)
+    client = Identity.parse(spec.owner).name
+    check_target(client, spec.target_institution, spec.target_domain, policy)
+    check_depth(settings, policy)
+    check_encoder(settings, policy)
+    check_evaluations(settings, policy.least_evaluations, where=config.node.institution)
+    latent_types(spec, policy)
 
 
 def check_peer(spec: JobSpec, peer: Described, hop: str) -> None:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 from ddib_fed.errors import ContractUnknown
 from ddib_fed.node.role import NodeContext
+from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.wire.contracts.contract import Contract
 
 MAX_CONTRACTS = 8
@@ -30,11 +31,18 @@ class AgreedContracts:
         with self._lock:
             return sha256 in self._contracts
 
-    def remember(self, contract: Contract) -> None:
-        """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer."""
+    def remember(self, contract: Contract, policy: PolicySection) -> None:
+        """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer.
+
+        Args:
+            contract: What was agreed on.
+            policy: Under which; when another one is applied by now, the contract is not kept: the peer asks again.
+        """
         institution = contract.source.institution
         with self._lock:
             self._drop_outdated()
+            if policy is not self._policy:
+                return
             self._contracts[contract.digest] = contract
             self._contracts.move_to_end(contract.digest)
             own = [

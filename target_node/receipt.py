@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
 from ddib_fed.server.log_format import fields
 from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
@@ -22,13 +24,18 @@ class Receipt:
         peer: Who called.
         request_id: As the caller names its request.
         contract: Under which it sends.
+        config: As it was applied when the call began.
     """
 
-    def __init__(self, node: NodeContext, peer: str, request_id: str, contract: Contract) -> None:
+    def __init__(
+        self, node: NodeContext, peer: str, request_id: str, contract: Contract, config: NodeConfig
+    ) -> None:
         self._node = node
         self._peer = peer
         self._request_id = request_id
         self._contract = contract
+        self._policy = config.policy
+        self._policy_sha256 = policy_digest(config)
         self.exchanged = Exchanged()
 
     def __enter__(self) -> None:
@@ -45,7 +52,7 @@ class Receipt:
                 peer=self._peer,
                 request=self._request_id,
                 contract=self._contract.digest.hex(),
-                policy=self._node.policy_sha256,
+                policy=self._policy_sha256,
                 **self.exchanged.values(),
             )
         except OSError:
@@ -68,6 +75,14 @@ class Receipt:
                 sent=exchanged.sent_items,
             ),
         )
+
+    def check_policy(self) -> None:
+        """Return if the policy under which the call began is still applied.
+
+        Raises:
+            ContractUnknown: Another one is: the source negotiates again.
+        """
+        self._node.applied.require(self._policy)
 
     def received(self, size_bytes: int, anchor: Anchor | None) -> None:
         """A whole latent came, whatever becomes of it, with the end of the peer's log."""

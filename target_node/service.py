@@ -116,6 +116,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> decoding_pb2.NegotiateContractResponse:
         """See decoding.proto."""
         _ = self._node.engine
+        policy = self._node.config.policy
         source = from_message(request.source, ContractSide)
         peer = caller()
         if source.institution != peer.institution:
@@ -132,9 +133,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             self.limits(),
             None if proposed is None else from_message(proposed, CalibrationTerms),
             proposed_types(request),
-            self._node.config.policy.latent_types,
+            policy.latent_types,
         )
-        check_softening(contract.source.soften_sigma, self._node.config.policy)
+        check_softening(contract.source.soften_sigma, policy)
         check_calibration(self._node, contract)
         if contract.digest not in self._agreed:
             charge = Charge("contracts_per_day", peer.institution, 1, CONTRACTS_PER_DAY)
@@ -145,7 +146,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 contract=contract.digest.hex(),
                 calibration=str(contract.calibration or ""),
             )
-        self._agreed.remember(contract)
+        self._agreed.remember(contract, policy)
         if entries := takes_entries(self._node.tracing, peer.institution):
             context.set_trailing_metadata(entries)
         return decoding_pb2.NegotiateContractResponse(
@@ -163,11 +164,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         with paced(request_iterator, pace) as messages:
             header = stream_header(messages)
             pace.end()
-            peer = caller().institution
+            peer, config = caller().institution, self._node.config
             contract = self._agreed.get(header.contract_sha256, peer)
             with self._serving(contract) as node:
                 settings = self._settings(node, contract, header)
-                receipt = Receipt(self._node, str(caller()), header.request_id, contract)
+                receipt = Receipt(self._node, str(caller()), header.request_id, contract, config)
                 decoding = DecodeStream(
                     node.running_engine,
                     settings,
@@ -268,6 +269,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             turn = self._turns.setdefault(peer.institution, threading.Lock())
 
         def on_item(item: int, latent: Latent) -> None:
+            receipt.check_policy()
             samples = len(latent.data)
             work = request_id, item, latent.sha256
             with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams

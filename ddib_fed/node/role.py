@@ -22,6 +22,7 @@ from ddib_fed.bridge.softening import Softener
 from ddib_fed.errors import ConfigError, Draining, ModelNotFound, NotReady
 from ddib_fed.metrics.attacks.training_index import TrainingIndex
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.node.applied import Applied
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.loaded import LoadedModel, load_model
@@ -46,7 +47,7 @@ class NodeContext:
     Several models may be warm: the active one, and others on which work that began with them is finished.
     """
 
-    config: NodeConfig
+    applied: Applied
     peers: PeerStore
     audit: AuditLog
     metrics: Metrics
@@ -65,6 +66,15 @@ class NodeContext:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
         self.calibrations = CalibrationStore(self.config.paths.calibrations)
         self.quotas = Ledger(self.config.paths.quotas)
+
+    @property
+    def config(self) -> NodeConfig:
+        """As it is applied now, in views too; see `Applied`."""
+        return self.applied.config
+
+    @config.setter
+    def config(self, config: NodeConfig) -> None:
+        self.applied.config = config
 
     @property
     def engine(self) -> ServingParty:
@@ -178,7 +188,7 @@ class NodeContext:
 
     @contextmanager
     def serving(self, digest: str) -> Iterator[NodeContext]:
-        """This node as it is with one of its warm models, which stays for as long as this lasts.
+        """A view of this node with one of its warm models, which stays for as long as this lasts.
 
         Raises:
             ModelNotFound: It is not loaded.

@@ -188,20 +188,22 @@ class JobStore(JobQueries):
             self._require_running(job_id)
             postpone_job(db, job_id, not_before=self._clock() + delay_s, error=error)
 
-    def release_running(self) -> int:
-        """At start: queue again what was left running, or end it when it was to be cancelled; how many.
+    def release_running(self) -> tuple[Job, ...]:
+        """At start: queue again what was left running, or end it when it was to be cancelled; those that ended.
 
         Nothing waits any longer: until when was said by the clock of an earlier process, which may have been wrong.
         """
         with self._db.transaction() as db:
             db.execute("UPDATE jobs SET not_before = 0 WHERE state = ?", (JobState.QUEUED,))
         rows = self._db.read("SELECT job_id FROM jobs WHERE state = ?", (JobState.RUNNING,))
+        ended = []
         for job_id in [row["job_id"] for row in rows]:
             if self.is_cancelled(job_id):
                 self.finish(job_id, JobState.CANCELLED)
+                ended.append(self.get(job_id))
             else:
                 self.put_back(job_id, 0)
-        return len(rows)
+        return tuple(ended)
 
     def keep(self, change: Change) -> Future[None]:
         """Keep files of an item of a running job, and take it further, all of it or nothing.

@@ -47,6 +47,7 @@ class Intake:
         samples: What its files hold.
         contract: As negotiated with the peer.
         numbers: Of the ranges.
+        policy_sha256: Of the policy under which they are read, hexadecimal.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Intake:
         samples: Samples,
         contract: Contract,
         numbers: Numbers,
+        policy_sha256: str,
     ) -> None:
         self._node = node
         self._store = store
@@ -64,6 +66,7 @@ class Intake:
         self._samples = samples
         self._contract = contract
         self._numbers = numbers
+        self._policy_sha256 = policy_sha256
         self._labels = Labels(
             job.spec,
             own_classes(node, job.spec),
@@ -224,7 +227,7 @@ class Intake:
             "classifier_sha256": offered.classifier_sha256.hex() if guided and offered else "",
             "soften_sigma": contract.source.soften_sigma,
             "latent_type": contract.latent_type,
-            "policy_sha256": self._node.policy_sha256,
+            "policy_sha256": self._policy_sha256,
             **recorded(contract),
         }
 

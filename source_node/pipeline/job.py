@@ -22,13 +22,11 @@ from ddib_fed.bridge.records.translation_record import LatentFigures, Translatio
 from ddib_fed.bridge.translate import Translated, translate
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations, check_softening, check_target
+from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
 from ddib_fed.telemetry.tracing import NOWHERE, Place
-from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
-from ddib_fed.trust.identity import Identity
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.jobs import ItemState
 from ddib_fed.wire.latent import ApprovedLatent
@@ -39,10 +37,11 @@ from source_node.jobs.store import Change, Item, Job, JobStore, NewFile
 from source_node.peer.remote import Remotes
 from source_node.peer.remote_party import RemoteParty, description_of
 from source_node.pipeline.intake import Intake
-from source_node.pipeline.items import Numbers, Work, approved_latent, rows_about
+from source_node.pipeline.items import Numbers, Work, rows_about
+from source_node.pipeline.leaving import Leaving
 from source_node.pipeline.progress import JobProgress
 from source_node.samples import samples_of
-from source_node.specs import check_versions, latent_types
+from source_node.specs import check_allowed, check_versions, latent_types
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ MOST_WRITE_BYTES = 8 << 20
 
 
 class Pipeline:
-    """One job's way; made again for what an interruption left.
+    """One job's way under one policy; made again for what an interruption, or another policy, left.
 
     Args:
         node: This node.
@@ -78,6 +77,7 @@ class Pipeline:
         place: Place = NOWHERE,
     ) -> None:
         self._node, self._place_in_trace = node, place
+        self._config = node.config
         self._on_answer = on_answer
         self._engine = node.running_engine
         self._store = store
@@ -100,8 +100,8 @@ class Pipeline:
             DdibError: The job cannot go on now (UnavailableError and the like: try again) or at all.
             OSError: The disk failed.
         """
-        spec, policy = self._job.spec, self._node.config.policy
-        self._check_policy()
+        spec, policy = self._job.spec, self._config.policy
+        check_allowed(spec, self._config)
         remote = self._remotes.get(spec.target_institution)
         calibration = calibration_of(self._node, spec)
         contract = remote.negotiate(
@@ -116,14 +116,15 @@ class Pipeline:
         check_versions(spec, contract.version, remote.hop)
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(spec.solver), floor, where=contract.target.institution)
-        intake = Intake(self._node, self._store, self._job, self._samples, contract, self._numbers)
+        intake = self._intake(contract)
+        leaving = Leaving(self._node, self._job.job_id, contract, self._config)
         target = RemoteParty(
             remote,
             contract,
             request_id=self._job.job_id,
             read=lambda file, count: self._samples.answer(file, contract.target, count),
-            release=lambda latents: self._release(latents, contract),
-            receipt=lambda exchanged: self._receipt(exchanged, contract),
+            release=lambda latents: self._release(latents, leaving),
+            receipt=leaving.receipt,
             batch_rows=max(1, self._engine.window // 2),
             place=self._place_in_trace,
         )
@@ -141,7 +142,7 @@ class Pipeline:
             weight=self._node.weight_of(self._node.config.node.institution),
             stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
             latent_type=contract.wire_type,
-            least_evaluations=max(self._node.config.policy.least_evaluations, floor),
+            least_evaluations=max(policy.least_evaluations, floor),
         )
         given = intake.each(items, self._begin, self._fail_item)
         try:
@@ -152,13 +153,9 @@ class Pipeline:
         finally:
             self._settle()
 
-    def _check_policy(self) -> None:
-        """Return if the policy, which may have changed since the job was accepted, still allows it."""
-        spec, policy = self._job.spec, self._node.config.policy
-        client, settings = Identity.parse(spec.owner).name, solver_settings(spec.solver)
-        check_target(client, spec.target_institution, spec.target_domain, policy)
-        check_depth(settings, policy)
-        check_encoder(settings, policy)
+    def _intake(self, contract: Contract) -> Intake:
+        digest = policy_digest(self._config)
+        return Intake(self._node, self._store, self._job, self._samples, contract, self._numbers, digest)
 
     def _begin(self, work: Work) -> None:
         self._work[work.item.index] = work
@@ -243,47 +240,13 @@ class Pipeline:
 
     # What leaves
 
-    def _release(self, latents: Sequence[ToDecode], contract: Contract) -> list[ApprovedLatent]:
+    def _release(self, latents: Sequence[ToDecode], leaving: Leaving) -> list[ApprovedLatent]:
         """Latents that are fit to leave, once the store has them, and recorded as sent."""
-        latents = [latent for latent in latents if self._is_stored(latent.number)]
-        peer = contract.target.institution
-        self._node.peers.get(peer)  # it may have been removed while these were encoded
-        self._check_policy()
-        approved = [approved_latent(latent, contract) for latent in latents]
-        head = self._node.audit.write_each(
-            "latent_sent",
-            [
-                {
-                    "job": self._job.job_id,
-                    "item": latent.number,
-                    "peer": peer,
-                    "latent": latent.latent.sha256.hex(),
-                    "contract": contract.digest.hex(),
-                    "calibration": str(contract.calibration or ""),
-                }
-                for latent in latents
-            ],
-        )
+        approved = leaving.approve([latent for latent in latents if self._is_stored(latent.number)])
         for each in approved:
             self._storing.pop(each.item, None)
             self._progress.sent(each.size_bytes)
-        return [each.recorded(anchor_of(head), contract) for each in approved]
-
-    def _receipt(self, exchanged: Exchanged, contract: Contract) -> None:
-        """Record what a call exchanged, and the peer's anchor; its latents are recorded already."""
-        if not exchanged.sent_items:
-            return
-        try:
-            self._node.audit.write(
-                RECEIPT,
-                job=self._job.job_id,
-                peer=contract.target.institution,
-                contract=contract.digest.hex(),
-                policy=self._node.policy_sha256,
-                **exchanged.values(),
-            )
-        except OSError:
-            log.exception("the receipt of job %s could not be written to the audit log", self._job.job_id)
+        return approved
 
     def _is_stored(self, number: int) -> bool:
         """Wait until the latent of a range is on the disk; False when its item was given up meanwhile.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError, PolicyDenied
+from ddib_fed.node.applied import Applied
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import (
     Policy,
@@ -29,7 +30,7 @@ from tests.node.tiny_nodes import make_config, make_institution
 def node(tmp_path: Path) -> NodeContext:
     config = make_config(tmp_path / "north", "north.example", "source")
     institution = make_institution(tmp_path / "north", "north.example")
-    return NodeContext(config, institution.store, AuditLog(config.paths.audit), Metrics())
+    return NodeContext(Applied(config), institution.store, AuditLog(config.paths.audit), Metrics())
 
 
 def rewrite(node: NodeContext, text: str) -> None:

@@ -10,6 +10,8 @@ from ddib_fed.trust.audit.recent import recent
 from ddib_fed.trust.audit.verification import verify
 from ddib_fed.wire.jobs import JobState
 from source_node.late_lines import write_late_lines
+from source_node.service import SourceService
+from tests.source_node.jobs.job_examples import ALICE
 
 
 @pytest.fixture
@@ -49,6 +51,46 @@ def test_a_line_that_is_there_is_not_written_again(started) -> None:
     end(started, job_id, JobState.CANCELLED)
     started.node.audit.write("job_cancel", job=job_id)  # of its client; a queued job ends with it
     assert look(started) == 0
+
+
+def test_a_running_job_that_was_cancelled_ends_with_a_line_of_its_own(started) -> None:
+    """That of its client is there; the kill came between the end and its line. Nor does it hide that a job finished."""
+    cancelled, finished = started.submit(), started.submit()
+    for job_id in (cancelled, finished):
+        started.node.audit.write("job_accepted", job=job_id)
+        started.store.claim()
+        started.store.cancel(job_id, ALICE)
+        started.node.audit.write("job_cancel", job=job_id)
+    started.store.finish(cancelled, JobState.CANCELLED)
+    started.store.finish(finished, JobState.FAILED)
+    assert (look(started), look(started)) == (2, 0)
+    assert {line for line in acts(started) if line[2]} == {
+        ("job_cancelled", cancelled, True), ("job_failed", finished, True)
+    }  # fmt: skip
+
+
+def test_a_job_that_was_to_be_cancelled_when_the_node_was_killed_gets_its_line_at_the_start(started) -> None:
+    """That start ends it."""
+    job_id = started.submit()
+    started.store.claim()
+    started.store.cancel(job_id, ALICE)
+    started.stop()
+    started.open(started.node.running_engine)
+    started.start()
+    assert ("job_cancelled", job_id, False) in acts(started)
+
+
+def test_the_log_is_compared_before_a_call_can_come(started) -> None:
+    """When the role is opened: once the model is warm, jobs are accepted, whose lines would be written twice."""
+    job_id = started.submit()
+    started.stop()
+    service = SourceService(started.node)
+    try:
+        assert acts(started) == [("job_accepted", job_id, True)]
+    finally:
+        service.close()
+        service.release()
+    started.open(started.node.running_engine)
 
 
 def test_jobs_from_before_the_log_are_left_alone(source) -> None:

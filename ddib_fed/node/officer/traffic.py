@@ -88,7 +88,8 @@ def _count(found: Logged, record: Mapping[str, Any]) -> None:
     act = str(record.get("act"))
     found.since = found.since or str(record.get("time", ""))
     found.acts[act] += 1
-    found.policy = str(record.get("policy", found.policy))
+    if act != RECEIPT:  # it names that of its call, which may have been replaced before the call ended
+        found.policy = str(record.get("policy", found.policy))
     peer = str(record.get("peer")).removeprefix("spiffe://").partition("/")[0]
     if act == RECEIPT:
         found.peers.setdefault(peer, Traffic()).add(record)

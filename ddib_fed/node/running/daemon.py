@@ -17,6 +17,7 @@ from types import FrameType
 from ddib_fed.errors import Draining
 from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.applied import Applied
 from ddib_fed.node.certificates.issuer import IdentityServicer
 from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
@@ -79,7 +80,9 @@ class Daemon:
         self._telemetry = node_telemetry(
             config.telemetry, metrics.registry, institution=config.node.institution, roles=config.node.roles
         )
-        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing)
+        self.node = NodeContext(
+            Applied(config), self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing
+        )
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._jobs = JobCount(self.roles)
         self._disk = DiskWatch((paths.state, paths.spool))

@@ -1,0 +1,86 @@
+"""What one try of a job sends to its peer: each latent is checked, and recorded in the audit log, before it leaves.
+
+A try has one contract and one policy. When a reload has replaced the policy, nothing more leaves under the old one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from ddib_fed.bridge.party import ToDecode
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.policy import policy_digest
+from ddib_fed.node.role import NodeContext
+from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
+from ddib_fed.wire.contracts.contract import Contract
+from ddib_fed.wire.latent import ApprovedLatent
+from source_node.pipeline.items import approved_latent
+
+log = logging.getLogger(__name__)
+
+
+class Leaving:
+    """The latents of one try, and the receipts of its calls.
+
+    Args:
+        node: This node.
+        job_id: Of the job.
+        contract: With the peer.
+        config: As it was applied when the try began.
+    """
+
+    def __init__(self, node: NodeContext, job_id: str, contract: Contract, config: NodeConfig) -> None:
+        self._node = node
+        self._job_id = job_id
+        self._contract = contract
+        self._policy = config.policy
+        self._policy_sha256 = policy_digest(config)
+
+    def approve(self, latents: Sequence[ToDecode]) -> list[ApprovedLatent]:
+        """Latents that are fit to leave, recorded as sent.
+
+        Args:
+            latents: Of the own model, and on the disk.
+
+        Raises:
+            PeerNotFound, PeerSuspended: The peer was removed or suspended while they were encoded.
+            ContractUnknown: Another policy is applied by now.
+            DdibError: One is not fit to leave.
+            OSError: The audit log cannot be written.
+        """
+        contract, peer = self._contract, self._contract.target.institution
+        self._node.peers.get(peer)
+        self._node.applied.require(self._policy)
+        approved = [approved_latent(latent, contract) for latent in latents]
+        head = self._node.audit.write_each(
+            "latent_sent",
+            [
+                {
+                    "job": self._job_id,
+                    "item": latent.number,
+                    "peer": peer,
+                    "latent": latent.latent.sha256.hex(),
+                    "contract": contract.digest.hex(),
+                    "calibration": str(contract.calibration or ""),
+                }
+                for latent in latents
+            ],
+        )
+        return [each.recorded(anchor_of(head), contract) for each in approved]
+
+    def receipt(self, exchanged: Exchanged) -> None:
+        """Record what a call exchanged, and the peer's anchor; its latents are recorded already."""
+        if not exchanged.sent_items:
+            return
+        try:
+            self._node.audit.write(
+                RECEIPT,
+                job=self._job_id,
+                peer=self._contract.target.institution,
+                contract=self._contract.digest.hex(),
+                policy=self._policy_sha256,
+                **exchanged.values(),
+            )
+        except OSError:
+            log.exception("the receipt of job %s could not be written to the audit log", self._job_id)
