@@ -5,10 +5,11 @@ What is admitted, and how, is `ddib_fed.node.admitting`; the code stands in for 
 
 from __future__ import annotations
 
+import shlex
 import socket
 from dataclasses import dataclass
 
-from ddib_fed.errors import ConfigError, PolicyDenied
+from ddib_fed.errors import ConfigError, PolicyDenied, UsageError
 from ddib_fed.node.admitting import admit_peer, own_peer, peer_store, require_name_constraints
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.rpc.addresses import is_loopback, split_address
@@ -75,8 +76,7 @@ def pair_listening(config: NodeConfig, *, at: str | None = None, wanted: Wanted 
     """
     here, code = _Here(config, wanted), new_code()
     with _bound(config, at) as listener:
-        host = split_address(config.node.address)[0]
-        shown = f"{'[' + host + ']' if ':' in host else host}:{listener.getsockname()[1]}"
+        shown = _shown(config, at, listener.getsockname()[1])
         say(
             f"{config.node.institution} waits for one try in the next {CODE_LIFE_S / 60:.0f} minutes. "
             "Read this code out by telephone:",
@@ -91,7 +91,7 @@ def pair_listening(config: NodeConfig, *, at: str | None = None, wanted: Wanted 
             here,
             on_stranger=lambda whence, why: say(f"a connection from {whence} had no code: {why}", err=True),
         )
-    _show(here.peer, paired)
+    _show(config, here.peer, paired)
     return paired
 
 
@@ -108,11 +108,26 @@ def pair_dialling(config: NodeConfig, address: str, code: str, *, wanted: Wanted
         UsageError: A digit of the code is wrong, or the address is none.
         DdibError: As `exchange.dial`.
     """
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise UsageError(str(error), hint="ddib pair HOST:PORT CODE, as the other side shows both") from error
     checked = parse_code(code)
     here = _Here(config, wanted)
-    paired = dial(address, checked, here)
-    _show(here.peer, paired)
+    paired = dial(address, checked, here, proxy=config.proxy)
+    _show(config, here.peer, paired)
     return paired
+
+
+def _shown(config: NodeConfig, at: str | None, port: int) -> str:
+    """What the other side dials: the node's address where its own port was bound, else its host with the port."""
+    if at is None and split_address(config.node.listen, bound=True)[1] == port:
+        return config.node.address
+    return f"{_in_address(split_address(config.node.address)[0])}:{port}"
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _bound(config: NodeConfig, at: str | None) -> socket.socket:
@@ -122,7 +137,7 @@ def _bound(config: NodeConfig, at: str | None) -> socket.socket:
     except ConfigError as error:
         if at is None:
             host = split_address(config.node.listen, bound=True)[0]
-            again = f"ddib pair --listen --at {'[' + host + ']' if ':' in host else host}:PORT"
+            again = f"ddib pair --listen --at {_in_address(host)}:PORT --config {shlex.quote(str(config.path))}"
             error.hint = f"the node runs? then another port that the other side reaches: {again}"
         raise
     host, port = split_address(where, bound=True)
@@ -130,7 +145,7 @@ def _bound(config: NodeConfig, at: str | None) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=8)
 
 
-def _show(own: Peer, paired: Paired) -> None:
+def _show(config: NodeConfig, own: Peer, paired: Paired) -> None:
     """Whom this node admitted, and the two fingerprints, for whoever wants to compare them all the same."""
     other = paired.other
     say(f"admitted     {other.identity} at {other.address}")
@@ -139,7 +154,7 @@ def _show(own: Peer, paired: Paired) -> None:
     if not paired.mutual:
         say(
             f"warning: whether {other.institution} admitted this node is not known, the connection ended; "
-            f"ddib peer test {other.institution} says",
+            f"ddib peer test {other.institution} --config {shlex.quote(str(config.path))} says",
             err=True,
         )
     whence = paired.where if ":" not in paired.where else _host(paired.where)

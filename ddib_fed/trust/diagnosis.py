@@ -76,6 +76,7 @@ def diagnose(
     roots_pem: bytes | None = None,
     proxy: Proxy | None = None,
     timeout_s: float = TIMEOUT_S,
+    asks_environment: bool = False,
 ) -> Finding:
     """Connect as a node or client would, up to the first answer over HTTP/2.
 
@@ -86,6 +87,8 @@ def diagnose(
         roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
         proxy: What the configuration names to lead there; None for a direct connection.
         timeout_s: For connecting, and again for the handshake.
+        asks_environment: Whether a proxy that the environment names is asked when a direct connection fails; for
+            commands that somebody runs to test a connection.
     """
     try:
         own = load_identity(pki_folder)
@@ -94,7 +97,7 @@ def diagnose(
         return Finding("own-certificate", str(error), getattr(error, "hint", "") or "ddib pki show")
     if (finding := _own_validity(own)) is not None:
         return finding
-    way = Way(address, proxy, timeout_s)
+    way = Way(address, proxy, timeout_s, asks_environment)
     try:
         connection = way.connect()
     except (OSError, TunnelRefused) as error:

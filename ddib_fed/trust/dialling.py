@@ -19,11 +19,13 @@ class Way:
         address: Its ``host:port``.
         proxy: What leads there; None for a direct connection.
         timeout_s: For connecting.
+        asks_environment: Whether a proxy that the environment names is asked when a direct connection fails.
     """
 
     address: str
     proxy: Proxy | None
     timeout_s: float
+    asks_environment: bool = False
 
     def connect(self) -> socket.socket:
         """A connection that leads to the node.
@@ -44,7 +46,8 @@ class Way:
         """What an error of `connect` means."""
         if self.proxy is None:
             assert isinstance(error, OSError)  # a proxy raises the other one
-            return no_connection(error, self.address, self.timeout_s)
+            why = no_connection if self.asks_environment else unreached
+            return why(error, self.address, self.timeout_s)
         if isinstance(error, OSError):
             found = unreached(error, self.proxy.address, self.timeout_s)
             return Finding(

@@ -2,7 +2,7 @@
 
 A connection is direct unless the configuration names a proxy. Where a network lets out only what goes through its
 proxy, that looks like a firewall that drops connections; one request to the proxy that the environment names tells the
-two apart. Nothing of ours is sent through it.
+two apart. Only commands that test a connection make it, a node never does. Nothing of ours is sent through the proxy.
 """
 
 from __future__ import annotations

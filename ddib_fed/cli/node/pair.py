@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -61,9 +62,10 @@ def pair(
         paired = pair_listening(config, at=at, wanted=wanted)
     else:
         paired = pair_dialling(config, address, code, wanted=wanted)
+    path = shlex.quote(str(config_path))
     say(
-        f"next: {config.command} serve --config {config_path}, unless it runs; then "
-        f"ddib peer test {paired.other.institution} --config {config_path}"
+        f"next: {config.command} serve --config {path}, unless it runs; then "
+        f"ddib peer test {paired.other.institution} --config {path}"
     )
     other = paired.other
     outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)

@@ -1,7 +1,7 @@
 """Exchanges the peer files of two nodes under a key that both sides derive from a short code (SPAKE2).
 
     dialler                              listener
-    MAGIC, SPAKE2 message A      ->
+    MAGIC, SPAKE2 message A      ->      MAGIC at once: the listener serves one connection at a time
                                  <-      MAGIC, SPAKE2 message B
     proof of the key             ->      a wrong proof uses the code up
                                  <-      proof of the key
@@ -29,8 +29,16 @@ from typing import Final, Literal, Protocol, TypeVar
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from ddib_fed.errors import DdibError, DeadlineExceeded, PeerUnreachable, PolicyDenied, Unauthenticated
+from ddib_fed.errors import (
+    AlreadyExists,
+    DdibError,
+    DeadlineExceeded,
+    PeerUnreachable,
+    PolicyDenied,
+    Unauthenticated,
+)
 from ddib_fed.rpc.addresses import split_address
+from ddib_fed.rpc.proxy import Proxy, TunnelRefused
 from ddib_fed.terminal import escape
 from ddib_fed.trust.dialling import Way
 from ddib_fed.trust.handshake import presented_certificate
@@ -39,8 +47,10 @@ from ddib_fed.trust.peers.file import Peer, parse_peer
 
 CODE_LIFE_S: Final = 300.0
 """How long a code is good."""
+GREETING_S: Final = 2.0
+"""How long a connection may take to send `MAGIC`: nobody else can come meanwhile."""
 STRANGER_S: Final = 10.0
-"""How long a connection may take to prove that it has the code."""
+"""How long it may take from then on to prove that it has the code."""
 EXCHANGE_S: Final = 30.0
 """How long the exchange may take, once the other side is there."""
 _LOOK_S: Final = 0.5
@@ -48,6 +58,8 @@ _MAX_REFUSAL: Final = 300
 _NAMES: Final = (b"ddib pair: dialler", b"ddib pair: listener")
 _HINT: Final = "ddib pair --listen on one side shows a new code"
 _LOOK_TLS_S: Final = 3.0
+_OF_THE_PROXY: Final = frozenset({"proxy-unreachable", "proxy-login", "proxy-refused", "not-a-proxy"})
+"""Causes that say nothing of the other side."""
 
 T = TypeVar("T")
 Side = Literal["dialler", "listener"]
@@ -110,8 +122,10 @@ def listen(
     while True:
         connection, host = _accepted(listener, until)
         with connection:
-            line = Line(connection, min(STRANGER_S, max(0.1, until - time.monotonic())))
+            line = Line(connection, GREETING_S)
             try:
+                line.expect_greeting()
+                line.extend(min(STRANGER_S, max(0.1, until - time.monotonic())))
                 keys = _agree_as_listener(line, code)
                 proof = line.receive()
             except LineBroken as error:  # without a proof no code was tested
@@ -125,13 +139,14 @@ def listen(
             return _swap(line, keys, party, "listener", host)
 
 
-def dial(address: str, code: str, party: Party) -> Paired:
+def dial(address: str, code: str, party: Party, *, proxy: Proxy | None = None) -> Paired:
     """Connect to the side that listens, once.
 
     Args:
         address: ``host:port``.
         code: As `parse_code` returns it.
         party: This side.
+        proxy: Through which the address is dialled; None for a direct connection.
 
     Raises:
         PeerUnreachable: There is no connection, nobody pairs there, or it broke; nobody was admitted here.
@@ -139,16 +154,18 @@ def dial(address: str, code: str, party: Party) -> Paired:
         PolicyDenied: The other side refuses this node.
         DdibError: This side refuses the other.
     """
-    way = Way(address, None, STRANGER_S)
+    way = Way(address, proxy, STRANGER_S)
     try:
         connection = way.connect()
-    except OSError as error:
-        found = way.problem(error).as_error("")
-        found.hint = f"is `ddib pair --listen` running there now, at this address? {found.hint}"
+    except (OSError, TunnelRefused) as error:
+        finding = way.problem(error)
+        found = finding.as_error("")
+        if finding.cause not in _OF_THE_PROXY:
+            found.hint = f"is `ddib pair --listen` running there now, at this address? {found.hint}"
         raise found from error
     with connection:
         line = Line(connection, EXCHANGE_S)
-        keys = _agree_as_dialler(line, code, address)
+        keys = _agree_as_dialler(line, code, way)
         try:
             line.send(keys.own_proof)
             proof = line.receive()
@@ -171,7 +188,6 @@ def _accepted(listener: socket.socket, until: float) -> tuple[socket.socket, str
 
 
 def _agree_as_listener(line: Line, code: str) -> Keys:
-    line.expect_greeting()
     theirs = line.receive()
     own, finish = _spake2("listener", code)
     keys = finish(theirs)
@@ -180,19 +196,21 @@ def _agree_as_listener(line: Line, code: str) -> Keys:
     return keys
 
 
-def _agree_as_dialler(line: Line, code: str, address: str) -> Keys:
-    own, finish = _spake2("dialler", code)
+def _agree_as_dialler(line: Line, code: str, way: Way) -> Keys:
     try:
-        line.greet()
+        line.greet()  # before anything is computed: the listener waits for it for a short time only
+        own, finish = _spake2("dialler", code)
         line.send(own)
         line.expect_greeting()
         theirs = line.receive()
     except LineBroken as error:
-        raise _nobody_pairs(address, error) from error
+        raise _nobody_pairs(way, error) from error
     try:
         return finish(theirs)
     except LineBroken as error:
-        raise PeerUnreachable(f"what answers at {address} does not pair: {error}", hint=_HINT) from error
+        raise PeerUnreachable(
+            f"what answers at {way.address} does not pair: {error}", hint=_HINT
+        ) from error
 
 
 def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], Keys]]:
@@ -272,9 +290,15 @@ def _admit(line: Line, other: Peer, party: Party) -> None:
 
 
 def _tell(line: Line, error: DdibError) -> None:
-    """Tell the other side why it is refused, and wait until it has read that: closing at once could discard it."""
+    """Tell the other side why it is refused, and wait until it has read that: closing at once could discard it.
+
+    A refusal is told in its words, which are of the other side's file; of anything else, which may name this side's
+    files, only the fixed sentence.
+    """
+    refusal = isinstance(error, PolicyDenied | AlreadyExists)
+    said = error.detail if refusal else f"{error.sentence} ({error.reason})"
     with suppress(LineBroken):
-        line.send(error.detail[:_MAX_REFUSAL].encode() or b"refused")
+        line.send(said[:_MAX_REFUSAL].encode())
         while True:
             line.receive()
 
@@ -310,8 +334,9 @@ def _other_code(address: str) -> Unauthenticated:
     )
 
 
-def _nobody_pairs(address: str, error: LineBroken) -> PeerUnreachable:
-    if presented_certificate(Way(address, None, _LOOK_TLS_S), split_address(address)[0]) is not None:
+def _nobody_pairs(way: Way, error: LineBroken) -> PeerUnreachable:
+    address = way.address
+    if presented_certificate(way.within(_LOOK_TLS_S), split_address(address)[0]) is not None:
         return PeerUnreachable(
             f"at {address} a node serves; nobody pairs there",
             hint="the other operator runs `ddib pair --listen --at HOST:PORT` with another port, and reads the code",

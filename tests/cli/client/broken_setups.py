@@ -1,7 +1,7 @@
 """Set-ups in which a client cannot use its source node, each broken in one way, with real sockets and certificates.
 
 `ddib doctor` names the cause of each (`SETUPS`); the other commands of a client name the same where it is one of the
-connection. `python -m benchmarks.trust.doctor` prints what it says.
+connection, but never ask a proxy that the environment names. `python -m benchmarks.trust.doctor` prints what it says.
 """
 
 from __future__ import annotations
@@ -263,6 +263,7 @@ class Setup:
         step: At which step of `ddib doctor`.
         says: What the error says: the cause in brackets, or its words.
         passing: Whether a command waits for it to pass before it names the cause.
+        others: What other commands than `ddib doctor` say; empty for the same.
     """
 
     what: str
@@ -270,6 +271,7 @@ class Setup:
     step: str
     says: str
     passing: bool = False
+    others: str = ""
 
     @contextmanager
     def made(self, folder: Path) -> Iterator[Path]:
@@ -334,13 +336,21 @@ SETUPS = {
     "inspection-1.2": Setup(
         "a gateway opens TLS, and speaks 1.2", _inspected_with_tls_12, "connection", "[tls-inspection]"
     ),
-    "proxy": Setup("only an HTTP proxy leads out of the network", _behind_a_proxy, "connection", "[proxy]"),
+    "proxy": Setup(
+        "only an HTTP proxy leads out of the network",
+        _behind_a_proxy,
+        "connection",
+        "[proxy]",
+        True,
+        "[nothing-listens]",
+    ),
     "proxy-refuses": Setup(
         "the network's proxy refuses too",
         _behind_a_proxy_that_refuses,
         "connection",
         "refuses to connect there",
         True,
+        "[nothing-listens]",
     ),
     "web-server": Setup("the port of a web server", _web_server, "connection", "[wrong-server]"),
     "west": Setup(

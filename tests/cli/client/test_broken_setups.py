@@ -43,7 +43,7 @@ def test_doctor_names_the_cause_of_each_broken_set_up(name, tmp_path, capsys) ->
 
 @pytest.mark.parametrize("name", CONNECTION)
 def test_every_command_names_the_cause_of_a_failed_connection(name, tmp_path, capsys) -> None:
-    """The same causes as `ddib doctor`, without running it."""
+    """The same causes as `ddib doctor`, without running it; the proxy of the environment is asked by that alone."""
     scan = tmp_path / "scan.npy"
     np.save(scan, np.zeros((4, 2), np.float32))
     target = ["--to", "south.example/checkerboards", "--out", str(tmp_path / "out")]
@@ -63,7 +63,7 @@ def test_every_command_names_the_cause_of_a_failed_connection(name, tmp_path, ca
         commands = commands[:1] + commands[5:6]
     with setup.made(tmp_path / "world") as profile:
         for arguments in commands:
-            named(arguments, profile, setup.says, capsys)
+            named(arguments, profile, setup.others or setup.says, capsys)
 
 
 def test_a_wrong_certificate_is_named_without_waiting(tmp_path, capsys, monkeypatch) -> None:

@@ -19,6 +19,7 @@ from ddib_fed.node import command, pairing
 from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust.peers.file import Peer
+from tests.trust.network.connect_proxy import proxying
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys
     host, port = config.listen.split(":")
     with socket.create_server((host, int(port))):
         assert run(["pair", "--listen", "--config", str(south)]) == ExitCode.BAD_INPUT
-        assert "ddib pair --listen --at 127.0.0.1:PORT" in capsys.readouterr().err
+        assert f"ddib pair --listen --at 127.0.0.1:PORT --config {south}" in capsys.readouterr().err
         code, thread, ended = listening(south, "--at", "127.0.0.1:0")
         there = re.search(r"there: +ddib pair (\S+) (\S+)", capsys.readouterr().out)
         assert there is not None
@@ -123,6 +124,31 @@ def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys
         assert not there[1].endswith(f":{port}")
         assert run(["pair", there[1], code, "--config", str(north)]) == 0
         thread.join(10)
+    assert ended == [0]
+
+
+def test_the_address_of_the_node_is_shown_where_it_is_not_that_of_its_port(two, listening, capsys) -> None:
+    """As behind a forwarded port: `listen` and `address` are two settings."""
+    north, south = two
+    config = NodeConfig.load(south).node
+    text = south.read_text()
+    south.write_text(text.replace(f'address = "{config.address}"', 'address = "south.example:443"'))
+    code, thread, ended = listening(south)
+    shown = capsys.readouterr().out
+    assert run(["pair", config.listen, code, "--config", str(north)]) == 0
+    thread.join(10)
+    assert (ended, f"ddib pair south.example:443 {code}" in shown) == ([0], True)
+
+
+def test_the_proxy_of_the_configuration_leads_to_the_other_side(two, listening) -> None:
+    """As it leads to peers; `serve --pair-with` takes the same way."""
+    north, south = two
+    code, thread, ended = listening(south)
+    with proxying() as proxy:
+        north.write_text(north.read_text().replace("[node]", f'[node]\nproxy = "{proxy.url}"', 1))
+        assert run(["pair", address(south), code, "--config", str(north)]) == 0
+        assert proxy.asked == [address(south)]
+    thread.join(10)
     assert ended == [0]
 
 
@@ -142,8 +168,9 @@ def test_an_entry_is_replaced_only_where_that_is_asked_for(two, listening, capsy
 @pytest.mark.parametrize(
     "words",
     [[], ["localhost:7443"], ["localhost:7443", "482-173-069"], ["--listen", "localhost:7443", "482-173-063"],
-     ["localhost:7443", "482-173-063", "--at", "localhost:1"]],
-    ids=["nothing", "no code", "a wrong digit", "both", "--at without --listen"],
+     ["localhost:7443", "482-173-063", "--at", "localhost:1"], ["south.example", "482-173-063"],
+     ["http://south.example:7443", "482-173-063"]],
+    ids=["nothing", "no code", "a wrong digit", "both", "--at without --listen", "no port", "a URL"],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_is_sent(two, words) -> None:
     """Exit 2."""
@@ -171,6 +198,8 @@ def test_serve_pairs_before_it_serves(two, monkeypatch, caplog) -> None:
     }
     with pytest.raises(UsageError):
         command._admit(north, (), pair=True, pair_with=(south.node.address, codes[0]))
+    with pytest.raises(UsageError, match="host:port"):
+        command._admit(north, (), pair=False, pair_with=("south.example", codes[0]))
 
 
 def test_serve_admits_by_a_file_without_asking_again(two, tmp_path, caplog) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.client.profile import Profile
-from ddib_fed.errors import ConfigError, DdibError
+from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
 from ddib_fed.rpc.proxy import Proxy, TunnelRefused, proxy_address
 from ddib_fed.trust import tls
 from ddib_fed.trust.certificates import certificate_pem
@@ -87,6 +87,25 @@ def test_the_environment_alone_names_no_proxy(
             monkeypatch.setenv(name, proxy.url)
         assert asked(north, None) == "spiffe://north.example/node/node-1"
         assert proxy.asked == []
+
+
+def test_only_a_command_that_tests_a_connection_asks_the_proxy_of_the_environment(
+    node: Listening, north: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that explains a failed call does not, nor does a pairing."""
+    node.close()
+    known = {"server_name": "node-1.south.example", "pki_folder": north.pki}
+    with proxying() as proxy:
+        for name in ("https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        channels = tls.PeerChannels(north.pki, north.store)
+        found = channels.explained("south.example", PeerUnreachable("no connection"), 2.0)
+        channels.close()
+        assert "[nothing-listens]" in found.detail
+        assert diagnose(node.address, **known).cause == "nothing-listens"
+        assert proxy.asked == []
+        diagnose(node.address, **known, asks_environment=True)
+        assert proxy.asked == [node.address]
 
 
 def test_all_is_well_through_a_proxy(node: Listening, north: Institution) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from spake2 import SPAKE2_B
 
 from ddib_fed.errors import (
+    ConfigError,
     DdibError,
     DeadlineExceeded,
     InputError,
@@ -22,12 +24,14 @@ from ddib_fed.errors import (
     PolicyDenied,
     Unauthenticated,
 )
+from ddib_fed.rpc.proxy import Proxy
 from ddib_fed.trust.pairing import exchange
 from ddib_fed.trust.pairing.exchange import Paired, dial, listen
 from ddib_fed.trust.pairing.line import MAGIC, MAX_FRAME
 from ddib_fed.trust.peers.file import Peer
 from tests.cli.client.answers import listening, tls
 from tests.node.institutions import Institution
+from tests.trust.network.connect_proxy import proxying
 
 CODE, OTHER = "482-173-063", "111-222-335"
 
@@ -163,6 +167,42 @@ def test_connections_without_a_code_use_nothing_up(
     assert south.admitted == ["north.example"]
 
 
+def test_a_connection_that_says_nothing_keeps_the_dialler_out_for_a_moment_only(
+    north: Side, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it stays: who pairs greets at once."""
+    monkeypatch.setattr(exchange, "GREETING_S", 0.2)
+    host, port = waiting.address.split(":")
+    with socket.create_connection((host, int(port))):
+        began = time.monotonic()
+        dial(waiting.address, CODE, north)
+        assert time.monotonic() - began < exchange.STRANGER_S / 2
+    assert waiting.strangers == ["it did not answer in time"]
+
+
+def test_the_configured_proxy_leads_to_the_side_that_waits(north: Side, waiting: Waiting) -> None:
+    """What it carries is sealed or proves nothing; one that opens no tunnel is named."""
+    with (
+        proxying(answer="403 Forbidden") as closed,
+        pytest.raises(PeerUnreachable, match="answered 403") as caught,
+    ):
+        dial(waiting.address, CODE, north, proxy=Proxy(closed.address))
+    assert "ddib pair --listen" not in caught.value.hint
+    with proxying() as proxy:
+        dial(waiting.address, CODE, north, proxy=Proxy(proxy.address))
+        assert proxy.asked == [waiting.address]
+        assert b"CERTIFICATE" not in proxy.carried
+    assert waiting.result.result(20).mutual
+
+
+def test_a_node_behind_the_proxy_that_does_not_pair_is_looked_at_through_it(north: Side) -> None:
+    """The second connection too."""
+    with listening(lambda connection: connection.sendall(b"SSH-2.0-x\r\n")) as address, proxying() as proxy:
+        with pytest.raises(PeerUnreachable, match="nobody pairs"):
+            dial(address, CODE, north, proxy=Proxy(proxy.address))
+        assert proxy.asked == [address] * 2
+
+
 def test_a_message_without_a_proof_tests_no_code(north: Side, waiting: Waiting) -> None:
     """Whoever leaves before the proof has learned nothing: the listener shows its own only after it."""
     from spake2 import SPAKE2_A
@@ -204,12 +244,15 @@ def test_what_one_side_refuses_neither_admits(north: Side, south: Side, waiting:
 
 @pytest.mark.parametrize("who", ["north", "south"])
 def test_a_file_that_is_none_is_refused(north: Side, south: Side, waiting: Waiting, who: str) -> None:
-    """Also from the side that has the code."""
+    """Also from the side that has the code, which hears the fixed sentence and no more."""
     (north if who == "north" else south).file = b"{}"
     here = PolicyDenied if who == "north" else InputError
-    with pytest.raises(here, match="no peer file"):
+    with pytest.raises(here) as caught:
         dial(waiting.address, CODE, north)
-    end(waiting, InputError if who == "north" else PolicyDenied)
+    there = end(waiting, InputError if who == "north" else PolicyDenied)
+    told, found = (caught.value, there) if who == "north" else (there, caught.value)
+    assert "no peer file" in found.detail
+    assert told.detail.endswith(f"refuses this node: {InputError.sentence} ({InputError.reason})")
     assert north.admitted == south.admitted == []
 
 
@@ -217,10 +260,11 @@ def test_a_listener_that_cannot_write_is_not_admitted_by_the_dialler(
     north: Side, south: Side, waiting: Waiting
 ) -> None:
     """It admits second, after the listener has said that it is done."""
-    south.fails = PolicyDenied("the disk is full")
-    with pytest.raises(PolicyDenied, match="the disk is full"):
+    south.fails = ConfigError("/var/lib/south/state/audit.jsonl cannot be written")
+    with pytest.raises(PolicyDenied, match=re.escape(ConfigError.sentence)) as told:
         dial(waiting.address, CODE, north)
-    end(waiting, PolicyDenied)
+    assert "/var/lib" not in f"{told.value.detail}{told.value.hint}", "a path of the other institution"
+    assert "/var/lib" in end(waiting, ConfigError).detail
     assert north.admitted == []
 
 
