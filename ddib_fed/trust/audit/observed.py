@@ -68,7 +68,11 @@ class Observed:
             names = sorted(
                 name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
             )
-            changes = [_change(name, before.get(name), after.get(name)) for name in names]
+            changes = [
+                change
+                for name in names
+                for change in _changes(name, before.get(name), after.get(name), snapshot)
+            ]
             for start in range(0, len(changes), _LINE):
                 self._audit.write("trust_changed", changes=changes[start : start + _LINE])
             for name in names:
@@ -117,7 +121,14 @@ def _described(snapshot: Snapshot) -> dict[str, str]:
     return found
 
 
-def _change(name: str, before: str | None, after: str | None) -> str:
+def _changes(name: str, before: str | None, after: str | None, snapshot: Snapshot) -> list[str]:
+    """What changed, and each root of a peer by itself: long values are cut, and no fingerprint may be."""
     if after is None:
-        return f"no longer {name}"
-    return f"{'now' if before is None else 'changed'} {name}{': ' if after else ''}{after}"
+        return [f"no longer {name}"]
+    verb = "now" if before is None else "changed"
+    kind, _, who = name.partition(" ")
+    if kind != "peer":
+        return [f"{verb} {name}"]
+    peer = snapshot.peers[who]
+    roots = (f"root {text} of {who}" for text in peer.fingerprints)
+    return [f"{verb} {name}: {peer.identity} at {peer.address}", *roots]

@@ -82,7 +82,8 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     changes = [change for record in of_act(config, "trust_changed") for change in record["changes"]]
     fingerprint = pki.fingerprint(north.root)
     assert changes == [
-        f"now peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443, roots {fingerprint}",
+        "now peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443",
+        f"root {fingerprint} of north.example",
         "no longer peer north.example",
         "now withdrawn spiffe://south.example/client/bob",
     ]
