@@ -35,6 +35,20 @@ def load_toml(path: Path, model: type[M], *, hint: str) -> M:
         raise FileMissing(f"there is no {path}", hint=hint) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
+    return parse_toml(data, model, path)
+
+
+def parse_toml(data: bytes, model: type[M], path: Path) -> M:
+    """As `load_toml`, of the content of a file.
+
+    Args:
+        data: The content.
+        model: What it must look like.
+        path: Of the file, for the error.
+
+    Raises:
+        ConfigError: As `load_toml`.
+    """
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} is over {MAX_CONFIG_BYTES} bytes: it is no configuration")
     try:

@@ -26,7 +26,7 @@ from ddib_fed.node.settings.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.rpc.proxy import Proxy, ProxyUrl
 from ddib_fed.telemetry.settings import NodeTelemetry
-from ddib_fed.toml_files import load_toml
+from ddib_fed.toml_files import load_toml, parse_toml
 
 Role = Literal["source", "target"]
 Format = Literal["PNG", "JPEG", "TIFF", "NPY"]
@@ -254,9 +254,21 @@ class NodeConfig(Section):
             hint=f"--config FILE or {CONFIG_VARIABLE} names one that is elsewhere; "
             "a new one: ddib init node --role source --model satellite",
         )
+        return config._at(path)  # noqa: SLF001 - its own
+
+    @classmethod
+    def parse(cls, data: bytes, path: Path) -> NodeConfig:
+        """The content of a node.toml, as if it lay at `path`.
+
+        Raises:
+            ConfigError: As `load`.
+        """
+        return parse_toml(data, cls, path)._at(path)
+
+    def _at(self, path: Path) -> NodeConfig:
         place = path.resolve()
-        config._folder, config._name = place.parent, place.name  # noqa: SLF001 - its own private attributes
-        return config
+        self._folder, self._name = place.parent, place.name
+        return self
 
     def with_policy(self, policy: PolicySection) -> NodeConfig:
         """The same node under another policy."""

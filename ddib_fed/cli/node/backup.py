@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,18 +61,21 @@ def restore(output_format: str, file: Path, out: Path | None, check: bool) -> No
     are as they were when the backup was made; what ended later is done again.
     """
     from ddib_fed.node.backup import restoring
+    from ddib_fed.node.backup.checking import check_backup
+    from ddib_fed.node.config import NodeConfig
 
     if check == (out is not None):
         raise UsageError("give --out DIR, or --check")
     if out is None:
-        _show(restoring.check_backup(file), output_format, f"{file} is whole")
+        _show(check_backup(file), output_format, f"{file} is whole")
         return
     record = restoring.restore(file, out)
     _show(record, output_format, f"restored to {out}")
     if output_format != "json":
-        say(
-            f"next: put the model {record.model_sha256[:12]} there, then check and serve with {out / 'node.toml'}"
-        )
+        place = out / "node.toml"
+        missing = restoring.left_out(NodeConfig.load(place), record.model_sha256)
+        say("next: put there what a backup does not hold:", *(f"        {each}" for each in missing))
+        say(f"      then check and serve with {shlex.quote(str(place))}")
 
 
 def _show(record: BackupRecord, output_format: str, done: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 import tarfile
 import tempfile
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from typing import Final
 from ddib_fed.errors import AlreadyExists, InputError
 from ddib_fed.files import sync_folder
 from ddib_fed.node.backup.databases import copy_database, is_database
+from ddib_fed.node.backup.leftovers import remove_interrupted, unfinished
 from ddib_fed.node.backup.record import (
     CONFIG,
     FORMAT_VERSION,
@@ -36,7 +36,7 @@ from ddib_fed.version import __version__
 
 # Made again by every node: sockets, locks, what SQLite keeps beside a database, measured times of calls.
 _LEFT_OUT: Final = (".sock", ".lock", "-wal", "-shm", "-journal")
-_STAGING: Final = ".backup-"
+_STAGING: Final = "backup"
 
 
 def make_backup(config: NodeConfig, path: Path, *, now: datetime | None = None) -> BackupRecord:
@@ -57,27 +57,21 @@ def make_backup(config: NodeConfig, path: Path, *, now: datetime | None = None) 
         raise AlreadyExists(f"{path} exists and is not overwritten", hint="another --out")
     if not state.is_dir():
         raise InputError(f"there is no {state}: this node has no state yet")
-    _remove_interrupted(state)
+    aside = f"ddib-backup-{config.node.name}.{config.node.institution}"
+    remove_interrupted(state, _STAGING)  # its links would keep files of jobs that have ended
+    remove_interrupted(path.parent, aside)
     # In the state folder itself: files of the spool are linked, not copied.
-    with tempfile.TemporaryDirectory(prefix=f"{_STAGING}{os.getpid()}-", dir=state) as folder:
+    with tempfile.TemporaryDirectory(prefix=unfinished(_STAGING), dir=state) as folder:
         staged = Path(folder)
         (staged / CONFIG).write_bytes(config.path.read_bytes())
         jobs = sum(role.copy(config, staged / STATE) for role in find_roles(config.node.roles))
         _copy_rest(config, staged / STATE)
         record = _record(config, staged, jobs, now or datetime.now(UTC))
         try:
-            _write_archive(path, staged, record)
+            _write_archive(path, staged, record, unfinished(aside))
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from error
     return record
-
-
-def _remove_interrupted(state: Path) -> None:
-    """Remove what a killed backup left: its links would keep files of jobs that have ended."""
-    for folder in state.glob(f"{_STAGING}*"):
-        process = folder.name.removeprefix(_STAGING).partition("-")[0]
-        if not Path("/proc", process).exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_rest(config: NodeConfig, to: Path) -> None:
@@ -143,9 +137,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_archive(path: Path, staged: Path, record: BackupRecord) -> None:
+def _write_archive(path: Path, staged: Path, record: BackupRecord, prefix: str) -> None:
     """The archive beside its place, synced, then linked there: never half of it under its name."""
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    descriptor, aside = tempfile.mkstemp(prefix=prefix, dir=path.parent)  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:

@@ -178,6 +178,9 @@ def stored(config: NodeConfig) -> Iterator[Stored]:
     if config.policy.memorised:
         what = "indexes of training pictures: each reduced to some 16 pixels a side"
         rows.append((config.folder / config.policy.memorised, what, "until removed by hand"))
+    if config.node.proxy_login is not None:
+        what = "user and password for the proxy"
+        rows.append((config.folder / config.node.proxy_login, what, "until removed by hand"))
     for path, what, kept in rows:
         yield Stored(path, what, kept, _size(path))
 

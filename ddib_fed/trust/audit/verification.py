@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,27 +52,35 @@ def verify(
     Raises:
         FileNotFoundError: There is no log.
     """
+    with path.open("rb") as file:
+        return verify_lines(file, noted=noted, anchors=anchors)
+
+
+def verify_lines(
+    lines: Iterable[bytes],
+    *,
+    noted: str | None = None,
+    anchors: Mapping[int, tuple[str, str]] | None = None,
+) -> Verified:
+    """As `verify`, of the lines of a log, each with its end; those behind a broken one are not taken."""
     head, torn = EMPTY, 0
     seen = noted is None or noted == FIRST
     matched, differs = 0, ""
     anchors = anchors or {}
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                torn = len(line)
-                break
-            problem = follows(line, head)
-            if problem:
-                return Verified(
-                    head.n + 1, head.sha256, broken_line=head.n + 2, problem=problem, anchors=matched
-                )
-            head = Head(head.n + 1, digest(line))
-            seen = seen or noted == head.sha256
-            wanted = anchors.get(head.n)
-            if wanted is not None and wanted[0] == head.sha256:
-                matched += 1
-            elif wanted is not None and not differs:
-                differs = f"line {head.n + 1} is not the one that {wanted[1]}: the log was rewritten"
+    for line in lines:
+        if not line.endswith(b"\n"):
+            torn = len(line)
+            break
+        problem = follows(line, head)
+        if problem:
+            return Verified(head.n + 1, head.sha256, broken_line=head.n + 2, problem=problem, anchors=matched)
+        head = Head(head.n + 1, digest(line))
+        seen = seen or noted == head.sha256
+        wanted = anchors.get(head.n)
+        if wanted is not None and wanted[0] == head.sha256:
+            matched += 1
+        elif wanted is not None and not differs:
+            differs = f"line {head.n + 1} is not the one that {wanted[1]}: the log was rewritten"
     if not seen:
         differs = "no line of it has the head that was noted"
     last = max(anchors, default=-1)

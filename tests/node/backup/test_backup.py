@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import sqlite3
 import tarfile
+import tempfile
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -14,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import AlreadyExists, ChunkCorrupt, ConfigError, FileMissing, InputError
+from ddib_fed.node.backup.checking import check_backup
 from ddib_fed.node.backup.making import make_backup
 from ddib_fed.node.backup.record import NAME, is_safe
-from ddib_fed.node.backup.restoring import check_backup, restore
+from ddib_fed.node.backup.restoring import left_out, restore
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.officer.facts import stored
 from ddib_fed.trust import pki
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.audit.verification import verify
@@ -94,6 +98,76 @@ def test_what_a_killed_backup_left_goes_with_the_next(north: North, tmp_path: Pa
         (folder / "link").write_bytes(b"x")
     make_backup(north.config, tmp_path / "north.tar")
     assert (dead.exists(), alive.exists()) == (False, True)
+
+
+def test_what_a_killed_backup_or_restoration_left_beside_its_target_goes_with_the_next(
+    north: North, tmp_path: Path
+) -> None:
+    """Both hold keys and pictures; what others call likewise, or make now, stays."""
+    archive, folder = ".ddib-backup-node-1.north.example-", ".ddib-restore-"
+    dead = [tmp_path / f"{archive}4194305-x", tmp_path / f"{folder}4194305-x"]
+    kept = [
+        tmp_path / f"{archive}{os.getpid()}-x", tmp_path / f"{folder}{os.getpid()}-x",
+        tmp_path / ".ddib-backup-node-2.north.example-4194305-x", tmp_path / f"{folder}of-mine",
+    ]  # fmt: skip
+    for path in (*dead, *kept):
+        path.mkdir() if "restore" in path.name else path.write_bytes(b"half a key")
+    make_backup(north.config, tmp_path / "north.tar")
+    restore(tmp_path / "north.tar", tmp_path / "again")
+    assert [path.exists() for path in (*dead, *kept)] == [False] * 2 + [True] * 4
+
+
+def test_a_check_writes_nothing(north: North, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the middle of it leaves no key and no picture anywhere."""
+    make_backup(north.config, tmp_path / "north.tar")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    opened = os.open
+
+    def reading(path, flags, *rest, **more):
+        assert flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0, path
+        return opened(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", reading)
+    assert check_backup(tmp_path / "north.tar").jobs == 1
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_damaged_database_or_log_is_noticed(members: dict[str, bytes], tmp_path: Path) -> None:
+    """Also when the record has the digest of what is damaged."""
+    jobs, log = "state/jobs.sqlite", "state/audit.jsonl"
+    content = members[jobs]
+    for number, (name, data) in enumerate(
+        [
+            (jobs, content[:4096] + bytes(len(content) - 4096)),
+            (jobs, content[:100]),
+            (log, members[log].replace(b"job_accepted", b"job_refused_")),
+        ]
+    ):
+        record = json.loads(members[NAME])
+        record["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        file = written(
+            tmp_path / f"{number}.tar", members | {NAME: json.dumps(record).encode(), name: data}
+        )
+        for act in (check_backup, lambda path: restore(path, tmp_path / "never")):
+            with pytest.raises(ChunkCorrupt):
+                act(file)
+
+
+def test_what_a_backup_does_not_hold_is_named(tmp_path: Path) -> None:
+    """The model always; the proxy's login and the index of training pictures where node.toml names them."""
+    folder = tmp_path / "north"
+    plain = make_config(folder, "north.example", "source")
+    assert left_out(plain, "ab" * 32) == [f"the model abababababab at {plain.paths.bundle}"]
+    settings = {
+        "proxy": '"http://proxy:3128"', "proxy_login": '"proxy.login"', "memorised": '"index"'
+    }  # fmt: skip
+    full = make_config(folder, "north.example", "source", **settings)
+    assert left_out(full, "ab" * 32)[1:] == [
+        f"the proxy's login at {folder / 'proxy.login'}",
+        f"the index of training pictures at {folder / 'index'}",
+    ]
+    assert folder / "proxy.login" in {each.path for each in stored(full)}
 
 
 def test_a_file_that_is_no_nodes_is_named(north: North, tmp_path: Path) -> None:
@@ -191,7 +265,7 @@ def test_a_changed_missing_or_added_file_is_noticed(members: dict[str, bytes], t
             with pytest.raises(ChunkCorrupt):
                 act(file)
     assert not (tmp_path / "never").exists()
-    assert not list(tmp_path.glob(".restore-*"))
+    assert not list(tmp_path.glob(".ddib-restore-*"))
 
 
 def test_a_link_in_an_archive_is_refused(members: dict[str, bytes], tmp_path: Path) -> None:
