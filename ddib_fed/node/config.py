@@ -254,7 +254,7 @@ class NodeConfig(Section):
             hint=f"--config FILE or {CONFIG_VARIABLE} names one that is elsewhere; "
             "a new one: ddib init node --role source --model satellite",
         )
-        return config._at(path)  # noqa: SLF001 - its own
+        return config._at(path)  # noqa: SLF001 - its own class
 
     @classmethod
     def parse(cls, data: bytes, path: Path) -> NodeConfig:
@@ -263,7 +263,7 @@ class NodeConfig(Section):
         Raises:
             ConfigError: As `load`.
         """
-        return parse_toml(data, cls, path)._at(path)
+        return parse_toml(data, cls, path)._at(path)  # noqa: SLF001 - its own class
 
     def _at(self, path: Path) -> NodeConfig:
         place = path.resolve()

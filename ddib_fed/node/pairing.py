@@ -137,7 +137,9 @@ def _bound(config: NodeConfig, at: str | None) -> socket.socket:
     except ConfigError as error:
         if at is None:
             host = split_address(config.node.listen, bound=True)[0]
-            again = f"ddib pair --listen --at {_in_address(host)}:PORT --config {shlex.quote(str(config.path))}"
+            again = (
+                f"ddib pair --listen --at {_in_address(host)}:PORT --config {shlex.quote(str(config.path))}"
+            )
             error.hint = f"the node runs? then another port that the other side reaches: {again}"
         raise
     host, port = split_address(where, bound=True)

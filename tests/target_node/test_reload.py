@@ -19,7 +19,7 @@ def change(target: Target, **settings: object) -> None:
 
 
 def test_an_open_call_takes_no_latent_under_a_policy_that_was_replaced(target, north) -> None:
-    """The source is to negotiate again, and hears then what is not allowed; the receipt names the policy of the call."""
+    """The source negotiates again, and hears then what is not allowed; the receipt names the policy of the call."""
     contract, before = target.negotiate(north), target.node.policy_sha256
 
     def requests():

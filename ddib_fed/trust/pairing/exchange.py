@@ -208,9 +208,7 @@ def _agree_as_dialler(line: Line, code: str, way: Way) -> Keys:
     try:
         return finish(theirs)
     except LineBroken as error:
-        raise PeerUnreachable(
-            f"what answers at {way.address} does not pair: {error}", hint=_HINT
-        ) from error
+        raise PeerUnreachable(f"what answers at {way.address} does not pair: {error}", hint=_HINT) from error
 
 
 def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], Keys]]:

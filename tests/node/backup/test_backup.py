@@ -146,9 +146,7 @@ def test_a_damaged_database_or_log_is_noticed(members: dict[str, bytes], tmp_pat
     ):
         record = json.loads(members[NAME])
         record["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        file = written(
-            tmp_path / f"{number}.tar", members | {NAME: json.dumps(record).encode(), name: data}
-        )
+        file = written(tmp_path / f"{number}.tar", members | {NAME: json.dumps(record).encode(), name: data})
         for act in (check_backup, lambda path: restore(path, tmp_path / "never")):
             with pytest.raises(ChunkCorrupt):
                 act(file)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from spake2 import SPAKE2_B
@@ -24,96 +20,11 @@ from ddib_fed.errors import (
     PolicyDenied,
     Unauthenticated,
 )
-from ddib_fed.rpc.proxy import Proxy
 from ddib_fed.trust.pairing import exchange
-from ddib_fed.trust.pairing.exchange import Paired, dial, listen
-from ddib_fed.trust.pairing.line import MAGIC, MAX_FRAME
-from ddib_fed.trust.peers.file import Peer
-from tests.cli.client.answers import listening, tls
-from tests.node.institutions import Institution
-from tests.trust.network.connect_proxy import proxying
-
-CODE, OTHER = "482-173-063", "111-222-335"
-
-
-@dataclass
-class Side:
-    """A node that may refuse, and remembers whom it admitted."""
-
-    peer: Peer
-    refuses: DdibError | None = None
-    fails: DdibError | None = None
-    admitted: list[str] = field(default_factory=list)
-    file: bytes = b""
-
-    @property
-    def own(self) -> bytes:
-        return self.file or self.peer.to_bytes()
-
-    def judge(self, other: Peer) -> None:
-        if self.refuses is not None:
-            raise self.refuses
-
-    def admit(self, other: Peer) -> None:
-        if self.fails is not None:
-            raise self.fails
-        self.admitted.append(other.institution)
-
-
-class Waiting:
-    """South's side, listening on a thread."""
-
-    def __init__(self, south: Side, *, life_s: float = 20.0) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.strangers: list[str] = []
-        self._pool = ThreadPoolExecutor(1)
-        self.result: Future[Paired] = self._pool.submit(self._listen, south, life_s)
-
-    def _listen(self, south: Side, life_s: float) -> Paired:
-        with self._listener:
-            return listen(
-                self._listener,
-                CODE,
-                south,
-                life_s=life_s,
-                on_stranger=lambda _host, why: self.strangers.append(why),
-            )
-
-    def settle(self) -> None:
-        """Wait until one connection has ended."""
-        until = time.monotonic() + 10
-        while not (self.strangers or self.result.done()):
-            assert time.monotonic() < until
-            threading.Event().wait(0.01)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True)
-
-
-@pytest.fixture(scope="module")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Peer, Peer]:
-    made = [
-        Institution(f"{name}.example", tmp_path_factory.mktemp(name)).peer() for name in ("north", "south")
-    ]
-    return made[0], made[1]
-
-
-@pytest.fixture
-def north(peers: tuple[Peer, Peer]) -> Side:
-    return Side(peers[0])
-
-
-@pytest.fixture
-def south(peers: tuple[Peer, Peer]) -> Side:
-    return Side(peers[1])
-
-
-@pytest.fixture
-def waiting(south: Side) -> Iterator[Waiting]:
-    made = Waiting(south)
-    yield made
-    made.close()
+from ddib_fed.trust.pairing.exchange import dial
+from ddib_fed.trust.pairing.line import MAGIC
+from tests.cli.client.answers import listening
+from tests.trust.pairing.sides import CODE, OTHER, Side, Waiting
 
 
 def end(waiting: Waiting, error: type[DdibError]) -> DdibError:
@@ -140,85 +51,6 @@ def test_another_code_admits_nobody_and_uses_the_code_up(north: Side, south: Sid
         dial(waiting.address, CODE, north)
     assert "ddib pair --listen" in caught.value.hint
     assert north.admitted == south.admitted == []
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"",
-        b"GET / HTTP/1.1\r\n\r\n",
-        MAGIC,
-        MAGIC + b"\x00\x00\x00\x21" + b"A" * 33,
-        MAGIC + (MAX_FRAME + 1).to_bytes(4, "big"),
-        b"ddib-pair/9\n",
-    ],
-    ids=["nothing", "HTTP", "a greeting", "no point of the curve", "a long frame", "another release"],
-)
-def test_connections_without_a_code_use_nothing_up(
-    north: Side, south: Side, waiting: Waiting, sent: bytes
-) -> None:
-    """A scan of ports cannot stop two operators; the listener tells its own of it."""
-    host, port = waiting.address.split(":")
-    with socket.create_connection((host, int(port))) as stranger:
-        stranger.sendall(sent)
-    dial(waiting.address, CODE, north)
-    assert waiting.result.result(20).mutual
-    assert len(waiting.strangers) == 1
-    assert south.admitted == ["north.example"]
-
-
-def test_a_connection_that_says_nothing_keeps_the_dialler_out_for_a_moment_only(
-    north: Side, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However long it stays: who pairs greets at once."""
-    monkeypatch.setattr(exchange, "GREETING_S", 0.2)
-    host, port = waiting.address.split(":")
-    with socket.create_connection((host, int(port))):
-        began = time.monotonic()
-        dial(waiting.address, CODE, north)
-        assert time.monotonic() - began < exchange.STRANGER_S / 2
-    assert waiting.strangers == ["it did not answer in time"]
-
-
-def test_the_configured_proxy_leads_to_the_side_that_waits(north: Side, waiting: Waiting) -> None:
-    """What it carries is sealed or proves nothing; one that opens no tunnel is named."""
-    with (
-        proxying(answer="403 Forbidden") as closed,
-        pytest.raises(PeerUnreachable, match="answered 403") as caught,
-    ):
-        dial(waiting.address, CODE, north, proxy=Proxy(closed.address))
-    assert "ddib pair --listen" not in caught.value.hint
-    with proxying() as proxy:
-        dial(waiting.address, CODE, north, proxy=Proxy(proxy.address))
-        assert proxy.asked == [waiting.address]
-        assert b"CERTIFICATE" not in proxy.carried
-    assert waiting.result.result(20).mutual
-
-
-def test_a_node_behind_the_proxy_that_does_not_pair_is_looked_at_through_it(north: Side) -> None:
-    """The second connection too."""
-    with listening(lambda connection: connection.sendall(b"SSH-2.0-x\r\n")) as address, proxying() as proxy:
-        with pytest.raises(PeerUnreachable, match="nobody pairs"):
-            dial(address, CODE, north, proxy=Proxy(proxy.address))
-        assert proxy.asked == [address] * 2
-
-
-def test_a_message_without_a_proof_tests_no_code(north: Side, waiting: Waiting) -> None:
-    """Whoever leaves before the proof has learned nothing: the listener shows its own only after it."""
-    from spake2 import SPAKE2_A
-
-    host, port = waiting.address.split(":")
-    message = SPAKE2_A(OTHER.encode()).start()
-    with socket.create_connection((host, int(port))) as stranger:
-        stranger.sendall(MAGIC + len(message).to_bytes(4, "big") + message)
-        answer = b""
-        while len(answer) < len(MAGIC) + 4 + len(message):
-            answer += stranger.recv(100)
-        stranger.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            stranger.recv(1)
-    dial(waiting.address, CODE, north)
-    assert waiting.result.result(20).mutual
 
 
 def test_a_code_expires(north: Side, south: Side) -> None:
@@ -395,14 +227,3 @@ def test_a_mirror_is_no_other_side(north: Side) -> None:
     with listening(mirror) as address, pytest.raises(PeerUnreachable, match="SPAKE2"):
         dial(address, CODE, north)
     assert north.admitted == []
-
-
-def test_a_node_that_serves_is_told_from_one_that_pairs(north: Side, tmp_path: Path) -> None:
-    """It speaks TLS: another port is needed."""
-    folder = Institution("south.example", tmp_path).pki
-    with (
-        listening(tls(folder / "leaf.pem", folder / "leaf.key")) as address,
-        pytest.raises(PeerUnreachable, match="a node serves") as caught,
-    ):
-        dial(address, CODE, north)
-    assert "--at" in caught.value.hint
