@@ -308,7 +308,7 @@ class JobRunner:
         asked = 0.0 if isinstance(error, DiskFull) and not error.hop else error.retry_after_s or 0.0
         delay = max(asked, self._pauses.next(job.job_id))
         self._note_presence(job, error)
-        log.info("job %s waits %.1f s for its peer: %s (%s)", job.job_id, delay, error.reason, error.detail)
+        log.info("job %s waits %.1f s: %s (%s)", job.job_id, delay, error.reason, error.detail)
         delay = min(delay, max(0.0, job.deadline - self._store.now()))
         self._store.put_back(job.job_id, delay, error_record(error))
         if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait to hear it

@@ -138,7 +138,7 @@ class PeerUnreachable(UnavailableError):
 
 
 class ContractUnknown(UnavailableError):
-    """A contract unknown to this process, which was restarted: negotiate again."""
+    """A contract unknown to this process, which was restarted or has another policy by now: negotiate again."""
 
     reason = "CONTRACT_UNKNOWN"
     sentence = "this contract was not agreed on with this node: negotiate again"

@@ -122,10 +122,11 @@ def listen(
     while True:
         connection, host = _accepted(listener, until)
         with connection:
-            line = Line(connection, GREETING_S)
+            left = max(0.1, until - time.monotonic())
+            line = Line(connection, min(GREETING_S, left))
             try:
                 line.expect_greeting()
-                line.extend(min(STRANGER_S, max(0.1, until - time.monotonic())))
+                line.extend(min(STRANGER_S, left))
                 keys = _agree_as_listener(line, code)
                 proof = line.receive()
             except LineBroken as error:  # without a proof no code was tested
