@@ -29,14 +29,17 @@ def carried_domain(manifest: Manifest) -> str | None:
     Args:
         manifest: Of the model.
     """
-    found = _of_pictures if manifest.sample_kind == "picture" else _of_points
-    return next((name for name in (manifest.domain, manifest.name) if found(name, manifest)), None)
+    trained = _on_pictures(manifest) if manifest.sample_kind == "picture" else _on_points(manifest)
+    return manifest.domain if trained else None
 
 
-def _of_points(name: str, manifest: Manifest) -> bool:
-    return name in DOMAINS and manifest.sample_shape == POINT and manifest.normalisation == Normalisation()
+def _on_points(manifest: Manifest) -> bool:
+    units = manifest.normalisation
+    return manifest.domain in DOMAINS and manifest.sample_shape == POINT and units == Normalisation()
 
 
-def _of_pictures(name: str, manifest: Manifest) -> bool:
-    domain = SHIPPED.get(name)
-    return domain is not None and manifest.sample_shape == domain.shape and manifest.data == data_note(domain)
+def _on_pictures(manifest: Manifest) -> bool:
+    domain = SHIPPED.get(manifest.domain)
+    if domain is None:
+        return False
+    return manifest.sample_shape == domain.shape and manifest.data == data_note(domain)

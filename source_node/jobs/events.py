@@ -192,12 +192,12 @@ class EventHub:
     def forget(self, job_id: str) -> None:
         """Drop the events of a job that was deleted, and let its watchers go."""
         with self._changed:
-            self._logs.pop(job_id, None)
-            self._whole.pop(job_id, None)
             self._deleted[job_id] = None
             while len(self._deleted) > MAX_JOBS:
                 self._deleted.popitem(last=False)
             self._changed.notify_all()
+            self._logs.pop(job_id, None)
+            self._whole.pop(job_id, None)
 
     def close(self) -> None:
         """End every watcher: the node stops."""

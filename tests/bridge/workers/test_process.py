@@ -162,6 +162,7 @@ def test_how_a_process_ended_is_told():
     with pytest.raises((EOFError, OSError)):
         worker.channel.receive()
     assert worker.ending == "ended with code 7"
+    worker.kill()
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("worker", 1), ("unwarned", 1), ("spread", 2)])

@@ -212,7 +212,7 @@ def test_work_goes_on_while_models_are_switched_retired_and_the_policy_is_read(
     for thread in threads:
         thread.start()
     try:
-        for turn in range(amount(6, 600)):
+        for turn in range(amount(6, 200)):
             models.activate(digests[turn % 2])
             works(models.node)
             if turn % 3:  # both are warm, or one was closed: the next switch finds either
