@@ -7,7 +7,6 @@ no format, are left out and counted.
 from __future__ import annotations
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ def find_files(given: Sequence[Path], out: Path | None) -> Found:
         if not below:
             raise FileMissing(
                 f"{path} holds no file to translate",
-                hint=f"known are {', '.join(sorted(SUFFIXES))}; `ls -la {shlex.quote(str(path))}` shows what is there",
+                hint=f"known are {', '.join(sorted(SUFFIXES))}; `ls -la {path}` shows what is there",
                 hop="client",
             )
     return Found(tuple(found.values()), ignored)
