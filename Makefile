@@ -14,7 +14,7 @@ FUZZ_S ?= 0
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast test-ray test-web check format format-check lint types layers drift proto install clean bench trust chaos fuzz sbom benchmarks pretrained help
+.PHONY: demo test test-fast test-long test-ray test-web check format format-check lint types layers drift proto install clean bench trust chaos fuzz sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -27,6 +27,9 @@ test: $(VENV)/.dev  ## Every test, in parallel
 
 test-fast: $(VENV)/.dev  ## The tests that are neither e2e nor slow, in parallel
 	$(PYTEST) -m 'not e2e and not slow'
+
+test-long: $(VENV)/.dev  ## Every test in its long form, with the further cases that `make test` leaves out (hours)
+	$(PYTEST) --long --timeout 3600
 
 test-ray: $(VENV)/.ray  ## What needs Ray: the executor ray, on a cluster of this machine
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/bridge/workers

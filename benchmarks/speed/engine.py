@@ -202,7 +202,7 @@ def _kinds(form: Form) -> list[Kind]:
     # at 12. Staggered, they are about as many as the requesters, so that each can be at another step.
     return [
         Kind(
-            "points", "moons", (1, 8, 64), default, form.pick(5, 15), form.pick(3, 6),
+            "points", "moons", (1, 8, 64), default, form.pick(25, 41), form.pick(3, 6),
             tuple(MIXES), default, 20_000, form.pick(100, 200),
         ),
         Kind(

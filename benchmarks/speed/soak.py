@@ -20,8 +20,8 @@ from ddib_fed.datasets.synthetic import sample
 from ddib_fed.wire.jobs import Settings
 
 POINTS = 40
-EVALUATIONS = 6
-"""The least with which every latent of so few points passes the gate."""
+EVALUATIONS = 8
+"""The least that a node's policy allows by default."""
 SMALL = 10
 """Items of a small job."""
 TOGETHER = 100

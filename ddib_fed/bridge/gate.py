@@ -151,6 +151,6 @@ def _refuse(found: dict[str, tuple[float, float]], what: str, figures: SetFigure
         f"{what} unlike those that the model makes: {said}",
         hint=MEASURE_AGAIN
         if figures is None
-        else "are the points in the units of the domain? ddib model show tells which",
+        else "are the points in the units of the domain (ddib model show), and of more than a small piece of it?",
         facts={name: f"{value:.4g}" for name, (value, _) in list(found.items())[:8]},
     )

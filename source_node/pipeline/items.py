@@ -69,8 +69,23 @@ def rows_about(items: int, size_bytes: int, sample_shape: Sequence[int]) -> int:
 
 
 def ranges_of(rows: int) -> list[slice]:
-    """The rows of each range of an item."""
-    return [slice(start, min(start + RANGE_ROWS, rows)) for start in range(0, rows, RANGE_ROWS)]
+    """The rows of each range of an item: every n-th of n ranges.
+
+    Files often list points along the shape that they lie on. Rows one behind the other would be a small piece of it,
+    whose latents are not judged as a set of the domain's; every n-th row is spread over all that the item holds.
+    """
+    count = -(-rows // RANGE_ROWS)
+    return [slice(start, rows, count) for start in range(count)]
+
+
+def woven(parts: Sequence[Array]) -> Array:
+    """The rows of all ranges in the order of the item; the inverse of `ranges_of`."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    for place, part in enumerate(parts):
+        whole[place :: len(parts)] = part
+    return whole
 
 
 @dataclass(slots=True)
@@ -101,7 +116,7 @@ class Work:
 
     def samples(self, place: int) -> Array:
         """Those of a range."""
-        return self.given.samples[self.ranges[place]]
+        return np.ascontiguousarray(self.given.samples[self.ranges[place]])
 
     @property
     def whole_latent(self) -> Made | None:
@@ -111,7 +126,7 @@ class Work:
         if len(self.ranges) == 1:
             return self.encoded[0].latent, self.encoded[0].statistics
         parts = [self.encoded[place].latent for place in range(len(self.ranges))]
-        data = np.concatenate([part.data for part in parts])
+        data = woven([part.data for part in parts])
         return Latent.from_array(data, parts[0].dtype), measured(data)
 
     @property
@@ -134,7 +149,7 @@ def split(latent: Latent) -> dict[int, Made]:
     """The ranges of a whole latent, as they were before they were joined."""
     made = {}
     for place, rows in enumerate(ranges_of(len(latent.data))):
-        part = Latent.from_array(latent.data[rows], latent.dtype)
+        part = Latent.from_array(np.ascontiguousarray(latent.data[rows]), latent.dtype)
         made[place] = part, measured(part.data)
     return made
 
@@ -151,8 +166,8 @@ def _joined(number: int, parts: Sequence[Decoded]) -> Decoded:
     normalised = [part.normalised for part in parts if part.normalised is not None]
     return Decoded(
         number,
-        np.concatenate([part.samples for part in parts]),
-        np.concatenate(normalised) if normalised else None,
+        woven([part.samples for part in parts]),
+        woven(normalised) if normalised else None,
         sum(part.seconds for part in parts),
         None,
         sum(part.wire_bytes for part in parts),

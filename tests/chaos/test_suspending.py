@@ -21,7 +21,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation"), pytest.mark.time
 ENDS_WITHIN_S = 1.0
 
 
-@pytest.mark.parametrize(("where", "other"), [("south", "north.example"), ("north", "south.example")])
+@pytest.mark.parametrize(
+    ("where", "other"),
+    [("south", "north.example"), pytest.param("north", "south.example", marks=pytest.mark.long)],
+)
 def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
     tmp_path: Path, where: str, other: str, evidence
 ) -> None:

@@ -44,7 +44,13 @@ def losses(out):
     return np.array([float(row["loss"]) for row in rows])
 
 
-@pytest.mark.parametrize("change", [{}, {"batch": 75, "levels": 25, "reference": 25}], ids=["even", "odd"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({}, id="even"),
+        pytest.param({"batch": 75, "levels": 25, "reference": 25}, id="odd", marks=pytest.mark.long),
+    ],
+)
 def test_two_processes_match_one_with_twice_the_batch(tiny, tmp_path, change):
     """Loss and weights to rounding, where the cut between the two falls between two posteriors and inside one; one of
     the two writes and speaks; from the checkpoint at step 35 the two go on to the last bit as if nothing had been.

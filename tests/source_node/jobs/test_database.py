@@ -68,6 +68,19 @@ def test_a_newer_schema_is_refused(store, open_store, tmp_path):
     open_store()
 
 
+def test_ranges_of_rows_one_behind_the_other_go_with_their_schema(store, open_store, tmp_path):
+    """A range is every n-th row now: what an earlier release made of an item would be put in other places."""
+    job = submit(store).job_id
+    store.close()
+    columns = "job_id, item, part, media_type, size_bytes, sha256"
+    for part in ("encoded", "encoded.0", "encoded.12"):
+        edit(tmp_path, f"INSERT INTO parts ({columns}) VALUES ('{job}', 0, '{part}', 0, 1, x'00')")
+    edit(tmp_path, f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
+    again = open_store()
+    assert not again.ranges(job, 0)
+    assert "encoded" in {str(part) for part in again.parts(job, 0)}
+
+
 def test_a_damaged_database_is_refused_by_name(store, open_store, tmp_path):
     """Not opened as if it were empty."""
     store.close()

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ddib_fed.bridge.local_party import open_party
+from ddib_fed.bridge.party import Encoded, Leg, ToEncode
+from ddib_fed.datasets.synthetic import sample
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.catalogue import shipped_folder
 from ddib_fed.samples.points import parse_npy, to_npy
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import ItemState
 from source_node.jobs.records import Item, Part
-from source_node.pipeline.items import Numbers
+from source_node.pipeline.items import Numbers, ranges_of, woven
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
 from tests.source_node.scripted_target import refuse
@@ -47,8 +54,8 @@ def test_a_large_item_crosses_in_ranges_and_is_recorded_whole(source, target) ->
     numbers = [number for number, _ in target.latents]
     assert numbers == sorted(set(numbers))
     sent = [latent for _, latent in target.latents]
-    assert [len(latent.data) for latent in sent] == [10, 2_048, 2_048, 2_048, 2_048, 808]
-    whole = Latent.from_array(np.concatenate([latent.data for latent in sent[1:]]))
+    assert [len(latent.data) for latent in sent] == [10, *(1_800,) * 5]
+    whole = Latent.from_array(np.stack([latent.data for latent in sent[1:]], axis=1).reshape(9_000, 2))
     record = job.items[1].provenance
     assert record["latent_sha256"] == whole.sha256.hex()
     assert record["latent"]["count"] == whole.data.size
@@ -59,6 +66,32 @@ def test_a_large_item_crosses_in_ranges_and_is_recorded_whole(source, target) ->
     assert np.array_equal(parse(store.read_part(job.job_id, 1, Part.LATENT)), whole.data)
     assert np.allclose(parse(store.read_part(job.job_id, 1, Part.RETURNED)), points, atol=1e-3)
     assert not store.ranges(job.job_id, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 2_048, 2_049, 9_000])
+def test_ranges_hold_every_row_once_and_are_woven_together_again(rows) -> None:
+    """No range is larger than the others by more than a row."""
+    points = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    parts = [points[each] for each in ranges_of(rows)]
+    sizes = {len(part) for part in parts}
+    assert max(sizes) <= 2_048
+    assert max(sizes) - min(sizes) <= 1
+    assert np.array_equal(woven(parts), points)
+
+
+@pytest.mark.slow
+def test_ranges_of_a_file_that_is_ordered_along_its_shape_pass_the_gate() -> None:
+    """2,048 of 100,000 points one behind the other lie on a short piece of one moon, and are refused."""
+    points = sample("moons", 100_000, 0)
+    party = open_party(load_bundle(Path(str(shipped_folder() / "moons"))), threads=1)
+    chosen = [points[ranges_of(len(points))[place]] for place in (0, 31)] + [points[:2_048]]
+    outcomes = list(
+        party.encode_each(
+            [ToEncode(number, each, None, None) for number, each in enumerate(chosen)],
+            Leg(SolverSettings(evaluations=24)),
+        )
+    )
+    assert [isinstance(outcome, Encoded) for outcome in outcomes] == [True, True, False]
 
 
 @pytest.mark.slow
@@ -76,7 +109,7 @@ def test_ranges_that_were_made_before_a_kill_are_sent_again_as_they_are(
     assert all(again.get(number, digest) == digest for number, digest in before.items())
     assert set(kept) <= set(again.values())
     evaluations = engine.counters["rows"] - evaluated
-    assert evaluations in {SOLVER.evaluations * (rows - 2_048 * len(kept)) for rows in (20_000, 20_010)}
+    assert evaluations in {SOLVER.evaluations * (rows - 2_000 * len(kept)) for rows in (20_000, 20_010)}
     assert len(kept) > 1
 
 
