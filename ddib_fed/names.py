@@ -13,6 +13,8 @@ from typing import Final
 
 CONFIG_VARIABLE: Final = "DDIB_CONFIG"
 """Of the environment: the node.toml of operators' commands that get no --config."""
+NODE_FILE: Final = "node.toml"
+"""What they read in the current folder if that is not set either."""
 MAX_DOMAIN: Final = 64
 OLDER_MAX_DOMAIN: Final = 100
 """Of bundles that were made before there was one grammar; they are read, and served under a shorter name."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from click import Context, Parameter
 from click.shell_completion import CompletionItem
 
-from ddib_fed.cli.typed import NODE_FILE
+from ddib_fed.names import NODE_FILE
 
 if TYPE_CHECKING:
     from ddib_fed.client.client import Client

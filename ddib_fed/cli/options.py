@@ -11,10 +11,9 @@ import click
 from click.core import ParameterSource
 
 from ddib_fed.cli import completing
-from ddib_fed.cli.typed import NODE_FILE
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
-from ddib_fed.names import CONFIG_VARIABLE, check_domain
+from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, check_domain
 from ddib_fed.terminal import sentences_aside
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 from ddib_fed.wire.jobs import QUALITIES

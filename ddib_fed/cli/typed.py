@@ -1,20 +1,11 @@
-"""Command lines as they can be pasted: the running one again, and those that come next."""
+"""The running command line as it can be pasted again."""
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Final
 
 import click
 
-from ddib_fed.names import CONFIG_VARIABLE
-from ddib_fed.terminal import say
-
-NODE_FILE: Final = "node.toml"
-"""The configuration that operators' commands read without --config, in the current folder."""
 MOST_LETTERS = 1000
 
 
@@ -32,21 +23,3 @@ def same_command(*more: str) -> str:
         if len(line) <= MOST_LETTERS:
             return line
     return " ".join(["the same command again", *(["with", *more] if more else [])])
-
-
-def with_config(path: Path) -> str:
-    """` --config PATH` for another command about the same node; empty if that command finds the file by itself."""
-    found = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
-    return "" if path == found else f" --config {shlex.quote(str(path))}"
-
-
-def say_next(steps: Sequence[tuple[str, str]]) -> None:
-    """Print the next commands, each on a line of its own with its purpose as a comment of the shell.
-
-    Args:
-        steps: At least one (command, purpose).
-    """
-    width = max(len(command) for command, _ in steps)
-    say("next:")
-    for command, purpose in steps:
-        say(f"  {command.ljust(width)}   # {purpose}")

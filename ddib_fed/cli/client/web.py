@@ -52,8 +52,8 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
     """Translate in the browser: drop pictures, watch, compare, download.
 
     The page is served on this machine's loopback only, to the browser that opens the printed link, which works once.
-    Dropped files stay in a private temporary folder that is removed at the end; results go to DIR. For the node it
-    is like `ddib translate`: the same profile, certificate and checks.
+    Dropped files stay in a private temporary folder that is removed at the end; results go to DIR. Towards the node it
+    is `ddib translate`: the same profile, certificate and checks.
     """
     with extra("web", "starlette", "the page in the browser needs starlette, uvicorn and Jinja2"):
         from ddib_fed.web.researcher.app import Researcher
@@ -67,7 +67,7 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
     for job in page.jobs.list():
         if any(job.out.glob(f"{STATE_PREFIX}*")):
             words = ("ddib job fetch", job.job_id or "JOB", f"--out {shlex.quote(str(job.out))}")
-            say(f"not fetched yet: {job.job_id}; it continues at the node", err=True)
+            say(f"not fetched yet: {job.job_id}; it goes on at the node", err=True)
             say(f"  {' '.join(words)} --profile {shlex.quote(str(profile.path))}", err=True)
 
 

@@ -8,8 +8,8 @@ import click
 
 from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import command
+from ddib_fed.cli.next_commands import with_config
 from ddib_fed.cli.output import outcome
-from ddib_fed.cli.typed import with_config
 from ddib_fed.terminal import say
 
 

@@ -11,12 +11,13 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group
+from ddib_fed.cli.next_commands import say_next, with_config
 from ddib_fed.cli.node.making import HELP, SourceNode, addresses, make_client, make_node
 from ddib_fed.cli.node.naming import institution_here, person_here
 from ddib_fed.cli.output import outcome
-from ddib_fed.cli.typed import NODE_FILE, say_next, with_config
 from ddib_fed.client.profile import FOLDER, Profile, candidates
 from ddib_fed.errors import UsageError
+from ddib_fed.names import NODE_FILE
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ddib_fed.cli.typed import NODE_FILE
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
+from ddib_fed.names import NODE_FILE
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig, Role

@@ -8,8 +8,8 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
+from ddib_fed.cli.next_commands import say_next, with_config
 from ddib_fed.cli.output import outcome
-from ddib_fed.cli.typed import say_next, with_config
 from ddib_fed.errors import UsageError
 
 

@@ -9,8 +9,8 @@ import click
 
 from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import group
+from ddib_fed.cli.next_commands import with_config
 from ddib_fed.cli.output import outcome, print_ids, print_json, print_table
-from ddib_fed.cli.typed import with_config
 from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.rpc.clocks import described
 from ddib_fed.terminal import say

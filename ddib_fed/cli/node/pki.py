@@ -11,9 +11,9 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group
+from ddib_fed.cli.next_commands import say_next, with_config
 from ddib_fed.cli.node.withdrawing import reinstate, withdraw, withdrawn
 from ddib_fed.cli.output import outcome, print_json
-from ddib_fed.cli.typed import say_next, with_config
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 

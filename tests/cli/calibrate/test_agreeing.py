@@ -46,7 +46,7 @@ def test_a_proposal_is_accepted_by_hand_and_fetched(both) -> None:
 def test_a_calibration_is_taken_out_of_use_for_good(both) -> None:
     """The peer cannot bring it back by proposing it again."""
     sha256 = both.propose()
-    assert "not used any more" in run("remove", sha256[:12], "--config", both.south)
+    assert "is no longer used" in run("remove", sha256[:12], "--config", both.south)
     with pytest.raises(CalibrationUnknown):
         run("send", sha256[:12], "--config", both.north)
     run("remove", sha256[:12], "--forget", "--config", both.north)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.cli.typed import with_config
+from ddib_fed.cli.next_commands import with_config
 from ddib_fed.errors import DiskFull
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.unexpected import explained

@@ -1,0 +1,29 @@
+"""The commands that come next, as lines that can be pasted."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
+from ddib_fed.terminal import say
+
+
+def with_config(path: Path) -> str:
+    """` --config PATH` for another command about the same node; empty if that command finds the file by itself."""
+    found = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
+    return "" if path == found else f" --config {shlex.quote(str(path))}"
+
+
+def say_next(steps: Sequence[tuple[str, str]]) -> None:
+    """Print the next commands, each on a line of its own with its purpose as a comment of the shell.
+
+    Args:
+        steps: At least one (command, purpose).
+    """
+    width = max(len(command) for command, _ in steps)
+    say("next:")
+    for command, purpose in steps:
+        say(f"  {command.ljust(width)}   # {purpose}")
