@@ -11,7 +11,7 @@ from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.batcher import _stack_of
 from ddib_fed.bridge.engine.stack import Running
 from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
-from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.recurrence import recurrence_of
 from ddib_fed.diffusion.schedule import LinearSchedule
@@ -35,21 +35,28 @@ def denoiser() -> Denoiser:
 class Member(Running):
     """A trajectory under way, with where it has to end."""
 
-    def __init__(self, denoiser: Denoiser, rows: int, seed: int) -> None:
+    def __init__(self, denoiser: Denoiser, rows: int, seed: int, cond: Condition = None) -> None:
         x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed))
         super().__init__(Trajectory("encode", x, SETTINGS), Control(), None, seed)
-        self.begin(Integration(x, PLAN.encoder(x), denoiser, STEPS, None, RECURRENCE))
-        self.expected = alone(denoiser, x)
+        self.begin(Integration(x, PLAN.encoder(x), denoiser, STEPS, cond, RECURRENCE))
+        self.expected = alone(denoiser, x, cond)
         self.end: torch.Tensor | None = None
 
 
-def alone(denoiser: Denoiser, x: torch.Tensor) -> torch.Tensor:
+class Told(torch.nn.Module):
+    """Answers each row with the class that it is told."""
+
+    def forward(self, x, times, rows=None, y=None):
+        return torch.zeros_like(x) + y.float()[:, None]
+
+
+def alone(denoiser: Denoiser, x: torch.Tensor, cond: Condition = None) -> torch.Tensor:
     solver = PLAN.encoder(x.clone())
     query = next(solver)
     with torch.no_grad():
         try:
             while True:
-                query = solver.send(denoiser(query.x, query.level))
+                query = solver.send(denoiser(query.x, query.level, cond))
         except StopIteration as stop:
             return stop.value
 
@@ -85,6 +92,34 @@ def test_who_takes_the_rows_of_one_that_ended_elsewhere_takes_no_others(denoiser
         while member.end is None:
             turn(member)
     check(first, second, third, other, late)
+
+
+def test_who_takes_the_rows_of_one_that_ended_is_told_its_own_class() -> None:
+    """A job's class is never another job's."""
+    told = Denoiser(Told(), parameterisation="v")
+    first, second, late = (Member(told, 2, n, {"y": torch.full((2,), n + 1)}) for n in range(3))
+    turn(first)
+    while first.end is None:
+        turn(first, second)
+    kept = second.stack
+    turn(second, late)
+    assert late.stack is kept
+    while late.end is None:
+        turn(late)
+    check(first, second, late)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_who_has_another_number_of_rows_takes_nobodys(denoiser: Denoiser, rows: int) -> None:
+    """More would be those of the next member too."""
+    first, second, late = Member(denoiser, 2, 0), Member(denoiser, 2, 1), Member(denoiser, rows, 2)
+    turn(first)
+    while first.end is None:
+        turn(first, second)
+    turn(second, late)
+    while late.end is None:
+        turn(late)
+    check(first, second, late)
 
 
 @pytest.mark.slow

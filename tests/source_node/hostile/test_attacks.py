@@ -15,12 +15,13 @@ from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.party import Decoded, Leg, ToDecode
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import MessageInvalid, QueueFull, QuotaSpent
+from ddib_fed.errors import DiskFull, MessageInvalid, QueueFull, QuotaSpent
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.trust import tls
 from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.wire.latent import approve
+from source_node.jobs.staging import Staging
 from source_node.jobs.store import JobStore
 from source_node.peer.remote import Remotes
 from source_node.peer.remote_party import RemoteParty
@@ -248,3 +249,16 @@ def test_a_source_that_computes_for_long_between_two_latents_is_not_idle(institu
     assert len(target.headers) == 3, "a call for each latent"
     assert [each.sent_items for each in receipts] == [1, 1, 1]
     remotes.close()
+
+
+def test_a_job_that_could_not_be_kept_is_not_charged(served, monkeypatch) -> None:
+    """It was charged before it was written, and the disk was full."""
+
+    def full(_staging: Staging) -> None:
+        raise DiskFull
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "commit", full)
+        with pytest.raises(DiskFull):
+            served.submit(npy(100))
+    served.submit(npy(125))

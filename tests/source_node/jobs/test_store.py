@@ -96,6 +96,16 @@ def test_a_job_that_was_put_back_waits(store, clock):
     assert store.claim().job_id == job.job_id
 
 
+def test_a_job_that_waits_is_due_at_its_deadline(store, clock):
+    """Whatever it waits for: its client hears then that the time is up."""
+    job = running(store, deadline_s=50.0)
+    store.put_back(job.job_id, 1_000.0)
+    clock.now += 49
+    assert store.claim() is None
+    clock.now += 1
+    assert store.claim().job_id == job.job_id
+
+
 def test_a_killed_nodes_jobs_go_on(store, open_store):
     """From where their items are."""
     job = running(store, b"one", b"two")

@@ -193,6 +193,21 @@ def test_a_proxy_that_says_nothing_ends_in_time(node: Listening, north: Institut
     assert finding.cause == "proxy-unreachable"
 
 
+def test_an_answer_that_trickles_ends_in_time() -> None:
+    """The time is for all of the answer, not for each byte."""
+    over = threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        for _ in range(100):
+            if over.wait(0.02):
+                break
+            connection.sendall(b"x")
+
+    with listening(trickle) as address, pytest.raises(TimeoutError):
+        Proxy(address).connect("south.example:7443", 0.2)
+    over.set()
+
+
 def test_another_root_behind_the_proxy_is_looked_at_through_the_proxy(
     node: Listening, north: Institution
 ) -> None:

@@ -152,6 +152,17 @@ def test_an_entry_is_replaced_only_when_asked(north: Institution, south: Institu
     assert north.store.get("south.example").address == "elsewhere:1"
 
 
+def test_an_entry_that_came_meanwhile_is_not_replaced_unasked(north: Institution, south: Institution) -> None:
+    """Two operators add the same institution at once: what the first one wrote stays."""
+
+    def another() -> None:
+        north.admit(south, "elsewhere:1")
+
+    with pytest.raises(AlreadyExists):
+        north.store.add(south.peer(), fingerprints=[pki.fingerprint(south.root)], before=another)
+    assert north.store.get("south.example").address == "elsewhere:1"
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:7443", "elsewhere:1"])
 @pytest.mark.parametrize("also", [False, True])
 def test_a_fingerprint_that_is_given_is_compared_also_when_the_peer_is_known(
