@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddib_fed.cli import options
-from ddib_fed.cli.client.session import open_client
+from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.output import print_json
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import JobFailed, PictureMisfit, UsageError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ddib_fed.formats.parts import WrittenStudy
     from ddib_fed.formats.study import Choice, Study
 
+INTENSITY = "intensity"
+"""Name of the fact of an error that is a rule which fits the model."""
 TranslateFiles = Callable[[Sequence[Path], Path], object]
 """Translates files into a folder, each under its name with its record; what is refused has no result there."""
 
@@ -58,6 +60,9 @@ def translate_studies(
     given = open_studies(files, asked, profile)
     if given is None:
         return tuple(files)
+    for study in given.studies:
+        for warning in study.warnings:
+            say(f"warning: {warning}", err=True)
     refuse_mixed(manner.output_format, given, detach=manner.detach)
     kept = replace(manner, keep_parts=manner.keep_parts or asked["keep_parts"])
     fill = bool(asked["fill_refused"])
@@ -66,13 +71,16 @@ def translate_studies(
     return given.plain
 
 
-def open_studies(files: Sequence[Path], asked: Mapping[str, Any], profile: Profile) -> Choice | None:
+def open_studies(
+    files: Sequence[Path], asked: Mapping[str, Any], profile: Profile, *, display: Display = TERMINAL
+) -> Choice | None:
     """The studies among the files of a command, and the rest, which is translated as it is; None without studies.
 
     Args:
         files: As given.
         asked: Options of the command: `options.STUDIES`.
         profile: Of the node whose model's size is the size of a map's tiles.
+        display: Shows that the node is asked.
 
     Raises:
         DdibError: A file cannot be read, a package for its format is missing, or options contradict each other.
@@ -90,14 +98,10 @@ def open_studies(files: Sequence[Path], asked: Mapping[str, Any], profile: Profi
         asked["intensity"], asked["slices"], _tile(asked["tile"]), asked["overlap"], asked["fill_refused"]
     )
     if asked["tile"] == "auto" and any(is_georeferenced(path) for path in files):
-        with open_client(profile) as client:
+        with display.opened(profile) as (client, _):
             shape = client.domains().sample_shape
         chosen = replace(chosen, tile=(shape[1], shape[2]) if len(shape) == 3 else None)
-    found = open_paths(files, chosen)
-    for study in found.studies:
-        for warning in study.warnings:
-            say(f"warning: {warning}", err=True)
-    return found
+    return open_paths(files, chosen)
 
 
 def translate_study(
@@ -198,14 +202,13 @@ def _in_the_studys_words(study: Study) -> Iterator[None]:
         yield
     except PictureMisfit as error:
         taken = error.facts.get("range", "0:255")
-        rule = "window:40,400" if "CT" in study.kind else "percentile:0.5,99.5"
-        again = f"--intensity {rule}@{taken}"
+        rule = f"{'window:40,400' if 'CT' in study.kind else 'percentile:0.5,99.5'}@{taken}"
         raise PictureMisfit(
             f"{study.given}: its slices hold {error.facts.get('holds', 'other numbers')}; the model takes "
             f"{error.facts.get('takes', taken)}",
             hop=error.hop,
-            hint=f"ddib translate {shlex.quote(str(study.given))} ... {again} (docs/formats.md)",
-            facts=error.facts,
+            hint=f"ddib translate {shlex.quote(str(study.given))} ... --intensity {rule} (docs/formats.md)",
+            facts={**error.facts, INTENSITY: rule},
         ) from error
 
 

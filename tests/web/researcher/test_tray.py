@@ -11,7 +11,6 @@ import pytest
 from ddib_fed.errors import ImageUnreadable, InputError, ItemNotFound, UsageError
 from ddib_fed.samples.images import encode_png
 from ddib_fed.web.researcher import tray as module
-from ddib_fed.web.researcher.jobs import given
 from ddib_fed.web.researcher.tray import Dropped, Tray, natural, safe_name
 
 PNG = encode_png(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
@@ -108,14 +107,6 @@ def test_files_can_be_removed_and_taken(tray: Tray, tmp_path: Path) -> None:
     assert tray.list() == taken
     tray.clear()
     assert not list(tmp_path.iterdir())
-
-
-def test_results_of_files_of_one_name_have_different_names(tmp_path: Path) -> None:
-    """Folders become a part of the name; what is still the same gets a number, also where only case differs."""
-    labels = ["a/scan.png", "b/scan.png", "a_scan.tif", "A/Scan.png", "🦷.png", "…/..png"]
-    files = [Dropped(number, label, tmp_path, 1) for number, label in enumerate(labels)]
-    names = [each.name for each in given(files)]
-    assert names == ["a_scan", "b_scan", "a_scan-2", "A_Scan-3", "picture", "picture-2"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,218 @@
+"""One translation of the page: its series, volumes and maps one by one, then its plain files; all by `ddib translate`.
+
+What cannot be translated does not take the others with it: the watcher is told, and the error at the end counts it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW, Part
+from ddib_fed.cli.client.browser.clients import Clients
+from ddib_fed.cli.client.browser.display import PageDisplay, Shown
+from ddib_fed.cli.client.browser.views import SliceViews, map_result, tiled_map
+from ddib_fed.cli.client.choosing import Chosen
+from ddib_fed.cli.client.delivery import Delivered, Input, check_names
+from ddib_fed.cli.client.studies import INTENSITY, StudyManner, open_studies, translate_study
+from ddib_fed.cli.client.translation.order import Order
+from ddib_fed.cli.client.translation.outcome import Outcome
+from ddib_fed.cli.client.translation.run import Manner, require_translated
+from ddib_fed.cli.client.translation.whole import translate_files, translate_parts
+from ddib_fed.client.payload import split_target
+from ddib_fed.errors import Cancelled, DdibError, FilesLeftOut, InputError, JobFailed, PictureMisfit
+from ddib_fed.formats.recognition import is_dicom
+from ddib_fed.formats.study import Study
+from ddib_fed.web.researcher import desk
+from ddib_fed.web.researcher.words import measured_in_words
+from ddib_fed.wire.jobs import Settings
+
+LOOSE = "DICOM files"
+"""What a series is called whose files were dropped without a folder."""
+_AGAIN = "repair what is listed, or choose otherwise, and drop it again; what was translated is there already"
+
+
+@dataclass(frozen=True, slots=True)
+class Translating:
+    """One translation.
+
+    Attributes:
+        clients: Open clients of the source node.
+        given: What was dropped.
+        asked: What was chosen.
+        out: Folder of the results.
+        views: A private folder for pictures of slices.
+        watcher: Told how it goes.
+    """
+
+    clients: Clients
+    given: Sequence[desk.Given]
+    asked: desk.Asked
+    out: Path
+    views: Path
+    watcher: desk.Watcher
+
+    def run(self) -> None:
+        """Translate everything.
+
+        Raises:
+            Cancelled: It was stopped.
+            FilesLeftOut: Something was not translated; of one thing alone its own error.
+            DdibError: A file cannot be read, or the node refuses or cannot be reached.
+        """
+        split_target(self.asked.target)
+        studies = self._opened()
+        plain = [each for each in self.given if not each.is_study]
+        labels = self._labels(studies)
+        seen = [_seen(study, label) for study, label in zip(studies, labels, strict=True)]
+        self.watcher.opened(seen, sum(each.items for each in seen) + len(plain))
+        failed: list[DdibError] = []
+        for number, study in enumerate(studies):
+            self._check_stopped()
+            try:
+                self._translate_study(number, study, seen[number])
+            except (InputError, JobFailed) as error:
+                self._check_stopped()
+                failed.append(_on_the_page(error))
+                if len(seen) + len(plain) > 1:
+                    self.watcher.left_out(labels[number], error.detail)
+        missing = self._translate_plain(plain) if plain else 0
+        self._check_stopped()
+        if len(failed) == 1 and len(seen) + len(plain) == 1:
+            raise failed[0]
+        if failed or missing:
+            count, total = len(failed) + missing, len(seen) + len(plain)
+            hint = "; ".join(dict.fromkeys(each.hint for each in failed if each.hint)) or _AGAIN
+            raise FilesLeftOut(f"{count:,} of {total:,} were not translated", hint=hint)
+
+    def _opened(self) -> tuple[Study, ...]:
+        """The series, volumes and maps, read."""
+        paths = [each.path for each in self.given if each.is_study]
+        if not paths:
+            return ()
+        asked: dict[str, Any] = {
+            "intensity": self.asked.intensity,
+            "slices": self.asked.slices,
+            "tile": "auto",
+            "overlap": None,
+            "fill_refused": self.asked.fill_refused,
+        }
+        found = open_studies(paths, asked, self.clients.profile, display=self._display(self.out, _not_shown))
+        return found.studies if found is not None else ()
+
+    def _labels(self, studies: Sequence[Study]) -> list[str]:
+        """What the person calls each: the file or folder, and which series of several in one folder."""
+        known = {each.path: each.label for each in self.given}
+        loose = sum(each.is_study and each.path.is_file() and is_dicom(each.path) for each in self.given)
+        alone = Counter(study.given for study in studies)
+
+        def label(study: Study) -> str:
+            of_many = loose > 1 and study.given.is_file() and is_dicom(study.given)
+            first = LOOSE if of_many else known.get(study.given, study.given.name)
+            return first if alone[study.given] == 1 else f"{first}, {study.name}"
+
+        return [label(study) for study in studies]
+
+    def _check_stopped(self) -> None:
+        """Return unless the person stopped it.
+
+        Raises:
+            Cancelled: That is so.
+        """
+        if self.watcher.stopped:
+            raise Cancelled("stopped; what was finished before is here", hint="drop the rest again to go on")
+
+    def _display(self, out: Path, shown: Shown, label: Callable[[str], str] = str) -> PageDisplay:
+        return PageDisplay(self.clients, self.watcher, out, shown, label)
+
+    def _order(self) -> Order:
+        return Order(
+            self.asked.target,
+            Settings().of_quality(self.asked.quality),
+            self.asked.cycle,
+            keep_latent=False,
+            deadline_s=None,
+            target_class=self.asked.target_class,
+        )
+
+    def _manner(self) -> Manner:
+        return Manner(self.out, force=False, skip_bad=True, doubtful_below=DOUBTFUL_BELOW)
+
+    def _translate_study(self, number: int, study: Study, seen: desk.Study) -> None:
+        """Translate the items of a study, and put it together."""
+        tiled = tiled_map(study)
+
+        def send(paths: Sequence[Path], results: Path) -> None:
+            word = seen.plane_word if study.planes > 1 else ""
+            views = SliceViews.of(number, seen.label, word, paths, self.views)
+            display = self._display(results, views.result if tiled is None else _not_shown, views.called)
+            translate_parts(
+                self.clients.profile, self._order(), self._manner(), paths, results, display=display
+            )
+
+        manner = StudyManner(self.out, "text")
+        written = translate_study(study, send, manner, fill_refused=self.asked.fill_refused)
+        shown = map_result(number, seen.label, tiled, written, self.views) if tiled is not None else None
+        said = (*measured_in_words(written.report), *written.said)
+        done = desk.PutTogether(written.files, written.record, said, written.provenance)
+        self.watcher.put_together(number, done, shown)
+
+    def _translate_plain(self, plain: Sequence[desk.Given]) -> int:
+        """Translate files that the node takes as they are; how many were left out.
+
+        Raises:
+            Cancelled: A job was cancelled.
+            DdibError: The node refuses or cannot be reached.
+        """
+        sources = {each.name: each for each in plain}
+        chosen = Chosen(
+            tuple(each.path for each in plain), tuple(Input(each.name, each.label) for each in plain)
+        )
+        check_names(chosen.paths, chosen.inputs, self.out)
+
+        def shown(given: Input, result: Delivered) -> desk.Result:
+            source = sources[given.name]
+            files = {Part.SOURCE: source.path, **result.files}
+            outputs = (*result.files.values(), result.record)
+            return desk.Result(source.label, files, result.provenance, outputs)
+
+        outcome, _ = translate_files(
+            self.clients.profile,
+            chosen,
+            self._order(),
+            self._manner(),
+            page=False,
+            display=self._display(self.out, shown),
+        )
+        self._check_stopped()
+        require_translated(outcome, f"source {self.clients.profile.institution}", skip_bad=True)
+        return self._tell_left_out(outcome, {str(each.path): each.label for each in plain})
+
+    def _tell_left_out(self, outcome: Outcome, labels: dict[str, str]) -> int:
+        missing = (*outcome.left_out, *outcome.failed)
+        for each in missing:
+            self.watcher.left_out(labels.get(str(each.path), each.path.name), f"{each.why} [{each.reason}]")
+        return len(missing)
+
+
+def _not_shown(given: Input, result: Delivered) -> None:
+    """Of an item that is not shown by itself."""
+    del given, result
+
+
+def _seen(study: Study, label: str) -> desk.Study:
+    """What the page knows of a study before it is translated."""
+    word = "slice" if tiled_map(study) is None else "tile"
+    return desk.Study(label, study.kind, study.planes, len(study.sent), word, study.warnings)
+
+
+def _on_the_page(error: DdibError) -> DdibError:
+    """The error with a next step that can be taken on the page."""
+    if isinstance(error, PictureMisfit) and INTENSITY in error.facts:
+        error.hint = f"on the start page, under volumes and maps, set the rule of intensity to {error.facts[INTENSITY]}"
+    elif isinstance(error, JobFailed) and "--fill-refused" in error.hint:
+        error.hint = "on the start page, under volumes and maps, choose that refused slices become background"
+    return error
