@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from ddib_fed.cli.help import command
 from ddib_fed.client.profile import Profile
 from ddib_fed.extras import extra
 from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.web.researcher.job import Job
 
 
 @command(epilog="\b\nExample:\n  ddib web --out translated")
@@ -31,6 +35,8 @@ from ddib_fed.terminal import say
 def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
     """Translate in the browser: drop pictures, watch, compare, download.
 
+    A DICOM series, a NIfTI volume or a GeoTIFF becomes one of its own kind, and volumes are scrolled slice by slice.
+
     The page is served on this machine's loopback only, to the browser that opens the printed link, which works once.
     Dropped files stay in a private temporary folder that is removed at the end; results go to DIR. Towards the node it
     is `ddib translate`: the same profile, certificate and checks.
@@ -46,9 +52,16 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
         say(f"results go to {out.resolve()}")
         serve(page.app(), port=port, command="ddib web", folder=folder, browser=browser, on_stop=page.close)
     for job in page.jobs.list():
-        for job_id in job.running:
-            where = job.jobs[job_id]
-            if any(where.glob(f"{STATE_PREFIX}*")):
-                words = ("ddib job fetch", shlex.quote(job_id), "--out", shlex.quote(str(where)))
-                say(f"not fetched yet: {job_id}; it goes on at the node", err=True)
-                say(f"  {' '.join(words)} --profile {shlex.quote(str(profile.path))}", err=True)
+        _say_unfetched(job, f"--profile {shlex.quote(str(profile.path))}")
+
+
+def _say_unfetched(job: Job, profile: str) -> None:
+    """Name the jobs of a translation that were not fetched to their end, and how to fetch them."""
+    waiting = {path.parent for path in job.out.rglob(f"{STATE_PREFIX}*")}
+    known = {job_id: job.jobs[job_id] for job_id in job.running if job.jobs[job_id] in waiting}
+    for job_id, where in known.items():
+        say(f"not fetched yet: {job_id}; it goes on at the node", err=True)
+        say(f"  ddib job fetch {shlex.quote(job_id)} --out {shlex.quote(str(where))} {profile}", err=True)
+    for where in sorted(waiting - set(known.values())):
+        say(f"the node may have accepted a job for {where}, whose answer was lost", err=True)
+        say(f"  ddib job list {profile}", err=True)

@@ -75,8 +75,7 @@ class Jobs:
             error = explained(raised)
         if not job.jobs:
             self._tray.put_back(files)
-            for made in (folder, job.out):  # nothing of anybody else is in either
-                shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         job.end(error)
 
     def get(self, number: int) -> Job:

@@ -170,7 +170,7 @@ def test_each_slice_is_shown_beside_its_translation(clinic: Clinic) -> None:
 def test_a_rule_that_does_not_fit_is_answered_with_one_that_does(clinic: Clinic) -> None:
     """By the node's word, in those of the page; nothing is computed, and the files can be used again."""
     clinic.page.drop(clinic.given / "Ada-volume.nii")
-    _, state = clinic.page.translate(intensity="values")
+    _, state = clinic.page.translate(intensity="values", slices="coronal")
     assert state["error"]["reason"] == "PICTURE_MISFIT"
     assert state["error"]["hint"].endswith("set the rule of intensity to percentile:0.5,99.5@0:255")
     assert [each["label"] for each in json.loads(clinic.page.get("files"))] == ["Ada-volume.nii"]

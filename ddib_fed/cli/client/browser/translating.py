@@ -5,6 +5,7 @@ What cannot be translated does not take the others with it: the watcher is told,
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,19 @@ from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Delivered, Input, check_names
 from ddib_fed.cli.client.studies import INTENSITY, StudyManner, open_studies, translate_study
 from ddib_fed.cli.client.translation.order import Order
-from ddib_fed.cli.client.translation.outcome import Outcome
 from ddib_fed.cli.client.translation.run import Manner, require_translated
 from ddib_fed.cli.client.translation.whole import translate_files, translate_parts
+from ddib_fed.cli.output import next_step
 from ddib_fed.client.payload import split_target
-from ddib_fed.errors import Cancelled, DdibError, FilesLeftOut, InputError, JobFailed, PictureMisfit
+from ddib_fed.errors import (
+    Cancelled,
+    DdibError,
+    FilesLeftOut,
+    InputError,
+    JobFailed,
+    PictureMisfit,
+    error_class,
+)
 from ddib_fed.formats.recognition import is_dicom
 from ddib_fed.formats.study import Study
 from ddib_fed.web.researcher import desk
@@ -32,6 +41,8 @@ from ddib_fed.wire.jobs import Settings
 
 LOOSE = "DICOM files"
 """What a series is called whose files were dropped without a folder."""
+_STEPS = 3
+"""Next steps that are named at most."""
 _AGAIN = "repair what is listed, or choose otherwise, and drop it again; what was translated is there already"
 
 
@@ -63,30 +74,53 @@ class Translating:
             FilesLeftOut: Something was not translated; of one thing alone its own error.
             DdibError: A file cannot be read, or the node refuses or cannot be reached.
         """
+        try:
+            self._run()
+        except BaseException:
+            self._tidy()
+            raise
+
+    def _tidy(self) -> None:
+        """Remove the folder of the results if nothing is in it but items that no job has."""
+        found = [path for path in self.out.rglob("*") if path.is_file()]
+        if all(path.parent.name == "items" for path in found):
+            shutil.rmtree(self.out, ignore_errors=True)
+
+    def _run(self) -> None:
         split_target(self.asked.target)
         studies = self._opened()
         plain = [each for each in self.given if not each.is_study]
         labels = self._labels(studies)
         seen = [_seen(study, label) for study, label in zip(studies, labels, strict=True)]
         self.watcher.opened(seen, sum(each.items for each in seen) + len(plain))
-        failed: list[DdibError] = []
+        failed: list[tuple[str, DdibError]] = []
         for number, study in enumerate(studies):
             self._check_stopped()
             try:
                 self._translate_study(number, study, seen[number])
             except (InputError, JobFailed) as error:
-                self._check_stopped()
-                failed.append(_on_the_page(error))
-                if len(seen) + len(plain) > 1:
-                    self.watcher.left_out(labels[number], error.detail)
-        missing = self._translate_plain(plain) if plain else 0
+                failed.append((labels[number], _on_the_page(error)))
         self._check_stopped()
-        if len(failed) == 1 and len(seen) + len(plain) == 1:
-            raise failed[0]
-        if failed or missing:
-            count, total = len(failed) + missing, len(seen) + len(plain)
-            hint = "; ".join(dict.fromkeys(each.hint for each in failed if each.hint)) or _AGAIN
-            raise FilesLeftOut(f"{count:,} of {total:,} were not translated", hint=hint)
+        if plain:
+            failed += self._translate_plain(plain)
+        self._check_stopped()
+        if failed:
+            self._refuse(failed, len(seen) + len(plain))
+
+    def _refuse(self, failed: Sequence[tuple[str, DdibError]], total: int) -> None:
+        """Tell what was not translated.
+
+        Raises:
+            DdibError: Of one thing alone its own error.
+            FilesLeftOut: Of several.
+        """
+        if total == 1:
+            raise failed[0][1]
+        for label, error in failed:
+            self.watcher.left_out(label, f"{error.detail} [{error.reason}]")
+        steps = dict.fromkeys(step for _, error in failed if (step := next_step(error)))
+        hint = "; ".join([*steps][:_STEPS]) or _AGAIN
+        raise FilesLeftOut(f"{len(failed):,} of {total:,} were not translated", hint=hint)
 
     def _opened(self) -> tuple[Study, ...]:
         """The series, volumes and maps, read."""
@@ -160,8 +194,8 @@ class Translating:
         done = desk.PutTogether(written.files, written.record, said, written.provenance)
         self.watcher.put_together(number, done, shown)
 
-    def _translate_plain(self, plain: Sequence[desk.Given]) -> int:
-        """Translate files that the node takes as they are; how many were left out.
+    def _translate_plain(self, plain: Sequence[desk.Given]) -> list[tuple[str, DdibError]]:
+        """Translate files that the node takes as they are; those that were left out, and why.
 
         Raises:
             Cancelled: A job was cancelled.
@@ -188,14 +222,13 @@ class Translating:
             display=self._display(self.out, shown),
         )
         self._check_stopped()
-        require_translated(outcome, f"source {self.clients.profile.institution}", skip_bad=True)
-        return self._tell_left_out(outcome, {str(each.path): each.label for each in plain})
-
-    def _tell_left_out(self, outcome: Outcome, labels: dict[str, str]) -> int:
-        missing = (*outcome.left_out, *outcome.failed)
-        for each in missing:
-            self.watcher.left_out(labels.get(str(each.path), each.path.name), f"{each.why} [{each.reason}]")
-        return len(missing)
+        hop = f"source {self.clients.profile.institution}"
+        require_translated(outcome, hop, skip_bad=True)
+        labels = {each.path: each.label for each in plain}
+        return [
+            (labels[each.path], each.error or error_class(each.reason)(each.why, hop=hop))
+            for each in (*outcome.left_out, *outcome.failed)
+        ]
 
 
 def _not_shown(given: Input, result: Delivered) -> None:
