@@ -56,7 +56,7 @@ def test_burnt_in_text_is_warned_of_before_anything_is_sent(tmp_path: Path) -> N
 def test_a_dicomdir_is_no_picture() -> None:
     """What it lists is dropped with its folder."""
     with pytest.raises(InputError, match="lists the files of a folder") as caught:
-        recognise(DICOM / "DICOMDIR", FOLDER)
+        recognise(DICOM / "dicomdirtests" / "DICOMDIR", FOLDER)
     assert "whole folder" in caught.value.hint
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from ddib_fed.errors import PictureMisfit
 from ddib_fed.samples.images import decode_image, encode_png
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.dicom.files import write_series
@@ -215,3 +216,41 @@ def test_a_volume_with_a_refused_slice_does_not_take_the_others_with_it(
     from tests.web.researcher.conftest import events
 
     assert ended(events(browser, 2))["error"] is None
+
+
+def test_a_rule_that_does_not_fit_the_model_is_said_for_the_volume(
+    drop, finished, browser, north, tmp_path: Path
+) -> None:
+    """Not for each slice; with what to set on the page; nothing is left, and the file can be used again."""
+    refused = " ".join(f"{n}:PICTURE_MISFIT" for n in range(3))
+    facts = {"item": 0, "refused": refused, "holds": "grey 0 to 899", "takes": "0 to 255", "range": "0:255"}
+    north.script.most_items = 0
+    north.script.refuse["SubmitJob"] = PictureMisfit(facts=facts)
+    drop(volume(tmp_path / "head.nii.gz"))
+    error = ended(finished(target=TARGET, intensity="values"))["error"]
+    assert error["reason"] == "PICTURE_MISFIT"
+    assert error["detail"].startswith("head.nii.gz: its slices hold grey 0 to 899")
+    assert error["hint"].endswith("set the rule of intensity to percentile:0.5,99.5@0:255")
+    assert [each["label"] for each in browser.get("/files").json()] == ["head.nii.gz"]
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_several_series_and_loose_files_have_names_to_tell_them_apart(
+    browser, finished, tmp_path: Path
+) -> None:
+    """By the folder and the series; files without a folder are one series if they say so."""
+    for number in (3, 4):
+        write_series(tmp_path / "Ada" / str(number), VALUES[:1], SeriesNumber=number)
+    loose = write_series(tmp_path / "loose", VALUES[1:3])
+    named = [(f"Ada/{path.parent.name}/{path.name}", path) for path in (tmp_path / "Ada").glob("*/*")]
+    for name, path in [*named, *((path.name, path) for path in loose)]:
+        assert browser.post("/files", params={"name": name}, content=path.read_bytes()).status_code == 200
+    state = ended(finished(target=TARGET))
+    labels = [(each["label"], each["planes"]) for each in state["studies"]]
+    assert sorted(labels) == [("Ada, Ada-series-3", 1), ("Ada, Ada-series-4", 1), ("DICOM files", 2)]
+    (folder,) = (tmp_path / "out").iterdir()
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "Ada-series-3",
+        "Ada-series-4",
+        "dicom",
+    }
