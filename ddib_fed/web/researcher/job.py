@@ -98,7 +98,8 @@ class Job:
 
     def job_ended(self, job_id: str, items: int) -> None:
         """See `Watcher`."""
-        self.running.remove(job_id)
+        if job_id in self.running:
+            self.running.remove(job_id)
         self._before, self._moved = self._before + items, 0
         self.version += 1
 
