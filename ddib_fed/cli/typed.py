@@ -16,6 +16,8 @@ from ddib_fed.terminal import say
 NODE_FILE: Final = "node.toml"
 """The configuration that operators' commands read without --config, in the current folder."""
 MOST_LETTERS = 1000
+SAME = "the same command again"
+"""What stands for a command that is not known."""
 
 
 def same_command(*more: str) -> str:
@@ -31,7 +33,7 @@ def same_command(*more: str) -> str:
         line = shlex.join(["ddib", *words[:at], *added, *words[at:]])
         if len(line) <= MOST_LETTERS:
             return line
-    return " ".join(["the same command again", *(["with", *more] if more else [])])
+    return " ".join([SAME, *(["with", *more] if more else [])])
 
 
 def with_config(path: Path) -> str:
