@@ -132,7 +132,6 @@ def test_control_points_are_kept(tmp_path):
             ]
 
 
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_rational_polynomials_are_kept(tmp_path):
     """The georeference of a picture as a satellite took it."""
     path = write_map(tmp_path / "map.tif", SMOOTH, crs=None, transform=None, rpcs=POLYNOMIALS)
