@@ -147,7 +147,9 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
         values = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel raises any exception on damaged files
         raise ImageUnreadable(
-            f"{path} cannot be read: {error}"[:300], hop="client", hint=f"gzip -t {shlex.quote(str(path))}"
+            f"{path} cannot be read: {_one_line(error)}",
+            hop="client",
+            hint=f"gzip -t {shlex.quote(str(path))}",
         ) from error
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
@@ -156,6 +158,11 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
     return NiftiStudy(nifti_origin(path, options, within), image, options.slices, slices)
+
+
+def _one_line(error: Exception) -> str:
+    """What nibabel says, which may be several lines."""
+    return " ".join(str(error).split())[:300]
 
 
 def _nibabel() -> Any:
@@ -170,7 +177,7 @@ def _opened(path: Path) -> Any:
         image = nibabel.load(path)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
         raise ImageUnreadable(
-            f"{path} cannot be read as NIfTI: {error}"[:300], hop="client", hint="is it complete?"
+            f"{path} cannot be read as NIfTI: {_one_line(error)}", hop="client", hint="is it complete?"
         ) from error
     if not isinstance(image, nibabel.Nifti1Image):
         raise ImageUnreadable(f"{path} is {type(image).__name__}, no NIfTI", hop="client")

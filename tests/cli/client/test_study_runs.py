@@ -32,6 +32,7 @@ from tests.cli.client.test_studies import Ordinary
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import NIFTI
 
+pytestmark = pytest.mark.slow
 VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
 PROFILE = Profile(
     institution="north.example", name="alice", source_address="localhost:1", source_identity="n.north.example"
@@ -67,7 +68,7 @@ class Requests(Ordinary):
 def in_memory() -> int:
     """How many series are."""
     gc.collect()
-    return sum(isinstance(each, DicomStudy) for each in gc.get_objects())
+    return sum(type(each) is DicomStudy for each in gc.get_objects())
 
 
 class Counted(Requests):
