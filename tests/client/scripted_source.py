@@ -238,18 +238,23 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
     def _picture(self, job_id: str, job: StoredJob, item: int) -> Iterator[pb.FetchResultsResponse]:
         pixels = decode_image(job.inputs[item]).pixels
-        data = encode_png(255 - pixels)
-        header = pb.ResultHeader(item=item, part=pb.ResultPart.Name(pb.RESULT_PART_TRANSLATION))
-        header.file.CopyFrom(file_header(common_pb2.MEDIA_TYPE_PNG, data))
+        parts = {pb.RESULT_PART_TRANSLATION: 255 - pixels}
+        if job.header.cycle:
+            parts[pb.RESULT_PART_RETURNED] = pixels
         made = self._provenance(job_id, job, item)
         made.samples = 1
         made.ClearField("cycle")
         made.picture.CopyFrom(pb.PictureFigures(height=pixels.shape[0], width=pixels.shape[1], slope=1.0,
                                                 edge_correlation=0.9))  # fmt: skip
         made.picture.terms.CopyFrom(common_pb2.PictureTerms(low=0, high=255, bits=8))
-        header.provenance.CopyFrom(made)
-        for message in stream(pb.FetchResultsResponse, "result", header, data):
-            yield pb.FetchResultsResponse.FromString(message.SerializeToString())
+        for number, (part, shown) in enumerate(parts.items()):
+            data = encode_png(shown)
+            header = pb.ResultHeader(item=item, part=pb.ResultPart.Name(part))
+            header.file.CopyFrom(file_header(common_pb2.MEDIA_TYPE_PNG, data))
+            if number == 0:
+                header.provenance.CopyFrom(made)
+            for message in stream(pb.FetchResultsResponse, "result", header, data):
+                yield pb.FetchResultsResponse.FromString(message.SerializeToString())
 
     def _provenance(self, job_id: str, job: StoredJob, item: int) -> pb.Provenance:
         data = job.inputs[item]
