@@ -17,17 +17,23 @@ EVERY = "*"
 LatentType = Literal["float32", "float16", "bfloat16"]
 
 
+def _every_use() -> dict[str, tuple[Use, ...]]:
+    return {EVERY: ("send", "decode", "calibrate")}
+
+
+def _every_target() -> dict[str, tuple[str, ...]]:
+    return {EVERY: (EVERY,)}
+
+
 class PolicySection(Section):
     """What the node allows beyond the protocol."""
 
     # What each admitted peer may be used for: "send" it latents of the own clients, "decode" latents that it sends,
     # "calibrate" with it; "*" is every peer without an entry of its own. What is not listed is denied.
-    peers: dict[str, tuple[Use, ...]] = Field(
-        default_factory=lambda: {EVERY: ("send", "decode", "calibrate")}
-    )
+    peers: dict[str, tuple[Use, ...]] = Field(default_factory=_every_use)
     # Where each own client may translate to, by its name: INSTITUTION/DOMAIN, INSTITUTION for all its domains, "*" for
     # every target; the name "*" is every client without an entry of its own. What is not listed is denied.
-    clients: dict[str, tuple[str, ...]] = Field(default_factory=lambda: {EVERY: (EVERY,)})
+    clients: dict[str, tuple[str, ...]] = Field(default_factory=_every_target)
     round_trip: bool = True
     size_rule: Literal["model", "refuse"] = "model"
     # Of each peer in a day: network evaluations times points, or times pixels of pictures; 0 for no limit.
