@@ -78,10 +78,10 @@ def translate(
     A picture (PNG, JPEG, TIFF, .npy) becomes DIR/NAME.png at its own size, points DIR/NAME.npy; DIR/NAME.json beside it
     is its provenance. With --cycle there is DIR/NAME.returned.png too, with --keep-latents DIR/NAME.latent.npy. The
     source node of this institution encodes; only latents go to the other institution. File names stay on this
-    machine. Metadata does not leave the institution; of a PNG, JPEG or TIFF the source node gets the whole file.
+    machine, metadata in the institution: the source node gets a PNG, JPEG or TIFF as it is.
 
     A folder stands for the files below it, whose paths are kept below DIR. Results are written one by one; after an
-    interruption the same command resumes where it stopped. DIR/report.html shows the pictures if there are several.
+    interruption the same command resumes. DIR/report.html shows several pictures.
 
     A folder of DICOM files, a DICOMDIR, a NIfTI volume, a georeferenced TIFF, JPEG 2000, WebP or BMP becomes one of its
     own kind, also below a folder; only pixels leave, slice by slice or tile by tile (docs/formats.md).

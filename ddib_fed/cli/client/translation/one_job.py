@@ -84,7 +84,7 @@ def submit(
             raise
         raise Cancelled(
             "interrupted while submitting: the node may have accepted the job",
-            hint=f"{same_command()}   (resumes)\n"
+            hint=f"{same_command()}   # resumes\n"
             f"ddib job list --profile {shlex.quote(str(client.profile.path))}",
         ) from error
 

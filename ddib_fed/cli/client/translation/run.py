@@ -341,7 +341,7 @@ class Run:
             error.detail += f"; {done:,} of {total:,} results are complete in {self._manner.out}"
             error.args = (error.detail,)
             if "resumes" not in error.hint:
-                error.hint = f"{same_command()}   (resumes)\n{error.hint}"
+                error.hint = f"{same_command()}   # resumes\n{error.hint}"
             raise
         except DiskFull as error:
             if error.hop == "client":

@@ -204,9 +204,8 @@ def test_after_ctrl_c_the_printed_command_computes_nothing_twice(
     assert translate() == ExitCode.CANCELLED
     north.script.on_call = lambda called: None
     said = capsys.readouterr().err
-    command = next(line for line in said.splitlines() if "(resumes)" in line)
-    pasted = command.partition("(goes on)")[0].strip().removeprefix("try:").strip()
-    assert run(shlex.split(pasted)[1:]) == 0
+    pasted = next(line for line in said.splitlines() if "# resumes" in line).strip().removeprefix("try:")
+    assert run(shlex.split(pasted, comments=True)[1:]) == 0
     assert written() == RESULTS
     sent = sorted(data for job in north.service.jobs.values() for data in job.inputs)
     assert len(sent) == len(set(sent)) == 5
