@@ -162,14 +162,17 @@ def test_options_of_studies_are_refused_without_one(translate, tmp_path, capsys)
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
 def test_maps_below_a_folder_are_sent_as_numbers(translate, north, tmp_path):
-    """Each by itself, and nothing of its tags."""
+    """Each by itself, and nothing of its tags; a file beside them is translated although they are not."""
     heights = np.arange(-600, 600, dtype=np.int16).reshape(1, 30, 40)
     for name in ("town.tif", "ward/land.tif"):
         (tmp_path / "maps" / name).parent.mkdir(parents=True, exist_ok=True)
         write_map(tmp_path / "maps" / name, heights)
-    translate(tmp_path / "maps", "--intensity", "values")
+    (tmp_path / "maps" / "scan.npy").write_bytes(npy(points(100)))
+    code, _ = translate(tmp_path / "maps", "--intensity", "values")
     inputs = [content for job in north.service.jobs.values() for content in job.inputs]
-    assert inputs == [npy(heights[0, :, :, None])] * 2
+    assert inputs == [*[npy(heights[0, :, :, None])] * 2, npy(points(100))]
+    assert code == ExitCode.JOB_FAILED  # this double answers with points
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan.npy"), points(100) * 2)
     assert OWNER.encode() in (tmp_path / "maps" / "town.tif").read_bytes()
     assert {path.parent.name for path in (tmp_path / "out").rglob("*.parts")} == {"out", "ward"}
 
