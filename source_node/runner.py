@@ -177,7 +177,6 @@ class JobRunner:
 
     def _claim(self) -> Job | None:
         """A job that is due; none, too, while the store cannot say: a full disk must not end the workers."""
-        self._chosen = None
         try:
             self._take_back_stranded()
             job = self._store.claim(self._choose)
@@ -186,9 +185,12 @@ class JobRunner:
             if self._chosen is not None:  # perhaps running in its books already, and nobody works on it
                 self._stranded.add(self._chosen.job_id)
             return None
-        if job is not None and self._chosen is not None:
-            self._running[job.job_id] = self._chosen
-        return job
+        else:
+            if job is not None and self._chosen is not None:
+                self._running[job.job_id] = self._chosen
+            return job
+        finally:  # a choice is of one claim alone
+            self._chosen = None
 
     def _choose(self, due: Sequence[Due]) -> Due | None:
         """What is overdue, and then the oldest job that may run of the client that has fewest running."""

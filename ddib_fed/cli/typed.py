@@ -7,6 +7,8 @@ import shlex
 import click
 
 MOST_LETTERS = 1000
+SAME = "the same command again"
+"""What stands for a command that is not known."""
 
 
 def same_command(*more: str) -> str:
@@ -22,4 +24,4 @@ def same_command(*more: str) -> str:
         line = shlex.join(["ddib", *words[:at], *added, *words[at:]])
         if len(line) <= MOST_LETTERS:
             return line
-    return " ".join(["the same command again", *(["with", *more] if more else [])])
+    return " ".join([SAME, *(["with", *more] if more else [])])

@@ -19,7 +19,8 @@ import grpc
 import numpy as np
 
 from ddib_fed.cli.node.making import SourceNode, make_client, make_node
-from ddib_fed.errors import DdibError, JobNotFound
+from ddib_fed.errors import DdibError, ItemsTooMany, JobNotFound
+from ddib_fed.samples.images import decode_image, encode_png
 from ddib_fed.server.interceptors import ErrorInterceptor
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.pki import load_identity
@@ -29,6 +30,7 @@ from ddib_fed.v1 import translation_pb2_grpc as rpc
 from ddib_fed.wire.streams.chunks import assemble, file_header, open_file, stream
 
 NORTH, SOUTH = "north.example", "south.example"
+PNG = b"\x89PNG"
 TARGET = f"{SOUTH}/checkerboards"
 
 
@@ -65,6 +67,10 @@ class Script:
     # What ListDomains answers instead.
     listed: pb.ListDomainsResponse | None = None
     fail_items: set[int] = field(default_factory=set)
+    # Whether PNGs are taken too; the translation of one is its negative.
+    pictures: bool = False
+    # Items of a job at most; 0 for any number.
+    most_items: int = 0
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
     def seen(self, method: str) -> list[Any]:
@@ -127,9 +133,12 @@ class ScriptedSource(rpc.TranslationServiceServicer):
     def SubmitJob(self, request_iterator: Any, context: grpc.ServicerContext) -> pb.SubmitJobResponse:
         header = next(request_iterator).header
         self._begin("SubmitJob", header, context)
+        if self.script.most_items and header.items > self.script.most_items:
+            self._refuse(ItemsTooMany(facts={"items": header.items, "limit_items": self.script.most_items}))
+        accepted = [common_pb2.MEDIA_TYPE_NPY, *([common_pb2.MEDIA_TYPE_PNG] if self.script.pictures else [])]
 
         def opener(file: common_pb2.FileHeader) -> Any:
-            return open_file(file, max_bytes=1 << 24, accepted=[common_pb2.MEDIA_TYPE_NPY])
+            return open_file(file, max_bytes=1 << 24, accepted=accepted)
 
         inputs = [whole.data for whole in assemble(request_iterator, {"item": opener})]
         if len(inputs) != header.items:  # the caller went away in the middle, as the real node notices too
@@ -208,6 +217,9 @@ class ScriptedSource(rpc.TranslationServiceServicer):
             yield message
 
     def _result(self, job_id: str, job: StoredJob, item: int) -> Iterator[pb.FetchResultsResponse]:
+        if job.inputs[item].startswith(PNG):
+            yield from self._picture(job_id, job, item)
+            return
         original = np.load(io.BytesIO(job.inputs[item]))
         parts = {pb.RESULT_PART_TRANSLATION: original * 2}
         if job.header.cycle:
@@ -222,6 +234,26 @@ class ScriptedSource(rpc.TranslationServiceServicer):
                 header.provenance.CopyFrom(self._provenance(job_id, job, item))
             for message in stream(pb.FetchResultsResponse, "result", header, data):
                 # Protobuf's own, which tests change and a server without this package's serialisers sends.
+                yield pb.FetchResultsResponse.FromString(message.SerializeToString())
+
+    def _picture(self, job_id: str, job: StoredJob, item: int) -> Iterator[pb.FetchResultsResponse]:
+        pixels = decode_image(job.inputs[item]).pixels
+        parts = {pb.RESULT_PART_TRANSLATION: 255 - pixels}
+        if job.header.cycle:
+            parts[pb.RESULT_PART_RETURNED] = pixels
+        made = self._provenance(job_id, job, item)
+        made.samples = 1
+        made.ClearField("cycle")
+        made.picture.CopyFrom(pb.PictureFigures(height=pixels.shape[0], width=pixels.shape[1], slope=1.0,
+                                                edge_correlation=0.9))  # fmt: skip
+        made.picture.terms.CopyFrom(common_pb2.PictureTerms(low=0, high=255, bits=8))
+        for number, (part, shown) in enumerate(parts.items()):
+            data = encode_png(shown)
+            header = pb.ResultHeader(item=item, part=pb.ResultPart.Name(part))
+            header.file.CopyFrom(file_header(common_pb2.MEDIA_TYPE_PNG, data))
+            if number == 0:
+                header.provenance.CopyFrom(made)
+            for message in stream(pb.FetchResultsResponse, "result", header, data):
                 yield pb.FetchResultsResponse.FromString(message.SerializeToString())
 
     def _provenance(self, job_id: str, job: StoredJob, item: int) -> pb.Provenance:

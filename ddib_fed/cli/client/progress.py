@@ -17,6 +17,7 @@ from ddib_fed.wire.jobs import Event
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from ddib_fed.cli.client.delivery import Delivered, Input
     from ddib_fed.client.client import Client
     from ddib_fed.client.views import JobView
 
@@ -99,8 +100,14 @@ class JobProgress:
         """Follow another job from now on, whose items have these names."""
         self._job_id, self._names = job_id, names
 
-    def written(self) -> None:
+    @property
+    def stopped(self) -> bool:
+        """Never: what ends a command in a terminal ends its calls."""
+        return False
+
+    def written(self, given: Input, result: Delivered) -> None:
         """Count a result that is on the disk."""
+        del given, result
         self._done += 1
         if self._total and self._items is not None:
             self._progress.update(self._items, completed=self._done)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddib_fed.cli import options
-from ddib_fed.cli.client.session import open_client
+from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.output import print_json
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import JobFailed, PictureMisfit, UsageError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ddib_fed.formats.parts import WrittenStudy
     from ddib_fed.formats.study import Choice, Study
 
+INTENSITY = "intensity"
+"""Name of the fact of an error that is a rule which fits the model."""
 TranslateFiles = Callable[[Sequence[Path], Path], object]
 """Translates files into a folder, each under its name with its record; what is refused has no result there."""
 
@@ -52,6 +54,7 @@ def open_studies(
     *,
     out: Path | None = None,
     bad: Bad | None = None,
+    display: Display = TERMINAL,
 ) -> Choice | None:
     """The studies among the files of a command, and the rest, which is translated as it is; None without studies.
 
@@ -61,6 +64,7 @@ def open_studies(
         profile: Of the node whose model's size is the size of a map's tiles.
         out: Folder of the results, which is not looked into.
         bad: Takes what cannot be read; without it the first such error is raised.
+        display: Shows that the node is asked.
 
     Raises:
         DdibError: A file cannot be read, a package for its format is missing, or options contradict each other.
@@ -77,7 +81,7 @@ def open_studies(
         asked["intensity"], asked["slices"], _tile(asked["tile"]), asked["overlap"], asked["fill_refused"]
     )
     if asked["tile"] == "auto" and found.has_maps:
-        with open_client(profile) as client:
+        with display.opened(profile) as (client, _):
             shape = client.domains().sample_shape
         chosen = replace(chosen, tile=(shape[1], shape[2]) if len(shape) == 3 else None)
     return open_recognised(found, chosen, bad=bad)
@@ -190,14 +194,13 @@ def _in_the_studys_words(study: Study) -> Iterator[None]:
         yield
     except PictureMisfit as error:
         taken = error.facts.get("range", "0:255")
-        rule = "window:40,400" if "CT" in study.kind else "percentile:0.5,99.5"
-        again = f"--intensity {rule}@{taken}"
+        rule = f"{'window:40,400' if 'CT' in study.kind else 'percentile:0.5,99.5'}@{taken}"
         raise PictureMisfit(
             f"{study.given}: its slices hold {error.facts.get('holds', 'other numbers')}; the model takes "
             f"{error.facts.get('takes', taken)}",
             hop=error.hop,
-            hint=f"ddib translate {shlex.quote(str(study.given))} ... {again} (docs/formats.md)",
-            facts=error.facts,
+            hint=f"ddib translate {shlex.quote(str(study.given))} ... --intensity {rule} (docs/formats.md)",
+            facts={**error.facts, INTENSITY: rule},
         ) from error
 
 

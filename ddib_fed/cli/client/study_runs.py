@@ -5,11 +5,12 @@ One is in memory at a time. One that fails does not stop the others, nor the pla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.folders import ignored_line
@@ -28,6 +29,7 @@ from ddib_fed.cli.output import print_json
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
     AlreadyExists,
+    Cancelled,
     DdibError,
     ExtraMissing,
     FilesLeftOut,
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from ddib_fed.formats.opening import Bad
     from ddib_fed.formats.parts import WrittenStudy
     from ddib_fed.formats.study import Choice, Origin
+
+Seen = TypeVar("Seen")
+"""What is kept of a study that was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +103,38 @@ def plan_studies(
         say(line, err=True)
     kept = replace(manner, keep_parts=manner.keep_parts or asked["keep_parts"])
     plan = Plan(choice, kept, order.digest(profile.institution), asked["fill_refused"], {}, (), frozenset())
-    earlier: dict[int, WrittenStudy] = {}
-    unreadable: set[int] = set()
-    for at, origin in enumerate(choice.studies.origins):
+    origins = choice.studies.origins
+    found, unreadable = look_at_each(origins, partial(_look, plan))
+    bad += [(origins[at].given, error) for at, error in unreadable.items()]
+    earlier = {at: done for at, done in found.items() if done is not None}
+    return replace(plan, earlier=earlier, bad=tuple(bad), unreadable=frozenset(unreadable))
+
+
+def look_at_each(
+    origins: Sequence[Origin], look: Callable[[int, Origin], Seen]
+) -> tuple[dict[int, Seen], dict[int, DdibError]]:
+    """What is seen of each study before anything is sent, by number; and why others cannot be read, likewise.
+
+    Args:
+        origins: Of the studies.
+        look: Called with the number and the origin of each, in order; it reads the study, and does not keep it.
+
+    Raises:
+        UsageError, AlreadyExists, Cancelled: Of `look`: such an error is not about a file's content.
+    """
+    seen: dict[int, Seen] = {}
+    unreadable: dict[int, DdibError] = {}
+    for at, origin in enumerate(origins):
         try:
-            done = _look(plan, at, origin)
-        except (UsageError, AlreadyExists):  # not about this file's content
+            seen[at] = look(at, origin)
+        except (UsageError, AlreadyExists, Cancelled):
             raise
         except DdibError as error:
-            bad.append((origin.given, _alone(error)))
-            unreadable.add(at)
-        else:
-            if done is not None:
-                earlier[at] = done
-    return replace(plan, earlier=earlier, bad=tuple(bad), unreadable=frozenset(unreadable))
+            unreadable[at] = alone(error)
+        except OSError as error:
+            why = f"{origin.given} cannot be read: {error.strerror or error}"
+            unreadable[at] = InputError(why, hop="client")
+    return seen, unreadable
 
 
 def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
@@ -119,26 +142,23 @@ def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
 
     Raises:
         AlreadyExists: Something else is where a result belongs.
-        DdibError: It cannot be read.
+        DdibError, OSError: It cannot be read.
     """
     from ddib_fed.formats.finished import finished_study
     from ddib_fed.formats.parts import check_outputs
 
     manner = plan.manner
-    try:
-        if not manner.force:
-            done = finished_study(origin, manner.out, asked=plan.asked, fill_refused=plan.fill_refused)
-            if done is not None:
-                return done
-        check_outputs(origin, manner.out, force=manner.force)
-        for warning in plan.choice.studies[at].warnings:
-            say(f"warning: {warning}", err=True)
-    except OSError as error:
-        raise InputError(f"{origin.given} cannot be read: {error.strerror or error}", hop="client") from error
+    if not manner.force:
+        done = finished_study(origin, manner.out, asked=plan.asked, fill_refused=plan.fill_refused)
+        if done is not None:
+            return done
+    check_outputs(origin, manner.out, force=manner.force)
+    for warning in plan.choice.studies[at].warnings:
+        say(f"warning: {warning}", err=True)
     return None
 
 
-def _alone(error: DdibError) -> DdibError:
+def alone(error: DdibError) -> DdibError:
     """The error without the frames that it came through: they hold the study."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
@@ -260,7 +280,7 @@ def translate_studies(plan: Plan, translate: TranslateFiles, *, skip_bad: bool) 
             if isinstance(error, UsageError) or not (skip_bad or isinstance(error, JobFailed)):
                 raise
             missing.append(LeftOut.of(origin.given, error))
-            failed.append(_alone(error))
+            failed.append(alone(error))
             continue
         if as_text:
             report_studies([written], "text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +20,13 @@ from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.errors import ItemNotFound, UsageError
+from ddib_fed.formats.intensity import AUTO, Rule
+from ddib_fed.formats.nifti import PLANES
 from ddib_fed.web.pages import MAX_JSON, answering, application, page
 from ddib_fed.web.researcher.archive import zipped
-from ddib_fed.web.researcher.jobs import Asked, Desk, Job, Jobs
+from ddib_fed.web.researcher.desk import Asked, Desk
+from ddib_fed.web.researcher.job import Job
+from ddib_fed.web.researcher.jobs import Jobs
 from ddib_fed.web.researcher.previews import preview
 from ddib_fed.web.researcher.tray import Dropped, Tray
 from ddib_fed.wire.jobs import QUALITIES
@@ -43,6 +47,23 @@ class Order(BaseModel):
     quality: str = Field(default="standard", max_length=20)
     cycle: bool = True
     target_class: str = Field(default="", max_length=200)
+    slices: str = Field(default="axial", max_length=20)
+    intensity: str = Field(default=AUTO, max_length=100)
+    fill_refused: bool = False
+
+    def asked(self) -> Asked:
+        """What is asked of the desk.
+
+        Raises:
+            UsageError: There is no such quality, plane or rule.
+        """
+        if self.quality not in QUALITIES:
+            raise UsageError(f"there is no quality {self.quality!r}", hint=f"one of {', '.join(QUALITIES)}")
+        if self.slices not in PLANES:
+            raise UsageError(f"there is no plane {self.slices!r}", hint=f"one of {', '.join(PLANES)}")
+        if self.intensity != AUTO:
+            Rule.parse(self.intensity)
+        return Asked(**self.model_dump())
 
 
 @dataclass(slots=True)
@@ -90,6 +111,7 @@ class Researcher:
                 Route("/jobs/{job:int}/events", answering(self.events)),
                 Route("/jobs/{job:int}/cancel", answering(self.cancel), methods=["POST"]),
                 Route("/jobs/{job:int}/all.zip", answering(self.download_all)),
+                Route("/jobs/{job:int}/studies/{study:int}/file", answering(self.download_study)),
                 Route("/jobs/{job:int}/{item:int}/{part}/view", answering(self.view)),
                 Route("/jobs/{job:int}/{item:int}/{part}/file", answering(self.download)),
             ]
@@ -135,7 +157,7 @@ class Researcher:
     async def start_job(self, request: Request) -> Response:
         """Translate what is in the tray."""
         order = await _order(request)
-        job = self.jobs.start(Asked(order.target, order.quality, order.cycle, order.target_class))
+        job = self.jobs.start(order.asked())
         return JSONResponse({"job": job.number})
 
     def job_page(self, request: Request) -> Response:
@@ -150,7 +172,7 @@ class Researcher:
         return StreamingResponse(self._events(self._job(request)), media_type="text/event-stream")
 
     async def _events(self, job: Job) -> AsyncIterator[str]:
-        told: set[int] = set()
+        told = 0
         version, quiet_s = -1, 0.0
         while not self.closing:
             if job.version == version:
@@ -161,51 +183,67 @@ class Researcher:
                 await asyncio.sleep(EVERY_S)
                 continue
             version, ended, quiet_s = job.version, job.ended, 0.0
-            for item in sorted(set(job.results) - told):
-                told.add(item)
-                yield _event("result", job.result(item))
-            yield _event("progress", job.progress())
+            yield _event("progress", job.progress())  # first: a result is of one of the volumes in it
+            while told < len(job.results):
+                yield _event("result", job.result(told))
+                told += 1
             if ended:
                 yield _event("end", job.progress())
                 return
 
     def cancel(self, request: Request) -> Response:
-        """Stop a job; what is finished stays."""
+        """Stop a translation, in all its jobs; what is finished stays."""
         self.jobs.cancel(self._job(request))
         return Response(status_code=204)
 
     def view(self, request: Request) -> Response:
         """A picture that the browser can show of a file."""
-        content, media = preview(self._file(request))
+        content, media = preview(self._job(request).file(request.path_params["item"], _part(request)))
         return Response(content, media_type=media)
 
     def download(self, request: Request) -> Response:
         """A file as it is."""
-        path = self._file(request)
+        path = self._job(request).download(request.path_params["item"], _part(request))
         return FileResponse(path, filename=path.name)
+
+    def download_study(self, request: Request) -> Response:
+        """A volume or map, or a series as one archive."""
+        job = self._job(request)
+        done = job.together(request.path_params["study"])
+        if len(done.outputs) == 1:
+            return FileResponse(done.outputs[0], filename=done.outputs[0].name)
+        return _archive(done.outputs, done.outputs[0].parent)
 
     def download_all(self, request: Request) -> Response:
         """Every file of the results so far, with their records, as one archive."""
         job = self._job(request)
-        results = [job.results[item] for item in sorted(job.results)]
-        if not results:
+        outputs = job.outputs()
+        if not outputs:
             raise ItemNotFound("there are no results yet")
-        paths = [path for each in results for path in (*each.files.values(), each.record)]
-        return StreamingResponse(
-            zipped(paths, job.out.name),
-            media_type="application/zip",
-            headers=_attached(f"{job.out.name}.zip"),
-        )
+        return _archive(outputs, job.out)
 
     def _job(self, request: Request) -> Job:
         return self.jobs.get(request.path_params["job"])
 
-    def _file(self, request: Request) -> Path:
-        name = request.path_params["part"]
-        part = next((each for each in Part if each.value == name), None)
-        if part is None or part is Part.LATENT:
-            raise ItemNotFound(f"there is no part {name[:20]!r}")
-        return self._job(request).file(request.path_params["item"], part)
+
+def _part(request: Request) -> Part:
+    """The part in a path.
+
+    Raises:
+        ItemNotFound: It is none that is shown.
+    """
+    name = request.path_params["part"]
+    part = next((each for each in Part if each.value == name), None)
+    if part is None or part is Part.LATENT:
+        raise ItemNotFound(f"there is no part {name[:20]!r}")
+    return part
+
+
+def _archive(paths: Sequence[Path], root: Path) -> Response:
+    """Files below a folder as one archive of its name."""
+    return StreamingResponse(
+        zipped(paths, root), media_type="application/zip", headers=_attached(f"{root.name}.zip")
+    )
 
 
 async def _order(request: Request) -> Order:
@@ -227,13 +265,17 @@ async def _order(request: Request) -> Order:
         raise UsageError(
             f"the request cannot be used: {where}: {first['msg']}", hint="load the page again"
         ) from error
-    if order.quality not in QUALITIES:
-        raise UsageError(f"there is no quality {order.quality!r}", hint=f"one of {', '.join(QUALITIES)}")
     return order
 
 
 def _file(each: Dropped) -> dict[str, Any]:
-    return {"file": each.number, "label": each.label, "size": each.size_bytes}
+    return {
+        "file": each.number,
+        "label": each.label,
+        "size": each.size_bytes,
+        "kind": each.kind,
+        "warnings": list(each.warnings),
+    }
 
 
 def _domains(found: Domains) -> dict[str, Any]:

@@ -31,14 +31,19 @@ class _Sink(io.RawIOBase):
         return taken
 
 
-def zipped(paths: Sequence[Path], folder: str) -> Iterator[bytes]:
-    """The bytes of an archive of these files, not compressed again, in a folder; files that are gone are left out."""
+def zipped(paths: Sequence[Path], root: Path) -> Iterator[bytes]:
+    """The bytes of an archive of these files, not compressed again; files that are gone are left out.
+
+    Args:
+        paths: All below `root`.
+        root: Its name is that of the folder in the archive, below which the files have their paths.
+    """
     sink = _Sink()
     with zipfile.ZipFile(sink, "w") as archive:
         for path in paths:
             if not path.is_file():
                 continue
-            about = zipfile.ZipInfo.from_file(path, f"{folder}/{path.name}")
+            about = zipfile.ZipInfo.from_file(path, path.relative_to(root.parent))
             with path.open("rb") as file, archive.open(about, "w") as entry:
                 while chunk := file.read(CHUNK):
                     entry.write(chunk)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import KindMismatch
-from ddib_fed.samples.formats.decoded import Picture
+from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.samples.images import encode_png, image_format, read_image
 from ddib_fed.samples.kinds import FEW_COLUMNS
 from ddib_fed.samples.points import parse_npy, read_header
@@ -20,6 +20,8 @@ from ddib_fed.samples.points import parse_npy, read_header
 MEDIA: Final = {"PNG": "image/png", "JPEG": "image/jpeg"}
 WINDOW: Final = (0.5, 99.5)
 """Percentiles of the values that are shown black and white."""
+Window = tuple[float, float]
+"""The numbers that are shown black and white."""
 MAX_POINTS: Final = 10_000_000
 SIZE: Final = 256
 """Pixels of a drawing of points, height and width."""
@@ -28,8 +30,12 @@ _PNG_BITS_AT: Final = 24
 """Where a PNG says how many bits a value has."""
 
 
-def preview(path: Path) -> tuple[bytes, str]:
+def preview(path: Path, window: Window | None = None) -> tuple[bytes, str]:
     """Bytes and media type of what a browser shows.
+
+    Args:
+        path: The file.
+        window: The numbers that are black and white where a file has more than 8 bits; by default the file's own.
 
     Raises:
         DdibError: The file cannot be read, or is neither picture nor points.
@@ -38,7 +44,7 @@ def preview(path: Path) -> tuple[bytes, str]:
     kind = image_format(content)
     if kind == "JPEG" or (kind == "PNG" and b"\x00" < content[_PNG_BITS_AT : _PNG_BITS_AT + 1] <= b"\x08"):
         return content, MEDIA[kind]
-    pixels = density(_points(content)) if kind == "NPY" and _is_points(content) else shown(read_image(path))
+    pixels = density(_points(content)) if kind == "NPY" and _is_points(content) else _of_picture(path, window)
     return encode_png(pixels), MEDIA["PNG"]
 
 
@@ -52,13 +58,25 @@ def _points(content: bytes) -> NDArray[Any]:
     return parse_npy(content, max_bytes=len(content), max_points=MAX_POINTS)
 
 
-def shown(picture: Picture) -> NDArray[np.uint8]:
-    """The pixels (H, W, C) of a picture as 8 bits: the middle 99 % of its values from black to white."""
-    values = picture.pixels
+def _of_picture(path: Path, window: Window | None) -> NDArray[np.uint8]:
+    pixels = read_image(path).pixels
+    return shown(pixels, window or own_window(pixels))
+
+
+def own_window(values: Pixels) -> Window:
+    """The numbers between which the middle 99 % of some values lie; those of 8 bits have all."""
+    if values.dtype == np.uint8:
+        return 0.0, 255.0
+    low, high = np.percentile(values, WINDOW)
+    return float(low), float(high)
+
+
+def shown(values: Pixels, window: Window) -> NDArray[np.uint8]:
+    """Pixels (H, W, C) as 8 bits, the window's numbers black and white; those of 8 bits are as they are."""
     if values.dtype == np.uint8:
         return np.asarray(values, np.uint8)
-    low, high = np.percentile(values, WINDOW)
-    scaled = (values.astype(np.float64) - low) / max(float(high - low), 1e-12)
+    low, high = window
+    scaled = (values.astype(np.float64) - low) / max(high - low, 1e-12)
     return np.asarray(np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5, np.uint8)
 
 

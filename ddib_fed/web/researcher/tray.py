@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ddib_fed.client.payload import MAX_ITEM_BYTES, payload
+from ddib_fed.client.payload import MAX_ITEM_BYTES
 from ddib_fed.errors import DdibError, DiskFull, InputError, ItemNotFound, UsageError
 from ddib_fed.files import is_disk_full
-from ddib_fed.samples.images import read_image
-from ddib_fed.samples.points import MAGIC
 from ddib_fed.terminal import escape
+from ddib_fed.web.researcher.recognising import Kind, Recognised, recognise
 
 MAX_FILES: Final = 20_000
 MAX_NAME: Final = 400
@@ -33,12 +32,16 @@ class Dropped:
         label: Its name as the person knows it, with the folders that were dropped; shown, and never sent.
         path: Where it lies.
         size_bytes: Its size.
+        kind: How it is translated.
+        warnings: What the person has to know before it is sent.
     """
 
     number: int
     label: str
     path: Path
     size_bytes: int
+    kind: Kind = Kind.PLAIN
+    warnings: tuple[str, ...] = ()
 
 
 class Tray:
@@ -49,7 +52,7 @@ class Tray:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._files: dict[int, Dropped] = {}
         self._next = 0
         self._lock = threading.Lock()
@@ -64,6 +67,7 @@ class Tray:
         Raises:
             UsageError: It has no name, or there are too many files.
             InputError: It is too large, of no accepted kind, or damaged.
+            ExtraMissing: The package for its format is not installed.
             DiskFull: There is no room for it.
         """
         shown = escape(label.strip())[:MAX_NAME]
@@ -75,17 +79,17 @@ class Tray:
                 raise UsageError(f"{MAX_FILES} files are here already", hint="translate these first")
             number = self._next
             self._next += 1
-        path = self._folder / f"{number:05}" / leaf
+        path = self.folder / f"{number:05}" / leaf
         try:
             size = await _write(path, chunks)
-            await asyncio.to_thread(_check, path)
+            found = await asyncio.to_thread(_recognised, path, shown)
         except DdibError as error:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise renamed(error, {str(path): shown}) from error
         except BaseException:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise
-        dropped = Dropped(number, shown, path, size)
+        dropped = Dropped(number, shown, path, size, found.kind, found.warnings)
         with self._lock:
             self._files[number] = dropped
         return dropped
@@ -140,7 +144,7 @@ def safe_name(name: str) -> str:
 
 def renamed(error: DdibError, labels: dict[str, str]) -> DdibError:
     """The error with the names that the person knows instead of paths in the private folder."""
-    for path, label in labels.items():
+    for path, label in sorted(labels.items(), key=lambda named: -len(named[0])):
         error.detail = error.detail.replace(path, label)
         error.hint = error.hint.replace(path, label)
     error.args = (error.detail,)
@@ -171,19 +175,6 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
     return size
 
 
-def _check(path: Path) -> None:
-    """Check that a file can be sent: its kind, and that a picture can be decoded.
-
-    Raises:
-        DdibError: It cannot.
-    """
-    payload(path)
-    with path.open("rb") as file:
-        points = file.read(len(MAGIC)) == MAGIC
-    if not points:
-        try:
-            read_image(path)
-        except DdibError as error:
-            if str(path) not in error.detail:
-                error.detail = f"{path}: {error.detail}"
-            raise
+def _recognised(path: Path, label: str) -> Recognised:
+    """What the file is; warnings about a slice name the folder that was dropped, so that a series has one."""
+    return recognise(path, Path(label.partition("/")[0]))

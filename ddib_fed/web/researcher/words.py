@@ -2,12 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.wire.jobs import Event
 
 DOUBTS = {
     "cycle_psnr": "translated back, it differs visibly from the original",
     "structure": "its edges or values agree with those of the original no better than an unrelated picture's",
 }
+
+STAGES = {
+    "encode": "encoding here, at your institution",
+    "send": "sending the latent",
+    "decode": "decoding at the other institution",
+    "return": "checking by translating back",
+    "done": "done",
+    "failed": "failed",
+    "wait": "waiting for the other institution",
+}
+
+STEADY = 1.25
+"""Slice flicker up to this many times the source's is called the same."""
+
+
+def measured_in_words(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was measured of a volume or map, for people who have never read of slice flicker.
+
+    Args:
+        report: The section `study` of its record.
+    """
+    return tuple(filter(None, (_flicker(report.get("flicker")), _seams(report.get("seams")))))
+
+
+def _flicker(found: Mapping[str, Any] | None) -> str:
+    ratio = None if found is None else found["ratio"]
+    if ratio is None:
+        return ""
+    if ratio <= STEADY:
+        return "From slice to slice the result changes no more than the source does."
+    return (
+        f"From slice to slice the result changes {ratio:.1f} times as much as the source: each slice is translated "
+        "alone, so look through them before you measure across slices."
+    )
+
+
+def _seams(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    here, there = found["translation"], found["source"]
+    verdict = "no seams to be expected" if here <= STEADY * max(there, 1.0) else "look for seams"
+    steep = f"{here:.2f} times as steep as elsewhere ({there:.2f} in the source)"
+    return f"Where tiles meet, the map is {steep}: {verdict}."
+
+
+def event_in_words(event: Event, label: str) -> str:
+    """What happens to an item of this name."""
+    step = f", step {event.step} of {event.steps}" if event.steps else ""
+    return f"{label}: {STAGES.get(event.stage, event.stage)}{step}"
 
 
 def doubts_in_words(record: Translation) -> list[str]:

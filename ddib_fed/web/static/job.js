@@ -4,8 +4,10 @@ import { $, ask, complain, element } from "./page.js";
 const job = $("job").dataset.job;
 const results = new Map();
 let order = []; // items as the list shows them
-let slices = []; // items by name: what the slider of pictures goes through
+let slices = []; // items by name, or by their place in a volume: what the slider of pictures goes through
 let shown = null;
+let studies = []; // series, volumes and maps
+let group = null; // whose results are shown: the number of a study, or -1 for the files of their own
 
 const byName = new Intl.Collator("en", { numeric: true });
 const view = (item, part) => `${job}/${item}/${part}/view`;
@@ -32,11 +34,12 @@ events.addEventListener("error", () => {
   failures += 1; // the browser tries again by itself
   if (failures < 3 && events.readyState !== EventSource.CLOSED) return;
   events.close();
-  complain({ detail: "ddib web does not answer: it was stopped.", hint: "start it again; ddib job list shows what goes on at the node" });
+  complain({ detail: "ddib web does not answer: it was stopped.", hint: "start it again; ddib job list shows what continues at the node" });
 });
 
 let spoken = "";
 function progress(state) {
+  $("bar").max = state.items || 1;
   $("bar").value = Math.max(state.done, state.written);
   $("now").textContent = state.now;
   const { ended, error, items, written } = state;
@@ -45,8 +48,36 @@ function progress(state) {
   if (said !== spoken) $("said").textContent = spoken = said;
   $("cancel").hidden = ended;
   $("zip").hidden = !written;
+  missing(state.missing);
+  volumes(state.studies);
   if (error && !state.job_id) error.hint = `${error.hint ? `${error.hint}. ` : ""}Your pictures are still on the start page.`;
   if (error) complain(error);
+}
+
+function missing(lines) {
+  $("missing").hidden = !lines.length;
+  if ($("missing-list").children.length !== lines.length) {
+    $("missing-list").replaceChildren(...lines.map((line) => element("li", {}, line)));
+  }
+}
+
+let drawnVolumes = "";
+function volumes(found) {
+  studies = found;
+  $("volumes").hidden = !found.length;
+  const text = JSON.stringify(found);
+  if (text === drawnVolumes) return; // what has the focus keeps it
+  drawnVolumes = text;
+  $("volumes-list").replaceChildren(...found.map((each, number) => {
+    const count = each.items === each.planes ? `${each.planes}` : `${each.items} of ${each.planes}`;
+    const what = each.planes > 1 ? `${each.kind}, ${count} ${each.plane_word}s` : each.kind;
+    return element("li", {},
+      element("p", {}, element("strong", {}, each.label), ` ${what}: `, each.files ? element("a", { href: `${job}/studies/${number}/file`, download: true },
+        each.files > 1 ? `download ${each.files} files (zip)` : "download") : element("span", { class: "hint" }, "not put together yet")),
+      ...each.warnings.map((line) => element("p", { class: "warning" }, `Warning: ${line}`)),
+      ...each.said.map((line) => element("p", { class: "hint" }, line)));
+  }));
+  if (results.size) later();
 }
 
 $("cancel").addEventListener("click", async () => {
@@ -76,7 +107,7 @@ function card(result) {
     element("span", { class: "pair" },
       element("img", { src: view(item, "source"), alt: "", loading: "lazy" }),
       element("img", { src: view(item, "translation"), alt: "", loading: "lazy" })),
-    element("span", { class: "label" }, label),
+    element("span", { class: "label" }, inVolume(result) ? `${studies[result.study].plane_word} ${result.plane}` : label),
     ...(doubtful ? [" ", element("span", { class: "mark" }, "doubtful")] : []));
   button.addEventListener("click", () => {
     show(item);
@@ -86,14 +117,41 @@ function card(result) {
   return cards.get(item);
 }
 
+/** Whether a result is one of several slices. */
+const inVolume = ({ study }) => study !== null && studies[study]?.plane_word === "slice" && studies[study].planes > 1;
+const groupOf = (result) => (inVolume(result) ? result.study : -1);
+
+/** Which results there are to choose from: each volume, and all other files together. */
+function groups(all) {
+  const found = [...new Set(all.map(groupOf))].sort((a, b) => a - b);
+  if (!found.includes(group)) group = found.includes(-1) && found.length === 1 ? -1 : found.find((each) => each >= 0);
+  $("group-line").hidden = found.length < 2;
+  const names = found.map((each) => (each < 0 ? "files of their own" : studies[each].label));
+  const before = [...$("group").options].map((each) => each.textContent);
+  if (before.join("\n") !== names.join("\n")) {
+    $("group").replaceChildren(...found.map((each, at) => element("option", { value: each }, names[at])));
+  }
+  $("group").value = group;
+}
+
+$("group").addEventListener("change", () => {
+  group = Number($("group").value);
+  cards.get(shown)?.firstChild.removeAttribute("aria-current");
+  picked = true;
+  shown = null;
+  draw();
+});
+
 const inSight = (place) => {
   const { top, bottom } = place.getBoundingClientRect();
   return bottom > 80 && top < innerHeight - 80;
 };
 
 function draw() {
-  const all = [...results.values()];
-  slices = all.toSorted((a, b) => byName.compare(a.label, b.label)).map((each) => each.item);
+  groups([...results.values()]);
+  const all = [...results.values()].filter((each) => groupOf(each) === group);
+  const volume = group >= 0;
+  slices = all.toSorted((a, b) => (volume ? a.plane - b.plane : byName.compare(a.label, b.label))).map((each) => each.item);
   const doubtfulFirst = document.querySelector("input[name=order]:checked").value === "doubtful";
   order = doubtfulFirst ? all.toSorted((a, b) => b.severity - a.severity).map((each) => each.item) : slices;
   const focused = document.activeElement;
@@ -102,10 +160,13 @@ function draw() {
   const doubtful = all.filter((each) => each.doubtful).length;
   $("tally").textContent = doubtful ? `${doubtful} of ${all.length} doubtful: look at these first.` : `None of ${all.length} doubtful.`;
   $("results").hidden = !all.length;
+  $("scroll-word").textContent = volume ? "Slice" : "Picture";
+  $("wheel-hint").hidden = !volume || slices.length < 2;
   $("scroll").max = slices.length;
   $("scroll-line").hidden = slices.length < 2;
   if (shown === null || !picked) show(order[0]); // until somebody chooses, the most doubtful one
   else place();
+  offer();
 }
 
 let picked = false;
@@ -127,12 +188,21 @@ function show(item) {
     const returned = result.parts.includes("returned");
     $("returned-figure").hidden = !returned;
     if (returned) picture("returned", item, `${result.label}: translated back`);
-    $("one").href = file(item, "translation");
+    offer();
     $("doubts").hidden = !result.doubts.length;
     $("doubts").replaceChildren(...result.doubts.map((each) => element("p", {}, `Doubtful: ${each}.`)));
     $("figures").replaceChildren(...result.figures.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
   }
   place();
+}
+
+/** What the button below the comparison downloads. */
+function offer() {
+  const { item, study } = results.get(shown);
+  const whole = study !== null;
+  $("one").href = whole ? `${job}/studies/${study}/file` : file(item, "translation");
+  $("one").textContent = !whole ? "Download this translation" : inVolume(results.get(shown)) ? "Download this volume" : "Download this file";
+  $("one").hidden = whole && !studies[study].files;
 }
 
 function picture(part, item, text) {
@@ -143,8 +213,10 @@ function picture(part, item, text) {
 function place() {
   const at = slices.indexOf(shown) + 1;
   $("scroll").value = at;
-  $("place").textContent = `${at} of ${slices.length}`;
-  $("scroll").setAttribute("aria-valuetext", `${at} of ${slices.length}, ${results.get(shown).label}`);
+  const result = results.get(shown);
+  const slice = group >= 0 && slices.length !== studies[group].planes ? ` (number ${result.plane} of ${studies[group].planes})` : "";
+  $("place").textContent = `${at} of ${slices.length}${slice}`;
+  $("scroll").setAttribute("aria-valuetext", `${at} of ${slices.length}, ${result.label}`);
   for (const near of [slices[at], slices[at - 2]]) { // so that scrolling does not wait
     if (near !== undefined) for (const part of ["source", "translation"]) ahead(view(near, part));
   }
@@ -163,6 +235,15 @@ function cut(percent) {
   $("cut").value = value;
   $("cut").setAttribute("aria-valuetext", `source up to ${value} percent of the width, translation from there`);
   $("stage").style.setProperty("--cut", `${value}%`);
+}
+
+/** Shows the next or the one before; false at the end. */
+function go(step) {
+  const next = slices[slices.indexOf(shown) + step];
+  if (next === undefined) return false;
+  picked = true;
+  show(next);
+  return true;
 }
 
 $("cut").addEventListener("input", () => cut($("cut").valueAsNumber));
@@ -185,17 +266,25 @@ for (const radio of document.querySelectorAll("input[name=mode]")) {
 document.addEventListener("keydown", (event) => {
   const step = { PageDown: 1, PageUp: -1 }[event.key];
   if (!step || event.target.type === "range" || !event.target.closest("#results")) return;
-  const next = slices[slices.indexOf(shown) + step];
-  if (next === undefined) return;
-  event.preventDefault();
-  picked = true;
-  show(next);
+  if (go(step)) event.preventDefault();
 });
 $("scroll").addEventListener("keydown", (event) => { // a slider's own Page Up makes steps of a tenth
   const step = { PageDown: 1, PageUp: -1 }[event.key];
   if (!step) return;
   event.preventDefault();
-  const next = slices[slices.indexOf(shown) + step];
-  if (next !== undefined) { picked = true; show(next); }
+  go(step);
 });
+const WHEEL = 60; // a notch of a wheel is about 100 pixels; a touch pad sends many small ones
+let rolled = 0;
+stage.addEventListener("wheel", (event) => { // through a volume; at its ends the page scrolls as ever
+  if (group < 0 || event.ctrlKey || !event.deltaY) return;
+  const way = Math.sign(event.deltaY);
+  if (slices[slices.indexOf(shown) + way] === undefined) return;
+  event.preventDefault();
+  rolled = Math.sign(rolled) === way ? rolled : 0;
+  rolled += event.deltaMode ? way * WHEEL : event.deltaY;
+  if (Math.abs(rolled) < WHEEL) return;
+  rolled = 0;
+  go(way);
+}, { passive: false });
 cut(50);

@@ -70,6 +70,9 @@ async function list() {
   $("count").textContent = files.length
     ? `${files.length} ${files.length === 1 ? "file" : "files"}, ${bytes(total)}` : "No files yet.";
   $("details").hidden = $("clear").hidden = !files.length;
+  $("formats").hidden = files.every((each) => each.kind === "plain");
+  const warnings = [...new Set(files.flatMap((each) => each.warnings))];
+  $("warnings").replaceChildren(...warnings.map((line) => element("p", { class: "warning" }, `Warning: ${line}`)));
   $("files").replaceChildren(...files.map((each) => {
     const button = element("button", { type: "button", class: "quiet small", "aria-label": `Remove ${each.label}` }, "Remove");
     button.addEventListener("click", async () => {
@@ -149,6 +152,9 @@ $("order").addEventListener("submit", async (event) => {
     quality: document.querySelector("input[name=quality]:checked").value,
     cycle: $("cycle").checked,
     target_class: $("classes").hidden ? "" : $("class").value,
+    slices: $("slices").value,
+    intensity: $("intensity").value.trim() || "auto",
+    fill_refused: $("fill").checked,
   };
   const started = await attempt(() => ask("jobs", { method: "POST", body: JSON.stringify(order) }));
   if (started) location.assign(`jobs/${started.job}`);

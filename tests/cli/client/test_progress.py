@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.cli.client.delivery import Delivered, Input
 from ddib_fed.cli.client.progress import SAID_EVERY_S, JobProgress
 from ddib_fed.wire.jobs import Event, JobState
 
@@ -34,7 +38,7 @@ def test_a_command_of_several_jobs_counts_its_files(capsys):
         progress.whole(1_500, 250)
         progress.submitted("job-2", 250)
         progress.begin("job-2", [])
-        progress.written()
+        progress.written(Input("a", "a.npy"), Delivered(0, "a.npy", {}, Path("a.json"), Translation()))
         now[0] = SAID_EVERY_S
         progress.event(event(3))
         progress.ended("job-2", "finished")

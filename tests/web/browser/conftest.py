@@ -72,6 +72,18 @@ def nodes(browser: Browser) -> Iterator[Pair]:
             pair.stop()
 
 
+@pytest.fixture(scope="module")
+def brains(browser: Browser) -> Iterator[Pair]:
+    """North has T1 pictures of heads, south T2; both serve."""
+    del browser
+    with tempfile.TemporaryDirectory(prefix="ddib-web-test-") as folder:
+        pair = Pair.create(Path(folder), "brain-t2", domain="brain-t1")
+        try:
+            yield pair.start()
+        finally:
+            pair.stop()
+
+
 @contextmanager
 def serving(*words: object) -> Iterator[str]:
     """A `ddib` command that serves a page, as a process; the link that it prints. Ends it with Ctrl-C."""

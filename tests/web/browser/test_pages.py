@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.harness import Pair
+from tests.e2e.translation.test_formats import head as heads
+from tests.formats.dicom.files import write_series
 from tests.web.browser.conftest import PICTURES, Opened, findings, fits, serving
 
 if TYPE_CHECKING:
@@ -257,3 +259,42 @@ def test_the_link_does_not_open_a_second_browser(web: str, opened: Opened, brows
     assert answer.status == 403
     assert "The link was used" in other.content()
     other.context.close()
+
+
+def test_a_volume_is_scrolled(brains: Pair, opened: Opened, axe: str, tmp_path: Path) -> None:
+    """By wheel, keyboard and slider, source beside translation; with a warning, a download, and no finding of axe."""
+    write_series(tmp_path / "head", heads().astype(int) * 4, BurnedInAnnotation="YES")
+    with serving("web", "--profile", brains.profile, "--out", tmp_path / "out") as link:
+        page = opened(link)
+        page.set_input_files("#pick-folder", tmp_path / "head")
+        page.get_by_text("3 files").wait_for()
+        assert page.locator("#warnings").inner_text().startswith("Warning: head: burnt-in text")
+        page.get_by_text("Volumes and maps").click()
+        assert findings(page, axe) == []
+        page.locator("input[value=draft]").check()
+        page.get_by_role("button", name="Translate").click()
+        page.get_by_text("Finished: 3 of 3").wait_for(timeout=FINISHED_MS)
+        page.get_by_text("download 3 files (zip)").wait_for()
+        assert page.get_by_text("From slice to slice").is_visible()
+        page.locator("#scroll").focus()
+        page.keyboard.press("Home")
+        seen = [shown(page)]
+        for key in ("ArrowRight", "PageDown", "PageDown", "PageUp"):
+            page.keyboard.press(key)
+            seen.append(shown(page))
+        assert seen == [f"head, slice {n}" for n in (1, 2, 3, 3, 2)]
+        assert page.locator("#scroll").get_attribute("aria-valuetext") == "2 of 3, head, slice 2"
+        page.locator("#stage").hover()
+        for way, slice_ in ((1, 3), (-1, 2), (-1, 1)):
+            page.mouse.wheel(0, 120 * way)
+            page.get_by_role("heading", name=f"head, slice {slice_}").wait_for()
+        assert findings(page, axe) == []
+        assert fits(page)
+        with page.expect_download() as download:
+            page.locator("#one").click()
+        assert len(zipfile.ZipFile(download.value.path()).namelist()) == 3
+
+
+def shown(page: Page) -> str:
+    """What is compared."""
+    return page.locator("#h-view").inner_text()

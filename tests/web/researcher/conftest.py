@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from ddib_fed.cli.client.web import ClientDesk
+from ddib_fed.cli.client.browser.desk import ClientDesk
 from ddib_fed.client.profile import Profile
 from ddib_fed.web.researcher.app import Researcher
 from tests.client.scripted_source import SourceNodeDouble

@@ -120,7 +120,8 @@ def test_an_item_that_fails_does_not_take_the_others_with_it(browser, finished, 
     drop(browser, "a.npy", "b.npy")
     (*_, (_, value)) = finished(target=TARGET)
     assert value["written"] == 1
-    assert value["error"]["reason"] == "JOB_FAILED"
+    assert value["error"]["reason"] == "FILES_LEFT_OUT"
+    assert value["missing"] == ["a.npy: not noise [LATENT_NOT_GAUSSIAN]"]
     (folder,) = (tmp_path / "out").iterdir()
     assert (folder / "b.npy").exists()
 
@@ -128,6 +129,8 @@ def test_an_item_that_fails_does_not_take_the_others_with_it(browser, finished, 
 @pytest.mark.parametrize(
     "body",
     [
+        '{"target": "a/b", "slices": "oblique"}',
+        '{"target": "a/b", "intensity": "bright"}',
         "",
         "{}",
         "[]",
@@ -167,7 +170,8 @@ def test_a_name_is_text_and_never_markup(browser, finished) -> None:
 def test_the_page_needs_no_torch() -> None:
     """A researcher's machine has the client and the extra `web`."""
     code = (
-        "import sys, ddib_fed.cli.client.web, ddib_fed.web.researcher.app, ddib_fed.web.serving; "
+        "import sys, ddib_fed.cli.client.web, ddib_fed.cli.client.browser.desk, ddib_fed.web.researcher.app, "
+        "ddib_fed.web.serving; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

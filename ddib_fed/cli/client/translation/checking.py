@@ -6,7 +6,7 @@ Only digests stay in memory; a file is read again when its job is submitted. All
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ddib_fed.cli.client.choosing import Chosen
@@ -41,16 +41,25 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file that is not translated, and why."""
+    """A file that is not translated, and why.
+
+    Attributes:
+        path: The file.
+        reason: Of the error tree.
+        why: A sentence.
+        error: What was raised for this file alone; None where a node gave its reason beside that of others.
+    """
 
     path: Path
     reason: str
     why: str
+    error: DdibError | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, path: Path, error: DdibError) -> LeftOut:
         """From the error, whose text may name the file already."""
-        return cls(path, error.reason, error.detail.replace(f"{path}: ", "").replace(f"{path} ", "").strip())
+        why = error.detail.replace(f"{path}: ", "").replace(f"{path} ", "").strip()
+        return cls(path, error.reason, why, error)
 
     def line(self) -> str:
         """For a list."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Delivered, Input, JobFile, deliver, named
-from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption
+from ddib_fed.cli.client.translation.display import Progress
 from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.typed import same_command
 from ddib_fed.client.client import Client
@@ -93,7 +93,7 @@ def receive(
     client: Client,
     job_id: str,
     inputs: tuple[Input, ...],
-    progress: JobProgress,
+    progress: Progress,
     out: Path,
     *,
     force: bool,

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Delivered, Input, check_free
-from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.translation import batches
 from ddib_fed.cli.client.translation.batches import Batch, Running, chosen_files, split
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut, refused
+from ddib_fed.cli.client.translation.display import Progress
 from ddib_fed.cli.client.translation.one_job import receive, submit
 from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.client.translation.outcome import Outcome
@@ -82,7 +82,7 @@ class Run:
         entries: Those that can be sent.
         order: What is asked for them.
         manner: How.
-        progress: Told of jobs, events and results.
+        progress: Told of jobs, events and results, and asked whether to go on.
         left_out: Those that cannot.
     """
 
@@ -93,7 +93,7 @@ class Run:
         entries: Sequence[Entry],
         order: Order,
         manner: Manner,
-        progress: JobProgress,
+        progress: Progress,
         left_out: Sequence[LeftOut] = (),
     ) -> None:
         self._client, self._order, self._manner, self._progress = client, order, manner, progress
@@ -115,7 +115,7 @@ class Run:
         return tuple(self._left_out)
 
     def translate(self) -> Outcome:
-        """Translate everything that is not on the disk yet.
+        """Translate everything that is not on the disk yet, or what was submitted before `progress` is stopped.
 
         Raises:
             UsageError: A result would replace an input.
@@ -126,7 +126,7 @@ class Run:
         with self._explained():
             self._prepare()
             while self._pending or self._batches:
-                while self._batches and len(self._pending) < AHEAD and not self._hopeless:
+                while self._batches and len(self._pending) < AHEAD and not self._at_its_end:
                     if not self._submit_next():
                         break
                 if not self._pending:
@@ -204,9 +204,9 @@ class Run:
         return any(entry.given.name in self._results for entry in entries)
 
     @property
-    def _hopeless(self) -> bool:
-        """Whether a job ended without any result, so that the next would too."""
-        return any(
+    def _at_its_end(self) -> bool:
+        """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would."""
+        return self._progress.stopped or any(
             job.state in {JobState.FAILED, JobState.CANCELLED}
             and not any(item.state in {ItemState.DECODED, ItemState.DELIVERED} for item in job.items)
             for job in self._jobs
@@ -277,7 +277,7 @@ class Run:
         def written(result: Delivered) -> None:
             given = job.inputs[result.item]
             if given in self._by_input and given.name not in self._results:
-                self._progress.written()
+                self._progress.written(given, result)
             self._results[given.name] = result
 
         self._progress.begin(job.job_id, [given.file for given in job.inputs])

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.marking import mark_delivered
-from ddib_fed.cli.client.progress import JobProgress, counted
-from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.client.translation.batches import JOB_FILES
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut, left_out, read_files, refused
+from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.client.translation.lock import locked
 from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.client.translation.outcome import Outcome
@@ -23,7 +22,13 @@ from ddib_fed.errors import FilesLeftOut
 
 
 def translate_files(
-    profile: Profile, chosen: Chosen, order: Order, manner: Manner, *, page: bool
+    profile: Profile,
+    chosen: Chosen,
+    order: Order,
+    manner: Manner,
+    *,
+    page: bool,
+    display: Display = TERMINAL,
 ) -> tuple[Outcome, Path | None]:
     """Translate files into a folder, or what is missing there; what became of them, and the page.
 
@@ -35,20 +40,29 @@ def translate_files(
         order: What is asked for them.
         manner: Where, and what is left out or overwritten.
         page: Whether the page and the sheet are written.
+        display: Shows how it goes.
 
     Raises:
         StateConflict: Another translation is at work in the folder.
         DdibError: A file cannot be used and is not to be left out, or the node refuses or cannot be reached.
     """
     with locked(manner.out):
-        entries, bad = _read(chosen, order, profile, skip_bad=manner.skip_bad)
-        with JobProgress() as progress, open_client(profile, on_wait=progress.wait) as client:
+        entries, bad = _read(chosen, order, profile, display, skip_bad=manner.skip_bad)
+        with display.opened(profile) as (client, progress):
             outcome = Run(client, chosen, entries, order, manner, progress, bad).translate()
         outcome = replace(outcome, delivered=mark_delivered(outcome.delivered, manner.credentials))
         return outcome, write_pages(outcome, manner.out) if page else None
 
 
-def translate_parts(profile: Profile, order: Order, manner: Manner, paths: Sequence[Path], out: Path) -> None:
+def translate_parts(
+    profile: Profile,
+    order: Order,
+    manner: Manner,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    display: Display = TERMINAL,
+) -> None:
     """Translate the items of a series, volume or map into a folder; what is refused has no result there.
 
     Args:
@@ -57,12 +71,17 @@ def translate_parts(profile: Profile, order: Order, manner: Manner, paths: Seque
         manner: Of the command.
         paths: The items, as files.
         out: The folder.
+        display: Shows how it goes.
 
     Raises:
-        DdibError: No item can be used, or the node refuses or cannot be reached.
+        DdibError: The node refuses every item, or the node refuses or cannot be reached.
     """
     parts = replace(manner, out=out, skip_bad=True, credentials=None)  # of the whole, not of its parts
-    translate_files(profile, Chosen.files(paths), order, parts, page=False)
+    outcome, _ = translate_files(profile, Chosen.files(paths), order, parts, page=False, display=display)
+    if not outcome.delivered:
+        for each in outcome.left_out:
+            if each.error is not None:
+                raise each.error
 
 
 def submit_files(
@@ -73,8 +92,8 @@ def submit_files(
     Arguments and errors as of `translate_files`.
     """
     with locked(manner.out):
-        entries, bad = _read(chosen, order, profile, skip_bad=manner.skip_bad)
-        with JobProgress() as progress, open_client(profile, on_wait=progress.wait) as client:
+        entries, bad = _read(chosen, order, profile, TERMINAL, skip_bad=manner.skip_bad)
+        with TERMINAL.opened(profile) as (client, progress):
             run = Run(client, chosen, entries, order, manner, progress, bad)
             submitted = run.submit_all()
     if not run.left_out:
@@ -83,7 +102,7 @@ def submit_files(
 
 
 def _read(
-    chosen: Chosen, order: Order, profile: Profile, *, skip_bad: bool
+    chosen: Chosen, order: Order, profile: Profile, display: Display, *, skip_bad: bool
 ) -> tuple[list[Entry], list[LeftOut]]:
     """Read every file before anything is submitted; those that can be sent, and those that are left out.
 
@@ -92,7 +111,7 @@ def _read(
     """
     many = len(chosen.paths) > JOB_FILES
     if many:
-        with counted("reading files") as show:
+        with display.counted("reading files") as show:
             entries, bad = read_files(chosen, order, profile.institution, decode=True, on_read=show)
     else:
         entries, bad = read_files(chosen, order, profile.institution, decode=False)

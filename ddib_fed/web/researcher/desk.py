@@ -1,0 +1,178 @@
+"""What the page asks of the client, and what the client tells the page: the values that go between them.
+
+The client's side is `ddib_fed.cli.client.browser`, which is `ddib translate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ddib_fed.bridge.records.translation_record import Part, Translation
+from ddib_fed.client.views import Domains
+from ddib_fed.formats.intensity import AUTO
+from ddib_fed.wire.jobs import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the person chose.
+
+    Attributes:
+        target: `INSTITUTION/DOMAIN`.
+        quality: One of `ddib_fed.wire.jobs.QUALITIES`.
+        cycle: Whether each translation is translated back too, to judge it.
+        target_class: Class of the target; empty for none.
+        slices: Plane in which NIfTI volumes are cut.
+        intensity: Rule of `formats.intensity` for volumes and maps.
+        fill_refused: Whether slices and tiles that were refused become background.
+    """
+
+    target: str
+    quality: str = "standard"
+    cycle: bool = True
+    target_class: str = ""
+    slices: str = "axial"
+    intensity: str = AUTO
+    fill_refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Something to translate: a file, or a folder of DICOM files.
+
+    Attributes:
+        path: Where it lies.
+        name: What its results are called.
+        label: The name that the person knows.
+        is_study: Whether it is translated in items of pixels and put together again.
+    """
+
+    path: Path
+    name: str
+    label: str
+    is_study: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A series, a volume, a map or a picture of a further format, before it is translated.
+
+    Attributes:
+        label: The name that the person knows.
+        kind: The format, in words.
+        planes: Slices or tiles in all.
+        items: Those that are sent; the others show nothing.
+        plane_word: What a plane is called: slice, tile or picture.
+        warnings: What the person has to know.
+    """
+
+    label: str
+    kind: str
+    planes: int
+    items: int
+    plane_word: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A picture that is compared on the page.
+
+    Attributes:
+        label: The name that the person knows.
+        files: What is shown of it; the source is among them.
+        provenance: How it came about.
+        outputs: Its files in the folder of the results, with the record; empty for a slice, whose study has them.
+        study: Number of its study; None for a file of its own.
+        plane: In its study, from 1.
+    """
+
+    label: str
+    files: Mapping[Part, Path]
+    provenance: Translation
+    outputs: tuple[Path, ...] = ()
+    study: int | None = None
+    plane: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PutTogether:
+    """The output of a study on the disk.
+
+    Attributes:
+        outputs: Its files; for a series all of them.
+        record: The provenance's file.
+        said: What was measured, in sentences.
+        provenance: What all items have in common.
+    """
+
+    outputs: tuple[Path, ...]
+    record: Path
+    said: tuple[str, ...]
+    provenance: Translation
+
+
+class Watcher(Protocol):
+    """Told how a translation goes, from the thread in which it runs."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is to be submitted."""
+
+    def opened(self, studies: Sequence[Study], items: int) -> None:
+        """All files are read: the studies among them, and how many items are translated in all."""
+
+    def submitted(self, job_id: str, out: Path) -> None:
+        """The node has a job on its disk, whose results go to this folder."""
+
+    def event(self, event: Event, label: str) -> None:
+        """The running job moved; `label` is what the event's item is called."""
+
+    def waiting(self, text: str) -> None:
+        """Something that takes time, such as a node that is away or busy."""
+
+    def written(self, result: Result | None) -> None:
+        """The result of an item is on the disk; None for one that is not shown by itself."""
+
+    def job_ended(self, job_id: str, items: int) -> None:
+        """A job of so many items has ended, and its results are written."""
+
+    def put_together(self, study: int, done: PutTogether, whole: Result | None) -> None:
+        """The output of a study is on the disk; `whole` shows it, where its items are not shown by themselves."""
+
+    def left_out(self, label: str, why: str) -> None:
+        """A file, a slice or a study was not translated."""
+
+
+class Desk(Protocol):
+    """What the page needs of the client; every error has a hint."""
+
+    def domains(self) -> Domains:
+        """See `Client.domains`."""
+
+    def translate(
+        self, given: Sequence[Given], asked: Asked, out: Path, views: Path, watcher: Watcher
+    ) -> None:
+        """Translate files as `ddib translate` does, in as many jobs as the node's limits ask for.
+
+        Args:
+            given: The files.
+            asked: What was chosen.
+            out: Folder of the results.
+            views: A private folder for pictures that the page shows of slices.
+            watcher: Told how it goes.
+
+        Raises:
+            Cancelled: It was stopped; what is finished stays.
+            FilesLeftOut: Some were not translated, as the watcher was told.
+            DdibError: As `ddib translate`.
+        """
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """Stop jobs; see `Client.cancel`."""
+
+    def close(self) -> None:
+        """End what runs; jobs go on at the node."""

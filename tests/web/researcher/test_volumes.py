@@ -1,0 +1,287 @@
+"""Volumes and many files through the page's addresses, over a source node's double that gives negatives back."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+
+from ddib_fed.errors import PictureMisfit
+from ddib_fed.samples.images import decode_image, encode_png
+from tests.cli.client.test_study_runs import in_memory
+from tests.client.scripted_source import TARGET, npy, points
+from tests.formats.dicom.files import write_series
+from tests.formats.maps import write_map
+from tests.formats.test_geotiff import SMOOTH, opened
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")]
+VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
+
+
+@pytest.fixture(autouse=True)
+def pictures(north) -> None:
+    """The double takes pictures, two in one job."""
+    north.script.pictures = True
+    north.script.most_items = 2
+
+
+@pytest.fixture
+def drop(browser):
+    """Posts files, or those of folders with the folder's name."""
+
+    def post(*paths: Path) -> None:
+        for path in paths:
+            below = sorted(path.iterdir()) if path.is_dir() else [path]
+            for file in below:
+                name = f"{path.name}/{file.name}" if path.is_dir() else file.name
+                answer = browser.post("/files", params={"name": name}, content=file.read_bytes())
+                assert answer.status_code == 200, answer.text
+
+    return post
+
+
+def volume(path: Path, count: int = 5) -> Path:
+    """A NIfTI of axial slices, two of them empty."""
+    values = np.zeros((10, 12, count), np.int16)
+    values[..., 1:-1] = np.random.default_rng(1).integers(100, 900, (10, 12, count - 2))
+    image = nibabel.Nifti1Image(values, np.diag([2.0, 2, 3, 1]))
+    image.header["descrip"] = "Ada-Lovelace"
+    nibabel.save(image, path)
+    return path
+
+
+def ended(told) -> dict:
+    """The last state."""
+    assert told[-1][0] == "end"
+    return told[-1][1]
+
+
+def test_a_series_and_a_volume_come_back_as_they_went(drop, finished, browser, north, tmp_path: Path) -> None:
+    """One translation of seven items in four jobs; both outputs download, alone and together; nothing else is left."""
+    write_series(tmp_path / "Ada", VALUES, BurnedInAnnotation="YES")
+    drop(tmp_path / "Ada", volume(tmp_path / "head.nii.gz"))
+    assert {each["kind"] for each in browser.get("/files").json()} == {"slice", "whole"}
+    told = finished(target=TARGET)
+    state = ended(told)
+    assert (state["items"], state["done"], state["written"], state["error"]) == (7, 7, 7, None)
+    assert all(len(job.inputs) <= 2 for job in north.service.jobs.values())
+    assert len(north.service.jobs) == 4
+    series, head = state["studies"]
+    assert (series["label"], series["kind"], series["files"]) == ("Ada", "DICOM series (MR)", 4)
+    assert series["warnings"][0].startswith("Ada: burnt-in text")
+    assert any("From slice to slice" in line for line in series["said"])
+    assert (head["label"], head["planes"], head["items"]) == ("head.nii.gz", 5, 3)
+    made = zipfile.ZipFile(io.BytesIO(browser.get("/jobs/1/studies/0/file").content))
+    slices = [pydicom.dcmread(io.BytesIO(made.read(name))) for name in sorted(made.namelist())]
+    assert [s.InstanceNumber for s in slices] == [1, 2, 3, 4]
+    assert {s[0x0008001C].value for s in slices} == {"YES"}
+    (folder,) = (tmp_path / "out").iterdir()
+    download = browser.get("/jobs/1/studies/1/file")
+    assert download.content == (folder / "head.nii.gz").read_bytes()
+    assert nibabel.load(folder / "head.nii.gz").shape == (10, 12, 5)
+    names = set(zipfile.ZipFile(io.BytesIO(browser.get("/jobs/1/all.zip").content)).namelist())
+    assert names == {
+        f"{folder.name}/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()
+    }
+    assert f"{folder.name}/Ada/0001.dcm" in names
+    assert not list(folder.glob("*.parts"))
+
+
+def test_slices_are_shown_by_their_place_after_the_parts_are_gone(
+    drop, finished, browser, tmp_path: Path
+) -> None:
+    """Source and translation of each, as pictures of 8 bits; a slice is no download."""
+    drop(volume(tmp_path / "head.nii.gz"))
+    told = finished(target=TARGET, cycle=False)
+    results = [value for name, value in told if name == "result"]
+    assert [(each["label"], each["study"], each["plane"]) for each in results] == [
+        (f"head.nii.gz, slice {plane}", 0, plane) for plane in (2, 3, 4)
+    ]
+    for each in results:
+        source, translation = (
+            decode_image(browser.get(f"/jobs/1/{each['item']}/{part}/view").content).pixels
+            for part in ("source", "translation")
+        )
+        np.testing.assert_array_equal(source, 255 - translation)
+    assert source.shape == (12, 10, 1)
+    assert browser.get("/jobs/1/0/translation/file").status_code == 404
+    assert browser.get("/jobs/1/studies/1/file").status_code == 404
+
+
+def test_the_plane_and_the_rule_are_those_that_were_asked(drop, finished, tmp_path: Path) -> None:
+    """Coronal slices of a volume of 12 rows; the rule is in the record."""
+    drop(volume(tmp_path / "head.nii.gz"))
+    state = ended(finished(target=TARGET, slices="coronal", intensity="window:500,1000"))
+    assert state["studies"][0]["planes"] == 12
+    (record,) = (tmp_path / "out").glob("*/head.json")
+    assert '"rule": "window"' in record.read_text()
+
+
+def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) -> None:
+    """Its tiles are counted; then there is one result, of the map's size; and the map keeps its place on the earth."""
+    from ddib_fed.v1 import common_pb2
+    from ddib_fed.v1 import translation_pb2 as pb
+
+    north.script.listed = pb.ListDomainsResponse(
+        institution="north.example",
+        domain="aerial",
+        sample_kind=common_pb2.SAMPLE_KIND_PICTURE,
+        sample_shape=[3, 64, 64],
+    )
+    drop(write_map(tmp_path / "map.tif", SMOOTH))
+    told = finished(target=TARGET)
+    state, (only,) = ended(told), [value for name, value in told if name == "result"]
+    assert (state["studies"][0]["plane_word"], state["written"]) == ("tile", state["items"])
+    assert state["items"] > 4
+    assert any("Where tiles meet" in line for line in state["studies"][0]["said"])
+    assert (only["label"], only["study"]) == ("map.tif", 0)
+    source = decode_image(browser.get("/jobs/1/0/source/view").content).pixels
+    np.testing.assert_array_equal(source, SMOOTH.transpose(1, 2, 0))
+    assert decode_image(browser.get("/jobs/1/0/translation/view").content).pixels.shape == source.shape
+    profile, *_ = opened(browser.get("/jobs/1/studies/0/file").content)
+    assert profile["crs"].to_epsg() == 32633
+
+
+def test_more_files_than_the_nodes_limit_are_one_translation(drop, finished, north, tmp_path: Path) -> None:
+    """Five files in jobs of two, with one count."""
+    for number in range(5):
+        (tmp_path / f"scan-{number}.npy").write_bytes(npy(points(10, start=number)))
+    drop(*sorted(tmp_path.glob("*.npy")))
+    told = finished(target=TARGET)
+    state = ended(told)
+    assert (state["written"], state["items"], state["done"], state["error"]) == (5, 5, 5, None)
+    done = [value["done"] for name, value in told if name == "progress"]
+    assert done == sorted(done)
+    assert sorted(len(job.inputs) for job in north.service.jobs.values()) == [1, 2, 2]
+    assert {value["label"] for name, value in told if name == "result"} == {f"scan-{n}.npy" for n in range(5)}
+
+
+def test_stopping_cancels_all_unfinished_jobs(drop, finished, browser, north, tmp_path: Path) -> None:
+    """Those at the node, and nothing more is submitted; the error says that it was stopped."""
+    for number in range(7):
+        (tmp_path / f"scan-{number}.npy").write_bytes(npy(points(10, start=number)))
+    drop(*sorted(tmp_path.glob("*.npy")))
+
+    def stop(method: str) -> None:
+        if method == "WatchJob" and not north.script.seen("CancelJob"):
+            assert browser.post("/jobs/1/cancel").status_code == 204
+
+    north.script.on_call = stop
+    state = ended(finished(target=TARGET))
+    assert state["error"]["reason"] == "CANCELLED"
+    assert len(north.service.jobs) == 2
+    assert {call.job_id for call in north.script.seen("CancelJob")} == set(north.service.jobs)
+
+
+def test_what_was_on_its_way_when_it_was_stopped_is_cancelled_too(
+    drop, finished, browser, north, tmp_path
+) -> None:
+    """The node accepts the job after the click."""
+    drop(volume(tmp_path / "head.nii.gz"))
+
+    def stop(method: str) -> None:
+        if method == "SubmitJob" and len(north.script.seen("SubmitJob")) == 2:
+            assert browser.post("/jobs/1/cancel").status_code == 204
+
+    north.script.on_call = stop
+    state = ended(finished(target=TARGET))
+    assert state["error"]["reason"] == "CANCELLED"
+    assert {call.job_id for call in north.script.seen("CancelJob")} == set(north.service.jobs)
+    assert not list((tmp_path / "out").glob("*/head.nii.gz"))
+
+
+def test_a_volume_with_a_refused_slice_does_not_take_the_others_with_it(
+    drop, finished, browser, north, tmp_path: Path
+) -> None:
+    """It is named with what to choose; the plain picture is translated."""
+    north.script.most_items = 0
+    north.script.fail_items = {1}
+    (tmp_path / "plain.png").write_bytes(encode_png(np.full((8, 8, 3), 90, np.uint8)))
+    drop(volume(tmp_path / "head.nii.gz"), tmp_path / "plain.png")
+    state = ended(finished(target=TARGET))
+    assert (state["error"]["reason"], state["error"]["detail"]) == (
+        "FILES_LEFT_OUT",
+        "1 of 2 were not translated",
+    )
+    assert "become background" in state["error"]["hint"]
+    assert state["missing"][0].startswith("head.nii.gz: 1 of 3 planes were not translated (3)")
+    (folder,) = (tmp_path / "out").iterdir()
+    assert (folder / "plain.png").exists()
+    assert not (folder / "head.nii.gz").exists()
+    drop(volume(tmp_path / "head.nii.gz"))
+    browser.post("/jobs", json={"target": TARGET, "fill_refused": True})
+    from tests.web.researcher.conftest import events
+
+    assert ended(events(browser, 2))["error"] is None
+
+
+def test_a_rule_that_does_not_fit_the_model_is_said_for_the_volume(
+    drop, finished, browser, north, tmp_path: Path
+) -> None:
+    """Not for each slice; with what to set on the page; nothing is left, and the file can be used again."""
+    refused = " ".join(f"{n}:PICTURE_MISFIT" for n in range(3))
+    facts = {"item": 0, "refused": refused, "holds": "grey 0 to 899", "takes": "0 to 255", "range": "0:255"}
+    north.script.most_items = 0
+    north.script.refuse["SubmitJob"] = PictureMisfit(facts=facts)
+    drop(volume(tmp_path / "head.nii.gz"))
+    error = ended(finished(target=TARGET, intensity="values"))["error"]
+    assert error["reason"] == "PICTURE_MISFIT"
+    assert error["detail"].startswith("head.nii.gz: its slices hold grey 0 to 899")
+    assert error["hint"].endswith("set the rule of intensity to percentile:0.5,99.5@0:255")
+    assert [each["label"] for each in browser.get("/files").json()] == ["head.nii.gz"]
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_several_series_and_loose_files_have_names_to_tell_them_apart(
+    browser, finished, tmp_path: Path
+) -> None:
+    """By the folder and the series; files without a folder are one series if they say so."""
+    for number in (3, 4):
+        write_series(tmp_path / "Ada" / str(number), VALUES[:1], SeriesNumber=number)
+    loose = write_series(tmp_path / "loose", VALUES[1:3])
+    named = [(f"Ada/{path.parent.name}/{path.name}", path) for path in (tmp_path / "Ada").glob("*/*")]
+    for name, path in [*named, *((path.name, path) for path in loose)]:
+        assert browser.post("/files", params={"name": name}, content=path.read_bytes()).status_code == 200
+    state = ended(finished(target=TARGET))
+    labels = [(each["label"], each["planes"]) for each in state["studies"]]
+    assert sorted(labels) == [("Ada, Ada-series-3", 1), ("Ada, Ada-series-4", 1), ("DICOM files", 2)]
+    (folder,) = (tmp_path / "out").iterdir()
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "Ada-series-3",
+        "Ada-series-4",
+        "dicom",
+    }
+
+
+def test_a_series_that_cannot_be_read_does_not_stop_the_rest(drop, finished, browser, tmp_path: Path) -> None:
+    """Its slices are of two sizes, which no slice says by itself; it is named by its folder."""
+    write_series(tmp_path / "odd", VALUES[:1], SeriesInstanceUID="1.2.3")
+    (other,) = write_series(tmp_path / "other", VALUES[:1, :8], SeriesInstanceUID="1.2.3")
+    other.rename(tmp_path / "odd" / "IM002")
+    drop(tmp_path / "odd", volume(tmp_path / "head.nii.gz"))
+    state = ended(finished(target=TARGET))
+    assert [(each["label"], each["files"]) for each in state["studies"]] == [("head.nii.gz", 1)]
+    assert (state["items"], state["written"]) == (3, 3)
+    assert state["error"]["detail"] == "1 of 2 were not translated"
+    (missing,) = state["missing"]
+    assert missing.startswith("odd: the slices of series 1 below odd have 2 sizes")
+    assert browser.get("/jobs/1/studies/0/file").status_code == 200
+
+
+def test_one_series_is_in_memory_at_a_time(drop, finished, north, tmp_path: Path) -> None:
+    """Of three that are all read before the first is sent; also after one has failed."""
+    for name in ("a", "b", "c"):
+        write_series(tmp_path / name, VALUES[:2])
+    drop(*(tmp_path / name for name in ("a", "b", "c")))
+    north.script.fail_items = {1}
+    found: list[int] = []
+    before = in_memory()
+    north.script.on_call = lambda method: found.append(in_memory()) if method == "SubmitJob" else None
+    state = ended(finished(target=TARGET))
+    assert len(state["missing"]) == 3
+    assert found == [before + 1] * 3
