@@ -123,14 +123,12 @@ class JobRunner:
 
     def close(self) -> None:
         """Stop at the next step; running jobs go on at the next start."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify_all()
+        self._closing = True
+        self.wake()
         for control in list(self._controls.values()):
             control.cancel(Draining())
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(timeout=10)
+        for thread in filter(threading.Thread.is_alive, self._threads):
+            thread.join(timeout=10)
 
     def _run(self) -> None:
         while self._work_on_next():

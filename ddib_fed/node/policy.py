@@ -10,14 +10,17 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 from ddib_fed.errors import PeerUnknown, PolicyDenied
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.quota import Charge
 from ddib_fed.node.settings.policy_table import EVERY, PolicySection, Use
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.snapshot import Snapshot
 from ddib_fed.wire.canonical import canonical_json
+from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
 
 if TYPE_CHECKING:
+    from ddib_fed.bridge.model.domain_model import DomainModel
     from ddib_fed.diffusion.plans import SolverSettings
 
 TRANSLATION: Final = "ddib_fed.v1.TranslationService"
@@ -252,3 +255,16 @@ def peer_charges(
 def client_charges(policy: PolicySection, client: str, evaluations: int) -> tuple[Charge, ...]:
     """What a job of an own client is charged: for the legs that this node computes."""
     return (Charge("client_evaluations_per_day", client, evaluations, policy.client_evaluations_per_day),)
+
+
+def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms | None:
+    """The guidance that a node offers for decoding with a model; None for none."""
+    guide = model.classifier if policy.max_classifier_scale > 0 else None
+    terms = GuidanceTerms(
+        max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
+        max_classifier_scale=0.0 if guide is None else policy.max_classifier_scale,
+        classifier_sha256=b"" if guide is None else bytes.fromhex(guide.digest),
+        classifier_classes=0 if guide is None else guide.manifest.num_classes or 0,
+        clip=model.is_picture and model.manifest.normalisation == Normalisation(),
+    )
+    return None if terms == NO_GUIDANCE else terms

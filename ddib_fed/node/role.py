@@ -21,7 +21,6 @@ from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener
 from ddib_fed.errors import ConfigError, Draining, ModelNotFound, NotReady
 from ddib_fed.metrics.attacks.training_index import TrainingIndex
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.applied import Applied
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
@@ -29,7 +28,7 @@ from ddib_fed.node.model.loaded import LoadedModel, load_model
 from ddib_fed.node.model.pictures import class_names_of, size_rule_of, terms_of, value_range_of
 from ddib_fed.node.model.training_index import find_index, open_index
 from ddib_fed.node.peer_problems import PeerProblems
-from ddib_fed.node.policy import policy_digest
+from ddib_fed.node.policy import offered_guidance, policy_digest
 from ddib_fed.node.quota import Ledger
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.telemetry.tracing import OFF, Tracing
@@ -37,7 +36,7 @@ from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.wire.contracts.contract import ContractSide
-from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
+from ddib_fed.wire.contracts.guidance import GuidanceTerms
 
 
 @dataclass(slots=True)
@@ -262,9 +261,7 @@ class NodeContext:
         Raises:
             NotReady: The model is not loaded yet.
         """
-        bundle = (
-            self.running_engine.model.bundle
-        )  # once: another may become active while this is put together
+        bundle = self.running_engine.model.bundle  # once: another may become active meanwhile
         manifest, schedule = bundle.manifest, bundle.schedule
         classes = manifest.num_classes or 0
         return ContractSide(
@@ -290,16 +287,7 @@ class NodeContext:
         Raises:
             NotReady: The model is not loaded yet.
         """
-        model, policy = self.running_engine.model, self.config.policy
-        guide = model.classifier if policy.max_classifier_scale > 0 else None
-        terms = GuidanceTerms(
-            max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
-            max_classifier_scale=0.0 if guide is None else policy.max_classifier_scale,
-            classifier_sha256=b"" if guide is None else bytes.fromhex(guide.digest),
-            classifier_classes=0 if guide is None else guide.manifest.num_classes or 0,
-            clip=model.is_picture and model.manifest.normalisation == Normalisation(),
-        )
-        return None if terms == NO_GUIDANCE else terms
+        return offered_guidance(self.running_engine.model, self.config.policy)
 
     @property
     def policy_sha256(self) -> str:

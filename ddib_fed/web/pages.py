@@ -68,9 +68,22 @@ def answering(handler: Callable[[Request], Response | Awaitable[Response]]) -> H
             raise
         except Exception as raised:  # noqa: BLE001 - this is the edge: anything becomes a message
             error = unexpected(raised)
-            return JSONResponse(explained(error), _status(error))
+            return _error_answer(request, error)
 
     return guarded
+
+
+def _error_answer(request: Request, error: DdibError) -> Response:
+    """A page for somebody who opened an address, JSON for a script of a page."""
+    found, status = explained(error), _status(error)
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse(found, status)
+    above = "/".join(
+        [".."] * (request.scope["path"].removeprefix(request.scope.get("root_path", "")).count("/") - 1)
+    )
+    answer = page("error.html", error=found, root=above or ".")
+    answer.status_code = status
+    return answer
 
 
 def _status(error: DdibError) -> int:

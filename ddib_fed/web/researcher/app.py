@@ -19,7 +19,7 @@ from starlette.routing import Route
 from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
-from ddib_fed.errors import ItemNotFound, UsageError
+from ddib_fed.errors import ItemNotFound, UsageError, error_class
 from ddib_fed.formats.intensity import AUTO, Rule
 from ddib_fed.formats.nifti import PLANES
 from ddib_fed.web.pages import MAX_JSON, answering, application, page
@@ -288,7 +288,7 @@ def _domains(found: Domains) -> dict[str, Any]:
                 "domain": each.domain,
                 "institution": each.institution,
                 "ready": each.status == "ready",
-                "status": each.status,
+                "why": "" if each.status == "ready" else error_class(each.status).sentence,
                 "classes": list(each.class_names) or [str(number) for number in range(each.classes)],
                 "calibration": each.calibration.kind if each.calibration is not None else "",
             }

@@ -118,7 +118,7 @@ async function domains() {
   $("domains").replaceChildren(...found.targets.map((each) => {
     const radio = element("input", { type: "radio", name: "target", value: each.target, ".disabled": !each.ready, ".checked": each === first });
     radio.addEventListener("change", () => choose(each));
-    const more = each.ready ? (each.calibration ? `calibrated (${each.calibration})` : "ready") : `not now: ${each.status}`;
+    const more = each.ready ? (each.calibration ? `calibrated (${each.calibration})` : "ready") : `not now: ${each.why}`;
     return element("label", { class: "choice" }, radio, element("span", {},
       element("strong", {}, each.domain || "unknown"), ` of ${each.institution}`, element("span", { class: "hint" }, more)));
   }));

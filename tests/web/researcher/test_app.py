@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddib_fed.errors import QueueFull
+from ddib_fed.errors import PeerUnreachable, QueueFull
 from tests.client.scripted_source import TARGET, npy, points
 
 
@@ -32,7 +32,8 @@ def test_domains_are_those_of_the_node(browser) -> None:
     """The one that is away is there, with its reason, and cannot be chosen."""
     ready, away = browser.get("/domains").json()["targets"]
     assert (ready["target"], ready["ready"]) == (TARGET, True)
-    assert (away["institution"], away["ready"], away["status"]) == ("west.example", False, "PEER_UNREACHABLE")
+    assert (away["institution"], away["ready"]) == ("west.example", False)
+    assert away["why"] == PeerUnreachable.sentence
 
 
 def test_a_node_that_refuses_is_told_with_what_to_do(browser, north) -> None:
@@ -156,6 +157,15 @@ def test_without_files_nothing_begins(browser) -> None:
         == "there are no pictures to translate"
     )
     assert browser.get("/jobs/1").status_code == 404
+
+
+def test_an_address_of_nothing_is_a_page_that_leads_back(browser) -> None:
+    """For whoever opened it in the browser; scripts of a page get JSON."""
+    answer = browser.get("/jobs/99", headers={"accept": "text/html,*/*"})
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "there is no translation 99" in answer.text
+    assert 'href="../"' in answer.text
+    assert browser.get("/jobs/99").json()["reason"] == "JOB_NOT_FOUND"
 
 
 def test_a_name_is_text_and_never_markup(browser, finished) -> None:
