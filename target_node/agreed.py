@@ -35,9 +35,8 @@ class AgreedContracts:
         """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer.
 
         Args:
-            contract: The contract.
-            policy: Under which it was agreed to. Was it changed meanwhile, the contract is not kept: the peer's call
-                is answered with `ContractUnknown`, and it agrees on another.
+            contract: What was agreed on.
+            policy: Under which; when another one is applied by now, the contract is not kept: the peer asks again.
         """
         institution = contract.source.institution
         with self._lock:
