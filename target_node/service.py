@@ -30,6 +30,7 @@ from ddib_fed.node.policy import (
 )
 from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
+from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.rpc.traces import takes_entries, trace_of
 from ddib_fed.server.interceptors import caller
@@ -127,7 +128,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 facts={"institution": source.institution},
             )
         with self._node.serving_first() as node:  # all of one model
-            contract = self._agree(node, request, source)
+            contract = self._agree(node, request, source, policy)
             check_softening(contract.source.soften_sigma, policy)
             check_calibration(node, contract)
         if contract.digest not in self._agreed:
@@ -147,7 +148,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         )
 
     def _agree(
-        self, node: NodeContext, request: decoding_pb2.NegotiateContractRequest, source: ContractSide
+        self,
+        node: NodeContext,
+        request: decoding_pb2.NegotiateContractRequest,
+        source: ContractSide,
+        policy: PolicySection,
     ) -> Contract:
         """The contract of a model of this node with what a peer proposes."""
         proposed = request.calibration if request.HasField("calibration") else None
@@ -159,7 +164,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             self.limits(node),
             None if proposed is None else from_message(proposed, CalibrationTerms),
             proposed_types(request),
-            node.config.policy.latent_types,
+            policy.latent_types,
         )
 
     def Decode(
