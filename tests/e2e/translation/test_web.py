@@ -93,10 +93,8 @@ def clinic() -> Iterator[Clinic]:
                      BurnedInAnnotation="YES")  # fmt: skip
         write_volume(given / "Ada-volume.nii", slices)
         (plain := given / "plain").mkdir()
-        for number in range(2 * LIMIT + 1):
-            (plain / f"{number}.png").write_bytes(
-                encode_png(slices[number % 3][..., None] // (1 + number // 3))
-            )
+        for number in range(LIMIT + 1):
+            (plain / f"{number}.png").write_bytes(encode_png(slices[number][..., None]))
         pair.start()
         tap = Tap(pair.north.port, pair.north.config.paths.pki, pair.profile.parent / "pki")
         pair.profile.write_text(pair.profile.read_text().replace(str(pair.north.port), str(tap.port)))
@@ -114,14 +112,16 @@ def clinic() -> Iterator[Clinic]:
 
 
 def test_everything_is_one_finished_translation(clinic: Clinic) -> None:
-    """Eleven items in seven jobs of two at most; one count."""
+    """Nine items in six jobs of two at most; one count."""
     state = clinic.state
     assert state["error"] is None
-    assert (state["items"], state["done"], state["written"], state["missing"]) == (11, 11, 11, [])
+    assert (state["items"], state["done"], state["written"], state["missing"]) == (9, 9, 9, [])
     jobs = json.loads(ddib("job", "list", "--profile", clinic.profile, "--format", "json"))
-    assert len(jobs) == 7
-    assert sum(job["item_count"] for job in jobs) == 11
-    assert {path.name for path in clinic.out.glob("plain_*.png")} == {f"plain_{n}.png" for n in range(5)}
+    assert len(jobs) == 6
+    assert sum(job["item_count"] for job in jobs) == 9
+    assert {path.name for path in clinic.out.glob("plain_*.png")} == {
+        f"plain_{n}.png" for n in range(LIMIT + 1)
+    }
 
 
 def test_the_derived_series_is_downloaded(clinic: Clinic) -> None:
