@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from ddib_fed.wire.jobs import ItemState, Settings
 from ddib_fed.wire.version import SPOKEN
 from source_node.jobs.records import Part
 from source_node.jobs.spool import Spool
+from source_node.pipeline import job as pipeline_job
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, Source, wait_until
 from tests.source_node.scripted_target import fail, hang, instead, refuse
@@ -329,6 +331,31 @@ def test_a_disk_that_is_slow_stops_the_peers_answers(source, target, monkeypatch
     answered = _rest(lambda: target.answered)
     go_on.set()
     assert answered <= 49 + 15
+
+
+@pytest.mark.slow
+def test_few_answers_wait_for_the_disk_however_small(source, monkeypatch) -> None:
+    """The next one is taken from the peer when the oldest is stored."""
+    monkeypatch.setattr(pipeline_job, "MOST_WRITES", 3)
+    held: list[tuple[Future[None], Future[None]]] = []
+    keep, go_on = source.store.keep, threading.Event()
+
+    def holding(change):
+        stored = keep(change)
+        if change.state != ItemState.DECODED or go_on.is_set():
+            return stored
+        held.append((Future(), stored))
+        return held[-1][0]
+
+    source.store.keep = holding
+    job_id = source.start().submit(*[npy(seed=n) for n in range(8)])
+    wait_until(lambda: held)
+    waiting = _rest(lambda: len(held))
+    go_on.set()
+    for told, stored in held:
+        told.set_result(stored.result(10))
+    assert waiting == 3
+    assert source.ended(job_id).state == "FINISHED"
 
 
 @pytest.mark.slow
