@@ -67,7 +67,9 @@ def test_what_is_not_shared_is_refused_under_torchrun_and_nothing_is_written(pla
     assert done.stderr.count("torchrun started 2") == 2 * len(lines)
 
 
-@pytest.mark.parametrize("kind", ["pictures", "points", pytest.param("file", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "kind", ["pictures", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("points", "file"))]
+)
 def test_training_is_shared(place, kind):
     """The documented way, `--no-python` and the command itself: one bundle, said once."""
     data = {

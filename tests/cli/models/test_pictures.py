@@ -212,6 +212,7 @@ def test_an_unconditional_model_has_its_classifiers_classes():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_trying_two_folders_ends_with_a_page(tmp_path):
     """All options reach the rehearsal; with a calibration its way is translated again by the same models."""
     rng = np.random.default_rng(0)

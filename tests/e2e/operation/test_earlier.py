@@ -122,7 +122,7 @@ class World:
         return Client(Profile.load(self.folder / name / "client.toml"), patience_s=30)
 
 
-@pytest.fixture(scope="module", params=["points", "pictures"])
+@pytest.fixture(scope="module", params=["points", pytest.param("pictures", marks=pytest.mark.long)])
 def world(request: pytest.FixtureRequest, earlier: Earlier) -> Iterator[World]:
     kind = request.param
     north, south = (
