@@ -147,8 +147,12 @@ def test_connections_that_tls_refuses_are_counted_by_address(
     def counted() -> int:
         return sum(each["times"] for each in of_act(config, "refused") if each["reason"] == "NO_CALL")
 
+    def all_counted() -> bool:
+        running.daemon._guard.look()  # the server may not have let go of the last connection yet
+        running.daemon._auth.refusals.flush(everything=True)
+        return counted() >= 3
+
     wait_until(lambda: counted() > 0)
-    running.daemon._guard.look()
-    running.daemon._auth.refusals.flush(everything=True)
+    wait_until(all_counted)
     assert counted() == 3
     assert {each["address"] for each in of_act(config, "refused")} == {"ipv4:127.0.0.1"}
