@@ -5,9 +5,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= ddib-demo
-# Test processes: one more than cores, because many tests wait for nodes; at most four (each takes about 1.5 GB with the nodes it starts); `WORKERS=0` runs in one.
+# Test processes: two more than cores, because tests wait for nodes half of the time; at most four (each takes about 1.5 GB with the nodes it starts); `WORKERS=0` runs in one.
 # Each computes with one thread, because the processes already fill the cores.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 # Executions of each parser in `make fuzz`, and the seconds after which it goes on to the next; 0 for no limit.
 RUNS ?= 1000000
 FUZZ_S ?= 0

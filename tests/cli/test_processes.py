@@ -85,6 +85,7 @@ def test_training_is_shared(place, kind):
     assert done.stdout.count("parameters") == 1
 
 
+@pytest.mark.long
 def test_a_nodes_training_on_pictures_is_shared(place):
     """`torchrun -m source_node train`: one bundle under the domain of node.toml, said once."""
     config = place / "north" / "node.toml"

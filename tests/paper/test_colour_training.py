@@ -117,6 +117,7 @@ def test_the_same_name_twice_is_refused(photos, tmp_path):
         transfer(photos[0], photos[0], QUICK, tmp_path)
 
 
+@pytest.mark.long
 def test_the_command_gives_a_16_bit_picture_other_colours(tmp_path, capsys):
     """From files to a picture of the same bits and size; a second call keeps what is there."""
     deep = (PIXELS["warm"].astype(np.uint16) << 8) + 77

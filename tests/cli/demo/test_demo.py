@@ -104,6 +104,7 @@ def test_figures_out_of_bounds_end_the_demo_and_are_still_reported(tmp_path):
     assert [bound["ok"] for bound in report["bounds"]] == [False] * 4
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 def test_without_the_pictures_package_the_demo_shows_points(tmp_path, monkeypatch, capsys):
     """It ends with 0, says which extra is missing and how to get it, and says so in the report."""

@@ -78,6 +78,7 @@ def test_corrections_that_do_not_help_are_dropped(model):
     assert corrected(leg, steps, ruined, tell=silent) is steps
 
 
+@pytest.mark.long
 def test_tuning_again_with_kept_levels_learns_corrections_of_them(tmp_path, model, monkeypatch):
     """They lie half-way to the default grid; the model's digest stays, the format's version says what is in."""
     folder = tmp_path / "moons"

@@ -36,14 +36,24 @@ class Way:
     padding: bytearray = field(default_factory=bytearray)
 
     def messages(self) -> list[bytes]:
-        """The gRPC messages; one that was cut off is there as far as it came, one that was compressed is inflated."""
+        """The gRPC messages; one that was cut off is there as far as it came, one that was compressed is inflated.
+
+        What says that it is compressed and cannot be inflated is there as it is.
+        """
         found, at, data = [], 0, bytes(self.data)
         while at + _GRPC_HEAD <= len(data):
             size = int.from_bytes(data[at + 1 : at + _GRPC_HEAD], "big")
             message = data[at + _GRPC_HEAD : at + _GRPC_HEAD + size]
-            found.append(zlib.decompressobj(47).decompress(message) if data[at] else message)
+            found.append(_inflated(message) if data[at] else message)
             at += _GRPC_HEAD + size
         return found
+
+
+def _inflated(message: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(47).decompress(message)
+    except zlib.error:
+        return message
 
 
 @dataclass

@@ -114,6 +114,7 @@ def test_one_folder_may_hold_both_sides_and_what_is_tested(tmp_path):
     assert sides_of(tmp_path, tmp_path / "other") == (tmp_path, tmp_path / "other", None, None)
 
 
+@pytest.mark.long
 def test_other_solver_settings_keep_the_models(two):
     """The page says: try more evaluations."""
     rehearse(wanted(two))
