@@ -19,7 +19,7 @@ from ddib_fed.samples.images import read_image
 from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from tests.e2e.harness import Node, Pair, ddib
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(300)]
 
 SIZE = 16
 TABLE = """images = "{folder}"

@@ -135,6 +135,7 @@ def test_pictures_have_no_figures_of_training_pictures(pictures, tmp_path):
     assert made.structure.count <= 16
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_weights_to_start_from_are_named(pictures, tmp_path):
     source = spots_source()

@@ -127,6 +127,7 @@ def test_other_solver_settings_keep_the_models(two):
     assert not any(part.startswith("training") for part in parts)
 
 
+@pytest.mark.long
 def test_a_finished_rehearsal_goes_on_with_more_steps(two):
     """Both models train on from where they were, and the page says what the folder now holds; fewer are refused."""
     rehearse(wanted(two))
