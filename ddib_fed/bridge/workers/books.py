@@ -279,7 +279,7 @@ class Books:
         return member if fits or beside else None
 
     def step(self, member: Member, message: Step) -> tuple[Entry, OnStep] | None:
-        """Who is told of a step, and how."""
+        """The work that a step belongs to, and its progress callback; None if it has none or has ended."""
         entry = member.entries.get(message.number)
         if entry is None or entry.on_step is None or entry.control.over:
             return None

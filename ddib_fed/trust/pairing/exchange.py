@@ -291,8 +291,8 @@ def _admit(line: Line, other: Peer, party: Party) -> None:
 def _tell(line: Line, error: DdibError) -> None:
     """Tell the other side why it is refused, and wait until it has read that: closing at once could discard it.
 
-    A refusal is told in its words, which are of the other side's file; of anything else, which may name this side's
-    files, only the fixed sentence.
+    The text of a refusal is sent, because it is about the other side's file. Of any other error, which may name files
+    of this side, only the fixed sentence is sent.
     """
     refusal = isinstance(error, PolicyDenied | AlreadyExists)
     said = error.detail if refusal else f"{error.sentence} ({error.reason})"

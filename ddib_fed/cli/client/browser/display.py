@@ -1,4 +1,4 @@
-"""What is told of a translation, told to the page: a `Display` whose jobs are parts of one translation there."""
+"""A `Display` that shows a translation on the page; its jobs are parts of one translation there."""
 
 from __future__ import annotations
 

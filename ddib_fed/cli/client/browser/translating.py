@@ -1,7 +1,7 @@
 """One translation of the page: its series, volumes and maps one by one, then its plain files; all by `ddib translate`.
 
-One study is in memory at a time. What cannot be read or translated does not stop the rest: the watcher is told, and the
-error at the end counts it.
+One study is in memory at a time. What cannot be read or translated does not stop the rest: the watcher is notified, and
+the error at the end counts it.
 """
 
 from __future__ import annotations

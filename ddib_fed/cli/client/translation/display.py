@@ -1,4 +1,4 @@
-"""Where a translation is shown while it runs: what is told of it, in a terminal or on a page of the browser.
+"""Shows a translation while it runs, in a terminal or on a page of the browser.
 
 A display opens the client too, because it knows what ends its calls: Ctrl-C in a terminal, the server of a page.
 """
@@ -41,7 +41,7 @@ class Progress(Protocol):
         """From now on events are of this job, whose items have these names."""
 
     def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
-        """What is told the events of a job."""
+        """The function that receives the events of a job."""
 
     def written(self, given: Input, result: Delivered) -> None:
         """A result is on the disk."""
@@ -57,7 +57,7 @@ class Display(Protocol):
         """What is called with (done, total) while files are read."""
 
     def opened(self, profile: Profile) -> AbstractContextManager[tuple[Client, Progress]]:
-        """A client of the source node, and what is told of its jobs."""
+        """A client of the source node, and the display of its jobs' progress."""
 
 
 class Terminal:
