@@ -175,7 +175,9 @@ class Translating:
             Cancelled: That is so.
         """
         if self.watcher.stopped:
-            raise Cancelled("stopped; what was finished before is here", hint="drop the rest again to continue")
+            raise Cancelled(
+                "stopped; what was finished before is here", hint="drop the rest again to continue"
+            )
 
     def _display(self, out: Path, shown: Shown, label: Callable[[str], str] = str) -> PageDisplay:
         return PageDisplay(self.clients, self.watcher, out, shown, label)
