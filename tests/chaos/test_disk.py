@@ -83,9 +83,15 @@ def seen_by_clients_or_jobs(pair: Pair, feeder: Feeder, where: str) -> None:
 
 def check_fed(pair: Pair, feeder: Feeder) -> None:
     """The books; then the jobs go, so that the next test has books of its own."""
-    everything = {line["job"] for line in lines_of(pair.north) if line["act"] == "job_finished"}
     check_books(pair, feeder)
+    accepted = set(feeder.accepted.values())
+    # The line of a job's end follows its state.
+    wait_until(lambda: accepted <= finished(pair.north), what="a line job_finished of each job")
     with pair.client() as client:
         for job_id in feeder.accepted.values():
             client.delete(job_id)
-    assert everything
+
+
+def finished(node: Node) -> set[str]:
+    """Jobs whose end the audit log has."""
+    return {line["job"] for line in lines_of(node) if line["act"] == "job_finished"}

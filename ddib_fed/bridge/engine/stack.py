@@ -219,7 +219,8 @@ class Stack:
     def evaluate(self) -> Tensor:
         """The velocity of all rows, from one network call under the driver's `no_grad`: like x, a fresh tensor."""
         denoiser: Denoiser = self.members[0].begun.denoiser
-        if self._uniform or len(self.members) == 1:
+        if self._uniform or (self.driven and len({member.place for member in self.members}) == 1):
+            # What a network remembers of one level serves every batch that is asked there.
             level, to = self.members[0].place
             return denoiser(self.x, level, self._cond, to)
         return denoiser.at(self.x, self._places or self._places_of_members(), self._cond)

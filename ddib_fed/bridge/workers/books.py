@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import InvalidStateError
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
+from ddib_fed.bridge.workers.hanging import GRACE_S, Pulse
 from ddib_fed.bridge.workers.workbench import Done, Failed, Step
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.errors import DdibError
@@ -31,7 +33,7 @@ class Remote(Protocol):
     """A worker elsewhere."""
 
     def send(self, message: Any) -> None:
-        """Send `workbench.Do` or `Cancel`, in order; never waits, and says nothing when the worker is gone."""
+        """Send `workbench.Do`, `Cancel` or `Ping`, in order; never waits, and says nothing when the worker is gone."""
 
     def end(self) -> None:
         """End it, whatever it does; returns when it has ended."""
@@ -52,6 +54,8 @@ class Member:
 
     rows: int = 0
     """In flight."""
+
+    pulse: Pulse = field(default_factory=Pulse)
 
     @property
     def takes(self) -> bool:
@@ -93,7 +97,7 @@ class Member:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A trajectory that was taken, and its caller's future."""
+    """A trajectory that was taken, and its caller's future; the first answer counts."""
 
     number: int
     trajectory: Trajectory
@@ -105,6 +109,9 @@ class Entry:
     deaths: int = 0
     alone: bool = False
     """Whether the last worker that died with it had nothing else."""
+
+    over_since: float | None = None
+    """When its control was first seen to be over, of work under way."""
 
     @property
     def rows(self) -> int:
@@ -145,15 +152,24 @@ class Entry:
             return error
         return None
 
+    def overdue(self, now: float) -> bool:
+        """Whether its worker did not end it although its control has been over for `GRACE_S`; asked now and then."""
+        if not self.control.over or self.future.done():
+            return False
+        self.over_since = self.over_since or now
+        return now - self.over_since > GRACE_S
+
     def finish(self, x: Tensor, evaluations: int) -> None:
         """It came to its end, after so many evaluations."""
         self.watched.close()
-        self.future.end(x, evaluations)
+        with suppress(InvalidStateError):
+            self.future.end(x, evaluations)
 
     def fail(self, error: Exception) -> None:
         """It did not."""
         self.watched.close()
-        self.future.set_exception(error)
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
 
     def give_up(self, error: Exception) -> None:
         """It did not, for its control's reason if that has one."""
@@ -284,6 +300,15 @@ class Books:
         if entry is None or entry.on_step is None or entry.control.over:
             return None
         return entry, entry.on_step
+
+    def overdue(self, now: float) -> list[Entry]:
+        """Work under way whose caller has waited long enough; it stays in the books until its worker lets it go."""
+        return [entry for entry in self.entries.values() if entry.member and entry.overdue(now)]
+
+    @property
+    def busy(self) -> list[Member]:
+        """Workers that have work."""
+        return [member for member in self.members if member.entries]
 
     def answered(self, member: Member, message: Done | Failed) -> Callable[[], object] | None:
         """What answers whoever waits; None for work that is not there any more."""

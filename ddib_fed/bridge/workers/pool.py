@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
@@ -17,11 +18,12 @@ from typing import Any, Final, Protocol
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
 from ddib_fed.bridge.workers.books import Books, Entry, Member, Remote
+from ddib_fed.bridge.workers.hanging import hung
 from ddib_fed.bridge.workers.limits import MOST_WORKERS
 from ddib_fed.bridge.workers.starts import Starts
 from ddib_fed.bridge.workers.workbench import Broken, Cancel, Do, Done, Failed, Ready, Step
 from ddib_fed.diffusion.bridge import OnStep
-from ddib_fed.errors import DdibError, Draining, InternalError, NotReady, SettingsInvalid
+from ddib_fed.errors import DdibError, DeadlineExceeded, Draining, InternalError, NotReady, SettingsInvalid
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +228,7 @@ class Pool:
     def _heard(self, member: Member, message: Any) -> None:
         finish: Finish | None = None
         with self._changed:
+            member.pulse.heard()
             if isinstance(message, Ready):
                 self._is_ready(member, message)
             elif isinstance(message, Broken):
@@ -312,6 +315,7 @@ class Pool:
                 if self._closed:
                     return
                 finish += self._over()
+                finish += self._hanging()
                 finish += self._too_many()
                 missing = self._starts.due(len(self._books.stay), self._wanted)
                 if not finish and not missing:
@@ -328,6 +332,17 @@ class Pool:
         over = [entry for entry in self._books.waiting if entry.control.over or self._deserted()]
         self._books.finish(over)
         return [partial(entry.give_up, self._starts.nobody()) for entry in over]
+
+    def _hanging(self) -> list[Finish]:
+        """Answer callers whose work is over for a while, and end workers that give no sign of life."""
+        now = time.monotonic()
+        late = self._books.overdue(now)
+        for member in hung(self._books.busy, now):
+            member.pulse.heard()  # once: its listener hears that it has ended
+            log.warning("%s %s gives no sign of life and is ended", self._what, member.name)
+            # On a thread of its own: a process that was stopped is waited for before it is killed.
+            threading.Thread(target=member.end, name=f"end {member.name}", daemon=True).start()
+        return [partial(entry.give_up, DeadlineExceeded()) for entry in late]
 
     def _too_many(self) -> list[Finish]:
         """Retire workers beyond those wanted, the idlest first, and end those that have nothing left to do."""

@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import logging
 import threading
-from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, Final
 
 from ddib_fed.bridge.engine.warm import Recipe
@@ -137,8 +137,10 @@ class _Driver:
         self._there: Connected | None = None
         self._error: Exception | None = None
         self.lost = False
-        self._process.channel.send((recipe, address, cpus))
-        threading.Thread(target=self._listen, name="ray-driver", daemon=True).start()
+        self._outbox: SimpleQueue[Any] = SimpleQueue()
+        self._outbox.put((recipe, address, cpus))
+        for work in (self._write, self._listen):
+            threading.Thread(target=work, name="ray-driver", daemon=True).start()
         answered = self._connected.wait(CONNECT_S)
         if self._there is None:
             self._process.kill()
@@ -167,14 +169,25 @@ class _Driver:
         return _Actor(self, number)
 
     def send(self, message: Any) -> None:
-        """Tell the driver; says nothing when it has ended."""
-        with suppress(OSError):
-            self._process.channel.send(message)
+        """Tell the driver; never waits, and says nothing when it has ended."""
+        self._outbox.put(message)
 
     def end(self) -> None:
         """End it; its actors end with it."""
         self.lost = True
+        self._outbox.put(None)
         self._process.end()
+
+    def _write(self) -> None:
+        try:
+            while (message := self._outbox.get()) is not None:
+                self._process.channel.send(message)
+        except OSError:
+            pass  # it has ended, which `_listen` hears
+        except Exception:
+            # Out of memory, for one. What was to be done would wait for ever: another driver's actors do it.
+            log.exception("a message to the driver could not be sent; it is replaced")
+            self._process.kill()
 
     def _listen(self) -> None:
         try:
@@ -188,6 +201,7 @@ class _Driver:
             self.lost = True
             listeners = list(self._listeners.values())
             self._listeners.clear()
+        self._outbox.put(None)
         self._process.channel.close()
         self._connected.set()
         self._process.kill()

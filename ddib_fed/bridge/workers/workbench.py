@@ -39,6 +39,16 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """Give a sign of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a `Ping`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The model is warm; `rows` is how many one network call takes best."""
 
@@ -92,7 +102,7 @@ class Workbench:
     Args:
         recipe: Of the model.
         name: Of the worker, for the operator.
-        tell: Takes `Ready`, `Step`, `Done` and `Failed`; called on the batcher's thread.
+        tell: Takes `Ready`, `Pong`, `Step`, `Done` and `Failed`; called on any thread.
 
     Raises:
         DdibError: The model cannot be made, or answers with NaN.
@@ -107,8 +117,11 @@ class Workbench:
         self._figures()  # the warm-up is nobody's
         tell(Ready(name, self._executor.rows))
 
-    def take(self, message: Do | Cancel) -> None:
+    def take(self, message: Do | Cancel | Ping) -> None:
         """Begin or give up a trajectory; returns at once, and reports what goes wrong."""
+        if isinstance(message, Ping):
+            self._tell(Pong())
+            return
         if isinstance(message, Cancel):
             control = self._controls.get(message.number)
             if control is not None:

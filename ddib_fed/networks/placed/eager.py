@@ -81,13 +81,17 @@ class Remembering(Plain):
             return self._kept[key]
 
     def _of_table(self, times: Tensor) -> Kept:
-        """What was made of these times: this very tensor, which is held, so that no other can take its place."""
+        """What was made of these times: this very tensor, which is held, so that no other can take its place.
+
+        The table that was used least recently makes room: some are asked once, others at every step.
+        """
         with self._lock:
-            found = self._kept_tables.get(id(times))
+            found = self._kept_tables.pop(id(times), None)
             if found is None:
                 if len(self._kept_tables) >= MOST_TABLES:
                     del self._kept_tables[next(iter(self._kept_tables))]
-                found = self._kept_tables[id(times)] = times, {}
+                found = times, {}
+            self._kept_tables[id(times)] = found
             return found[1]
 
 

@@ -141,3 +141,38 @@ def test_any_order_of_turns_gives_what_each_gives_alone(denoiser: Denoiser, seed
             if not group:
                 break
     check(*everyone)
+
+
+class Noted(torch.nn.Module):
+    """Answers 0 and notes how many time inputs each call had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[int] = []
+
+    def forward(self, x, times, rows=None):
+        self.times.append(len(times))
+        return torch.zeros_like(x)
+
+
+def driven(denoiser: Denoiser, seed: int, step: int) -> Running:
+    """A trajectory whose solver follows no recurrence, so many steps on its way."""
+    x = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed))
+    made = Running(Trajectory("encode", x, SETTINGS), Control(), None, seed)
+    made.begin(Integration(x, PLAN.encoder(x), denoiser, STEPS))
+    for _ in range(step):
+        made.drive(torch.zeros_like(x))
+    return made
+
+
+@pytest.mark.parametrize(("other", "levels"), [(1, 1), (2, 2)])
+def test_solvers_that_are_driven_ask_at_one_level_where_they_are_at_one(other: int, levels: int) -> None:
+    """What a network remembers of a level serves them then; a table of this one call would be computed anew."""
+    network = Noted()
+    denoiser = Denoiser(network, parameterisation="v")
+    stack = _stack_of([driven(denoiser, 0, 1), driven(denoiser, 1, other)])
+    with torch.no_grad():
+        stack.evaluate()
+    assert len(stack.driven) == 2
+    assert len(set(network.times)) == 1
+    assert (network.times[0] == 1) == (levels == 1)

@@ -21,6 +21,7 @@ from ddib_fed.bridge.engine.executor import CallingThread
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.workers import hanging
 from ddib_fed.bridge.workers.processes import process_pool
 from ddib_fed.bridge.workers.ray_actors import ray_pool
 from ddib_fed.diffusion.plans import SolverSettings
@@ -191,6 +192,27 @@ def test_a_killed_worker_loses_nothing(pool):
     assert pool.counters["replaced"] == before["replaced"] + 1
     assert pool.counters["redone"] > before["redone"]
     assert pool.problem is None
+
+
+def test_a_stopped_worker_loses_nothing(pool, monkeypatch):
+    """SIGSTOP with work in flight: the process is there, and says nothing. Its work is done by another."""
+    monkeypatch.setattr(hanging, "ASK_EVERY_S", 0.2)
+    monkeypatch.setattr(hanging, "SILENT_S", 3.0)
+    pool.resize(2)
+    until(lambda: pool.counters["ready"] == 2, "two workers")
+    work = [
+        Trajectory("decode", noise(50, seed), SolverSettings(evaluations=960, solver="ddim"), flow="job")
+        for seed in range(8)
+    ]
+    begun = threading.Event()
+    futures = [pool.submit(each, on_step=lambda done, of: begun.set()) for each in work]
+    assert begun.wait(PATIENCE_S)
+    victim = processes_of(pool)[0]
+    os.kill(victim, signal.SIGSTOP)
+    for each, future in zip(work, futures, strict=True):
+        torch.testing.assert_close(future.result(PATIENCE_S), expected(each), atol=1e-3, rtol=1e-3)
+    until(lambda: pool.counters["ready"] == 2, "the worker is replaced")
+    assert victim not in processes_of(pool)
 
 
 def test_work_that_kills_its_workers_is_given_up(pool):

@@ -9,10 +9,10 @@ import torch
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.workers import starts
+from ddib_fed.bridge.workers import books, hanging, starts
 from ddib_fed.bridge.workers.books import FLOWS_BESIDE
 from ddib_fed.bridge.workers.pool import Pool
-from ddib_fed.bridge.workers.workbench import Broken, Cancel, Do, Done, Ready, Step
+from ddib_fed.bridge.workers.workbench import Broken, Cancel, Do, Done, Ping, Pong, Ready, Step
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, Cancelled, InternalError, NotReady
 
@@ -21,7 +21,9 @@ ROWS = 8
 
 
 class Scripted:
-    """A worker that does nothing by itself."""
+    """A worker that does nothing by itself, but gives signs of life where it is said to."""
+
+    answers = False
 
     def __init__(self, listener, first):
         self.listener, self.sent, self.ended = listener, [], False
@@ -30,6 +32,8 @@ class Scripted:
 
     def send(self, message):
         self.sent.append(message)
+        if isinstance(message, Ping) and self.answers:
+            threading.Thread(target=self.listener.heard, args=(Pong(),)).start()
 
     def end(self):
         self.ended = True
@@ -292,3 +296,40 @@ def test_what_is_raised_when_a_step_is_told_ends_that_work_alone(scene):
     worker.finish(1)  # it had ended before it was told
     worker.finish(2)
     assert other.result(0).shape == (1, 2)
+
+
+def test_a_busy_worker_is_asked_for_a_sign_of_life_and_ended_without_one(scene, monkeypatch):
+    """An idle one is not asked; one that answers keeps its work, however long that takes."""
+    monkeypatch.setattr(hanging, "ASK_EVERY_S", 0.02)
+    monkeypatch.setattr(hanging, "SILENT_S", 0.3)
+    stage = scene(2)
+    future = stage.submit()
+    busy, idle = sorted(stage.workers, key=lambda worker: -len(worker.has))
+    busy.answers = True
+    stage.wait_for(lambda: len([each for each in busy.sent if isinstance(each, Ping)]) > 40)
+    assert not busy.ended
+    busy.answers = False
+    stage.wait_for(lambda: busy.ended)
+    assert not [each for each in idle.sent if isinstance(each, Ping)]
+    busy.die()
+    assert idle.has == [1]
+    idle.finish(1)
+    assert future.result(1).shape == (1, 2)
+
+
+def test_a_caller_does_not_wait_for_a_worker_that_does_not_end_cancelled_work(scene, monkeypatch):
+    """Its rows stay the worker's: it is given no more until it lets go, and what it says later is nobody's."""
+    monkeypatch.setattr(books, "GRACE_S", 0.05)
+    stage = scene(1)
+    control = Control()
+    future = stage.submit(2 * ROWS, flow="a", control=control)
+    control.cancel()
+    with pytest.raises(Cancelled):
+        future.result(5)
+    (worker,) = stage.workers
+    waiting = stage.submit(ROWS, flow="a")
+    assert worker.has == [1]
+    worker.finish(1)
+    assert worker.has == [1, 2]
+    worker.finish(2)
+    assert waiting.result(1).shape == (1, 2)

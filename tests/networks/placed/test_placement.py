@@ -12,7 +12,7 @@ from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.placed.buckets import Bucketed, buckets_up_to
-from ddib_fed.networks.placed.eager import MOST_LEVELS, Remembering
+from ddib_fed.networks.placed.eager import MOST_LEVELS, MOST_TABLES, Remembering
 from ddib_fed.networks.placed.placement import Probe, placed
 from ddib_fed.networks.unet import UNet
 from tests.networks.placed.recorded import recorded
@@ -217,6 +217,19 @@ def test_few_levels_are_remembered(points):
     for step in range(MOST_LEVELS + 5):
         run(torch.zeros(1, 2), torch.tensor([float(step)]), None, {})
     assert len(run._kept) == MOST_LEVELS
+
+
+def test_a_table_in_use_is_remembered_however_many_are_asked_once(points):
+    """Solvers without a recurrence ask at a table of their own at each step."""
+    run = Remembering(points)
+    used, x, rows = torch.tensor([1.0, 2.0]), torch.zeros(2, 2), torch.tensor([0, 1])
+    run(x, used, rows, {})
+    first = run._kept_tables[id(used)][1]
+    for step in range(2 * MOST_TABLES):
+        run(x, torch.tensor([3.0, float(step)]), rows, {})
+        run(x, used, rows, {})
+    assert run._kept_tables[id(used)][1] is first
+    assert len(run._kept_tables) == MOST_TABLES
 
 
 def test_nothing_is_remembered_under_gradients(points):
