@@ -41,23 +41,20 @@ class Flow:
         time: What it was charged, beside the owner's other flows.
         waiting: Its trajectories, started and not.
         ended: Rows of those that are over, while there have been others.
+        rows: Of a call with all that waits.
     """
 
     owner: Owner
     time: float
     waiting: deque[Running] = field(default_factory=deque)
     ended: int = 0
+    rows: int = 0
 
     @property
     def stream_rows(self) -> int:
         """About how many rows of its stream are still to come or under way; 0 where no stage waits for them."""
         announced = self.waiting[0].trajectory.stream_rows
         return max(1, announced - self.ended) if announced else 0
-
-    @property
-    def rows(self) -> int:
-        """Of a call with all that waits."""
-        return sum(running.cost_rows for running in self.waiting)
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +120,7 @@ class Flows:
         if flow is None:
             flow = owner.flows[running.flow] = Flow(owner, owner.now)
         flow.waiting.append(running)
+        flow.rows += running.cost_rows
         self._count += 1
 
     def remove(self, running: Running) -> None:
@@ -131,6 +129,7 @@ class Flows:
         owner = self._owners[running.owner]
         flow = owner.flows[running.flow]
         flow.waiting.remove(running)
+        flow.rows -= running.cost_rows
         flow.ended += running.rows
         self._count -= 1
         if flow.waiting:
@@ -179,10 +178,13 @@ class Flows:
         """Whether all that wait were chosen, and would be whoever's turn it is."""
         if len(chosen) != self._count:
             return False
-        flows = list(self._all())
-        return len(flows) == 1 or self._cost(sum(flow.rows for flow in flows)) <= min(
-            self._turns_of(flow.owner) * self._cost(flow.rows) for flow in flows
-        )
+        owners = self._owners.values()
+        flows = [flow for owner in owners for flow in owner.flows.values()]
+        if len(flows) == 1:
+            return True
+        turns = ((len(owners) * len(owner.flows), flow) for owner in owners for flow in owner.flows.values())
+        together = self._cost(sum([flow.rows for flow in flows]))
+        return all(together <= count * self._cost(flow.rows) for count, flow in turns)
 
     def _turns_of(self, owner: Owner) -> int:
         """Of how many equal calls, each with its own, one is of a certain flow of an owner."""
