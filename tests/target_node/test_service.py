@@ -98,6 +98,32 @@ def test_a_contract_that_was_agreed_on_while_the_policy_changed_is_asked_for_aga
     assert target.decode(north, header(again), *sent(again, gaussian(30)))
 
 
+def test_latents_that_came_together_are_recorded_together_before_they_are_decoded(target, north) -> None:
+    """A line for each, and few writes: the disk is waited for once for what came while it was."""
+    contract, sent_all, written = target.negotiate(north), threading.Event(), []
+    audit = target.node.audit
+    real = audit.write_each
+
+    def write_each(act, each):
+        if act == "latent_received":
+            assert sent_all.wait(10)
+            written.append(len(each))
+        return real(act, each)
+
+    def messages():
+        yield header(contract, items=40)
+        for number in range(40):
+            yield from sent(contract, gaussian(3, number), number)
+        sent_all.set()
+
+    audit.write_each = write_each
+    with target.called_by(north) as stub:
+        came = asking(lambda requests, timeout: list(stub.Decode(requests, timeout=timeout)), messages())
+    assert set(results(came)) == set(range(40))
+    assert sum(written) == 40
+    assert len(written) <= 20
+
+
 def test_nobody_agrees_for_another(target, north) -> None:
     """The source's side of a contract must be the caller's own."""
     request = pb.NegotiateContractRequest(
