@@ -86,7 +86,7 @@ def test_the_round_trip_is_the_translations_own_latent(engine) -> None:
 
 
 def test_an_item_that_is_refused_is_named_and_what_came_before_is_delivered(engine) -> None:
-    """The error is raised in its turn."""
+    """The error comes last."""
 
     def items():
         yield from latents(30, 30)
@@ -97,7 +97,8 @@ def test_an_item_that_is_refused_is_named_and_what_came_before_is_delivered(engi
     with pytest.raises(LatentNotGaussian) as refused:
         came.extend(open_stream(engine, items()).run())
     assert refused.value.facts["item"] == "2"
-    assert [item.item for item in translated(came)] == [0, 1]
+    # The one behind it too, where it was begun by then.
+    assert [item.item for item in translated(came)] in ([0, 1], [0, 1, 3])
 
 
 @pytest.mark.parametrize("wrong", ["at its gate", "in its outcome", "with the whole call"])
