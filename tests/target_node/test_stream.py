@@ -111,7 +111,7 @@ def test_a_refusal_does_not_wait_for_the_peers_next_latent(engine, wrong) -> Non
             far = number == 1 and wrong == "at its gate"
             yield number, Latent.from_array(np.full((3, 2), 30, np.float32) if far else gaussian(3, number))
         waits.set()
-        answered.wait(5)
+        answered.wait(10)
 
     def decoded(outcome: Decoded) -> None:
         assert waits.wait(5)
@@ -121,7 +121,7 @@ def test_a_refusal_does_not_wait_for_the_peers_next_latent(engine, wrong) -> Non
     began = time.monotonic()
     with pytest.raises((LatentNotGaussian, Memorised, NotReady)) as refused:
         list(open_stream(engine, items(), on_decoded=decoded, end_input=answered.set).run())
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3
     assert refused.value.facts["item"] == "1"
 
 
@@ -132,7 +132,7 @@ def test_an_engine_that_breaks_does_not_wait_for_the_peers_next_latent(fresh_eng
     def items():
         yield from latents(*[500] * 3)
         waits.set()
-        answered.wait(5)
+        answered.wait(10)
 
     events = open_stream(fresh_engine, items(), evaluations=5_000, end_input=answered.set).run()
     next(events)
@@ -141,7 +141,7 @@ def test_an_engine_that_breaks_does_not_wait_for_the_peers_next_latent(fresh_eng
     fresh_engine.close()
     with pytest.raises(Draining):
         list(events)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3
 
 
 def test_what_is_in_flight_behind_a_refused_item_is_delivered(engine) -> None:
