@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -291,7 +292,7 @@ class PictureSamples:
         """See `Samples`."""
         return frozenset(media for media, name in MEDIA_FORMATS.items() if name in self._limits.formats)
 
-    @property
+    @cached_property
     def rule(self) -> str:
         """See `Samples`."""
         return json.dumps(dataclasses.asdict(self._rule))

@@ -8,10 +8,11 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
 from ddib_fed.server.log_format import fields
-from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
+from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.anchor import Anchor, anchor_to_pb
 from ddib_fed.wire.contracts.contract import Contract
+from target_node.requests import Arrived
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,17 @@ class Receipt:
         """A whole latent came, whatever becomes of it, with the end of the peer's log."""
         self.exchanged.received(size_bytes)
         self.exchanged.anchor = anchor or self.exchanged.anchor
+
+    def line(self, arrived: Arrived) -> dict[str, str | int]:
+        """What the log says of a latent that came."""
+        return {
+            "peer": self._peer,
+            "request": self._request_id,
+            "item": arrived.item,
+            "latent": arrived.latent.sha256.hex(),
+            "contract": self._contract.digest.hex(),
+            **anchor_values(arrived.anchor),
+        }
 
     def own_anchor(self) -> common_pb2.AuditHead | None:
         """The end of this log for the peer: it has the lines of the peer's latents by now."""

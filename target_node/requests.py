@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
 
 import grpc
 
@@ -21,10 +23,16 @@ from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS
 from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.latent_types import types_from_pb
-from ddib_fed.wire.streams.chunks import Announced, Assembler, Whole
+from ddib_fed.wire.streams.chunks import MAX_CHUNK, Announced, Assembler, Whole
 from ddib_fed.wire.version import CALIBRATION, ECONOMY, GUIDANCE, PICTURES, Version
 
 MAX_REQUEST_ID = 64
+AHEAD_BYTES: Final = 4 << 20
+"""Of a Decode call's messages that are read before they are asked for; as much may have been handed over already."""
+LEAST_WEIGHT: Final = 16 << 10
+"""What the smallest message counts: at most 256 of them wait, a batch of small latents and no flood of empty ones."""
+SMALL_BYTES: Final = 64 << 10
+"""Latents up to this size count as what they are."""
 
 
 def proposed_types(request: decoding_pb2.NegotiateContractRequest) -> tuple[str, ...]:
@@ -112,38 +120,109 @@ def _check_version(header: decoding_pb2.DecodeHeader, version: Version) -> None:
         raise UnknownFields(f"protocol {version} knows neither learned grids nor flow maps")
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A latent that came whole, and the end of the source's audit log as the stream told it last; None for never."""
+
+    item: int
+    latent: Latent
+    anchor: Anchor | None = None
+
+
 def latents_of(
     messages: Iterator[decoding_pb2.DecodeRequest],
     contract: Contract,
     max_items: int,
     pace: Pace,
     on_latent: Callable[[int, Anchor | None], object] = lambda *_: None,
-) -> Iterator[tuple[int, Latent]]:
-    """The latents of a stream, each checked against the contract before its bytes are read.
+    *,
+    ready: Callable[[], bool] = lambda: False,
+    most_rows: int = 1,
+) -> Iterator[list[Arrived]]:
+    """The latents of a stream, each checked against the contract before its bytes are read, as many as have come.
 
     Args:
         messages: Those behind the header.
         contract: Of the stream.
         max_items: As the header says.
         pace: Of the messages.
-        on_latent: Called before each latent is returned, with its bytes and the end of the source's audit log that came
+        on_latent: Called with each latent's bytes when it is whole, and the end of the source's audit log that came
             with it.
+        ready: Whether the next message is there already: no latent waits for one that is still on its way.
+        most_rows: Samples from which latents go on without the next one.
     """
-    check = LatentOpener(contract, max_items=max_items)
+    arriving = _Arriving(contract, max_items, pace, on_latent)
+    failed: Exception | None = None
+    try:
+        for message in messages:
+            arriving.feed(message)
+            if arriving.rows and (arriving.rows >= most_rows or not ready()):
+                yield arriving.take()
+        arriving.end()
+    except Exception as error:  # noqa: BLE001 - raised after what came before it
+        failed = error
+    if arriving.rows:
+        yield arriving.take()
+    if failed is not None:
+        raise failed
 
-    def opener(header: decoding_pb2.LatentHeader) -> Announced:
-        announced = check(header)
-        pace.begin(announced.size_bytes)
+
+class _Arriving:
+    """The latents of a stream that came and were not taken; arguments as of `latents_of`."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        max_items: int,
+        pace: Pace,
+        on_latent: Callable[[int, Anchor | None], object],
+    ) -> None:
+        self._contract, self._pace, self._on_latent = contract, pace, on_latent
+        self._check = LatentOpener(contract, max_items=max_items)
+        self._assembler = Assembler({"latent": self._open})
+        self._arrived: list[Arrived] = []
+        self._anchor: Anchor | None = None
+        self.rows = 0
+        self.end = self._assembler.end
+
+    def take(self) -> list[Arrived]:
+        taken, self._arrived, self.rows = self._arrived, [], 0
+        return taken
+
+    def feed(self, message: decoding_pb2.DecodeRequest) -> None:
+        whole = self._assembler.feed(message)
+        if whole is None:
+            return
+        self._pace.end()
+        self._anchor = self._check.anchor or self._anchor
+        self._on_latent(whole.header.tensor.size_bytes, self._check.anchor)
+        latent = _latent(whole, self._contract)
+        self._arrived.append(Arrived(whole.header.item, latent, self._anchor))
+        self.rows += len(latent.data)
+
+    def _open(self, header: decoding_pb2.LatentHeader) -> Announced:
+        announced = self._check(header)
+        self._pace.begin(announced.size_bytes)
         return announced
 
-    assembler = Assembler({"latent": opener})
-    for message in messages:
-        whole = assembler.feed(message)
-        if whole is not None:
-            pace.end()
-            on_latent(whole.header.tensor.size_bytes, check.anchor)
-            yield whole.header.item, _latent(whole, contract)
-    assembler.end()
+
+class Weighing:
+    """What each message of a Decode call counts towards `AHEAD_BYTES`, about its size; called in their order."""
+
+    def __init__(self) -> None:
+        self._small = False
+
+    def __call__(self, message: decoding_pb2.DecodeRequest) -> int:
+        """Bytes of a message, `LEAST_WEIGHT` for those that are smaller.
+
+        A chunk of a large latent is not looked at, which would copy it, and counts as the largest that is taken.
+        """
+        kind = message.WhichOneof("message")
+        if kind == "latent":
+            self._small = message.latent.tensor.size_bytes <= SMALL_BYTES
+        if kind != "chunk":
+            return LEAST_WEIGHT
+        return max(LEAST_WEIGHT, len(message.chunk.data)) if self._small else MAX_CHUNK
 
 
 def _latent(whole: Whole, contract: Contract) -> Latent:

@@ -22,13 +22,12 @@ from ddib_fed.errors import (
     NotReady,
     PolicyDenied,
 )
-from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import (
     check_softening,
     peer_charges,
 )
-from ddib_fed.node.quota import Charge, evaluations_of
+from ddib_fed.node.quota import Charge, Work, evaluations_of
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.rpc.settings import solver_settings
@@ -36,7 +35,6 @@ from ddib_fed.rpc.traces import takes_entries, trace_of
 from ddib_fed.server.interceptors import caller
 from ddib_fed.server.pace import Pace, paced
 from ddib_fed.telemetry.tracing import MOST_ITEMS, Span
-from ddib_fed.trust.audit.receipts import anchor_values
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
@@ -57,7 +55,10 @@ from target_node.contract_calibration import check_calibration
 from target_node.outputs import OutputCheck, demanded_index
 from target_node.receipt import Receipt
 from target_node.requests import (
+    AHEAD_BYTES,
+    Arrived,
     Unanswered,
+    Weighing,
     check_header,
     control_of,
     latents_of,
@@ -175,7 +176,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         unanswered, limits = Unanswered(), self._node.config.limits
         pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: unanswered.any)
         pace.begin(0)  # the header stalls, it is not idle
-        with paced(request_iterator, pace) as messages:
+        reading = paced(request_iterator, pace, most=AHEAD_BYTES, weigh=Weighing())
+        with reading as messages:
             header = stream_header(messages)
             pace.end()
             peer, config = caller().institution, self._node.config
@@ -186,12 +188,21 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 decoding = DecodeStream(
                     node.running_engine,
                     settings,
-                    latents_of(messages, contract, header.items, pace, receipt.received),
+                    latents_of(
+                        messages,
+                        contract,
+                        header.items,
+                        pace,
+                        receipt.received,
+                        ready=lambda: reading.ready,
+                        most_rows=max(1, node.running_engine.window // 2),
+                    ),
                     control_of(context),
-                    self._on_item(header.request_id, settings, unanswered, receipt),
+                    self._on_items(header.request_id, settings, unanswered, receipt),
                     on_decoded=OutputCheck(
                         self._node, node.active_digest, self._audit, str(caller()), header.request_id
                     ),
+                    end_input=reading.end,
                     flow=header.request_id,
                     owner=peer,
                     weight=self._node.weight_of(peer),
@@ -251,13 +262,17 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         return settings
 
     def _audit(self, act: str, **values: str | int) -> None:
-        """Write to the audit log, or refuse the act for now.
+        """As `_audit_each`, one act."""
+        self._audit_each(act, [values])
+
+    def _audit_each(self, act: str, each: Sequence[Mapping[str, str | int]]) -> None:
+        """Write acts of a kind to the audit log, a line for each, or refuse them for now.
 
         Raises:
             NotReady: It cannot be written; a full disk here must not end the peer's job.
         """
         try:
-            self._node.audit.write(act, **values)
+            self._node.audit.write_each(act, each)
         except OSError as error:
             log.exception("the audit log cannot be written: %s is refused", act)
             raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
@@ -274,34 +289,30 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         most = max(evaluations, LEAST_EVALUATIONS)
         return peer_charges(self._node.config.policy, peer, samples=samples, evaluations=most)
 
-    def _on_item(
+    def _on_items(
         self, request_id: str, settings: StreamSettings, unanswered: Unanswered, receipt: Receipt
-    ) -> Callable[[int, Latent], None]:
-        """Quota and audit for each item; the same latent again for the same request is not charged again."""
+    ) -> Callable[[Sequence[Arrived]], int]:
+        """Quota and audit of what has come; the same latent again for the same request is not charged again."""
         peer = caller()
         with self._lock:
             turn = self._turns.setdefault(peer.institution, threading.Lock())
 
-        def on_item(item: int, latent: Latent) -> None:
-            receipt.check_policy()
-            samples = len(latent.data)
-            work = request_id, item, latent.sha256
-            with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
-                self._node.quotas.charge(self._charges(peer.institution, settings, samples), work)
-                self._audit(
-                    "latent_received",
-                    peer=str(peer),
-                    request=request_id,
-                    item=item,
-                    latent=latent.sha256.hex(),
-                    contract=settings.contract.digest.hex(),
-                    **anchor_values(receipt.exchanged.anchor),
-                )
-            unanswered.change(1)
-            self._node.metrics.latent_bytes.labels("in").inc(latent.size_bytes)
-            self._node.metrics.samples.labels("decode").inc(samples)
+        def work(arrived: Arrived) -> Work:
+            charges = self._charges(peer.institution, settings, len(arrived.latent.data))
+            return Work(charges, (request_id, arrived.item, arrived.latent.sha256))
 
-        return on_item
+        def on_items(arrived: Sequence[Arrived]) -> int:
+            receipt.check_policy()
+            with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
+                count = self._node.quotas.charge_each([work(each) for each in arrived])
+                taken = [arrived[place] for place in range(count)]
+                self._audit_each("latent_received", [receipt.line(each) for each in taken])
+            unanswered.change(count)
+            self._node.metrics.latent_bytes.labels("in").inc(sum(each.latent.size_bytes for each in taken))
+            self._node.metrics.samples.labels("decode").inc(sum(len(each.latent.data) for each in taken))
+            return count
+
+        return on_items
 
     def _messages(self, translated: Translated, receipt: Receipt) -> Iterator[decoding_pb2.DecodeResponse]:
         self._node.metrics.items.labels("decode", "ok").inc()

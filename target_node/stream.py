@@ -3,6 +3,9 @@
 Three threads: the engine's feeder, which assembles latents and begins them; a writer, which takes what is decoded and
 writes the files; and gRPC's own, which sends what is finished. The engine's window bounds the latents that are in
 memory, `READY` the files.
+
+An item that is refused ends the call, and nothing else that is in flight: no further latent is taken, what was taken
+before is decoded and sent, and the refusal is said last, with all others. Latents that were not taken cost nothing.
 """
 
 from __future__ import annotations
@@ -10,21 +13,24 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.party import Decoded, Encoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import DdibError
+from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, Memorised
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.latent import Latent
 from ddib_fed.node.model.pictures import rule_of, write_translation
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, approve
+from ddib_fed.wire.refused import refused_facts
+from target_node.requests import Arrived
 
 # Translations of one call that wait to be sent: one is written while another is on the wire.
 READY = 2
@@ -33,6 +39,8 @@ PROGRESS_EVERY_S = 0.1
 MAX_PROGRESS = 64
 # Something is said at least this often, whatever the engine does: the source gives up a node that hangs.
 SIGN_OF_LIFE_S = 10.0
+# What is wrong with one item and no other.
+REFUSALS = (InputError, LatentNotGaussian, Memorised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +79,12 @@ class DecodeStream:
     Args:
         engine: The node's model.
         settings: From the header.
-        latents: The items that arrive, (number, latent); it may block and raise.
+        latents: The items that arrive, as many as have come together; it may block and raise.
         control: Cancelled when the call ends.
-        on_item: Called before an item is decoded (quota); may raise.
+        on_items: Called before items are decoded (quota, audit); how many of them, from the first, may be, at least
+            one. It may raise, for the first.
         on_decoded: Called before anything of a decoded item is made ready to be sent; may raise.
+        end_input: Makes `latents` end, also while another thread waits in it; may be called again.
         flow: Which request it is of, for the engine's fairness between requests of a peer.
         owner: The peer, for its fairness between peers.
         weight: Of the peer; see `Leg`.
@@ -84,11 +94,12 @@ class DecodeStream:
         self,
         engine: ServingParty,
         settings: StreamSettings,
-        latents: Iterator[tuple[int, Latent]],
+        latents: Iterator[Sequence[Arrived]],
         control: Control,
-        on_item: Callable[[int, Latent], None],
+        on_items: Callable[[Sequence[Arrived]], int],
         *,
         on_decoded: Callable[[Decoded], object] = lambda _: None,
+        end_input: Callable[[], object] = lambda: None,
         flow: str = "",
         owner: str = "",
         weight: float = 1.0,
@@ -97,8 +108,12 @@ class DecodeStream:
         self._settings = settings
         self._latents = latents
         self._control = control
-        self._on_item = on_item
+        self._on_items = on_items
         self._on_decoded = on_decoded
+        self._end_input = end_input
+        self._ended = False
+        self._refused: DdibError | None = None
+        self._reasons: dict[int, str] = {}
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._slots = threading.Semaphore(READY)
         self._told = 0.0
@@ -119,7 +134,8 @@ class DecodeStream:
         """Progress and translations, until the last item that was sent is done.
 
         Raises:
-            DdibError: What broke the stream or an item; `facts["item"]` names the item where it is one's.
+            DdibError: What broke the stream or an item; `facts["item"]` names the item where it is one's, and
+                `wire.refused` reads the others.
         """
         threading.Thread(target=self._work, name="decode", daemon=True).start()
         try:
@@ -136,28 +152,55 @@ class DecodeStream:
                 if isinstance(event, Translated):
                     self._slots.release()
         finally:
-            # Not joined: the feeder may wait for the peer's next latent until the call is over.
             self._control.cancel()
 
     def _work(self) -> None:
         try:
-            for outcome in self._engine.decode_each(self._items(), self._leg):
-                while not self._slots.acquire(timeout=0.2):
-                    self._control.check()
-                self._events.put(self._translated(outcome))
+            with closing(self._engine.decode_each(self._items(), self._leg, end=self._end)) as outcomes:
+                for outcome in outcomes:
+                    self._answer(outcome)
         except BaseException as error:  # noqa: BLE001 - handed over to the sender, which raises it
-            self._events.put(error)
+            self._events.put(self._refused or error)
         else:
-            self._events.put(_EndOfItems())
+            self._events.put(self._refused or _EndOfItems())
+
+    def _answer(self, outcome: Decoded | Failed) -> None:
+        """Make ready what is sent for an item, when there is room for it; note why it is refused."""
+        while not self._slots.acquire(timeout=0.2):
+            self._control.check()
+        try:
+            self._events.put(self._translated(outcome))
+        except REFUSALS as error:
+            self._slots.release()
+            self._refuse(outcome.number, error)
+
+    def _refuse(self, number: int, error: DdibError) -> None:
+        """The first refusal is the call's error, and names those that follow."""
+        self._end()
+        self._refused = self._refused or error
+        self._reasons[number] = error.reason
+        if len(self._reasons) > 1:
+            self._refused.facts |= refused_facts(self._reasons)
+
+    def _end(self) -> None:
+        """Take no further latent."""
+        self._ended = True
+        self._end_input()
 
     def _items(self) -> Iterator[ToDecode]:
-        for number, latent in self._latents:
-            try:
-                self._on_item(number, latent)
-            except DdibError as error:
-                error.facts.setdefault("item", str(number))
-                raise
-            yield ToDecode(number, latent, self._settings.label)
+        for arrived in self._latents:
+            left = deque(arrived)
+            while left and not self._ended:
+                for _ in range(self._admitted(left)):
+                    one = left.popleft()
+                    yield ToDecode(one.item, one.latent, self._settings.label)
+
+    def _admitted(self, arrived: Sequence[Arrived]) -> int:
+        try:
+            return self._on_items(arrived)
+        except DdibError as error:
+            error.facts.setdefault("item", str(arrived[0].item))
+            raise
 
     def _translated(self, outcome: Decoded | Failed) -> Translated:
         number = outcome.number

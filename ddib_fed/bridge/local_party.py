@@ -8,7 +8,7 @@ calling thread items are integrated together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
@@ -136,13 +136,19 @@ class LocalParty:
 
         return self._each(items, leg, begin)
 
-    def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
-        """See `Party`."""
-        return self._each(latents, leg, self._begin_decoding)
+    def decode_each(
+        self, latents: Iterable[ToDecode], leg: Leg, *, end: Callable[[], object] = lambda: None
+    ) -> Generator[Decoded | Failed, None, None]:
+        """See `Party`; `end` makes `latents` end, also while another thread waits in it, see `flowing`."""
+        return self._each(latents, leg, self._begin_decoding, end)
 
     def _each(
-        self, items: Iterable[_Item], leg: Leg, begin: Callable[[Sequence[_Item], Leg], Begun[_Outcome]]
-    ) -> Iterator[_Outcome]:
+        self,
+        items: Iterable[_Item],
+        leg: Leg,
+        begin: Callable[[Sequence[_Item], Leg], Begun[_Outcome]],
+        end: Callable[[], object] = lambda: None,
+    ) -> Generator[_Outcome, None, None]:
         if self.executor.beside:
             yield from flowing(
                 items,
@@ -150,6 +156,7 @@ class LocalParty:
                 rows=_rows_of,
                 most=self.window,
                 control=leg.control,
+                end=end,
             )
             return
         for group in self._groups(items):

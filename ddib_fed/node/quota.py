@@ -85,6 +85,20 @@ class Charge:
     limit: int
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A piece of work and what is charged for it.
+
+    Attributes:
+        charges: Each against another quota.
+        name: Names the work, with all that it consists of; the same again is free within limits. None for work that is
+            never free.
+    """
+
+    charges: Sequence[Charge]
+    name: Hashable = None
+
+
 class _Record(BaseModel):
     """An account in the file."""
 
@@ -135,6 +149,34 @@ class _Account:
         self.paid[work] = amount
         if len(self.paid) > MAX_KNOWN:
             self.paid.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Booking:
+    """A piece of work in the accounts.
+
+    Attributes:
+        work: Its name.
+        due: What is charged.
+        repeated: What is free because it was charged before.
+    """
+
+    work: Hashable
+    due: Sequence[tuple[Charge, _Account]]
+    repeated: Sequence[tuple[Charge, _Account]]
+
+    def count(self, sign: int = 1) -> None:
+        for charge, account in self.due:
+            account.spent += sign * charge.amount
+        for charge, account in self.repeated:
+            account.repeated += sign * charge.amount
+
+    def undo(self) -> None:
+        self.count(-1)
+
+    def remember(self) -> None:
+        for charge, account in self.due:
+            account.remember(self.work, charge.amount)
 
 
 class Ledger:
@@ -194,25 +236,51 @@ class Ledger:
             QuotaSpent: One does not fit; nothing was booked. Its facts say how much is left and when it renews.
             NotReady: It cannot be written; nothing was booked.
         """
+        self.charge_each([Work(charges, work)])
+
+    def charge_each(self, works: Sequence[Work]) -> int:
+        """Book pieces of work in their order, as many as fit, with at most one write.
+
+        Returns:
+            How many were booked, at least one of any; they are on the disk.
+
+        Raises:
+            QuotaSpent: The first one does not fit; nothing was booked. Its facts are those of `charge`.
+            NotReady: They cannot be written; nothing was booked.
+        """
+        booked: list[_Booking] = []
         with self._lock:
-            booked = [(charge, self._of(charge)) for charge in charges if charge.limit > 0]
-            due = [(charge, account) for charge, account in booked if not account.repeats(charge, work)]
-            for charge, account in due:
-                self._require(charge, account)
-            for charge, account in due:
-                account.spent += charge.amount
+            for work in works:
+                try:
+                    booked.append(self._book(work))
+                except QuotaSpent:
+                    if not booked:
+                        raise
+                    break
             try:
-                self._write_ahead(due)
+                self._write_ahead([each for booking in booked for each in booking.due])
             except OSError as error:
-                for charge, account in due:
-                    account.spent -= charge.amount
+                for booking in booked:
+                    booking.undo()
                 log.exception("what was used of quotas cannot be written to %s", self._path)
                 raise NotReady("the use of quotas cannot be recorded", retry_after_s=RETRY_S) from error
-            for charge, account in booked:
-                if not any(account is other for _, other in due):
-                    account.repeated += charge.amount
-                else:
-                    account.remember(work, charge.amount)
+            for booking in booked:
+                booking.remember()
+        return len(booked)
+
+    def _book(self, work: Work) -> _Booking:
+        """Count a piece of work.
+
+        Raises:
+            QuotaSpent: A charge does not fit; none is counted.
+        """
+        all_ = [(charge, self._of(charge)) for charge in work.charges if charge.limit > 0]
+        due = [(charge, account) for charge, account in all_ if not account.repeats(charge, work.name)]
+        for charge, account in due:
+            self._require(charge, account)
+        booking = _Booking(work.name, due, [each for each in all_ if each not in due])
+        booking.count()
+        return booking
 
     def refund(self, charges: Sequence[Charge]) -> None:
         """Take a charge back whose work was never begun; on the disk it stays until more is spent."""

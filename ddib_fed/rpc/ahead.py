@@ -34,12 +34,18 @@ class ReadAhead(Generic[T]):
             the thread cannot be interrupted while it waits for an element.
         most: Elements that wait to be handed over; one more may be in the thread's hand, and as many in the taker's.
         name: Of the thread.
+        weigh: What an element counts towards `most`, at least 1; called on the thread, for each in its turn.
     """
 
-    def __init__(self, elements: Iterable[T], most: int, name: str) -> None:
+    def __init__(
+        self, elements: Iterable[T], most: int, name: str, *, weigh: Callable[[T], int] = lambda _: 1
+    ) -> None:
         self._elements = elements
         self._most = most
+        self._weigh = weigh
+        self._weight = 0
         self._waiting: list[T | _End] = []
+        self._taken: list[T | _End] = []
         self._changed = threading.Condition()
         self._left = False
         self._thread = threading.Thread(target=self._read, name=name, daemon=True)
@@ -50,7 +56,19 @@ class ReadAhead(Generic[T]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """No more elements are wanted: whoever takes them gets none; the thread ends with the one that it waits for."""
+        """See `leave`."""
+        self.leave()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next element is there, or the end: whoever takes elements would not wait for it."""
+        return bool(self._taken or self._waiting)
+
+    def leave(self) -> None:
+        """No more elements are wanted: whoever takes them gets none; the thread ends with the one that it waits for.
+
+        From any thread: one that waits for an element is woken.
+        """
         with self._changed:
             self._left = True
             self._changed.notify_all()
@@ -78,10 +96,11 @@ class ReadAhead(Generic[T]):
         with self._changed:
             if not self._changed.wait_for(lambda: self._waiting or self._left, wait_s):
                 raise Late
-            taken, self._waiting = self._waiting or [_End(None)], []
+            taken, self._waiting, self._weight = self._waiting or [_End(None)], [], 0
             self._changed.notify_all()
         # Each is forgotten before the next is asked for: an element may be large.
         taken.reverse()
+        self._taken = taken
         while taken:
             yield taken.pop()
 
@@ -89,18 +108,19 @@ class ReadAhead(Generic[T]):
         end = _End(None)
         try:
             for element in self._elements:
-                if not self._put(element):
+                if not self._put(element, self._weigh(element)):
                     if isinstance(self._elements, Generator):
                         self._elements.close()
                     return
         except BaseException as error:  # noqa: BLE001 - raised again where the elements are taken
             end = _End(error)
-        self._put(end)
+        self._put(end, 0)
 
-    def _put(self, element: T | _End) -> bool:
+    def _put(self, element: T | _End, weight: int) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._left or len(self._waiting) < self._most)
+            self._changed.wait_for(lambda: self._left or self._weight < self._most)
             if not self._left:
                 self._waiting.append(element)
+                self._weight += weight
                 self._changed.notify_all()
             return not self._left

@@ -76,10 +76,19 @@ class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
     Args:
         messages: The stream; it ends, or raises, when its call does.
         pace: How long each may take.
+        most: What is read before it is asked for, as `weigh` counts it.
+        weigh: See `ReadAhead`.
     """
 
-    def __init__(self, messages: Iterator[M], pace: Pace) -> None:
-        self._ahead = ReadAhead(messages, READ_AHEAD, "upload")
+    def __init__(
+        self,
+        messages: Iterator[M],
+        pace: Pace,
+        *,
+        most: int = READ_AHEAD,
+        weigh: Callable[[M], int] = lambda _: 1,
+    ) -> None:
+        self._ahead = ReadAhead(messages, most, "upload", weigh=weigh)
         self._pace = pace
 
     def __enter__(self) -> Iterator[M]:
@@ -89,7 +98,16 @@ class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
 
     def __exit__(self, *exc_info: object) -> None:
         """The caller reads no further: the thread ends with its call."""
-        self._ahead.__exit__(*exc_info)
+        self.end()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next message, or the end, is there already."""
+        return self._ahead.ready
+
+    def end(self) -> None:
+        """No further message is taken; whoever waits for one gets the end of the stream. From any thread."""
+        self._ahead.leave()
 
     def _taken(self) -> Iterator[M]:
         """The messages.

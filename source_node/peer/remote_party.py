@@ -1,7 +1,8 @@
 """An admitted peer as a `Party`: latents go out over Decode calls while the next ones are encoded.
 
-A call carries many latents of one class. An item that the peer refuses ends its call; the items behind it that have no
-answer yet go into the next one as they are. A call that has had nothing to do for a while is ended too.
+A call carries many latents of one class. An item that the peer refuses ends its call, when the peer has answered what
+it had begun by then; the items that have no answer yet go into the next one as they are. A call that has had nothing to
+do for a while is ended too.
 """
 
 from __future__ import annotations
@@ -27,22 +28,51 @@ from ddib_fed.bridge.party import (
 from ddib_fed.errors import (
     DdibError,
     InputError,
+    InternalError,
     LatentNotGaussian,
     Memorised,
     MessageInvalid,
     PeerFault,
     PolicyDenied,
+    error_class,
 )
 from ddib_fed.latent import Latent
 from ddib_fed.rpc.peers import at_fault
 from ddib_fed.telemetry.tracing import NOWHERE, Place, Span
 from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
+from ddib_fed.wire.refused import FACT, is_number, refused_items
 from source_node.peer.decode_call import Answer, DecodeCall, Progress
 from source_node.peer.latent_window import IDLE_S, Filler, LatentWindow, Release, Sending
 from source_node.peer.remote import Remote
 
 log = logging.getLogger(__name__)
+
+
+REFUSALS = (InputError, LatentNotGaussian, Memorised, PeerFault)
+"""What may be wrong with an item and no other."""
+
+
+def refused_in(error: DdibError, window: LatentWindow) -> list[Failed]:
+    """The items without an answer that a peer's error names: its own, and others that were refused in the same call.
+
+    They have their answer with that.
+    """
+    number = error.facts.get("item", "")
+    reasons = refused_items(error.facts) | ({int(number): error.reason} if is_number(number) else {})
+    due = [item for item in sorted(reasons) if window.answered(item) is not None]
+    error.facts = {key: text for key, text in error.facts.items() if not key.startswith(FACT)}
+    return [Failed(item, error if str(item) == number else _like(error, item, reasons[item])) for item in due]
+
+
+def _like(error: DdibError, item: int, reason: str) -> DdibError:
+    """Another item's refusal, as the peer said it with the first one's."""
+    kind = error_class(reason)
+    other = (kind if issubclass(kind, REFUSALS) else InternalError)(
+        hop=error.hop, facts={"item": item}, incident=error.incident
+    )
+    other.says = error.says
+    return other
 
 
 def description_of(side: ContractSide) -> Description:
@@ -164,13 +194,12 @@ class RemoteParty:
         try:
             with call:
                 yield from self._answers(call, window, leg)
-        except (InputError, LatentNotGaussian, Memorised, PeerFault) as error:
-            # A refusal of one item ends that item; what is wrong with the stream itself names none.
-            number = error.facts.get("item", "")
-            refused = window.answered(int(number)) if number.isdecimal() else None
-            if refused is None:
+        except REFUSALS as error:
+            # A refusal of items ends those items; what is wrong with the stream itself names none.
+            failed = refused_in(error, window)
+            if not failed:
                 raise filler.cause(control, error) from None
-            yield Failed(refused.number, error)
+            yield from failed
         except DdibError as error:
             raise filler.cause(control, error) from None
         finally:

@@ -41,6 +41,7 @@ class JobProgress:
         self._observed: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
+        self._several = len(job.items) > 1
         self._ranges: dict[int, int] = {}
         self._stages: dict[tuple[int, str], int] = {}
         self._said: dict[str, float] = {}
@@ -55,6 +56,9 @@ class JobProgress:
         """A range has gone so many steps of a stage: the item's steps are those of all its ranges."""
         item = self._numbers.item(number)
         now = time.monotonic()
+        # Called on the engine's thread for every step: the steps of an item of one range need not be added up.
+        if self._several and self._ranges.get(item) == 1 and self._just_said(stage, now):
+            return
         with self._lock:
             ranges = self._ranges.get(item)
             if ranges is None:  # it has ended
@@ -62,13 +66,16 @@ class JobProgress:
             so_far = self._stages.get((item, stage), 0) + step - self._last.get((number, stage), 0)
             self._stages[item, stage], self._last[number, stage] = so_far, step
             done, all_steps = min(so_far, ranges * steps), ranges * steps
-            alone_at_its_end = done == all_steps and len(self._job.items) == 1
-            if now - self._said.get(stage, float("-inf")) < STEPS_EVERY_S and not alone_at_its_end:
+            alone_at_its_end = done == all_steps and not self._several
+            if self._just_said(stage, now) and not alone_at_its_end:
                 return
             self._said[stage] = now
         self._events.publish(
             self._job.job_id, state=JobState.RUNNING, item=item, stage=stage, step=done, steps=all_steps
         )
+
+    def _just_said(self, stage: str, now: float) -> bool:
+        return now - self._said.get(stage, float("-inf")) < STEPS_EVERY_S
 
     def observe(self, stage: str, seconds: float, samples: int) -> None:
         """Some samples have gone through a stage of the own model."""

@@ -80,7 +80,7 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
 }
 TARGET_POINTS: dict[str, tuple[Owner, str, str]] = {
     "target: contract kept": (AGREED, "remember", "after"),
-    "target: call begins": (TARGET, "_on_item", "after"),
+    "target: call begins": (TARGET, "_on_items", "after"),
     "target: result not yet sent": (TARGET, "_messages", "begin"),
     "target: result sent": (TARGET, "_messages", "end"),
 }

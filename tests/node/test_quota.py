@@ -11,7 +11,7 @@ import pytest
 from ddib_fed.errors import ConfigError, NotReady, QuotaSpent
 from ddib_fed.guidance import Guidance
 from ddib_fed.node import quota
-from ddib_fed.node.quota import AHEAD, DAY_S, REPEATS, Charge, Ledger, evaluations_of
+from ddib_fed.node.quota import AHEAD, DAY_S, REPEATS, Charge, Ledger, Work, evaluations_of
 
 
 class Clock:
@@ -185,6 +185,21 @@ def test_most_charges_write_nothing(path, clock, monkeypatch) -> None:
     assert 1 <= len(written) <= 1 + 6_000 // (10**7 // AHEAD)
 
 
+def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(path, clock, monkeypatch) -> None:
+    """A small one does not pass a large one that has no room; repeats among them are free to a tenth."""
+    written, real = [], quota.write_file
+    monkeypatch.setattr(quota, "write_file", lambda *given, **how: (written.append(1), real(*given, **how)))
+    ledger = Ledger(path, clock=clock)
+    works = [Work(charge(amount), name) for name, amount in enumerate((8, 40, 30, 30, 1))]
+    assert ledger.charge_each(works) == 3
+    assert len(written) == 1
+    assert ledger.charge_each([works[0], works[4]]) == 2
+    with pytest.raises(QuotaSpent) as spent:
+        ledger.charge_each(works[3:])
+    assert spent.value.facts["left"] == "21", "8, 40, 30 and 1 were charged, and 8 again was free"
+    ledger.charge(charge(21))
+
+
 def test_a_full_disk_books_nothing_and_asks_to_come_back(path, clock, monkeypatch) -> None:
     """Work whose charge is not on the disk is not begun."""
     ledger = Ledger(path, clock=clock)
@@ -196,6 +211,8 @@ def test_a_full_disk_books_nothing_and_asks_to_come_back(path, clock, monkeypatc
         patch.setattr(quota, "write_file", full)
         with pytest.raises(NotReady) as refused:
             ledger.charge(charge(100))
+        with pytest.raises(NotReady):
+            ledger.charge_each([Work(charge(60), "a"), Work(charge(40), "b")])
     assert refused.value.retry_after_s
     ledger.charge(charge(100))
 

@@ -20,6 +20,7 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits, PictureTerms
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
 from ddib_fed.wire.version import SPOKEN
+from target_node.requests import Arrived
 from target_node.service import DecodingServicer
 from target_node.stream import DecodeStream, StreamSettings, Translated
 from tests.node.institutions import Institution
@@ -61,7 +62,8 @@ def latents(count: int):
 
 def decoded(engine, count: int, label: int = 1, guidance: Guidance = UNGUIDED) -> list[Translated]:
     settings = StreamSettings(CONTRACT, SolverSettings(evaluations=8), True, label, guidance)
-    stream = DecodeStream(engine, settings, latents(count), Control(), lambda *_: None)
+    together = iter([[Arrived(*each) for each in latents(count)]])
+    stream = DecodeStream(engine, settings, together, Control(), len)
     return [event for event in stream.run() if isinstance(event, Translated)]
 
 

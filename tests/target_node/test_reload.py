@@ -39,14 +39,14 @@ def test_an_open_call_takes_no_latent_under_a_policy_that_was_replaced(target, n
 
 def test_a_contract_agreed_on_while_the_policy_changes_is_not_kept(target, north, monkeypatch) -> None:
     """It has the old terms; the next one has the new."""
-    write = target.node.audit.write
+    write = target.node.audit.write_each
 
-    def writing(act: str, **values: object) -> None:
-        write(act, **values)
+    def writing(act: str, each: object) -> None:
+        write(act, each)
         if act == "contract_agreed" and target.node.config.policy.least_evaluations == 8:
             change(target, least_evaluations=9)
 
-    monkeypatch.setattr(target.node.audit, "write", writing)
+    monkeypatch.setattr(target.node.audit, "write_each", writing)
     old = target.negotiate(north)
     with pytest.raises(ContractUnknown):
         target.decode(north, header(old), *sent(old, gaussian(30)))

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.party import Decoded
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import Cancelled, ChunkCorrupt, LatentNotGaussian, QuotaSpent
+from ddib_fed.errors import (
+    Cancelled,
+    ChunkCorrupt,
+    Draining,
+    LatentNotGaussian,
+    Memorised,
+    NotReady,
+    QuotaSpent,
+)
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits
+from ddib_fed.wire.refused import refused_items
 from ddib_fed.wire.version import SPOKEN
 from target_node import stream
+from target_node.requests import Arrived
 from target_node.stream import MAX_PROGRESS, DecodeStream, StreamSettings, Translated
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.source_node.conftest import wait_until
@@ -31,9 +44,17 @@ def latents(*sizes: int):
         yield number, Latent.from_array(gaussian(size, number))
 
 
-def open_stream(engine, items, *, control=None, on_item=lambda *_: None, evaluations=8, round_trip=False):
+def one_by_one(items):
+    """Each arrives alone."""
+    for number, latent in items:
+        yield [Arrived(number, latent)]
+
+
+def open_stream(
+    engine, items, *, control=None, on_items=len, evaluations=8, round_trip=False, **more
+) -> DecodeStream:
     settings = StreamSettings(CONTRACT, SolverSettings(evaluations=evaluations), round_trip)
-    return DecodeStream(engine, settings, items, control or Control(), on_item)
+    return DecodeStream(engine, settings, one_by_one(items), control or Control(), on_items, **more)
 
 
 def translated(events) -> list[Translated]:
@@ -65,7 +86,7 @@ def test_the_round_trip_is_the_translations_own_latent(engine) -> None:
 
 
 def test_an_item_that_is_refused_is_named_and_what_came_before_is_delivered(engine) -> None:
-    """The error is raised in its turn."""
+    """The error comes last."""
 
     def items():
         yield from latents(30, 30)
@@ -76,19 +97,112 @@ def test_an_item_that_is_refused_is_named_and_what_came_before_is_delivered(engi
     with pytest.raises(LatentNotGaussian) as refused:
         came.extend(open_stream(engine, items()).run())
     assert refused.value.facts["item"] == "2"
-    assert [item.item for item in translated(came)] == [0, 1]
+    # The one behind it too, where it was begun by then.
+    assert [item.item for item in translated(came)] in ([0, 1], [0, 1, 3])
+
+
+@pytest.mark.parametrize("wrong", ["at its gate", "in its outcome", "with the whole call"])
+def test_a_refusal_does_not_wait_for_the_peers_next_latent(engine, wrong) -> None:
+    """The peer has sent what it may and waits for answers: neither side would move again."""
+    waits, answered = threading.Event(), threading.Event()
+
+    def items():
+        for number in range(12):
+            far = number == 1 and wrong == "at its gate"
+            yield number, Latent.from_array(np.full((3, 2), 30, np.float32) if far else gaussian(3, number))
+        waits.set()
+        answered.wait(10)
+
+    def decoded(outcome: Decoded) -> None:
+        assert waits.wait(5)
+        if outcome.number == 1 and wrong != "at its gate":
+            raise Memorised if wrong == "in its outcome" else NotReady
+
+    began = time.monotonic()
+    with pytest.raises((LatentNotGaussian, Memorised, NotReady)) as refused:
+        list(open_stream(engine, items(), on_decoded=decoded, end_input=answered.set).run())
+    assert time.monotonic() - began < 3
+    assert refused.value.facts["item"] == "1"
+
+
+def test_an_engine_that_breaks_does_not_wait_for_the_peers_next_latent(fresh_engine) -> None:
+    """What is wrong with more than an item is raised while the engine's own stream is unwound."""
+    waits, answered = threading.Event(), threading.Event()
+
+    def items():
+        yield from latents(*[500] * 3)
+        waits.set()
+        answered.wait(10)
+
+    events = open_stream(fresh_engine, items(), evaluations=5_000, end_input=answered.set).run()
+    next(events)
+    assert waits.wait(5)
+    began = time.monotonic()
+    fresh_engine.close()
+    with pytest.raises(Draining):
+        list(events)
+    assert time.monotonic() - began < 3
+
+
+def test_what_is_in_flight_behind_a_refused_item_is_delivered(engine) -> None:
+    """It is charged and decoded once, and other refusals are said with the first."""
+    charged: list[int] = []
+    ended = threading.Event()
+
+    def items():
+        for number in range(12):
+            points = np.full((3, 2), 30, np.float32) if number in {4, 7} else gaussian(3, number)
+            yield number, Latent.from_array(points)
+        ended.wait(5)
+        yield 12, Latent.from_array(gaussian(3))
+
+    def charge(arrived: Sequence[Arrived]) -> int:
+        charged.extend(each.item for each in arrived)
+        return len(arrived)
+
+    def decoded(_: Decoded) -> None:
+        wait_until(lambda: len(charged) == 12)
+
+    came: list = []
+    opened = open_stream(engine, items(), on_items=charge, on_decoded=decoded, end_input=ended.set)
+    with pytest.raises(LatentNotGaussian) as refused:
+        came.extend(opened.run())
+    assert refused.value.facts["item"] == "4"
+    assert refused_items(refused.value.facts) == dict.fromkeys((4, 7), "LATENT_NOT_GAUSSIAN")
+    assert [item.item for item in translated(came)] == [n for n in range(12) if n not in {4, 7}]
+    assert charged == list(range(12)), "what comes afterwards is for the peer's next call"
+
+
+def test_what_has_come_together_is_charged_together_as_far_as_it_fits(engine) -> None:
+    """The rest is asked for again behind it, and its error is its own."""
+    asked: list[list[int]] = []
+
+    def charge(arrived: Sequence[Arrived]) -> int:
+        asked.append([each.item for each in arrived])
+        if arrived[0].item == 3:
+            raise QuotaSpent
+        return 3
+
+    settings = StreamSettings(CONTRACT, SolverSettings(evaluations=8), round_trip=False)
+    together = iter([[Arrived(number, latent) for number, latent in latents(*[5] * 5)]])
+    came: list = []
+    with pytest.raises(QuotaSpent) as spent:
+        came.extend(DecodeStream(engine, settings, together, Control(), charge).run())
+    assert asked == [[0, 1, 2, 3, 4], [3, 4]]
+    assert spent.value.facts["item"] == "3"
+    assert [item.item for item in translated(came)] == [0, 1, 2]
 
 
 def test_quota_is_asked_before_the_network(fresh_engine) -> None:
     """What is refused costs no evaluation."""
     engine = fresh_engine
 
-    def refuse(item: int, latent: Latent) -> None:
+    def refuse(arrived: Sequence[Arrived]) -> int:
         raise QuotaSpent
 
     calls = engine.counters["calls"]
     with pytest.raises(QuotaSpent) as refused:
-        list(open_stream(engine, latents(30), on_item=refuse).run())
+        list(open_stream(engine, latents(30), on_items=refuse).run())
     assert refused.value.facts["item"] == "0"
     assert engine.counters["calls"] == calls
 

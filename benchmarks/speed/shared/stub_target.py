@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -24,8 +24,14 @@ class StubEngine(ServingParty):
         super().__init__(tiny_bundle(), device="cpu", threads=1)
         self._rows_back = rows_back
 
-    def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:  # noqa: ARG002
-        """See `Party`."""
+    def decode_each(
+        self,
+        latents: Iterable[ToDecode],
+        leg: Leg,  # noqa: ARG002
+        *,
+        end: Callable[[], object] = lambda: None,  # noqa: ARG002
+    ) -> Generator[Decoded | Failed, None, None]:
+        """See `LocalParty`."""
         for each in latents:
             yield Decoded(each.number, each.latent.data[: self._rows_back], None, 0.0)
 

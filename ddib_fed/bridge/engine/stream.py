@@ -40,11 +40,12 @@ def flowing(
     rows: Callable[[_Item], int],
     most: int,
     control: Control | None,
+    end: Callable[[], object] = lambda: None,
 ) -> Iterator[_Outcome]:
     """The outcomes of items that are begun ahead of whoever reads.
 
     Closing it, or an error, cancels what is in flight at its next step and waits for the feeder: no item is taken or
-    begun afterwards. So `items` must not block for ever, unless `control` or its own maker ends it.
+    begun afterwards. So `items` must not block for long, unless `end` wakes it.
 
     Args:
         items: Taken on a thread of its own, one after another; closed there when the reading ends early.
@@ -52,6 +53,8 @@ def flowing(
         rows: Of an item.
         most: Rows in flight from which no further item is taken.
         control: Cancelling and deadline; None for neither.
+        end: Called on the reader's thread when the reading ends, however it does: makes `items` end, also while another
+            thread waits in it.
 
     Raises:
         BaseException: What `items`, `begin` or `finish` raised, after the outcomes of the items before.
@@ -69,6 +72,7 @@ def flowing(
                 yield from begun.finish()
         finally:
             own.cancel()
+            end()
             feeder.stop()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 import time
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import ItemState, Settings
+from ddib_fed.wire.refused import refused_facts
 from ddib_fed.wire.version import SPOKEN
 from source_node.jobs.records import Part
 from source_node.jobs.spool import Spool
@@ -50,6 +52,40 @@ def test_an_item_refused_in_the_middle_of_a_stream_fails_alone(source, target, n
     assert job.items[number].error["reason"] == error.reason
     for again in target.seen[1:]:
         assert all(target.seen[0].get(item, digest) == digest for item, digest in again.items())
+
+
+def test_what_a_peer_had_taken_behind_a_refusal_is_not_sent_again(source, target) -> None:
+    """It answers that first, and names all that it refused: one call for five items, two of them refused."""
+
+    def behave(target, header, items, context):
+        refused = {1: "LATENT_NOT_GAUSSIAN", 3: "MEMORISED"}
+        for item, latent in itertools.islice(items, 5):
+            if item not in refused:
+                yield from target.answer(header, item, latent)
+        raise LatentNotGaussian(facts={"item": 1, **refused_facts(refused)})
+
+    target.decodes = [behave]
+    job = source.start().ended(source.submit(*[npy(seed=n) for n in range(5)]))
+    assert (str(job.state), len(target.seen)) == ("FINISHED", 1)
+    assert source.states(job) == ["DECODED", "FAILED", "DECODED", "FAILED", "DECODED"]
+    first, second = job.items[1].error, job.items[3].error
+    assert (first["reason"], second["reason"]) == ("LATENT_NOT_GAUSSIAN", "MEMORISED")
+    assert (first["facts"], second["facts"]) == ({"item": "1"}, {"item": "3"})
+
+
+def test_a_peer_that_names_others_than_it_was_sent_refuses_none_of_them(source, target) -> None:
+    """Numbers of no item, and one that it has answered."""
+
+    def behave(target, header, items, context):
+        for item, latent in itertools.islice(items, 2):
+            if item == 0:
+                yield from target.answer(header, item, latent)
+        refused = {0: "MEMORISED", 1: "MEMORISED", 70_000: "MEMORISED"}
+        raise Memorised(facts={"item": 1, **refused_facts(refused)})
+
+    target.decodes = [behave]
+    job = source.start().ended(source.submit(*THREE))
+    assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
 
 
 def test_a_peer_that_refuses_every_item_ends_the_job_with_the_first_reason(source, target) -> None:

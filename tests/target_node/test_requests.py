@@ -1,0 +1,148 @@
+"""The latents of a Decode call come in groups of what has arrived, and a peer cannot fill the memory with messages."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from ddib_fed.errors import ChunkCorrupt
+from ddib_fed.server.pace import Pace, paced
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.contracts.contract import Contract, ContractLimits
+from ddib_fed.wire.streams.chunks import MAX_CHUNK
+from ddib_fed.wire.version import SPOKEN
+from target_node.requests import AHEAD_BYTES, LEAST_WEIGHT, Arrived, Weighing, latents_of
+from tests.node.tiny_nodes import gaussian
+from tests.source_node.conftest import wait_until
+from tests.target_node.conftest import side
+from tests.target_node.sending import sent
+
+LIMITS = ContractLimits(1_000, 10_000, 80_000, 10_000)
+CONTRACT = Contract(max(SPOKEN), side("north.example"), side("south.example"), LIMITS)
+
+
+def latent(number: int, points: int = 1) -> list[pb.DecodeRequest]:
+    return sent(CONTRACT, gaussian(points, number), number)
+
+
+class Peer:
+    """Sends these messages, and notes how many were taken and whether all were."""
+
+    def __init__(self, messages: Iterable[pb.DecodeRequest]) -> None:
+        self._messages = messages
+        self.taken = 0
+        self.done = threading.Event()
+
+    def __iter__(self) -> Iterator[pb.DecodeRequest]:
+        for self.taken, message in enumerate(self._messages, 1):  # noqa: B020 - counted where others look
+            yield message
+        self.done.set()
+
+
+def reading(peer: Peer) -> paced[pb.DecodeRequest]:
+    return paced(iter(peer), Pace(10, between_s=10), most=AHEAD_BYTES, weigh=Weighing())
+
+
+def groups_of(
+    read: paced[pb.DecodeRequest], messages: Iterator[pb.DecodeRequest], most_rows: int = 16
+) -> Iterator[list[Arrived]]:
+    return latents_of(
+        messages, CONTRACT, 1_000, Pace(10, between_s=10), ready=lambda: read.ready, most_rows=most_rows
+    )
+
+
+def test_what_has_arrived_comes_together_up_to_a_batch() -> None:
+    """Twenty small latents are read before they are asked for."""
+    peer = Peer(message for number in range(20) for message in latent(number))
+    read = reading(peer)
+    with read as messages:
+        assert peer.done.wait(5)
+        found = [[each.item for each in group] for group in groups_of(read, messages)]
+    assert found == [list(range(16)), list(range(16, 20))]
+
+
+def test_no_latent_waits_for_one_that_is_half_here() -> None:
+    """The second one's header has come, and its peer is silent."""
+    more = threading.Event()
+
+    def messages() -> Iterator[pb.DecodeRequest]:
+        second = latent(1)
+        yield from (*latent(0), second[0])
+        more.wait(5)
+        yield from second[1:]
+
+    read = reading(Peer(messages()))
+    with read as taken:
+        groups = groups_of(read, taken)
+        assert [each.item for each in next(groups)] == [0]
+        more.set()
+        assert [[each.item for each in group] for group in groups] == [[1]]
+
+
+def test_what_came_before_a_broken_message_comes_before_its_error() -> None:
+    """Both are here already."""
+    peer = Peer(
+        [*latent(0), *latent(1), latent(2)[0], pb.DecodeRequest(trailer=common_pb2.Trailer(chunks=0))]
+    )
+    read = reading(peer)
+    with read as messages:
+        assert peer.done.wait(5)
+        groups = groups_of(read, messages)
+        assert [each.item for each in next(groups)] == [0, 1]
+        with pytest.raises(ChunkCorrupt):
+            next(groups)
+
+
+def test_ending_the_reading_wakes_whoever_waits_for_the_next_latent() -> None:
+    """The peer is silent; what waits gets the end, not an error."""
+    silent = threading.Event()
+
+    def messages() -> Iterator[pb.DecodeRequest]:
+        yield from latent(0)
+        silent.wait(10)
+
+    read = reading(Peer(messages()))
+    with read as taken:
+        groups = groups_of(read, taken)
+        next(groups)
+        threading.Timer(0.05, read.end).start()
+        assert list(groups) == []
+    silent.set()
+
+
+def large() -> Iterator[pb.DecodeRequest]:
+    tensor = common_pb2.TensorHeader(size_bytes=64 << 20)
+    yield pb.DecodeRequest(latent=pb.LatentHeader(tensor=tensor))
+    for index in itertools.count():
+        yield pb.DecodeRequest(chunk=common_pb2.Chunk(index=index, data=bytes(MAX_CHUNK)))
+
+
+def lying() -> Iterator[pb.DecodeRequest]:
+    """Small, it says, and the chunks are the largest that a message may hold."""
+    tensor = common_pb2.TensorHeader(size_bytes=8)
+    yield pb.DecodeRequest(latent=pb.LatentHeader(tensor=tensor))
+    while True:
+        yield pb.DecodeRequest(chunk=common_pb2.Chunk(data=bytes(4_000_000)))
+
+
+@pytest.mark.parametrize(
+    ("messages", "most"),
+    [
+        (large(), 2 + AHEAD_BYTES // MAX_CHUNK),
+        (lying(), 4),
+        (itertools.repeat(pb.DecodeRequest()), 1 + AHEAD_BYTES // LEAST_WEIGHT),
+    ],
+    ids=["large latents", "more than was announced", "empty messages"],
+)
+def test_only_so_many_bytes_are_read_before_they_are_asked_for(messages, most) -> None:
+    """Whatever the peer says of them, and however small they are."""
+    peer = Peer(messages)
+    with reading(peer) as taken:
+        wait_until(lambda: peer.taken == most)
+        threading.Event().wait(0.02)
+        assert peer.taken == most
+        del taken
