@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut
@@ -21,6 +22,7 @@ class Outcome:
         jobs: Every job that was watched to its end.
         left_out: Files that could not be read, or that the source node refused.
         failed: Files whose item failed at a node.
+        not_submitted: Files that no job has: nothing more was submitted after a job failed, or it was stopped.
     """
 
     total: int
@@ -30,3 +32,4 @@ class Outcome:
     jobs: tuple[JobView, ...]
     left_out: tuple[LeftOut, ...]
     failed: tuple[LeftOut, ...]
+    not_submitted: tuple[Path, ...] = ()

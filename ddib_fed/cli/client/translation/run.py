@@ -18,7 +18,7 @@ from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Delivered, Input, check_free
 from ddib_fed.cli.client.translation import batches
 from ddib_fed.cli.client.translation.batches import Batch, Running, chosen_files, split
-from ddib_fed.cli.client.translation.checking import Entry, LeftOut, refused
+from ddib_fed.cli.client.translation.checking import Entry, LeftOut, listed, refused
 from ddib_fed.cli.client.translation.display import Progress
 from ddib_fed.cli.client.translation.one_job import receive, submit
 from ddib_fed.cli.client.translation.order import Order
@@ -205,10 +205,14 @@ class Run:
 
     @property
     def _at_its_end(self) -> bool:
-        """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would."""
+        """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would.
+
+        Where bad files are left out, a job of bad files alone says nothing about the next.
+        """
         return self._progress.stopped or any(
             job.state in {JobState.FAILED, JobState.CANCELLED}
             and not any(item.state in {ItemState.DECODED, ItemState.DELIVERED} for item in job.items)
+            and not (self._manner.skip_bad and _failed_by_items(job))
             for job in self._jobs
         )
 
@@ -359,6 +363,7 @@ class Run:
             tuple(self._jobs),
             tuple(self._left_out),
             tuple(self._failed),
+            tuple(entry.path for batch in self._batches for entry in batch.entries),
         )
 
 
@@ -366,19 +371,25 @@ def require_translated(outcome: Outcome, hop: str, *, skip_bad: bool) -> None:
     """Return if every job succeeded; with `skip_bad`, also if only some of its items failed.
 
     Raises:
-        JobFailed: A job, or an item of it, failed; every such file is named.
+        JobFailed: A job, or an item of it, failed, or files were not submitted; every bad file is named.
         Cancelled: A job was cancelled.
     """
+    bad = [*outcome.left_out, *outcome.failed]
+    rest = len(outcome.not_submitted)
+    unsent = f"{rest:,} of {outcome.total:,} files {'was' if rest == 1 else 'were'} not submitted"
     for job in outcome.jobs:
         if skip_bad and (job.state is JobState.FINISHED or _failed_by_items(job)):
             continue
         try:
             require_finished(job, hop)
-        except JobFailed as error:
-            listed = "".join(f"\n  {each.line()}" for each in outcome.failed)
-            error.detail += listed
+        except (JobFailed, Cancelled) as error:
+            error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
             error.args = (error.detail,)
+            if rest:
+                error.hint = "\n".join(filter(None, [error.hint, f"the rest: {same_command()}"]))
             raise
+    if rest:
+        raise JobFailed(unsent, hop="client", hint=same_command())
 
 
 def _failed_by_items(job: JobView) -> bool:
