@@ -38,6 +38,7 @@ class StudyManner:
         force: Whether earlier output is overwritten.
         detach: Whether the command only submits.
         keep_parts: Whether items and their results stay.
+        recompute: Whether what matches is translated again; `force` is set too.
     """
 
     out: Path
@@ -45,6 +46,7 @@ class StudyManner:
     force: bool = False
     detach: bool = False
     keep_parts: bool = False
+    recompute: bool = False
 
 
 def open_studies(
@@ -110,14 +112,16 @@ def translate_study(
     from ddib_fed.formats.finished import finished_study
     from ddib_fed.formats.parts import check_outputs, read_results, write_items, write_outputs
 
-    if not manner.force:
+    if not manner.recompute:
         earlier = finished_study(study.origin, manner.out, asked=asked, fill_refused=fill_refused)
         if earlier is not None:
             return earlier
     check_outputs(study, manner.out, force=manner.force)
     parts = write_items(study, manner.out)
     results = read_results(parts, asked)
-    left = [item for item, result in zip(parts.items, results, strict=True) if manner.force or result is None]
+    left = [
+        item for item, result in zip(parts.items, results, strict=True) if manner.recompute or result is None
+    ]
     if left:
         with _in_the_studys_words(study):
             translate(left, parts.results)

@@ -95,16 +95,19 @@ def test_slices_of_another_target_are_not_put_into_the_volume(series, manner):
 
 
 def test_a_second_run_finds_what_is_there(series, manner, capsys):
-    """Nothing is asked, and nothing is written; --force translates again."""
+    """Nothing is asked, and nothing is written, also with --force; --recompute translates again."""
     first = translate_study(series, Ordinary(), manner, asked=ASKED, fill_refused=False)
     before = first.record.read_bytes()
     again = Ordinary()
-    found = translate_study(series, again, manner, asked=ASKED, fill_refused=False)
+    for kept in (manner, replace(manner, force=True)):
+        found = translate_study(series, again, kept, asked=ASKED, fill_refused=False)
     assert not again.asked
     assert (found.files, found.record.read_bytes()) == (first.files, before)
     report_studies([found], "text")
     assert "by an earlier run" in capsys.readouterr().out
-    translate_study(series, again, replace(manner, force=True), asked=ASKED, fill_refused=False)
+    translate_study(
+        series, again, replace(manner, force=True, recompute=True), asked=ASKED, fill_refused=False
+    )
     assert len(again.asked) == 1
 
 
