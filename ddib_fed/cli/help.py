@@ -38,7 +38,7 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
         "Machine": "device devices threads precision dtype",
         "Results": "thresholds uncertainty keep_latents keep_latent doubtful_below samples soften_sigma reference page "
-        "credentials recompute",
+        "credentials again",
     }.items()
 }
 EVERYDAY = "Options"

@@ -160,15 +160,15 @@ OUT_RESULTS = click.option(
     help="Folder for the results; created if missing.",
 )
 FORCE = click.option("--force", is_flag=True, help="Overwrite existing results.")
-FORCE_CHANGED = click.option(
+FORCE_OTHERS = click.option(
     "--force",
     is_flag=True,
-    help="Overwrite results of changed files or other settings; results that match are kept.",
+    help="Overwrite results that do not match; those that match are kept.",
 )
-RECOMPUTE = click.option(
-    "--recompute",
+AGAIN = click.option(
+    "--again",
     is_flag=True,
-    help="Translate everything again, and overwrite results that match too, e.g. after a node has another model.",
+    help="Translate everything again, and overwrite what is there: by the models that the nodes have now.",
 )
 SKIP_BAD_FILES = click.option(
     "--skip-bad",

@@ -52,9 +52,9 @@ from ddib_fed.terminal import say
 @options.NO_CALIBRATION
 @options.LATENT_TYPE
 @options.DEADLINE
+@options.FORCE_OTHERS
+@options.AGAIN
 @options.SKIP_BAD_FILES
-@options.FORCE_CHANGED
-@options.RECOMPUTE
 @options.PAGE
 @options.with_options(options.STUDIES)
 @options.CREDENTIALS
@@ -70,9 +70,9 @@ def translate(
     labels: Path | None,
     limit: int | None,
     doubtful_below: float,
-    skip_bad: bool,
     force: bool,
-    recompute: bool,
+    again: bool,
+    skip_bad: bool,
     page: bool,
     credentials: tuple[Path, Path] | None,
     detach: bool,
@@ -98,7 +98,7 @@ def translate(
     validation part with --labels. Results have the public code's names and the models' size: 260_1.PNG,
     260_1_translated_261.PNG.
     """
-    order, force = order_of(target, asked), force or recompute
+    order, force = order_of(target, asked), force or again
     _refuse_idle(order, detach=detach)
     split_target(target)
     profile, signer = Profile.load(profile_path), load_credentials(credentials)
@@ -107,7 +107,7 @@ def translate(
         force=force,
         skip_bad=skip_bad,
         doubtful_below=doubtful_below,
-        recompute=recompute,
+        again=again,
         credentials=signer,
     )
     plan = None
@@ -116,9 +116,9 @@ def translate(
             out,
             output_format,
             force=force,
+            again=again,
             detach=detach,
             keep_parts=order.keep_latent,
-            recompute=recompute,
         )
         plan = plan_studies(files, profile, asked, order, written)
         files = files if plan is None else plan.choice.plain

@@ -61,19 +61,19 @@ class Manner:
 
     Attributes:
         out: Folder of the results.
-        force: Overwrite what is there and does not match.
+        force: Overwrite what is there of another file or request.
         skip_bad: Leave out what the node refuses.
         doubtful_below: dB.
-        recompute: Translate again what is there and matches; `force` is set too.
         credentials: With which results are marked as made by a machine; None for no mark.
+        again: Translate again what is there and matches, too.
     """
 
     out: Path
     force: bool
     skip_bad: bool
     doubtful_below: float
-    recompute: bool = False
     credentials: Credentials | None = None
+    again: bool = False
 
 
 class Run:
@@ -154,7 +154,7 @@ class Run:
         """Sort the files into finished ones, those of unfinished jobs, and the others, as batches."""
         out, force = self._manner.out, self._manner.force
         remove_broken(out, self._entries)
-        if not self._manner.recompute:
+        if not self._manner.again:
             self._take_finished(self._entries)
         self._earlier = len(self._results)
         covered = self._attach()

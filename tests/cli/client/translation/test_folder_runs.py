@@ -188,7 +188,7 @@ def test_what_changed_or_was_removed_is_translated_again(translate, scans, north
 def test_everything_is_translated_again_where_that_is_asked(translate, scans, north, written):
     """Also what matches: a node may serve another model by now."""
     assert translate() == 0
-    assert translate("--recompute") == 0
+    assert translate("--again") == 0
     assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 5]
     assert written() == RESULTS
 
