@@ -85,6 +85,28 @@ def installed_models(ctx: Context, param: Parameter, incomplete: str) -> Items:
     return []
 
 
+def peer_targets(ctx: Context, param: Parameter, incomplete: str) -> Items:
+    """INSTITUTION/DOMAIN of each target, asked of the node; where that fails, the institutions in --config."""
+    admitted = peers(ctx, param, incomplete)
+    return targets(ctx, param, incomplete) or [CompletionItem(f"{each.value}/") for each in admitted]
+
+
+def calibrations(ctx: Context, param: Parameter, incomplete: str) -> Items:
+    """Digests of the calibrations of the node in --config."""
+    del param
+    with contextlib.suppress(Exception):
+        from ddib_fed.node.config import NodeConfig
+        from ddib_fed.trust.calibrations.store import CalibrationStore
+
+        found = [
+            (each.sha256.hex()[:12], each.signed.calibration)
+            for each in CalibrationStore(NodeConfig.load(_config_path(ctx)).paths.calibrations).list()
+        ]
+        words = ((digest, f"{made.kind}, to {made.target.institution}") for digest, made in found)
+        return _matching(words, incomplete)
+    return []
+
+
 def peers(ctx: Context, param: Parameter, incomplete: str) -> Items:
     """Institutions that the node in --config admits."""
     del param

@@ -26,18 +26,19 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
     title: frozenset(names.split())
     for title, names in {
         "Classes, guidance": "target_class source_class class_ pairs labels guidance classifier classifier_scale guide "
-        "clip label_dropout",
+        "clip label_dropout limit",
         "Solver": "evaluations solver order grid depth encoder soften",
         "Public code": "compat diffusion_steps noise_schedule timestep_respacing eta ddpm rescale_timesteps "
         "predict_xstart learn_sigma",
         "Between nodes": "no_calibration latent_type deadline",
-        "Reading pictures": "fit range classes skip_bad held_out flip crop dequantise colours channels scene limit",
+        "Reading pictures": "fit range classes held_out flip crop dequantise colours channels scene",
         "Volumes and maps": "intensity slices tile overlap fill_refused keep_parts",
         "Learning": "batch microbatch learning_rate ema sampler checkpoint_every init parameterisation recipe seed",
         "Network": "width blocks schedule network preset variant",
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
         "Machine": "device devices threads precision dtype",
-        "Results": "thresholds uncertainty keep_latents doubtful_below samples soften_sigma reference page credentials",
+        "Results": "thresholds uncertainty keep_latents keep_latent doubtful_below samples soften_sigma reference page "
+        "credentials again",
     }.items()
 }
 EVERYDAY = "Options"

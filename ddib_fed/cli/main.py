@@ -233,8 +233,8 @@ def cli() -> None:
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
     _escape_warnings()
+    words = tuple(sys.argv[1:] if args is None else args)
     try:
-        words = tuple(sys.argv[1:] if args is None else args)
         # `obj` is for messages that name the command again (cli/typed.py).
         result = cli.main(args=list(words), prog_name="ddib", standalone_mode=False, obj=words)
     except click.ClickException as error:
@@ -248,7 +248,7 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
-        return _explain(error)
+        return _explain(error, words)
     return result if isinstance(result, int) else ExitCode.OK
 
 
@@ -263,12 +263,12 @@ def _escape_warnings() -> None:
         logging.lastResort.setFormatter(Escaped())
 
 
-def _explain(raised: Exception) -> int:
-    """Write an error to stderr and return its exit code."""
+def _explain(raised: Exception, words: Sequence[str]) -> int:
+    """Write an error of a command line to stderr and return its exit code."""
     from ddib_fed.cli.output import show_error
 
     error = explained(raised)
-    show_error(error)
+    show_error(error, words)
     return error.exit_code
 
 

@@ -18,12 +18,13 @@ def with_config(path: Path) -> str:
 
 
 def say_next(steps: Sequence[tuple[str, str]]) -> None:
-    """Print the next commands, each on a line of its own with its purpose as a comment of the shell.
+    """Print the next commands, each on a line of its own below its purpose.
+
+    No comment follows a command: zsh, unless it is told otherwise, takes the words of one for arguments.
 
     Args:
         steps: At least one (command, purpose).
     """
-    width = max(len(command) for command, _ in steps)
     say("next:")
     for command, purpose in steps:
-        say(f"  {command.ljust(width)}   # {purpose}")
+        say(f"  {purpose}:", f"    {command}")

@@ -160,10 +160,20 @@ OUT_RESULTS = click.option(
     help="Folder for the results; created if missing.",
 )
 FORCE = click.option("--force", is_flag=True, help="Overwrite existing results.")
+FORCE_OTHERS = click.option(
+    "--force",
+    is_flag=True,
+    help="Overwrite results that do not match; those that match are kept.",
+)
+AGAIN = click.option(
+    "--again",
+    is_flag=True,
+    help="Translate everything again, and overwrite what is there: by the models that the nodes have now.",
+)
 SKIP_BAD_FILES = click.option(
     "--skip-bad",
     is_flag=True,
-    help="Leave out files that cannot be read or that a node refuses, list them at the end and end with exit code 15.",
+    help="Leave out files that cannot be read or that a node refuses, list them, and end with exit code 15.",
 )
 PAGE = click.option(
     "--page/--no-page",

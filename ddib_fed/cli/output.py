@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ddib_fed.cli.typed import with_profile
 from ddib_fed.errors import DdibError, KindMismatch, PeerFault, PictureMisfit
 from ddib_fed.terminal import console, is_aside, say, say_document, say_labelled
 
@@ -25,7 +26,8 @@ NEXT_STEPS: Mapping[str, str] = {
     "PICTURE_MISFIT": "convert the picture to the units of the model, or use a model of its units",
     "KIND_MISMATCH": "ddib domains shows what each node takes",
     "POINTS_TOO_MANY": "split the file into several and translate them in one call",
-    "ITEMS_TOO_MANY": "give fewer files, with --limit; the operator can raise [limits] max_items_per_job in node.toml",
+    "ITEMS_TOO_MANY": "ddib translate ... --detach makes jobs as small as the node allows; the operator can raise "
+    "[limits] max_items_per_job in node.toml",
     "BUNDLE_INVALID": "ddib model show DIR names the check that fails",
     "CONTRACT_MISMATCH": "send the table to both operators; ddib domains lists what can be reached now",
     "STATE_CONFLICT": "ddib job list shows the job's state",
@@ -38,7 +40,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "PEER_UNKNOWN": "the operators exchange peer files: ddib peer export, ddib peer add",
     "PEER_SUSPENDED": "accepted jobs wait; the operator of the node that refused lifts it: ddib peer resume",
     "LATENT_NOT_GAUSSIAN": "use data of the domain that the model was trained on, or more --evaluations",
-    "MEMORISED": "leave that file out, ddib job show JOB names it; the job's other results are given out",
+    "MEMORISED": "leave that file out (`ddib job show JOB` names it); the job's other results are available",
     "NOT_FOUND": "check the name",
     "JOB_NOT_FOUND": "ddib job list",
     "ITEM_NOT_FOUND": "ddib job show JOB",
@@ -72,8 +74,13 @@ def next_step(error: DdibError) -> str:
     return next((NEXT_STEPS[reason] for reason in reasons if reason in NEXT_STEPS), "")
 
 
-def show_error(error: DdibError) -> None:
-    """Write the failure, its hop and the hint to stderr."""
+def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
+    """Write the failure, its hop and the hint to stderr.
+
+    Args:
+        error: What failed.
+        words: The command line, whose --profile the commands of the hint get too.
+    """
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
         say_labelled("  at:   ", error.hop)
@@ -88,7 +95,7 @@ def show_error(error: DdibError) -> None:
         say_labelled("  incident: ", error.incident)
     if error.differences:
         _show_differences(error)
-    step = next_step(error)
+    step = with_profile(next_step(error), words)
     if error.retry_after_s:
         step = (
             f"{step} (after {error.retry_after_s:.0f} s)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,12 +27,19 @@ from ddib_fed.version import __version__
 MEDIA_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 MADE_BY_A_MODEL: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's term for a picture that a trained model made."""
+_MAKER: Final = {"name": "ddib-fed", "version": __version__}
 _OFFLINE: Final = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"ocsp_fetch": False, "remote_manifest_fetch": False},
 }
 """No smaller copy of the picture beside it, and nothing from the network."""
+_SCAN, _APP11 = 0xDA, 0xEB
 _CURVES: Final = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
+_TRIAL: Final = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000020001"
+    "48afa4710000000049454e44ae426082"
+)
+"""A grey PNG of one pixel: signing it shows whether a certificate is accepted."""
 _HOW: Final = "docs/formats.md says which certificate is needed and how to make one for a trial"
 
 
@@ -57,6 +65,7 @@ class Credentials:
             ExtraMissing: c2pa-python is not installed.
             FileMissing, InputError: One is not there, or cannot be read.
             ConfigError: One is not in PEM, others may read the key, or it is of a kind that C2PA does not know.
+            InputError: C2PA does not accept the certificate: another usage, not valid now, not of this key.
         """
         _c2pa()
         chain, secret = read_small(certificate, hint=_HOW), read_private(key, hint=_HOW)
@@ -73,7 +82,9 @@ class Credentials:
             raise ConfigError(
                 f"{key}: C2PA signs with ECDSA (P-256, P-384, P-521), Ed25519 or RSA", hop="client", hint=_HOW
             )
-        return cls(chain.decode("ascii", "replace"), secret.decode("ascii", "replace"), algorithm)
+        found = cls(chain.decode("ascii", "replace"), secret.decode("ascii", "replace"), algorithm)
+        _sign(_TRIAL, ".png", _statement("A trial of the certificate", {}, ".png"), found)
+        return found
 
 
 def mark(content: bytes, suffix: str, record: Translation, credentials: Credentials) -> bytes:
@@ -89,15 +100,19 @@ def mark(content: bytes, suffix: str, record: Translation, credentials: Credenti
         InputError: The file cannot hold them, or the certificate is not accepted.
         ExtraMissing: c2pa-python is not installed.
     """
-    package = _c2pa()
     if suffix.lower() not in MEDIA_TYPES:
         raise InputError(f"content credentials are written into PNG and JPEG, not {suffix}", hop="client")
+    return _sign(content, suffix, _manifest(record, suffix), credentials)
+
+
+def _sign(content: bytes, suffix: str, manifest: dict[str, Any], credentials: Credentials) -> bytes:
+    package = _c2pa()
     try:
         info = package.C2paSignerInfo(
             credentials.algorithm.encode(), credentials.chain.encode(), credentials.key.encode(), None
         )
         with package.Signer.from_info(info) as signer, package.Context.from_dict(_OFFLINE) as context:
-            builder = package.Builder(json.dumps(_manifest(record, suffix)), context)
+            builder = package.Builder(json.dumps(manifest), context)
             out = io.BytesIO()
             builder.sign(signer, MEDIA_TYPES[suffix.lower()], io.BytesIO(content), out)
     except package.C2paError as error:
@@ -105,6 +120,44 @@ def mark(content: bytes, suffix: str, record: Translation, credentials: Credenti
             f"content credentials were refused: {error}"[:400], hop="client", hint=_HOW
         ) from error
     return out.getvalue()
+
+
+def without_mark(content: bytes, suffix: str) -> bytes:
+    """A PNG or JPEG as it was before `mark`: without C2PA's chunks or segments; what is damaged comes back as it is.
+
+    Args:
+        content: The file.
+        suffix: As for `mark`.
+    """
+    is_png = suffix.lower() == ".png"
+    try:
+        return _without_chunks(content) if is_png else _without_segments(content)
+    except (struct.error, IndexError):
+        return content
+
+
+def _without_chunks(png: bytes) -> bytes:
+    """Without the chunks caBX, in which C2PA keeps a manifest."""
+    kept, at = [png[:8]], 8
+    while at < len(png):
+        (length,) = struct.unpack_from(">I", png, at)
+        end = at + 12 + length
+        if png[at + 4 : at + 8] != b"caBX":
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _without_segments(jpeg: bytes) -> bytes:
+    """Without the segments APP11 before the scan, in which C2PA keeps a manifest."""
+    kept, at = [jpeg[:2]], 2
+    while jpeg[at] == 0xFF and jpeg[at + 1] != _SCAN:
+        (length,) = struct.unpack_from(">H", jpeg, at + 2)
+        end = at + 2 + length
+        if jpeg[at + 1] != _APP11:
+            kept.append(jpeg[at:end])
+        at = end
+    return b"".join([*kept, jpeg[at:]])
 
 
 def read_mark(content: bytes, suffix: str) -> dict[str, Any] | None:
@@ -143,21 +196,27 @@ def _algorithm(key: object) -> str | None:
 
 def _manifest(record: Translation, suffix: str) -> dict[str, Any]:
     """The statement; no file name, and nothing of the source picture."""
-    maker = {"name": "ddib-fed", "version": __version__}
-    created = {
-        "action": "c2pa.created",
-        "digitalSourceType": MADE_BY_A_MODEL,
-        "softwareAgent": maker,
-        "description": f"Translated from {record.source_institution}/{record.source_domain} to "
-        f"{record.target_institution}/{record.target_domain}",
-    }
+    about = (
+        f"Translated from {record.source_institution}/{record.source_domain} to "
+        f"{record.target_institution}/{record.target_domain}"
+    )
     models = {
         "source_model_sha256": record.source_model_sha256,
         "target_model_sha256": record.target_model_sha256,
         "contract_sha256": record.contract_sha256,
     }
+    return _statement(about, models, suffix)
+
+
+def _statement(about: str, models: dict[str, str], suffix: str) -> dict[str, Any]:
+    created = {
+        "action": "c2pa.created",
+        "digitalSourceType": MADE_BY_A_MODEL,
+        "softwareAgent": _MAKER,
+        "description": about,
+    }
     return {
-        "claim_generator_info": [maker],
+        "claim_generator_info": [_MAKER],
         "format": MEDIA_TYPES[suffix.lower()],
         "title": "synthetic picture",
         "assertions": [

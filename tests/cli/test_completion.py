@@ -49,6 +49,13 @@ def test_commands_options_and_models_are_completed():
     assert completed(["model", "show"], "sat") == ["satellite", "satellite-as-relief"]
     assert completed(["model", "get"], "moo") == ["moons"]
     assert completed(["translate", "--solver"], "un") == ["unipc"]
+    for words in (
+        ["init", "node", "--model"],
+        ["privacy", "report", "--model"],
+        ["privacy", "index", "--model"],
+        ["bridge", "interpolate", "a.npy", "b.npy", "--target"],
+    ):
+        assert completed(words, "moo") == ["moons"]
 
 
 def test_domains_jobs_and_classes_are_asked_of_the_node(north, tmp_path, capsys):
@@ -93,6 +100,11 @@ def test_peers_and_installed_models_are_those_of_the_node(north, tmp_path, monke
     fingerprint = re.search(r"SHA256:\S+", capsys.readouterr().out)[0]
     peer_file = str(south / "south.example.peer")
     assert run(["peer", "add", peer_file, "--fingerprint", fingerprint, *config]) == 0
-    assert completed(["peer", "test", *config], "so") == ["south.example"]
+    for command in (
+        ["peer", "test", *config],
+        *(["audit", act, *config, "--peer"] for act in ("show", "anchors")),
+    ):
+        assert completed(command, "so") == ["south.example"]
+    assert completed(["calibrate", *config, "--peer"]) == ["south.example/"]
     monkeypatch.chdir(south)
     assert len(completed(["model", "activate"])) == 1

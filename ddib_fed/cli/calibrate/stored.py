@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.cli import options
+from ddib_fed.cli import completing, options
 from ddib_fed.cli.calibrate.asking import YES, confirmed
 from ddib_fed.cli.calibrate.showing import how_jobs_use, show_calibration
 from ddib_fed.cli.help import command
-from ddib_fed.cli.output import outcome, print_json, print_table
+from ddib_fed.cli.output import moment, outcome, print_json, print_table
 from ddib_fed.errors import RefusedError
 from ddib_fed.terminal import say
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ddib_fed.trust.calibrations.signing import Side, SignedCalibration
     from ddib_fed.trust.calibrations.store import CalibrationStore, Stored
 
-NAME = click.argument("name", metavar="SHA256")
+NAME = click.argument("name", metavar="DIGEST", shell_complete=completing.calibrations)
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
@@ -44,7 +44,7 @@ def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
 def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     """Sign a calibration that a peer has proposed to this target.
 
-    SHA256 is its digest, or the first 8 or more digits. The source's signature, the units of this node's model, the
+    DIGEST is its SHA-256, or the first 8 or more digits. The source's signature, the units of this node's model, the
     aggregate that it published, and the policy are checked first. The figures are those that the source measured.
     """
     from ddib_fed.node.calibration import agreeing
@@ -116,7 +116,7 @@ def _row(stored: Stored, now: datetime) -> dict[str, str]:
         "source": f"{calibration.source.institution}/{calibration.source.domain}",
         "target": f"{calibration.target.institution}/{calibration.target.domain}",
         "state": stored.state(now),
-        "expires": calibration.expires.isoformat(),
+        "expires": moment(calibration.expires.timestamp()) or "",
     }
 
 

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddib_fed.bridge.records.translation_record import (
     DOUBTFUL_BELOW,
@@ -36,6 +36,9 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.files import is_disk_full, sync_folder, write_file
+
+if TYPE_CHECKING:
+    from ddib_fed.formats.credentials import Credentials
 
 STATE_PREFIX = ".ddib-job-"
 ACKNOWLEDGED_TOGETHER = 16
@@ -105,11 +108,11 @@ class JobFile:
             ConfigError: There is one that cannot be read.
         """
         path = out / f"{STATE_PREFIX}{request_id}.json"
-        return cls.read(path) if path.exists() else None
+        return cls.read(path, otherwise="items get numbers") if path.exists() else None
 
     @classmethod
-    def read(cls, path: Path) -> JobFile:
-        """The content of such a file.
+    def read(cls, path: Path, *, otherwise: str = "its job is not attached to any more") -> JobFile:
+        """The content of such a file; `otherwise` is what happens without it.
 
         Raises:
             ConfigError: It cannot be read.
@@ -119,7 +122,7 @@ class JobFile:
             inputs = tuple(Input(**item) for item in values["inputs"])
             return cls(values["request_id"], values["target"], inputs)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} cannot be read", hint=f"remove {path}; items get numbers") from error
+            raise ConfigError(f"{path} cannot be read", hint=f"remove {path}; {otherwise}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +152,10 @@ def check_names(paths: Sequence[Path], inputs: Sequence[Input], out: Path) -> No
         for name, is_shared in given.file_names():
             first = paths[owner.setdefault(name, number)]
             if owner[name] != number and not (is_shared and first == paths[number]):
+                apart = "give their common parent folder, or " if first.parent != paths[number].parent else ""
                 raise UsageError(
                     f"{first} and {paths[number]} would both be written to {out / name}",
-                    hint="rename one of them",
+                    hint=f"{apart}rename one of them",
                 )
 
 
@@ -168,18 +172,28 @@ def check_free(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, for
         UsageError: A result would replace an input.
         AlreadyExists: A result is there already and `force` is not set.
     """
+    read = {_place_of(path) for path in paths} - {None}
     for given in inputs:
         for name, is_shared in given.file_names():
             path = out / name
             if not path.exists():
                 continue
-            if any(path.samefile(each) for each in paths if each.exists()):
+            if _place_of(path) in read:
                 raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
             if not (force or is_shared):
                 raise AlreadyExists(
                     f"{path} is there already, and is no result of this request for {given.file}",
-                    hint="choose another --out folder, or add --force",
+                    hint="choose another --out folder, or add --force, which makes again what does not match",
                 )
+
+
+def _place_of(path: Path) -> tuple[int, int] | None:
+    """What tells a file from any other, by whatever name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def deliver(
@@ -191,12 +205,14 @@ def deliver(
     *,
     force: bool,
     doubtful_below: float = DOUBTFUL_BELOW,
+    credentials: Credentials | None = None,
     without: Collection[int] = (),
 ) -> Iterator[Delivered]:
     """Write results as they come, and acknowledge items once they are on the disk, some at a time.
 
     Those of the items in `without` are neither written nor acknowledged. Pictures whose round trip has a PSNR below
     `doubtful_below` dB, or whose structure is below the thresholds of the source's model, are marked in their records.
+    With `credentials` translated pictures are written with content credentials in them.
 
     Raises:
         ChunkCorrupt: A result does not belong to the sent file.
@@ -216,7 +232,9 @@ def deliver(
             raise ChunkCorrupt(f"item {result.item} is not a translation of {known.file}")
         given = known or _numbered(result)
         with _saying_what_is_left(client, job_id, out):
-            delivered = write_result(out, result, given, force=force, doubtful_below=doubtful_below)
+            delivered = write_result(
+                out, result, given, force=force, doubtful_below=doubtful_below, credentials=credentials
+            )
         written.append((result.item, result.translation.sha256))
         if len(written) >= ACKNOWLEDGED_TOGETHER:
             client.acknowledge(job_id, written)
@@ -254,27 +272,54 @@ def _numbered(result: Result) -> Input:
 
 
 def write_result(
-    out: Path, result: Result, given: Input, *, force: bool, doubtful_below: float = DOUBTFUL_BELOW
+    out: Path,
+    result: Result,
+    given: Input,
+    *,
+    force: bool,
+    doubtful_below: float = DOUBTFUL_BELOW,
+    credentials: Credentials | None = None,
 ) -> Delivered:
     """Write the files of a result, and its record last: the one place where a result becomes files.
+
+    What an earlier try has written of the same result may be there, with content credentials or without.
 
     Raises:
         AlreadyExists: A file is there with other content, and `force` is not set.
     """
     files = {part: out / given.file_name(part, file.media) for part, file in result.files.items()}
     durable_folder((out / given.name).parent)
+    written = {}
     for part, path in files.items():
-        write_durably(path, result.files[part].data, force=force, private=part is Part.LATENT)
-    written = {
-        part.value: WrittenFile(file=path.name, sha256=result.files[part].sha256.hex())
-        for part, path in files.items()
-    }
+        own = result.files[part]
+        data = (
+            _content(path, own.data, result.provenance, credentials) if part is Part.TRANSLATION else own.data
+        )
+        same = path.exists() and _digest(path) == own.sha256
+        write_durably(path, data, force=force or same, private=part is Part.LATENT)
+        digest = hashlib.sha256(data).hexdigest() if data is not own.data else own.sha256.hex()
+        written[part.value] = WrittenFile(file=path.name, sha256=digest)
     record = result.provenance.with_(
         input=given.file, files=written, asked_sha256=given.asked or None
     ).judged(doubtful_below)
     path = out / f"{given.name}.json"
     write_durably(path, record.to_json(), force=force)
     return Delivered(result.item, given.file, files, path, record)
+
+
+def _content(path: Path, data: bytes, made: Translation, credentials: Credentials | None) -> bytes:
+    """What is written of a translation: with content credentials where they are asked, or what holds them already."""
+    if credentials is None and not path.exists():
+        return data
+    from ddib_fed.formats.credentials import MEDIA_TYPES, mark, without_mark
+
+    suffix = path.suffix
+    if suffix.lower() not in MEDIA_TYPES:
+        return data
+    there = path.read_bytes() if path.exists() else b""
+    if there != data and without_mark(there, suffix) == data:
+        return there
+    return data if credentials is None else mark(data, suffix, made, credentials)
 
 
 def durable_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import JobFile, deliver
+from ddib_fed.cli.client.marking import load_credentials, refuse_points
 from ddib_fed.cli.client.naming import job_named
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
@@ -29,6 +31,10 @@ from ddib_fed.errors import InputError, StateConflict
 from ddib_fed.guidance import Guidance
 from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import ItemState
+
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?(e[+-]?[0-9]{1,2})?")
+_NAMES = frozenset({"job", "model", "incident", "asked", "served", "found"})
+"""Facts that name something, also where that has digits alone."""
 
 
 @group()
@@ -99,7 +105,7 @@ def _payloads(chosen: Chosen, target: str, out: Path | None, profile: Path | Non
         if "format" in error.facts:
             words = ["ddib", "translate", str(chosen.paths[int(error.facts["item"])]), "--to", target]
             words += ["--out", str(out or "DIR"), *(["--profile", str(profile)] if profile else [])]
-            error.hint = f"{shlex.join(words)}   (sends pixels alone)"
+            error.hint = f"to send pixels alone:\n{shlex.join(words)}"
         raise
 
 
@@ -136,9 +142,22 @@ def _done(view: JobView) -> str:
 
 
 def job_values(view: JobView) -> dict[str, object]:
-    """A job as JSON values, its times in ISO 8601."""
+    """A job as JSON values: its times in ISO 8601, the numbers among the facts of a failure as numbers."""
     times = {name: moment(getattr(view, name)) for name in ("created", "finished", "expires")}
-    return {**figures(view), **times}
+    values = {**figures(view), **times}
+    for told in (values, *values["items"]):
+        if told["failure"] is not None:
+            told["failure"]["facts"] = {
+                key: _value(key, text) for key, text in told["failure"]["facts"].items()
+            }
+    return values
+
+
+def _value(key: str, text: str) -> int | float | str:
+    """A fact as a number, if it is written as one and names nothing."""
+    if key in _NAMES or not _NUMBER.fullmatch(text):
+        return text
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 @job.command()
@@ -230,6 +249,7 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
 @options.OUT_RESULTS
 @options.FORCE
 @options.DOUBTFUL
+@options.CREDENTIALS
 @options.FORMAT
 @options.PROFILE
 def fetch(
@@ -237,6 +257,7 @@ def fetch(
     out: Path,
     force: bool,
     doubtful_below: float,
+    credentials: tuple[Path, Path] | None,
     output_format: str,
     profile_path: Path | None,
 ) -> None:
@@ -245,11 +266,14 @@ def fetch(
     They are written, acknowledged, and then removed at the node. Names come from the folder that the job was
     submitted for; otherwise items are named item-0000 and so on.
     """
+    signer = load_credentials(credentials)
     with (
         open_client(profile_path) as client,
         explaining_interruption(client, job_id := job_named(client, job_id), out),
         locked(out),
     ):
+        if signer is not None:
+            refuse_points(client)
         view = client.get(job_id)
         if not view.cycle:
             options.refuse_idle(
@@ -259,7 +283,14 @@ def fetch(
         inputs = names.inputs if names else ()
         delivered = list(
             deliver(
-                client, job_id, client.fetch(job_id), out, inputs, force=force, doubtful_below=doubtful_below
+                client,
+                job_id,
+                client.fetch(job_id),
+                out,
+                inputs,
+                force=force,
+                doubtful_below=doubtful_below,
+                credentials=signer,
             )
         )
         view = client.get(job_id)
@@ -270,7 +301,8 @@ def fetch(
     if not view.state.ended:
         raise StateConflict(
             f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",
-            hint=f"ddib job watch {shlex.quote(job_id)}, then fetch again",
+            hint=f"ddib job watch {shlex.quote(job_id)}\n"
+            f"ddib job fetch {shlex.quote(job_id)} --out {shlex.quote(str(out))}",
             hop=client.hop,
         )
     require_finished(view, client.hop)

@@ -1,4 +1,7 @@
-"""`ddib translate --credentials`: puts content credentials into the pictures that were written."""
+"""`--credentials`: the certificate and key of the command, and the results of earlier runs that get credentials now.
+
+A new result is written with them (`delivery.write_result`).
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,15 @@ from typing import TYPE_CHECKING
 
 from ddib_fed.bridge.records.translation_record import Part, WrittenFile
 from ddib_fed.cli.client.delivery import Delivered
+from ddib_fed.client.client import Client
+from ddib_fed.errors import UsageError
 from ddib_fed.files import write_file
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
+
+POINT = "point"
+_LEAVE_OUT = "leave --credentials out; docs/formats.md says which results hold them"
 
 
 def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
@@ -29,29 +37,56 @@ def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
     return Credentials.load(*given)
 
 
-def mark_delivered(delivered: Sequence[Delivered], credentials: Credentials | None) -> tuple[Delivered, ...]:
-    """Put credentials into each translated PNG or JPEG, and its new digest into its record.
+def may_be_points(paths: Sequence[Path]) -> bool:
+    """Whether these files may all be points: the node says whether arrays are (`refuse_points`)."""
+    return all(path.suffix.lower() == ".npy" for path in paths)
 
-    Points, and what an earlier run has marked, stay as they are.
+
+def refuse_points(client: Client) -> None:
+    """Return if the node translates pictures.
+
+    Raises:
+        UsageError: It translates points, which hold no content credentials.
+        DdibError: The node refuses or cannot be reached.
+    """
+    if client.domains().sample_kind == POINT:
+        raise UsageError("--credentials: points hold no content credentials", hint=_LEAVE_OUT)
+
+
+def refuse_without_pictures(studies: Sequence[Path]) -> None:
+    """Refuse the option for a command whose results are series, volumes, maps and the like alone.
+
+    Raises:
+        UsageError: Always.
+    """
+    raise UsageError(
+        f"--credentials: what {studies[0]} becomes holds no content credentials", hint=_LEAVE_OUT
+    )
+
+
+def mark_earlier(each: Delivered, credentials: Credentials | None) -> Delivered:
+    """Put credentials into the PNG or JPEG of a result that an earlier run has written, and its digest into the record.
+
+    Points, and what has credentials already, stay as they are; the record is brought up to date, should an earlier run
+    have been killed between the two files.
 
     Raises:
         InputError: The certificate is not accepted.
     """
-    return tuple(each if credentials is None else _marked(each, credentials) for each in delivered)
-
-
-def _marked(each: Delivered, credentials: Credentials) -> Delivered:
-    from ddib_fed.formats.credentials import MEDIA_TYPES, mark, read_mark
-
     path = each.files[Part.TRANSLATION]
+    if credentials is None:
+        return each
+    from ddib_fed.formats.credentials import MEDIA_TYPES, mark, without_mark
+
     if path.suffix.lower() not in MEDIA_TYPES:
         return each
     content = path.read_bytes()
-    if read_mark(content, path.suffix) is not None:
-        return each
-    content = mark(content, path.suffix, each.provenance, credentials)
-    write_file(path, content)
+    if without_mark(content, path.suffix) == content:
+        content = mark(content, path.suffix, each.provenance, credentials)
+        write_file(path, content)
     file = WrittenFile(file=path.name, sha256=hashlib.sha256(content).hexdigest())
+    if each.provenance.files[Part.TRANSLATION.value] == file:
+        return each
     record = each.provenance.with_(files={**each.provenance.files, Part.TRANSLATION.value: file})
     write_file(each.record, record.to_json())
     return replace(each, provenance=record)

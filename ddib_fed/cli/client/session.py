@@ -92,6 +92,6 @@ def explaining_interruption(client: Client, job_id: str, out: Path | None = None
             f"interrupted; job {job_id} continues at the source node",
             hint=f"ddib job watch {job}{more}\n"
             f"ddib job fetch {job} --out {shlex.quote(str(out or 'DIR'))}{more}\n"
-            f"ddib job cancel {job}{more}   # stops it",
+            f"to stop it:\nddib job cancel {job}{more}",
             hop=client.hop,
         ) from error

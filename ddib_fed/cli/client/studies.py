@@ -35,7 +35,8 @@ class StudyManner:
     Attributes:
         out: Folder of the results.
         output_format: ``text`` or ``json``.
-        force: Whether earlier output is overwritten.
+        force: Whether earlier output of something else is overwritten.
+        again: Whether what matches is translated again too.
         detach: Whether the command only submits.
         keep_parts: Whether items and their results stay.
     """
@@ -43,6 +44,7 @@ class StudyManner:
     out: Path
     output_format: str
     force: bool = False
+    again: bool = False
     detach: bool = False
     keep_parts: bool = False
 
@@ -110,14 +112,14 @@ def translate_study(
     from ddib_fed.formats.finished import finished_study
     from ddib_fed.formats.parts import check_outputs, read_results, write_items, write_outputs
 
-    if not manner.force:
+    if not manner.again:
         earlier = finished_study(study.origin, manner.out, asked=asked, fill_refused=fill_refused)
         if earlier is not None:
             return earlier
     check_outputs(study, manner.out, force=manner.force)
     parts = write_items(study, manner.out)
     results = read_results(parts, asked)
-    left = [item for item, result in zip(parts.items, results, strict=True) if manner.force or result is None]
+    left = [item for item, result in zip(parts.items, results, strict=True) if manner.again or result is None]
     if left:
         with _in_the_studys_words(study):
             translate(left, parts.results)

@@ -148,7 +148,7 @@ def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
     from ddib_fed.formats.parts import check_outputs
 
     manner = plan.manner
-    if not manner.force:
+    if not manner.again:
         done = finished_study(origin, manner.out, asked=plan.asked, fill_refused=plan.fill_refused)
         if done is not None:
             return done

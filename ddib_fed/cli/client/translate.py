@@ -11,9 +11,15 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import check_names
-from ddib_fed.cli.client.marking import load_credentials
+from ddib_fed.cli.client.marking import (
+    load_credentials,
+    may_be_points,
+    refuse_points,
+    refuse_without_pictures,
+)
+from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.client.studies import StudyManner
-from ddib_fed.cli.client.study_runs import Ending, check_plan, plan_studies, translate_studies
+from ddib_fed.cli.client.study_runs import Ending, Plan, check_plan, plan_studies, translate_studies
 from ddib_fed.cli.client.translation.order import Order, order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report_outcome
 from ddib_fed.cli.client.translation.run import Manner
@@ -46,7 +52,8 @@ from ddib_fed.terminal import say
 @options.NO_CALIBRATION
 @options.LATENT_TYPE
 @options.DEADLINE
-@options.FORCE
+@options.FORCE_OTHERS
+@options.AGAIN
 @options.SKIP_BAD_FILES
 @options.PAGE
 @options.with_options(options.STUDIES)
@@ -64,6 +71,7 @@ def translate(
     limit: int | None,
     doubtful_below: float,
     force: bool,
+    again: bool,
     skip_bad: bool,
     page: bool,
     credentials: tuple[Path, Path] | None,
@@ -90,21 +98,28 @@ def translate(
     validation part with --labels. Results have the public code's names and the models' size: 260_1.PNG,
     260_1_translated_261.PNG.
     """
-    order = order_of(target, asked)
-    if not order.cycle:
-        options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
-    if detach:
-        options.refuse_idle(
-            ("doubtful_below",), "applies only to fetched results", hint="give it to `ddib job fetch`"
-        )
-    else:
-        options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
+    order, force = order_of(target, asked), force or again
+    _refuse_idle(order, detach=detach)
     split_target(target)
     profile, signer = Profile.load(profile_path), load_credentials(credentials)
-    manner = Manner(out, force=force, skip_bad=skip_bad, doubtful_below=doubtful_below, credentials=signer)
+    manner = Manner(
+        out,
+        force=force,
+        skip_bad=skip_bad,
+        doubtful_below=doubtful_below,
+        again=again,
+        credentials=signer,
+    )
     plan = None
     if pairs is None:
-        written = StudyManner(out, output_format, force=force, detach=detach, keep_parts=order.keep_latent)
+        written = StudyManner(
+            out,
+            output_format,
+            force=force,
+            again=again,
+            detach=detach,
+            keep_parts=order.keep_latent,
+        )
         plan = plan_studies(files, profile, asked, order, written)
         files = files if plan is None else plan.choice.plain
     chosen = None
@@ -113,6 +128,8 @@ def translate(
         check_names(chosen.paths, chosen.inputs, out)
         if chosen.ignored:
             say(chosen.ignored, err=True)
+    if signer is not None:
+        _check_marked(profile, plan, chosen)
     ending = Ending()
     if plan is not None:
         check_plan(plan, chosen, order, profile.institution, skip_bad=skip_bad)
@@ -126,6 +143,38 @@ def translate(
         with ending.held():
             conclude(outcome, out, f"source {profile.institution}", skip_bad=skip_bad)
     ending.conclude()
+
+
+def _refuse_idle(order: Order, *, detach: bool) -> None:
+    """Return if no option that was given is without effect.
+
+    Raises:
+        UsageError: One is.
+    """
+    if not order.cycle:
+        options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
+    if detach:
+        of_results = ("doubtful_below", "credentials")
+        options.refuse_idle(of_results, "applies only to fetched results", hint="give it to `ddib job fetch`")
+    else:
+        options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
+
+
+def _check_marked(profile: Profile, plan: Plan | None, chosen: Chosen | None) -> None:
+    """Return if --credentials has an effect, and say of what it has none.
+
+    Raises:
+        UsageError: It has none.
+        DdibError: The node, which knows whether arrays are points, refuses or cannot be reached.
+    """
+    studies = [] if plan is None else [origin.given for origin in plan.choice.studies.origins]
+    if chosen is None and studies:
+        refuse_without_pictures(studies)
+    elif chosen is not None and may_be_points(chosen.paths):
+        with open_client(profile) as client:
+            refuse_points(client)
+    if studies:
+        say("content credentials are put into PNG alone (docs/formats.md)", err=True)
 
 
 def _submit(

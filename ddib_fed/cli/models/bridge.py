@@ -122,7 +122,12 @@ def cycle(**given: Any) -> None:
 @click.argument("first", type=_FILE)
 @click.argument("second", type=_FILE)
 @_SOURCE
-@click.option("--target", metavar="MODEL", help="Model that decodes, as for --source; default: the source.")
+@click.option(
+    "--target",
+    metavar="MODEL",
+    shell_complete=completing.models,
+    help="Model that decodes, as for --source; default: the source.",
+)
 @click.option(
     "--frames",
     type=click.IntRange(2),

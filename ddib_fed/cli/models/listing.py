@@ -35,7 +35,8 @@ SHOWN_DIGEST = 12
 def list_(*, config_path: Path | None, quiet: bool, output_format: str) -> None:
     """List the models that ship with the package; with --config those of a node, and which is active.
 
-    The name of a shipped model can be given wherever a command takes a MODEL, and `ddib model get` copies the model.
+    The name of a shipped model can be given wherever a command says that MODEL may be a shipped one; for tune, gate and
+    thresholds copy it first: `ddib model get`.
     `ddib model activate` takes the digest of a node's model, or its first characters. Learned steps are the numbers of
     evaluations for which a model's steps were tuned (`--grid learned`).
     """

@@ -89,7 +89,7 @@ def sample(
     Points: samples.npy, latent.npy, samples.png and report.json. Pictures: sample_0.png and on, sheet.png and
     report.json.
 
-    MODEL is a domain's name or index for a shipped model, or a bundle's folder.
+    MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
     from ddib_fed.cli.models import pictures
     from ddib_fed.runs import experiment
@@ -170,7 +170,7 @@ def _units(bundle: Bundle) -> str:
 def show(*, which: str, output_format: str) -> None:
     """Verify a model and print its manifest.
 
-    MODEL is a domain's name or index for a shipped model, or a bundle's folder.
+    MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
     from ddib_fed.cli.output import print_json
     from ddib_fed.metrics.sample_verdict import SampleVerdict

@@ -14,7 +14,8 @@ from ddib_fed.cli.help import group
 from ddib_fed.cli.next_commands import say_next, with_config
 from ddib_fed.cli.node.withdrawing import reinstate, withdraw, withdrawn
 from ddib_fed.cli.output import outcome, print_json
-from ddib_fed.errors import UsageError
+from ddib_fed.cli.typed import same_command
+from ddib_fed.errors import Cancelled, UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _sign(config: NodeConfig, request_file: Path, out: Path | None, *, yes: bool
     if not yes and not confirm(
         f"sign for {asked.identity}? Whoever has this request's key gets this identity"
     ):
-        raise click.Abort
+        raise Cancelled("not confirmed; nothing was signed", hint=same_command())
     roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
     path = out if out is not None else Path(f"{asked.identity.name}.pem")
     life = config.identity.life(asked.identity.kind)

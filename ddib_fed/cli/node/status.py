@@ -9,6 +9,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
+from ddib_fed.cli.next_commands import with_config
 from ddib_fed.cli.output import moment, outcome, print_json
 from ddib_fed.extras import extra
 from ddib_fed.terminal import say
@@ -51,7 +52,7 @@ def status(config_path: Path, output_format: str, web: bool, port: int, browser:
     if output_format == "json":
         print_json(_values(answer))
         return
-    _show(answer)
+    _show(answer, with_config(config_path))
 
 
 _TIMES = frozenset({"certificate_expires", "failed", "expires"})
@@ -93,7 +94,8 @@ def _serve_page(config_path: Path, port: int, *, browser: bool) -> None:
         serve(page.app(), port=port, command="ddib status --web", folder=folder, browser=browser)
 
 
-def _show(answer: admin_pb2.StatusResponse) -> None:
+def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
+    """Print it; `more` is what the commands that are named need to be about this node."""
     from ddib_fed.cli.client.job import when
 
     say(f"node         {answer.name}.{answer.institution}  {answer.state}")
@@ -113,9 +115,11 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
         paused = f", suspended {peer.suspended}" if peer.suspended else ""
         say(f"peer         {peer.institution}: {peer.identity} at {peer.address}{paused}")
         if peer.problem:
-            say(f"             failed {when(peer.failed)}: {peer.problem}; ddib peer test {peer.institution}")
+            say(
+                f"             failed {when(peer.failed)}: {peer.problem}; ddib peer test {peer.institution}{more}"
+            )
     if not answer.peers:
-        say("peers        none: ddib peer add")
+        say(f"peers        none: ddib peer add FILE{more}")
     for each in answer.calibrations:
         about = f": {each.warning}" if each.warning else ""
         say(
@@ -174,5 +178,5 @@ def workers(count: int | None, config_path: Path) -> None:
 def drain(config_path: Path) -> None:
     """Drain the node: accept no more work, finish running work, and exit."""
     running = _client(config_path).drain()
-    say(f"draining; {running} jobs run still")
+    say(f"draining; {running:,} {'job is' if running == 1 else 'jobs are'} still running")
     outcome(draining=True, running_jobs=running)

@@ -80,7 +80,7 @@ class CalibrationStore:
             if known is None and len(self._paths()) >= MAX_STORED:
                 raise ExhaustedError(
                     f"{self._folder} holds {MAX_STORED} calibrations",
-                    hint="ddib calibrate list; ddib calibrate remove SHA256",
+                    hint="ddib calibrate list; ddib calibrate remove DIGEST",
                 )
             added = known.added if known else (now or datetime.now(UTC))
             stored = Stored(signed=signed, added=added)

@@ -11,7 +11,7 @@ import fnmatch
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -26,6 +26,7 @@ from ddib_fed.errors import (
     PolicyDenied,
 )
 from ddib_fed.files import private_folder, read_small, sync_folder, write_file
+from ddib_fed.names import nearest
 from ddib_fed.trust.certificates import parse_certificates
 from ddib_fed.trust.identity import Identity, check_institution
 from ddib_fed.trust.peers import suspended as suspensions
@@ -141,7 +142,7 @@ class PeerStore:
         snapshot = self.snapshot()
         peer = snapshot.peers.get(institution)
         if peer is None:
-            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list")
+            raise _no_peer(institution, snapshot.peers)
         snapshot.refuse_suspended(institution)
         return peer
 
@@ -250,7 +251,7 @@ class PeerStore:
 
     def _require(self, institution: str) -> None:
         if not self._path(check_institution(institution)).exists():
-            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list")
+            raise _no_peer(institution, self.snapshot().peers)
 
     def remove(self, institution: str, *, before: Callable[[], object] = lambda: None) -> None:
         """Remove a peer; it is refused from its next call. A suspension ends with it.
@@ -264,7 +265,7 @@ class PeerStore:
         """
         path = self._path(check_institution(institution))
         if not os.path.lexists(path):
-            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list")
+            raise _no_peer(institution, self.snapshot().peers)
         before()
         path.unlink(missing_ok=True)
         sync_folder(self._folder)  # or a power failure brings the peer back
@@ -365,6 +366,12 @@ class PeerStore:
         if peer.institution != path.stem or peer.institution == self._institution:
             raise InputError(f"{path} names {peer.institution}: it is in the wrong place")
         return peer
+
+
+def _no_peer(institution: str, known: Iterable[str]) -> PeerNotFound:
+    close = nearest(institution, known)
+    meant = f"did you mean {close}? `ddib peer list` lists the peers" if close else "ddib peer list"
+    return PeerNotFound(f"{institution} is not a peer of this node", hint=meant)
 
 
 def _roots_in(content: bytes | str, path: Path) -> tuple[x509.Certificate, ...]:

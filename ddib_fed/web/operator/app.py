@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -31,6 +32,11 @@ class Operator:
         """The application."""
         return application([Route("/", answering(self.whole)), Route("/live", answering(self.live))])
 
+    @property
+    def _config_file(self) -> str:
+        """node.toml for a shell in any folder."""
+        return shlex.quote(str(self.overview.config.path.resolve()))
+
     def whole(self, request: Request) -> Response:
         """The page."""
         del request
@@ -39,6 +45,7 @@ class Operator:
             "operator.html",
             root=".",
             config=self.overview.config,
+            config_file=self._config_file,
             facts=facts,
             leaving=leaving(facts),
             sections=[each for each in sections(facts) if each.title not in _LEFT_OUT],
@@ -48,7 +55,7 @@ class Operator:
     def live(self, request: Request) -> Response:
         """The part of the page that changes."""
         del request
-        return page("live.html", live=self.overview.live())
+        return page("live.html", live=self.overview.live(), config_file=self._config_file)
 
 
 _LEFT_OUT = frozenset({"Sign-off"})

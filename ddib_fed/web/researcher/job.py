@@ -178,6 +178,7 @@ class Job:
             "written": self._written,
             "now": self.now,
             "ended": self.ended,
+            "stopped": self.stopped,
             "error": self.error,
             "job_id": next(iter(self.jobs), ""),
             "missing": [f"{label}: {why}" for label, why in self.missing],

@@ -42,8 +42,9 @@ function progress(state) {
   $("bar").max = state.items || 1;
   $("bar").value = Math.max(state.done, state.written);
   $("now").textContent = state.now;
-  const { ended, error, items, written } = state;
-  const said = ended ? (error ? `Ended with a problem; ${written} of ${items} are here.` : `Finished: ${written} of ${items} are here.`)
+  const { ended, error, items, stopped, written } = state;
+  const said = ended && stopped ? `Stopped; ${written} of ${items} are here.`
+    : ended ? (error ? `Ended with a problem; ${written} of ${items} are here.` : `Finished: ${written} of ${items} are here.`)
     : written ? `${written} of ${items} are here.` : "Translating.";
   if (said !== spoken) $("said").textContent = spoken = said;
   $("cancel").hidden = ended;

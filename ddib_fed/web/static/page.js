@@ -13,12 +13,21 @@ export function element(name, attributes = {}, ...children) {
   return made;
 }
 
-/** What the server answers as JSON; throws what it says went wrong. */
+/** What the browser says of a file that it cannot read, as an error of ours. */
+export const unreadable = (error) => ({
+  detail: `cannot be read (${error.name}); it may have been changed or removed since, or its permissions forbid it`,
+  hint: "choose it again",
+});
+
+/** What the server answers as JSON; throws what it says went wrong, or that the file which was to be sent cannot be read. */
 export async function ask(path, options = {}) {
   let answer;
   try {
     answer = await fetch(path, options);
   } catch {
+    if (options.body instanceof Blob) {
+      await options.body.slice(0, 1).arrayBuffer().catch((error) => { throw unreadable(error); });
+    }
     throw { detail: "ddib web does not answer: it was stopped.", hint: "start it again, and open its new link" };
   }
   if (answer.status === 204) return null;

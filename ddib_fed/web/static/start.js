@@ -1,5 +1,5 @@
 // The first page: files into the tray, the domains that the node offers, and the order.
-import { $, ask, bytes, complain, element } from "./page.js";
+import { $, ask, bytes, complain, element, unreadable } from "./page.js";
 
 const AT_ONCE = 4;
 let files = [];
@@ -16,17 +16,22 @@ async function dropped(transfer) {
   return found;
 }
 
+/** Puts the files below an entry into `found`; one that cannot be read is listed, and does not stop the others. */
 async function walk(entry, folder, found) {
   const name = folder + entry.name;
-  if (entry.isFile) {
-    found.push([name, await new Promise((done, failed) => entry.file(done, failed))]);
-    return;
-  }
-  const reader = entry.createReader();
-  for (;;) { // a reader gives its entries in parts
-    const part = await new Promise((done, failed) => reader.readEntries(done, failed));
-    if (!part.length) return;
-    for (const each of part) await walk(each, `${name}/`, found);
+  try {
+    if (entry.isFile) {
+      found.push([name, await new Promise((done, failed) => entry.file(done, failed))]);
+      return;
+    }
+    const reader = entry.createReader();
+    for (;;) { // a reader gives its entries in parts
+      const part = await new Promise((done, failed) => reader.readEntries(done, failed));
+      if (!part.length) return;
+      for (const each of part) await walk(each, `${name}/`, found);
+    }
+  } catch (error) {
+    refuse(name, unreadable(error));
   }
 }
 

@@ -18,6 +18,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from tests.cli.calibrate.operators import TO, run
+from tests.cli.test_completion import completed
 from tests.runs.picture_folders import blocks, write
 from tests.trust.calibrations.examples import figure
 
@@ -29,6 +30,9 @@ def test_a_proposal_is_accepted_by_hand_and_fetched(both) -> None:
     sha256 = both.propose()
     assert both.stored("south").find(bytes.fromhex(sha256)).state(datetime.now(UTC)) == "proposed"
     assert "proposed" in run("list", "--config", both.south)
+    (listed,) = json.loads(run("list", "--format", "json", "--config", both.south))
+    assert listed["expires"].endswith("Z")
+    assert completed(["calibrate", "accept", "--config", str(both.south)]) == [sha256[:12]]
     accepted = run("accept", sha256[:12], "--yes", "--config", both.south)
     assert f"ddib calibrate send {sha256[:12]}" in accepted
     assert "agreed" in run("send", sha256[:12], "--config", both.north)

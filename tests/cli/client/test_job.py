@@ -104,7 +104,10 @@ def test_fetching_an_unfinished_job_says_so(ddib, north, submitted, tmp_path, ca
     north.service.jobs[submitted].state = pb.JOB_STATE_RUNNING
     north.script.fail_items = set()
     assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == ExitCode.CONFLICT
-    assert f"ddib job watch {submitted}" in capsys.readouterr().err
+    said = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    profile = f"--profile {north.profile_path}"
+    assert f"try:  ddib job watch {profile} {submitted}" in said
+    assert f"ddib job fetch {profile} {submitted} --out {tmp_path / 'out'}" in said
 
 
 def test_watch_ends_with_the_jobs_state(ddib, submitted, capsys):
@@ -132,6 +135,20 @@ def test_list_and_show(ddib, north, submitted, capsys):
     assert "LATENT_NOT_GAUSSIAN" in capsys.readouterr().out
     assert ddib("job", "show", submitted, "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)["items"][0]["failure"]["institution"] == "south.example"
+
+
+def test_numbers_among_the_facts_are_numbers(ddib, north, submitted, capsys):
+    """A script compares them; what names something stays a text."""
+
+    def late(answer):
+        answer.job.state = pb.JOB_STATE_FAILED
+        answer.job.error.reason = "DEADLINE_EXCEEDED"
+        answer.job.error.facts.update(deadline_s="60", items_done="0 of 1", model="123456789012", share="0.5")
+
+    north.script.forge = late
+    assert ddib("job", "show", submitted, "--format", "json") == 0
+    facts = json.loads(capsys.readouterr().out)["failure"]["facts"]
+    assert facts == {"deadline_s": 60, "items_done": "0 of 1", "model": "123456789012", "share": 0.5}
 
 
 def test_cancel_then_delete(ddib, north, submitted, capsys):

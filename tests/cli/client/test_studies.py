@@ -95,7 +95,7 @@ def test_slices_of_another_target_are_not_put_into_the_volume(series, manner):
 
 
 def test_a_second_run_finds_what_is_there(series, manner, capsys):
-    """Nothing is asked, and nothing is written; --force translates again."""
+    """Nothing is asked, and nothing is written, also with --force; --again translates again."""
     first = translate_study(series, Ordinary(), manner, asked=ASKED, fill_refused=False)
     before = first.record.read_bytes()
     again = Ordinary()
@@ -104,8 +104,10 @@ def test_a_second_run_finds_what_is_there(series, manner, capsys):
     assert (found.files, found.record.read_bytes()) == (first.files, before)
     report_studies([found], "text")
     assert "by an earlier run" in capsys.readouterr().out
-    translate_study(series, again, replace(manner, force=True), asked=ASKED, fill_refused=False)
-    assert len(again.asked) == 1
+    for more, times in (({}, 0), ({"again": True}, 1)):
+        written = replace(manner, force=True, **more)
+        translate_study(series, again, written, asked=ASKED, fill_refused=False)
+        assert len(again.asked) == times
 
 
 def test_a_run_for_another_target_is_refused_before_anything_is_asked(series, manner):

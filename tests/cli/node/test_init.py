@@ -104,8 +104,9 @@ def test_role_and_model_suffice(tmp_path, monkeypatch, capsys):
     )
     shown = capsys.readouterr().out
     assert "institution  imaging.north.example, from this machine's name" in shown
-    assert "  ddib-source-node serve --pair " in shown
-    assert "  ddib domains  " in shown
+    lines = [line.strip() for line in shown.splitlines()]
+    assert "ddib-source-node serve --pair" in lines
+    assert "ddib domains" in lines
 
 
 @pytest.mark.parametrize(

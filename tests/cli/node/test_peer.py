@@ -236,8 +236,9 @@ def test_a_peer_is_suspended_and_resumed(north: Path, south: Path) -> None:
     assert "is resumed" in run("resume", "north.example", "--config", south)
     assert "nothing is changed" in run("resume", "north.example", "--config", south)
     assert listed(south)[0]["suspended"] == ""
-    with pytest.raises(PeerNotFound):
-        run("suspend", "west.example", "--config", south)
+    with pytest.raises(PeerNotFound) as refused:
+        run("suspend", "nort.example", "--config", south)
+    assert "did you mean north.example?" in refused.value.hint
 
 
 def test_list_is_for_people_too(north: Path, south: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ddib_fed.cli.node.pki import pki
-from ddib_fed.errors import AlreadyExists, FileMissing, PolicyDenied, UsageError
+from ddib_fed.errors import AlreadyExists, Cancelled, FileMissing, PolicyDenied, UsageError
 from ddib_fed.node.template import render_node_toml
 
 
@@ -89,7 +89,8 @@ def test_signing_asks_first(one: Path, tmp_path: Path) -> None:
     """Who holds the key of a request becomes whom it names; `--yes` is for scripts."""
     two = write_config(tmp_path / "two", "node-2")
     run("request", "--config", two)
-    assert run("issue", "node-2.csr", "--config", one, answer="n\n").exit_code == 1
+    with pytest.raises(Cancelled, match="nothing was signed"):
+        run("issue", "node-2.csr", "--config", one, answer="n\n")
     assert not Path("node-2.pem").exists()
     run("issue", "node-2.csr", "--config", one, "--yes")
     assert Path("node-2.pem").exists()

@@ -64,7 +64,7 @@ def test_status_shows_the_node(admin, capsys):
         "2 running",
         "abababababab rotation",
         "in 3 days",
-        "nothing listens at localhost:7442 [nothing-listens]; ddib peer test south.example",
+        "nothing listens at localhost:7442 [nothing-listens]; ddib peer test south.example --config ",
     ):
         assert text in shown
     assert run(["status", "--config", str(admin), "--format", "json"]) == 0
@@ -76,7 +76,7 @@ def test_reload_and_drain_say_what_they_did(admin, capsys):
     assert run(["reload", "--config", str(admin)]) == 0
     assert "added peer west.example" in capsys.readouterr().out
     assert run(["drain", "--config", str(admin)]) == 0
-    assert "2 jobs run still" in capsys.readouterr().out
+    assert "2 jobs are still running" in capsys.readouterr().out
 
 
 def test_no_node_is_unreachable(config_path, capsys):

@@ -16,7 +16,7 @@ from tests.formats.dicom.files import write_series
 from tests.web.browser.conftest import PICTURES, Opened, findings, fits, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, Route
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 FINISHED_MS = 120_000
@@ -32,6 +32,17 @@ DROP = """data => {
     const about = { dataTransfer: transfer, bubbles: true, cancelable: true };
     document.getElementById("drop").dispatchEvent(new DragEvent("drop", about));
 }"""
+DROP_ONE_UNREADABLE = """data => {
+    const file = new File([new Uint8Array(data)], "good.png");
+    const entries = [
+        { isFile: true, name: "locked.png", file: (done, failed) => failed(new DOMException("", "NotReadableError")) },
+        { isFile: true, name: "good.png", file: (done) => done(file) },
+    ];
+    const drop = new Event("drop", { bubbles: true, cancelable: true });
+    drop.dataTransfer = { items: entries.map((each) => ({ webkitGetAsEntry: () => each })), files: [] };
+    document.getElementById("drop").dispatchEvent(drop);
+}"""
+"""No file can be made unreadable for a browser that runs as root, so the entries are doubles."""
 NARROW = {"viewport": {"width": 320, "height": 256}, "device_scale_factor": 4}
 """The same at 400 %."""
 
@@ -181,6 +192,33 @@ def test_files_can_be_dropped(web: str, opened: Opened) -> None:
     data = list((PICTURES / "coast-1.png").read_bytes())
     page.evaluate(DROP, data)
     page.get_by_text("1 file,").wait_for()
+
+
+def test_a_dropped_file_that_cannot_be_read_is_named(web: str, opened: Opened) -> None:
+    """The others are taken."""
+    page = opened(web)
+    page.evaluate(DROP_ONE_UNREADABLE, list((PICTURES / "coast-1.png").read_bytes()))
+    page.get_by_text("1 file,").wait_for()
+    (refused,) = page.locator("#refused-list li").all_inner_texts()
+    assert refused.startswith("locked.png: cannot be read")
+    assert page.locator("#problem").is_hidden()
+
+
+def test_a_file_that_changes_while_it_is_sent_is_named(web: str, opened: Opened, tmp_path: Path) -> None:
+    """The browser then fails as if the server had been stopped."""
+    path = tmp_path / "scan.png"
+    path.write_bytes((PICTURES / "coast-1.png").read_bytes())
+
+    def change(route: Route) -> None:
+        path.write_bytes(b"another content")
+        route.continue_()
+
+    page = opened(web)
+    page.route("**/files?name=*", change)
+    page.set_input_files("#pick-files", path)
+    page.locator("#refused-list li").wait_for()
+    (refused,) = page.locator("#refused-list li").all_inner_texts()
+    assert refused.startswith("scan.png: cannot be read")
 
 
 @pytest.mark.parametrize("size", [ZOOMED, NARROW], ids=["200 %", "400 %"])

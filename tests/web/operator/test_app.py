@@ -65,7 +65,7 @@ def test_the_page_says_what_the_node_says(page: TestClient, running: pb.StatusRe
     """State, queue, peers and the last day's figures."""
     said = text_of(page.get("/").text)
     for text in ("serving", "up 1 day 2 h", "queued 3", "finished 1,500", "running 0", "1,234", "4.8 MiB",
-                 "PEER_UNKNOWN 7", "NO_CALL 2", "ddib peer test south.example"):  # fmt: skip
+                 "PEER_UNKNOWN 7", "NO_CALL 2", "ddib peer test south.example --config /"):  # fmt: skip
         assert text in said, text
 
 

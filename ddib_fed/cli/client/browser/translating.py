@@ -22,7 +22,8 @@ from ddib_fed.cli.client.delivery import Delivered, Input, check_names
 from ddib_fed.cli.client.studies import INTENSITY, StudyManner, open_studies, translate_study
 from ddib_fed.cli.client.study_runs import alone, look_at_each
 from ddib_fed.cli.client.translation.order import Order
-from ddib_fed.cli.client.translation.run import Manner, require_translated
+from ddib_fed.cli.client.translation.outcome import require_translated
+from ddib_fed.cli.client.translation.run import Manner
 from ddib_fed.cli.client.translation.whole import translate_files, translate_parts
 from ddib_fed.cli.output import next_step
 from ddib_fed.client.payload import split_target

@@ -154,7 +154,7 @@ def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str, *, un
         return bad[0][1]
     kinds = {type(error) for _, error in bad}
     kind = kinds.pop() if len(kinds) == 1 else InputError
-    detail = f"{len(bad) + unnamed:,} of {total:,} files cannot be translated; {state}:\n" + _listed(
+    detail = f"{len(bad) + unnamed:,} of {total:,} files cannot be translated; {state}:\n" + listed(
         (LeftOut.of(path, error) for path, error in bad), unnamed
     )
     first = bad[0][1].hint if len(bad) == 1 else ""
@@ -166,12 +166,13 @@ def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str, *, un
 def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     """The error that a command ends with which left out these files; `state` is what became of the others."""
     return FilesLeftOut(
-        f"left out: {len(found):,} of {total:,} files; {state}:\n{_listed(found)}",
+        f"left out: {len(found):,} of {total:,} files; {state}:\n{listed(found)}",
         hint=f"repair them, then, for what is missing: {same_command()}",
     )
 
 
-def _listed(found: Iterable[LeftOut], unnamed: int = 0) -> str:
+def listed(found: Iterable[LeftOut], unnamed: int = 0) -> str:
+    """Lines that name files, the first `MOST_LISTED` of them; `unnamed` is how many more there are without a name."""
     lines = [f"  {each.line()}" for each in found]
     more = max(0, len(lines) - MOST_LISTED) + unnamed
     return "\n".join([*lines[:MOST_LISTED], *([f"  and {more:,} more"] if more else [])])

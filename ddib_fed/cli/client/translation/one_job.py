@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW
 from ddib_fed.cli.client.choosing import Chosen
@@ -19,6 +20,13 @@ from ddib_fed.client.client import Client
 from ddib_fed.client.payload import Payload, split_target
 from ddib_fed.client.views import JobView, Submitted
 from ddib_fed.errors import Cancelled, DdibError
+
+if TYPE_CHECKING:
+    from ddib_fed.formats.credentials import Credentials
+
+
+RESUMES = "to resume:"
+"""The line of a hint above the command that goes on."""
 
 
 def submit(
@@ -84,7 +92,7 @@ def submit(
             raise
         raise Cancelled(
             "interrupted while submitting: the node may have accepted the job",
-            hint=f"{same_command()}   # resumes\n"
+            hint=f"{RESUMES}\n{same_command()}\n"
             f"ddib job list --profile {shlex.quote(str(client.profile.path))}",
         ) from error
 
@@ -98,6 +106,7 @@ def receive(
     *,
     force: bool,
     doubtful_below: float = DOUBTFUL_BELOW,
+    credentials: Credentials | None = None,
     without: Collection[int] = (),
     on_written: Callable[[Delivered], None] | None = None,
 ) -> tuple[JobView, list[Delivered]]:
@@ -111,6 +120,7 @@ def receive(
         out: Folder of the results.
         force: Whether existing results are overwritten.
         doubtful_below: As for `deliver`.
+        credentials: Likewise.
         without: Items whose results stay at the node.
         on_written: Called with each result when it is on the disk.
 
@@ -129,6 +139,7 @@ def receive(
             inputs,
             force=force,
             doubtful_below=doubtful_below,
+            credentials=credentials,
             without=without,
         ):
             delivered.append(result)

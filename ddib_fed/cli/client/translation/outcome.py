@@ -1,12 +1,16 @@
-"""What became of the files of one command."""
+"""What became of the files of one command, and whether that is what was asked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ddib_fed.cli.client.delivery import Delivered
-from ddib_fed.cli.client.translation.checking import Entry, LeftOut
-from ddib_fed.client.views import JobView
+from ddib_fed.cli.client.translation.checking import Entry, LeftOut, listed
+from ddib_fed.cli.typed import same_command
+from ddib_fed.client.views import JobView, require_finished
+from ddib_fed.errors import Cancelled, JobFailed
+from ddib_fed.wire.jobs import ItemState, JobState
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class Outcome:
         jobs: Every job that was watched to its end.
         left_out: Files that could not be read, or that the source node refused.
         failed: Files whose item failed at a node.
+        not_submitted: Files that no job has: nothing more was submitted after a job failed, or it was stopped.
     """
 
     total: int
@@ -30,3 +35,34 @@ class Outcome:
     jobs: tuple[JobView, ...]
     left_out: tuple[LeftOut, ...]
     failed: tuple[LeftOut, ...]
+    not_submitted: tuple[Path, ...] = ()
+
+
+def require_translated(outcome: Outcome, hop: str, *, skip_bad: bool) -> None:
+    """Return if every job succeeded; with `skip_bad`, also if only some of its items failed.
+
+    Raises:
+        JobFailed: A job, or an item of it, failed, or files were not submitted; every bad file is named.
+        Cancelled: A job was cancelled.
+    """
+    bad = [*outcome.left_out, *outcome.failed]
+    rest = len(outcome.not_submitted)
+    unsent = f"{rest:,} of {outcome.total:,} files {'was' if rest == 1 else 'were'} not submitted"
+    for job in outcome.jobs:
+        if skip_bad and (job.state is JobState.FINISHED or failed_by_items(job)):
+            continue
+        try:
+            require_finished(job, hop)
+        except (JobFailed, Cancelled) as error:
+            error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
+            error.args = (error.detail,)
+            if rest:
+                error.hint = "\n".join(filter(None, [error.hint, f"the rest: {same_command()}"]))
+            raise
+    if rest:
+        raise JobFailed(unsent, hop="client", hint=same_command())
+
+
+def failed_by_items(job: JobView) -> bool:
+    """Whether a job failed because every item of it did, each for a reason of its own."""
+    return job.state is JobState.FAILED and all(item.state is ItemState.FAILED for item in job.items)

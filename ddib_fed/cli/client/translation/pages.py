@@ -67,6 +67,7 @@ def _write(outcome: Outcome, pictures: list[Delivered], page: Path, sheet: Path)
         for each in pictures
     ]
     missing = [(str(each.path), each.why) for each in (*outcome.left_out, *outcome.failed)]
+    missing += [(str(path), "was not submitted") for path in outcome.not_submitted]
     first = pictures[0].provenance
     results = Results(
         f"{first.target_institution}/{first.target_domain}", outcome.total, files, tuple(missing)

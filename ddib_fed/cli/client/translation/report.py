@@ -122,6 +122,7 @@ def _outcome_as_json(outcome: Outcome, target: str, out: Path, page: Path | None
         "page": page,
         "left_out": [_left_out_as_json(each) for each in outcome.left_out],
         "failed": [_left_out_as_json(each) for each in outcome.failed],
+        "not_submitted": list(outcome.not_submitted),
         "items": [_as_json(item) for item in outcome.delivered],
     }
 

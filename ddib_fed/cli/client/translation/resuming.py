@@ -1,11 +1,13 @@
 """What an earlier run of the same command left in the folder: finished results, unfinished jobs, broken files.
 
 A result counts as finished if its record says that it was made from the same bytes for the same request, and its files
-have the recorded digests. A job is unfinished as long as its file with the names of its items is there.
+have the recorded digests, or had them before they got content credentials. A job is unfinished as long as its file
+with the names of its items is there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +43,20 @@ def _finished(given: Input, out: Path, number: int) -> Delivered | None:
         return None
     written = {Part(kind): file for kind, file in record.files.items() if kind in _PARTS}
     files = {part: path.parent / file.file for part, file in written.items()}
-    if all(has_sha256(files[part], file.sha256) for part, file in written.items()):
+    if all(_is_written(files[part], file.sha256) for part, file in written.items()):
         return Delivered(number, given.file, files, path, record)
     return None
+
+
+def _is_written(path: Path, sha256: str) -> bool:
+    """Whether a file has this digest, or has it without the content credentials that were put in before a kill."""
+    if has_sha256(path, sha256):
+        return True
+    if path.suffix.lower() not in {".png", ".jpg", ".jpeg"} or not path.is_file():
+        return False
+    from ddib_fed.formats.credentials import without_mark
+
+    return hashlib.sha256(without_mark(path.read_bytes(), path.suffix)).hexdigest() == sha256
 
 
 @dataclass(frozen=True, slots=True)

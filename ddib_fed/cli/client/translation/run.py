@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Delivered, Input, check_free
+from ddib_fed.cli.client.marking import mark_earlier
 from ddib_fed.cli.client.translation import batches
 from ddib_fed.cli.client.translation.batches import Batch, Running, chosen_files, split
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut, refused
 from ddib_fed.cli.client.translation.display import Progress
-from ddib_fed.cli.client.translation.one_job import receive, submit
+from ddib_fed.cli.client.translation.one_job import RESUMES, receive, submit
 from ddib_fed.cli.client.translation.order import Order
-from ddib_fed.cli.client.translation.outcome import Outcome
+from ddib_fed.cli.client.translation.outcome import Outcome, failed_by_items
 from ddib_fed.cli.client.translation.resuming import (
     Unfinished,
     finished,
@@ -33,7 +34,7 @@ from ddib_fed.cli.client.translation.resuming import (
 from ddib_fed.cli.typed import same_command
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import refused_items
-from ddib_fed.client.views import JobView, Submitted, require_finished
+from ddib_fed.client.views import JobView, Submitted
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -60,10 +61,11 @@ class Manner:
 
     Attributes:
         out: Folder of the results.
-        force: Translate again what is there, and overwrite it.
+        force: Overwrite what is there of another file or request.
         skip_bad: Leave out what the node refuses.
         doubtful_below: dB.
         credentials: With which results are marked as made by a machine; None for no mark.
+        again: Translate again what is there and matches, too.
     """
 
     out: Path
@@ -71,6 +73,7 @@ class Manner:
     skip_bad: bool
     doubtful_below: float
     credentials: Credentials | None = None
+    again: bool = False
 
 
 class Run:
@@ -151,9 +154,8 @@ class Run:
         """Sort the files into finished ones, those of unfinished jobs, and the others, as batches."""
         out, force = self._manner.out, self._manner.force
         remove_broken(out, self._entries)
-        if not force:
-            for result in finished(self._entries, out):
-                self._results[self._entries[result.item].given.name] = result
+        if not self._manner.again:
+            self._take_finished(self._entries)
         self._earlier = len(self._results)
         covered = self._attach()
         missing = [
@@ -170,6 +172,12 @@ class Run:
                 f"{self._earlier:,} of {len(self._entries):,} files are translated already{jobs}; "
                 f"{len(missing):,} are left"
             )
+
+    def _take_finished(self, entries: Sequence[Entry]) -> None:
+        """Results of these files that are on the disk count; those without the credentials that are asked get them."""
+        for result in finished(entries, self._manner.out):
+            given = entries[result.item].given
+            self._results[given.name] = mark_earlier(result, self._manner.credentials)
 
     def _attach(self) -> set[Input]:
         """Take over the unfinished jobs in the folder; the items that they translate."""
@@ -197,7 +205,8 @@ class Run:
         if job.without:
             self._progress.say(
                 f"job {job.job_id} also translates {len(job.without):,} files that have changed since; when it has "
-                f"ended, remove those results: ddib job delete {shlex.quote(job.job_id)}"
+                f"ended, remove those results: ddib job delete {shlex.quote(job.job_id)} "
+                f"--profile {shlex.quote(str(self._client.profile.path))}"
             )
 
     def _any_finished(self, entries: Sequence[Entry]) -> bool:
@@ -205,10 +214,14 @@ class Run:
 
     @property
     def _at_its_end(self) -> bool:
-        """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would."""
+        """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would.
+
+        Where bad files are left out, a job of bad files alone says nothing about the next.
+        """
         return self._progress.stopped or any(
             job.state in {JobState.FAILED, JobState.CANCELLED}
             and not any(item.state in {ItemState.DECODED, ItemState.DELIVERED} for item in job.items)
+            and not (self._manner.skip_bad and failed_by_items(job))
             for job in self._jobs
         )
 
@@ -264,7 +277,8 @@ class Run:
             bad.append((path, own))
         if not self._manner.skip_bad:
             submitted = len(self._pending) + len(self._jobs)
-            state = f"{submitted} other jobs are under way" if submitted else "nothing was submitted"
+            others = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
+            state = others if submitted else "nothing was submitted"
             unnamed = max(0, refused_count(error.facts) - len(numbers))
             raise refused(bad, len(self._chosen.paths), state, unnamed=unnamed) from error
         self._left_out += [LeftOut.of(path, own) for path, own in bad]
@@ -289,6 +303,7 @@ class Run:
             self._manner.out,
             force=self._manner.force,
             doubtful_below=self._manner.doubtful_below,
+            credentials=self._manner.credentials,
             without=job.without,
             on_written=written,
         )
@@ -319,8 +334,7 @@ class Run:
             for given in job.inputs
             if (entry := self._by_input.get(given)) and given.name not in self._results
         ]
-        for result in finished(entries, self._manner.out):
-            self._results[entries[result.item].given.name] = result
+        self._take_finished(entries)
         ended = view.state is JobState.FINISHED
         return [
             entry
@@ -340,8 +354,8 @@ class Run:
             done, total = self._progress.done, len(self._entries)
             error.detail += f"; {done:,} of {total:,} results are complete in {self._manner.out}"
             error.args = (error.detail,)
-            if "resumes" not in error.hint:
-                error.hint = f"{same_command()}   # resumes\n{error.hint}"
+            if RESUMES not in error.hint:
+                error.hint = f"{RESUMES}\n{same_command()}\n{error.hint}"
             raise
         except DiskFull as error:
             if error.hop == "client":
@@ -359,28 +373,5 @@ class Run:
             tuple(self._jobs),
             tuple(self._left_out),
             tuple(self._failed),
+            tuple(entry.path for batch in self._batches for entry in batch.entries),
         )
-
-
-def require_translated(outcome: Outcome, hop: str, *, skip_bad: bool) -> None:
-    """Return if every job succeeded; with `skip_bad`, also if only some of its items failed.
-
-    Raises:
-        JobFailed: A job, or an item of it, failed; every such file is named.
-        Cancelled: A job was cancelled.
-    """
-    for job in outcome.jobs:
-        if skip_bad and (job.state is JobState.FINISHED or _failed_by_items(job)):
-            continue
-        try:
-            require_finished(job, hop)
-        except JobFailed as error:
-            listed = "".join(f"\n  {each.line()}" for each in outcome.failed)
-            error.detail += listed
-            error.args = (error.detail,)
-            raise
-
-
-def _failed_by_items(job: JobView) -> bool:
-    """Whether a job failed because every item of it did, each for a reason of its own."""
-    return job.state is JobState.FAILED and all(item.state is ItemState.FAILED for item in job.items)

@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddib_fed.cli.client.choosing import Chosen
-from ddib_fed.cli.client.marking import mark_delivered
 from ddib_fed.cli.client.translation.batches import JOB_FILES
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut, left_out, read_files, refused
 from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.client.translation.lock import locked
 from ddib_fed.cli.client.translation.order import Order
-from ddib_fed.cli.client.translation.outcome import Outcome
+from ddib_fed.cli.client.translation.outcome import Outcome, require_translated
 from ddib_fed.cli.client.translation.pages import write_pages
-from ddib_fed.cli.client.translation.run import Manner, Run, require_translated
+from ddib_fed.cli.client.translation.run import Manner, Run
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Submitted
 from ddib_fed.errors import FilesLeftOut
@@ -50,7 +49,6 @@ def translate_files(
         entries, bad = _read(chosen, order, profile, display, skip_bad=manner.skip_bad)
         with display.opened(profile) as (client, progress):
             outcome = Run(client, chosen, entries, order, manner, progress, bad).translate()
-        outcome = replace(outcome, delivered=mark_delivered(outcome.delivered, manner.credentials))
         return outcome, write_pages(outcome, manner.out) if page else None
 
 

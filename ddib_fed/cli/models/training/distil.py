@@ -43,7 +43,7 @@ def distil(
     model of a domain that packages carry. The new model follows the ODE of the old one; its manifest names that and the
     measured error. Both models distilled, use --solver flow-map --evaluations 8; other solvers work with it too.
 
-    MODEL is a domain's name or index for a shipped model, or a bundle's folder.
+    MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
     from ddib_fed.runs.training import train_at_terminal
 

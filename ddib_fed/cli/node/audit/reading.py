@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddib_fed.cli import options
+from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.output import outcome, print_json
 from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing
@@ -31,7 +31,13 @@ _SELECT = (
     click.option(
         "--job", default="", metavar="ID", help="Only this job, or request; its first characters are enough."
     ),
-    click.option("--peer", default="", metavar="INSTITUTION", help="Only what concerns this institution."),
+    click.option(
+        "--peer",
+        default="",
+        metavar="INSTITUTION",
+        shell_complete=completing.peers,
+        help="Only what concerns this institution.",
+    ),
     click.option(
         "--since",
         metavar="WHEN",

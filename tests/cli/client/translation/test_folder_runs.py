@@ -6,14 +6,16 @@ import json
 import shlex
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ddib_fed.cli.client.delivery import Input, check_free
 from ddib_fed.cli.client.translation import batches
 from ddib_fed.cli.client.translation.lock import locked
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull
+from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull, UsageError
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import npy, points
 
@@ -168,7 +170,7 @@ def test_a_second_run_asks_the_node_for_nothing(translate, north, written, capsy
 
 
 def test_what_changed_or_was_removed_is_translated_again(translate, scans, north, tmp_path):
-    """A changed file needs --force where its old result is; a removed or damaged result does not count."""
+    """Changed files and damaged results need --force, which translates them and no other."""
     assert translate() == 0
     (tmp_path / "out" / "scan-0.npy").unlink()
     (tmp_path / "out" / "scan-0.json").unlink()
@@ -179,7 +181,32 @@ def test_what_changed_or_was_removed_is_translated_again(translate, scans, north
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan-2.npy"), points(10, start=90) * 2)
     (tmp_path / "out" / "scan-4.npy").write_bytes(b"half")
     assert translate() == ExitCode.CONFLICT
-    assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 1, 5]
+    assert translate("--force") == 0
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 1, 1, 1]
+
+
+def test_everything_is_translated_again_where_that_is_asked(translate, scans, north, written):
+    """Also what matches: a node may serve another model by now."""
+    assert translate() == 0
+    assert translate("--again") == 0
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 5]
+    assert written() == RESULTS
+
+
+def test_results_in_the_way_are_compared_with_all_files_at_once(tmp_path, monkeypatch):
+    """Not each with each: of 1,500 that took 49 s."""
+    inputs = [Input(f"scan-{number}", f"scan-{number}.png") for number in range(100)]
+    paths = [tmp_path / given.file for given in inputs]
+    for path in paths:
+        path.touch()
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / path.name).touch()
+    looked, stat = [], Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **more: looked.append(path) or stat(path, **more))
+    check_free(paths, inputs, tmp_path / "out", force=True)
+    assert len(looked) < 40 * len(paths)
+    with pytest.raises(UsageError, match="would replace the input"):
+        check_free(paths, inputs, tmp_path, force=True)
 
 
 def interrupt_at(north, method, count):
@@ -204,8 +231,9 @@ def test_after_ctrl_c_the_printed_command_computes_nothing_twice(
     assert translate() == ExitCode.CANCELLED
     north.script.on_call = lambda called: None
     said = capsys.readouterr().err
-    pasted = next(line for line in said.splitlines() if "# resumes" in line).strip().removeprefix("try:")
-    assert run(shlex.split(pasted, comments=True)[1:]) == 0
+    lines = [line.strip() for line in said.splitlines()]
+    pasted = lines[lines.index("try:  to resume:") + 1]
+    assert run(shlex.split(pasted)[1:]) == 0
     assert written() == RESULTS
     sent = sorted(data for job in north.service.jobs.values() for data in job.inputs)
     assert len(sent) == len(set(sent)) == 5
@@ -312,6 +340,52 @@ def failed_view(view):
         return job
 
     return failed
+
+
+def fail_the_first_job(north, monkeypatch, *, items):
+    """The first job has no result: each item failed, or the job itself with its items untouched."""
+    view = north.service._view
+
+    def failed(job_id, stored):
+        job = view(job_id, stored)
+        if job_id != next(iter(north.service.jobs)):
+            return job
+        job.state = pb.JOB_STATE_FAILED
+        for item in job.items:
+            item.state = pb.ITEM_STATE_FAILED if items else pb.ITEM_STATE_RECEIVED
+            if items:
+                item.error.reason, item.error.sentence = "LATENT_NOT_GAUSSIAN", "not noise"
+        if not items:
+            job.error.reason, job.error.sentence = "QUOTA", "the quota is spent"
+        return job
+
+    monkeypatch.setattr(north.service, "_view", failed)
+
+
+def test_after_a_job_of_bad_files_alone_the_other_files_are_submitted(
+    translate, north, written, few_files, capsys, monkeypatch
+):
+    """The first 250 files of a folder may all be of another modality."""
+    fail_the_first_job(north, monkeypatch, items=True)
+    assert translate("--skip-bad") == ExitCode.LEFT_OUT
+    assert len(north.service.jobs) == 3
+    assert len(written()) == 2 * 3
+    assert "left out: 2 of 5 files; the others are in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--skip-bad"], []])
+def test_files_that_were_not_submitted_are_counted(
+    translate, north, written, few_files, capsys, monkeypatch, more
+):
+    """Nothing more is sent after a job that failed for a reason of its own; without --skip-bad after bad files too."""
+    fail_the_first_job(north, monkeypatch, items=not more)
+    assert translate(*more, "--format", "json") == ExitCode.JOB_FAILED
+    shown = capsys.readouterr()
+    assert ("the quota is spent" if more else "LATENT_NOT_GAUSSIAN") in shown.err
+    assert "1 of 5 files was not submitted" in shown.err
+    assert len(json.loads(shown.out)["not_submitted"]) == 1
+    assert len(north.service.jobs) == 2
+    assert len(written()) == 2 * 2
 
 
 def test_a_second_run_into_the_folder_is_refused_at_once(translate, north, tmp_path, capsys):

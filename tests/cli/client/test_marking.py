@@ -1,0 +1,160 @@
+"""`--credentials`: results are written with content credentials; earlier ones get them; idle is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from ddib_fed.cli.client import delivery, marking
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode
+from ddib_fed.formats.credentials import read_mark
+from ddib_fed.samples.images import encode_png
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
+from tests.client.scripted_source import NORTH, TARGET, SourceNodeDouble, npy, points
+from tests.formats.echoes import NIFTI
+from tests.formats.signers import write_signer
+
+pytestmark = pytest.mark.slow
+NAMES = ("a", "b")
+
+
+@pytest.fixture
+def north(tmp_path):
+    node = SourceNodeDouble(tmp_path)
+    node.script.pictures = True
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Two pictures."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number, name in enumerate(NAMES):
+        (folder / f"{name}.png").write_bytes(encode_png(np.full((8, 9, 1), number, np.uint8)))
+    return folder
+
+
+@pytest.fixture
+def signer(tmp_path):
+    """The option's words."""
+    (tmp_path / "signer").mkdir()
+    return ["--credentials", *map(str, write_signer(tmp_path / "signer"))]
+
+
+@pytest.fixture
+def translate(north, scans, tmp_path):
+    place = ["--to", TARGET, "--out", str(tmp_path / "out"), "--profile", str(north.profile_path)]
+    return lambda *words, given=scans: run(["translate", str(given), *place, *words])
+
+
+@pytest.fixture
+def marked(tmp_path):
+    """The names of the results that hold valid credentials, and whose records know it."""
+
+    def look():
+        found = []
+        for name in NAMES:
+            content = (tmp_path / "out" / f"{name}.png").read_bytes()
+            record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+            if (held := read_mark(content, ".png")) is not None:
+                assert held["validation_state"] == "Valid"
+                assert record["files"]["translation"]["sha256"] == hashlib.sha256(content).hexdigest()
+                found.append(name)
+        return found
+
+    return look
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_kill_between_a_picture_and_its_record_costs_nothing(
+    translate, north, signer, marked, monkeypatch, again
+):
+    """The node still has the result; the next run takes the picture that is there, with --credentials or without."""
+    write = delivery.write_durably
+
+    def killed(path, data, **how):
+        if path.name == "a.json":
+            raise PermissionError(13, "killed")
+        write(path, data, **how)
+
+    monkeypatch.setattr(delivery, "write_durably", killed)
+    assert translate(*signer) != 0
+    monkeypatch.undo()
+    assert translate(*(signer if again else [])) == 0
+    assert marked() == (["a", "b"] if again else ["a"])
+    assert len(north.service.jobs) == 1
+
+
+def test_each_result_is_marked_as_it_is_written(translate, north, signer, marked, tmp_path):
+    """Not after the last job: what is acknowledged is complete."""
+    seen = []
+    north.script.on_acknowledge = lambda request: seen.append(
+        read_mark((tmp_path / "out" / "a.png").read_bytes(), ".png") is not None
+    )
+    assert translate(*signer) == 0
+    assert seen == [True]
+    assert marked() == ["a", "b"]
+
+
+def test_results_of_an_earlier_run_get_them(translate, north, signer, marked, monkeypatch):
+    """Also after a kill between the picture and its record; the node is asked for nothing."""
+    assert translate() == 0
+    assert marked() == []
+    calls = len(north.script.calls)
+    write = marking.write_file
+
+    def killed(path, data):
+        if path.suffix == ".json":
+            raise PermissionError(13, "killed")
+        write(path, data)
+
+    monkeypatch.setattr(marking, "write_file", killed)
+    assert translate(*signer) != 0
+    monkeypatch.undo()
+    assert translate() == 0
+    assert translate(*signer) == 0
+    assert marked() == ["a", "b"]
+    assert len(north.script.calls) == calls
+
+
+def test_fetched_results_are_marked(translate, north, signer, marked, tmp_path, capsys):
+    assert translate("--detach", "--quiet") == 0
+    (job,) = capsys.readouterr().out.split()
+    place = ["--out", str(tmp_path / "out"), "--profile", str(north.profile_path)]
+    assert (
+        run(["job", "fetch", job, *place, *signer]) == ExitCode.USAGE
+    )  # this double says that it has points
+    assert "points hold no content credentials" in capsys.readouterr().err
+    north.script.listed = pb.ListDomainsResponse(
+        institution=NORTH, domain="scans", sample_kind=common_pb2.SAMPLE_KIND_PICTURE, sample_shape=[8, 9, 1]
+    )
+    assert run(["job", "fetch", job, *place, *signer]) == 0
+    assert marked() == ["a", "b"]
+
+
+def test_the_option_is_refused_where_it_has_no_effect(translate, north, scans, signer, tmp_path, capsys):
+    """Only submitting, a volume alone, points."""
+    (tmp_path / "points.npy").write_bytes(npy(points()))
+    for words, given in (
+        (["--detach"], scans),
+        (["--intensity", "values"], NIFTI / "standard.nii.gz"),
+        ([], tmp_path / "points.npy"),
+    ):
+        assert translate(*words, *signer, given=given) == ExitCode.USAGE
+        assert "--credentials" in capsys.readouterr().err
+    assert not north.script.seen("SubmitJob")
+
+
+def test_a_certificate_that_c2pa_rejects_is_found_before_anything_is_sent(translate, north, tmp_path, capsys):
+    words = ["--credentials", *map(str, write_signer(tmp_path, ExtendedKeyUsageOID.CLIENT_AUTH))]
+    assert translate(*words) == ExitCode.BAD_INPUT
+    assert "content credentials were refused" in capsys.readouterr().err
+    assert not north.script.calls
