@@ -37,7 +37,8 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
         "Network": "width blocks schedule network preset variant",
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
         "Machine": "device devices threads precision dtype",
-        "Results": "thresholds uncertainty keep_latents doubtful_below samples soften_sigma reference page credentials",
+        "Results": "thresholds uncertainty keep_latents doubtful_below samples soften_sigma reference page credentials "
+        "again",
     }.items()
 }
 EVERYDAY = "Options"

@@ -160,6 +160,16 @@ OUT_RESULTS = click.option(
     help="Folder for the results; created if missing.",
 )
 FORCE = click.option("--force", is_flag=True, help="Overwrite existing results.")
+FORCE_OTHERS = click.option(
+    "--force",
+    is_flag=True,
+    help="Overwrite results that do not match; those that match are kept.",
+)
+AGAIN = click.option(
+    "--again",
+    is_flag=True,
+    help="Translate everything again, and overwrite what is there: by the models that the nodes have now.",
+)
 SKIP_BAD_FILES = click.option(
     "--skip-bad",
     is_flag=True,

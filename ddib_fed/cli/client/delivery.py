@@ -168,18 +168,28 @@ def check_free(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, for
         UsageError: A result would replace an input.
         AlreadyExists: A result is there already and `force` is not set.
     """
+    read = {_place_of(path) for path in paths} - {None}
     for given in inputs:
         for name, is_shared in given.file_names():
             path = out / name
             if not path.exists():
                 continue
-            if any(path.samefile(each) for each in paths if each.exists()):
+            if _place_of(path) in read:
                 raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
             if not (force or is_shared):
                 raise AlreadyExists(
                     f"{path} is there already, and is no result of this request for {given.file}",
                     hint="choose another --out folder, or add --force",
                 )
+
+
+def _place_of(path: Path) -> tuple[int, int] | None:
+    """What tells a file from any other, by whatever name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def deliver(

@@ -13,7 +13,8 @@ from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import check_names
 from ddib_fed.cli.client.marking import load_credentials
 from ddib_fed.cli.client.studies import StudyManner
-from ddib_fed.cli.client.study_runs import Ending, check_plan, plan_studies, translate_studies
+from ddib_fed.cli.client.study_runs import Ending, Plan, check_plan, plan_studies, translate_studies
+from ddib_fed.cli.client.translation.document import Document, one_document
 from ddib_fed.cli.client.translation.order import Order, order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report_outcome
 from ddib_fed.cli.client.translation.run import Manner
@@ -46,7 +47,8 @@ from ddib_fed.terminal import say
 @options.NO_CALIBRATION
 @options.LATENT_TYPE
 @options.DEADLINE
-@options.FORCE
+@options.FORCE_OTHERS
+@options.AGAIN
 @options.SKIP_BAD_FILES
 @options.PAGE
 @options.with_options(options.STUDIES)
@@ -64,6 +66,7 @@ def translate(
     limit: int | None,
     doubtful_below: float,
     force: bool,
+    again: bool,
     skip_bad: bool,
     page: bool,
     credentials: tuple[Path, Path] | None,
@@ -101,10 +104,13 @@ def translate(
         options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
     split_target(target)
     profile, signer = Profile.load(profile_path), load_credentials(credentials)
-    manner = Manner(out, force=force, skip_bad=skip_bad, doubtful_below=doubtful_below, credentials=signer)
+    force = force or again
+    manner = Manner(out, force, skip_bad, doubtful_below, signer, again=again)
     plan = None
     if pairs is None:
-        written = StudyManner(out, output_format, force=force, detach=detach, keep_parts=order.keep_latent)
+        written = StudyManner(
+            out, output_format, force=force, again=again, detach=detach, keep_parts=order.keep_latent
+        )
         plan = plan_studies(files, profile, asked, order, written)
         files = files if plan is None else plan.choice.plain
     chosen = None
@@ -113,18 +119,42 @@ def translate(
         check_names(chosen.paths, chosen.inputs, out)
         if chosen.ignored:
             say(chosen.ignored, err=True)
-    ending = Ending()
-    if plan is not None:
-        check_plan(plan, chosen, order, profile.institution, skip_bad=skip_bad)
-        with ending.held():
-            translate_studies(plan, partial(translate_parts, profile, order, manner), skip_bad=skip_bad)
     if chosen is not None and detach:
         _submit(profile, chosen, order, manner, quiet=quiet, output_format=output_format, given=profile_path)
-    elif chosen is not None:
-        outcome, shown = translate_files(profile, chosen, order, manner, page=page)
-        report_outcome(outcome, target, out, output_format, doubtful_below=doubtful_below, page=shown)
+        return
+    with one_document(output_format) as document:
+        _translate(profile, plan, chosen, order, manner, document, page=page)
+
+
+def _translate(
+    profile: Profile,
+    plan: Plan | None,
+    chosen: Chosen | None,
+    order: Order,
+    manner: Manner,
+    document: Document,
+    *,
+    page: bool,
+) -> None:
+    """Translate the studies of a command, then its plain files.
+
+    Raises:
+        JobFailed, FilesLeftOut: Of both, in one.
+        DdibError: As `check_plan`, `translate_studies` and `translate_files`.
+    """
+    ending = Ending()
+    if plan is not None:
+        check_plan(plan, chosen, order, profile.institution, skip_bad=manner.skip_bad)
         with ending.held():
-            conclude(outcome, out, f"source {profile.institution}", skip_bad=skip_bad)
+            parts = partial(translate_parts, profile, order, manner)
+            translate_studies(plan, parts, document, skip_bad=manner.skip_bad)
+    if chosen is not None:
+        outcome, shown = translate_files(profile, chosen, order, manner, page=page)
+        report_outcome(
+            outcome, order.target, manner.out, document, doubtful_below=manner.doubtful_below, page=shown
+        )
+        with ending.held():
+            conclude(outcome, manner.out, f"source {profile.institution}", skip_bad=manner.skip_bad)
     ending.conclude()
 
 

@@ -60,10 +60,11 @@ class Manner:
 
     Attributes:
         out: Folder of the results.
-        force: Translate again what is there, and overwrite it.
+        force: Overwrite what is there of another file or request.
         skip_bad: Leave out what the node refuses.
         doubtful_below: dB.
         credentials: With which results are marked as made by a machine; None for no mark.
+        again: Translate again what is there and matches, too.
     """
 
     out: Path
@@ -71,6 +72,7 @@ class Manner:
     skip_bad: bool
     doubtful_below: float
     credentials: Credentials | None = None
+    again: bool = False
 
 
 class Run:
@@ -151,7 +153,7 @@ class Run:
         """Sort the files into finished ones, those of unfinished jobs, and the others, as batches."""
         out, force = self._manner.out, self._manner.force
         remove_broken(out, self._entries)
-        if not force:
+        if not self._manner.again:
             for result in finished(self._entries, out):
                 self._results[self._entries[result.item].given.name] = result
         self._earlier = len(self._results)

@@ -168,7 +168,10 @@ def test_a_second_run_asks_the_node_for_nothing(translate, north, written, capsy
 
 
 def test_what_changed_or_was_removed_is_translated_again(translate, scans, north, tmp_path):
-    """A changed file needs --force where its old result is; a removed or damaged result does not count."""
+    """A changed file needs --force where its old result is, and is alone then; a removed or damaged one does not count.
+
+    --again translates everything again.
+    """
     assert translate() == 0
     (tmp_path / "out" / "scan-0.npy").unlink()
     (tmp_path / "out" / "scan-0.json").unlink()
@@ -179,7 +182,8 @@ def test_what_changed_or_was_removed_is_translated_again(translate, scans, north
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan-2.npy"), points(10, start=90) * 2)
     (tmp_path / "out" / "scan-4.npy").write_bytes(b"half")
     assert translate() == ExitCode.CONFLICT
-    assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 1, 5]
+    assert translate("--again") == 0
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 1, 1, 5]
 
 
 def interrupt_at(north, method, count):
