@@ -11,8 +11,8 @@ from typing import Any
 
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.files import has_sha256, parse_json
+from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.parts import FORMAT, WrittenStudy
-from ddib_fed.formats.study import Origin
 
 
 def finished_study(origin: Origin, out: Path, *, asked: str, fill_refused: bool) -> WrittenStudy | None:
@@ -27,21 +27,23 @@ def finished_study(origin: Origin, out: Path, *, asked: str, fill_refused: bool)
     Raises:
         OSError: The input cannot be read.
     """
-    path = out / f"{origin.name}.json"
-    record, report = Translation.read(path), _report(path)
-    if record is None or report is None:
-        return None
-    if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
-        return None
-    if not fill_refused and any(item.get("refused") for item in report["items"]):
-        return None
-    files = {path.parent / name: digest for name, digest in report["files"].items()}
-    if not files or not all(has_sha256(file, digest) for file, digest in files.items()):
-        return None
-    if record.input_sha256 != origin.sha256():
-        return None
-    said = ("was translated by an earlier run; --force translates it again",)
-    return WrittenStudy(origin.given, tuple(files), path, record, report, said)
+    digest = ""
+    for path in (out / f"{name}.json" for name in (origin.name, *origin.also)):
+        record, report = Translation.read(path), _report(path)
+        if record is None or report is None:
+            continue
+        if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
+            continue
+        if not fill_refused and any(item.get("refused") for item in report["items"]):
+            continue
+        digest = digest or origin.sha256()
+        files = {path.parent / name: written for name, written in report["files"].items()}
+        if record.input_sha256 != digest or not files:
+            continue
+        if all(has_sha256(file, written) for file, written in files.items()):
+            said = ("was translated by an earlier run; --again translates it again",)
+            return WrittenStudy(origin.given, tuple(files), path, record, report, said)
+    return None
 
 
 def _report(path: Path) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
 from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import chosen_rule, is_empty, item_bytes
 from ddib_fed.formats.measures import measure_seams
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated, require_size
+from ddib_fed.formats.origin import Origin
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated, require_size
 from ddib_fed.formats.tiles import Grid, blend, cut
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.version import __version__

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import chosen_rule
+from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.slices import Slices
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.version import __version__
 

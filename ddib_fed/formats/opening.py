@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,15 +11,14 @@ from typing import Final
 
 from ddib_fed.errors import DdibError, UsageError
 from ddib_fed.formats.dicom.finding import is_directory_file, listed_files
-from ddib_fed.formats.dicom.study import find_dicom
+from ddib_fed.formats.dicom.study import FoundSeries, find_dicom
 from ddib_fed.formats.geotiff import geotiff_origin, read_geotiff
 from ddib_fed.formats.nifti import nifti_origin, read_nifti
+from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.pictures import picture_origin, read_picture
 from ddib_fed.formats.recognition import Format, Recognised, Sighting, recognise
-from ddib_fed.formats.study import Choice, Options, Origin, Studies, Study, Unread
+from ddib_fed.formats.study import Choice, Options, Studies, Study, Unread
 
-Bad = list[tuple[Path, DdibError]]
-"""What cannot be read, and why."""
 _READERS: Final[
     dict[Format, tuple[Callable[[Path, Options, str], Origin], Callable[[Path, Options, str], Study]]]
 ] = {
@@ -54,24 +54,31 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
     """The same of what was recognised; arguments and errors as of `open_paths`."""
     unread: list[Unread] = []
     slices: list[Path] = []
+    ignored = Counter(found.ignored)
+
+    def take(series: FoundSeries) -> None:
+        unread.extend(series.unread)
+        ignored.update(series.others)
+        _set_aside(series.unreadable, bad)
+
     for sighting in found.studies:
         with _collected(sighting.path, bad):
             if sighting.format is not Format.DICOM:
                 unread.append(_of_file(sighting, options))
             elif sighting.files:
-                folder = sighting.path.resolve().name
-                unread += find_dicom(sighting.path, sighting.files, folder, options)
+                take(find_dicom(sighting.path, sighting.files, sighting.path, options))
             elif is_directory_file(sighting.path):
-                listed, folder = listed_files(sighting.path), sighting.path.resolve().parent.name
-                unread += find_dicom(sighting.path, listed, folder, options)
+                listed, missing = listed_files(sighting.path)
+                _set_aside(missing, bad)
+                if listed:
+                    take(find_dicom(sighting.path, listed, sighting.path.resolve().parent, options))
             else:
                 slices.append(sighting.path)
     if slices:
-        stem = slices[0].stem if len(slices) == 1 else slices[0].resolve().parent.name
         with _collected(slices[0], bad):
-            unread += find_dicom(slices[0], slices, stem, options)
+            take(find_dicom(slices[0], slices, None, options))
     _require_names(unread)
-    return Choice(Studies(unread), found.plain, found.beside, found.ignored)
+    return Choice(Studies(unread), found.plain, found.beside, ignored)
 
 
 def _of_file(sighting: Sighting, options: Options) -> Unread:
@@ -98,6 +105,17 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
         bad.append((path, error))
 
 
+def _set_aside(found: Sequence[tuple[Path, DdibError]], bad: Bad | None) -> None:
+    """Put files that cannot be read with the other bad ones.
+
+    Raises:
+        DdibError: There is one, and `bad` is None.
+    """
+    for path, error in found:
+        with _collected(path, bad):
+            raise error
+
+
 def _require_names(unread: Sequence[Unread]) -> None:
     """Return if all results have different names.
 
@@ -111,5 +129,5 @@ def _require_names(unread: Sequence[Unread]) -> None:
             raise UsageError(
                 f"the results of {first} and {origin.given} would both be called {origin.name}",
                 hop="client",
-                hint="rename one of them, or translate them one by one",
+                hint="give their common parent folder, or rename one of them",
             )

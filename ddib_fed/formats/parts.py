@@ -2,7 +2,9 @@
 
 DIR/NAME.parts/items/0001.png     pixels of plane 1, nothing else: what is translated like any other file
 DIR/NAME.parts/results/0001.png   its translation, with its record 0001.json
-DIR/NAME.nii.gz, DIR/NAME.json    what becomes of them; then the parts are removed
+DIR/NAME.parts/output/...         what becomes of them, until all of it is on the disk
+DIR/NAME.parts/placing/...        the same, while it takes the place of an earlier output
+DIR/NAME.nii.gz, DIR/NAME.json    where it ends; then the parts are removed
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from ddib_fed.bridge.records.translation_record import Part, Translation, WrittenFile
-from ddib_fed.errors import AlreadyExists, UsageError
-from ddib_fed.files import sync_folder, write_file
-from ddib_fed.formats.study import Assembled, Origin, Study, Translated
+from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, UsageError
+from ddib_fed.files import read_json, sync_folder, write_file
+from ddib_fed.formats.origin import Origin
+from ddib_fed.formats.study import Assembled, Study, Translated
 
 FORMAT = 1
 """Of the section `study` of a record."""
@@ -80,19 +84,47 @@ def check_outputs(study: Study | Origin, out: Path, *, force: bool) -> None:
     """Return if the output of a study overwrites nothing that is not meant to be.
 
     Raises:
-        UsageError: It would replace what is read.
-        AlreadyExists: It is there already, and `force` is not set.
+        UsageError: It would replace what is read, or lie among it.
+        AlreadyExists: It is there already, and `force` is not set; or that of another series is.
     """
-    for name in (*study.outputs, f"{study.name}.json"):
+    origin = study if isinstance(study, Origin) else study.origin
+    given = origin.given.resolve()
+    if given.is_dir() and out.resolve() == given:
+        raise UsageError(
+            f"the results would lie among the input's files in {out}", hint="another --out folder"
+        )
+    begun = (_placing(origin.name, out) / f"{origin.name}.json").exists()  # an interrupted run was at it
+    for name in (*origin.outputs, f"{origin.name}.json"):
         path = out / name
-        given = study.given.resolve()
-        if path.exists() and path.resolve() in {given, *given.parents}:
-            raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
-        if path.exists() and not force:
+        for each in (path, *path.parents):
+            if out in each.parents and each.exists() and each.resolve() in {given, *given.parents}:
+                raise UsageError(f"the result would replace the input {each}", hint="another --out folder")
+        if path.exists() and not (force or begun):
             raise AlreadyExists(
-                f"{path} is there already, and is no result of this request for {study.given}",
+                f"{path} is there already, and is no result of this request for {origin.called}",
                 hint="choose another --out folder, or add --force",
             )
+    _require_same_series(origin, out)
+
+
+def _require_same_series(origin: Origin, out: Path) -> None:
+    """Return unless the output of another series is in the place of this one's.
+
+    Raises:
+        AlreadyExists: It is.
+    """
+    path = out / f"{origin.name}.json"
+    found = (read_json(path) or {}).get("study") if origin.series_sha256 and path.exists() else None
+    other = found.get("series_sha256") if isinstance(found, dict) else None
+    if other not in {None, origin.series_sha256}:
+        raise AlreadyExists(
+            f"{path} is the record of another series than {origin.called}, which is not overwritten",
+            hint="choose another --out folder, or move that result away",
+        )
+
+
+def _placing(name: str, out: Path) -> Path:
+    return out / f"{name}.parts" / "placing"
 
 
 def write_items(study: Study, out: Path) -> Parts:
@@ -147,28 +179,66 @@ def write_outputs(
 
     Raises:
         ItemNotFound: There is no result at all.
-        InputError: Results do not fit together, or are of another size than what was sent.
+        InputError: Results do not fit together, or are of another size than what was sent; the study is named.
         AlreadyExists: A file is there already, and `force` is not set.
         OSError: A file cannot be written.
     """
     check_outputs(study, out, force=force)
-    translated = Translated.of(results)
-    made = study.assemble(translated)
-    path = out / f"{study.name}.json"
-    for folder in {path.parent, *((out / name).parent for name in made.files)}:
-        folder.mkdir(parents=True, exist_ok=True)
-    for name in study.outputs:  # a series of an earlier run, perhaps with more slices
-        for earlier in (out / name).glob("[0-9]*.dcm"):
-            earlier.unlink()
-    for name, content in made.files.items():
-        write_file(out / name, content, overwrite=True)
-    sync_folder(out)
+    with _naming(study):
+        translated = Translated.of(results)
+        made = study.assemble(translated)
     provenance, report = _record(study, translated, made)
     document = {**provenance.stored(), "study": report}
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    write_file(path, (text + "\n").encode(), overwrite=True)
-    files = tuple(out / name for name in made.files)
+    _place(study, made, (text + "\n").encode(), out)
+    files, path = tuple(out / name for name in made.files), out / f"{study.name}.json"
     return WrittenStudy(study.given, files, path, provenance, report, made.said)
+
+
+@contextmanager
+def _naming(study: Study) -> Iterator[None]:
+    """Inside, what is wrong with the results is said with the study that they are of."""
+    try:
+        yield
+    except (InputError, ItemNotFound) as error:
+        error.detail = f"{study.origin.called}: {error.detail}"
+        error.args = (error.detail,)
+        raise
+
+
+def _place(study: Study, made: Assembled, record: bytes, out: Path) -> None:
+    """Write an output beside an earlier one, and let it take its place once all of it is on the disk, the record last.
+
+    Files of an earlier series with more slices are removed. The same command overwrites what an interruption leaves.
+
+    Raises:
+        OSError: A file cannot be written; the earlier output is as it was.
+    """
+    placing = _placing(study.name, out)
+    staged = placing.with_name("output")
+    for each in (staged, placing):
+        shutil.rmtree(each, ignore_errors=True)
+    last = f"{study.name}.json"
+    for name, content in {**made.files, last: record}.items():
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        write_file(staged / name, content)
+    staged.rename(placing)
+    sync_folder(placing.parent)
+    for name in made.files:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (placing / name).replace(out / name)
+    for name in study.outputs:  # a series of an earlier run, perhaps with more slices
+        for earlier in (out / name).glob("[0-9]*.dcm"):
+            if f"{name}/{earlier.name}" not in made.files:
+                earlier.unlink()
+    folders = {parent for name in made.files for parent in (out / name).parents if parent.is_relative_to(out)}
+    for folder in folders:
+        sync_folder(folder)
+    (placing / last).replace(out / last)
+    sync_folder((out / last).parent)
+    shutil.rmtree(placing)
+    with suppress(OSError):  # items lie there too
+        placing.parent.rmdir()
 
 
 def _record(study: Study, translated: Translated, made: Assembled) -> tuple[Translation, dict[str, Any]]:
@@ -202,6 +272,7 @@ def _record(study: Study, translated: Translated, made: Assembled) -> tuple[Tran
         "planes": study.planes,
         "options": dict(study.origin.settings),
         "warnings": list(study.warnings),
+        **({"series_sha256": study.origin.series_sha256} if study.origin.series_sha256 else {}),
         **made.report,
         "files": digests,
         "items": [

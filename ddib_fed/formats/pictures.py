@@ -12,8 +12,9 @@ from typing import Any, Final
 from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import AUTO, Rule, item_bytes
+from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.recognition import PICTURES
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated
 from ddib_fed.samples.formats.decoded import (
     ImageLimits,
     Pixels,

@@ -21,6 +21,7 @@ from ddib_fed.errors import ImageUnreadable
 HIDDEN: Final = "hidden"
 TAKEN: Final = frozenset({".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 """Suffixes of files that a node takes as they are."""
+DICOM_SUFFIX: Final = ".dcm"
 NIFTI_SUFFIXES: Final = (".nii", ".nii.gz")
 TIFF_SUFFIXES: Final = (".tif", ".tiff")
 PICTURES: Final = {".jp2": "JPEG2000", ".j2k": "JPEG2000", ".webp": "WEBP", ".bmp": "BMP"}
@@ -51,7 +52,7 @@ class Sighting:
         format: What it is.
         path: The file, or the folder.
         folder: That was given, where the file was found below one; None for a file that was given itself.
-        files: The DICOM files below the folder; empty for a file.
+        files: The DICOM files below the folder, and those that are only called so; empty for a file.
     """
 
     format: Format
@@ -120,8 +121,10 @@ def _below(folder: Path, out: Path | None) -> Recognised:
     studies = [
         Sighting(kind, path, folder) for path, kind in kinds.items() if kind not in {None, Format.DICOM}
     ]
-    if dicom:
-        studies.append(Sighting(Format.DICOM, folder, None, dicom))
+    if dicom:  # among such, one that does not begin as they do was cut or never written
+        torn = {path for path, kind in kinds.items() if kind is None and path.suffix.lower() == DICOM_SUFFIX}
+        kinds = {path: kind for path, kind in kinds.items() if path not in torn}
+        studies.append(Sighting(Format.DICOM, folder, None, tuple(sorted({*dicom, *torn}))))
     if not studies:
         return Recognised(plain=(folder,))
     others = Counter(_suffix(path) for path, kind in kinds.items() if kind is None)

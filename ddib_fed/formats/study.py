@@ -5,7 +5,6 @@ The rule: an item holds pixels, their type and their shape, and no value of the 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.errors import InputError, ItemNotFound
 from ddib_fed.formats.intensity import AUTO
+from ddib_fed.formats.origin import Origin
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.samples.images import decode_image
 
@@ -43,61 +43,6 @@ class Options:
         """Some of them as JSON values: those that decide what a format's items and output are."""
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a study is made from: the same origin makes the same items.
-
-    Attributes:
-        given: The file or the folder, for messages.
-        name: What results are called; below a folder with the path.
-        outputs: Names of the files or folders that `Study.assemble` makes.
-        inputs: Every file that is read.
-        settings: Options that decide, as JSON values.
-    """
-
-    given: Path
-    name: str
-    outputs: tuple[str, ...]
-    inputs: tuple[Path, ...]
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def of_file(
-        cls,
-        path: Path,
-        settings: Mapping[str, Any],
-        *,
-        suffix: str,
-        within: str = "",
-        others: Sequence[str] = (),
-    ) -> Origin:
-        """Of a file that becomes a file of the same kind.
-
-        Args:
-            path: The file.
-            settings: As the attribute.
-            suffix: Of the file and of its result.
-            within: In front of the name of the results: the folders below which they go, ending in a slash.
-            others: Further suffixes that the result may have.
-        """
-        called = within + safe_name(path.name[: len(path.name) - len(suffix)])
-        return cls(path, called, tuple(f"{called}{each}" for each in (suffix, *others)), (path,), settings)
-
-    def sha256(self) -> str:
-        """Digest of all that is read, hex: of a file its own, of several that of their sorted digests.
-
-        Raises:
-            OSError: A file cannot be read.
-        """
-        digests = []
-        for path in self.inputs:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        return (
-            digests[0] if len(digests) == 1 else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +103,7 @@ class Translated:
         if len(looks) != 1 or len(terms) != 1:
             raise InputError(
                 "the planes are translations to different models, so they make no one picture",
-                hint="the same command with --force, into an empty folder",
+                hint="the same command with --again: all planes by the models of today",
             )
         ((dtype, _),) = looks
         return cls(planes, records, *first.output_scale, depth[dtype], first.low, first.high)
@@ -385,9 +330,3 @@ def require_size(plane: Pixels, size: tuple[int, int]) -> None:
             f"results have {found} pixels, {sent} were sent: the model crops pictures, so they cannot be put together",
             hint="a source whose model has the size rule resize or pad (ddib domains)",
         )
-
-
-def safe_name(text: str) -> str:
-    """A name for files: letters, digits, dots, dashes and underscores of the text."""
-    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-.")
-    return kept or "study"

@@ -12,8 +12,9 @@ import pytest
 
 from ddib_fed.errors import ImageUnreadable, UsageError
 from ddib_fed.formats.opening import open_paths
+from ddib_fed.formats.origin import safe_name
 from ddib_fed.formats.recognition import Format, format_of_content, is_study, recognise
-from ddib_fed.formats.study import Options, safe_name
+from ddib_fed.formats.study import Options
 from ddib_fed.samples.images import encode_png
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import DICOM, NIFTI, only

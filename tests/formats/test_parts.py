@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, UsageError
+from ddib_fed.files import write_file
+from ddib_fed.formats import parts as parts_module
 from ddib_fed.formats.finished import finished_study
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.parts import check_outputs, read_results, write_items, write_outputs
@@ -107,11 +110,11 @@ def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
     paths = write_series(tmp_path / "mr", VALUES)
     out = tmp_path / "out"
     written = write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out, force=False)
-    (out / "mr" / "notes.txt").write_text("mine")
+    (out / "mr" / "series-1" / "notes.txt").write_text("mine")
     assert len(written.files) == 4
     paths[3].unlink()
     write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out, force=True)
-    assert sorted(path.name for path in (out / "mr").iterdir()) == [
+    assert sorted(path.name for path in (out / "mr" / "series-1").iterdir()) == [
         "0001.dcm",
         "0002.dcm",
         "0003.dcm",
@@ -119,12 +122,14 @@ def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
     ]
 
 
-def test_results_of_two_models_make_no_volume(study):
-    """Nor do none at all."""
+def test_results_of_two_models_make_no_volume(study, tmp_path):
+    """Nor do none at all; the error names the volume."""
     found = results(study)
     found[2] = results(study, scale=(1.0, 0.0, 16, 0.0, 4095.0))[2]
     with pytest.raises(InputError, match="different models"):
         Translated.of(found)
+    with pytest.raises(InputError, match=r"anatomical\.nii: the planes are translations to different models"):
+        write_outputs(study, found, tmp_path, force=False)
     with pytest.raises(ItemNotFound):
         Translated.of([None, None])
 
@@ -166,8 +171,61 @@ def test_a_volume_beside_a_series_leaves_its_files(tmp_path):
     write_series(tmp_path / "ward", VALUES)
     series = only(tmp_path / "ward")
     write_outputs(series, results(series), out, force=False)
-    (tmp_path / "in" / "ward").mkdir(parents=True)
-    (tmp_path / "in" / "ward" / "scan.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())
+    (tmp_path / "in" / "ward" / "series-1").mkdir(parents=True)
+    (tmp_path / "in" / "ward" / "series-1" / "scan.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())
     volume = only(tmp_path / "in")
     write_outputs(volume, results(volume), out, force=False)
-    assert len(list((out / "ward").glob("*.dcm"))) == 4
+    assert len(list((out / "ward" / "series-1").glob("*.dcm"))) == 4
+
+
+def contents(folder):
+    """Of every file below a folder, by path."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_leaves_the_earlier_output_as_it_was(tmp_path, monkeypatch):
+    """With --force; once there is room the same takes its place, and of the old one no slice is left."""
+    paths = write_series(tmp_path / "mr", VALUES)
+    out, written = tmp_path / "out", []
+    write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out, force=False)
+    before = contents(out)
+    paths[3].unlink()
+    study = only(tmp_path / "mr")
+
+    def full(path, data, **how):
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_file(path, data, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parts_module, "write_file", full)
+        with pytest.raises(OSError, match="No space"):
+            write_outputs(study, results(study), out, force=True)
+    assert {path: content for path, content in contents(out).items() if ".parts" not in str(path)} == before
+    write_outputs(study, results(study), out, force=True)
+    after = contents(out)
+    assert [path.name for path in sorted(after)] == ["0001.dcm", "0002.dcm", "0003.dcm", "series-1.json"]
+    assert not set(after.values()) & set(before.values())
+
+
+def test_an_output_that_was_interrupted_in_its_place_needs_no_force(tmp_path, monkeypatch):
+    """The process ended between the slices and the record; a folder of somebody else still needs it."""
+    write_series(tmp_path / "mr", VALUES)
+    study, out, synced = only(tmp_path / "mr"), tmp_path / "out", []
+
+    def end(folder):
+        synced.append(folder)
+        if len(synced) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parts_module, "sync_folder", end)
+        with pytest.raises(KeyboardInterrupt):
+            write_outputs(study, results(study), out, force=False)
+    assert (out / "mr" / "series-1" / "0004.dcm").exists()
+    assert not (out / "mr" / "series-1.json").exists()
+    write_outputs(study, results(study), out, force=False)
+    assert finished(study.origin, out) is not None
+    with pytest.raises(AlreadyExists):
+        check_outputs(study, out, force=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 from ddib_fed.cli import options
 from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.output import print_json
+from ddib_fed.cli.typed import same_command
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import JobFailed, PictureMisfit, UsageError
 from ddib_fed.formats.recognition import recognise
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.formats.opening import Bad
-    from ddib_fed.formats.parts import WrittenStudy
+    from ddib_fed.formats.origin import Bad
+    from ddib_fed.formats.parts import Parts, WrittenStudy
     from ddib_fed.formats.study import Choice, Study
 
 INTENSITY = "intensity"
 """Name of the fact of an error that is a rule which fits the model."""
-TranslateFiles = Callable[[Sequence[Path], Path], object]
-"""Translates files into a folder, each under its name with its record; what is refused has no result there."""
+TranslateFiles = Callable[[Sequence[Path], Path], Collection[Path]]
+"""Translates files into a folder, each under its name with its record; those that were refused, and have no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ def translate_study(
     Raises:
         AlreadyExists: Something else is where its output or the result of an item belongs, and nothing is overwritten.
         PictureMisfit: The items are not in the units of the source's model; the hint is a rule that fits.
-        JobFailed: Planes were refused, and `fill_refused` is not set.
+        JobFailed: Planes were refused, and `fill_refused` is not set; or all were, or some were not translated for
+            another reason: those never become background.
         DdibError: As of `translate` and `formats.parts`.
     """
     from ddib_fed.formats.finished import finished_study
@@ -120,23 +122,50 @@ def translate_study(
     parts = write_items(study, manner.out)
     results = read_results(parts, asked)
     left = [item for item, result in zip(parts.items, results, strict=True) if manner.again or result is None]
+    refused: Collection[Path] = ()
     if left:
         with _in_the_studys_words(study):
-            translate(left, parts.results)
+            refused = translate(left, parts.results)
         results = read_results(parts, asked)
-    refused = [at + 1 for at, result in zip(study.sent, results, strict=True) if result is None]
-    if refused and not fill_refused:
-        some = ", ".join(map(str, refused[:8])) + (", ..." if len(refused) > 8 else "")
-        raise JobFailed(
-            f"{study.given}: {len(refused)} of {len(results)} planes were not translated ({some}), so no "
-            f"{study.kind} was written; the others are in {parts.results}",
-            hop="client",
-            hint="ddib job list, ddib job show JOB; --fill-refused writes them as background",
-        )
+    missing = [at for at, result in enumerate(results) if result is None]
+    if missing:
+        _check_missing(study, parts, missing, refused, fill_refused=fill_refused)
     written = write_outputs(study, results, manner.out, force=manner.force)
     if not manner.keep_parts:
         parts.remove()
     return written
+
+
+def _check_missing(
+    study: Study, parts: Parts, missing: Sequence[int], refused: Collection[Path], *, fill_refused: bool
+) -> None:
+    """Return if the planes without a result may be written as background: all were refused, but not all planes.
+
+    Raises:
+        JobFailed: They may not.
+    """
+    kept = [at for at in missing if parts.items[at] not in refused]
+    planes = [study.sent[at] + 1 for at in kept or missing]
+    some = ", ".join(map(str, planes[:8])) + (", ..." if len(planes) > 8 else "")
+    what = f"{study.origin.called}: {len(planes)} of {len(parts.items)} planes were not translated ({some})"
+    if kept:
+        raise JobFailed(
+            f"{what}, although no node refused them, so no {study.kind} was written; the others are in {parts.results}",
+            hop="client",
+            hint=same_command(),
+        )
+    if len(missing) == len(parts.items):
+        raise JobFailed(
+            f"{what}: every one was refused, so no {study.kind} was written",
+            hop="client",
+            hint="ddib job list, ddib job show JOB: the reason of each",
+        )
+    if not fill_refused:
+        raise JobFailed(
+            f"{what}, so no {study.kind} was written; the others are in {parts.results}",
+            hop="client",
+            hint="ddib job list, ddib job show JOB; --fill-refused writes them as background",
+        )
 
 
 def report_studies(written: Sequence[WrittenStudy], output_format: str) -> None:
@@ -154,22 +183,17 @@ def report_studies(written: Sequence[WrittenStudy], output_format: str) -> None:
             say(f"  {doubtful} of {each.items} items doubtful ({each.record})", err=True)
 
 
-def refuse_mixed(output_format: str, given: Choice, *, detach: bool) -> None:
-    """Return if the options go with studies.
+def refuse_detached(given: Choice, *, detach: bool) -> None:
+    """Return if studies are not only submitted.
 
     Raises:
-        UsageError: --detach, or --format json with other files beside them.
+        UsageError: --detach.
     """
-    first = given.studies.origins[0].given if given.studies else "a series, volume or map"
     if detach:
+        first = given.studies.origins[0].given if given.studies else "a series, volume or map"
         raise UsageError(
             f"--detach: {first} is put together when its items are there",
             hint="leave --detach out; the same command goes on where it was interrupted",
-        )
-    if output_format == "json" and given.plain:
-        raise UsageError(
-            f"{first} and {given.plain[0]} would be two JSON documents",
-            hint="translate them by two commands",
         )
 
 
@@ -191,14 +215,19 @@ def as_json(each: WrittenStudy) -> dict[str, object]:
 
 @contextmanager
 def _in_the_studys_words(study: Study) -> Iterator[None]:
-    """Inside, an item that does not fit the model is an error about the study, with the rule that would fit."""
+    """Inside, an error about the items is one about the study; of those that do not fit the model, with what would."""
+    called = study.origin.called
     try:
         yield
+    except JobFailed as error:
+        error.detail = f"{called}: {error.detail}"
+        error.args = (error.detail,)
+        raise
     except PictureMisfit as error:
         taken = error.facts.get("range", "0:255")
         rule = f"{'window:40,400' if 'CT' in study.kind else 'percentile:0.5,99.5'}@{taken}"
         raise PictureMisfit(
-            f"{study.given}: its slices hold {error.facts.get('holds', 'other numbers')}; the model takes "
+            f"{called}: its slices hold {error.facts.get('holds', 'other numbers')}; the model takes "
             f"{error.facts.get('takes', taken)}",
             hop=error.hop,
             hint=f"ddib translate {shlex.quote(str(study.given))} ... --intensity {rule} (docs/formats.md)",

@@ -19,13 +19,13 @@ from ddib_fed.cli.client.studies import (
     TranslateFiles,
     as_json,
     open_studies,
-    refuse_mixed,
+    refuse_detached,
     report_studies,
     translate_study,
 )
 from ddib_fed.cli.client.translation.checking import LeftOut, left_out, read_files, refused
+from ddib_fed.cli.client.translation.document import Document
 from ddib_fed.cli.client.translation.order import Order
-from ddib_fed.cli.output import print_json
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
     AlreadyExists,
@@ -40,9 +40,9 @@ from ddib_fed.errors import (
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.formats.opening import Bad
+    from ddib_fed.formats.origin import Bad, Origin
     from ddib_fed.formats.parts import WrittenStudy
-    from ddib_fed.formats.study import Choice, Origin
+    from ddib_fed.formats.study import Choice
 
 Seen = TypeVar("Seen")
 """What is kept of a study that was looked at."""
@@ -97,7 +97,7 @@ def plan_studies(
     choice = open_studies(files, asked, profile, out=manner.out, bad=bad)
     if choice is None:
         return None
-    refuse_mixed(manner.output_format, choice, detach=manner.detach)
+    refuse_detached(choice, detach=manner.detach)
     bad += [(folder, _beside(folder, found)) for folder, found in choice.beside]
     if line := ignored_line(choice.ignored):
         say(line, err=True)
@@ -254,12 +254,13 @@ class Ending:
             raise error
 
 
-def translate_studies(plan: Plan, translate: TranslateFiles, *, skip_bad: bool) -> None:
+def translate_studies(plan: Plan, translate: TranslateFiles, document: Document, *, skip_bad: bool) -> None:
     """Translate all studies, one after the other, and print what was written as soon as it is.
 
     Args:
         plan: The studies.
         translate: Translates items.
+        document: Takes it instead, where JSON is asked for.
         skip_bad: Whether what cannot be translated is left out.
 
     Raises:
@@ -267,7 +268,6 @@ def translate_studies(plan: Plan, translate: TranslateFiles, *, skip_bad: bool) 
         FilesLeftOut: Studies were left out; likewise.
         DdibError: As `translate_study`, for what is about more than one study.
     """
-    as_text = plan.manner.output_format != "json"
     documents: list[dict[str, object]] = []
     failed: list[DdibError] = []
     missing = [LeftOut.of(path, error) for path, error in plan.bad]
@@ -282,13 +282,10 @@ def translate_studies(plan: Plan, translate: TranslateFiles, *, skip_bad: bool) 
             missing.append(LeftOut.of(origin.given, error))
             failed.append(alone(error))
             continue
-        if as_text:
+        documents.append(as_json(written))
+        if not document.is_wanted:
             report_studies([written], "text")
-        else:
-            documents.append(as_json(written))
-    if not as_text:
-        listed = [{"file": each.path, "reason": each.reason, "why": each.why} for each in missing]
-        print_json({"studies": documents, "left_out": listed})
+    document.add({"studies": documents, "left_out": [each.as_json() for each in missing]})
     if missing and skip_bad:
         total = len(plan.choice.studies) + plan.others
         raise left_out(missing, total, f"the others are in {plan.manner.out}")

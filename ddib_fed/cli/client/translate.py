@@ -20,6 +20,7 @@ from ddib_fed.cli.client.marking import (
 from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.client.studies import StudyManner
 from ddib_fed.cli.client.study_runs import Ending, Plan, check_plan, plan_studies, translate_studies
+from ddib_fed.cli.client.translation.document import Document, one_document
 from ddib_fed.cli.client.translation.order import Order, order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report_outcome
 from ddib_fed.cli.client.translation.run import Manner
@@ -113,12 +114,7 @@ def translate(
     plan = None
     if pairs is None:
         written = StudyManner(
-            out,
-            output_format,
-            force=force,
-            again=again,
-            detach=detach,
-            keep_parts=order.keep_latent,
+            out, output_format, force=force, again=again, detach=detach, keep_parts=order.keep_latent
         )
         plan = plan_studies(files, profile, asked, order, written)
         files = files if plan is None else plan.choice.plain
@@ -130,18 +126,42 @@ def translate(
             say(chosen.ignored, err=True)
     if signer is not None:
         _check_marked(profile, plan, chosen)
-    ending = Ending()
-    if plan is not None:
-        check_plan(plan, chosen, order, profile.institution, skip_bad=skip_bad)
-        with ending.held():
-            translate_studies(plan, partial(translate_parts, profile, order, manner), skip_bad=skip_bad)
     if chosen is not None and detach:
         _submit(profile, chosen, order, manner, quiet=quiet, output_format=output_format, given=profile_path)
-    elif chosen is not None:
-        outcome, shown = translate_files(profile, chosen, order, manner, page=page)
-        report_outcome(outcome, target, out, output_format, doubtful_below=doubtful_below, page=shown)
+        return
+    with one_document(output_format) as document:
+        _translate(profile, plan, chosen, order, manner, document, page=page)
+
+
+def _translate(
+    profile: Profile,
+    plan: Plan | None,
+    chosen: Chosen | None,
+    order: Order,
+    manner: Manner,
+    document: Document,
+    *,
+    page: bool,
+) -> None:
+    """Translate the studies of a command, then its plain files.
+
+    Raises:
+        JobFailed, FilesLeftOut: Of both, in one.
+        DdibError: As `check_plan`, `translate_studies` and `translate_files`.
+    """
+    ending = Ending()
+    if plan is not None:
+        check_plan(plan, chosen, order, profile.institution, skip_bad=manner.skip_bad)
         with ending.held():
-            conclude(outcome, out, f"source {profile.institution}", skip_bad=skip_bad)
+            parts = partial(translate_parts, profile, order, manner)
+            translate_studies(plan, parts, document, skip_bad=manner.skip_bad)
+    if chosen is not None:
+        outcome, shown = translate_files(profile, chosen, order, manner, page=page)
+        report_outcome(
+            outcome, order.target, manner.out, document, doubtful_below=manner.doubtful_below, page=shown
+        )
+        with ending.held():
+            conclude(outcome, manner.out, f"source {profile.institution}", skip_bad=manner.skip_bad)
     ending.conclude()
 
 

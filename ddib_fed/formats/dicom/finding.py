@@ -1,27 +1,71 @@
-"""Finds the series in a folder, in a DICOMDIR or among files."""
+"""Finds the series in a folder, in a DICOMDIR or among files, and names their results.
+
+The rule: no file is passed over without a word. One that is no picture by its class is counted, any other without
+pixels is unreadable. A name depends on the series alone, and not on what else lies in the folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from ddib_fed.errors import FileMissing, ImageUnreadable
-from ddib_fed.formats.dicom.series import SORTED_BY, pydicom, read_header
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
+from ddib_fed.formats.dicom.series import SORTED_BY, pydicom, quiet, read_header
+from ddib_fed.formats.origin import safe_name
 from ddib_fed.formats.recognition import is_dicom
-from ddib_fed.formats.study import safe_name
+
+Members = list[tuple[Path, Any]]
+"""Path and header (`SORTED_BY`) of each file of a series."""
+_OF_THE_STANDARD: Final = "1.2.840.10008."
+_COPY: Final = "copy it again from where it came; its size there and here (ls -l) should be the same"
 
 
-def listed_files(directory: Path) -> list[Path]:
-    """The pictures that a DICOMDIR lists (PS3.3 F.3), in its order.
+@dataclass(frozen=True, slots=True)
+class SortedFiles:
+    """DICOM files by what they are.
+
+    Attributes:
+        series: The pictures of each series, by its UID.
+        unreadable: Files that are damaged, or pictures by their class without any pixels, and why.
+        others: How many files are no pictures, by class: reports, plans.
+    """
+
+    series: Mapping[str, Members]
+    unreadable: tuple[tuple[Path, DdibError], ...]
+    others: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesName:
+    """What the results of a series are called.
+
+    Attributes:
+        name: With the path below the folder of the results.
+        also: What they were called when other series lay beside it, and in earlier releases.
+        uid_sha256: Digest of its UID, hex.
+    """
+
+    name: str
+    also: tuple[str, ...]
+    uid_sha256: str
+
+
+def listed_files(directory: Path) -> tuple[list[Path], list[tuple[Path, DdibError]]]:
+    """The pictures that a DICOMDIR lists (PS3.3 F.3), in its order; and those that cannot be used, with the reason.
 
     Raises:
-        ImageUnreadable: It lists none, or a file outside its folder.
-        FileMissing: A listed file is not there.
+        ImageUnreadable: It lists none.
     """
     header = read_header(directory)
     records = header.get("DirectoryRecordSequence") or ()
-    root, found = directory.parent.resolve(), []
+    root = directory.parent.resolve()
+    found: list[Path] = []
+    bad: list[tuple[Path, DdibError]] = []
     for record in records:
         parts = record.get("ReferencedFileID")
         if record.get("DirectoryRecordType") != "IMAGE" or not parts:
@@ -29,15 +73,15 @@ def listed_files(directory: Path) -> list[Path]:
         names = [parts] if isinstance(parts, str) else [str(part) for part in parts]
         path = root.joinpath(*names).resolve()
         if root not in path.parents:
-            raise ImageUnreadable(
-                f"{directory} lists {'/'.join(names)}, which lies outside its folder", hop="client"
-            )
-        if not path.is_file():
-            raise FileMissing(f"{directory} lists {path}, which is not there", hop="client")
-        found.append(path)
-    if not found:
+            outside = f"{directory} lists {'/'.join(names)}, which lies outside its folder"
+            bad.append((directory, ImageUnreadable(outside, hop="client")))
+        elif not path.is_file():
+            bad.append((path, FileMissing(f"{directory} lists {path}, which is not there", hop="client")))
+        else:
+            found.append(path)
+    if not found and not bad:
         raise ImageUnreadable(f"{directory} lists no pictures", hop="client")
-    return found
+    return found, bad
 
 
 def is_directory_file(path: Path) -> bool:
@@ -49,30 +93,115 @@ def is_directory_file(path: Path) -> bool:
     return bool(read_header(path).file_meta.get("MediaStorageSOPClassUID") == _directory_class())
 
 
-def grouped(paths: Iterable[Path]) -> dict[str, list[tuple[Path, Any]]]:
-    """Path and header (`SORTED_BY`) of each picture, by series; files without pixels (reports, plans) are left out."""
-    found: dict[str, list[tuple[Path, Any]]] = {}
-    for path in paths:
-        header = read_header(path, SORTED_BY)
-        if "Rows" in header:
-            found.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
-    return found
+def sort_files(paths: Iterable[Path]) -> SortedFiles:
+    """Look into the header of each file.
+
+    Raises:
+        ExtraMissing: pydicom is not installed.
+    """
+    series: dict[str, Members] = {}
+    unreadable: list[tuple[Path, DdibError]] = []
+    others: Counter[str] = Counter()
+    with quiet():  # values are read when they are asked for
+        for path in paths:
+            try:
+                header = _header(path)
+            except ImageUnreadable as error:
+                unreadable.append((path, error))
+                continue
+            if "Rows" in header:
+                series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+            elif kind := _other_kind(header):
+                others[kind] += 1
+            else:
+                unreadable.append((path, _without_pixels(path, header)))
+    return SortedFiles(series, tuple(unreadable), others)
 
 
-def names_of(
-    stem: str, groups: dict[str, list[tuple[Path, Any]]]
-) -> Iterator[tuple[str, list[tuple[Path, Any]]]]:
-    """A name for the results of each series: the stem, with the series number where there are several."""
-    taken: set[str] = set()
-    for members in groups.values():
-        number = members[0][1].get("SeriesNumber", None)
-        name = safe_name(stem) if len(groups) == 1 else safe_name(f"{stem}-series-{number or 0}")
-        unique, count = name, 1
-        while unique in taken:
-            count += 1
-            unique = f"{name}-{count}"
-        taken.add(unique)
-        yield unique, members
+def _header(path: Path) -> Any:
+    """The header of a file as far as files are sorted by it.
+
+    Raises:
+        ImageUnreadable: It is damaged.
+    """
+    if not is_dicom(path):
+        why = f"{path} does not begin as DICOM files do: it is empty, or not complete"
+        raise ImageUnreadable(why, hop="client", hint=_COPY)
+    return read_header(path, SORTED_BY)
+
+
+def _other_kind(header: Any) -> str:
+    """The class of a file that is no picture, in words; empty for pictures, and where the file does not say.
+
+    pydicom reads a file that was cut as if it ended there: then the class in front of the header and the one in it
+    differ, or neither is there, or it is that of a picture.
+    """
+    found = {str(header.file_meta.get("MediaStorageSOPClassUID", "")), str(header.get("SOPClassUID", ""))}
+    if len(found) != 1:
+        return ""
+    uid = pydicom().uid.UID(found.pop())
+    if not uid.startswith(_OF_THE_STANDARD):
+        return "DICOM file of a private class without pixels" if uid else ""
+    if uid.type != "SOP Class" or "Image" in uid.name:
+        return ""
+    return f"DICOM {uid.name.removesuffix(' Storage')}"
+
+
+def _without_pixels(path: Path, header: Any) -> ImageUnreadable:
+    uid = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    what = pydicom().uid.UID(str(uid)).name if uid else "a DICOM file of no known class"
+    return ImageUnreadable(
+        f"{path} is {what}, and ends before its pixels: it is not complete",
+        hop="client",
+        hint=_COPY,
+    )
+
+
+def names_of(series: Mapping[str, Members], root: Path | None) -> Iterator[tuple[SeriesName, Members]]:
+    """A name for the results of each series.
+
+    FOLDER/PATH/series-NUMBER: the folder that was given, the path below it to the folder that holds all slices, and the
+    number of the series. Several of one number in one folder get the beginning of their UID's digest too.
+
+    Args:
+        series: Files by UID.
+        root: The folder below which they were found; None for files that were given one by one.
+    """
+    alone = root is None and sum(map(len, series.values())) == 1
+    digests = {uid: hashlib.sha256(uid.encode()).hexdigest() for uid in series}
+    plain = {
+        uid: safe_name(members[0][0].stem) if alone else _place(members, root, digests[uid])
+        for uid, members in series.items()
+    }
+    alike = Counter(plain.values())
+    for uid, members in series.items():
+        both = plain[uid], f"{plain[uid]}-{digests[uid][:8]}"
+        name, other = both if alike[plain[uid]] == 1 else both[::-1]
+        yield SeriesName(name, (other, *_earlier_names(members, root)), digests[uid]), members
+
+
+def _place(members: Members, root: Path | None, digest: str) -> str:
+    """Folder, path and number of a series; a series without a number is known by its digest."""
+    common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
+    top = common if root is None else root
+    below = () if root is None else common.relative_to(root.absolute()).parts
+    return "/".join((safe_name(top.resolve().name), *below, f"series-{_number(members) or digest[:8]}"))
+
+
+def _number(members: Members) -> str:
+    """The number of a series; empty where the header has none that is one."""
+    with quiet():
+        try:
+            number = members[0][1].get("SeriesNumber", None)
+            return "" if number is None else str(int(number))
+        except (TypeError, ValueError, OverflowError):
+            return ""
+
+
+def _earlier_names(members: Members, root: Path | None) -> Sequence[str]:
+    """What earlier releases called the results: after the folder, with the number where there were several series."""
+    folder = members[0][0].resolve().parent if root is None else root.resolve()
+    return safe_name(folder.name), safe_name(f"{folder.name}-series-{_number(members) or 0}")
 
 
 def _directory_class() -> str:

@@ -43,13 +43,13 @@ class Series:
     """The slices of a series.
 
     Attributes:
-        given: The folder or file that was named.
+        called: What messages call it.
         headers: Datasets of pydicom without pixels, in the order of the slices.
         paths: The file of each.
         warnings: What a person has to know.
     """
 
-    given: Path
+    called: str
     headers: tuple[Any, ...]
     paths: tuple[Path, ...]
     warnings: tuple[str, ...]
@@ -72,7 +72,7 @@ class ReadSeries(Series):
 
     def without_values(self) -> Series:
         """The rest."""
-        return Series(self.given, self.headers, self.paths, self.warnings)
+        return Series(self.called, self.headers, self.paths, self.warnings)
 
 
 def pydicom() -> Any:
@@ -102,11 +102,11 @@ def read_header(path: Path, attributes: Sequence[str] | None = None) -> Any:
         return pydicom().dcmread(path, stop_before_pixels=True, specific_tags=only)
 
 
-def read_series(given: Path, headers: Sequence[tuple[Path, Any]]) -> ReadSeries:
+def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> ReadSeries:
     """The slices of one series.
 
     Args:
-        given: The folder or file that was named.
+        called: What messages call it.
         headers: Path and dataset of each file of the series, with `SORTED_BY` at least, in any order.
 
     Raises:
@@ -115,25 +115,24 @@ def read_series(given: Path, headers: Sequence[tuple[Path, Any]]) -> ReadSeries:
     """
     checked = [(path, header) for path, header in headers if _check(path, header)]
     ordered = in_space(checked)
-    first = ordered[0][1]
     shapes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel", 1))) for _, h in ordered}
     if len(shapes) != 1:
         raise InputError(
-            f"the slices of series {first.get('SeriesNumber', '?')} below {given} have {len(shapes)} sizes",
+            f"{called}: its slices have {len(shapes)} sizes",
             hop="client",
             hint="put the slices of each size into a folder of their own",
         )
     ((rows, columns, samples),) = shapes
     if len(ordered) * rows * columns * samples > MAX_VALUES:
         raise InputError(
-            f"{given} has {len(ordered)} slices of {rows} x {columns} pixels, more than {MAX_VALUES} values in all",
+            f"{called} has {len(ordered)} slices of {rows} x {columns} pixels, more than {MAX_VALUES} values in all",
             hop="client",
             hint="translate a part of them: ddib translate FOLDER/0*.dcm",
         )
     paths, sorted_by = zip(*ordered, strict=True)
     values = _stacked(paths, (rows, columns, samples))
-    found = tuple(_warnings(given, sorted_by))
-    return ReadSeries(given, tuple(read_header(path) for path in paths), paths, found, values)
+    found = tuple(_warnings(called, sorted_by))
+    return ReadSeries(called, tuple(read_header(path) for path in paths), paths, found, values)
 
 
 def in_space(headers: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
@@ -269,24 +268,24 @@ def _slice(path: Path) -> _Slice:
     return _Slice(values[:, :, None], padded, dataset.PhotometricInterpretation == "MONOCHROME1")
 
 
-def _warnings(given: Path, headers: Sequence[Any]) -> Iterator[str]:
+def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
     """What a person has to know before pixels leave this machine."""
     marks = {str(header.get("BurnedInAnnotation", "")).upper() for header in headers}
     modality = str(headers[0].get("Modality", ""))
     if "YES" in marks:
         yield (
-            f"{given}: burnt-in text: the header says that pixels show text, which may be a name; "
+            f"{called}: burnt-in text: the header says that pixels show text, which may be a name; "
             "text in pixels leaves with them"
         )
     elif marks != {"NO"} and modality in OFTEN_BURNT_IN:
         yield (
-            f"{given}: pictures of modality {modality} often have burnt-in text, and the header does not say that "
+            f"{called}: pictures of modality {modality} often have burnt-in text, and the header does not say that "
             "they have none; look at them first"
         )
     if str(headers[0].get("RecognizableVisualFeatures", "")).upper() == "YES":
-        yield f"{given}: the header says that a person may be recognised by the pixels"
+        yield f"{called}: the header says that a person may be recognised by the pixels"
     if not is_parallel(headers):
-        yield f"{given}: the slices are not parallel; they are taken in the order of their instance numbers"
+        yield f"{called}: the slices are not parallel; they are taken in the order of their instance numbers"
         return
     places = [position(header) for header in headers]
     if len(headers) > 2 and all(place is not None for place in places):
@@ -294,7 +293,7 @@ def _warnings(given: Path, headers: Sequence[Any]) -> Iterator[str]:
         usual = float(np.median(gaps))
         odd = int(np.count_nonzero(np.abs(gaps - usual) > ODD_GAP * abs(usual) + 1e-4))
         if odd:
-            yield f"{given}: {odd} of {len(gaps)} distances between slices are not {usual:.3g} mm: is a slice missing?"
+            yield f"{called}: {odd} of {len(gaps)} distances between slices are not {usual:.3g} mm: is a slice missing?"
 
 
 @contextmanager

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.errors import ImageUnreadable
+from ddib_fed.errors import DdibError, ImageUnreadable
 from ddib_fed.formats.dicom.derived import derived_series
-from ddib_fed.formats.dicom.finding import grouped, names_of
+from ddib_fed.formats.dicom.finding import SeriesName, names_of, sort_files
 from ddib_fed.formats.dicom.series import Series, read_series
 from ddib_fed.formats.intensity import chosen_rule
+from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.slices import Slices
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated, Unread
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated, Unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +86,59 @@ class DicomStudy(FromOrigin):
         }
 
 
-def find_dicom(given: Path, files: Iterable[Path], stem: str, options: Options) -> list[Unread]:
+@dataclass(frozen=True, slots=True)
+class FoundSeries:
+    """The series among some files.
+
+    Attributes:
+        unread: They.
+        unreadable: Files that cannot be read, and why.
+        others: How many files are no pictures, by class.
+    """
+
+    unread: tuple[Unread, ...]
+    unreadable: tuple[tuple[Path, DdibError], ...]
+    others: Counter[str]
+
+
+def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: Options) -> FoundSeries:
     """The series among some files.
 
     Args:
         given: What was named, for messages.
-        files: Of pictures; others are left out.
-        stem: Name of the results of a single series.
+        files: DICOM files.
+        root: The folder below which they were found; None for files that were given one by one.
         options: Rule of intensity, and what becomes of refused slices.
 
     Raises:
         ExtraMissing: pydicom is not installed.
-        ImageUnreadable: There is no picture, or a header cannot be read.
+        ImageUnreadable: There is no picture, and nothing that may have been one.
     """
-    groups = grouped(files)
-    if not groups:
+    found = sort_files(files)
+    if not found.series and not found.unreadable:
         raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
-    return [_unread(given, name, members, options) for name, members in names_of(stem, groups)]
+    several = len(found.series) > 1
+    unread = tuple(
+        _unread(given, called, members, options, several=several)
+        for called, members in names_of(found.series, root)
+    )
+    return FoundSeries(unread, found.unreadable, found.others)
 
 
-def _unread(given: Path, name: str, members: Sequence[tuple[Path, Any]], options: Options) -> Unread:
+def _unread(
+    given: Path, called: SeriesName, members: Sequence[tuple[Path, Any]], options: Options, *, several: bool
+) -> Unread:
     """A series; its folder of results has its name."""
-    inputs = tuple(path for path, _ in members)
-    origin = Origin(given, name, (name,), inputs, options.settings("intensity"))
+    origin = Origin(
+        given,
+        called.name,
+        (called.name,),
+        tuple(path for path, _ in members),
+        options.settings("intensity"),
+        label=f"{given}: {called.name}" if several else "",
+        also=called.also,
+        series_sha256=called.uid_sha256,
+    )
     return Unread(origin, partial(read_dicom, origin, members, options))
 
 
@@ -123,9 +155,9 @@ def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Opt
         InputError: The slices do not belong together.
         UsageError: There is no such rule of intensity.
     """
-    given, series = origin.given, read_series(origin.given, members)
+    series = read_series(origin.called, members)
     try:
         slices = Slices.of(series.values, chosen_rule(options.intensity, series.values, series.modality))
     except ImageUnreadable as error:
-        raise ImageUnreadable(f"{given}: {error.detail}", hop="client", hint=error.hint) from error
+        raise ImageUnreadable(f"{origin.called}: {error.detail}", hop="client", hint=error.hint) from error
     return DicomStudy(origin, series.without_values(), slices, options.fill_refused)

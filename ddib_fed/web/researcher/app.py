@@ -212,7 +212,8 @@ class Researcher:
         done = job.together(request.path_params["study"])
         if len(done.outputs) == 1:
             return FileResponse(done.outputs[0], filename=done.outputs[0].name)
-        return _archive(done.outputs, done.outputs[0].parent)
+        series = done.outputs[0].parent
+        return _archive(done.outputs, series, "-".join(series.relative_to(job.out).parts))
 
     def download_all(self, request: Request) -> Response:
         """Every file of the results so far, with their records, as one archive."""
@@ -220,7 +221,7 @@ class Researcher:
         outputs = job.outputs()
         if not outputs:
             raise ItemNotFound("there are no results yet")
-        return _archive(outputs, job.out)
+        return _archive(outputs, job.out, job.out.name)
 
     def _job(self, request: Request) -> Job:
         return self.jobs.get(request.path_params["job"])
@@ -239,10 +240,10 @@ def _part(request: Request) -> Part:
     return part
 
 
-def _archive(paths: Sequence[Path], root: Path) -> Response:
-    """Files below a folder as one archive of its name."""
+def _archive(paths: Sequence[Path], root: Path, name: str) -> Response:
+    """Files below a folder as one archive."""
     return StreamingResponse(
-        zipped(paths, root), media_type="application/zip", headers=_attached(f"{root.name}.zip")
+        zipped(paths, root), media_type="application/zip", headers=_attached(f"{name}.zip")
     )
 
 

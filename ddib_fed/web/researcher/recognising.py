@@ -14,7 +14,7 @@ from typing import Final
 
 from ddib_fed.client.payload import payload
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
-from ddib_fed.formats.dicom.finding import grouped, is_directory_file
+from ddib_fed.formats.dicom.finding import is_directory_file, sort_files
 from ddib_fed.formats.dicom.series import read_series
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import Format, format_of
@@ -83,11 +83,13 @@ def _dicom(path: Path, called: Path) -> Recognised:
             hop="client",
             hint="drop the whole folder: its pictures are found without the list",
         )
-    found = grouped([path])
-    if not found:
+    found = sort_files([path])
+    for _, error in found.unreadable:
+        raise error
+    if not found.series:
         raise ImageUnreadable(f"{path} holds no picture", hop="client", hint="leave it out")
-    (headers,) = found.values()
-    return Recognised(Kind.SLICE, read_series(called, headers).warnings)
+    (headers,) = found.series.values()
+    return Recognised(Kind.SLICE, read_series(str(called), headers).warnings)
 
 
 def _require_picture(path: Path) -> None:

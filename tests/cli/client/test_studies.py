@@ -13,6 +13,7 @@ from ddib_fed.cli.client.studies import StudyManner, report_studies, translate_s
 from ddib_fed.cli.main import run
 from ddib_fed.errors import AlreadyExists, ExitCode, JobFailed, PictureMisfit
 from ddib_fed.samples.images import decode_image, encode_png
+from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import ASKED, NIFTI, only, record
@@ -24,22 +25,28 @@ VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 
 
 class Ordinary:
-    """The ordinary path, by doubles of a node: each file's translation is its negative."""
+    """The ordinary path, by doubles of a node: each file's translation is its negative.
 
-    def __init__(self, refuses: tuple[str, ...] = (), request: str = ASKED) -> None:
-        self.refuses, self.request = refuses, request
+    Some files are refused, and some are left without a result and without a refusal, as by a job that was cancelled.
+    """
+
+    def __init__(
+        self, refuses: tuple[str, ...] = (), request: str = ASKED, leaves: tuple[str, ...] = ()
+    ) -> None:
+        self.refuses, self.leaves, self.request = refuses, leaves, request
         self.asked: list[list[str]] = []
 
-    def __call__(self, items: list[Path], results: Path) -> None:
+    def __call__(self, items: list[Path], results: Path) -> list[Path]:
         self.asked.append([item.stem for item in items])
         results.mkdir(exist_ok=True)
         for item in items:
-            if item.stem not in self.refuses:
+            if item.stem not in (*self.refuses, *self.leaves):
                 png = encode_png(255 - decode_image(item.read_bytes()).pixels)
                 (results / f"{item.stem}.png").write_bytes(png)
                 (results / f"{item.stem}.json").write_bytes(
                     record(item.read_bytes(), png, asked=self.request).to_json()
                 )
+        return [item for item in items if item.stem in self.refuses]
 
 
 @pytest.fixture
@@ -57,7 +64,7 @@ def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):
     ordinary = Ordinary()
     written = translate_study(series, ordinary, manner, asked=ASKED, fill_refused=False)
     assert ordinary.asked == [["0001", "0002", "0003", "0004"]]
-    assert sorted(path.name for path in manner.out.iterdir()) == ["mr", "mr.json"]
+    assert sorted(path.name for path in (manner.out / "mr").iterdir()) == ["series-1", "series-1.json"]
     report_studies([written], "text")
     shown = capsys.readouterr().out
     assert "DICOM series (MR), 4 items" in shown
@@ -72,7 +79,7 @@ def test_only_what_is_missing_is_asked_again(series, manner):
     with pytest.raises(JobFailed, match=r"2 of 4 planes were not translated \(2, 4\)") as caught:
         translate_study(series, Ordinary(("0002", "0004")), manner, asked=ASKED, fill_refused=False)
     assert "--fill-refused" in caught.value.hint
-    assert not (manner.out / "mr").exists()
+    assert not (manner.out / "mr" / "series-1").exists()
     again = Ordinary()
     translate_study(series, again, manner, asked=ASKED, fill_refused=False)
     assert again.asked == [["0002", "0004"]]
@@ -82,6 +89,20 @@ def test_refused_slices_become_background_where_that_is_asked(series, manner):
     written = translate_study(series, Ordinary(("0002",)), manner, asked=ASKED, fill_refused=True)
     assert written.report["slices"]["refused"] == [1]
     assert len(written.files) == 4
+
+
+def test_what_no_node_refused_never_becomes_background(series, manner):
+    """Its job was cancelled, or out of time: the same command asks for it again."""
+    node = Ordinary(("0002",), leaves=("0003",))
+    with pytest.raises(
+        JobFailed, match=r"mr: 1 of 4 planes were not translated \(3\), although no node refused"
+    ):
+        translate_study(series, node, manner, asked=ASKED, fill_refused=True)
+    assert not (manner.out / "mr" / "series-1").exists()
+    again = Ordinary(("0002",))
+    written = translate_study(series, again, manner, asked=ASKED, fill_refused=True)
+    assert again.asked == [["0002", "0003"]]
+    assert written.report["slices"]["refused"] == [1]
 
 
 def test_slices_of_another_target_are_not_put_into_the_volume(series, manner):
@@ -145,13 +166,12 @@ def translate(north, tmp_path):
 
 
 def test_options_of_studies_are_refused_without_one(translate, tmp_path, capsys):
-    """And nothing is sent; also with --detach, and JSON of two kinds."""
+    """And nothing is sent; also with --detach."""
     (tmp_path / "scan.npy").write_bytes(npy(points(100)))
     volume = NIFTI / "standard.nii.gz"
     for words in (
         ("scan.npy", "--intensity", "values"),
         (volume, "--detach"),
-        (volume, "scan.npy", "--format", "json"),
         (volume, "--intensity", "bright"),
         (volume, "--credentials", "none.pem", "none.key"),
     ):
@@ -185,5 +205,54 @@ def test_items_are_sent_as_pixels(translate, tmp_path):
     code, calls = translate(tmp_path / "Ada-series")
     assert code != 0
     assert not any(b"Ada" in request.SerializeToString() for _, request in calls)
-    items = sorted((tmp_path / "out" / "Ada-series.parts" / "items").iterdir())
+    items = sorted((tmp_path / "out" / "Ada-series" / "series-1.parts" / "items").iterdir())
     assert [item.name for item in items] == ["0001.png", "0002.png", "0003.png", "0004.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("state", "said"), [(pb.JOB_STATE_CANCELLED, "was cancelled"), (pb.JOB_STATE_FAILED, "failed")]
+)
+def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, north, tmp_path, capsys):
+    """With --fill-refused: the other series is translated, and the same command asks for what is missing alone."""
+
+    def ended(answer):
+        if len(north.service.jobs) == 1:
+            answer.job.state = state
+            for item in answer.job.items[2:]:
+                item.state = pb.ITEM_STATE_RECEIVED
+
+    north.script.pictures, north.script.forge = True, ended
+    folders = [tmp_path / "scans" / name for name in ("p1", "p2")]
+    for folder in folders:
+        write_series(folder, VALUES)
+    assert translate(tmp_path / "scans", "--fill-refused")[0] == ExitCode.JOB_FAILED
+    (first, _) = north.service.jobs
+    assert f"scans/p1/series-1: job {first} {said}" in capsys.readouterr().err
+    found = tmp_path / "out" / "scans"
+    assert not (found / "p1" / "series-1").exists()
+    assert len(list((found / "p2" / "series-1").iterdir())) == 4
+    assert translate(tmp_path / "scans", "--fill-refused")[0] == 0
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [4, 4, 2]
+
+
+@pytest.mark.slow
+def test_a_volume_and_a_plain_file_are_one_document(translate, north, tmp_path, capsys):
+    """With what was left out of both; the document comes also where the plain file's job is refused."""
+    north.script.pictures = True
+    (given := tmp_path / "given").mkdir()
+    (given / "scan.nii.gz").write_bytes((NIFTI / "standard.nii.gz").read_bytes())
+    (given / "torn.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes()[:5000])
+    (given / "scan-2.npy").write_bytes(npy(points(100)))
+    (given / "empty.npy").write_bytes(b"")
+    assert translate(given, "--format", "json", "--skip-bad")[0] == ExitCode.LEFT_OUT
+    document = json.loads(capsys.readouterr().out)
+    assert [each["input"] for each in document["studies"]] == [str(given / "scan.nii.gz")]
+    assert [each["file"] for each in document["items"]] == ["scan-2.npy"]
+    assert [each["file"] for each in document["left_out"]] == [
+        str(given / "torn.nii"),
+        str(given / "empty.npy"),
+    ]
+    (given / "scan-2.npy").write_bytes(npy(points(50)))
+    assert translate(given, "--format", "json", "--skip-bad")[0] == ExitCode.CONFLICT
+    assert len(json.loads(capsys.readouterr().out)["studies"]) == 1

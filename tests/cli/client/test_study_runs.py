@@ -6,13 +6,16 @@ import gc
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 
 import numpy as np
+import pydicom
 import pytest
 
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.studies import StudyManner
 from ddib_fed.cli.client.study_runs import Ending, check_plan, plan_studies, translate_studies
+from ddib_fed.cli.client.translation.document import one_document
 from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
@@ -49,20 +52,22 @@ ASKED = {
 
 
 class Requests(Ordinary):
-    """Its results are those of `ORDER`; planes called 0002 are refused in the studies that are named."""
+    """Its results are those of `ORDER`; some planes are refused in the studies whose folders are named."""
 
-    def __init__(self, *refused: str, error: Exception | None = None) -> None:
+    def __init__(
+        self, *refused: str, planes: Sequence[str] = ("0002",), error: Exception | None = None
+    ) -> None:
         super().__init__(request=ORDER.digest("north.example"))
-        self._refused, self._error = refused, error
+        self._refused, self._planes, self._error = refused, planes, error
         self.studies: list[str] = []
 
     def __call__(self, items, results):
-        name = results.parent.name.removesuffix(".parts")
+        name = results.parent.parent.name
         self.studies.append(name)
-        self.refuses = ("0002",) if name in self._refused else ()
+        self.refuses = self._planes if name in self._refused else ()
         if self.refuses and self._error is not None:
             raise self._error
-        super().__call__(items, results)
+        return super().__call__(items, results)
 
 
 def in_memory() -> int:
@@ -76,7 +81,7 @@ class Counted(Requests):
 
     def __call__(self, items, results):
         self.asked.append([str(in_memory())])
-        super().__call__(items, results)
+        return super().__call__(items, results)
 
 
 @pytest.fixture
@@ -92,13 +97,16 @@ def given(tmp_path):
 def translate(tmp_path):
     """Plans, checks and translates; what was asked of the node."""
 
-    def call(paths, node, *, skip_bad=False, output_format="text", order=ORDER, **changes):
-        manner = StudyManner(tmp_path / "out", output_format)
+    def call(
+        paths, node, *, skip_bad=False, output_format="text", order=ORDER, force=False, again=False, **changes
+    ):
+        manner = StudyManner(tmp_path / "out", output_format, force=force, again=again)
         plan = plan_studies(paths, PROFILE, {**ASKED, **changes}, order, manner)
         assert plan is not None
         chosen = Chosen.files(plan.choice.plain, apart=True) if plan.choice.plain else None
         check_plan(plan, chosen, order, PROFILE.institution, skip_bad=skip_bad)
-        translate_studies(plan, node, skip_bad=skip_bad)
+        with one_document(output_format) as document:
+            translate_studies(plan, node, document, skip_bad=skip_bad)
         return node.studies
 
     return call
@@ -108,7 +116,8 @@ def test_a_refused_slice_of_one_series_does_not_stop_the_others(given, translate
     """What is written is said at once; the command ends with the failure, and the same command asks for that alone."""
     with pytest.raises(JobFailed, match=r"b: 1 of 3 planes were not translated \(2\)"):
         translate(given, Requests("b"))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "a.json", "b.parts", "c", "c.json"}
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("*/*")}
+    assert found == {"a/series-1", "a/series-1.json", "b/series-1.parts", "c/series-1", "c/series-1.json"}
     said = capsys.readouterr().out
     assert f"{given[0]}: DICOM series" in said
     assert f"{given[2]}: DICOM series" in said
@@ -129,6 +138,42 @@ def test_one_series_is_in_memory_at_a_time(given, translate):
 def test_two_failed_series_are_one_error(given, translate):
     with pytest.raises(JobFailed, match=r"a: 1 of 3 .*\n.*c: 1 of 3 "):
         translate(given, Requests("a", "c"))
+
+
+def test_a_series_of_which_every_slice_is_refused_does_not_stop_the_others(given, translate, tmp_path):
+    """A volume of nothing but background is none, also where refused slices become background."""
+    nothing = {"planes": ("0001", "0002", "0003"), "fill_refused": True}
+    node = Requests("b", planes=nothing["planes"])
+    with pytest.raises(JobFailed, match=r"b: 3 of 3 planes were not translated.*every one was refused"):
+        translate(given, node, fill_refused=True)
+    assert node.studies == ["a", "b", "c"]
+    assert not (tmp_path / "out" / "b" / "series-1").exists()
+    with pytest.raises(FilesLeftOut, match=r"1 of 3 files.*\n.*b: 3 of 3 planes"):
+        translate(given, Requests("b", planes=nothing["planes"]), fill_refused=True, skip_bad=True)
+
+
+def test_a_changed_series_is_the_only_one_that_force_asks_for(given, translate):
+    """What matches is kept; --again asks for all."""
+    translate(given, Requests())
+    (path, *_) = given[1].iterdir()
+    changed = pydicom.dcmread(path)
+    changed.PixelData = changed.PixelData[::-1]
+    changed.save_as(path)
+    with pytest.raises(AlreadyExists, match="no result of this request"):
+        translate(given, Requests())
+    assert translate(given, Requests(), force=True) == ["b"]
+    assert translate(given, Requests(), force=True) == []
+    assert translate(given, Requests(), force=True, again=True) == ["a", "b", "c"]
+
+
+def test_force_does_not_replace_the_result_of_another_series(given, translate, tmp_path):
+    """One of the same number lies in the folder now, and the first is gone: its translation stays."""
+    translate(given[:1], Requests())
+    before = (tmp_path / "out" / "a" / "series-1" / "0001.dcm").read_bytes()
+    write_series(given[0], VALUES + 7)
+    with pytest.raises(AlreadyExists, match="another series"):
+        translate(given[:1], Requests(), force=True)
+    assert (tmp_path / "out" / "a" / "series-1" / "0001.dcm").read_bytes() == before
 
 
 def test_what_is_skipped_is_listed(given, translate, tmp_path, capsys):

@@ -137,7 +137,7 @@ def test_a_derived_series_comes_out(hospital: Hospital) -> None:
     """In the place of the source, marked as synthetic, and a picture of the same head."""
     found = map(pydicom.dcmread, (hospital.given / "Ada-series").iterdir())
     sources = sorted(found, key=lambda dataset: dataset.InstanceNumber)
-    made = [pydicom.dcmread(path) for path in sorted((hospital.out / "Ada-series").iterdir())]
+    made = [pydicom.dcmread(path) for path in sorted((hospital.out / "Ada-series" / "series-1").iterdir())]
     assert [m.ImagePositionPatient for m in made] == [s.ImagePositionPatient for s in sources]
     assert {m[0x0008001C].value for m in made} == {"YES"}
     assert {str(m.PatientName) for m in made} == {SECRET}
@@ -156,7 +156,10 @@ def test_a_volume_comes_out(hospital: Hospital) -> None:
     canonical = np.asarray(nibabel.as_closest_canonical(made).dataobj)
     slices = canonical.transpose(1, 2, 0)[:, ::-1]
     assert not slices[3:].any()
-    series = [pydicom.dcmread(path).pixel_array for path in sorted((hospital.out / "Ada-series").iterdir())]
+    series = [
+        pydicom.dcmread(path).pixel_array
+        for path in sorted((hospital.out / "Ada-series" / "series-1").iterdir())
+    ]
     difference = np.abs(slices[:3].astype(int) - np.stack(series))
     assert np.median(difference) < 12
 
@@ -180,7 +183,10 @@ def test_the_same_command_again_asks_for_nothing(hospital: Hospital) -> None:
 
 def test_the_provenance_says_how_it_was_made(hospital: Hospital) -> None:
     """Intensity rule, flicker, each slice's own record; parts are gone."""
-    for name, kind, count in (("Ada-series", "DICOM series (MR)", 3), ("Ada-volume", "NIfTI volume", 5)):
+    for name, kind, count in (
+        ("Ada-series/series-1", "DICOM series (MR)", 3),
+        ("Ada-volume", "NIfTI volume", 5),
+    ):
         record = Translation.read(hospital.out / f"{name}.json")
         assert record is not None
         assert (record.target_institution, record.samples) == ("south.example", 3)
@@ -190,7 +196,7 @@ def test_the_provenance_says_how_it_was_made(hospital: Hospital) -> None:
         assert section["flicker"]["ratio"] > 0
         assert {len(item["latent_sha256"]) for item in section["items"]} == {64}
     assert "slice flicker" in hospital.said
-    assert not list(hospital.out.glob("*.parts"))
+    assert not list(hospital.out.rglob("*.parts"))
 
 
 def test_no_value_of_a_header_left_the_client(hospital: Hospital) -> None:

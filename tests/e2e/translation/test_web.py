@@ -152,12 +152,12 @@ def test_the_volume_is_downloaded(clinic: Clinic, tmp_path: Path) -> None:
     assert not canonical[:, 3:].any()
     every = zipfile.ZipFile(io.BytesIO(clinic.page.get(f"jobs/{clinic.job}/all.zip")))
     assert every.read(f"{clinic.out.name}/Ada-volume.nii") == content
-    assert f"{clinic.out.name}/Ada-series/0003.dcm" in every.namelist()
+    assert f"{clinic.out.name}/Ada-series/series-1/0003.dcm" in every.namelist()
 
 
 def test_each_slice_is_shown_beside_its_translation(clinic: Clinic) -> None:
     """After its parts are removed."""
-    assert not list(clinic.out.glob("*.parts"))
+    assert not list(clinic.out.rglob("*.parts"))
     for item in range(6):
         source, translation = (
             decode_image(clinic.page.get(f"jobs/{clinic.job}/{item}/{part}/view")).pixels

@@ -28,7 +28,7 @@ def test_slices_are_in_their_order_in_space(tmp_path):
     require_pixels_alone(study)
     (of_files,) = open_paths(paths, Options(intensity="values")).studies
     assert list(of_files.items()) == list(study.items())
-    assert (of_files.name, study.name) == ("series", "series")
+    assert (of_files.name, study.name) == ("series/series-1", "series/series-1")
 
 
 def test_ct_is_in_hounsfield_units(tmp_path):

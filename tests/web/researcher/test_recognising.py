@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 
 from ddib_fed.errors import DdibError, ExtraMissing, ImageUnreadable, InputError
@@ -62,7 +61,7 @@ def test_a_dicomdir_is_no_picture() -> None:
 
 
 def test_what_is_damaged_is_refused_at_once(tmp_path: Path) -> None:
-    """A slice, a volume, a map cut short; a report without pixels; frames of a film."""
+    """A slice, a volume, a map cut short; a report without pixels; a slice that ends before its pixels."""
     write_series(tmp_path / "mr", VALUES)
     write_map(tmp_path / "map.tif", SMOOTH)
     for path in (tmp_path / "mr" / "IM001", NIFTI / "standard.nii.gz", tmp_path / "map.tif"):
@@ -71,12 +70,11 @@ def test_what_is_damaged_is_refused_at_once(tmp_path: Path) -> None:
         with pytest.raises(DdibError) as caught:
             recognise(cut, FOLDER)
         assert cut.name in caught.value.detail
-    report = pydicom.dcmread(DICOM / "CT_small.dcm")
-    for keyword in ("Rows", "Columns", "PixelData"):
-        del report[keyword]
-    pydicom.dcmwrite(tmp_path / "report", report)
     with pytest.raises(ImageUnreadable, match="holds no picture"):
-        recognise(tmp_path / "report", FOLDER)
+        recognise(DICOM / "reportsi.dcm", FOLDER)
+    (tmp_path / "header").write_bytes((DICOM / "CT_small.dcm").read_bytes()[:1000])
+    with pytest.raises(ImageUnreadable, match="is not complete"):
+        recognise(tmp_path / "header", FOLDER)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_series_and_a_volume_come_back_as_they_went(drop, finished, browser, n
     assert names == {
         f"{folder.name}/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()
     }
-    assert f"{folder.name}/Ada/0001.dcm" in names
+    assert f"{folder.name}/Ada/series-1/0001.dcm" in names
     assert not list(folder.glob("*.parts"))
 
 
@@ -249,13 +249,17 @@ def test_several_series_and_loose_files_have_names_to_tell_them_apart(
         assert browser.post("/files", params={"name": name}, content=path.read_bytes()).status_code == 200
     state = ended(finished(target=TARGET))
     labels = [(each["label"], each["planes"]) for each in state["studies"]]
-    assert sorted(labels) == [("Ada, Ada-series-3", 1), ("Ada, Ada-series-4", 1), ("DICOM files", 2)]
+    assert sorted(labels) == [
+        ("Ada, Ada/3/series-3", 1),
+        ("Ada, Ada/4/series-4", 1),
+        ("DICOM files", 2),
+    ]
     (folder,) = (tmp_path / "out").iterdir()
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
-        "Ada-series-3",
-        "Ada-series-4",
-        "dicom",
-    }
+    found = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("*.dcm")}
+    assert found == {"Ada/3/series-3", "Ada/4/series-4", "dicom/series-1"}
+    (at,) = (number for number, each in enumerate(state["studies"]) if each["planes"] == 2)
+    sent = browser.get(f"/jobs/1/studies/{at}/file").headers["content-disposition"]
+    assert sent == "attachment; filename*=utf-8''dicom-series-1.zip"
 
 
 def test_a_series_that_cannot_be_read_does_not_stop_the_rest(drop, finished, browser, tmp_path: Path) -> None:
@@ -269,7 +273,7 @@ def test_a_series_that_cannot_be_read_does_not_stop_the_rest(drop, finished, bro
     assert (state["items"], state["written"]) == (3, 3)
     assert state["error"]["detail"] == "1 of 2 were not translated"
     (missing,) = state["missing"]
-    assert missing.startswith("odd: the slices of series 1 below odd have 2 sizes")
+    assert missing.startswith("odd: its slices have 2 sizes")
     assert browser.get("/jobs/1/studies/0/file").status_code == 200
 
 

@@ -36,9 +36,9 @@ from ddib_fed.errors import (
     PictureMisfit,
     error_class,
 )
-from ddib_fed.formats.opening import Bad
+from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.recognition import is_dicom
-from ddib_fed.formats.study import Origin, Studies, Study
+from ddib_fed.formats.study import Studies, Study
 from ddib_fed.web.researcher import desk
 from ddib_fed.web.researcher.words import measured_in_words
 from ddib_fed.wire.jobs import Settings
@@ -200,11 +200,11 @@ class Translating:
         """Translate the items of a study, and put it together."""
         tiled = tiled_map(study)
 
-        def send(paths: Sequence[Path], results: Path) -> None:
+        def send(paths: Sequence[Path], results: Path) -> frozenset[Path]:
             word = seen.plane_word if study.planes > 1 else ""
             views = SliceViews.of(number, seen.label, word, paths, self.views)
             display = self._display(results, views.result if tiled is None else _not_shown, views.called)
-            translate_parts(
+            return translate_parts(
                 self.clients.profile, self._order(), self._manner(), paths, results, display=display
             )
 

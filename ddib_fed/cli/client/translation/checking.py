@@ -65,6 +65,10 @@ class LeftOut:
         """For a list."""
         return f"{self.path}: {self.why}  [{self.reason}]"
 
+    def as_json(self) -> dict[str, object]:
+        """For a document."""
+        return {"file": self.path, "reason": self.reason, "why": self.why}
+
 
 def read_files(
     chosen: Chosen,

@@ -9,7 +9,7 @@ from typing import Any
 
 from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW, Part, Translation
 from ddib_fed.cli.client.delivery import Delivered
-from ddib_fed.cli.client.translation.checking import LeftOut
+from ddib_fed.cli.client.translation.document import Document
 from ddib_fed.cli.client.translation.outcome import Outcome
 from ddib_fed.cli.output import number, print_json, print_table
 from ddib_fed.client.views import JobView, Submitted
@@ -72,20 +72,20 @@ def report(
 
 
 def report_outcome(
-    outcome: Outcome, target: str, out: Path, output_format: str, *, doubtful_below: float, page: Path | None
+    outcome: Outcome, target: str, out: Path, document: Document, *, doubtful_below: float, page: Path | None
 ) -> None:
-    """Print what a whole command translated: a table, or one JSON document.
+    """Print what a whole command translated as a table, or add it to the JSON document.
 
     Args:
         outcome: Of the command.
         target: INSTITUTION/DOMAIN.
         out: Folder of the results.
-        output_format: "text" or "json".
+        document: Of the command.
         doubtful_below: dB.
         page: The page that shows them, where there is one.
     """
-    if output_format == "json":
-        print_json(_outcome_as_json(outcome, target, out, page))
+    if document.is_wanted:
+        document.add(_outcome_as_json(outcome, target, out, page))
         return
     delivered = outcome.delivered
     if not delivered:
@@ -120,15 +120,11 @@ def _outcome_as_json(outcome: Outcome, target: str, out: Path, page: Path | None
         "earlier": outcome.earlier,
         "jobs": jobs,
         "page": page,
-        "left_out": [_left_out_as_json(each) for each in outcome.left_out],
-        "failed": [_left_out_as_json(each) for each in outcome.failed],
+        "left_out": [each.as_json() for each in outcome.left_out],
+        "failed": [each.as_json() for each in outcome.failed],
         "not_submitted": list(outcome.not_submitted),
         "items": [_as_json(item) for item in outcome.delivered],
     }
-
-
-def _left_out_as_json(each: LeftOut) -> dict[str, object]:
-    return {"file": each.path, "reason": each.reason, "why": each.why}
 
 
 def _has_psnr(provenance: Translation) -> bool:

@@ -15,9 +15,10 @@ from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.client.translation.outcome import Outcome, require_translated
 from ddib_fed.cli.client.translation.pages import write_pages
 from ddib_fed.cli.client.translation.run import Manner, Run
+from ddib_fed.cli.typed import same_command
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Submitted
-from ddib_fed.errors import FilesLeftOut
+from ddib_fed.errors import Cancelled, FilesLeftOut, JobFailed
 
 
 def translate_files(
@@ -60,8 +61,8 @@ def translate_parts(
     out: Path,
     *,
     display: Display = TERMINAL,
-) -> None:
-    """Translate the items of a series, volume or map into a folder; what is refused has no result there.
+) -> frozenset[Path]:
+    """Translate the items of a series, volume or map into a folder; those that were refused, and have no result there.
 
     Args:
         profile: Of the source node's client.
@@ -72,6 +73,8 @@ def translate_parts(
         display: Shows how it goes.
 
     Raises:
+        JobFailed: A job ended for a reason of its own: it was cancelled, its time was over, a peer failed. What it left
+            undone was not refused.
         DdibError: The node refuses every item, or the node refuses or cannot be reached.
     """
     parts = replace(manner, out=out, skip_bad=True, credentials=None)  # of the whole, not of its parts
@@ -80,6 +83,12 @@ def translate_parts(
         for each in outcome.left_out:
             if each.error is not None:
                 raise each.error
+    try:
+        require_translated(outcome, f"source {profile.institution}", skip_bad=True)
+    except Cancelled as error:
+        # Others of the command's studies go on; Ctrl-C is raised above.
+        raise JobFailed(error.detail, hint=same_command(), hop=error.hop) from error
+    return frozenset(each.path for each in (*outcome.left_out, *outcome.failed))
 
 
 def submit_files(

@@ -1,0 +1,186 @@
+"""What becomes of every file of a folder, and what the results of its series are called."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pydicom
+import pytest
+
+from ddib_fed.errors import FileMissing, ImageUnreadable, UsageError
+from ddib_fed.formats.dicom.finding import sort_files
+from ddib_fed.formats.dicom.series import quiet
+from ddib_fed.formats.finished import finished_study
+from ddib_fed.formats.opening import open_paths
+from ddib_fed.formats.parts import write_outputs
+from ddib_fed.formats.study import Options
+from tests.formats.dicom.files import write_series
+from tests.formats.echoes import ASKED, DICOM, results
+
+VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
+CUT = (132, 140, 200, 400, 700, 1000, 1100, 1400, 2000, 3000)
+"""Bytes of `CT_small.dcm` that end before its number of rows, in all parts of its header."""
+
+
+def names(*paths):
+    """What the results of the series in some paths are called."""
+    return sorted(origin.name for origin in open_paths(paths, Options()).studies.origins)
+
+
+def finished(origin, out):
+    return finished_study(origin, out, asked=ASKED, fill_refused=False)
+
+
+@pytest.mark.parametrize("size", CUT)
+def test_a_slice_that_was_cut_is_named_and_not_passed_over(size, tmp_path):
+    """pydicom reads it without an error, as if it ended there; the whole slice beside it is a series."""
+    content = (DICOM / "CT_small.dcm").read_bytes()
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "ct" / "whole.dcm").write_bytes(content)
+    (tmp_path / "ct" / "cut.dcm").write_bytes(content[:size])
+    bad = []
+    found = open_paths([tmp_path / "ct"], Options(), bad=bad)
+    assert [path.name for path, _ in bad] == ["cut.dcm"]
+    assert "cut.dcm" in bad[0][1].detail
+    assert [len(origin.inputs) for origin in found.studies.origins] == [1]
+    with pytest.raises(ImageUnreadable, match=r"cut\.dcm"):
+        open_paths([tmp_path / "ct"], Options())
+
+
+def test_an_empty_slice_among_others_is_named(tmp_path):
+    """By its suffix alone; among pictures without any DICOM file it is another file."""
+    write_series(tmp_path / "mr", VALUES)
+    (tmp_path / "mr" / "empty.dcm").write_bytes(b"")
+    bad = []
+    open_paths([tmp_path / "mr"], Options(), bad=bad)
+    assert [(path.name, type(error)) for path, error in bad] == [("empty.dcm", ImageUnreadable)]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "empty.dcm").write_bytes(b"")
+    assert open_paths([tmp_path / "other"], Options()).plain == (tmp_path / "other",)
+
+
+def test_files_that_are_no_pictures_are_counted(tmp_path):
+    """A plan and a report by their class, and a file of a maker's own class."""
+    (path, *_) = write_series(tmp_path / "mr", VALUES)
+    for name in ("rtplan.dcm", "reportsi.dcm"):
+        shutil.copy(DICOM / name, tmp_path / "mr")
+    own = pydicom.dcmread(path)
+    for keyword in ("Rows", "Columns", "PixelData"):
+        delattr(own, keyword)
+    own.SOPClassUID = own.file_meta.MediaStorageSOPClassUID = "1.3.12.2.1107.5.9.1"
+    with quiet():
+        own.save_as(tmp_path / "mr" / "private.dcm")
+    found = open_paths([tmp_path / "mr"], Options())
+    assert found.ignored == Counter(
+        {"DICOM RT Plan": 1, "DICOM Basic Text SR": 1, "DICOM file of a private class without pixels": 1}
+    )
+    assert [len(origin.inputs) for origin in found.studies.origins] == [3]
+
+
+def test_a_report_of_which_the_class_was_cut_is_no_report(tmp_path):
+    """Its two classes differ then, and it may as well have been a picture."""
+    content = (DICOM / "reportsi.dcm").read_bytes()
+    uid = b"1.2.840.10008.5.1.4.1.1.88.11"
+    (tmp_path / "cut.dcm").write_bytes(content[: content.rindex(uid) + len(uid) - 5])
+    found = sort_files([tmp_path / "cut.dcm"])
+    assert [path.name for path, _ in found.unreadable] == ["cut.dcm"]
+    assert not found.others
+
+
+def test_a_name_does_not_depend_on_what_else_is_there(tmp_path):
+    """Patients come and go; each keeps the name of its folder, and the folder of a patient gives the same one."""
+    scans = tmp_path / "scans"
+    write_series(scans / "p2", VALUES)
+    assert names(scans) == ["scans/p2/series-1"]
+    write_series(scans / "p3" / "T1", VALUES, SeriesNumber=7)
+    assert names(scans) == ["scans/p2/series-1", "scans/p3/T1/series-7"]
+    write_series(scans / "p1", VALUES)
+    assert names(scans) == ["scans/p1/series-1", "scans/p2/series-1", "scans/p3/T1/series-7"]
+    assert names(scans / "p1", scans / "p3") == ["p1/series-1", "p3/T1/series-7"]
+    assert names(*scans.glob("p[12]/*")) == ["p1/series-1", "p2/series-1"]
+    (path, *_) = (scans / "p1").iterdir()
+    assert names(path) == [path.name]
+
+
+def test_slices_in_several_folders_are_named_after_the_one_around_them(tmp_path):
+    paths = write_series(tmp_path / "scans" / "p1" / "a", VALUES)
+    (tmp_path / "scans" / "p1" / "b").mkdir()
+    paths[0].rename(tmp_path / "scans" / "p1" / "b" / "IM000")
+    assert names(tmp_path / "scans") == ["scans/p1/series-1"]
+
+
+@pytest.mark.parametrize("number", [None, "one"])
+def test_a_series_without_a_number_has_a_name(number, tmp_path):
+    write_series(tmp_path / "mr", VALUES)
+    for path in (tmp_path / "mr").iterdir():
+        made = pydicom.dcmread(path)
+        del made.SeriesNumber
+        if number is not None:
+            made.add_new(0x00200011, "LO", number)
+        pydicom.dcmwrite(path, made)
+    (name,) = names(tmp_path / "mr")
+    assert name.startswith("mr/series-")
+    assert len(name) == len("mr/series-") + 8
+
+
+def test_two_series_of_one_number_are_told_apart_and_known_again(tmp_path):
+    """By their UIDs; the result of the one that was alone before counts under its name of then."""
+    out = tmp_path / "out"
+    first = write_series(tmp_path / "p1", VALUES)
+    (study,) = open_paths([tmp_path / "p1"], Options()).studies
+    written = write_outputs(study, results(study), out, force=False)
+    for path in first:
+        path.rename(path.with_name(f"first-{path.name}"))
+    write_series(tmp_path / "p1", VALUES)
+    both = open_paths([tmp_path / "p1"], Options()).studies.origins
+    assert len({origin.name for origin in both}) == 2
+    assert all(origin.name.startswith("p1/series-1-") for origin in both)
+    assert all(origin.called == f"{tmp_path / 'p1'}: {origin.name}" for origin in both)
+    old, new = sorted(both, key=lambda origin: "first" not in origin.inputs[0].name)
+    found = finished(old, out)
+    assert found is not None
+    assert found.files == written.files
+    assert finished(new, out) is None
+
+
+def test_results_of_an_earlier_release_are_known_and_not_overwritten(tmp_path):
+    """It called them after the folder that was given."""
+    out = tmp_path / "out"
+    write_series(tmp_path / "scans" / "p1", VALUES)
+    (study,) = open_paths([tmp_path / "scans"], Options()).studies
+    before = replace(study, origin=replace(study.origin, name="scans", outputs=("scans",)))
+    old = write_outputs(before, results(before), out, force=False)
+    contents = [path.read_bytes() for path in (*old.files, old.record)]
+    found = finished(study.origin, out)
+    assert found is not None
+    assert found.files == old.files
+    write_outputs(study, results(study), out, force=True)
+    assert (out / "scans" / "p1" / "series-1" / "0001.dcm").exists()
+    assert [path.read_bytes() for path in (*old.files, old.record)] == contents
+
+
+def test_folders_of_one_name_are_refused_with_what_helps(tmp_path):
+    for ward in "ab":
+        write_series(tmp_path / ward / "p1", VALUES)
+    with pytest.raises(UsageError, match="would both be called p1/series-1") as caught:
+        names(tmp_path / "a" / "p1", tmp_path / "b" / "p1")
+    assert "common parent folder" in caught.value.hint
+
+
+def test_a_file_that_a_dicomdir_lists_and_that_is_not_there_concerns_itself_alone(tmp_path):
+    """The other series of the medium are found; names are those below its folder."""
+    shutil.copytree(DICOM / "dicomdirtests", tmp_path / "disc")
+    missing = tmp_path / "disc" / "98892001" / "CT5N" / "2062"
+    missing.unlink()
+    bad = []
+    found = open_paths([tmp_path / "disc" / "DICOMDIR"], Options(), bad=bad)
+    assert [(path, type(error)) for path, error in bad] == [(missing, FileMissing)]
+    assert len(found.studies) == 13
+    called = {origin.name: len(origin.inputs) for origin in found.studies.origins}
+    assert called["disc/98892001/CT5N/series-5"] == 4
+    assert sum(called.values()) == 30
+    with pytest.raises(FileMissing, match="2062"):
+        open_paths([tmp_path / "disc" / "DICOMDIR"], Options())
