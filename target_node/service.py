@@ -277,15 +277,18 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def _on_item(
         self, request_id: str, settings: StreamSettings, unanswered: Unanswered, receipt: Receipt
     ) -> Callable[[int, Latent], None]:
-        """Quota and audit for each item; the same latent again for the same request is not charged again."""
-        peer = caller()
+        """Quota and audit for each item; the same latent again for the same request is not charged again.
+
+        It is the same work under the same contract and settings alone: another class or guidance gives another output.
+        """
+        peer, asked = caller(), settings.digest
         with self._lock:
             turn = self._turns.setdefault(peer.institution, threading.Lock())
 
         def on_item(item: int, latent: Latent) -> None:
             receipt.check_policy()
             samples = len(latent.data)
-            work = request_id, item, latent.sha256
+            work = request_id, item, latent.sha256, asked
             with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
                 self._node.quotas.charge(self._charges(peer.institution, settings, samples), work)
                 self._audit(

@@ -7,6 +7,7 @@ memory, `READY` the files.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
@@ -55,6 +56,12 @@ class StreamSettings:
     round_trip: bool
     label: int | None = None
     guidance: Guidance = UNGUIDED
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of all of it: what a latent is decoded to depends on nothing else."""
+        asked = self.contract.digest, self.solver, self.round_trip, self.label, self.guidance
+        return hashlib.sha256(repr(asked).encode()).digest()
 
 
 class _EndOfItems:
