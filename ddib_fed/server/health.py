@@ -20,7 +20,7 @@ WATCH_S: Final = 3600.0
 """A watcher is told to come again after this, as its connection is (`server.MAX_CONNECTION_AGE_S`)."""
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types
     """Check, List and Watch of names that `set` has named; "" is the whole node.
 
     Args:

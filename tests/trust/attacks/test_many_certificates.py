@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from tests.conftest import Evidence
 from tests.e2e.harness import Node, Pair, ddib
 from tests.server.listening import Requests
-from tests.trust.attacks.raw_http2 import HEALTH, RESET, WATCH, Raw, frame, message
+from tests.trust.attacks.raw_http2 import HEALTH, WATCH, WINDOW, Raw, message
 from tests.trust.attacks.watch import Watch, healthy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(300)]
@@ -83,43 +83,48 @@ def scene(amount: Callable[[int, int], int]) -> Iterator[Scene]:
             pair.stop()
 
 
-def silent(raw: Raw) -> None:
-    """Calls whose request never comes."""
-    for _ in range(EACH):
-        raw.open(HEALTH)
-        raw.read()
+Attack = Callable[[Scene, Path, ExitStack], None]
 
 
-def watches(raw: Raw) -> None:
-    """Watches of the whole node, for as long as they may last."""
-    for _ in range(EACH):
-        raw.data(raw.open(WATCH), message(b""), end=True)
-        raw.read()
+def by_frames(path: str, *, count: int = EACH, asked: bool = True, window: int = WINDOW) -> Attack:
+    """Calls of one identity, held open.
+
+    Args:
+        path: Of the call.
+        count: How many there are.
+        asked: Whether their request is sent.
+        window: Bytes of answers that the caller takes.
+    """
+
+    def attack(scene: Scene, holder: Path, held: ExitStack) -> None:
+        raw = held.enter_context(Raw(scene.south.port, holder, window=window))
+        for _ in range(count):
+            stream = raw.open(path)
+            if asked:
+                raw.data(stream, message(b""), end=True)
+            raw.read()
+
+    return attack
 
 
-def unread(raw: Raw) -> None:
-    """Answers that are never taken: the window for them is closed."""
-    for _ in range(6 * EACH):
-        raw.data(raw.open(HEALTH), message(b""), end=True)
-        raw.read()
+def names(scene: Scene, holder: Path, held: ExitStack) -> None:
+    """Watches of names of megabytes, each another and taken back once it is answered."""
+    channel = held.enter_context(scene.channel(holder))
+    for number in range(6):
+        name = f"{number:08}" + "x" * (NAME_BYTES - 8)
+        watching = channel.unary_stream(WATCH)(
+            HealthCheckRequest(service=name).SerializeToString(), timeout=10
+        )
+        with suppress(grpc.RpcError):
+            next(watching)
+        watching.cancel()
 
 
-def names(raw: Raw) -> None:
-    """Watches of names of megabytes, each another and taken back at once."""
-    for number in range(5):
-        name = f"{number:08}".encode() + b"x" * (NAME_BYTES - 8)
-        request = HealthCheckRequest(service=name.decode()).SerializeToString()
-        stream = raw.open(WATCH)
-        raw.data(stream, message(request), end=True)
-        raw.read(0.1)
-        raw.send(frame(RESET, 0, stream, (8).to_bytes(4, "big")))
-
-
-ATTACKS: dict[str, tuple[Callable[[Raw], None], int | None]] = {
-    "calls without a request": (silent, None),
-    "watches": (watches, None),
-    "answers that are not taken": (unread, 0),
-    "names": (names, None),
+ATTACKS: dict[str, Attack] = {
+    "calls without a request": by_frames(HEALTH, asked=False),
+    "watches": by_frames(WATCH),
+    "answers that are not taken": by_frames(HEALTH, count=6 * EACH, window=0),
+    "names": names,
 }
 
 
@@ -131,12 +136,9 @@ def test_certificates_of_one_institution_take_neither_threads_nor_streams_nor_me
     scene: Scene, name: str, identities: int, evidence: Evidence, request: pytest.FixtureRequest
 ) -> None:
     """While all of them are held: Health in time, memory within 64 MB, and their own node is served."""
-    attack, window = ATTACKS[name]
-    more = {} if window is None else {"window": window}
     with Watch(scene.south) as watch, ExitStack() as held:
         for holder in scene.holders[:identities]:
-            raw = held.enter_context(Raw(scene.south.port, holder, **more))
-            attack(raw)
+            ATTACKS[name](scene, holder, held)
         time.sleep(0.5)
         refused = scene.decode_is_tried()
     evidence.figure(
