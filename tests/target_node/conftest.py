@@ -51,11 +51,11 @@ class Target:
         self.auth.calls.start()
 
     @contextmanager
-    def called_by(self, who: Institution) -> Iterator[decoding_pb2_grpc.DecodingServiceStub]:
+    def called_by(self, who: Institution, **more) -> Iterator[decoding_pb2_grpc.DecodingServiceStub]:
         roots = certificate_pem(self.south.root)
         name = self.south.identity.dns_name
         with tls.channel(
-            self.server.address, server_name=name, pki_folder=who.pki, roots_pem=roots
+            self.server.address, server_name=name, pki_folder=who.pki, roots_pem=roots, **more
         ) as channel:
             yield decoding_pb2_grpc.DecodingServiceStub(channel)
 

@@ -20,7 +20,6 @@ from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import Target
 from tests.target_node.sending import header, results, sent
-from tests.trust.attacks.raw_http2 import DECODE, Raw, message
 
 
 def asked(target: Target, contract, evaluations: int, items: int = 4, name: str = "job", **changes):
@@ -193,17 +192,18 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
 def test_a_peer_that_takes_no_answer_loses_its_stream(open_target, north) -> None:
     """Its thread, its place and its part of the engine are there for others; nothing more of it is decoded."""
     target = open_target(idle_s=0.5)
-    contract, items = target.negotiate(north), 6
-    with Raw(target.server.port, north.pki, window=0) as raw:
-        stream = raw.open(DECODE)
-        raw.data(stream, message(header(contract, items=items).SerializeToString()))
-        for item in range(items):
-            for each in sent(contract, gaussian(10_000), item):
-                raw.data(stream, message(each.SerializeToString()))
+    contract, items = target.negotiate(north), 12
+    messages = [m for item in range(items) for m in sent(contract, gaussian(10_000), item)]
+    small = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16)]
+    with target.called_by(north, options=small) as stub:
+        call = stub.Decode(iter([header(contract, items=items), *messages]), timeout=60)
         wait_until(lambda: target.service.jobs() == {"decoding": 1})
-        wait_until(lambda: (raw.read(), target.service.jobs())[1] == {"decoding": 0})
-        assert len(target.auth.calls) == 0
-    assert seconds_of_a_small_job(target, north) < 8
+        wait_until(lambda: target.service.jobs() == {"decoding": 0})
+        assert seconds_of_a_small_job(target, north) < 8
+        with pytest.raises(grpc.RpcError) as ended:
+            list(call)
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert ended.value.details() == "the caller took nothing of the answers for 0.5 s"
 
 
 def test_a_stream_whose_latents_are_being_decoded_is_not_idle(open_target, north) -> None:
