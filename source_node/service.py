@@ -121,7 +121,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         if self._events.last(job.job_id) is None:  # not since the node was started
             self._tell(job.job_id)
         for event in self._events.subscribe(
-            job.job_id, request.after_sequence, stop=lambda: not context.is_active()
+            job.job_id,
+            request.after_sequence,
+            idle_s=self._node.config.limits.idle_s,
+            stop=lambda: not context.is_active(),
         ):
             yield messages.event_message(event)
 

@@ -292,14 +292,17 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def _on_items(
         self, request_id: str, settings: StreamSettings, unanswered: Unanswered, receipt: Receipt
     ) -> Callable[[Sequence[Arrived]], int]:
-        """Quota and audit of what has come; the same latent again for the same request is not charged again."""
-        peer = caller()
+        """Quota and audit of what has come; the same latent again for the same request is not charged again.
+
+        It is the same work under the same contract and settings alone: another class or guidance gives another output.
+        """
+        peer, asked = caller(), settings.digest
         with self._lock:
             turn = self._turns.setdefault(peer.institution, threading.Lock())
 
         def work(arrived: Arrived) -> Work:
             charges = self._charges(peer.institution, settings, len(arrived.latent.data))
-            return Work(charges, (request_id, arrived.item, arrived.latent.sha256))
+            return Work(charges, (request_id, arrived.item, arrived.latent.sha256, asked))
 
         def on_items(arrived: Sequence[Arrived]) -> int:
             receipt.check_policy()

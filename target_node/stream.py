@@ -10,6 +10,7 @@ before is decoded and sent, and the refusal is said last, with all others. Laten
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
@@ -63,6 +64,12 @@ class StreamSettings:
     round_trip: bool
     label: int | None = None
     guidance: Guidance = UNGUIDED
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of all of it: what a latent is decoded to depends on nothing else."""
+        asked = self.contract.digest, self.solver, self.round_trip, self.label, self.guidance
+        return hashlib.sha256(repr(asked).encode()).digest()
 
 
 class _EndOfItems:

@@ -122,6 +122,7 @@ class LimitsSection(Section):
     decode_memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 1_280
     stall_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     idle_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    request_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
     result_days: Annotated[float, Field(gt=0)] = 7.0
     job_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     max_streams: Annotated[int, Field(ge=1, le=256)] = 64

@@ -28,6 +28,8 @@ DECODING: Final = "ddib_fed.v1.DecodingService"
 CALIBRATION: Final = "ddib_fed.v1.CalibrationService"
 IDENTITY: Final = "ddib_fed.v1.IdentityService"
 HEALTH: Final = "grpc.health.v1.Health"
+HEALTH_CHECK: Final = f"/{HEALTH}/Check"
+"""For whoever has a certificate of an admitted institution; the others of `HEALTH` are for the own one."""
 FOR_PEERS: Final = frozenset({DECODING, CALIBRATION})
 """The target's services, for the nodes of admitted peers."""
 USES: Final[dict[str, Use]] = {DECODING: "decode", CALIBRATION: "calibrate"}
@@ -81,7 +83,7 @@ class Policy:
 
         Raises:
             PeerUnknown: A node that is not admitted calls a method for peers.
-            PeerSuspended: An admitted node that is suspended does.
+            PeerSuspended: Its institution is suspended.
             PolicyDenied: Anything else.
         """
         service = full_method.removeprefix("/").partition("/")[0]
@@ -90,7 +92,9 @@ class Policy:
             raise PolicyDenied(f"{full_method} is not served here")
         if identity.kind == "recovery" and service != IDENTITY:
             raise PolicyDenied(f"{identity} may not call {full_method}")
-        if service == HEALTH or (service == IDENTITY and own):
+        if service == HEALTH and not own:
+            snapshot.refuse_suspended(identity.institution)
+        if (service == HEALTH and (own or full_method == HEALTH_CHECK)) or (service == IDENTITY and own):
             return
         if service == TRANSLATION and own and identity.kind == "client":
             targets_of(identity.name, self._section())

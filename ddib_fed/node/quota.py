@@ -229,8 +229,8 @@ class Ledger:
 
         Args:
             charges: Each against another quota.
-            work: Names the piece of work, with all that it consists of; the same again is free within limits. None for
-                work that is never free.
+            work: Names the piece of work, with all that its result depends on; the same again is free within limits.
+                None for work that is never free.
 
         Raises:
             QuotaSpent: One does not fit; nothing was booked. Its facts say how much is left and when it renews.

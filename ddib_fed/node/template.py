@@ -49,7 +49,9 @@ seed = 0
 # max_staged_bytes = 2147483648 # source: of one client, files that are being received at once
 # decode_memory_mib = 1280      # source: what decoding and writing pictures may take at once, in all
 # stall_s = 60.0                # an upload whose next piece does not come within this is ended
-# idle_s = 300.0                # target: a peer's stream that sends nothing and waits for nothing is ended after this
+# request_s = 20.0              # a call whose request does not come within this is ended
+# idle_s = 300.0                # so is a stream whose caller, for so long, sends nothing, takes nothing of the answers,
+#                                 or watches a job that does not move
 # job_deadline_s = 86400.0      # source: a job is given up after this
 # result_days = 7.0             # source: results that nobody fetches are removed after this
 # max_streams = 64              # calls that stream at once, a share for each caller; each holds a thread

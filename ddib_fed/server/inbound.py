@@ -1,8 +1,9 @@
-"""Limits connections that have not made an authorised call: handshake time, number in all, number per address.
+"""Limits connections: handshake time, number in all, of one address without an authorised call, and of one caller.
 
 gRPC accepts every connection, and each is an open file of the process until its handshake is done or
-fails. Connections use at most half of the files; one without a handshake ends after a few seconds; and of
-those without an authorised call, only the youngest few per address are kept.
+fails. Connections use at most half of the files; one without a handshake ends after a few seconds; of
+those without an authorised call, only the youngest few per address are kept, and of those with one, the oldest of each
+caller, up to an eighth of all.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ UNPROVEN_PER_ADDRESS: Final = 32
 # A connection is given this long for its first call, unless there are so many that the cap on all of them is near.
 PATIENCE_S: Final = 1.0
 NEAR_THE_CAP: Final = 0.75
+# One of so many parts of all connections is for one caller, whose calls are authorised.
+CALLERS: Final = 8
 LOOK_EVERY_S: Final = 0.2
 # Handshakes in a second at whose start all open files are looked at; it takes up to some milliseconds.
 HANDSHAKES_A_SECOND: Final = 32
@@ -154,7 +157,7 @@ class InboundGuard:
         self._per_address = per_address
         self._folder = next((folder for folder in _OPEN_FILES if folder.is_dir()), None)
         self._lock = threading.Lock()
-        self._proven: set[Peer] = set()
+        self._proven: dict[Peer, str] = {}
         self._crowds: set[Peer] = set()
         self._known: dict[int, _Connection | None] = {}
         self._said = -SAY_EVERY_S
@@ -173,12 +176,17 @@ class InboundGuard:
         if self._thread.is_alive():
             self._thread.join()
 
-    def admitted(self, caller: str) -> None:
-        """Record that a call of this caller (gRPC's name) was authorised: its connection no longer counts."""
+    def admitted(self, caller: str, account: str) -> None:
+        """Record that a call was authorised: its connection no longer counts for its address, but for who called.
+
+        Args:
+            caller: GRPC's name of the connection.
+            account: Whose call it was.
+        """
         peer = peer_of(caller)
         if peer is not None:
             with self._lock:
-                self._proven.add(peer)
+                self._proven[peer] = account
 
     def end(self, caller: str) -> None:
         """End a connection (gRPC's name of its caller) at the next look, also if its calls were authorised."""
@@ -224,6 +232,7 @@ class InboundGuard:
             files = self._refresh()
             self._end_crowds(crowds, files)
             strangers = self._strangers(before, heard_before)
+            excess = self._excess()
             unheard, self._unheard = self._unheard, Counter()
         for where, times in unheard.items():
             self._on_unheard(where, times)
@@ -234,8 +243,20 @@ class InboundGuard:
             for since, inode in sorted(there)[: -self._per_address]:
                 if since <= young:
                     ended[where] += _end(files[inode], inode)
+        for account, inode in excess:
+            ended[account] += _end(files[inode], inode)
         self._say(ended)
         return ended.total()
+
+    def _excess(self) -> list[tuple[str, int]]:
+        """The youngest connections of each caller that has more than its part, with whose they are."""
+        found: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+        with self._lock:
+            for inode, entry in self._known.items():
+                if entry is not None and (account := self._proven.get(entry.peer)) is not None:
+                    found[account].append((entry.since, inode))
+        most = max(self._per_address, self._most // CALLERS)
+        return [(account, inode) for account, there in found.items() for _, inode in sorted(there)[most:]]
 
     def _end_crowds(self, crowds: set[Peer], files: dict[int, int]) -> None:
         for inode, entry in self._known.items():
@@ -253,7 +274,8 @@ class InboundGuard:
         present = {inode: entry for inode, entry in self._known.items() if entry is not None}
         with self._lock:
             connected = {entry.peer for entry in present.values()}
-            self._proven -= proven_before - connected
+            for peer in proven_before - connected:
+                self._proven.pop(peer, None)
             self._heard -= heard_before - connected
             for inode, entry in present.items():
                 if entry.peer not in self._proven:
@@ -293,10 +315,11 @@ class InboundGuard:
         if self._unsaid and time.monotonic() - self._said >= SAY_EVERY_S:
             most = ", ".join(f"{count} from {where}" for where, count in self._unsaid.most_common(3))
             log.warning(
-                "ended %d connections that made no call (%s): one address may have %d of them",
+                "ended %d connections (%s): one address may have %d without an authorised call, one caller %d with one",
                 self._unsaid.total(),
                 most,
                 self._per_address,
+                max(self._per_address, self._most // CALLERS),
             )
             self._said = time.monotonic()
             self._unsaid.clear()

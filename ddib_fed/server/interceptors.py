@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from ddib_fed.errors import Cancelled, DdibError, DiskFull, InternalError, Messa
 from ddib_fed.files import RETRY_AFTER_S, is_disk_full
 from ddib_fed.rpc.clocks import time_entry
 from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
+from ddib_fed.server.open_calls import IDLE_S, REQUEST_S, OpenCall, OpenCalls
 from ddib_fed.server.slots import Slots
 from ddib_fed.trust.audit.refusals import Audit, Refusals
 from ddib_fed.trust.identity import Identity
@@ -49,9 +49,15 @@ Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 Continuation = Callable[[grpc.HandlerCallDetails], Handler | None]
 
 HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
-# Unary calls of one identity whose message has not arrived: each holds a thread of the reserve for unary calls, which
-# is larger (`server.RESERVED_THREADS`). One person may have as many clients as a node works on jobs.
-MAX_WAITING: Final = 16
+MAX_HEALTH_BYTES: Final = 1 << 10
+# Calls whose request has not arrived: each holds a thread of the reserve for unary calls, which is larger
+# (`server.RESERVED_THREADS`). One person may have as many clients as a node works on jobs, and so many of the places.
+MAX_WAITING_OF_ONE: Final = 16
+MAX_WAITING: Final = 24
+# The same for those who may ask for health and nothing else, all certificates of an institution together: it issues as
+# many as it likes. What of a request has arrived is in memory, up to 4 MiB of each.
+MAX_WAITING_OTHERS_OF_ONE: Final = 4
+MAX_WAITING_OTHERS: Final = 8
 _BUILDERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
@@ -59,7 +65,7 @@ _BUILDERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
 T = TypeVar("T")
-_CALLER: ContextVar[Identity] = ContextVar("caller")
+_CALLER: ContextVar[Admission] = ContextVar("caller")
 
 
 def caller() -> Identity:
@@ -68,7 +74,7 @@ def caller() -> Identity:
     Raises:
         LookupError: No authorised call runs in this context, e.g. in a thread that the servicer started.
     """
-    return _CALLER.get()
+    return _CALLER.get().identity
 
 
 def _behaviour(handler: Any) -> Behaviour:
@@ -209,7 +215,10 @@ class AuthInterceptor(Interceptor):
         audit: Where refusals are recorded, those of servicers too.
         clock: Now, with a time zone.
         on_called: Called with gRPC's name of the connection of each call.
-        on_admitted: The same for each authorised call.
+        on_admitted: The same for each authorised call of the own institution, or of a peer's admitted node, and whose
+            it is.
+        request_s: How long a request may take to arrive, in seconds.
+        idle_s: How long a caller may take nothing of the answers to its call.
     """
 
     def __init__(
@@ -220,16 +229,18 @@ class AuthInterceptor(Interceptor):
         audit: Audit | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_called: Callable[[str], object] = lambda _: None,
-        on_admitted: Callable[[str], object] | None = None,
+        on_admitted: Callable[[str, str], object] = lambda *_: None,
+        request_s: float = REQUEST_S,
+        idle_s: float = IDLE_S,
     ) -> None:
         self._on_called = on_called
         self._on_admitted = on_admitted
         self._verifier = Verifier(peers, clock)
         self._policy = policy
         self.refusals = Refusals(audit)
-        self._waiting = Slots(MAX_WAITING)
-        self._streams: dict[Admission, grpc.ServicerContext] = {}
-        self._lock = threading.Lock()
+        self._waiting = Slots(MAX_WAITING_OF_ONE, MAX_WAITING)
+        self._waiting_others = Slots(MAX_WAITING_OTHERS_OF_ONE, MAX_WAITING_OTHERS)
+        self.calls = OpenCalls(self.refusals, request_s=request_s, idle_s=idle_s)
 
     def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -242,40 +253,24 @@ class AuthInterceptor(Interceptor):
         deserialiser = reading(handler.request_deserializer)
 
         def parse(data: bytes) -> Any:
+            if not strict and len(data) > MAX_HEALTH_BYTES:
+                raise MessageInvalid("a request for health is larger than any name of a service")
             return parse_message(data, deserialiser, strict=strict)
 
-        def open_call(raw: Iterator[bytes], context: grpc.ServicerContext) -> tuple[Admission, Any]:
-            admission = self._admit(context, method)
-            _CALLER.set(admission.identity)
+        def request_of(call: OpenCall, raw: Iterator[bytes]) -> Any:
             if handler.request_streaming:
-                return admission, _whole_stream(map(parse, self._checked(admission, raw)), context)
-            return admission, parse(self._only_message(admission, raw))
+                return _whole_stream(map(parse, call.checked(raw)), call.context)
+            return parse(self._only_message(call, raw))
 
         def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            admission, request = open_call(raw, context)
-            with self._live(admission, context, method):
-                return inner(request, context)
+            with self._opened(context, method) as call:
+                return inner(request_of(call, raw), context)
 
         def many(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-            admission, request = open_call(raw, context)
-            with self._live(admission, context, method):
-                yield from self._checked(admission, inner(request, context))
+            with self._opened(context, method) as call:
+                yield from call.checked(inner(request_of(call, raw), context), sent=True)
 
         return _rebuild(handler, many if handler.response_streaming else one, raw_requests=True)
-
-    def sweep(self) -> int:
-        """Cancel running calls of callers that are no longer admitted, idle streams included; returns how many."""
-        with self._lock:
-            streams = list(self._streams.items())
-        cancelled = 0
-        for admission, context in streams:
-            try:
-                admission.check()
-            except RefusedError as error:
-                self.refusals.record(context, "a running call", error, identity=admission.identity.uri)
-                context.cancel()  # type: ignore[no-untyped-call]  # untyped in the stubs
-                cancelled += 1
-        return cancelled
 
     def _admit(self, context: grpc.ServicerContext, method: str) -> Admission:
         self._on_called(context.peer())
@@ -286,43 +281,35 @@ class AuthInterceptor(Interceptor):
         except RefusedError as error:
             self.refusals.record(context, method, error, identity=claimed_identity(pem))
             raise
-        if self._on_admitted is not None:
-            self._on_admitted(context.peer())
+        if admission.is_known:
+            self._on_admitted(context.peer(), admission.account)
         return admission
 
-    def _only_message(self, admission: Admission, raw: Iterator[bytes]) -> bytes:
-        """The message of a unary call; it may never arrive, so the number of waiting calls is bounded."""
-        with self._waiting.taken(admission.identity.uri):
+    @contextmanager
+    def _opened(self, context: grpc.ServicerContext, method: str) -> Iterator[OpenCall]:
+        """Context while a call of an admitted caller runs."""
+        admission = self._admit(context, method)
+        _CALLER.set(admission)
+        try:
+            with self.calls.opened(admission, context, method) as call:
+                yield call
+        except RefusedError as error:  # by the servicer: a policy, a latent
+            self.refusals.record(context, method, error, identity=admission.identity.uri)
+            raise
+
+    def _only_message(self, call: OpenCall, raw: Iterator[bytes]) -> bytes:
+        """The request of a unary call; it may never arrive, so the number of waiting calls and their time are bounded.
+
+        Raises:
+            TooManyStreams: As many calls wait already.
+            MessageInvalid: The call ended without its request.
+        """
+        waiting = self._waiting if call.admission.is_known else self._waiting_others
+        with waiting.taken(call.admission.account), call.waiting_for_request():
             message = next(raw, None)
         if message is None:
             raise MessageInvalid("the call ended without its message")
         return message
-
-    @staticmethod
-    def _checked(admission: Admission, messages: Iterable[T]) -> Iterator[T]:
-        """The messages, for as long as the caller is admitted."""
-        iterator = iter(messages)
-        try:
-            for message in iterator:
-                admission.check()
-                yield message
-        finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
-
-    @contextmanager
-    def _live(self, admission: Admission, context: grpc.ServicerContext, method: str) -> Iterator[None]:
-        with self._lock:
-            self._streams[admission] = context
-        try:
-            yield
-        except RefusedError as error:  # by the servicer: a policy, a latent
-            self.refusals.record(context, method, error, identity=admission.identity.uri)
-            raise
-        finally:
-            with self._lock:
-                self._streams.pop(admission, None)
 
 
 class StreamLimiter(Interceptor):
@@ -330,7 +317,7 @@ class StreamLimiter(Interceptor):
 
     Args:
         total: Concurrent streams of all identities.
-        per_identity: Concurrent streams of one identity.
+        per_identity: Concurrent streams of one identity; see `Admission.account`.
     """
 
     def __init__(self, total: int, per_identity: int) -> None:
@@ -351,11 +338,11 @@ class StreamLimiter(Interceptor):
         inner = _behaviour(handler)
 
         def one(request: Any, context: grpc.ServicerContext) -> Any:
-            with self._slots.taken(caller().uri):
+            with self._slots.taken(_CALLER.get().account):
                 return inner(request, context)
 
         def many(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._slots.taken(caller().uri):
+            with self._slots.taken(_CALLER.get().account):
                 yield from inner(request, context)
 
         return _rebuild(handler, many if handler.response_streaming else one)

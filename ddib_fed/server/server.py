@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from ddib_fed.errors import ConfigError
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server import inbound
 from ddib_fed.server.fair_pool import FairPool
+from ddib_fed.server.health import HealthServicer
 from ddib_fed.trust import tls
 
-# Threads beyond the streams' cap: for unary calls, Health, and calls that are refused at once.
-RESERVED_THREADS = 24
+# Threads beyond the streams' cap: for unary calls, Health, and calls that are refused at once. Of these at most
+# `interceptors.MAX_WAITING` + `MAX_WAITING_OTHERS` wait for a caller's request.
+RESERVED_THREADS = 40
 MAX_MESSAGE_BYTES = 4 << 20
 # Of one connection: about twice what one identity may have of streams and of waiting calls. gRPC's default is no limit.
 MAX_OPEN_CALLS = 512
@@ -68,9 +70,9 @@ class NodeServer:
         self._pool = FairPool(self._threads, on_crowd)
         bounds = inbound.options(inbound.file_limit())
         self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=(*OPTIONS, *bounds))
-        self.health = health.HealthServicer()
+        self.health = HealthServicer()
         self._services: list[str] = [""]
-        self.set_serving(serving=False)  # grpc_health begins with SERVING
+        self.set_serving(serving=False)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
         host, port = split_address(listen, bound=True)
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -91,9 +93,8 @@ class NodeServer:
 
     def set_serving(self, *, serving: bool) -> None:
         """Set the health of the server and of each service."""
-        status = health_pb2.HealthCheckResponse
         for name in self._services:
-            self.health.set(name, status.SERVING if serving else status.NOT_SERVING)
+            self.health.set(name, serving=serving)
 
     def start(self) -> None:
         """Start all threads, then begin to accept connections.
@@ -122,6 +123,7 @@ class NodeServer:
 
     def stop(self, grace_s: float) -> None:
         """Refuse new calls (gRPC does it with CANCELLED), give running ones `grace_s`, then close."""
+        self.health.close()
         self.grpc.stop(grace_s).wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
+from ddib_fed.errors import DeadlineExceeded
 from ddib_fed.wire.jobs import Event, JobState
 
 MAX_EVENTS = 512
@@ -145,6 +146,7 @@ class EventHub:
         after_sequence: int = 0,
         *,
         timeout_s: float | None = None,
+        idle_s: float | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
         """The events of a job as they come, until its last one.
@@ -156,12 +158,16 @@ class EventHub:
             job_id: Which job.
             after_sequence: Only events after this one; 0 for all that are kept.
             timeout_s: End after this long; None for no limit.
+            idle_s: How long there may be no event; None for no limit.
             stop: Asked at least every `POLL_S`; the events end when it says so.
+
+        Raises:
+            DeadlineExceeded: There was no event for that long.
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         seen = after_sequence
         while True:
-            newer = self._wait(job_id, seen, end, stop)
+            newer = self._wait(job_id, seen, end, stop, idle_s)
             if not newer:
                 return
             yield from newer
@@ -169,8 +175,11 @@ class EventHub:
             if newer[-1].state.ended:
                 return
 
-    def _wait(self, job_id: str, seen: int, end: float | None, stop: Callable[[], bool]) -> tuple[Event, ...]:
+    def _wait(
+        self, job_id: str, seen: int, end: float | None, stop: Callable[[], bool], idle_s: float | None
+    ) -> tuple[Event, ...]:
         """What is newer than seen; empty when nothing more will come or is wanted."""
+        idle = None if idle_s is None else time.monotonic() + idle_s
         with self._changed:
             while not (self._closed or job_id in self._deleted or stop()):
                 log = self._logs.get(job_id)
@@ -178,9 +187,16 @@ class EventHub:
                     return log.after(seen)
                 if log is not None and log.last.state.ended:
                     return ()
-                left = POLL_S if end is None else min(POLL_S, end - time.monotonic())
+                now = time.monotonic()
+                left = POLL_S if end is None else min(POLL_S, end - now)
                 if left <= 0:
                     return ()
+                if idle is not None and now >= idle:
+                    raise DeadlineExceeded(
+                        "the job did not move for as long as one call may wait for it",
+                        hint="watch it again, after the last event",
+                        facts={"idle_s": f"{idle_s:g}"},
+                    )
                 self._changed.wait(left)
         return ()
 

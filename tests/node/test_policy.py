@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import PeerUnknown, PolicyDenied, RefusedError
+from ddib_fed.errors import PeerSuspended, PeerUnknown, PolicyDenied, RefusedError
 from ddib_fed.node.policy import Policy, check_depth, check_encoder, client_charges, peer_charges
 from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.trust.certificates import new_authority
@@ -37,6 +38,8 @@ DECODE = "/ddib_fed.v1.DecodingService/Decode"
 SIGN = "/ddib_fed.v1.CalibrationService/SignCalibration"
 RENEW = "/ddib_fed.v1.IdentityService/Renew"
 HEALTH = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
+LIST = "/grpc.health.v1.Health/List"
 
 
 def may(
@@ -58,6 +61,8 @@ def may(
         (SIGN, {PEER_NODE}),
         (RENEW, {OWN_NODE, OWN_CLIENT, OWN_RECOVERY}),
         (HEALTH, set(EVERYBODY) - {OWN_RECOVERY}),
+        (WATCH, {OWN_NODE, OWN_CLIENT}),
+        (LIST, {OWN_NODE, OWN_CLIENT}),
         ("/ddib_fed.v1.AdminService/Drain", set()),
         ("/ddib_fed.v1.TranslationServiceX/SubmitJob", set()),
         ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", set()),
@@ -67,6 +72,16 @@ def may(
 def test_who_may_call_what(method: str, allowed: set[Identity]) -> None:
     """Everything else is refused."""
     assert {identity for identity in EVERYBODY if may(identity, method)} == allowed
+
+
+def test_nobody_of_a_suspended_institution_may_call_anything() -> None:
+    """Health neither, which needs no admission of the single identity; the own institution goes on."""
+    policy = Policy(institution="north.example", roles=("source", "target"), issuer=True)
+    snapshot = replace(SNAPSHOT, suspended={"south.example": "since today"})
+    for identity in (PEER_NODE, PEER_OTHER_NODE, PEER_CLIENT):
+        with pytest.raises(PeerSuspended):
+            policy.authorise(identity, HEALTH, snapshot)
+    policy.authorise(OWN_CLIENT, HEALTH, snapshot)
 
 
 def test_a_role_that_the_node_does_not_have_is_refused() -> None:

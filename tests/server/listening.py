@@ -10,17 +10,18 @@ from datetime import UTC, datetime
 
 import grpc
 import pytest
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from ddib_fed.errors import DdibError
 from ddib_fed.node.policy import Policy
 from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.server.health import HealthServicer
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter, caller
 from ddib_fed.server.server import RESERVED_THREADS
 from ddib_fed.trust import tls
 from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.version import versions_to_pb
 from tests.node.institutions import Institution
 
@@ -30,12 +31,13 @@ HOP = "target south.example"
 
 
 class Echo(decoding_pb2_grpc.DecodingServiceServicer):
-    """Says who called; echoes each message of a stream as a progress event; fails when told to."""
+    """Says who called; echoes each message of a stream as progress; fails when told to; says much when told to."""
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
         self.on_describe: Callable[[], object] = lambda: None
         self.ended = threading.Event()
+        self.much = b""
 
     def DescribeDomain(self, request, context):
         self.on_describe()
@@ -54,6 +56,8 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
                 if self.failure is not None:
                     raise self.failure
                 yield pb.DecodeResponse(progress=pb.DecodeProgress(item=number, stage=str(caller())))
+                if self.much:
+                    yield pb.DecodeResponse(chunk=common_pb2.Chunk(data=self.much))
         finally:
             self.ended.set()
 
@@ -86,25 +90,26 @@ class Audit(list):
 class Listening:
     """South's server: north is admitted."""
 
-    def __init__(self, south: Institution, *, streams: tuple[int, int] = (4, 2)) -> None:
+    def __init__(self, south: Institution, *, streams: tuple[int, int] = (4, 2), **limits: float) -> None:
         self.south = south
         self.echo, self.outcomes, self.audit = Echo(), Outcomes(), Audit()
         self.now = lambda: datetime.now(UTC)
         self.peers = south.store
         self.credentials = tls.server_credentials(south.pki, self.peers)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
-        self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=self._clock)
+        self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=self._clock, **limits)
         self.limiter = StreamLimiter(*streams)
         interceptors = (ErrorInterceptor(south.name, self.outcomes), self.auth, self.limiter)
         self.server = grpc.server(
             ThreadPoolExecutor(streams[0] + RESERVED_THREADS), interceptors=interceptors
         )
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self.echo, self.server)
-        self.health = health.HealthServicer()
-        self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self.health = HealthServicer()
+        self.health.set("", serving=True)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         self.port = self.server.add_secure_port("127.0.0.1:0", self.credentials.grpc)
         self.server.start()
+        self.auth.calls.start()
 
     def _clock(self) -> datetime:
         return self.now()
@@ -130,6 +135,8 @@ class Listening:
             yield decoding_pb2_grpc.DecodingServiceStub(channel)
 
     def close(self) -> None:
+        self.health.close()
+        self.auth.calls.stop()
         self.server.stop(None).wait()
 
 

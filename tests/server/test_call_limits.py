@@ -13,7 +13,7 @@ from ddib_fed.errors import (
     TooManyStreams,
 )
 from ddib_fed.rpc.error_details import from_rpc_error
-from ddib_fed.server.interceptors import MAX_WAITING
+from ddib_fed.server.interceptors import MAX_WAITING_OF_ONE
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.node.institutions import Institution
@@ -89,7 +89,7 @@ def test_a_cancelled_stream_gives_its_place_back(node: Listening, north: Institu
 
 def test_unary_calls_whose_message_does_not_come_are_capped(node: Listening, north: Institution) -> None:
     """They would otherwise hold every thread of the reserve, and Health with it."""
-    silent = [Requests() for _ in range(MAX_WAITING + 1)]
+    silent = [Requests() for _ in range(MAX_WAITING_OF_ONE + 1)]
     ended: SimpleQueue[grpc.Future] = SimpleQueue()
     with node.channel(north) as channel:
         ask = channel.stream_unary(DESCRIBE)

@@ -15,13 +15,14 @@ import pytest
 
 from ddib_fed.server.inbound import HANDSHAKE_TIMEOUT_S, PATIENCE_S, InboundGuard, most_connections, peer_of
 from ddib_fed.server.server import NodeServer
-from ddib_fed.trust import tls
+from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.version import versions_to_pb
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config
 from tests.server.listening import Listening
 from tests.source_node.conftest import wait_until
+from tests.trust.attacks.raw_http2 import HEALTH
 
 ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
 
@@ -95,7 +96,34 @@ def test_whoever_made_an_authorised_call_is_no_stranger(crowded: Guarded, north:
         assert crowded.guard.look() == 16
         wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 5)
         stub.DescribeDomain(ASK, timeout=5)
-        assert crowded.guard._proven == {friend}
+        assert set(crowded.guard._proven) == {friend}
+
+
+def test_a_caller_has_only_its_part_of_all_connections(crowded: Guarded, north: Institution) -> None:
+    """The oldest of them go on; those of another caller are untouched."""
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    with ExitStack() as ends:
+        for who in [*[north] * 6, crowded.south]:
+            channel = ends.enter_context(crowded.channel(who, options=alone))
+            channel.unary_unary(HEALTH)(b"", timeout=5)
+        assert crowded.guard.look() == 2
+        wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 5)
+        assert set(crowded.guard._proven.values()) == {north.identity.uri, crowded.south.identity.uri}
+
+
+def test_certificates_beside_the_admitted_node_are_strangers(
+    crowded: Guarded, north: Institution, tmp_path
+) -> None:
+    """They may ask for Health, and their connections count for their address all the same."""
+    with ExitStack() as ends:
+        for number in range(6):
+            folder = tmp_path / f"mallory-{number}"
+            pki.issue_client(north.pki, folder, f"mallory-{number}")
+            channel = ends.enter_context(crowded.channel(north, pki_folder=folder))
+            channel.unary_unary(HEALTH)(b"", timeout=5)
+        assert not crowded.guard._proven
+        crowded.crowd(14)
+        assert crowded.guard.look() == 16
 
 
 def test_a_connection_whose_calls_come_too_fast_ends_although_it_was_proven(

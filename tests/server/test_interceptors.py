@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from ddib_fed.errors import (
     PeerUnknown,
@@ -164,9 +164,9 @@ def test_a_removed_peers_idle_stream_is_swept(node: Listening, north: Institutio
         call = stub.Decode(requests, timeout=10)
         requests.send(pb.DecodeRequest())
         next(call)
-        assert node.auth.sweep() == 0
+        assert node.auth.calls.sweep() == 0
         node.south.store.remove("north.example")
-        assert node.auth.sweep() == 1
+        assert node.auth.calls.sweep() == 1
         with pytest.raises(grpc.RpcError) as error:
             next(call)
     assert error.value.code() is grpc.StatusCode.CANCELLED
@@ -218,16 +218,10 @@ def test_the_oldest_grpc_that_may_be_installed_tells_the_version_of_tls() -> Non
 def test_health_answers_every_verified_identity(node: Listening, north: Institution, tmp_path: Path) -> None:
     """A peer's client, too, and with fields of a later version; but not a stranger."""
     pki.issue_client(north.pki, tmp_path / "alice", "alice")
-    later = health_pb2.HealthCheckRequest().SerializeToString() + b"\x98\x06\x01"
+    later = HealthCheckRequest().SerializeToString() + b"\x98\x06\x01"
     with node.channel(north, pki_folder=tmp_path / "alice") as channel:
         answer = channel.unary_unary("/grpc.health.v1.Health/Check")(later, timeout=5)
-        assert (
-            health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING
-        )
-        first = next(
-            iter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=5))
-        )
-        assert first.status == health_pb2.HealthCheckResponse.SERVING
+    assert HealthCheckResponse.FromString(answer).status == HealthCheckResponse.SERVING
 
 
 def test_refusals_are_recorded_once_in_a_while(node: Listening, north: Institution, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import grpc
 
+from ddib_fed.client.profile import Profile
 from ddib_fed.node.policy import Policy
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
@@ -41,6 +42,17 @@ class Served:
         self.server.start()
         self.service.start()
         pki.issue_client(north.pki, folder / "alice", "alice")
+
+    @property
+    def profile(self) -> Profile:
+        """Alice's."""
+        return Profile(
+            institution="north.example",
+            source_address=self.server.address,
+            source_identity="node-1.north.example",
+            name="alice",
+            pki=str(self.folder / "alice"),
+        )
 
     @contextmanager
     def called(self):

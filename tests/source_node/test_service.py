@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ddib_fed.client.client import Client
-from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
     DdibError,
+    DeadlineExceeded,
     ItemNotFound,
     MessageInvalid,
     QueueFull,
@@ -34,13 +34,6 @@ def test_a_client_waits_for_a_stream_when_all_of_its_own_are_taken(
     served = Served(tmp_path, institutions[0], engine, per_identity=2)
     try:
         job_id = served.submit(npy())
-        profile = Profile(
-            institution="north.example",
-            source_address=served.server.address,
-            source_identity="node-1.north.example",
-            name="alice",
-            pki=str(served.folder / "alice"),
-        )
         told: list[DdibError] = []
         with served.called() as stub:
             held = [stub.WatchJob(pb.WatchJobRequest(job_id=job_id), timeout=30) for _ in range(2)]
@@ -51,11 +44,11 @@ def test_a_client_waits_for_a_stream_when_all_of_its_own_are_taken(
                 told.append(error)
                 held[0].cancel()
 
-            with Client(profile, on_wait=on_wait) as client:
+            with Client(served.profile, on_wait=on_wait) as client:
                 assert client.submit([npy()], "south.example/checkerboards", Settings(evaluations=8)).job_id
             again = stub.WatchJob(pb.WatchJobRequest(job_id=job_id), timeout=30)
             next(again)
-            with Client(profile, busy_s=0) as hasty, pytest.raises(TooManyStreams):
+            with Client(served.profile, busy_s=0) as hasty, pytest.raises(TooManyStreams):
                 next(hasty.watch(job_id))
         assert {(error.reason, error.retry_after_s) for error in told} == {("TOO_MANY_STREAMS", 1.0)}
     finally:
@@ -105,6 +98,26 @@ def test_a_watcher_is_told_the_end_of_a_job_that_ended_while_it_was_told_the_sta
     served.service._servicer._tell(job_id)
     assert raced
     assert served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))[-1].state == pb.JOB_STATE_CANCELLED
+
+
+@pytest.mark.slow
+def test_a_watch_of_a_job_that_does_not_move_is_ended_and_a_client_watches_on(
+    tmp_path, institutions, target, engine
+) -> None:
+    """The call ends, with the reason; `Client.watch` makes the next one and sees the job's end."""
+    target.decodes = [hang]
+    served = Served(tmp_path, institutions[0], engine, idle_s=0.5)
+    try:
+        job_id = served.submit(npy())
+        with pytest.raises(DeadlineExceeded) as idle:
+            served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
+        assert idle.value.facts == {"idle_s": "0.5"}
+        with Client(served.profile) as client:
+            threading.Timer(1.2, target.release.set).start()
+            assert list(client.watch(job_id))[-1].state.ended
+    finally:
+        target.release.set()
+        served.close()
 
 
 def test_listing_domains_cannot_take_every_thread(served, target) -> None:

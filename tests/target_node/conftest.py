@@ -41,22 +41,21 @@ class Target:
         self.node = make_context(self.config, south, engine)
         self.service = TargetService(self.node)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
-        interceptors = [
-            ErrorInterceptor(south.name),
-            AuthInterceptor(self.node.peers, policy),
-            StreamLimiter(8, 8),
-        ]
+        limits = self.config.limits
+        self.auth = AuthInterceptor(self.node.peers, policy, request_s=limits.request_s, idle_s=limits.idle_s)
+        interceptors = [ErrorInterceptor(south.name), self.auth, StreamLimiter(8, 8)]
         credentials = tls.server_credentials(south.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
         self.service.register(self.server.grpc)
         self.server.start()
+        self.auth.calls.start()
 
     @contextmanager
-    def called_by(self, who: Institution) -> Iterator[decoding_pb2_grpc.DecodingServiceStub]:
+    def called_by(self, who: Institution, **more) -> Iterator[decoding_pb2_grpc.DecodingServiceStub]:
         roots = certificate_pem(self.south.root)
         name = self.south.identity.dns_name
         with tls.channel(
-            self.server.address, server_name=name, pki_folder=who.pki, roots_pem=roots
+            self.server.address, server_name=name, pki_folder=who.pki, roots_pem=roots, **more
         ) as channel:
             yield decoding_pb2_grpc.DecodingServiceStub(channel)
 
@@ -80,6 +79,7 @@ class Target:
             return asking(lambda sent, timeout: list(stub.Decode(sent, timeout=timeout)), iter(messages))
 
     def close(self) -> None:
+        self.auth.calls.stop()
         self.server.stop(0.0)
 
 

@@ -188,6 +188,24 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
     wait_until(lambda: target.service.jobs() == {"decoding": 0})
 
 
+@pytest.mark.slow
+def test_a_peer_that_takes_no_answer_loses_its_stream(open_target, north) -> None:
+    """Its thread, its place and its part of the engine are there for others; nothing more of it is decoded."""
+    target = open_target(idle_s=0.5)
+    contract, items = target.negotiate(north), 12
+    messages = [m for item in range(items) for m in sent(contract, gaussian(10_000), item)]
+    small = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16)]
+    with target.called_by(north, options=small) as stub:
+        call = stub.Decode(iter([header(contract, items=items), *messages]), timeout=60)
+        wait_until(lambda: target.service.jobs() == {"decoding": 1})
+        wait_until(lambda: target.service.jobs() == {"decoding": 0})
+        assert seconds_of_a_small_job(target, north) < 8
+        with pytest.raises(grpc.RpcError) as ended:
+            list(call)
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert ended.value.details() == "the caller took nothing of the answers for 0.5 s"
+
+
 def test_a_stream_whose_latents_are_being_decoded_is_not_idle(open_target, north) -> None:
     """The peer may be waiting for the answer, however long that takes, before it sends the next."""
     target = open_target(idle_s=0.2)

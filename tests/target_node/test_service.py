@@ -341,6 +341,25 @@ def test_what_was_not_charged_before_is_charged(open_target, north) -> None:
     assert refused.value.facts["left"] == "210"
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"solver": common_pb2.SolverSettings(evaluations=8, grid="karras")},
+        {"solver": common_pb2.SolverSettings(evaluations=9)},
+        {"round_trip": True},
+    ],
+)
+def test_other_settings_are_other_work(open_target, north, other) -> None:
+    """A latent that was charged gives another output under them; under the same ones it is free again."""
+    target = open_target(samples_per_day=300)
+    contract = target.negotiate(north)
+    for changes in ({}, other, other):
+        target.decode(north, header(contract, **changes), *sent(contract, gaussian(20)))
+    with pytest.raises(QuotaSpent) as refused:
+        target.decode(north, header(contract, request_id="large"), *sent(contract, gaussian(270)))
+    assert refused.value.facts["left"] == "260"
+
+
 def test_a_peer_agrees_on_so_many_contracts_a_day(target, north, institutions, monkeypatch) -> None:
     """Each is a line of the audit log; one that is known already is none, and another peer has its own number."""
     monkeypatch.setattr(service, "CONTRACTS_PER_DAY", 2)

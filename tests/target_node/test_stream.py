@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from ddib_fed.errors import (
     NotReady,
     QuotaSpent,
 )
+from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import decoding_pb2
@@ -55,6 +57,22 @@ def open_stream(
 ) -> DecodeStream:
     settings = StreamSettings(CONTRACT, SolverSettings(evaluations=evaluations), round_trip)
     return DecodeStream(engine, settings, one_by_one(items), control or Control(), on_items, **more)
+
+
+def test_whatever_changes_the_output_is_another_digest() -> None:
+    """What was charged for one of them is not what another asks for."""
+    settings = StreamSettings(CONTRACT, SolverSettings(), round_trip=False)
+    others = [
+        replace(settings, label=0),
+        replace(settings, label=1),
+        replace(settings, round_trip=True),
+        replace(settings, guidance=Guidance(scale=2.0)),
+        replace(settings, guidance=Guidance(classifier_scale=2.0)),
+        replace(settings, solver=SolverSettings(grid="karras")),
+        replace(settings, contract=replace(CONTRACT, target=side("south.example", "other"))),
+    ]
+    assert len({each.digest for each in (settings, *others)}) == 1 + len(others)
+    assert replace(settings).digest == settings.digest
 
 
 def translated(events) -> list[Translated]:

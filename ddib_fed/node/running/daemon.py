@@ -118,6 +118,8 @@ class Daemon:
             audit=self.node.audit,
             on_called=self._guard.called,
             on_admitted=self._guard.admitted,
+            request_s=config.limits.request_s,
+            idle_s=config.limits.idle_s,
         )
         self._watch = Watch(
             self.node, self._credentials, self._disk, self._auth.refusals, self._peers_changed
@@ -180,6 +182,7 @@ class Daemon:
         self.server.start()
         probe_own_port(self.server.port, split_address(self.config.node.listen, bound=True)[0])
         self._guard.start(self.server.port)
+        self._auth.calls.start()
         self._load()
         while not self.stopping:
             self._woken.get()
@@ -266,6 +269,7 @@ class Daemon:
             role.close()
         self.server.stop(0.0 if self._stop_now else 1.0)
         self._guard.stop()
+        self._auth.calls.stop()
         self._renewal.stop()
         self._jobs.keep()
         for role in self.roles:
@@ -286,7 +290,7 @@ class Daemon:
         """End the calls of removed and suspended peers, theirs and ours; returns the number of theirs."""
         for role in self.roles:
             role.peers_changed()
-        return self._auth.sweep()
+        return self._auth.calls.sweep()
 
     def state(self) -> str:
         """loading, serving, draining, or degraded with the reason."""

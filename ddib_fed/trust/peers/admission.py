@@ -118,6 +118,21 @@ class Admission:
         """Whose call it is."""
         return self._verified.identity
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is of the own institution, or of exactly the node that was admitted of another one."""
+        snapshot = self._verified.snapshot
+        return self.identity.institution == snapshot.institution or snapshot.is_admitted_node(self.identity)
+
+    @property
+    def account(self) -> str:
+        """For whom the call counts where one may have a number of them: the identity, if it is known.
+
+        All others of an institution count as one: it issues as many certificates as it likes. Its admitted node does
+        not suffer from them.
+        """
+        return self.identity.uri if self.is_known else f"{self.identity.institution} beside its node"
+
     def check(self) -> None:
         """Return while the permission still holds; a few stats when nothing has changed.
 

@@ -72,8 +72,8 @@ class Running:
         return self.code[0]
 
 
-def health(node: Daemon) -> set[int]:
-    return set(node.server.health._server_status.values())
+def health(node: Daemon) -> set[bool]:
+    return set(node.server.health.statuses().values())
 
 
 def test_health_and_state_tell_the_truth_from_start_to_exit(config, monkeypatch) -> None:
@@ -82,13 +82,13 @@ def test_health_and_state_tell_the_truth_from_start_to_exit(config, monkeypatch)
     running = Running(config)
     assert loading.entered.wait(20)
     client = AdminClient(config)
-    assert (client.status().state, health(running.daemon)) == ("loading", {2})
+    assert (client.status().state, health(running.daemon)) == ("loading", {False})
     loading.go_on.set()
     running.serving()
-    assert (client.status().state, health(running.daemon)) == ("serving", {1})
+    assert (client.status().state, health(running.daemon)) == ("serving", {True})
     assert client.status().model.sha256 == running.daemon.node.running_engine.model.bundle.digest
     assert running.end() == 0
-    assert (running.daemon.state(), health(running.daemon)) == ("draining", {2})
+    assert (running.daemon.state(), health(running.daemon)) == ("draining", {False})
     assert not config.paths.admin_socket.exists()
 
 

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from ddib_fed.errors import DeadlineExceeded
 from ddib_fed.wire.jobs import Event, JobState
 from source_node.jobs.events import MAX_EVENTS, MAX_JOBS, MAX_WHOLE, EventHub
 
@@ -123,6 +124,20 @@ def test_a_watch_that_has_seen_the_end_ends_at_once(hub):
     """It does not wait for what will never come."""
     end(hub)
     assert list(hub.subscribe("job", hub.last("job").sequence)) == []
+
+
+@pytest.mark.slow
+def test_a_watch_without_an_event_lasts_only_so_long(hub):
+    """Each event gives it as long again; then its caller is told to watch again."""
+    hub.publish("job", state="RUNNING")
+    watching = hub.subscribe("job", idle_s=0.4)
+    next(watching)
+    later = threading.Timer(0.2, hub.publish, ("job",), {"state": "RUNNING", "stage": "done"})
+    later.start()
+    assert next(watching).stage == "done"
+    with pytest.raises(DeadlineExceeded) as idle:
+        next(watching)
+    assert idle.value.facts == {"idle_s": "0.4"}
 
 
 def test_what_is_said_of_a_job_that_has_ended_comes_too_late(hub):

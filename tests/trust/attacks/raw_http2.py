@@ -20,6 +20,7 @@ WINDOW = 0x3FFF_0000
 DECODE = "/ddib_fed.v1.DecodingService/Decode"
 DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"
 HEALTH = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

@@ -124,7 +124,7 @@ def test_a_suspended_callers_idle_stream_is_swept(node: Listening, north: Instit
         requests.send(pb.DecodeRequest())
         next(call)
         node.south.store.suspend("north.example")
-        assert node.auth.sweep() == 1
+        assert node.auth.calls.sweep() == 1
         with pytest.raises(grpc.RpcError):
             next(call)
     assert node.echo.ended.wait(10)

@@ -1,0 +1,171 @@
+"""A caller that keeps a call waiting is told so and loses it; one that is slow keeps it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+
+from ddib_fed.errors import TooManyStreams
+from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.server import open_calls
+from ddib_fed.server.interceptors import MAX_WAITING_OF_ONE, MAX_WAITING_OTHERS_OF_ONE
+from ddib_fed.trust import pki
+from ddib_fed.v1 import decoding_pb2 as pb
+from tests.node.institutions import Institution
+from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests
+from tests.source_node.conftest import wait_until
+from tests.trust.attacks.raw_http2 import HEALTH, Raw, message
+
+MUCH = bytes(256 << 10)
+
+
+@pytest.fixture
+def listen(north: Institution, tmp_path: Path) -> Iterator[Callable[..., Listening]]:
+    """Opens south's server with other limits."""
+    south = Institution("south.example", tmp_path / "south")
+    south.admit(north)
+    with ExitStack() as ends:
+
+        def listen(**limits: float) -> Listening:
+            made = Listening(south, **limits)
+            ends.callback(made.close)
+            return made
+
+        yield listen
+
+
+@pytest.mark.slow
+def test_a_call_without_its_request_is_ended_with_the_reason(listen, north: Institution) -> None:
+    """Its thread and its place are there for others; a request that is only late is answered."""
+    node, silent, late = listen(request_s=1.0), Requests(), Requests()
+    with node.channel(north) as channel:
+        ask = channel.stream_unary(DESCRIBE)
+        call, slow = ask.future(silent, timeout=20), ask.future(late, timeout=20)
+        threading.Timer(0.3, lambda: (late.send(ASK.SerializeToString()), late.close())).start()
+        assert slow.result(timeout=10)
+        error = call.exception(timeout=10)
+        silent.close()
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.DEADLINE_EXCEEDED, "the caller did not send its request within 1 s",
+    )  # fmt: skip
+    wait_until(lambda: node.auth._waiting.active == 0)
+
+
+@pytest.mark.slow
+def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Institution) -> None:
+    """It is told when it looks; its place is there for others at once."""
+    node = listen(idle_s=0.5)
+    node.echo.much = MUCH
+    with node.stub(north) as stub:
+        call = stub.Decode(iter([pb.DecodeRequest()] * 50), timeout=30)
+        assert node.echo.ended.wait(10)
+        wait_until(lambda: node.limiter.active == 0)
+        with pytest.raises(grpc.RpcError) as error:
+            list(call)
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert error.value.details() == "the caller took nothing of the answers for 0.5 s"
+
+
+@pytest.mark.slow
+def test_a_slow_reader_keeps_its_stream(listen, north: Institution) -> None:
+    """It takes a little now and then, for longer in all than it may take nothing."""
+    node, pause, count = listen(idle_s=1.5), threading.Event(), 0
+    node.echo.much = MUCH
+    with node.stub(north) as stub:
+        for _ in stub.Decode(iter([pb.DecodeRequest()] * 25), timeout=30):
+            count += 1
+            pause.wait(0.07)
+    assert count == 50
+
+
+@pytest.mark.slow
+def test_a_stream_that_has_nothing_to_say_is_not_the_callers_fault(listen, north: Institution) -> None:
+    """It waits for the node, or the node for its next message, and neither is about taking answers."""
+    node, requests = listen(idle_s=0.2), Requests()
+    with node.stub(north) as stub:
+        call = stub.Decode(requests, timeout=20)
+        requests.send(pb.DecodeRequest())
+        next(call)
+        threading.Event().wait(0.5)
+        assert node.auth.calls.look() == 0
+        requests.send(pb.DecodeRequest())
+        assert next(call).progress.item == 1
+        requests.close()
+        assert list(call) == []
+
+
+@pytest.mark.slow
+def test_answers_that_nobody_takes_do_not_stay_in_memory(listen, north: Institution) -> None:
+    """A call with one answer lasts, for gRPC, until that is taken: with a window of 0, never."""
+    node = listen(idle_s=0.5)
+    with Raw(node.port, north.pki, window=0) as raw:
+        for _ in range(10):
+            raw.data(raw.open(HEALTH), message(b""), end=True)
+        wait_until(lambda: (raw.read(), len(node.outcomes))[1] == 10)
+        assert len(node.auth.calls) == 10
+        wait_until(lambda: (raw.read(), len(node.auth.calls))[1] == 0)
+
+
+def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(
+    listen, north: Institution, monkeypatch
+) -> None:
+    """Over all its connections; the excess is refused, which it hears, and another caller is served."""
+    monkeypatch.setattr(open_calls, "OPEN_OF_ONE", 20)
+    node = listen(idle_s=30.0)
+    with ExitStack() as held:
+        for _ in range(3):
+            raw = held.enter_context(Raw(node.port, north.pki, window=0))
+            for _ in range(10):
+                raw.data(raw.open(HEALTH), message(b""), end=True)
+            raw.read()
+        wait_until(lambda: len(node.outcomes) == 30)
+        assert len(node.auth.calls) == 20
+        assert [status for _, status in node.outcomes].count("RESOURCE_EXHAUSTED") == 10
+        with node.channel(node.south) as channel:
+            channel.unary_unary(HEALTH)(b"", timeout=10)
+    wait_until(lambda: len(node.auth.calls) == 0)
+
+
+@pytest.mark.slow
+def test_certificates_beside_the_admitted_node_count_as_one(
+    listen, north: Institution, tmp_path: Path
+) -> None:
+    """Six of them hold as many threads as one may; north's node and south's own are served beside them."""
+    node, silent = listen(request_s=30.0), Requests()
+    with ExitStack() as held:
+        calls = []
+        for number in range(6):
+            folder = tmp_path / f"mallory-{number}"
+            pki.issue_client(north.pki, folder, f"mallory-{number}")
+            ask = held.enter_context(node.channel(north, pki_folder=folder)).stream_unary(HEALTH)
+            calls += [ask.future(silent, timeout=30) for _ in range(MAX_WAITING_OTHERS_OF_ONE)]
+        wait_until(lambda: sum(call.done() for call in calls) == 5 * MAX_WAITING_OTHERS_OF_ONE)
+        refused = {type(from_rpc_error(call.exception(), HOP)) for call in calls if call.done()}
+        assert refused == {TooManyStreams}
+        assert node.auth._waiting_others.active == MAX_WAITING_OTHERS_OF_ONE
+        for who in (north, node.south):
+            channel = held.enter_context(node.channel(who))
+            assert channel.unary_unary(HEALTH)(b"", timeout=10) is not None
+            many = [channel.stream_unary(HEALTH).future(silent, timeout=30) for _ in range(4)]
+            wait_until(lambda: node.auth._waiting.active >= 4)
+            calls += many
+        for _ in calls:
+            silent.close()
+
+
+def test_the_admitted_node_has_as_many_waiting_calls_as_one_may(listen, north: Institution) -> None:
+    """Five eighths of them all; a newcomer finds a place."""
+    node, silent = listen(request_s=30.0), Requests()
+    with node.channel(north) as channel, node.channel(node.south) as other:
+        calls = [
+            channel.stream_unary(DESCRIBE).future(silent, timeout=30) for _ in range(MAX_WAITING_OF_ONE + 4)
+        ]
+        wait_until(lambda: sum(call.done() for call in calls) == 4)
+        assert other.unary_unary(HEALTH)(b"", timeout=10) is not None
+        for _ in calls:
+            silent.close()
