@@ -10,6 +10,7 @@ later has chosen that one. One file says all, so a kill leaves the model of befo
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -127,12 +128,13 @@ def active_place(config: NodeConfig) -> Path:
     return config.paths.bundle if chosen is None else place_of(config, chosen.active)
 
 
-def install(config: NodeConfig, bundle: Path) -> str:
+def install(config: NodeConfig, bundle: Path, *, before: Callable[[str], object] = lambda _: None) -> str:
     """Verify a bundle, and copy it to the node's library.
 
     Args:
         config: Of the node.
         bundle: Its folder.
+        before: Called with the digest before a model is there that was not; what it raises prevents that.
 
     Returns:
         Its digest.
@@ -157,6 +159,7 @@ def install(config: NodeConfig, bundle: Path) -> str:
         shutil.rmtree(staging, ignore_errors=True)  # what an interrupted installation left
         copy_folder(bundle, staging)
         load_bundle(staging)  # what was copied is what is served
+        before(found.digest)
         move_into_place(staging, place)
     return found.digest
 
