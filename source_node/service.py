@@ -117,7 +117,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         if not repeated:
             self._tell(job.job_id)
             self._runner.accepted(job)
-            self._node.audit.write("job_accepted", **accepted_values(job, len(job.items)))
+            self._node.audit.done("job_accepted", **accepted_values(job, len(job.items)))
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
         )

@@ -229,6 +229,7 @@ class Staging:
             raise RequestIdConflict(
                 f"the job of request {self._spec.request_id} was deleted while the request came again",
                 hint="submit it again with a new request id",
+                facts={"job": "deleted while the request came again"},
             )
         self._spool.adopt(self._job_id, durable={Part.INPUT})
         try:

@@ -21,11 +21,11 @@ def install(*, config_path: Path, bundle: Path) -> None:
     """Verify a bundle and copy it to a node's models; `ddib model activate` lets the node serve it."""
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model import library
-    from ddib_fed.trust.audit.log import note
+    from ddib_fed.trust.audit.log import noting
 
     config = NodeConfig.load(config_path)
     digest = library.install(
-        config, bundle, before=lambda digest: note(config.paths.audit, "model_installed", sha256=digest)
+        config, bundle, recorded=lambda digest: noting(config.paths.audit, "model_installed", sha256=digest)
     )
     say(f"installed {digest}")
     say(f"next: ddib model activate {digest[:12]}{with_config(config_path)}")

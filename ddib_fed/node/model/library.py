@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -128,13 +129,19 @@ def active_place(config: NodeConfig) -> Path:
     return config.paths.bundle if chosen is None else place_of(config, chosen.active)
 
 
-def install(config: NodeConfig, bundle: Path, *, before: Callable[[str], object] = lambda _: None) -> str:
+def install(
+    config: NodeConfig,
+    bundle: Path,
+    *,
+    recorded: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> str:
     """Verify a bundle, and copy it to the node's library.
 
     Args:
         config: Of the node.
         bundle: Its folder.
-        before: Called with the digest before a model is there that was not; what it raises prevents that.
+        recorded: Writes down the digest of a model that was not there, and becomes so inside; what it raises prevents
+            that.
 
     Returns:
         Its digest.
@@ -159,8 +166,8 @@ def install(config: NodeConfig, bundle: Path, *, before: Callable[[str], object]
         shutil.rmtree(staging, ignore_errors=True)  # what an interrupted installation left
         copy_folder(bundle, staging)
         load_bundle(staging)  # what was copied is what is served
-        before(found.digest)
-        move_into_place(staging, place)
+        with recorded(found.digest):
+            move_into_place(staging, place)
     return found.digest
 
 

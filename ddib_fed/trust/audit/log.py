@@ -98,8 +98,8 @@ class AuditLog:
         self._release: Callable[[], object] = lambda: None
         self._altered: str | None = None
         self._unwritten: str | None = None
-        self._owed: deque[dict[str, Value]] = deque()
-        """Values of lines `not_done` that could not be written yet."""
+        self._owed: deque[tuple[str, dict[str, Value]]] = deque()
+        """Acts and values of lines that could not be written yet."""
 
     @staticmethod
     def check(path: Path) -> None:
@@ -161,11 +161,30 @@ class AuditLog:
         what was done.
         """
         records = [record for values in each for record in checked(values)]
-        self._write(act, records, intended=True)
+        self._write(act, records, failed=lambda written: self._owe(act, records[:written]))
         return _Doing(lambda: self._take_back(act, records))
 
-    def _write(self, act: str, records: Sequence[dict[str, Value]], *, intended: bool = False) -> Head:
-        """Add lines; `intended` ones that did not reach the disk, though they are in the file, are taken back."""
+    def done(self, act: str, **values: Value) -> None:
+        """As `write`, of what has been done: what cannot be written now comes before the next line, marked `late`.
+
+        Raises:
+            OSError: It could not be written now.
+        """
+        records = checked(values)
+
+        def owe(written: int) -> None:
+            self._owed.extend((act, {**record, "late": True}) for record in records[written:])
+
+        self._write(act, records, failed=owe)
+
+    def _write(
+        self,
+        act: str,
+        records: Sequence[dict[str, Value]],
+        *,
+        failed: Callable[[int], object] = lambda _written: None,
+    ) -> Head:
+        """Add lines; `failed` is told how many are in the file, if they did not all reach the disk."""
         checked_act(act)
         written = 0
         try:
@@ -178,15 +197,15 @@ class AuditLog:
                 os.fsync(file)
                 head = self._known.head
         except OSError as error:
-            if intended:
-                self._owe(act, records[:written])
+            failed(written)
             self._unwritten = f"the audit log {self._path} cannot be written: {error.strerror or error}"
             raise
         self._unwritten = None
         return head
 
     def _owe(self, act: str, records: Sequence[dict[str, Value]]) -> None:
-        self._owed.extend({"what": act, **record} for record in records)
+        """Lines that take back others."""
+        self._owed.extend((NOT_DONE, {"what": act, **record}) for record in records)
 
     def _take_back(self, act: str, records: Sequence[dict[str, Value]]) -> None:
         self._owe(act, records)
@@ -196,7 +215,7 @@ class AuditLog:
         """Write the lines that are owed; whether there were any."""
         owed = bool(self._owed)
         while self._owed:
-            self._append(file, NOT_DONE, self._owed[0])
+            self._append(file, *self._owed[0])
             self._owed.popleft()
         return owed
 

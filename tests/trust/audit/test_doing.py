@@ -147,6 +147,20 @@ def test_an_act_without_a_line_is_not_taken_back(
     assert acts(path) == ["next"]
 
 
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_what_was_done_has_its_line_once_it_can_be_written(
+    log: AuditLog, path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Once, before the next line; one that is in the file without having reached the disk is not repeated."""
+    disk = Disk(monkeypatch, call)
+    disk.failures = 1
+    with pytest.raises(OSError, match="Input/output"):
+        log.done("job_accepted", job="ab")
+    log.write("next")
+    found = [(record["act"], record.get("late")) for record in records(path)]
+    assert found == [("job_accepted", True if call == "write" else None), ("next", None)]
+
+
 def test_a_command_that_fails_is_taken_back_as_well(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
