@@ -86,8 +86,8 @@ def _not_done(store: JobStore, end: Recent) -> Iterator[tuple[str, dict[str, Any
     for (act, job_id), named in told.items():
         left = named & _as_before(store, act, job_id) if named else named
         if left:
-            items = {} if WHOLE in left else {"items": sorted(left, key=int)}
-            yield NOT_DONE, {"what": act, "job": job_id, **items}
+            values: dict[str, Any] = {"what": act, "job": job_id}
+            yield NOT_DONE, values if WHOLE in left else {**values, "items": sorted(left, key=int)}
 
 
 def _as_before(store: JobStore, act: str, job_id: str) -> set[str]:

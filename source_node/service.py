@@ -229,8 +229,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     # What is in the audit log before it is done
 
     def _delivering(self, job_id: str, items: Sequence[int]) -> Recording:
-        values = {"job": job_id, "client": caller_uri(), "items": [str(item) for item in items]}
-        return self._node.audit.doing("items_delivered", [values])
+        named = [str(item) for item in items]
+        return self._node.audit.doing(
+            "items_delivered", [{"job": job_id, "client": caller_uri(), "items": named}]
+        )
 
     def _cancelling(self, job_id: str) -> Recording:
         return self._node.audit.doing("job_cancel", [{"job": job_id, "client": caller_uri()}])

@@ -125,8 +125,10 @@ def _switch(config_path: Path, digest: str) -> None:
     try:
         client.status()
     except UnavailableError:
-        values = {"sha256": digest, "before": active_digest(config), "from_next_start": True}
-        with noting(config.paths.audit, "model_activated", **values):
+        serving = active_digest(config)
+        with noting(
+            config.paths.audit, "model_activated", sha256=digest, before=serving, from_next_start=True
+        ):
             before = choose(config, digest).previous
         say(f"active from the next start: {digest[:12]}, before {before[:12] or 'none'}")
         outcome(active=digest, before=before or None, from_next_start=True)

@@ -21,11 +21,8 @@ class Book:
         self.lines: list[tuple[object, bool]] = []
         self._store = store
 
-    def __call__(self, *values: object) -> Iterator[None]:
-        return self._recording(values)
-
     @contextmanager
-    def _recording(self, values: tuple[object, ...]) -> Iterator[None]:
+    def __call__(self, *values: object) -> Iterator[None]:
         assert self._store._db._connection.in_transaction, "it is not committed yet"
         try:
             yield
@@ -65,25 +62,25 @@ def delivered(store: JobStore) -> tuple[Job, bytes]:
     return job, digest
 
 
-Act = Callable[[JobStore, Book], object]
+Act = Callable[[JobStore, Book], Callable[[], object]]
 
 
-def _acknowledge(store: JobStore, book: Book) -> object:
+def _acknowledge(store: JobStore, book: Book) -> Callable[[], object]:
     job, digest = delivered(store)
     return lambda: store.acknowledge(job.job_id, ALICE, [(0, digest)], recorded=book)
 
 
-def _delete(store: JobStore, book: Book) -> object:
+def _delete(store: JobStore, book: Book) -> Callable[[], object]:
     job, _ = delivered(store)
     return lambda: store.delete(job.job_id, ALICE, recorded=book)
 
 
-def _cancel_running(store: JobStore, book: Book) -> object:
+def _cancel_running(store: JobStore, book: Book) -> Callable[[], object]:
     job = running(store)
     return lambda: store.cancel(job.job_id, ALICE, recorded=book)
 
 
-def _cancel_queued(store: JobStore, book: Book) -> object:
+def _cancel_queued(store: JobStore, book: Book) -> Callable[[], object]:
     job = submit(store)
     return lambda: store.cancel(job.job_id, ALICE, recorded=book)
 
