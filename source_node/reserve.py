@@ -33,13 +33,15 @@ class Reserve:
         self._path = state / NAME
 
     def keep(self) -> None:
-        """Have it again, if there is room."""
-        if self._path.exists():
+        """Have it again; half of the room that there is, where there is too little."""
+        if self._size() >= RESERVE_BYTES:
             return
-        try:
-            self._write()
-        except OSError:
-            self._give()
+        with suppress(OSError):
+            try:
+                self._write()
+            except OSError:
+                os.truncate(self._path, self._size() // 2)
+                raise
 
     def making_room(self, act: Callable[[], _Answer]) -> _Answer:
         """What `act` returns; if it meets a full disk, it is called once more without the reserve.
@@ -53,12 +55,16 @@ class Reserve:
         try:
             return act()
         except (DiskFull, OSError) as error:
-            full = isinstance(error, DiskFull) or is_disk_full(error)
-            if not (full and self._give()):
+            if not (isinstance(error, DiskFull) or is_disk_full(error)) or not self._give():
                 raise
             return act()
         finally:
             self.keep()
+
+    def _size(self) -> int:
+        with suppress(OSError):
+            return self._path.stat().st_size
+        return 0
 
     def _write(self) -> None:
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -70,8 +76,8 @@ class Reserve:
             os.close(file)
 
     def _give(self) -> bool:
-        """Whether there was one."""
-        with suppress(FileNotFoundError):
+        """Whether that makes room."""
+        size = self._size()
+        with suppress(OSError):
             self._path.unlink()
-            return True
-        return False
+        return size > 0

@@ -85,7 +85,7 @@ def test_what_makes_room_is_done_on_a_full_disk(tmp_path, institutions, target, 
         state.symlink_to(disk.folder)
         served = Served(tmp_path, institutions[0], engine)
         try:
-            job_id = served.submit(npy(20_000))
+            job_id = served.submit(npy(2_000))
             served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
             told = served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))
             written = pb.Acknowledgement(item=0, sha256=told[0].result.file.sha256)
