@@ -1,16 +1,20 @@
-"""Lines of the audit log that a kill left out: the job was in the database, and the process ended before its line.
+"""Lines of the audit log that a kill left out: of jobs without their line, and of lines without their act.
 
-At its start, before a client can call, a node compares the jobs of late with the end of the log, and writes what is
-missing, marked `late`.
+A job is in the database before the lines of its acceptance and its end; what a client does to it, after its line. At
+its start, before a client can call, a node compares the jobs of late with the end of the log, writes what is missing,
+and takes back what was not done, marked `late`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from ddib_fed.errors import JobNotFound
+from ddib_fed.trust.audit.lines import NOT_DONE
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.audit.recent import Recent, recent
 from ddib_fed.wire.jobs import JobState
@@ -22,10 +26,14 @@ log = logging.getLogger(__name__)
 SLACK_S: Final = 60.0
 """A line is written at most so long after its job was committed."""
 ENDS: Final = frozenset({"job_finished", "job_failed", "job_cancelled"})
+DECIDED: Final = frozenset({"items_delivered", "job_cancel", "job_deleted", "job_expired"})
+"""Acts whose lines come before them."""
+WHOLE: Final = ""
+"""In place of an item: the job."""
 
 
 def write_late_lines(store: JobStore, audit: AuditLog, path: Path) -> int:
-    """Write the lines of accepted and ended jobs that the end of the log lacks.
+    """Write the lines of accepted and ended jobs that the end of the log lacks, and take back what was not done.
 
     Jobs from before the part of the log that is looked at were compared at an earlier start.
 
@@ -41,11 +49,11 @@ def write_late_lines(store: JobStore, audit: AuditLog, path: Path) -> int:
         OSError: The log cannot be read or written.
     """
     end = recent(path)
-    late = list(_missing(store, end))
+    late = [*_missing(store, end), *_not_done(store, end)]
     for act, values in late:
         audit.write(act, **values, late=True)
     if late:
-        log.warning("the audit log lacked %d lines of jobs, as after a kill; they are marked late", len(late))
+        log.warning("the audit log lacked %d lines, as after a kill; they are marked late", len(late))
     return len(late)
 
 
@@ -62,6 +70,36 @@ def _missing(store: JobStore, end: Recent) -> Iterator[tuple[str, dict[str, Any]
         if queued and ("job_cancel", job.job_id) in there:
             continue  # one that was cancelled while it waited ends with the client's line
         yield act, {"job": job.job_id, "reason": job.error["reason"] if job.error else ""}
+
+
+def _not_done(store: JobStore, end: Recent) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What was written down, was not taken back, and is not so."""
+    told: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for line in end.lines:
+        back = line.get("act") == NOT_DONE
+        act = line.get("what" if back else "act")
+        if act in DECIDED:
+            items = line.get("items") if act == "items_delivered" else [WHOLE]
+            named = set(map(str, items)) if isinstance(items, list) else set()
+            key = act, str(line.get("job"))
+            told[key] = told[key] - named if back else told[key] | named
+    for (act, job_id), named in told.items():
+        left = named & _as_before(store, act, job_id) if named else named
+        if left:
+            values: dict[str, Any] = {"what": act, "job": job_id}
+            yield NOT_DONE, values if WHOLE in left else {**values, "items": sorted(left, key=int)}
+
+
+def _as_before(store: JobStore, act: str, job_id: str) -> set[str]:
+    """Items of a job, or the whole, for which an act was not done."""
+    try:
+        job = store.head(job_id)
+    except JobNotFound:
+        return set()  # and it never comes back
+    if act == "items_delivered":
+        return set(map(str, store.ready(job_id)))
+    done = act == "job_cancel" and (job.cancel_requested or job.state == JobState.CANCELLED)
+    return set() if done else {WHOLE}
 
 
 def accepted_values(job: Job, items: int) -> dict[str, str | int]:

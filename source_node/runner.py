@@ -383,9 +383,9 @@ class JobRunner:
         progress = self._publish(job.job_id, state, reason=reason)
         log_end(job, state, progress, self._store.now(), reason, detail)
         try:
-            self._node.audit.write("job_" + state.lower(), job=job.job_id, reason=reason)
+            self._node.audit.done("job_" + state.lower(), job=job.job_id, reason=reason)
         except OSError:
-            log.exception("the end of job %s could not be written to the audit log", job.job_id)
+            log.exception("the end of job %s could not be written to the audit log now", job.job_id)
 
     def _publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> Progress:
         progress = self._store.progress(job_id)

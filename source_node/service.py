@@ -39,11 +39,13 @@ from source_node.calibrations import active_terms
 from source_node.ends import log_end
 from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
+from source_node.jobs.endings import Recording
 from source_node.jobs.events import EventHub
 from source_node.jobs.queries import NOTHING_YET
 from source_node.jobs.store import Job, JobLimits, JobStore
 from source_node.late_lines import accepted_values, write_late_lines
 from source_node.peer.remote import Remotes
+from source_node.reserve import Reserve
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
 from source_node.specs import caller_uri
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, trace_key
@@ -59,9 +61,16 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     """See translation.proto."""
 
     def __init__(
-        self, node: NodeContext, store: JobStore, events: EventHub, remotes: Remotes, runner: JobRunner
+        self,
+        node: NodeContext,
+        store: JobStore,
+        events: EventHub,
+        remotes: Remotes,
+        runner: JobRunner,
+        reserve: Reserve,
     ) -> None:
         self._node = node
+        self._reserve = reserve
         self._store = store
         self._events = events
         self._remotes = remotes
@@ -108,7 +117,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         if not repeated:
             self._tell(job.job_id)
             self._runner.accepted(job)
-            self._node.audit.write("job_accepted", **accepted_values(job, len(job.items)))
+            self._node.audit.done("job_accepted", **accepted_values(job, len(job.items)))
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
         )
@@ -150,8 +159,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> translation_pb2.CancelJobResponse:
         """See translation.proto."""
         before = self._store.head(request.job_id, caller_uri())
-        state = self._store.cancel(request.job_id, caller_uri())
-        self._node.audit.write("job_cancel", job=request.job_id, client=caller_uri())
+        state = self._store.cancel(
+            request.job_id, caller_uri(), recorded=lambda: self._cancelling(request.job_id)
+        )
         self._runner.cancel(request.job_id)
         if state == JobState.CANCELLED:
             self._events.publish(request.job_id, state=state)
@@ -181,9 +191,13 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """See translation.proto."""
         pairs = [(item.item, item.sha256) for item in request.items]
         _require_once([index for index, _ in pairs])
-        remaining = self._store.acknowledge(request.job_id, caller_uri(), pairs)
-        self._node.audit.write(
-            "items_delivered", job=request.job_id, items=[str(index) for index, _ in pairs]
+        remaining = self._reserve.making_room(
+            lambda: self._store.acknowledge(
+                request.job_id,
+                caller_uri(),
+                pairs,
+                recorded=lambda items: self._delivering(request.job_id, items),
+            )
         )
         return translation_pb2.AcknowledgeItemsResponse(remaining=remaining)
 
@@ -191,9 +205,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self, request: translation_pb2.DeleteJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.DeleteJobResponse:
         """See translation.proto."""
-        self._store.delete(request.job_id, caller_uri())
+        self._reserve.making_room(
+            lambda: self._store.delete(
+                request.job_id, caller_uri(), recorded=lambda: self._deleting(request.job_id)
+            )
+        )
         self._events.forget(request.job_id)
-        self._node.audit.write("job_deleted", job=request.job_id, client=caller_uri())
         return translation_pb2.DeleteJobResponse()
 
     def _span(
@@ -211,6 +228,20 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             published = state
             progress = self._store.progress(job_id)
             self._events.publish(job_id, state=published, items_done=progress.done, items=progress.items)
+
+    # What is in the audit log before it is done
+
+    def _delivering(self, job_id: str, items: Sequence[int]) -> Recording:
+        named = [str(item) for item in items]
+        return self._node.audit.doing(
+            "items_delivered", [{"job": job_id, "client": caller_uri(), "items": named}]
+        )
+
+    def _cancelling(self, job_id: str) -> Recording:
+        return self._node.audit.doing("job_cancel", [{"job": job_id, "client": caller_uri()}])
+
+    def _deleting(self, job_id: str) -> Recording:
+        return self._node.audit.doing("job_deleted", [{"job": job_id, "client": caller_uri()}])
 
     # What a client gets
 
@@ -296,7 +327,10 @@ class SourceService:
             max_file_bytes=node.config.limits.max_item_bytes,
         )
         self._runner = JobRunner(node, self._store, self._events, self._remotes)
-        self._servicer = TranslationServicer(node, self._store, self._events, self._remotes, self._runner)
+        self._reserve = Reserve(paths.state)
+        self._servicer = TranslationServicer(
+            node, self._store, self._events, self._remotes, self._runner, self._reserve
+        )
         self._closed = threading.Event()
         self._janitor = threading.Thread(target=self._clean, name="janitor", daemon=True)
 
@@ -341,11 +375,16 @@ class SourceService:
     def _clean(self) -> None:
         while not self._closed.is_set():
             try:
-                self._store.expire()
+                self._reserve.making_room(lambda: self._store.expire(recorded=self._expiring))
             except Exception:
                 # A full disk, for one: it is emptied here, so this thread must live.
                 log.exception("what nobody fetched could not be removed now")
             self._closed.wait(EXPIRE_EVERY_S)
+
+    def _expiring(self, jobs: Mapping[str, str]) -> Recording:
+        return self._node.audit.doing(
+            "job_expired", [{"job": job_id, "client": owner} for job_id, owner in jobs.items()]
+        )
 
 
 class _SourceRole:

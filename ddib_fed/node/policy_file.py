@@ -6,7 +6,8 @@ A file that cannot be used changes nothing: the last valid policy stays, and the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from ddib_fed.errors import DdibError
 from ddib_fed.metrics.attacks.training_index import TrainingIndex
@@ -17,6 +18,35 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings.policy_table import PolicySection
 
 log = logging.getLogger(__name__)
+
+NO_ENTRY: Final = "no entry"
+"""In place of a value: a table does not list the name."""
+
+
+def policy_changes(before: PolicySection, after: PolicySection) -> list[str]:
+    """What differs, a line for each key; of a table a line for each entry, with what came to it and what went."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    return [change for name in new for change in _changes(f"policy.{name}", old[name], new[name])]
+
+
+def _changes(name: str, old: Any, new: Any) -> Iterator[str]:
+    if old == new:
+        return
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        yield f"{name}: {old} to {new}"
+        return
+    for key in sorted(old.keys() | new.keys()):
+        entry, was, now = f"{name}[{key!r}]", old.get(key, NO_ENTRY), new.get(key, NO_ENTRY)
+        if was != now:
+            yield f"{entry}: {_moved(was, now) or f'{was} to {now}'}"
+
+
+def _moved(was: Any, now: Any) -> str:
+    """Of two lists, whose order means nothing, what they do not share; empty for anything else."""
+    if not (isinstance(was, list) and isinstance(now, list)):
+        return ""
+    moves = {"removed": [v for v in was if v not in now], "added": [v for v in now if v not in was]}
+    return "; ".join(f"{verb} {', '.join(map(repr, values))}" for verb, values in moves.items() if values)
 
 
 class PolicyFile:
@@ -91,10 +121,7 @@ class PolicyFile:
     ) -> list[str]:
         """Write the changes to the audit log, then apply them: indexes come before the policy, and go after it."""
         node, changed = self._node, config.with_policy(policy)
-        before, after = config.policy.model_dump(mode="json"), policy.model_dump(mode="json")
-        lines = [
-            f"policy.{name}: {before[name]} to {after[name]}" for name in after if before[name] != after[name]
-        ]
+        lines = policy_changes(config.policy, policy)
         for digest, index in indexes.items():
             had = node.training_index_of(digest)
             if index is not None and (had is None or had.sha256 != index.sha256):

@@ -73,7 +73,7 @@ class Charge:
     """An amount against one quota.
 
     Attributes:
-        quota: Its key in [policy] of node.toml.
+        quota: Its key in [policy] of node.toml, or the name of a bound that the node sets itself.
         who: Who is charged, as the error names them.
         amount: Of this work.
         limit: Of a day; 0 for none.

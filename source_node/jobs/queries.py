@@ -48,7 +48,7 @@ NOTHING_YET = Progress({})
 
 
 class JobQueries:
-    """What can be asked of a job store; `JobStore` adds what changes it."""
+    """What can be asked of a job store; `JobEndings` and `JobStore` add what changes it."""
 
     _db: JobDatabase
     _spool: Spool

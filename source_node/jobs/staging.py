@@ -83,6 +83,7 @@ class Staging:
         self._exits = ExitStack()
         self._staged = 0
         self._incoming: Incoming | None = None
+        self._repeats = False
         self._job_id = ""
         self._items: list[ItemSpec] = []
         self._decoded: list[tuple[int, PartRecord]] = []
@@ -94,7 +95,8 @@ class Staging:
             QueueFull: The node, or this client, has as many open jobs as it may; a request that was accepted before is
                 let in.
         """
-        if not self.accepted_before:
+        self._repeats = self._accepted() is not None
+        if not self._repeats:
             self._exits.enter_context(self._place)
         with ExitStack() as unless_entered:
             unless_entered.callback(self._exits.close)
@@ -113,8 +115,8 @@ class Staging:
 
     @property
     def accepted_before(self) -> bool:
-        """Whether a job of this request is there."""
-        return self._accepted() is not None
+        """Whether a job of this request was there on entering: what comes takes no place, and becomes no new job."""
+        return self._repeats
 
     def receive(self, size_bytes: int) -> Incoming:
         """A file on the disk for the next item; `keep` it once it is whole.
@@ -214,7 +216,7 @@ class Staging:
 
         Raises:
             MessageInvalid: It has no items.
-            RequestIdConflict: The request id was used before with other content.
+            RequestIdConflict: The request id was used before with other content, or its job was deleted meanwhile.
             DiskFull: The disk is full.
         """
         if not self._items:
@@ -223,6 +225,12 @@ class Staging:
         earlier = self._accepted()
         if earlier is not None:
             return self._same(earlier, content), True
+        if self._repeats:  # it holds no place, and was not charged
+            raise RequestIdConflict(
+                f"the job of request {self._spec.request_id} was deleted while the request came again",
+                hint="submit it again with a new request id",
+                facts={"job": "deleted while the request came again"},
+            )
         self._spool.adopt(self._job_id, durable={Part.INPUT})
         try:
             return self._insert(content)

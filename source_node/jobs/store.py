@@ -6,24 +6,22 @@ removed after it, so a kill leaves at most files without a row, which the next s
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.errors import ChunkCorrupt, StateConflict
+from ddib_fed.errors import StateConflict
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.clock import steady_clock
 from source_node.jobs.database import JobDatabase
-from source_node.jobs.group_commit import Change, GroupCommit, NewFile, transition
-from source_node.jobs.queries import JobQueries
+from source_node.jobs.endings import JobEndings
+from source_node.jobs.group_commit import Change, GroupCommit, NewFile
 from source_node.jobs.queue import Due, Queue
 from source_node.jobs.records import (
-    PENDING_ITEMS,
     ErrorRecord,
     Item,
     ItemSpec,
@@ -33,12 +31,7 @@ from source_node.jobs.records import (
     Part,
     PartRecord,
 )
-from source_node.jobs.rows import (
-    delete_parts,
-    end_job,
-    postpone_job,
-    update_item,
-)
+from source_node.jobs.rows import postpone_job
 from source_node.jobs.spool import Spool
 from source_node.jobs.staging import Staging
 
@@ -57,16 +50,12 @@ __all__ = [
     "Staging",
 ]
 
-Dropped = Sequence[tuple[int, Sequence[str]]]
-"""Items, and the names of their files that go."""
-CANCELLED_ERROR: ErrorRecord = {"reason": "CANCELLED", "sentence": "cancelled", "incident": "", "facts": {}}
-
 
 def _oldest(due: Sequence[Due]) -> Due | None:
     return due[0] if due else None
 
 
-class JobStore(JobQueries):
+class JobStore(JobEndings):
     """The jobs of one node; safe to use from any thread. Close it.
 
     Args:
@@ -274,114 +263,3 @@ class JobStore(JobQueries):
             self._require_running(job_id)
             dropped = self._end(db, job_id, JobState(state), error)
         self._after_end(job_id, dropped)
-
-    def _end(
-        self, db: sqlite3.Connection, job_id: str, state: JobState, error: ErrorRecord | None
-    ) -> Dropped:
-        """Inside a transaction; which items' files go."""
-        pending = self._in_states(job_id, PENDING_ITEMS)
-        if not state.ended or (state == JobState.FINISHED and pending):
-            raise StateConflict(f"job {job_id} with {len(pending)} items left cannot become {state}")
-        if state == JobState.CANCELLED:
-            error = error or CANCELLED_ERROR
-        now = self._clock()
-        dropped = []
-        for item in pending:
-            update_item(db, job_id, item, ItemState.FAILED, error=error)
-            dropped.append((item, delete_parts(db, job_id, item, Part)))
-        end_job(db, job_id, state, finished=now, expires=now + self.limits.retention_s, error=error)
-        return dropped
-
-    def _after_end(self, job_id: str, dropped: Dropped) -> None:
-        self._cancelled.discard(job_id)
-        for item, names in dropped:
-            self._spool.remove(job_id, item, names)
-
-    # What the client decides
-
-    def is_cancelled(self, job_id: str) -> bool:
-        """Whether a running job is to stop; asked at each step, so answered from memory."""
-        return job_id in self._cancelled
-
-    def cancel(self, job_id: str, owner: str) -> JobState:
-        """Stop a job: at once when it is queued, at its next step when it runs; the state that it has now.
-
-        Raises:
-            JobNotFound: There is none, or it is another's.
-        """
-        dropped: Dropped = []
-        with self._db.transaction() as db:
-            state = JobState(self._row(job_id, owner)["state"])
-            if state.ended:
-                return state
-            if state == JobState.QUEUED:
-                state = JobState.CANCELLED
-                dropped = self._end(db, job_id, state, None)
-            else:
-                db.execute("UPDATE jobs SET cancel_requested = 1 WHERE job_id = ?", (job_id,))
-                self._cancelled.add(job_id)
-        if state.ended:
-            self._after_end(job_id, dropped)
-        return state
-
-    def acknowledge(self, job_id: str, owner: str, items: Iterable[tuple[int, bytes]]) -> int:
-        """The client has written these items: remove their files; how many are still to be delivered.
-
-        Args:
-            job_id: Which job.
-            owner: The client that asks.
-            items: Each item's number and the SHA-256 of the translation that was written. One that was
-                delivered before is passed over.
-
-        Raises:
-            JobNotFound: There is none, or it is another's.
-            ItemNotFound: It has no such item.
-            StateConflict: An item is not decoded.
-            ChunkCorrupt: A digest is not the translation's; nothing was removed.
-        """
-        delivered: list[tuple[int, list[str]]] = []
-        with self._db.transaction() as db:
-            self._row(job_id, owner)
-            for item, sha256 in dict(items).items():
-                state = self._item(job_id, item).state
-                if state == ItemState.DELIVERED:
-                    continue
-                _, dropped = transition(job_id, item, state, ItemState.DELIVERED)
-                if self._part(job_id, item, Part.TRANSLATION).sha256 != sha256:
-                    raise ChunkCorrupt(
-                        f"item {item} of job {job_id} was written with another digest", facts={"item": item}
-                    )
-                update_item(db, job_id, item, ItemState.DELIVERED)
-                delivered.append((item, delete_parts(db, job_id, item, dropped)))
-        for item, names in delivered:
-            self._spool.remove(job_id, item, names)
-        progress = self.progress(job_id)
-        return progress.items - progress.count(ItemState.DELIVERED, ItemState.FAILED)
-
-    def delete(self, job_id: str, owner: str) -> None:
-        """Remove an ended job and all that is kept of it.
-
-        Raises:
-            JobNotFound: There is none, or it is another's.
-            StateConflict: It is queued or runs.
-        """
-        with self._db.transaction() as db:
-            state = JobState(self._row(job_id, owner)["state"])
-            if not state.ended:
-                raise StateConflict(
-                    f"job {job_id} is {state}", hint=f"ddib job cancel {job_id}", facts={"state": state}
-                )
-            db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
-        self._spool.remove_job(job_id)
-
-    def expire(self) -> int:
-        """Remove ended jobs that nobody fetched in time; how many."""
-        ended = [state for state in JobState if state.ended]
-        with self._db.transaction() as db:
-            rows = db.execute(
-                "SELECT job_id FROM jobs WHERE state IN (?, ?, ?) AND expires <= ?", (*ended, self._clock())
-            ).fetchall()
-            db.executemany("DELETE FROM jobs WHERE job_id = ?", [(row["job_id"],) for row in rows])
-        for row in rows:
-            self._spool.remove_job(row["job_id"])
-        return len(rows)

@@ -74,7 +74,9 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "job ended": (STORE, "finish", "after"),
     "end of the job audited": (RUNNER, "_announce", "after"),
     "result fetched": (SERVICE, "_result", "end"),
+    "delivery written down, not done": (SERVICE, "_delivering", "after"),
     "items delivered, not answered": (STORE, "acknowledge", "after"),
+    "deletion written down, not done": (SERVICE, "_deleting", "after"),
     "job deleted, files there": (SPOOL, "remove_job", "before"),
     "job deleted, not answered": (STORE, "delete", "after"),
 }

@@ -156,7 +156,10 @@ def check_disk(pair: Pair, requests: set[str], again: frozenset[str] = frozenset
 
 
 def check_lines(pair: Pair, again: frozenset[str] = frozenset()) -> None:
-    """By the audit logs: a job was accepted and ended at most once, and an item crossed as one latent however often."""
+    """By the audit logs: a job was accepted and ended at most once, and an item crossed as one latent however often.
+
+    An item was delivered, and a job deleted, at most once: a line whose act a kill prevented was taken back.
+    """
     acts: Counter[tuple[str, str]] = Counter()
     latents: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for node in (pair.north, pair.south):
@@ -167,8 +170,22 @@ def check_lines(pair: Pair, again: frozenset[str] = frozenset()) -> None:
             if line["act"] in {"latent_sent", "latent_received"}:
                 latents[line["act"], job, str(line["item"])].add(line["latent"])
     assert not [(act, job) for (act, job), count in acts.items() if count > 1 + (job in again)], acts
+    decided = decided_of(pair.north)
+    assert not [key for key, count in decided.items() if count not in {0, 1} and key[1] not in again], decided
     assert not [key for key in acts if key[0] == "job_failed"]
     assert not [key for key, digests in latents.items() if len(digests) > 1]
+
+
+def decided_of(node: Node) -> Counter[tuple[str, object, object]]:
+    """How often each item was delivered and each job deleted, less how often that was taken back."""
+    found: Counter[tuple[str, object, object]] = Counter()
+    for line in lines_of(node):
+        back = line["act"] == "not_done"
+        act = str(line["what"] if back else line["act"])
+        items = line.get("items") if act == "items_delivered" else [None]
+        if act in {"items_delivered", "job_deleted"} and isinstance(items, list):
+            found.update({(act, line["job"], item): -1 if back else 1 for item in items})
+    return found
 
 
 def check_told(node: Node, jobs: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from ddib_fed.node.policy import (
     check_use,
     policy_digest,
 )
-from ddib_fed.node.policy_file import PolicyFile
+from ddib_fed.node.policy_file import PolicyFile, policy_changes
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.server.metrics import Metrics
@@ -165,7 +165,7 @@ def test_a_change_is_applied_and_written_down(node: NodeContext) -> None:
     rewrite(node, "least_depth = 0.5\npeers = {}")
     told = PolicyFile(node).reload()
     assert told == [
-        "policy.peers: {'*': ['send', 'decode', 'calibrate']} to {}",
+        "policy.peers['*']: ['send', 'decode', 'calibrate'] to no entry",
         "policy.least_depth: 1.0 to 0.5",
         f"[node] changed in {node.config.path}: a restart applies it",
         f"[limits] changed in {node.config.path}: a restart applies it",
@@ -175,6 +175,42 @@ def test_a_change_is_applied_and_written_down(node: NodeContext) -> None:
     assert (line["before"], line["policy"]) == (before, node.policy_sha256)
     assert PolicyFile(node).reload() == told[2:]
     assert len(lines(node, "policy_changed")) == 1
+
+
+def test_of_a_long_table_what_changed_is_written_and_nothing_is_cut(node: NodeContext) -> None:
+    """One client of a hundred may translate to one more domain; before and after would share the beginning."""
+    table = {f"client-{n:03}": ["south.example/relief", "west.example"] for n in range(100)}
+    many = [f"institution-{n:03}.example" for n in range(60)]
+
+    def written(clients: dict[str, list[str]], quotas: str = "") -> list[str]:
+        entries = ", ".join(f'"{name}" = {json.dumps(targets)}' for name, targets in clients.items())
+        rewrite(node, f"clients = {{ {entries} }}\n{quotas}")
+        PolicyFile(node).reload()
+        return [change for line in lines(node, "policy_changed") for change in line["changes"]]
+
+    before = len(written(table))
+    table["client-077"] = ["south.example/relief", "east.example/maps"]
+    del table["client-099"]
+    told = written(table, 'quotas = { "west.example" = 5 }')[before:]
+    assert told == [
+        "policy.clients['client-077']: removed 'west.example'; added 'east.example/maps'",
+        "policy.clients['client-099']: ['south.example/relief', 'west.example'] to no entry",
+        "policy.quotas['west.example']: no entry to 5",
+    ]
+    before += len(told)
+    table["client-077"] = many
+    pieces = written(table, 'quotas = { "west.example" = 5 }')[before:]
+    assert all(name in "".join(piece.removeprefix("...") for piece in pieces) for name in many)
+
+
+def test_an_order_that_means_something_is_written_whole() -> None:
+    """The first of `latent_types` is preferred; of a client's targets no order means anything, but it is told."""
+    before = PolicySection(latent_types=("float32",), clients={"a": ("x.example", "y.example")})
+    after = PolicySection(latent_types=("float16", "float32"), clients={"a": ("y.example", "x.example")})
+    assert policy_changes(before, after) == [
+        "policy.clients['a']: ['x.example', 'y.example'] to ['y.example', 'x.example']",
+        "policy.latent_types: ['float32'] to ['float16', 'float32']",
+    ]
 
 
 @pytest.mark.parametrize("text", ["least_depth = 7", "least_depth", 'peers = { "south.example" = ["read"] }'])

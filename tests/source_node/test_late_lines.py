@@ -1,4 +1,4 @@
-"""A kill between a job's commit and its line in the audit log leaves the line to the next start."""
+"""A kill between a job's commit and its line, or between a line and its act, leaves a line to the next start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ddib_fed.wire.jobs import JobState
 from source_node import late_lines
 from source_node.late_lines import write_late_lines
 from source_node.service import SourceService
-from tests.source_node.jobs.job_examples import ALICE
+from tests.source_node.jobs.job_examples import ALICE, decode, running
 
 
 @pytest.fixture
@@ -127,3 +127,67 @@ def test_of_a_long_log_only_the_end_is_read(started) -> None:
 def test_a_log_that_is_not_there_is_empty(tmp_path) -> None:
     """A node's first start."""
     assert recent(tmp_path / "audit.jsonl").lines == ()
+
+
+def not_done(source) -> list[tuple[str, list[str], bool]]:
+    lines = [json.loads(line) for line in source.config.paths.audit.read_text().splitlines()]
+    return [
+        (line["what"], line.get("items", []), line.get("late", False))
+        for line in lines
+        if line["act"] == "not_done"
+    ]
+
+
+def test_what_was_written_down_before_a_kill_and_not_done_is_taken_back_once(started) -> None:
+    """The line comes before the act: a delivery, a deletion, a cancellation and an expiry that were not committed."""
+    job = running(started.store, *[b"points"] * 3)
+    digests = [decode(started.store, job, item) for item in range(2)]
+    started.store.acknowledge(job.job_id, ALICE, [(0, digests[0])])
+    write = started.node.audit.write
+    write("items_delivered", job=job.job_id, items=["0", "1"])
+    write("job_cancel", job=job.job_id)
+    queued = started.submit()
+    for act in ("job_deleted", "job_expired", "job_cancel"):
+        write(act, job=queued)
+    for each in (job.job_id, queued):
+        write("job_accepted", job=each)
+    assert (look(started), look(started)) == (5, 0)
+    assert not_done(started) == [
+        ("items_delivered", ["1"], True),
+        ("job_cancel", [], True),
+        ("job_deleted", [], True),
+        ("job_expired", [], True),
+        ("job_cancel", [], True),
+    ]
+    assert verify(started.config.paths.audit).ok
+
+
+def test_what_was_done_is_not_taken_back(started) -> None:
+    """A job that was delivered and deleted, one that is to be cancelled, one that was cancelled while it waited."""
+    job = running(started.store)
+    digest = decode(started.store, job)
+    started.store.finish(job.job_id, JobState.FINISHED)
+    started.store.acknowledge(job.job_id, ALICE, [(0, digest)])
+    asked, waiting = running(started.store), started.store.get(started.submit())
+    for each in (asked, waiting):
+        started.store.cancel(each.job_id, ALICE)
+        started.node.audit.write("job_cancel", job=each.job_id)
+    for act in ("job_accepted", "items_delivered", "job_finished"):
+        started.node.audit.write(act, job=job.job_id, items=["0"])
+    look(started)
+    started.store.delete(job.job_id, ALICE)
+    started.node.audit.write("job_deleted", job=job.job_id)
+    look(started)
+    assert not_done(started) == []
+
+
+def test_what_is_done_after_it_was_taken_back_stays(started) -> None:
+    """The client comes again; its line is there twice, and the first is taken back between them."""
+    job = running(started.store)
+    digest = decode(started.store, job)
+    started.node.audit.write("job_accepted", job=job.job_id)
+    started.node.audit.write("items_delivered", job=job.job_id, items=["0"])
+    assert look(started) == 1
+    started.node.audit.write("items_delivered", job=job.job_id, items=["0"])
+    started.store.acknowledge(job.job_id, ALICE, [(0, digest)])
+    assert look(started) == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import grpc
 import pytest
 
 from ddib_fed.errors import DiskFull, NotReady, PeerSuspended, PolicyDenied, QuotaSpent, Unauthenticated
+from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import JobState
 from source_node.runner import LARGE_JOBS, JobRunner
@@ -214,11 +216,13 @@ def test_without_an_audit_log_no_latent_leaves_and_the_job_waits(source, target,
     assert source.ended(job_id).state == "FINISHED"
 
 
-def test_watchers_hear_the_end_even_when_the_audit_log_does_not(source, target, monkeypatch) -> None:
-    """The end is told before it is recorded, and a failure to record it stays in the log."""
+def test_watchers_hear_the_end_even_when_the_audit_log_does_not(source, target, monkeypatch, caplog) -> None:
+    """The end is told before it is recorded; the line comes before the next one."""
+
+    disks: list[FullDisk] = []
 
     def last_words(target, item, latent):
-        FullDisk(monkeypatch, source.node.audit, "write", OSError(28, "No space left on device"))
+        disks.append(FullDisk(monkeypatch, AuditLog, "_open", OSError(28, "No space left on device")))
         yield from target.answer(header, item, latent)
 
     header = type("Header", (), {"round_trip": False})
@@ -226,6 +230,14 @@ def test_watchers_hear_the_end_even_when_the_audit_log_does_not(source, target, 
     job_id = source.start().submit(npy())
     states = [event.state for event in source.events.subscribe(job_id, timeout_s=20)]
     assert states[-1] == JobState.FINISHED
+    wait_until(lambda: f"the end of job {job_id}" in caplog.text)
+    disks[0].full = False
+
+    def lines() -> list[dict]:
+        source.node.audit.look()
+        return list(map(json.loads, source.config.paths.audit.read_text().splitlines()))
+
+    wait_until(lambda: [line.get("late") for line in lines() if line["act"] == "job_finished"] == [True])
 
 
 def test_a_runner_never_started_can_be_closed(source) -> None:

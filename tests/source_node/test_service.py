@@ -160,7 +160,7 @@ def test_the_janitor_outlives_a_full_disk(tmp_path, institutions, target, engine
     monkeypatch.setattr("source_node.service.EXPIRE_EVERY_S", 0.01)
     tries: list[int] = []
 
-    def expire(store) -> int:
+    def expire(store, *, recorded) -> int:
         tries.append(1)
         raise QueueFull("full")
 

@@ -21,8 +21,12 @@ def install(*, config_path: Path, bundle: Path) -> None:
     """Verify a bundle and copy it to a node's models; `ddib model activate` lets the node serve it."""
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model import library
+    from ddib_fed.trust.audit.log import noting
 
-    digest = library.install(NodeConfig.load(config_path), bundle)
+    config = NodeConfig.load(config_path)
+    digest = library.install(
+        config, bundle, recorded=lambda digest: noting(config.paths.audit, "model_installed", sha256=digest)
+    )
     say(f"installed {digest}")
     say(f"next: ddib model activate {digest[:12]}{with_config(config_path)}")
     outcome(installed=digest)
@@ -112,15 +116,20 @@ def _switch(config_path: Path, digest: str) -> None:
     """Through the running node; by the choice on the disk for one that does not run."""
     from ddib_fed.errors import UnavailableError
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.model.library import choose
+    from ddib_fed.node.model.library import active_digest, choose
     from ddib_fed.node.running.admin import AdminClient
+    from ddib_fed.trust.audit.log import noting
 
     config = NodeConfig.load(config_path)
     client = AdminClient(config)
     try:
         client.status()
     except UnavailableError:
-        before = choose(config, digest).previous
+        serving = active_digest(config)
+        with noting(
+            config.paths.audit, "model_activated", sha256=digest, before=serving, from_next_start=True
+        ):
+            before = choose(config, digest).previous
         say(f"active from the next start: {digest[:12]}, before {before[:12] or 'none'}")
         outcome(active=digest, before=before or None, from_next_start=True)
         return

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from cryptography import x509
 
 from ddib_fed.errors import MessageInvalid, NotReady, Unauthenticated
+from ddib_fed.node.certificates.renewal import TRIES_PER_LIFE
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.quota import Charge, Ledger
 from ddib_fed.server.interceptors import caller
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.certificates import (
@@ -29,6 +31,19 @@ from ddib_fed.v1 import identity_pb2_grpc
 log = logging.getLogger(__name__)
 
 AUDIT_RETRY_S = 30.0
+RENEWALS_PER_DAY: Final = 256
+"""Of one identity, by hand or otherwise; each is a line of the audit log."""
+
+
+def renewals_per_day(life: timedelta) -> int:
+    """How often one identity may renew a certificate in a day.
+
+    A node whose renewals all fail, after their certificates were issued, stays below it: see `renewal.retry_pause`.
+
+    Args:
+        life: Of the certificate.
+    """
+    return RENEWALS_PER_DAY + TRIES_PER_LIFE * int(timedelta(days=1) / life)
 
 
 class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
@@ -37,12 +52,16 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     Args:
         config: Of the node, whose folder holds ca.key.
         audit: Has each certificate before it is given out.
+        quotas: Counts the renewals of each identity and day.
         clock: Now, with a time zone.
     """
 
-    def __init__(self, config: NodeConfig, audit: AuditLog, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self, config: NodeConfig, audit: AuditLog, quotas: Ledger, *, clock: Clock = utc_now
+    ) -> None:
         self._folder = config.paths.pki
         self._audit = audit
+        self._quotas = quotas
         self._life = config.identity.life
         self.recovery = timedelta(days=config.identity.recovery_days)
         self._clock = clock
@@ -60,19 +79,16 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             raise MessageInvalid("the certificate request cannot be used") from exc
         identity, authority = self._renewed(caller()), load_authority(self._folder)
         life, now = self._life(identity.kind), self._clock()
+        charges = [Charge("renewals_per_day", identity.uri, 1, renewals_per_day(life))]
+        self._quotas.charge(charges)
         certificate = issue_leaf(
             authority, identity.kind, identity.name, public_key=key, now=now, lifetime=life
         )
         try:
-            self._audit.write(
-                "certificate_issued",
-                identity=identity.uri,
-                certificate=fingerprint(certificate),
-                until=certificate.not_valid_after_utc.isoformat(),
-                by="renewal",
-            )
-        except OSError as error:
-            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
+            self._record(identity, certificate)
+        except NotReady:
+            self._quotas.refund(charges)
+            raise
         log.info("renewed %s, asked by %s: %s", identity, caller(), fingerprint(certificate))
         answer = pb.RenewResponse(
             certificate=certificate_pem(certificate).decode(),
@@ -84,6 +100,23 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             )
             answer.recovery = certificate_pem(recovery).decode()
         return answer
+
+    def _record(self, identity: Identity, certificate: x509.Certificate) -> None:
+        """Write down a certificate that is about to be given out.
+
+        Raises:
+            NotReady: It cannot be; it must not be given out.
+        """
+        try:
+            self._audit.write(
+                "certificate_issued",
+                identity=identity.uri,
+                certificate=fingerprint(certificate),
+                until=certificate.not_valid_after_utc.isoformat(),
+                by="renewal",
+            )
+        except OSError as error:
+            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
 
     def _renewed(self, asking: Identity) -> Identity:
         """Whose certificate the caller gets: its own, or that of the node which it recovers.

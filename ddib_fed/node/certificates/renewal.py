@@ -12,7 +12,7 @@ import random
 import subprocess
 import threading
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +38,23 @@ log = logging.getLogger(__name__)
 JITTER: Final = 0.05
 CHECK_INTERVAL_S: Final = 10.0
 COMMAND_TIMEOUT_S: Final = 300.0
+LONGEST_PAUSE_S: Final = 600.0
+TRIES_PER_LIFE: Final = 20
+"""At least so often, in the time of a certificate's life, is a renewal that failed tried again."""
+
+
+def retry_pause(failures: int, life: timedelta, interval_s: float) -> timedelta:
+    """How long to wait after so many failures in a row: twice as long each time, up to a limit.
+
+    A renewal may have failed after its certificate was issued, which the issuer counts and writes down.
+
+    Args:
+        failures: At least 1.
+        life: Of the certificate.
+        interval_s: The shortest pause, seconds.
+    """
+    longest = max(interval_s, min(LONGEST_PAUSE_S, life.total_seconds() / TRIES_PER_LIFE))
+    return timedelta(seconds=min(longest, interval_s * 2.0 ** min(failures - 1, 16)))
 
 
 def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credentials:
@@ -151,6 +168,8 @@ class RenewalThread:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
         self._asked_early = False
+        self._failures = 0
+        self._failed_at: datetime | None = None
         self.problem: str | None = None
 
     def start(self) -> None:
@@ -178,18 +197,34 @@ class RenewalThread:
         )
 
     def look(self) -> None:
-        """Renew if it is due; a failure becomes `problem` and is retried at the next check."""
+        """Renew if it is due; a failure becomes `problem` and is retried at a later check, see `retry_pause`."""
         try:
             if self._on_tick is not None:
                 self._on_tick()
-            due = is_due(load_identity(self._config.paths.pki), self._clock(), jitter=self._jitter)
-            if due or self._first_recovery():
-                renewed = renew_node(self._config, now=self._clock())
-                log.info("renewed the certificate, good until %s", renewed.not_after)
+            own = load_identity(self._config.paths.pki)
+            if is_due(own, self._clock(), jitter=self._jitter) or self._first_recovery():
+                if self._waits(own):
+                    return
+                self._renew()
             self.problem = None
         except Exception as error:  # the thread must outlive any failure
             if self.problem is None:
-                log.exception(
-                    "the certificate could not be renewed; trying again every %.0f s", self._interval_s
-                )
+                log.exception("the certificate could not be renewed; it is tried again")
             self.problem = f"renewal: {error}"
+
+    def _renew(self) -> None:
+        now = self._clock()
+        try:
+            renewed = renew_node(self._config, now=now)
+        except BaseException:
+            self._failures, self._failed_at = self._failures + 1, now
+            raise
+        self._failures, self._failed_at = 0, None
+        log.info("renewed the certificate, good until %s", renewed.not_after)
+
+    def _waits(self, own: Credentials) -> bool:
+        """Whether the last try failed a moment ago; a clock that was set back is no moment."""
+        if self._failed_at is None:
+            return False
+        pause = retry_pause(self._failures, own.not_after - own.not_before, self._interval_s)
+        return timedelta(0) <= self._clock() - self._failed_at < pause

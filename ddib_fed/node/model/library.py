@@ -10,6 +10,8 @@ later has chosen that one. One file says all, so a kill leaves the model of befo
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -127,12 +129,19 @@ def active_place(config: NodeConfig) -> Path:
     return config.paths.bundle if chosen is None else place_of(config, chosen.active)
 
 
-def install(config: NodeConfig, bundle: Path) -> str:
+def install(
+    config: NodeConfig,
+    bundle: Path,
+    *,
+    recorded: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> str:
     """Verify a bundle, and copy it to the node's library.
 
     Args:
         config: Of the node.
         bundle: Its folder.
+        recorded: Writes down the digest of a model that was not there, and becomes so inside; what it raises prevents
+            that.
 
     Returns:
         Its digest.
@@ -157,7 +166,8 @@ def install(config: NodeConfig, bundle: Path) -> str:
         shutil.rmtree(staging, ignore_errors=True)  # what an interrupted installation left
         copy_folder(bundle, staging)
         load_bundle(staging)  # what was copied is what is served
-        move_into_place(staging, place)
+        with recorded(found.digest):
+            move_into_place(staging, place)
     return found.digest
 
 

@@ -140,7 +140,7 @@ class Daemon:
             server.add_services(role.service_names)
         if issuer:
             identity_pb2_grpc.add_IdentityServiceServicer_to_server(
-                IdentityServicer(config, self.node.audit), server.grpc
+                IdentityServicer(config, self.node.audit, self.node.quotas), server.grpc
             )
         return server
 
@@ -333,8 +333,8 @@ class Daemon:
         """
         engine = self.node.running_engine
         if workers:
-            engine.resize(workers)
-            self.node.audit.write("workers", count=workers)
+            with self.node.audit.doing("workers", [{"count": workers}]):
+                engine.resize(workers)
         if engine.pool is None:
             return pb.WorkersResponse(executor="inline")
         counters = engine.pool.counters

@@ -89,8 +89,9 @@ class Models:
             _check_alike(before, engine)
             with self._settling:
                 loaded = self._node.prepare(engine)
-                self._node.audit.write("model_activated", sha256=digest, before=before.model.bundle.digest)
-                choose(self._node.config, digest)
+                values = {"sha256": digest, "before": before.model.bundle.digest}
+                with self._node.audit.doing("model_activated", [values]):
+                    choose(self._node.config, digest)
                 self._node.make_active(loaded)
         except BaseException:
             if not self._node.is_warm(digest):

@@ -15,18 +15,25 @@ FIRST: Final = "0" * 64
 """The previous digest in the first line."""
 
 MAX_VALUE: Final = 256
-"""Characters of one value; longer ones are cut, so that nothing large can hide in the log."""
+"""Characters of one value; longer ones are cut, so that nothing large can hide in the log. Those of a list go on in the
+next value of the list."""
 
 MAX_VALUES: Final = 32
-"""Values of one list."""
+"""Values of a list in one line; a longer list goes on in further lines."""
+
+GOES_ON: Final = "..."
+"""Begins a value of a list that continues the value before it."""
 
 MAX_LINE: Final = 1 << 20
 
 ALTERED: Final = "log_altered"
 """The act of a line that a node writes where it found the log changed behind its back."""
 
+NOT_DONE: Final = "not_done"
+"""The act of a line that takes an earlier one back: what had been written down was not done."""
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
-_RESERVED = frozenset({"n", "time", "act", "previous"})
+_RESERVED = frozenset({"n", "time", "act", "previous", "part", "parts"})
 
 Scalar = str | int | float | bool | None
 Value = Scalar | Sequence[str | int]
@@ -53,14 +60,29 @@ def checked_act(act: str) -> str:
     return act
 
 
-def checked(values: Mapping[str, Value]) -> dict[str, Value]:
-    """The values of a line, long ones cut.
+def checked(values: Mapping[str, Value]) -> list[dict[str, Value]]:
+    """The values of an act's line, long texts cut; those of several lines where a list is longer than one holds.
+
+    Each of several lines has a piece of the list, and all other values again; `part` of `parts` numbers them from 1.
 
     Raises:
         ValueError: A key is no plain lower-case name, or is reserved for the log.
         TypeError: A value is neither a scalar nor a list of strings or integers.
     """
-    return {key: _checked(key, value) for key, value in values.items()}
+    whole = {key: _checked(key, value) for key, value in values.items()}
+    parts = max([1, *(-(-len(value) // MAX_VALUES) for value in whole.values() if isinstance(value, list))])
+    if parts == 1:
+        return [whole]
+    return [_part(whole, number, parts) for number in range(1, parts + 1)]
+
+
+def _part(whole: Mapping[str, Value], number: int, parts: int) -> dict[str, Value]:
+    end = number * MAX_VALUES
+    pieces = {
+        key: value[end - MAX_VALUES : end] if isinstance(value, list) else value
+        for key, value in whole.items()
+    }
+    return {**pieces, "part": number, "parts": parts}
 
 
 def _checked(key: str, value: Value) -> Value:
@@ -73,8 +95,15 @@ def _checked(key: str, value: Value) -> Value:
     if isinstance(value, str):
         return value[:MAX_VALUE]
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        return [v if isinstance(v, int) else str(v)[:MAX_VALUE] for v in value[:MAX_VALUES]]
+        return [piece for v in value for piece in ([v] if isinstance(v, int) else _pieces(str(v)))]
     raise TypeError(f"{key} is a {type(value).__name__}: the audit log holds no content")
+
+
+def _pieces(text: str) -> list[str]:
+    """A text as values of a list."""
+    step = MAX_VALUE - len(GOES_ON)
+    rest = (text[start : start + step] for start in range(MAX_VALUE, len(text), step))
+    return [text[:MAX_VALUE], *(GOES_ON + piece for piece in rest)]
 
 
 def encoded(head: Head, time: str, act: str, values: Mapping[str, Value]) -> bytes:

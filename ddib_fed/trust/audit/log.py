@@ -1,7 +1,8 @@
 """The audit log: an append-only file whose lines are chained by digest.
 
 It records identities, actions, digests and peers, never the content of a picture, latent or file. An act is
-on the disk when `write` returns. Before each line the end of the file is compared with what this process wrote or read
+on the disk when `write` returns. What is written before it is done, and then is not done, is taken back by a line
+`not_done` (see `AuditLog.doing`). Before each line the end of the file is compared with what this process wrote or read
 last: a log that was cut, replaced or rewritten meanwhile is reported, and the chain goes on from the line in memory, so
 that `verify` finds the place.
 """
@@ -14,11 +15,13 @@ import logging
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from ddib_fed.errors import ConfigError
@@ -27,6 +30,7 @@ from ddib_fed.trust.audit.lines import (
     ALTERED,
     EMPTY,
     MAX_LINE,
+    NOT_DONE,
     Head,
     Value,
     checked,
@@ -60,6 +64,19 @@ class _End:
     line: int
 
 
+class _Doing(AbstractContextManager[None]):
+    """Inside, what has been written down is done; told if that fails."""
+
+    def __init__(self, failed: Callable[[], None]) -> None:
+        self._failed = failed
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._failed()
+
+
 class AuditLog:
     """An audit log; several threads and processes may write to one.
 
@@ -81,6 +98,8 @@ class AuditLog:
         self._release: Callable[[], object] = lambda: None
         self._altered: str | None = None
         self._unwritten: str | None = None
+        self._owed: deque[tuple[str, dict[str, Value]]] = deque()
+        """Acts and values of lines that could not be written yet."""
 
     @staticmethod
     def check(path: Path) -> None:
@@ -132,23 +151,76 @@ class AuditLog:
 
     def write_each(self, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
         """As `write`, a line for each of several acts of one kind; all are on the disk when this returns."""
-        records = [checked(values) for values in each]
+        return self._write(act, [record for values in each for record in checked(values)])
+
+    def doing(self, act: str, each: Sequence[Mapping[str, Value]]) -> AbstractContextManager[None]:
+        """As `write_each`, of acts that are about to be done: `with log.doing(...):` and there they are done.
+
+        What fails there was not done: the log gets as many lines `not_done`, with `what` for the act and its values. If
+        it cannot be written then, they come before its next line. A kill leaves them to whoever compares the log with
+        what was done.
+        """
+        records = [record for values in each for record in checked(values)]
+        self._write(act, records, failed=lambda written: self._owe(act, records[:written]))
+        return _Doing(lambda: self._take_back(act, records))
+
+    def done(self, act: str, **values: Value) -> None:
+        """As `write`, of what has been done: what cannot be written now comes before the next line, marked `late`.
+
+        Raises:
+            OSError: It could not be written now.
+        """
+        records = checked(values)
+
+        def owe(written: int) -> None:
+            self._owed.extend((act, {**record, "late": True}) for record in records[written:])
+
+        self._write(act, records, failed=owe)
+
+    def _write(
+        self,
+        act: str,
+        records: Sequence[dict[str, Value]],
+        *,
+        failed: Callable[[int], object] = lambda _written: None,
+    ) -> Head:
+        """Add lines; `failed` is told how many are in the file, if they did not all reach the disk."""
         checked_act(act)
+        written = 0
         try:
             with self._lock, self._open() as file:
                 self._look(file)
+                self._correct(file)
                 for record in records:
                     self._append(file, act, record)
+                    written += 1
                 os.fsync(file)
                 head = self._known.head
         except OSError as error:
+            failed(written)
             self._unwritten = f"the audit log {self._path} cannot be written: {error.strerror or error}"
             raise
         self._unwritten = None
         return head
 
+    def _owe(self, act: str, records: Sequence[dict[str, Value]]) -> None:
+        """Lines that take back others."""
+        self._owed.extend((NOT_DONE, {"what": act, **record}) for record in records)
+
+    def _take_back(self, act: str, records: Sequence[dict[str, Value]]) -> None:
+        self._owe(act, records)
+        self.look()
+
+    def _correct(self, file: int) -> bool:
+        """Write the lines that are owed; whether there were any."""
+        owed = bool(self._owed)
+        while self._owed:
+            self._append(file, *self._owed[0])
+            self._owed.popleft()
+        return owed
+
     def look(self) -> str | None:
-        """Compare the end of the file with what was last written or read, also when there is nothing to write.
+        """Compare the end of the file with what was last written or read, and write what is owed.
 
         Returns:
             `problem`.
@@ -156,7 +228,8 @@ class AuditLog:
         try:
             with self._lock, self._open() as file:
                 before = self._end
-                if self._look(file) is not before:
+                changed = self._look(file) is not before
+                if self._correct(file) or changed:
                     os.fsync(file)
             self._unwritten = None
         except OSError as error:
@@ -288,8 +361,13 @@ def note(path: Path, act: str, **values: Value) -> None:
     Raises:
         ConfigError: It cannot be written; the command must not act.
     """
+    noting(path, act, **values)
+
+
+def noting(path: Path, act: str, **values: Value) -> AbstractContextManager[None]:
+    """As `note`; inside the context that is returned, the command does it. What fails there has a line `not_done`."""
     try:
-        AuditLog(path).write(act, **values)
+        return AuditLog(path).doing(act, [values])
     except OSError as error:
         raise ConfigError(
             f"the audit log {path} cannot be written, so nothing was done: {error.strerror or error}",

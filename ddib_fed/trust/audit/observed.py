@@ -51,6 +51,7 @@ class Observed:
         everything = sorted(_described(snapshot).items())
         return {
             "peers": sorted(snapshot.peers),
+            "suspended": sorted(snapshot.suspended),
             "withdrawn": len(snapshot.withdrawn),
             "certificate": self._certificate.fingerprint if self._certificate else "",
             "trust": hashlib.sha256(repr(everything).encode()).hexdigest(),
@@ -73,8 +74,8 @@ class Observed:
                 for name in names
                 for change in _changes(name, before.get(name), after.get(name), snapshot)
             ]
-            for start in range(0, len(changes), _LINE):
-                self._audit.write("trust_changed", changes=changes[start : start + _LINE])
+            if changes:
+                self._audit.write("trust_changed", changes=changes)
             for name in names:
                 _log_change(name, self._snapshot, snapshot)
             self._snapshot = snapshot
@@ -108,14 +109,11 @@ def _log_change(name: str, before: Snapshot, after: Snapshot) -> None:
         log.info("%s %s", "no longer:" if gone else "now:", name)
 
 
-_LINE = 32
-"""Changes of one line; more need several."""
-
-
 def _described(snapshot: Snapshot) -> dict[str, str]:
     """Everything trusted, by what it is."""
     found = {f"root {fingerprint(root)}": "" for root in snapshot.own_roots}
     found |= {f"withdrawn {identity}": "" for identity in snapshot.withdrawn}
+    found |= {f"suspended {name}": since for name, since in snapshot.suspended.items()}
     for name, peer in snapshot.peers.items():
         found[f"peer {name}"] = f"{peer.identity} at {peer.address}, roots {' '.join(peer.fingerprints)}"
     return found

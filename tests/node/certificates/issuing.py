@@ -11,6 +11,7 @@ import grpc
 from ddib_fed.node.certificates.issuer import IdentityServicer
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Policy
+from ddib_fed.node.quota import Ledger
 from ddib_fed.node.template import render_node_toml
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.trust import pki, tls
@@ -48,7 +49,9 @@ class Server:
         policy = Policy(institution="north.example", roles=("source",), issuer=True)
         interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
-        self.servicer = IdentityServicer(config, AuditLog(config.paths.audit), clock=self._clock)
+        self.quotas = Ledger(config.paths.quotas)
+        audit = AuditLog(config.paths.audit)
+        self.servicer = IdentityServicer(config, audit, self.quotas, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.server_credentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)

@@ -14,7 +14,13 @@ from cryptography import x509
 from ddib_fed.client.profile import Profile, render_client_toml
 from ddib_fed.client.renewal import renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, PeerUnreachable, PolicyDenied, Unauthenticated
-from ddib_fed.node.certificates.renewal import JITTER, RenewalThread, recover_at_start, renew_node
+from ddib_fed.node.certificates.renewal import (
+    CHECK_INTERVAL_S,
+    JITTER,
+    RenewalThread,
+    recover_at_start,
+    renew_node,
+)
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki, tls
@@ -304,9 +310,12 @@ def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     assert "ca.key" in (thread.problem or "")
     (issuer.paths.pki / "ca.key").write_bytes(good)
     thread.look()
+    assert thread.problem is not None, "it was tried a moment ago"
+    now[0] += timedelta(seconds=CHECK_INTERVAL_S)
+    thread.look()
     assert thread.problem is None
     assert pki.load_identity(issuer.paths.pki).not_after > first.not_after
-    assert len(ticks) == 3
+    assert len(ticks) == 4
 
 
 def test_a_thread_starts_and_stops(issuer: NodeConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -154,6 +155,26 @@ def test_work_that_began_keeps_its_model(models: Models, config: NodeConfig, tmp
         pass
     assert models.activate(first) == second
     assert b'"act":"model_activated"' in config.paths.audit.read_bytes()
+
+
+def test_a_switch_that_fails_is_taken_back_in_the_audit_log(
+    models: Models, config: NodeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its line came before it: the choice could not be written to the disk."""
+    second = library.install(config, other_bundle(tmp_path / "new"))
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ddib_fed.node.running.switching.choose", full)
+    with pytest.raises(OSError, match="No space"):
+        models.activate(second)
+    assert models.node.active_digest != second
+    lines = [json.loads(line) for line in config.paths.audit.read_text().splitlines()]
+    assert [(line["act"], line.get("what"), line["sha256"]) for line in lines] == [
+        ("model_activated", None, second),
+        ("not_done", "model_activated", second),
+    ]
 
 
 def test_a_model_that_is_being_switched_to_is_not_closed(

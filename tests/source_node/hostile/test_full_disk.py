@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from ddib_fed.errors import DiskFull
@@ -65,3 +67,38 @@ def test_an_accepted_job_outlives_a_full_disk(tmp_path, institutions, target, en
             assert len(target.latents) == 1
         finally:
             source.stop()
+
+
+def write_on(served: Served) -> None:
+    """Until the log cannot take a line."""
+    for _ in range(100):
+        served.node.audit.write("padding", text="x" * 200)
+
+
+@pytest.mark.slow
+def test_what_makes_room_is_done_on_a_full_disk(tmp_path, institutions, target, engine) -> None:
+    """Deliveries and deletions are written down first: a reserve is kept for that, and then there is room again."""
+    with small_disk(tmp_path / "disk", 16) as disk:
+        state = tmp_path / "north" / "state"
+        shutil.copytree(state, disk.folder, dirs_exist_ok=True)
+        shutil.rmtree(state)
+        state.symlink_to(disk.folder)
+        served = Served(tmp_path, institutions[0], engine)
+        try:
+            job_id = served.submit(npy(2_000))
+            served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
+            told = served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))
+            written = pb.Acknowledgement(item=0, sha256=told[0].result.file.sha256)
+            for name, request in (
+                ("AcknowledgeItems", pb.AcknowledgeItemsRequest(job_id=job_id, items=[written])),
+                ("DeleteJob", pb.DeleteJobRequest(job_id=job_id)),
+            ):
+                disk.fill()
+                with pytest.raises(OSError, match=r"written|No space"):
+                    write_on(served)
+                served.ask(name, request)
+            log = served.node.config.paths.audit.read_text()
+            assert all(f'"act":"{act}"' in log for act in ("items_delivered", "job_deleted"))
+            assert "not_done" not in log
+        finally:
+            served.close()

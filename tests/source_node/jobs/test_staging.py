@@ -206,6 +206,22 @@ def test_a_request_that_was_accepted_is_answered_by_a_full_queue(open_store):
     assert submit(store, request_id=request) == job
 
 
+def test_a_job_that_was_deleted_while_its_request_came_again_is_not_replaced(open_store, tmp_path):
+    """The request was let in without a place, and uncharged: it must not become a job; nothing of it stays."""
+    store = open_store(replace(LIMITS, max_open_jobs=1))
+    request = spec().request_id
+    first = running(store, request_id=request)
+    store.finish(first.job_id, "FAILED")
+    other = submit(store)  # the one place is taken
+    with store.stage(spec(request_id=request)) as staging:
+        staging.add(NPY, b"points")
+        store.delete(first.job_id, ALICE)
+        with pytest.raises(RequestIdConflict, match="was deleted") as caught:
+            staging.commit()
+    assert "new request id" in caught.value.hint
+    assert (store.list(ALICE), files(tmp_path)) == ((replace(other, items=()),), {"0.input"})
+
+
 def test_an_ended_job_makes_room(open_store):
     """Results that wait are no open job."""
     store = open_store(replace(LIMITS, max_open_jobs=1))

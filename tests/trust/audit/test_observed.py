@@ -29,3 +29,25 @@ def test_no_fingerprint_of_a_change_is_cut(tmp_path: Path) -> None:
     assert entry == f"now peer {name}: {peer.identity} at {peer.address}"
     assert roots == [f"root {text} of {name}" for text in peer.fingerprints]
     assert all(len(change) < MAX_VALUE for change in line["changes"])
+
+
+def test_a_peer_that_is_suspended_or_resumed_by_hand_is_written_down(tmp_path: Path) -> None:
+    """Deleting a file of the state folder resumes a peer; the digest of the start shows it as well."""
+    north, south = (Institution(f"{name}.example", tmp_path / name) for name in ("north", "south"))
+    south.admit(north)
+    log = tmp_path / "audit.jsonl"
+    observed = Observed(AuditLog(log), store := south.store, south.pki)
+    free = observed.summary()
+    mark = tmp_path / "south" / "peers" / "north.example.suspended"
+    mark.write_text('{"since": "2026-01-02", "reason": "audit"}')
+    store.reload()
+    observed.look()
+    held = observed.summary()
+    mark.unlink()
+    store.reload()
+    observed.look()
+    observed.look()
+    changes = [json.loads(line)["changes"] for line in log.read_text().splitlines()]
+    assert changes == [["now suspended north.example"], ["no longer suspended north.example"]]
+    assert (free["suspended"], held["suspended"]) == ([], ["north.example"])
+    assert held["trust"] != free["trust"] == observed.summary()["trust"]

@@ -1,0 +1,70 @@
+"""How often one identity renews in a day: each certificate is a line of the issuer's audit log."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.errors import NotReady, QuotaSpent
+from ddib_fed.node.certificates.issuer import renewals_per_day
+from ddib_fed.node.certificates.renewal import retry_pause
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.quota import Charge, Ledger
+from ddib_fed.trust import pki
+from ddib_fed.trust.audit.log import AuditLog
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.renewal import renew_through
+from tests.node.certificates.issuing import HOUR, Server, enrolled
+
+
+def test_a_renewal_that_keeps_failing_is_tried_less_often() -> None:
+    """And still twenty times in a life: the issuer writes each certificate down, also one that never arrives."""
+    pauses = [retry_pause(n, 24 * HOUR, 10.0).total_seconds() for n in (1, 2, 3, 7, 1_000)]
+    assert pauses == [10.0, 20.0, 40.0, 600.0, 600.0]
+    assert retry_pause(1_000, timedelta(seconds=60), 10.0) == timedelta(seconds=10)
+    for life in (timedelta(seconds=60), timedelta(minutes=10), HOUR, 24 * HOUR, 720 * HOUR):
+        assert 24 * HOUR / retry_pause(1_000, life, 10.0) < renewals_per_day(life)
+
+
+def test_an_identity_renews_so_often_in_a_day_and_no_more(
+    issuer: NodeConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Due or not; each is a line of the audit log. Others are not affected, and a restart gives nothing back."""
+    monkeypatch.setattr("ddib_fed.node.certificates.issuer.RENEWALS_PER_DAY", 2)
+    monkeypatch.setattr("ddib_fed.node.certificates.issuer.TRIES_PER_LIFE", 0)
+    one, other = (tmp_path / name for name in ("alice", "bob"))
+    for folder in (one, other):
+        enrolled(issuer, folder, Identity("north.example", "client", folder.name))
+
+    def renew(folder: Path) -> None:
+        renew_through(folder, address=server.address, server_name="node-1.north.example", hop="issuer x")
+
+    for _ in range(2):
+        renew(one)
+    with pytest.raises(QuotaSpent) as caught:
+        renew(one)
+    assert (caught.value.facts["quota"], caught.value.facts["limit"]) == ("renewals_per_day", "2")
+    assert "renews" in caught.value.facts
+    renew(other)
+    lines = [line for line in issuer.paths.audit.read_text().splitlines() if '"by":"renewal"' in line]
+    assert len(lines) == 3
+    again = Ledger(issuer.paths.quotas)
+    with pytest.raises(QuotaSpent):
+        again.charge([Charge("renewals_per_day", "spiffe://north.example/client/alice", 1, 2)])
+
+
+def test_a_certificate_that_cannot_be_written_down_is_neither_given_nor_counted(
+    issuer: NodeConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk of the issuer spends nobody's renewals."""
+    folder = tmp_path / "alice"
+    enrolled(issuer, folder, Identity("north.example", "client", "alice"))
+    monkeypatch.setattr(AuditLog, "_open", lambda _log: (_ for _ in ()).throw(OSError(28, "full")))
+    before = pki.load_identity(folder)
+    with pytest.raises(NotReady):
+        renew_through(folder, address=server.address, server_name="node-1.north.example", hop="issuer x")
+    assert pki.load_identity(folder) == before
+    (account,) = server.quotas._accounts.values()
+    assert account.spent == 0

@@ -1,0 +1,118 @@
+"""What clients have a node do is in its audit log before it is done, whole, and once."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+
+from ddib_fed.errors import DdibError, RequestIdConflict
+from ddib_fed.trust.audit.log import AuditLog
+from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.wire.jobs import ItemState
+from tests.node.tiny_nodes import npy
+from tests.source_node.jobs.job_examples import ALICE
+from tests.source_node.scripted_target import hang
+from tests.source_node.served import Served, job_header, messages
+
+ITEMS = 40
+"""More than a list of one line holds."""
+
+
+@pytest.fixture
+def served(tmp_path, institutions, target, engine):
+    made = Served(tmp_path, institutions[0], engine, max_items_per_job=100, max_evaluations=100)
+    yield made
+    made.close()
+
+
+def acts(served: Served, *wanted: str) -> list[dict]:
+    found = map(json.loads, served.node.config.paths.audit.read_text().splitlines())
+    return [line for line in found if line["act"] in wanted]
+
+
+def finished(served: Served, items: int = 1) -> tuple[str, list[pb.Acknowledgement]]:
+    """A job that has ended, and what acknowledges all of it."""
+    job_id = served.submit(*(npy(seed=item) for item in range(items)))
+    served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
+    told = served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))
+    headers = [
+        each.result for each in told if isinstance(each, pb.FetchResultsResponse) and each.HasField("result")
+    ]
+    return job_id, [pb.Acknowledgement(item=each.item, sha256=each.file.sha256) for each in headers]
+
+
+def acknowledge(served: Served, job_id: str, items: list[pb.Acknowledgement]) -> int:
+    return served.ask("AcknowledgeItems", pb.AcknowledgeItemsRequest(job_id=job_id, items=items)).remaining
+
+
+def break_log(patched: pytest.MonkeyPatch) -> None:
+    """The audit log of every node cannot be written."""
+
+    def full(*_arguments, **_named):
+        raise OSError(28, "No space left on device")
+
+    patched.setattr(AuditLog, "_open", full)
+
+
+@pytest.mark.slow
+def test_every_delivered_item_is_named(served) -> None:
+    """Also of a client that acknowledges all at once; a list of one line holds 32."""
+    job_id, items = finished(served, ITEMS)
+    assert acknowledge(served, job_id, items) == 0
+    named = [item for line in acts(served, "items_delivered") for item in line["items"]]
+    assert sorted(map(int, named)) == list(range(ITEMS))
+
+
+def test_nothing_is_done_that_is_not_written_down(served, target, monkeypatch) -> None:
+    """While the log cannot be written results and jobs stay, and what runs goes on."""
+    job_id, items = finished(served)
+    target.decodes = [hang]
+    running = served.submit(npy())
+    assert target.asked.wait(10)
+    store = served.service._store
+    with monkeypatch.context() as patched:
+        break_log(patched)
+        for name, request in (
+            ("AcknowledgeItems", pb.AcknowledgeItemsRequest(job_id=job_id, items=items)),
+            ("DeleteJob", pb.DeleteJobRequest(job_id=job_id)),
+            ("CancelJob", pb.CancelJobRequest(job_id=running)),
+        ):
+            with pytest.raises(DdibError):
+                served.ask(name, request)
+    assert [item.state for item in store.get(job_id).items] == [ItemState.DECODED]
+    assert list(served.node.config.paths.spool.glob(f"{job_id}/*"))
+    assert not store.is_cancelled(running)
+    assert acknowledge(served, job_id, items) == 0
+
+
+def test_what_changes_nothing_has_no_line(served) -> None:
+    """An empty list, items that were delivered, a job that has ended: a client could fill the disk with them."""
+    job_id, items = finished(served)
+    for given in ([], items, items, []):
+        acknowledge(served, job_id, given)
+    for _ in range(3):
+        served.ask("CancelJob", pb.CancelJobRequest(job_id=job_id))
+    assert [line["act"] for line in acts(served, "items_delivered", "job_cancel")] == ["items_delivered"]
+
+
+def test_a_job_that_is_deleted_while_it_comes_again_escapes_no_quota(served) -> None:
+    """A small job ends; its request comes again with more items, and the job is deleted before they are there."""
+    request = str(uuid.uuid4())
+    small = served.submit(npy(), request_id=request)
+    served.ask("WatchJob", pb.WatchJobRequest(job_id=small))
+    spent = served.node.quotas._accounts["client_evaluations_per_day", ALICE].spent
+    files = [npy(seed=item) for item in range(3)]
+
+    def sent():
+        first, *rest = messages(files)
+        yield job_header(len(files), request_id=request)
+        yield first
+        served.ask("DeleteJob", pb.DeleteJobRequest(job_id=small))
+        yield from rest
+
+    with pytest.raises(RequestIdConflict):
+        served.ask("SubmitJob", sent())
+    assert served.service._store.list(ALICE) == ()
+    assert served.node.quotas._accounts["client_evaluations_per_day", ALICE].spent == spent
