@@ -9,13 +9,14 @@ later has chosen that one. One file says all, so a kill leaves the model of befo
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.errors import ConfigError, ModelNotFound, StateConflict
+from ddib_fed.errors import BundleInvalid, ConfigError, ModelNotFound, StateConflict
 from ddib_fed.files import (
     copy_folder,
     move_into_place,
@@ -63,6 +64,16 @@ def choice(config: NodeConfig) -> Choice | None:
     Raises:
         ConfigError: The file cannot be read.
     """
+    found = recorded_choice(config)
+    return found if found is not None and found.configured == configured_digest(config) else None
+
+
+def recorded_choice(config: NodeConfig) -> Choice | None:
+    """The choice on the disk, also where the configured bundle of then is no longer there; None if none was made.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
     path = config.paths.model_choice
     if not path.exists():
         return None
@@ -75,7 +86,7 @@ def choice(config: NodeConfig) -> Choice | None:
         ) from error
     if found.format_version > FORMAT_VERSION:
         raise ConfigError(f"{path} is of a newer release", hint="upgrade ddib-fed")
-    return found if found.configured == configured_digest(config) else None
+    return found
 
 
 def active_digest(config: NodeConfig) -> str:
@@ -128,7 +139,10 @@ def active_place(config: NodeConfig) -> Path:
 
 
 def install(config: NodeConfig, bundle: Path) -> str:
-    """Verify a bundle, and copy it to the node's library.
+    """Verify a bundle, and copy it to the node's library; what is verified is the copy.
+
+    Files that change no digest (learned steps, the gate's bounds, reports, the signature) are part of it: where the
+    library has the same model with other such files, these take their place.
 
     Args:
         config: Of the node.
@@ -138,9 +152,27 @@ def install(config: NodeConfig, bundle: Path) -> str:
         Its digest.
 
     Raises:
-        ModelNotFound, BundleInvalid: It is none; or it is not signed, and node.toml demands that.
+        ModelNotFound, BundleInvalid: It is none, or was changed while it was copied; or it is not signed, and node.toml
+            demands that.
         ConfigError: It is of another domain than the node serves.
     """
+    digest = _check(config, bundle)  # errors name the folder that was given
+    library = private_folder(config.paths.models)
+    place, staging = library / digest, library / f".{digest}.new"
+    shutil.rmtree(staging, ignore_errors=True)  # what an interrupted installation left
+    try:
+        copy_folder(bundle, staging)
+        if _check(config, staging) != digest:
+            raise BundleInvalid(f"{bundle} was changed while it was copied", hint="install it again")
+        if not (place.exists() and _same_files(staging, place)):
+            move_into_place(staging, place)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return digest
+
+
+def _check(config: NodeConfig, bundle: Path) -> str:
+    """The digest of a bundle that this node may serve; errors as `install`."""
     found = load_bundle(bundle)
     expected = config.model.bundle_domain or config.model.domain
     if found.manifest.domain != expected:
@@ -150,15 +182,12 @@ def install(config: NodeConfig, bundle: Path) -> str:
         )
     if config.model.signed:
         check_signed(config, bundle)
-    library = private_folder(config.paths.models)
-    place = library / found.digest
-    if not place.exists():
-        staging = library / f".{found.digest}.new"
-        shutil.rmtree(staging, ignore_errors=True)  # what an interrupted installation left
-        copy_folder(bundle, staging)
-        load_bundle(staging)  # what was copied is what is served
-        move_into_place(staging, place)
     return found.digest
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    names, others = ({entry.name for entry in folder.iterdir()} for folder in (one, other))
+    return names == others and filecmp.cmpfiles(one, other, names, shallow=False)[1:] == ([], [])
 
 
 def check_signed(config: NodeConfig, bundle: Path) -> Statement:
