@@ -14,7 +14,10 @@ FUZZ_S ?= 0
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast test-long test-ray test-web check format format-check lint types layers drift proto install clean bench trust chaos fuzz sbom benchmarks pretrained help
+# A scanner that needs an older `cryptography` than constraints.txt has: it lies in an environment of its own.
+SSLYZE := $(CURDIR)/build/sslyze/bin/sslyze
+
+.PHONY: demo test test-fast test-long test-ray test-web check format format-check lint types layers drift proto install clean bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -73,8 +76,11 @@ install: $(VENV)/.dev  ## The virtual environment, with everything for developme
 bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks.md, fails when a bound is missed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
-trust: $(VENV)/.dev  ## The long form of every test that holds a promise, but the chaos; writes docs/trust-report.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
+trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promise, but the chaos; writes docs/trust-report.md
+	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
+
+tls-scan: $(VENV)/.dev $(SSLYZE)  ## Both ports under sslyze: TLS 1.3 alone, suites, curves, known holes, certificates
+	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/trust/network/test_tls_scan.py
 
 chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/trust-report.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
@@ -103,6 +109,10 @@ $(VENV)/.browser: $(VENV)/.dev
 $(VENV)/.ray: $(VENV)/.dev
 	$(PIP) --editable '.[node,ray]'
 	@touch $@
+
+$(SSLYZE): | $(BIN)/python
+	$(BIN)/python -m venv build/sslyze
+	build/sslyze/bin/python -m pip --disable-pip-version-check install --quiet 'sslyze==6.3.1'
 
 clean:
 	rm -rf $(VENV) ddib-demo build dist *.egg-info

@@ -111,13 +111,18 @@ class Policy:
         raise PolicyDenied(f"{identity} may not call {full_method}")
 
 
+def uses_of(institution: str, policy: PolicySection) -> tuple[Use, ...]:
+    """What an admitted peer may be used for, as `policy.peers` says it."""
+    return policy.peers.get(institution, policy.peers.get(EVERY, ()))
+
+
 def check_use(institution: str, use: Use, policy: PolicySection) -> None:
     """Return if a peer may be used so.
 
     Raises:
         PolicyDenied: `policy.peers` does not allow it.
     """
-    if use not in policy.peers.get(institution, policy.peers.get(EVERY, ())):
+    if use not in uses_of(institution, policy):
         raise PolicyDenied(
             f"{institution} is not allowed to be used for {use!r}",
             hint=f'add "{use}" to "{institution}" in [policy.peers] of node.toml, then ddib reload',

@@ -233,9 +233,9 @@ class _Open:
 class PeerChannels:
     """One channel for each peer; replaced when the own certificate or the peer's entry changes.
 
-    A replaced channel stays open for its streams; that of a removed or suspended peer is closed at once, which
-    ends them. Unusable own files do not stop the node: it calls and answers with the last
-    valid ones, and `ServerCredentials.problem` reports it.
+    A replaced channel stays open for its streams. That of a peer that was removed, suspended or withdrawn, or that was
+    verified by a root which is no longer pinned, is closed at once, which ends them. Unusable own files do not stop
+    the node: it calls and answers with the last valid ones, and `ServerCredentials.problem` reports it.
 
     Args:
         pki_folder: Of the node.
@@ -267,7 +267,7 @@ class PeerChannels:
         """The channel to a peer, for the next call; do not keep it.
 
         Raises:
-            PeerNotFound: It is not admitted.
+            PeerNotFound: It is not admitted, or its node is withdrawn here.
             PeerSuspended: It is suspended here.
             InputError: The own certificate cannot be used, and never could.
         """
@@ -313,24 +313,22 @@ class PeerChannels:
         )
 
     def refresh(self) -> None:
-        """Close the channels of peers that were removed or suspended; `get` does so too."""
+        """Close the channels that the peers' entries no longer allow; `get` does so too."""
         with self._lock:
             self._close_stale()
 
     def _close_stale(self) -> None:
         snapshot = self._peers.snapshot()
-        peers = {name: peer for name, peer in snapshot.peers.items() if name not in snapshot.suspended}
         kept: list[tuple[float, _Open]] = []
         for since, entry in self._retired:
-            current = peers.get(entry.peer.institution)
-            trusted = current is not None and current.identity == entry.peer.identity
-            if trusted and self._clock() - since < RETIRED_CHANNEL_S:
+            if snapshot.allows(entry.peer) and self._clock() - since < RETIRED_CHANNEL_S:
                 kept.append((since, entry))
             else:
                 entry.channel.close()
         self._retired = kept
-        for institution in self._open.keys() - peers.keys():
-            self._open.pop(institution).channel.close()
+        for institution, entry in list(self._open.items()):
+            if not snapshot.allows(entry.peer):
+                self._open.pop(institution).channel.close()
 
     def close(self) -> None:
         """Close every channel."""

@@ -102,6 +102,7 @@ class Pipeline:
         """
         spec, policy = self._job.spec, self._config.policy
         check_allowed(spec, self._config)
+        peer = self._node.peers.get(spec.target_institution)
         remote = self._remotes.get(spec.target_institution)
         calibration = calibration_of(self._node, spec)
         contract = remote.negotiate(
@@ -117,7 +118,7 @@ class Pipeline:
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(spec.solver), floor, where=contract.target.institution)
         intake = self._intake(contract)
-        leaving = Leaving(self._node, self._job.job_id, contract, self._config)
+        leaving = Leaving(self._node, self._job.job_id, peer, contract, self._config)
         target = RemoteParty(
             remote,
             contract,

@@ -1,6 +1,7 @@
 """What one try of a job sends to its peer: each latent is checked, and recorded in the audit log, before it leaves.
 
-A try has one contract and one policy. When a reload has replaced the policy, nothing more leaves under the old one.
+A try has one contract, one policy and one entry of its peer. When a reload has replaced the policy, nothing more leaves
+under the old one; and nothing more over a connection that was verified by a root which is no longer pinned.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ import logging
 from collections.abc import Sequence
 
 from ddib_fed.bridge.party import ToDecode
+from ddib_fed.errors import ContractUnknown
+from ddib_fed.node.applied import TRY_AGAIN_S
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
 from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
+from ddib_fed.trust.peers.file import Peer
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent
 from source_node.pipeline.items import approved_latent
@@ -26,12 +30,16 @@ class Leaving:
     Args:
         node: This node.
         job_id: Of the job.
+        peer: Its entry before the connection to it was taken: that was verified by this one, or by a later one.
         contract: With the peer.
         config: As it was applied when the try began.
     """
 
-    def __init__(self, node: NodeContext, job_id: str, contract: Contract, config: NodeConfig) -> None:
+    def __init__(
+        self, node: NodeContext, job_id: str, peer: Peer, contract: Contract, config: NodeConfig
+    ) -> None:
         self._node = node
+        self._peer = peer
         self._job_id = job_id
         self._contract = contract
         self._policy = config.policy
@@ -44,13 +52,17 @@ class Leaving:
             latents: Of the own model, and on the disk.
 
         Raises:
-            PeerNotFound, PeerSuspended: The peer was removed or suspended while they were encoded.
-            ContractUnknown: Another policy is applied by now.
+            PeerNotFound, PeerSuspended: The peer was removed, withdrawn or suspended while they were encoded.
+            ContractUnknown: Another policy is applied by now, or a root of the peer was taken away.
             DdibError: One is not fit to leave.
             OSError: The audit log cannot be written.
         """
         contract, peer = self._contract, self._contract.target.institution
-        self._node.peers.get(peer)
+        if not self._node.peers.get(peer).still_vouches_for(self._peer):
+            raise ContractUnknown(
+                f"the entry of {peer} was replaced meanwhile: a contract is agreed on over a new connection",
+                retry_after_s=TRY_AGAIN_S,
+            )
         self._node.applied.require(self._policy)
         approved = [approved_latent(latent, contract) for latent in latents]
         head = self._node.audit.write_each(

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
+from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.bundle_files import parse_manifest
+from ddib_fed.models.manifest import Manifest
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.model import library
 from ddib_fed.node.officer.facts import gather
+from ddib_fed.node.officer.leaving import leaving
 from ddib_fed.node.officer.render import as_html, as_markdown
-from ddib_fed.node.officer.sections import Section, sections
+from ddib_fed.node.officer.section import Section
+from ddib_fed.node.officer.sections import sections
 from ddib_fed.node.policy import policy_digest
+from ddib_fed.node.running.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peers.withdrawn import withdraw
+from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.wire.anchor import Anchor
 from tests.node.institutions import Institution
-from tests.node.tiny_nodes import make_config, make_institution, save_model
+from tests.node.tiny_nodes import make_config, make_institution, manifest, save_model, state
+from tests.runs.tiny_models import tiny_classifier
 
 
 @pytest.fixture
@@ -43,6 +55,10 @@ def config(tmp_path: Path) -> NodeConfig:
 def section(config: NodeConfig, title: str) -> Section:
     (found,) = [each for each in sections(gather(config)) if each.title.startswith(title)]
     return found
+
+
+def parse(bundle: Path) -> Manifest:
+    return parse_manifest((bundle / "manifest.json").read_bytes(), str(bundle))
 
 
 def text_of(part: Section) -> str:
@@ -204,3 +220,163 @@ def test_the_command_writes_one_page_without_a_secret(config: NodeConfig, tmp_pa
         assert key not in page
         assert "security officer" in page
     assert (tmp_path / "officer.html").read_text().startswith("<!doctype html>")
+
+
+def row(config: NodeConfig, title: str, name: str) -> tuple[str, ...]:
+    (found,) = [each[1:] for each in section(config, title).rows if each[0] == name]
+    return found
+
+
+def test_the_model_is_the_one_that_is_served(config: NodeConfig, tmp_path: Path) -> None:
+    """Not that of node.toml: digest, parameters, softening, measured leak and what the signatures are for."""
+    first = parse(config.paths.bundle).digest()
+    assert first in row(config, "The node", "model")[0]
+    saved = save_bundle(tmp_path / "new", manifest("other", soften_sigma=0.25), state())
+    measured = {"format_version": 1, "weights_sha256": saved.manifest.weights_sha256, "known": 512}
+    second = library.install(config, tmp_path / "new")
+    library.choose(config, second)
+    place = config.paths.models / second
+    (place / "privacy.json").write_text(json.dumps(measured))
+    assert f"SHA-256 {second}, in {place}" in row(config, "The node", "model")[0]
+    assert second[:16] in text_of(section(config, "Sign-off"))
+    assert first[:16] not in text_of(section(config, "Sign-off"))
+    assert "softened to 0.25" in row(config, "What crosses", "to south.example")[0]
+    assert section(config, "Measured leak").rows[0][1].startswith("format_version 1; weights_sha256 ")
+    (place / "privacy.json").unlink()
+    assert f"--model {place} " in section(config, "Measured leak").lines[0]
+    library.choose(config, first)
+    assert first in row(config, "The node", "model")[0]
+
+
+def test_a_chosen_model_that_is_gone_is_not_replaced_by_another(config: NodeConfig, tmp_path: Path) -> None:
+    """The page says that there is none, as the node would."""
+    save_bundle(tmp_path / "new", manifest("other"), state())
+    library.choose(config, digest := library.install(config, tmp_path / "new"))
+    shutil.rmtree(config.paths.models / digest)
+    facts = gather(config)
+    assert (facts.manifest, facts.place) == (None, None)
+    assert "no model is installed" in facts.problems[0]
+    assert "no model" in text_of(section(config, "Sign-off"))
+
+
+def test_a_running_node_that_serves_another_model_is_told(config: NodeConfig) -> None:
+    """Somebody has put another bundle in place: it is served from the next start."""
+    served, asked = "ef" * 32, parse(config.paths.bundle).digest()
+    answer = pb.StatusResponse(state="serving", model=pb.ModelStatus(sha256=served))
+    servicer = AdminServicer(lambda: answer, list, lambda: 0, lambda _: pb.WorkersResponse(), str)
+    server = serve_admin(config.paths.admin_socket, servicer, [])
+    try:
+        facts = gather(config)
+        assert (facts.state, facts.running) == ("serving", served)
+        assert served in facts.problems[0]
+        assert asked in facts.problems[0]
+        answer.model.sha256 = asked
+        assert gather(config).problems == ()
+    finally:
+        stop_admin(server, config.paths.admin_socket)
+
+
+def test_the_classifier_is_named(config: NodeConfig) -> None:
+    """It steers what is given out."""
+    text = config.path.read_text().replace('# classifier = "classifier"', 'classifier = "guide"')
+    config.path.write_text(text)
+    again = NodeConfig.load(config.path)
+    assert "guide cannot be read" in gather(again).problems[0]
+    guide = tiny_classifier()
+    save_bundle(config.folder / "guide", guide.manifest, guide.state)
+    assert guide.digest in row(again, "The node", "classifier")[0]
+
+
+def both_roles(folder: Path, **policy: str) -> NodeConfig:
+    """North as source and target, with south and west admitted."""
+    made = make_config(folder / "north", "north.example", "source")
+    text = made.path.read_text().replace('roles = ["source"]', 'roles = ["source", "target"]')
+    lines = "".join(f"{name} = {value}\n" for name, value in policy.items())
+    made.path.write_text(text.replace("[policy]\n", f"[policy]\n{lines}", 1))
+    made = NodeConfig.load(made.path)
+    assert made.node.roles == ("source", "target")
+    north = make_institution(folder / "north", "north.example")
+    for name in ("south", "west"):
+        north.admit(Institution(f"{name}.example", folder / name), f"{name}.example:7555")
+    save_model(made)
+    return made
+
+
+def test_recipients_are_those_of_the_policy(tmp_path: Path) -> None:
+    """A peer that may only send is no recipient of latents, and one that may only be sent to does not decode here."""
+    config = both_roles(
+        tmp_path, peers='{ "south.example" = ["send"], "*" = ["decode"] }', calibration='["rotation"]'
+    )
+    assert row(config, "What crosses", "to south.example")[0].startswith("latents")
+    assert row(config, "What crosses", "from south.example")[0].startswith("translations")
+    assert row(config, "What crosses", "to west.example")[0].startswith("translations")
+    assert row(config, "What crosses", "from west.example")[0] == "latents"
+    may = {cells[1].split(",")[0]: cells[2] for cells in section(config, "Who may call").rows}
+    assert may["spiffe://south.example/node/node-1"] == "health only: [policy.peers]"
+    assert may["spiffe://west.example/node/node-1"] == "decoding"
+    called = {cells[1]: cells[3] for cells in section(config, "Ports").rows}
+    assert called["south.example:7555"] == "latents to south.example"
+    assert called["west.example:7555"].endswith("no latents")
+    said = leaving(gather(config))
+    assert "Latents of your clients' pictures or points leave, to south.example." in said
+    assert "Translations leave: what this node makes of the latents of west.example." in said
+    assert "Calibrations of the kind rotation are allowed, but with none of the peers." in said
+    for institution in ("west.example: [policy.peers]", "latents of south.example are decoded"):
+        assert institution in " ".join(said)
+
+
+def test_nobody_is_a_recipient_where_no_client_may_send(tmp_path: Path) -> None:
+    """[policy.clients] decides too, by name; what each may do is told."""
+    config = both_roles(tmp_path, clients='{ "alice" = ["south.example/relief"], "bob" = [] }')
+    rows = [cells[1:] for cells in section(config, "Who may call").rows if cells[0].startswith("client")]
+    assert rows == [
+        ("spiffe://north.example/client/alice", "their own jobs, to south.example/relief"),
+        ("spiffe://north.example/client/bob", "nothing: [policy.clients]"),
+        ("any other certificate spiffe://north.example/client/NAME", "nothing: [policy.clients]"),
+    ]
+    said = " ".join(leaving(gather(config)))
+    assert "leave, to south.example." in said
+    assert "No latents go to west.example" in said
+    nobody = both_roles(tmp_path / "again", clients="{}")
+    assert "No latents leave: no admitted peer may get any." in leaving(gather(nobody))
+
+
+@pytest.mark.parametrize("how", ["suspended", "withdrawn"])
+def test_a_peer_that_is_suspended_or_withdrawn_is_no_recipient(tmp_path: Path, how: str) -> None:
+    """Nothing goes to it and nothing is taken from it: said wherever it is named."""
+    config = both_roles(tmp_path)
+    if how == "suspended":
+        peer_store(config).suspend("south.example", reason="a stolen disk")
+    else:
+        withdraw(config.paths.pki, Identity("south.example", "node", "node-1"))
+    why = "a stolen disk" if how == "suspended" else "its node is withdrawn"
+    for direction in ("to", "from"):
+        assert row(config, "What crosses", f"{direction} south.example")[0] == "nothing"
+    assert why in text_of(section(config, "What crosses"))
+    (used,) = [
+        cells[2]
+        for cells in section(config, "Who may call").rows
+        if "south" in cells[1] and "peer" in cells[0]
+    ]
+    assert used.startswith("neither decoding nor calibrations")
+    assert why in used
+    (called,) = [cells[3] for cells in section(config, "Ports").rows if cells[1] == "south.example:7555"]
+    assert called.startswith("not called")
+    said = leaving(gather(config))
+    assert "Latents of your clients' pictures or points leave, to west.example." in said
+    assert f"south.example and nothing is taken from it: {how if how == 'suspended' else why}" in " ".join(
+        said
+    )
+
+
+def test_what_the_gate_does_is_not_overstated(tmp_path: Path) -> None:
+    """It judges latents of full depth alone, and by the model's own bounds only where these were measured."""
+    full = both_roles(tmp_path / "full")
+    said = " ".join(leaving(gather(full)))
+    assert "by bounds for every model" in said
+    assert "it does not show that nothing of the picture can be read from it" in said
+    assert "less depth" not in said
+    (full.paths.bundle / "gate.json").write_text("{}")
+    assert "by bounds that were measured with your model" in " ".join(leaving(gather(full)))
+    shallow = both_roles(tmp_path / "shallow", least_depth="0.6")
+    assert "A latent of less depth is not noise: it is not compared" in " ".join(leaving(gather(shallow)))

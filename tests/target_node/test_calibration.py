@@ -35,6 +35,7 @@ from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.calibration import peer as calibration_peer
 from ddib_fed.node.calibration.peer import calling
 from ddib_fed.node.calibration.published import keep_published
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki
 from ddib_fed.trust.calibrations.signing import SignedCalibration, sign, signature_to_pb
@@ -114,6 +115,18 @@ def test_a_proposal_is_signed_by_policy_and_stored_by_both(open_pair) -> None:
     assert signed.complete
     assert target.node.calibrations.find(signed.sha256).signed == signed
     assert acts(target) == ["aggregate_served", "calibration_proposed", "calibration_signed"]
+
+
+def test_nothing_is_asked_of_a_peer_that_the_policy_does_not_list_for_it(open_pair) -> None:
+    """The own policy holds for what this node proposes too, not only for what is proposed to it."""
+    _, north = open_pair()
+    text = north.config.path.read_text()
+    north.config.path.write_text(
+        text.replace("[policy]\n", '[policy]\npeers = { "south.example" = ["send"] }\n')
+    )
+    north.config = NodeConfig.load(north.config.path)
+    with pytest.raises(PolicyDenied, match="calibrate"), north.calls():
+        pass
 
 
 def test_a_proposal_waits_for_the_operator(open_pair) -> None:

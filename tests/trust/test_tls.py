@@ -17,6 +17,8 @@ import pytest
 from ddib_fed.errors import ConfigError, FileMissing, PeerNotFound, PeerUnreachable
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers.withdrawn import withdraw
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.version import versions_to_pb
@@ -342,5 +344,57 @@ def test_the_channel_of_a_removed_peer_is_closed_at_once(
     assert works(first)
     north.store.remove("south.example")
     with pytest.raises(PeerNotFound):
+        channels.get("south.example")
+    assert not works(first)
+
+
+def other_root(tmp_path: Path) -> Institution:
+    """South after it has made itself a new root."""
+    return Institution("south.example", tmp_path / "south-again")
+
+
+def replace(north: Institution, peer: Peer, new: Institution) -> None:
+    north.store.add(peer, fingerprints=[pki.fingerprint(new.root)], replace=True)
+
+
+@pytest.mark.parametrize("retired", [False, True])
+def test_a_channel_verified_by_a_root_that_was_replaced_is_closed(
+    channels: tls.PeerChannels, north: Institution, node: Listening, tmp_path: Path, retired: bool
+) -> None:
+    """Whoever has the key of the old root gets no further message, also on a channel that waits for its streams."""
+    first = channels.get("south.example")
+    assert works(first)
+    if retired:
+        pki.issue_to_folder(north.authority, north.pki, "node", "node-1")
+        assert channels.get("south.example") is not first
+    new = other_root(tmp_path)
+    replace(north, new.peer(node.address), new)
+    channels.refresh()
+    assert not works(first)
+    assert not works(channels.get("south.example"))
+
+
+def test_a_second_root_beside_the_first_ends_no_stream(
+    channels: tls.PeerChannels, north: Institution, node: Listening, tmp_path: Path
+) -> None:
+    """A roll-over: what the old root verified goes on until the old root is taken away."""
+    first, new = channels.get("south.example"), other_root(tmp_path)
+    both = Peer("south.example", new.identity, node.address, (node.south.root, new.root))
+    replace(north, both, new)
+    assert channels.get("south.example") is not first
+    assert works(first)
+    replace(north, new.peer(node.address), new)
+    channels.refresh()
+    assert not works(first)
+
+
+def test_a_peer_whose_node_is_withdrawn_is_not_called(
+    channels: tls.PeerChannels, north: Institution, south: Institution
+) -> None:
+    """It may not call either: what is open is closed, and nothing is opened."""
+    first = channels.get("south.example")
+    assert works(first)
+    withdraw(north.pki, south.identity)
+    with pytest.raises(PeerNotFound, match="withdrawn"):
         channels.get("south.example")
     assert not works(first)

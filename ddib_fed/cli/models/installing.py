@@ -18,7 +18,11 @@ from ddib_fed.terminal import say
 @options.OUTCOME
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def install(*, config_path: Path, bundle: Path) -> None:
-    """Verify a bundle and copy it to a node's models; `ddib model activate` lets the node serve it."""
+    """Verify a bundle and copy it to a node's models; `ddib model activate` lets the node serve it.
+
+    A model that is there already gets the bundle's files that change no digest: learned steps, bounds of the gate,
+    reports, the signature.
+    """
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model import library
     from ddib_fed.trust.audit.log import noting
@@ -75,7 +79,8 @@ def rollback(*, config_path: Path) -> None:
 def sign(*, config_path: Path, folder: Path | None, bundle: Path) -> None:
     """Sign the files of a bundle with the institution's root; its digest does not change.
 
-    A node with `[model] signed = true` serves and installs only bundles that are signed this way.
+    A node with `[model] signed = true` installs and serves only bundles that are signed this way, and guides with such
+    a classifier alone.
     """
     from ddib_fed.models.bundle import load_bundle
     from ddib_fed.node.config import NodeConfig

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from ddib_fed.node.backup.leftovers import remove_interrupted, unfinished
 from ddib_fed.node.backup.reading import PIECE, check_config, check_log, read_archive
 from ddib_fed.node.backup.record import CONFIG, STATE, BackupRecord
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.model.library import recorded_choice
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.audit.verification import verify
 
@@ -60,18 +62,31 @@ def left_out(config: NodeConfig, model_sha256: str) -> list[str]:
     """What a node needs and its backup does not hold, each with its place.
 
     Args:
-        config: Of the node.
+        config: Of the node, restored or running.
         model_sha256: Digest of the model that it served, hex.
+
+    Raises:
+        ConfigError: Which model was chosen cannot be read.
     """
     paths = config.paths
-    named = [(f"the model {model_sha256[:12]}".rstrip(), paths.bundle)]
+    named = []
     if paths.classifier is not None:
         named.append(("the classifier", paths.classifier))
     if config.node.proxy_login is not None:
         named.append(("the proxy's login", config.folder / config.node.proxy_login))
     if config.policy.memorised:
         named.append(("the index of training pictures", config.folder / config.policy.memorised))
-    return [f"{what} at {place}" for what, place in named]
+    return [*_models(config, model_sha256), *(f"{what} at {place}" for what, place in named)]
+
+
+def _models(config: NodeConfig, served: str) -> list[str]:
+    """The model that was served; of an installed one also the configured one, beside which alone the choice counts."""
+    paths, chosen = config.paths, recorded_choice(config)
+    if chosen is None or served != chosen.active or served == chosen.configured:
+        return [f"the model {served[:12]}".rstrip() + f" at {paths.bundle}"]
+    configured = [f"the model {chosen.configured[:12]} at {paths.bundle}"] if chosen.configured else []
+    command = f"ddib model install BUNDLE --config {shlex.quote(str(config.path))}"
+    return [*configured, f"the model {served[:12]}, which was active, at {paths.models / served}: {command}"]
 
 
 @contextmanager

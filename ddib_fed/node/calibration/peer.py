@@ -23,6 +23,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.policy import check_use
 from ddib_fed.rpc.error_details import status_of
 from ddib_fed.rpc.peers import at_fault, checking_answers, failure_of_peer
 from ddib_fed.samples.fitting import Fit, PictureRule
@@ -62,12 +63,14 @@ class CalibrationPeer:
         crossed: Bytes of what has crossed, by what it was; without the framing of gRPC and TLS.
 
     Raises:
-        PeerNotFound: It is not admitted here.
+        PeerNotFound, PeerSuspended: It is not admitted here, or suspended.
+        PolicyDenied: `policy.peers` does not let this node calibrate with it.
     """
 
     def __init__(self, config: NodeConfig, institution: str, domain: str) -> None:
         self._peers = peer_store(config)
         self._peers.get(institution)
+        check_use(institution, "calibrate", config.policy)
         self._channels = PeerChannels(config.paths.pki, self._peers, proxy=config.proxy)
         self._institution, self._domain = institution, domain
         self.hop = f"target {institution}"

@@ -67,12 +67,14 @@ def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:
 
     Raises:
         ModelNotFound: There is no bundle at the place.
-        BundleInvalid: It fails its checks.
+        BundleInvalid: It fails its checks; or it is not signed, and node.toml demands that.
         ConfigError: It is no classifier, or not one of the model's pictures, levels and classes.
     """
     place = config.paths.classifier
     if place is None:
         return None
+    if config.model.signed:  # it steers what is decoded
+        check_signed(config, place)
     classifier = load_bundle(place)
     hint = (
         f"name another folder as [model] classifier in {config.path}, or leave it out; "

@@ -9,6 +9,7 @@ later has chosen that one. One file says all, so a kill leaves the model of befo
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.errors import ConfigError, ModelNotFound, StateConflict
+from ddib_fed.errors import BundleInvalid, ConfigError, ModelNotFound, StateConflict
 from ddib_fed.files import (
     copy_folder,
     move_into_place,
@@ -65,6 +66,16 @@ def choice(config: NodeConfig) -> Choice | None:
     Raises:
         ConfigError: The file cannot be read.
     """
+    found = recorded_choice(config)
+    return found if found is not None and found.configured == configured_digest(config) else None
+
+
+def recorded_choice(config: NodeConfig) -> Choice | None:
+    """The choice on the disk, also where the configured bundle of then is no longer there; None if none was made.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
     path = config.paths.model_choice
     if not path.exists():
         return None
@@ -77,7 +88,7 @@ def choice(config: NodeConfig) -> Choice | None:
         ) from error
     if found.format_version > FORMAT_VERSION:
         raise ConfigError(f"{path} is of a newer release", hint="upgrade ddib-fed")
-    return found if found.configured == configured_digest(config) else None
+    return found
 
 
 def active_digest(config: NodeConfig) -> str:
@@ -135,21 +146,43 @@ def install(
     *,
     recorded: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> str:
-    """Verify a bundle, and copy it to the node's library.
+    """Verify a bundle, and copy it to the node's library; what is verified is the copy.
+
+    Files that change no digest (learned steps, the gate's bounds, reports, the signature) are part of it: where the
+    library has the same model with other such files, these take their place.
 
     Args:
         config: Of the node.
         bundle: Its folder.
-        recorded: Writes down the digest of a model that was not there, and becomes so inside; what it raises prevents
-            that.
+        recorded: Writes down the digest of a model that becomes available inside, or gets other such files; what it
+            raises prevents that.
 
     Returns:
         Its digest.
 
     Raises:
-        ModelNotFound, BundleInvalid: It is none; or it is not signed, and node.toml demands that.
+        ModelNotFound, BundleInvalid: It is none, or was changed while it was copied; or it is not signed, and node.toml
+            demands that.
         ConfigError: It is of another domain than the node serves.
     """
+    digest = _check(config, bundle)  # errors name the folder that was given
+    library = private_folder(config.paths.models)
+    place, staging = library / digest, library / f".{digest}.new"
+    shutil.rmtree(staging, ignore_errors=True)  # what an interrupted installation left
+    try:
+        copy_folder(bundle, staging)
+        if _check(config, staging) != digest:
+            raise BundleInvalid(f"{bundle} was changed while it was copied", hint="install it again")
+        if not (place.exists() and _same_files(staging, place)):
+            with recorded(digest):
+                move_into_place(staging, place)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return digest
+
+
+def _check(config: NodeConfig, bundle: Path) -> str:
+    """The digest of a bundle that this node may serve; errors as `install`."""
     found = load_bundle(bundle)
     expected = config.model.bundle_domain or config.model.domain
     if found.manifest.domain != expected:
@@ -159,16 +192,12 @@ def install(
         )
     if config.model.signed:
         check_signed(config, bundle)
-    library = private_folder(config.paths.models)
-    place = library / found.digest
-    if not place.exists():
-        staging = library / f".{found.digest}.new"
-        shutil.rmtree(staging, ignore_errors=True)  # what an interrupted installation left
-        copy_folder(bundle, staging)
-        load_bundle(staging)  # what was copied is what is served
-        with recorded(found.digest):
-            move_into_place(staging, place)
     return found.digest
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    names, others = ({entry.name for entry in folder.iterdir()} for folder in (one, other))
+    return names == others and filecmp.cmpfiles(one, other, names, shallow=False)[1:] == ([], [])
 
 
 def check_signed(config: NodeConfig, bundle: Path) -> Statement:

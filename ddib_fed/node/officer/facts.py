@@ -12,12 +12,15 @@ from typing import Any, Final
 
 from ddib_fed.errors import DdibError
 from ddib_fed.files import read_json
+from ddib_fed.models.allowances import GATE_FILE
 from ddib_fed.models.bundle_files import parse_manifest
 from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.names import size_from
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import Overview, overview
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.model.library import active_place
 from ddib_fed.node.officer.traffic import Logged, logged
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.running.admin import AdminClient
@@ -40,8 +43,14 @@ class Facts:
         config_sha256: Of node.toml, hex.
         at: When it was gathered.
         state: Of the running node, or that none runs.
-        manifest: Of the model; None if it cannot be read.
+        place: Folder of the model to be served now, which may be another than that of node.toml; None if the choice
+            cannot be read or its model is not there.
+        manifest: Of that model; None if it cannot be read.
+        running: Digest of the model that the running node serves, hex; empty if none runs or it loads.
+        bounds: Whether the gate's bounds were measured with that model.
+        classifier: Digest of the classifier that guides it, hex; empty for none.
         peers: Who is admitted.
+        suspended: Of these, who is suspended, with since when and why.
         withdrawn: Identities that are refused.
         issues: Whether the institution's root key lies here.
         certificate_until: When the node's certificate ends; None if it has none.
@@ -57,8 +66,13 @@ class Facts:
     config_sha256: str
     at: datetime
     state: str
+    place: Path | None
     manifest: Manifest | None
+    running: str
+    bounds: bool
+    classifier: str
     peers: tuple[Peer, ...]
+    suspended: Mapping[str, str]
     withdrawn: tuple[str, ...]
     issues: bool
     certificate_until: datetime | None
@@ -69,6 +83,13 @@ class Facts:
     privacy: Mapping[str, Any] | None
     problems: tuple[str, ...]
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of what the node translates: a sample of the model, or a scene of node.toml; empty without a model."""
+        shape = () if self.manifest is None else self.manifest.sample_shape
+        scene = self.config.model.scene
+        return (shape[0], *size_from(scene)) if shape and scene is not None else shape
+
 
 def gather(config: NodeConfig) -> Facts:
     """The facts of a node, which need not run; changes nothing.
@@ -78,11 +99,13 @@ def gather(config: NodeConfig) -> Facts:
     """
     paths = config.paths
     problems: list[str] = []
-    manifest = None
-    try:
-        manifest = parse_manifest((paths.bundle / MANIFEST_FILE).read_bytes(), str(paths.bundle))
-    except (DdibError, OSError) as error:
-        problems.append(f"the model {paths.bundle} cannot be read: {error}")
+    place, manifest = _model(config, problems)
+    state, running = _running(config)
+    if running and manifest is not None and running != manifest.digest():
+        problems.append(
+            f"the running node serves the model {running}, and from its next start another, {manifest.digest()}: "
+            "restart it, then write this page again"
+        )
     store = peer_store(config)
     if store.problem:
         problems.append(store.problem)
@@ -93,9 +116,14 @@ def gather(config: NodeConfig) -> Facts:
         config=config,
         config_sha256=hashlib.sha256(config.path.read_bytes()).hexdigest(),
         at=datetime.now(UTC),
-        state=_state(config),
+        state=state,
+        place=place,
         manifest=manifest,
+        running=running,
+        bounds=place is not None and (place / GATE_FILE).is_file(),
+        classifier=_classifier(config, problems),
         peers=store.list(),
+        suspended=store.snapshot().suspended,
         withdrawn=tuple(entry.identity.uri for entry in load_withdrawn(paths.pki).entries),
         issues=pki.has_authority(paths.pki),
         certificate_until=until,
@@ -103,7 +131,7 @@ def gather(config: NodeConfig) -> Facts:
         log=logged(paths.audit),
         verified=verify(paths.audit) if paths.audit.exists() else None,
         policy_sha256=policy_digest(config),
-        privacy=_privacy(paths.bundle, manifest, problems),
+        privacy=None if place is None else _privacy(place, manifest, problems),
         problems=tuple(problems),
     )
 
@@ -122,11 +150,38 @@ def _privacy(bundle: Path, manifest: Manifest | None, problems: list[str]) -> Ma
     return found
 
 
-def _state(config: NodeConfig) -> str:
+def _model(config: NodeConfig, problems: list[str]) -> tuple[Path | None, Manifest | None]:
+    """The folder and the manifest of the model to be served now."""
+    place: Path | None = None
     try:
-        return AdminClient(config).status().state
+        place = active_place(config)
+        return place, _manifest(place)
+    except (DdibError, OSError) as error:
+        problems.append(f"the model {place or ''} cannot be read: {error}".replace("  ", " "))
+    return place, None
+
+
+def _classifier(config: NodeConfig, problems: list[str]) -> str:
+    """The digest of the classifier that node.toml names; empty for none."""
+    place = config.paths.classifier
+    try:
+        return "" if place is None else _manifest(place).digest()
+    except (DdibError, OSError) as error:
+        problems.append(f"the classifier {place} cannot be read: {error}")
+    return ""
+
+
+def _manifest(place: Path) -> Manifest:
+    return parse_manifest((place / MANIFEST_FILE).read_bytes(), str(place))
+
+
+def _running(config: NodeConfig) -> tuple[str, str]:
+    """The state of the running node, and the digest of the model that it serves."""
+    try:
+        status = AdminClient(config).status()
     except DdibError:
-        return "it does not run now"
+        return "it does not run now", ""
+    return status.state, status.model.sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +224,12 @@ def stored(config: NodeConfig) -> Iterator[Stored]:
         (paths.pki, "private keys and certificates", "until they are replaced"),
         (paths.peers, "admitted peers: name, address, root certificate", "until removed"),
         (paths.quotas, "what each peer and client used of its quotas today: names and numbers", "a day"),
-        (paths.bundle, "the model: weights and manifest", "until replaced"),
-        (paths.models, "further models that were installed", "until removed by hand"),
+        (paths.bundle, "the model of node.toml: weights and manifest", "until replaced"),
+        (
+            paths.models,
+            "further models that were installed; one of them may be active",
+            "until removed by hand",
+        ),
         (paths.softening_key, "secret from which softening noise is derived", "without limit"),
         (paths.calibrations, "calibrations signed by both nodes", "until removed"),
         (paths.aggregate, "the noised histogram published for calibrations", "until published again"),

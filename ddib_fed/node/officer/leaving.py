@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ddib_fed.node.officer.facts import Facts
+from ddib_fed.node.officer.recipients import Recipient, left_out, recipients
 from ddib_fed.node.officer.telemetry import telemetry_lines
 
 TYPES = {
@@ -16,16 +17,18 @@ TYPES = {
 
 def leaving(facts: Facts) -> tuple[str, ...]:
     """Sentences, the most important first; each states what the configuration, the model and the peers say now."""
-    roles = facts.config.node.roles
-    names = ", ".join(peer.institution for peer in facts.peers)
+    roles, found = facts.config.node.roles, recipients(facts)
     lines: list[str] = []
     if "source" in roles:
-        leaves = f"Latents of your clients' pictures or points leave, to {names}."
-        lines += [leaves if names else "No latents leave: no peer is admitted.", *_latents(facts)]
+        to = _names(each for each in found if each.latents)
+        leaves = f"Latents of your clients' pictures or points leave, to {to}."
+        lines += [leaves if to else _none("latents", facts), *_latents(facts)]
     if "target" in roles:
-        leaves = f"Translations leave: what this node makes of the latents of {names}."
-        lines += [leaves if names else "No translations leave: no peer is admitted.", *_translations(facts)]
-    lines += _calibrations(facts)
+        to = _names(each for each in found if each.translations)
+        leaves = f"Translations leave: what this node makes of the latents of {to}."
+        lines += [leaves if to else _none("translations", facts), *_translations(facts)]
+    lines += left_out(found, roles)
+    lines += _calibrations(facts, _names(each for each in found if each.calibrates))
     lines += telemetry_lines(facts.config)
     lines.append(
         "Your own pictures and points, their file names and the weights of your model never leave: no message between "
@@ -34,15 +37,23 @@ def leaving(facts: Facts) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _names(found: Iterable[Recipient]) -> str:
+    return ", ".join(each.institution for each in found)
+
+
+def _none(what: str, facts: Facts) -> str:
+    why = "no admitted peer may get any" if facts.peers else "no peer is admitted"
+    return f"No {what} leave: {why}."
+
+
 def _latents(facts: Facts) -> Iterator[str]:
-    config, manifest = facts.config, facts.manifest
-    policy = config.policy
+    policy, manifest = facts.config.policy, facts.manifest
     yield (
         "A latent is an invertible encoding: who has a model like yours can turn it back into the picture. Treat it as "
         "the picture."
     )
     if manifest is not None:
-        shape = " x ".join(map(str, manifest.sample_shape))
+        shape = " x ".join(map(str, facts.sample_shape))
         types = " or ".join(TYPES.get(each, each) for each in policy.latent_types)
         yield f"For each {manifest.sample_kind} it has {shape} numbers, as {types}."
         if manifest.soften_sigma:
@@ -58,7 +69,25 @@ def _latents(facts: Facts) -> Iterator[str]:
         )
     if set(policy.encoders) != {"ode"}:
         yield "Encoders mixed or linear are allowed: their latents show more of the picture."
-    yield "Each latent is checked before it leaves; one that is not noise for your own model is refused."
+    yield from _gate(facts)
+
+
+def _gate(facts: Facts) -> Iterator[str]:
+    """What is checked before a latent leaves, and what is not."""
+    policy = facts.config.policy
+    bounds = (
+        "by bounds that were measured with your model"
+        if facts.bounds
+        else "by bounds for every model: none were measured with yours (ddib model gate)"
+    )
+    yield (
+        f"Before it leaves, a latent of full depth is compared with noise, {bounds}, and kept back where it differs. "
+        "That shows that an encoder ran; it does not show that nothing of the picture can be read from it."
+    )
+    if policy.least_depth < 1:
+        yield "A latent of less depth is not noise: it is not compared, and none is kept back."
+    if set(policy.encoders) != {"ode"}:
+        yield "Latents of mixed or linear encoders are compared by wider bounds, which are the same for every model."
 
 
 def _translations(facts: Facts) -> Iterator[str]:
@@ -77,12 +106,16 @@ def _translations(facts: Facts) -> Iterator[str]:
     )
 
 
-def _calibrations(facts: Facts) -> Iterator[str]:
+def _calibrations(facts: Facts, peers: str) -> Iterator[str]:
     policy, roles = facts.config.policy, facts.config.node.roles
     if not policy.calibration:
         yield "No calibration is allowed: nothing about the colours or values of your domain leaves."
         return
-    yield f"Calibrations of the kind {', '.join(policy.calibration)} are allowed."
+    kinds = ", ".join(policy.calibration)
+    if not peers:
+        yield f"Calibrations of the kind {kinds} are allowed, but with none of the peers."
+    else:
+        yield f"Calibrations of the kind {kinds} are allowed, with {peers}."
     if "source" in roles:
         yield (
             "For one that you propose, its map and its figures leave, signed: the numbers of the map tell roughly how "

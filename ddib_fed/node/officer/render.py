@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from ddib_fed.node.officer.sections import Section
+from ddib_fed.node.officer.section import Section
 from ddib_fed.reports import html
 from ddib_fed.terminal import escape
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
+from ddib_fed.node.officer.callers import callers, ports
 from ddib_fed.node.officer.facts import Facts, stored
-from ddib_fed.node.officer.telemetry import telemetry_lines, telemetry_ports
+from ddib_fed.node.officer.recipients import Recipient, left_out, recipients
+from ddib_fed.node.officer.section import Section
+from ddib_fed.node.officer.telemetry import telemetry_lines
+from ddib_fed.node.officer.thresholds import thresholds
 from ddib_fed.node.officer.traffic import Traffic
 from ddib_fed.version import __version__
 
@@ -20,23 +23,6 @@ ROLES: Final = {
     "source": "source: encodes pictures of its own clients to latents, and sends these",
     "target": "target: decodes latents of admitted peers to pictures of its own domain",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One section of the page.
-
-    Attributes:
-        title: Its heading.
-        lines: Sentences before the table.
-        columns: Of the table; none for no table.
-        rows: Of the table.
-    """
-
-    title: str
-    lines: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
 
 
 def title(facts: Facts) -> str:
@@ -52,9 +38,9 @@ def sections(facts: Facts) -> tuple[Section, ...]:
         _crossing(facts),
         _stored(facts),
         _leak(facts),
-        _thresholds(facts),
-        _callers(facts),
-        _ports(facts),
+        thresholds(facts),
+        callers(facts),
+        ports(facts),
         _audit(facts),
         _residual(),
         _sign_off(facts),
@@ -65,15 +51,16 @@ def _node(facts: Facts) -> Section:
     config, manifest = facts.config, facts.manifest
     model = "cannot be read"
     if manifest is not None:
-        shape = " x ".join(map(str, manifest.sample_shape))
+        shape = " x ".join(map(str, facts.sample_shape))
         model = (
             f"{config.model.domain}: {manifest.sample_kind} {shape}, {manifest.parameters:,} parameters, "
-            f"SHA-256 {manifest.digest()}"
+            f"SHA-256 {manifest.digest()}, in {facts.place}"
         )
     rows = [
         ("state", facts.state),
         ("roles", "; ".join(ROLES[role] for role in config.node.roles)),
         ("model", model),
+        *([("classifier", f"guides it on request, SHA-256 {facts.classifier}")] if facts.classifier else []),
         ("configuration", f"{config.path}, SHA-256 {facts.config_sha256}"),
         ("policy", _policy(facts)),
         ("release", __version__),
@@ -88,7 +75,7 @@ def _node(facts: Facts) -> Section:
             else "does not lie on this node",
         ),
     ]
-    rows += [("not readable", problem) for problem in facts.problems]
+    rows += [("attention", problem) for problem in facts.problems]
     return Section("The node", (f"Written on {_when(facts.at)}.",), ("", ""), tuple(rows))
 
 
@@ -102,13 +89,13 @@ def _policy(facts: Facts) -> str:
 
 def _crossing(facts: Facts) -> Section:
     """What leaves, to whom, in which form and amount."""
-    known = {peer.institution for peer in facts.peers}
+    known = {each.institution: each for each in recipients(facts)}
     rows = []
-    for institution in sorted(known | facts.log.peers.keys()):
-        traffic = facts.log.peers.get(institution, Traffic())
-        name = institution if institution in known else f"{institution} (no longer admitted)"
-        rows.append((f"to {name}", _form(facts, sent=True), *_amount(traffic, sent=True)))
-        rows.append((f"from {name}", _form(facts, sent=False), *_amount(traffic, sent=False)))
+    for institution in sorted(known.keys() | facts.log.peers.keys()):
+        traffic, peer = facts.log.peers.get(institution, Traffic()), known.get(institution)
+        name = institution if peer is not None else f"{institution} (no longer admitted)"
+        rows.append((f"to {name}", _form(facts, peer, sent=True), *_amount(traffic, sent=True)))
+        rows.append((f"from {name}", _form(facts, peer, sent=False), *_amount(traffic, sent=False)))
     lines = [
         (
             "A latent is an invertible encoding of the picture: treat it as the picture. Pictures, weights and file "
@@ -117,6 +104,7 @@ def _crossing(facts: Facts) -> Section:
         "Bytes are those of latents and files by the receipts in the audit log, without headers and TLS"
         + (f", since {facts.log.since[:16]} UTC." if facts.log.since else "."),
     ]
+    lines += left_out(tuple(known.values()), facts.config.node.roles)
     lines += [
         f"{institution}: {sent:,} latents sent and {received:,} received without a receipt, by an earlier release or "
         "in calls that a kill ended; their bytes are not below."
@@ -144,25 +132,25 @@ def _crossing(facts: Facts) -> Section:
     if not rows:
         lines.append("No peer is admitted, and nothing has crossed.")
         return Section("What crosses, to whom, in which form and amount", tuple(lines))
-    columns = ("direction", "form", "number", "bytes", "last")
+    columns = ("direction", "allowed now", "number so far", "bytes so far", "last")
     return Section("What crosses, to whom, in which form and amount", tuple(lines), columns, tuple(rows))
 
 
-def _form(facts: Facts, *, sent: bool) -> str:
-    config, manifest = facts.config, facts.manifest
-    roles, policy = config.node.roles, config.policy
+def _form(facts: Facts, peer: Recipient | None, *, sent: bool) -> str:
+    """In what form something may cross between this node and a peer now."""
+    policy, manifest = facts.config.policy, facts.manifest
     forms = []
-    if "source" in roles:
+    if peer is not None and peer.latents:
         latents = f"latents ({', '.join(policy.latent_types)}, depth at least {policy.least_depth:g}"
         if manifest is not None and manifest.soften_sigma:
             latents += f", softened to {manifest.soften_sigma:g}"
         forms.append(f"{latents})" if sent else "translations (PNG or points), latents of round trips")
-    if "target" in roles:
+    if peer is not None and peer.translations:
         translations = "translations of the peer's latents"
         if policy.round_trip:
             translations += ", and their latents for a cycle check"
         forms.append(translations if sent else "latents")
-    return "; ".join(forms)
+    return "; ".join(forms) or "nothing"
 
 
 def _amount(traffic: Traffic, *, sent: bool) -> tuple[str, str, str]:
@@ -195,7 +183,8 @@ def _leak(facts: Facts) -> Section:
     """What was measured for the model's own weights."""
     heading, found = "Measured leak", facts.privacy
     if found is None:
-        command = f"ddib privacy report --model {shlex.quote(str(facts.config.paths.bundle))} --data HELD_OUT"
+        place = facts.place or facts.config.paths.bundle
+        command = f"ddib privacy report --model {shlex.quote(str(place))} --data HELD_OUT"
         return Section(
             heading,
             (
@@ -226,127 +215,6 @@ def _figure(value: object) -> str:
     if isinstance(value, Mapping):
         return f"({_figures(value)})"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _thresholds(facts: Facts) -> Section:
-    """The settings that the site answers for, with what each bounds."""
-    policy, limits = facts.config.policy, facts.config.limits
-    bounds: dict[str, str] = {
-        "peers": "what each admitted peer may be used for; * is every other one",
-        "clients": "where each client may translate to; * is every other one, and everywhere",
-        "least_soften_sigma": "least noise level to which pictures are softened",
-        "least_evaluations": "fewest network evaluations of a latent",
-        "evaluations_per_day": "network evaluations times samples for each peer in a day",
-        "client_evaluations_per_day": "the same for each client",
-        "quotas": "the same for single peers",
-        "round_trip": "whether a peer may have its translation encoded again",
-        "size_rule": "pictures of other sizes: fitted, or refused",
-        "samples_per_day": "samples decoded for each peer in a day; 0 is no limit",
-        "memorised": "folder of indexes: near copies of training pictures are not given out; empty is no check",
-        "least_depth": "1 is pure noise; less keeps part of the picture visible",
-        "encoders": "ways to make latents; mixed and linear show more of the picture",
-        "latent_types": "number formats of latents",
-        "max_guidance": "largest guidance scale; 0 is none",
-        "max_classifier_scale": "largest weight of a classifier; 0 is none",
-        "calibration": "kinds of calibration that may be agreed on; none by default",
-        "calibration_accept": "who accepts a peer's proposal: the operator, or its figures",
-        "calibration_units": "whether peers may read the units of the model, not noised",
-        "weights": "shares of the machine",
-    }
-    rows = [
-        (f"policy.{name}", _setting(value), bounds.get(name, ""))
-        for name, value in policy.model_dump(mode="json").items()
-    ]
-    rows += [
-        ("limits.result_days", _setting(limits.result_days), "days for which unfetched results are kept"),
-        ("limits.max_items_per_job", _setting(limits.max_items_per_job), "items of a job or stream"),
-        ("limits.max_evaluations", _setting(limits.max_evaluations), "evaluations of the network per leg"),
-    ]
-    structure = facts.manifest.structure if facts.manifest else None
-    if structure is not None:
-        rows += [
-            (
-                "structure: edges",
-                _setting(structure.edge_correlation),
-                "below it a translation is called doubtful",
-            ),
-            ("structure: information", _setting(structure.mutual_information), "the same, in bits"),
-        ]
-    return Section(
-        "Thresholds that this site owns",
-        ("As node.toml says now; a running node takes what it read last.",),
-        ("setting", "value", "what it bounds"),
-        tuple(rows),
-    )
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_setting(each)}" for key, each in value.items()) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _callers(facts: Facts) -> Section:
-    institution = facts.config.node.institution
-    rows = [
-        (
-            "peer node",
-            f"{peer.identity}, root {', '.join(peer.fingerprints)}",
-            "decoding, calibrations" if "target" in facts.config.node.roles else "health only",
-        )
-        for peer in facts.peers
-    ]
-    if "source" in facts.config.node.roles:
-        rows.append(("clients", f"any certificate spiffe://{institution}/client/NAME", "their own jobs"))
-    if facts.issues:
-        rows.append(
-            ("own identities", f"any certificate of {institution}", "renewal of their own certificate")
-        )
-    rows += [("withdrawn", identity, "nothing") for identity in facts.withdrawn]
-    return Section(
-        "Who may call",
-        ("Everybody else is refused before a message is read.",),
-        ("who", "identity", "may use"),
-        tuple(rows),
-    )
-
-
-def _ports(facts: Facts) -> Section:
-    config = facts.config
-    rows = [("in", config.node.listen, "TLS 1.3 with certificates on both sides", "peers and clients above")]
-    if "source" in config.node.roles:
-        through = f", through the proxy {config.node.proxy}" if config.node.proxy else ""
-        rows += [
-            (
-                "out",
-                peer.address,
-                f"TLS 1.3, that peer's root alone{through}",
-                f"latents to {peer.institution}",
-            )
-            for peer in facts.peers
-        ]
-    if config.identity.issuer:
-        rows.append(("out", config.identity.issuer, "TLS 1.3", "renewal of the certificate"))
-    if config.identity.renew_command:
-        rows.append(("local", " ".join(config.identity.renew_command), "the operator's command", "the same"))
-    if config.http.listen:
-        rows.append(("in, loopback", config.http.listen, "plain HTTP", "probes and metrics"))
-    rows.append(
-        ("local", str(config.paths.admin_socket), "Unix socket, mode 0600", "the operator's commands")
-    )
-    if config.engine.executor == "ray":
-        rows.append(("out", config.engine.ray_address, "Ray, not encrypted by the node", "the own cluster"))
-    rows += telemetry_ports(config)
-    return Section(
-        "Ports and directions",
-        ("No other connections are made: nothing is downloaded, and telemetry goes nowhere else.",),
-        ("direction", "address", "protection", "for"),
-        tuple(rows),
-    )
 
 
 def _audit(facts: Facts) -> Section:
@@ -387,9 +255,19 @@ def _sign_off(facts: Facts) -> Section:
     people = ("security officer", "data protection officer", "operator of the node", "owner of the data")
     return Section(
         "Sign-off",
-        (f"For the configuration with SHA-256 {facts.config_sha256[:16]}... and the model named above.",),
+        (_signed_for(facts),),
         ("role", "name", "date", "signature"),
         tuple((person, "", "", "") for person in people),
+    )
+
+
+def _signed_for(facts: Facts) -> str:
+    """What a signature below is for; another one is needed when any of it changes."""
+    model = "no model" if facts.manifest is None else f"the model {facts.manifest.digest()[:16]}"
+    peers = ", ".join(each.institution for each in facts.peers) or "no peer"
+    return (
+        f"For the configuration {facts.config_sha256[:16]} and {model} (the first characters of SHA-256), with "
+        f"{peers} admitted, as of {_when(facts.at)}. When one of these changes, write the page again."
     )
 
 

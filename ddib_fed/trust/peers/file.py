@@ -50,6 +50,13 @@ class Peer:
         """The fingerprints on one line."""
         return ", ".join(self.fingerprints)
 
+    def still_vouches_for(self, earlier: Peer) -> bool:
+        """Whether a connection that was made by an earlier entry may go on under this one.
+
+        It may when it leads to the same node, and each root by which it may have been verified is pinned still.
+        """
+        return self.identity == earlier.identity and set(earlier.roots) <= set(self.roots)
+
     def to_bytes(self) -> bytes:
         """The peer file."""
         content = {

@@ -43,6 +43,13 @@ class Snapshot:
         peer = self.peers.get(identity.institution)
         return peer is not None and peer.identity == identity
 
+    def allows(self, entry: Peer) -> bool:
+        """Whether a connection that was made by a peer's entry, of this snapshot or an earlier one, may go on."""
+        current = self.peers.get(entry.institution)
+        if current is None or current.identity in self.withdrawn or entry.institution in self.suspended:
+            return False
+        return current is entry or current.still_vouches_for(entry)
+
     def refuse_suspended(self, institution: str) -> None:
         """Return if the peer is not suspended.
 

@@ -133,16 +133,21 @@ class PeerStore:
         keep_last(self._pki_folder, self.snapshot().withdrawn)
 
     def get(self, institution: str) -> Peer:
-        """One admitted peer that is not suspended.
+        """One admitted peer that is neither suspended nor withdrawn.
 
         Raises:
-            PeerNotFound: It is not admitted.
+            PeerNotFound: It is not admitted, or its node is withdrawn.
             PeerSuspended: It is suspended.
         """
         snapshot = self.snapshot()
         peer = snapshot.peers.get(institution)
         if peer is None:
             raise _no_peer(institution, snapshot.peers)
+        if peer.identity in snapshot.withdrawn:
+            raise PeerNotFound(
+                f"the node of {institution}, {peer.identity}, is withdrawn here",
+                hint=f"ddib pki reinstate {peer.identity}, if that was a mistake",
+            )
         snapshot.refuse_suspended(institution)
         return peer
 

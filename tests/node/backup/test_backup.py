@@ -16,18 +16,22 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import AlreadyExists, ChunkCorrupt, ConfigError, FileMissing, InputError
+from ddib_fed.files import copy_folder
+from ddib_fed.models.bundle import save_bundle
 from ddib_fed.node.backup.checking import check_backup
 from ddib_fed.node.backup.making import make_backup
 from ddib_fed.node.backup.record import NAME, is_safe
 from ddib_fed.node.backup.restoring import left_out, restore
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.model import library
+from ddib_fed.node.model.hosted import load_hosted
 from ddib_fed.node.officer.facts import stored
 from ddib_fed.trust import pki
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.audit.verification import verify
 from source_node.jobs.store import JobStore, Part
 from tests.node.institutions import Institution
-from tests.node.tiny_nodes import make_config, make_institution
+from tests.node.tiny_nodes import make_config, make_institution, manifest, save_model, state
 from tests.source_node.jobs.job_examples import ALICE, decode, running, submit
 
 
@@ -166,6 +170,25 @@ def test_what_a_backup_does_not_hold_is_named(tmp_path: Path) -> None:
         f"the index of training pictures at {folder / 'index'}",
     ]
     assert folder / "proxy.login" in {each.path for each in stored(full)}
+
+
+def test_the_place_of_an_installed_model_is_named(north: North, tmp_path: Path) -> None:
+    """The one that was active lies in the state folder and not in the backup; its choice counts beside the other."""
+    first, second = save_model(north.config).digest, tmp_path / "new"
+    active = save_bundle(second, manifest("other"), state()).digest
+    library.choose(north.config, library.install(north.config, second))
+    record = make_backup(north.config, tmp_path / "north.tar")
+    restore(tmp_path / "north.tar", tmp_path / "again")
+    again = NodeConfig.load(tmp_path / "again" / "node.toml")
+    command = f"ddib model install BUNDLE --config {again.path}"
+    assert left_out(again, record.model_sha256) == [
+        f"the model {first[:12]} at {again.paths.bundle}",
+        f"the model {active[:12]}, which was active, at {again.paths.models / active}: {command}",
+    ]
+    copy_folder(north.config.paths.bundle, again.paths.bundle)
+    assert library.install(again, second) == active
+    assert load_hosted(again).digest == active, "what is named is all that the node needs"
+    assert left_out(again, first) == [f"the model {first[:12]} at {again.paths.bundle}"]
 
 
 def test_a_file_that_is_no_nodes_is_named(north: North, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from ddib_fed.errors import LatentNotGaussian, Memorised, PolicyDenied
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
+from ddib_fed.trust import pki
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import ItemState, Settings
 from ddib_fed.wire.refused import refused_facts
@@ -22,6 +23,7 @@ from ddib_fed.wire.version import SPOKEN
 from source_node.jobs.records import Part
 from source_node.jobs.spool import Spool
 from source_node.pipeline import job as pipeline_job
+from tests.node.institutions import Institution
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, Source, wait_until
 from tests.source_node.scripted_target import fail, hang, instead, refuse
@@ -318,6 +320,28 @@ def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source
     assert target.latents == []
     wait_until(source.config.paths.audit.exists)  # the end of the job, its last line
     assert b"latent_sent" not in source.config.paths.audit.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
+    source: Source, target, tmp_path
+) -> None:
+    """The open call leads to whoever has the old root's key: nothing leaves on it, and nobody else answers there."""
+    keep, new = source.store.keep, Institution("south.example", tmp_path / "south-again")
+
+    def keeping(change):
+        if (change.item, change.state) == (1, ItemState.ENCODED):
+            wait_until(lambda: target.latents)
+            source.node.peers.add(
+                new.peer(target.address), fingerprints=[pki.fingerprint(new.root)], replace=True
+            )
+        return keep(change)
+
+    source.store.keep = keeping  # type: ignore[method-assign]
+    job = source.start().ended(source.submit(*THREE, deadline_s=4.0))
+    assert str(job.state) == "FAILED"
+    assert {item for item, _ in target.latents} == {0}
+    assert source.config.paths.audit.read_bytes().count(b'"latent_sent"') == 1
 
 
 LARGE = [npy(100_000)] * 3

@@ -15,6 +15,7 @@ from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.model.pictures import limits_of, read_picture, rule_of
 from ddib_fed.samples.images import decode_image, encode_png
@@ -22,15 +23,21 @@ from ddib_fed.trust import pki
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, Pair
 from tests.e2e.processes import PLANT
-from tests.node.picture_examples import SECRET, Files, save_pictures_model, write_files
+from tests.formats.dicom.files import words_of, write_series
+from tests.node.picture_examples import SECRET, Files, noise, save_pictures_model, to_bits, write_files
+from tests.trust.tap.judge import threshold
 from tests.trust.tap.relay import Tap
 from tests.trust.tap.search import Traffic
 from tests.trust.tap.secrets import Secrets
 from tests.trust.tap.third import tap_between
 
 EVALUATIONS = 12
+HONEST = 24
+"""Pictures from whose latents the threshold of correlation comes."""
 DEEP = PictureFormat(low=-1000.0, high=2000.0, bits=16)
 TARGET = "south.example/relief"
+PIXEL_DATA = b"\xe0\x7f\x10\x00"
+"""Tag of the element of a DICOM file that holds its pixels, the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +152,8 @@ class Bench:
         for node in (self.pair.north, self.pair.south):
             found.weights(node.institution, node.config.paths.bundle / "model.safetensors")
             add_keys(found, node)
+        for path in sorted(self.series.iterdir()) if self.series.is_dir() else ():
+            add_header(found, path)
         for name, text in (
             ("metadata", SECRET),
             ("client", "client/alice"),
@@ -154,6 +163,17 @@ class Bench:
         return found
 
     @property
+    def series(self) -> Path:
+        """A DICOM series beside the files, whose headers are full of names; see `write_dicom`."""
+        return self.files.folder / "series"
+
+    def write_dicom(self) -> dict[str, np.ndarray]:
+        """The series: its slices (H, W) uint8 by the names of its files."""
+        planes = np.stack([to_bits(noise(seed=seed), np.uint8) for seed in (5, 6)])
+        paths = write_series(self.series, planes.astype(int), PatientName=SECRET, PatientID=f"{SECRET}-id")
+        return {path.name: plane for path, plane in zip(paths, planes, strict=True)}
+
+    @property
     def softener(self) -> Softener:
         """North's."""
         paths = self.pair.north.config.paths
@@ -161,39 +181,75 @@ class Bench:
 
     def pictures(self) -> Iterator[Shown]:
         """What north sees of each file."""
-        config = self.pair.north.config
-        manifest = load_bundle(config.paths.bundle).manifest
+        manifest = load_bundle(self.pair.north.config.paths.bundle).manifest
         for path in self.files.paths:
             content = path.read_bytes()
-            samples = read_picture(content, rule_of(manifest), limits_of(config.limits)).samples
+            samples = self.seen(content)
             yield Shown(
                 path, decode_image(content).pixels, samples, manifest.normalisation.apply(samples[None])[0]
             )
 
-    def latents(self) -> Mapping[str, np.ndarray]:
-        """What north may send: computed again here, from the bundle, the files and the node's noise."""
+    def seen(self, content: bytes) -> np.ndarray:
+        """The samples (C, H, W) in [-1, 1] that north makes of a file's content, to the last bit."""
+        config = self.pair.north.config
+        rule = rule_of(load_bundle(config.paths.bundle).manifest)
+        return read_picture(content, rule, limits_of(config.limits)).samples
+
+    def latents(
+        self, *, label: int | None = None, calibration: ChannelMap | None = None
+    ) -> dict[str, np.ndarray]:
+        """What north may send of the files: computed again, from the bundle, the files and the node's noise.
+
+        Args:
+            label: The class of all of them; None for none.
+            calibration: Under which they are sent; None for none.
+        """
+        shown = {each.path.stem: each.samples for each in self.pictures()}
+        return self.encoded(shown, self.softener, label=label, calibration=calibration)
+
+    def encoded(
+        self,
+        samples: Mapping[str, np.ndarray],
+        softener: Softener,
+        *,
+        label: int | None = None,
+        calibration: ChannelMap | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Latents (1, C, H, W) by north's model, by name; samples (C, H, W) in [-1, 1]."""
         party = ServingParty(load_bundle(self.pair.north.config.paths.bundle), device="cpu", threads=1)
-        leg, softener = Leg(SolverSettings(evaluations=self.evaluations)), self.softener
+        leg = Leg(SolverSettings(evaluations=self.evaluations), calibration=calibration)
+
+        def soften(picture: np.ndarray) -> np.ndarray:
+            return softener.for_picture(picture, "south.example")
+
         try:
             return {
-                shown.path.stem: party.encode(
-                    ToEncode(
-                        0,
-                        shown.samples[None],
-                        None,
-                        lambda picture: softener.for_picture(picture, "south.example"),
-                    ),
-                    leg,
-                ).latent.data
-                for shown in self.pictures()
+                name: party.encode(ToEncode(0, each[None], label, soften), leg).latent.data
+                for name, each in samples.items()
             }
         finally:
             party.close()
+
+    def threshold(self, *, label: int | None = None, calibration: ChannelMap | None = None) -> float:
+        """The correlation that latents of other pictures do not reach with their own, made in the same way."""
+        bundle = load_bundle(self.pair.north.config.paths.bundle)
+        drawn = {str(seed): noise(seed=100 + seed).astype(np.float32)[None] for seed in range(HONEST)}
+        made = self.encoded(drawn, Softener(bytes(32), bundle.digest), label=label, calibration=calibration)
+        units = [bundle.manifest.normalisation.apply(each[None])[0] for each in drawn.values()]
+        return threshold(list(made.values()), units)
 
     def close(self) -> None:
         """End both nodes and the tap."""
         self.pair.stop()
         self.tap.close()
+
+
+def add_header(found: Secrets, path: Path) -> None:
+    """Every text of a DICOM header, and the header's own bytes."""
+    for word in words_of(path):
+        found.word(f"DICOM {path.name}: {word}", word)
+    content = path.read_bytes()
+    found.long.add(f"DICOM header of {path.name}", content[: content.rindex(PIXEL_DATA)])
 
 
 def add_keys(found: Secrets, node: Node) -> None:

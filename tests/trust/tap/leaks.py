@@ -208,6 +208,17 @@ def exif_in_metadata() -> None:
     _add_metadata(lambda: ("trace-bin", _exif().encode("utf-16-le")))
 
 
+def dicom_in_metadata() -> None:
+    """What the header of a DICOM file on the same machine says, as metadata."""
+    from pydicom import dcmread
+
+    def words() -> Words:
+        header = dcmread(next((_folder().parent / "in" / "series").iterdir()), stop_before_pixels=True)
+        return "trace", f"{header.PatientID} {header.StudyInstanceUID}"
+
+    _add_metadata(words)
+
+
 def description_in_contract() -> None:
     """What the text of a PNG says, as the name of a class."""
     _watch()
@@ -271,6 +282,7 @@ OF_SOURCE = (
     picture_in_metadata,
     squeezed_picture_in_metadata,
     exif_in_metadata,
+    dicom_in_metadata,
     description_in_contract,
     seed_in_request_id,
     noise_in_metadata,

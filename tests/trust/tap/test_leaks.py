@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.party import Leg, ToEncode
-from ddib_fed.bridge.softening import Softener
-from ddib_fed.diffusion.plans import SolverSettings
 from tests.conftest import Evidence
-from tests.node.picture_examples import noise, pictures_engine
+from tests.node.picture_examples import SECRET
 from tests.trust.tap import leaks
-from tests.trust.tap.bench import EVALUATIONS, Bench
-from tests.trust.tap.judge import Judge, threshold
+from tests.trust.tap.bench import Bench
+from tests.trust.tap.judge import Judge
 from tests.trust.tap.search import Traffic
 from tests.trust.tap.secrets import Secrets
 
@@ -31,6 +28,7 @@ CAUGHT = {
     leaks.picture_in_metadata: ("as uint8", "header trace (base64 png)"),
     leaks.squeezed_picture_in_metadata: ("in the model's units as >float16", "(inflated)"),
     leaks.exif_in_metadata: ("metadata in utf-16-le", "header trace-bin"),
+    leaks.dicom_in_metadata: (f"{SECRET}-id in utf-8", "header trace"),
     leaks.description_in_contract: ("metadata in utf-8", "ContractSide.class_names"),
     leaks.seed_in_request_id: ("north.example softening key", "DecodeHeader.request_id (hex)"),
     leaks.noise_in_metadata: ("softening noise", "header trace-bin"),
@@ -45,6 +43,7 @@ CAUGHT = {
 def bench() -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="ddib-tap-") as folder:
         made = Bench.create(Path(folder))
+        made.write_dicom()
         try:
             yield made
         finally:
@@ -67,29 +66,7 @@ def secrets(bench: Bench, honest: Traffic) -> Secrets:
 
 @pytest.fixture(scope="module")
 def judge(bench: Bench, secrets: Secrets) -> Judge:
-    return Judge(secrets.arrays, bench.latents(), honest_correlation())
-
-
-def honest_correlation() -> float:
-    """From latents of other pictures, by the same model."""
-    party = pictures_engine("scans")
-    pictures = [noise(seed=100 + seed).astype(np.float32)[None] / np.float32(0.5) for seed in range(24)]
-    leg, softener = (
-        Leg(SolverSettings(evaluations=EVALUATIONS)),
-        Softener(bytes(32), party.model.bundle.digest),
-    )
-
-    def soften(picture: np.ndarray) -> np.ndarray:
-        return softener.for_picture(picture, "elsewhere.example")
-
-    try:
-        latents = [
-            party.encode(ToEncode(0, picture[None] * np.float32(0.5), None, soften), leg).latent.data[0]
-            for picture in pictures
-        ]
-    finally:
-        party.close()
-    return threshold(latents, pictures)
+    return Judge(secrets.arrays, bench.latents(), bench.threshold())
 
 
 def test_the_tap_sees_what_crosses(bench: Bench, honest: Traffic, judge: Judge) -> None:

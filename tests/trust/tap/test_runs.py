@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.party import Leg, ToEncode
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.formats.intensity import item_bytes
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.images import read_image
+from ddib_fed.trust.calibrations.store import CalibrationStore
 from tests.conftest import Evidence
 from tests.e2e.harness import Pair, ddib, moons
 from tests.node.picture_examples import SIZE, save_pictures_model
@@ -116,7 +120,10 @@ def test_guided_pictures_leave_as_latents_alone(benches: Callable[..., Bench], e
         assert bench.translate(source_class="coast", target_class="ridge", guidance=Guidance(3.0))
     traffic = bench.kept()
     assert len(traffic.tensors) == 2 * len(bench.files.paths)
-    assert searched(traffic, bench.secrets(), evidence) == []
+    secrets = bench.secrets()
+    judge = Judge(secrets.arrays, bench.latents(label=0), bench.threshold(label=0))
+    evidence.figure(f"correlation allowed up to {judge.threshold:.2f}")
+    assert [*searched(traffic, secrets, evidence), *judge.look(traffic)] == []
 
 
 def test_a_classifier_of_the_target_changes_nothing_of_that(
@@ -132,8 +139,39 @@ def test_a_classifier_of_the_target_changes_nothing_of_that(
         assert bench.translate(target_class="1", guidance=Guidance(classifier_scale=10.0), cycle=False)
     traffic, secrets = bench.kept(), bench.secrets()
     secrets.weights("the classifier", south.folder / "guide" / "model.safetensors")
-    judge = Judge(secrets.arrays, bench.latents(), 1.0)
+    judge = Judge(secrets.arrays, bench.latents(), bench.threshold())
     assert [*searched(traffic, secrets, evidence), *judge.look(traffic)] == []
+
+
+def test_a_dicom_series_leaves_as_latents_alone(benches: Callable[..., Bench], evidence: Evidence) -> None:
+    """By the client's command: no text of a header, no header's bytes, no pixel; each latent is that of a slice."""
+    bench = benches()
+    slices = bench.write_dicom()
+    out = bench.files.folder / "out"
+    with bench.running(bench.pair.south), bench.running(bench.pair.north):
+        ddib("translate", bench.series, "--to", TARGET, "--out", out, "--steps", bench.evaluations,
+             "--intensity", "values", "--profile", bench.pair.profile)  # fmt: skip
+    traffic, secrets = bench.kept(), bench.secrets()
+    samples = {
+        name: bench.seen(item_bytes(pixels[..., None].astype(np.int16))) for name, pixels in slices.items()
+    }
+    for name, pixels in slices.items():
+        secrets.sample(name, pixels, samples[name] / np.float32(0.5))
+        noised = bench.softener.for_picture(samples[name][None] / np.float32(0.5), "south.example")
+        secrets.numbers(f"softening noise of {name}", noised)
+    pictures = {name: secrets.arrays[name] for name in slices}
+    judge = Judge(pictures, bench.encoded(samples, bench.softener), bench.threshold())
+    assert len([each for each in traffic.tensors if each.where.endswith("asked")]) == len(slices)
+    evidence.figure(f"{sum('DICOM' in name for name in secrets.words) // 3} texts of DICOM headers")
+    assert [*searched(traffic, secrets, evidence), *judge.look(traffic)] == []
+
+
+def calibration_at(bench: Bench) -> ChannelMap:
+    """The rotation that north and south have agreed on."""
+    (stored,) = CalibrationStore(bench.pair.north.config.paths.calibrations).list()
+    found = leg_map(stored.signed.calibration, load_bundle(bench.pair.north.config.paths.bundle).manifest)
+    assert found is not None
+    return found
 
 
 def skewed(seed: int, *, negative: bool = False) -> np.ndarray:
@@ -170,4 +208,6 @@ def test_a_calibration_and_what_is_sent_under_it(benches: Callable[..., Bench], 
     evidence.figure(
         f"of the calibration {crossed['sent']:,} bytes went out, {crossed['received']:,} came back"
     )
-    assert searched(traffic, secrets, evidence) == []
+    rotation = calibration_at(bench)
+    judge = Judge(secrets.arrays, bench.latents(calibration=rotation), bench.threshold(calibration=rotation))
+    assert [*searched(traffic, secrets, evidence), *judge.look(traffic)] == []
