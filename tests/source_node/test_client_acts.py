@@ -12,6 +12,7 @@ from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import ItemState
 from tests.node.tiny_nodes import npy
+from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE
 from tests.source_node.scripted_target import hang
 from tests.source_node.served import Served, job_header, messages
@@ -109,6 +110,7 @@ def test_a_job_that_is_deleted_while_it_comes_again_escapes_no_quota(served) -> 
         first, *rest = messages(files)
         yield job_header(len(files), request_id=request)
         yield first
+        wait_until(lambda: list(served.node.config.paths.spool.glob(".*/*")))  # the upload has begun
         served.ask("DeleteJob", pb.DeleteJobRequest(job_id=small))
         yield from rest
 
