@@ -74,7 +74,9 @@ def test_the_commands_are_commands() -> None:
 def installed(tmp_path: Path) -> Path:
     """The root of a system with /etc/systemd/system and no more, after the `install` lines of the node's comment."""
     (tmp_path / "etc" / "systemd" / "system").mkdir(parents=True)
-    lines = re.findall(r"^#   (install -D?m [^&\n]*)", (FOLDER / "ddib-node@.service").read_text(), re.MULTILINE)
+    lines = re.findall(
+        r"^#   (install -D?m [^&\n]*)", (FOLDER / "ddib-node@.service").read_text(), re.MULTILINE
+    )
     assert len(lines) == 2
     for line in lines:
         subprocess.run(["sh", "-c", line.replace(" /etc/", f" {tmp_path}/etc/")], cwd=FOLDER, check=True)
@@ -83,7 +85,9 @@ def installed(tmp_path: Path) -> Path:
 
 def test_a_fresh_system_has_room_for_its_files(installed: Path) -> None:
     """Debian 13 has no /etc/sysusers.d before somebody makes it."""
-    assert (installed / "etc" / "sysusers.d" / "ddib.conf").read_text() == (FOLDER / "ddib.sysusers").read_text()
+    assert (installed / "etc" / "sysusers.d" / "ddib.conf").read_text() == (
+        FOLDER / "ddib.sysusers"
+    ).read_text()
     assert (installed / "etc" / "systemd" / "system" / "ddib-node@.service").is_file()
 
 
@@ -92,9 +96,7 @@ def test_the_nodes_user_can_be_made(installed: Path) -> None:
     """With a folder, and without a shell."""
     subprocess.run([SYSUSERS, f"--root={installed}"], capture_output=True, check=True, timeout=60)
     (line,) = (
-        line
-        for line in (installed / "etc" / "passwd").read_text().splitlines()
-        if line.startswith("ddib:")
+        line for line in (installed / "etc" / "passwd").read_text().splitlines() if line.startswith("ddib:")
     )
     assert line.split(":")[5:] == ["/var/lib/ddib", "/usr/sbin/nologin"]
 
