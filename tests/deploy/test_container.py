@@ -100,6 +100,15 @@ def test_podman_starts_it_without_root(services) -> None:
     assert node["restart"] == "always"
 
 
+def test_documented_commands_name_the_profile(services) -> None:
+    """podman-compose finds a service of a profile by `--profile` alone; docker compose takes the same command."""
+    text = COMPOSE + (ROOT / "docs" / "operating.md").read_text()
+    commands = re.findall(r"podman compose ([^`\n]*(?:run --rm|up --detach)) (\w+)", text)
+    assert {service for _, service in commands} == {"ddib", "node"}
+    for options, service in commands:
+        assert all(f"--profile {profile} " in options for profile in services[service].get("profiles", []))
+
+
 def test_docker_is_told_of_what_only_podman_has() -> None:
     """The comment names each variable whose default docker does not know."""
     comment = COMPOSE.partition("\nname:")[0]
