@@ -63,9 +63,17 @@ def shipped_name(which: str) -> str | None:
         domain = which
     if domain not in shipped_names():
         return None
-    if (Path(which) / MANIFEST_FILE).is_file():
+    if _holds_a_bundle(Path(which)):
         raise UsageError(
             f"{which} is a model that ships, and a bundle in a folder here",
             hint=f"./{which} is the folder; to have the one that ships, call the folder otherwise",
         )
     return domain
+
+
+def _holds_a_bundle(folder: Path) -> bool:
+    """Whether a bundle lies there; where this user may not look (root's folder, under `runuser`) none can be meant."""
+    try:
+        return (folder / MANIFEST_FILE).is_file()
+    except PermissionError:
+        return False

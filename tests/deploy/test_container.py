@@ -20,9 +20,12 @@ TEXT = (FOLDER / "Containerfile").read_text()
 HADOLINT = shutil.which("hadolint")
 
 
+COMPOSE = (FOLDER / "compose.yaml").read_text()
+
+
 @pytest.fixture(scope="module")
 def services():
-    return yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
+    return yaml.safe_load(COMPOSE)["services"]
 
 
 def test_the_image_runs_as_a_user_with_a_probe() -> None:
@@ -86,6 +89,33 @@ def test_only_the_nodes_port_is_published(services) -> None:
     assert services["prometheus"]["network_mode"] == "service:node"
 
 
+def test_podman_starts_it_without_root(services) -> None:
+    """No pod, which refuses user namespaces; no limit on files above the host's; callers keep their addresses; and
+    podman-restart.service, which looks for `always`, starts it after a reboot."""
+    assert yaml.safe_load(COMPOSE)["x-podman"] == {"in_pod": False}
+    node = services["node"]
+    assert "nofile" not in node["ulimits"]
+    assert node["network_mode"] == "${DDIB_NETWORK:-pasta}"
+    assert node["userns_mode"].startswith("${DDIB_USERNS:-keep-id:")
+    assert node["restart"] == "always"
+
+
+def test_documented_commands_name_the_profile(services) -> None:
+    """podman-compose finds a service of a profile by `--profile` alone; docker compose takes the same command."""
+    text = COMPOSE + (ROOT / "docs" / "operating.md").read_text()
+    commands = re.findall(r"podman compose ([^`\n]*(?:run --rm|up --detach)) (\w+)", text)
+    assert {service for _, service in commands} == {"ddib", "node"}
+    for options, service in commands:
+        assert all(f"--profile {profile} " in options for profile in services[service].get("profiles", []))
+
+
+def test_docker_is_told_of_what_only_podman_has() -> None:
+    """The comment names each variable whose default docker does not know."""
+    comment = COMPOSE.partition("\nname:")[0]
+    for variable in re.findall(r"(?:userns|network)_mode: \$\{(\w+):-", COMPOSE):
+        assert f"{variable}=" in comment
+
+
 def test_a_node_may_finish_before_it_is_killed(services) -> None:
     """The grace period is longer than it drains."""
     assert float(services["node"]["stop_grace_period"].rstrip("s")) > LimitsSection().drain_s
@@ -99,7 +129,7 @@ def test_both_hosts_have_their_settings(name: str) -> None:
         for line in (FOLDER / f"{name}.env").read_text().splitlines()
         if line and not line.startswith("#")
     )
-    needed = set(re.findall(r"\$\{(\w+):\?", (FOLDER / "compose.yaml").read_text()))
+    needed = set(re.findall(r"\$\{(\w+):\?", COMPOSE))
     assert needed <= set(found)
     assert found["DDIB_FOLDER"].endswith(name)
 
