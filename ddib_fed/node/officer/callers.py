@@ -37,12 +37,12 @@ def callers(facts: Facts) -> Section:
 def _used(peer: Recipient, facts: Facts) -> str:
     """What a peer's node may use here."""
     if peer.barred:
-        return f"neither decoding nor calibrations: {peer.barred}"
+        return f"no service: {peer.barred}"
     if "target" not in facts.config.node.roles:
-        return "health only"
+        return "whether this node is healthy, no more"
     used = ["decoding"] if peer.translations else []
     used += ["calibrations"] if peer.calibrates else []
-    return ", ".join(used) or "health only: [policy.peers]"
+    return ", ".join(used) or "whether this node is healthy, no more: [policy.peers]"
 
 
 def _clients(facts: Facts) -> Iterator[tuple[str, str, str]]:

@@ -8,14 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
 
 from ddib_fed.errors import DdibError
-from ddib_fed.files import read_json
 from ddib_fed.models.allowances import GATE_FILE
-from ddib_fed.models.bundle_files import parse_manifest
+from ddib_fed.models.bundle_files import parse_manifest, read_file
 from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.privacy import MAX_PRIVACY_BYTES, PRIVACY_FILE, PrivacyReport, parse_privacy
 from ddib_fed.names import size_from
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import Overview, overview
@@ -29,9 +28,6 @@ from ddib_fed.trust.audit.verification import Verified, verify
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.file import Peer
 from ddib_fed.trust.peers.withdrawn import load_withdrawn
-
-PRIVACY_FILE: Final = "privacy.json"
-MAX_PRIVACY_BYTES: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +76,7 @@ class Facts:
     log: Logged
     verified: Verified | None
     policy_sha256: str
-    privacy: Mapping[str, Any] | None
+    privacy: PrivacyReport | None
     problems: tuple[str, ...]
 
     @property
@@ -136,18 +132,20 @@ def gather(config: NodeConfig) -> Facts:
     )
 
 
-def _privacy(bundle: Path, manifest: Manifest | None, problems: list[str]) -> Mapping[str, Any] | None:
+def _privacy(bundle: Path, manifest: Manifest | None, problems: list[str]) -> PrivacyReport | None:
     """The report beside the weights, if it is about them."""
     path = bundle / PRIVACY_FILE
-    if not path.exists():
+    if manifest is None or not path.exists():
         return None
-    found = read_json(path) if path.stat().st_size <= MAX_PRIVACY_BYTES else None
-    if found is None:
-        problems.append(f"{path} cannot be read: attack again with ddib privacy report")
-    elif manifest is None or found.get("weights_sha256") != manifest.weights_sha256:
-        problems.append(f"{path} is about other weights: attack again with ddib privacy report")
-        return None
-    return found
+    try:
+        return parse_privacy(
+            read_file(bundle, PRIVACY_FILE, MAX_PRIVACY_BYTES, str(bundle)),
+            manifest.weights_sha256,
+            str(bundle),
+        )
+    except DdibError as error:
+        problems.append(f"{error.detail}: {error.hint}")
+    return None
 
 
 def _model(config: NodeConfig, problems: list[str]) -> tuple[Path | None, Manifest | None]:

@@ -5,19 +5,21 @@ Every line is what the configuration, the files or the audit log say; what was n
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
-from typing import Any, Final
+from datetime import datetime
+from typing import Final
 
 from ddib_fed.node.officer.callers import callers, ports
 from ddib_fed.node.officer.facts import Facts, stored
-from ddib_fed.node.officer.recipients import Recipient, left_out, recipients
+from ddib_fed.node.officer.leak import leak
+from ddib_fed.node.officer.leaving import leaving
+from ddib_fed.node.officer.recipients import Recipient, recipients
 from ddib_fed.node.officer.section import Section
-from ddib_fed.node.officer.telemetry import telemetry_lines
 from ddib_fed.node.officer.thresholds import thresholds
 from ddib_fed.node.officer.traffic import Traffic
 from ddib_fed.version import __version__
 
+IN_WORDS: Final = "What leaves, in plain words"
+AMOUNTS: Final = "What crosses, to whom, in which form and amount"
 THREATS: Final = "docs/threat-model.md"
 ROLES: Final = {
     "source": "source: encodes pictures of its own clients to latents, and sends these",
@@ -35,9 +37,10 @@ def sections(facts: Facts) -> tuple[Section, ...]:
     """The whole page."""
     return (
         _node(facts),
+        Section(IN_WORDS, leaving(facts)),
         _crossing(facts),
         _stored(facts),
-        _leak(facts),
+        leak(facts),
         thresholds(facts),
         callers(facts),
         ports(facts),
@@ -52,8 +55,9 @@ def _node(facts: Facts) -> Section:
     model = "cannot be read"
     if manifest is not None:
         shape = " x ".join(map(str, facts.sample_shape))
+        kind = f"{manifest.sample_kind}s of {shape} numbers"
         model = (
-            f"{config.model.domain}: {manifest.sample_kind} {shape}, {manifest.parameters:,} parameters, "
+            f"{config.model.domain}: {kind}, {manifest.parameters:,} parameters, "
             f"SHA-256 {manifest.digest()}, in {facts.place}"
         )
     rows = [
@@ -97,14 +101,9 @@ def _crossing(facts: Facts) -> Section:
         rows.append((f"to {name}", _form(facts, peer, sent=True), *_amount(traffic, sent=True)))
         rows.append((f"from {name}", _form(facts, peer, sent=False), *_amount(traffic, sent=False)))
     lines = [
-        (
-            "A latent is an invertible encoding of the picture: treat it as the picture. Pictures, weights and file "
-            "names cannot cross between nodes: no message has a field for them."
-        ),
         "Bytes are those of latents and files by the receipts in the audit log, without headers and TLS"
-        + (f", since {facts.log.since[:16]} UTC." if facts.log.since else "."),
+        + (f", since {_minute(facts.log.since)} UTC." if facts.log.since else "."),
     ]
-    lines += left_out(tuple(known.values()), facts.config.node.roles)
     lines += [
         f"{institution}: {sent:,} latents sent and {received:,} received without a receipt, by an earlier release or "
         "in calls that a kill ended; their bytes are not below."
@@ -123,7 +122,6 @@ def _crossing(facts: Facts) -> Section:
         lines.append(
             f"Units of the model (mean and deviation of the channels, not noised): given out {units} times."
         )
-    lines += telemetry_lines(facts.config)
     lines += [
         f"Calibration {each.sha256[:12]}, {each.kind}, {each.source} to {each.target}: {each.state} until "
         f"{each.expires:%Y-%m-%d}."
@@ -131,9 +129,9 @@ def _crossing(facts: Facts) -> Section:
     ]
     if not rows:
         lines.append("No peer is admitted, and nothing has crossed.")
-        return Section("What crosses, to whom, in which form and amount", tuple(lines))
+        return Section(AMOUNTS, tuple(lines))
     columns = ("direction", "allowed now", "number so far", "bytes so far", "last")
-    return Section("What crosses, to whom, in which form and amount", tuple(lines), columns, tuple(rows))
+    return Section(AMOUNTS, tuple(lines), columns, tuple(rows))
 
 
 def _form(facts: Facts, peer: Recipient | None, *, sent: bool) -> str:
@@ -141,10 +139,11 @@ def _form(facts: Facts, peer: Recipient | None, *, sent: bool) -> str:
     policy, manifest = facts.config.policy, facts.manifest
     forms = []
     if peer is not None and peer.latents:
-        latents = f"latents ({', '.join(policy.latent_types)}, depth at least {policy.least_depth:g}"
+        depth = "full depth" if policy.least_depth == 1 else f"depth at least {policy.least_depth:g}"
+        latents = f"latents ({', '.join(policy.latent_types)}, {depth}"
         if manifest is not None and manifest.soften_sigma:
             latents += f", softened to {manifest.soften_sigma:g}"
-        forms.append(f"{latents})" if sent else "translations (PNG or points), latents of round trips")
+        forms.append(f"{latents})" if sent else "translations, and latents of round trips")
     if peer is not None and peer.translations:
         translations = "translations of the peer's latents"
         if policy.round_trip:
@@ -156,7 +155,7 @@ def _form(facts: Facts, peer: Recipient | None, *, sent: bool) -> str:
 def _amount(traffic: Traffic, *, sent: bool) -> tuple[str, str, str]:
     items = traffic.sent_items if sent else traffic.received_items
     size = traffic.sent_bytes if sent else traffic.received_bytes
-    return f"{items:,}", f"{size:,}", traffic.last[:16].replace("T", " ") or "never"
+    return f"{items:,}", f"{size:,}", _minute(traffic.last) or "never"
 
 
 def _stored(facts: Facts) -> Section:
@@ -177,44 +176,6 @@ def _stored(facts: Facts) -> Section:
     return Section(
         "What is stored where, and how long", tuple(lines), ("path", "content", "kept", "bytes now"), rows
     )
-
-
-def _leak(facts: Facts) -> Section:
-    """What was measured for the model's own weights."""
-    heading, found = "Measured leak", facts.privacy
-    if found is None:
-        place = facts.place or facts.config.paths.bundle
-        command = f"ddib privacy report --model {shlex.quote(str(place))} --data HELD_OUT"
-        return Section(
-            heading,
-            (
-                f"Not measured for this model. What an attacker reads from its latents: {command}",
-                "Measured for the shipped models: docs/latents.md.",
-            ),
-        )
-    single = {key: value for key, value in found.items() if not isinstance(value, list)}
-    rows = [("setting", _figures(single))]
-    rows += [
-        (key, _figures(each))
-        for key, values in found.items()
-        if isinstance(values, list)
-        for each in values
-        if isinstance(each, Mapping)
-    ]
-    return Section(heading, ("From the report beside the weights.",), ("of", "figures"), tuple(rows))
-
-
-def _figures(values: Mapping[str, Any]) -> str:
-    """Names and values in one line; a figure with an interval as value (low to high)."""
-    return "; ".join(f"{name} {_figure(value)}" for name, value in values.items() if value not in (None, ""))
-
-
-def _figure(value: object) -> str:
-    if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
-        return f"{value['value']:.3g} ({value['low']:.3g} to {value['high']:.3g})"
-    if isinstance(value, Mapping):
-        return f"({_figures(value)})"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _audit(facts: Facts) -> Section:
@@ -271,5 +232,10 @@ def _signed_for(facts: Facts) -> str:
     )
 
 
-def _when(moment: Any) -> str:
+def _minute(time: str) -> str:
+    """A time as the audit log has it, to the minute."""
+    return time[:16].replace("T", " ")
+
+
+def _when(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC"

@@ -15,8 +15,8 @@ def thresholds(facts: Facts) -> Section:
         "least_soften_sigma": "least noise level to which pictures are softened",
         "least_evaluations": "fewest network evaluations of a latent",
         "evaluations_per_day": "network evaluations times samples for each peer in a day",
-        "client_evaluations_per_day": "the same for each client",
-        "quotas": "the same for single peers",
+        "client_evaluations_per_day": "network evaluations times samples for each own client in a day",
+        "quotas": "evaluations_per_day of single peers",
         "round_trip": "whether a peer may have its translation encoded again",
         "size_rule": "pictures of other sizes: fitted, or refused",
         "samples_per_day": "samples decoded for each peer in a day; 0 is no limit",
@@ -65,4 +65,6 @@ def _setting(value: object) -> str:
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_setting(each)}" for key, each in value.items()) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"

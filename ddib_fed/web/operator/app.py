@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.officer.leaving import leaving
-from ddib_fed.node.officer.sections import sections
+from ddib_fed.node.officer.sections import IN_WORDS, sections
 from ddib_fed.web.operator.overview import Overview
 from ddib_fed.web.pages import answering, application, page
 
@@ -58,4 +58,5 @@ class Operator:
         return page("live.html", live=self.overview.live(), config_file=self._config_file)
 
 
-_LEFT_OUT = frozenset({"Sign-off"})
+_LEFT_OUT = frozenset({IN_WORDS, "Sign-off"})
+"""The page has what leaves at its top, and is not signed."""

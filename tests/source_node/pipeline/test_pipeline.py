@@ -16,6 +16,7 @@ from ddib_fed.errors import LatentNotGaussian, Memorised, PolicyDenied
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.trust import pki
+from ddib_fed.trust.peers.file import Peer
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import ItemState, Settings
 from ddib_fed.wire.refused import refused_facts
@@ -342,6 +343,24 @@ def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
     assert str(job.state) == "FAILED"
     assert {item for item, _ in target.latents} == {0}
     assert source.config.paths.audit.read_bytes().count(b'"latent_sent"') == 1
+
+
+@pytest.mark.slow
+def test_a_call_that_ends_with_a_root_of_two_is_made_again(
+    source: Source, target, institutions, tmp_path
+) -> None:
+    """The end of a roll-over: the open call is cut, and the job goes on over a new connection."""
+    _, south = institutions
+    other = Institution("south.example", tmp_path / "south-again")
+    both = Peer("south.example", south.identity, target.address, (south.root, other.root))
+    source.node.peers.add(both, fingerprints=[pki.fingerprint(other.root)], replace=True)
+    target.decodes = [hang]
+    job_id = source.start().submit(*THREE)
+    assert target.asked.wait(10)
+    source.node.peers.add(south.peer(target.address), fingerprints=[], replace=True)
+    source.remotes.refresh()
+    job = source.ended(job_id)
+    assert (str(job.state), source.states(job)) == ("FINISHED", ["DECODED"] * 3)
 
 
 LARGE = [npy(100_000)] * 3
