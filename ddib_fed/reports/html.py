@@ -39,6 +39,7 @@ th { font-weight: 600; color: #6c6c78; border-bottom-color: #b8b8c2 }
 th:first-child, td:first-child { text-align: left }
 img { image-rendering: pixelated; display: inline-block; vertical-align: middle; max-width: 100% }
 .text th, .text td { text-align: left; vertical-align: top; overflow-wrap: anywhere; min-width: 5em }
+.text th, .text td:first-child { overflow-wrap: break-word } .text td:first-child { max-width: 20em }
 @media print { body { font-size: 11px; margin: 0 } h2 { margin-top: 1em; break-after: avoid }
   tr { break-inside: avoid } }
 .sort th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
