@@ -225,7 +225,7 @@ def _sign_off(facts: Facts) -> Section:
         "Sign-off",
         (_signed_for(facts),),
         ("role", "name", "date", "signature"),
-        tuple((person, "", "", "") for person in people),
+        tuple((person, "_" * 24, "_" * 12, "_" * 30) for person in people),
     )
 
 
