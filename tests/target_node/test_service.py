@@ -354,10 +354,10 @@ def test_other_settings_are_other_work(open_target, north, other) -> None:
     target = open_target(samples_per_day=300)
     contract = target.negotiate(north)
     for changes in ({}, other, other):
-        target.decode(north, header(contract, **changes), *sent(contract, gaussian(20)))
+        target.decode(north, header(contract, **changes), *sent(contract, gaussian(10)))
     with pytest.raises(QuotaSpent) as refused:
-        target.decode(north, header(contract, request_id="large"), *sent(contract, gaussian(270)))
-    assert refused.value.facts["left"] == "260"
+        target.decode(north, header(contract, request_id="large"), *sent(contract, gaussian(285)))
+    assert refused.value.facts["left"] == "280"
 
 
 def test_a_peer_agrees_on_so_many_contracts_a_day(target, north, institutions, monkeypatch) -> None:
