@@ -49,13 +49,13 @@ class CorrectionEffort:
     """
 
     hidden: int = 64
-    fits: int = 2_000
+    fits: int = 1_000
     batch: int = 1_024
-    rounds: int = 4
-    rolls: int = 300
+    rounds: int = 3
+    rolls: int = 250
     rate: float = 1.5e-2
-    roll_rate: float = 2e-3
-    every: int = 100
+    roll_rate: float = 1e-2
+    every: int = 50
 
 
 def corrected(
