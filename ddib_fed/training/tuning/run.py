@@ -115,26 +115,28 @@ def tune(bundle: Bundle, wanted: Wanted, *, device: str = "cpu", say: Say) -> tu
         # The most evaluations first: their grid starts a candidate of the fewer.
         for number in sorted(set(wanted.evaluations), reverse=True):
             tell = partial(say, f"{leg.stage} in {number}")
-            steps = _kept(bundle, leg, number) if wanted.keep_levels else None
-            if steps is None:
+            kept = _kept(bundle, leg, number) if wanted.keep_levels else None
+            if kept is None:
                 steps = learn(leg, number, effort, seed=wanted.seed, known=known, tell=tell)
+            else:
+                steps = replace(kept, corrections=None, weights=None)
             known.append(steps)
             if wanted.corrections and model.is_picture:
                 tell = partial(say, f"weights of {leg.stage} in {number}")
                 steps = weighted(leg, steps, WEIGHTS, seed=wanted.seed, tell=tell)
             elif wanted.corrections:
                 tell = partial(say, f"corrections of {leg.stage} in {number}")
-                steps = corrected(leg, steps, corrections, seed=wanted.seed, tell=tell)
+                moved = kept is not None and kept.corrections is not None
+                steps = corrected(leg, steps, corrections, moved=moved, seed=wanted.seed, tell=tell)
             found.append(measured(leg, steps))
     return tuple(found)
 
 
 def _kept(bundle: Bundle, leg: TuningLeg, number: int) -> LearnedSteps | None:
-    """The bare steps of a leg that the bundle has; None where they have corrections: those moved their levels."""
+    """The steps of a leg that the bundle has; None where it has none."""
     there = () if bundle.tuned is None else bundle.tuned.legs
     wanted = (leg.stage, leg.sigma, number)
-    found = next((each.steps() for each in there if each.key == wanted and each.corrections is None), None)
-    return None if found is None else replace(found, weights=None)
+    return next((each.steps() for each in there if each.key == wanted), None)
 
 
 def measured(leg: TuningLeg, steps: LearnedSteps) -> TunedLeg:
