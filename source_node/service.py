@@ -36,10 +36,10 @@ from ddib_fed.wire.mapping import to_message
 from ddib_fed.wire.streams.chunks import stream_file
 from source_node import messages
 from source_node.calibrations import active_terms
+from source_node.decisions import Decisions
 from source_node.ends import log_end
 from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
-from source_node.jobs.endings import Recording
 from source_node.jobs.events import EventHub
 from source_node.jobs.queries import NOTHING_YET
 from source_node.jobs.store import Job, JobLimits, JobStore
@@ -71,6 +71,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> None:
         self._node = node
         self._reserve = reserve
+        self._decisions = Decisions(node.audit)
         self._store = store
         self._events = events
         self._remotes = remotes
@@ -160,7 +161,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """See translation.proto."""
         before = self._store.head(request.job_id, caller_uri())
         state = self._store.cancel(
-            request.job_id, caller_uri(), recorded=lambda: self._cancelling(request.job_id)
+            request.job_id, caller_uri(), recorded=lambda: self._decisions.cancelling(request.job_id)
         )
         self._runner.cancel(request.job_id)
         if state == JobState.CANCELLED:
@@ -196,7 +197,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 request.job_id,
                 caller_uri(),
                 pairs,
-                recorded=lambda items: self._delivering(request.job_id, items),
+                recorded=lambda items: self._decisions.delivering(request.job_id, items),
             )
         )
         return translation_pb2.AcknowledgeItemsResponse(remaining=remaining)
@@ -207,7 +208,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """See translation.proto."""
         self._reserve.making_room(
             lambda: self._store.delete(
-                request.job_id, caller_uri(), recorded=lambda: self._deleting(request.job_id)
+                request.job_id, caller_uri(), recorded=lambda: self._decisions.deleting(request.job_id)
             )
         )
         self._events.forget(request.job_id)
@@ -228,20 +229,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             published = state
             progress = self._store.progress(job_id)
             self._events.publish(job_id, state=published, items_done=progress.done, items=progress.items)
-
-    # What is in the audit log before it is done
-
-    def _delivering(self, job_id: str, items: Sequence[int]) -> Recording:
-        named = [str(item) for item in items]
-        return self._node.audit.doing(
-            "items_delivered", [{"job": job_id, "client": caller_uri(), "items": named}]
-        )
-
-    def _cancelling(self, job_id: str) -> Recording:
-        return self._node.audit.doing("job_cancel", [{"job": job_id, "client": caller_uri()}])
-
-    def _deleting(self, job_id: str) -> Recording:
-        return self._node.audit.doing("job_deleted", [{"job": job_id, "client": caller_uri()}])
 
     # What a client gets
 
@@ -328,6 +315,7 @@ class SourceService:
         )
         self._runner = JobRunner(node, self._store, self._events, self._remotes)
         self._reserve = Reserve(paths.state)
+        self._decisions = Decisions(node.audit)
         self._servicer = TranslationServicer(
             node, self._store, self._events, self._remotes, self._runner, self._reserve
         )
@@ -375,16 +363,11 @@ class SourceService:
     def _clean(self) -> None:
         while not self._closed.is_set():
             try:
-                self._reserve.making_room(lambda: self._store.expire(recorded=self._expiring))
+                self._reserve.making_room(lambda: self._store.expire(recorded=self._decisions.expiring))
             except Exception:
                 # A full disk, for one: it is emptied here, so this thread must live.
                 log.exception("what nobody fetched could not be removed now")
             self._closed.wait(EXPIRE_EVERY_S)
-
-    def _expiring(self, jobs: Mapping[str, str]) -> Recording:
-        return self._node.audit.doing(
-            "job_expired", [{"job": job_id, "client": owner} for job_id, owner in jobs.items()]
-        )
 
 
 class _SourceRole:

@@ -32,13 +32,14 @@ GENERATOR = "ddib-fed"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #3c3c46; max-width: 1100px; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em } p { max-width: 46em }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em } p { max-width: 46em; overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0 }
 th, td { padding: .25em .8em .25em 0; text-align: right; border-bottom: 1px solid #e4e4ea; vertical-align: middle }
 th { font-weight: 600; color: #6c6c78; border-bottom-color: #b8b8c2 }
 th:first-child, td:first-child { text-align: left }
 img { image-rendering: pixelated; display: inline-block; vertical-align: middle; max-width: 100% }
 .text th, .text td { text-align: left; vertical-align: top; overflow-wrap: anywhere; min-width: 5em }
+.text th, .text td:first-child { overflow-wrap: break-word } .text td:first-child { max-width: 20em }
 @media print { body { font-size: 11px; margin: 0 } h2 { margin-top: 1em; break-after: avoid }
   tr { break-inside: avoid } }
 .sort th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 MOST_WAITING: Final = 1_024
 """Calls of one connection that wait for a thread; more come only from callers that take calls back as they make them,
-because HTTP/2 limits how many are open at once (`server.MAX_OPEN_CALLS`)."""
+because HTTP/2 limits how many are open at once (`server.MORE_OPEN_CALLS`)."""
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -23,8 +23,8 @@ from ddib_fed.trust import tls
 # `interceptors.MAX_WAITING` + `MAX_WAITING_OTHERS` wait for a caller's request.
 RESERVED_THREADS = 40
 MAX_MESSAGE_BYTES = 4 << 20
-# Of one connection: about twice what one identity may have of streams and of waiting calls. gRPC's default is no limit.
-MAX_OPEN_CALLS = 512
+# Open calls of one connection beyond twice the streams' cap. gRPC's default is no limit; each call takes some memory.
+MORE_OPEN_CALLS = 64
 # Longer than the longest stream (a job's day), so that an idle connection is rebuilt but no stream is cut.
 MAX_CONNECTION_AGE_S = 3600
 CONNECTION_GRACE_S = 24 * 3600
@@ -32,7 +32,6 @@ CONNECTION_GRACE_S = 24 * 3600
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_concurrent_streams", MAX_OPEN_CALLS),
     ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_S * 1000),
     ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_S * 1000),
     ("grpc.keepalive_time_ms", 30_000),
@@ -68,7 +67,10 @@ class NodeServer:
     ) -> None:
         self._threads = max_streams + RESERVED_THREADS
         self._pool = FairPool(self._threads, on_crowd)
-        bounds = inbound.options(inbound.file_limit())
+        bounds = (
+            ("grpc.max_concurrent_streams", 2 * max_streams + MORE_OPEN_CALLS),
+            *inbound.options(inbound.file_limit()),
+        )
         self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=(*OPTIONS, *bounds))
         self.health = HealthServicer()
         self._services: list[str] = [""]

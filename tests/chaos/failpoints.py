@@ -44,6 +44,7 @@ PIPELINE = _source("source_node.pipeline.job.Pipeline")
 PROGRESS = _source("source_node.pipeline.progress.JobProgress")
 RUNNER = _source("source_node.runner.JobRunner")
 SERVICE = _source("source_node.service.TranslationServicer")
+DECISIONS = _source("source_node.decisions.Decisions")
 LATENT = _source("ddib_fed.wire.latent.ApprovedLatent")
 AGREED = _source("target_node.agreed.AgreedContracts")
 TARGET = _source("target_node.service.DecodingServicer")
@@ -74,9 +75,9 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "job ended": (STORE, "finish", "after"),
     "end of the job audited": (RUNNER, "_announce", "after"),
     "result fetched": (SERVICE, "_result", "end"),
-    "delivery written down, not done": (SERVICE, "_delivering", "after"),
+    "delivery written down, not done": (DECISIONS, "delivering", "after"),
     "items delivered, not answered": (STORE, "acknowledge", "after"),
-    "deletion written down, not done": (SERVICE, "_deleting", "after"),
+    "deletion written down, not done": (DECISIONS, "deleting", "after"),
     "job deleted, files there": (SPOOL, "remove_job", "before"),
     "job deleted, not answered": (STORE, "delete", "after"),
 }

@@ -182,7 +182,7 @@ def test_a_report_beside_the_weights_is_shown_if_it_is_about_them(config: NodeCo
     report(config.paths.bundle)
     part = section(config, "Measured leak")
     assert part.columns[1:3] == ("right one of 128 by correlation", "read with 512 known pairs")
-    found = "50 % (25 % to 75 %)"
+    found = "50 % (25 to 75)"
     assert part.rows[0] == (
         "depth 1, ode", found, "23.2 (21.7 to 24.4)", found, "", "",
     )  # fmt: skip

@@ -90,7 +90,9 @@ def _read(figure: Figure | None) -> str:
 def _found(figure: Figure | None) -> str:
     if figure is None:
         return ""
-    return f"{_share(figure.value)} ({_share(figure.low)} to {_share(figure.high)})"
+    if figure.low == figure.high:
+        return _share(figure.value)
+    return f"{_share(figure.value)} ({100 * figure.low:.3g} to {100 * figure.high:.3g})"
 
 
 def _share(value: float) -> str:

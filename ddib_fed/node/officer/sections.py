@@ -6,6 +6,7 @@ Every line is what the configuration, the files or the audit log say; what was n
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 from ddib_fed.node.officer.callers import callers, ports
@@ -65,7 +66,7 @@ def _node(facts: Facts) -> Section:
         ("roles", "; ".join(ROLES[role] for role in config.node.roles)),
         ("model", model),
         *([("classifier", f"guides it on request, SHA-256 {facts.classifier}")] if facts.classifier else []),
-        ("configuration", f"{config.path}, SHA-256 {facts.config_sha256}"),
+        ("node.toml", f"{config.path}, SHA-256 {facts.config_sha256}"),
         ("policy", _policy(facts)),
         ("release", __version__),
         (
@@ -161,7 +162,7 @@ def _amount(traffic: Traffic, *, sent: bool) -> tuple[str, str, str]:
 def _stored(facts: Facts) -> Section:
     rows = tuple(
         (
-            str(each.path),
+            _below(each.path, facts.config.folder),
             each.what,
             each.kept,
             "not there" if each.size_bytes is None else f"{each.size_bytes:,}",
@@ -169,13 +170,19 @@ def _stored(facts: Facts) -> Section:
         for each in stored(facts.config)
     )
     lines = [
-        "Nothing is encrypted by the node: the disk must be. A backup of the state folder is worth as much as it."
+        f"Paths are below {facts.config.folder}.",
+        "Nothing is encrypted by the node: the disk must be. A backup of the state folder is worth as much as it.",
     ]
     if facts.config.node.roles == ("target",):
         lines.append("A target keeps no latent and no translation: they are in memory while a call runs.")
     return Section(
         "What is stored where, and how long", tuple(lines), ("path", "content", "kept", "bytes now"), rows
     )
+
+
+def _below(path: Path, folder: Path) -> str:
+    """A path as seen from a folder; the whole of it where it lies elsewhere."""
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _audit(facts: Facts) -> Section:
@@ -218,7 +225,7 @@ def _sign_off(facts: Facts) -> Section:
         "Sign-off",
         (_signed_for(facts),),
         ("role", "name", "date", "signature"),
-        tuple((person, "", "", "") for person in people),
+        tuple((person, "_" * 24, "_" * 12, "_" * 30) for person in people),
     )
 
 

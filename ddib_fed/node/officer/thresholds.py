@@ -64,7 +64,7 @@ def _setting(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_setting(each)}" for key, each in value.items()) or "none"
+        return "; ".join(f"{key}: {_setting(each)}" for key, each in value.items()) or "none"
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"

@@ -86,19 +86,18 @@ def scene(amount: Callable[[int, int], int]) -> Iterator[Scene]:
 Attack = Callable[[Scene, Path, ExitStack], None]
 
 
-def by_frames(path: str, *, count: int = EACH, asked: bool = True, window: int = WINDOW) -> Attack:
+def by_frames(path: str, *, asked: bool = True, window: int = WINDOW) -> Attack:
     """Calls of one identity, held open.
 
     Args:
         path: Of the call.
-        count: How many there are.
         asked: Whether their request is sent.
         window: Bytes of answers that the caller takes.
     """
 
     def attack(scene: Scene, holder: Path, held: ExitStack) -> None:
         raw = held.enter_context(Raw(scene.south.port, holder, window=window))
-        for _ in range(count):
+        for _ in range(EACH):
             stream = raw.open(path)
             if asked:
                 raw.data(stream, message(b""), end=True)
@@ -107,23 +106,22 @@ def by_frames(path: str, *, count: int = EACH, asked: bool = True, window: int =
     return attack
 
 
-def names(scene: Scene, holder: Path, held: ExitStack) -> None:
+def names(scene: Scene, holder: Path, _: ExitStack) -> None:
     """Watches of names of megabytes, each another and taken back once it is answered."""
-    channel = held.enter_context(scene.channel(holder))
-    for number in range(6):
-        name = f"{number:08}" + "x" * (NAME_BYTES - 8)
-        watching = channel.unary_stream(WATCH)(
-            HealthCheckRequest(service=name).SerializeToString(), timeout=10
-        )
-        with suppress(grpc.RpcError):
-            next(watching)
-        watching.cancel()
+    with scene.channel(holder) as channel:
+        for number in range(6):
+            name = f"{holder.name}-{number}-".ljust(NAME_BYTES, "x")
+            request = HealthCheckRequest(service=name).SerializeToString()
+            watching = channel.unary_stream(WATCH)(request, timeout=10)
+            with suppress(grpc.RpcError):
+                next(watching)
+            watching.cancel()
 
 
 ATTACKS: dict[str, Attack] = {
     "calls without a request": by_frames(HEALTH, asked=False),
     "watches": by_frames(WATCH),
-    "answers that are not taken": by_frames(HEALTH, count=6 * EACH, window=0),
+    "answers that are not taken": by_frames(HEALTH, window=0),
     "names": names,
 }
 
