@@ -39,7 +39,9 @@ PAIRS = (
     ("satellite", "relief"),
     ("brain-t1", "brain-t2"),
 )
-DEFAULTS = (8, 12, 16, 20, 24, 32, 48)
+EXACT = 96
+"""Evaluations of the quality "exact"."""
+DEFAULTS = (8, 12, 16, 20, 24, 32, EXACT)
 YARDSTICK = SolverSettings()
 MOST = 20
 """Evaluations at which the error of the default at 48 is to be reached."""
@@ -123,7 +125,7 @@ def open_pair(source: str, target: str, form: Form) -> Pair:
     clusters = None
     if models[0].is_picture:
         every = load_shipped(source).test
-        which = np.unique(np.linspace(0, len(every) - 1, form.pick(6, 48)).astype(int))
+        which = np.unique(np.linspace(0, len(every) - 1, form.pick(16, 48)).astype(int))
         samples, clusters = every[which], shipped_clusters(source)[which]
     else:
         samples = draw(source, form.pick(1_000, 10_000), SEED)
@@ -143,7 +145,7 @@ def _leg(model: DomainModel, x: Tensor, settings: SolverSettings, sigma: float, 
 def _measure(pair: Pair, form: Form, report: Report) -> None:
     drawn = resample(len(pair.x), pair.clusters)
     wanted = pair.errors(YARDSTICK)
-    numbers = form.pick((MOST,), DEFAULTS[:-1])
+    numbers = form.pick((MOST, EXACT), DEFAULTS)
     tried = [("default", SolverSettings(evaluations=n)) for n in numbers]
     tried += [("learned", SolverSettings(evaluations=n, grid="learned")) for n in pair.learned]
     fewest = {"mean": YARDSTICK.evaluations, "median": YARDSTICK.evaluations}

@@ -19,7 +19,7 @@ from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.bridge import integrate, soften
 from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.learned_solver import learned_solver
-from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.diffusion.levels.grids import Grid, make_grid
 from ddib_fed.diffusion.levels.learned import LearnedSteps, Stage
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.errors import NotFinite
@@ -84,11 +84,14 @@ class TuningLeg:
         data = schedule.lambda_max if self.sigma == 0.0 else min(schedule.lambda_max, -math.log(self.sigma))
         return data, schedule.lambda_min
 
+    def walked(self, steps: LearnedSteps) -> Grid:
+        """The grid of learned steps, in the direction of the stage."""
+        grid = steps.grid(self.model.bundle.schedule, *self.ends)
+        return grid if self.stage == "encode" else grid.reversed()
+
     def learned_end(self, steps: LearnedSteps, rows: Rows) -> Tensor:
         """Where learned steps take rows."""
-        grid = steps.grid(self.model.bundle.schedule, *self.ends)
-        grid = grid if self.stage == "encode" else grid.reversed()
-        solver = learned_solver(steps, rows.x, grid, rows.cond, self.model.frame())
+        solver = learned_solver(steps, rows.x, self.walked(steps), rows.cond, self.model.frame())
         return integrate(solver, self.model.denoiser())
 
     def default_end(self, settings: SolverSettings, rows: Rows) -> Tensor:

@@ -26,7 +26,15 @@ from ddib_fed.models.tuned import (
     read_corrections,
 )
 from ddib_fed.training.tuning.corrections import CorrectionEffort, corrected
-from ddib_fed.training.tuning.legs import YARDSTICK, TuningLeg, errors, softened, tuning_leg
+from ddib_fed.training.tuning.legs import (
+    YARDSTICK,
+    Rows,
+    TuningLeg,
+    errors,
+    reference,
+    softened,
+    tuning_leg,
+)
 from ddib_fed.training.tuning.samples import SEED, Counts, own_samples
 from ddib_fed.training.tuning.search import Effort, learn
 from ddib_fed.training.tuning.weights import WeightEffort, weighted
@@ -115,26 +123,28 @@ def tune(bundle: Bundle, wanted: Wanted, *, device: str = "cpu", say: Say) -> tu
         # The most evaluations first: their grid starts a candidate of the fewer.
         for number in sorted(set(wanted.evaluations), reverse=True):
             tell = partial(say, f"{leg.stage} in {number}")
-            steps = _kept(bundle, leg, number) if wanted.keep_levels else None
-            if steps is None:
+            kept = _kept(bundle, leg, number) if wanted.keep_levels else None
+            if kept is None:
                 steps = learn(leg, number, effort, seed=wanted.seed, known=known, tell=tell)
+            else:
+                steps = replace(kept, corrections=None, weights=None)
             known.append(steps)
             if wanted.corrections and model.is_picture:
                 tell = partial(say, f"weights of {leg.stage} in {number}")
                 steps = weighted(leg, steps, WEIGHTS, seed=wanted.seed, tell=tell)
             elif wanted.corrections:
                 tell = partial(say, f"corrections of {leg.stage} in {number}")
-                steps = corrected(leg, steps, corrections, seed=wanted.seed, tell=tell)
+                moved = kept is not None and kept.corrections is not None
+                steps = corrected(leg, steps, corrections, moved=moved, seed=wanted.seed, tell=tell)
             found.append(measured(leg, steps))
     return tuple(found)
 
 
 def _kept(bundle: Bundle, leg: TuningLeg, number: int) -> LearnedSteps | None:
-    """The bare steps of a leg that the bundle has; None where they have corrections: those moved their levels."""
+    """The steps of a leg that the bundle has; None where it has none."""
     there = () if bundle.tuned is None else bundle.tuned.legs
     wanted = (leg.stage, leg.sigma, number)
-    found = next((each.steps() for each in there if each.key == wanted and each.corrections is None), None)
-    return None if found is None else replace(found, weights=None)
+    return next((each.steps() for each in there if each.key == wanted), None)
 
 
 def measured(leg: TuningLeg, steps: LearnedSteps) -> TunedLeg:
@@ -180,26 +190,55 @@ def _legs(model: DomainModel, wanted: Wanted, counts: Counts, say: Say) -> list[
     sigma = model.sigma(wanted.soften)
     data = [model.tensor(model.normalise(each)) for each in own_samples(model.manifest, wanted.data, counts)]
     soft = [softened(x, sigma, wanted.seed + SEED - 1 - i) for i, x in enumerate(data)]
-    noise = [
-        torch.randn(
-            n, *model.sample_shape, generator=torch.Generator().manual_seed(wanted.seed + SEED + i)
-        ).to(x)
-        for i, (n, x) in enumerate(zip((counts.fit, counts.choose, counts.held_out), data, strict=True))
-    ]
-    plans: tuple[tuple[Stage, list[Tensor], float], ...] = (("encode", soft, sigma), ("decode", noise, 0.0))
+    legs = []
+    if "encode" in wanted.stages:
+        legs.append(_leg(model, "encode", soft, sigma, wanted, say))
+    if "decode" in wanted.stages:
+        latents = _latents(model, soft, sigma, wanted, legs) if model.is_picture else None
+        legs.append(_leg(model, "decode", _noise(soft, latents, wanted.seed), 0.0, wanted, say))
+    return legs
+
+
+def _leg(
+    model: DomainModel, stage: Stage, starts: Sequence[Tensor], sigma: float, wanted: Wanted, say: Say
+) -> TuningLeg:
+    return tuning_leg(
+        model,
+        stage,
+        (starts[0], starts[1], starts[2]),
+        _conditions(model, starts, wanted.seed),
+        sigma=sigma,
+        evaluations=REFERENCE,
+        tell=partial(say, f"reference of {stage}"),
+    )
+
+
+def _latents(
+    model: DomainModel, soft: Sequence[Tensor], sigma: float, wanted: Wanted, legs: Sequence[TuningLeg]
+) -> list[Tensor]:
+    """Where the reference of encoding takes softened data: the ends of that leg, where it is there."""
+    if legs:
+        return [rows.end for rows in (legs[0].fit, legs[0].choose, legs[0].held_out)]
+    conds = _conditions(model, soft, wanted.seed)
     return [
-        tuning_leg(
-            model,
-            stage,
-            (starts[0], starts[1], starts[2]),
-            _conditions(model, starts, wanted.seed),
-            sigma=level,
-            evaluations=REFERENCE,
-            tell=partial(say, f"reference of {stage}"),
-        )
-        for stage, starts, level in plans
-        if stage in wanted.stages
+        reference(model, "encode", Rows(x, cond, x), sigma, REFERENCE)
+        for x, cond in zip(soft, conds, strict=True)
     ]
+
+
+def _noise(like: Sequence[Tensor], latents: Sequence[Tensor] | None, seed: int) -> list[Tensor]:
+    """Starts of decoding: N(0, I), and in every other row a latent where there are some.
+
+    What a node decodes are latents of pictures, which lie elsewhere than noise: the default's error on them is less
+    than half of that on noise, and steps learned from noise alone are no better there than on noise.
+    """
+    starts = []
+    for i, x in enumerate(like):
+        start = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + SEED + i)).to(x)
+        if latents is not None:
+            start[::2] = latents[i][::2]
+        starts.append(start)
+    return starts
 
 
 def _conditions(

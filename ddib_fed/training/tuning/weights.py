@@ -134,8 +134,7 @@ class Walk:
     @classmethod
     def of(cls, leg: TuningLeg, steps: LearnedSteps) -> Walk:
         """With the weights that follow from the levels."""
-        grid = steps.grid(leg.model.bundle.schedule, *leg.ends)
-        grid = grid if leg.stage == "encode" else grid.reversed()
+        grid = leg.walked(steps)
         axis = grid.phis if steps.coordinates == "angle" else tuple(level.lam for level in grid.levels)
         predictors, correctors = unipc_weights(axis, steps.order)
         return cls(leg, steps, grid, (predictors, correctors[:-1]))

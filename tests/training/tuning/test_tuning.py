@@ -206,9 +206,7 @@ def test_a_tuned_bundle_translates_with_the_grid_learned(tmp_path, monkeypatch):
     from ddib_fed.models.bundle import save_bundle
 
     monkeypatch.setattr(run, "POINTS", (Counts(16, 8, 8), Effort((3,), 8, 1, 1, 1)))
-    monkeypatch.setattr(
-        run, "CORRECTIONS", CorrectionEffort(hidden=4, fits=2, fit_batch=8, rolls=1, roll_batch=4)
-    )
+    monkeypatch.setattr(run, "CORRECTIONS", CorrectionEffort(hidden=4, fits=2, batch=8, rounds=1, rolls=1))
     monkeypatch.setattr(run, "REFERENCE", 8)
     save_bundle(tmp_path / "m", manifest(), state())
     run.tune_bundle(tmp_path / "m", Wanted((4,)), say=silent)

@@ -127,3 +127,16 @@ def _pictures(manifest, counts):
         (255.0 * torch.rand(n, *manifest.sample_shape, generator=generator)).numpy()
         for n in (counts.fit, counts.choose, counts.held_out)
     )
+
+
+@pytest.mark.parametrize("stages", [("encode", "decode"), ("decode",)])
+def test_decoding_is_learned_from_latents_beside_noise(monkeypatch, stages):
+    """What a node decodes are latents of pictures; they are the same whether encoding is tuned too or not."""
+    monkeypatch.setattr(run, "own_samples", lambda manifest, *_: _pictures(manifest, Counts(4, 2, 2)))
+    monkeypatch.setattr(run, "REFERENCE", 8)
+    model = DomainModel(tiny(channels=3, spectral=True))
+    legs = run._legs(model, Wanted((4,), soften=0.1, stages=stages), Counts(4, 2, 2), silent)
+    (encode,) = run._legs(model, Wanted((4,), soften=0.1, stages=("encode",)), Counts(4, 2, 2), silent)
+    for decoded, encoded in ((legs[-1].fit, encode.fit), (legs[-1].held_out, encode.held_out)):
+        torch.testing.assert_close(decoded.x[::2], encoded.end[::2])
+        assert not torch.allclose(decoded.x[1::2], encoded.end[1::2])

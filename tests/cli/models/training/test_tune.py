@@ -22,9 +22,7 @@ from tests.models.examples import manifest, state
 def ddib(monkeypatch):
     """Run a command; errors of ours come out as they are. Little is spent on a leg."""
     monkeypatch.setattr(run, "POINTS", (Counts(16, 8, 8), Effort((3,), 8, 1, 1, 1)))
-    monkeypatch.setattr(
-        run, "CORRECTIONS", CorrectionEffort(hidden=4, fits=2, fit_batch=8, rolls=1, roll_batch=4)
-    )
+    monkeypatch.setattr(run, "CORRECTIONS", CorrectionEffort(hidden=4, fits=2, batch=8, rounds=1, rolls=1))
     monkeypatch.setattr(run, "REFERENCE", 8)
 
     def call(group, *arguments):
