@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ddib_fed.cli.client.translation import batches
 from ddib_fed.cli.main import run
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
@@ -44,3 +45,9 @@ def written(tmp_path):
     """The paths below the folder of the results, hidden ones included."""
     out = tmp_path / "out"
     return lambda: sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def few_files(monkeypatch):
+    """Jobs of two files, so that five make three."""
+    monkeypatch.setattr(batches, "JOB_FILES", 2)

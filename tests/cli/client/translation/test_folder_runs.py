@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.client.delivery import Input, check_free
-from ddib_fed.cli.client.translation import batches
 from ddib_fed.cli.client.translation.lock import locked
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull, UsageError
@@ -25,12 +24,6 @@ RESULTS = sorted(
     for name in ("scan-0", "scan-2", "scan-4", "deep/er/scan-1", "deep/er/scan-3")
     for kind in ("npy", "json")
 )
-
-
-@pytest.fixture
-def few_files(monkeypatch):
-    """Jobs of two files, so that five make three."""
-    monkeypatch.setattr(batches, "JOB_FILES", 2)
 
 
 def refuse_bad(north, bad):
