@@ -37,7 +37,9 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
         self.failure: Exception | None = None
         self.on_describe: Callable[[], object] = lambda: None
         self.ended = threading.Event()
+        self.taken = 0
         self.much = b""
+        self.before_much: Callable[[], object] = lambda: None
 
     def DescribeDomain(self, request, context):
         self.on_describe()
@@ -53,10 +55,12 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
     def Decode(self, request_iterator, context):
         try:
             for number, _message in enumerate(request_iterator):
+                self.taken += 1
                 if self.failure is not None:
                     raise self.failure
                 yield pb.DecodeResponse(progress=pb.DecodeProgress(item=number, stage=str(caller())))
                 if self.much:
+                    self.before_much()
                     yield pb.DecodeResponse(chunk=common_pb2.Chunk(data=self.much))
         finally:
             self.ended.set()

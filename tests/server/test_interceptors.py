@@ -142,7 +142,7 @@ def test_a_withdrawn_identity_is_refused_although_its_certificate_is_good(
 
 
 def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, north: Institution) -> None:
-    """In the middle of a stream that is both ways."""
+    """In the middle of a stream that is both ways; the message does not reach the servicer."""
     requests = Requests()
     with node.stub(north) as stub:
         call = stub.Decode(requests, timeout=10)
@@ -150,6 +150,23 @@ def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, nort
         assert next(call).progress.item == 0
         node.south.store.remove("north.example")
         requests.send(pb.DecodeRequest())
+        with pytest.raises(grpc.RpcError) as error:
+            next(call)
+    assert type(from_rpc_error(error.value, HOP)) is PeerUnknown
+    assert node.echo.ended.wait(10)
+    assert node.echo.taken == 1
+    requests.close()
+
+
+def test_a_removed_peer_gets_no_further_answer(node: Listening, north: Institution) -> None:
+    """Although it sends nothing itself: it is removed between two answers to one message."""
+    requests = Requests()
+    node.echo.much = b"latent"
+    node.echo.before_much = lambda: node.south.store.remove("north.example")
+    with node.stub(north) as stub:
+        call = stub.Decode(requests, timeout=10)
+        requests.send(pb.DecodeRequest())
+        assert next(call).progress.item == 0
         with pytest.raises(grpc.RpcError) as error:
             next(call)
     assert type(from_rpc_error(error.value, HOP)) is PeerUnknown

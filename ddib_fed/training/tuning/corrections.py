@@ -51,11 +51,11 @@ class CorrectionEffort:
     hidden: int = 64
     fits: int = 1_000
     batch: int = 1_024
-    rounds: int = 3
-    rolls: int = 250
+    rounds: int = 4
+    rolls: int = 350
     rate: float = 1.5e-2
     roll_rate: float = 1e-2
-    every: int = 50
+    every: int = 70
 
 
 def corrected(

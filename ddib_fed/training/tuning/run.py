@@ -41,7 +41,7 @@ from ddib_fed.training.tuning.weights import WeightEffort, weighted
 
 Say = Callable[[str, int, int], None]
 """Told (what is being done, done, in all)."""
-POINTS = Counts(fit=12_000, choose=2_000, held_out=4_000), Effort((3, 4, 5), 400, 40, 240, 3)
+POINTS = Counts(fit=24_000, choose=2_000, held_out=4_000), Effort((3, 4, 5), 400, 40, 240, 3)
 PICTURES = Counts(fit=24, choose=8, held_out=12), Effort((2, 3, 4), 2, 10, 30, 2, 0.05)
 CORRECTIONS = CorrectionEffort()
 WEIGHTS = WeightEffort()

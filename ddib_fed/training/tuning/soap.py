@@ -64,8 +64,9 @@ class Soap(torch.optim.Optimizer):
         bases = _bases(state, gradient) if parameter.shape[1] > 1 else None
         turned, mean = (_into(bases, each) for each in (gradient, state["mean"]))
         state["squares"].lerp_(turned.square(), 1.0 - SECOND)
-        first, second = (1.0 - decay ** state["count"] for decay in (MOMENTUM, SECOND))
-        sizes = (state["squares"] / second).sqrt() + TINY
+        count: int = state["count"]
+        first, second = 1.0 - MOMENTUM**count, 1.0 - SECOND**count
+        sizes: Tensor = (state["squares"] / second).sqrt() + TINY
         if bases is None:
             return mean / first / sizes
         ahead = mean / first / (sizes + FLOOR * sizes.mean((1, 2), keepdim=True))

@@ -9,7 +9,7 @@ import torch
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.workers import books, hanging, starts
+from ddib_fed.bridge.workers import books, hanging, pool, starts
 from ddib_fed.bridge.workers.books import FLOWS_BESIDE
 from ddib_fed.bridge.workers.pool import Pool
 from ddib_fed.bridge.workers.workbench import Broken, Cancel, Do, Done, Ping, Pong, Ready, Step
@@ -301,7 +301,8 @@ def test_what_is_raised_when_a_step_is_told_ends_that_work_alone(scene):
 def test_a_busy_worker_is_asked_for_a_sign_of_life_and_ended_without_one(scene, monkeypatch):
     """An idle one is not asked; one that answers keeps its work, however long that takes."""
     monkeypatch.setattr(hanging, "ASK_EVERY_S", 0.02)
-    monkeypatch.setattr(hanging, "SILENT_S", 0.3)
+    monkeypatch.setattr(hanging, "SILENT_S", 2.0)  # a busy machine is no worker that hangs
+    monkeypatch.setattr(pool, "LOOK_EVERY_S", 0.02)
     stage = scene(2)
     future = stage.submit()
     busy, idle = sorted(stage.workers, key=lambda worker: -len(worker.has))

@@ -15,8 +15,6 @@ import pytest
 from ddib_fed.errors import LatentNotGaussian, Memorised, PolicyDenied
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
-from ddib_fed.trust import pki
-from ddib_fed.trust.peers.file import Peer
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import ItemState, Settings
 from ddib_fed.wire.refused import refused_facts
@@ -24,9 +22,8 @@ from ddib_fed.wire.version import SPOKEN
 from source_node.jobs.records import Part
 from source_node.jobs.spool import Spool
 from source_node.pipeline import job as pipeline_job
-from tests.node.institutions import Institution
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
-from tests.source_node.conftest import LARGE_LIMITS, SOLVER, Source, wait_until
+from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
 from tests.source_node.scripted_target import fail, hang, instead, refuse
 
 THREE = [npy(seed=n) for n in range(3)]
@@ -292,75 +289,6 @@ def test_an_item_that_this_node_cannot_encode_fails_alone(source, target) -> Non
     assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
     assert job.items[1].error["reason"] == "LATENT_NOT_GAUSSIAN"
     assert sorted(target.seen[0]) == [0, 2]
-
-
-@pytest.mark.slow
-def test_a_peer_that_is_removed_gets_no_further_latent(source: Source, target) -> None:
-    """Its open call is ended, and the job fails with that reason."""
-    target.decodes = [hang]
-    job_id = source.start().submit(*THREE)
-    assert target.asked.wait(10)
-    source.node.peers.remove("south.example")
-    source.remotes.refresh()
-    job = source.ended(job_id)
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "PEER_NOT_FOUND")
-
-
-def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source: Source, target) -> None:
-    """The call is open by then; the latent stays here, and no act of sending is recorded."""
-    store, keep = source.store, source.store.keep
-
-    def keeping(change):
-        if change.state == ItemState.ENCODED:
-            source.node.peers.remove("south.example")
-        return keep(change)
-
-    store.keep = keeping  # type: ignore[method-assign]
-    job = source.start().ended(source.submit())
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "PEER_NOT_FOUND")
-    assert target.latents == []
-    wait_until(source.config.paths.audit.exists)  # the end of the job, its last line
-    assert b"latent_sent" not in source.config.paths.audit.read_bytes()
-
-
-@pytest.mark.slow
-def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
-    source: Source, target, tmp_path
-) -> None:
-    """The open call leads to whoever has the old root's key: nothing leaves on it, and nobody else answers there."""
-    keep, new = source.store.keep, Institution("south.example", tmp_path / "south-again")
-
-    def keeping(change):
-        if (change.item, change.state) == (1, ItemState.ENCODED):
-            wait_until(lambda: target.latents)
-            source.node.peers.add(
-                new.peer(target.address), fingerprints=[pki.fingerprint(new.root)], replace=True
-            )
-        return keep(change)
-
-    source.store.keep = keeping  # type: ignore[method-assign]
-    job = source.start().ended(source.submit(*THREE, deadline_s=4.0))
-    assert str(job.state) == "FAILED"
-    assert {item for item, _ in target.latents} == {0}
-    assert source.config.paths.audit.read_bytes().count(b'"latent_sent"') == 1
-
-
-@pytest.mark.slow
-def test_a_call_that_ends_with_a_root_of_two_is_made_again(
-    source: Source, target, institutions, tmp_path
-) -> None:
-    """The end of a roll-over: the open call is cut, and the job goes on over a new connection."""
-    _, south = institutions
-    other = Institution("south.example", tmp_path / "south-again")
-    both = Peer("south.example", south.identity, target.address, (south.root, other.root))
-    source.node.peers.add(both, fingerprints=[pki.fingerprint(other.root)], replace=True)
-    target.decodes = [hang]
-    job_id = source.start().submit(*THREE)
-    assert target.asked.wait(10)
-    source.node.peers.add(south.peer(target.address), fingerprints=[], replace=True)
-    source.remotes.refresh()
-    job = source.ended(job_id)
-    assert (str(job.state), source.states(job)) == ("FINISHED", ["DECODED"] * 3)
 
 
 LARGE = [npy(100_000)] * 3
