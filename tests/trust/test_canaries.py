@@ -24,7 +24,10 @@ from tests.trust.tap.secrets import Secrets
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("secrets")]
 
 TARGET = "south.example/relief"
-LEVELS = ("debug", "info", "warning", "error")
+LEVELS = (
+    "debug",  # all lines of the others, and more
+    *(pytest.param(level, marks=pytest.mark.long) for level in ("info", "warning", "error")),
+)
 KEY_FILES = {"ca.key", "leaf.key", "softening.key"}
 
 

@@ -10,6 +10,10 @@ from ddib_fed.client import connection
 from tests.cli.client.broken_setups import SETUPS
 
 CONNECTION = [name for name, setup in SETUPS.items() if setup.step == "connection"]
+# Each of the two waits for every command's patience: a firewall that drops and a node that is silent.
+EVERY_COMMAND = [
+    pytest.param(name, marks=pytest.mark.long) if name == "firewall" else name for name in CONNECTION
+]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +45,7 @@ def test_doctor_names_the_cause_of_each_broken_set_up(name, tmp_path, capsys) ->
         assert "  try:  " in shown.err
 
 
-@pytest.mark.parametrize("name", CONNECTION)
+@pytest.mark.parametrize("name", EVERY_COMMAND)
 def test_every_command_names_the_cause_of_a_failed_connection(name, tmp_path, capsys) -> None:
     """The same causes as `ddib doctor`, without running it; the proxy of the environment is asked by that alone."""
     scan = tmp_path / "scan.npy"

@@ -126,6 +126,7 @@ def test_guided_pictures_leave_as_latents_alone(benches: Callable[..., Bench], e
     assert [*searched(traffic, secrets, evidence), *judge.look(traffic)] == []
 
 
+@pytest.mark.long
 def test_a_classifier_of_the_target_changes_nothing_of_that(
     benches: Callable[..., Bench], evidence: Evidence
 ) -> None:
