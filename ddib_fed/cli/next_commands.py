@@ -20,7 +20,7 @@ def with_config(path: Path) -> str:
 def say_next(steps: Sequence[tuple[str, str]]) -> None:
     """Print the next commands, each on a line of its own below its purpose.
 
-    No comment follows a command: zsh, unless it is told otherwise, takes the words of one for arguments.
+    No comment follows a command: an interactive zsh passes the words of a comment as arguments by default.
 
     Args:
         steps: At least one (command, purpose).

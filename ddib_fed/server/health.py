@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2_grpc
 from ddib_fed.errors import DeadlineExceeded, NotFoundError
 
 WATCH_S: Final = 3600.0
-"""A watcher is told to come again after this, as its connection is (`server.MAX_CONNECTION_AGE_S`)."""
+"""Longest duration of one Watch; the client then calls again, as after `server.MAX_CONNECTION_AGE_S`."""
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types

@@ -58,7 +58,7 @@ def test_recipients_are_those_of_the_policy(tmp_path: Path) -> None:
 
 
 def test_nobody_is_a_recipient_where_no_client_may_send(tmp_path: Path) -> None:
-    """[policy.clients] decides too, by name; what each may do is told."""
+    """[policy.clients] decides too, by name; the page says what each client may do."""
     config = both_roles(tmp_path, clients='{ "alice" = ["south.example/relief"], "bob" = [] }')
     rows = [cells[1:] for cells in section(config, "Who may call").rows if cells[0].startswith("client")]
     assert rows == [

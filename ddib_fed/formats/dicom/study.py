@@ -112,7 +112,7 @@ def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: O
 
     Raises:
         ExtraMissing: pydicom is not installed.
-        ImageUnreadable: There is no picture, and nothing that may have been one.
+        ImageUnreadable: No file is a picture or a damaged picture.
     """
     found = sort_files(files)
     if not found.series and not found.unreadable:

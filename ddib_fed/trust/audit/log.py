@@ -184,7 +184,7 @@ class AuditLog:
         *,
         failed: Callable[[int], object] = lambda _written: None,
     ) -> Head:
-        """Add lines; `failed` is told how many are in the file, if they did not all reach the disk."""
+        """Add lines; `failed` is called with how many are in the file, if they did not all reach the disk."""
         checked_act(act)
         written = 0
         try:
