@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import pickle
 import signal
@@ -17,10 +18,13 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe
+from queue import SimpleQueue
 from typing import Any, Final
 
 from ddib_fed.errors import InternalError
 from ddib_fed.processes import killed_with
+
+log = logging.getLogger(__name__)
 
 Serve = Callable[..., None]
 """What runs in the process: called with its `Channel` and further arguments; a function of a module."""
@@ -188,6 +192,41 @@ class WorkerProcess:
         with contextlib.suppress(ValueError):
             return f"was killed by {signal.Signals(-code).name}"
         return f"was killed by signal {-code}"
+
+
+class Outbox:
+    """Messages to a process, sent one after another by a thread of their own: whoever puts one never waits.
+
+    A message that cannot be sent (out of memory, for one) ends the process: what it asked for would be waited for
+    without end, and whoever listens to the process hears that it has ended.
+
+    Args:
+        process: Whose channel is written to.
+        name: Of the thread.
+    """
+
+    def __init__(self, process: WorkerProcess, *, name: str) -> None:
+        self._process = process
+        self._waiting: SimpleQueue[Any] = SimpleQueue()
+        threading.Thread(target=self._write, name=name, daemon=True).start()
+
+    def put(self, message: Any) -> None:
+        """Send this after what was put before; nothing is said when the process is gone."""
+        self._waiting.put(message)
+
+    def close(self) -> None:
+        """End the thread once everything was sent."""
+        self._waiting.put(None)
+
+    def _write(self) -> None:
+        try:
+            while (message := self._waiting.get()) is not None:
+                self._process.channel.send(message)
+        except OSError:
+            pass  # it has ended, which its listener hears
+        except Exception:
+            log.exception("a message to process %d could not be sent; it is replaced", self._process.pid)
+            self._process.kill()
 
 
 def begin(parent: int, connection: int, watched: int) -> None:

@@ -7,12 +7,11 @@ import logging
 import os
 import threading
 from dataclasses import replace
-from queue import SimpleQueue
 from typing import Any, Final
 
 from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.workers.pool import Listener, Pool
-from ddib_fed.bridge.workers.process import Channel, WorkerProcess, portable
+from ddib_fed.bridge.workers.process import Channel, Outbox, WorkerProcess, portable
 from ddib_fed.bridge.workers.workbench import Broken, Workbench
 
 log = logging.getLogger(__name__)
@@ -67,15 +66,14 @@ def _cores() -> int:
 
 
 class _Process:
-    """A `Remote`: a process, a thread that writes to it and one that listens."""
+    """A `Remote`: a process, its outbox and a thread that listens."""
 
     def __init__(self, recipe: Recipe, name: str, listener: Listener) -> None:
         self._process = WorkerProcess(serve, name=f"ddib worker {name}")
         self._listener = listener
-        self._outbox: SimpleQueue[Any] = SimpleQueue()
+        self._outbox = Outbox(self._process, name=f"worker {name}")
         self._outbox.put((recipe, f"{name}, process {self._process.pid}"))
-        for work in (self._write, self._listen):
-            threading.Thread(target=work, name=f"worker {name}", daemon=True).start()
+        threading.Thread(target=self._listen, name=f"worker {name}", daemon=True).start()
 
     def send(self, message: Any) -> None:
         """See `Remote`."""
@@ -83,30 +81,19 @@ class _Process:
 
     def end(self) -> None:
         """See `Remote`."""
-        self._outbox.put(None)
+        self._outbox.close()
         self._process.end()
-
-    def _write(self) -> None:
-        try:
-            while (message := self._outbox.get()) is not None:
-                self._process.channel.send(message)
-        except OSError:
-            pass  # it has ended, which `_listen` hears
-        except Exception:
-            # Out of memory, for one. What was to be done would wait for ever: others do it.
-            log.exception("a message to a worker process could not be sent; it is replaced")
-            self._process.kill()
 
     def _listen(self) -> None:
         try:
             while True:
                 self._listener.heard(self._process.channel.receive())
         except (EOFError, OSError):
-            self._outbox.put(None)
+            self._outbox.close()
             self._process.channel.close()
         except Exception:
             log.exception("a message of a worker process could not be taken; it is replaced")
-            self._outbox.put(None)
+            self._outbox.close()
             self._process.kill()
         why = self._process.ending
         self._process.kill()

@@ -6,13 +6,12 @@ import importlib.util
 import itertools
 import logging
 import threading
-from queue import SimpleQueue
 from typing import Any, Final
 
 from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.workers.limits import LOCAL
 from ddib_fed.bridge.workers.pool import Listener, Pool
-from ddib_fed.bridge.workers.process import WorkerProcess
+from ddib_fed.bridge.workers.process import Outbox, WorkerProcess
 from ddib_fed.bridge.workers.ray_driver import (
     ActorEnded,
     Connected,
@@ -137,10 +136,9 @@ class _Driver:
         self._there: Connected | None = None
         self._error: Exception | None = None
         self.lost = False
-        self._outbox: SimpleQueue[Any] = SimpleQueue()
+        self._outbox = Outbox(self._process, name="ray-driver")
         self._outbox.put((recipe, address, cpus))
-        for work in (self._write, self._listen):
-            threading.Thread(target=work, name="ray-driver", daemon=True).start()
+        threading.Thread(target=self._listen, name="ray-driver", daemon=True).start()
         answered = self._connected.wait(CONNECT_S)
         if self._there is None:
             self._process.kill()
@@ -175,19 +173,8 @@ class _Driver:
     def end(self) -> None:
         """End it; its actors end with it."""
         self.lost = True
-        self._outbox.put(None)
+        self._outbox.close()
         self._process.end()
-
-    def _write(self) -> None:
-        try:
-            while (message := self._outbox.get()) is not None:
-                self._process.channel.send(message)
-        except OSError:
-            pass  # it has ended, which `_listen` hears
-        except Exception:
-            # Out of memory, for one. What was to be done would wait for ever: another driver's actors do it.
-            log.exception("a message to the driver could not be sent; it is replaced")
-            self._process.kill()
 
     def _listen(self) -> None:
         try:
@@ -201,7 +188,7 @@ class _Driver:
             self.lost = True
             listeners = list(self._listeners.values())
             self._listeners.clear()
-        self._outbox.put(None)
+        self._outbox.close()
         self._process.channel.close()
         self._connected.set()
         self._process.kill()

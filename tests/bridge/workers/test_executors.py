@@ -171,11 +171,10 @@ def test_errors_of_the_model_reach_the_caller_as_they_are(executor):
         executor.submit(Broken("encode", noise(4), SETTINGS)).result(PATIENCE_S)
 
 
-def test_a_killed_worker_loses_nothing(pool):
-    """SIGKILL with work in flight: every result comes, and is right; a new process takes the dead one's place."""
+def lose_nothing(pool, fate):
+    """Send a signal to one of two workers with work in flight: every result comes, and is right; it is replaced."""
     pool.resize(2)
     until(lambda: pool.counters["ready"] == 2, "two workers")
-    before = dict(pool.counters)
     work = [
         Trajectory("decode", noise(50, seed), SolverSettings(evaluations=960, solver="ddim"), flow="job")
         for seed in range(8)
@@ -184,35 +183,27 @@ def test_a_killed_worker_loses_nothing(pool):
     futures = [pool.submit(each, on_step=lambda done, of: begun.set()) for each in work]
     assert begun.wait(PATIENCE_S)
     victim = processes_of(pool)[0]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(victim, fate)
     for each, future in zip(work, futures, strict=True):
         torch.testing.assert_close(future.result(PATIENCE_S), expected(each), atol=1e-3, rtol=1e-3)
     until(lambda: pool.counters["ready"] == 2, "the worker is replaced")
     assert victim not in processes_of(pool)
+
+
+def test_a_killed_worker_loses_nothing(pool):
+    """A new process takes the dead one's place, and its work is done again."""
+    before = dict(pool.counters)
+    lose_nothing(pool, signal.SIGKILL)
     assert pool.counters["replaced"] == before["replaced"] + 1
     assert pool.counters["redone"] > before["redone"]
     assert pool.problem is None
 
 
 def test_a_stopped_worker_loses_nothing(pool, monkeypatch):
-    """SIGSTOP with work in flight: the process is there, and says nothing. Its work is done by another."""
+    """The process is there, and says nothing."""
     monkeypatch.setattr(hanging, "ASK_EVERY_S", 0.2)
     monkeypatch.setattr(hanging, "SILENT_S", 3.0)
-    pool.resize(2)
-    until(lambda: pool.counters["ready"] == 2, "two workers")
-    work = [
-        Trajectory("decode", noise(50, seed), SolverSettings(evaluations=960, solver="ddim"), flow="job")
-        for seed in range(8)
-    ]
-    begun = threading.Event()
-    futures = [pool.submit(each, on_step=lambda done, of: begun.set()) for each in work]
-    assert begun.wait(PATIENCE_S)
-    victim = processes_of(pool)[0]
-    os.kill(victim, signal.SIGSTOP)
-    for each, future in zip(work, futures, strict=True):
-        torch.testing.assert_close(future.result(PATIENCE_S), expected(each), atol=1e-3, rtol=1e-3)
-    until(lambda: pool.counters["ready"] == 2, "the worker is replaced")
-    assert victim not in processes_of(pool)
+    lose_nothing(pool, signal.SIGSTOP)
 
 
 def test_work_that_kills_its_workers_is_given_up(pool):
