@@ -1,6 +1,6 @@
 """Colour transfer on photographs that packages carry, beside optimal transport: tables and sheet of docs/colours.md.
 
-    python -m benchmarks.colours [--work DIR] [--only rgb|lab]      goes on where it was stopped
+    python -m benchmarks.colours [--work DIR] [--only rgb|lab]      resumes
 
 About twenty minutes of one core. Models and full pictures stay in DIR; docs/colours/ gets a report a pair and space,
 and the sheet.

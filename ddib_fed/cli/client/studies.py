@@ -193,7 +193,7 @@ def refuse_detached(given: Choice, *, detach: bool) -> None:
         first = given.studies.origins[0].given if given.studies else "a series, volume or map"
         raise UsageError(
             f"--detach: {first} is put together when its items are there",
-            hint="leave --detach out; the same command goes on where it was interrupted",
+            hint="leave --detach out; after an interruption the same command resumes",
         )
 
 

@@ -29,7 +29,7 @@ from tests.source_node.scripted_target import fail, hang, instead, refuse
 THREE = [npy(seed=n) for n in range(3)]
 
 
-def test_an_honest_peer_brings_every_item_home(source, target) -> None:
+def test_an_honest_peer_translates_every_item(source, target) -> None:
     """Translation, cycle and record of each item are on the disk, and the cycle of an exact model closes."""
     job = source.start().ended(source.submit(*THREE, cycle=True))
     assert job.state == "FINISHED"
