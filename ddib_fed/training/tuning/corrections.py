@@ -3,11 +3,11 @@
     1. minimise  sum_i mean |a_i(f_i) - defect of predictor i| + |b_i(f_i) - defect of corrector i|   along exact paths
     2. minimise  log mean e + w mean log e,   e = |student - exact end|,   by gradients through the corrected solver
 
-The first sees only exact histories; the second corrects the errors of the student's own histories. Its gradients go along
-linearised paths (`paths.Linearised`), which are made again from the student as it is by then, once a round. Points of
-great error are drawn more often: the mean error is carried by the few whose path bends between two levels. Both are
-learned with SOAP: Adam leaves twice the residual after as many gradients (decision 0080). Corrections that do not lower
-the error of rows that were not learned from are dropped.
+The first sees only exact histories; the second corrects the errors of the student's own histories. Its gradients go
+along linearised paths (`paths.Linearised`), which are made again from the student as it is by then, once a round.
+Points of great error are drawn more often: the mean error is carried by the few whose path bends between two levels.
+Both are learned with SOAP: Adam leaves twice the residual after as many gradients (decision 0080). Corrections that do
+not lower the error of rows that were not learned from are dropped.
 """
 
 from __future__ import annotations
