@@ -52,6 +52,9 @@ from ddib_fed.version import __version__
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 1.0
+"""How often the thread that serves looks whether the node is to end, if nothing wakes it."""
+
 
 class _StopNow(BaseException):
     """The second signal, in the middle of loading."""
@@ -185,7 +188,10 @@ class Daemon:
         self._auth.calls.start()
         self._load()
         while not self.stopping:
-            self._woken.get()
+            with suppress(queue.Empty):
+                # A signal that comes while this call begins is noted, but does not wake it: Python runs the handler
+                # only when the call is over.
+                self._woken.get(timeout=LOOK_S)
         self._drain()
 
     def _load(self) -> None:

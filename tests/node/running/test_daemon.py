@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 
 import pytest
 
@@ -90,6 +91,15 @@ def test_health_and_state_tell_the_truth_from_start_to_exit(config, monkeypatch)
     assert running.end() == 0
     assert (running.daemon.state(), health(running.daemon)) == ("draining", {False})
     assert not config.paths.admin_socket.exists()
+
+
+def test_a_signal_that_does_not_wake_the_node_ends_it_all_the_same(config) -> None:
+    """One that comes just when the node begins to wait is noted, and interrupts nothing."""
+    running = Running(config).serving()
+    time.sleep(0.1)
+    running.daemon._signals.append(signal.SIGTERM)
+    running._thread.join(20)
+    assert running.code == [0]
 
 
 def test_one_signal_while_loading_ends_without_serving(config, monkeypatch) -> None:

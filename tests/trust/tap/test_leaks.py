@@ -89,7 +89,13 @@ def test_the_real_build_leaks_nothing(
     assert [*honest.look(secrets), *judge.look(honest)] == []
 
 
-@pytest.mark.parametrize("leak", [*leaks.OF_SOURCE, *leaks.OF_TARGET], ids=lambda leak: leak.__name__)
+@pytest.mark.parametrize(
+    "leak",
+    [
+        pytest.param(leak, id=leak.__name__, marks=[pytest.mark.long] if number % 2 else [])
+        for number, leak in enumerate((*leaks.OF_SOURCE, *leaks.OF_TARGET))
+    ],
+)
 def test_a_build_that_leaks_is_caught(
     bench: Bench, secrets: Secrets, judge: Judge, leak: Callable[[], None], evidence: Evidence
 ) -> None:
