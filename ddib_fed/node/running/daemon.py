@@ -66,11 +66,11 @@ class Daemon:
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self._started = time.monotonic()
-        # Not an Event: a signal handler may interrupt its own thread anywhere, also inside an Event's lock.
+        # No Event in these two: a signal handler may interrupt its own thread anywhere, also inside an Event's lock.
         self._signals: list[int] = []
-        # Wakes the thread that serves; a signal handler may put into it anywhere.
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._loading = False
+        self._healthy = False  # Health has said SERVING: what the operator and /readyz see says it no earlier
         self._drain_asked = threading.Event()
         paths = config.paths
         for warning in startup.begin(config):
@@ -218,6 +218,7 @@ class Daemon:
         for role in self.roles:
             role.start()
         self.server.set_serving(serving=True)
+        self._healthy = True
         log.info(
             "serving %s as %s on %s (model %s, %d parameters, %s, %d thread(s), ready after %.1f s)",
             self.config.model.domain,
@@ -302,7 +303,7 @@ class Daemon:
         """loading, serving, draining, or degraded with the reason."""
         if self.node.draining:
             return "draining"
-        if not self.node.loaded:
+        if not self._healthy:
             return "draining" if self.stopping else "loading"
         problem = (
             self._disk.problem

@@ -13,6 +13,7 @@ from ddib_fed.errors import ConfigError, DdibError, InputError
 from ddib_fed.node.running import daemon
 from ddib_fed.node.running.admin import AdminClient
 from ddib_fed.node.running.daemon import Daemon
+from ddib_fed.server.server import NodeServer
 from tests.node.tiny_nodes import make_config, make_institution, save_model
 from tests.source_node.conftest import wait_until
 
@@ -53,7 +54,7 @@ class Running:
     def __init__(self, config) -> None:
         self.daemon = Daemon(config)
         self.code: list[int | BaseException] = []
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -91,6 +92,24 @@ def test_health_and_state_tell_the_truth_from_start_to_exit(config, monkeypatch)
     assert running.end() == 0
     assert (running.daemon.state(), health(running.daemon)) == ("draining", {False})
     assert not config.paths.admin_socket.exists()
+
+
+def test_a_node_is_loading_until_its_health_says_serving(config, monkeypatch) -> None:
+    """Between the model's end of loading and the answer of Health the node does not serve yet."""
+    loading, seen = Loading(monkeypatch), []
+    running = Running(config)
+    real = NodeServer.set_serving
+
+    def set_serving(server, *, serving):
+        if serving:
+            seen.append(running.daemon.state())
+        real(server, serving=serving)
+
+    monkeypatch.setattr(NodeServer, "set_serving", set_serving)
+    loading.go_on.set()
+    running.serving()
+    assert seen == ["loading"]
+    assert running.end() == 0
 
 
 def test_a_signal_that_does_not_wake_the_node_ends_it_all_the_same(config) -> None:
