@@ -13,6 +13,8 @@ RUNS ?= 1000000
 FUZZ_S ?= 0
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 # Byte code is written when a module is first imported: compiling all 15,000 files takes half of the installation's time.
+# So it must be written: with this variable, which images of containers set, each process would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 # A scanner that needs an older `cryptography` than constraints.txt has: it lies in an environment of its own.

@@ -68,8 +68,9 @@ def _count(rows: Path) -> int:
 
 
 def _link_all(spool: Path, links: Path) -> None:
-    for source in spool.rglob("*"):
-        if source.is_file():
+    for folder, _, names in os.walk(spool):  # passes over a folder that goes meanwhile, as a job's does
+        for name in names:
+            source = Path(folder, name)
             _link(source, links / source.relative_to(spool))
 
 

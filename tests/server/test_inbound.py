@@ -51,10 +51,11 @@ class Guarded(Listening):
 
     def crowd(self, count: int) -> None:
         """So many connections that say nothing."""
+        self.guard._refresh()
+        before = self.held()
         self.strangers += [
             socket.create_connection(("127.0.0.1", self.port), timeout=5) for _ in range(count)
         ]
-        before = self.held()
         wait_until(lambda: (self.guard._refresh(), self.held())[1] >= before + count)
 
     def held(self) -> int:

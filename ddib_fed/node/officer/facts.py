@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -246,7 +247,11 @@ def _size(path: Path) -> int | None:
     """Bytes of a file, or of the files in a folder; None if there is nothing."""
     if not path.exists():
         return None
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    files = (
+        [path]
+        if path.is_file()
+        else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    )
     total = 0
     for file in files:
         with suppress(OSError):  # gone meanwhile

@@ -233,6 +233,30 @@ def test_a_backup_under_load_is_consistent(north: North, tmp_path: Path) -> None
                 store.read_part(job_id, item, Part(part))
 
 
+def test_a_folder_that_goes_while_the_files_are_taken_is_passed_over(
+    north: North, tmp_path: Path, monkeypatch
+) -> None:
+    """The folders of jobs that end are removed at any moment, also between being listed and being looked into."""
+    spool = north.config.paths.spool
+    real = os.scandir
+
+    def scandir(path):
+        if isinstance(path, str | Path) and Path(path).name.startswith(".going"):
+            Path(path).rmdir()
+        return real(path)
+
+    for number in range(3):
+        (spool / f".going-{number}").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    make_backup(north.config, tmp_path / "north.tar")
+    monkeypatch.undo()
+    assert not list(spool.glob(".going*"))
+    restore(tmp_path / "north.tar", tmp_path / "again")
+    paths = NodeConfig.load(tmp_path / "again" / "node.toml").paths
+    with closing(JobStore(paths.jobs, paths.spool)) as store:
+        assert store.read_part(north.job.job_id, 0, Part.INPUT) == b"a picture"
+
+
 def test_nothing_is_overwritten(north: North, tmp_path: Path) -> None:
     """Neither a file by a backup nor a node's folder by a restoration."""
     (tmp_path / "there.tar").write_bytes(b"mine")
