@@ -295,7 +295,7 @@ class Connection:
         )
 
     def _sooner(self, failure: DdibError) -> DdibError:
-        """As `explained`, of a node that never answered, once: a wrong address or certificate does not mend itself.
+        """As `explained`, of a node that never answered, once: a wrong address or certificate stays wrong.
 
         Raises:
             DdibError: The cause is one that no waiting ends.

@@ -58,7 +58,7 @@ _PASSING: Final = frozenset(
         "proxy-no-way",
     }
 )
-"""Causes that a node which is being started, or a network, may have for a while; no others mend themselves."""
+"""Causes that a node which is being started, or a network, may have for a while; the others stay."""
 CLOCK_HINT: Final = "`timedatectl` shows whether this machine's clock is synchronised"
 
 

@@ -98,7 +98,7 @@ def test_what_is_misspelt_gets_a_suggestion(words, meant, capsys):
 
 
 def test_with_json_sentences_are_aside(tmp_path, capsys):
-    """stdout is one document; what people are told goes to stderr, and is there without JSON."""
+    """stdout is one document; messages for people go to stderr, and is there without JSON."""
     words = ["init", "node", "--institution", "north.example", "--role", "source", "--domain", "moons"]
     assert run([*words, "--out", str(tmp_path / "a"), "--format", "json"]) == 0
     captured = capsys.readouterr()

@@ -1,6 +1,6 @@
 """A source node's service over real mutual TLS that keeps jobs in memory, translates by doubling, and can misbehave.
 
-It implements the real servicer; what it is told to do wrong is in `Script`, and each fault happens as often as asked.
+It implements the real servicer; its faults are set in `Script`, and each happens as often as asked.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_a_model_keeps_the_steps_that_it_was_trained_on(own, asked):
 
 
 def test_a_schedule_of_other_ends_is_not_the_one_of_that_name():
-    """`linear` between betas of one's own is told from the public one."""
+    """`linear` between betas of one's own is distinguished from the public one."""
     own = discrete_schedule("linear", 1000, ends=(1e-3, 0.03))
     with pytest.raises(SettingsInvalid, match="noise schedule"):
         plan(SolverSettings("ddim", grid="ddib", levels=PublicLevels("linear")), own)

@@ -229,7 +229,7 @@ def test_refuses_damage_by_file_and_field(saved, damage, named):
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
 def test_a_file_that_cannot_be_read_is_no_damage(saved, name):
-    """Weights are their owner's alone: a service of another user is told to look at the modes, not to train again."""
+    """Weights are their owner's alone: a service of another user gets a hint about the modes, not to train again."""
     (saved / name).unlink()
     (saved / name).mkdir()  # root may read every file
     with pytest.raises(BundleInvalid, match="cannot be read") as failed:

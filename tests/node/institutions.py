@@ -68,7 +68,7 @@ def forge(
     signer: ec.EllipticCurvePrivateKey | None = None,
     subject_key: object | None = None,
 ) -> bytes:
-    """A leaf that says whatever it is told to, in PEM."""
+    """A leaf with any names and dates, in PEM."""
     public = subject_key or new_key().public_key()
     builder = (
         x509.CertificateBuilder()

@@ -150,7 +150,7 @@ def test_padding_shrinks_what_is_too_large_and_keeps_its_shape():
 
 
 def test_a_range_of_hounsfield_units_is_inverted_by_the_scale():
-    """Negative values do not fit a PNG: the numbers are scaled, and the scale is told."""
+    """Negative values do not fit a PNG: the numbers are scaled, and the scale is returned."""
     rule = PictureRule(1, 2, 2, "pad", -1000, 2000, 16)
     pixels = np.array([[[-1000], [-3000]], [[0], [1234]]], dtype=np.int16)
     slope, intercept = rule.output_scale

@@ -88,7 +88,7 @@ def test_a_watch_that_is_taken_back_leaves_its_thread(node: Listening, own) -> N
 
 
 def test_a_watch_lasts_only_so_long(node: Listening, own) -> None:
-    """Its caller is told, and may watch again."""
+    """Its caller gets an error, and may watch again."""
     node.health._watch_s = 0.1
     watching = own.Watch(HealthCheckRequest(), timeout=20)
     assert next(watching).status == SERVING

@@ -1,4 +1,4 @@
-"""A caller that keeps a call waiting is told so and loses it; one that is slow keeps it."""
+"""A caller that keeps a call waiting gets an error and loses the call; one that is slow keeps it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_call_without_its_request_is_ended_with_the_reason(listen, north: Inst
 
 @pytest.mark.slow
 def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Institution) -> None:
-    """It is told when it looks; its place is there for others at once."""
+    """It sees the error when it reads; its place is free for others at once."""
     node = listen(idle_s=0.5)
     node.echo.much = MUCH
     with node.stub(north) as stub:

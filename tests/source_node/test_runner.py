@@ -217,7 +217,7 @@ def test_without_an_audit_log_no_latent_leaves_and_the_job_waits(source, target,
 
 
 def test_watchers_hear_the_end_even_when_the_audit_log_does_not(source, target, monkeypatch, caplog) -> None:
-    """The end is told before it is recorded; the line comes before the next one."""
+    """The end is reported before it is recorded; the line comes before the next one."""
 
     disks: list[FullDisk] = []
 

@@ -121,7 +121,7 @@ def test_a_watch_of_a_job_that_does_not_move_is_ended_and_a_client_watches_on(
 
 
 def test_listing_domains_cannot_take_every_thread(served, target) -> None:
-    """While peers are silent, few callers wait for them; the next is told to come back, and others are served."""
+    """While peers are silent, few callers wait for them; the next must try again later, and others are served."""
     entered = threading.Semaphore(0)
     target.negotiation = lambda: (entered.release(), target.release.wait(20))
     with ThreadPoolExecutor(MAX_LISTINGS) as pool:

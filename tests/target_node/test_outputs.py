@@ -53,7 +53,7 @@ class South:
         self.contract = from_message(answer, Contract)
 
     def call(self, numbers: Iterable[int], came: dict[int, np.ndarray], *, round_trip: bool = False) -> None:
-        """Decode latents by their numbers; what comes is put into `came` as it comes."""
+        """Decode latents by their numbers; each result is appended to `came` when it arrives."""
         solver = common_pb2.SolverSettings(evaluations=8)
         head = pb.DecodeHeader(contract_sha256=self.contract.digest, request_id="job", items=9, solver=solver,
                                round_trip=round_trip)  # fmt: skip
@@ -191,7 +191,7 @@ def test_a_policy_that_refuses_copies_gives_out_nothing_without_its_index(south:
 
 
 def test_an_earlier_model_without_an_index_is_given_up(south: South, engine) -> None:
-    """The source is told that the contract is gone, and agrees on the model that is active now."""
+    """The source gets an error that the contract is gone, and agrees on the model that is active now."""
     node, first = south.target.node, engine.model.bundle.digest
     other = pictures_engine("relief", seed=5, form=PictureFormat(high=65535.0, bits=16))
     try:

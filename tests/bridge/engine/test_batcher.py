@@ -333,7 +333,7 @@ def test_no_gradients_are_kept(batcher: Batcher, denoiser: Denoiser) -> None:
 
 
 class Told(torch.nn.Module):
-    """Answers each row with the number that it is told."""
+    """Answers each row with the number in its condition."""
 
     def forward(self, x, times, rows=None, y=None):
         return x * 0 if y is None else torch.full_like(x, 0) + y.float()[:, None] / 100
@@ -341,7 +341,7 @@ class Told(torch.nn.Module):
 
 @pytest.mark.slow
 def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
-    """And who is told none is in no call with who is told one."""
+    """Rows without a class and rows with one are never in one call."""
     batcher, told = make_batcher(rows=64), Denoiser(Told(), parameterisation="v")
     gate = Gate()
 

@@ -44,7 +44,7 @@ class Member(Running):
 
 
 class Told(torch.nn.Module):
-    """Answers each row with the class that it is told."""
+    """Answers each row with its class."""
 
     def forward(self, x, times, rows=None, y=None):
         return torch.zeros_like(x) + y.float()[:, None]

@@ -1,4 +1,4 @@
-"""A model is told its class, or refuses; guidance is what the diffusion's own objects do."""
+"""A model gets its class, or refuses; guidance is what the diffusion's own objects do."""
 
 from __future__ import annotations
 

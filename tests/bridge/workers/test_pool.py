@@ -281,7 +281,7 @@ def test_steps_are_told_until_the_work_is_over(scene):
 
 
 def test_what_is_raised_when_a_step_is_told_ends_that_work_alone(scene):
-    """As in a batcher; the worker is told to give it up, and goes on with the others."""
+    """As in a batcher; the worker gives it up and continues with the others."""
     stage = scene(1)
 
     def fail(done, of):

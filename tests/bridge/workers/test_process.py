@@ -89,7 +89,7 @@ def test_closing_wakes_who_listens_and_ends_the_process():
 
 
 def test_a_process_that_never_looks_is_killed():
-    """It is told in the words of an error."""
+    """It is reported as an error."""
     worker = WorkerProcess(deaf, ("busy",), name="deaf")
     assert worker.channel.receive() == "busy"
     worker.end(timeout_s=0.1)
@@ -97,7 +97,7 @@ def test_a_process_that_never_looks_is_killed():
 
 
 class Heard:
-    """A listener that keeps what it is told, and refuses what it is to refuse."""
+    """A listener that records its calls, and refuses those that the test names."""
 
     def __init__(self, refuses=None):
         self.messages, self.refuses = [], refuses

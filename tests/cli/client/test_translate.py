@@ -69,7 +69,7 @@ def test_a_latent_is_for_its_owner_alone(translate, scan, tmp_path):
 
 
 def test_acknowledges_only_what_is_written(translate, scan, north, tmp_path):
-    """When the node is told that a result is safe, the result and its record are there under their names."""
+    """When the client acknowledges a result to the node, the result and its record are there under their names."""
     there = []
     north.script.on_acknowledge = lambda request: there.extend(
         (tmp_path / "out" / name).exists() for name in ("scan.npy", "scan.json")

@@ -82,7 +82,7 @@ def test_is_refused(
 ) -> None:
     """Wrong root, right name under the wrong root, wrong name under the right root, a client, an expired leaf.
 
-    What TLS refuses gets no answer at all; what only the call's own check refuses is told why.
+    What TLS refuses gets no answer at all; what only the call's own check refuses gets the reason.
     """
     who(pair, tmp_path / "pki")
     with pytest.raises(error):

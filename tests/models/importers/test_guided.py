@@ -176,7 +176,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_any_architecture_is_inferred_from_its_shapes(changes):
-    """Size and heads are told."""
+    """Size and heads must be given."""
     config = SMALL.model_copy(update=changes)
     flags = parse_flags(f"--image_size 16 --num_head_channels {config.num_head_channels}")
     found = settle(shapes_of(config), flags, classifier=False, source="it").network

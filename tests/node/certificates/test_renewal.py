@@ -132,7 +132,7 @@ def script(tmp_path: Path, body: str) -> str:
 
 
 def test_a_command_can_renew(issuer: NodeConfig, tmp_path: Path) -> None:
-    """It is told the folder, and what it left there is checked."""
+    """It gets the folder, and the files it leaves there are checked."""
     body = (
         "import os, pathlib\nfrom ddib_fed.trust import pki\n"
         f"authority = pki.load_authority(pathlib.Path({str(issuer.paths.pki)!r}))\n"

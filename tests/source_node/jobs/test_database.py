@@ -36,7 +36,7 @@ def test_boots_are_counted(store, open_store):
 
 
 def test_two_nodes_do_not_share_a_store(store, tmp_path):
-    """The second is told why."""
+    """The second gets an error with the reason."""
     with pytest.raises(ConfigError, match="another node is running"):
         JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool")
 

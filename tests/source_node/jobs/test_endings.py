@@ -101,7 +101,7 @@ def test_a_change_is_written_down_before_it_is_committed(store, book, prepare: A
 
 @pytest.mark.parametrize("prepare", ACTS)
 def test_a_change_that_is_not_committed_is_taken_back(store, book, tmp_path, prepare: Act) -> None:
-    """Nothing has changed, on the disk or in memory, and whoever wrote it down is told."""
+    """Nothing has changed, on the disk or in memory, and the writer gets the error."""
     act = prepare(store, book)
     before, there = state(store), files(tmp_path)
     real = store._db._connection

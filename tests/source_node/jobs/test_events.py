@@ -128,7 +128,7 @@ def test_a_watch_that_has_seen_the_end_ends_at_once(hub):
 
 @pytest.mark.slow
 def test_a_watch_without_an_event_lasts_only_so_long(hub):
-    """Each event gives it as long again; then its caller is told to watch again."""
+    """Each event gives it as long again; then its caller is asked to watch again."""
     hub.publish("job", state="RUNNING")
     watching = hub.subscribe("job", idle_s=0.4)
     next(watching)

@@ -167,7 +167,7 @@ def test_the_same_request_at_once_is_accepted_once(store, tmp_path):
 
 
 def test_a_request_that_comes_again_from_many_threads_is_accepted_once(store):
-    """Exactly one of them is told that it is new."""
+    """Exactly one of the calls returns that it is new."""
     request = spec().request_id
     answers = []
 

@@ -61,7 +61,7 @@ def test_a_window_is_chosen_for_a_whole_folder(tmp_path):
 
 
 def test_colours_that_are_dropped_are_said(tmp_path):
-    """Training may make colour grey when it is told to; it says how many pictures that is."""
+    """Training may convert colour to grey on request; it says how many pictures that is."""
     fill(fill(tmp_path / "in", "uint8"), "uint8", count=4, channels=3)
     (tmp_path / "in" / "grey.png").write_bytes(
         encode_png(np.arange(1024, dtype=np.uint16).reshape(32, 32, 1) % 256)

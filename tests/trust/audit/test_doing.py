@@ -83,7 +83,7 @@ def test_an_act_that_fails_is_taken_back(log: AuditLog, path: Path) -> None:
 
 
 class Disk:
-    """Refuses a call of `os`, as often as it is told to."""
+    """Refuses a call of `os`, as often as the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.failures, real = 0, getattr(os, name)
