@@ -110,10 +110,10 @@ def running(folder: Path, result: Result) -> None:
 )
 def starting(folder: Path, result: Result) -> None:
     from benchmarks.trust.soundness.setups import checked
-    from ddib_fed.models.shipped import copy_pretrained
+    from ddib_fed.models.catalogue import copy_shipped
 
     north = Node.create(folder / "north", "source", "north.example", "moons", pretrained=False)
-    copy_pretrained("moons", north.folder / "model")
+    copy_shipped("moons", north.folder / "model")
     path = north.config.paths.pki / "withdrawn.txt"
     kept = north.config.paths.pki / "withdrawn.last"
     for what, content in damaged().items():

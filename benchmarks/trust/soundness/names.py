@@ -15,7 +15,7 @@ import grpc
 from benchmarks.trust.soundness import nodes
 from benchmarks.trust.soundness.attack import Result, Said, attack, ddib
 from benchmarks.trust.soundness.nodes import peer_of, root_of
-from ddib_fed.models.shipped import copy_pretrained
+from ddib_fed.models.catalogue import copy_shipped
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.cli.test_hostile_words import GENUINE, on_a_terminal
 from tests.client.scripted_source import ScriptedSource, SourceNodeDouble, StoredJob, npy, points
@@ -196,7 +196,7 @@ def hostile_peer(folder: Path, result: Result) -> None:
     test="tests/cli/test_hostile_words.py::test_what_was_typed_is_shown_escaped_in_errors",
 )
 def shown_files(folder: Path, result: Result) -> None:
-    copy_pretrained("moons", folder / "model")
+    copy_shipped("moons", folder / "model")
     manifest = folder / "model" / "manifest.json"
     content = json.loads(manifest.read_text())
     for key in ("name", "domain"):

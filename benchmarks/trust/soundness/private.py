@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from benchmarks.trust.soundness import nodes
 from benchmarks.trust.soundness.attack import Result, Said, attack, ddib
 from benchmarks.trust.soundness.samples import photograph, written
-from ddib_fed.models.shipped import copy_pretrained
+from ddib_fed.models.catalogue import copy_shipped
 from tests.chaos.load import stub_pair
 from tests.e2e.harness import Node, Pair
 from tests.node.tiny_nodes import npy
@@ -177,7 +177,7 @@ def modes(folder: Path, result: Result) -> None:
             "--out",
             folder / "m",
         )
-        copy_pretrained("moons", folder / "copied")
+        copy_shipped("moons", folder / "copied")
         ddib("restore", folder / "north.backup", "--out", folder / "restored")
         node = Node.create(folder / "single", "source", "north.example", "moons", pretrained=False)
         ddib("model", "install", folder / "m", "--config", node.config_path)

@@ -14,7 +14,8 @@ from PIL import Image
 from benchmarks.trust.soundness import nodes
 from benchmarks.trust.soundness.attack import Result, attack, ddib
 from benchmarks.trust.soundness.samples import photograph, written
-from ddib_fed.models.shipped import copy_pretrained, open_bundle
+from ddib_fed.models.catalogue import copy_shipped
+from ddib_fed.models.shipped import open_bundle
 from tests.samples.picture_examples import png_of
 
 COUNT, LEAST = 16, 0.8
@@ -77,7 +78,7 @@ def forged(folder: Path, result: Result) -> None:
                                         or record["picture"]["mutual_information"] < least.mutual_information)
     ]  # fmt: skip
     result.add("each record's mark is that of its figures, without --cycle", not wrong, said=", ".join(wrong))
-    copy_pretrained("satellite", folder / "model")
+    copy_shipped("satellite", folder / "model")
     kept = {path: path.read_bytes() for path in out.glob("??.png")}
     for what, forge in {"honest": lambda _out: None, **FORGED}.items():
         forge(out)

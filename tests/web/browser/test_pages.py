@@ -286,7 +286,9 @@ def test_the_operators_page_follows_the_node(status: str, opened: Opened) -> Non
     )
     assert page.locator("#live details").first.get_attribute("open") is not None
     page.get_by_text("What crosses, to whom").click()
-    assert page.get_by_text("A latent is an invertible encoding of the picture").first.is_visible()
+    assert page.get_by_text(
+        "A latent is an invertible encoding: who has a model like yours"
+    ).first.is_visible()
 
 
 def test_the_link_does_not_open_a_second_browser(web: str, opened: Opened, browser) -> None:

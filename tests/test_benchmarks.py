@@ -1,0 +1,38 @@
+"""Benchmarks run for minutes, so `make test` runs none of them; that they can begin is checked here."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("ddib_fed", "source_node", "target_node", "benchmarks", "tests")
+FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
+
+
+def imported(file: Path) -> list[tuple[str, str]]:
+    """(module, name) of every import of our own in a file, also those inside functions."""
+    tree = ast.parse(file.read_text())
+    return [
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS
+        for alias in node.names
+    ]
+
+
+@pytest.mark.slow
+def test_what_benchmarks_import_exists() -> None:
+    """A name that was moved fails here, not after an hour of measuring."""
+    wanted = {pair: file for file in FILES for pair in imported(file)}
+    assert len(wanted) > 400
+    missing = [
+        f"{file.relative_to(ROOT)}: from {module} import {name}"
+        for (module, name), file in wanted.items()
+        if not hasattr(importlib.import_module(module), name) and find_spec(f"{module}.{name}") is None
+    ]
+    assert not missing
