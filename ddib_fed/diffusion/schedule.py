@@ -24,6 +24,8 @@ from ddib_fed.errors import SettingsInvalid
 # Noise level sigma / alpha = 0.005 at the data end: measured to cost 1.4e-4 in a translated point of unit
 # variance.
 LAMBDA_MAX = 5.3
+MOST_STEPS = 1_000_000
+"""Of a discrete schedule: its table takes 8 bytes each, and a manifest from elsewhere may name any number."""
 # For schedules that reach alpha = 0: the prior is N(0, I) within exp(2 lambda) in relative variance.
 COSINE_LAMBDA_MIN = -5.0
 ZERO_TERMINAL_LAMBDA_MIN = -8.0
@@ -273,8 +275,9 @@ def linear_betas(steps: int) -> Tensor:
         SettingsInvalid: Fewer than 21 steps, for which the rescaled beta would reach 1.
     """
     if steps <= 20:
+        why = f": its last beta would be {20 / steps:.2f}" if steps > 0 else ""
         raise SettingsInvalid(
-            f"the linear schedule cannot be rescaled to {steps} steps: its last beta would be {20 / steps:.2f}",
+            f"the linear schedule cannot be rescaled to {steps} steps{why}",
             hint="use at least 21 steps, or a respaced schedule",
             facts={"steps": steps, "minimum": 21},
         )
@@ -320,8 +323,13 @@ def discrete_schedule(
     """The named schedule on `steps` integer steps, as guided-diffusion makes them, or between the betas in `ends`.
 
     Raises:
-        SettingsInvalid: A name that does not exist, too few steps for it, or ends that it cannot have.
+        SettingsInvalid: A name that does not exist, too few or too many steps, or ends that it cannot have.
     """
+    if steps > MOST_STEPS:
+        raise SettingsInvalid(
+            f"a schedule has at most {MOST_STEPS:,} steps, not {steps:,}",
+            facts={"steps": steps, "maximum": MOST_STEPS},
+        )
     if name == "linear":
         betas = betas_between(ends, steps) if ends else linear_betas(steps)
     elif name == SCALED_LINEAR and ends:

@@ -75,7 +75,8 @@ def test_nothing_left_needs_nobody():
 
 def test_who_stops_reading_early_leaves_no_process():
     """As after Ctrl-C: what has begun is not waited for."""
+    before = set(children())  # nodes of a fixture that tests share
     running = spread(range(1000), ["cpu", "cpu"], doubler, lambda count: None)
     next(running)
     running.close()
-    assert children() == []
+    assert set(children()) <= before

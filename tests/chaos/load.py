@@ -190,9 +190,13 @@ def decided_of(node: Node) -> Counter[tuple[str, object, object]]:
 
 def check_told(node: Node, jobs: Iterable[str]) -> None:
     """The audit log has a line for the acceptance and one for the end of each job, whatever was killed in between."""
-    there = Counter((line["act"], line.get("job")) for line in lines_of(node))
     wanted = Counter({(act, job): 1 for job in jobs for act in ("job_accepted", "job_finished")})
-    assert wanted & there == wanted, wanted - there
+
+    def missing() -> Counter[tuple[object, object]]:
+        return wanted - Counter((line["act"], line.get("job")) for line in lines_of(node))
+
+    # The line of a job's end follows its state.
+    wait_until(lambda: not missing(), what="a line of each job's acceptance and end")
 
 
 def lines_of(node: Node) -> list[dict[str, object]]:

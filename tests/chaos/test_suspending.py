@@ -18,7 +18,7 @@ from tests.node.tiny_nodes import npy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation"), pytest.mark.timeout(300)]
 
-ENDS_WITHIN_S = 1.0
+ENDS_WITHIN_S, BUSY_ENDS_WITHIN_S = 1, 15
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ ENDS_WITHIN_S = 1.0
     [("south", "north.example"), pytest.param("north", "south.example", marks=pytest.mark.long)],
 )
 def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
-    tmp_path: Path, where: str, other: str, evidence
+    tmp_path: Path, where: str, other: str, amount, evidence
 ) -> None:
     """At the target or at the source; both say so, also after a restart, and the job is finished once afterwards."""
     pair = stub_pair(tmp_path).start()
@@ -59,7 +59,7 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
             assert len(list(client.fetch(job.job_id))) == 1
         check_disk(pair, {job.request_id})
         evidence.figure(f"the stream ended {took:.2f} s after the command began")
-        assert took < ENDS_WITHIN_S
+        assert took < amount(BUSY_ENDS_WITHIN_S, ENDS_WITHIN_S)
     finally:
         pair.stop()
 

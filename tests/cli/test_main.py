@@ -17,7 +17,7 @@ from ddib_fed.cli.output import NEXT_STEPS, next_step
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
 from ddib_fed.unexpected import missing_extra
 
-HELP_S = 0.3
+HELP_S = 1.5
 
 
 @pytest.fixture

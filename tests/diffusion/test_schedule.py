@@ -89,6 +89,15 @@ def test_zero_terminal_ends_in_noise_and_keeps_the_first_step():
     assert last.sigma == 1.0
 
 
+@pytest.mark.parametrize("name", [*SCHEDULES, "scaled-linear"])
+@pytest.mark.parametrize("steps", [-1, 0, 1, 10**7, 10**15])
+def test_a_number_of_steps_that_no_schedule_has_is_refused(name, steps):
+    """Also 0, which a damaged manifest may name, and numbers whose table would fill the memory."""
+    for ends in ({}, {"beta_start": 1e-4, "beta_end": 0.02}):
+        with pytest.raises(SettingsInvalid, match=r"steps|betas"):
+            schedule_from_config(ScheduleConfig(name, steps, **ends))
+
+
 def test_rescaled_timesteps_change_only_what_the_network_hears():
     """Times are 1000 / T times the step; levels are the same."""
     plain, rescaled = (

@@ -42,7 +42,7 @@ def listen(north: Institution, tmp_path: Path) -> Iterator[Callable[..., Listeni
 @pytest.mark.slow
 def test_a_call_without_its_request_is_ended_with_the_reason(listen, north: Institution) -> None:
     """Its thread and its place are there for others; a request that is only late is answered."""
-    node, silent, late = listen(request_s=1.0), Requests(), Requests()
+    node, silent, late = listen(request_s=3.0), Requests(), Requests()
     with node.channel(north) as channel:
         ask = channel.stream_unary(DESCRIBE)
         call, slow = ask.future(silent, timeout=20), ask.future(late, timeout=20)
@@ -51,7 +51,7 @@ def test_a_call_without_its_request_is_ended_with_the_reason(listen, north: Inst
         error = call.exception(timeout=10)
         silent.close()
     assert (error.code(), error.details()) == (
-        grpc.StatusCode.DEADLINE_EXCEEDED, "the caller did not send its request within 1 s",
+        grpc.StatusCode.DEADLINE_EXCEEDED, "the caller did not send its request within 3 s",
     )  # fmt: skip
     wait_until(lambda: node.auth._waiting.active == 0)
 
@@ -86,12 +86,12 @@ def test_a_slow_reader_keeps_its_stream(listen, north: Institution) -> None:
 @pytest.mark.slow
 def test_a_stream_that_has_nothing_to_say_is_not_the_callers_fault(listen, north: Institution) -> None:
     """It waits for the node, or the node for its next message, and neither is about taking answers."""
-    node, requests = listen(idle_s=0.2), Requests()
+    node, requests = listen(idle_s=1.0), Requests()
     with node.stub(north) as stub:
         call = stub.Decode(requests, timeout=20)
         requests.send(pb.DecodeRequest())
         next(call)
-        threading.Event().wait(0.5)
+        threading.Event().wait(1.5)
         assert node.auth.calls.look() == 0
         requests.send(pb.DecodeRequest())
         assert next(call).progress.item == 1
@@ -102,7 +102,7 @@ def test_a_stream_that_has_nothing_to_say_is_not_the_callers_fault(listen, north
 @pytest.mark.slow
 def test_answers_that_nobody_takes_do_not_stay_in_memory(listen, north: Institution) -> None:
     """A call with one answer lasts, for gRPC, until that is taken: with a window of 0, never."""
-    node = listen(idle_s=0.5)
+    node = listen(idle_s=3.0)
     with Raw(node.port, north.pki, window=0) as raw:
         for _ in range(10):
             raw.data(raw.open(HEALTH), message(b""), end=True)

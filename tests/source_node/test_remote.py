@@ -47,7 +47,7 @@ OWN = side("north.example", "moons")
 @pytest.fixture
 def remotes(institutions, target):
     north, _ = institutions
-    made = Remotes(tls.PeerChannels(north.pki, north.store), max_file_bytes=1 << 20, silence_s=0.5)
+    made = Remotes(tls.PeerChannels(north.pki, north.store), max_file_bytes=1 << 20, silence_s=2.0)
     yield made
     made.close()
 
@@ -244,7 +244,7 @@ def test_a_peer_that_shows_life_is_waited_for(remotes, target) -> None:
     def slow(target, header, items, context):
         for _ in range(10):
             yield pb.DecodeResponse(progress=pb.DecodeProgress())
-            target.release.wait(0.1)
+            target.release.wait(0.4)
         yield from honest(target, header, items, context)
 
     target.decodes = [slow]

@@ -120,8 +120,9 @@ def test_a_watch_of_a_job_that_does_not_move_is_ended_and_a_client_watches_on(
         served.close()
 
 
-def test_listing_domains_cannot_take_every_thread(served, target) -> None:
+def test_listing_domains_cannot_take_every_thread(served, target, monkeypatch) -> None:
     """While peers are silent, few callers wait for them; the next must try again later, and others are served."""
+    monkeypatch.setattr("source_node.service.DESCRIBE_TIMEOUT_S", 20.0)
     entered = threading.Semaphore(0)
     target.negotiation = lambda: (entered.release(), target.release.wait(20))
     with ThreadPoolExecutor(MAX_LISTINGS) as pool:

@@ -86,7 +86,7 @@ def test_a_small_job_is_served_while_another_peer_sends_all_it_can(open_target, 
     with flood(target, west, all_it_can, 8) as refused:
         wait_until(lambda: target.service.jobs()["decoding"] >= 5 and "TOO_MANY_STREAMS" in refused)
         found = [seconds_of_a_small_job(target, north) for _ in range(2)]
-    assert max(found) < 8
+    assert max(found) < 18
 
 
 def test_requests_of_one_call_each_do_not_push_a_small_job_aside(open_target, institutions) -> None:
@@ -96,7 +96,7 @@ def test_requests_of_one_call_each_do_not_push_a_small_job_aside(open_target, in
     contract = target.negotiate(west)
     messages = sent(contract, gaussian(2_048))
     with flood(target, west, lambda n: iter([asked(target, contract, 2, name=f"{n}"), *messages]), 5):
-        assert seconds_of_a_small_job(target, north) < 8
+        assert seconds_of_a_small_job(target, north) < 18
 
 
 def test_a_quota_of_evaluations_refuses_what_is_beyond_it(open_target, north) -> None:
@@ -199,7 +199,7 @@ def test_a_peer_that_takes_no_answer_loses_its_stream(open_target, north) -> Non
         call = stub.Decode(iter([header(contract, items=items), *messages]), timeout=60)
         wait_until(lambda: target.service.jobs() == {"decoding": 1})
         wait_until(lambda: target.service.jobs() == {"decoding": 0})
-        assert seconds_of_a_small_job(target, north) < 8
+        assert seconds_of_a_small_job(target, north) < 18
         with pytest.raises(grpc.RpcError) as ended:
             list(call)
     assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -208,12 +208,12 @@ def test_a_peer_that_takes_no_answer_loses_its_stream(open_target, north) -> Non
 
 def test_a_stream_whose_latents_are_being_decoded_is_not_idle(open_target, north) -> None:
     """The peer may be waiting for the answer, however long that takes, before it sends the next."""
-    target = open_target(idle_s=0.2)
+    target = open_target(idle_s=0.5)
     contract = target.negotiate(north)
     answered = threading.Event()
 
     def waits() -> Iterator[pb.DecodeRequest]:
-        yield asked(target, contract, 400, items=2)
+        yield asked(target, contract, 1_000, items=2)
         yield from sent(contract, gaussian(20_000), 0)
         answered.wait(30)
         yield from sent(contract, gaussian(10), 1)
@@ -225,7 +225,7 @@ def test_a_stream_whose_latents_are_being_decoded_is_not_idle(open_target, north
             if message.WhichOneof("message") == "result":
                 waited = time.monotonic() - started
                 answered.set()
-    assert waited > 0.4, "it was decoded too fast to show anything"
+    assert waited > 0.6, "it was decoded too fast to show anything"
     assert [m.result.item for m in came if m.WhichOneof("message") == "result"] == [0, 1]
 
 

@@ -178,13 +178,13 @@ def test_under_a_contract_of_1_0_what_1_1_added_is_not_known(target, north) -> N
 @pytest.mark.slow
 def test_a_latent_that_stalls_half_way_is_given_up_and_a_pause_between_two_is_not(open_target, north) -> None:
     """Inside an item nothing justifies silence; between two the source may encode for as long as it likes."""
-    target, go = open_target(stall_s=0.3), threading.Event()
+    target, go = open_target(stall_s=1.5), threading.Event()
     contract = target.negotiate(north)
     first, second = sent(contract, gaussian(300), 0), sent(contract, gaussian(300), 1)
 
     def paused():
         yield from (header(contract), *first)
-        threading.Event().wait(0.9)
+        threading.Event().wait(2.5)
         yield from second
 
     def stalled():

@@ -132,14 +132,14 @@ def test_a_refusal_does_not_wait_for_the_peers_next_latent(engine, wrong) -> Non
         answered.wait(10)
 
     def decoded(outcome: Decoded) -> None:
-        assert waits.wait(5)
+        assert waits.wait(20)
         if outcome.number == 1 and wrong != "at its gate":
             raise Memorised if wrong == "in its outcome" else NotReady
 
     began = time.monotonic()
     with pytest.raises((LatentNotGaussian, Memorised, NotReady)) as refused:
         list(open_stream(engine, items(), on_decoded=decoded, end_input=answered.set).run())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 9
     assert refused.value.facts["item"] == "1"
 
 
@@ -154,12 +154,12 @@ def test_an_engine_that_breaks_does_not_wait_for_the_peers_next_latent(fresh_eng
 
     events = open_stream(fresh_engine, items(), evaluations=5_000, end_input=answered.set).run()
     next(events)
-    assert waits.wait(5)
+    assert waits.wait(20)
     began = time.monotonic()
     fresh_engine.close()
     with pytest.raises(Draining):
         list(events)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 9
 
 
 def test_what_is_in_flight_behind_a_refused_item_is_delivered(engine) -> None:

@@ -19,7 +19,9 @@ SCRIPT = Path(__file__).with_name("endless.py")
 def run_until(config, out, step):
     """Train in a process of its own and kill it with -9 as soon as it says `step`."""
     with subprocess.Popen(
-        [sys.executable, str(SCRIPT), config.model_dump_json(), str(out)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(SCRIPT), config.model_dump_json(), str(out), str(step)],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         said = next((line for line in process.stdout if int(line) >= step), None)
         process.send_signal(signal.SIGKILL)
@@ -92,7 +94,7 @@ def test_where_a_run_was_interrupted_does_not_show_in_its_progress_file(tiny, th
 @pytest.mark.slow
 def test_a_run_that_fits_a_time_keeps_its_number_of_steps_when_resumed(tiny, tmp_path):
     """The rate is measured once; what it became is in run.json, whatever the machine does later."""
-    timed = tiny.model_copy(update={"steps": None, "time_s": 0.5})
+    timed = tiny.model_copy(update={"steps": None, "time_s": 2.0})
 
     def stop(progress):
         assert progress.steps > 1

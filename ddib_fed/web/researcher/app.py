@@ -175,7 +175,7 @@ class Researcher:
         told = 0
         version, quiet_s = -1, 0.0
         while not self.closing:
-            if job.version == version:
+            if job.version == version and not job.ended:
                 quiet_s += EVERY_S
                 if quiet_s >= KEEP_ALIVE_S:
                     quiet_s = 0.0

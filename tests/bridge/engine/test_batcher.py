@@ -205,7 +205,7 @@ def test_a_deadline_that_passes_on_the_way_ends_that_trajectory_only(
     batcher: Batcher, denoiser: Denoiser
 ) -> None:
     """At the next step, beside one that goes on; so do later deadlines."""
-    soon, late = Control(time.monotonic() + 0.2), Control(time.monotonic() + 0.4)
+    soon, late = Control(time.monotonic() + 1.5), Control(time.monotonic() + 3.0)
     gate, steps = Gate(), []
 
     def pass_a_deadline(step: int, _: int) -> None:

@@ -173,7 +173,7 @@ def test_every_leg_ends_whatever_meets_its_ranges(amount, monkeypatch) -> None:
     threads = [threading.Thread(target=legs, args=(owner, rounds), daemon=True) for owner in range(4)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 30 + rounds
+    until = time.monotonic() + 120 + rounds
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     assert not any(thread.is_alive() for thread in threads), "a leg waits for what will not come"

@@ -44,9 +44,9 @@ def test_outcomes_come_in_the_order_of_the_items() -> None:
 
     def finish() -> None:
         wait_until(lambda: len(engine.futures) == 4)
+        engine.at_once = True
         for number in (2, 3, 0, 1):
             engine.futures[number].set_result(number)
-        engine.at_once = True
 
     thread = threading.Thread(target=finish)
     thread.start()
@@ -95,8 +95,12 @@ def test_closing_ends_the_feeder_and_cancels_what_is_in_flight() -> None:
         finally:
             closed.append(threading.current_thread().name)
 
+    def finish() -> None:
+        wait_until(lambda: 0 in engine.futures)
+        engine.futures[0].set_result(0)
+
     stream = engine.stream(items(), most=3)
-    threading.Timer(0.05, lambda: engine.futures[0].set_result(0)).start()
+    threading.Thread(target=finish).start()
     assert next(stream) == 0
     stream.close()
     begun = len(engine.futures)

@@ -100,7 +100,7 @@ def test_a_second_leg_follows_on_no_thread_of_its_own() -> None:
 
     with pytest.raises(Draining):
         then(then(first, refused), done).result(0)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_seconds_are_shared_by_rows_and_add_up() -> None:

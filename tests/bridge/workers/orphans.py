@@ -21,9 +21,9 @@ from ddib_fed.bridge.workers.process import WorkerProcess
 from ddib_fed.processes import PR_SET_PDEATHSIG
 
 ROOT = Path(__file__).parents[3]
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
 """To start, on a busy machine."""
-SOON_S = 5.0
+SOON_S = 30.0
 """To end; on an idle machine it takes milliseconds."""
 
 

@@ -250,7 +250,7 @@ def test_a_drained_and_a_closed_executor(kind):
         work = Trajectory("decode", noise(5), SETTINGS)
         future = made.submit(work)
         assert made.drain(PATIENCE_S)
-        torch.testing.assert_close(future.result(0), expected(work), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(future.result(PATIENCE_S), expected(work), atol=1e-4, rtol=1e-4)
         with pytest.raises(Draining):
             made.submit(work)
     else:

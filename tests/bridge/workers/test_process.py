@@ -19,6 +19,7 @@ from ddib_fed.bridge.workers.process import WorkerProcess, pack, portable, unpac
 from ddib_fed.errors import InternalError, SettingsInvalid
 from tests.bridge.workers.echoing import deaf, echo
 from tests.bridge.workers.orphans import abandoned, all_ended
+from tests.source_node.conftest import wait_until
 
 pytestmark = pytest.mark.slow  # processes are started
 DESCRIPTORS = Path("/proc/self/fd")
@@ -72,6 +73,8 @@ def test_a_terminal_and_a_service_manager_do_not_end_a_worker(echoing):
 def test_closing_wakes_who_listens_and_ends_the_process():
     """Another thread is waiting for a message when the channel is closed."""
     worker = WorkerProcess(echo, name="closed")
+    worker.channel.send("there")
+    assert worker.channel.receive() == "there"
     heard = []
 
     def listen():
@@ -83,7 +86,7 @@ def test_closing_wakes_who_listens_and_ends_the_process():
     thread = threading.Thread(target=listen)
     thread.start()
     worker.end()
-    thread.join(5)
+    thread.join(20)
     assert heard == ["end"]
     assert worker.ending == "ended with code 0"
 
@@ -139,7 +142,7 @@ def test_nothing_stays_open_of_workers_that_ended_by_themselves(worker, monkeypa
     monkeypatch.setattr(subprocess, "Popen", full)
     with pytest.raises(BlockingIOError):
         worker(Heard())
-    assert descriptors() <= before
+    wait_until(lambda: descriptors() <= before)  # threads that listened let go of theirs
 
 
 def test_a_worker_whose_message_cannot_be_taken_is_replaced(worker):

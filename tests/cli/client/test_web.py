@@ -40,19 +40,19 @@ def test_nothing_of_what_was_dropped_stays(tmp_path: Path, end: signal.Signals) 
             browser = urllib.request.build_opener(
                 urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
             )
-            browser.open(link, timeout=10)
+            browser.open(link, timeout=60)
             at = link.split("start?", maxsplit=1)[0]
             origin = re.match(r"http://[^/]*", at)
             assert origin is not None
             request = urllib.request.Request(
                 f"{at}files?name=scan.npy", data=npy(points()), headers={"Origin": origin[0]}
             )
-            assert browser.open(request, timeout=10).status == 200
+            assert browser.open(request, timeout=60).status == 200
             (folder,) = temporary.iterdir()
             assert folder.stat().st_mode & 0o777 == 0o700
             assert [path.name for path in folder.rglob("*.npy")] == ["scan.npy"]
             process.send_signal(end)
-            assert process.wait(timeout=20) == 0
+            assert process.wait(timeout=60) == 0
         finally:
             process.kill()
             node.stop()

@@ -134,7 +134,7 @@ def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
         job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=2_000))
         first_progress(client, job.job_id, "encode")
         client.cancel(job.job_id)
-        wait_until(lambda: client.get(job.job_id).state == "CANCELLED", seconds=5, what="cancelled")
+        wait_until(lambda: client.get(job.job_id).state == "CANCELLED", seconds=30, what="cancelled")
         assert not list(client.fetch(job.job_id))
         client.delete(job.job_id)
 

@@ -25,6 +25,7 @@ from source_node.jobs.staging import Staging
 from source_node.jobs.store import JobStore
 from source_node.peer.remote import Remotes
 from source_node.peer.remote_party import RemoteParty
+from tests.e2e.harness import free_port
 from tests.node.tiny_nodes import gaussian, make_institution, npy
 from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, spec, submit
@@ -52,15 +53,16 @@ def gone(tmp_path, institutions):
         yield made
 
 
-def test_jobs_for_a_peer_that_is_away_keep_no_worker_from_others(open_source, gone) -> None:
+def test_jobs_for_a_peer_that_is_away_keep_no_worker_from_others(open_source, gone, monkeypatch) -> None:
     """Thirty of Alice's wait for it; Bob's job for another, and one of hers, are done at once."""
+    monkeypatch.setattr("source_node.peer.remote.UNARY_TIMEOUT_S", 60.0)
     source = open_source(running_jobs=4)
     absent = [source.submit(target_institution="gone.example") for _ in range(30)]
     source.start()
     started = time.monotonic()
     for owner in (BOB, ALICE):
-        assert source.ended(source.submit(owner=owner), 8).state == "FINISHED"
-    assert time.monotonic() - started < 8
+        assert source.ended(source.submit(owner=owner), 30).state == "FINISHED"
+    assert time.monotonic() - started < 30
     running = [job for job in absent if source.store.get(job).state == "RUNNING"]
     assert len(running) <= 1, "one tries whether it is back"
 
@@ -70,8 +72,7 @@ def test_all_that_waited_go_on_when_the_peer_is_back(tmp_path, open_source, inst
     north, _ = institutions
     east = make_institution(tmp_path / "east", "east.example")
     east.admit(north)
-    with socket.create_server(("127.0.0.1", 0)) as port:
-        address = f"127.0.0.1:{port.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     north.admit(east, address)
     source = open_source()
     jobs = [source.submit(target_institution="east.example") for _ in range(8)]
@@ -103,7 +104,7 @@ def test_one_client_cannot_have_all_workers(open_source, target) -> None:
     hers = [source.submit() for _ in range(12)]
     wait_until(lambda: not target.decodes)  # the calls that hang are hers
     assert sum(source.store.get(job).state == "RUNNING" for job in hers) == 4
-    assert source.ended(source.submit(owner=BOB), 8).state == "FINISHED"
+    assert source.ended(source.submit(owner=BOB), 20).state == "FINISHED"
     target.release.set()
     for job in hers:
         source.ended(job)
@@ -227,7 +228,7 @@ def test_a_source_that_computes_for_long_between_two_latents_is_not_idle(institu
         for number in range(3):
             if number:
                 wait_until(lambda: target.answered == number)  # noqa: B023 - waited for here
-                threading.Event().wait(0.6)
+                threading.Event().wait(2.0)
             points = gaussian(40, number)
             yield ToDecode(number, Latent.from_array(points), statistics=measure(torch.from_numpy(points)))
 

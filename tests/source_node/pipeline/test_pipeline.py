@@ -334,7 +334,7 @@ def test_a_disk_that_is_slow_stops_the_peers_answers(source, target, monkeypatch
     monkeypatch.setattr(Spool, "put_together", slow)
     target.limits = LARGE_LIMITS
     source.start().submit(*LARGE, solver=SOLVER)
-    wait_until(lambda: target.answered >= 49)
+    wait_until(lambda: target.answered >= 49, 90.0)
     answered = _rest(lambda: target.answered)
     go_on.set()
     assert answered <= 49 + 15
@@ -356,7 +356,7 @@ def test_few_answers_wait_for_the_disk_however_small(source, monkeypatch) -> Non
 
     source.store.keep = holding
     job_id = source.start().submit(*[npy(seed=n) for n in range(8)])
-    wait_until(lambda: held)
+    wait_until(lambda: len(held) >= 3)
     waiting = _rest(lambda: len(held))
     go_on.set()
     for told, stored in held:

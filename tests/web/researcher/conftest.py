@@ -59,7 +59,7 @@ def finished(browser: TestClient) -> Callable[..., list[tuple[str, dict[str, Any
 
 def events(browser: TestClient, job: int) -> list[tuple[str, dict[str, Any]]]:
     """(name, value) of every event of a job, until it has ended."""
-    found, name, deadline = [], "", time.monotonic() + 20
+    found, name, deadline = [], "", time.monotonic() + 150
     with browser.stream("GET", f"/jobs/{job}/events") as lines:
         for line in lines.iter_lines():
             assert time.monotonic() < deadline

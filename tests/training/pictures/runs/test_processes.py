@@ -23,7 +23,7 @@ SCRIPT = "tests.training.pictures.runs.endless"
 
 def run_until(config, out, step):
     """Train in a process of its own and kill it with -9 as soon as it says `step`."""
-    command = [sys.executable, "-m", SCRIPT, config.model_dump_json(), str(out)]
+    command = [sys.executable, "-m", SCRIPT, config.model_dump_json(), str(out), str(step)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         said = next((line for line in process.stdout if int(line) >= step), None)
         process.send_signal(signal.SIGKILL)
