@@ -72,16 +72,16 @@ def test_it_serves_until_it_is_stopped(tmp_path: Path, capsys, monkeypatch) -> N
     )
     thread.start()
     try:
-        for _ in range(200):
+        for _ in range(1200):
             if running and running[0].started:
                 break
             thread.join(0.05)
         (link,) = [line.strip() for line in capsys.readouterr().out.split("\n") if "token=" in line]
-        with urllib.request.urlopen(link, timeout=10) as answer:
+        with urllib.request.urlopen(link, timeout=60) as answer:
             assert b"Continue" in answer.read()
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(link, timeout=10)
+            urllib.request.urlopen(link, timeout=60)
     finally:
         running[0].should_exit = True
-        thread.join(10)
+        thread.join(60)
     assert stopped.is_set()

@@ -137,8 +137,9 @@ def test_a_deadline_wakes_a_reader_that_waits_for_an_item() -> None:
         go_on.wait(10)
         yield 0
 
-    stream = Engine().stream(items(), control=Control(time.monotonic() + 0.05))
-    threading.Timer(0.2, go_on.set).start()
+    soon = Control(time.monotonic() + 0.05)
+    # The item is let through once the reading has ended, however late the reader wakes.
+    stream = flowing(items(), Engine().begin, rows=lambda _: 1, most=4, control=soon, end=go_on.set)
     with pytest.raises(DeadlineExceeded):
         next(stream)
     assert not feeders()
