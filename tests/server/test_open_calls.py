@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -74,13 +75,15 @@ def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Insti
 @pytest.mark.slow
 def test_a_slow_reader_keeps_its_stream(listen, north: Institution) -> None:
     """It takes a little now and then, for longer in all than it may take nothing."""
-    node, pause, count = listen(idle_s=1.5), threading.Event(), 0
+    node, pause, count = listen(idle_s=4.0), threading.Event(), 0
     node.echo.much = MUCH
+    started = time.monotonic()
     with node.stub(north) as stub:
-        for _ in stub.Decode(iter([pb.DecodeRequest()] * 25), timeout=30):
+        for _ in stub.Decode(iter([pb.DecodeRequest()] * 50), timeout=120):
             count += 1
-            pause.wait(0.07)
-    assert count == 50
+            pause.wait(0.06)
+    assert count == 100
+    assert time.monotonic() - started > 4.0
 
 
 @pytest.mark.slow
