@@ -17,7 +17,8 @@ from ddib_fed.cli.output import NEXT_STEPS, next_step
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
 from ddib_fed.unexpected import missing_extra
 
-HELP_S = 1.5
+HELP_PARTS = 6.0
+"""Of what Python takes to start and to import click: of the same machine, which may be slow. torch alone takes 35."""
 
 
 @pytest.fixture
@@ -54,11 +55,11 @@ def test_help_loads_nothing_heavy():
 @pytest.mark.slow
 def test_help_answers_within_its_time():
     """The best of several runs, in CPU seconds, because other processes share the machine."""
-    best = min(
-        _seconds([sys.executable, "-c", "from ddib_fed.cli.main import main; main()", "--help"])
-        for _ in range(5)
+    codes = "import click", "from ddib_fed.cli.main import main; main()"
+    least, help_s = (
+        min(_seconds([sys.executable, "-c", code, "--help"]) for _ in range(5)) for code in codes
     )
-    assert best < HELP_S
+    assert help_s < HELP_PARTS * least
 
 
 def _seconds(command: list[str]) -> float:

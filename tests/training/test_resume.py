@@ -13,13 +13,15 @@ from ddib_fed.errors import BundleInvalid, StateConflict
 from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from ddib_fed.training.run import train
 
-SCRIPT = Path(__file__).with_name("endless.py")
+SCRIPT = "tests.training.endless"
+ROOT = Path(__file__).parents[2]
 
 
 def run_until(config, out, step):
     """Train in a process of its own and kill it with -9 as soon as it says `step`."""
     with subprocess.Popen(
-        [sys.executable, str(SCRIPT), config.model_dump_json(), str(out), str(step)],
+        [sys.executable, "-m", SCRIPT, config.model_dump_json(), str(out), str(step)],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:

@@ -70,7 +70,6 @@ class Daemon:
         self._signals: list[int] = []
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._loading = False
-        self._healthy = False  # Health has said SERVING: what the operator and /readyz see says it no earlier
         self._drain_asked = threading.Event()
         paths = config.paths
         for warning in startup.begin(config):
@@ -218,7 +217,6 @@ class Daemon:
         for role in self.roles:
             role.start()
         self.server.set_serving(serving=True)
-        self._healthy = True
         log.info(
             "serving %s as %s on %s (model %s, %d parameters, %s, %d thread(s), ready after %.1f s)",
             self.config.model.domain,
@@ -303,7 +301,7 @@ class Daemon:
         """loading, serving, draining, or degraded with the reason."""
         if self.node.draining:
             return "draining"
-        if not self._healthy:
+        if not any(self.server.health.statuses().values()):  # the operator and /readyz see what Health says
             return "draining" if self.stopping else "loading"
         problem = (
             self._disk.problem

@@ -63,9 +63,8 @@ def test_every_command_names_the_cause_of_a_failed_connection(name, tmp_path, ca
         ["job", "delete", "0123"],
     ]
     setup = SETUPS[name]
-    if (
-        setup.passing
-    ):  # each try takes seconds: one command, in the long form also the other way through the client
+    if setup.passing:
+        # Each try takes seconds: one command, in the long form also the other way through the client.
         commands = commands[:1] + amount([], commands[5:6])
     with setup.made(tmp_path / "world") as profile:
         for arguments in commands:
