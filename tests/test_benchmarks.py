@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("ddib_fed", "source_node", "target_node", "benchmarks", "tests")
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
+PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "Makefile", *FILES)
+# The changelog names commands by what they were called at the time.
+TYPED = sorted(path for path in PAGES if path.name != "CHANGELOG.md")
 
 
 def imported(file: Path) -> list[tuple[str, str]]:
@@ -36,3 +40,24 @@ def test_what_benchmarks_import_exists() -> None:
         if not hasattr(importlib.import_module(module), name) and find_spec(f"{module}.{name}") is None
     ]
     assert not missing
+
+
+def runs(module: str) -> bool:
+    """Whether `python -m MODULE` finds something to run."""
+    try:
+        found = find_spec(module)
+        is_package = found is not None and found.submodule_search_locations is not None
+        return found is not None and (not is_package or find_spec(f"{module}.__main__") is not None)
+    except ModuleNotFoundError:
+        return False
+
+
+def test_commands_of_benchmarks_in_the_docs_exist() -> None:
+    """A benchmark that was moved fails here, not for the reader who repeats a figure."""
+    commands = {
+        (path.relative_to(ROOT), module)
+        for path in TYPED
+        for module in re.findall(r"python -m (benchmarks(?:\.[a-z_]+)+)(?![.\w])", path.read_text())
+    }
+    assert len({module for _, module in commands}) > 30
+    assert not [f"{path}: python -m {module}" for path, module in sorted(commands) if not runs(module)]

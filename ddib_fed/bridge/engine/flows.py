@@ -155,12 +155,9 @@ class Flows:
 
         While nobody comes or goes and the choice could be no other, it is the same object again.
         """
-        if self._kept is not None:
-            return self._kept
-        chosen = self._chosen()
-        if self._is_the_only_one(chosen):
-            self._kept = chosen
-        return chosen
+        if self._kept is None:
+            self._kept = self._everything()
+        return self._kept or self._chosen()
 
     def _all(self) -> Iterator[Flow]:
         return (flow for owner in self._owners.values() for flow in owner.flows.values())
@@ -174,17 +171,21 @@ class Flows:
             owner.flows[member.flow].time += spent
             owner.time += spent / owner.weight
 
-    def _is_the_only_one(self, chosen: Sequence[Running]) -> bool:
-        """Whether all that wait were chosen, and would be whoever's turn it is."""
-        if len(chosen) != self._count:
-            return False
-        owners = self._owners.values()
-        flows = [flow for owner in owners for flow in owner.flows.values()]
-        if len(flows) == 1:
-            return True
-        turns = ((len(owners) * len(owner.flows), flow) for owner in owners for flow in owner.flows.values())
-        together = self._cost(sum([flow.rows for flow in flows]))
-        return all(together <= count * self._cost(flow.rows) for count, flow in turns)
+    def _everything(self) -> Sequence[Running] | None:
+        """All that wait, if they are chosen whoever's turn it is; None where it depends on that."""
+        waiting, flows = list(self), list(self._all())
+        kind, rows = waiting[0].kind, sum([flow.rows for flow in flows])
+        if len(flows) > self._most or any(running.kind != kind for running in waiting):
+            return None
+        if len(waiting) > 1 and rows > self._most_rows(flows):
+            return None
+        together = self._cost(rows)
+        if len(flows) > 1 and any(
+            together > self._turns_of(flow.owner) * self._cost(flow.rows) for flow in flows
+        ):
+            return None
+        self._now = min([owner.time for owner in self._owners.values()])
+        return sorted(waiting, key=lambda running: running.number)
 
     def _turns_of(self, owner: Owner) -> int:
         """Of how many equal calls, each with its own, one is of a certain flow of an owner."""
