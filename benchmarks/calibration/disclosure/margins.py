@@ -36,12 +36,12 @@ class Case:
 
 
 CASES = (
-    Case("satellite", "relief", 4000, 14),
-    Case("satellite", "relief", 1500, 6),
-    Case("satellite", "relief", 500, 5),
-    Case("relief", "satellite", 4000, 5),
-    Case("satellite", "etopo", 4000, 6),
-    Case("etopo", "satellite", 4000, 6),
+    Case("satellite", "relief", 4000, 100),
+    Case("satellite", "relief", 1500, 30),
+    Case("satellite", "relief", 500, 10),
+    Case("relief", "satellite", 4000, 30),
+    Case("satellite", "etopo", 4000, 50),
+    Case("etopo", "satellite", 4000, 30),
 )
 
 

@@ -7,7 +7,7 @@ from typing import Final
 from ddib_fed.bridge.calibration.record import Effect
 from ddib_fed.errors import CalibrationIneffective
 
-LEAST_MARGIN: Final = 0.025
+LEAST_MARGIN: Final = 0.045
 """Of the lower bound of the margin, a share of the distance without a calibration: it lies between the bounds of right
 and of wrong rotations over draws of the noise (decision 0057)."""
 

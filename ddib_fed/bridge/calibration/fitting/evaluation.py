@@ -22,7 +22,7 @@ from ddib_fed.models.channel_map import ChannelMap
 Rows = npt.NDArray[np.int64]
 RESAMPLES = 100
 COVERED = 0.95
-COMPARED = 2000
+COMPARED = 8000
 """Colours of each side in each resample."""
 
 

@@ -20,7 +20,7 @@ from ddib_fed.models.channel_map import ChannelMap
 DIRECTIONS = 24
 QUANTILES = 96
 STARTS, KEPT, STEPS = 400, 24, 30
-COARSE, FINE = 600, 4000
+COARSE, FINE = 600, 12_000
 """Colours that starts are compared with, and refined with."""
 DISTINCT_DEGREES = 30.0
 SETTLED = 1e-3

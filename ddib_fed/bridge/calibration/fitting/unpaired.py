@@ -20,9 +20,9 @@ from ddib_fed.errors import InputError
 from ddib_fed.models.normalisation import Normalisation
 
 FEWEST_PICTURES = 20
-MOST_PICTURES, EACH = 1000, 12
+MOST_PICTURES, EACH = 1000, 24
 """Pictures of the source that are used, evenly spaced, and pixels of each."""
-DRAWN = 8000
+DRAWN = 24_000
 """Pseudo-colours of the target."""
 
 
