@@ -26,7 +26,7 @@ from ddib_fed.metrics.pictures import given_figures, output_terms, psnr
 from ddib_fed.metrics.pictures import mse as picture_mse
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.metrics.structure import doubtful, expected, structure
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.model.pictures import (
     MEDIA_FORMATS,

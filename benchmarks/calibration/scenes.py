@@ -40,7 +40,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.wrapped import tiles
 from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics.pictures import Pictures, compare, psnr
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.fitting import to_array
 from ddib_fed.samples.images import PictureRule, decode_image, encode_png, from_array

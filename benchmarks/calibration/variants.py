@@ -24,7 +24,7 @@ from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.metrics.references.baselines import ColourMap, HistogramMatch, unchanged
 from ddib_fed.metrics.references.gaussian_bridge import GaussianBridge
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
 from ddib_fed.runs.supervised import supervised
 

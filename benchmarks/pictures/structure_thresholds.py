@@ -31,7 +31,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
 from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.metrics.structure import Expected, agreement, doubtful, structure
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 
 SHIFTS = (20, 50, 80, 110)
 """Partners that are so many test crops away show another place."""

@@ -24,7 +24,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 
 # Told (network evaluations done, in all), over all legs and batches.
 OnProgress = Callable[[int, int], None]

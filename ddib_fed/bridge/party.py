@@ -29,7 +29,7 @@ from ddib_fed.errors import DdibError, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.latent_types import FLOAT32
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 
 Array = NDArray[np.float32]
 Labels = int | Sequence[int] | None

@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.metrics.pictures import Figures, Pictures, to_channels
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import Manifest, StructureThresholds
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
 
 BINS = 16

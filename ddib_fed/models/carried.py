@@ -9,7 +9,7 @@ from __future__ import annotations
 from ddib_fed.datasets.shipped import SHIPPED, ShippedDomain
 from ddib_fed.datasets.synthetic import DOMAINS
 from ddib_fed.models.manifest import DataNote, Manifest
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 
 POINT = (2,)
 """Shape of a sample of a synthetic domain."""

@@ -17,7 +17,7 @@ from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.dp import DifferentialPrivacy
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
 from ddib_fed.networks.configs import (
     ClassifierConfig,

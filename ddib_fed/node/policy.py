@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 from ddib_fed.errors import PeerUnknown, PolicyDenied
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.quota import Charge
 from ddib_fed.node.settings.policy_table import EVERY, PolicySection, Use

@@ -21,7 +21,7 @@ from ddib_fed.bridge.party import Decoded, Description, Encoded, Failed, Leg, To
 from ddib_fed.bridge.records.translation_record import LatentFigures, Translation
 from ddib_fed.bridge.translate import Translated, translate
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, StateConflict
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings

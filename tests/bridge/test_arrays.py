@@ -22,7 +22,7 @@ from ddib_fed.bridge.seeded_noise import seeded_noise
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import LatentNotGaussian, NotFinite, SettingsInvalid, ShapeMismatch
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from tests.runs.tiny_models import pictures, tiny
 
 FEW = SolverSettings("unipc", 3, 6)

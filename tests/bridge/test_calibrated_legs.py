@@ -19,7 +19,7 @@ from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.runs.tiny_models import pictures, tiny
 

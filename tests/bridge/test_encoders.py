@@ -18,7 +18,7 @@ from ddib_fed.diffusion.plans import ENCODERS, SolverSettings, lambda_at
 from ddib_fed.errors import LatentNotGaussian, SettingsInvalid
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import make_bundle
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.networks.encoders import SHARES, spectrum_of
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.networks.spectrum import pictures as from_cosines

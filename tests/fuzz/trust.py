@@ -104,7 +104,7 @@ def aggregate(data: bytes) -> None:
 
 def _aggregates() -> list[bytes]:
     from ddib_fed.bridge.calibration.aggregates import make_aggregate
-    from ddib_fed.models.normalisation import Normalisation
+    from ddib_fed.models.units.normalisation import Normalisation
 
     drawn = np.random.default_rng(0).uniform(-1, 1, (220, 1, 4, 4)).astype(np.float32)
     made = make_aggregate(drawn, Normalisation(std=0.5), "drawings", generator=np.random.default_rng(1))

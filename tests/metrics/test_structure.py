@@ -15,9 +15,9 @@ from ddib_fed.metrics.structure import (
     expected,
     structure,
 )
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
 from tests.runs.tiny_models import pictures
 

@@ -9,8 +9,8 @@ from ddib_fed.datasets.synthetic import DOMAINS
 from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.manifest import DataNote
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.normalisation import Normalisation
 
 
 @pytest.mark.parametrize("name", shipped_names())

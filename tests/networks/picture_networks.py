@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddib_fed.models.manifest import Manifest, PictureFormat
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.classifier import NoisyClassifier
 from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
 from ddib_fed.networks.unet import UNet

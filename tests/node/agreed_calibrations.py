@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.trust import pki
 from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
 from tests.node.institutions import Institution

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.models.bundle import make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest, PictureFormat
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.configs import UNetConfig
 from ddib_fed.networks.registry import build_network
 

@@ -15,7 +15,7 @@ from ddib_fed.errors import (
     CalibrationUnknown,
     CalibrationUnsigned,
 )
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.calibration.checks import check_terms, usable_calibration
 from ddib_fed.node.calibration.overview import overview
 from ddib_fed.node.role import NodeContext

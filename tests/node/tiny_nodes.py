@@ -17,7 +17,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import Bundle, make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.configs import MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.node.applied import Applied

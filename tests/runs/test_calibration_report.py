@@ -9,8 +9,8 @@ from ddib_fed.bridge.arrays import Asked
 from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.metrics.bootstrap import resample
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.runs.calibration.pictures import Anchors
 from ddib_fed.runs.calibration.report import (
     Ways,

@@ -8,8 +8,8 @@ import pytest
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.models.bundle import make_bundle
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.runs import experiment
 
 FEW = SolverSettings("unipc", 3, 16)

@@ -8,8 +8,8 @@ import pytest
 from ddib_fed.bridge.arrays import Asked, Stages
 from ddib_fed.bridge.local_party import open_party
 from ddib_fed.metrics.pictures import picture_rule
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import StructureThresholds
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.runs.outcomes import PictureOutcomes
 from ddib_fed.samples.fitting import fit_picture
 from ddib_fed.samples.images import decode_image, encode_png

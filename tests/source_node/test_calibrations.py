@@ -10,9 +10,9 @@ import pytest
 
 from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.errors import CalibrationExpired, CalibrationModel, UnknownFields
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.calibration.overview import unusable_with
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import ItemState

@@ -7,8 +7,8 @@ import pytest
 
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.datasets.shipped import load_shipped
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.model.pictures import terms_of, value_range_of
 from ddib_fed.reports.sheets import to_pixels

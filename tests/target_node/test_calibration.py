@@ -30,8 +30,8 @@ from ddib_fed.errors import (
     QuotaSpent,
     Unauthenticated,
 )
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.calibration import peer as calibration_peer
 from ddib_fed.node.calibration.peer import calling
 from ddib_fed.node.calibration.published import keep_published

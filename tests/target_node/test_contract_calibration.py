@@ -17,8 +17,8 @@ from ddib_fed.errors import (
     ContractMismatch,
     ContractUnknown,
 )
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.role import NodeContext
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb

@@ -25,8 +25,8 @@ from benchmarks.pages import between, markdown
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import DdibError
 from ddib_fed.files import copy_folder, write_file, write_json
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.trust import pki
 from tests.cli.calibrate.operators import Operators, printed, run

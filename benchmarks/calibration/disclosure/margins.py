@@ -19,8 +19,8 @@ from ddib_fed.bridge.calibration.fitting.rotation import degrees, nearest_orthog
 from ddib_fed.bridge.calibration.fitting.unpaired import propose
 from ddib_fed.datasets.shipped import ShippedPictures, load_shipped
 from ddib_fed.files import write_json
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.normalisation import Normalisation
 
 RIGHT_DEGREES = 45.0
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from ddib_fed.bridge.calibration.record import Sha256, units_digest
 from ddib_fed.errors import InputError
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.names import is_domain
 from ddib_fed.wire.canonical import canonical_json
 

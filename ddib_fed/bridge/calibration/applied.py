@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ddib_fed.bridge.calibration.record import RETRAINED, CalibratedSide, Calibration, units_digest
 from ddib_fed.errors import CalibrationForeign, CalibrationModel, CalibrationUnits
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.units.channel_map import ChannelMap
 
 
 def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:

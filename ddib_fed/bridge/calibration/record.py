@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.names import is_domain, is_institution
 from ddib_fed.wire.canonical import canonical_json
 from ddib_fed.wire.contracts.calibration import CalibrationTerms

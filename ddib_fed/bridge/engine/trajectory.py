@@ -18,7 +18,7 @@ from ddib_fed.diffusion.recurrence import Recurrence
 from ddib_fed.diffusion.solvers import Solver
 from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 
 
 class Ending(Future[Tensor]):

@@ -11,8 +11,8 @@ from ddib_fed.bridge.model.domain_model import Array, DomainModel, Labels
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 
 FARTHEST = 3.0
 """A number beyond it lies a whole range outside of [-1, 1]: the pictures are of another scale, as 0 to 255."""

@@ -24,8 +24,8 @@ from ddib_fed.diffusion.wrapped.rotation import Rotated, rotated
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import check_guide
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.networks.encoders import SHARES, SharedWithLinear, spectrum_of
 from ddib_fed.networks.spectral_frame import SpectralFrame
 

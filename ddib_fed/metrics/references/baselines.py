@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.metrics.pictures import Pictures, to_channels
 from ddib_fed.metrics.references import gaussian_bridge
-from ddib_fed.models.channel_map import monomials
+from ddib_fed.models.units.channel_map import monomials
 
 QUANTILES = 1025
 MOST_PIXELS = 2_000_000

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.metrics.pictures import Pictures, to_channels
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.spectrum import LEAST_VARIANCE, Moments, cosines, pictures
 
 FEWEST = 16

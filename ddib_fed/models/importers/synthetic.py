@@ -17,7 +17,7 @@ from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.bundle_files import state_problem
 from ddib_fed.models.importers.checkpoints import read_checkpoint
 from ddib_fed.models.manifest import Manifest, Training
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.configs import SyntheticConfig
 from ddib_fed.networks.registry import build_network
 

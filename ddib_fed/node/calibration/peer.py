@@ -21,7 +21,7 @@ from ddib_fed.errors import (
     ShapeMismatch,
     StateConflict,
 )
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.policy import check_use
 from ddib_fed.rpc.error_details import status_of

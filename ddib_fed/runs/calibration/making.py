@@ -16,7 +16,7 @@ from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Kind
 from ddib_fed.errors import ShapeMismatch, UsageError
 from ddib_fed.metrics.pictures import Pictures, picture_rule
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.runs.calibration.pictures import Anchors
 
 

@@ -25,8 +25,8 @@ from ddib_fed.metrics.bootstrap import Resamples, resample
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import Pictures, psnr, ssim
 from ddib_fed.metrics.retrieval import NEAREST, hits_by_pixels
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.runs.calibration.pictures import Anchors, spaced
 
 PIXELS = 16

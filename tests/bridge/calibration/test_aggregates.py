@@ -23,7 +23,7 @@ from ddib_fed.bridge.calibration.aggregates import (
     thinned,
 )
 from ddib_fed.errors import InputError
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 
 UNITS = Normalisation(std=0.5)
 SMALL = Cells(channels=3, bins=4)

@@ -7,8 +7,8 @@ import pytest
 from ddib_fed.bridge.calibration.applied import leg_map, map_between
 from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
 from ddib_fed.errors import CalibrationForeign, CalibrationModel, CalibrationUnits
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from tests.runs.tiny_models import tiny
 from tests.trust.calibrations.examples import calibration
 

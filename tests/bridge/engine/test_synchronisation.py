@@ -15,8 +15,8 @@ from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.channel_map import ChannelMap
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 TURN = ChannelMap(rotation=((-1.0,),))

@@ -8,7 +8,7 @@ from ddib_fed.bridge.model.checks import check_guidance, check_label
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 

@@ -13,7 +13,7 @@ from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.networks.configs import MlpConfig, UNetConfig
 from tests.models.distilled_bundles import SMALL_UNET, distilled
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from ddib_fed.bridge.calibration.files import write_calibration
 from ddib_fed.bridge.calibration.record import CalibratedSide, Making, units_digest
 from ddib_fed.cli.main import cli
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.picture_examples import pictures_model

@@ -23,7 +23,7 @@ from ddib_fed.bridge.calibration.record import (
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import CalibrationForeign, CalibrationIneffective, UsageError
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.images import encode_png
 from tests.runs.tiny_models import pictures, tiny

@@ -12,7 +12,7 @@ from ddib_fed.bridge.calibration.files import read_calibration
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import AlreadyExists, CalibrationIneffective, InputError, ShapeMismatch, UsageError
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.images import encode_png
 from tests.runs.tiny_models import pictures, tiny

@@ -10,7 +10,7 @@ import pytest
 
 from ddib_fed.cli.calibrate.showing import how_jobs_use
 from ddib_fed.cli.main import cli
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.node.config import NodeConfig
 from tests.node.picture_examples import save_pictures_model
 from tests.trust.calibrations.examples import calibration

@@ -27,7 +27,7 @@ from ddib_fed.cli.demo.pictures import Baselines, draw, measure, missing, print_
 from ddib_fed.cli.demo.report import write_report
 from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.metrics.structure import structure
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.images import decode_image, encode_png
 

@@ -17,7 +17,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from tests.models.examples import manifest, state
 
 PAIR = ("--source", "moons", "--target", "1")

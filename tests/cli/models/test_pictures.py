@@ -28,8 +28,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.images import encode_png
 from tests.runs.tiny_models import tiny, tiny_classifier
 from tests.trust.calibrations.examples import calibration

@@ -20,9 +20,9 @@ from ddib_fed.cli.client.delivery import Input, write_result
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import CalibrationModel
 from ddib_fed.models.bundle import Bundle, make_bundle
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import StructureThresholds
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.runs.picture_recipe import Recipe
 from ddib_fed.runs.picture_run import folder_tasks, run
 from ddib_fed.samples import images

@@ -11,7 +11,7 @@ import pytest
 from ddib_fed.bridge.calibration.record import CalibratedSide
 from ddib_fed.errors import CalibrationRefused
 from ddib_fed.models.bundle import make_bundle
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.trust import pki
 from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
 from ddib_fed.trust.peers.withdrawn import withdraw

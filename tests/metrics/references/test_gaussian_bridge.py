@@ -8,7 +8,7 @@ import pytest
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.metrics.pictures import psnr
 from ddib_fed.metrics.references.gaussian_bridge import GaussianBridge, units_of
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks import spectrum
 
 RAW = (Normalisation(), Normalisation())

@@ -10,7 +10,7 @@ import pytest
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.models.allowances import Allowances, SetAllowances
 from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model import library
 from ddib_fed.node.model.hosted import load_classifier, load_hosted

@@ -14,8 +14,8 @@ from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.configs import MlpConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
 from ddib_fed.training.distil.starts import open_starts

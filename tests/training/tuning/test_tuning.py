@@ -17,8 +17,8 @@ from ddib_fed.diffusion.levels.learned import LearnedSteps
 from ddib_fed.errors import InputError, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle, make_bundle
 from ddib_fed.models.manifest import DataNote
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.training.tuning import run, samples
 from ddib_fed.training.tuning.corrections import CorrectionEffort
 from ddib_fed.training.tuning.legs import distances, errors, tuning_leg

@@ -13,8 +13,8 @@ from ddib_fed.bridge.calibration.record import (
     Making,
     units_digest,
 )
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 
 UNITS = units_digest(Normalisation())
 

@@ -17,9 +17,9 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.formats.intensity import item_bytes
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.images import read_image
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from tests.conftest import Evidence

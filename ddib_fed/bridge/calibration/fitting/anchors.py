@@ -21,8 +21,8 @@ from ddib_fed.bridge.calibration.fitting.tone_fit import fit_tone
 from ddib_fed.bridge.calibration.judgement import judged
 from ddib_fed.bridge.calibration.record import Effect, Figure, Kind
 from ddib_fed.errors import InputError, ShapeMismatch
-from ddib_fed.models.channel_map import ChannelMap, monomials
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap, monomials
+from ddib_fed.models.units.normalisation import Normalisation
 
 Floats = npt.NDArray[np.floating]
 FEWEST = 2

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddib_fed.bridge.calibration.aggregates import Numbers
 from ddib_fed.extras import extra
-from ddib_fed.models.channel_map import ChannelMap, monomials
+from ddib_fed.models.units.channel_map import ChannelMap, monomials
 
 COUPLED = 1500
 """Colours of each side that are coupled."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ddib_fed.bridge.calibration.aggregates import Floats, Numbers
 from ddib_fed.bridge.calibration.fitting.rotation import Search, directions, quantiles
 from ddib_fed.bridge.calibration.record import Effect, Figure
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 
 Rows = npt.NDArray[np.int64]
 RESAMPLES = 100

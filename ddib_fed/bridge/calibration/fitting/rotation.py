@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from ddib_fed.bridge.calibration.aggregates import Numbers
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.units.channel_map import ChannelMap
 
 DIRECTIONS = 24
 QUANTILES = 96

@@ -17,7 +17,7 @@ from ddib_fed.bridge.calibration.fitting.rotation import as_map, search
 from ddib_fed.bridge.calibration.judgement import judged
 from ddib_fed.bridge.calibration.record import Kind
 from ddib_fed.errors import InputError
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 
 FEWEST_PICTURES = 20
 MOST_PICTURES, EACH = 1000, 24

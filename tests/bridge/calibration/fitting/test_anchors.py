@@ -6,7 +6,7 @@ import pytest
 from ddib_fed.bridge.calibration.fitting.anchors import fit, fit_rotation
 from ddib_fed.bridge.calibration.fitting.tone_fit import GAP, LEAST_SLOPE, fit_tone
 from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 
 UNITS = (Normalisation(mean=-0.3, std=0.4), Normalisation(mean=0.1, std=0.5))
 SWAP = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))

@@ -19,7 +19,7 @@ from ddib_fed.bridge.calibration.fitting.rotation import Optimum, Search, as_map
 from ddib_fed.bridge.calibration.fitting.unpaired import propose
 from ddib_fed.bridge.calibration.judgement import LEAST_MARGIN, judge
 from ddib_fed.errors import CalibrationIneffective, InputError
-from ddib_fed.models.channel_map import ChannelMap, monomials
+from ddib_fed.models.units.channel_map import ChannelMap, monomials
 from tests.bridge.calibration.fitting.two_worlds import TURN, UNITS, aggregate, colours, pictures
 
 

@@ -25,8 +25,8 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.configs import UNetConfig
 from ddib_fed.training.pictures.calibrated import calibrated_units
 from ddib_fed.training.run import train

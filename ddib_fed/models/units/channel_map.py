@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from ddib_fed.models.folded_maps import solve_quadratic
-from ddib_fed.models.tone_curve import ToneCurve
+from ddib_fed.models.units.folded_maps import solve_quadratic
+from ddib_fed.models.units.tone_curve import ToneCurve
 
 Floats = npt.NDArray[np.floating]
 Row = tuple[FiniteFloat, ...]
