@@ -45,6 +45,7 @@ def main() -> int:
         help="keep levels that are there; learn corrections and weights alone",
     )
     parser.add_argument("--stage", nargs="+", default=["encode", "decode"], choices=["encode", "decode"])
+    parser.add_argument("--effort", type=float, default=1.0, help="as `ddib model tune --effort`")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     numbers = tuple(sorted(asked.evaluations))
@@ -52,7 +53,10 @@ def main() -> int:
         started = time.process_time()
         command = f"ddib model tune MODEL --evaluations {' '.join(map(str, numbers))}"
         command += " --keep-levels" if asked.keep_levels else ""
-        wanted = Wanted(numbers, stages=tuple(asked.stage), keep_levels=asked.keep_levels)
+        command += f" --effort {asked.effort:g}" if asked.effort != 1.0 else ""
+        wanted = Wanted(
+            numbers, stages=tuple(asked.stage), keep_levels=asked.keep_levels, effort=asked.effort
+        )
         tuned = tune_bundle(asked.out / domain, wanted, command=command, say=_tell)
         _show(domain, tuned, time.process_time() - started)
     return 0

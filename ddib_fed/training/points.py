@@ -26,7 +26,7 @@ from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedu
 from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import FileMissing, InputError
 from ddib_fed.metrics import points as metrics
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.configs import MlpConfig, SyntheticConfig
 from ddib_fed.networks.registry import build_network
 from ddib_fed.reports import plots

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddib_fed.datasets.synthetic import uniforms
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
 from ddib_fed.training.pictures.sources import PictureSource
 from ddib_fed.training.private.key import RunKey

@@ -8,9 +8,9 @@ import shlex
 from ddib_fed.bridge.calibration.files import read_calibration
 from ddib_fed.bridge.calibration.record import RETRAINED, Calibration, units_digest
 from ddib_fed.errors import CalibrationExpired, CalibrationForeign, CalibrationUnits, SettingsInvalid
-from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.training.settings.config import PictureTrainConfig
 
 

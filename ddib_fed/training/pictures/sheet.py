@@ -22,7 +22,7 @@ from ddib_fed.files import write_file
 from ddib_fed.metrics.attacks import copies
 from ddib_fed.metrics.sample_verdict import FEWEST, SampleVerdict, judge_samples
 from ddib_fed.metrics.structure import Thresholds, calibrate_by_chance
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
 from ddib_fed.training.pictures.initial import Start
 from ddib_fed.training.pictures.sources import PictureSource

@@ -18,7 +18,7 @@ from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import InputError, MemoryExhausted, NotFinite, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.carried import data_note
 from ddib_fed.models.manifest import DataNote, PictureFormat
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.names import domain_from
 from ddib_fed.samples import folders
 from ddib_fed.samples.folders import expand

@@ -17,7 +17,7 @@ from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import ExtraMissing
 from ddib_fed.metrics.sample_verdict import SAMPLES
 from ddib_fed.metrics.structure import Thresholds
-from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.registry import network_with
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import UNet

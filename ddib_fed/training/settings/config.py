@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.normalisation import Colours
+from ddib_fed.models.units.normalisation import Colours
 from ddib_fed.names import domain_from
 from ddib_fed.networks.configs import ClassifierConfig
 from ddib_fed.training.settings.distil_config import DistilConfig

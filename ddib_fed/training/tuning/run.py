@@ -58,7 +58,7 @@ class Wanted:
         data: As in `own_samples`.
         soften: Softening of the data that are encoded; None for the model's own.
         seed: Of noise and batches.
-        effort: Factor on the number of gradients.
+        effort: Factor on the number of gradients, and on the pictures that weights are learned from.
         stages: The directions; the grid "learned" needs both.
         corrections: Whether steps of points get corrections, and those of pictures weights of their own.
         keep_levels: Whether levels that the bundle has are kept, and only these are learned.
@@ -72,6 +72,10 @@ class Wanted:
     stages: tuple[Stage, ...] = ("encode", "decode")
     corrections: bool = True
     keep_levels: bool = False
+
+    def times(self, number: int) -> int:
+        """A number that grows with the effort, at least 1."""
+        return max(1, round(number * self.effort))
 
 
 def tune_bundle(folder: Path, wanted: Wanted, *, command: str = "", device: str = "cpu", say: Say) -> Tuned:
@@ -107,16 +111,13 @@ def tune(bundle: Bundle, wanted: Wanted, *, device: str = "cpu", say: Say) -> tu
             )
     model = DomainModel(replace(bundle, tuned=None), device=device)
     counts, effort = PICTURES if model.is_picture else POINTS
-    effort = replace(
-        effort,
-        looks=max(1, round(effort.looks * wanted.effort)),
-        iterations=max(1, round(effort.iterations * wanted.effort)),
-    )
+    effort = replace(effort, looks=wanted.times(effort.looks), iterations=wanted.times(effort.iterations))
     corrections = replace(
-        CORRECTIONS,
-        fits=max(1, round(CORRECTIONS.fits * wanted.effort)),
-        rolls=max(1, round(CORRECTIONS.rolls * wanted.effort)),
+        CORRECTIONS, fits=wanted.times(CORRECTIONS.fits), rolls=wanted.times(CORRECTIONS.rolls)
     )
+    weights = replace(WEIGHTS, pictures=wanted.times(WEIGHTS.pictures))
+    if model.is_picture and wanted.effort > 1.0:
+        counts = replace(counts, fit=wanted.times(counts.fit), choose=wanted.times(counts.choose))
     found: list[TunedLeg] = []
     for leg in _legs(model, wanted, counts, say):
         known: list[LearnedSteps] = []
@@ -131,7 +132,7 @@ def tune(bundle: Bundle, wanted: Wanted, *, device: str = "cpu", say: Say) -> tu
             known.append(steps)
             if wanted.corrections and model.is_picture:
                 tell = partial(say, f"weights of {leg.stage} in {number}")
-                steps = weighted(leg, steps, WEIGHTS, seed=wanted.seed, tell=tell)
+                steps = weighted(leg, steps, weights, seed=wanted.seed, tell=tell)
             elif wanted.corrections:
                 tell = partial(say, f"corrections of {leg.stage} in {number}")
                 moved = kept is not None and kept.corrections is not None

@@ -49,7 +49,7 @@ NUMBERS = (12, 16, 20)
     type=click.FloatRange(0.01, 100),
     default=1.0,
     show_default=True,
-    help="Factor on the number of gradients.",
+    help="Factor on the number of gradients, and on the pictures that weights of steps are learned from.",
 )
 @click.option(
     "--keep-levels",
