@@ -21,7 +21,7 @@ from ddib_fed.networks.layers import Embedded, Kept, activated, joined, remember
 # Rows computed together on a CPU without gradients: the activations of 1,024 x 160 floats stay in a core's cache.
 INFERENCE_ROWS = 1024
 # Up to so many rows, the scales and shifts of all blocks are looked up at once: calling the operation costs more.
-FEW_ROWS = 128
+FEW_ROWS = 64
 
 
 class LambdaEmbedding(nn.Module):

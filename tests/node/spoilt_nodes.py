@@ -16,6 +16,7 @@ from ddib_fed.networks.registry import network_shapes
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust import pki
 from ddib_fed.trust.certificates import issue_leaf, new_key
+from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import ready
 
 
@@ -171,9 +172,7 @@ def http(listen: str):
 
 
 def one_port_for_both(node: Node) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     node.edit("127.0.0.1:0", address)
     http(address)(node)
 

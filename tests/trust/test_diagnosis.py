@@ -94,10 +94,10 @@ def test_all_is_well(node: Listening, north: Institution, south: Institution) ->
 
 
 def test_nothing_listens(north: Institution, south: Institution) -> None:
-    """A port that was just closed."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    assert look(address, north, south).cause == "nothing-listens"
+    """A port that is taken and not listened on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert look(f"127.0.0.1:{taken.getsockname()[1]}", north, south).cause == "nothing-listens"
 
 
 def test_what_answers_is_not_tls(north: Institution, south: Institution) -> None:

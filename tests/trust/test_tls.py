@@ -175,11 +175,11 @@ def test_a_server_that_accepts_tls_12_is_noticed(south: Institution) -> None:
 
 
 def test_a_probe_of_nothing_says_so() -> None:
-    """A port that was just closed."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(PeerUnreachable):
-        tls.probe_tls12("127.0.0.1", port)
+    """A port that is taken and not listened on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(PeerUnreachable):
+            tls.probe_tls12("127.0.0.1", taken.getsockname()[1])
 
 
 def test_a_node_without_a_certificate_does_not_listen(tmp_path: Path, south: Institution) -> None:

@@ -173,11 +173,13 @@ class Flows:
 
     def _everything(self) -> Sequence[Running] | None:
         """All that wait, if they are chosen whoever's turn it is; None where it depends on that."""
-        waiting, flows = list(self), list(self._all())
-        kind, rows = waiting[0].kind, sum([flow.rows for flow in flows])
-        if len(flows) > self._most or any(running.kind != kind for running in waiting):
+        flows = list(self._all())
+        rows = sum([flow.rows for flow in flows])
+        if len(flows) > self._most or (self._count > 1 and rows > self._most_rows(flows)):
             return None
-        if len(waiting) > 1 and rows > self._most_rows(flows):
+        waiting = list(self)
+        kind = waiting[0].kind
+        if any(running.kind != kind for running in waiting):
             return None
         together = self._cost(rows)
         if len(flows) > 1 and any(

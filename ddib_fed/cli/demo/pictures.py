@@ -198,8 +198,7 @@ def translate_pictures(pair: Pair) -> Outcome:
 
 def translate_calibrated(pair: Pair, paths: Sequence[Path], shown: str) -> CalibratedPictures:
     """Calibrate the two nodes, and translate the same files one way."""
-    pair.publish()
-    calibration = pair.agree(CALIBRATION)
+    calibration = pair.calibrate(CALIBRATION)
     order = Order(pair.to, Settings(evaluations=STEPS), cycle=False, keep_latent=False, deadline_s=None)
     delivered = pair.translate(paths, order, pair.out / FOLDER / "calibrated", shown=shown)
     translated = np.stack([read_unit(result.files[Part.TRANSLATION]) for result in delivered])

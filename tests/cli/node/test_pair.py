@@ -20,6 +20,7 @@ from ddib_fed.node import command, pairing
 from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust.peers.file import Peer
+from tests.e2e.harness import free_port
 from tests.trust.network.connect_proxy import proxying
 
 
@@ -28,8 +29,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     """node.toml of north and south."""
     made = []
     for name, role in (("north", "source"), ("south", "target")):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         make_node(tmp_path / name, institution=f"{name}.example", roles=(role,), domain="moons", name="node-1",
                   listen=f"127.0.0.1:{port}", address=f"localhost:{port}")  # fmt: skip
         made.append(tmp_path / name / "node.toml")

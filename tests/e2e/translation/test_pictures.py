@@ -111,7 +111,7 @@ def test_a_round_trip_is_the_picture_again_in_the_sources_bits(studio: Studio) -
     mse = np.mean((original - returned) ** 2)
     recorded, rounding = studio.record("Ada-png")["picture"]["cycle_mse"], (2 / 255) ** 2 / 12
     scatter = 2 * np.sqrt(recorded * rounding / original.size)
-    assert mse == pytest.approx(recorded + rounding, abs=4 * scatter)
+    assert mse == pytest.approx(recorded + rounding, abs=6 * scatter)
 
 
 def back_of(studio: Studio, name: str) -> np.ndarray:
