@@ -200,8 +200,9 @@ class Pair:
         from ddib_fed.cli.demo.institutions import run_command
 
         target = self.target
-        words = ["publish", "--config", target.config_path, "--pictures", target.domain, "--yes"]
-        say(*run_command(show, "calibrate", *words, *(["--again"] if again else [])).splitlines())
+        words = ("publish", "--config", target.config_path, "--pictures", target.domain, "--yes")
+        further = ("--again",) if again else ()
+        say(*run_command(show, "calibrate", *words, *further).splitlines())
 
     def agree(self, kind: str) -> Calibration:
         """Calibrate the source to what the target published, as its operator does."""
