@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from click.testing import CliRunner
 from ddib_fed.models.networks import build_network
+from ddib_fed.models.normalisation import Normalisation
 
 from ddib_fed.cli.main import cli
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import Manifest, MlpConfig, UNetConfig
-from ddib_fed.models.normalisation import Normalisation
 
 CLIENTS = {"north": "alice", "south": "bob"}
 POINTS = {
