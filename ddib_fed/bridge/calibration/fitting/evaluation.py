@@ -28,9 +28,18 @@ COMPARED = 8000
 
 def colour_distance(source: Floats, target: Floats) -> float:
     """Sliced W2 of colours (N, C) and (M, C)."""
-    along = directions(source.shape[1]).T
-    squares = np.square(quantiles(source @ along) - quantiles(target @ along)).mean()
-    return float(np.sqrt(squares * source.shape[1]))
+    return _apart(_along(source), _along(target))
+
+
+def _along(colours: Floats) -> Numbers:
+    """Quantiles of colours (N, C) along each direction."""
+    found: Numbers = quantiles(colours @ directions(colours.shape[1]).T) * np.sqrt(colours.shape[1])
+    return found
+
+
+def _apart(source: Numbers, target: Numbers) -> float:
+    """Sliced W2 of two sides by their quantiles."""
+    return float(np.sqrt(np.square(source - target).mean()))
 
 
 def effect_of(found: Search, mapped: ChannelMap, own: Numbers, target: Numbers, *, seed: int = 0) -> Effect:
@@ -72,8 +81,8 @@ def _rows(own: Numbers, target: Numbers, generator: np.random.Generator) -> tupl
 
 def _distances(clouds: Sequence[Floats], target: Numbers, rows: Rows, theirs: Rows) -> Numbers:
     """Of each cloud (N, P, C) the distance of its pictures `rows` to the target's colours `theirs`."""
-    other = target[theirs]
-    return np.array([colour_distance(cloud[rows].reshape(-1, cloud.shape[2]), other) for cloud in clouds])
+    other = _along(target[theirs])
+    return np.array([_apart(_along(cloud[rows].reshape(-1, cloud.shape[2])), other) for cloud in clouds])
 
 
 def _margin(distances: Numbers) -> Numbers:
