@@ -14,8 +14,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("ddib_fed", "source_node", "target_node", "benchmarks", "tests")
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
 PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "Makefile", *FILES)
-# The changelog names commands by what they were called at the time.
-TYPED = sorted(path for path in PAGES if path.name != "CHANGELOG.md")
+TYPED = sorted(PAGES)
 
 
 def imported(file: Path) -> list[tuple[str, str]]:
