@@ -135,7 +135,7 @@ source_identity = "{identity}"
 # Folder of this client's key and certificates; keep it private.
 pki = "{pki}"
 
-# Traces for the institution's own OpenTelemetry collector; needs ddib-fed[otel].
+# Traces for the institution's own OpenTelemetry collector; needs the packages of the extra `otel`.
 # [telemetry]
 # endpoint = "http://127.0.0.1:4318"
 """

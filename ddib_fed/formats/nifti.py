@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import FileMissing, ImageUnreadable
-from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.slices import Slices
@@ -128,7 +127,6 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
 
     Raises:
         FileMissing: There is none.
-        ExtraMissing: nibabel is not installed.
         ImageUnreadable: It is damaged, too large, of complex numbers, or of colours or more than four axes.
         UsageError: There is no such rule of intensity.
     """
@@ -167,8 +165,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _nibabel() -> Any:
-    with extra("nifti", "nibabel", "reading NIfTI needs nibabel, which is not installed"):
-        import nibabel
+    import nibabel
+
     return nibabel
 
 

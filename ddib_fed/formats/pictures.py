@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddib_fed.errors import FileMissing, ImageUnreadable
-from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import AUTO, Rule, item_bytes
 from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.recognition import PICTURES
@@ -104,7 +103,6 @@ def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy
 
     Raises:
         FileMissing: There is none.
-        ExtraMissing: Pillow is not installed.
         ImageUnreadable: It is damaged, of another format than its suffix says, or would lose bits here.
         ImageTooLarge: It has more bytes, pixels or frames than the limits.
         UsageError: There is no such rule of intensity.
@@ -112,8 +110,6 @@ def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     kind = PICTURES[path.suffix.lower()]
-    with extra("pictures", "Pillow", f"reading {path.suffix} needs Pillow, which is not installed"):
-        import PIL.Image  # noqa: F401
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UserWarning)

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from ddib_fed.bridge.records.translation_record import PictureFigures
 from ddib_fed.errors import ShapeMismatch, UsageError
-from ddib_fed.extras import extra
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
@@ -127,8 +126,8 @@ def ssim(pictures: Pictures, truth: Pictures) -> Figures:
         raise ShapeMismatch(
             f"SSIM needs pictures of at least {WINDOW} x {WINDOW} pixels, not {pictures.shape[2:]}"
         )
-    with extra("evaluate", "scikit-image", "SSIM needs scikit-image, which is not installed"):
-        from skimage import metrics
+    from skimage import metrics
+
     return np.array(
         [
             metrics.structural_similarity(  # type: ignore[no-untyped-call]

@@ -393,6 +393,6 @@ def find_roles(names: Iterable[str]) -> list[Role]:
     if missing:
         raise ConfigError(
             f"no role {missing[0]!r} is installed (there are {', '.join(sorted(installed)) or 'none'})",
-            hint="pip install 'ddib-fed[node]'",
+            hint="install ddib-fed again, as at first; or correct node.roles in node.toml",
         )
     return [installed[name].load() for name in names]

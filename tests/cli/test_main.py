@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import os
+import shlex
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import click
 import pytest
+from packaging.requirements import Requirement
 
 from ddib_fed import errors
 from ddib_fed.cli import main as entry
 from ddib_fed.cli.main import COMMANDS, SECTIONS, run
 from ddib_fed.cli.output import NEXT_STEPS, next_step
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
-from ddib_fed.unexpected import missing_extra
+from ddib_fed.unexpected import explained
 
 HELP_PARTS = 6.0
 """Of what Python takes to start and to import click: of the same machine, which may be slow. torch alone takes 35."""
@@ -159,17 +164,31 @@ def test_an_unforeseen_error_says_how_to_see_where(failing, capsys, monkeypatch)
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_missing_extra_says_what_to_install(failing, capsys):
-    """A client without torch that runs a node's command."""
+def test_a_client_that_runs_a_command_of_a_node_is_told_a_command_that_works(failing, monkeypatch, capsys):
+    """As after `pip install CHECKOUT`, without the extra: this Python's own pip, and all that is missing, by names
+    that an index has, with their versions; not `ddib-fed[node]`, which none has."""
+    found, absent = importlib.metadata.version, {"torch", "safetensors", "spake2"}
+
+    def version(name: str) -> str:
+        if name in absent:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
     failing(ModuleNotFoundError("No module named 'torch'", name="torch"))
     assert run(["domains"]) == ExitCode.USAGE
-    assert "pip install 'ddib-fed[node]'" in capsys.readouterr().err
+    (hint,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  try:")]
+    python, *words = shlex.split(hint.removeprefix("  try:"))
+    assert (python, words[:3]) == (sys.executable, ["-m", "pip", "install"])
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    wanted = {Requirement(each) for each in declared["optional-dependencies"]["node"]}
+    assert {Requirement(each) for each in words[3:]} == {each for each in wanted if each.name in absent}
 
 
 def test_another_missing_module_is_our_bug():
     """Only packages of the extra are explained away."""
-    assert missing_extra(ModuleNotFoundError("no", name="ddib_fed.nothing")) is None
-    assert missing_extra(ImportError("no", name="torch.nn")) == "torch"
+    assert explained(ModuleNotFoundError("no", name="ddib_fed.nothing")).reason == "INTERNAL"
+    assert explained(ImportError("no", name="torch.nn")).facts["package"] == "torch"
 
 
 def test_ctrl_c_ends_with_its_own_code(failing, capsys):

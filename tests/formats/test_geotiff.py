@@ -192,4 +192,4 @@ def test_without_rasterio_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(ExtraMissing, match="rasterio") as caught:
         only(path)
-    assert "ddib-fed[geotiff]" in caught.value.hint
+    assert "pip install rasterio" in caught.value.hint

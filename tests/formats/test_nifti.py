@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from ddib_fed.errors import ExtraMissing, FileMissing, ImageUnreadable, InputError
+from ddib_fed.errors import FileMissing, ImageUnreadable, InputError
 from ddib_fed.formats.study import Translated
 from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone, results
 
@@ -157,10 +157,3 @@ def test_a_volume_without_an_orientation_is_named(tmp_path):
     (tmp_path / "flat axis.nii").write_bytes(image.header.binaryblock + bytes(4) + bytes(64))
     with pytest.raises(ImageUnreadable, match=r"flat axis\.nii: its affine has no orientation"):
         only(tmp_path / "flat axis.nii")
-
-
-def test_without_nibabel_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
-    with pytest.raises(ExtraMissing) as caught:
-        only(NIFTI / "anatomical.nii")
-    assert caught.value.hint == "pip install 'ddib-fed[nifti]'"

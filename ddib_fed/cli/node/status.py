@@ -11,7 +11,6 @@ from ddib_fed.cli import options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.next_commands import with_config
 from ddib_fed.cli.output import moment, outcome, print_json
-from ddib_fed.extras import extra
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -78,16 +77,10 @@ def _values(message: Message) -> dict[str, Any]:
 
 
 def _serve_page(config_path: Path, port: int, *, browser: bool) -> None:
-    """Serve the operator's page until Ctrl-C.
-
-    Raises:
-        ExtraMissing: Packages of the extra are missing.
-    """
+    """Serve the operator's page until Ctrl-C."""
     from ddib_fed.node.config import NodeConfig
-
-    with extra("web", "starlette", "the page in the browser needs starlette, uvicorn and Jinja2"):
-        from ddib_fed.web.operator.app import Operator
-        from ddib_fed.web.serving import serve, temporary_folder
+    from ddib_fed.web.operator.app import Operator
+    from ddib_fed.web.serving import serve, temporary_folder
 
     page = Operator.of(NodeConfig.load(config_path))
     with temporary_folder() as folder:

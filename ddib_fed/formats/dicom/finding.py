@@ -94,11 +94,7 @@ def is_directory_file(path: Path) -> bool:
 
 
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
-    """Look into the header of each file.
-
-    Raises:
-        ExtraMissing: pydicom is not installed.
-    """
+    """Look into the header of each file."""
     series: dict[str, Members] = {}
     unreadable: list[tuple[Path, DdibError]] = []
     others: Counter[str] = Counter()

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
-from ddib_fed.extras import extra
 
 MAX_VALUES: Final = 1 << 29
 """Values of a series at most, which then takes 2 GiB as float32."""
@@ -76,14 +75,10 @@ class ReadSeries(Series):
 
 
 def pydicom() -> Any:
-    """The package.
+    """The package, which takes a while to import."""
+    import pydicom as package
+    import pydicom.pixels  # the package's own name stays bound to `package`
 
-    Raises:
-        ExtraMissing: It is not installed.
-    """
-    with extra("dicom", "pydicom", "reading DICOM needs pydicom, which is not installed"):
-        import pydicom as package
-        import pydicom.pixels  # the package's own name stays bound to `package`
     return package
 
 

@@ -111,7 +111,6 @@ def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: O
         options: Rule of intensity, and what becomes of refused slices.
 
     Raises:
-        ExtraMissing: pydicom is not installed.
         ImageUnreadable: No file is a picture or a damaged picture.
     """
     found = sort_files(files)

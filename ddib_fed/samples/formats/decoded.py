@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.errors import DdibError, ExtraMissing, ImageTooLarge, ImageUnreadable
+from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
 
 Pixels = NDArray[Any]
 
@@ -85,12 +85,6 @@ def faults_as_unreadable(format_name: str) -> Iterator[None]:
         yield
     except DdibError:
         raise
-    except ImportError as error:
-        raise ExtraMissing(
-            f"reading a {format_name} needs {error.name}, which is not installed",
-            hint="pip install 'ddib-fed[node]'",
-            facts={"extra": "node", "package": str(error.name)},
-        ) from error
     except Exception as error:  # decoders raise any exception on forged files, MemoryError included
         raise ImageUnreadable(
             f"the {format_name} cannot be decoded: {type(error).__name__}: {error}"[:300],

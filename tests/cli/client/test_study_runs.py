@@ -34,6 +34,8 @@ from ddib_fed.wire.jobs import Settings
 from tests.cli.client.test_studies import Ordinary
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import NIFTI
+from tests.formats.maps import write_map
+from tests.formats.test_geotiff import SMOOTH
 
 pytestmark = pytest.mark.slow
 VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
@@ -208,16 +210,16 @@ def test_a_damaged_volume_is_found_before_anything_is_sent(given, translate, tmp
     assert node.studies == ["a", "b", "c"]
 
 
-def test_a_missing_package_is_named_once(given, translate, monkeypatch):
+def test_a_missing_package_is_named_once(given, translate, monkeypatch, tmp_path):
     """With the command that installs it; what needs it can be left out."""
-    monkeypatch.setitem(sys.modules, "nibabel", None)
-    volumes = [NIFTI / "anatomical.nii", NIFTI / "functional.nii"]
-    with pytest.raises(ExtraMissing) as caught:
-        translate([*given, *volumes], Requests())
-    assert caught.value.hint == "pip install 'ddib-fed[nifti]'"
+    maps = [write_map(tmp_path / name, SMOOTH) for name in ("first.tif", "second.tif")]
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(ExtraMissing, match="rasterio") as caught:
+        translate([*given, *maps], Requests())
+    assert "pip install rasterio" in caught.value.hint
     node = Requests()
-    with pytest.raises(FilesLeftOut, match=r"2 of 5 files.*\n.*anatomical.*\n.*functional"):
-        translate([*given, *volumes], node, skip_bad=True)
+    with pytest.raises(FilesLeftOut, match=r"2 of 5 files.*\n.*first\.tif.*\n.*second\.tif"):
+        translate([*given, *maps], node, skip_bad=True)
     assert node.studies == ["a", "b", "c"]
 
 

@@ -1,4 +1,4 @@
-"""Writes the page and the sheet of a command's results into their folder, if pictures can be drawn here."""
+"""Writes the page and the sheet of a command's results into their folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ddib_fed.cli.client.translation.outcome import Outcome
 from ddib_fed.cli.typed import same_command
 from ddib_fed.errors import DiskFull, InputError
 from ddib_fed.files import is_disk_full
-from ddib_fed.terminal import say
 
 PAGE, SHEET = "report.html", "sheet.png"
 FEWEST = 2
@@ -29,14 +28,6 @@ def write_pages(outcome: Outcome, out: Path) -> Path | None:
     """
     pictures = [each for each in outcome.delivered if each.provenance.picture is not None]
     if len(pictures) < FEWEST:
-        return None
-    try:
-        import PIL  # noqa: F401 - without it no picture is drawn
-    except ImportError:
-        say(
-            "no page is written: it needs Pillow; pip install 'ddib-fed[pages]', then the same command",
-            err=True,
-        )
         return None
     page, sheet = _places(out, {path.name for each in outcome.delivered for path in each.files.values()})
     try:
