@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import shlex
 import sys
@@ -38,29 +37,21 @@ def missing(name: str, package: str, what: str, *, otherwise: str = "") -> Extra
 
 
 def install_command(name: str, package: str) -> str:
-    """A line for a shell that installs what is missing of an extra into the Python that runs.
+    """A line for a shell that installs what is missing of an extra into the Python that runs; arguments as of `extra`.
 
     It names packages, not `ddib-fed[EXTRA]`: no index has ddib-fed, and a checkout may have been moved since.
     """
-    lacking = [each for each in _requirements(name) if not _is_installed(each)]
+    from importlib import metadata  # which only an error needs
+
+    try:
+        declared = metadata.requires("ddib-fed") or []
+    except metadata.PackageNotFoundError:
+        declared = []
+    lacking = []
+    for requirement, _, marker in (each.partition(";") for each in declared):
+        if re.search(rf"extra == ['\"]{name}['\"]", marker):
+            try:
+                metadata.version(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+            except metadata.PackageNotFoundError:
+                lacking.append(requirement.strip())
     return shlex.join([sys.executable, "-m", "pip", "install", *(lacking or package.split())])
-
-
-def _requirements(name: str) -> list[str]:
-    """Of an extra, with their versions, as this installation declares them."""
-    try:
-        declared = importlib.metadata.requires("ddib-fed") or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    parts = (each.partition(";") for each in declared)
-    return [
-        package.strip() for package, _, marker in parts if re.search(rf"extra == ['\"]{name}['\"]", marker)
-    ]
-
-
-def _is_installed(requirement: str) -> bool:
-    try:
-        importlib.metadata.version(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

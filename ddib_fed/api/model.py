@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddib_fed.extras import extra
+
 if TYPE_CHECKING:
     from ddib_fed.bridge.local_party import LocalParty
 
@@ -62,8 +64,9 @@ def load(
         SettingsInvalid: The device or dtype does not exist here, or the classifier does not fit, or the scene is
             smaller than the model's pictures.
     """
-    from ddib_fed.bridge.local_party import open_party
-    from ddib_fed.models.shipped import open_bundle
+    with extra("node", "torch", "a model in this process needs torch, which is not installed"):
+        from ddib_fed.bridge.local_party import open_party
+        from ddib_fed.models.shipped import open_bundle
 
     guide = None if classifier is None else open_bundle(str(classifier))
     bundle = open_bundle(str(model))

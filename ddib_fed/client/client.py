@@ -41,7 +41,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.jobs import Event, JobState, Settings
 
-Origin = Path | bytes | Payload
+Origin = str | Path | bytes | Payload
 
 
 class Client:
@@ -73,7 +73,7 @@ class Client:
         self._streams = JobStreams(self._connection, self._tracing)
 
     @classmethod
-    def from_profile(cls, path: Path | None = None, *, on_wait: OnWait | None = None) -> Self:
+    def from_profile(cls, path: str | Path | None = None, *, on_wait: OnWait | None = None) -> Self:
         """A client for the profile at `path`, or the first of the usual places.
 
         Raises:

@@ -56,14 +56,14 @@ class Profile(BaseModel):
         return value
 
     @classmethod
-    def load(cls, path: Path | None = None) -> Profile:
+    def load(cls, path: str | Path | None = None) -> Profile:
         """Read the profile at `path`, or the first of the usual places.
 
         Raises:
             FileMissing: There is none.
             ConfigError: It cannot be used.
         """
-        found = path if path is not None else find_profile()
+        found = Path(path) if path is not None else find_profile()
         profile = load_toml(found, cls, hint=WRITES_ONE)
         if not profile.source_identity.endswith("." + profile.institution):
             raise ConfigError(
