@@ -11,7 +11,6 @@ import math
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import grpc
 
@@ -381,11 +380,6 @@ class _TargetRole:
         """See `Role`."""
         del config
         return "keeps no pictures"
-
-    def copy(self, config: NodeConfig, to: Path) -> int:
-        """See `Role`; it keeps no jobs."""
-        del config, to
-        return 0
 
     def open(self, node: NodeContext) -> TargetService:
         """See `Role`."""

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Protocol
 
 import grpc
@@ -358,20 +357,6 @@ class Role(Protocol):
 
         Raises:
             DdibError: `open` would fail.
-        """
-
-    def copy(self, config: NodeConfig, to: Path) -> int:
-        """Copy what the role alone keeps on disk, as it is at one moment, while a node may run.
-
-        Args:
-            config: Of the node.
-            to: The copy's state folder, which may not be there yet; the layout is that of the node's own.
-
-        Returns:
-            How many jobs the copy holds.
-
-        Raises:
-            DdibError: It cannot be copied.
         """
 
     def open(self, node: NodeContext) -> RoleService:
