@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
@@ -340,10 +340,6 @@ class SourceService:
     def peers_changed(self) -> None:
         """See `RoleService`."""
         self._remotes.refresh()
-
-    def models_needed(self) -> Collection[str]:
-        """See `RoleService`: those whose latents are stored, or have been translated, in jobs that go on."""
-        return self._store.models_of_open_jobs()
 
     def close(self) -> None:
         """See `RoleService`."""

@@ -95,7 +95,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "model": Lazy(
         "ddib_fed.cli.models.model:model",
-        "List, copy, train, sample, show and import models; install and activate one on a node.",
+        "List, copy, train, sample, show and import models.",
     ),
     "classifier": Lazy(
         "ddib_fed.cli.models.training.classifier:classifier",
