@@ -40,7 +40,6 @@ NEXT_STEPS: Mapping[str, str] = {
     "PEER_UNKNOWN": "the operators exchange peer files: ddib peer export, ddib peer add",
     "PEER_SUSPENDED": "accepted jobs wait; the operator of the node that refused lifts it: ddib peer resume",
     "LATENT_NOT_GAUSSIAN": "use data of the domain that the model was trained on, or more --evaluations",
-    "MEMORISED": "leave that file out (`ddib job show JOB` names it); the job's other results are available",
     "NOT_FOUND": "check the name",
     "JOB_NOT_FOUND": "ddib job list",
     "ITEM_NOT_FOUND": "ddib job show JOB",

@@ -20,7 +20,6 @@ def thresholds(facts: Facts) -> Section:
         "round_trip": "whether a peer may have its translation encoded again",
         "size_rule": "pictures of other sizes: fitted, or refused",
         "samples_per_day": "samples decoded for each peer in a day; 0 is no limit",
-        "memorised": "folder of indexes: near copies of training pictures are not given out; empty is no check",
         "least_depth": "1 is pure noise; less keeps part of the picture visible",
         "encoders": "ways to make latents; mixed and linear show more of the picture",
         "latent_types": "number formats of latents",
