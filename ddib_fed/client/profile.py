@@ -20,7 +20,8 @@ from ddib_fed.toml_files import load_toml
 FILE_NAME = "client.toml"
 FOLDER = "client"
 """Where `ddib init node` puts the first client, in the node's folder."""
-WRITES_ONE = "ddib init client --node-config node.toml --name alice --out client"
+WRITES_ONE = "ddib init client --help"
+"""It is made in two ways: beside the node's node.toml, or on another machine by the node's name and address."""
 
 
 class Profile(BaseModel):
@@ -114,7 +115,10 @@ def find_profile(environ: Mapping[str, str] = os.environ) -> Path:
         if place.is_file():
             return place
     where = ", ".join(str(place) for place in places)
-    raise FileMissing(f"no client profile found; looked at {where}", hint=f"{WRITES_ONE}, or --profile FILE")
+    raise FileMissing(
+        f"no client profile found; looked at {where}",
+        hint=f"--profile FILE names one; {WRITES_ONE} says how one is made",
+    )
 
 
 _TEMPLATE = """\

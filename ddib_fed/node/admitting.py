@@ -156,7 +156,10 @@ def _ask(other: Peer, otherwise: str) -> tuple[str, ...]:
     say(*other.fingerprints)  # last and alone: no text of the file comes after it
     which = "Is this" if len(other.roots) == 1 else f"Are all {len(other.roots)} of these"
     if not confirm(f"{which} what the other operator reads out?"):
-        raise PolicyDenied("the fingerprint was not confirmed; nothing was added")
+        raise PolicyDenied(
+            "the fingerprint was not confirmed; nothing was added",
+            hint="compare it with the output of `ddib peer export` there; if it differs, stop",
+        )
     return other.fingerprints
 
 

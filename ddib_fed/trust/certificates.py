@@ -73,7 +73,7 @@ def certificate_pem(*certificates: x509.Certificate) -> bytes:
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
-def parse_certificates(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
+def parse_certificates(pem: bytes, what: str, *, hint: str = "") -> tuple[x509.Certificate, ...]:
     """The certificates in a PEM text, at least one.
 
     Raises:
@@ -82,7 +82,7 @@ def parse_certificates(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
     try:
         return read_certificates(pem)
     except ValueError as exc:
-        raise InputError(f"{what} has no readable certificate in PEM") from exc
+        raise InputError(f"{what} has no readable certificate in PEM", hint=hint) from exc
 
 
 _ROOT_NAME: Final = "ddib-fed root "

@@ -360,7 +360,7 @@ class PeerStore:
             return _roots_in(content, self._roots_file)
         except InputError as exc:
             if self._snapshot is None:
-                raise InputError(exc.detail, hint="ddib pki init, or ddib pki install") from exc
+                raise
             problems.append(exc.detail)
             return self._snapshot.own_roots
 
@@ -382,8 +382,8 @@ def _no_peer(institution: str, known: Iterable[str]) -> PeerNotFound:
 def _roots_in(content: bytes | str, path: Path) -> tuple[x509.Certificate, ...]:
     """The certificates of a file, whose content as text is why there is none."""
     if isinstance(content, str):
-        raise InputError(content)
-    return parse_certificates(content, str(path))
+        raise InputError(content, hint="ddib pki init, or ddib pki install")
+    return parse_certificates(content, str(path), hint="ddib pki show says what puts it right")
 
 
 def _other_data(peer: Peer) -> AlreadyExists:

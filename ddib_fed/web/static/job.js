@@ -34,7 +34,7 @@ events.addEventListener("error", () => {
   failures += 1; // the browser tries again by itself
   if (failures < 3 && events.readyState !== EventSource.CLOSED) return;
   events.close();
-  complain({ detail: "ddib web does not answer: it was stopped.", hint: "start it again; ddib job list shows what continues at the node" });
+  complain({ detail: "ddib web does not answer: it was stopped.", hint: "start it again in its terminal, and open its new link; the translation goes on at the node" });
 });
 
 let spoken = "";

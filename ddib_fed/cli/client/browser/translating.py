@@ -25,7 +25,6 @@ from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.client.translation.outcome import require_translated
 from ddib_fed.cli.client.translation.run import Manner
 from ddib_fed.cli.client.translation.whole import translate_files, translate_parts
-from ddib_fed.cli.output import next_step
 from ddib_fed.client.payload import split_target
 from ddib_fed.errors import (
     Cancelled,
@@ -40,14 +39,13 @@ from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.recognition import is_dicom
 from ddib_fed.formats.study import Studies, Study
 from ddib_fed.web.researcher import desk
-from ddib_fed.web.researcher.words import measured_in_words
+from ddib_fed.web.researcher.words import measured_in_words, step_in_words
 from ddib_fed.wire.jobs import Settings
 
 LOOSE = "DICOM files"
 """What a series is called whose files were dropped without a folder."""
 _STEPS = 3
 """Next steps that are named at most."""
-_AGAIN = "repair what is listed, or choose otherwise, and drop it again; what was translated is there already"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +78,10 @@ class Translating:
         """
         try:
             self._run()
-        except BaseException:
+        except BaseException as error:
             self._tidy()
+            if isinstance(error, DdibError):
+                error.hint = _step(error)
             raise
 
     def _tidy(self) -> None:
@@ -110,7 +110,7 @@ class Translating:
             try:
                 self._translate_study(number, studies[at], each)
             except (InputError, JobFailed) as error:
-                failed.append((labels[at], _on_the_page(alone(error))))
+                failed.append((labels[at], alone(error)))
         self._check_stopped()
         if plain:
             failed += self._translate_plain(plain)
@@ -129,9 +129,10 @@ class Translating:
             raise failed[0][1]
         for label, error in failed:
             self.watcher.left_out(label, f"{error.detail} [{error.reason}]")
-        steps = dict.fromkeys(step for _, error in failed if (step := next_step(error)))
-        hint = "; ".join([*steps][:_STEPS]) or _AGAIN
-        raise FilesLeftOut(f"{len(failed):,} of {total:,} were not translated", hint=hint)
+        steps = dict.fromkeys(_step(error) for _, error in failed)
+        raise FilesLeftOut(
+            f"{len(failed):,} of {total:,} were not translated", hint="; ".join([*steps][:_STEPS])
+        )
 
     def _opened(self) -> tuple[Studies, list[tuple[str, DdibError]]]:
         """The series, volumes and maps, none of them read yet; and of what none can be made, with the reason."""
@@ -176,9 +177,7 @@ class Translating:
             Cancelled: That is so.
         """
         if self.watcher.stopped:
-            raise Cancelled(
-                "stopped; what was finished before is here", hint="drop the rest again to continue"
-            )
+            raise Cancelled("stopped; what was finished before is here")
 
     def _display(self, out: Path, shown: Shown, label: Callable[[str], str] = str) -> PageDisplay:
         return PageDisplay(self.clients, self.watcher, out, shown, label)
@@ -264,10 +263,12 @@ def _seen(study: Study, label: str) -> desk.Study:
     return desk.Study(label, study.kind, study.planes, len(study.sent), word, study.warnings)
 
 
-def _on_the_page(error: DdibError) -> DdibError:
-    """The error with a next step that can be taken on the page."""
+def _step(error: DdibError) -> str:
+    """What can be done about it on the page."""
+    if isinstance(error, FilesLeftOut) and error.hint:
+        return error.hint  # the steps of what was left out
     if isinstance(error, PictureMisfit) and INTENSITY in error.facts:
-        error.hint = f"on the start page, under volumes and maps, set the rule of intensity to {error.facts[INTENSITY]}"
-    elif isinstance(error, JobFailed) and "--fill-refused" in error.hint:
-        error.hint = "on the start page, under volumes and maps, choose that refused slices become background"
-    return error
+        return f"on the start page, under volumes and maps, set the rule of intensity to {error.facts[INTENSITY]}"
+    if isinstance(error, JobFailed) and "--fill-refused" in error.hint:
+        return "on the start page, under volumes and maps, choose that refused slices become background"
+    return step_in_words(error)
