@@ -200,7 +200,8 @@ def _show(finding: Finding) -> None:
         return
     say(f"{finding.step:12} {finding.problem.detail}  [{finding.problem.reason}]")
     if finding.problem.hint:
-        say(f"{'':12} try: {finding.problem.hint}")
+        first, *rest = finding.problem.hint.split("\n")
+        say(f"{'':12} try: {first}", *(f"{'':17} {line.strip()}" for line in rest))
 
 
 def _logged(error: DdibError, otherwise: str) -> int:

@@ -204,9 +204,8 @@ def _load(folder: Path, certificate_file: str) -> Credentials:
 def _anew(folder: Path) -> str:
     """The commands that give a folder a new certificate, whatever is wrong with the one that it has."""
     return (
-        f"ddib pki request --folder {shlex.quote(str(folder))} --identity spiffe://INSTITUTION/client/NAME asks for a "
-        "client's, ddib pki request for a node's, and each names the next commands; ddib pki init makes an "
-        "institution's first"
+        f"ddib pki request --folder {shlex.quote(str(folder))} --identity spiffe://INSTITUTION/client/NAME\n"
+        "or for a node: ddib pki request; for the first node of an institution: ddib pki init"
     )
 
 
@@ -220,7 +219,7 @@ def read_roots(folder: Path, pem: bytes) -> tuple[x509.Certificate, ...]:
     if root.exists():
         hint = shlex.join(["cp", str(root), str(path)])
     else:
-        hint = f"{shlex.join(['mv', str(path), f'{path}.damaged'])}, then {_anew(folder)}"
+        hint = f"{shlex.join(['mv', str(path), f'{path}.damaged'])}\n{_anew(folder)}"
     return parse_certificates(pem, str(path), hint=hint)
 
 
