@@ -113,8 +113,12 @@ def _clock(profile: Profile, ahead_s: float | None) -> str:
 
 def _service(profile: Profile, clocks: list[float | None]) -> str:
     """Check that the node serves this client, and list what it can reach; notes the difference of the clocks."""
-    with open_client(profile, patience_s=0) as client:
-        found = client.domains()
-        clocks.append(client.clock_s)
+    try:
+        with open_client(profile, patience_s=0) as client:
+            found = client.domains()
+            clocks.append(client.clock_s)
+    except DdibError as error:
+        error.hint = error.hint or "ask the operator of the node: its log says why"
+        raise
     targets = ", ".join(f"{d.target} {d.status}" for d in found.targets) or "no targets yet"
     return f"{found.institution}/{found.domain}; {targets}"

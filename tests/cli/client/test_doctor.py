@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode
+from ddib_fed.errors import ExitCode, NotReady, PeerUnknown, PeerUnreachable, Unauthenticated
 from tests.client.scripted_source import SourceNodeDouble
 
 
@@ -41,6 +41,17 @@ def test_nothing_listens_is_not_now(north):
     """Exit 9, for scripts that try again; the causes are in test_broken_setups.py."""
     north.stop()
     assert doctor(north.profile_path) == ExitCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("kind", [Unauthenticated, PeerUnreachable, NotReady, PeerUnknown])
+def test_what_the_node_refuses_does_not_lead_back_to_the_doctor(north, capsys, kind):
+    """The last step that it has: somebody else knows more."""
+    north.script.refuse["ListDomains"] = kind()
+    assert doctor(north.profile_path) == kind.exit_code
+    hint = capsys.readouterr().err.partition("try: ")[2]
+    assert hint
+    assert "ddib doctor" not in hint
+    assert "operator" in hint
 
 
 def test_a_node_of_an_older_release_does_not_say_its_time(north, capsys, monkeypatch):
