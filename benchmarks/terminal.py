@@ -87,7 +87,7 @@ class Run:
             node.terminate()
             node.wait()
 
-    def printed(self, log: Path, who: str) -> Iterator[str]:
+    def printed(self, log: Path) -> Iterator[str]:
         """The lines of a command, as README would have them."""
         text = log.read_text().replace(str(self.folder), "~").rstrip()
         for shown, port in self.ports.items():
@@ -131,7 +131,7 @@ def main() -> None:
             lines: list[tuple[str, str, str]] = []
             for who, line, log in done:
                 lines.append((f"{who}$ ", line.replace("CODE", run.code), ""))
-                lines += [("", "", each) for each in run.printed(log, who)]
+                lines += [("", "", each) for each in run.printed(log)]
                 lines.append(("", "", ""))
         finally:
             run.close()
