@@ -20,8 +20,6 @@ from ddib_fed.toml_files import load_toml
 FILE_NAME = "client.toml"
 FOLDER = "client"
 """Where `ddib init node` puts the first client, in the node's folder."""
-WRITES_ONE = "ddib init client --help"
-"""It is made in two ways: beside the node's node.toml, or on another machine by the node's name and address."""
 
 
 class Profile(BaseModel):
@@ -65,7 +63,7 @@ class Profile(BaseModel):
             ConfigError: It cannot be used.
         """
         found = Path(path) if path is not None else find_profile()
-        profile = load_toml(found, cls, hint=WRITES_ONE)
+        profile = load_toml(found, cls, hint="ddib init client --help")
         if not profile.source_identity.endswith("." + profile.institution):
             raise ConfigError(
                 f"{found}: source_identity {profile.source_identity!r} is not of {profile.institution!r}",
@@ -117,7 +115,7 @@ def find_profile(environ: Mapping[str, str] = os.environ) -> Path:
     where = ", ".join(str(place) for place in places)
     raise FileMissing(
         f"no client profile found; looked at {where}",
-        hint=f"--profile FILE names one; {WRITES_ONE} says how one is made",
+        hint="--profile FILE names one; ddib init client --help says how one is made",
     )
 
 

@@ -78,7 +78,7 @@ def _certificate(profile: Profile) -> str:
         raise Unauthenticated(
             f"the certificate names {own.identity}, the profile {expected}",
             hop="client",
-            hint=f"edit {profile.path}, or make a client anew: ddib init client",
+            hint=f"edit {profile.path}, or make a client anew: ddib init client --help",
         )
     return f"{own.identity}, valid until {own.not_after:%Y-%m-%d %H:%M} UTC"
 
