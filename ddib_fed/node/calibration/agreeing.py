@@ -100,7 +100,8 @@ def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool) -> None:
         domain=aggregate.domain,
         aggregate=aggregate.sha256.hex(),
         bytes=len(aggregate.canonical),
-        pictures=aggregate.pictures,
+        counted=aggregate.counted,
+        unit=aggregate.unit,
         epsilon=aggregate.epsilon,
         delta=aggregate.delta,
     )

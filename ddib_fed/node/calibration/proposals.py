@@ -2,7 +2,7 @@
 
 The figures of a proposal are what the source measured with its own pictures; the target cannot measure them, because
 no picture crosses. It can check that the proposal is from the peer, for its own model, made from the aggregate that it
-published, of an allowed kind, and of a bounded life.
+published or from nothing of it, of an allowed kind, and of a bounded life. So a person signs it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def check_proposal(signed: SignedCalibration, target: Target, *, now: datetime) 
         CalibrationUnits: It was made for another model than the one here.
         CalibrationKindDenied: The policy does not list its kind.
         CalibrationExpired: It has ended.
-        CalibrationInvalid: It would last too long, or was not made from the aggregate that is published here.
+        CalibrationInvalid: It would last too long, or was made from another aggregate than the one published here.
         CalibrationUnsigned, CalibrationSigner, CalibrationAltered: The source's signature is missing or not good.
     """
     calibration, peers = signed.calibration, target.peers
@@ -108,9 +108,9 @@ def countersign(
 
 
 def _check_making(calibration: Calibration, published: Aggregate | None) -> None:
-    """Return if a calibration from aggregates names the one that is published, and states its privacy as it is."""
+    """Return if a calibration is from nothing that crossed, or from what is published, and states its privacy so."""
     made = calibration.made
-    if made.method != "aggregates":
+    if (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None):
         return
     if published is None or made.aggregate_sha256 != published.sha256.hex():
         there = "none is" if published is None else f"{published.sha256.hex()[:12]} is"
@@ -120,8 +120,9 @@ def _check_making(calibration: Calibration, published: Aggregate | None) -> None
             hint="the source calibrates again: ddib calibrate --peer INSTITUTION/DOMAIN",
             facts={"field": "aggregate_sha256"},
         )
-    stated = made.target_pictures, made.epsilon, made.delta, made.crossed_bytes
-    if stated != (published.pictures, published.epsilon, published.delta, len(published.canonical)):
+    stated = made.target_pictures, made.target_unit, made.epsilon, made.delta, made.crossed_bytes
+    counted = published.counted, published.unit
+    if stated != (*counted, published.epsilon, published.delta, len(published.canonical)):
         raise CalibrationInvalid(
             "the calibration states other pictures, bytes, epsilon or delta than the aggregate that is published here",
             facts={"field": "made"},

@@ -1,21 +1,86 @@
 """The aggregate that a target's operator has published: noised once, kept, and served unchanged.
 
-A second draw of the noise over the same pictures would cost privacy again, so one that exists is not made anew unless
-the operator asks for it.
+A second draw of the noise over the same pictures costs privacy again, so one that exists is not made anew unless the
+operator asks for it. The audit log has every publication and every peer that got it; `publications` counts them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ddib_fed.errors import AggregateNotFound, AlreadyExists, CalibrationUnits, InputError
 from ddib_fed.files import private_folder, read_small, write_file
+from ddib_fed.trust.audit.lines import parsed
+from ddib_fed.trust.identity import Identity
 
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.aggregates import Aggregate
     from ddib_fed.node.config import NodeConfig
 
 PUBLISH = "ddib calibrate publish --config node.toml, on the target's node"
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One aggregate that was published here.
+
+    Attributes:
+        sha256: Of the aggregate, hexadecimal.
+        time: When, as the audit log has it.
+        counted: Units that it is over.
+        unit: What one of them is: picture or group.
+        epsilon: For one unit.
+        delta: The same.
+        peers: Institutions that got it.
+    """
+
+    sha256: str
+    time: str
+    counted: int
+    unit: str
+    epsilon: float
+    delta: float
+    peers: tuple[str, ...]
+
+
+def publications(config: NodeConfig) -> tuple[Publication, ...]:
+    """Every aggregate that this node has published, the oldest first, by its audit log."""
+    published: dict[str, dict[str, Any]] = {}
+    peers: dict[str, dict[str, None]] = {}
+    if config.paths.audit.exists():
+        with config.paths.audit.open("rb") as file:
+            # Most lines of a log are of latents; only these are parsed.
+            for record in (parsed(line) for line in file if b'"aggregate_' in line):
+                act, sha256 = (record or {}).get("act"), str((record or {}).get("aggregate"))
+                if record and act == "aggregate_published":
+                    published[sha256] = record
+                elif record and act == "aggregate_served":
+                    peers.setdefault(sha256, {})[Identity.parse(record["peer"]).institution] = None
+    return tuple(
+        Publication(
+            sha256,
+            record["time"],
+            record["counted"],
+            record["unit"],
+            record["epsilon"],
+            record["delta"],
+            tuple(peers.get(sha256, ())),
+        )
+        for sha256, record in published.items()
+    )
+
+
+def spent(published: Sequence[Publication | Aggregate]) -> str:
+    """The privacy of all of them together, for one that is in each: epsilons and deltas add up, whoever compares them.
+
+    That of a group holds for each of its pictures, and not the other way round.
+    """
+    epsilon, delta = sum(each.epsilon for each in published), sum(each.delta for each in published)
+    unit = "group" if all(each.unit == "group" for each in published) else "picture"
+    whose = f" that is in all {len(published)}" if len(published) > 1 else ""
+    return f"epsilon {epsilon:g}, delta {delta:g} for each {unit}{whose}"
 
 
 def find_published(config: NodeConfig) -> Aggregate | None:

@@ -1,11 +1,13 @@
 """The pictures that a calibration is made and measured with: a domain's own, and anchors by the same names.
 
 Pictures come from a folder, or from the shipped data of the model's domain; they are in [-1, 1] and of the model's
-size. A part of them is held out, by content, for measuring.
+size. A part of them is held out, by content, for measuring. What a target publishes holds nothing out: which files are
+counted follows from their names alone, so that the content of one cannot change the part of another (`count_pictures`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,20 +15,37 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.datasets.shipped import SHIPPED, available, load_shipped, shipped_clusters
-from ddib_fed.errors import InputError, UsageError
+from ddib_fed.bridge.calibration.aggregates import (
+    DEFAULT_COUNTED,
+    Aggregate,
+    Cells,
+    Floats,
+    Numbers,
+    Unit,
+    check_counted,
+    default_cells,
+    histogram,
+    noised,
+    thinned,
+)
+from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, available, load_shipped, shipped_clusters
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError, UsageError
 from ddib_fed.metrics.pictures import Pictures, picture_rule
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.fitting import PictureRule
 from ddib_fed.samples.folders import load, range_check, scan, split
-from ddib_fed.samples.scans import Entry
+from ddib_fed.samples.images import read_fitted
+from ddib_fed.samples.scans import SUFFIXES, Entry, picture_files
 
 MOST_PICTURES = 4_000
 """Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
 MOST_HELD_OUT = 400
 MOST_NAMED = 3
+MOST_UNREAD = 0.1
+"""Share of the chosen files that may be unusable; of more the operator has named a wrong folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,68 @@ class DomainPictures:
     source: str
     train: Pictures = field(repr=False)
     held_out: Pictures = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The exact histogram of a domain's pictures, without noise: it stays on this machine.
+
+    Attributes:
+        shares: The mean of the units' histograms, of the shape of `cells`.
+        cells: How values were cut.
+        units: M, the number of units that the mean is over; it follows from names and numbers, not from pixels.
+        unit: What one of them is.
+        there: How many units there are; those that are counted are evenly spaced by name.
+        unread: A line for each chosen file that cannot be used. Its unit counts with that much less colour, so that
+            neither M nor the part of another file shows it.
+        left_out: Files whose names have no suffix of a picture.
+    """
+
+    shares: Numbers = field(repr=False)
+    cells: Cells
+    units: int
+    unit: Unit
+    there: int
+    unread: tuple[str, ...] = ()
+    left_out: int = 0
+
+    def aggregate(
+        self,
+        normalisation: Normalisation,
+        domain: str,
+        *,
+        epsilon: float,
+        delta: float,
+        generator: np.random.Generator | None = None,
+    ) -> Aggregate:
+        """What may be published of it; arguments as of `noised`."""
+        return noised(
+            self.shares,
+            self.cells,
+            normalisation,
+            domain,
+            self.units,
+            self.unit,
+            epsilon=epsilon,
+            delta=delta,
+            generator=generator,
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """What the operator should know beside the aggregate itself; none of it leaves."""
+        found = []
+        if self.units < self.there:
+            found.append(
+                f"counted      {self.units} of {self.there} {self.unit}s, evenly spaced by their names; "
+                f"--at-most {self.there} counts all"
+            )
+        if self.left_out:
+            found.append(f"left out     {self.left_out} files whose names do not end as a picture's")
+        if self.unread:
+            found.append(
+                f"not usable   {len(self.unread)} files, which count with no colour: {self.unread[0]}"
+            )
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +172,110 @@ def domain_pictures(bundle: Bundle, which: str | None) -> DomainPictures:
         load(_spaced_entries(train, MOST_PICTURES), rule),
         load(_spaced_entries(held_out, MOST_HELD_OUT), rule),
     )
+
+
+def count_pictures(
+    bundle: Bundle,
+    which: str | None,
+    *,
+    epsilon: float,
+    at_most: int = DEFAULT_COUNTED,
+    group_by: str | None = None,
+) -> Counted:
+    """The histogram of a domain's pictures, of units that are chosen before any of them is read.
+
+    Args:
+        bundle: The model; its normalisation gives the units, a calibration that it has is left out.
+        which: As of `domain_pictures`.
+        epsilon: That the aggregate is to have: more noise, coarser cells.
+        at_most: Units that are counted, evenly spaced by name.
+        group_by: What belongs together and is one unit: "folder" for the first folder below the one that is named, or a
+            regular expression that is searched in a file's path below it, whose first group, or whole match, names the
+            unit. None: each picture is a unit.
+
+    Raises:
+        InputError: There are fewer than 200 units, or files that lie in none.
+        ImageUnreadable: More than a tenth of the chosen files cannot be used.
+        UsageError: As `domain_pictures`; no such pattern; or groups of pictures that ship.
+    """
+    manifest = bundle.manifest
+    rule, normalisation = picture_rule(manifest), manifest.normalisation.plain
+    name = _shipped_name(manifest, which)
+    if name is not None:
+        if group_by is not None:
+            raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
+        train = _load_shipped(manifest, name).train
+        taken = thinned(train, at_most)
+        cells = default_cells(rule.channels, len(taken) * epsilon)
+        return Counted(histogram(normalisation.apply(taken), cells), cells, len(taken), "picture", len(train))
+    folder = Path(str(which))
+    files, left_out = picture_files(folder)
+    units = [(file,) for file in files] if group_by is None else _groups(files, folder, group_by)
+    count = min(len(units), at_most)
+    chosen = [units[row * len(units) // count] for row in range(count)]
+    unit: Unit = "picture" if group_by is None else "group"
+    if not chosen:
+        raise InputError(
+            f"no file below {folder} has a picture's suffix", hint=f"there are {', '.join(sorted(SUFFIXES))}"
+        )
+    check_counted(len(chosen), unit)
+    cells = default_cells(rule.channels, len(chosen) * epsilon)
+    shares, unread = _mean_histogram(chosen, rule, normalisation, cells)
+    return Counted(shares, cells, len(chosen), unit, len(units), unread, left_out)
+
+
+def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Path, ...]]:
+    """Files by the group that each lies in, by their names alone."""
+    try:
+        pattern = re.compile("^([^/]+)/" if group_by == "folder" else group_by)
+    except re.error as error:
+        raise UsageError(
+            f"--group-by {group_by!a} is no regular expression: {error}", hint="ddib calibrate publish --help"
+        ) from error
+    found: dict[str, list[Path]] = {}
+    alone = []
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        match = pattern.search(name)
+        if match is None or not (group := match[min(pattern.groups, 1)]):
+            alone.append(name)
+        else:
+            found.setdefault(group, []).append(file)
+    if alone:
+        raise InputError(
+            f"{len(alone)} files below {folder} lie in no group by --group-by {group_by}: "
+            + ", ".join(alone[:MOST_NAMED]),
+            hint="the pattern must be found in each path below the folder; ddib calibrate publish --help",
+        )
+    return [tuple(each) for each in found.values()]
+
+
+def _mean_histogram(
+    units: Sequence[tuple[Path, ...]], rule: PictureRule, normalisation: Normalisation, cells: Cells
+) -> tuple[Numbers, tuple[str, ...]]:
+    """The mean over units of the mean over their files; and a line for each file that counts as nothing."""
+    total, unread = np.zeros(cells.shape), []
+    for files in units:
+        for file in files:
+            try:
+                x: Floats = read_fitted(file, rule, windows=True, grey=True).samples
+            except DdibError as error:
+                unread.append(f"{file}: {error.detail}")
+            else:
+                total += histogram(normalisation.apply(x[None]), cells) / len(files)
+    count = sum(map(len, units))
+    if len(unread) > MOST_UNREAD * count:
+        raise ImageUnreadable(
+            "\n".join(
+                [
+                    f"{len(unread)} of {count} pictures cannot be used:",
+                    *(f"  {each}" for each in unread[:MOST_NAMED]),
+                ]
+            ),
+            hint="name the folder of the pictures that the model was trained on with --pictures; ddib model show MODEL",
+            facts={"bad": len(unread)},
+        )
+    return total / len(units), tuple(unread)
 
 
 def folder_anchors(source: Bundle, target: Bundle, folders: tuple[Path, Path]) -> Anchors:
@@ -197,11 +382,15 @@ def _shipped_name(manifest: Manifest, which: str | None) -> str | None:
 
 
 def _shipped_pictures(manifest: Manifest, name: str) -> DomainPictures:
+    found = _load_shipped(manifest, name)
+    parts = spaced(found.train, MOST_PICTURES), spaced(found.held_out, MOST_HELD_OUT)
+    return DomainPictures(f"{name}, as it ships", *parts)
+
+
+def _load_shipped(manifest: Manifest, name: str) -> ShippedPictures:
     if SHIPPED[name].shape != tuple(manifest.sample_shape):
         raise InputError(
             f"pictures of {name} are {SHIPPED[name].shape}, and {manifest.name} takes {tuple(manifest.sample_shape)}",
             hint="name a folder of the model's own pictures with --pictures",
         )
-    found = load_shipped(name)
-    parts = spaced(found.train, MOST_PICTURES), spaced(found.held_out, MOST_HELD_OUT)
-    return DomainPictures(f"{name}, as it ships", *parts)
+    return load_shipped(name)
