@@ -69,7 +69,7 @@ def test_one_file_moves_the_histogram_by_no_more_than_is_stated(
     before = counted()
     units = groups or files
     assert before.units == min(units, at_most)
-    published = before.aggregate(RELIEF.manifest.normalisation, "relief", epsilon=1.0, delta=1e-5)
+    published = before.noised(1.0, 1e-5)
     assert (published.counted, published.unit) == (before.units, "group" if groups else "picture")
     stated, moves = math.sqrt(2) / published.counted, []
     for _ in range(replacements):
@@ -96,7 +96,7 @@ def test_what_is_published_is_the_histogram_of_every_file(tmp_path: Path) -> Non
         (tmp_path / f"{i:03}.png").write_bytes(encode_png(np.full((SIZE, SIZE, 3), 255 * (i % 2), np.uint8)))
     found = count_pictures(RELIEF, str(tmp_path), epsilon=1.0)
     assert np.isclose(sorted(found.shares.ravel())[-2:], 0.5).all()
-    made = found.aggregate(RELIEF.manifest.normalisation, "relief", epsilon=8.0, delta=1e-3, generator=rng)
+    made = found.noised(8.0, 1e-3, rng)
     assert np.abs(made.shares - found.shares).max() < 6 * made.sigma + QUANTUM
 
 
@@ -114,7 +114,7 @@ def test_groups_are_named_by_the_first_folder_or_by_a_pattern(tmp_path: Path) ->
     with pytest.raises(InputError, match="at least 200 groups, and there are 3"):
         count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by="/([0-2]).png")
     (tmp_path / "alone.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"lie in no group .*: alone\.png"):
+    with pytest.raises(InputError, match=r"alone\.png lies in no group"):
         count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by="folder")
     with pytest.raises(UsageError, match="no regular expression"):
         count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by="(")
@@ -128,14 +128,14 @@ def test_the_operator_is_told_what_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "007.png").write_bytes(b"no picture")
     (tmp_path / "notes.txt").write_text("")
     found = count_pictures(RELIEF, str(tmp_path), epsilon=1.0)
-    told = "\n".join(found.notes())
+    told = "\n".join(found.notes)
     assert found.units == 250
     assert np.isclose(found.shares.sum(), 249 / 250)
     assert "1 files, which count with no colour: " in told
     assert "007.png" in told
     assert "1 files whose names do not end as a picture's" in told
     few = count_pictures(RELIEF, str(tmp_path), epsilon=1.0, at_most=200)
-    assert "200 of 250 pictures, evenly spaced by their names; --at-most 250 counts all" in few.notes()[0]
+    assert "200 of 250 pictures, evenly spaced by their names; --at-most 250 counts all" in few.notes[0]
     for i in range(30):
         (tmp_path / f"{i:03}.png").write_bytes(b"no picture")
     with pytest.raises(ImageUnreadable, match="30 of 250 pictures cannot be used"):

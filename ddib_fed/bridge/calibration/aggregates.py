@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Annotated, Literal
 
@@ -169,6 +170,56 @@ class Aggregate(BaseModel):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The exact histogram of a domain's pictures, without noise: it stays on this machine.
+
+    Attributes:
+        domain: Their domain.
+        normalisation: Of its model; a calibration that it has is left out.
+        cells: How values are cut.
+        shares: h, of the shape of `cells`.
+        units: M.
+        unit: What one of them is.
+        notes: What the operator should know of how they were counted; it does not leave.
+    """
+
+    domain: str
+    normalisation: Normalisation
+    cells: Cells
+    shares: Numbers = field(repr=False)
+    units: int
+    unit: Unit = "picture"
+    notes: tuple[str, ...] = ()
+
+    def noised(self, epsilon: float, delta: float, generator: np.random.Generator | None = None) -> Aggregate:
+        """What may be published of it; `generator` repeats the noise of what stays here.
+
+        Raises:
+            InputError: Bounds that are not kept.
+        """
+        sigma = noise_sigma(self.units, epsilon, delta)
+        # What leaves has noise from the operating system.
+        draw = secure_normal if generator is None else generator.standard_normal
+        shares = self.shares + sigma * draw(self.cells.count).reshape(self.cells.shape)
+        try:
+            return Aggregate(
+                domain=self.domain,
+                units_sha256=units_digest(self.normalisation),
+                cells=self.cells,
+                counted=self.units,
+                unit=self.unit,
+                epsilon=epsilon,
+                delta=delta,
+                sigma=sigma,
+                counts=tuple(int(count) for count in np.rint(shares / QUANTUM).ravel()),
+            )
+        except ValidationError as error:
+            raise InputError(
+                f"no such aggregate: {_first(error)}", hint="epsilon is from 0.01 to 8"
+            ) from error
+
+
 def make_aggregate(
     pictures: Floats,
     normalisation: Normalisation,
@@ -180,83 +231,34 @@ def make_aggregate(
     cells: Cells | None = None,
     generator: np.random.Generator | None = None,
 ) -> Aggregate:
-    """The noised aggregate of an array of pictures, each of which is a unit.
-
-    Args:
-        pictures: (N, C, H, W) in [-1, 1], C being 1 or 3.
-        normalisation: Of the domain's model; a calibration that it has is left out.
-        domain: Its name.
-        epsilon: Of one picture's differential privacy, 0.01 to 8.
-        delta: The same, 1e-12 to 1e-3.
-        at_most: Pictures that are counted, evenly spaced; fewer of overlapping pictures overlap less.
-        cells: How values are cut; None for `default_cells`.
-        generator: As of `noised`.
+    """The noised aggregate of an array of pictures (N, C, H, W) in [-1, 1], each a unit, of which `at_most` are taken.
 
     Raises:
         InputError: Fewer than LEAST_COUNTED pictures, other channels, or bounds that are not kept.
     """
+    counted = count_array(pictures, normalisation, domain, epsilon=epsilon, at_most=at_most, cells=cells)
+    return counted.noised(epsilon, delta, generator)
+
+
+def count_array(
+    pictures: Floats,
+    normalisation: Normalisation,
+    domain: str,
+    *,
+    epsilon: float,
+    at_most: int,
+    cells: Cells | None = None,
+) -> Counted:
+    """The histogram of an array of pictures; arguments as of `make_aggregate`."""
     taken = thinned(pictures, at_most)
     check_counted(len(taken), "picture")
     chosen = cells or default_cells(taken.shape[1], len(taken) * epsilon)
-    exact = histogram(normalisation.plain.apply(taken), chosen)
-    return noised(
-        exact, chosen, normalisation, domain, len(taken), epsilon=epsilon, delta=delta, generator=generator
-    )
-
-
-def noised(
-    exact: Numbers,
-    cells: Cells,
-    normalisation: Normalisation,
-    domain: str,
-    counted: int,
-    unit: Unit = "picture",
-    *,
-    epsilon: float,
-    delta: float,
-    generator: np.random.Generator | None = None,
-) -> Aggregate:
-    """The aggregate that hides a histogram in noise.
-
-    Args:
-        exact: The mean of the units' histograms, of the shape of `cells`.
-        cells: How values were cut.
-        normalisation: Of the domain's model; a calibration that it has is left out.
-        domain: Its name.
-        counted: M, the number of units.
-        unit: What one of them is.
-        epsilon: Of one unit's differential privacy, 0.01 to 8.
-        delta: The same, 1e-12 to 1e-3.
-        generator: Repeats the noise. None, for anything that leaves, draws from the operating system.
-
-    Raises:
-        InputError: Bounds that are not kept.
-    """
-    sigma = noise_sigma(counted, epsilon, delta)
-    draw = secure_normal if generator is None else generator.standard_normal
-    shares = exact + sigma * draw(cells.count).reshape(cells.shape)
-    try:
-        return Aggregate(
-            domain=domain,
-            units_sha256=units_digest(normalisation),
-            cells=cells,
-            counted=counted,
-            unit=unit,
-            epsilon=epsilon,
-            delta=delta,
-            sigma=sigma,
-            counts=tuple(int(count) for count in np.rint(shares / QUANTUM).ravel()),
-        )
-    except ValidationError as error:
-        raise InputError(f"no such aggregate: {_first(error)}", hint="epsilon is from 0.01 to 8") from error
+    shares = histogram(normalisation.plain.apply(taken), chosen)
+    return Counted(domain, normalisation, chosen, shares, len(taken))
 
 
 def check_counted(count: int, unit: Unit) -> None:
-    """Return if there are enough units for an aggregate.
-
-    Raises:
-        InputError: There are not.
-    """
+    """Return if there are enough units for an aggregate; InputError otherwise."""
     if count < LEAST_COUNTED:
         raise InputError(
             f"an aggregate is over at least {LEAST_COUNTED} {unit}s, and there are {count}",

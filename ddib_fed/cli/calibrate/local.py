@@ -90,16 +90,11 @@ def _from_aggregate(
     own, other = folders
     epsilon, delta = privacy
     counted = count_pictures(target, other, epsilon=epsilon)
-    for line in counted.notes():
+    for line in counted.notes:
         say(line, err=True)
     # Nothing leaves: noise that the seed repeats shows what an aggregate of this epsilon would give.
-    aggregate = counted.aggregate(
-        target.manifest.normalisation,
-        target.manifest.domain,
-        epsilon=epsilon,
-        delta=delta,
-        generator=np.random.default_rng((wanted.seed, 1)),  # another stream than the search's
-    )
+    generator = np.random.default_rng((wanted.seed, 1))  # another stream than the search's
+    aggregate = counted.noised(epsilon, delta, generator)
     pictures = domain_pictures(source, own).train
     return from_aggregate(pictures, source.manifest.normalisation, aggregate, wanted)
 

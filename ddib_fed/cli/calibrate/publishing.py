@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,11 +99,9 @@ def publish(
     which = pictures or config.train.pictures(config.folder)
     with console(stderr=True).status("counting pictures"):
         counted = count_pictures(bundle, which, epsilon=epsilon, at_most=at_most, group_by=group_by)
-    aggregate = counted.aggregate(
-        bundle.manifest.normalisation, config.model.domain, epsilon=epsilon, delta=delta
-    )
+    aggregate = replace(counted, domain=config.model.domain).noised(epsilon, delta)
     before = publications(config)
-    said = [*aggregate.describe().split("\n"), *counted.notes()]
+    said = [*aggregate.describe().split("\n"), *counted.notes]
     if before:
         said.append(f"together     {spent([*before, aggregate])}, with what was published before")
     say(*said, err=output_format == "json")

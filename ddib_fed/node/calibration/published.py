@@ -24,17 +24,7 @@ PUBLISH = "ddib calibrate publish --config node.toml, on the target's node"
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One aggregate that was published here.
-
-    Attributes:
-        sha256: Of the aggregate, hexadecimal.
-        time: When, as the audit log has it.
-        counted: Units that it is over.
-        unit: What one of them is: picture or group.
-        epsilon: For one unit.
-        delta: The same.
-        peers: Institutions that got it.
-    """
+    """One aggregate that was published here, as the audit log has it, and the institutions that got it."""
 
     sha256: str
     time: str
@@ -58,15 +48,10 @@ def publications(config: NodeConfig) -> tuple[Publication, ...]:
                     published[sha256] = record
                 elif record and act == "aggregate_served":
                     peers.setdefault(sha256, {})[Identity.parse(record["peer"]).institution] = None
+    names = ("time", "counted", "unit", "epsilon", "delta")
     return tuple(
         Publication(
-            sha256,
-            record["time"],
-            record["counted"],
-            record["unit"],
-            record["epsilon"],
-            record["delta"],
-            tuple(peers.get(sha256, ())),
+            sha256=sha256, peers=tuple(peers.get(sha256, ())), **{name: record[name] for name in names}
         )
         for sha256, record in published.items()
     )

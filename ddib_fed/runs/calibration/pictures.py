@@ -17,16 +17,14 @@ from numpy.typing import NDArray
 
 from ddib_fed.bridge.calibration.aggregates import (
     DEFAULT_COUNTED,
-    Aggregate,
     Cells,
-    Floats,
+    Counted,
     Numbers,
     Unit,
     check_counted,
+    count_array,
     default_cells,
     histogram,
-    noised,
-    thinned,
 )
 from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, available, load_shipped, shipped_clusters
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError, UsageError
@@ -38,7 +36,7 @@ from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.fitting import PictureRule
 from ddib_fed.samples.folders import load, range_check, scan, split
 from ddib_fed.samples.images import read_fitted
-from ddib_fed.samples.scans import SUFFIXES, Entry, picture_files
+from ddib_fed.samples.scans import Entry, picture_files
 
 MOST_PICTURES = 4_000
 """Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
@@ -61,68 +59,6 @@ class DomainPictures:
     source: str
     train: Pictures = field(repr=False)
     held_out: Pictures = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """The exact histogram of a domain's pictures, without noise: it stays on this machine.
-
-    Attributes:
-        shares: The mean of the units' histograms, of the shape of `cells`.
-        cells: How values were cut.
-        units: M, the number of units that the mean is over; it follows from names and numbers, not from pixels.
-        unit: What one of them is.
-        there: How many units there are; those that are counted are evenly spaced by name.
-        unread: A line for each chosen file that cannot be used. Its unit counts with that much less colour, so that
-            neither M nor the part of another file shows it.
-        left_out: Files whose names have no suffix of a picture.
-    """
-
-    shares: Numbers = field(repr=False)
-    cells: Cells
-    units: int
-    unit: Unit
-    there: int
-    unread: tuple[str, ...] = ()
-    left_out: int = 0
-
-    def aggregate(
-        self,
-        normalisation: Normalisation,
-        domain: str,
-        *,
-        epsilon: float,
-        delta: float,
-        generator: np.random.Generator | None = None,
-    ) -> Aggregate:
-        """What may be published of it; arguments as of `noised`."""
-        return noised(
-            self.shares,
-            self.cells,
-            normalisation,
-            domain,
-            self.units,
-            self.unit,
-            epsilon=epsilon,
-            delta=delta,
-            generator=generator,
-        )
-
-    def notes(self) -> tuple[str, ...]:
-        """What the operator should know beside the aggregate itself; none of it leaves."""
-        found = []
-        if self.units < self.there:
-            found.append(
-                f"counted      {self.units} of {self.there} {self.unit}s, evenly spaced by their names; "
-                f"--at-most {self.there} counts all"
-            )
-        if self.left_out:
-            found.append(f"left out     {self.left_out} files whose names do not end as a picture's")
-        if self.unread:
-            found.append(
-                f"not usable   {len(self.unread)} files, which count with no colour: {self.unread[0]}"
-            )
-        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +121,12 @@ def count_pictures(
     """The histogram of a domain's pictures, of units that are chosen before any of them is read.
 
     Args:
-        bundle: The model; its normalisation gives the units, a calibration that it has is left out.
+        bundle: The model.
         which: As of `domain_pictures`.
         epsilon: That the aggregate is to have: more noise, coarser cells.
         at_most: Units that are counted, evenly spaced by name.
-        group_by: What belongs together and is one unit: "folder" for the first folder below the one that is named, or a
-            regular expression that is searched in a file's path below it, whose first group, or whole match, names the
-            unit. None: each picture is a unit.
+        group_by: "folder": all files in one first folder below the one that is named are a unit. A regular expression:
+            those whose paths below it have the same match, or first group of it. None: each picture is a unit.
 
     Raises:
         InputError: There are fewer than 200 units, or files that lie in none.
@@ -199,29 +134,33 @@ def count_pictures(
         UsageError: As `domain_pictures`; no such pattern; or groups of pictures that ship.
     """
     manifest = bundle.manifest
-    rule, normalisation = picture_rule(manifest), manifest.normalisation.plain
+    rule, normalisation = picture_rule(manifest), manifest.normalisation
     name = _shipped_name(manifest, which)
     if name is not None:
         if group_by is not None:
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
         train = _load_shipped(manifest, name).train
-        taken = thinned(train, at_most)
-        cells = default_cells(rule.channels, len(taken) * epsilon)
-        return Counted(histogram(normalisation.apply(taken), cells), cells, len(taken), "picture", len(train))
+        return count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
     folder = Path(str(which))
-    files, left_out = picture_files(folder)
+    files, others = picture_files(folder)
     units = [(file,) for file in files] if group_by is None else _groups(files, folder, group_by)
-    count = min(len(units), at_most)
-    chosen = [units[row * len(units) // count] for row in range(count)]
     unit: Unit = "picture" if group_by is None else "group"
-    if not chosen:
-        raise InputError(
-            f"no file below {folder} has a picture's suffix", hint=f"there are {', '.join(sorted(SUFFIXES))}"
+    count = min(len(units), at_most)
+    check_counted(count, unit)
+    cells = default_cells(rule.channels, count * epsilon)
+    chosen = [units[row * len(units) // count] for row in range(count)]
+    shares, unread = _mean_histogram(chosen, rule, normalisation.plain, cells)
+    notes = []
+    if count < len(units):
+        notes.append(
+            f"counted      {count} of {len(units)} {unit}s, evenly spaced by their names; --at-most {len(units)} "
+            "counts all"
         )
-    check_counted(len(chosen), unit)
-    cells = default_cells(rule.channels, len(chosen) * epsilon)
-    shares, unread = _mean_histogram(chosen, rule, normalisation, cells)
-    return Counted(shares, cells, len(chosen), unit, len(units), unread, left_out)
+    if others:
+        notes.append(f"left out     {others} files whose names do not end as a picture's")
+    if unread:
+        notes.append(f"not usable   {len(unread)} files, which count with no colour: {unread[0]}")
+    return Counted(manifest.domain, normalisation, cells, shares, count, unit, tuple(notes))
 
 
 def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Path, ...]]:
@@ -233,49 +172,42 @@ def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Pa
             f"--group-by {group_by!a} is no regular expression: {error}", hint="ddib calibrate publish --help"
         ) from error
     found: dict[str, list[Path]] = {}
-    alone = []
     for file in files:
-        name = file.relative_to(folder).as_posix()
-        match = pattern.search(name)
+        match = pattern.search(name := file.relative_to(folder).as_posix())
         if match is None or not (group := match[min(pattern.groups, 1)]):
-            alone.append(name)
-        else:
-            found.setdefault(group, []).append(file)
-    if alone:
-        raise InputError(
-            f"{len(alone)} files below {folder} lie in no group by --group-by {group_by}: "
-            + ", ".join(alone[:MOST_NAMED]),
-            hint="the pattern must be found in each path below the folder; ddib calibrate publish --help",
-        )
+            raise InputError(
+                f"{name} lies in no group by --group-by {group_by}",
+                hint="the pattern must be found in each path below the folder; ddib calibrate publish --help",
+            )
+        found.setdefault(group, []).append(file)
     return [tuple(each) for each in found.values()]
 
 
 def _mean_histogram(
     units: Sequence[tuple[Path, ...]], rule: PictureRule, normalisation: Normalisation, cells: Cells
-) -> tuple[Numbers, tuple[str, ...]]:
-    """The mean over units of the mean over their files; and a line for each file that counts as nothing."""
+) -> tuple[Numbers, list[str]]:
+    """The mean over units of the mean over their files; and a line for each file that cannot be used.
+
+    Such a file stays a part of its unit and counts as nothing, so that neither M nor another's part shows it.
+    """
     total, unread = np.zeros(cells.shape), []
     for files in units:
         for file in files:
             try:
-                x: Floats = read_fitted(file, rule, windows=True, grey=True).samples
+                x = read_fitted(file, rule, windows=True, grey=True).samples
             except DdibError as error:
                 unread.append(f"{file}: {error.detail}")
             else:
                 total += histogram(normalisation.apply(x[None]), cells) / len(files)
     count = sum(map(len, units))
     if len(unread) > MOST_UNREAD * count:
+        some = "".join(f"\n  {each}" for each in unread[:MOST_NAMED])
         raise ImageUnreadable(
-            "\n".join(
-                [
-                    f"{len(unread)} of {count} pictures cannot be used:",
-                    *(f"  {each}" for each in unread[:MOST_NAMED]),
-                ]
-            ),
+            f"{len(unread)} of {count} pictures cannot be used:{some}",
             hint="name the folder of the pictures that the model was trained on with --pictures; ddib model show MODEL",
             facts={"bad": len(unread)},
         )
-    return total / len(units), tuple(unread)
+    return total / len(units), unread
 
 
 def folder_anchors(source: Bundle, target: Bundle, folders: tuple[Path, Path]) -> Anchors:
