@@ -56,11 +56,7 @@ class Asked:
 
 
 def split_peer(text: str) -> tuple[str, str]:
-    """Institution and domain of INSTITUTION/DOMAIN.
-
-    Raises:
-        UsageError: It is not of that form.
-    """
+    """Institution and domain of INSTITUTION/DOMAIN."""
     institution, _, domain = text.partition("/")
     if not is_institution(institution) or not is_domain(domain):
         raise UsageError(

@@ -48,16 +48,7 @@ class Target:
 
 
 def check_proposal(signed: SignedCalibration, target: Target, *, now: datetime) -> Identity:
-    """The node that proposed a calibration, if this target may sign it.
-
-    Raises:
-        CalibrationForeign: It is of another institution than an admitted peer's, or for another domain than ours.
-        CalibrationUnits: It was made for another model than the one here.
-        CalibrationKindDenied: The policy does not list its kind.
-        CalibrationExpired: It has ended.
-        CalibrationInvalid: It would last too long, or was made from another aggregate than the one published here.
-        CalibrationUnsigned, CalibrationSigner, CalibrationAltered: The source's signature is missing or not good.
-    """
+    """The node that proposed a calibration, if this target may sign it."""
     calibration, peers = signed.calibration, target.peers
     institution = calibration.source.institution
     if institution not in peers.peers:
@@ -95,11 +86,7 @@ def check_proposal(signed: SignedCalibration, target: Target, *, now: datetime) 
 def countersign(
     signed: SignedCalibration, credentials: Credentials, target: Target, *, now: datetime
 ) -> SignedCalibration:
-    """The proposal with this node's signature; all of it is verified once more, as at each use.
-
-    Raises:
-        CalibrationRefused: As `check_proposal` says; also if this node's own certificate has expired.
-    """
+    """The proposal with this node's signature; all of it is verified once more, as at each use."""
     check_proposal(signed, target, now=now)
     own = sign(signed.calibration, "target", credentials, now=now)
     complete = signed.model_copy(update={"target": own})

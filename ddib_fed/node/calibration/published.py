@@ -6,11 +6,19 @@ operator asks for it. The audit log has every publication and every peer that go
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.errors import AggregateNotFound, AlreadyExists, CalibrationUnits, InputError
+from ddib_fed.errors import (
+    AggregateNotFound,
+    AlreadyExists,
+    CalibrationUnits,
+    ConfigError,
+    DdibError,
+    InputError,
+)
 from ddib_fed.files import private_folder, read_small, write_file
 from ddib_fed.trust.audit.lines import parsed
 from ddib_fed.trust.identity import Identity
@@ -37,23 +45,29 @@ class Publication:
 
 def publications(config: NodeConfig) -> tuple[Publication, ...]:
     """Every aggregate that this node has published, the oldest first, by its audit log."""
+    path = config.paths.audit
     published: dict[str, dict[str, Any]] = {}
     peers: dict[str, dict[str, None]] = {}
-    if config.paths.audit.exists():
-        with config.paths.audit.open("rb") as file:
+    try:
+        with path.open("rb") as file:
             # Most lines of a log are of latents; only these are parsed.
-            for record in (parsed(line) for line in file if b'"aggregate_' in line):
-                act, sha256 = (record or {}).get("act"), str((record or {}).get("aggregate"))
-                if record and act == "aggregate_published":
-                    published[sha256] = record
-                elif record and act == "aggregate_served":
-                    peers.setdefault(sha256, {})[Identity.parse(record["peer"]).institution] = None
-    names = ("time", "counted", "unit", "epsilon", "delta")
+            for record in (parsed(line) or {} for line in file if b'"aggregate_' in line):
+                if record.get("act") == "aggregate_published":
+                    names = ("time", "counted", "unit", "epsilon", "delta")
+                    published[record["aggregate"]] = {name: record[name] for name in names}
+                elif record.get("act") == "aggregate_served":
+                    institution = Identity.parse(record["peer"]).institution
+                    peers.setdefault(record["aggregate"], {})[institution] = None
+    except FileNotFoundError:
+        return ()
+    except (KeyError, TypeError, DdibError) as error:
+        raise ConfigError(
+            f"{path} has a line on an aggregate that cannot be read, so what was published cannot be counted",
+            hint=f"ddib audit verify --config {shlex.quote(str(config.path))}",
+        ) from error
     return tuple(
-        Publication(
-            sha256=sha256, peers=tuple(peers.get(sha256, ())), **{name: record[name] for name in names}
-        )
-        for sha256, record in published.items()
+        Publication(sha256=sha256, peers=tuple(peers.get(sha256, ())), **values)
+        for sha256, values in published.items()
     )
 
 
@@ -69,11 +83,7 @@ def spent(published: Sequence[Publication | Aggregate]) -> str:
 
 
 def find_published(config: NodeConfig) -> Aggregate | None:
-    """What is published; None if nothing is.
-
-    Raises:
-        AggregateNotFound: The file is damaged.
-    """
+    """What is published; None if nothing is."""
     from ddib_fed.bridge.calibration.aggregates import read_aggregate
 
     path = config.paths.aggregate
@@ -86,12 +96,7 @@ def find_published(config: NodeConfig) -> Aggregate | None:
 
 
 def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
-    """What is published, if it is of the model that the node serves.
-
-    Raises:
-        AggregateNotFound: Nothing is published, or the file is damaged.
-        CalibrationUnits: It is in the units of a model that was replaced since.
-    """
+    """What is published, if it is of the model that the node serves."""
     found = find_published(config)
     if found is None:
         raise AggregateNotFound(f"no aggregate of {config.model.domain} is published here", hint=PUBLISH)
@@ -106,16 +111,7 @@ def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
 
 
 def keep_published(config: NodeConfig, aggregate: Aggregate, *, again: bool = False) -> None:
-    """Store an aggregate for serving; durable when this returns.
-
-    Args:
-        config: Of the node.
-        aggregate: What peers will be given.
-        again: Replace the one that is there.
-
-    Raises:
-        AlreadyExists: There is one, and `again` is false.
-    """
+    """Store an aggregate for serving; durable when this returns."""
     path = config.paths.aggregate
     if path.exists() and not again:
         raise AlreadyExists(
