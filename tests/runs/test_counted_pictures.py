@@ -135,7 +135,10 @@ def test_the_operator_is_told_what_does_not_count(tmp_path: Path) -> None:
     assert "007.png" in told
     assert "1 files whose names do not end as a picture's" in told
     few = count_pictures(RELIEF, str(tmp_path), epsilon=1.0, at_most=200)
-    assert "200 of 250 pictures, evenly spaced by their names; --at-most 250 counts all" in few.notes[0]
+    assert (
+        "200 of 250 pictures, evenly spaced by name; ddib calibrate publish --at-most 250 counts all"
+        in few.notes[0]
+    )
     for i in range(30):
         (tmp_path / f"{i:03}.png").write_bytes(b"no picture")
     with pytest.raises(ImageUnreadable, match="30 of 250 pictures cannot be used"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +140,8 @@ def count_pictures(
         if group_by is not None:
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
         train = _load_shipped(manifest, name).train
-        return count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
+        found = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
+        return replace(found, notes=tuple(_left(found.units, len(train), "picture")))
     folder = Path(str(which))
     files, others = picture_files(folder)
     units = [(file,) for file in files] if group_by is None else _groups(files, folder, group_by)
@@ -150,17 +151,20 @@ def count_pictures(
     cells = default_cells(rule.channels, count * epsilon)
     chosen = [units[row * len(units) // count] for row in range(count)]
     shares, unread = _mean_histogram(chosen, rule, normalisation.plain, cells)
-    notes = []
-    if count < len(units):
-        notes.append(
-            f"counted      {count} of {len(units)} {unit}s, evenly spaced by their names; --at-most {len(units)} "
-            "counts all"
-        )
+    notes = _left(count, len(units), unit)
     if others:
         notes.append(f"left out     {others} files whose names do not end as a picture's")
     if unread:
         notes.append(f"not usable   {len(unread)} files, which count with no colour: {unread[0]}")
     return Counted(manifest.domain, normalisation, cells, shares, count, unit, tuple(notes))
+
+
+def _left(count: int, there: int, unit: Unit) -> list[str]:
+    """That not all units are counted, if so."""
+    if count == there:
+        return []
+    how = f"evenly spaced by name; ddib calibrate publish --at-most {there} counts all"
+    return [f"counted      {count} of {there} {unit}s, {how}"]
 
 
 def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Path, ...]]:
