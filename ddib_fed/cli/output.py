@@ -123,9 +123,11 @@ def _show_differences(error: DdibError) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A small table on stdout.
 
-    Columns whose name starts with `>` are right-aligned; those with `!` are never wrapped, so that they can be copied.
+    Columns whose name starts with `>` are right-aligned; those with `!` are never wrapped, so that they can be copied:
+    no word of a table that has one is broken, even if it becomes wider than the terminal.
     """
     from rich import box
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(
@@ -140,7 +142,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         )
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    target = console()
+    if any(column.startswith("!") for column in columns):
+        anywhere = target.options.update(width=1 << 16)
+        target.width = max(target.width, Measurement.get(target, anywhere, table).minimum)
+    target.print(table, crop=False)
 
 
 def lines(pairs: Mapping[str, str]) -> None:

@@ -83,7 +83,6 @@ seed = 0
 # max_guidance = 10.0           # largest --guidance; 0 for none
 # max_classifier_scale = 10.0   # largest --classifier-scale; 0 for none
 # calibration = []              # kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default
-# calibration_accept = "ask"    # target: a proposal waits for `ddib calibrate accept`; "auto" signs one with a margin
 # calibration_units = false     # target: tell peers that have anchors mean and deviation of the channels, not noised
 # size_rule = "model"           # pictures of other sizes: fitted as the model's manifest says, or "refuse"
 # evaluations_per_day = 20000000000  # target: quota of each peer, network evaluations x points or x pixels; 0 for none

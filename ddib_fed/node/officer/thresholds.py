@@ -26,7 +26,6 @@ def thresholds(facts: Facts) -> Section:
         "max_guidance": "largest guidance scale; 0 is none",
         "max_classifier_scale": "largest weight of a classifier; 0 is none",
         "calibration": "kinds of calibration that may be agreed on; none by default",
-        "calibration_accept": "who accepts a peer's proposal: the operator, or its figures",
         "calibration_units": "whether peers may read the units of the model, not noised",
         "weights": "shares of the machine",
     }

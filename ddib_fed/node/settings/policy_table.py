@@ -62,8 +62,6 @@ class PolicySection(Section):
     max_classifier_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 10.0
     # Kinds of calibration that may be agreed on and used; each reveals something of both domains.
     calibration: tuple[Kind, ...] = ()
-    # A proposal of a peer: "ask" waits for the operator; "auto" signs one whose checks pass and whose figures suffice.
-    calibration_accept: Literal["ask", "auto"] = "ask"
     # Whether peers may read the units of this model, to calibrate with anchors. No noise is added to them.
     calibration_units: bool = False
 
