@@ -176,10 +176,10 @@ class Intensity:
 
 
 def auto_rule(values: NDArray[Any], modality: str = "") -> Rule:
-    """The rule for `--intensity auto`: Hounsfield units for CT, bytes as they are, percentiles for all else."""
-    if modality == "CT":
-        return Rule("hu")
-    return Rule("values") if values.dtype == np.uint8 else Rule.parse(PERCENTILES)
+    """The rule for `--intensity auto`: bytes as they are, Hounsfield units for CT, percentiles for all else."""
+    if values.dtype == np.uint8:
+        return Rule("values")
+    return Rule("hu") if modality == "CT" else Rule.parse(PERCENTILES)
 
 
 def chosen_rule(text: str, values: NDArray[Any], modality: str = "") -> Rule:
