@@ -195,7 +195,7 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     try:
-        values, valid, where = _read(path)
+        values, valid, where, units = _read(path)
         rule = chosen_rule(options.intensity, values)
         intensity = rule.on(values[valid])
         numbers = intensity.numbers(values)
@@ -212,7 +212,7 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
     if not sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
     origin = geotiff_origin(path, options, within)
-    return GeoTiffStudy(origin, where, numbers, valid, grid, sent, intensity.record(values[valid]))
+    return GeoTiffStudy(origin, where, numbers, valid, grid, sent, intensity.record(values[valid]) | units)
 
 
 def _rasterio() -> Any:
@@ -229,8 +229,8 @@ def _rasterio() -> Any:
     return rasterio
 
 
-def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
-    """Values (H, W, C) with holes filled, where there are data (H, W), and the georeference."""
+def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference, dict[str, list[float]]]:
+    """Values (H, W, C) with holes filled, where there are data (H, W), the georeference, and how values were stored."""
     rasterio = _rasterio()
     with _faults(rasterio), _quiet(), rasterio.open(path, driver="GTiff") as file:
         if file.subdatasets:
@@ -254,6 +254,7 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
             )
         valid = file.dataset_mask() > 0
         values = file.read(bands)
+        scales, offsets = ([of_all[band - 1] for band in bands] for of_all in (file.scales, file.offsets))
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(axis=0)
         if not valid.any():
@@ -263,16 +264,22 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
         cog = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
         transform = None if file.transform.is_identity else file.transform
         where = Georeference(file.crs, transform, file.gcps, file.rpcs, cog)
-    return np.ascontiguousarray(values.transpose(1, 2, 0)), valid, where
+    values = np.ascontiguousarray(values.transpose(1, 2, 0))
+    units = {"scales": scales, "offsets": offsets}
+    if units != {"scales": [1.0] * len(bands), "offsets": [0.0] * len(bands)}:
+        values = values * scales + offsets
+    return values, valid, where, units
 
 
 def _filled(rasterio: Any, band: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
     """A band whose holes are filled from around them, so that the model sees no edge of a hole."""
-    clean = np.where(valid, band, band[valid].mean()).astype(np.float32)
-    filled: NDArray[Any] = rasterio.fill.fillnodata(
-        clean, mask=valid.astype(np.uint8), max_search_distance=64
-    )
-    return filled.round().astype(band.dtype) if band.dtype.kind in "iu" else filled
+    mean = band[valid].mean(
+        dtype=np.float64
+    )  # GDAL fills in 32-bit floats, which are exact around zero alone
+    clean = np.where(valid, band - mean, 0).astype(np.float32)
+    filled = mean + rasterio.fill.fillnodata(clean, mask=valid.astype(np.uint8), max_search_distance=64)
+    made: NDArray[Any] = np.where(valid, band, filled.round() if band.dtype.kind in "iu" else filled)
+    return made.astype(band.dtype)
 
 
 def _covered(tiles: list[Pixels | None], grid: Grid) -> NDArray[np.bool_]:

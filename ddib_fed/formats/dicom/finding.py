@@ -18,14 +18,13 @@ from typing import Any, Final
 from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, InputError
 from ddib_fed.formats.dicom.series import SORTED_BY, pydicom, quiet, read_header
 from ddib_fed.formats.origin import safe_name
-from ddib_fed.formats.recognition import is_dicom
+from ddib_fed.formats.recognition import COPY, beginning_of, is_dicom
 
 Members = list[tuple[Path, Any]]
 """Path and header (`SORTED_BY`) of each file of a series."""
 _OF_THE_STANDARD: Final = "1.2.840.10008."
 COPIES: Final = "copies of other DICOM files"
 """What further files of the same picture, byte for byte, are counted as."""
-_COPY: Final = "copy it again from where it came; its size there and here (ls -l) should be the same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +149,8 @@ def _header(path: Path) -> Any:
         ImageUnreadable: It is damaged.
     """
     if not is_dicom(path):
-        why = f"{path} does not begin as DICOM files do: it is empty, or not complete"
-        raise ImageUnreadable(why, hop="client", hint=_COPY)
+        what, how = beginning_of(path)
+        raise ImageUnreadable(f"{path} does not begin as DICOM files do: it {what}", hop="client", hint=how)
     return read_header(path, SORTED_BY)
 
 
@@ -178,7 +177,7 @@ def _without_pixels(path: Path, header: Any) -> ImageUnreadable:
     return ImageUnreadable(
         f"{path} is {what}, and ends before its pixels: it is not complete",
         hop="client",
-        hint=_COPY,
+        hint=COPY,
     )
 
 
