@@ -103,12 +103,14 @@ class Rule:
         if self.name == "window":
             black, white = self.first - self.second / 2, self.first + self.second / 2
         else:
-            finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
+            finite = values[np.isfinite(values)]
             if not finite.size:
                 raise ImageUnreadable("none of its values is finite")
-            black, white = (float(v) for v in np.percentile(finite, (self.first, self.second)))
+            ends = float(finite.min()), float(finite.max())
+            shares = (self.first, self.second)
+            black, white = (float(v) for v in np.percentile(finite, shares, overwrite_input=True))
             if black == white:
-                black, white = float(finite.min()), float(finite.max())
+                black, white = ends
             if black == white:
                 raise ImageUnreadable(
                     f"all its values are {black:g}, so percentiles say nothing",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import shlex
 import zlib
 from collections.abc import Iterator
@@ -24,12 +25,10 @@ from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.recognition import COPY, beginning_of
 from ddib_fed.formats.slices import Slices
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated
+from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Translated
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.version import __version__
 
-MAX_VALUES: Final = 1 << 29
-"""Values of a volume at most, which then takes 2 GiB as float32."""
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
 # In canonical orientation (right, anterior, superior): the axis that slices follow, and those across and up a slice.
 _PLACE: Final = (
@@ -155,12 +154,17 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
             hop="client",
             hint=_split(path, image),
         )
-    if int(np.prod(image.shape)) > MAX_VALUES:
+    stored = (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
+    wide = kind if stored else np.result_type(kind, np.float32)
+    size = math.prod(image.shape) * wide.itemsize
+    if size > MAX_BYTES:
         raise ImageUnreadable(
-            f"{path} has {int(np.prod(image.shape))} values, {MAX_VALUES} are the limit", hop="client"
+            f"{path}: its values take {size} bytes, {MAX_BYTES} are the limit",
+            hop="client",
+            hint=f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}",
         )
     try:
-        values = np.asanyarray(image.dataobj)
+        values = np.asanyarray(image.dataobj, dtype=wide)
     except Exception as error:  # nibabel raises any exception on damaged files
         raise ImageUnreadable(
             f"{path} cannot be read: {_one_line(error)}", hop="client", hint=COPY
@@ -168,7 +172,9 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
         canonical = _canonical(values.reshape(_four(image)), image)
-        slices = Slices.of(_to_slices(canonical, options.slices), chosen_rule(options.intensity, values))
+        rule, values = chosen_rule(options.intensity, values), _to_slices(canonical, options.slices)
+        del canonical  # of a large volume one copy is enough
+        slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
     return NiftiStudy(nifti_origin(path, options, within), image, options.slices, slices)

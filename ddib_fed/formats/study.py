@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Final, Protocol, overload
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from ddib_fed.formats.intensity import AUTO
 from ddib_fed.formats.origin import Origin
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.samples.images import decode_image
+
+MAX_BYTES: Final = 3 << 29
+"""Of the values of a volume or a map as they are read; about three times as much is in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,13 @@ treated alike.
 
 from __future__ import annotations
 
+import io
 import logging
 import shlex
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +22,13 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.extras import extra
+from ddib_fed.formats.recognition import COPY
 from ddib_fed.samples.formats.decoded import Pixels
 
+MAX_UNPACKED: Final = 1 << 27
+"""Bytes of a deflated file once it is unpacked: those of 8,000 x 8,000 pixels of 16 bits."""
+_PREFIX: Final = 144
+"""Bytes in front of a file's meta information: preamble, mark, and the element that says its length (PS3.10 7.1)."""
 MAX_VALUES: Final = 1 << 29
 """Values of a series at most, which then takes 2 GiB as float32."""
 ODD_GAP: Final = 0.1
@@ -103,8 +110,26 @@ def read_header(path: Path, attributes: Sequence[str] | None = None) -> Any:
 
 
 def _dataset(path: Path, **how: Any) -> Any:
-    """The dataset of a file; what functional groups say of its first frame stands at the top."""
-    dataset = pydicom().dcmread(path, **how)
+    """The dataset of a file; what functional groups say of its first frame stands at the top.
+
+    A deflated one is unpacked here, up to `MAX_UNPACKED` bytes: pydicom has no bound.
+    """
+    package = pydicom()
+    meta = package.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
+        packed = path.read_bytes()[_PREFIX + meta.FileMetaInformationGroupLength :]
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, MAX_UNPACKED + 1)
+        if len(content) > MAX_UNPACKED:
+            raise ImageUnreadable(
+                f"{path} unpacks to more than {MAX_UNPACKED} bytes",
+                hop="client",
+                hint="leave it out: pictures are smaller",
+            )
+        dataset = package.dcmread(io.BytesIO(content), force=True, **how)
+        meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
+        dataset.file_meta = meta
+    else:
+        dataset = package.dcmread(path, **how)
     for groups in _GROUPS:
         for macro in (element for group in (dataset.get(groups) or ())[:1] for element in group):
             items = macro.value if macro.VR == "SQ" else ()
@@ -287,10 +312,8 @@ def _slice(path: Path) -> _Slice:
     package = pydicom()
     with _faults(path), quiet():
         dataset = _dataset(path)
+        _require_size(path, dataset)
         pixels = package.pixels.pixel_array(dataset)
-        if pixels.shape[:2] != (dataset.Rows, dataset.Columns):
-            said = f"{dataset.Rows} x {dataset.Columns}"
-            raise ImageUnreadable(f"{path} holds {pixels.shape} pixels, its header says {said}", hop="client")
         if pixels.ndim == 3:
             if pixels.dtype != np.uint8:
                 raise ImageUnreadable(
@@ -300,6 +323,30 @@ def _slice(path: Path) -> _Slice:
         padded = _padded(pixels, dataset)
         values = _in_units(pixels, dataset)
     return _Slice(values[:, :, None], padded, dataset.PhotometricInterpretation == "MONOCHROME1")
+
+
+def _require_size(path: Path, dataset: Any) -> None:
+    """Return if a compressed picture has the size that the header says, before it is decoded.
+
+    Raises:
+        ImageUnreadable: It has not.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    frame = pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    with (
+        suppress(UnidentifiedImageError),
+        Image.open(io.BytesIO(frame)) as picture,
+    ):  # run lengths have no size
+        if picture.size != (dataset.Columns, dataset.Rows):
+            raise ImageUnreadable(
+                f"{path} holds {picture.height} x {picture.width} pixels, its header says {dataset.Rows} x "
+                f"{dataset.Columns}",
+                hop="client",
+                hint=COPY,
+            )
 
 
 def _in_units(pixels: Pixels, dataset: Any) -> Pixels:
