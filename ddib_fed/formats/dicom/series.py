@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.extras import extra
+from ddib_fed.formats.origin import alone
 from ddib_fed.formats.recognition import COPY
 from ddib_fed.samples.formats.decoded import Pixels
 
@@ -155,8 +156,7 @@ def readable(
             _check(path, header)
             _slice(path)
         except ImageUnreadable as error:
-            error.__cause__ = error.__context__ = None  # with its frames it would hold the pixels
-            bad.append((path, error.with_traceback(None)))
+            bad.append((path, alone(error)))
         else:
             good.append((path, header))
     return (good, bad) if good else ([*members], [])
