@@ -25,10 +25,12 @@ from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Translated, require_size
 from ddib_fed.formats.tiles import Grid, blend, cut
 from ddib_fed.samples.formats.decoded import Pixels
-from ddib_fed.samples.formats.tiff import MOST_PADDING, SMALL_SEGMENT
+from ddib_fed.samples.formats.tiff import MOST_PADDING
 from ddib_fed.version import __version__
 
 MAX_PIXELS: Final = 1 << 28
+MAX_TILE: Final = 1 << 26
+"""Bytes of a tile that are let pass however small the map is."""
 _BLOCK: Final = 512
 
 
@@ -73,21 +75,17 @@ class GeoTiffStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format."""
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """None."""
         return ()
 
     @property
     def planes(self) -> int:
-        """All tiles."""
         return len(self.grid)
 
     def items(self) -> Iterator[bytes]:
-        """Each tile as a file of pixels."""
         tiles = cut(self.numbers, self.grid)
         for at in self.sent:
             yield item_bytes(tiles[at])
@@ -284,7 +282,7 @@ def _require_small(path: Path, file: Any, pixel: int) -> None:
             hint=f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}",
         )
     rows, columns = file.block_shapes[0]
-    if rows * columns * pixel > MOST_PADDING * height * width * pixel + SMALL_SEGMENT:
+    if rows * columns * pixel > MAX_TILE and rows * columns > MOST_PADDING * height * width:
         raise ImageUnreadable(
             f"its tiles have {rows} x {columns} pixels, the whole map {height} x {width}",
             hint=f"gdal_translate {given} {shlex.quote(f'{path.stem}-strips.tif')}",
@@ -293,9 +291,8 @@ def _require_small(path: Path, file: Any, pixel: int) -> None:
 
 def _filled(rasterio: Any, band: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
     """A band whose holes are filled from around them, so that the model sees no edge of a hole."""
-    mean = band[valid].mean(
-        dtype=np.float64
-    )  # GDAL fills in 32-bit floats, which are exact around zero alone
+    # GDAL fills in 32-bit floats, which have small steps around zero alone.
+    mean = band[valid].mean(dtype=np.float64)
     clean = np.where(valid, band - mean, 0).astype(np.float32)
     filled = mean + rasterio.fill.fillnodata(clean, mask=valid.astype(np.uint8), max_search_distance=64)
     made: NDArray[Any] = np.where(valid, band, filled.round() if band.dtype.kind in "iu" else filled)

@@ -54,7 +54,6 @@ class NiftiStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format."""
         return "NIfTI volume"
 
     @property
@@ -64,16 +63,13 @@ class NiftiStudy(FromOrigin):
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
-        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
-        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:
@@ -111,11 +107,8 @@ class NiftiStudy(FromOrigin):
         header["pixdim"][0] = given["pixdim"][0]
         try:
             given.get_qform()
-        except (
-            ValueError,
-            nibabel.spatialimages.HeaderDataError,
-        ):  # no quaternion: the other form says where it lies
-            header["qform_code"] = 0
+        except (ValueError, nibabel.spatialimages.HeaderDataError):
+            header["qform_code"] = 0  # it is no rotation, so the other form says where the volume lies
         if volume.ndim == 5:
             header.set_intent("vector")
         header["descrip"] = f"SYNTHETIC {translated.target} ddib-fed {__version__}"[:79]
@@ -171,13 +164,14 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
         ) from error
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
+        plane = options.slices if len(image.shape) > 2 else _plane_of_one(image)
         canonical = _canonical(values.reshape(_four(image)), image)
-        rule, values = chosen_rule(options.intensity, values), _to_slices(canonical, options.slices)
+        rule, values = chosen_rule(options.intensity, values), _to_slices(canonical, plane)
         del canonical  # of a large volume one copy is enough
         slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    return NiftiStudy(nifti_origin(path, options, within), image, options.slices, slices)
+    return NiftiStudy(nifti_origin(path, options, within), image, plane, slices)
 
 
 def _split(path: Path, image: Any) -> str:
@@ -242,6 +236,12 @@ def _orientation(image: Any) -> NDArray[Any]:
             "its affine has no orientation: an axis is all zero", hop="client", hint=_NO_PLACE
         )
     return found
+
+
+def _plane_of_one(image: Any) -> str:
+    """The plane of a volume that is one slice."""
+    through = int(_orientation(image)[2][0])
+    return next(plane for plane, axes in PLANES.items() if axes[0] == through)
 
 
 def _canonical(values: NDArray[Any], image: Any) -> NDArray[Any]:

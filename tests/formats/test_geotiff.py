@@ -91,6 +91,34 @@ def test_holes_are_filled_for_the_model_and_stay_holes(tmp_path):
     np.testing.assert_array_equal(valid, mask > 0)
 
 
+def test_a_band_of_transparency_becomes_the_mask(tmp_path):
+    alpha = np.where(ROWS < 30, 0, 255).astype(np.uint8)
+    path = write_map(tmp_path / "map.tif", np.stack([*SMOOTH, alpha]), photometric="rgb", alpha="yes")
+    study = only(path)
+    assert study.numbers.shape == (90, 131, 3)
+    _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
+    np.testing.assert_array_equal(valid, alpha > 0)
+
+
+def test_what_is_not_finite_is_a_hole(tmp_path):
+    """Also where the file does not say so."""
+    heights = (ROWS + COLUMNS).astype(np.float32)[None]
+    heights[0, :4, :4], heights[0, 8, 8] = np.nan, np.inf
+    study = only(write_map(tmp_path / "dem.tif", heights))
+    np.testing.assert_array_equal(study.valid, np.isfinite(heights[0]))
+    assert study.intensity["black"] >= 0
+
+
+def test_a_palette_is_refused_with_a_command(tmp_path):
+    """Its numbers are no values."""
+    path = write_map(tmp_path / "map.tif", SMOOTH[:1])
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {0: (255, 0, 0, 255), 1: (0, 0, 255, 255)})
+    with pytest.raises(ImageUnreadable, match="palette") as caught:
+        only(path)
+    assert "-expand rgb" in caught.value.hint
+
+
 def test_heights_become_numbers_by_percentiles(tmp_path):
     """Float metres with NaN: the rule is in the report, and the scale of the target in the file."""
     heights = (ROWS * 30.5 - 400).astype(np.float32)[None]

@@ -50,7 +50,8 @@ def test_a_volume_comes_back_where_it_was(name, plane, tmp_path):
     assert type(made) is type(given)
 
 
-TURNED = np.array([[0.0, -2, 0, 30], [2, 0, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
+TURNED = np.array([[0.0, -2, 0, 30], [2, 0, 0, -20], [0, 0, -3, 5], [0, 0, 0, 1]])
+"""Left-handed, which a quaternion says by a sign of its own."""
 SHEARED = np.array([[2.0, 0.3, 0, -10], [0, 2, 0, -20], [0, 0.1, 3, 40], [0, 0, 0, 1]])
 
 
@@ -165,6 +166,30 @@ def test_empty_slices_are_no_items(tmp_path):
     assert not np.asarray(made.dataobj)[:, :, :3].any()
 
 
+def test_what_was_not_sent_is_the_least_value_of_the_target(tmp_path):
+    """In its units: a range that does not begin at the number 0."""
+    values = np.zeros((16, 16, 9), dtype=np.int16)
+    values[4:12, 4:12, 3:6] = np.random.default_rng(0).integers(100, 900, (8, 8, 3))
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii")
+    study = only(tmp_path / "scan.nii")
+    (tmp_path / "out").mkdir()
+    made = output(tmp_path / "out", study, echo(study, scale=(0.5, -1024.0, 16, -1000.0, 3000.0)))
+    assert (np.asarray(made.dataobj)[:, :, :3] == -1000).all()
+
+
+def test_colours_are_a_fifth_axis(tmp_path):
+    """Of a vector, as NIfTI has it; each voxel has its own."""
+    values = np.random.default_rng(0).integers(0, 200, (6, 7, 5, 2)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii")
+    study = only(tmp_path / "scan.nii")
+    (tmp_path / "out").mkdir()
+    coloured = echo(study, change=lambda numbers: np.concatenate([numbers, numbers + 1, numbers + 2], axis=2))
+    made = output(tmp_path / "out", study, coloured)
+    expected = np.stack([values, values + 1, values + 2], axis=4)
+    np.testing.assert_array_equal(np.asarray(made.dataobj), expected)
+    assert made.header.get_intent()[0] == "vector"
+
+
 def test_a_result_of_another_size_cannot_be_put_together():
     """A model that crops."""
     study = only(NIFTI / "anatomical.nii")
@@ -190,6 +215,18 @@ def test_one_slice_is_a_volume(tmp_path):
     made = output(tmp_path / "out", study, echo(study))
     np.testing.assert_array_equal(np.asarray(made.dataobj), values)
     np.testing.assert_array_equal(made.affine, np.diag([-2.0, 2, 2, 1]))
+
+
+def test_one_slice_is_cut_in_its_own_plane(tmp_path):
+    """A coronal one: by the default it would be a row of pixels for each height."""
+    values = np.random.default_rng(0).integers(0, 255, (16, 12)).astype(np.uint8)
+    turned = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(values, turned), tmp_path / "flat.nii")
+    study = only(tmp_path / "flat.nii")
+    np.testing.assert_array_equal(study.slices.numbers[0, :, :, 0], values.T[::-1])
+    (tmp_path / "out").mkdir()
+    made = output(tmp_path / "out", study, echo(study))
+    np.testing.assert_array_equal(np.asarray(made.dataobj), values)
 
 
 def test_no_file_is_named(tmp_path):

@@ -71,7 +71,6 @@ class Series:
 
     @property
     def modality(self) -> str:
-        """CT, MR and so on."""
         return str(self.headers[0].get("Modality", ""))
 
     @property
@@ -331,15 +330,12 @@ def _require_size(path: Path, dataset: Any) -> None:
     Raises:
         ImageUnreadable: It has not.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
-    frame = pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-    with (
-        suppress(UnidentifiedImageError),
-        Image.open(io.BytesIO(frame)) as picture,
-    ):  # run lengths have no size
+    from PIL import Image, UnidentifiedImageError
+
+    frame = io.BytesIO(pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1))
+    with suppress(UnidentifiedImageError), Image.open(frame) as picture:  # run lengths name no size
         if picture.size != (dataset.Columns, dataset.Rows):
             raise ImageUnreadable(
                 f"{path} holds {picture.height} x {picture.width} pixels, its header says {dataset.Rows} x "

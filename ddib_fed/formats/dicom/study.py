@@ -35,7 +35,6 @@ class DicomStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format and the modality."""
         return f"DICOM series ({self.series.modality or 'no modality'})"
 
     @property
@@ -47,16 +46,13 @@ class DicomStudy(FromOrigin):
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
-        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
-        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:

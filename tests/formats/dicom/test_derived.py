@@ -78,6 +78,22 @@ def test_hounsfield_units_come_back(ct):
     assert other.RescaleType == "US"
 
 
+def test_a_picture_that_was_derived_before_keeps_its_history(tmp_path):
+    """Who acquired it and what made it, and that it was once compressed with loss."""
+    write_series(tmp_path / "mr", VALUES, LossyImageCompression="01", LossyImageCompressionRatio=12)
+    first = only(tmp_path / "mr")
+    (tmp_path / "again").mkdir()
+    for name, content in first.assemble(echo(first)).files.items():
+        (tmp_path / "again" / name.rpartition("/")[2]).write_bytes(content)
+    study = only(tmp_path / "again")
+    (made, *_) = datasets(study.assemble(echo(study)))
+    assert [each.Manufacturer for each in made.ContributingEquipmentSequence] == [
+        "TOSHIBA_MEC", "ddib-fed", "ddib-fed", "ddib-fed",
+    ]  # fmt: skip
+    assert (made.LossyImageCompression, made.LossyImageCompressionRatio) == ("01", 12)
+    assert made.SourceImageSequence[0].ReferencedSOPInstanceUID == study.series.headers[0].SOPInstanceUID
+
+
 def test_another_request_is_another_series(ct):
     found = results(ct, scale=HOUNSFIELD)
     png, record = found[0]
@@ -164,6 +180,13 @@ def test_sources_of_any_encoding_become_plain_files(name):
     (made,) = datasets(study.assemble(echo(study)))
     assert made.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
     np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0, ..., 0])
+
+
+def test_colours_of_sixteen_bits_keep_their_high_ones():
+    study = only(DICOM / "examples_rgb_color.dcm")
+    scale = (1.0, 0.0, 16, 0.0, 65535.0)
+    (made,) = datasets(study.assemble(echo(study, change=lambda numbers: numbers * 257, scale=scale)))
+    np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0])
 
 
 def test_colours_become_secondary_capture():

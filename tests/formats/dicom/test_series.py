@@ -91,6 +91,7 @@ def test_an_enhanced_ct_of_one_frame_is_in_hounsfield_units(where, tmp_path):
         io.BytesIO(next(iter(study.assemble(echo(study, scale=HOUNSFIELD)).files.values())))
     )
     assert made.SOPClassUID == pydicom.uid.CTImageStorage
+    assert made.SourceImageSequence[0].ReferencedSOPClassUID == pydicom.uid.EnhancedCTImageStorage
     assert made.ImagePositionPatient == expected.series.headers[0].ImagePositionPatient
     assert made.PixelSpacing == expected.series.headers[0].PixelSpacing
     np.testing.assert_array_equal(pydicom.pixels.apply_modality_lut(made.pixel_array, made), VALUES[0] - 1024)
@@ -100,6 +101,31 @@ def test_an_enhanced_ct_of_one_frame_is_in_hounsfield_units(where, tmp_path):
         dataset.save_as(path)
     with pytest.raises(InputError, match="has no rescale slope and intercept"):
         only(tmp_path / "ct")
+
+
+def test_a_table_says_the_units_where_there_is_one(tmp_path):
+    """Stored numbers are places in it, and it says whether they become Hounsfield units."""
+    for path in write_series(tmp_path / "ct", VALUES, header="CT_small.dcm"):
+        dataset, table = pydicom.dcmread(path), pydicom.Dataset()
+        table.LUTDescriptor, table.ModalityLUTType = [2000, 0, 16], "HU"
+        table.add_new("LUTData", "OW", (3 * np.arange(2000)).astype("<u2").tobytes())
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+        dataset.ModalityLUTSequence = [table]
+        dataset.save_as(path)
+    np.testing.assert_array_equal(only(tmp_path / "ct").slices.numbers[..., 0], 3 * VALUES)
+    dataset.ModalityLUTSequence[0].ModalityLUTType = "US"
+    dataset.save_as(path)
+    with pytest.raises(InputError, match=r"1 of 5 slices .*has the rescale type US"):
+        only(tmp_path / "ct")
+
+
+def test_a_series_of_more_values_than_fit_is_refused_by_its_headers(tmp_path):
+    (path, *_) = write_series(tmp_path / "mr", VALUES[:1])
+    dataset = pydicom.dcmread(path)
+    dataset.Rows = dataset.Columns = 40_000
+    dataset.save_as(path)
+    with pytest.raises(InputError, match="1 slices of 40000 x 40000 pixels, more than"):
+        only(tmp_path / "mr")
 
 
 def enhance(paths, where):
