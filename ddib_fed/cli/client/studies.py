@@ -233,7 +233,7 @@ def _in_the_studys_words(study: Study) -> Iterator[None]:
                 facts=error.facts,
             ) from error
         taken = error.facts.get("range", "0:255")
-        rule = f"{'window:40,400' if 'CT' in study.kind else 'percentile:0.5,99.5'}@{taken}"
+        rule = f"{'window:40,400' if '(CT)' in study.kind else 'percentile:0.5,99.5'}@{taken}"
         raise PictureMisfit(
             f"{called}: its slices hold {error.facts.get('holds', 'other numbers')}; the model takes "
             f"{error.facts.get('takes', taken)}",

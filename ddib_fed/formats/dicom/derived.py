@@ -74,7 +74,11 @@ def derived_series(
     now = datetime.now().astimezone()
     uid = new_uid(str(series.headers[0].SeriesInstanceUID), _recipe(translated))
     with quiet():
-        return [_derived(series, at, stack[at], translated, uid, now) for at in slices]
+        hounsfield = _is_hounsfield(series, translated)
+        return [
+            _derived(series.headers[at], stack[at], translated, uid, now, hounsfield=hounsfield)
+            for at in slices
+        ]
 
 
 def new_uid(source: str, recipe: str) -> str:
@@ -89,15 +93,14 @@ def _recipe(translated: Translated) -> str:
 
 
 def _derived(
-    series: Series, at: int, pixels: Pixels, translated: Translated, uid: str, now: datetime
+    source: Any, pixels: Pixels, translated: Translated, uid: str, now: datetime, *, hounsfield: bool
 ) -> bytes:
     """One file."""
     package = pydicom()
-    source = series.headers[at]
     dataset = _kept(source, colours=pixels.shape[2] == 3)
     _identify(dataset, source, uid, _recipe(translated), now, translated)
     _attribute(dataset, source, translated, now)
-    _set_pixels(dataset, pixels, translated, hounsfield=_is_hounsfield(series, translated))
+    _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
     meta = package.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID

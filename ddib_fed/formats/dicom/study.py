@@ -35,7 +35,8 @@ class DicomStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        return f"DICOM series ({self.series.modality or 'no modality'})"
+        units = " without Hounsfield units" if self.series.without_units else ""
+        return f"DICOM series ({self.series.modality or 'no modality'}{units})"
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ def test_what_is_called_hounsfield_has_its_rescale(changes, says, tmp_path):
     assert "--intensity percentile:0.5,99.5" in caught.value.hint
     (warning,) = (line for line in only(tmp_path / "ct", intensity="window:40,400").warnings if says in line)
     assert "no Hounsfield units" in warning
+    assert only(tmp_path / "ct", intensity="values").kind == "DICOM series (CT without Hounsfield units)"
     if "RescaleType" not in changes:
         np.testing.assert_array_equal(
             only(tmp_path / "ct", intensity="values").slices.numbers[..., 0], VALUES
