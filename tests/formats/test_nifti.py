@@ -121,6 +121,18 @@ def test_slices_are_upright(tmp_path):
     assert (study.slices.numbers[:, 0, 3, 0] == 200).all()
 
 
+def test_slope_and_intercept_of_the_file_are_applied(tmp_path):
+    """Its values are sent, not the numbers that it stores."""
+    stored = np.random.default_rng(0).integers(-500, 500, (8, 9, 5)).astype(np.int16)
+    image = nibabel.Nifti1Image(stored, np.eye(4))
+    image.header.set_slope_inter(0.25, -3.5)
+    content = bytearray(image.to_bytes())
+    content[112:120] = np.array([0.25, -3.5], "<f4").tobytes()
+    (tmp_path / "scan.nii").write_bytes(content)
+    numbers = only(tmp_path / "scan.nii", intensity="values").slices.numbers
+    np.testing.assert_array_equal(numbers[..., 0], (stored * 0.25 - 3.5).transpose(2, 1, 0)[:, ::-1])
+
+
 def test_units_of_the_target_are_in_the_output(tmp_path):
     """Raw values of a target that begins at -1024, as floats; whole numbers stay whole numbers."""
     study = only(NIFTI / "anatomical.nii")

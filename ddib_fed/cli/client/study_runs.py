@@ -37,7 +37,6 @@ from ddib_fed.errors import (
     JobFailed,
     UsageError,
 )
-from ddib_fed.formats.origin import alone
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def look_at_each(
         except (UsageError, AlreadyExists, Cancelled):
             raise
         except DdibError as error:
-            unreadable[at] = alone(error)
+            unreadable[at] = error.kept()
         except OSError as error:
             why = f"{origin.given} cannot be read: {error.strerror or error}"
             unreadable[at] = InputError(why, hop="client")
@@ -229,7 +228,7 @@ class Ending:
         try:
             yield
         except (JobFailed, FilesLeftOut) as error:
-            self._errors.append(error)
+            self._errors.append(error.kept())
 
     def conclude(self) -> None:
         """Return if all went well.
@@ -275,7 +274,7 @@ def translate_studies(plan: Plan, translate: TranslateFiles, document: Document,
             if isinstance(error, UsageError) or not (skip_bad or isinstance(error, JobFailed)):
                 raise
             missing.append(LeftOut.of(origin.given, error))
-            failed.append(alone(error))
+            failed.append(error.kept())
             continue
         documents.append(as_json(written))
         if not document.is_wanted:

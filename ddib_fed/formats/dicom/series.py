@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.extras import extra
-from ddib_fed.formats.origin import alone
 from ddib_fed.formats.recognition import COPY
 from ddib_fed.samples.formats.decoded import Pixels
 
@@ -155,7 +154,7 @@ def readable(
             _check(path, header)
             _slice(path)
         except ImageUnreadable as error:
-            bad.append((path, alone(error)))
+            bad.append((path, error.kept()))
         else:
             good.append((path, header))
     return (good, bad) if good else ([*members], [])

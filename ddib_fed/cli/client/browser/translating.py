@@ -36,7 +36,7 @@ from ddib_fed.errors import (
     PictureMisfit,
     error_class,
 )
-from ddib_fed.formats.origin import Bad, Origin, alone
+from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.recognition import is_dicom
 from ddib_fed.formats.study import Studies, Study
 from ddib_fed.web.researcher import desk
@@ -110,7 +110,7 @@ class Translating:
             try:
                 self._translate_study(number, studies[at], each)
             except (InputError, JobFailed) as error:
-                failed.append((labels[at], _on_the_page(alone(error))))
+                failed.append((labels[at], _on_the_page(error.kept())))
         self._check_stopped()
         if plain:
             failed += self._translate_plain(plain)
