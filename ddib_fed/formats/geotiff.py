@@ -75,17 +75,21 @@ class GeoTiffStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
+        """The format."""
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
 
     @property
     def warnings(self) -> tuple[str, ...]:
+        """None."""
         return ()
 
     @property
     def planes(self) -> int:
+        """All tiles."""
         return len(self.grid)
 
     def items(self) -> Iterator[bytes]:
+        """Each tile as a file of pixels."""
         tiles = cut(self.numbers, self.grid)
         for at in self.sent:
             yield item_bytes(tiles[at])

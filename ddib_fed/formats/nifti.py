@@ -54,6 +54,7 @@ class NiftiStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
+        """The format."""
         return "NIfTI volume"
 
     @property
@@ -63,13 +64,16 @@ class NiftiStudy(FromOrigin):
 
     @property
     def sent(self) -> tuple[int, ...]:
+        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
+        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
+        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:

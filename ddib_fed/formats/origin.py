@@ -62,6 +62,7 @@ class Origin:
 
     @property
     def called(self) -> str:
+        """What messages call it."""
         return self.label or str(self.given)
 
     def sha256(self) -> str:

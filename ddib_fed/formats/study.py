@@ -119,14 +119,17 @@ class Translated:
 
     @property
     def channels(self) -> int:
+        """Of each plane."""
         return int(next(each for each in self.planes if each is not None).shape[2])
 
     @property
     def target(self) -> str:
+        """INSTITUTION/DOMAIN."""
         return f"{self.first.target_institution}/{self.first.target_domain}"
 
     @property
     def source(self) -> str:
+        """The same of the source."""
         return f"{self.first.source_institution}/{self.first.source_domain}"
 
     @property
@@ -234,14 +237,17 @@ class FromOrigin:
 
     @property
     def name(self) -> str:
+        """What results are called."""
         return self.origin.name
 
     @property
     def given(self) -> Path:
+        """The file or the folder, for messages."""
         return self.origin.given
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        """Names of the files or folders of the results."""
         return self.origin.outputs
 
 

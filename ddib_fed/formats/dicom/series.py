@@ -70,6 +70,7 @@ class Series:
 
     @property
     def modality(self) -> str:
+        """CT, MR and so on."""
         return str(self.headers[0].get("Modality", ""))
 
     @property

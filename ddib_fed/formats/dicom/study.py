@@ -35,6 +35,7 @@ class DicomStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
+        """The format and the modality."""
         units = " without Hounsfield units" if self.series.without_units else ""
         return f"DICOM series ({self.series.modality or 'no modality'}{units})"
 
@@ -47,13 +48,16 @@ class DicomStudy(FromOrigin):
 
     @property
     def sent(self) -> tuple[int, ...]:
+        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
+        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
+        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:
