@@ -52,6 +52,26 @@ def test_hounsfield_units_are_sent_as_they_are():
     np.testing.assert_array_equal(picture.pixels, values)
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "kind"),
+    [
+        (-32768, 32767, np.int16),
+        (-32769, 0, np.float32),
+        (-1, 32768, np.float32),
+        (0, 32768, np.uint16),
+        (0, 65535, np.uint16),
+        (0, 65536, np.float32),
+        (0, 0.5, np.float32),
+    ],
+)
+def test_values_that_are_sent_as_they_are_keep_their_numbers(least, most, kind):
+    """In the smallest type that holds all of them, and in no smaller one."""
+    values = np.array([[least, most], [0, least]], dtype=np.float64)[..., None]
+    numbers = Rule("values").on(values).numbers(values)
+    assert numbers.dtype == kind
+    np.testing.assert_array_equal(numbers, values)
+
+
 def test_auto_is_stated_for_each_kind():
     """CT, bytes, and what has no units."""
     assert chosen_rule("auto", VALUES, "CT").name == "hu"
@@ -91,7 +111,16 @@ def test_values_that_say_nothing_are_refused():
     holed[0, 0, 0] = np.nan
     with pytest.raises(ImageUnreadable, match="NaN"):
         Rule("values").on(holed).numbers(holed)
-    assert np.isfinite(Rule.parse("percentile:1,99").on(holed).numbers(holed)).all()
+    holed[0, 0, 1] = np.inf
+    found = Rule.parse("percentile:1,99").on(holed)
+    assert (found.black, found.white) == tuple(np.percentile(holed[np.isfinite(holed)], (1, 99)))
+    assert np.isfinite(found.numbers(holed)).all()
+
+
+def test_a_range_that_ends_above_a_byte_is_no_byte():
+    """256 would become 0."""
+    numbers = Rule.parse("window:300,400@0:256").on(VALUES).numbers(VALUES)
+    assert (numbers.dtype, numbers.max()) == (np.uint16, 256)
 
 
 def test_background_is_told_from_content():
