@@ -17,8 +17,8 @@ from source_node.jobs.queries import JobQueries
 from source_node.jobs.records import PENDING_ITEMS, ErrorRecord, JobLimits, Part
 from source_node.jobs.rows import delete_parts, end_job, update_item
 
-Dropped = Sequence[tuple[int, Sequence[str]]]
-"""Items, and the names of their files that go."""
+Dropped = Sequence[str]
+"""Names of files that go."""
 Recording = AbstractContextManager[object]
 """What was written down is done inside; left with an exception, it was not done."""
 CANCELLED_ERROR: ErrorRecord = {"reason": "CANCELLED", "sentence": "cancelled", "incident": "", "facts": {}}
@@ -117,8 +117,8 @@ class JobEndings(JobQueries):
                 delivered.append((item, delete_parts(db, job_id, item, dropped)))
             if delivered:
                 recording.enter_context(recorded([item for item, _ in delivered]))
-        for item, names in delivered:
-            self._spool.remove(job_id, item, names)
+        for _, names in delivered:
+            self._spool.remove(job_id, names)
         progress = self.progress(job_id)
         return progress.items - progress.count(ItemState.DELIVERED, ItemState.FAILED)
 
@@ -177,14 +177,13 @@ class JobEndings(JobQueries):
         if state == JobState.CANCELLED:
             error = error or CANCELLED_ERROR
         now = self._clock()
-        dropped = []
+        dropped: list[str] = []
         for item in pending:
             update_item(db, job_id, item, ItemState.FAILED, error=error)
-            dropped.append((item, delete_parts(db, job_id, item, Part)))
+            dropped += delete_parts(db, job_id, item, Part)
         end_job(db, job_id, state, finished=now, expires=now + self.limits.retention_s, error=error)
         return dropped
 
     def _after_end(self, job_id: str, dropped: Dropped) -> None:
         self._cancelled.discard(job_id)
-        for item, names in dropped:
-            self._spool.remove(job_id, item, names)
+        self._spool.remove(job_id, dropped)

@@ -191,6 +191,7 @@ class PartRecord:
         media_type: A `MediaType` of common.proto.
         size_bytes: How large it is.
         sha256: Digest of its bytes, 32 bytes.
+        file: Its name in the spool.
         range: Number of the row range of a large item that it holds; None for the whole item.
     """
 
@@ -198,11 +199,12 @@ class PartRecord:
     media_type: int
     size_bytes: int
     sha256: bytes
+    file: str
     range: int | None = None
 
     @property
     def name(self) -> str:
-        """As in the database and the spool: "encoded", or "encoded.3" for a range."""
+        """As in the database: "encoded", or "encoded.3" for a range."""
         return str(self.part) if self.range is None else f"{self.part}.{self.range}"
 
 

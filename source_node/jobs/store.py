@@ -65,7 +65,7 @@ class JobStore(JobEndings):
         clock: Unix time in seconds; None for the machine's as it was when the store was opened, moved on steadily.
 
     Raises:
-        ConfigError: Another process uses the database, it is damaged, or a newer release made it.
+        ConfigError: Another process uses the database, it is damaged, or another release made it.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class JobStore(JobEndings):
         self._queue = Queue(self._db, self.limits)
         self._staging_lock = threading.Lock()
         self._staged_bytes: Counter[str] = Counter()
-        rows = self._db.read("SELECT job_id, item, part FROM parts")
-        self.swept_files = self._spool.sweep({(row["job_id"], row["item"], row["part"]) for row in rows})
+        rows = self._db.read("SELECT job_id, file FROM parts")
+        self.swept_files = self._spool.sweep({(row["job_id"], row["file"]) for row in rows})
         self._cancelled = {
             row["job_id"] for row in self._db.read("SELECT job_id FROM jobs WHERE cancel_requested = 1")
         }

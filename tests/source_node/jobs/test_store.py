@@ -316,8 +316,8 @@ def test_cancelling_an_ended_job_changes_nothing(store):
     assert store.cancel(job.job_id, ALICE) == JobState.FAILED
 
 
-def test_a_part_whose_replacement_was_interrupted_is_not_named(store, monkeypatch):
-    """Its bytes may be the old or the new ones: no row may say which."""
+def test_a_part_whose_replacement_was_interrupted_stays(store, monkeypatch, tmp_path):
+    """The old bytes, and nothing of the new ones."""
     job = running(store)
     store.put_part(job.job_id, 0, Part.ENCODED, b"old")
 
@@ -328,4 +328,6 @@ def test_a_part_whose_replacement_was_interrupted_is_not_named(store, monkeypatc
     monkeypatch.setattr(os, "fsync", fail_for_folders)
     with pytest.raises(OSError, match="gone"):
         store.put_part(job.job_id, 0, Part.ENCODED, b"new")
-    assert Part.ENCODED not in store.parts(job.job_id, 0)
+    assert store.read_part(job.job_id, 0, Part.ENCODED) == b"old"
+    assert files(tmp_path) == {"0.input", "0.encoded"}
+    assert store.spool_bytes == len(b"points") + len(b"old")
