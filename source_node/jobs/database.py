@@ -237,6 +237,11 @@ class JobDatabase:
         with self._lock:
             yield
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._guard < 0
+
     def close(self) -> None:
         """Close; what was committed stays."""
         with self._lock:

@@ -15,7 +15,7 @@ from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.group_commit import transition
 from source_node.jobs.queries import JobQueries
 from source_node.jobs.records import PENDING_ITEMS, ErrorRecord, JobLimits, Part
-from source_node.jobs.rows import delete_parts, end_job, update_item
+from source_node.jobs.rows import delete_parts, end_job, save_state, update_item
 
 Dropped = Sequence[str]
 """Names of files that go."""
@@ -146,7 +146,7 @@ class JobEndings(JobQueries):
         self._spool.remove_job(job_id)
 
     def expire(self, *, recorded: Callable[[Mapping[str, str]], Recording] = unrecorded) -> int:
-        """Remove ended jobs that nobody fetched in time; how many.
+        """Remove ended jobs that nobody fetched in time; how many. Also saves the time, against a kill.
 
         Args:
             recorded: Writes down the jobs that are removed, each with its owner; not called if there are none.
@@ -156,6 +156,7 @@ class JobEndings(JobQueries):
         """
         ended = [state for state in JobState if state.ended]
         with self._deciding() as (db, recording):
+            save_state(db, "open_s", self._clock())
             rows = db.execute(
                 "SELECT job_id, owner FROM jobs WHERE state IN (?, ?, ?) AND expires <= ?",
                 (*ended, self._clock()),
@@ -176,12 +177,11 @@ class JobEndings(JobQueries):
             raise StateConflict(f"job {job_id} with {len(pending)} items left cannot become {state}")
         if state == JobState.CANCELLED:
             error = error or CANCELLED_ERROR
-        now = self._clock()
         dropped: list[str] = []
         for item in pending:
             update_item(db, job_id, item, ItemState.FAILED, error=error)
             dropped += delete_parts(db, job_id, item, Part)
-        end_job(db, job_id, state, finished=now, expires=now + self.limits.retention_s, error=error)
+        end_job(db, job_id, state, expires=self._clock() + self.limits.retention_s, error=error)
         return dropped
 
     def _after_end(self, job_id: str, dropped: Dropped) -> None:

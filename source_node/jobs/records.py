@@ -228,8 +228,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stored job; times are Unix seconds, 0 for not yet. `list` leaves the items out.
+    """A stored job; `list` leaves the items out.
 
+    `created` and `finished` are Unix seconds by the machine's clock, for people; `started`, `deadline` (when it is
+    given up) and `expires` are moments of `JobStore.now`. 0 stands for not yet.
     `error` is why it ended, or why it was last put back while it has not.
     """
 
@@ -239,15 +241,16 @@ class Job:
     created: float
     started: float
     finished: float
+    deadline: float
     expires: float
     cancel_requested: bool
     error: ErrorRecord | None
     items: tuple[Item, ...] = ()
 
     @property
-    def deadline(self) -> float:
-        """Unix time after which the job is given up."""
-        return self.created + self.spec.deadline_s
+    def accepted(self) -> float:
+        """The moment from which its deadline counts."""
+        return self.deadline - self.spec.deadline_s
 
 
 @dataclass(frozen=True, slots=True)

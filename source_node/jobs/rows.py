@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +22,7 @@ def insert_job(
     items: Iterable[ItemSpec],
     parts: Iterable[tuple[int, PartRecord]],
     *,
-    created: float,
+    deadline: float,
     expires: float,
 ) -> None:
     """A queued job, its items, and their files."""
@@ -35,10 +36,10 @@ def insert_job(
             content,
             json.dumps(asdict(spec)),
             JobState.QUEUED,
-            created,
+            time.time(),
             expires,
             spec.target_institution,
-            created + spec.deadline_s,
+            deadline,
         ),
     )
     for item in items:
@@ -86,6 +87,11 @@ def _delete(
     return [record.file for record in going]
 
 
+def save_state(db: sqlite3.Connection, key: str, value: float) -> None:
+    """A number of the node's own."""
+    db.execute("INSERT OR REPLACE INTO node_state (key, value) VALUES (?, ?)", (key, value))
+
+
 def update_item(
     db: sqlite3.Connection,
     job_id: str,
@@ -108,14 +114,13 @@ def end_job(
     job_id: str,
     state: JobState,
     *,
-    finished: float,
     expires: float,
     error: Mapping[str, Any] | None,
 ) -> None:
     """A job's last state."""
     db.execute(
         "UPDATE jobs SET state = ?, finished = ?, expires = ?, error = ? WHERE job_id = ?",
-        (state, finished, expires, _json(error), job_id),
+        (state, time.time(), expires, _json(error), job_id),
     )
 
 
@@ -138,6 +143,7 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
         created=row["created"],
         started=row["started"],
         finished=row["finished"],
+        deadline=row["deadline"],
         expires=row["expires"],
         cancel_requested=bool(row["cancel_requested"]),
         error=json.loads(row["error"]) if row["error"] else None,

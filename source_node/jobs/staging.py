@@ -250,7 +250,7 @@ class Staging:
         with self._db.transaction() as db:
             earlier = self._accepted()
             if earlier is None:
-                expires = now + spec.deadline_s + self._limits.retention_s
+                deadline = now + spec.deadline_s
                 insert_job(
                     db,
                     self._job_id,
@@ -258,8 +258,8 @@ class Staging:
                     content,
                     self._items,
                     self._parts,
-                    created=now,
-                    expires=expires,
+                    deadline=deadline,
+                    expires=deadline + self._limits.retention_s,
                 )
         if earlier is not None:
             job = self._same(earlier, content)
