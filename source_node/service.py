@@ -188,6 +188,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         wanted = list(request.items) or ready
         for index in sorted(set(wanted).difference(ready)):
             raise ItemNotFound(f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id})
+        if wanted:
+            self._reserve.making_room(lambda: self._decisions.sending(job.job_id, wanted))
         with self._span("deliver", context, trace_key(job.spec)) as span:
             span.set({"job": job.job_id, "items": len(wanted)})
             for index in wanted:
