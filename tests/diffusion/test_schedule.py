@@ -62,6 +62,13 @@ def test_usable_range_of_a_continuous_schedule(name, least):
     assert schedule.level(schedule.lambda_min).alpha ** 2 < 1e-4
 
 
+def test_a_manifest_cannot_lead_the_linear_schedule_beyond_its_end():
+    """Behind t = 1 no network was trained."""
+    schedule = schedule_from_config(ScheduleConfig(lambda_min=-8.0))
+    assert schedule.lambda_min == pytest.approx(-5.025, abs=1e-3)
+    assert schedule.level(schedule.lambda_min).t == pytest.approx(1.0)
+
+
 def test_rescaled_linear_betas_approach_the_continuous_schedule():
     """T integer steps are the continuous schedule at (i + 1) / T, to first order in 1 / T."""
     table, smooth = discrete_schedule("linear", 4000), LinearSchedule()

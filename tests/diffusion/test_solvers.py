@@ -168,6 +168,28 @@ def test_asks_for_the_class_at_every_evaluation(name, order, leg):
     assert all(each is cond for each in found)
 
 
+class Plain:
+    """A frame that is none."""
+
+    def enter(self, x, alpha, sigma):
+        return x.clone()
+
+    def leave(self, state, alpha, sigma):
+        return state
+
+    def slope(self, v, state, alpha, sigma):
+        return v
+
+
+def test_learned_steps_in_a_frame_ask_for_the_class_at_every_evaluation():
+    """As the default grid does."""
+    cond = {"y": torch.zeros(3, dtype=torch.long)}
+    grid = plan(SolverSettings(evaluations=8), SCHEDULE).encode_grid
+    found = conditions_of(solvers.unipc_in(Plain(), torch.ones(3, 2), grid, cond=cond))
+    assert len(found) == 8
+    assert all(each is cond for each in found)
+
+
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_drawing_asks_for_the_class_at_every_evaluation(eta):
     """As without noise."""
