@@ -203,6 +203,24 @@ def test_work_that_was_there_at_two_deaths_runs_alone_and_after_three_is_given_u
     assert neighbour.done()
 
 
+def test_work_that_was_there_at_two_deaths_waits_for_a_worker_of_its_own(scene):
+    """What a worker has already must not die with it."""
+    stage = scene(1)
+    stage.submit(flow="a")
+    for count in (1, 2):
+        worker = stage.started(count)
+        stage.wait_for(lambda worker=worker: worker.has == [1])
+        stage.first = None if count == 2 else "ready"
+        worker.die()
+    stage.wait_for(lambda: len(stage.workers) == 3)
+    stage.submit(flow="b")
+    third = stage.workers[2]
+    third.listener.heard(Ready("third", ROWS))
+    assert third.has == [2]
+    third.finish(2)
+    assert third.has == [2, 1]
+
+
 def test_the_loss_of_a_cluster_is_nobodys_fault(scene):
     """However often its head is killed, work is not given up for it."""
     stage = scene(1)
