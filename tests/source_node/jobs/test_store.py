@@ -27,7 +27,8 @@ def test_another_clients_job_is_as_good_as_none(store):
             ask(job_id, BOB)
     with pytest.raises(JobNotFound):
         store.acknowledge(job_id, BOB, [])
-    assert store.list(BOB) == ()
+    other = submit(store, owner=BOB).job_id
+    assert [[job.job_id for job in store.list(owner)] for owner in (ALICE, BOB)] == [[job_id], [other]]
 
 
 def test_jobs_are_listed_newest_first_without_items(store):
