@@ -16,7 +16,7 @@ from source_node.pipeline.reach import FIRST_PAUSE_S
 from source_node.runner import LARGE_JOBS, JobRunner
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
-from tests.source_node.jobs.job_examples import ALICE
+from tests.source_node.jobs.job_examples import ALICE, BOB
 from tests.source_node.scripted_target import fail, hang, instead, refuse
 
 
@@ -43,6 +43,16 @@ def test_retry_after_is_kept(source, target) -> None:
     assert source.ended(source.submit()).state == "FINISHED"
     assert source.store.get(patient).state == "QUEUED"
     assert source.events.last(patient).reason == "QUOTA"
+
+
+def test_the_client_with_fewest_running_jobs_is_next(source, target) -> None:
+    """Whoever came first with many jobs does not hold up who comes with one."""
+    target.decodes = [hang] * 3
+    first, second, other = source.submit(), source.submit(), source.submit(owner=BOB)
+    source.start()
+    wait_until(lambda: all(source.store.get(job).started for job in (first, second, other)))
+    order = sorted((first, second, other), key=lambda job: source.store.get(job).started)
+    assert order == [first, other, second]
 
 
 @pytest.mark.slow
