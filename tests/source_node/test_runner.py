@@ -45,6 +45,15 @@ def test_retry_after_is_kept(source, target) -> None:
     assert source.events.last(patient).reason == "QUOTA"
 
 
+def test_progress_goes_on_where_the_try_before_ended(source, target) -> None:
+    """A bar that a client draws does not go back."""
+    target.decodes = [refuse(2, QuotaSpent(retry_after_s=0.01))]
+    job_id = source.submit(*[npy(seed=number) for number in range(4)])
+    source.start().ended(job_id)
+    done = [event.items_done for event in source.events.subscribe(job_id) if event.stage == "done"]
+    assert done == [1, 2, 3, 4]
+
+
 def test_the_client_with_fewest_running_jobs_is_next(source, target) -> None:
     """Whoever came first with many jobs does not hold up who comes with one."""
     target.decodes = [hang] * 3
