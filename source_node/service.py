@@ -52,7 +52,8 @@ log = logging.getLogger(__name__)
 
 # ListDomains at once: each holds one of the threads that are kept for unary calls for as long as peers are silent.
 MAX_LISTINGS = 2
-EXPIRE_EVERY_S = 600.0
+EXPIRE_EVERY_S = 60.0
+"""Also how much of the time of deadlines a kill may forget."""
 
 
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
@@ -141,7 +142,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> translation_pb2.GetJobResponse:
         """See translation.proto."""
         job = self._store.get(request.job_id, caller_uri())
-        return translation_pb2.GetJobResponse(job=messages.job_message(job))
+        expires = self._store.unix_time(job.expires)
+        return translation_pb2.GetJobResponse(job=messages.job_message(job, expires=expires))
 
     def ListJobs(
         self, request: translation_pb2.ListJobsRequest, context: grpc.ServicerContext
@@ -150,7 +152,14 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         jobs = self._store.list(caller_uri(), min(request.limit or 100, 1000))
         progress = self._store.progress_of([job.job_id for job in jobs])
         return translation_pb2.ListJobsResponse(
-            jobs=[messages.job_message(job, progress.get(job.job_id, NOTHING_YET)) for job in jobs]
+            jobs=[
+                messages.job_message(
+                    job,
+                    progress.get(job.job_id, NOTHING_YET),
+                    expires=self._store.unix_time(job.expires),
+                )
+                for job in jobs
+            ]
         )
 
     def CancelJob(
@@ -179,6 +188,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         wanted = list(request.items) or ready
         for index in sorted(set(wanted).difference(ready)):
             raise ItemNotFound(f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id})
+        if wanted:
+            self._reserve.making_room(lambda: self._decisions.sending(job.job_id, wanted))
         with self._span("deliver", context, trace_key(job.spec)) as span:
             span.set({"job": job.job_id, "items": len(wanted)})
             for index in wanted:

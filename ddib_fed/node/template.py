@@ -51,8 +51,8 @@ seed = 0
 # request_s = 20.0              # a call whose request does not come within this is ended
 # idle_s = 300.0                # so is a stream whose caller, for so long, sends nothing, takes nothing of the answers,
 #                                 or watches a job that does not move
-# job_deadline_s = 86400.0      # source: a job is given up after this
-# result_days = 7.0             # source: results that nobody fetches are removed after this
+# job_deadline_s = 86400.0      # source: a job is given up after this; only time in which the node runs counts
+# result_days = 7.0             # source: results that nobody fetches are removed after this; the same
 # max_streams = 64              # calls that stream at once, a share for each caller; each holds a thread
 # max_streams_per_identity = 40 # of one client or peer: 16 jobs, submitted, watched and fetched at once
 # drain_s = 60.0                # what runs has this long after SIGTERM

@@ -206,7 +206,7 @@ WRONG = {
     "spool is a file": (file_for("state/spool"), "roles", "is no folder"),
     "damaged database": (damaged_database, "roles", "jobs.sqlite cannot be used"),
     "database is a folder": (folder_for("state/jobs.sqlite"), "roles", "is no file"),
-    "newer database": (newer_database, "roles", "newer release"),
+    "newer database": (newer_database, "roles", "another release"),
     "held database": (held_database, "roles", "another node is running"),
     "audit is a folder": (folder_for("state/audit.jsonl"), "audit", "is no file"),
     "no certificate": (without("leaf.pem", "ca.key", "ca.pem"), "identity", "leaf.pem"),

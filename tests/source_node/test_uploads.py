@@ -146,7 +146,7 @@ def test_results_are_sent_from_the_disk_and_checked_before(open_served) -> None:
     served = open_served()
     job_id = served.submit(npy())
     served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
-    (path,) = served.node.config.paths.spool.rglob("0.translation")
+    (path,) = served.node.config.paths.spool.rglob("0.translation-*")
     before = path.read_bytes()
     assert np.array_equal(_fetched(served, job_id), np.frombuffer(before, np.uint8))
     path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))

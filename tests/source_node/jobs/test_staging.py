@@ -36,7 +36,7 @@ def test_an_accepted_job_is_queued_with_its_items(store, clock):
         staging.add(NPY, b"one")
         staging.add(NPY, b"three")
         job, repeated = staging.commit()
-    assert (job.spec, job.state, job.created, repeated) == (asked, JobState.QUEUED, clock.now, False)
+    assert (job.spec, job.state, job.accepted, repeated) == (asked, JobState.QUEUED, store.now(), False)
     assert [(item.index, item.state, item.size_bytes) for item in job.items] == [
         (0, ItemState.RECEIVED, 3),
         (1, ItemState.RECEIVED, 5),
@@ -47,7 +47,8 @@ def test_an_accepted_job_is_queued_with_its_items(store, clock):
 
 def test_a_job_without_a_deadline_gets_the_nodes(store, clock):
     """Counted from acceptance."""
-    assert submit(store).deadline == clock.now + LIMITS.default_deadline_s
+    clock.now += 7
+    assert submit(store).deadline == 7 + LIMITS.default_deadline_s
 
 
 def test_an_accepted_job_outlives_the_process(store, open_store):
