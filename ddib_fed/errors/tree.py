@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ExitCode(IntEnum):
@@ -87,3 +87,8 @@ class DdibError(Exception):
         self.differences = differences
         self.incident = incident
         self.says = ""
+
+    def kept(self) -> Self:
+        """The error, to be stored: without its traceback and causes, whose frames hold decoded pictures."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self

@@ -102,7 +102,7 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
     except DdibError as error:
         if bad is None:
             raise
-        bad.append((path, error))
+        bad.append((path, error.kept()))
 
 
 def _set_aside(found: Sequence[tuple[Path, DdibError]], bad: Bad | None) -> None:

@@ -130,7 +130,7 @@ def look_at_each(
         except (UsageError, AlreadyExists, Cancelled):
             raise
         except DdibError as error:
-            unreadable[at] = alone(error)
+            unreadable[at] = error.kept()
         except OSError as error:
             why = f"{origin.given} cannot be read: {error.strerror or error}"
             unreadable[at] = InputError(why, hop="client")
@@ -156,12 +156,6 @@ def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
     for warning in plan.choice.studies[at].warnings:
         say(f"warning: {warning}", err=True)
     return None
-
-
-def alone(error: DdibError) -> DdibError:
-    """The error without the frames that it came through: they hold the study."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 def _beside(folder: Path, found: Mapping[str, int]) -> InputError:
@@ -234,7 +228,7 @@ class Ending:
         try:
             yield
         except (JobFailed, FilesLeftOut) as error:
-            self._errors.append(error)
+            self._errors.append(error.kept())
 
     def conclude(self) -> None:
         """Return if all went well.
@@ -280,7 +274,7 @@ def translate_studies(plan: Plan, translate: TranslateFiles, document: Document,
             if isinstance(error, UsageError) or not (skip_bad or isinstance(error, JobFailed)):
                 raise
             missing.append(LeftOut.of(origin.given, error))
-            failed.append(alone(error))
+            failed.append(error.kept())
             continue
         documents.append(as_json(written))
         if not document.is_wanted:

@@ -107,7 +107,7 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
             try:
                 header = _header(path)
             except ImageUnreadable as error:
-                unreadable.append((path, error))
+                unreadable.append((path, error.kept()))
                 continue
             if "Rows" in header:
                 series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))

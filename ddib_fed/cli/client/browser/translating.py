@@ -20,7 +20,7 @@ from ddib_fed.cli.client.browser.views import SliceViews, map_result, tiled_map
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Delivered, Input, check_names
 from ddib_fed.cli.client.studies import INTENSITY, StudyManner, open_studies, translate_study
-from ddib_fed.cli.client.study_runs import alone, look_at_each
+from ddib_fed.cli.client.study_runs import look_at_each
 from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.client.translation.outcome import require_translated
 from ddib_fed.cli.client.translation.run import Manner
@@ -110,7 +110,7 @@ class Translating:
             try:
                 self._translate_study(number, studies[at], each)
             except (InputError, JobFailed) as error:
-                failed.append((labels[at], _on_the_page(alone(error))))
+                failed.append((labels[at], _on_the_page(error.kept())))
         self._check_stopped()
         if plain:
             failed += self._translate_plain(plain)
