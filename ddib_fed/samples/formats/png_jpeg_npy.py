@@ -91,12 +91,21 @@ def png_header(content: bytes) -> tuple[int, int, int, int]:
     return width, height, depth, colour
 
 
-def _scan(content: bytes) -> int:
+def jpeg_scan(content: bytes) -> int:
     """Where the pixels of a JPEG begin: behind its segments, which may hold small pictures of their own."""
     position = 2
-    while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
-        length = int.from_bytes(content[position + 2 : position + 4], "big")
-        position += 2 + length
+    while (
+        content[position : position + 1] == b"\xff"
+        and (marker := content[position + 1 : position + 2]) > b"\0"
+    ):
+        if marker == b"\xda":
+            break
+        if marker == b"\xff":  # fills
+            position += 1
+        elif marker == b"\x01" or b"\xd0" <= marker <= b"\xd8":  # of no length
+            position += 2
+        else:
+            position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
     return position
 
 
@@ -112,7 +121,7 @@ def jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise too_many_frames("the JPEG (MPO)", frames)
-    if _ANOTHER_JPEG.search(content, _scan(content)):
+    if _ANOTHER_JPEG.search(content, jpeg_scan(content)):
         raise too_many_frames("the JPEG")
     orientation = image.getexif().get(ORIENTATION, 1)
     return upright(pillow_pixels(image, "white"), orientation)

@@ -1,0 +1,200 @@
+"""A client with a certificate sends small files of huge pictures: its node goes on, and so do other clients."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from ddib_fed.client.client import Client
+from ddib_fed.errors import ImageTooLarge, PictureMisfit
+from ddib_fed.node.config import LimitsSection
+from ddib_fed.node.model.pictures import limits_of
+from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.samples.fitting import PictureRule
+from ddib_fed.samples.picture_memory import memory_of
+from ddib_fed.trust import tls
+from ddib_fed.v1 import common_pb2, translation_pb2_grpc
+from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.wire.jobs import Settings
+from ddib_fed.wire.streams.chunks import file_header, stream
+from tests.conftest import Evidence
+from tests.e2e.harness import Pair, ddib, wait_until
+from tests.node.picture_examples import noise, png_bytes, save_pictures_model
+from tests.samples.picture_examples import chunk, deep_png
+from tests.source_node.served import job_header
+from tests.trust.attacks.watch import MB, Watch, resident
+
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(600)]
+
+JOBS, ITEMS = 8, 4
+MOST_MB = 300.0
+WORST_S, TIMES = 2.0, 3.0
+BUSY_WORST_S = 20.0
+"""In `make test`, where other tests have the same cores."""
+RGBA, SIDE = 6, 9_400
+Amount = Callable[[int, int], int]
+
+
+@dataclass
+class Scene:
+    """A pair of nodes of pictures, a client of the source, and the certificate of another one, who attacks it."""
+
+    pair: Pair
+    mallory: Path
+    client: Client
+
+    @property
+    def pid(self) -> int:
+        assert self.pair.north.process is not None
+        return self.pair.north.process.pid
+
+    def one_picture_s(self, seed: int) -> float:
+        """Seconds in which the client gets one picture translated."""
+        started = time.monotonic()
+        picture = png_bytes(noise(seed=seed))
+        (result,) = self.client.translate([picture], "south.example/relief", Settings(evaluations=12))
+        assert result.translation.data
+        return time.monotonic() - started
+
+    @contextmanager
+    def attacked(self, file: bytes) -> Iterator[set[str]]:
+        """Eight jobs of four such files at a time, again and again; at the end their calls are taken back."""
+        over, reasons = threading.Event(), set[str]()
+
+        def attack() -> None:
+            address, name = f"127.0.0.1:{self.pair.north.port}", "node-1.north.example"
+            with tls.channel(address, server_name=name, pki_folder=self.mallory) as channel:
+                stub = translation_pb2_grpc.TranslationServiceStub(channel)
+                while not over.is_set():
+                    call = stub.SubmitJob.future(_job(file), timeout=300)
+                    while not over.wait(0.05) and not call.done():
+                        pass
+                    call.cancel()
+                    with suppress(grpc.FutureCancelledError):
+                        error = call.exception()
+                        reasons.add("" if error is None else from_rpc_error(error, "").reason)
+
+        threads = [threading.Thread(target=attack) for _ in range(JOBS)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield reasons
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+
+def _job(file: bytes) -> Iterator[pb.SubmitJobRequest]:
+    yield job_header(ITEMS, target_domain="relief")
+    for _ in range(ITEMS):
+        yield from stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, file), file)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory(prefix="ddib-decoding-") as name, ExitStack() as stack:
+        folder = Path(name)
+        pair = Pair.create(folder, "relief", domain="scans", pretrained=False)
+        save_pictures_model(pair.north.folder / "model", "scans", seed=1)
+        save_pictures_model(pair.south.folder / "model", "relief", seed=2)
+        ddib(
+            "init",
+            "client",
+            "--node-config",
+            pair.north.config_path,
+            "--name",
+            "mallory",
+            "--out",
+            folder / "m",
+        )
+        stack.callback(pair.stop)
+        pair.start()
+        yield Scene(pair, folder / "m" / "pki", stack.enter_context(pair.client()))
+
+
+def largest() -> int:
+    """The side of the largest picture of RGBA and 16 bits that a node decodes by default."""
+    section, rule = LimitsSection(), PictureRule(1, 16, 16)
+    for side in range(SIDE, 0, -100):
+        header = struct.pack(">IIBBBBB", side, side, 16, RGBA, 0, 0, 0)
+        content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+        if memory_of(content, limits_of(section), rule) + (1 << 20) <= section.decode_memory_mib << 20:
+            return side
+    raise AssertionError("none is decoded")
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_idle(pid: int) -> bool:
+    before = cpu_s(pid)
+    threading.Event().wait(1)
+    return cpu_s(pid) - before < 0.2
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+@contextmanager
+def busy_cores(count: int) -> Iterator[None]:
+    """So many cores have other work."""
+    processes = [multiprocessing.get_context("fork").Process(target=_spin, daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+@pytest.mark.parametrize("which", ["the issue's", "the largest that is decoded"])
+def test_refused_pictures_cost_neither_memory_nor_others_their_turn(
+    scene: Scene, which: str, amount: Amount, evidence: Evidence
+) -> None:
+    """Nothing of them is kept, other clients' pictures are in between, and the node stops when the client leaves."""
+    side = SIDE if which == "the issue's" else largest()
+    file = deep_png(side, RGBA, 4)
+    pictures, cores = amount(2, 12), amount(0, os.cpu_count() or 1)
+    scene.one_picture_s(0)
+    with busy_cores(cores):
+        idle_s = statistics.median(scene.one_picture_s(1 + number) for number in range(3))
+        idle = resident(scene.pid) / MB
+        with Watch(scene.pair.north) as watch:
+            with scene.attacked(file) as reasons:
+                time.sleep(amount(2, 20))
+                took_s = [scene.one_picture_s(10 + number) for number in range(pictures)]
+            left = time.monotonic()
+            wait_until(lambda: is_idle(scene.pid), seconds=20, what="the end of decoding for nobody")
+            stopped_s = time.monotonic() - left
+    after = resident(scene.pid) / MB
+    figure = (
+        f"{side} x {side}, {len(file) / 1e3:.0f} kB ({', '.join(sorted(reasons))}), {cores} cores busy otherwise: "
+        f"{idle:.0f} MB before, +{watch.grown_mb:.0f} MB at most, {after:.0f} MB after; Health at most "
+        f"{watch.worst_s:.2f} s of {watch.asked}; another client's picture {idle_s:.2f} s before, at most "
+        f"{max(took_s):.2f} s of {pictures}; idle {stopped_s:.1f} s after the client left"
+    )
+    evidence.figure(figure)
+    print(figure)
+    assert reasons <= {PictureMisfit.reason, ImageTooLarge.reason, "CANCELLED"}
+    assert watch.grown_mb < MOST_MB
+    assert watch.worst_s < amount(int(BUSY_WORST_S), int(WORST_S))
+    assert max(took_s) < max(TIMES * idle_s, amount(int(BUSY_WORST_S), 0))
