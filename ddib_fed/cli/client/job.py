@@ -263,8 +263,8 @@ def fetch(
 ) -> None:
     """Fetch the results of a job that are ready.
 
-    They are written, acknowledged, and then removed at the node. Names come from the folder that the job was
-    submitted for; otherwise items are named item-0000 and so on.
+    They are written, acknowledged, and then removed at the node, so that a result is fetched to one folder. Names come
+    from the folder that the job was submitted for; otherwise items are named item-0000 and so on.
     """
     signer = load_credentials(credentials)
     with (
