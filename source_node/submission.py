@@ -39,6 +39,7 @@ DESCRIBE_TIMEOUT_S = 3.0
 # Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).
 MAX_UPLOADS = 24
 MAX_UPLOADS_PER_CLIENT = 16
+# A refused job costs its owner nothing; for so long its other items are decoded, to name all that are refused.
 REFUSED_S = 10.0
 Requests = Iterator[translation_pb2.SubmitJobRequest]
 

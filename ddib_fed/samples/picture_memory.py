@@ -105,7 +105,8 @@ def _jpeg(content: bytes) -> Cost:
     coefficients = 0 if in_one else 2 * samples
     held = 1 if samples == 1 else 4
     flat = 1 if samples == 1 else 3
-    most = max(held + coefficients, held + 4 if samples == 4 else 0, held + flat, 2 * flat)
+    converted = 4 if samples == 4 else 0  # CMYK is first converted to another Pillow image
+    most = max(held + coefficients, held + converted + flat, 2 * flat)
     return _cost(image.height, image.width, most, flat, 1, 0)._replace(dtype="uint8", channels=flat)
 
 

@@ -23,6 +23,8 @@ from ddib_fed.samples.resampling import bands, rows_of
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 274
+PILLOW_BLOCK = 64 << 20
+"""Bytes of a picture that Pillow asks for at once: of 16 MiB, its default, the C library keeps what was freed."""
 _GREY, _RGB, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 4, 6  # "colour type" of the PNG specification
 _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
@@ -183,6 +185,7 @@ def open_pillow(content: bytes, format_name: str) -> Any:
 
     if format_name == "TIFF":
         silence_libtiff()
+    Image.core.set_block_size(PILLOW_BLOCK)
     return Image.open(io.BytesIO(content), formats=[format_name])
 
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import grpc
@@ -43,12 +45,13 @@ from tests.trust.attacks.watch import MB, Watch, resident
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(600)]
 
-JOBS, ITEMS = 8, 4
-MOST_MB, KEPT_MB = 300.0, 100.0
+JOBS, ITEMS, AGAIN_S = 8, 4, 1.0
+MOST_MB = 300.0
 WORST_S, TIMES = 2.0, 3.0
 BUSY_WORST_S = 20.0
 """In `make test`, where other tests have the same cores."""
 RGBA, SIDE = 6, 9_400
+CONTEXT = multiprocessing.get_context("forkserver")
 Amount = Callable[[int, int], int]
 
 
@@ -89,31 +92,41 @@ class Scene:
 
     @contextmanager
     def attacked(self, file: bytes) -> Iterator[set[str]]:
-        """Eight jobs of four such files at a time, again and again; at the end their calls are taken back."""
-        over, reasons = threading.Event(), set[str]()
-
-        def attack() -> None:
-            address, name = f"127.0.0.1:{self.pair.north.port}", "node-1.north.example"
-            with tls.channel(address, server_name=name, pki_folder=self.mallory) as channel:
-                stub = translation_pb2_grpc.TranslationServiceStub(channel)
-                while not over.is_set():
-                    call = stub.SubmitJob.future(_job(file), timeout=300)
-                    while not over.wait(0.05) and not call.done():
-                        pass
-                    call.cancel()
-                    with suppress(grpc.FutureCancelledError):
-                        error = call.exception()
-                        reasons.add("" if error is None else from_rpc_error(error, "").reason)
-
-        threads = [threading.Thread(target=attack) for _ in range(JOBS)]
-        for thread in threads:
-            thread.start()
+        """Eight jobs of four such files at a time, again when they end; at last their calls are taken back."""
+        reasons, told, over = set[str](), CONTEXT.Queue(), CONTEXT.Event()
+        process = CONTEXT.Process(target=_attack, args=(self.pair.north.port, self.mallory, file, over, told))
+        process.start()
         try:
             yield reasons
         finally:
             over.set()
-            for thread in threads:
-                thread.join()
+            reasons |= told.get(timeout=60)
+            process.join()
+
+
+def _attack(port: int, pki: Path, file: bytes, over: Event, told: Queue[set[str]]) -> None:
+    """In a process of its own: it takes no time from the other client's."""
+    reasons = set[str]()
+
+    def attack() -> None:
+        with tls.channel(f"127.0.0.1:{port}", server_name="node-1.north.example", pki_folder=pki) as channel:
+            stub = translation_pb2_grpc.TranslationServiceStub(channel)
+            while not over.is_set():
+                call = stub.SubmitJob.future(_job(file), timeout=300)
+                while not over.wait(0.05) and not call.done():
+                    pass
+                over.wait(AGAIN_S)
+                call.cancel()
+                with suppress(grpc.FutureCancelledError):
+                    error = call.exception()
+                    reasons.add("" if error is None else from_rpc_error(error, "").reason)
+
+    threads = [threading.Thread(target=attack) for _ in range(JOBS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told.put(reasons)
 
 
 def _job(file: bytes) -> Iterator[pb.SubmitJobRequest]:
@@ -150,9 +163,14 @@ def cpu_s(pid: int) -> float:
 
 
 def is_idle(pid: int) -> bool:
+    """Not even a starved thread decodes: for two seconds the node takes what it takes without work."""
     before = cpu_s(pid)
-    threading.Event().wait(1)
-    return cpu_s(pid) - before < 0.2
+    threading.Event().wait(2)
+    return cpu_s(pid) - before < 0.1
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.2f} (at most {max(seconds):.2f})"
 
 
 def _spin() -> None:
@@ -163,7 +181,7 @@ def _spin() -> None:
 @contextmanager
 def busy_cores(count: int) -> Iterator[None]:
     """So many cores have other work."""
-    processes = [multiprocessing.get_context("fork").Process(target=_spin, daemon=True) for _ in range(count)]
+    processes = [CONTEXT.Process(target=_spin, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     try:
@@ -190,29 +208,27 @@ def test_refused_pictures_cost_neither_memory_nor_others_their_turn(
     pictures, cores = amount(2, 12), amount(0, os.cpu_count() or 1)
     scene.one_picture_s(0)
     with busy_cores(cores):
-        idle_s = statistics.median(scene.one_picture_s(1 + number) for number in range(3))
+        idle_s = [scene.one_picture_s(number) for number in range(pictures)]
         idle = resident(scene.pid) / MB
-        with Watch(scene.pair.north) as watch:
-            with scene.attacked(file) as reasons:
-                time.sleep(amount(2, 20))
-                took_s = [scene.one_picture_s(10 + number) for number in range(pictures)]
-            left = time.monotonic()
-            wait_until(lambda: is_idle(scene.pid), seconds=20, what="the end of decoding for nobody")
-            stopped_s = time.monotonic() - left
+        with Watch(scene.pair.north) as watch, scene.attacked(file) as reasons:
+            time.sleep(amount(2, 20))
+            took_s = [scene.one_picture_s(10 + number) for number in range(pictures)]
+        left = time.monotonic()
+        wait_until(lambda: is_idle(scene.pid), seconds=20, what="the end of decoding for nobody")
+        stopped_s = time.monotonic() - left
     after = resident(scene.pid) / MB
     figure = (
         f"{side} x {side}, {len(file) / 1e3:.0f} kB ({', '.join(sorted(reasons))}), {cores} cores busy otherwise: "
         f"{idle:.0f} MB before, +{watch.grown_mb:.0f} MB at most, {after:.0f} MB after; Health at most "
-        f"{watch.worst_s:.2f} s of {watch.asked}; another client's picture {idle_s:.2f} s before, at most "
-        f"{max(took_s):.2f} s of {pictures}; idle {stopped_s:.1f} s after the client left"
+        f"{watch.worst_s:.2f} s of {watch.asked}; another client's picture {_spread(idle_s)} s before, "
+        f"{_spread(took_s)} s meanwhile; idle {stopped_s:.1f} s after the client left"
     )
     evidence.figure(figure)
     print(figure)
     assert reasons <= {PictureMisfit.reason, ImageTooLarge.reason, "CANCELLED"}
     assert watch.grown_mb < MOST_MB
-    assert after - idle < KEPT_MB
     assert watch.worst_s < amount(int(BUSY_WORST_S), int(WORST_S))
-    assert max(took_s) < max(TIMES * idle_s, amount(int(BUSY_WORST_S), 0))
+    assert max(took_s) < max(TIMES * max(idle_s), amount(int(BUSY_WORST_S), 0))
 
 
 def test_a_photograph_of_24_megapixels_is_translated_within_the_same_memory(
