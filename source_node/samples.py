@@ -162,7 +162,14 @@ class Samples(Protocol):
             ShapeMismatch: As `read`.
         """
 
-    def memory(self, content: bytes, size_rule: str) -> int:
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """Return unless the header of a file shows that `read` will refuse it.
+
+        Raises:
+            InputError: It does.
+        """
+
+    def memory(self, content: bytes) -> int:
         """Bytes that reading it takes at most, beside it, by its header; 0 for what `read` will refuse.
 
         Raises:
@@ -232,7 +239,10 @@ class PointSamples:
         """See `Samples`."""
         return Given.from_bytes(data, self.rule)
 
-    def memory(self, content: bytes, size_rule: str) -> int:  # noqa: ARG002
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """See `Samples`; `read` itself looks at it first."""
+
+    def memory(self, content: bytes) -> int:
         """See `Samples`: the numbers once as stored, once as float32, and what is compared or stored."""
         try:
             numbers = math.prod(read_header(content)[0].shape)
@@ -321,9 +331,9 @@ class PictureSamples:
         check_size(given.geometry, self._rule, size_rule)
         return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
 
-    def memory(self, content: bytes, size_rule: str) -> int:
+    def check_header(self, content: bytes, size_rule: str) -> None:
         """See `Samples`."""
-        need, cost = memory_of(content, self._limits, self._rule), cost_of(content, self._limits)
+        cost = cost_of(content, self._limits)
         if cost.dtype:
             check_type(cost.dtype, cost.channels, self._rule.low, self._rule.high)
         if (cost.geometry.width, cost.geometry.height) != (
@@ -331,7 +341,10 @@ class PictureSamples:
             self._rule.width,
         ):  # lying on its side
             check_size(cost.geometry, self._rule, size_rule)
-        return need
+
+    def memory(self, content: bytes) -> int:
+        """See `Samples`."""
+        return memory_of(content, self._limits, self._rule)
 
     def output_memory(self, given: Given) -> int:
         """See `Samples`; of whichever of the two sides writes more."""

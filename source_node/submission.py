@@ -197,14 +197,16 @@ class Submissions:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         engine = self._node.engine
         samples, size_rule = samples_of(engine, self._node.config.limits), self._node.size_rule
+
+        def cost(content: bytes) -> int:
+            samples.check_header(content, size_rule)
+            return samples.memory(content)
+
+        def load() -> bytes:
+            return staging.read(item.index)
+
         try:
-            with self._node.decoding.file(
-                staging.owner,
-                item.size_bytes,
-                lambda: staging.read(item.index),
-                lambda content: samples.memory(content, size_rule),
-                ended=ended,
-            ) as content:
+            with self._node.decoding.file(staging.owner, item.size_bytes, load, cost, ended=ended) as content:
                 given = samples.read(content, size_rule)
                 check_given(engine.model, given.samples)
                 staging.keep_decoded(given.to_bytes(samples.rule))

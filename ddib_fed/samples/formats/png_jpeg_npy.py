@@ -185,7 +185,7 @@ def open_pillow(content: bytes, format_name: str) -> Any:
 
     if format_name == "TIFF":
         silence_libtiff()
-    Image.core.set_block_size(PILLOW_BLOCK)
+    Image.core.set_block_size(PILLOW_BLOCK)  # type: ignore[attr-defined]  # as PILLOW_BLOCK_SIZE does
     return Image.open(io.BytesIO(content), formats=[format_name])
 
 
