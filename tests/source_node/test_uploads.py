@@ -183,6 +183,19 @@ def test_what_its_header_shows_not_to_be_the_models_is_not_decoded(
     engine.close()
 
 
+def test_a_picture_whose_call_has_ended_is_not_decoded(open_served) -> None:
+    """It waits for memory no longer; the node went on for minutes after its client had left."""
+    engine = pictures_engine()
+    served = open_served(engine, decode_memory_mib=64)
+    memory, picture = served.node.decoding, png_of(np.zeros((800, 800, 1), np.uint8))
+    with memory.work("another", 64 << 20), served.called() as stub:
+        call = stub.SubmitJob.future(png_jobs(picture), timeout=60)
+        wait_until(lambda: memory.waiting == 1)
+        call.cancel()
+        wait_until(lambda: memory.waiting == 0)
+    engine.close()
+
+
 def test_a_refused_job_is_not_looked_at_without_an_end(open_served, monkeypatch) -> None:
     """It costs its owner nothing: after some time its other items are refused with those that were found."""
     engine = pictures_engine()
