@@ -72,7 +72,7 @@ class Jobs:
             job.labels |= {str(each.path): each.label for each in given}
             self._desk.translate(given, job.asked, job.out, folder / "views", job)
         except Exception as raised:  # noqa: BLE001 - this is the edge of the thread: anything becomes a message
-            error = explained(raised).kept()
+            error = explained(raised)
         if not job.jobs:
             self._tray.put_back(files)
             shutil.rmtree(folder, ignore_errors=True)
