@@ -43,8 +43,9 @@ from ddib_fed.node.model.pictures import (
 from ddib_fed.samples.fitting import output_bytes
 from ddib_fed.samples.images import Geometry
 from ddib_fed.samples.kinds import picture_for_points, refuse_picture
-from ddib_fed.samples.picture_memory import FIXED, memory_of
+from ddib_fed.samples.picture_memory import cost_of, fixed_bytes, memory_of
 from ddib_fed.samples.points import parse_npy, read_header, to_npy
+from ddib_fed.samples.units import check_type
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contracts.contract import ContractSide
 
@@ -161,6 +162,13 @@ class Samples(Protocol):
             ShapeMismatch: As `read`.
         """
 
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """Return unless the header of a file shows that `read` will refuse it.
+
+        Raises:
+            InputError: It does.
+        """
+
     def memory(self, content: bytes) -> int:
         """Bytes that reading it takes at most, beside it, by its header; 0 for what `read` will refuse.
 
@@ -230,6 +238,9 @@ class PointSamples:
     def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
         """See `Samples`."""
         return Given.from_bytes(data, self.rule)
+
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """See `Samples`; `read` itself looks at it first."""
 
     def memory(self, content: bytes) -> int:
         """See `Samples`: the numbers once as stored, once as float32, and what is compared or stored."""
@@ -320,6 +331,17 @@ class PictureSamples:
         check_size(given.geometry, self._rule, size_rule)
         return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
 
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """See `Samples`."""
+        cost = cost_of(content, self._limits)
+        if cost.dtype:
+            check_type(cost.dtype, cost.channels, self._rule.low, self._rule.high)
+        if (cost.geometry.width, cost.geometry.height) != (
+            self._rule.height,
+            self._rule.width,
+        ):  # lying on its side
+            check_size(cost.geometry, self._rule, size_rule)
+
     def memory(self, content: bytes) -> int:
         """See `Samples`."""
         return memory_of(content, self._limits, self._rule)
@@ -327,7 +349,9 @@ class PictureSamples:
     def output_memory(self, given: Given) -> int:
         """See `Samples`; of whichever of the two sides writes more."""
         deep = dataclasses.replace(self._rule, bits=16)
-        return FIXED + max(output_bytes(given.geometry, rule) for rule in (self._rule, deep))
+        return fixed_bytes(given.geometry) + max(
+            output_bytes(given.geometry, rule) for rule in (self._rule, deep)
+        )
 
     def answer(self, file: bytes, side: ContractSide, count: int) -> Array:  # noqa: ARG002 - one a file
         """See `Samples`."""

@@ -111,7 +111,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """See translation.proto."""
         _ = self._node.engine  # refuses while loading or draining
         with self._span("submit", context) as span:
-            job, repeated = self._submissions.receive(request_iterator, span.context)
+            job, repeated = self._submissions.receive(
+                request_iterator, span.context, ended=lambda: not context.is_active()
+            )
             target = job.spec.target_institution
             span.set({"job": job.job_id, "items": len(job.items), "peer": target, "repeated": repeated})
         if not repeated:

@@ -80,12 +80,12 @@ class Translated:
         for each in (*names.values(), f"{name}.json"):
             if (folder / each).exists():
                 raise AlreadyExists(f"{folder / each} is there already", hint="choose another name")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         written = dict[str, WrittenFile]()
         for part, content in self.files.items():
-            write_file(folder / names[part], content, private=part == Part.LATENT)
+            write_file(folder / names[part], content, private=True)
             written[str(part)] = WrittenFile(file=names[part], sha256=hashlib.sha256(content).hexdigest())
-        write_file(folder / f"{name}.json", self.record.with_(files=written).to_json())
+        write_file(folder / f"{name}.json", self.record.with_(files=written).to_json(), private=True)
         return folder / names[Part.TRANSLATION]
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -237,7 +238,8 @@ def _train(config: NodeConfig, *, force: bool) -> None:
 
 
 def run(group: Callable[..., object]) -> None:
-    """Run a group as a program: an error is two lines on stderr and its documented exit code."""
+    """Run a group as a program: an error is two lines on stderr and its documented exit code; its files are private."""
+    os.umask(0o077)
     try:
         group(standalone_mode=False)
     except click.exceptions.Exit as stop:

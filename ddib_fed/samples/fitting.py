@@ -237,19 +237,24 @@ def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
     """Bytes that `to_array` needs at most in addition to the picture; `itemsize` is that of the picture's numbers."""
     plan, size = _plan(rule, geometry), (geometry.height, geometry.width)
     first = (size[0] // 2, size[1] // 2) if plan.halvings else (plan.height, plan.width)
-    return resize_bytes(size, first, 1 if itemsize == 1 else 4) + BYTES_A_BAND * max(BAND, geometry.width)
+    return resize_bytes(size, first, 1 if itemsize == 1 else 4) + _band_bytes(*size)
 
 
 def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
     """Bytes needed at most to make a PNG of this size from a model's array.
 
-    First the numbers and a plane of floats, then the numbers, Pillow's copy, and a file of at most that size.
+    First the numbers and a plane of floats; then the numbers and Pillow's copy; then one of both, and a file of at most
+    that size.
     """
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
     plane = resize_bytes((plan.rows, plan.columns), (height, width), 4)
-    copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else 0
-    return numbers + max(plane, copied + numbers) + BYTES_A_BAND * max(BAND, width)
+    copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else numbers
+    return numbers + max(plane, copied) + _band_bytes(height, width)
+
+
+def _band_bytes(height: int, width: int) -> int:
+    return BYTES_A_BAND * min(height * width, max(BAND, width))
 
 
 def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:

@@ -199,7 +199,9 @@ def encode_png(pixels: Pixels) -> bytes:
         # Pillow filters rows as the standard recommends, pypng does not: smaller files.
         from PIL import Image
 
-        Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(file, "PNG")
+        image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+        del pixels  # Pillow has a copy: callers that hold no other have the memory for the file
+        image.save(file, "PNG")
     else:
         import png  # Pillow has no 16-bit colour
 

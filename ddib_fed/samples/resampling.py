@@ -17,7 +17,7 @@ Plane = NDArray[Any]
 ReadRows = Callable[[int, int], Plane]
 """Rows `start` to `stop` of a plane, (stop - start, W)."""
 
-BAND = 1 << 20
+BAND = 1 << 18
 """Numbers in a band, as far as one row is not more already."""
 
 

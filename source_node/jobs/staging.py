@@ -114,6 +114,11 @@ class Staging:
         self._exits.close()
 
     @property
+    def owner(self) -> str:
+        """Whose job it is."""
+        return self._spec.owner
+
+    @property
     def accepted_before(self) -> bool:
         """Whether a job of this request was there on entering: what comes takes no place, and becomes no new job."""
         return self._repeats

@@ -204,7 +204,8 @@ class Intake:
             log.info("item %d of job %s is decoded again: %s", item.index, job_id, error.detail)
             given = None
         if given is None:
-            with self._node.decoding.file(item.size_bytes, load, self._samples.memory) as content:
+            owner = self._job.spec.owner
+            with self._node.decoding.file(owner, item.size_bytes, load, self._samples.memory) as content:
                 given = self._samples.read(content, size_rule)
                 data = given.to_bytes(self._samples.rule)
                 self._store.put_part(

@@ -292,7 +292,7 @@ class Pipeline:
         record = work.record.with_(seconds={"remote": there.seconds}, wire_bytes=there.wire_bytes)
 
         def add(part: Part, make: Callable[[], Any]) -> Translation:
-            with self._node.decoding.work(self._samples.output_memory(work.given)):
+            with self._node.decoding.work(self._job.spec.owner, self._samples.output_memory(work.given)):
                 made = make()
             files.append(NewFile(part, made.file, self._samples.media_type))
             return record.with_(**made.figures)
@@ -338,7 +338,7 @@ class Pipeline:
             future.result()
 
     def _fail_item(self, index: int, error: DdibError) -> None:
-        self._failed[index] = error
+        self._failed[index] = error.kept()
         self._work.pop(index, None)
         self._store.fail_item(self._job.job_id, index, error_record(error))
         self._progress.failed(index, error.reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -84,13 +85,15 @@ def test_a_picture_keeps_its_own_size(satellite, relief) -> None:
 def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) -> None:
     """Files, record, and no overwriting."""
     [result] = ddib_fed.translate(scene(), satellite, relief, evaluations=6, cycle=True, keep_latents=True)
-    assert result.save(tmp_path, "a") == tmp_path / "a.png"
-    names = {path.name for path in tmp_path.iterdir()}
+    out, before = tmp_path / "out", os.umask(0)
+    assert result.save(out, "a") == out / "a.png"
+    os.umask(before)
+    names = {path.name for path in out.iterdir()}
     assert names == {"a.png", "a.returned.png", "a.latent.npy", "a.json"}
-    assert json.loads((tmp_path / "a.json").read_text())["files"]["translation"]["file"] == "a.png"
-    assert (tmp_path / "a.latent.npy").stat().st_mode & 0o077 == 0
+    assert json.loads((out / "a.json").read_text())["files"]["translation"]["file"] == "a.png"
+    assert [path for path in (out, *out.iterdir()) if path.stat().st_mode & 0o077] == []
     with pytest.raises(AlreadyExists):
-        result.save(tmp_path, "a")
+        result.save(out, "a")
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def settle(pixels: Pixels) -> Pixels:
 
 def _not_finite(pixels: Pixels) -> int:
     """How many numbers are NaN or infinite, counted by bands."""
-    step = max(1, (1 << 20) // pixels.shape[1])
+    step = max(1, (1 << 18) // pixels.shape[1])
     return sum(
         int(np.count_nonzero(~np.isfinite(pixels[start : start + step])))
         for start in range(0, len(pixels), step)
@@ -146,7 +146,7 @@ def flatten(pixels: Pixels, background: str) -> Pixels:
     behind = top if background == "white" else 0
     out = np.empty((*pixels.shape[:2], pixels.shape[2] - 1), dtype=pixels.dtype)
     rows = max(
-        1, (1 << 17) // pixels.shape[1]
+        1, (1 << 15) // pixels.shape[1]
     )  # the wide numbers of a large picture would be eight times its size
     for start in range(0, len(pixels), rows):
         wide = pixels[start : start + rows].astype(np.uint64)

@@ -215,6 +215,20 @@ def test_only_jobs_that_are_accepted_are_charged_and_each_once(served) -> None:
         served.submit(npy(1))
 
 
+def test_a_client_without_quota_is_refused_before_its_bytes(served) -> None:
+    """It would send gigabytes first, and the node would keep them."""
+    served.submit(npy(125))
+    answered = threading.Event()
+
+    def header_alone():
+        yield job_header(1)
+        answered.wait(20)
+
+    with pytest.raises(QuotaSpent):
+        served.ask("SubmitJob", header_alone(), timeout=15)
+    answered.set()
+
+
 def test_a_source_that_computes_for_long_between_two_latents_is_not_idle(institutions, target) -> None:
     """It ends a call that has nothing to send and nothing to wait for, and begins another with the next latent."""
     north, _ = institutions

@@ -215,6 +215,17 @@ def test_nothing_is_done_to_a_job_that_does_not_run(store):
             store.finish(job.job_id, "FAILED")
 
 
+def test_an_item_that_is_done_takes_no_more_files(store):
+    """Late ones would be delivered as its results: beside a translation, or of an item that failed."""
+    job = running(store, b"a", b"b", b"c")
+    store.fail_item(job.job_id, 0, {"reason": "IMAGE_UNREADABLE"})
+    decode(store, job, 1)
+    for item, parts in ((0, set()), (1, {Part.TRANSLATION})):
+        with pytest.raises(StateConflict, match=f"item {item} of job {job.job_id} is "):
+            store.put_part(job.job_id, item, Part.LATENT, b"late")
+        assert set(store.parts(job.job_id, item)) == parts
+
+
 def test_an_item_that_does_not_exist_is_named(store):
     """In every verb that takes one."""
     job = running(store)

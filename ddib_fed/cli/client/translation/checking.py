@@ -98,7 +98,7 @@ def read_files(
             if decode:
                 _check_picture(item)
         except DdibError as error:
-            bad.append((path, error))
+            bad.append((path, error.kept()))
         except OSError as error:
             bad.append((path, InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")))
         else:

@@ -64,7 +64,7 @@ def report(
         return
     if not delivered:
         if job.state is JobState.FINISHED:
-            say(f"job {job.job_id}: nothing left to fetch", err=True)
+            say(f"job {job.job_id}: nothing left to fetch at the node", err=True)
         return
     _say_table(delivered, cycle=job.cycle)
     say(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
