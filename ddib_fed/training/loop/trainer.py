@@ -1,9 +1,9 @@
 """Optimiser steps on points or pictures, alone or together with other processes.
 
-Step k is a function of (config, k) and the state after step k - 1: nothing random is stored and nothing depends on the
-clock once the number of steps is settled. So a run that was killed and resumed ends bit for bit as one that was not
-(same threads, same processes, same torch). The gradient of a step is the mean over the whole batch, whichever
-microbatches and processes it was computed in.
+Step k is a function of (config, k) and the state after step k - 1: nothing random is stored, and nothing depends on the
+clock but the number of steps, whose plans are recorded. So a run that was killed and resumed ends bit for bit as one
+that was not (same threads, same processes, same torch). The gradient of a step is the mean over the whole batch,
+whichever microbatches and processes it was computed in.
 """
 
 from __future__ import annotations
@@ -332,8 +332,8 @@ def settle(config: AnyConfig, cost: Cost | None) -> AnyConfig:
     steps = (
         config.steps if config.time_s is None else max(1, int(config.time_s * PROBE_MARGIN / cost.seconds))
     )
-    found = {"microbatch": cost.microbatch}
-    return config.settled(steps, **found, **({"timed_s": config.time_s} if config.kind == "pictures" else {}))
+    settled = config.settled(steps, microbatch=cost.microbatch)
+    return settled.model_copy(update={"timed_s": config.time_s})
 
 
 def _memory(world: World) -> int:
