@@ -274,14 +274,13 @@ class _Run:
             **trainer.task.figures,
         }
         self.place.put(self._manifest(trainer, figures), state)
-        command = "at the end of training"
-        if after_training(self.place.out, trainer.task.aside(), command=command, spent_s=spent) is None:
-            self._say_no_gate()
-
-    def _say_no_gate(self) -> None:
-        if self.say is not None and self.config.kind in {"points", "pictures"}:
+        held_out = trainer.task.aside()
+        if held_out is None:
+            return
+        why = after_training(self.place.out, held_out, command="at the end of training", spent_s=spent)
+        if why and self.say is not None:
             self.say(
-                "too little was held out to measure the gate's bounds; ddib model gate does it with more data"
+                f"the gate's bounds were not measured: {why}; ddib model gate measures with other pictures"
             )
 
     def _manifest(self, trainer: Trainer, figures: dict[str, float]) -> Manifest:

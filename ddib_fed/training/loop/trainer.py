@@ -73,7 +73,7 @@ class Task(Protocol):
         """The loss on samples that are never trained on, always with the same noise."""
 
     def aside(self) -> NDArray[np.float32] | None:
-        """Samples (N, *sample_shape) that are never trained on, in the units of the data; None for none."""
+        """Pictures (N, C, H, W) in [-1, 1] that are never trained on, for the gate's bounds; None for none."""
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """Draw what the averaged weights make into samples.png; what is to be said about it, or nothing."""

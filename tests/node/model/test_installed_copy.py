@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.models.allowances import Allowances, SetAllowances
+from ddib_fed.models.allowances import Allowances, PictureAllowances
 from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
@@ -52,10 +52,10 @@ def test_a_node_can_demand_that_its_institution_has_signed(
 
 def measured(folder: Path, bound: float) -> None:
     """Beside the weights, what changes no digest: bounds of the gate."""
-    points = SetAllowances(count=64, slope_low=-bound, slope_high=bound, shift=bound, dimension=bound)
+    pictures = PictureAllowances(names=("mean",), low=(-bound,), high=(bound,))
     weights = load_bundle(folder).manifest.weights_sha256
     made = Allowances(
-        weights_sha256=weights, soften_sigma=0.0, measured=1, checked=0, refused=0, points=(points,)
+        weights_sha256=weights, soften_sigma=0.0, measured=1, checked=0, beyond=0, pictures=pictures
     )
     (folder / "gate.json").write_bytes(made.text())
 
