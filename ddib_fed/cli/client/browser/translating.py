@@ -25,7 +25,7 @@ from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.client.translation.outcome import require_translated
 from ddib_fed.cli.client.translation.run import Manner
 from ddib_fed.cli.client.translation.whole import translate_files, translate_parts
-from ddib_fed.cli.output import next_step
+from ddib_fed.cli.output import next_steps
 from ddib_fed.client.payload import split_target
 from ddib_fed.errors import (
     Cancelled,
@@ -34,7 +34,6 @@ from ddib_fed.errors import (
     InputError,
     JobFailed,
     PictureMisfit,
-    error_class,
 )
 from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.recognition import is_dicom
@@ -45,8 +44,6 @@ from ddib_fed.wire.jobs import Settings
 
 LOOSE = "DICOM files"
 """What a series is called whose files were dropped without a folder."""
-_STEPS = 3
-"""Next steps that are named at most."""
 _AGAIN = "repair what is listed, or choose otherwise, and drop it again; what was translated is there already"
 
 
@@ -129,8 +126,7 @@ class Translating:
             raise failed[0][1]
         for label, error in failed:
             self.watcher.left_out(label, f"{error.detail} [{error.reason}]")
-        steps = dict.fromkeys(step for _, error in failed if (step := next_step(error)))
-        hint = "; ".join([*steps][:_STEPS]) or _AGAIN
+        hint = "; ".join(next_steps(error for _, error in failed).splitlines()) or _AGAIN
         raise FilesLeftOut(f"{len(failed):,} of {total:,} were not translated", hint=hint)
 
     def _opened(self) -> tuple[Studies, list[tuple[str, DdibError]]]:
@@ -247,10 +243,7 @@ class Translating:
         hop = f"source {self.clients.profile.institution}"
         require_translated(outcome, hop, skip_bad=True)
         labels = {each.path: each.label for each in plain}
-        return [
-            (labels[each.path], each.error or error_class(each.reason)(each.why, hop=hop))
-            for each in (*outcome.left_out, *outcome.failed)
-        ]
+        return [(labels[each.path], each.as_error(hop)) for each in (*outcome.left_out, *outcome.failed)]
 
 
 def _not_shown(given: Input, result: Delivered) -> None:
