@@ -95,6 +95,9 @@ WRONG = {
     "noise": lambda z, x: torch.randn(z.shape, generator=torch.Generator().manual_seed(7)),
     "a tenth smaller": lambda z, x: 0.9 * z,
     "another's latent": lambda z, x: z.roll(1, 0),
+    "in its last quarter": lambda z, x: torch.where(
+        torch.arange(z.numel()).reshape(z.shape) < 3 * z.numel() // 4, z, 0.5 * x
+    ),
 }
 
 
@@ -130,8 +133,9 @@ def test_whoever_decodes_has_neither_the_samples_nor_the_bounds():
     latent, picture = torch.randn(2, 1, 3, 16, 16, generator=drawn)
     pass_latent(latent, Leg(), Made(48))
     pass_latent(latent, Leg())
-    with pytest.raises(LatentNotGaussian, match="encoded again"):
-        pass_latent(latent, Leg(), Made(48, picture, lambda rows: picture[rows], narrow()))
+    for other in (picture, torch.full_like(picture, torch.nan)):
+        with pytest.raises(LatentNotGaussian, match="encoded again"):
+            pass_latent(latent, Leg(), Made(48, picture, lambda rows, other=other: other[rows], narrow()))
 
 
 UNUSUAL = {

@@ -81,6 +81,14 @@ def test_some_repeated_points_are_judged_once():
     pass_latent(torch.cat([z, z[:200]]), Leg())
 
 
+def test_half_of_a_set_may_lie_on_another_point_and_no_more():
+    """Just below and just above the half."""
+    z = noise(100)
+    pass_latent(torch.cat([z[:51], z[:1].expand(49, 2)]), Leg())
+    with pytest.raises(LatentNotGaussian, match="lie on another one"):
+        pass_latent(torch.cat([z[:49], z[:1].expand(51, 2)]), Leg())
+
+
 def test_figures_of_true_noise_are_their_own_reference():
     """Slope and shift in standard errors, and the dimension as a share."""
     found = [set_figures(noise(1_024, seed=seed)) for seed in range(20)]
