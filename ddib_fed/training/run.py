@@ -341,17 +341,18 @@ class _Pace:
 
     def _plan(self) -> tuple[AnyConfig, int]:
         config, step, now = self._run.config, self._trainer.step, self._run.seconds
-        left = float(config.timed_s or 0.0) * PROBE_MARGIN - now
-        if step == self._step:  # the first look: nothing was measured yet
+        left, since = float(config.timed_s or 0.0) * PROBE_MARGIN - now, step - self._step
+        if not since:  # the first look: nothing was measured yet
             self._cost = max(0.0, left) / (config.total_steps - step)
         else:
-            self._cost = (self._cost + (now - self._seconds) / (step - self._step)) / 2.0
+            self._cost = (self._cost + (now - self._seconds) / since) / 2.0
             steps, planned = max(1, round(left / self._cost)), config.total_steps - step
             if abs(steps - planned) > NEGLIGIBLE * planned:
                 config = config.replanned(step, step + steps)
                 self._run.place.begin(config)
         self._step, self._seconds = step, now
         ahead = int(max(LOOK_S, left / LOOKS) / self._cost) if self._cost else 1
+        ahead = min(ahead, 2 * since or 1)  # until much was measured, little is relied on
         return config, step + max(1, min(ahead, config.total_steps - step - 1))
 
 

@@ -119,7 +119,7 @@ def timed(tiny):
 @pytest.mark.slow
 def test_a_time_holds_on_a_machine_that_becomes_slower(timed, tmp_path):
     """Fewer steps than were planned at first, and the rate still falls to nothing without a jump."""
-    spin, seen = busy(6, after=20)
+    spin, seen = busy(6, after=10)
     bundle = train(timed, tmp_path, spin)
     rows = list(csv.DictReader((tmp_path / "run" / "progress.csv").read_text().splitlines()))
     assert bundle.manifest.training.steps == len(seen) < seen[0][1]
@@ -132,11 +132,11 @@ def test_a_time_holds_on_a_machine_that_becomes_slower(timed, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_fits_a_time_resumes_with_the_steps_that_were_planned(timed, tmp_path):
     """Killed after its length was planned again, it repeats what was lost to the last bit, and ends by the clock."""
-    spin, seen = busy(6, after=20)
+    spin, seen = busy(6, after=10)
 
     def stop(progress):
         spin(progress)
-        if progress.steps < seen[0][1] and progress.step > 60:
+        if progress.steps != seen[0][1]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -149,7 +149,7 @@ def test_a_run_that_fits_a_time_resumes_with_the_steps_that_were_planned(timed, 
     again = (tmp_path / "run" / "progress.csv").read_text().splitlines()
     assert [line.split(",")[:4] for line in again[: len(lines)]] == [line.split(",")[:4] for line in lines]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["planned"][: len(planned)] == planned
-    assert bundle.manifest.training.steps > reached
+    assert bundle.manifest.training.steps >= reached
 
 
 @pytest.mark.slow
