@@ -44,7 +44,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "PEER_UNKNOWN": "a client: its operator (ddib pki withdrawn lists it); a node: the operators exchange peer files, "
     "ddib peer export and ddib peer add",
     "PEER_SUSPENDED": "accepted jobs wait; the operator of the node that refused lifts it: ddib peer resume",
-    "LATENT_NOT_GAUSSIAN": "use data of the domain that the model was trained on, or more --evaluations",
+    "LATENT_NOT_GAUSSIAN": "leave it out, or train the source's model longer and with data like it",
     "NOT_FOUND": "check the name",
     "JOB_NOT_FOUND": "ddib job list",
     "ITEM_NOT_FOUND": "ddib job show JOB",
@@ -78,6 +78,12 @@ def next_step(error: DdibError) -> str:
     return next((NEXT_STEPS[reason] for reason in reasons if reason in NEXT_STEPS), "")
 
 
+def next_steps(errors: Iterable[DdibError]) -> str:
+    """What to try about several errors, a line each; at most three."""
+    steps = dict.fromkeys(step for error in errors if (step := next_step(error)))
+    return "\n".join([*steps][:3])
+
+
 def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
     """Write the failure, its hop and the hint to stderr.
 
@@ -90,7 +96,8 @@ def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
         say_labelled("  at:   ", error.hop)
     # Whose facts are in the sentence and the hint.
     said = (
-        isinstance(error, PictureMisfit | KindMismatch | PeerFault) or {"found", "last"} & error.facts.keys()
+        isinstance(error, PictureMisfit | KindMismatch | PeerFault)
+        or {"found", "last", "picture"} & error.facts.keys()
     )
     facts = "" if said else ", ".join(f"{key} {value}" for key, value in error.facts.items())
     if facts:

@@ -150,7 +150,6 @@ def translated(
         path, reason = refused[0]
         raise LatentNotGaussian(
             f"none of {len(refused)} pictures could be translated; the first, {path}: {reason}",
-            hint="name pictures of the model's domain (ddib model show tells which), or train it longer",
         )
     return kept, records, refused
 

@@ -118,7 +118,9 @@ def test_a_picture_that_a_node_would_refuse_is_refused_and_the_others_are_transl
     assert refused.value.exit_code == ExitCode.REFUSED
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["count"], report["bad"][0]["path"]) == (1, str(folder / "board.png"))
-    assert "std is off" in report["bad"][0]["reason"]
+    assert "of only 2 different values" in report["bad"][0]["reason"]
+    assert "train the source's model longer" in refused.value.hint
+    assert "--skip-bad" in refused.value.hint
     said = call(bridge, "translate", folder, *pair, "--skip-bad").stdout
     assert "1 that cannot be used" in said
 

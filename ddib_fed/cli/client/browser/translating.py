@@ -33,7 +33,6 @@ from ddib_fed.errors import (
     InputError,
     JobFailed,
     PictureMisfit,
-    error_class,
 )
 from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.recognition import is_dicom
@@ -246,10 +245,7 @@ class Translating:
         hop = f"source {self.clients.profile.institution}"
         require_translated(outcome, hop, skip_bad=True)
         labels = {each.path: each.label for each in plain}
-        return [
-            (labels[each.path], each.error or error_class(each.reason)(each.why, hop=hop))
-            for each in (*outcome.left_out, *outcome.failed)
-        ]
+        return [(labels[each.path], each.as_error(hop)) for each in (*outcome.left_out, *outcome.failed)]
 
 
 def _not_shown(given: Input, result: Delivered) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Input
 from ddib_fed.cli.client.translation.order import Order
+from ddib_fed.cli.output import next_steps
 from ddib_fed.cli.typed import same_command
 from ddib_fed.client.payload import Payload, payload
 from ddib_fed.client.views import Media
-from ddib_fed.errors import DdibError, FilesLeftOut, ImageUnreadable, InputError
+from ddib_fed.errors import DdibError, FilesLeftOut, ImageUnreadable, InputError, error_class
 
 MOST_LISTED = 1000
 MOST_NAME = 255 - 18
@@ -60,6 +61,10 @@ class LeftOut:
         """From the error, whose text may name the file already."""
         why = error.detail.replace(f"{path}: ", "").replace(f"{path} ", "").strip()
         return cls(path, error.reason, why, error)
+
+    def as_error(self, hop: str) -> DdibError:
+        """What is wrong with this file alone."""
+        return self.error or error_class(self.reason)(self.why, hop=hop)
 
     def line(self) -> str:
         """For a list."""
@@ -166,9 +171,10 @@ def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str, *, un
 
 def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     """The error that a command ends with which left out these files; `state` is what became of the others."""
+    steps = next_steps(each.as_error("client") for each in found) or "repair them"
     return FilesLeftOut(
         f"left out: {len(found):,} of {total:,} files; {state}:\n{listed(found)}",
-        hint=f"repair them, then, for what is missing: {same_command()}",
+        hint=f"{steps}\nthen, for what is missing: {same_command()}",
     )
 
 
