@@ -43,6 +43,8 @@ _HANDSHAKE_RECORD: Final = 22
 _IDENTITY_FILES: Final = ("leaf.key", "leaf.pem", "roots.pem")
 # Time stamps are coarse: a file that changed within this time may change again without its stamp.
 _RACY_NS: Final = 2_000_000_000
+# After a look at the files, time without one, in its own duration: a flood of handshakes costs a bounded share.
+_REST: Final = 10
 
 CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.enable_http_proxy", 0),
@@ -91,6 +93,7 @@ class ServerCredentials:
         self._seen: tuple[tuple[tuple[int, int, int, int], ...], Credentials] | None = None
         self._lock = threading.Lock()
         self._problem: str | None = None
+        self._next_look = 0.0
         self._current = self._read()
         self.grpc: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
             _configuration(self._current),
@@ -148,12 +151,19 @@ class ServerCredentials:
             self._on_handshake()
         except Exception:  # a handshake must not fail because of it
             log.exception("a handshake could not be noted")
-        with self._lock:
+        if time.monotonic() < self._next_look or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            started = time.monotonic()
             found = self._look()
+            ended = time.monotonic()
+            self._next_look = ended + _REST * (ended - started)
             if found is None or found == self._current:
                 return None
             self._current = found
             return _configuration(found)
+        finally:
+            self._lock.release()
 
 
 def _configuration(files: tuple[Credentials, bytes]) -> grpc.ServerCertificateConfiguration:
