@@ -87,3 +87,9 @@ class DdibError(Exception):
         self.differences = differences
         self.incident = incident
         self.says = ""
+
+    @classmethod
+    def said_by(cls, institution: str) -> str:
+        """The sentence as others read it: in it "this node" is that of the institution that says it."""
+        named = f"the node of {institution}" if institution else "this node"
+        return cls.sentence.replace("this node", named)

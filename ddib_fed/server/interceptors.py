@@ -160,13 +160,13 @@ class ErrorInterceptor(Interceptor):
         self, context: grpc.ServicerContext, method: str, failure: DdibError, error: Exception
     ) -> NoReturn:
         incident = failure.incident or secrets.token_hex(6)
-        sentence = failure.sentence
+        institution = failure.hop.rpartition(" ")[2] or self._institution
+        sentence = failure.said_by(institution)
         if failure.status == InternalError.status:
             sentence = f"{InternalError.sentence}, incident {incident}"
             log.error("%s failed, incident %s", method, incident, exc_info=error)
         else:
             log.info("%s: %s: %s (incident %s)", method, failure.reason, failure.detail, incident)
-        institution = failure.hop.rpartition(" ")[2] or self._institution
         detail = to_detail(failure, institution, incident)
         trailing = (
             *(context.trailing_metadata() or ()),
