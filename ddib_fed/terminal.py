@@ -96,7 +96,7 @@ def relay(write: Callable[[IO[str]], object]) -> None:
     """Write to stderr what another library writes to a file, e.g. click's complaint about what was typed."""
     written = io.StringIO()
     write(written)
-    say(*written.getvalue().rstrip("\n").split("\n"), err=True)
+    say(*written.getvalue().expandtabs(4).rstrip("\n").split("\n"), err=True)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -135,7 +135,12 @@ class ServerCredentials:
             found = self._read()
         except Exception as error:  # gRPC would swallow it and keep the old trust silently
             if self._problem is None:
-                log.exception("certificates cannot be read; the last valid ones stay in use")
+                foreseen = isinstance(error, DdibError)
+                log.error(  # noqa: TRY400 - a traceback only where nobody foresaw the error
+                    "certificates cannot be read; the last valid ones stay in use: %s",
+                    error,
+                    exc_info=not foreseen,
+                )
             hint = getattr(error, "hint", "")
             self._problem = f"certificates: {error}; {hint}" if hint else f"certificates: {error}"
             return None
