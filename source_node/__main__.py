@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddib_fed.__main__ import importing
+from ddib_fed.terminal import importing
 
 
 def main() -> None:
