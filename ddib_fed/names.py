@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
@@ -52,6 +53,42 @@ def is_institution(text: str) -> bool:
     last = text.rpartition(".")[2]
     named = _INSTITUTION.fullmatch(text) is not None and not last.isdigit()
     return named and len(last) >= 2 and len(text) <= MAX_DNS_NAME
+
+
+def readable(name: str) -> str:
+    """A DNS name with its internationalised labels (``xn--...``) as they are read; what cannot be decoded stays."""
+    return ".".join(map(_readable, name.split(".")))
+
+
+def _readable(label: str) -> str:
+    if not label.startswith("xn--"):
+        return label
+    try:
+        return label[4:].encode("ascii").decode("punycode")
+    except UnicodeError:
+        return label
+
+
+def resembles(name: str, other: str) -> bool:
+    """Whether a person may read one DNS name as the other.
+
+    Marks at letters are ignored, and a letter beyond ASCII of a script with Latin shapes may look like any.
+    """
+    one, two = _plain(name), _plain(other)
+    return len(one) == len(two) and all(a == b or _alike(a, b) for a, b in zip(one, two, strict=True))
+
+
+def _alike(a: str, b: str) -> bool:
+    if a.isascii() == b.isascii():
+        return False
+    return unicodedata.name(max(a, b), "").startswith(
+        ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "LISU")
+    )
+
+
+def _plain(name: str) -> str:
+    letters = unicodedata.normalize("NFKD", readable(name)).lower()
+    return "".join(c for c in letters if not unicodedata.combining(c))
 
 
 def is_domain(text: str, *, longest: int = MAX_DOMAIN) -> bool:

@@ -92,3 +92,9 @@ class DdibError(Exception):
         """The error, to be stored: without its traceback and causes, whose frames hold decoded pictures."""
         self.__traceback__ = self.__cause__ = self.__context__ = None
         return self
+
+    @classmethod
+    def said_by(cls, institution: str) -> str:
+        """The sentence as others read it: in it "this node" is that of the institution that says it."""
+        named = f"the node of {institution}" if institution else "this node"
+        return cls.sentence.replace("this node", named)

@@ -38,6 +38,7 @@ from ddib_fed.trust.certificates import (
     new_key,
     parse_certificates,
     root_institution,
+    root_warning,
     same_fingerprint,
 )
 from ddib_fed.trust.identity import (
@@ -91,6 +92,20 @@ class Credentials:
     identity: Identity
     not_before: datetime
     not_after: datetime
+
+    @property
+    def root_not_after(self) -> datetime:
+        """When the root that signed the leaf ends; that of the leaf where none of the roots did."""
+        leaf = parse_certificates(self.cert_chain_pem, "the leaf")[0]
+        roots = parse_certificates(self.roots_pem, "the roots")
+        return max(
+            (root.not_valid_after_utc for root in roots if root.subject == leaf.issuer),
+            default=self.not_after,
+        )
+
+    def root_warning(self, now: datetime) -> str:
+        """What to know of a root that ends soon; empty while there is time."""
+        return root_warning(self.identity.institution, self.root_not_after, now)
 
 
 def create_institution(folder: Path, institution: str, *, now: datetime | None = None) -> Authority:

@@ -60,11 +60,12 @@ ErrorRecord = Mapping[str, Any]
 
 def error_record(error: DdibError) -> ErrorRecord:
     """What is kept of an error: nothing that came from an exception's text."""
+    institution = error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else ""
     return {
         "reason": error.reason,
-        "sentence": error.sentence,
+        "sentence": error.said_by(institution),
         "incident": error.incident,
-        "institution": error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else "",
+        "institution": institution,
         "facts": dict(error.facts),
         "differences": [
             {"field": d.field, "source": d.source, "target": d.target, "remedy": d.remedy}

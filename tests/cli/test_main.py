@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
@@ -196,6 +197,41 @@ def test_ctrl_c_ends_with_its_own_code(failing, capsys):
     failing(KeyboardInterrupt())
     assert run(["domains"]) == ExitCode.CANCELLED
     assert "interrupted" in capsys.readouterr().err
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+class AtOnce:
+    def find_spec(name, *_):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, AtOnce)
+sys.argv = [sys.argv[1], "--help"]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("program", ["ddib_fed", "source_node", "target_node", "ddib_fed.node"])
+def test_ctrl_c_while_a_program_is_imported_shows_no_traceback(program):
+    """It ends by the signal, as programs do that do not handle it."""
+    command = [sys.executable, "-c", INTERRUPTED, program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
+def test_the_commands_are_these_programs():
+    """What pyproject.toml installs begins with the same functions."""
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    modules = {"ddib": "ddib_fed", "ddib-source-node": "source_node", "ddib-target-node": "target_node"}
+    assert scripts == {name: f"{module}.__main__:main" for name, module in modules.items()}
+
+
+def test_a_missing_choice_is_listed_without_escapes(capsys):
+    """Click writes tabs."""
+    assert run(["init", "node"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "    source,\n    target,\n" in said
+    assert "\\t" not in said
 
 
 def test_an_unreadable_file_is_named(failing, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def status(config_path: Path, output_format: str, web: bool, port: int, browser:
     _show(answer, with_config(config_path))
 
 
-_TIMES = frozenset({"certificate_expires", "failed", "expires"})
+_TIMES = frozenset({"certificate_expires", "root_expires", "failed", "expires"})
 """Fields of the answer that are Unix times."""
 
 
@@ -90,11 +91,15 @@ def _serve_page(config_path: Path, port: int, *, browser: bool) -> None:
 def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
     """Print it; `more` is what the commands that are named need to be about this node."""
     from ddib_fed.cli.client.job import when
+    from ddib_fed.trust.certificates import root_warning
 
     say(f"node         {answer.name}.{answer.institution}  {answer.state}")
     say(f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s")
     say(f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open")
-    say(f"certificate  until {when(answer.certificate_expires)}")
+    say(f"certificate  until {when(answer.certificate_expires)}, its root until {when(answer.root_expires)}")
+    ends = datetime.fromtimestamp(answer.root_expires, UTC)
+    if answer.root_expires and (warning := root_warning(answer.institution, ends, datetime.now(UTC))):
+        say(f"             warning: {warning}")
     if answer.HasField("model"):
         model = answer.model
         shape = "x".join(map(str, model.sample_shape))

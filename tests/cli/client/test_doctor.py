@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, NotReady, PeerUnknown, PeerUnreachable, Unauthenticated
+from ddib_fed.trust.certificates import issue_leaf, new_authority, new_key
+from ddib_fed.trust.pki import write_identity
 from tests.client.scripted_source import SourceNodeDouble
 
 
@@ -35,6 +38,20 @@ def test_a_certificate_of_somebody_else_is_a_refusal(north):
     """The folder's certificate is not the profile's: exit 5."""
     north.profile_path.write_text(north.profile_path.read_text().replace('"alice"', '"bob"'))
     assert doctor(north.profile_path) == ExitCode.REFUSED
+
+
+def test_an_expired_certificate_fails_at_its_own_step(north, capsys):
+    """Its line said ok, and the connection failed after it."""
+    folder = north.profile_path.parent / "pki"
+    authority, key = new_authority("north.example"), new_key()
+    made = issue_leaf(
+        authority, "client", "alice", public_key=key.public_key(), now=datetime.now(UTC) - timedelta(days=40)
+    )
+    write_identity(folder, certificate=made, key=key, roots=(authority.certificate,))
+    assert doctor(north.profile_path) != 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == "FAIL  certificate"
+    assert "expired at" in shown.err
 
 
 def test_nothing_listens_is_not_now(north):
