@@ -17,7 +17,8 @@ from ddib_fed.terminal import console, is_aside, say, say_document, say_labelled
 # The default hint by reason, for errors without their own; parents of the class are tried after it.
 NEXT_STEPS: Mapping[str, str] = {
     "INTERNAL": "give the incident's id to the node's operator, whose log has the rest",
-    "INPUT_INVALID": "compare the input with what `ddib domains` lists for this node",
+    "IMAGE_TOO_LARGE": "make the picture smaller, or ask the node's operator: [limits] in node.toml",
+    "IMAGE_UNREADABLE": "open the file in a viewer and save it again as PNG; docs/formats.md lists what is read",
     "CONFIG_INVALID": "tell the node's operator: its log, and its `check --config node.toml`, name the setting",
     "USAGE": "the command's --help",
     "SETTINGS_INVALID": "ddib translate --help lists solvers, orders and grids",

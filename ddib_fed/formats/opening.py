@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ddib_fed.errors import DdibError, UsageError
 from ddib_fed.formats.dicom.finding import is_directory_file, listed_files
@@ -77,8 +78,8 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
     if slices:
         with _collected(slices[0], bad):
             take(find_dicom(slices[0], slices, None, options))
-    _require_names(unread)
-    return Choice(Studies(unread), found.plain, found.beside, ignored)
+    named = _named_apart(unread)
+    return Choice(Studies(named), found.plain, found.beside, ignored)
 
 
 def _of_file(sighting: Sighting, options: Options) -> Unread:
@@ -116,14 +117,24 @@ def _set_aside(found: Sequence[tuple[Path, DdibError]], bad: Bad | None) -> None
             raise error
 
 
-def _require_names(unread: Sequence[Unread]) -> None:
-    """Return if all results have different names.
+def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
+    """The same with different names for all results: of files that differ in their suffix alone with the suffix.
 
     Raises:
-        UsageError: They have not.
+        UsageError: Two have one name all the same.
     """
+
+    def read(each: Unread, origin: Origin) -> Any:
+        study: Any = each.read()
+        return replace(study, origin=origin)
+
+    times = Counter(each.origin.name.casefold() for each in unread)
+    named = []
+    for each in unread:
+        origin = each.origin.apart() if times[each.origin.name.casefold()] > 1 else each.origin
+        named.append(each if origin.name == each.origin.name else Unread(origin, partial(read, each, origin)))
     taken: dict[str, Path] = {}
-    for origin in (each.origin for each in unread):
+    for origin in (each.origin for each in named):
         first = taken.setdefault(origin.name, origin.given)
         if first is not origin.given:
             raise UsageError(
@@ -131,3 +142,4 @@ def _require_names(unread: Sequence[Unread]) -> None:
                 hop="client",
                 hint="give their common parent folder, or rename one of them",
             )
+    return named

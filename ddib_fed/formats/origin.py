@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,12 @@ class Origin:
         """
         called = within + safe_name(path.name[: len(path.name) - len(suffix)])
         return cls(path, called, tuple(f"{called}{each}" for each in (suffix, *others)), (path,), settings)
+
+    def apart(self) -> Origin:
+        """The same of a file whose results are named by its suffix too: scan-nii.json, scan-nii.nii."""
+        suffixes = [each.removeprefix(self.name) for each in self.outputs]
+        name = self.name + suffixes[0].replace(".", "-")
+        return replace(self, name=name, outputs=tuple(f"{name}{suffix}" for suffix in suffixes))
 
     @property
     def called(self) -> str:

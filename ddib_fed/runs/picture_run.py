@@ -32,6 +32,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import read_json, write_json
 from ddib_fed.metrics.structure import Thresholds
+from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
 from ddib_fed.runs.picture_recipe import (
     REPORT_FILE,
@@ -40,7 +41,6 @@ from ddib_fed.runs.picture_recipe import (
     Task,
     batches,
     check_names,
-    names,
 )
 from ddib_fed.runs.picture_report import Settled, finish
 from ddib_fed.runs.picture_worker import (
@@ -119,7 +119,7 @@ def entry_tasks(
     shown = [entry.path.relative_to(root).as_posix() for entry in entries]
     return tuple(
         Task(entry.path, each, name, entry.digest, *classes, (entry.looks.height, entry.looks.width))
-        for entry, each, name in zip(entries, shown, names(shown), strict=True)
+        for entry, each, name in zip(entries, shown, names_apart(shown), strict=True)
     )
 
 

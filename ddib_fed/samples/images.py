@@ -12,7 +12,14 @@ from typing import Literal
 
 import numpy as np
 
-from ddib_fed.errors import FileMissing, ImageUnreadable, KindMismatch, PictureMisfit, ShapeMismatch
+from ddib_fed.errors import (
+    FileMissing,
+    ImageTooLarge,
+    ImageUnreadable,
+    KindMismatch,
+    PictureMisfit,
+    ShapeMismatch,
+)
 from ddib_fed.samples.fitting import (
     Fit,
     Fitted,
@@ -135,7 +142,7 @@ def read_image(
     content = read_content(path, limits or ImageLimits())
     try:
         return decode_image(content, limits, background=background)
-    except KindMismatch as error:
+    except (KindMismatch, ImageTooLarge) as error:
         raise name_file(error, str(path)) from error
 
 

@@ -29,11 +29,6 @@ class FoundFile:
     path: Path
     file: str
 
-    @property
-    def name(self) -> str:
-        """`file` without its suffix: what its results are called."""
-        return self.file.removesuffix(self.path.suffix)
-
 
 @dataclass(frozen=True, slots=True)
 class Found:

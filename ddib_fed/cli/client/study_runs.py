@@ -71,6 +71,12 @@ class Plan:
     unreadable: frozenset[int]
 
     @property
+    def file_names(self) -> tuple[str, ...]:
+        """What the studies write below the folder of the results."""
+        origins = self.choice.studies.origins
+        return tuple(name for each in origins for name in (*each.outputs, f"{each.name}.json"))
+
+    @property
     def others(self) -> int:
         """How many bad ones are no study: files, or folders, of which none could be made."""
         return len(self.bad) - len(self.unreadable)
@@ -184,7 +190,6 @@ def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str
         skip_bad: Whether bad ones are left out.
 
     Raises:
-        UsageError: A study and a plain file would have a result of one name.
         ExtraMissing: A package for a format is not installed, and its files are not left out.
         DdibError: Some cannot be read, and are not left out, or none can; every one is named.
     """
@@ -194,28 +199,11 @@ def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str
             raise error  # one command repairs it for all files
     total = len(plan.choice.studies) + plan.others
     if chosen is not None:
-        _check_names(plan, chosen)
         total += len(chosen.paths)
         if not skip_bad:
             bad += read_files(chosen, order, institution, decode=False)[1]
     if bad and not (skip_bad and len(bad) < total):
         raise refused(bad, total, "nothing was submitted")
-
-
-def _check_names(plan: Plan, chosen: Chosen) -> None:
-    out = plan.manner.out
-    taken = {
-        name: origin.given
-        for origin in plan.choice.studies.origins
-        for name in (*origin.outputs, f"{origin.name}.json")
-    }
-    for path, given in zip(chosen.paths, chosen.inputs, strict=True):
-        for name, _ in given.file_names():
-            if name in taken:
-                raise UsageError(
-                    f"{taken[name]} and {path} would both be written to {out / name}",
-                    hint="rename one of them",
-                )
 
 
 class Ending:

@@ -120,10 +120,13 @@ def translate(
         files = files if plan is None else plan.choice.plain
     chosen = None
     if files:
-        chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out, apart=True)
+        taken = () if plan is None else plan.file_names
+        chosen = choose(
+            files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out, apart=True, taken=taken
+        )
         check_names(chosen.paths, chosen.inputs, out)
-        if chosen.ignored:
-            say(chosen.ignored, err=True)
+        if chosen.said:
+            say(chosen.said, err=True)
     if signer is not None:
         _check_marked(profile, plan, chosen)
     if chosen is not None and detach:

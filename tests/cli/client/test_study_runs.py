@@ -26,7 +26,6 @@ from ddib_fed.errors import (
     InputError,
     JobFailed,
     PictureMisfit,
-    UsageError,
 )
 from ddib_fed.formats.dicom.study import DicomStudy
 from ddib_fed.samples.images import encode_png
@@ -253,16 +252,6 @@ def test_results_for_another_target_are_in_the_way(given, translate):
     other = Order("west.example/flair", Settings(), cycle=False, keep_latent=False, deadline_s=None)
     with pytest.raises(AlreadyExists, match="no result of this request"):
         translate([given[1], given[0]], node, order=other)
-    assert not node.studies
-
-
-def test_a_study_and_a_file_of_one_name_are_refused(translate, tmp_path):
-    """Before the study is translated: both would write scan.json."""
-    (tmp_path / "scan.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())
-    (tmp_path / "scan.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
-    node = Requests()
-    with pytest.raises(UsageError, match=r"scan\.nii and .*scan\.png would both be written to .*scan\.json"):
-        translate([tmp_path / "scan.nii", tmp_path / "scan.png"], node)
     assert not node.studies
 
 
