@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,8 @@ def _pictures(
     fitted = []
     for number, content in enumerate(files):
         with _naming(number):
-            fitted.append(fit_picture(decode_image(content), outcomes.rules[0]))
+            each = fit_picture(decode_image(content), outcomes.rules[0])
+            fitted.append(replace(each, read=partial(decode_image, content)))
     x = np.stack([each.samples for each in fitted])
     found = translate_array(x, source, target, asked, on_progress=on_progress)
     records = [

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ddib_fed.bridge.arrays import check_translation
+from ddib_fed.bridge.records.translation_record import MOST_TILES, tiles_in
 from ddib_fed.bridge.sharding import spread
 from ddib_fed.datasets.imagenet import paired_pictures, source_name
 from ddib_fed.errors import (
@@ -32,6 +33,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import read_json, write_json
 from ddib_fed.metrics.structure import Thresholds
+from ddib_fed.models.manifest import Manifest
 from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
 from ddib_fed.runs.picture_recipe import (
@@ -141,6 +143,19 @@ def own_scene(found: Found) -> tuple[int, int]:
             )
     assert first.size is not None
     return first.size
+
+
+def usual_scene(found: Found, source: Manifest) -> tuple[int, int] | None:
+    """The scene of pictures that are larger than a model of parts of pictures; None where they are fitted.
+
+    One run has scenes of one size, and of at most `MOST_TILES` tiles unless they are asked for.
+    """
+    sizes = {task.size for task in found.tasks}
+    if source.picture is None or not source.picture.tiles or len(sizes) != 1 or None in sizes:
+        return None
+    ((height, width),) = (size for size in sizes if size is not None)
+    _, *tile = source.sample_shape
+    return (height, width) if 0 < tiles_in(height, width, (tile[0], tile[1])) <= MOST_TILES else None
 
 
 def class_tasks(

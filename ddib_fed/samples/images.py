@@ -7,6 +7,7 @@ output has no metadata. The map between pictures and a model's arrays is in `fit
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -162,7 +163,8 @@ def read_fitted(
     """
     picture = read_image(path, limits)
     try:
-        return fit_picture(picture, rule, windows=windows, grey=grey)
+        found = fit_picture(picture, rule, windows=windows, grey=grey)
+        return replace(found, read=lambda: read_image(path, limits))  # one in memory at a time
     except PictureMisfit as error:
         raise name_misfit(error, str(path)) from error
 

@@ -103,7 +103,7 @@ def _too_many_pixels(error: ImageTooLarge, name: str) -> ImageTooLarge:
     smaller, most = path.with_name(f"{path.stem}-smaller.png"), shlex.quote(f"{limit}@>")
     return ImageTooLarge(
         f"{name} has {int(pixels):,} pixels, {int(limit):,} are the limit",
-        hint=f"magick {shlex.quote(name)} -resize {most} {shlex.quote(str(smaller))}   (or cut it: -crop); the limit of "
+        hint=f"magick {shlex.quote(name)} -resize {most} {shlex.quote(str(smaller))}   (or -crop it); the limit of "
         "a node is [limits] max_pixels in its node.toml",
         facts=error.facts,
         hop=error.hop,
