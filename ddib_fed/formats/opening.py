@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ddib_fed.errors import DdibError, UsageError
 from ddib_fed.formats.dicom.finding import is_directory_file, listed_files
@@ -25,6 +24,7 @@ _READERS: Final[
 ] = {
     Format.NIFTI: (nifti_origin, read_nifti),
     Format.PICTURE: (picture_origin, read_picture),
+    Format.LARGER: (picture_origin, read_picture),
     Format.MAP: (geotiff_origin, read_geotiff),
 }
 
@@ -124,15 +124,11 @@ def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
         UsageError: Two have one name all the same.
     """
 
-    def read(each: Unread, origin: Origin) -> Any:
-        study: Any = each.read()
-        return replace(study, origin=origin)
-
     times = Counter(each.origin.name.casefold() for each in unread)
     named = []
     for each in unread:
-        origin = each.origin.apart() if times[each.origin.name.casefold()] > 1 else each.origin
-        named.append(each if origin.name == each.origin.name else Unread(origin, partial(read, each, origin)))
+        alone = times[each.origin.name.casefold()] == 1
+        named.append(each if alone else each.renamed(each.origin.name + each.origin.suffix.replace(".", "-")))
     taken: dict[str, Path] = {}
     for origin in (each.origin for each in named):
         first = taken.setdefault(origin.name, origin.given)

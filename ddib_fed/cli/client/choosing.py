@@ -37,7 +37,13 @@ class Chosen:
 
     @classmethod
     def files(
-        cls, paths: Sequence[Path], out: Path | None = None, *, apart: bool = False, taken: Iterable[str] = ()
+        cls,
+        paths: Sequence[Path],
+        out: Path | None = None,
+        *,
+        apart: bool = False,
+        taken: Iterable[str] = (),
+        without: Iterable[Path] = (),
     ) -> Chosen:
         """Files, and those below folders but for `out`; results have the same names, below a folder the same paths.
 
@@ -46,7 +52,7 @@ class Chosen:
         Raises:
             FileMissing: A folder holds no file to translate.
         """
-        found = find_files(paths, out, apart=apart)
+        found = find_files(paths, out, apart=apart, without=without)
         files = [each.file for each in found.files]
         names = names_apart(files, lambda name: (each for each, _ in Input(name, "").file_names()), taken)
         longer = [
@@ -78,6 +84,7 @@ def choose(
     out: Path | None = None,
     apart: bool = False,
     taken: Iterable[str] = (),
+    without: Iterable[Path] = (),
 ) -> Chosen:
     """The files given to `ddib translate`.
 
@@ -91,6 +98,7 @@ def choose(
         out: Folder of the results, which holds none of the files.
         apart: Whether studies below folders are translated apart, as of `find_files`.
         taken: File names of other results of the same command.
+        without: Files that are translated as studies, as of `find_files`.
 
     Raises:
         UsageError: Conflicting options, or an unknown class.
@@ -99,7 +107,7 @@ def choose(
     """
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
-        return Chosen.files(files, out, apart=apart, taken=taken)
+        return Chosen.files(files, out, apart=apart, taken=taken, without=without)
     options.refuse_idle(
         ("source_class", "target_class"), "is already set by --pairs", hint="omit one of them"
     )
