@@ -15,14 +15,17 @@ from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.bridge.records.translation_record import (
     KEPT_SMALL,
+    MOST_TILES,
     LatentFigures,
     Part,
     PictureFigures,
     SolverUsed,
     Translation,
     guidance_used,
+    tiles_in,
 )
 from ddib_fed.diffusion.gaussianity import measure
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.pictures import (
     given_figures,
@@ -33,8 +36,22 @@ from ddib_fed.metrics.pictures import (
     to_psnr,
 )
 from ddib_fed.metrics.structure import Structure, doubtful, expected, structure
+from ddib_fed.models.manifest import Manifest
 from ddib_fed.samples.images import Fitted, encode_png, from_array
 from ddib_fed.samples.points import to_npy
+
+
+def scene_for(manifest: Manifest, size: tuple[int, int], settings: SolverSettings) -> tuple[int, int] | None:
+    """The scene as which a picture of a size (H, W) is translated; None for one that is fitted to the model's size.
+
+    It is its own size where the source's model is one of parts of pictures, in at most `MOST_TILES` tiles; learned
+    steps and distilled models are of one size alone.
+    """
+    one_size = settings.solver == "flow-map" or settings.grid == "learned"
+    if manifest.picture is None or not manifest.picture.tiles or one_size:
+        return None
+    _, height, width = manifest.sample_shape
+    return size if 0 < tiles_in(*size, (height, width)) <= MOST_TILES else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ddib_fed.bridge.arrays import check_translation
-from ddib_fed.bridge.records.translation_record import MOST_TILES, tiles_in
 from ddib_fed.bridge.sharding import spread
 from ddib_fed.datasets.imagenet import paired_pictures, source_name
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (
     AlreadyExists,
     DdibError,
@@ -36,6 +36,7 @@ from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
+from ddib_fed.runs.outcomes import scene_for
 from ddib_fed.runs.picture_recipe import (
     REPORT_FILE,
     RUN_FILE,
@@ -145,17 +146,11 @@ def own_scene(found: Found) -> tuple[int, int]:
     return first.size
 
 
-def usual_scene(found: Found, source: Manifest) -> tuple[int, int] | None:
-    """The scene of pictures that are larger than a model of parts of pictures; None where they are fitted.
-
-    One run has scenes of one size, and of at most `MOST_TILES` tiles unless they are asked for.
-    """
+def usual_scene(found: Found, source: Manifest, settings: SolverSettings) -> tuple[int, int] | None:
+    """As `scene_for`, of the pictures of a folder: one run has scenes of one size."""
     sizes = {task.size for task in found.tasks}
-    if source.picture is None or not source.picture.tiles or len(sizes) != 1 or None in sizes:
-        return None
-    ((height, width),) = (size for size in sizes if size is not None)
-    _, *tile = source.sample_shape
-    return (height, width) if 0 < tiles_in(height, width, (tile[0], tile[1])) <= MOST_TILES else None
+    (size,) = sizes if len(sizes) == 1 else (None,)
+    return None if size is None else scene_for(source, size, settings)
 
 
 def class_tasks(

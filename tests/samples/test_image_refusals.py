@@ -315,7 +315,7 @@ def test_a_second_header_is_refused():
 
 def test_a_picture_that_pillow_takes_for_a_bomb_is_too_large_and_not_unreadable():
     """Its size is in the error's facts, from which the client makes a command that shrinks it."""
-    content = saved(np.zeros((8, 8), np.uint8), "JPEG")
+    content = saved(np.zeros((8, 8, 1), np.uint8), "JPEG")
     at = content.index(b"\xff\xc0") + 5
     forged = content[:at] + struct.pack(">HH", 14_000, 14_000) + content[at + 4 :]
     with pytest.raises(ImageTooLarge) as caught:

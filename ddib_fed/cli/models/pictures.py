@@ -78,7 +78,7 @@ def translate(
     _name_bad(found)
     scene = own_scene(found) if given["scene"] == "own" else given["scene"]
     if scene is None and given["pairs"] is None:
-        scene = usual_scene(found, manifest_of(source))
+        scene = usual_scene(found, manifest_of(source), recipe.settings)
     recipe = replace(recipe, scene=scene)
     with bar("translating") as show:
         report = run(
