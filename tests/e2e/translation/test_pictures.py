@@ -114,12 +114,14 @@ def test_a_round_trip_is_the_picture_again_in_the_sources_bits(studio: Studio) -
 
 
 def test_the_round_trip_of_a_fitted_picture_is_that_of_its_own_size(studio: Studio) -> None:
-    """What the fit lost is in the figure, beside what the fit alone loses; one of the model's size says nothing of it."""
+    """What the fit lost is in the figure; a picture of the model's size says nothing of it."""
     for name in ("Ada-tiff", "Ada-npy"):
         picture = studio.record(name)["picture"]
         mse = np.mean((studio.files.pixels[name] / 127.5 - 1 - back_of(studio, name)) ** 2)
         assert picture["cycle_mse"] == pytest.approx(mse, rel=0.01)
-        assert picture["cycle_psnr"] < picture["fit_psnr"] < 35
+        assert picture["cycle_psnr"] == pytest.approx(
+            picture["fit_psnr"], abs=0.5
+        )  # here nearly all is lost by it
         assert (picture["fitted_height"], picture["fitted_width"]) == (SIZE, SIZE)
     assert "fit_psnr" not in studio.record("Ada-png")["picture"]
 
