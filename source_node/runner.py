@@ -275,13 +275,9 @@ class JobRunner:
             "peer": target,
             "evaluations": spec.solver.evaluations,
         }
-        with (
-            # A job ends on the model with which it began, though another is active by now.
-            self._node.serving_first(item.model_sha256 for item in job.items) as node,
-            tracing.span("job", parent=tracing.recall(trace_key(spec)), values=values) as span,
-        ):
+        with tracing.span("job", parent=tracing.recall(trace_key(spec)), values=values) as span:
             Pipeline(
-                node,
+                self._node,
                 self._store,
                 self._events,
                 self._remotes,

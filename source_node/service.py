@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import grpc
 
@@ -38,7 +37,6 @@ from source_node import messages
 from source_node.calibrations import active_terms
 from source_node.decisions import Decisions
 from source_node.ends import log_end
-from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.queries import NOTHING_YET
@@ -346,10 +344,6 @@ class SourceService:
         """See `RoleService`."""
         self._remotes.refresh()
 
-    def models_needed(self) -> Collection[str]:
-        """See `RoleService`: those whose latents are stored, or have been translated, in jobs that go on."""
-        return self._store.models_of_open_jobs()
-
     def close(self) -> None:
         """See `RoleService`."""
         self._closed.set()
@@ -382,10 +376,6 @@ class _SourceRole:
         """See `Role`."""
         check_private_folder(config.paths.spool)
         return f"{rehearse(config.paths.jobs)} jobs"
-
-    def copy(self, config: NodeConfig, to: Path) -> int:
-        """See `Role`."""
-        return copy_jobs(config.paths.jobs, config.paths.spool, to)
 
     def open(self, node: NodeContext) -> SourceService:
         """See `Role`."""

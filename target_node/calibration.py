@@ -1,7 +1,8 @@
 """The CalibrationService: what a target gives an admitted peer for a calibration, and its signature.
 
-Every answer is either bytes that the operator published, the units of the model, or a signature over a proposal that
-passed every check of `node.calibration.proposals`. Each act and each refusal is in the audit log.
+Every answer is either bytes that the operator published, the units of the model, or the signature that the operator
+gave a proposal. The figures of a proposal are the source's word, so no policy signs one by them. Each act and each
+refusal is in the audit log.
 """
 
 from __future__ import annotations
@@ -15,11 +16,9 @@ from typing import Final
 
 import grpc
 
-from ddib_fed.bridge.calibration.judgement import judge
 from ddib_fed.bridge.calibration.record import plain_units
 from ddib_fed.errors import (
     CalibrationForeign,
-    CalibrationIneffective,
     CalibrationRefused,
     CalibrationUnknown,
     DomainNotFound,
@@ -27,9 +26,8 @@ from ddib_fed.errors import (
     PolicyDenied,
     QuotaSpent,
 )
-from ddib_fed.node.calibration.proposals import Target, check_proposal, countersign
+from ddib_fed.node.calibration.proposals import Target, check_proposal
 from ddib_fed.node.calibration.published import find_published, served_aggregate
-from ddib_fed.node.certificates.standing import own_credentials
 from ddib_fed.node.quota import Charge
 from ddib_fed.node.role import NodeContext
 from ddib_fed.server.interceptors import caller
@@ -117,8 +115,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
 
     def _decide(self, proposed: SignedCalibration) -> SignedCalibration:
         """The proposal as it is stored afterwards, with the target's signature if there is one."""
-        now, target = self._clock(), self._target()
-        check_proposal(proposed, target, now=now)
+        check_proposal(proposed, self._target(), now=self._clock())
         with self._lock:
             known = self._node.calibrations.find(proposed.sha256)
             if known is not None and not known.active:
@@ -127,12 +124,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
                 return known.signed
             if known is None:
                 self._keep(proposed)
-            if self._node.config.policy.calibration_accept != "auto" or not suffices(proposed):
-                return proposed
-            complete = countersign(proposed, own_credentials(self._node.config), target, now=now)
-            self._audit_calibration("calibration_signed", complete, by="policy")
-            self._node.calibrations.add(complete, now=now)
-            return complete
+            return proposed
 
     def _keep(self, proposed: SignedCalibration) -> None:
         """Store a new proposal, if the peer has not too many waiting."""
@@ -144,7 +136,13 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
                 hint="ddib calibrate list; ddib calibrate accept SHA256, or remove SHA256",
                 facts={"limit": MAX_WAITING},
             )
-        self._audit_calibration("calibration_proposed", proposed)
+        self._audit(
+            "calibration_proposed",
+            peer=str(caller()),
+            calibration=proposed.sha256.hex(),
+            kind=proposed.calibration.kind,
+            expires=proposed.calibration.expires.isoformat(),
+        )
         self._node.calibrations.add(proposed, now=now)
 
     def _target(self) -> Target:
@@ -183,16 +181,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
             self._audit("calibration_refused", peer=str(caller()), reason=error.reason, detail=error.detail)
             raise
 
-    def _audit_calibration(self, act: str, signed: SignedCalibration, **more: str) -> None:
-        self._audit(
-            act,
-            peer=str(caller()),
-            calibration=signed.sha256.hex(),
-            kind=signed.calibration.kind,
-            expires=signed.calibration.expires.isoformat(),
-            **more,
-        )
-
     def _audit(self, act: str, **values: str | float) -> None:
         """Write to the audit log, or refuse the act for now."""
         try:
@@ -200,18 +188,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         except OSError as error:
             log.exception("the audit log cannot be written: %s is refused", act)
             raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
-
-
-def suffices(proposed: SignedCalibration) -> bool:
-    """Whether a policy may sign without the operator: from the published aggregate, not forced, with good figures."""
-    calibration = proposed.calibration
-    if calibration.made.method != "aggregates" or calibration.effect.forced:
-        return False
-    try:
-        judge(calibration.effect)
-    except CalibrationIneffective:
-        return False
-    return True
 
 
 def _waits(stored: Stored, peer: str, now: datetime) -> bool:

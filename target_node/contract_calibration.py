@@ -14,11 +14,6 @@ def check_calibration(node: NodeContext, contract: Contract) -> None:
     """Return if latents under the contract's calibration, or without one, are decoded here.
 
     It is checked when the contract is agreed on, and again at each call: it may have ended, or been taken out of use.
-
-    Raises:
-        CalibrationRefused: As `usable_calibration` says.
-        CalibrationModel: The model served here has mapped units.
-        ContractMismatch: The terms are not those of the signed calibration.
     """
     terms = contract.calibration
     if terms is None:

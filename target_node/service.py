@@ -9,16 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import grpc
 
 from ddib_fed.bridge.model.checks import check_decoding
 from ddib_fed.errors import (
-    ContractUnknown,
-    ModelNotFound,
     NotReady,
     PolicyDenied,
 )
@@ -52,7 +49,6 @@ from target_node.agreed import AgreedContracts
 from target_node.calibration import CalibrationServicer
 from target_node.calls import RunningCalls
 from target_node.contract_calibration import check_calibration
-from target_node.outputs import OutputCheck, demanded_index
 from target_node.receipt import Receipt
 from target_node.requests import (
     AHEAD_BYTES,
@@ -88,17 +84,17 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._lock = threading.Lock()
         self.calls = RunningCalls()
 
-    def limits(self, node: NodeContext) -> ContractLimits:
+    def limits(self) -> ContractLimits:
         """What a contract with this node allows, as it is with one of its models."""
-        limits, shape = node.config.limits, node.running_engine.model.sample_shape
+        limits, shape = self._node.config.limits, self._node.running_engine.model.sample_shape
         samples = limits.max_points_per_item if len(shape) == 1 else PICTURES_PER_ITEM
         return ContractLimits(
             max_items_per_stream=limits.max_items_per_job,
             max_samples_per_item=samples,
             max_latent_bytes=samples * math.prod(shape) * 4,
             max_evaluations=limits.max_evaluations,
-            guidance=node.guidance(),
-            min_evaluations=min(node.config.policy.least_evaluations, limits.max_evaluations),
+            guidance=self._node.guidance(),
+            min_evaluations=min(self._node.config.policy.least_evaluations, limits.max_evaluations),
         )
 
     def DescribeDomain(
@@ -107,8 +103,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         """See decoding.proto."""
         _ = self._node.engine  # refuses while loading or draining
         common = highest_common(versions_from_pb(request.versions), SPOKEN)
-        with self._node.serving_first() as node:  # all of one model
-            side, limits = node.side(), self.limits(node)
+        side, limits = self._node.side(), self.limits()
         return decoding_pb2.DescribeDomainResponse(
             versions=versions_to_pb(),
             side=to_message(side, decoding_pb2.ContractSide),
@@ -128,10 +123,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 f"{peer} proposed a contract for {source.institution}",
                 facts={"institution": source.institution},
             )
-        with self._node.serving_first() as node:  # all of one model
-            contract = self._agree(node, request, source, policy)
-            check_softening(contract.source.soften_sigma, policy)
-            check_calibration(node, contract)
+        contract = self._agree(request, source, policy)
+        check_softening(contract.source.soften_sigma, policy)
+        check_calibration(self._node, contract)
         if contract.digest not in self._agreed:
             charge = Charge("contracts_per_day", peer.institution, 1, CONTRACTS_PER_DAY)
             self._node.quotas.charge([charge])
@@ -150,7 +144,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def _agree(
         self,
-        node: NodeContext,
         request: decoding_pb2.NegotiateContractRequest,
         source: ContractSide,
         policy: PolicySection,
@@ -161,8 +154,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             versions_from_pb(request.versions),
             SPOKEN,
             source,
-            node.side(),
-            self.limits(node),
+            self._node.side(),
+            self.limits(),
             None if proposed is None else from_message(proposed, CalibrationTerms),
             proposed_types(request),
             policy.latent_types,
@@ -182,39 +175,35 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             pace.end()
             peer, config = caller().institution, self._node.config
             contract = self._agreed.get(header.contract_sha256, peer)
-            with self._serving(contract) as node:
-                settings = self._settings(node, contract, header)
-                receipt = Receipt(self._node, str(caller()), header.request_id, contract, config)
-                decoding = DecodeStream(
-                    node.running_engine,
-                    settings,
-                    latents_of(
-                        messages,
-                        contract,
-                        header.items,
-                        pace,
-                        receipt.received,
-                        ready=lambda: reading.ready,
-                        most_rows=max(1, node.running_engine.window // 2),
-                    ),
-                    control_of(context),
-                    self._on_items(header.request_id, settings, unanswered, receipt),
-                    on_decoded=OutputCheck(
-                        self._node, node.active_digest, self._audit, str(caller()), header.request_id
-                    ),
-                    end_input=reading.end,
-                    flow=header.request_id,
-                    owner=peer,
-                    weight=self._node.weight_of(peer),
-                )
-                with self.calls.counted(), receipt, self._span(context, peer, header.request_id) as span:
-                    for event in decoding.run():
-                        if isinstance(event, Translated):
-                            self._trace(event, receipt, span)
-                            yield from self._messages(event, receipt)
-                            unanswered.change(-1)
-                        else:
-                            yield decoding_pb2.DecodeResponse(progress=event)
+            settings = self._settings(contract, header)
+            receipt = Receipt(self._node, str(caller()), header.request_id, contract, config)
+            decoding = DecodeStream(
+                self._node.running_engine,
+                settings,
+                latents_of(
+                    messages,
+                    contract,
+                    header.items,
+                    pace,
+                    receipt.received,
+                    ready=lambda: reading.ready,
+                    most_rows=max(1, self._node.running_engine.window // 2),
+                ),
+                control_of(context),
+                self._on_items(header.request_id, settings, unanswered, receipt),
+                end_input=reading.end,
+                flow=header.request_id,
+                owner=peer,
+                weight=self._node.weight_of(peer),
+            )
+            with self.calls.counted(), receipt, self._span(context, peer, header.request_id) as span:
+                for event in decoding.run():
+                    if isinstance(event, Translated):
+                        self._trace(event, receipt, span)
+                        yield from self._messages(event, receipt)
+                        unanswered.change(-1)
+                    else:
+                        yield decoding_pb2.DecodeResponse(progress=event)
 
     def _span(
         self, context: grpc.ServicerContext, peer: str, request_id: str
@@ -229,24 +218,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         if receipt.exchanged.sent_items < MOST_ITEMS:
             self._node.tracing.record("decode item", translated.seconds, parent=span.context)
 
-    @contextmanager
-    def _serving(self, contract: Contract) -> Iterator[NodeContext]:
-        """The node with the model of the contract, which may have been the active one until a moment ago.
-
-        Raises:
-            ContractUnknown: That model is no longer served, or the policy lets it decode no more.
-            NotReady: The policy demands an index of training pictures, which is not loaded.
-        """
-        try:
-            with self._node.serving(contract.target.model_sha256.hex()) as node:
-                demanded_index(self._node, node.active_digest)
-                yield node
-        except ModelNotFound as error:
-            raise ContractUnknown("the contract's model is no longer served", retry_after_s=0.1) from error
-
-    def _settings(
-        self, node: NodeContext, contract: Contract, header: decoding_pb2.DecodeHeader
-    ) -> StreamSettings:
+    def _settings(self, contract: Contract, header: decoding_pb2.DecodeHeader) -> StreamSettings:
         """What the header of a call asks for, checked."""
         label = header.target_class if header.HasField("target_class") else None
         guidance = guidance_from_pb(header.guidance)
@@ -254,11 +226,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             contract, solver_settings(header.solver), header.round_trip, label, guidance
         )
         check_header(header, contract, self._node.config)
-        check_calibration(node, contract)
+        check_calibration(self._node, contract)
         check_offered(
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
         )
-        check_decoding(node.running_engine.model, settings.solver, label, guidance)
+        check_decoding(self._node.running_engine.model, settings.solver, label, guidance)
         return settings
 
     def _audit(self, act: str, **values: str | int) -> None:
@@ -361,10 +333,6 @@ class TargetService:
     def peers_changed(self) -> None:
         """The calls of removed peers are ended by the interceptor."""
 
-    def models_needed(self) -> Collection[str]:
-        """None but those of calls that run."""
-        return ()
-
     def close(self) -> None:
         """Open calls are ended by the server."""
 
@@ -381,11 +349,6 @@ class _TargetRole:
         """See `Role`."""
         del config
         return "keeps no pictures"
-
-    def copy(self, config: NodeConfig, to: Path) -> int:
-        """See `Role`; it keeps no jobs."""
-        del config, to
-        return 0
 
     def open(self, node: NodeContext) -> TargetService:
         """See `Role`."""

@@ -23,7 +23,7 @@ from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.party import Decoded, Encoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, Memorised
+from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.node.model.pictures import rule_of, write_translation
 from ddib_fed.samples.points import to_npy
@@ -41,7 +41,7 @@ MAX_PROGRESS = 64
 # Something is said at least this often, whatever the engine does: the source gives up a node that hangs.
 SIGN_OF_LIFE_S = 10.0
 # What is wrong with one item and no other.
-REFUSALS = (InputError, LatentNotGaussian, Memorised)
+REFUSALS = (InputError, LatentNotGaussian)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,6 @@ class DecodeStream:
         control: Cancelled when the call ends.
         on_items: Called before items are decoded (quota, audit); how many of them, from the first, may be, at least
             one. It may raise, for the first.
-        on_decoded: Called before anything of a decoded item is made ready to be sent; may raise.
         end_input: Makes `latents` end, also while another thread waits in it; may be called again.
         flow: Which request it is of, for the engine's fairness between requests of a peer.
         owner: The peer, for its fairness between peers.
@@ -105,7 +104,6 @@ class DecodeStream:
         control: Control,
         on_items: Callable[[Sequence[Arrived]], int],
         *,
-        on_decoded: Callable[[Decoded], object] = lambda _: None,
         end_input: Callable[[], object] = lambda: None,
         flow: str = "",
         owner: str = "",
@@ -116,7 +114,6 @@ class DecodeStream:
         self._latents = latents
         self._control = control
         self._on_items = on_items
-        self._on_decoded = on_decoded
         self._end_input = end_input
         self._ended = False
         self._refused: DdibError | None = None
@@ -214,7 +211,6 @@ class DecodeStream:
         try:
             if isinstance(outcome, Failed):
                 raise outcome.error
-            self._on_decoded(outcome)
             round_trip = self._approved(outcome.again) if outcome.again is not None else None
             file, media_type = self._file(outcome)
         except DdibError as error:

@@ -32,7 +32,7 @@ def imported(file: Path) -> list[tuple[str, str]]:
 def test_what_benchmarks_import_exists() -> None:
     """A name that was moved fails here, not after an hour of measuring."""
     wanted = {pair: file for file in FILES for pair in imported(file)}
-    assert len(wanted) > 400
+    assert len(wanted) > 300
     missing = [
         f"{file.relative_to(ROOT)}: from {module} import {name}"
         for (module, name), file in wanted.items()

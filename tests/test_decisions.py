@@ -1,4 +1,4 @@
-"""docs/decisions: numbers without gaps, titles in one form, and an index of all of them."""
+"""docs/decisions: titles in one form, and an index of all of them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "docs" / "decisions"
 PAGES = sorted(path.name for path in FOLDER.glob("[0-9]*.md"))
-
-
-def test_numbers_have_no_gaps() -> None:
-    """1, 2, 3, ... each once."""
-    assert [int(name[:4]) for name in PAGES] == list(range(1, len(PAGES) + 1))
 
 
 def test_each_title_carries_its_number_and_is_in_the_index() -> None:

@@ -70,21 +70,6 @@ def models(ctx: Context, param: Parameter, incomplete: str) -> Items:
     return shipped_models(ctx, param, incomplete) or [CompletionItem(incomplete, type="dir")]
 
 
-def installed_models(ctx: Context, param: Parameter, incomplete: str) -> Items:
-    """Digests of the models of the node in --config."""
-    del param
-    with contextlib.suppress(Exception):
-        from ddib_fed.node.config import NodeConfig
-        from ddib_fed.node.model import library
-
-        config = NodeConfig.load(_config_path(ctx))
-        known = dict.fromkeys(
-            [*filter(None, [library.configured_digest(config)]), *library.installed(config)]
-        )
-        return _matching(((digest[:12], "") for digest in known), incomplete)
-    return []
-
-
 def peer_targets(ctx: Context, param: Parameter, incomplete: str) -> Items:
     """INSTITUTION/DOMAIN of each target, asked of the node; where that fails, the institutions in --config."""
     admitted = peers(ctx, param, incomplete)

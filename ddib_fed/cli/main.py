@@ -89,21 +89,13 @@ COMMANDS: Mapping[str, Lazy] = {
         "Read, follow, export and verify the node's audit log; exchange its ends with peers.",
     ),
     "officer": Lazy("ddib_fed.cli.node.officer:officer", "Write the page that the security officer signs."),
-    "backup": Lazy(
-        "ddib_fed.cli.node.backup:backup",
-        "Write a node's configuration and state to one file, while it runs.",
-    ),
-    "restore": Lazy(
-        "ddib_fed.cli.node.backup:restore",
-        "Make a node's folder from a backup, after checking every file of it.",
-    ),
     "try": Lazy(
         "ddib_fed.cli.models.training.trying:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
     ),
     "model": Lazy(
         "ddib_fed.cli.models.model:model",
-        "List, copy, train, sample, show and import models; install and activate one on a node.",
+        "List, copy, train, sample, show and import models.",
     ),
     "classifier": Lazy(
         "ddib_fed.cli.models.training.classifier:classifier",
@@ -144,8 +136,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "drain",
         "audit",
         "officer",
-        "backup",
-        "restore",
     ),
     "Work with models, without nodes": (
         "try",

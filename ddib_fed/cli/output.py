@@ -41,7 +41,6 @@ NEXT_STEPS: Mapping[str, str] = {
     "PEER_UNKNOWN": "the operators exchange peer files: ddib peer export, ddib peer add",
     "PEER_SUSPENDED": "accepted jobs wait; the operator of the node that refused lifts it: ddib peer resume",
     "LATENT_NOT_GAUSSIAN": "use data of the domain that the model was trained on, or more --evaluations",
-    "MEMORISED": "leave that file out (`ddib job show JOB` names it); the job's other results are available",
     "NOT_FOUND": "check the name",
     "JOB_NOT_FOUND": "ddib job list",
     "ITEM_NOT_FOUND": "ddib job show JOB",
@@ -120,9 +119,11 @@ def _show_differences(error: DdibError) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A small table on stdout.
 
-    Columns whose name starts with `>` are right-aligned; those with `!` are never wrapped, so that they can be copied.
+    Columns whose name starts with `>` are right-aligned; those with `!` are never wrapped, so that they can be copied:
+    no word of a table that has one is broken, even if it becomes wider than the terminal.
     """
     from rich import box
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(
@@ -137,7 +138,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         )
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    target = console()
+    if any(column.startswith("!") for column in columns):
+        anywhere = target.options.update(width=1 << 16)
+        target.width = max(target.width, Measurement.get(target, anywhere, table).minimum)
+    target.print(table, crop=False)
 
 
 def lines(pairs: Mapping[str, str]) -> None:

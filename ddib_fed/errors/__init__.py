@@ -20,7 +20,6 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     │   ├── PeerSuspended          PERMISSION_DENIED     an admitted peer that an operator suspended for now
     │   ├── PolicyDenied           PERMISSION_DENIED
     │   ├── LatentNotGaussian      PERMISSION_DENIED
-    │   ├── Memorised              PERMISSION_DENIED     a result that is nearly a training picture of the target's
     │   └── CalibrationRefused     PERMISSION_DENIED     CalibrationUnknown, -Expired, -Unsigned, -Altered, -Signer,
     │                                                    -KindDenied, -Foreign, -Units, -Invalid, -Ineffective
     ├── NotFoundError              NOT_FOUND             JobNotFound, ItemNotFound, DomainNotFound, PeerNotFound,
@@ -114,7 +113,6 @@ from ddib_fed.errors.outcomes import (
 )
 from ddib_fed.errors.refusals import (
     LatentNotGaussian,
-    Memorised,
     PeerSuspended,
     PeerUnknown,
     PolicyDenied,
@@ -169,7 +167,6 @@ __all__ = [
     "JobNotFound",
     "KindMismatch",
     "LatentNotGaussian",
-    "Memorised",
     "MemoryExhausted",
     "MessageInvalid",
     "ModelNotFound",

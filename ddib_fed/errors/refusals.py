@@ -48,12 +48,3 @@ class LatentNotGaussian(RefusedError):
 
     reason = "LATENT_NOT_GAUSSIAN"
     sentence = "the latent is not one that an encoder makes"
-
-
-class Memorised(RefusedError):
-    """A decoded picture that is nearly one that the target's model was trained on; the target does not give it out."""
-
-    reason = "MEMORISED"
-    sentence = (
-        "the result is nearly a training picture of the target's model, which its policy does not give out"
-    )

@@ -79,8 +79,6 @@ class ModelSection(Section):
         bundle: Its folder.
         domain: What peers call it.
         bundle_domain: The bundle's own name of its domain, if it differs; None for `domain`.
-        signed: Whether only bundles are served and installed, and a classifier used, that a root of the institution has
-            signed.
         classifier: Folder of the classifier that guides decoding on request; None for no classifier.
         scene: HEIGHTxWIDTH of the pictures to translate, larger than the model's, in overlapping tiles of the model's
             size; both nodes of a contract need the same. None for the model's size.
@@ -89,7 +87,6 @@ class ModelSection(Section):
     bundle: str = "model"
     domain: str
     bundle_domain: str | None = None
-    signed: bool = False
     classifier: str | None = None
     scene: str | None = None
 

@@ -6,13 +6,11 @@ A file that cannot be used changes nothing: the last valid policy stays, and the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from ddib_fed.errors import DdibError
-from ddib_fed.metrics.attacks.training_index import TrainingIndex
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model.training_index import described, find_index, open_index
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings.policy_table import PolicySection
@@ -73,13 +71,9 @@ class PolicyFile:
         try:
             read = NodeConfig.load(config.path)
         except DdibError as error:
-            return self._refuse(error, f"correct {config.path}")
-        try:
-            indexes = self._indexes(config.with_policy(read.policy))
-        except DdibError as error:
-            return self._refuse(error, error.hint)
+            return self._refuse(error)
         self.problem = None
-        lines = self._apply(config, read.policy, indexes)
+        lines = self._apply(config, read.policy)
         read = read.with_roles(config.node.roles)  # a command may run one role of those in the file
         waiting = [
             name
@@ -88,50 +82,23 @@ class PolicyFile:
         ]
         return [*lines, *(f"[{name}] changed in {config.path}: a restart applies it" for name in waiting)]
 
-    def _refuse(self, error: DdibError, remedy: str) -> list[str]:
+    def _refuse(self, error: DdibError) -> list[str]:
         """Keep the policy in use, and say what is wrong until the file can be used."""
         used = policy_digest(self._node.config)
         self.problem = (
             f"policy: {' '.join(error.detail.split())}; the policy {used[:12]} stays in use; "
-            f"{remedy}, then ddib reload"
+            f"correct {self._node.config.path}, then ddib reload"
         )
         log.error("%s", self.problem)
         self._node.audit.write("policy_refused", policy=used, detail=error.detail)
         return [f"not read: {self.problem}"]
 
-    def _indexes(self, config: NodeConfig) -> Mapping[str, TrainingIndex | None]:
-        """The indexes of the warm models, read again; none before a model is loaded, whose start reads its own.
-
-        Raises:
-            ConfigError: That of the active model cannot be used. For others the one in use stays.
-        """
-        if not self._node.loaded:
-            return {}
-        active = self._node.running_engine.model.bundle
-        found = {active.digest: open_index(config, active)}
-        for each in (engine.model.bundle for engine in self._node.all_models()):
-            if each.digest != active.digest:
-                index = find_index(config, each)
-                keep = index is None and config.policy.memorised
-                found[each.digest] = self._node.training_index_of(each.digest) if keep else index
-        return found
-
-    def _apply(
-        self, config: NodeConfig, policy: PolicySection, indexes: Mapping[str, TrainingIndex | None]
-    ) -> list[str]:
-        """Write the changes to the audit log, then apply them: indexes come before the policy, and go after it."""
-        node, changed = self._node, config.with_policy(policy)
-        lines = policy_changes(config.policy, policy)
-        for digest, index in indexes.items():
-            had = node.training_index_of(digest)
-            if index is not None and (had is None or had.sha256 != index.sha256):
-                lines.append(f"policy.memorised: no copies of {described(index)} are given out")
-        if not lines:
-            return []
-        node.audit.write(
-            "policy_changed", before=policy_digest(config), policy=policy_digest(changed), changes=lines
-        )
-        node.set_training_indexes({digest: index for digest, index in indexes.items() if index is not None})
-        node.config = changed
-        node.set_training_indexes(indexes)
+    def _apply(self, config: NodeConfig, policy: PolicySection) -> list[str]:
+        """Write the changes to the audit log, then apply them."""
+        changed, lines = config.with_policy(policy), policy_changes(config.policy, policy)
+        if lines:
+            self._node.audit.write(
+                "policy_changed", before=policy_digest(config), policy=policy_digest(changed), changes=lines
+            )
+            self._node.config = changed
         return lines

@@ -5,28 +5,22 @@ A role is an entry point of the group `ddib_fed.roles`; the node knows no role b
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Protocol
 
 import grpc
 
 from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.bridge.softening import Softener
-from ddib_fed.errors import ConfigError, Draining, ModelNotFound, NotReady
-from ddib_fed.metrics.attacks.training_index import TrainingIndex
+from ddib_fed.bridge.softening import Softener, load_key
+from ddib_fed.errors import ConfigError, Draining, NotReady
 from ddib_fed.node.applied import Applied
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
-from ddib_fed.node.model.loaded import LoadedModel, load_model
 from ddib_fed.node.model.pictures import class_names_of, size_rule_of, terms_of, value_range_of
-from ddib_fed.node.model.training_index import find_index, open_index
 from ddib_fed.node.peer_problems import PeerProblems
 from ddib_fed.node.policy import offered_guidance, policy_digest
 from ddib_fed.node.quota import Ledger
@@ -41,10 +35,7 @@ from ddib_fed.wire.contracts.guidance import GuidanceTerms
 
 @dataclass(slots=True)
 class NodeContext:
-    """State shared by the services of one node.
-
-    Several models may be warm: the active one, and others on which work that began with them is finished.
-    """
+    """State shared by the services of one node."""
 
     applied: Applied
     peers: PeerStore
@@ -58,8 +49,6 @@ class NodeContext:
     _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
-    _warm: dict[str, LoadedModel] = field(default_factory=dict)
-    _warm_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
@@ -68,7 +57,7 @@ class NodeContext:
 
     @property
     def config(self) -> NodeConfig:
-        """As it is applied now, in views too; see `Applied`."""
+        """As it is applied now; see `Applied`."""
         return self.applied.config
 
     @config.setter
@@ -100,7 +89,7 @@ class NodeContext:
 
     @property
     def active_digest(self) -> str:
-        """Digest of the model with which new work begins.
+        """Digest of the model that is served.
 
         Raises:
             NotReady: The model is not loaded yet.
@@ -118,127 +107,15 @@ class NodeContext:
         return self._engine is not None
 
     def set_engine(self, engine: ServingParty) -> None:
-        """Make a warm model the active one; work on others goes on.
-
-        Raises:
-            ConfigError: As `prepare`.
-        """
-        self.make_active(self.prepare(engine))
-
-    def prepare(self, engine: ServingParty) -> LoadedModel:
-        """What a warm model needs to become the active one; nothing changes for those who call.
-
-        Raises:
-            ConfigError: It is a picture model, and the softening key cannot be used; or the policy asks for an index of
-                its training pictures, and there is none that can be used.
-        """
-        return self._load(engine, open_index(self.config, engine.model.bundle))
-
-    def make_active(self, loaded: LoadedModel) -> None:
-        """Make a prepared model the active one; work on others goes on."""
-        with self._warm_lock:
-            self._warm[loaded.engine.model.bundle.digest] = loaded
-        self._softener = loaded.softener
-        self._engine = loaded.engine
-
-    def keep_warm(self, engine: ServingParty) -> None:
-        """Have a warm model for work that began with it.
-
-        Without an index of its training pictures, which the policy asks for, it is not used for decoding.
+        """Serve a warm model.
 
         Raises:
             ConfigError: It is a picture model, and the softening key cannot be used.
         """
-        loaded = self._load(engine, find_index(self.config, engine.model.bundle))
-        with self._warm_lock:
-            self._warm[engine.model.bundle.digest] = loaded
-
-    def _load(self, engine: ServingParty, index: TrainingIndex | None) -> LoadedModel:
-        """The model as it lies among the warm ones, with those who use it already."""
-        with self._warm_lock:
-            known = self._warm.get(engine.model.bundle.digest)
-            if known is not None and known.engine is engine:
-                known.training_index = index
-                return known
-        return load_model(self.config, engine, index)
-
-    def training_index_of(self, digest: str) -> TrainingIndex | None:
-        """The index by which the training pictures of a warm model are recognised; None if it has none now."""
-        with self._warm_lock:
-            loaded = self._warm.get(digest)
-            return None if loaded is None else loaded.training_index
-
-    @property
-    def training_index(self) -> TrainingIndex | None:
-        """That of the active model; None also before it is loaded."""
-        return self.training_index_of(self.active_digest) if self.loaded else None
-
-    def set_training_indexes(self, indexes: Mapping[str, TrainingIndex | None]) -> None:
-        """Replace the indexes of warm models, by the models' digests; those of models that are gone are ignored."""
-        with self._warm_lock:
-            for digest, index in indexes.items():
-                if digest in self._warm:
-                    self._warm[digest].training_index = index
-
-    def is_warm(self, digest: str) -> bool:
-        """Whether a model is loaded."""
-        with self._warm_lock:
-            return digest in self._warm
-
-    @contextmanager
-    def serving(self, digest: str) -> Iterator[NodeContext]:
-        """A view of this node with one of its warm models, which stays for as long as this lasts.
-
-        Raises:
-            ModelNotFound: It is not loaded.
-        """
-        with self._warm_lock:
-            loaded = self._warm.get(digest)
-            if loaded is None:
-                raise ModelNotFound(f"the model {digest[:12]} is not loaded")
-            loaded.users += 1
-        fixed = copy.copy(self)
-        fixed._engine, fixed._softener = loaded.engine, loaded.softener  # noqa: SLF001 - its own class
-        try:
-            yield fixed
-        finally:
-            with self._warm_lock:
-                loaded.users -= 1
-
-    @contextmanager
-    def serving_first(self, digests: Iterable[str] = ()) -> Iterator[NodeContext]:
-        """As `serving`, with the first of these models that is loaded; with the active one where none is.
-
-        It stays from the moment of the choice: no switch and no closing comes between.
-
-        Raises:
-            NotReady: The model is not loaded yet.
-        """
-        with self._warm_lock:
-            digest = next((each for each in digests if each in self._warm), None) or self.active_digest
-            loaded = self._warm[digest]
-            loaded.users += 1
-        try:
-            with self.serving(digest) as node:
-                yield node
-        finally:
-            with self._warm_lock:
-                loaded.users -= 1
-
-    def all_models(self) -> list[ServingParty]:
-        """Every model that is loaded."""
-        with self._warm_lock:
-            return [loaded.engine for loaded in self._warm.values()]
-
-    def retire(self, needed: Collection[str] = ()) -> list[ServingParty]:
-        """The models that are neither active, nor in use, nor needed: no longer this node's, to be closed."""
-        with self._warm_lock:
-            going = [
-                digest
-                for digest, loaded in self._warm.items()
-                if not loaded.users and loaded.engine is not self._engine and digest not in needed
-            ]
-            return [self._warm.pop(digest).engine for digest in going]
+        bundle = engine.model.bundle
+        if bundle.manifest.sample_kind == "picture":
+            self._softener = Softener(load_key(self.config.paths.softening_key), bundle.digest)
+        self._engine = engine
 
     @property
     def softener(self) -> Softener:
@@ -261,7 +138,7 @@ class NodeContext:
         Raises:
             NotReady: The model is not loaded yet.
         """
-        bundle = self.running_engine.model.bundle  # once: another may become active meanwhile
+        bundle = self.running_engine.model.bundle
         manifest, schedule = bundle.manifest, bundle.schedule
         classes = manifest.num_classes or 0
         return ContractSide(
@@ -344,9 +221,6 @@ class RoleService(Protocol):
     def peers_changed(self) -> None:
         """End what belongs to removed peers."""
 
-    def models_needed(self) -> Collection[str]:
-        """Digests of the models with which accepted work began."""
-
     def close(self) -> None:
         """Stop at once; unfinished work continues at the next start. Calls may still be answered."""
 
@@ -364,20 +238,6 @@ class Role(Protocol):
 
         Raises:
             DdibError: `open` would fail.
-        """
-
-    def copy(self, config: NodeConfig, to: Path) -> int:
-        """Copy what the role alone keeps on disk, as it is at one moment, while a node may run.
-
-        Args:
-            config: Of the node.
-            to: The copy's state folder, which may not be there yet; the layout is that of the node's own.
-
-        Returns:
-            How many jobs the copy holds.
-
-        Raises:
-            DdibError: It cannot be copied.
         """
 
     def open(self, node: NodeContext) -> RoleService:

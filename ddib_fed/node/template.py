@@ -26,7 +26,6 @@ state = "state"                 # keys, peers, jobs, audit; keep it private and 
 domain = "{domain}"             # the domain's name, as peers see it
 bundle = {bundle:23} # manifest.json and model.safetensors; written by `{command} train`
 {classifier:31} # folder of a classifier of noisy pictures, for requests that are guided by it
-# signed = false                # true: only bundles that this institution's root has signed (`ddib model sign`)
 # scene = "512x512"             # HEIGHTxWIDTH of pictures, in overlapping tiles of the model's size; both nodes alike
 {bundle_domain:31} # what the bundle calls its domain, where that is another name on purpose
 
@@ -84,13 +83,11 @@ seed = 0
 # max_guidance = 10.0           # largest --guidance; 0 for none
 # max_classifier_scale = 10.0   # largest --classifier-scale; 0 for none
 # calibration = []              # kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default
-# calibration_accept = "ask"    # target: a proposal waits for `ddib calibrate accept`; "auto" signs one with a margin
 # calibration_units = false     # target: tell peers that have anchors mean and deviation of the channels, not noised
 # size_rule = "model"           # pictures of other sizes: fitted as the model's manifest says, or "refuse"
 # evaluations_per_day = 20000000000  # target: quota of each peer, network evaluations x points or x pixels; 0 for none
 # quotas = {{}}                   # target: the same for single peers, as {{ "south.example" = 1000000000000 }}
 # samples_per_day = 0           # target: quota of each peer in points or pictures, 0 for none
-# memorised = ""                # target: folder of `ddib privacy index`; near copies of training pictures stay here
 # client_evaluations_per_day = 20000000000  # source: quota of each client, as evaluations_per_day
 # weights = {{}}                  # shares of the engine, as {{ "south.example" = 2.0 }}; 1 for others and own clients
 

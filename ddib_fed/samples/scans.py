@@ -142,13 +142,7 @@ def scan(
         UsageError: The folder holds `trainA` and `trainB`: two domains; name one of them.
     """
     limits = limits or ImageLimits()
-    if not root.exists():
-        raise FileMissing(f"no such folder: {root}")
-    if two_sides(root):
-        raise UsageError(
-            f"{root} holds trainA and trainB, which are two domains",
-            hint=f"name one of them: {root / 'trainA'}",
-        )
+    _require_one_domain(root)
     paths = list(_files(root))
     entries: list[Entry] = []
     bad: list[tuple[Path, DdibError]] = []
@@ -173,6 +167,19 @@ def scan(
     return Folder(root, tuple(entries), names, reasons, ignored)
 
 
+def picture_files(root: Path) -> tuple[list[Path], int]:
+    """Files below a folder with a picture's suffix, in the order of `scan`, and how many others; none is opened.
+
+    Raises:
+        FileMissing: No such folder.
+        UsageError: The folder holds `trainA` and `trainB`: two domains; name one of them.
+    """
+    _require_one_domain(root)
+    paths = list(_files(root))
+    named = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return named, len(paths) - len(named)
+
+
 def describe(picture: Picture) -> tuple[str, Looks]:
     """The digest and the looks of a picture."""
     pixels = picture.pixels
@@ -194,6 +201,16 @@ def require_outside(out: Path, pictures: Path) -> None:
         raise UsageError(
             f"{out} lies among the pictures of {pictures}: results would become sources",
             hint="choose a folder beside it",
+        )
+
+
+def _require_one_domain(root: Path) -> None:
+    if not root.exists():
+        raise FileMissing(f"no such folder: {root}")
+    if two_sides(root):
+        raise UsageError(
+            f"{root} holds trainA and trainB, which are two domains",
+            hint=f"name one of them: {root / 'trainA'}",
         )
 
 

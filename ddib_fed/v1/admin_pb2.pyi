@@ -127,18 +127,6 @@ class WorkersRequest(_message.Message):
     count: int
     def __init__(self, count: _Optional[int] = ...) -> None: ...
 
-class ActivateRequest(_message.Message):
-    __slots__ = ("sha256",)
-    SHA256_FIELD_NUMBER: _ClassVar[int]
-    sha256: str
-    def __init__(self, sha256: _Optional[str] = ...) -> None: ...
-
-class ActivateResponse(_message.Message):
-    __slots__ = ("previous",)
-    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
-    previous: str
-    def __init__(self, previous: _Optional[str] = ...) -> None: ...
-
 class WorkersResponse(_message.Message):
     __slots__ = ("executor", "wanted", "ready", "replaced", "problem")
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]

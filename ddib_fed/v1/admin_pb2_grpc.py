@@ -54,11 +54,6 @@ class AdminServiceStub:
                 request_serializer=ddib__fed_dot_v1_dot_admin__pb2.WorkersRequest.SerializeToString,
                 response_deserializer=ddib__fed_dot_v1_dot_admin__pb2.WorkersResponse.FromString,
                 _registered_method=True)
-        self.Activate = channel.unary_unary(
-                '/ddib_fed.v1.AdminService/Activate',
-                request_serializer=ddib__fed_dot_v1_dot_admin__pb2.ActivateRequest.SerializeToString,
-                response_deserializer=ddib__fed_dot_v1_dot_admin__pb2.ActivateResponse.FromString,
-                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -91,14 +86,6 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Activate(self, request, context):
-        """Load a model that is installed on the node and serve it from now on. Jobs and calls that began with another finish on
-        that one.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -121,11 +108,6 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Workers,
                     request_deserializer=ddib__fed_dot_v1_dot_admin__pb2.WorkersRequest.FromString,
                     response_serializer=ddib__fed_dot_v1_dot_admin__pb2.WorkersResponse.SerializeToString,
-            ),
-            'Activate': grpc.unary_unary_rpc_method_handler(
-                    servicer.Activate,
-                    request_deserializer=ddib__fed_dot_v1_dot_admin__pb2.ActivateRequest.FromString,
-                    response_serializer=ddib__fed_dot_v1_dot_admin__pb2.ActivateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -236,33 +218,6 @@ class AdminService:
             '/ddib_fed.v1.AdminService/Workers',
             ddib__fed_dot_v1_dot_admin__pb2.WorkersRequest.SerializeToString,
             ddib__fed_dot_v1_dot_admin__pb2.WorkersResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Activate(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/ddib_fed.v1.AdminService/Activate',
-            ddib__fed_dot_v1_dot_admin__pb2.ActivateRequest.SerializeToString,
-            ddib__fed_dot_v1_dot_admin__pb2.ActivateResponse.FromString,
             options,
             channel_credentials,
             insecure,

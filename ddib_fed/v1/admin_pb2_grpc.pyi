@@ -38,10 +38,6 @@ class AdminServiceStub:
     """Stop taking work, finish what runs, then exit 0."""
     Workers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WorkersRequest, _admin_pb2.WorkersResponse]
     """Who computes for the node, and how many there are to be from now on; those that are too many finish what they have."""
-    Activate: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ActivateRequest, _admin_pb2.ActivateResponse]
-    """Load a model that is installed on the node and serve it from now on. Jobs and calls that began with another finish on
-    that one.
-    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -53,10 +49,6 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Stop taking work, finish what runs, then exit 0."""
     Workers: _aio.UnaryUnaryMultiCallable[_admin_pb2.WorkersRequest, _admin_pb2.WorkersResponse]  # type: ignore[assignment]
     """Who computes for the node, and how many there are to be from now on; those that are too many finish what they have."""
-    Activate: _aio.UnaryUnaryMultiCallable[_admin_pb2.ActivateRequest, _admin_pb2.ActivateResponse]  # type: ignore[assignment]
-    """Load a model that is installed on the node and serve it from now on. Jobs and calls that began with another finish on
-    that one.
-    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -89,15 +81,5 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.WorkersResponse, _abc.Awaitable[_admin_pb2.WorkersResponse]]:
         """Who computes for the node, and how many there are to be from now on; those that are too many finish what they have."""
-
-    @_abc_1.abstractmethod
-    def Activate(
-        self,
-        request: _admin_pb2.ActivateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admin_pb2.ActivateResponse, _abc.Awaitable[_admin_pb2.ActivateResponse]]:
-        """Load a model that is installed on the node and serve it from now on. Jobs and calls that began with another finish on
-        that one.
-        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

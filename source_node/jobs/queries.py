@@ -14,7 +14,7 @@ from typing import Any
 from ddib_fed.errors import ChunkCorrupt, ItemNotFound, JobNotFound, StateConflict
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.database import JobDatabase
-from source_node.jobs.records import OPEN_STATES, PENDING_ITEMS, Item, Job, Part, PartRecord
+from source_node.jobs.records import PENDING_ITEMS, Item, Job, Part, PartRecord
 from source_node.jobs.rows import item_from_row, job_from_row, part_from_row
 from source_node.jobs.spool import Spool
 
@@ -52,16 +52,6 @@ class JobQueries:
 
     _db: JobDatabase
     _spool: Spool
-
-    def models_of_open_jobs(self) -> frozenset[str]:
-        """Digests, hex, of the models that encoded an item of a job that is queued or runs."""
-        states = tuple(OPEN_STATES)
-        rows = self._db.read(
-            "SELECT DISTINCT json_extract(provenance, '$.source_model_sha256') AS model FROM items"
-            " JOIN jobs ON jobs.job_id = items.job_id WHERE jobs.state IN (?, ?)",
-            states,
-        )
-        return frozenset(row["model"] for row in rows if row["model"])
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """A job with its items.

@@ -30,7 +30,6 @@ from ddib_fed.errors import (
     InputError,
     InternalError,
     LatentNotGaussian,
-    Memorised,
     MessageInvalid,
     PeerFault,
     PolicyDenied,
@@ -49,7 +48,7 @@ from source_node.peer.remote import Remote
 log = logging.getLogger(__name__)
 
 
-REFUSALS = (InputError, LatentNotGaussian, Memorised, PeerFault)
+REFUSALS = (InputError, LatentNotGaussian, PeerFault)
 """What may be wrong with an item and no other."""
 
 

@@ -20,7 +20,7 @@ SERVICES = sorted(path.name for path in FOLDER.glob("*.service"))
 ANALYZE = shutil.which("systemd-analyze")
 SYSUSERS = shutil.which("systemd-sysusers")
 # Of 10; what is left is the network, torch's code at run time, and the machine's devices of random numbers and time.
-MOST_EXPOSED = {"ddib-node@.service": 1.5, "ddib-backup@.service": 1.0, "ddib-relay@.service": 1.5}
+MOST_EXPOSED = {"ddib-node@.service": 1.5, "ddib-relay@.service": 1.5}
 
 
 def settings(name: str) -> dict[str, list[str]]:
@@ -59,15 +59,14 @@ def test_the_node_gets_its_files_and_its_time() -> None:
 
 
 def test_the_commands_are_commands() -> None:
-    """`serve` of the module, `reload` and `backup` of ddib, with the options that they have."""
-    node, backup = settings("ddib-node@.service"), settings("ddib-backup@.service")
+    """`serve` of the module and `reload` of ddib, with the options that they have."""
+    node = settings("ddib-node@.service")
     assert "-m ddib_fed.node serve --config" in node["ExecStart"][0]
     assert "--config" in CliRunner().invoke(node_command(None), ["serve", "--help"]).output
-    for line, command in ((node["ExecReload"][0], "reload"), (backup["ExecStart"][0], "backup")):
-        words = re.search(rf"/ddib {command} (.*)", line)
-        assert words
-        shown = CliRunner().invoke(cli, [command, "--help"]).output
-        assert all(option in shown for option in re.findall(r"--[a-z-]+", words[1]))
+    words = re.search(r"/ddib reload (.*)", node["ExecReload"][0])
+    assert words
+    shown = CliRunner().invoke(cli, ["reload", "--help"]).output
+    assert all(option in shown for option in re.findall(r"--[a-z-]+", words[1]))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.privacy import Figure, PrivacyReport, Reading
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model import library
 from ddib_fed.node.officer.facts import gather
 from ddib_fed.node.officer.render import as_html, as_markdown
 from ddib_fed.node.officer.section import Section
@@ -28,7 +26,7 @@ from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.wire.anchor import Anchor
 from tests.node.institutions import Institution
-from tests.node.tiny_nodes import make_config, make_institution, manifest, save_model, state
+from tests.node.tiny_nodes import make_config, make_institution, save_model
 from tests.runs.tiny_models import tiny_classifier
 
 
@@ -242,42 +240,11 @@ def row(config: NodeConfig, title: str, name: str) -> tuple[str, ...]:
     return found
 
 
-def test_the_model_is_the_one_that_is_served(config: NodeConfig, tmp_path: Path) -> None:
-    """Not that of node.toml: digest, parameters, softening, measured leak and what the signatures are for."""
-    first = parse(config.paths.bundle).digest()
-    assert first in row(config, "The node", "model")[0]
-    save_bundle(tmp_path / "new", manifest("other", soften_sigma=0.25), state())
-    second = library.install(config, tmp_path / "new")
-    library.choose(config, second)
-    place = config.paths.models / second
-    weights = report(place).weights_sha256
-    assert f"SHA-256 {second}, in {place}" in row(config, "The node", "model")[0]
-    assert second[:16] in text_of(section(config, "Sign-off"))
-    assert first[:16] not in text_of(section(config, "Sign-off"))
-    assert "softened to 0.25" in row(config, "What crosses", "to south.example")[0]
-    assert weights in text_of(section(config, "Measured leak"))
-    (place / "privacy.json").unlink()
-    assert f"--model {place} " in section(config, "Measured leak").lines[0]
-    library.choose(config, first)
-    assert first in row(config, "The node", "model")[0]
-
-
-def test_a_chosen_model_that_is_gone_is_not_replaced_by_another(config: NodeConfig, tmp_path: Path) -> None:
-    """The page says that there is none, as the node would."""
-    save_bundle(tmp_path / "new", manifest("other"), state())
-    library.choose(config, digest := library.install(config, tmp_path / "new"))
-    shutil.rmtree(config.paths.models / digest)
-    facts = gather(config)
-    assert (facts.manifest, facts.place) == (None, None)
-    assert "no model is installed" in facts.problems[0]
-    assert "no model" in text_of(section(config, "Sign-off"))
-
-
 def test_a_running_node_that_serves_another_model_is_told(config: NodeConfig) -> None:
     """Somebody has put another bundle in place: it is served from the next start."""
     served, asked = "ef" * 32, parse(config.paths.bundle).digest()
     answer = pb.StatusResponse(state="serving", model=pb.ModelStatus(sha256=served))
-    servicer = AdminServicer(lambda: answer, list, lambda: 0, lambda _: pb.WorkersResponse(), str)
+    servicer = AdminServicer(lambda: answer, list, lambda: 0, lambda _: pb.WorkersResponse())
     server = serve_admin(config.paths.admin_socket, servicer, [])
     try:
         facts = gather(config)

@@ -125,7 +125,7 @@ def test_a_node_offers_the_guidance_that_its_model_and_its_policy_allow(tmp_path
     assert make_context(config, south, engine).guidance() is None
     offering = make_context(config, south, dropped)
     assert offering.guidance() == GuidanceTerms(10.0)
-    assert DecodingServicer(offering).limits(offering).guidance == GuidanceTerms(10.0)
+    assert DecodingServicer(offering).limits().guidance == GuidanceTerms(10.0)
     strict = config.model_copy(update={"policy": config.policy.model_copy(update={"max_guidance": 0.0})})
     assert make_context(strict, south, dropped).guidance() is None
 
@@ -134,7 +134,7 @@ def test_a_contract_of_pictures_allows_one_picture_an_item(tmp_path, engine):
     """Each has its own quota, result and record, whatever the limit for points is."""
     config = make_config(tmp_path, "south.example", "target", domain="relief")
     node = make_context(config, Institution("south.example", tmp_path / "state"), engine)
-    limits = DecodingServicer(node).limits(node)
+    limits = DecodingServicer(node).limits()
     assert (limits.max_samples_per_item, limits.max_latent_bytes) == (1, 4 * SIZE * SIZE)
     assert config.limits.max_points_per_item > 1
 

@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ddib_fed.models.shipped import pretrained
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.trust import pki
+from ddib_fed.trust.calibrations.signing import signature_to_pb
 from tests.cli.calibrate.operators import Operators, printed, run
 from tests.e2e.two_nodes import TwoNodes
 from tests.trust.tap.relay import Tap
@@ -69,7 +71,7 @@ def measure(folder: Path, source: str, target: str, kinds: list[str]) -> dict[st
     """Bytes by what they are, of each kind of calibration, and whether anything of a picture was among them."""
     listed = ", ".join(f'"{kind}"' for kind in kinds)
     bundles = [pretrained(name) for name in (source, target)]
-    nodes = TwoNodes(folder, *bundles, calibration=f"[{listed}]", calibration_accept='"auto"')
+    nodes = TwoNodes(folder, *bundles, calibration=f"[{listed}]")
     try:
         for at, name in (("north", source), ("south", target)):
             copy_folder(SHIPPED / name, folder / at / "model")
@@ -90,7 +92,13 @@ def _one(both: Operators, kind: str, source: str, target: str) -> dict[str, Any]
     try:
         said = printed(*arguments, "--config", both.north, "--format", "json")
         shown = json.loads(said)
-        outcome, crossed = shown["state"], dict(shown["crossed"])
+        # To fetch the signature the proposal crosses once more.
+        crossed = {name: size * (1 + name.endswith(" sent")) for name, size in shown["crossed"].items()}
+        stored = both.stored("north").find(bytes.fromhex(both.agree()))
+        assert stored is not None
+        assert stored.signed.target is not None
+        crossed["signature and certificate received"] = signature_to_pb(stored.signed.target).ByteSize()
+        outcome = stored.state(datetime.now(UTC))
     except DdibError as error:
         outcome, crossed = error.reason, {}
     tap.close()

@@ -1,15 +1,15 @@
 """The aggregate that a target publishes about its pictures: one noised histogram, and no value of any picture.
 
     cell        a box of colours in the model's units: `bins` intervals a channel
-    histogram   h = (1 / M) sum_i h_i, h_i the shares of picture i's pixels in each cell
+    unit        one picture, or a group of pictures that belong together (one patient, one scan)
+    histogram   h = (1 / M) sum_i h_i, h_i the shares of unit i's pixels in each cell: the mean over its pictures
     published   round((h + N(0, sigma^2)) / QUANTUM), one integer a cell
 
-Replacing one picture changes h by at most sqrt(2) / M in L2, whatever the number of cells. sigma is that of the
-analytic Gaussian mechanism (Balle and Wang, 2018, Theorem 8) for the stated epsilon and delta; rounding is
-post-processing. An aggregate is noised once: a second draw of the same pictures would cost epsilon again.
-
-Epsilon is for one picture. Of k pictures that show the same thing (overlapping crops, slices of one patient) it is k
-times as much (group privacy). The normalisation's mean and deviation count as public.
+Which units are counted, and M, follow from names and the number asked for, never from a pixel. So replacing the content
+of one unit changes h by at most sqrt(2) / M in L2, whatever the number of cells. sigma is that of the analytic Gaussian
+mechanism (Balle and Wang, 2018, Theorem 8) for the stated epsilon and delta; rounding is post-processing. Epsilon is
+for one unit. Each further publication of the same units adds its epsilon and delta. Names, and the normalisation's mean
+and deviation, count as public.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Annotated, Literal
 
@@ -32,15 +33,17 @@ from ddib_fed.wire.canonical import canonical_json
 
 Floats = npt.NDArray[np.floating]
 Numbers = npt.NDArray[np.float64]
+Unit = Literal["picture", "group"]
 Draw = Callable[[int], Numbers]
 """Gives that many independent draws of N(0, 1)."""
 
 MAX_BYTES = 64 * 1024
 """Of an aggregate's canonical JSON."""
 MAX_CELLS = 4096
-MIN_PICTURES = 200
-DEFAULT_PICTURES = 4000
-"""Largest number of pictures that are taken unless asked otherwise, evenly spaced over those there are."""
+LEAST_COUNTED, MOST_COUNTED = 200, 1_000_000
+"""Units of an aggregate."""
+DEFAULT_COUNTED = 4000
+"""Largest number of units that are counted unless asked otherwise, evenly spaced over those there are."""
 QUANTUM = 1e-5
 LARGEST_COUNT = 2_000_000
 """Of either sign: all of the mass, and the noise of the smallest epsilon on it."""
@@ -98,8 +101,9 @@ class Aggregate(BaseModel):
         domain: The target's domain.
         units_sha256: Digest of the units of its model.
         cells: What the counts are of.
-        pictures: M, the number of pictures that the histogram is the mean of.
-        epsilon: Of differential privacy under replacing one picture.
+        counted: M, the number of units that the histogram is the mean of.
+        unit: What one of them is, and what epsilon and delta are for.
+        epsilon: Of differential privacy under replacing one unit.
         delta: The same.
         sigma: Deviation of the noise on each cell's share, at least what epsilon and delta demand.
         counts: Noised shares in multiples of QUANTUM, in the order of `Cells.shape`, the last index fastest.
@@ -111,7 +115,8 @@ class Aggregate(BaseModel):
     domain: str = Field(max_length=64)
     units_sha256: Sha256
     cells: Cells
-    pictures: int = Field(ge=MIN_PICTURES, le=1_000_000)
+    counted: int = Field(ge=LEAST_COUNTED, le=MOST_COUNTED)
+    unit: Unit = "picture"
     epsilon: Epsilon
     delta: Delta
     sigma: FiniteFloat = Field(gt=0)
@@ -144,10 +149,10 @@ class Aggregate(BaseModel):
         )
         lines = (
             f"aggregate of {self.domain}: {cells.count} whole numbers, {len(self.canonical)} bytes",
-            f"  one histogram of pixel values ({colours}), the mean over {self.pictures} pictures",
+            f"  one histogram of pixel values ({colours}), the mean over {self.counted} {self.unit}s",
             "  no picture, no pixel and no position is in it",
-            f"  noise of deviation {self.sigma:.2g} on each share: epsilon {self.epsilon:g}, delta {self.delta:g}",
-            "  for one picture, k times that epsilon for k pictures of the same thing",
+            f"  noise of deviation {self.sigma:.2g} on each share",
+            f"  epsilon {self.epsilon:g}, delta {self.delta:g} for each {self.unit}",
             f"  sha256 {self.sha256.hex()}",
         )
         return "\n".join(lines)
@@ -158,11 +163,61 @@ class Aggregate(BaseModel):
             raise ValueError("the domain is no name of a domain")
         if len(self.counts) != self.cells.count:
             raise ValueError(f"{len(self.counts)} counts for {self.cells.count} cells")
-        if self.sigma < 0.999 * noise_sigma(self.pictures, self.epsilon, self.delta):
+        if self.sigma < 0.999 * noise_sigma(self.counted, self.epsilon, self.delta):
             raise ValueError("the noise is less than epsilon and delta demand")
         if len(self.canonical) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes of JSON")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The exact histogram of a domain's pictures, without noise: it stays on this machine.
+
+    Attributes:
+        domain: Their domain.
+        normalisation: Of its model; a calibration that it has is left out.
+        cells: How values are cut.
+        shares: h, of the shape of `cells`.
+        units: M.
+        unit: What one of them is.
+        notes: What the operator should know of how they were counted; it does not leave.
+    """
+
+    domain: str
+    normalisation: Normalisation
+    cells: Cells
+    shares: Numbers = field(repr=False)
+    units: int
+    unit: Unit = "picture"
+    notes: tuple[str, ...] = ()
+
+    def noised(self, epsilon: float, delta: float, generator: np.random.Generator | None = None) -> Aggregate:
+        """What may be published of it; `generator` repeats the noise of what stays here.
+
+        Raises:
+            InputError: Bounds that are not kept.
+        """
+        sigma = noise_sigma(self.units, epsilon, delta)
+        # What leaves has noise from the operating system.
+        draw = secure_normal if generator is None else generator.standard_normal
+        shares = self.shares + sigma * draw(self.cells.count).reshape(self.cells.shape)
+        try:
+            return Aggregate(
+                domain=self.domain,
+                units_sha256=units_digest(self.normalisation),
+                cells=self.cells,
+                counted=self.units,
+                unit=self.unit,
+                epsilon=epsilon,
+                delta=delta,
+                sigma=sigma,
+                counts=tuple(int(count) for count in np.rint(shares / QUANTUM).ravel()),
+            )
+        except ValidationError as error:
+            raise InputError(
+                f"no such aggregate: {_first(error)}", hint="epsilon is from 0.01 to 8"
+            ) from error
 
 
 def make_aggregate(
@@ -172,49 +227,43 @@ def make_aggregate(
     *,
     epsilon: float = 1.0,
     delta: float = 1e-5,
-    at_most: int = DEFAULT_PICTURES,
+    at_most: int = DEFAULT_COUNTED,
     cells: Cells | None = None,
     generator: np.random.Generator | None = None,
 ) -> Aggregate:
-    """The noised aggregate of a domain's pictures.
-
-    Args:
-        pictures: (N, C, H, W) in [-1, 1], C being 1 or 3.
-        normalisation: Of the domain's model; a calibration that it has is left out.
-        domain: Its name.
-        epsilon: Of one picture's differential privacy, 0.01 to 8.
-        delta: The same, 1e-12 to 1e-3.
-        at_most: Pictures that are taken, evenly spaced; fewer of overlapping pictures overlap less.
-        cells: How values are cut; None for `default_cells`.
-        generator: Repeats a benchmark's noise. None, for anything that leaves, draws from the operating system.
+    """The noised aggregate of an array of pictures (N, C, H, W) in [-1, 1], each a unit, of which `at_most` are taken.
 
     Raises:
-        InputError: Fewer than MIN_PICTURES pictures, other channels, or bounds that are not kept.
+        InputError: Fewer than LEAST_COUNTED pictures, other channels, or bounds that are not kept.
     """
+    counted = count_array(pictures, normalisation, domain, epsilon=epsilon, at_most=at_most, cells=cells)
+    return counted.noised(epsilon, delta, generator)
+
+
+def count_array(
+    pictures: Floats,
+    normalisation: Normalisation,
+    domain: str,
+    *,
+    epsilon: float,
+    at_most: int,
+    cells: Cells | None = None,
+) -> Counted:
+    """The histogram of an array of pictures; arguments as of `make_aggregate`."""
     taken = thinned(pictures, at_most)
-    if taken.ndim != 4 or len(taken) < MIN_PICTURES:
+    check_counted(len(taken), "picture")
+    chosen = cells or default_cells(taken.shape[1], len(taken) * epsilon)
+    shares = histogram(normalisation.plain.apply(taken), chosen)
+    return Counted(domain, normalisation, chosen, shares, len(taken))
+
+
+def check_counted(count: int, unit: Unit) -> None:
+    """Return if there are enough units for an aggregate; InputError otherwise."""
+    if count < LEAST_COUNTED:
         raise InputError(
-            f"an aggregate is of at least {MIN_PICTURES} pictures, not of an array of shape {taken.shape}",
-            hint="with fewer pictures, calibrate from anchors",
+            f"an aggregate is over at least {LEAST_COUNTED} {unit}s, and there are {count}",
+            hint=f"add {unit}s; or calibrate from anchors, docs/calibration.md",
         )
-    try:
-        chosen = cells or default_cells(taken.shape[1], len(taken) * epsilon)
-        sigma = noise_sigma(len(taken), epsilon, delta)
-        exact = histogram(normalisation.plain.apply(taken), chosen)
-        draw = secure_normal if generator is None else generator.standard_normal
-        noised = exact + sigma * draw(chosen.count).reshape(chosen.shape)
-        return Aggregate(
-            domain=domain,
-            units_sha256=units_digest(normalisation),
-            cells=chosen,
-            pictures=len(taken),
-            epsilon=epsilon,
-            delta=delta,
-            sigma=sigma,
-            counts=tuple(int(count) for count in np.rint(noised / QUANTUM).ravel()),
-        )
-    except ValidationError as error:
-        raise InputError(f"no such aggregate: {_first(error)}", hint="epsilon is from 0.01 to 8") from error
 
 
 def read_aggregate(content: bytes) -> Aggregate:
@@ -265,8 +314,8 @@ def histogram(units: Floats, cells: Cells) -> Numbers:
     return shaped
 
 
-def noise_sigma(pictures: int, epsilon: float, delta: float) -> float:
-    """Smallest deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M pictures.
+def noise_sigma(counted: int, epsilon: float, delta: float) -> float:
+    """Smallest deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M units.
 
     Balle and Wang (2018), Theorem 8: Phi(D / 2s - e s / D) - exp(e) Phi(-D / 2s - e s / D) <= delta, D = sqrt(2) / M.
     """
@@ -274,7 +323,7 @@ def noise_sigma(pictures: int, epsilon: float, delta: float) -> float:
     for _ in range(200):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if _spent(middle, epsilon) <= delta else (middle, high)
-    return high * math.sqrt(2.0) / pictures
+    return high * math.sqrt(2.0) / counted
 
 
 def _spent(ratio: float, epsilon: float) -> float:

@@ -66,11 +66,12 @@ class Making(_Section):
     Attributes:
         method: From noised aggregates of the target's pictures, or from anchors that both sides hold.
         source_pictures: Pictures of the source that were used.
-        target_pictures: Pictures that the target's aggregate is taken over.
+        target_pictures: Pictures that the target's aggregate is taken over, or groups of them.
+        target_unit: Which of the two; what epsilon and delta are for.
         anchors: Pairs of pictures of the same thing.
-        aggregate_sha256: Of the aggregate that crossed; empty for none.
-        crossed_bytes: Bytes that crossed before the calibration itself.
-        epsilon: Of differential privacy of one of the target's pictures; None where nothing noised crossed.
+        aggregate_sha256: Of the aggregate that crossed; empty where none did, for a map that was brought in a file.
+        crossed_bytes: Bytes that crossed before the calibration itself; in one process, that would have.
+        epsilon: Of differential privacy of one of the target's units; None where nothing noised crossed.
         delta: The same.
         command: The command that repeats it, without names of files and folders: the other institution reads it.
         created: When.
@@ -79,6 +80,7 @@ class Making(_Section):
     method: Literal["aggregates", "anchors"]
     source_pictures: int = Field(default=0, ge=0)
     target_pictures: int = Field(default=0, ge=0)
+    target_unit: Literal["picture", "group"] = "picture"
     anchors: int = Field(default=0, ge=0)
     aggregate_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     crossed_bytes: int = Field(default=0, ge=0)

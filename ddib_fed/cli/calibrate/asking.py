@@ -13,16 +13,7 @@ YES = click.option("--yes", is_flag=True, help="Do not ask; what would leave is 
 
 
 def confirmed(question: str, *, yes: bool) -> None:
-    """Return if the operator agrees.
-
-    Args:
-        question: What is asked, on a terminal only.
-        yes: The answer was given with --yes.
-
-    Raises:
-        UsageError: Nobody can be asked.
-        Cancelled: The answer is no; nothing was done.
-    """
+    """Return if the operator agrees."""
     if yes:
         return
     from ddib_fed.node.admitting import confirm

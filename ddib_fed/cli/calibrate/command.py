@@ -75,7 +75,7 @@ _OPTIONS = (
         type=click.FloatRange(0.01, 8),
         default=1.0,
         show_default=True,
-        help="Differential privacy of each of B's pictures in the noised aggregate.",
+        help="With --local: differential privacy of each of B's pictures that the noise would give between nodes.",
     ),
     click.option(
         "--delta",
@@ -129,7 +129,8 @@ _OPTIONS = (
         "existing",
         type=_FILE,
         metavar="FILE",
-        help="With --peer: propose the map of this calibration, with the figures that it has.",
+        help="With --peer: propose the map of this calibration, or of the one that ships by this name, with the "
+        "figures that it has.",
     ),
     YES,
     options.CONFIG,

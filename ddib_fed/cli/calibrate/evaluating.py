@@ -35,11 +35,7 @@ def evaluate(
     force: bool,
     output_format: str,
 ) -> None:
-    """Print what is known of a calibration, from pictures that it was not fitted to.
-
-    Raises:
-        CalibrationIneffective: It is no better than none, and `force` is not set.
-    """
+    """Print what is known of a calibration, from pictures that it was not fitted to."""
     from ddib_fed.bridge.arrays import Asked
     from ddib_fed.bridge.calibration.files import read_calibration
     from ddib_fed.diffusion.plans import SolverSettings
@@ -74,11 +70,7 @@ def evaluate(
 
 
 def two_folders(pictures: tuple[str, ...]) -> tuple[str | None, str | None]:
-    """What --pictures names of A and of B.
-
-    Raises:
-        UsageError: It was given once, or more than twice.
-    """
+    """What --pictures names of A and of B."""
     if not pictures:
         return None, None
     if len(pictures) != 2:
@@ -172,11 +164,7 @@ def _print(calibration: Calibration, rows: list[Compared], said: list[str], outp
 
 
 def _refuse(calibration: Calibration, rows: list[Compared], *, force: bool) -> None:
-    """With a truth, a calibration must gain in PSNR or SSIM and lose in neither; else colours must come nearer.
-
-    Raises:
-        CalibrationIneffective: They do not, or its own figures do not support it, and `force` is not set.
-    """
+    """With a truth, a calibration must gain in PSNR or SSIM and lose in neither; else colours must come nearer."""
     from ddib_fed.bridge.calibration.judgement import judge
 
     if force:

@@ -82,17 +82,21 @@ def _from_aggregate(
     privacy: tuple[float, float],
     wanted: Wanted,
 ) -> Calibration:
-    from ddib_fed.bridge.calibration.aggregates import make_aggregate
+    import numpy as np
+
     from ddib_fed.runs.calibration.making import from_aggregate
-    from ddib_fed.runs.calibration.pictures import domain_pictures
+    from ddib_fed.runs.calibration.pictures import count_pictures, domain_pictures
 
     own, other = folders
-    theirs = domain_pictures(target, other).train
-    units = source.manifest.normalisation, target.manifest.normalisation
     epsilon, delta = privacy
-    published = make_aggregate(theirs, units[1].plain, target.manifest.domain, epsilon=epsilon, delta=delta)
-    del theirs
-    return from_aggregate(domain_pictures(source, own).train, units[0], published, wanted)
+    counted = count_pictures(target, other, epsilon=epsilon)
+    for line in counted.notes:
+        say(line, err=True)
+    # Nothing leaves: noise that the seed repeats shows what an aggregate of this epsilon would give.
+    generator = np.random.default_rng((wanted.seed, 1))  # another stream than the search's
+    aggregate = counted.noised(epsilon, delta, generator)
+    pictures = domain_pictures(source, own).train
+    return from_aggregate(pictures, source.manifest.normalisation, aggregate, wanted)
 
 
 def _from_anchors(source: Bundle, target: Bundle, folders: Folders, wanted: Wanted) -> Calibration:

@@ -56,11 +56,7 @@ class Asked:
 
 
 def split_peer(text: str) -> tuple[str, str]:
-    """Institution and domain of INSTITUTION/DOMAIN.
-
-    Raises:
-        UsageError: It is not of that form.
-    """
+    """Institution and domain of INSTITUTION/DOMAIN."""
     institution, _, domain = text.partition("/")
     if not is_institution(institution) or not is_domain(domain):
         raise UsageError(
@@ -151,7 +147,10 @@ def _wanted(asked: Asked, config: NodeConfig, bundle: Bundle, theirs: str) -> Wa
 
 
 def _existing(file: Path, asked: Asked, config: NodeConfig, bundle: Bundle, now: datetime) -> Calibration:
-    """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units."""
+    """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units.
+
+    Unless the file is of a calibration with this peer, nothing of the peer's crossed for it, and the record says so.
+    """
     from ddib_fed.bridge.calibration.files import read_calibration
     from ddib_fed.node.calibration.agreeing import refuse_doubtful
 
@@ -164,8 +163,12 @@ def _existing(file: Path, asked: Asked, config: NodeConfig, bundle: Bundle, now:
         )
     if not asked.force:
         refuse_doubtful(found)
+    made = found.made
+    if found.target.institution != asked.institution:
+        nothing = {"aggregate_sha256": "", "crossed_bytes": 0, "epsilon": None, "delta": None}
+        made = made.model_copy(update=nothing)
     ends = now + timedelta(days=asked.days)
-    return found.model_copy(update={"source": source, "target": target, "expires": ends})
+    return found.model_copy(update={"source": source, "target": target, "made": made, "expires": ends})
 
 
 def _sides(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0.01, 8),
     default=1.0,
     show_default=True,
-    help="Differential privacy of each picture.",
+    help="Differential privacy of each picture, or of each group of --group-by.",
 )
 @click.option(
     "--delta",
@@ -50,7 +51,13 @@ if TYPE_CHECKING:
     default=4_000,
     show_default=True,
     metavar="N",
-    help="Take at most this many pictures, evenly spaced.",
+    help="Count at most this many pictures or groups, evenly spaced by their names.",
+)
+@click.option(
+    "--group-by",
+    metavar="folder|PATTERN",
+    help="What is protected as one: all pictures of one first folder below FOLDER, or of one name that a regular "
+    "expression finds in their paths, as 'patient-[0-9]+'. Without it epsilon is for one picture alone.",
 )
 @click.option(
     "--again",
@@ -65,6 +72,7 @@ def publish(
     epsilon: float,
     delta: float,
     at_most: int,
+    group_by: str | None,
     again: bool,
     yes: bool,
     output_format: str,
@@ -73,11 +81,11 @@ def publish(
 
     It shows what would leave and asks. Admitted peers get it only while [policy] calibration lists a kind.
     """
-    from ddib_fed.bridge.calibration.aggregates import make_aggregate
     from ddib_fed.node.calibration import agreeing
+    from ddib_fed.node.calibration.published import publications, spent
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model.hosted import load_hosted
-    from ddib_fed.runs.calibration.pictures import domain_pictures
+    from ddib_fed.runs.calibration.pictures import count_pictures
 
     config = NodeConfig.load(config_path)
     agreeing.require_role(config, "target", "ddib calibrate publish")
@@ -88,17 +96,15 @@ def publish(
             hint="keep it; or add --again, e.g. because the pictures or the model have changed",
         )
     bundle = load_hosted(config)
-    own = domain_pictures(bundle, pictures or config.train.pictures(config.folder)).train
-    with console(stderr=True).status(f"counting {len(own)} pictures"):
-        aggregate = make_aggregate(
-            own,
-            bundle.manifest.normalisation.plain,
-            config.model.domain,
-            epsilon=epsilon,
-            delta=delta,
-            at_most=at_most,
-        )
-    say(*aggregate.describe().split("\n"), err=output_format == "json")
+    which = pictures or config.train.pictures(config.folder)
+    with console(stderr=True).status("counting pictures"):
+        counted = count_pictures(bundle, which, epsilon=epsilon, at_most=at_most, group_by=group_by)
+    aggregate = replace(counted, domain=config.model.domain).noised(epsilon, delta)
+    before = publications(config)
+    said = [*aggregate.describe().split("\n"), *counted.notes]
+    if before:
+        said.append(f"together     {spent([*before, aggregate])}, with what was published before")
+    say(*said, err=output_format == "json")
     confirmed("May admitted peers have this?", yes=yes)
     agreeing.publish(config, aggregate, again=again)
     _show_published(config, config_path, aggregate, output_format)

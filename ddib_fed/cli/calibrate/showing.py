@@ -23,9 +23,11 @@ def show_calibration(calibration: Calibration) -> None:
         **_effect(calibration),
     }
     if made.crossed_bytes:
-        text["crosses"] = f"{size(made.crossed_bytes)} of aggregate, once"
+        where = "" if calibration.target.institution else "nothing in one process; between nodes "
+        text["crosses"] = f"{where}{size(made.crossed_bytes)} of aggregate, once"
         if made.epsilon is not None and made.delta is not None:
-            text["crosses"] += f", with noise: epsilon {made.epsilon:g}, delta {made.delta:g} for one picture"
+            noise = f"epsilon {made.epsilon:g}, delta {made.delta:g} for each {made.target_unit}"
+            text["crosses"] += f", with noise: {noise}"
     else:
         text["crosses"] = "nothing but the calibration itself"
     text["expires"] = f"{calibration.expires:%Y-%m-%d}"
@@ -122,7 +124,13 @@ def _made_from(calibration: Calibration) -> str:
     made = calibration.made
     if made.method == "anchors":
         return f"{made.anchors} anchors, pictures of the same things in both domains"
-    return f"{made.source_pictures} pictures of the source, and an aggregate over {made.target_pictures} of the target"
+    theirs = f"an aggregate over {made.target_pictures} {made.target_unit}s"
+    if not made.aggregate_sha256:
+        return (
+            f"a file: {made.source_pictures} pictures and {theirs}, which was not {calibration.target.institution}'s; "
+            "the figures are of those"
+        )
+    return f"{made.source_pictures} pictures of the source, and {theirs} of the target"
 
 
 def _side(side: object) -> str:

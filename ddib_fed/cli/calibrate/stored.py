@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from ddib_fed.errors import RefusedError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
+    from ddib_fed.node.calibration.published import Publication
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.trust.calibrations.signing import Side, SignedCalibration
     from ddib_fed.trust.calibrations.store import CalibrationStore, Stored
@@ -94,18 +96,48 @@ def send(config_path: Path, name: str) -> None:
 @options.FORMAT
 def list_(config_path: Path, output_format: str) -> None:
     """List the calibrations of this node, the newest first."""
-    _config, store = _open(config_path)
-    now, found = datetime.now(UTC), store.list()
+    from ddib_fed.node.calibration.published import publications
+
+    config, store = _open(config_path)
+    now, found, published = datetime.now(UTC), store.list(), publications(config)
     if output_format == "json":
-        print_json([_row(stored, now) for stored in found])
+        print_json({"calibrations": [_row(stored, now) for stored in found], "published": published})
     elif found:
-        columns = ["!calibration", "kind", "source", "target", "state", "expires"]
-        rows = [[str(value) for value in _row(stored, now).values()] for stored in found]
-        print_table("", columns, [[row[0][:12], *row[1:-1], row[-1][:10]] for row in rows])
+        rows = [list(_row(stored, now).values()) for stored in found]
+        print_table(
+            "",
+            ["!calibration", "kind", "from, to", "state", "expires"],
+            [
+                [sha256[:12], kind, f"{source} to {target}", state, expires[:10]]
+                for sha256, kind, source, target, state, expires in rows
+            ],
+        )
     else:
         say("no calibrations yet: ddib calibrate --peer INSTITUTION/DOMAIN")
+    if published and output_format != "json":
+        _show_published(published)
     for problem in store.problems():
         say(f"not read: {problem}", err=True)
+
+
+def _show_published(published: Sequence[Publication]) -> None:
+    """What this node has published, to whom it went, and what it costs together."""
+    from ddib_fed.node.calibration.published import spent
+
+    say()
+    rows = [
+        [
+            each.sha256[:12],
+            each.time[:10],
+            f"{each.counted} {each.unit}s",
+            f"{each.epsilon:g}",
+            f"{each.delta:g}",
+            ", ".join(each.peers) or "none",
+        ]
+        for each in published
+    ]
+    print_table("", ["!aggregate", "published", "over", ">epsilon", ">delta", "peers that have it"], rows)
+    say(f"together     {spent(published)}, also if the peers compare what they have")
 
 
 def _row(stored: Stored, now: datetime) -> dict[str, str]:
@@ -136,6 +168,7 @@ def _row(stored: Stored, now: datetime) -> dict[str, str]:
 def show(config_path: Path, output_format: str, name: str, out: Path | None) -> None:
     """Show a calibration of this node, and verify its signatures."""
     from ddib_fed.files import write_file
+    from ddib_fed.node.calibration.published import publications, spent
     from ddib_fed.trust.calibrations.signing import SIDES
 
     config, store = _open(config_path)
@@ -150,6 +183,8 @@ def show(config_path: Path, output_format: str, name: str, out: Path | None) -> 
         return
     show_calibration(signed.calibration)
     say(f"state        {stored.state(now)}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
+    if published := publications(config):
+        say(f"published    {spent(published)}")
     for side, text in checked.items():
         say(f"signed       {side}: {text}")
     if out is not None:

@@ -73,7 +73,7 @@ def what_crossed(calibration: Calibration) -> tuple[str, ...]:
     noise = f"epsilon {number(made.epsilon or 0)}, delta {number(made.delta or 0)}"
     return (
         f"For the calibration {target} sent {source} once {size(made.crossed_bytes)}: one histogram of the colours of",
-        f"{made.target_pictures:,} of its pictures, with noise ({noise} for one picture);",
+        f"{made.target_pictures:,} of its pictures, with noise ({noise} for each picture);",
         f"{source} answered with {numbers} numbers, which both signed.",
         "The policies of these two nodes allow a rotation; by default a node allows no calibration.",
     )

@@ -92,15 +92,13 @@ class Institution:
         return words[0]
 
     def allow_calibrations(self, show: Show, kinds: Sequence[str]) -> None:
-        """Let its policy allow calibrations of these kinds; a target signs those whose figures suffice unasked.
+        """Let its policy allow calibrations of these kinds.
 
         Raises:
             InternalError: Its node.toml has not the lines that `ddib init node` writes.
         """
         listed = ", ".join(f'"{kind}"' for kind in kinds)
         self.configure(show, "policy", "calibration", "[]", f"[{listed}]")
-        if self.role == "target":
-            self.configure(show, "policy", "calibration_accept", '"ask"', '"auto"')
 
     def configure(self, show: Show, section: str, key: str, default: str, value: str) -> None:
         """Replace a value of node.toml, which its node reads when it starts.

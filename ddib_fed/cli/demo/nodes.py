@@ -205,7 +205,7 @@ class Pair:
         say(*run_command(show, "calibrate", *words, *further).splitlines())
 
     def agree(self, kind: str) -> Calibration:
-        """Calibrate the source to what the target published, as its operator does."""
+        """Calibrate the source to what the target published, and sign it at both, as their operators do."""
         from ddib_fed.cli.demo.institutions import run_command
         from ddib_fed.node.config import NodeConfig
         from ddib_fed.trust.calibrations.store import CalibrationStore
@@ -225,6 +225,11 @@ class Pair:
         say(*run_command(show, "calibrate", *words).splitlines())
         store = CalibrationStore(NodeConfig.load(source.config_path).paths.calibrations)
         places = (source.name, source.domain), (target.name, target.domain)
+        for proposed in store.between(*places)[:1]:
+            name = proposed.sha256.hex()[:12]
+            run_command(show, "calibrate", "accept", name, "--yes", "--config", target.config_path)
+            signed = run_command(show, "calibrate", "send", name, "--config", source.config_path)
+            say(*signed.splitlines())
         found = store.active(*places, now=datetime.now(UTC))
         if found is None or found.signed.calibration.kind != kind:
             raise InternalError("`ddib calibrate --peer` left no calibration that both have signed")

@@ -11,7 +11,6 @@ from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.models.importing import import_
-from ddib_fed.cli.models.installing import activate, install, rollback, sign, verify
 from ddib_fed.cli.models.listing import get, list_
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
@@ -32,15 +31,11 @@ if TYPE_CHECKING:
 
 @group(context_settings={"help_option_names": ["-h", "--help"]})
 def model() -> None:
-    """List, copy, train, sample, show and import models; install and activate one on a node."""
+    """List, copy, train, sample, show and import models."""
 
 
-for each in (list_, get, install, activate, rollback, sign, verify):
+for each in (list_, get, train, distil, tune, gate):
     model.add_command(each)
-model.add_command(train)
-model.add_command(distil)
-model.add_command(tune)
-model.add_command(gate)
 
 
 @model.command()

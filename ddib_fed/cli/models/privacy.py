@@ -11,7 +11,6 @@ from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.models.picture_options import THREADS
 from ddib_fed.cli.output import lines, print_json
-from ddib_fed.errors import AlreadyExists, UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -121,115 +120,6 @@ def _command(
             f"--samples {samples} --surrogate-seconds {seconds:g} --evaluations {evaluations} --seed {seed}",
         ]
     )
-
-
-@privacy.command()
-@click.option(
-    "--model",
-    "which",
-    required=True,
-    metavar="MODEL",
-    shell_complete=completing.models,
-    help="A bundle's folder, or the name of a shipped model.",
-)
-@click.option(
-    "--training",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Pictures that it was trained on; default: those of the domain that ships.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Pictures of the domain that it was not trained on, which set the threshold; default: those of --training "
-    "that `ddib model train` held out.",
-)
-@click.option(
-    "--held-out",
-    type=click.FloatRange(0, 0.9, min_open=True, max_open=True),
-    help="Share of --training that training held out; default: 0.1, as there.",
-)
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Distance below which a picture is refused, instead of one set by held-out pictures.",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-    help="Folder for DIGEST.index, named by the model's digest and of mode 0600; others must not have write access to "
-    "the folder.",
-)
-@options.FORCE
-@options.FORMAT
-def index(
-    *,
-    which: str,
-    training: Path | None,
-    data: Path | None,
-    held_out: float | None,
-    threshold: float | None,
-    out: Path,
-    force: bool,
-    output_format: str,
-) -> None:
-    """Write the index by which a target recognises its model's training pictures among the pictures that it decodes.
-
-    If [policy] memorised in node.toml names the folder, a picture that is nearly one of them ends its item with
-    MEMORISED instead of being given out. The file is of one model; the folder may hold those of several. It contains
-    reduced training pictures and is as private as they are: its mode is 0600.
-    """
-    from ddib_fed.cli.models.opening import open_model
-    from ddib_fed.files import private_folder, refuse_open_folder, write_file
-    from ddib_fed.metrics.attacks.training_index import file_name
-    from ddib_fed.runs.privacy.indexing import IndexRequest, build_index
-
-    _refuse_idle({"--data": data, "--held-out": held_out, "--threshold": threshold}, training)
-    bundle = open_model(which)
-    path = out / file_name(bundle.digest)
-    if path.exists() and not force:
-        raise AlreadyExists(f"{path} exists", hint="choose another folder, or --force")
-    made = build_index(bundle, IndexRequest(training, data, 0.1 if held_out is None else held_out, threshold))
-    if out.is_dir():
-        refuse_open_folder(out)
-    else:
-        private_folder(out)
-    write_file(path, made.file, private=True, overwrite=force)
-    facts = made.facts
-    if output_format == "json":
-        print_json(facts.model_dump(mode="json"))
-        return
-    by = (
-        f"half the distance that 1 in 1,000 held-out pictures falls below, from {facts.held_out} of them"
-        if facts.held_out
-        else "given"
-    )
-    lines(
-        {
-            "index": f"{path}, {len(made.file) / 1e6:.1f} MB",
-            "training pictures": str(facts.pictures),
-            "refused below": f"{facts.threshold:.3f} of the distance from the mean picture ({by})",
-            "node.toml": f'[policy] memorised = "{out.resolve()}"',
-        }
-    )
-
-
-def _refuse_idle(given: dict[str, object], training: Path | None) -> None:
-    """Return if each of the options that say which pictures are held out has an effect.
-
-    Raises:
-        UsageError: Another one takes its place.
-    """
-    named = [name for name, value in given.items() if value is not None]
-    if training is None and (idle := [name for name in named if name != "--threshold"]):
-        raise UsageError(
-            f"{idle[0]} has no effect on the pictures of a shipped domain", hint="add --training FOLDER"
-        )
-    if len(named) > 1:
-        raise UsageError(f"{' and '.join(named)} exclude each other: each says how the threshold is set")
 
 
 def figures(found: PrivacyReport) -> list[tuple[str, str]]:

@@ -36,11 +36,7 @@ def own_place(config: NodeConfig) -> Place:
 
 
 def require_role(config: NodeConfig, role: Role, what: str) -> None:
-    """Return if the node has a role.
-
-    Raises:
-        PolicyDenied: It has not.
-    """
+    """Return if the node has a role."""
     if role not in config.node.roles:
         raise PolicyDenied(
             f"{config.path} is of a node with the role {', '.join(config.node.roles)}, and {what} is for a {role}",
@@ -51,15 +47,7 @@ def require_role(config: NodeConfig, role: Role, what: str) -> None:
 def send(
     config: NodeConfig, calibration: Calibration, peer: CalibrationPeer, *, now: datetime
 ) -> SignedCalibration:
-    """Sign a calibration as the source, store it, and send it; stored again with the target's signature if it came.
-
-    Raises:
-        CalibrationForeign, CalibrationUnits, CalibrationKindDenied: It is not one of this node, or its kind is not
-            allowed here.
-        Unauthenticated: The node's certificate has expired.
-        CalibrationRefused: As the target says.
-        DdibError: As `CalibrationPeer.propose` says.
-    """
+    """Sign a calibration as the source, store it, and send it; stored again with the target's signature if it came."""
     check_terms(
         calibration,
         source=own_place(config),
@@ -89,18 +77,15 @@ def send(
 
 
 def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool) -> None:
-    """Keep an aggregate for the peers, who get it from now on.
-
-    Raises:
-        AlreadyExists: There is one, and `again` is false.
-    """
+    """Keep an aggregate for the peers, who get it from now on."""
     note(
         config.paths.audit,
         "aggregate_published",
         domain=aggregate.domain,
         aggregate=aggregate.sha256.hex(),
         bytes=len(aggregate.canonical),
-        pictures=aggregate.pictures,
+        counted=aggregate.counted,
+        unit=aggregate.unit,
         epsilon=aggregate.epsilon,
         delta=aggregate.delta,
     )
@@ -108,20 +93,7 @@ def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool) -> None:
 
 
 def accept(config: NodeConfig, stored: Stored, *, now: datetime, force: bool = False) -> SignedCalibration:
-    """Sign a waiting proposal as the target.
-
-    Args:
-        config: Of the target.
-        stored: The proposal.
-        now: The time, with a time zone.
-        force: Also if its figures are refused.
-
-    Raises:
-        StateConflict: It does not wait for this node.
-        CalibrationIneffective: Its figures do not show that it is right, and `force` is false.
-        CalibrationRefused: As `proposals.check_proposal` says.
-        Unauthenticated: The node's certificate has expired.
-    """
+    """Sign a waiting proposal as the target."""
     calibration, state = stored.signed.calibration, stored.state(now)
     if state in {"active", "inactive"} or calibration.target.institution != config.node.institution:
         raise StateConflict(
@@ -144,11 +116,7 @@ def accept(config: NodeConfig, stored: Stored, *, now: datetime, force: bool = F
 
 
 def refuse_doubtful(calibration: Calibration) -> None:
-    """Return if a calibration's figures show that it is right and were not overridden.
-
-    Raises:
-        CalibrationIneffective: They do not.
-    """
+    """Return if a calibration's figures show that it is right and were not overridden."""
     try:
         judge(calibration.effect)
     except CalibrationIneffective as error:

@@ -24,22 +24,7 @@ from ddib_fed.trust.calibrations.store import Place, place_of
 def usable_calibration(
     node: NodeContext, sha256: bytes, *, source: Place, target: Place, side: Side, now: datetime | None = None
 ) -> Calibration:
-    """The stored calibration of a digest, if this node may use it now.
-
-    Args:
-        node: This node.
-        sha256: Digest of the calibration, 32 bytes.
-        source: Institution and domain of the source of the contract.
-        target: The same of its target.
-        side: Which of the two this node is.
-        now: The time, with a time zone.
-
-    Raises:
-        CalibrationUnknown: It is not stored here, or was taken out of use.
-        CalibrationForeign, CalibrationUnits, CalibrationKindDenied: As `check_terms` says.
-        CalibrationExpired, CalibrationUnsigned, CalibrationSigner, CalibrationAltered: As `calibrations.verify` says.
-        NotReady: The model is not loaded yet.
-    """
+    """The stored calibration of a digest, if this node may use it now."""
     stored = node.calibrations.find(sha256)
     if stored is None or not stored.active:
         gone = "is not stored here" if stored is None else "was taken out of use here"
@@ -63,21 +48,7 @@ def usable_calibration(
 def check_terms(
     calibration: Calibration, *, source: Place, target: Place, side: Side, units: str, policy: PolicySection
 ) -> None:
-    """Return if a calibration is between these domains, in this node's units, and of an allowed kind.
-
-    Args:
-        calibration: The calibration.
-        source: Institution and domain of the source.
-        target: The same of the target.
-        side: Which of the two this node is.
-        units: Digest of the units of this node's model, hexadecimal.
-        policy: Of this node.
-
-    Raises:
-        CalibrationForeign: It is between other institutions or domains.
-        CalibrationUnits: This node's model has other units than the one that it was made for.
-        CalibrationKindDenied: `policy.calibration` does not list its kind.
-    """
+    """Return if a calibration is between these domains, in this node's units, and of an allowed kind."""
     found = place_of(calibration.source), place_of(calibration.target)
     if found != (source, target):
         raise CalibrationForeign(

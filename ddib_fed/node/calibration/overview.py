@@ -48,14 +48,7 @@ class Overview:
 def overview(
     config: NodeConfig, store: CalibrationStore, peers: PeerStore, now: datetime | None = None
 ) -> list[Overview]:
-    """The calibrations of a node that were not taken out of use, the newest first.
-
-    Args:
-        config: Of the node.
-        store: Its calibrations.
-        peers: Its peers.
-        now: The time, with a time zone.
-    """
+    """The calibrations of a node that were not taken out of use, the newest first."""
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
     return [_look(config, stored, snapshot, moment) for stored in store.list() if stored.active]
 
@@ -66,12 +59,6 @@ def unusable_with(
     """Why a source node refuses jobs with its model: a line for each target, or one for want of a calibration.
 
     A target is served where the model fits one of its active calibrations.
-
-    Args:
-        config: Of the node.
-        store: Its calibrations.
-        source: Of its model.
-        now: The time, with a time zone.
     """
     own, moment = (config.node.institution, config.model.domain), now or datetime.now(UTC)
     by_target: dict[Place, list[Calibration | None]] = {}

@@ -79,13 +79,7 @@ class CalibrationPeer:
         self._stub = calibration_pb2_grpc.CalibrationServiceStub(self._channel)
 
     def aggregate(self) -> Aggregate:
-        """What the peer's operator published, in the units that its `units_sha256` names.
-
-        Raises:
-            AggregateNotFound: Nothing was published.
-            PeerFault: It is no aggregate, or one of another domain.
-            DdibError: As the peer says, or PeerUnreachable.
-        """
+        """What the peer's operator published, in the units that its `units_sha256` names."""
         answer = self._ask(self._stub.GetAggregate, pb.GetAggregateRequest(domain=self._domain))
         with checking_answers(self.hop):
             found = read_aggregate(answer.aggregate)
@@ -97,13 +91,7 @@ class CalibrationPeer:
         return found
 
     def units(self) -> Normalisation:
-        """The units of the peer's model, for anchors: mean and deviation of its channels, not noised.
-
-        Raises:
-            PolicyDenied: The peer's `policy.calibration_units` does not allow it.
-            PeerFault: They are none.
-            DdibError: As the peer says, or PeerUnreachable.
-        """
+        """The units of the peer's model, for anchors: mean and deviation of its channels, not noised."""
         answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain))
         self.crossed["units received"] = len(answer.units)
         try:
@@ -112,17 +100,7 @@ class CalibrationPeer:
             raise at_fault(MessageInvalid("units that cannot be read"), self.hop) from error
 
     def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:
-        """How pictures of the peer's domain become the input of its model, from its side of a contract.
-
-        Args:
-            shape: (C, H, W) of this node's model, which the peer's must have too.
-
-        Raises:
-            ShapeMismatch: Its model is of another shape.
-            DomainNotFound: It serves another domain.
-            PeerFault: It says what the protocol does not allow.
-            DdibError: As the peer says, or PeerUnreachable.
-        """
+        """How pictures of the peer's domain become the input of its model, from its side of a contract."""
         request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
         answer = self._ask(decoding_pb2_grpc.DecodingServiceStub(self._channel).DescribeDomain, request)
         with checking_answers(self.hop):
@@ -145,12 +123,7 @@ class CalibrationPeer:
         )
 
     def propose(self, proposed: SignedCalibration, *, now: datetime | None = None) -> SignedCalibration:
-        """Send a calibration that this node has signed; it comes back with the peer's signature, if it has one.
-
-        Raises:
-            CalibrationRefused: As the peer says; or its signature is not good (`calibrations.verify`).
-            DdibError: As the peer says, or PeerUnreachable.
-        """
+        """Send a calibration that this node has signed; it comes back with the peer's signature, if it has one."""
         if proposed.source is None:
             raise StateConflict("a proposal is signed before it is sent")
         request = pb.SignCalibrationRequest(
@@ -204,11 +177,7 @@ class CalibrationPeer:
 
 @contextmanager
 def calling(config: NodeConfig, institution: str, domain: str) -> Iterator[CalibrationPeer]:
-    """A peer for the time of some calls.
-
-    Raises:
-        PeerNotFound: It is not admitted here.
-    """
+    """A peer for the time of some calls."""
     peer = CalibrationPeer(config, institution, domain)
     try:
         yield peer

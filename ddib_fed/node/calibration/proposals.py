@@ -2,7 +2,7 @@
 
 The figures of a proposal are what the source measured with its own pictures; the target cannot measure them, because
 no picture crosses. It can check that the proposal is from the peer, for its own model, made from the aggregate that it
-published, of an allowed kind, and of a bounded life.
+published or from nothing of it, of an allowed kind, and of a bounded life. So a person signs it.
 """
 
 from __future__ import annotations
@@ -48,16 +48,7 @@ class Target:
 
 
 def check_proposal(signed: SignedCalibration, target: Target, *, now: datetime) -> Identity:
-    """The node that proposed a calibration, if this target may sign it.
-
-    Raises:
-        CalibrationForeign: It is of another institution than an admitted peer's, or for another domain than ours.
-        CalibrationUnits: It was made for another model than the one here.
-        CalibrationKindDenied: The policy does not list its kind.
-        CalibrationExpired: It has ended.
-        CalibrationInvalid: It would last too long, or was not made from the aggregate that is published here.
-        CalibrationUnsigned, CalibrationSigner, CalibrationAltered: The source's signature is missing or not good.
-    """
+    """The node that proposed a calibration, if this target may sign it."""
     calibration, peers = signed.calibration, target.peers
     institution = calibration.source.institution
     if institution not in peers.peers:
@@ -95,11 +86,7 @@ def check_proposal(signed: SignedCalibration, target: Target, *, now: datetime) 
 def countersign(
     signed: SignedCalibration, credentials: Credentials, target: Target, *, now: datetime
 ) -> SignedCalibration:
-    """The proposal with this node's signature; all of it is verified once more, as at each use.
-
-    Raises:
-        CalibrationRefused: As `check_proposal` says; also if this node's own certificate has expired.
-    """
+    """The proposal with this node's signature; all of it is verified once more, as at each use."""
     check_proposal(signed, target, now=now)
     own = sign(signed.calibration, "target", credentials, now=now)
     complete = signed.model_copy(update={"target": own})
@@ -108,9 +95,9 @@ def countersign(
 
 
 def _check_making(calibration: Calibration, published: Aggregate | None) -> None:
-    """Return if a calibration from aggregates names the one that is published, and states its privacy as it is."""
+    """Return if a calibration is from nothing that crossed, or from what is published, and states its privacy so."""
     made = calibration.made
-    if made.method != "aggregates":
+    if (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None):
         return
     if published is None or made.aggregate_sha256 != published.sha256.hex():
         there = "none is" if published is None else f"{published.sha256.hex()[:12]} is"
@@ -120,8 +107,9 @@ def _check_making(calibration: Calibration, published: Aggregate | None) -> None
             hint="the source calibrates again: ddib calibrate --peer INSTITUTION/DOMAIN",
             facts={"field": "aggregate_sha256"},
         )
-    stated = made.target_pictures, made.epsilon, made.delta, made.crossed_bytes
-    if stated != (published.pictures, published.epsilon, published.delta, len(published.canonical)):
+    stated = made.target_pictures, made.target_unit, made.epsilon, made.delta, made.crossed_bytes
+    counted = published.counted, published.unit
+    if stated != (*counted, published.epsilon, published.delta, len(published.canonical)):
         raise CalibrationInvalid(
             "the calibration states other pictures, bytes, epsilon or delta than the aggregate that is published here",
             facts={"field": "made"},

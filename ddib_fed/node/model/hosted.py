@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +16,14 @@ from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import check_guide
 from ddib_fed.names import size_from
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model.library import active_place, check_signed
 from ddib_fed.wire.contracts.contract import HIGHEST_TERMINAL_LAMBDA
 
 TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
 """Sizes of calls where nobody looks which are best."""
 
 
-def load_hosted(config: NodeConfig, place: Path | None = None) -> Bundle:
-    """A verified bundle of the node: that at `place`, or the one to be served now.
+def load_hosted(config: NodeConfig) -> Bundle:
+    """The verified bundle that node.toml names.
 
     Raises:
         ModelNotFound: There is none.
@@ -33,9 +31,7 @@ def load_hosted(config: NodeConfig, place: Path | None = None) -> Bundle:
         ConfigError: Its domain differs from node.toml: peers would get results of another domain; or the scene is
             smaller than its pictures.
     """
-    place = place or active_place(config)
-    if config.model.signed:
-        check_signed(config, place)
+    place = config.paths.bundle
     bundle = load_bundle(place)
     expected, named = config.model.bundle_domain or config.model.domain, bundle.manifest.domain
     if named != expected:
@@ -67,14 +63,12 @@ def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:
 
     Raises:
         ModelNotFound: There is no bundle at the place.
-        BundleInvalid: It fails its checks; or it is not signed, and node.toml demands that.
+        BundleInvalid: It fails its checks.
         ConfigError: It is no classifier, or not one of the model's pictures, levels and classes.
     """
     place = config.paths.classifier
     if place is None:
         return None
-    if config.model.signed:  # it steers what is decoded
-        check_signed(config, place)
     classifier = load_bundle(place)
     hint = (
         f"name another folder as [model] classifier in {config.path}, or leave it out; "
@@ -98,12 +92,11 @@ def _address(config: NodeConfig) -> str:
     return config.engine.ray_address
 
 
-def open_engine(config: NodeConfig, *, place: Path | None = None, trial: bool = False) -> ServingParty:
+def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
     """Load and warm up the model of a node, here or in its workers.
 
     Args:
         config: Of the node.
-        place: Folder of the model, another of the node's than the one to be served now.
         trial: Only to see whether it starts: sizes of calls are not measured, and no file is written.
 
     Raises:
@@ -115,7 +108,7 @@ def open_engine(config: NodeConfig, *, place: Path | None = None, trial: bool = 
         MemoryExhausted: There is not enough memory for it.
     """
     section = config.engine
-    bundle = load_hosted(config, place)
+    bundle = load_hosted(config)
     classifier = load_classifier(config, bundle)
     options: dict[str, Any] = {
         "device": section.device,

@@ -20,7 +20,6 @@ from ddib_fed.names import size_from
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import Overview, overview
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model.library import active_place
 from ddib_fed.node.officer.traffic import Logged, logged
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.running.admin import AdminClient
@@ -151,12 +150,11 @@ def _privacy(bundle: Path, manifest: Manifest | None, problems: list[str]) -> Pr
 
 def _model(config: NodeConfig, problems: list[str]) -> tuple[Path | None, Manifest | None]:
     """The folder and the manifest of the model to be served now."""
-    place: Path | None = None
+    place = config.paths.bundle
     try:
-        place = active_place(config)
         return place, _manifest(place)
     except (DdibError, OSError) as error:
-        problems.append(f"the model {place or ''} cannot be read: {error}".replace("  ", " "))
+        problems.append(f"the model {place} cannot be read: {error}")
     return place, None
 
 
@@ -224,18 +222,10 @@ def stored(config: NodeConfig) -> Iterator[Stored]:
         (paths.peers, "admitted peers: name, address, root certificate", "until removed"),
         (paths.quotas, "what each peer and client used of its quotas today: names and numbers", "a day"),
         (paths.bundle, "the model of node.toml: weights and manifest", "until replaced"),
-        (
-            paths.models,
-            "further models that were installed; one of them may be active",
-            "until removed by hand",
-        ),
         (paths.softening_key, "secret from which softening noise is derived", "without limit"),
         (paths.calibrations, "calibrations signed by both nodes", "until removed"),
         (paths.aggregate, "the noised histogram published for calibrations", "until published again"),
     ]
-    if config.policy.memorised:
-        what = "indexes of training pictures: each reduced to some 16 pixels a side"
-        rows.append((config.folder / config.policy.memorised, what, "until removed by hand"))
     if config.node.proxy_login is not None:
         what = "user and password for the proxy"
         rows.append((config.folder / config.node.proxy_login, what, "until removed by hand"))

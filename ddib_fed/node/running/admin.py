@@ -24,8 +24,6 @@ from ddib_fed.v1 import admin_pb2_grpc as rpc
 from ddib_fed.wire.limits.shared import LONGEST_LINE
 
 CALL_TIMEOUT_S = 10.0
-# Loading and warming a model may take minutes.
-LOAD_TIMEOUT_S = 1_800.0
 # Silent connections may hold only a few of the node's open files, for a short time.
 OPTIONS = (
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
@@ -43,13 +41,11 @@ class AdminServicer(rpc.AdminServiceServicer):
         reload: Callable[[], list[str]],
         drain: Callable[[], int],
         workers: Callable[[int], pb.WorkersResponse],
-        activate: Callable[[str], str],
     ) -> None:
         self._status = status
         self._reload = reload
         self._drain = drain
         self._workers = workers
-        self._activate = activate
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
         """See admin.proto."""
@@ -72,10 +68,6 @@ class AdminServicer(rpc.AdminServiceServicer):
         answer = self._workers(request.count)
         answer.problem = _line(answer.problem)
         return answer
-
-    def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateResponse:
-        """See admin.proto."""
-        return pb.ActivateResponse(previous=self._activate(request.sha256))
 
 
 def _line(text: str) -> str:
@@ -199,18 +191,6 @@ class AdminClient:
         """
         with self._channel() as channel:
             return self._call(rpc.AdminServiceStub(channel).Workers, pb.WorkersRequest(count=count))
-
-    def activate(self, digest: str) -> str:
-        """Let the node load an installed model and serve it; the digest of the one before.
-
-        Raises:
-            PeerUnreachable: No node answers on the socket.
-            ModelNotFound, BundleInvalid, ConfigError, StateConflict: It cannot be served; the old one still is.
-        """
-        request = pb.ActivateRequest(sha256=digest)
-        with self._channel() as channel:
-            method = rpc.AdminServiceStub(channel).Activate
-            return str(self._call(method, request, timeout_s=LOAD_TIMEOUT_S).previous)
 
     def _channel(self) -> grpc.Channel:
         opened = grpc.secure_channel(

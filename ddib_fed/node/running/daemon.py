@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack, suppress
 from types import FrameType
 
-from ddib_fed.errors import Draining
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.applied import Applied
@@ -35,7 +35,6 @@ from ddib_fed.node.running.answers import (
 )
 from ddib_fed.node.running.disk import DiskWatch
 from ddib_fed.node.running.job_count import JobCount
-from ddib_fed.node.running.switching import Models
 from ddib_fed.node.running.watch import Watch
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.http import ProbeServer
@@ -70,6 +69,7 @@ class Daemon:
         self._signals: list[int] = []
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._loading = False
+        self._engine: ServingParty | None = None
         self._drain_asked = threading.Event()
         paths = config.paths
         for warning in startup.begin(config):
@@ -96,8 +96,7 @@ class Daemon:
                 role.close()
                 role.release()
             raise
-        self._models = Models(self.node, self.roles)
-        self._renewal = RenewalThread(config, on_tick=self._look)
+        self._renewal = RenewalThread(config, on_tick=self._watch.look)
 
     def _server(self) -> NodeServer:
         config = self.config
@@ -165,9 +164,7 @@ class Daemon:
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
-                servicer = AdminServicer(
-                    self.status, self.reload, self.request_drain, self.resize, self.activate
-                )
+                servicer = AdminServicer(self.status, self.reload, self.request_drain, self.resize)
                 admin = serve_admin(
                     config.paths.admin_socket, servicer, [ErrorInterceptor(config.node.institution)]
                 )
@@ -203,7 +200,8 @@ class Daemon:
         if self.stopping:
             engine.close()
             return
-        self._models.begin(engine)
+        self._engine = engine
+        self.node.set_engine(engine)
         self._watch.started(
             version=__version__,
             roles=self.config.node.roles,
@@ -211,7 +209,6 @@ class Daemon:
             domain=self.config.model.domain,
             model=engine.model.bundle.digest,
             policy=self.node.policy_sha256,
-            memorised="" if self.node.training_index is None else self.node.training_index.sha256,
         )
         self._renewal.start()
         for role in self.roles:
@@ -280,16 +277,12 @@ class Daemon:
         for role in self.roles:
             role.release()
         self.node.quotas.close()
-        self._models.close()
+        if self._engine is not None:
+            self._engine.close()
         self._telemetry.close()
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
         log.info("stopped")
-
-    def _look(self) -> None:
-        """The periodic check: what the files of the state folder say, and models that nothing needs any more."""
-        self._watch.look()
-        self._models.retire()
 
     def _peers_changed(self) -> int:
         """End the calls of removed and suspended peers, theirs and ours; returns the number of theirs."""
@@ -315,8 +308,7 @@ class Daemon:
 
     def reload(self) -> list[str]:
         """Read the policy, peers and certificates again."""
-        with self._models.settled():
-            changes = self._policy_file.reload()
+        changes = self._policy_file.reload()
         changes += self.peers.reload()
         ended = self._peers_changed()
         if ended:
@@ -350,16 +342,6 @@ class Daemon:
             replaced=counters["replaced"],
             problem=engine.problem or "",
         )
-
-    def activate(self, digest: str) -> str:
-        """Serve an installed model from now on; the digest of the one before.
-
-        Raises:
-            DdibError: It cannot be served; nothing has changed.
-        """
-        if self.stopping:
-            raise Draining("the node stops")
-        return self._models.activate(digest)
 
     def status(self) -> pb.StatusResponse:
         """What `ddib status` shows."""

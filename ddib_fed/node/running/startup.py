@@ -20,7 +20,6 @@ from ddib_fed.node.calibration.overview import overview, unusable_with
 from ddib_fed.node.certificates.standing import look_at_identity
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import open_engine
-from ddib_fed.node.model.training_index import described, open_index
 from ddib_fed.node.quota import Ledger
 from ddib_fed.node.role import find_roles
 from ddib_fed.node.running.admin import check_socket
@@ -211,15 +210,13 @@ def _model(config: NodeConfig) -> Found:
     model, manifest = engine.model, engine.model.manifest
     if manifest.sample_kind == "picture":
         check_key(config.paths.softening_key)
-    index = open_index(config, model.bundle)
     shape = "x".join(map(str, manifest.sample_shape))
     guided = "" if model.classifier is None else f", guided by {model.classifier.digest[:12]}"
     warnings: tuple[str, ...] = ()
     if "source" in config.node.roles:
         warnings = unusable_with(config, CalibrationStore(config.paths.calibrations), manifest)
     return Found(
-        f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}"
-        f"{'' if index is None else f'; gives out no copies of {described(index)}'}",
+        f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}",
         warnings,
     )
 

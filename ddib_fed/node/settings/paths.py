@@ -28,8 +28,6 @@ class NodePaths:
     aggregate: Path
     costs: Path
     quotas: Path
-    models: Path
-    model_choice: Path
     admin_socket: Path
 
 
@@ -57,8 +55,6 @@ def paths_of(folder: Path, state_folder: str, *, bundle: str, classifier: str | 
         aggregate=state / "aggregate.json",
         costs=state / "engine.json",
         quotas=state / "quotas.json",
-        models=state / "models",
-        model_choice=state / "model.json",
         admin_socket=_socket_path(state),
     )
 

@@ -42,9 +42,6 @@ class PolicySection(Section):
     quotas: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     # Of each peer in a day: samples, which bounds how much of the model its outputs show; 0 for no limit.
     samples_per_day: Annotated[int, Field(ge=0)] = 0
-    # Folder of `ddib privacy index`, relative to node.toml: a decoded picture that is nearly one of the model's
-    # training pictures is not given out. Empty to give out all.
-    memorised: Annotated[str, Field(max_length=4096, pattern=r"^[ -~]*$")] = ""
     # Of each own client in a day: as `evaluations_per_day`, of the legs that this node computes for it.
     client_evaluations_per_day: Annotated[int, Field(ge=0)] = 20_000_000_000
     # Shares of the engine by institution, beside 1 for every other: of a peer, and of each of the own clients.
@@ -65,8 +62,6 @@ class PolicySection(Section):
     max_classifier_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 10.0
     # Kinds of calibration that may be agreed on and used; each reveals something of both domains.
     calibration: tuple[Kind, ...] = ()
-    # A proposal of a peer: "ask" waits for the operator; "auto" signs one whose checks pass and whose figures suffice.
-    calibration_accept: Literal["ask", "auto"] = "ask"
     # Whether peers may read the units of this model, to calibrate with anchors. No noise is added to them.
     calibration_units: bool = False
 

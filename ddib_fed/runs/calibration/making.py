@@ -99,7 +99,8 @@ def from_aggregate(
     making = Making(
         method="aggregates",
         source_pictures=min(len(pictures), MOST_PICTURES),
-        target_pictures=aggregate.pictures,
+        target_pictures=aggregate.counted,
+        target_unit=aggregate.unit,
         aggregate_sha256=aggregate.sha256.hex(),
         crossed_bytes=len(aggregate.canonical),
         epsilon=aggregate.epsilon,

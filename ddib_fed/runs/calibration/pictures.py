@@ -1,32 +1,49 @@
 """The pictures that a calibration is made and measured with: a domain's own, and anchors by the same names.
 
 Pictures come from a folder, or from the shipped data of the model's domain; they are in [-1, 1] and of the model's
-size. A part of them is held out, by content, for measuring.
+size. A part of them is held out, by content, for measuring. What a target publishes holds nothing out: which files are
+counted follows from their names alone, so that the content of one cannot change the part of another (`count_pictures`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.datasets.shipped import SHIPPED, available, load_shipped, shipped_clusters
-from ddib_fed.errors import InputError, UsageError
+from ddib_fed.bridge.calibration.aggregates import (
+    DEFAULT_COUNTED,
+    Cells,
+    Counted,
+    Numbers,
+    Unit,
+    check_counted,
+    count_array,
+    default_cells,
+    histogram,
+)
+from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, available, load_shipped, shipped_clusters
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError, UsageError
 from ddib_fed.metrics.pictures import Pictures, picture_rule
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.fitting import PictureRule
 from ddib_fed.samples.folders import load, range_check, scan, split
-from ddib_fed.samples.scans import Entry
+from ddib_fed.samples.images import read_fitted
+from ddib_fed.samples.scans import Entry, picture_files
 
 MOST_PICTURES = 4_000
 """Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
 MOST_HELD_OUT = 400
 MOST_NAMED = 3
+MOST_UNREAD = 0.1
+"""Share of the chosen files that may be unusable; of more the operator has named a wrong folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,110 @@ def domain_pictures(bundle: Bundle, which: str | None) -> DomainPictures:
         load(_spaced_entries(train, MOST_PICTURES), rule),
         load(_spaced_entries(held_out, MOST_HELD_OUT), rule),
     )
+
+
+def count_pictures(
+    bundle: Bundle,
+    which: str | None,
+    *,
+    epsilon: float,
+    at_most: int = DEFAULT_COUNTED,
+    group_by: str | None = None,
+) -> Counted:
+    """The histogram of a domain's pictures, of units that are chosen before any of them is read.
+
+    Args:
+        bundle: The model.
+        which: As of `domain_pictures`.
+        epsilon: That the aggregate is to have: more noise, coarser cells.
+        at_most: Units that are counted, evenly spaced by name.
+        group_by: "folder": all files in one first folder below the one that is named are a unit. A regular expression:
+            those whose paths below it have the same match, or first group of it. None: each picture is a unit.
+
+    Raises:
+        InputError: There are fewer than 200 units, or files that lie in none.
+        ImageUnreadable: More than a tenth of the chosen files cannot be used.
+        UsageError: As `domain_pictures`; no such pattern; or groups of pictures that ship.
+    """
+    manifest = bundle.manifest
+    rule, normalisation = picture_rule(manifest), manifest.normalisation
+    name = _shipped_name(manifest, which)
+    if name is not None:
+        if group_by is not None:
+            raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
+        train = _load_shipped(manifest, name).train
+        found = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
+        return replace(found, notes=tuple(_left(found.units, len(train), "picture")))
+    folder = Path(str(which))
+    files, others = picture_files(folder)
+    units = [(file,) for file in files] if group_by is None else _groups(files, folder, group_by)
+    unit: Unit = "picture" if group_by is None else "group"
+    count = min(len(units), at_most)
+    check_counted(count, unit)
+    cells = default_cells(rule.channels, count * epsilon)
+    chosen = [units[row * len(units) // count] for row in range(count)]
+    shares, unread = _mean_histogram(chosen, rule, normalisation.plain, cells)
+    notes = _left(count, len(units), unit)
+    if others:
+        notes.append(f"left out     {others} files whose names do not end as a picture's")
+    if unread:
+        notes.append(f"not usable   {len(unread)} files, which count with no colour: {unread[0]}")
+    return Counted(manifest.domain, normalisation, cells, shares, count, unit, tuple(notes))
+
+
+def _left(count: int, there: int, unit: Unit) -> list[str]:
+    """That not all units are counted, if so."""
+    if count == there:
+        return []
+    how = f"evenly spaced by name; ddib calibrate publish --at-most {there} counts all"
+    return [f"counted      {count} of {there} {unit}s, {how}"]
+
+
+def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Path, ...]]:
+    """Files by the group that each lies in, by their names alone."""
+    try:
+        pattern = re.compile("^([^/]+)/" if group_by == "folder" else group_by)
+    except re.error as error:
+        raise UsageError(
+            f"--group-by {group_by!a} is no regular expression: {error}", hint="ddib calibrate publish --help"
+        ) from error
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        match = pattern.search(name := file.relative_to(folder).as_posix())
+        if match is None or not (group := match[min(pattern.groups, 1)]):
+            raise InputError(
+                f"{name} lies in no group by --group-by {group_by}",
+                hint="the pattern must be found in each path below the folder; ddib calibrate publish --help",
+            )
+        found.setdefault(group, []).append(file)
+    return [tuple(each) for each in found.values()]
+
+
+def _mean_histogram(
+    units: Sequence[tuple[Path, ...]], rule: PictureRule, normalisation: Normalisation, cells: Cells
+) -> tuple[Numbers, list[str]]:
+    """The mean over units of the mean over their files; and a line for each file that cannot be used.
+
+    Such a file stays a part of its unit and counts as nothing, so that neither M nor another's part shows it.
+    """
+    total, unread = np.zeros(cells.shape), []
+    for files in units:
+        for file in files:
+            try:
+                x = read_fitted(file, rule, windows=True, grey=True).samples
+            except DdibError as error:
+                unread.append(f"{file}: {error.detail}")
+            else:
+                total += histogram(normalisation.apply(x[None]), cells) / len(files)
+    count = sum(map(len, units))
+    if len(unread) > MOST_UNREAD * count:
+        some = "".join(f"\n  {each}" for each in unread[:MOST_NAMED])
+        raise ImageUnreadable(
+            f"{len(unread)} of {count} pictures cannot be used:{some}",
+            hint="name the folder of the pictures that the model was trained on with --pictures; ddib model show MODEL",
+            facts={"bad": len(unread)},
+        )
+    return total / len(units), unread
 
 
 def folder_anchors(source: Bundle, target: Bundle, folders: tuple[Path, Path]) -> Anchors:
@@ -197,11 +318,15 @@ def _shipped_name(manifest: Manifest, which: str | None) -> str | None:
 
 
 def _shipped_pictures(manifest: Manifest, name: str) -> DomainPictures:
+    found = _load_shipped(manifest, name)
+    parts = spaced(found.train, MOST_PICTURES), spaced(found.held_out, MOST_HELD_OUT)
+    return DomainPictures(f"{name}, as it ships", *parts)
+
+
+def _load_shipped(manifest: Manifest, name: str) -> ShippedPictures:
     if SHIPPED[name].shape != tuple(manifest.sample_shape):
         raise InputError(
             f"pictures of {name} are {SHIPPED[name].shape}, and {manifest.name} takes {tuple(manifest.sample_shape)}",
             hint="name a folder of the model's own pictures with --pictures",
         )
-    found = load_shipped(name)
-    parts = spaced(found.train, MOST_PICTURES), spaced(found.held_out, MOST_HELD_OUT)
-    return DomainPictures(f"{name}, as it ships", *parts)
+    return load_shipped(name)

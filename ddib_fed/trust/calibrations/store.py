@@ -18,8 +18,8 @@ from ddib_fed.errors import CalibrationInvalid, CalibrationUnknown, DdibError, E
 from ddib_fed.files import private_folder, read_small, sync_folder, write_file
 from ddib_fed.trust.calibrations.signing import SignedCalibration
 
-MAX_STORED: Final = 256
-"""Calibrations of one node; more are refused until some are removed."""
+MAX_OF_PEER: Final = 32
+"""Calibrations with one institution, in any state; more are refused until some are deleted."""
 MIN_PREFIX: Final = 8
 """Hexadecimal digits of a digest that name a calibration on the command line."""
 _SUFFIX: Final = ".json"
@@ -73,14 +73,16 @@ class CalibrationStore:
         """Store a calibration, or the further signatures of one that is there; it becomes active.
 
         Raises:
-            ExhaustedError: There are `MAX_STORED` others.
+            ExhaustedError: There are `MAX_OF_PEER` others of the same two institutions.
         """
         with self._lock:
             known = self.find(signed.sha256)
-            if known is None and len(self._paths()) >= MAX_STORED:
+            pair = _institutions(signed)
+            if known is None and sum(_institutions(s.signed) == pair for s in self.list()) >= MAX_OF_PEER:
                 raise ExhaustedError(
-                    f"{self._folder} holds {MAX_STORED} calibrations",
-                    hint="ddib calibrate list; ddib calibrate remove DIGEST",
+                    f"{MAX_OF_PEER} calibrations between {' and '.join(sorted(pair))} are stored",
+                    hint="the node's operator deletes some: ddib calibrate list, "
+                    "ddib calibrate remove DIGEST --forget",
                 )
             added = known.added if known else (now or datetime.now(UTC))
             stored = Stored(signed=signed, added=added)
@@ -202,6 +204,10 @@ def _is_digest(text: str) -> bool:
 def place_of(side: CalibratedSide) -> Place:
     """Institution and domain of a side."""
     return side.institution, side.domain
+
+
+def _institutions(signed: SignedCalibration) -> frozenset[str]:
+    return frozenset({signed.calibration.source.institution, signed.calibration.target.institution})
 
 
 def _unknown(sha256: bytes) -> CalibrationUnknown:

@@ -54,8 +54,6 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
     "DrainRequest": {},
     "DrainResponse": {"running_jobs": COUNT},
     "WorkersRequest": {"count": Number(0, 256)},
-    "ActivateRequest": {"sha256": Text(64)},
-    "ActivateResponse": {"previous": Text(64)},
     "WorkersResponse": {
         "executor": Text(16),
         "wanted": COUNT,

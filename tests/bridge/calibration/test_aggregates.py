@@ -58,6 +58,11 @@ def test_the_noise_spends_exactly_epsilon_and_delta() -> None:
         assert ratio < math.sqrt(2 * math.log(1.25 / 1e-5)) / epsilon
 
 
+def test_ten_pictures_of_one_patient_have_more_than_ten_times_epsilon() -> None:
+    """As docs/calibration.md says: at the same delta, the noise hides a move ten times as far only within 14.4."""
+    assert noise_sigma(100, 14.43, 1e-5) == pytest.approx(noise_sigma(1000, 1.0, 1e-5), rel=1e-3)
+
+
 def test_the_noise_that_is_added_has_the_stated_deviation() -> None:
     exact = histogram(UNITS.apply(pictures()), default_cells(3, 200))
     found = made()
@@ -94,8 +99,9 @@ def test_the_operator_reads_what_would_leave() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"pictures": 199},
-        {"pictures": 100},
+        {"counted": 199},
+        {"counted": 100},
+        {"unit": "patient"},
         {"epsilon": 9.0},
         {"epsilon": 0.5},  # the noise is that of epsilon 1
         {"delta": 0.1},

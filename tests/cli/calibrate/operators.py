@@ -87,6 +87,13 @@ class Operators:
         write_calibration(made, path)
         return path
 
+    def agree(self) -> str:
+        """South accepts what north proposed, and north fetches the signature; its digest."""
+        sha256 = self.stored("north").list()[0].sha256.hex()
+        run("accept", sha256[:12], "--yes", "--config", self.south)
+        run("send", sha256[:12], "--config", self.north)
+        return sha256
+
     def propose(self, **changes) -> str:
         """North proposes it; its digest."""
         file = self.anchored(**changes)

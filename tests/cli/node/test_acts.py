@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
-from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model import library
 from ddib_fed.trust import pki
 from ddib_fed.trust.audit.verification import verify
 from tests.cli.node.test_peer import exported, set_up
-from tests.node.tiny_nodes import make_config, manifest, save_model, state
 
 ALICE = "spiffe://north.example/client/alice"
 
@@ -129,41 +125,3 @@ def test_without_its_line_an_act_is_not_done(north: Path, south: Path, what: str
     assert "audit.jsonl" in capsys.readouterr().err
     assert (config.paths.peers / "south.example.json").exists() == (what == "remove")
     assert not (config.paths.pki / "withdrawn.txt").exists()
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> tuple[Path, str, str]:
-    """A node that does not run, with a model; the digest of it, and that of another in the folder `next`."""
-    config = make_config(tmp_path / "north", "north.example", "source")
-    save_bundle(tmp_path / "next", manifest("next"), state())
-    return config.path, save_model(config).digest, load_bundle(tmp_path / "next").digest
-
-
-def test_models_are_installed_activated_and_rolled_back_with_their_lines(models, tmp_path: Path) -> None:
-    """Of a node that does not run; installing what is there changes nothing, and has none."""
-    north, first, second = models
-    config = ["--config", str(north)]
-    for _ in range(2):
-        assert run(["model", "install", str(tmp_path / "next"), *config]) == 0
-    assert run(["model", "activate", second[:12], *config]) == 0
-    assert run(["model", "rollback", *config]) == 0
-    keys = ("act", "sha256", "before", "from_next_start")
-    assert [tuple(each.get(key) for key in keys) for each in records(north)] == [
-        ("model_installed", second, None, None),
-        ("model_activated", second, first, True),
-        ("model_activated", first, second, True),
-    ]
-
-
-def test_without_its_line_no_model_is_installed_or_chosen(models, tmp_path: Path) -> None:
-    """The log cannot be written."""
-    north, first, second = models
-    config, paths = ["--config", str(north)], NodeConfig.load(north).paths
-    assert run(["model", "install", str(tmp_path / "next"), *config]) == 0
-    paths.audit.unlink()
-    paths.audit.mkdir()
-    assert run(["model", "activate", second, *config]) != 0
-    assert library.active_digest(NodeConfig.load(north)) == first
-    shutil.rmtree(paths.models)
-    assert run(["model", "install", str(tmp_path / "next"), *config]) != 0
-    assert library.installed(NodeConfig.load(north)) == []

@@ -46,7 +46,7 @@ def config_path(tmp_path):
 def admin(config_path):
     from ddib_fed.node.config import NodeConfig
 
-    servicer = AdminServicer(answer, lambda: ["added peer west.example"], lambda: 2, workers, str)
+    servicer = AdminServicer(answer, lambda: ["added peer west.example"], lambda: 2, workers)
     server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
     yield config_path
     server.stop(None).wait()

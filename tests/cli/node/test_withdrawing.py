@@ -32,9 +32,7 @@ def node(north):
         config.paths.peers, own_institution=config.node.institution, pki_folder=config.paths.pki
     )
     store.snapshot()
-    servicer = AdminServicer(
-        pb.StatusResponse, lambda: list(store.reload()), lambda: 0, pb.WorkersResponse, str
-    )
+    servicer = AdminServicer(pb.StatusResponse, lambda: list(store.reload()), lambda: 0, pb.WorkersResponse)
     server = serve_admin(config.paths.admin_socket, servicer, [])
     yield store
     server.stop(None).wait()

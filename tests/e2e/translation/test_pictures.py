@@ -239,36 +239,6 @@ def test_a_picture_of_another_kind_fails_alone(studio: Studio) -> None:
     assert found.items[1].failure.reason == "LATENT_NOT_GAUSSIAN"
 
 
-def test_a_result_that_is_nearly_a_training_picture_of_the_target_fails_alone(
-    studio: Studio, tmp_path: Path
-) -> None:
-    """South learns from a reload which pictures it was trained on; the remedy of both sides can be typed."""
-    south, indexes = studio.pair.south, studio.pair.south.folder / "indexes"
-    known = decode_image((studio.out / "Ada-png.png").read_bytes()).pixels[..., 0] / 65535 * 2 - 1
-    training = tmp_path / "training"
-    training.mkdir()
-    for number, picture in enumerate([known, *(noise(seed=seed) for seed in range(20, 28))]):
-        np.save(training / f"{number}.npy", (picture * 1500 + 500).astype(np.float32))
-    made = ddib("privacy", "index", "--model", south.folder / "model", "--training", training,
-                "--threshold", 0.05, "--out", indexes)  # fmt: skip
-    assert f'[policy] memorised = "{indexes}"' in made
-    south.edit('# memorised = ""', 'memorised = "indexes"')
-    assert "no copies of 9 training pictures" in ddib("reload", "--config", south.config_path)
-    try:
-        with pytest.raises(JobFailed, match=r"1 of 4 items .* \(MEMORISED\)") as failed:
-            studio.translate(out=tmp_path / "out")
-    finally:
-        south.edit('memorised = "indexes"', '# memorised = ""')
-        ddib("reload", "--config", south.config_path)
-    assert {path.stem for path in (tmp_path / "out").glob("Ada*.png")} == {"Ada-jpeg", "Ada-tiff", "Ada-npy"}
-    assert failed.value.hop == "source north.example -> south.example"
-    assert failed.value.hint.startswith("ddib job show ")
-    shown = ddib(*failed.value.hint.split()[1:], "--profile", studio.pair.profile)
-    assert "does not give out (MEMORISED) at south.example" in shown
-    acts = [json.loads(line) for line in south.config.paths.audit.read_text().splitlines()]
-    assert [each["reason"] for each in acts if each["act"] == "output_refused"] == ["MEMORISED"]
-
-
 def test_the_softening_key_is_the_owners_alone(studio: Studio) -> None:
     """Made at the first start, on both sides, and not the same."""
     keys = [node.config.paths.softening_key for node in (studio.pair.north, studio.pair.south)]

@@ -42,13 +42,8 @@ class Node:
             raise self.failure
         return pb.WorkersResponse(executor="processes", wanted=count, problem="x" * 10_000)
 
-    def activate(self, digest: str) -> str:
-        if self.failure is not None:
-            raise self.failure
-        return "0" * len(digest)
-
     def serve(self, config):
-        servicer = AdminServicer(self.status, self.reload, lambda: 3, self.workers, self.activate)
+        servicer = AdminServicer(self.status, self.reload, lambda: 3, self.workers)
         return serve_admin(config.paths.admin_socket, servicer, [ErrorInterceptor("north.example")])
 
 
@@ -77,7 +72,6 @@ def test_the_client_gets_what_the_node_says(node, config) -> None:
     assert client.reload() == ["added peer south.example"]
     assert client.drain() == 3
     assert client.workers(5).wanted == 5
-    assert client.activate("f" * 64) == "0" * 64
     assert client.reload_if_running() == ["added peer south.example"]
 
 

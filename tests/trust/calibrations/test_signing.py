@@ -233,8 +233,8 @@ def test_an_altered_file_is_not_found(pair, tmp_path) -> None:
 
 def test_a_store_is_bounded(pair, tmp_path, monkeypatch) -> None:
     """A peer cannot fill the disk with proposals."""
-    monkeypatch.setattr(calibration_store, "MAX_STORED", 1)
+    monkeypatch.setattr(calibration_store, "MAX_OF_PEER", 1)
     store = CalibrationStore(tmp_path)
     store.add(pair.signed(calibration()))
-    with pytest.raises(ExhaustedError, match="holds 1 calibrations"):
+    with pytest.raises(ExhaustedError, match=r"1 calibrations between north\.example and south\.example"):
         store.add(pair.signed(calibration(expires=pair.now + DAY)))

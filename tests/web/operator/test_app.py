@@ -46,7 +46,7 @@ def running(config: NodeConfig) -> Iterator[pb.StatusResponse]:
         institution="south.example", identity="spiffe://south.example/node/node-1", address="south:7",
         problem="<script>alert(1)</script> does not answer\u202e", failed=1e9,
     )  # fmt: skip
-    servicer = AdminServicer(lambda: status, list, lambda: 0, lambda _: pb.WorkersResponse(), str)
+    servicer = AdminServicer(lambda: status, list, lambda: 0, lambda _: pb.WorkersResponse())
     server = serve_admin(config.paths.admin_socket, servicer, [])
     yield status
     server.stop(None).wait()

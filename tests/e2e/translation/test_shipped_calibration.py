@@ -1,0 +1,43 @@
+"""The model that ships with a calibration translates between two nodes: proposed, signed by both, used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.files import copy_folder
+from ddib_fed.models.shipped import pretrained
+from tests.cli.calibrate.operators import Operators, run
+from tests.e2e.two_nodes import TwoNodes
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[3]
+MODELS = {"north": "satellite-as-relief", "south": "relief"}
+
+
+@pytest.fixture
+def both(tmp_path: Path):
+    nodes = TwoNodes(tmp_path, *map(pretrained, MODELS.values()), calibration='["colour-map"]')
+    for at, name in MODELS.items():
+        copy_folder(ROOT / "ddib_fed/models/pretrained" / name, tmp_path / at / "model")
+    yield Operators(nodes, tmp_path)
+    nodes.close()
+
+
+def test_a_calibration_in_a_file_is_signed_by_both_and_used(both: Operators) -> None:
+    """Nothing of south crossed for it, which the record says; south's operator sees where it comes from, and signs."""
+    said = run(
+        "--peer", "south.example/relief", "--from", "satellite-as-relief", "--yes", "--config", both.north
+    )
+    assert "nothing but the calibration itself" in said
+    assert "was not south.example's" in said
+    sha256 = both.agree()
+    for at in ("north", "south"):
+        (stored,) = both.stored(at).list()
+        made = stored.signed.calibration.made
+        assert stored.signed.complete
+        assert (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None)
+    picture = min((ROOT / "docs/images/satellite").glob("*.png"))
+    results = both.nodes.results(both.nodes.submit(picture))
+    assert results[0].provenance.calibration_sha256 == sha256

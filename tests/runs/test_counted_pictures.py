@@ -1,0 +1,145 @@
+"""What an aggregate counts: replacing the content of one picture, or group, moves it by no more than is stated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddib_fed.bridge.calibration.aggregates import QUANTUM
+from ddib_fed.errors import ImageUnreadable, InputError, UsageError
+from ddib_fed.runs.calibration.pictures import count_pictures
+from ddib_fed.samples.images import encode_png
+from tests.runs.tiny_models import tiny
+
+SIZE = 4
+RELIEF = tiny("relief", channels=3, size=SIZE)
+
+
+def picture(rng: np.random.Generator, *, size: int = SIZE) -> bytes:
+    """Pixels around one colour."""
+    colour = rng.integers(0, 256, 3)
+    return encode_png(np.clip(colour + rng.integers(-9, 10, (size, size, 3)), 0, 255).astype(np.uint8))
+
+
+def replaced(rng: np.random.Generator, other: Path) -> bytes:
+    """Another picture, a blank one, one of another size or scale, a copy of a neighbour, or no picture at all."""
+    blank = encode_png(np.full((SIZE, SIZE, 3), rng.choice([0, 255]), np.uint8))
+    deep = encode_png(np.full((SIZE, SIZE, 1), 60_000, np.uint16))
+    choices = (
+        picture(rng),
+        picture(rng),
+        blank,
+        picture(rng, size=7),
+        deep,
+        other.read_bytes(),
+        blank[:40],
+        b"no picture",
+    )
+    return choices[rng.integers(len(choices))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("files", "groups", "at_most", "replacements"),
+    [
+        (230, None, 4_000, 90),
+        (667, None, 300, 80),
+        (300, 200, 4_000, 23),
+        (8_890, None, 4_000, 4),
+        (4_400, None, 1_000_000, 3),
+    ],
+)
+def test_one_file_moves_the_histogram_by_no_more_than_is_stated(
+    tmp_path: Path, files: int, groups: int | None, at_most: int, replacements: int
+) -> None:
+    """Neither what is counted, nor M, nor anybody else's part follows from its pixels: 200 replacements in all."""
+    rng = np.random.default_rng(files)
+    paths = [tmp_path / (f"g{i % groups:03}/{i:05}.png" if groups else f"{i:05}.png") for i in range(files)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture(rng))
+
+    def counted():
+        group_by = None if groups is None else "folder"
+        return count_pictures(RELIEF, str(tmp_path), epsilon=1.0, at_most=at_most, group_by=group_by)
+
+    before = counted()
+    units = groups or files
+    assert before.units == min(units, at_most)
+    published = before.noised(1.0, 1e-5)
+    assert (published.counted, published.unit) == (before.units, "group" if groups else "picture")
+    stated, moves = math.sqrt(2) / published.counted, []
+    for _ in range(replacements):
+        which, other = rng.choice(files, 2, replace=False)
+        # All that belong to one unit are replaced together.
+        unit = [path for path in paths if groups and path.parent == paths[which].parent] or [paths[which]]
+        kept = {path: path.read_bytes() for path in unit}
+        for path in unit:
+            path.write_bytes(replaced(rng, paths[other]))
+        after = counted()
+        for path, content in kept.items():
+            path.write_bytes(content)
+        assert after.units == before.units
+        assert after.cells == before.cells
+        moves.append(float(np.linalg.norm(after.shares - before.shares)))
+    assert max(moves) <= stated * (1 + 1e-9)
+    assert max(moves) > stated / 2
+
+
+def test_what_is_published_is_the_histogram_of_every_file(tmp_path: Path) -> None:
+    """No file is held out, and of a hundred thousandth of each share nothing but the noise is added."""
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        (tmp_path / f"{i:03}.png").write_bytes(encode_png(np.full((SIZE, SIZE, 3), 255 * (i % 2), np.uint8)))
+    found = count_pictures(RELIEF, str(tmp_path), epsilon=1.0)
+    assert np.isclose(sorted(found.shares.ravel())[-2:], 0.5).all()
+    made = found.noised(8.0, 1e-3, rng)
+    assert np.abs(made.shares - found.shares).max() < 6 * made.sigma + QUANTUM
+
+
+def test_groups_are_named_by_the_first_folder_or_by_a_pattern(tmp_path: Path) -> None:
+    """A group counts once, whatever the number of its pictures; a file in no group is refused, and not read."""
+    for i in range(210):
+        for k in range(1 + i % 3):
+            path = tmp_path / f"patient-{i:03}" / "scan" / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(np.full((SIZE, SIZE, 3), 255 * (i == 0), np.uint8)))
+    for group_by in ("folder", "patient-[0-9]+", "patient-([0-9]{3})/scan"):
+        found = count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by=group_by)
+        assert (found.units, found.unit) == (210, "group")
+        assert np.allclose(sorted(found.shares.ravel())[-2:], [1 / 210, 209 / 210])
+    with pytest.raises(InputError, match="at least 200 groups, and there are 3"):
+        count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by="/([0-2]).png")
+    (tmp_path / "alone.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"alone\.png lies in no group"):
+        count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by="folder")
+    with pytest.raises(UsageError, match="no regular expression"):
+        count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by="(")
+
+
+def test_the_operator_is_told_what_does_not_count(tmp_path: Path) -> None:
+    """Files that cannot be used, by name and reason; files of other names; and that not all are counted."""
+    rng = np.random.default_rng(1)
+    for i in range(250):
+        (tmp_path / f"{i:03}.png").write_bytes(picture(rng))
+    (tmp_path / "007.png").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("")
+    found = count_pictures(RELIEF, str(tmp_path), epsilon=1.0)
+    told = "\n".join(found.notes)
+    assert found.units == 250
+    assert np.isclose(found.shares.sum(), 249 / 250)
+    assert "1 files, which count with no colour: " in told
+    assert "007.png" in told
+    assert "1 files whose names do not end as a picture's" in told
+    few = count_pictures(RELIEF, str(tmp_path), epsilon=1.0, at_most=200)
+    assert (
+        "200 of 250 pictures, evenly spaced by name; ddib calibrate publish --at-most 250 counts all"
+        in few.notes[0]
+    )
+    for i in range(30):
+        (tmp_path / f"{i:03}.png").write_bytes(b"no picture")
+    with pytest.raises(ImageUnreadable, match="30 of 250 pictures cannot be used"):
+        count_pictures(RELIEF, str(tmp_path), epsilon=1.0)
