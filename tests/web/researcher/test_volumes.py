@@ -13,6 +13,7 @@ import pytest
 
 from ddib_fed.errors import PictureMisfit
 from ddib_fed.samples.images import decode_image, encode_png
+from ddib_fed.v1 import translation_pb2 as pb
 from tests.cli.client.test_study_runs import in_memory
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.dicom.files import write_series
@@ -125,7 +126,6 @@ def test_the_plane_and_the_rule_are_those_that_were_asked(drop, finished, tmp_pa
 def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) -> None:
     """Its tiles are counted; then there is one result, of the map's size; and the map keeps its place on the earth."""
     from ddib_fed.v1 import common_pb2
-    from ddib_fed.v1 import translation_pb2 as pb
 
     north.script.listed = pb.ListDomainsResponse(
         institution="north.example",
@@ -280,3 +280,28 @@ def test_one_series_is_in_memory_at_a_time(drop, finished, north, tmp_path: Path
     state = ended(finished(target=TARGET))
     assert [each["said"][0][:6] for each in state["studies"]] == ["1 of 2"] * 3
     assert found == [before + 1] * 3
+
+
+def test_a_picture_larger_than_a_model_of_parts_is_one_file_in_tiles(
+    drop, finished, north, tmp_path: Path
+) -> None:
+    """Under the name that the person knows; the page shows it whole."""
+    north.script.most_items = 0
+    north.script.listed = pb.ListDomainsResponse(
+        institution="north.example",
+        domain="maps",
+        sample_kind="SAMPLE_KIND_PICTURE",
+        sample_shape=[3, 8, 8],
+        tiles=True,
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 20, 3)).astype(np.uint8)
+    (tmp_path / "coast.png").write_bytes(encode_png(pixels))
+    drop(tmp_path / "coast.png")
+    state = ended(finished(target=TARGET))
+    assert state["error"] is None
+    assert (state["here"], state["files"]) == (1, 1)
+    assert [(each["kind"], each["planes"]) for each in state["studies"]] == [("picture in tiles", 12)]
+    (folder,) = (tmp_path / "out").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["coast.json", "coast.png"]
+    made = decode_image((folder / "coast.png").read_bytes()).pixels
+    assert np.abs(made.astype(int) - (255 - pixels)).max() <= 1
