@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
 from typing import Final
 
 CONFIG_VARIABLE: Final = "DDIB_CONFIG"
@@ -41,6 +43,36 @@ def size_from(text: str) -> tuple[int, int]:
     if found is None:
         raise ValueError(f"{text!a} is no size: write HEIGHTxWIDTH in pixels, e.g. 700x150")
     return int(found[1]), int(found[2])
+
+
+def names_apart(
+    files: Sequence[str],
+    made: Callable[[str], Iterable[str]] = lambda name: (name,),
+    taken: Iterable[str] = (),
+) -> list[str]:
+    """What the results of files are called: the file's name without its suffix, or ``scan-png`` where that would clash.
+
+    Names clash when two files would have a result of one name. Case is folded: some file systems do not tell A from a.
+
+    Args:
+        files: Names or relative paths.
+        made: The file names of all results under a name.
+        taken: File names of other results.
+    """
+    whole: set[int] = set()
+    others = Counter({each.casefold() for each in taken})
+    while True:
+        names = [
+            stem + PurePath(file).suffix.replace(".", "-") if number in whole else stem
+            for number, file in enumerate(files)
+            for stem in [file.removesuffix(PurePath(file).suffix)]
+        ]
+        results = [{each.casefold() for each in made(name)} for name in names]
+        times = others + Counter(each for found in results for each in found)
+        clashing = {number for number, found in enumerate(results) if any(times[each] > 1 for each in found)}
+        if clashing <= whole:  # what is left has one file name in two folders
+            return names
+        whole |= clashing
 
 
 def is_label(text: str) -> bool:

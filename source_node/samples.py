@@ -22,7 +22,7 @@ from ddib_fed.bridge.records.translation_record import CycleError, PictureFigure
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.files import parse_json
-from ddib_fed.metrics.pictures import given_figures, output_terms, psnr
+from ddib_fed.metrics.pictures import given_figures, output_terms, own_size_error, psnr
 from ddib_fed.metrics.pictures import mse as picture_mse
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.metrics.structure import doubtful, expected, structure
@@ -41,7 +41,7 @@ from ddib_fed.node.model.pictures import (
     write_translation,
 )
 from ddib_fed.samples.fitting import output_bytes
-from ddib_fed.samples.images import Geometry
+from ddib_fed.samples.images import Geometry, decode_image
 from ddib_fed.samples.kinds import picture_for_points, refuse_picture
 from ddib_fed.samples.picture_memory import cost_of, fixed_bytes, memory_of
 from ddib_fed.samples.points import parse_npy, read_header, to_npy
@@ -69,6 +69,11 @@ class Given:
     original: Array
     picture: PictureFigures | None = None
     model_size: bool = False
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether results have another size than what was translated."""
+        return self.picture is not None and self.picture.fitted_height is not None
 
     @property
     def geometry(self) -> Geometry:
@@ -201,6 +206,13 @@ class Samples(Protocol):
     def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
         """What came back over the cycle, as the client gets it, and how far it is from what was given."""
 
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
+        """Figures of the round trip of a fitted picture at its own size; `content` is the client's file.
+
+        Raises:
+            InputError: As `read`.
+        """
+
     def source(self, given: Given) -> Result:
         """The samples that were given, as a file of the model's size."""
 
@@ -274,6 +286,10 @@ class PointSamples:
     def source(self, given: Given) -> Result:
         """See `Samples`."""
         return Result(to_npy(given.samples), {})
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:  # noqa: ARG002
+        """See `Samples`; points have no size."""
+        return {}
 
     def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
         """See `Samples`."""
@@ -392,6 +408,10 @@ class PictureSamples:
             "cycle_psnr": float(psnr(written, given.original)[0]),
         }
         return Result(write_own(back.samples, self._rule, given.geometry), {"picture": figures})
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
+        """See `Samples`."""
+        return own_size_error(back.samples[0], self._rule, decode_image(content, self._limits))
 
 
 def samples_of(engine: ServingParty, limits: LimitsSection) -> Samples:

@@ -90,7 +90,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             sample_shape=own.sample_shape,
             classes=own.classes,
             class_names=own.class_names,
+            tiles=self._node.translates_in_tiles,
         )
+        if request.own_alone:
+            return answer
         institutions = sorted(peer.institution for peer in self._node.peers.list())
         if not self._listings.acquire(blocking=False):
             raise TooManyStreams(

@@ -93,6 +93,8 @@ class Translated:
         record = self.record
         size = " x ".join(map(str, self.array.shape[: 1 if record.picture is None else 2]))
         parts = [f"{size} {'points' if record.picture is None else 'picture'}"]
+        if record.picture is not None and record.picture.lost:
+            parts.append(record.picture.lost)
         if record.picture is not None and record.picture.cycle_psnr is not None:
             parts.append(f"round trip {record.picture.cycle_psnr:.1f} dB")
         if record.cycle is not None:

@@ -121,13 +121,13 @@ class Client:
         """Who the client is."""
         return self._connection.profile
 
-    def domains(self) -> Domains:
-        """The node's own domain and those it can translate to.
+    def domains(self, *, own_alone: bool = False) -> Domains:
+        """The node's own domain and those it can translate to; or its own alone, for which it asks no peer.
 
         Raises:
             DdibError: The node refuses or cannot be reached.
         """
-        request = pb.ListDomainsRequest()
+        request = pb.ListDomainsRequest(own_alone=own_alone)
         return domains_view(self._connection.call(lambda stub: stub.ListDomains(request, timeout=CALL_S)))
 
     def submit(

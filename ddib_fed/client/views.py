@@ -70,6 +70,7 @@ class Domains:
     targets: tuple[Domain, ...]
     classes: int = 0
     class_names: tuple[str, ...] = ()
+    tiles: bool = False
 
 
 @dataclass(frozen=True, slots=True)

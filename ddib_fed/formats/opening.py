@@ -24,6 +24,7 @@ _READERS: Final[
 ] = {
     Format.NIFTI: (nifti_origin, read_nifti),
     Format.PICTURE: (picture_origin, read_picture),
+    Format.LARGER: (picture_origin, read_picture),
     Format.MAP: (geotiff_origin, read_geotiff),
 }
 
@@ -77,8 +78,8 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
     if slices:
         with _collected(slices[0], bad):
             take(find_dicom(slices[0], slices, None, options))
-    _require_names(unread)
-    return Choice(Studies(unread), found.plain, found.beside, ignored)
+    named = _named_apart(unread)
+    return Choice(Studies(named), found.plain, found.beside, ignored)
 
 
 def _of_file(sighting: Sighting, options: Options) -> Unread:
@@ -116,14 +117,20 @@ def _set_aside(found: Sequence[tuple[Path, DdibError]], bad: Bad | None) -> None
             raise error
 
 
-def _require_names(unread: Sequence[Unread]) -> None:
-    """Return if all results have different names.
+def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
+    """The same with different names for all results: of files that differ in their suffix alone with the suffix.
 
     Raises:
-        UsageError: They have not.
+        UsageError: Two have one name all the same.
     """
+
+    times = Counter(each.origin.name.casefold() for each in unread)
+    named = []
+    for each in unread:
+        alone = times[each.origin.name.casefold()] == 1
+        named.append(each if alone else each.renamed(each.origin.name + each.origin.suffix.replace(".", "-")))
     taken: dict[str, Path] = {}
-    for origin in (each.origin for each in unread):
+    for origin in (each.origin for each in named):
         first = taken.setdefault(origin.name, origin.given)
         if first is not origin.given:
             raise UsageError(
@@ -131,3 +138,4 @@ def _require_names(unread: Sequence[Unread]) -> None:
                 hop="client",
                 hint="give their common parent folder, or rename one of them",
             )
+    return named

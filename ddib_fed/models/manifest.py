@@ -48,12 +48,15 @@ class PictureFormat(_Frozen):
         low: Raw value that becomes -1.
         high: Raw value that becomes 1.
         bits: Of the files written.
+        tiles: Whether its pictures are parts of larger ones at one scale, as of a map: then a larger picture is
+            translated in tiles of the model's size, and not fitted as a whole.
     """
 
     fit: Literal["pad", "crop", "resize"] = "resize"
     low: FiniteFloat = 0.0
     high: FiniteFloat = 255.0
     bits: Literal[8, 16] = 8
+    tiles: bool = False
 
     @model_validator(mode="after")
     def _rises(self) -> PictureFormat:
@@ -330,6 +333,8 @@ class Manifest(_Frozen):
         fields["normalisation"] = self.normalisation.fields()
         if self.structure is not None and self.structure.agreement is None:
             del fields["structure"]["agreement"]  # digests of earlier bundles stay
+        if self.picture is not None and not self.picture.tiles:
+            del fields["picture"]["tiles"]
         later = type(self).model_fields
         return {
             key: value

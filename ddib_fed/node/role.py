@@ -29,7 +29,7 @@ from ddib_fed.telemetry.tracing import OFF, Tracing
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.wire.contracts.contract import ContractSide
+from ddib_fed.wire.contracts.contract import REFUSE, ContractSide
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
 
 
@@ -183,6 +183,12 @@ class NodeContext:
     def weight_of(self, institution: str) -> float:
         """The share of the engine that work for an institution has beside others."""
         return self.config.policy.weights.get(institution, 1.0)
+
+    @property
+    def translates_in_tiles(self) -> bool:
+        """Whether clients are to cut pictures that are larger than the model's, instead of having them fitted."""
+        picture = self.running_engine.model.bundle.manifest.picture
+        return picture is not None and picture.tiles and self.config.policy.size_rule != REFUSE
 
     @property
     def size_rule(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ddib_fed.bridge.records.translation_record import FolderRun, PictureFigures, Translation
+from ddib_fed.bridge.records.translation_record import FolderRun, PictureFigures, Translation, fitted_line
 from ddib_fed.errors import FileMissing, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.files import read_json, write_file, write_json
 from ddib_fed.metrics.pictures import picture_rule, spread
@@ -109,6 +109,7 @@ def finish(
         "latent": _latents(records),
         "structure": _structure(records, thresholds),
         "range": _ranges(records, settled.source),
+        "fitted": fitted_line([(record.input, record) for record in records]),
         "pictures": [path.relative_to(out).as_posix() for path in paths],
     }
     if recipe.cycle:

@@ -62,6 +62,14 @@ def resize(image: Any, height: int, width: int, *, box: bool = False) -> Any:
     return image if image.size == (width, height) else image.resize((width, height), resample=kind)
 
 
+def resize_rows(image: Any, height: int, width: int, start: int, stop: int) -> Any:
+    """The rows from `start` to `stop` of `resize(image, height, width)`, but for its rounding."""
+    from PIL import Image
+
+    box = (0.0, start * image.height / height, float(image.width), stop * image.height / height)
+    return image.resize((width, stop - start), resample=Image.Resampling.BICUBIC, box=box)
+
+
 def resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int) -> int:
     """Bytes needed at most for a plane (H, W) and its resizing: the plane, the intermediate one, the result.
 

@@ -51,7 +51,7 @@ def test_a_map_comes_back_where_it_was(driver, tmp_path):
     path = write_map(tmp_path / "map.tif", SMOOTH, driver=driver)
     study = only(path, tile=(32, 32))
     require_pixels_alone(study)
-    assert len(list(study.items())) == len(study.grid) > 20
+    assert len(list(study.items())) == len(study.tiles.grid) > 20
     made = study.assemble(echo(study))
     profile, values, _, tags = opened(made.files["map.tif"])
     assert np.abs(values.astype(int) - SMOOTH).max() <= 1
@@ -61,16 +61,6 @@ def test_a_map_comes_back_where_it_was(driver, tmp_path):
     assert b"Lovelace" not in made.files["map.tif"]
     assert made.report["seams"]["translation"] == pytest.approx(made.report["seams"]["source"], rel=0.05)
     assert made.report["geometry"]["crs"] == "EPSG:32633"
-
-
-def test_tiles_of_other_brightness_leave_no_seams(tmp_path):
-    """Every tile comes back with an offset of its own."""
-    study = only(write_map(tmp_path / "map.tif", SMOOTH), tile=(32, 32))
-    generator = np.random.default_rng(0)
-    made = study.assemble(echo(study, change=lambda n: (n / 2 + 60 + generator.normal(0, 8)).clip(0, 255)))
-    seams = made.report["seams"]
-    assert seams["translation"] < 1.15 * seams["source"]
-    assert made.report["tiles"]["largest_offset"] > 5
 
 
 def test_without_tiles_the_map_is_one_item(tmp_path):
@@ -86,7 +76,7 @@ def test_holes_are_filled_for_the_model_and_stay_holes(tmp_path):
     holed = np.where(mask, SMOOTH, 0).astype(np.uint8)
     study = only(write_map(tmp_path / "map.tif", holed, mask=mask), tile=(32, 32))
     assert len(study.sent) < study.planes
-    assert study.numbers[:45, 60:].min() > 0
+    assert study.tiles.numbers[:45, 60:].min() > 0
     _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
     np.testing.assert_array_equal(valid, mask > 0)
 

@@ -62,7 +62,7 @@ def translate(
     """Translate a folder of pictures, or one picture: `ddib bridge translate` and `ddib bridge cycle`."""
     from ddib_fed.bridge.sharding import parse_devices
     from ddib_fed.runs.picture_report import read_thresholds
-    from ddib_fed.runs.picture_run import own_scene, run
+    from ddib_fed.runs.picture_run import own_scene, run, usual_scene
 
     if folder is None:
         raise UsageError(
@@ -77,8 +77,10 @@ def translate(
     thresholds = read_thresholds(given["thresholds"]) if given["thresholds"] is not None else None
     found = _found(folder, recipe, given)
     _name_bad(found)
-    if given["scene"] is not None:
-        recipe = replace(recipe, scene=own_scene(found) if given["scene"] == "own" else given["scene"])
+    scene = own_scene(found) if given["scene"] == "own" else given["scene"]
+    if scene is None and given["pairs"] is None:
+        scene = usual_scene(found, manifest_of(source), recipe.settings)
+    recipe = replace(recipe, scene=scene)
     with bar("translating") as show:
         report = run(
             recipe,
@@ -322,7 +324,8 @@ def _name_bad(found: Found) -> None:
 
 def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
     before = report["count"] - report["computed_now"]
-    text = {"pictures": f"{report['count']}" + (f" ({before} were there)" if before else "")}
+    text = {"size": f"{report['fitted']} (--scene own keeps it)"} if report["fitted"] else {}
+    text["pictures"] = f"{report['count']}" + (f" ({before} were there)" if before else "")
     if report["bad"]:
         text["left out"] = f"{len(report['bad'])} that cannot be used"
     if (span := report["range"])["clipped"]:
@@ -345,9 +348,7 @@ def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
         text["doubtful"] = f"{report['doubtful']} pictures, framed in the sheet"
     if "cycle_psnr" in report:
         cycled = report["cycle_psnr"]
-        text["cycle"] = (
-            f"PSNR {cycled['median']:.1f} dB (median), {cycled['min']:.1f} dB (least), at the models' size"
-        )
+        text["cycle"] = f"PSNR {cycled['median']:.1f} dB (median), {cycled['min']:.1f} dB (least)"
     if "uncertainty" in report:
         text["uncertainty"] = f"{report['uncertainty']['median']:.4f} (median of the maps' means, in [-1, 1])"
     text["cost"] = f"{report['seconds']:.1f} s"

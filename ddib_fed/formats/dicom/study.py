@@ -26,12 +26,10 @@ class DicomStudy(FromOrigin):
     Attributes:
         series: Its headers.
         slices: What is sent.
-        fill_refused: Whether slices that were refused are written as background.
     """
 
     series: Series
     slices: Slices
-    fill_refused: bool = False
 
     @property
     def kind(self) -> str:
@@ -111,7 +109,7 @@ def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: O
         given: What was named, for messages.
         files: DICOM files.
         root: The folder below which they were found; None for files that were given one by one.
-        options: Rule of intensity, and what becomes of refused slices.
+        options: Rule of intensity.
 
     Raises:
         ImageUnreadable: No file is a picture or a damaged picture.
@@ -152,7 +150,7 @@ def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Opt
     Args:
         origin: Of the study.
         members: Path and header (`series.SORTED_BY`) of each file.
-        options: Rule of intensity, and what becomes of refused slices.
+        options: Rule of intensity.
 
     Raises:
         ImageUnreadable: A file cannot be read, or shows nothing.
@@ -166,7 +164,7 @@ def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Opt
         slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{origin.called}: {error.detail}", hop="client", hint=error.hint) from error
-    return DicomStudy(origin, series, slices, options.fill_refused)
+    return DicomStudy(origin, series, slices)
 
 
 def _require_units(called: str, series: Series, rule: Rule) -> None:

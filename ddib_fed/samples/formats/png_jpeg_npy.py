@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddib_fed.errors import ImageUnreadable, PointsUnreadable
+from ddib_fed.errors import ImageTooLarge, ImageUnreadable, PointsUnreadable
 from ddib_fed.samples.formats.decoded import ImageLimits, Pixels, flatten, settle, too_many_frames, upright
 from ddib_fed.samples.formats.libtiff import silence_libtiff
 from ddib_fed.samples.points import Header, read_header
@@ -180,13 +180,23 @@ def _npy_header(content: bytes) -> tuple[Header, int, bool]:
 
 
 def open_pillow(content: bytes, format_name: str) -> Any:
-    """The picture, opened but not decoded, as this format only: no other decoder of Pillow can be reached."""
+    """The picture, opened but not decoded, as this format only: no other decoder of Pillow can be reached.
+
+    Raises:
+        ImageTooLarge: It has more pixels than Pillow reads.
+    """
     from PIL import Image
 
     if format_name == "TIFF":
         silence_libtiff()
     Image.core.set_block_size(PILLOW_BLOCK)  # type: ignore[attr-defined]  # as PILLOW_BLOCK_SIZE does
-    return Image.open(io.BytesIO(content), formats=[format_name])
+    try:
+        return Image.open(io.BytesIO(content), formats=[format_name])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        pixels, limit = re.findall(r"\d+", str(error))[:2]
+        raise ImageTooLarge(
+            f"{pixels} pixels, {limit} are the limit", facts={"pixels": pixels, "limit_pixels": limit}
+        ) from error
 
 
 def pillow_pixels(image: Any, background: str) -> Pixels:

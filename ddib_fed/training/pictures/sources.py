@@ -129,7 +129,9 @@ def shipped_source(name: str) -> PictureSource:
         ExtraMissing: The package that carries its pictures is not installed.
     """
     pictures = load_shipped(name)
-    return array_source(name, pictures.train, pictures.held_out, note=data_note(pictures.domain))
+    domain = pictures.domain
+    form = PictureFormat(tiles=bool(domain.map))  # crops of a map are parts of it, sheets of a head are whole
+    return array_source(name, pictures.train, pictures.held_out, picture=form, note=data_note(domain))
 
 
 def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalisation:

@@ -133,6 +133,8 @@ def figures_in_words(record: Translation) -> list[tuple[str, str]]:
     """Names and values, for a list of definitions."""
     found: list[tuple[str, str]] = []
     picture, cycle = record.picture, record.cycle
+    if picture is not None and picture.lost:
+        found.append(("Not at its own size", f"it {picture.lost}"))
     if picture is not None and picture.cycle_psnr is not None:
         found.append(("Round trip", f"{picture.cycle_psnr:.1f} dB (higher is better)"))
     if picture is not None and picture.edge_correlation is not None:

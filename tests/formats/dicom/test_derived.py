@@ -96,8 +96,7 @@ def test_a_picture_that_was_derived_before_keeps_its_history(tmp_path):
 
 def test_another_request_is_another_series(ct):
     found = results(ct, scale=HOUNSFIELD)
-    png, record = found[0]
-    found[0] = (png, record.with_(latent_sha256="ee" * 32))
+    found[0] = found[0]._replace(record=found[0].record.with_(latent_sha256="ee" * 32))
     one, two = (datasets(ct.assemble(t))[1] for t in (echo(ct, scale=HOUNSFIELD), Translated.of(found)))
     assert one.SOPInstanceUID != two.SOPInstanceUID
 

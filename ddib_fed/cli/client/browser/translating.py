@@ -91,8 +91,7 @@ class Translating:
 
     def _run(self) -> None:
         split_target(self.asked.target)
-        plain = [each for each in self.given if not each.is_study]
-        studies, failed = self._opened()
+        studies, failed, plain = self._opened()
         total = len(studies) + len(failed) + len(plain)
         labels = self._labels(studies.origins)
 
@@ -103,7 +102,8 @@ class Translating:
 
         seen, unreadable = look_at_each(studies.origins, look)
         failed += [(labels[at], error) for at, error in unreadable.items()]
-        self.watcher.opened([*seen.values()], sum(each.items for each in seen.values()) + len(plain))
+        items = sum(each.items for each in seen.values()) + len(plain)
+        self.watcher.opened([*seen.values()], items, total)
         for number, (at, each) in enumerate(seen.items()):
             self._check_stopped()
             try:
@@ -133,25 +133,26 @@ class Translating:
             f"{len(failed):,} of {total:,} were not translated", hint="; ".join([*steps][:_STEPS])
         )
 
-    def _opened(self) -> tuple[Studies, list[tuple[str, DdibError]]]:
-        """The series, volumes and maps, none of them read yet; and of what none can be made, with the reason."""
-        paths = [each.path for each in self.given if each.is_study]
-        if not paths:
-            return Studies(), []
+    def _opened(self) -> tuple[Studies, list[tuple[str, DdibError]], list[desk.Given]]:
+        """What is translated in items, none of it read yet; of what none can be made, with the reason; and the rest."""
         asked: dict[str, Any] = {
             "intensity": self.asked.intensity,
             "slices": self.asked.slices,
             "tile": "auto",
             "overlap": None,
-            "fill_refused": self.asked.fill_refused,
+            "keep_parts": False,
         }
         bad: Bad = []
         display = self._display(self.out, _not_shown)
+        paths = [each.path for each in self.given]
         found = open_studies(paths, asked, self.clients.profile, bad=bad, display=display)
-        called = self._called()
-        return found.studies if found is not None else Studies(), [
-            (called(path), error) for path, error in bad
-        ]
+        called, plain = self._called(), {each.path: each for each in self.given if not each.is_study}
+        failed = [(called(path), error) for path, error in bad]
+        if found is None:
+            return Studies(), failed, [*plain.values()]
+        tiled = {path: each.name for path, each in plain.items()}
+        studies = [u.renamed(tiled.get(u.origin.given, u.origin.name)) for u in found.studies.unread]
+        return Studies(studies), failed, [plain[path] for path in found.plain if path in plain]
 
     def _called(self) -> Callable[[Path], str]:
         """What the person calls a file or folder; DICOM files that were dropped without a folder have one name."""
@@ -198,7 +199,7 @@ class Translating:
         """Translate the items of a study, and put it together."""
         tiled = tiled_map(study)
 
-        def send(paths: Sequence[Path], results: Path) -> frozenset[Path]:
+        def send(paths: Sequence[Path], results: Path) -> dict[Path, str]:
             word = seen.plane_word if study.planes > 1 else ""
             views = SliceViews.of(number, seen.label, word, paths, self.views)
             display = self._display(results, views.result if tiled is None else _not_shown, views.called)
@@ -208,9 +209,10 @@ class Translating:
 
         manner = StudyManner(self.out, "text")
         digest = self._order().digest(self.clients.profile.institution)
-        written = translate_study(study, send, manner, asked=digest, fill_refused=self.asked.fill_refused)
+        written = translate_study(study, send, manner, asked=digest)
         shown = map_result(number, seen.label, tiled, written, self.views) if tiled is not None else None
-        said = (*measured_in_words(written.report), *written.said)
+        refused = (written.refused,) if written.refused else ()
+        said = (*refused, *measured_in_words(written.report), *written.said)
         done = desk.PutTogether(written.files, written.record, said, written.provenance)
         self.watcher.put_together(number, done, shown)
 
@@ -265,6 +267,4 @@ def _step(error: DdibError) -> str:
         return error.hint  # the steps of what was left out
     if isinstance(error, PictureMisfit) and INTENSITY in error.facts:
         return f"on the start page, under volumes and maps, set the rule of intensity to {error.facts[INTENSITY]}"
-    if isinstance(error, JobFailed) and "--fill-refused" in error.hint:
-        return "on the start page, under volumes and maps, choose that refused slices become background"
     return step_in_words(error)
