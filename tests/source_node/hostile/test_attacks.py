@@ -213,6 +213,7 @@ def test_only_jobs_that_are_accepted_are_charged_and_each_once(served) -> None:
     served.submit(npy(25))
     with pytest.raises(QuotaSpent):
         served.submit(npy(1))
+    assert served.ask("SubmitJob", iter([request, *messages([npy(100)])])).repeated_request
 
 
 def test_a_client_without_quota_is_refused_before_its_bytes(served) -> None:
