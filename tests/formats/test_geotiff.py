@@ -85,7 +85,7 @@ def test_a_band_of_transparency_becomes_the_mask(tmp_path):
     alpha = np.where(ROWS < 30, 0, 255).astype(np.uint8)
     path = write_map(tmp_path / "map.tif", np.stack([*SMOOTH, alpha]), photometric="rgb", alpha="yes")
     study = only(path)
-    assert study.numbers.shape == (90, 131, 3)
+    assert study.tiles.numbers.shape == (90, 131, 3)
     _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
     np.testing.assert_array_equal(valid, alpha > 0)
 
@@ -133,7 +133,7 @@ def test_scale_and_offset_of_a_band_are_applied(tmp_path):
     depth = stored[0] * -0.5 + 20
     expected = np.rint(((depth + 420) / 440).clip(0, 1) * 255)
     inside = stored[0] != 9999
-    np.testing.assert_array_equal(study.numbers[inside, 0], expected[inside])
+    np.testing.assert_array_equal(study.tiles.numbers[inside, 0], expected[inside])
     assert study.intensity["clipped"] == pytest.approx(np.mean(np.abs(depth[inside] + 200) > 220), abs=1e-6)
     assert (study.intensity["scales"], study.intensity["offsets"]) == ([-0.5], [20.0])
     content = study.assemble(echo(study)).files["map.tif"]
@@ -145,7 +145,7 @@ def test_each_band_has_its_own_scale(tmp_path):
     path = write_map(tmp_path / "map.tif", SMOOTH.astype(np.uint16))
     with rasterio.open(path, "r+") as file:
         file.scales, file.offsets = [1.0, 2.0, 0.5], [0.0, 10.0, -10.0]
-    numbers = only(path, intensity="values").numbers
+    numbers = only(path, intensity="values").tiles.numbers
     expected = np.stack([SMOOTH[0], SMOOTH[1] * 2.0 + 10, SMOOTH[2] * 0.5 - 10], axis=2)
     np.testing.assert_array_equal(numbers, expected)
 
@@ -171,9 +171,9 @@ def test_wide_numbers_lose_nothing_on_their_way(dtype, base, step, hole, tmp_pat
     study = only(write_map(tmp_path / "map.tif", values, nodata=0), intensity="percentile:0,100@0:65535")
     inside = values[0] != 0
     share = (values[0] - values[0][inside].min()) / np.ptp(values[0][inside])
-    np.testing.assert_array_equal(study.numbers[inside, 0], np.rint(share[inside] * 65535))
-    assert study.numbers[~inside].size == 100 * hole
-    around = study.numbers[35:55, 35:55]
+    np.testing.assert_array_equal(study.tiles.numbers[inside, 0], np.rint(share[inside] * 65535))
+    assert study.tiles.numbers[~inside].size == 100 * hole
+    around = study.tiles.numbers[35:55, 35:55]
     assert around.min() > 20_000, "a hole is filled from around it"
     with pytest.raises(ImageUnreadable, match="32-bit floats"):
         only(tmp_path / "map.tif", intensity="values")

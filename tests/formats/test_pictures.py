@@ -48,7 +48,7 @@ def test_a_picture_is_turned_as_its_metadata_say(tmp_path):
     exif[274] = 6
     Image.fromarray(PIXELS).save(tmp_path / "scan.webp", lossless=True, exif=exif)
     study = only(tmp_path / "scan.webp")
-    np.testing.assert_array_equal(study.numbers, np.rot90(PIXELS, -1))
+    np.testing.assert_array_equal(study.tiles.numbers, np.rot90(PIXELS, -1))
     made = study.assemble(echo(study)).files["scan.webp"]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(made))), np.rot90(PIXELS, -1))
 

@@ -102,13 +102,13 @@ def test_a_peer_that_is_suspended_or_withdrawn_is_no_recipient(tmp_path: Path, h
 
 
 def test_what_the_gate_does_is_not_overstated(tmp_path: Path) -> None:
-    """It judges latents of full depth alone, and by the model's own bounds only where these were measured."""
+    """It judges latents of full depth alone, and knows what is usual only where that was measured."""
     full = both_roles(tmp_path / "full")
     said = " ".join(leaving(gather(full)))
     assert "by bounds for every model" in said
     assert "it does not show that nothing of the picture can be read from it" in said
     assert "less depth" not in said
     (full.paths.bundle / "gate.json").write_text("{}")
-    assert "by bounds that were measured with your model" in " ".join(leaving(gather(full)))
+    assert "unlike the usual ones of your model is encoded again" in " ".join(leaving(gather(full)))
     shallow = both_roles(tmp_path / "shallow", least_depth="0.6")
     assert "A latent of less depth is not noise: it is not compared" in " ".join(leaving(gather(shallow)))

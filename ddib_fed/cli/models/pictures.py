@@ -323,7 +323,7 @@ def _name_bad(found: Found) -> None:
 
 
 def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
-    before = report["count"] - report["computed_now"]
+    before = report["count"] + report["refused"] - report["computed_now"]
     text = {"size": f"{report['fitted']} (--scene own keeps it)"} if report["fitted"] else {}
     text["pictures"] = f"{report['count']}" + (f" ({before} were there)" if before else "")
     if report["bad"]:

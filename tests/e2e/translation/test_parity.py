@@ -328,17 +328,12 @@ def test_points_go_there_and_back_alike(tmp_path, open_nodes) -> None:
     assert result.provenance.samples == len(x)
 
 
-def board(size: int = SIZE) -> np.ndarray:
-    """A checkerboard at full contrast: no noise can come of it."""
-    return np.where(np.indices((size, size)).sum(axis=0) % 2, 1.0, -1.0)
-
-
 @pytest.mark.usefixtures("shared_noise")
 def test_a_latent_that_is_no_noise_is_refused_by_both(tmp_path, open_nodes) -> None:
     """With the same reason and the same figures, while the picture beside it goes its way."""
     folder = tmp_path / "in"
     folder.mkdir()
-    (folder / "board.png").write_bytes(png_bytes(board()))
+    (folder / "white.png").write_bytes(png_bytes(np.ones((SIZE, SIZE))))
     (folder / "noise.png").write_bytes(png_bytes(noise()))
     bundles = scans(std=0.35), relief()
     nodes = open_nodes(*bundles)
@@ -346,8 +341,8 @@ def test_a_latent_that_is_no_noise_is_refused_by_both(tmp_path, open_nodes) -> N
     by_name = dict(zip(("north", "south"), bundles, strict=True))
     run(recipe, folder_tasks(folder), tmp_path / "local", opener=by_name.__getitem__)
     solver = common_pb2.SolverSettings(evaluations=EVALUATIONS)
-    job = nodes.ended(nodes.submit(folder / "board.png", folder / "noise.png", solver=solver))
-    refused = Translation.read(tmp_path / "local" / "board.json")
+    job = nodes.ended(nodes.submit(folder / "white.png", folder / "noise.png", solver=solver))
+    refused = Translation.read(tmp_path / "local" / "white.json")
     assert refused is not None
     assert refused.run is not None
     assert refused.run.refused is not None

@@ -127,7 +127,7 @@ def test_an_item_that_fails_does_not_take_the_others_with_it(browser, finished, 
     assert value["error"]["reason"] == "FILES_LEFT_OUT"
     assert "leave it out" in value["error"]["hint"]
     assert value["missing"] == ["a.npy: not noise [LATENT_NOT_GAUSSIAN]"]
-    assert "train the source's model longer" in value["error"]["hint"]
+    assert "drop a picture like those that your node's model was trained on" in value["error"]["hint"]
     (folder,) = (tmp_path / "out").iterdir()
     assert (folder / "b.npy").exists()
 
