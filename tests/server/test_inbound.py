@@ -82,6 +82,7 @@ def test_of_strangers_of_one_address_the_youngest_stay(crowded: Guarded) -> None
     crowded.crowd(8)  # seen later: of those seen at once none is the oldest
     assert crowded.guard.look() == 12
     assert [end.recv(1) for end in crowded.strangers[:12]] == [b""] * 12
+    wait_until(lambda: (crowded.guard._refresh(), crowded.held())[1] == 8)
     crowded.crowd(4)
     wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 4)
     for end in crowded.strangers[20:]:

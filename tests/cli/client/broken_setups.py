@@ -365,7 +365,7 @@ SETUPS = {
     ),
     "own-expired": Setup("the client's certificate has expired", _own_expired, "certificate", "[own-expired]"),
     "own-later": Setup(
-        "the client's certificate begins later", _own_later, "connection", "[own-not-valid-yet]"
+        "the client's certificate begins later", _own_later, "certificate", "[own-not-valid-yet]"
     ),
     "refused": Setup("the node does not know the client's root", _refused, "connection", "[refused-us]"),
     "no-key": Setup("the client's key is missing", _no_key, "certificate", "leaf.key"),
