@@ -24,7 +24,14 @@ from ddib_fed.errors import (
     PointsUnreadable,
     UsageError,
 )
-from ddib_fed.formats.recognition import Format, format_of, format_of_content
+from ddib_fed.formats.recognition import (
+    DICOM_SUFFIX,
+    Format,
+    beginning,
+    beginning_of,
+    format_of,
+    format_of_content,
+)
 from ddib_fed.rpc.traces import trace_entries
 from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -57,9 +64,7 @@ _OPENINGS = {
 
 _BYTES = "an item"
 """What bytes without a file are called."""
-_HOW = dict.fromkeys(Media, "is it damaged, or does it have the wrong suffix?") | {
-    Media.NPY: "numpy.save writes such a file: points (N, D), or one picture (H, W) or (H, W, C)"
-}
+_NPY = "numpy.save writes such a file: points (N, D), or one picture (H, W) or (H, W, C)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +120,11 @@ def payload(origin: Path | bytes) -> Payload:
     if kind := format_of(origin):
         raise _kept_here(str(origin), kind)
     if suffix not in SUFFIXES:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise InputError(f"{origin} has no suffix that says what it is; known are {kinds}", hop="client")
+        what, how = beginning_of(origin)
+        why = f"has no suffix that says what it is; known are {', '.join(sorted(SUFFIXES))}"
+        if suffix == DICOM_SUFFIX:
+            why = "does not begin as a DICOM file does"
+        raise InputError(f"{origin} {why}: it {what}", hop="client", hint=how)
     return _checked(SUFFIXES[suffix], origin, origin.read_bytes())
 
 
@@ -153,9 +161,13 @@ def _require_file(path: Path) -> None:
 def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
     name = _BYTES if isinstance(origin, bytes) else str(origin)
     if not data.startswith(_OPENINGS[media]):
-        what = f"does not begin as a {media} file does" if data else "is empty"
+        what, how = beginning(data, Path("FILE") if isinstance(origin, bytes) else origin)
         unreadable = PointsUnreadable if media is Media.NPY else ImageUnreadable
-        raise unreadable(f"{name} {what}", hop="client", hint=_HOW[media])
+        raise unreadable(
+            f"{name} does not begin as a {media} file does: it {what}",
+            hop="client",
+            hint=_NPY if media is Media.NPY else how,
+        )
     if kind := format_of_content(data):
         raise _kept_here(name, kind)
     return Payload(media, len(data), hashlib.sha256(data).digest(), origin)

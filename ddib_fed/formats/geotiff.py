@@ -22,12 +22,15 @@ from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import chosen_rule, is_empty, item_bytes
 from ddib_fed.formats.measures import measure_seams
 from ddib_fed.formats.origin import Origin
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated, require_size
+from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Translated, require_size
 from ddib_fed.formats.tiles import Grid, blend, cut
 from ddib_fed.samples.formats.decoded import Pixels
+from ddib_fed.samples.formats.tiff import MOST_PADDING
 from ddib_fed.version import __version__
 
 MAX_PIXELS: Final = 1 << 28
+MAX_TILE: Final = 1 << 26
+"""Bytes of a tile that are let pass however small the map is."""
 _BLOCK: Final = 512
 
 
@@ -72,21 +75,17 @@ class GeoTiffStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format."""
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """None."""
         return ()
 
     @property
     def planes(self) -> int:
-        """All tiles."""
         return len(self.grid)
 
     def items(self) -> Iterator[bytes]:
-        """Each tile as a file of pixels."""
         tiles = cut(self.numbers, self.grid)
         for at in self.sent:
             yield item_bytes(tiles[at])
@@ -195,9 +194,10 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     try:
-        values, valid, where = _read(path)
+        values, valid, where, units = _read(path)
         rule = chosen_rule(options.intensity, values)
-        intensity = rule.on(values[valid])
+        seen = values if valid.all() else values[valid]
+        intensity = rule.on(seen)
         numbers = intensity.numbers(values)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
@@ -212,7 +212,7 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
     if not sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
     origin = geotiff_origin(path, options, within)
-    return GeoTiffStudy(origin, where, numbers, valid, grid, sent, intensity.record(values[valid]))
+    return GeoTiffStudy(origin, where, numbers, valid, grid, sent, intensity.record(seen) | units)
 
 
 def _rasterio() -> Any:
@@ -229,8 +229,8 @@ def _rasterio() -> Any:
     return rasterio
 
 
-def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
-    """Values (H, W, C) with holes filled, where there are data (H, W), and the georeference."""
+def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference, dict[str, list[float]]]:
+    """Values (H, W, C) with holes filled, where there are data (H, W), the georeference, and how values were stored."""
     rasterio = _rasterio()
     with _faults(rasterio), _quiet(), rasterio.open(path, driver="GTiff") as file:
         if file.subdatasets:
@@ -238,8 +238,6 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
                 f"it holds {len(file.subdatasets)} maps, one is expected",
                 hint=f"tiffsplit {shlex.quote(str(path))}",
             )
-        if file.width * file.height > MAX_PIXELS:
-            raise ImageUnreadable(f"{file.height} x {file.width} pixels, {MAX_PIXELS} are the limit")
         alpha = rasterio.enums.ColorInterp.alpha
         bands = [band for band, what in zip(file.indexes, file.colorinterp, strict=True) if what != alpha]
         if len(bands) not in {1, 3} or np.dtype(file.dtypes[0]).kind == "c":
@@ -247,6 +245,10 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
                 f"it has {len(bands)} bands of {file.dtypes[0]}; one band, or red, green and blue, are translated",
                 hint=f"rio stack {shlex.quote(str(path))} --bidx 1,2,3 -o rgb.tif",
             )
+        scales, offsets = ([of_all[band - 1] for band in bands] for of_all in (file.scales, file.offsets))
+        units = {"scales": scales, "offsets": offsets}
+        stored = units == {"scales": [1.0] * len(bands), "offsets": [0.0] * len(bands)}
+        _require_small(path, file, len(bands) * (np.dtype(file.dtypes[0]).itemsize if stored else 8))
         if file.colorinterp[0] == rasterio.enums.ColorInterp.palette:
             raise ImageUnreadable(
                 "its colours are a palette",
@@ -263,16 +265,38 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
         cog = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
         transform = None if file.transform.is_identity else file.transform
         where = Georeference(file.crs, transform, file.gcps, file.rpcs, cog)
-    return np.ascontiguousarray(values.transpose(1, 2, 0)), valid, where
+    values = np.ascontiguousarray(values.transpose(1, 2, 0))
+    return values if stored else values * scales + offsets, valid, where, units
+
+
+def _require_small(path: Path, file: Any, pixel: int) -> None:
+    """Return if a map, and each of its tiles, which GDAL reads whole, can be in memory; `pixel` is in bytes.
+
+    Raises:
+        ImageUnreadable: It cannot.
+    """
+    given, height, width = shlex.quote(str(path)), file.height, file.width
+    if height * width > MAX_PIXELS or height * width * pixel > MAX_BYTES:
+        raise ImageUnreadable(
+            f"{height} x {width} pixels of {pixel} bytes; {MAX_PIXELS} pixels and {MAX_BYTES} bytes are the limit",
+            hint=f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}",
+        )
+    rows, columns = file.block_shapes[0]
+    if rows * columns * pixel > MAX_TILE and rows * columns > MOST_PADDING * height * width:
+        raise ImageUnreadable(
+            f"its tiles have {rows} x {columns} pixels, the whole map {height} x {width}",
+            hint=f"gdal_translate {given} {shlex.quote(f'{path.stem}-strips.tif')}",
+        )
 
 
 def _filled(rasterio: Any, band: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
     """A band whose holes are filled from around them, so that the model sees no edge of a hole."""
-    clean = np.where(valid, band, band[valid].mean()).astype(np.float32)
-    filled: NDArray[Any] = rasterio.fill.fillnodata(
-        clean, mask=valid.astype(np.uint8), max_search_distance=64
-    )
-    return filled.round().astype(band.dtype) if band.dtype.kind in "iu" else filled
+    # GDAL fills in 32-bit floats, which have small steps around zero alone.
+    mean = band[valid].mean(dtype=np.float64)
+    clean = np.where(valid, band - mean, 0).astype(np.float32)
+    filled = mean + rasterio.fill.fillnodata(clean, mask=valid.astype(np.uint8), max_search_distance=64)
+    made: NDArray[Any] = np.where(valid, band, filled.round() if band.dtype.kind in "iu" else filled)
+    return made.astype(band.dtype)
 
 
 def _covered(tiles: list[Pixels | None], grid: Grid) -> NDArray[np.bool_]:

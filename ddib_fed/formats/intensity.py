@@ -24,9 +24,11 @@ PERCENTILES: Final = "percentile:0.5,99.5"
 """The rule for what has no units of its own, such as MR."""
 EMPTY: Final = 0.02
 """Share of the range within which a number counts as background."""
+LEAST_STEP: Final = 1e-3
+"""Share of the range by which values that are sent as they are may change."""
 LEAST_CONTENT: Final = 0.01
 """A plane of which a smaller part differs from the background is not sent."""
-_NUMBER: Final = r"-?\d+(?:\.\d+)?"
+_NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _RULE: Final = re.compile(
     rf"(?P<name>values|hu|window:(?P<centre>{_NUMBER}),(?P<width>{_NUMBER})|"
     rf"percentile:(?P<least>{_NUMBER}),(?P<most>{_NUMBER}))(?:@(?P<low>{_NUMBER}):(?P<high>{_NUMBER}))?"
@@ -101,12 +103,14 @@ class Rule:
         if self.name == "window":
             black, white = self.first - self.second / 2, self.first + self.second / 2
         else:
-            finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
+            finite = values[np.isfinite(values)]
             if not finite.size:
                 raise ImageUnreadable("none of its values is finite")
-            black, white = (float(v) for v in np.percentile(finite, (self.first, self.second)))
+            ends = float(finite.min()), float(finite.max())
+            shares = (self.first, self.second)
+            black, white = (float(v) for v in np.percentile(finite, shares, overwrite_input=True))
             if black == white:
-                black, white = float(finite.min()), float(finite.max())
+                black, white = ends
             if black == white:
                 raise ImageUnreadable(
                     f"all its values are {black:g}, so percentiles say nothing",
@@ -149,10 +153,9 @@ class Intensity:
         """
         if self.as_it_is:
             return _narrowed(values)
-        share = (values.astype(np.float32) - np.float32(self.black)) / np.float32(self.white - self.black)
-        scaled = np.nan_to_num(share, nan=0.0).clip(0.0, 1.0) * np.float32(self.high - self.low) + np.float32(
-            self.low
-        )
+        wide = np.result_type(values.dtype, np.float32).type
+        share = (values.astype(wide) - wide(self.black)) / wide(self.white - self.black)
+        scaled = np.nan_to_num(share, nan=0.0).clip(0.0, 1.0) * wide(self.high - self.low) + wide(self.low)
         kind = _kind(self.low, self.high)
         made: Pixels = scaled.astype(np.float32) if kind is None else np.rint(scaled).astype(kind)
         return made
@@ -176,10 +179,10 @@ class Intensity:
 
 
 def auto_rule(values: NDArray[Any], modality: str = "") -> Rule:
-    """The rule for `--intensity auto`: Hounsfield units for CT, bytes as they are, percentiles for all else."""
-    if modality == "CT":
-        return Rule("hu")
-    return Rule("values") if values.dtype == np.uint8 else Rule.parse(PERCENTILES)
+    """The rule for `--intensity auto`: bytes as they are, Hounsfield units for CT, percentiles for all else."""
+    if values.dtype == np.uint8:
+        return Rule("values")
+    return Rule("hu") if modality == "CT" else Rule.parse(PERCENTILES)
 
 
 def chosen_rule(text: str, values: NDArray[Any], modality: str = "") -> Rule:
@@ -242,4 +245,10 @@ def _narrowed(values: NDArray[Any]) -> Pixels:
         return values.astype(np.int16)
     if whole and low >= 0 and high <= 65535:
         return values.astype(np.uint16)
-    return values.astype(np.float32)
+    made: Pixels = values.astype(np.float32)
+    if np.abs(made - values).max() > LEAST_STEP * (high - low):
+        raise ImageUnreadable(
+            f"its values from {low:.9g} to {high:.9g} lie closer together than 32-bit floats do, which are sent",
+            hint=f"--intensity {PERCENTILES}",
+        )
+    return made

@@ -1,11 +1,14 @@
 """NIfTI: a volume in slices of canonical orientation, and a volume of the same affine, orientation and spacing out.
 
-Of the input's header only the affine, its codes, the spacing and the units go into the output; nothing leaves.
+Of the input's header only its place in space (both forms, with their codes), the spacing and the units go into the
+output; nothing leaves.
 """
 
 from __future__ import annotations
 
 import gzip
+import json
+import math
 import shlex
 import zlib
 from collections.abc import Iterator
@@ -20,14 +23,18 @@ from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.origin import Origin
+from ddib_fed.formats.recognition import COPY, beginning_of
 from ddib_fed.formats.slices import Slices
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated
+from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Translated
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.version import __version__
 
-MAX_VALUES: Final = 1 << 29
-"""Values of a volume at most, which then takes 2 GiB as float32."""
+_NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
 # In canonical orientation (right, anterior, superior): the axis that slices follow, and those across and up a slice.
+_PLACE: Final = (
+    "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "sform_code", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
 PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 
 
@@ -47,7 +54,6 @@ class NiftiStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format."""
         return "NIfTI volume"
 
     @property
@@ -57,16 +63,13 @@ class NiftiStudy(FromOrigin):
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
-        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
-        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:
@@ -77,13 +80,10 @@ class NiftiStudy(FromOrigin):
         """
         stack = self.slices.stack(translated)
         report, said = self.slices.report(translated, stack)
-        shape = (*self.image.shape, *([1] * (4 - len(self.image.shape))))
-        canonical = _from_slices(stack, self.plane, shape[3], _canonical_shape(self.image))
+        canonical = _from_slices(stack, self.plane, _four(self.image)[3], _canonical_shape(self.image))
         volume = translated.scaled(_turned_back(canonical, self.image))
-        if len(self.image.shape) == 3:
-            volume = volume[:, :, :, 0]
         # Colours are one more axis, as the 5th of NIfTI for vectors.
-        volume = volume[..., 0] if translated.channels == 1 else volume.reshape(*volume.shape[:3], -1, 3)
+        volume = volume.reshape(self.image.shape if translated.channels == 1 else (*volume.shape[:4], 3))
         report["geometry"] = {
             "plane": self.plane,
             "shape": [int(side) for side in self.image.shape],
@@ -97,14 +97,18 @@ class NiftiStudy(FromOrigin):
         """The volume with a header of its own."""
         nibabel = _nibabel()
         kind = type(self.image)
-        made = kind(np.ascontiguousarray(volume), self.image.affine)
+        made = kind(np.ascontiguousarray(volume), None)
         header, given = made.header, self.image.header
         zooms = given.get_zooms()
         header.set_zooms((*zooms, *([1.0] * (volume.ndim - len(zooms))))[: volume.ndim])
         header.set_xyzt_units(*given.get_xyzt_units())
-        # The affine is the one that nibabel reads; both forms get it, with the codes that say what it is.
-        made.set_qform(self.image.affine, code=int(given["qform_code"]) or None, strip_shears=True)
-        made.set_sform(self.image.affine, code=int(given["sform_code"]) or 2)
+        for name in _PLACE:
+            header[name] = given[name]
+        header["pixdim"][0] = given["pixdim"][0]
+        try:
+            given.get_qform()
+        except (ValueError, nibabel.spatialimages.HeaderDataError):
+            header["qform_code"] = 0  # it is no rotation, so the other form says where the volume lies
         if volume.ndim == 5:
             header.set_intent("vector")
         header["descrip"] = f"SYNTHETIC {translated.target} ddib-fed {__version__}"[:79]
@@ -129,36 +133,65 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
     Raises:
         FileMissing: There is none.
         ExtraMissing: nibabel is not installed.
-        ImageUnreadable: It is damaged, too large, of complex numbers, or of colours or more than four axes.
+        ImageUnreadable: It is damaged, too large, of complex numbers or of colours, or has not 2 to 4 axes.
         UsageError: There is no such rule of intensity.
     """
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     image = _opened(path)
-    if len(image.shape) not in {3, 4} or image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
+    kind = image.get_data_dtype()
+    if len(image.shape) not in {2, 3, 4} or kind.fields or kind.kind == "c":
         raise ImageUnreadable(
-            f"{path} holds {image.get_data_dtype()} of {len(image.shape)} axes; a volume has 3 or 4, of real numbers",
+            f"{path} holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
+            "series of real numbers are translated",
             hop="client",
+            hint=_split(path, image),
         )
-    if int(np.prod(image.shape)) > MAX_VALUES:
+    stored = (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
+    wide = kind if stored else np.result_type(kind, np.float32)
+    size = math.prod(image.shape) * wide.itemsize
+    if size > MAX_BYTES:
         raise ImageUnreadable(
-            f"{path} has {int(np.prod(image.shape))} values, {MAX_VALUES} are the limit", hop="client"
+            f"{path}: its values take {size} bytes, {MAX_BYTES} are the limit",
+            hop="client",
+            hint=f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}",
         )
     try:
-        values = np.asanyarray(image.dataobj)
+        values = np.asanyarray(image.dataobj, dtype=wide)
     except Exception as error:  # nibabel raises any exception on damaged files
         raise ImageUnreadable(
-            f"{path} cannot be read: {_one_line(error)}",
-            hop="client",
-            hint=f"gzip -t {shlex.quote(str(path))}",
+            f"{path} cannot be read: {_one_line(error)}", hop="client", hint=COPY
         ) from error
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
-        canonical = _canonical(values.reshape(*values.shape, *([1] * (4 - values.ndim))), image)
-        slices = Slices.of(_to_slices(canonical, options.slices), chosen_rule(options.intensity, values))
+        plane = options.slices if len(image.shape) > 2 else _plane_of_one(image)
+        canonical = _canonical(values.reshape(_four(image)), image)
+        rule, values = chosen_rule(options.intensity, values), _to_slices(canonical, plane)
+        del canonical  # of a large volume one copy is enough
+        slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    return NiftiStudy(nifti_origin(path, options, within), image, options.slices, slices)
+    return NiftiStudy(nifti_origin(path, options, within), image, plane, slices)
+
+
+def _split(path: Path, image: Any) -> str:
+    """A command that makes volumes of real numbers of what is none."""
+    kind, out = image.get_data_dtype(), json.dumps(f"{path.name.partition('.')[0]}-", ensure_ascii=False)
+    parts = "{c: x[c] for c in x.dtype.names}" if kind.fields else "{'abs': abs(x)}"
+    if kind.kind != "c" and not kind.fields:
+        parts = "{str(n): v for n, v in enumerate(x.reshape(*x.shape[:3], -1).transpose(3, 0, 1, 2))}"
+    code = (
+        f"import nibabel as n, numpy as np; i = n.load({json.dumps(str(path), ensure_ascii=False)}); x = "
+        f"np.asarray(i.dataobj); [n.save(n.Nifti1Image(v, i.affine), {out} + k + '.nii') for k, v in ({parts}).items()]"
+    )
+    if len(image.shape) < 2:
+        return "it is no picture: leave it out"
+    return f"write its parts as volumes: python3 -c {shlex.quote(code)}"
+
+
+def _four(image: Any) -> tuple[int, ...]:
+    """The shape (X, Y, Z, T) of a volume of 2 to 4 axes."""
+    return (*image.shape, 1, 1)[:4]
 
 
 def _one_line(error: Exception) -> str:
@@ -177,8 +210,9 @@ def _opened(path: Path) -> Any:
     try:
         image = nibabel.load(path)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+        what, how = beginning_of(path)
         raise ImageUnreadable(
-            f"{path} cannot be read as NIfTI: {_one_line(error)}", hop="client", hint="is it complete?"
+            f"{path} cannot be read as NIfTI: it {what} ({_one_line(error)})", hop="client", hint=how
         ) from error
     if not isinstance(image, nibabel.Nifti1Image):
         raise ImageUnreadable(f"{path} is {type(image).__name__}, no NIfTI", hop="client")
@@ -191,10 +225,23 @@ def _orientation(image: Any) -> NDArray[Any]:
     Raises:
         ImageUnreadable: The affine says nothing.
     """
-    found: NDArray[Any] = _nibabel().io_orientation(image.affine)
+    affine = image.affine
+    if not np.isfinite(affine).all():
+        raise ImageUnreadable(
+            "its affine is not finite, so it has no orientation", hop="client", hint=_NO_PLACE
+        )
+    found: NDArray[Any] = _nibabel().io_orientation(affine)
     if np.isnan(found).any():
-        raise ImageUnreadable("its affine has no orientation: an axis is all zero", hop="client")
+        raise ImageUnreadable(
+            "its affine has no orientation: an axis is all zero", hop="client", hint=_NO_PLACE
+        )
     return found
+
+
+def _plane_of_one(image: Any) -> str:
+    """The plane of a volume that is one slice."""
+    through = int(_orientation(image)[2][0])
+    return next(plane for plane, axes in PLANES.items() if axes[0] == through)
 
 
 def _canonical(values: NDArray[Any], image: Any) -> NDArray[Any]:
@@ -206,7 +253,7 @@ def _canonical(values: NDArray[Any], image: Any) -> NDArray[Any]:
 def _canonical_shape(image: Any) -> tuple[int, ...]:
     shape = [0, 0, 0]
     for axis, (to, _) in enumerate(_orientation(image)):
-        shape[int(to)] = int(image.shape[axis])
+        shape[int(to)] = int(_four(image)[axis])
     return tuple(shape)
 
 

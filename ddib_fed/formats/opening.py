@@ -14,7 +14,7 @@ from ddib_fed.formats.dicom.finding import is_directory_file, listed_files
 from ddib_fed.formats.dicom.study import FoundSeries, find_dicom
 from ddib_fed.formats.geotiff import geotiff_origin, read_geotiff
 from ddib_fed.formats.nifti import nifti_origin, read_nifti
-from ddib_fed.formats.origin import Bad, Origin
+from ddib_fed.formats.origin import Bad, Origin, alone
 from ddib_fed.formats.pictures import picture_origin, read_picture
 from ddib_fed.formats.recognition import Format, Recognised, Sighting, recognise
 from ddib_fed.formats.study import Choice, Options, Studies, Study, Unread
@@ -102,7 +102,7 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
     except DdibError as error:
         if bad is None:
             raise
-        bad.append((path, error))
+        bad.append((path, alone(error)))
 
 
 def _set_aside(found: Sequence[tuple[Path, DdibError]], bad: Bad | None) -> None:

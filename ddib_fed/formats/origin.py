@@ -14,6 +14,12 @@ Bad = list[tuple[Path, DdibError]]
 """What cannot be read, and why."""
 
 
+def alone(error: DdibError) -> DdibError:
+    """The error without the frames that it came through: they hold what was read."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What a study is made from: the same origin makes the same items.
@@ -62,7 +68,6 @@ class Origin:
 
     @property
     def called(self) -> str:
-        """What messages call it."""
         return self.label or str(self.given)
 
     def sha256(self) -> str:

@@ -71,12 +71,10 @@ class WrittenStudy:
 
     @property
     def kind(self) -> str:
-        """The format, in words."""
         return str(self.report["kind"])
 
     @property
     def items(self) -> int:
-        """How many were sent."""
         return len(self.report["items"])
 
 

@@ -48,26 +48,21 @@ class PictureStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format."""
         return {"JPEG2000": "JPEG 2000", "WEBP": "WebP"}.get(self.format, self.format)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """None."""
         return ()
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """The one plane."""
         return (0,)
 
     @property
     def planes(self) -> int:
-        """One."""
         return 1
 
     def items(self) -> Iterator[bytes]:
-        """The picture as a file of pixels."""
         yield item_bytes(self.numbers)
 
     def assemble(self, translated: Translated) -> Assembled:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import struct
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +31,14 @@ MAX_DICOM_FILES: Final = 100_000
 # Tags of the GeoTIFF standard (OGC 19-008): pixel scale, tie points, transformation, key directory and its values; of
 # rational polynomials (RPC) and of Intergraph's matrix, which GDAL reads as places on the earth too.
 GEOTAGS: Final = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844, 33920})
+COPY: Final = "copy it again from where it came; its size there and here (ls -l) should be the same"
+_OPENINGS: Final = {
+    ".png": (b"\x89PNG\r\n\x1a\n",), ".jpg": (b"\xff\xd8\xff",), ".npy": (b"\x93NUMPY",), ".tif": (b"II*\0", b"MM\0*"),
+    ".gz": (b"\x1f\x8b",), ".zip": (b"PK\3\4",), ".pdf": (b"%PDF",),
+}  # fmt: skip
+"""How files begin that often have another's suffix, by their own."""
+_BARE_DICOM: Final = (b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\x08\0\x16\0", b"\2\0\0\0")
+"""First tags of a DICOM data set that has no preamble."""
 _PREAMBLE: Final = 128
 _MOST_TAGS: Final = 1 << 16
 _MOST_PAGES: Final = 10_000
@@ -196,6 +205,47 @@ def format_of_content(content: bytes) -> Format | None:
     if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
         return Format.DICOM
     return Format.MAP if GEOTAGS & _tags(io.BytesIO(content)) else None
+
+
+def beginning(content: bytes, path: Path) -> tuple[str, str]:
+    """What a file is by its first bytes (352 are enough), in words, and what helps where it should be something else.
+
+    Args:
+        content: They.
+        path: What it is called.
+    """
+    found = next((suffix for suffix, openings in _OPENINGS.items() if content.startswith(openings)), "")
+    if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
+        found = DICOM_SUFFIX
+    elif content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0":
+        found = ".nii"
+    if found:
+        given, stem = shlex.quote(str(path)), path.with_suffix("")
+        if found in {".gz", ".zip"} and not is_nifti(path):
+            how = f"gzip -dk {given}" if found == ".gz" else f"unzip {given} -d {shlex.quote(str(stem))}"
+            return f"is a {found} file", how
+        right = (
+            f"{path}.gz" if found == ".gz" else (stem if path.suffix == ".gz" else path).with_suffix(found)
+        )
+        return f"is a {found} file", f"mv -n {given} {shlex.quote(str(right))}"
+    if not content:
+        return "is empty", COPY
+    if content.startswith(_BARE_DICOM):
+        whole = path.with_name(f"{path.stem}-whole{DICOM_SUFFIX}")
+        how = f"dcmconv {shlex.quote(str(path))} {shlex.quote(str(whole))}"
+        return "is DICOM without the beginning that files have", f"{how}   (dcmtk writes it)"
+    if content.lstrip()[:1] == b"<":
+        return (
+            "is a web page or other text with tags",
+            "open it in a browser: a page to log in is often saved instead",
+        )
+    return "begins as no known format does", COPY
+
+
+def beginning_of(path: Path) -> tuple[str, str]:
+    """The same of a file."""
+    with path.open("rb") as file:
+        return beginning(file.read(352), path)
 
 
 def is_nifti(path: Path) -> bool:

@@ -5,11 +5,12 @@ The rule: an item holds pixels, their type and their shape, and no value of the 
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Final, Protocol, overload
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from ddib_fed.formats.intensity import AUTO
 from ddib_fed.formats.origin import Origin
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.samples.images import decode_image
+
+MAX_BYTES: Final = 3 << 29
+"""Of the values of a volume or a map as they are read; about three times as much is in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +119,14 @@ class Translated:
 
     @property
     def channels(self) -> int:
-        """Of each plane."""
         return int(next(each for each in self.planes if each is not None).shape[2])
 
     @property
     def target(self) -> str:
-        """INSTITUTION/DOMAIN."""
         return f"{self.first.target_institution}/{self.first.target_domain}"
 
     @property
     def source(self) -> str:
-        """The same of the source."""
         return f"{self.first.source_institution}/{self.first.source_domain}"
 
     @property
@@ -233,17 +234,14 @@ class FromOrigin:
 
     @property
     def name(self) -> str:
-        """What results are called."""
         return self.origin.name
 
     @property
     def given(self) -> Path:
-        """The file or the folder, for messages."""
         return self.origin.given
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the files or folders of the results."""
         return self.origin.outputs
 
 
@@ -316,6 +314,23 @@ class Choice:
     plain: tuple[Path, ...] = ()
     beside: tuple[tuple[Path, Counter[str]], ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
+
+
+def grey_copy(study: Study) -> str:
+    """A command that makes a grey copy of a coloured study."""
+    path, out = study.given, study.given.with_name(f"{study.given.stem}-grey{study.given.suffix}")
+    if study.kind.startswith("DICOM"):
+        code = (
+            f"import pathlib, pydicom; g, o = map(pathlib.Path, {[str(path), str(out.with_suffix(''))]!r}); o.mkdir(); "
+            "fs = [f for f in [g, *g.rglob('*')] if f.is_file() and pydicom.misc.is_dicom(f)]; "
+            "[(d := pydicom.dcmread(f), d.set_pixel_data((pydicom.pixels.pixel_array(d) @ [.299, .587, .114]).round()"
+            ".astype('u1'), 'MONOCHROME2', 8), d.save_as(o / f'{n}.dcm')) for n, f in enumerate(fs)]"
+        )
+        return f"python3 -c {shlex.quote(code)}"
+    given, made = shlex.quote(str(path)), shlex.quote(str(out))
+    if "GeoTIFF" in study.kind:
+        return f"gdal_translate -b 1 {given} {made}   (its first band)"
+    return f"magick {given} -colorspace Gray {made}"
 
 
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:

@@ -91,6 +91,34 @@ def test_holes_are_filled_for_the_model_and_stay_holes(tmp_path):
     np.testing.assert_array_equal(valid, mask > 0)
 
 
+def test_a_band_of_transparency_becomes_the_mask(tmp_path):
+    alpha = np.where(ROWS < 30, 0, 255).astype(np.uint8)
+    path = write_map(tmp_path / "map.tif", np.stack([*SMOOTH, alpha]), photometric="rgb", alpha="yes")
+    study = only(path)
+    assert study.numbers.shape == (90, 131, 3)
+    _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
+    np.testing.assert_array_equal(valid, alpha > 0)
+
+
+def test_what_is_not_finite_is_a_hole(tmp_path):
+    """Also where the file does not say so."""
+    heights = (ROWS + COLUMNS).astype(np.float32)[None]
+    heights[0, :4, :4], heights[0, 8, 8] = np.nan, np.inf
+    study = only(write_map(tmp_path / "dem.tif", heights))
+    np.testing.assert_array_equal(study.valid, np.isfinite(heights[0]))
+    assert study.intensity["black"] >= 0
+
+
+def test_a_palette_is_refused_with_a_command(tmp_path):
+    """Its numbers are no values."""
+    path = write_map(tmp_path / "map.tif", SMOOTH[:1])
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {0: (255, 0, 0, 255), 1: (0, 0, 255, 255)})
+    with pytest.raises(ImageUnreadable, match="palette") as caught:
+        only(path)
+    assert "-expand rgb" in caught.value.hint
+
+
 def test_heights_become_numbers_by_percentiles(tmp_path):
     """Float metres with NaN: the rule is in the report, and the scale of the target in the file."""
     heights = (ROWS * 30.5 - 400).astype(np.float32)[None]
@@ -102,6 +130,63 @@ def test_heights_become_numbers_by_percentiles(tmp_path):
     with MemoryFile(made.files["dem.tif"]) as memory, memory.open() as file:
         assert (file.scales, file.offsets, file.dtypes) == ((0.1,), (-50.0,), ("uint16",))
         assert not file.dataset_mask()[:4, :4].any()
+
+
+def test_scale_and_offset_of_a_band_are_applied(tmp_path):
+    """A map of depths, stored as positive numbers with a negative scale, and without data where 9999 is stored."""
+    stored = (10 * ROWS + COLUMNS).astype(np.int16)[None]
+    stored[0, :5, :7] = 9999
+    path = write_map(tmp_path / "map.tif", stored, nodata=9999)
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = [-0.5], [20.0]
+    study = only(path, intensity="window:-200,440")
+    depth = stored[0] * -0.5 + 20
+    expected = np.rint(((depth + 420) / 440).clip(0, 1) * 255)
+    inside = stored[0] != 9999
+    np.testing.assert_array_equal(study.numbers[inside, 0], expected[inside])
+    assert study.intensity["clipped"] == pytest.approx(np.mean(np.abs(depth[inside] + 200) > 220), abs=1e-6)
+    assert (study.intensity["scales"], study.intensity["offsets"]) == ([-0.5], [20.0])
+    content = study.assemble(echo(study)).files["map.tif"]
+    with MemoryFile(content) as memory, memory.open() as file:
+        assert (file.scales, file.offsets) == ((1.0,), (0.0,)), "the units are the target's"
+
+
+def test_each_band_has_its_own_scale(tmp_path):
+    path = write_map(tmp_path / "map.tif", SMOOTH.astype(np.uint16))
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = [1.0, 2.0, 0.5], [0.0, 10.0, -10.0]
+    numbers = only(path, intensity="values").numbers
+    expected = np.stack([SMOOTH[0], SMOOTH[1] * 2.0 + 10, SMOOTH[2] * 0.5 - 10], axis=2)
+    np.testing.assert_array_equal(numbers, expected)
+
+
+def test_percentiles_are_of_what_has_data_alone(tmp_path):
+    """What holes are filled with for the model is no value of the map."""
+    heights = (COLUMNS * 7).astype(np.int16)[None]
+    heights[0, :, 12:] = -1
+    study = only(write_map(tmp_path / "dem.tif", heights, nodata=-1), intensity="percentile:10,90")
+    black, white = np.percentile(heights[0, :, :12], (10, 90))
+    assert (study.intensity["black"], study.intensity["white"]) == (black, white)
+    inside = (heights[0, :, :12] < black) | (heights[0, :, :12] > white)
+    assert study.intensity["clipped"] == pytest.approx(inside.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("hole", [False, True])
+@pytest.mark.parametrize(("dtype", "base", "step"), [("int32", 2**30, 1), ("float64", 5e6, 2.0**-12)])
+def test_wide_numbers_lose_nothing_on_their_way(dtype, base, step, hole, tmp_path):
+    """32-bit floats have steps of 64 and of a half there; a hole in the map makes no difference."""
+    values = (base + step * (ROWS + COLUMNS)).astype(dtype)[None]
+    if hole:
+        values[0, 40:50, 40:50] = 0
+    study = only(write_map(tmp_path / "map.tif", values, nodata=0), intensity="percentile:0,100@0:65535")
+    inside = values[0] != 0
+    share = (values[0] - values[0][inside].min()) / np.ptp(values[0][inside])
+    np.testing.assert_array_equal(study.numbers[inside, 0], np.rint(share[inside] * 65535))
+    assert study.numbers[~inside].size == 100 * hole
+    around = study.numbers[35:55, 35:55]
+    assert around.min() > 20_000, "a hole is filled from around it"
+    with pytest.raises(ImageUnreadable, match="32-bit floats"):
+        only(tmp_path / "map.tif", intensity="values")
 
 
 def test_refused_tiles_are_holes(tmp_path):

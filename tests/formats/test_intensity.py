@@ -52,6 +52,26 @@ def test_hounsfield_units_are_sent_as_they_are():
     np.testing.assert_array_equal(picture.pixels, values)
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "kind"),
+    [
+        (-32768, 32767, np.int16),
+        (-32769, 0, np.float32),
+        (-1, 32768, np.float32),
+        (0, 32768, np.uint16),
+        (0, 65535, np.uint16),
+        (0, 65536, np.float32),
+        (0, 0.5, np.float32),
+    ],
+)
+def test_values_that_are_sent_as_they_are_keep_their_numbers(least, most, kind):
+    """In the smallest type that holds all of them, and in no smaller one."""
+    values = np.array([[least, most], [0, least]], dtype=np.float64)[..., None]
+    numbers = Rule("values").on(values).numbers(values)
+    assert numbers.dtype == kind
+    np.testing.assert_array_equal(numbers, values)
+
+
 def test_auto_is_stated_for_each_kind():
     """CT, bytes, and what has no units."""
     assert chosen_rule("auto", VALUES, "CT").name == "hu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shlex
 
 import nibabel
 import numpy as np
@@ -47,6 +48,48 @@ def test_a_volume_comes_back_where_it_was(name, plane, tmp_path):
     assert made.header.get_xyzt_units() == given.header.get_xyzt_units()
     assert nibabel.aff2axcodes(made.affine) == nibabel.aff2axcodes(given.affine)
     assert type(made) is type(given)
+
+
+TURNED = np.array([[0.0, -2, 0, 30], [2, 0, 0, -20], [0, 0, -3, 5], [0, 0, 0, 1]])
+"""Left-handed, which a quaternion says by a sign of its own."""
+SHEARED = np.array([[2.0, 0.3, 0, -10], [0, 2, 0, -20], [0, 0.1, 3, 40], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(("qform", "sform"), [(1, 4), (1, 0), (0, 2), (3, 1), (0, 0)])
+def test_both_places_of_a_volume_stay_as_they_were(qform, sform, tmp_path):
+    """Scanner by its quaternion and template by its matrix: each keeps its own, with the code that says which it is."""
+    image = nibabel.Nifti1Image(np.arange(720, dtype=np.int16).reshape(8, 9, 10), None)
+    image.set_qform(TURNED, code=qform)
+    image.set_sform(SHEARED, code=sform)
+    image.header["pixdim"][4] = 7
+    nibabel.save(image, tmp_path / "scan.nii")
+    given = nibabel.load(tmp_path / "scan.nii")
+    assert (int(given.header["qform_code"]), int(given.header["sform_code"])) == (qform, sform)
+    study = only(tmp_path / "scan.nii", intensity="values")
+    (tmp_path / "out").mkdir()
+    made = output(tmp_path / "out", study, echo(study, scale=(1.0, 0.0, 16, 0.0, 4095.0)))
+    for form in ("qform", "sform"):
+        (affine, code), (kept, kept_code) = (getattr(i, f"get_{form}")(coded=True) for i in (given, made))
+        assert kept_code == code
+        if code:
+            np.testing.assert_array_equal(kept, affine)
+    np.testing.assert_array_equal(made.affine, given.affine)
+    np.testing.assert_array_equal(np.asarray(made.dataobj), np.asarray(given.dataobj))
+
+
+def test_a_quaternion_that_is_none_is_not_passed_on(tmp_path):
+    """The matrix says where the volume lies; another reader would stop at the quaternion."""
+    image = nibabel.Nifti1Image(np.arange(720, dtype=np.int16).reshape(8, 9, 10), None)
+    image.set_sform(SHEARED, code=2)
+    image.set_qform(TURNED, code=1)
+    content = bytearray(image.to_bytes())
+    content[256:268] = np.array([3.0, 3.0, 3.0], "<f4").tobytes()
+    (tmp_path / "scan.nii").write_bytes(content)
+    study = only(tmp_path / "scan.nii")
+    (tmp_path / "out").mkdir()
+    made = output(tmp_path / "out", study, echo(study))
+    assert made.get_qform(coded=True)[1] == 0
+    np.testing.assert_allclose(made.affine, SHEARED, atol=1e-6)
 
 
 @pytest.mark.parametrize("axes", ["LAS", "PIR", "SLA"])
@@ -123,6 +166,30 @@ def test_empty_slices_are_no_items(tmp_path):
     assert not np.asarray(made.dataobj)[:, :, :3].any()
 
 
+def test_what_was_not_sent_is_the_least_value_of_the_target(tmp_path):
+    """In its units: a range that does not begin at the number 0."""
+    values = np.zeros((16, 16, 9), dtype=np.int16)
+    values[4:12, 4:12, 3:6] = np.random.default_rng(0).integers(100, 900, (8, 8, 3))
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii")
+    study = only(tmp_path / "scan.nii")
+    (tmp_path / "out").mkdir()
+    made = output(tmp_path / "out", study, echo(study, scale=(0.5, -1024.0, 16, -1000.0, 3000.0)))
+    assert (np.asarray(made.dataobj)[:, :, :3] == -1000).all()
+
+
+def test_colours_are_a_fifth_axis(tmp_path):
+    """Of a vector, as NIfTI has it; each voxel has its own."""
+    values = np.random.default_rng(0).integers(0, 200, (6, 7, 5, 2)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii")
+    study = only(tmp_path / "scan.nii")
+    (tmp_path / "out").mkdir()
+    coloured = echo(study, change=lambda numbers: np.concatenate([numbers, numbers + 1, numbers + 2], axis=2))
+    made = output(tmp_path / "out", study, coloured)
+    expected = np.stack([values, values + 1, values + 2], axis=4)
+    np.testing.assert_array_equal(np.asarray(made.dataobj), expected)
+    assert made.header.get_intent()[0] == "vector"
+
+
 def test_a_result_of_another_size_cannot_be_put_together():
     """A model that crops."""
     study = only(NIFTI / "anatomical.nii")
@@ -138,15 +205,66 @@ def test_a_damaged_file_is_named(content, tmp_path):
         only(path)
 
 
-def test_what_is_no_volume_of_numbers_is_refused(tmp_path):
+def test_one_slice_is_a_volume(tmp_path):
+    """Of two axes, and comes back so."""
+    values = np.random.default_rng(0).integers(0, 255, (16, 12)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([-2.0, 2, 2, 1])), tmp_path / "flat.nii")
+    study = only(tmp_path / "flat.nii")
+    assert study.slices.numbers.shape == (1, 12, 16, 1)
+    (tmp_path / "out").mkdir()
+    made = output(tmp_path / "out", study, echo(study))
+    np.testing.assert_array_equal(np.asarray(made.dataobj), values)
+    np.testing.assert_array_equal(made.affine, np.diag([-2.0, 2, 2, 1]))
+
+
+def test_one_slice_is_cut_in_its_own_plane(tmp_path):
+    """A coronal one: by the default it would be a row of pixels for each height."""
+    values = np.random.default_rng(0).integers(0, 255, (16, 12)).astype(np.uint8)
+    turned = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(values, turned), tmp_path / "flat.nii")
+    study = only(tmp_path / "flat.nii")
+    np.testing.assert_array_equal(study.slices.numbers[0, :, :, 0], values.T[::-1])
+    (tmp_path / "out").mkdir()
+    made = output(tmp_path / "out", study, echo(study))
+    np.testing.assert_array_equal(np.asarray(made.dataobj), values)
+
+
+def test_no_file_is_named(tmp_path):
     with pytest.raises(FileMissing):
         only(tmp_path / "none.nii")
-    colours = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "rgb.nii")
-    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4), np.uint8), np.eye(4)), tmp_path / "flat.nii")
-    for name in ("rgb", "flat"):
-        with pytest.raises(ImageUnreadable, match=name):
-            only(tmp_path / f"{name}.nii")
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        (np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), 3),
+        (np.ones((4, 4, 4), np.complex64), 1),
+        (np.ones((4, 4, 4, 2, 3), np.float32), 6),
+    ],
+)
+def test_what_is_no_volume_of_numbers_is_refused_with_a_command_that_takes_it_apart(
+    values, parts, tmp_path, monkeypatch
+):
+    """Colours, complex numbers and vectors; the command writes volumes that are read."""
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "it's one.nii")
+    with pytest.raises(ImageUnreadable, match="it's one") as caught:
+        only(tmp_path / "it's one.nii")
+    command = shlex.split(caught.value.hint.partition(": ")[2])
+    assert command[:2] == ["python3", "-c"]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(command[2], "hint", "exec"), {})
+    made = sorted(path for path in tmp_path.iterdir() if path.name.startswith("it's one-"))
+    assert [nibabel.load(path).shape for path in made] == [(4, 4, 4)] * parts
+
+
+def test_a_place_that_is_not_finite_is_named(tmp_path):
+    image = nibabel.Nifti1Image(np.arange(64, dtype=np.uint8).reshape(4, 4, 4), np.eye(4))
+    content = bytearray(image.to_bytes())
+    content[280:284] = np.array([np.nan], "<f4").tobytes()
+    (tmp_path / "scan.nii").write_bytes(content)
+    with pytest.raises(ImageUnreadable, match=r"scan\.nii: its affine is not finite") as caught:
+        only(tmp_path / "scan.nii")
+    assert "sform" in caught.value.hint
 
 
 def test_a_volume_without_an_orientation_is_named(tmp_path):

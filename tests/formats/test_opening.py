@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import subprocess
 import sys
 import weakref
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ddib_fed.errors import ImageUnreadable, UsageError
+from ddib_fed.client.payload import payload
+from ddib_fed.errors import ImageUnreadable, InputError, UsageError
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.origin import safe_name
 from ddib_fed.formats.recognition import Format, format_of_content, is_study, recognise
@@ -119,6 +123,53 @@ def test_what_cannot_be_read_is_collected_where_that_is_asked(tmp_path):
     assert [study.name for study in found.studies] == ["standard"]
     with pytest.raises(ImageUnreadable):
         open_paths([tmp_path / "bad.dcm"], Options())
+
+
+def take(path):
+    """Read a file, or make an item of it as it is."""
+    found = open_paths([path], Options())
+    return found.studies[0] if found.studies else payload(*found.plain)
+
+
+WHOLE = (NIFTI / "anatomical.nii").read_bytes()
+PAGE = b"<!DOCTYPE html><html>Please log in</html>"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_", "helps"),
+    [
+        ("a b.nii", gzip.compress(WHOLE), "is a .gz file", "mv -n 'a b.nii' 'a b.nii.gz'"),
+        ("a.nii.gz", WHOLE, "is a .nii file", "mv -n a.nii.gz a.nii"),
+        ("a.nii.gz", PAGE, "is a web page", "open it in a browser"),
+        ("a.nii", b"", "is empty", "copy it again"),
+        ("a.nii", bytes(range(256)) * 9, "begins as no known format does", "copy it again"),
+        ("a.nii", WHOLE[:5000], "cannot be read", "copy it again"),
+        ("a.tif", encode_png(np.zeros((4, 4, 1), np.uint8)), "is a .png file", "mv -n a.tif a.png"),
+        ("a.nii", (DICOM / "CT_small.dcm").read_bytes(), "is a .dcm file", "mv -n a.nii a.dcm"),
+        ("a.tif", PAGE, "is a web page", "open it in a browser"),
+        ("a.dcm", b"", "is empty", "copy it again"),
+        ("a.dcm", b"%PDF-1.7", "is a .pdf file", "mv -n a.dcm a.pdf"),
+        (
+            "a.dcm",
+            (DICOM / "CT_small.dcm").read_bytes()[132:],
+            "is DICOM without",
+            "dcmconv a.dcm a-whole.dcm",
+        ),
+        ("a.npz", b"PK\3\4", "is a .zip file", "unzip a.npz -d a"),
+        ("a.dcm.gz", gzip.compress(b"x"), "is a .gz file", "gzip -dk a.dcm.gz"),
+    ],
+)
+def test_a_file_that_is_not_what_it_is_called_is_said_to_be_what_it_is(
+    name, content, is_, helps, tmp_path, monkeypatch
+):
+    """With a command for that; whether it is read here or would be sent as it is."""
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(is_)) as caught:
+        take(path)
+    assert name in caught.value.detail
+    assert helps in caught.value.hint
 
 
 def test_names_for_files_hold_nothing_that_a_shell_or_a_path_reads():

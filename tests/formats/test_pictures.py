@@ -42,6 +42,17 @@ def test_metadata_stay(tmp_path):
     assert not any(SECRET.encode() in content for content in contents)
 
 
+def test_a_picture_is_turned_as_its_metadata_say(tmp_path):
+    """A camera that was held upright: the model sees it so, and so is the result."""
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(PIXELS).save(tmp_path / "scan.webp", lossless=True, exif=exif)
+    study = only(tmp_path / "scan.webp")
+    np.testing.assert_array_equal(study.numbers, np.rot90(PIXELS, -1))
+    made = study.assemble(echo(study)).files["scan.webp"]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(made))), np.rot90(PIXELS, -1))
+
+
 def test_sixteen_bits_of_jpeg_2000_survive(tmp_path):
     """In and out, grey."""
     deep = (PIXELS[..., 0].astype(np.uint16) << 8) + PIXELS[..., 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -224,13 +223,22 @@ def _in_the_studys_words(study: Study) -> Iterator[None]:
         error.args = (error.detail,)
         raise
     except PictureMisfit as error:
+        if error.facts.get("problem") == "colour":
+            from ddib_fed.formats.study import grey_copy
+
+            raise PictureMisfit(
+                f"{called}: it is in colour, and the model takes grey pictures",
+                hop=error.hop,
+                hint=f"make a grey copy if that is meant, and translate that: {grey_copy(study)}",
+                facts=error.facts,
+            ) from error
         taken = error.facts.get("range", "0:255")
-        rule = f"{'window:40,400' if 'CT' in study.kind else 'percentile:0.5,99.5'}@{taken}"
+        rule = f"{'window:40,400' if '(CT)' in study.kind else 'percentile:0.5,99.5'}@{taken}"
         raise PictureMisfit(
             f"{called}: its slices hold {error.facts.get('holds', 'other numbers')}; the model takes "
             f"{error.facts.get('takes', taken)}",
             hop=error.hop,
-            hint=f"ddib translate {shlex.quote(str(study.given))} ... --intensity {rule} (docs/formats.md)",
+            hint=f"{same_command(f'--intensity={rule}')} (docs/formats.md)",
             facts={**error.facts, INTENSITY: rule},
         ) from error
 

@@ -37,6 +37,7 @@ from ddib_fed.errors import (
     JobFailed,
     UsageError,
 )
+from ddib_fed.formats.origin import alone
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -156,12 +157,6 @@ def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
     for warning in plan.choice.studies[at].warnings:
         say(f"warning: {warning}", err=True)
     return None
-
-
-def alone(error: DdibError) -> DdibError:
-    """The error without the frames that it came through: they hold the study."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 def _beside(folder: Path, found: Mapping[str, int]) -> InputError:

@@ -1,6 +1,7 @@
-"""Writes the derived series: the headers of the source slices with new UIDs, marked as synthetic, and new pixels.
+"""Writes the derived series: what the source slices say of the person, the study and the place, and new pixels.
 
-The headers say who the person is, and stay on this machine as the source's own files do.
+Each is marked as synthetic, and says nothing of how its source was acquired. The headers say who the person is, and
+stay on this machine as the source's own files do.
 """
 
 from __future__ import annotations
@@ -24,27 +25,39 @@ MAKER: Final = "ddib-fed"
 SERIES_OFFSET: Final = 1000
 """Added to the number of the source's series."""
 _SPACE: Final = uuid.UUID("6b1f2c2e-6d3d-5b0b-9d5e-0f1d0c9a7a11")
-# Attributes that describe the source's pixels, its display, its step or its signatures, and would be wrong.
-STALE: Final = (
-    "PixelData", "FloatPixelData", "DoubleFloatPixelData", "PixelDataProviderURL", "NumberOfFrames",
-    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
-    "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane", "PixelPaddingValue", "PixelPaddingRangeLimit",
-    "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
-    "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData",
-    "BluePaletteColorLookupTableData", "ICCProfile", "ColorSpace", "ModalityLUTSequence", "VOILUTSequence",
-    "VOILUTFunction", "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "PresentationLUTShape", "PresentationLUTSequence", "IconImageSequence",
-    "PlanarConfiguration", "DigitalSignaturesSequence", "MACParametersSequence", "EncryptedAttributesSequence",
-    "PerformedProcedureStepID", "PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime",
-    "PerformedProcedureStepDescription", "ReferencedPerformedProcedureStepSequence", "DeviceSerialNumber",
-    "StationName", "AcquisitionUID", "IrradiationEventUID", "DerivationCodeSequence", "RealWorldValueMappingSequence",
-)  # fmt: skip
+# What a result says as its source does: whom it shows, for which study, where and when. All else describes how the
+# source was acquired, stored, shown or signed, and would be wrong of a picture in another contrast that a model made.
+KEPT: Final = frozenset({
+    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "Modality", "InstitutionName", "InstitutionAddress",
+    "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "StudyDescription", "AccessionNumber",
+    "IssuerOfAccessionNumberSequence", "ReferringPhysicianName", "PhysiciansOfRecord", "ProcedureCodeSequence",
+    "ReferencedStudySequence", "ReferencedPatientSequence", "AdmittingDiagnosesDescription",
+    "AdmittingDiagnosesCodeSequence", "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "AcquisitionNumber",
+    "InstanceNumber", "TemporalPositionIdentifier", "NumberOfTemporalPositions", "FrameOfReferenceUID",
+    "PositionReferenceIndicator", "ImagePositionPatient", "ImageOrientationPatient", "PatientOrientation",
+    "PatientPosition", "SliceLocation", "SliceThickness", "SpacingBetweenSlices", "PixelSpacing", "PixelAspectRatio",
+    "PixelSpacingCalibrationType", "PixelSpacingCalibrationDescription", "ImagerPixelSpacing",
+    "EstimatedRadiographicMagnificationFactor", "SequenceOfUltrasoundRegions", "Laterality", "ImageLaterality",
+    "BodyPartExamined", "AnatomicRegionSequence", "ViewPosition", "BurnedInAnnotation", "RecognizableVisualFeatures",
+    "LongitudinalTemporalInformationModified", "LossyImageCompression", "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+})  # fmt: skip
+_KEPT_GROUPS: Final = frozenset({0x0010, 0x0012, 0x0038})
+"""The patient, the trial with its marks of de-identification, and the visit."""
+_Class = tuple[str, dict[str, str]]
+# The class of a grey result by that of its source, also an enhanced one, and what it must say of an acquisition (PS3.3
+# C.8.3.1, C.8.2.1): "RM" is a sequence that is none of the standard's, and an empty value one that is not known.
+_CLASSES: Final[dict[str, _Class]] = {
+    "MR Image Storage": ("MRImageStorage", {
+        "ScanningSequence": "RM", "SequenceVariant": "NONE", "ScanOptions": "", "MRAcquisitionType": "",
+        "RepetitionTime": "", "EchoTime": "", "EchoTrainLength": "",
+    }),
+    "CT Image Storage": ("CTImageStorage", {"KVP": "", "AcquisitionNumber": ""}),
+}  # fmt: skip
+_OTHER_CLASS: Final[_Class] = "SecondaryCaptureImageStorage", {"ConversionType": "WSD"}
 _EQUIPMENT: Final = (
     "Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
 )  # fmt: skip
-_OVERLAYS: Final = range(0x6000, 0x6100)
-_CURVES: Final = range(0x5000, 0x5100)
-_SIGNATURES: Final = 0xFFFA
 
 
 def derived_series(
@@ -61,7 +74,11 @@ def derived_series(
     now = datetime.now().astimezone()
     uid = new_uid(str(series.headers[0].SeriesInstanceUID), _recipe(translated))
     with quiet():
-        return [_derived(series, at, stack[at], translated, uid, now) for at in slices]
+        hounsfield = _is_hounsfield(series, translated)
+        return [
+            _derived(series.headers[at], stack[at], translated, uid, now, hounsfield=hounsfield)
+            for at in slices
+        ]
 
 
 def new_uid(source: str, recipe: str) -> str:
@@ -76,15 +93,14 @@ def _recipe(translated: Translated) -> str:
 
 
 def _derived(
-    series: Series, at: int, pixels: Pixels, translated: Translated, uid: str, now: datetime
+    source: Any, pixels: Pixels, translated: Translated, uid: str, now: datetime, *, hounsfield: bool
 ) -> bytes:
     """One file."""
     package = pydicom()
-    source = series.headers[at]
-    dataset = _kept(source)
+    dataset = _kept(source, colours=pixels.shape[2] == 3)
     _identify(dataset, source, uid, _recipe(translated), now, translated)
     _attribute(dataset, source, translated, now)
-    _set_pixels(dataset, pixels, translated, hounsfield=_is_hounsfield(series, translated))
+    _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
     meta = package.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -96,17 +112,20 @@ def _derived(
     return file.getvalue()
 
 
-def _kept(source: Any) -> Any:
-    """A copy of the source's header without what would be wrong: private and stale attributes, overlays, signatures."""
-    package = pydicom()
-    kept = package.Dataset()
+def _kept(source: Any, *, colours: bool) -> Any:
+    """A copy of what the source's header says that is true of the result, too; nothing private."""
+    kept = pydicom().Dataset()
     for element in source:
-        group = element.tag.group
-        if group in _OVERLAYS or group in _CURVES or group in {2, _SIGNATURES} or element.tag.is_private:
-            continue
-        if element.keyword not in STALE:
+        if element.keyword in KEPT or element.tag.group in _KEPT_GROUPS:
             kept.add(deepcopy(element))
     kept.remove_private_tags()
+    uids = pydicom().uid
+    name = uids.UID(source.SOPClassUID).name.removeprefix("Legacy Converted ").removeprefix("Enhanced ")
+    kind, asked = _CLASSES.get("" if colours else name, _OTHER_CLASS)
+    kept.SOPClassUID = getattr(uids, kind)
+    for keyword, value in asked.items():
+        if keyword not in kept:
+            setattr(kept, keyword, value)
     return kept
 
 
@@ -118,8 +137,9 @@ def _identify(
     dataset.SeriesInstanceUID = uid
     dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
     dataset.SeriesDescription = f"SYNTHETIC {translated.target}"[:64]
-    third = [str(value) for value in source.get("ImageType", ())][2:3] or ["OTHER"]
-    dataset.ImageType = ["DERIVED", "SECONDARY", *third, "SYNTHETIC"]
+    third = [str(value) for value in source.get("ImageType", ())][2:3]  # of MR it names the contrast
+    plane = third if third in [["AXIAL"], ["LOCALIZER"]] else ["OTHER"]
+    dataset.ImageType = ["DERIVED", "SECONDARY", *plane, "SYNTHETIC"]
     dataset.SyntheticData = "YES"
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = date
@@ -169,14 +189,12 @@ def _code(value: str, meaning: str) -> Any:
 
 
 def _set_pixels(dataset: Any, pixels: Pixels, translated: Translated, *, hounsfield: bool) -> None:
-    """The pixels and what describes them: 16 bits for grey, 8 for colours, which become Secondary Capture."""
+    """The pixels and what describes them: 16 bits for grey, 8 for colours."""
     package = pydicom()
     colours = pixels.shape[2] == 3
     if colours:
         if translated.bits == 16:
             pixels = (pixels >> 8).astype(np.uint8)
-        dataset.SOPClassUID = package.uid.SecondaryCaptureImageStorage
-        dataset.ConversionType = "WSD"
         dataset.PlanarConfiguration = 0
     bits = 8 if colours else 16
     kind = np.dtype("u1") if colours else np.dtype("<u2")
@@ -205,5 +223,6 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: Translated, *, hounsfi
 
 
 def _is_hounsfield(series: Series, translated: Translated) -> bool:
-    """Whether the result of a CT is in Hounsfield units: its target's model has a range that begins like air."""
-    return series.modality == "CT" and translated.low is not None and translated.low <= -500
+    """Whether a result is in Hounsfield units: its source is, and the target's range begins like air."""
+    source = series.modality == "CT" and not series.without_units
+    return source and translated.low is not None and translated.low <= -500

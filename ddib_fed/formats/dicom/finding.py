@@ -6,23 +6,25 @@ pixels is unreadable. A name depends on the series alone, and not on what else l
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, InputError
 from ddib_fed.formats.dicom.series import SORTED_BY, pydicom, quiet, read_header
-from ddib_fed.formats.origin import safe_name
-from ddib_fed.formats.recognition import is_dicom
+from ddib_fed.formats.origin import alone, safe_name
+from ddib_fed.formats.recognition import COPY, beginning_of, is_dicom
 
 Members = list[tuple[Path, Any]]
 """Path and header (`SORTED_BY`) of each file of a series."""
 _OF_THE_STANDARD: Final = "1.2.840.10008."
-_COPY: Final = "copy it again from where it came; its size there and here (ls -l) should be the same"
+COPIES: Final = "copies of other DICOM files"
+"""What further files of the same picture, byte for byte, are counted as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class SortedFiles:
 
     Attributes:
         series: The pictures of each series, by its UID.
-        unreadable: Files that are damaged, or pictures by their class without any pixels, and why.
+        unreadable: Files that are damaged, pictures by their class without any pixels, and different pictures of one
+            identity, and why.
         others: How many files are no pictures, by class: reports, plans.
     """
 
@@ -46,7 +49,7 @@ class SeriesName:
 
     Attributes:
         name: With the path below the folder of the results.
-        also: What they were called when other series lay beside it, and in earlier releases.
+        also: What they were called when other series lay beside it, or lay not.
         uid_sha256: Digest of its UID, hex.
     """
 
@@ -99,7 +102,7 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     Raises:
         ExtraMissing: pydicom is not installed.
     """
-    series: dict[str, Members] = {}
+    pictures: dict[str, Members] = {}
     unreadable: list[tuple[Path, DdibError]] = []
     others: Counter[str] = Counter()
     with quiet():  # values are read when they are asked for
@@ -107,15 +110,36 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
             try:
                 header = _header(path)
             except ImageUnreadable as error:
-                unreadable.append((path, error))
+                unreadable.append((path, alone(error)))
                 continue
-            if "Rows" in header:
-                series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+            if "Rows" in header and not (header.get("SOPClassUID") and header.get("SOPInstanceUID")):
+                why = (
+                    f"{path} has no SOP Instance UID, or no SOP Class UID, so nothing can be derived from it"
+                )
+                unreadable.append((path, ImageUnreadable(why, hop="client", hint="export it again")))
+            elif "Rows" in header:
+                pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
             elif kind := _other_kind(header):
                 others[kind] += 1
             else:
                 unreadable.append((path, _without_pixels(path, header)))
-    return SortedFiles(series, tuple(unreadable), others)
+    series: dict[str, Members] = {}
+    for (path, header), *more in pictures.values():
+        others[COPIES] += len(more)
+        unlike = [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]
+        if unlike:
+            unreadable += [(each, _conflict(path, unlike[0])) for each in (path, *unlike)]
+        else:
+            series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+    return SortedFiles(series, tuple(unreadable), +others)
+
+
+def _conflict(path: Path, other: Path) -> InputError:
+    return InputError(
+        f"{path} and {other} have the same SOP Instance UID and different contents",
+        hop="client",
+        hint="remove the one that is wrong, or translate each of them in a folder of its own",
+    )
 
 
 def _header(path: Path) -> Any:
@@ -125,8 +149,8 @@ def _header(path: Path) -> Any:
         ImageUnreadable: It is damaged.
     """
     if not is_dicom(path):
-        why = f"{path} does not begin as DICOM files do: it is empty, or not complete"
-        raise ImageUnreadable(why, hop="client", hint=_COPY)
+        what, how = beginning_of(path)
+        raise ImageUnreadable(f"{path} does not begin as DICOM files do: it {what}", hop="client", hint=how)
     return read_header(path, SORTED_BY)
 
 
@@ -153,7 +177,7 @@ def _without_pixels(path: Path, header: Any) -> ImageUnreadable:
     return ImageUnreadable(
         f"{path} is {what}, and ends before its pixels: it is not complete",
         hop="client",
-        hint=_COPY,
+        hint=COPY,
     )
 
 
@@ -177,7 +201,7 @@ def names_of(series: Mapping[str, Members], root: Path | None) -> Iterator[tuple
     for uid, members in series.items():
         both = plain[uid], f"{plain[uid]}-{digests[uid][:8]}"
         name, other = both if alike[plain[uid]] == 1 else both[::-1]
-        yield SeriesName(name, (other, *_earlier_names(members, root)), digests[uid]), members
+        yield SeriesName(name, (other,), digests[uid]), members
 
 
 def _place(members: Members, root: Path | None, digest: str) -> str:
@@ -196,12 +220,6 @@ def _number(members: Members) -> str:
             return "" if number is None else str(int(number))
         except (TypeError, ValueError, OverflowError):
             return ""
-
-
-def _earlier_names(members: Members, root: Path | None) -> Sequence[str]:
-    """What earlier releases called the results: after the folder, with the number where there were several series."""
-    folder = members[0][0].resolve().parent if root is None else root.resolve()
-    return safe_name(folder.name), safe_name(f"{folder.name}-series-{_number(members) or 0}")
 
 
 def _directory_class() -> str:

@@ -6,11 +6,13 @@ treated alike.
 
 from __future__ import annotations
 
+import io
 import logging
 import shlex
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +22,14 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.extras import extra
+from ddib_fed.formats.origin import alone
+from ddib_fed.formats.recognition import COPY
+from ddib_fed.samples.formats.decoded import Pixels
 
+MAX_UNPACKED: Final = 1 << 27
+"""Bytes of a deflated file once it is unpacked: those of 8,000 x 8,000 pixels of 16 bits."""
+_PREFIX: Final = 144
+"""Bytes in front of a file's meta information: preamble, mark, and the element that says its length (PS3.10 7.1)."""
 MAX_VALUES: Final = 1 << 29
 """Values of a series at most, which then takes 2 GiB as float32."""
 ODD_GAP: Final = 0.1
@@ -30,10 +39,16 @@ OFTEN_BURNT_IN: Final = frozenset({"US", "XA", "RF", "SC", "OT", "ES", "XC", "GM
 _PICTURES: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 )
+_GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_OF_A_FRAME: Final = frozenset({
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "RescaleSlope", "RescaleIntercept", "RescaleType",
+})  # fmt: skip
+"""What an enhanced file says of a frame in functional groups (PS3.3 C.7.6.16), and any other at the top."""
 SORTED_BY: Final = (
-    "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImagePositionPatient",
-    "ImageOrientationPatient", "BurnedInAnnotation", "RecognizableVisualFeatures", "SamplesPerPixel",
-    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
+    "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber",
+    "ImagePositionPatient", "ImageOrientationPatient", "BurnedInAnnotation", "RecognizableVisualFeatures",
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", *_GROUPS,
 )  # fmt: skip
 """Attributes by which files are sorted into series and checked before any is read whole: many are in memory at once."""
 
@@ -56,23 +71,15 @@ class Series:
 
     @property
     def modality(self) -> str:
-        """CT, MR and so on."""
         return str(self.headers[0].get("Modality", ""))
 
-
-@dataclass(frozen=True, slots=True)
-class ReadSeries(Series):
-    """The same with its values, which are not needed any more once items are made of them.
-
-    Attributes:
-        values: (N, H, W, C) float32 or uint8, in the units of the modality (Hounsfield for CT).
-    """
-
-    values: NDArray[Any]
-
-    def without_values(self) -> Series:
-        """The rest."""
-        return Series(self.called, self.headers, self.paths, self.warnings)
+    @property
+    def without_units(self) -> tuple[str, ...]:
+        """The slices of a CT whose values are in no Hounsfield units, and why; none of another modality."""
+        found = (
+            zip(self.paths, map(_not_hounsfield, self.headers), strict=True) if self.modality == "CT" else ()
+        )
+        return tuple(f"{path} {why}" for path, why in found if why)
 
 
 def pydicom() -> Any:
@@ -99,11 +106,63 @@ def read_header(path: Path, attributes: Sequence[str] | None = None) -> Any:
     """
     with _faults(path), quiet():
         only = None if attributes is None else list(attributes)
-        return pydicom().dcmread(path, stop_before_pixels=True, specific_tags=only)
+        return _dataset(path, stop_before_pixels=True, specific_tags=only)
 
 
-def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> ReadSeries:
-    """The slices of one series.
+def _dataset(path: Path, **how: Any) -> Any:
+    """The dataset of a file; what functional groups say of its first frame stands at the top.
+
+    A deflated one is unpacked here, up to `MAX_UNPACKED` bytes: pydicom has no bound.
+    """
+    package = pydicom()
+    meta = package.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
+        packed = path.read_bytes()[_PREFIX + meta.FileMetaInformationGroupLength :]
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, MAX_UNPACKED + 1)
+        if len(content) > MAX_UNPACKED:
+            raise ImageUnreadable(
+                f"{path} unpacks to more than {MAX_UNPACKED} bytes",
+                hop="client",
+                hint="leave it out: pictures are smaller",
+            )
+        dataset = package.dcmread(io.BytesIO(content), force=True, **how)
+        meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
+        dataset.file_meta = meta
+    else:
+        dataset = package.dcmread(path, **how)
+    for groups in _GROUPS:
+        for macro in (element for group in (dataset.get(groups) or ())[:1] for element in group):
+            items = macro.value if macro.VR == "SQ" else ()
+            for element in items[0] if items else ():
+                if element.keyword in _OF_A_FRAME:
+                    dataset[element.tag] = element
+        dataset.pop(groups, None)  # of a film they are larger than all else
+    return dataset
+
+
+def readable(
+    members: Sequence[tuple[Path, Any]],
+) -> tuple[list[tuple[Path, Any]], list[tuple[Path, DdibError]]]:
+    """The slices of a series whose pixels can be read, and why others cannot; all where none can, or there is but one.
+
+    Args:
+        members: As the argument of `read_series`.
+    """
+    good: list[tuple[Path, Any]] = []
+    bad: list[tuple[Path, DdibError]] = []
+    for path, header in members if len(members) > 1 else ():
+        try:
+            _check(path, header)
+            _slice(path)
+        except ImageUnreadable as error:
+            bad.append((path, alone(error)))
+        else:
+            good.append((path, header))
+    return (good, bad) if good else ([*members], [])
+
+
+def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> tuple[Series, NDArray[Any]]:
+    """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality.
 
     Args:
         called: What messages call it.
@@ -132,7 +191,7 @@ def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> ReadSeries:
     paths, sorted_by = zip(*ordered, strict=True)
     values = _stacked(paths, (rows, columns, samples))
     found = tuple(_warnings(called, sorted_by))
-    return ReadSeries(called, tuple(read_header(path) for path in paths), paths, found, values)
+    return Series(called, tuple(read_header(path) for path in paths), paths, found), values
 
 
 def in_space(headers: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
@@ -216,7 +275,7 @@ def _stacked(paths: Sequence[Path], shape: tuple[int, int, int]) -> NDArray[Any]
     MONOCHROME1 is turned about the middle of all slices' values, so that slices stay comparable.
 
     Raises:
-        ImageUnreadable: A file is damaged, or not of the shape that its header says.
+        ImageUnreadable: A file is damaged.
     """
     values: NDArray[Any] = np.empty(0)
     padded: dict[int, NDArray[np.bool_]] = {}
@@ -224,10 +283,6 @@ def _stacked(paths: Sequence[Path], shape: tuple[int, int, int]) -> NDArray[Any]
     least, most = np.inf, -np.inf
     for at, path in enumerate(paths):
         found = _slice(path)
-        if found.values.shape != shape:
-            raise ImageUnreadable(
-                f"{path} holds {found.values.shape} pixels, its header says {shape}", hop="client"
-            )
         if not at:
             values = np.empty((len(paths), *shape), dtype=found.values.dtype)
         values[at] = found.values
@@ -248,10 +303,15 @@ def _stacked(paths: Sequence[Path], shape: tuple[int, int, int]) -> NDArray[Any]
 
 
 def _slice(path: Path) -> _Slice:
-    """The pixels of one file."""
+    """The pixels of one file.
+
+    Raises:
+        ImageUnreadable: It is damaged, or not of the shape that its header says.
+    """
     package = pydicom()
     with _faults(path), quiet():
-        dataset = package.dcmread(path)
+        dataset = _dataset(path)
+        _require_size(path, dataset)
         pixels = package.pixels.pixel_array(dataset)
         if pixels.ndim == 3:
             if pixels.dtype != np.uint8:
@@ -259,13 +319,65 @@ def _slice(path: Path) -> _Slice:
                     f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client"
                 )
             return _Slice(np.ascontiguousarray(pixels))
-        values = package.pixels.apply_modality_lut(pixels, dataset).astype(np.float32)
-    padding = dataset.get("PixelPaddingValue")
-    padded = None
-    if padding is not None:
-        ends = sorted((int(padding), int(dataset.get("PixelPaddingRangeLimit", padding))))
-        padded = (pixels >= ends[0]) & (pixels <= ends[1])
+        padded = _padded(pixels, dataset)
+        values = _in_units(pixels, dataset)
     return _Slice(values[:, :, None], padded, dataset.PhotometricInterpretation == "MONOCHROME1")
+
+
+def _require_size(path: Path, dataset: Any) -> None:
+    """Return if a compressed picture has the size that the header says, before it is decoded.
+
+    Raises:
+        ImageUnreadable: It has not.
+    """
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    from PIL import Image, UnidentifiedImageError
+
+    frame = io.BytesIO(pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1))
+    with suppress(UnidentifiedImageError), Image.open(frame) as picture:  # run lengths name no size
+        if picture.size != (dataset.Columns, dataset.Rows):
+            raise ImageUnreadable(
+                f"{path} holds {picture.height} x {picture.width} pixels, its header says {dataset.Rows} x "
+                f"{dataset.Columns}",
+                hop="client",
+                hint=COPY,
+            )
+
+
+def _in_units(pixels: Pixels, dataset: Any) -> Pixels:
+    """Stored numbers by the modality's table or rescale (PS3.3 C.11.1), float32; without either themselves."""
+    if dataset.get("ModalityLUTSequence"):
+        made: Pixels = pydicom().pixels.apply_modality_lut(pixels, dataset)
+    else:
+        slope, intercept = (dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
+        made = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
+    return made.astype(np.float32)
+
+
+def _padded(pixels: Pixels, dataset: Any) -> NDArray[np.bool_] | None:
+    """Where pixels are padding; None where the header names none.
+
+    Many files write the padding of signed pixels as the unsigned number of the same bits: -2000 as 63536.
+    """
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = dataset.get("PixelPaddingRangeLimit")
+    ends = np.array([int(first), int(first if last is None else last)]).astype(f"{pixels.dtype.kind}2")
+    padded: NDArray[np.bool_] = (pixels >= ends.min()) & (pixels <= ends.max())
+    return padded
+
+
+def _not_hounsfield(header: Any) -> str:
+    """Why the values of a CT's slice are in no Hounsfield units; empty where they are (PS3.3 C.11.1.1.2)."""
+    if tables := header.get("ModalityLUTSequence"):
+        kind = tables[0].get("ModalityLUTType")
+    elif None in {header.get("RescaleSlope"), header.get("RescaleIntercept")}:
+        return "has no rescale slope and intercept"
+    else:
+        kind = header.get("RescaleType") or "HU"
+    return "" if kind == "HU" else f"has the rescale type {kind}"
 
 
 def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:

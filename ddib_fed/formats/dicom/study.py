@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.errors import DdibError, ImageUnreadable
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.formats.dicom.derived import derived_series
 from ddib_fed.formats.dicom.finding import SeriesName, names_of, sort_files
-from ddib_fed.formats.dicom.series import Series, read_series
-from ddib_fed.formats.intensity import chosen_rule
+from ddib_fed.formats.dicom.series import Series, read_series, readable
+from ddib_fed.formats.intensity import PERCENTILES, Rule, chosen_rule
 from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.slices import Slices
 from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated, Unread
@@ -35,26 +35,25 @@ class DicomStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format and the modality."""
-        return f"DICOM series ({self.series.modality or 'no modality'})"
+        units = " without Hounsfield units" if self.series.without_units else ""
+        return f"DICOM series ({self.series.modality or 'no modality'}{units})"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Burnt-in text, missing slices."""
-        return self.series.warnings
+        """Burnt-in text, missing slices, a CT whose numbers are in no units."""
+        odd = self.series.without_units
+        said = [f"{self.origin.called}: these are no Hounsfield units: {odd[0]}"] if odd else []
+        return (*self.series.warnings, *said)
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
-        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
-        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:
@@ -118,11 +117,13 @@ def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: O
     if not found.series and not found.unreadable:
         raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
     several = len(found.series) > 1
-    unread = tuple(
-        _unread(given, called, members, options, several=several)
-        for called, members in names_of(found.series, root)
-    )
-    return FoundSeries(unread, found.unreadable, found.others)
+    unread: list[Unread] = []
+    unreadable = [*found.unreadable]
+    for called, members in names_of(found.series, root):
+        good, bad = readable(members)
+        unread.append(_unread(given, called, good, options, several=several))
+        unreadable += bad
+    return FoundSeries(tuple(unread), tuple(unreadable), found.others)
 
 
 def _unread(
@@ -152,12 +153,29 @@ def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Opt
 
     Raises:
         ImageUnreadable: A file cannot be read, or shows nothing.
-        InputError: The slices do not belong together.
+        InputError: The slices do not belong together, or are to be in Hounsfield units and are not.
         UsageError: There is no such rule of intensity.
     """
-    series = read_series(origin.called, members)
+    series, values = read_series(origin.called, members)
+    rule = chosen_rule(options.intensity, values, series.modality)
+    _require_units(origin.called, series, rule)
     try:
-        slices = Slices.of(series.values, chosen_rule(options.intensity, series.values, series.modality))
+        slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{origin.called}: {error.detail}", hop="client", hint=error.hint) from error
-    return DicomStudy(origin, series.without_values(), slices, options.fill_refused)
+    return DicomStudy(origin, series, slices, options.fill_refused)
+
+
+def _require_units(called: str, series: Series, rule: Rule) -> None:
+    """Return if the values of a CT have one unit, and the one that the rule names.
+
+    Raises:
+        InputError: They have not.
+    """
+    odd = series.without_units
+    if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
+        raise InputError(
+            f"{called}: {len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
+            hop="client",
+            hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+        )

@@ -89,7 +89,7 @@ def _dicom(path: Path, called: Path) -> Recognised:
     if not found.series:
         raise ImageUnreadable(f"{path} holds no picture", hop="client", hint="leave it out")
     (headers,) = found.series.values()
-    return Recognised(Kind.SLICE, read_series(str(called), headers).warnings)
+    return Recognised(Kind.SLICE, read_series(str(called), headers)[0].warnings)
 
 
 def _require_picture(path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from ddib_fed.cli.client.studies import StudyManner, report_studies, translate_study
@@ -16,7 +18,7 @@ from ddib_fed.samples.images import decode_image, encode_png
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import ASKED, NIFTI, only, record
+from tests.formats.echoes import ASKED, DICOM, NIFTI, only, record
 from tests.formats.maps import OWNER, write_map
 
 OTHER = "b6" * 32
@@ -149,7 +151,33 @@ def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_p
 
     with pytest.raises(PictureMisfit, match="ct: its slices hold grey int16") as caught:
         translate_study(only(tmp_path / "ct"), refuse, manner, asked=ASKED, fill_refused=False)
-    assert "--intensity window:40,400@0:4095" in caught.value.hint
+    assert "--intensity=window:40,400@0:4095" in caught.value.hint
+
+
+def test_colours_for_a_grey_model_are_answered_with_a_command_that_makes_them_grey(
+    tmp_path, manner, monkeypatch
+):
+    """Another rule of intensity would end in the same refusal; what the command writes is a grey series."""
+
+    def refuse(items, results):
+        raise PictureMisfit("item 0", facts={"problem": "colour", "takes": "grey pictures", "range": "0:255"})
+
+    for name in ("one", "two"):
+        (tmp_path / "rgb scan" / name).mkdir(parents=True)
+        dataset = pydicom.dcmread(DICOM / "examples_rgb_color.dcm")
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        dataset.save_as(tmp_path / "rgb scan" / name / "a.dcm")
+    study = only(tmp_path / "rgb scan")
+    with pytest.raises(PictureMisfit, match="rgb scan: it is in colour, and the model takes grey") as caught:
+        translate_study(study, refuse, manner, asked=ASKED, fill_refused=False)
+    assert "--intensity" not in caught.value.hint
+    command = shlex.split(caught.value.hint.partition("translate that: ")[2])
+    assert command[:2] == ["python3", "-c"]
+    exec(compile(command[2], "hint", "exec"), {})
+    grey = only(tmp_path / "rgb scan-grey", intensity="values")
+    expected = study.slices.numbers @ [0.299, 0.587, 0.114]
+    assert (grey.planes, grey.slices.numbers.shape[3]) == (2, 1)
+    assert np.abs(grey.slices.numbers[..., 0] - expected).max() <= 0.51
 
 
 @pytest.fixture

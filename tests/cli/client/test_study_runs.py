@@ -208,6 +208,23 @@ def test_a_damaged_volume_is_found_before_anything_is_sent(given, translate, tmp
     assert node.studies == ["a", "b", "c"]
 
 
+def test_a_slice_that_was_cut_does_not_stop_its_series(given, translate, tmp_path):
+    """With --skip-bad the others are translated, and the slice is named, also by a second run."""
+    cut = sorted(given[1].iterdir())[1]
+    cut.write_bytes(cut.read_bytes()[:-200])
+    node = Requests()
+    with pytest.raises(ImageUnreadable, match=cut.name) as caught:
+        translate(given, node)
+    assert "--skip-bad" in caught.value.hint
+    assert not node.studies
+    for asked in (["a", "b", "c"], []):
+        node = Requests()
+        with pytest.raises(FilesLeftOut, match=rf"1 of 4 files.*\n.*{cut.name}"):
+            translate(given, node, skip_bad=True)
+        assert node.studies == asked
+    assert len(list((tmp_path / "out" / "b" / "series-1").iterdir())) == 2
+
+
 def test_a_missing_package_is_named_once(given, translate, monkeypatch):
     """With the command that installs it; what needs it can be left out."""
     monkeypatch.setitem(sys.modules, "nibabel", None)

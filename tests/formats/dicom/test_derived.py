@@ -78,6 +78,22 @@ def test_hounsfield_units_come_back(ct):
     assert other.RescaleType == "US"
 
 
+def test_a_picture_that_was_derived_before_keeps_its_history(tmp_path):
+    """Who acquired it and what made it, and that it was once compressed with loss."""
+    write_series(tmp_path / "mr", VALUES, LossyImageCompression="01", LossyImageCompressionRatio=12)
+    first = only(tmp_path / "mr")
+    (tmp_path / "again").mkdir()
+    for name, content in first.assemble(echo(first)).files.items():
+        (tmp_path / "again" / name.rpartition("/")[2]).write_bytes(content)
+    study = only(tmp_path / "again")
+    (made, *_) = datasets(study.assemble(echo(study)))
+    assert [each.Manufacturer for each in made.ContributingEquipmentSequence] == [
+        "TOSHIBA_MEC", "ddib-fed", "ddib-fed", "ddib-fed",
+    ]  # fmt: skip
+    assert (made.LossyImageCompression, made.LossyImageCompressionRatio) == ("01", 12)
+    assert made.SourceImageSequence[0].ReferencedSOPInstanceUID == study.series.headers[0].SOPInstanceUID
+
+
 def test_another_request_is_another_series(ct):
     found = results(ct, scale=HOUNSFIELD)
     png, record = found[0]
@@ -102,6 +118,59 @@ def test_what_described_the_old_pixels_is_gone(tmp_path):
     assert made.WindowCenter == 127.5
 
 
+OF_THE_ACQUISITION = {
+    "EchoTime": 12, "RepetitionTime": 600, "InversionTime": 900, "FlipAngle": 15, "ScanningSequence": "IR",
+    "SequenceVariant": "SK", "SequenceName": "tfl3d1", "ProtocolName": "t1_mprage", "MagneticFieldStrength": 3,
+    "ImagingFrequency": 123.2, "EchoTrainLength": 8, "ScanOptions": "FS", "MRAcquisitionType": "3D",
+    "ContrastBolusAgent": "Gadovist", "DiffusionBValue": 1000.0, "KVP": 120, "ConvolutionKernel": "B30f",
+    "XRayTubeCurrent": 200, "Exposure": 100, "ReceiveCoilName": "head", "PixelBandwidth": 130,
+    "ImageComments": "T1 after contrast", "Units": "BQML", "ImageType": ["DERIVED", "PRIMARY", "ADC"],
+}  # fmt: skip
+RESEARCH = {"ScanningSequence": "RM", "SequenceVariant": "NONE"}
+"""The standard asks for a value, and these are its own for a sequence that is none of those that it lists."""
+
+
+@pytest.mark.parametrize("header", ["MR_small.dcm", "CT_small.dcm"])
+def test_how_the_source_was_acquired_is_not_said_of_the_result(header, tmp_path):
+    """A T2 that a model made has no echo time, and no contrast agent; who and where it shows stays."""
+    write_series(tmp_path / "mr", VALUES, header=header, BodyPartExamined="BRAIN", **OF_THE_ACQUISITION)
+    study = only(tmp_path / "mr", intensity="values")
+    (made, *_) = datasets(study.assemble(echo(study)))
+    source = study.series.headers[0]
+    assert source.EchoTime == 12
+    expected = RESEARCH if header == "MR_small.dcm" else {}
+    assert list(made.ImageType) == ["DERIVED", "SECONDARY", "OTHER", "SYNTHETIC"]
+    said = {keyword: made.get(keyword) for keyword in {*OF_THE_ACQUISITION} - {"ImageType"}}
+    assert {keyword: value for keyword, value in said.items() if value} == expected
+    assert made.SOPClassUID == source.SOPClassUID
+    for keyword in (
+        "PatientID",
+        "StudyDate",
+        "Modality",
+        "BodyPartExamined",
+        "SliceThickness",
+        "AcquisitionNumber",
+    ):
+        assert made[keyword].value == source[keyword].value
+
+
+@pytest.mark.parametrize(
+    ("changes", "hounsfield"), [({}, True), ({"Modality": "PT"}, False), ({"RescaleType": "ED"}, False)]
+)
+def test_units_and_class_of_the_source_are_kept_where_they_hold(changes, hounsfield, tmp_path):
+    """A result is in Hounsfield units only if its source was, and one of counts or doses is none of those."""
+    uid = pydicom.uid.PositronEmissionTomographyImageStorage
+    changes |= {"SOPClassUID": uid} if "Modality" in changes else {}
+    write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024, **changes)
+    study = only(tmp_path / "ct", intensity="values")
+    (made, *_) = datasets(study.assemble(echo(study, scale=HOUNSFIELD)))
+    assert (made.RescaleType == "HU") is hounsfield
+    expected = (
+        pydicom.uid.SecondaryCaptureImageStorage if "Modality" in changes else pydicom.uid.CTImageStorage
+    )
+    assert made.SOPClassUID == made.file_meta.MediaStorageSOPClassUID == expected
+
+
 @pytest.mark.parametrize(
     "name", ["MR_small_implicit.dcm", "MR_small_bigendian.dcm", "JPEG2000.dcm", "image_dfl.dcm"]
 )
@@ -111,6 +180,13 @@ def test_sources_of_any_encoding_become_plain_files(name):
     (made,) = datasets(study.assemble(echo(study)))
     assert made.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
     np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0, ..., 0])
+
+
+def test_colours_of_sixteen_bits_keep_their_high_ones():
+    study = only(DICOM / "examples_rgb_color.dcm")
+    scale = (1.0, 0.0, 16, 0.0, 65535.0)
+    (made,) = datasets(study.assemble(echo(study, change=lambda numbers: numbers * 257, scale=scale)))
+    np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0])
 
 
 def test_colours_become_secondary_capture():

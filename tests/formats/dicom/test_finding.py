@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pydicom
 import pytest
 
-from ddib_fed.errors import FileMissing, ImageUnreadable, UsageError
+from ddib_fed.errors import FileMissing, ImageUnreadable, InputError, UsageError
 from ddib_fed.formats.dicom.finding import sort_files
 from ddib_fed.formats.dicom.series import quiet
 from ddib_fed.formats.finished import finished_study
@@ -60,6 +59,74 @@ def test_an_empty_slice_among_others_is_named(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "empty.dcm").write_bytes(b"")
     assert open_paths([tmp_path / "other"], Options()).plain == (tmp_path / "other",)
+
+
+def test_a_slice_that_was_cut_inside_its_pixels_is_named_and_the_others_are_a_series(tmp_path):
+    """Plain, and compressed; without `bad` it ends the run."""
+    paths = write_series(tmp_path / "mr", VALUES)
+    compressed = pydicom.dcmread(paths[2])
+    compressed.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    compressed.save_as(paths[2])
+    for path in paths[1:]:
+        path.write_bytes(path.read_bytes()[:-200])
+    bad = []
+    (study,) = open_paths([tmp_path / "mr"], Options(intensity="values"), bad=bad).studies
+    assert sorted(path.name for path, _ in bad) == sorted(path.name for path in paths[1:])
+    assert all(path.name in error.detail for path, error in bad)
+    assert study.origin.inputs == (paths[0],)
+    np.testing.assert_array_equal(study.slices.numbers[..., 0], VALUES[:1])
+    with pytest.raises(ImageUnreadable, match="IM00"):
+        open_paths([tmp_path / "mr"], Options())
+
+
+def test_a_series_of_which_no_slice_can_be_read_is_one_error(tmp_path):
+    for path in write_series(tmp_path / "mr", VALUES):
+        path.write_bytes(path.read_bytes()[:-200])
+    bad = []
+    studies = open_paths([tmp_path / "mr"], Options(), bad=bad).studies
+    assert (len(studies), bad) == (1, [])
+    with pytest.raises(ImageUnreadable, match="IM00"):
+        studies[0]
+
+
+def test_a_copy_of_a_slice_counts_once(tmp_path):
+    """A folder that was copied into itself is one series of the same slices, and the copies are counted."""
+    write_series(tmp_path / "mr", VALUES)
+    first = open_paths([tmp_path / "mr"], Options()).studies[0]
+    shutil.copytree(tmp_path / "mr", tmp_path / "mr" / "again")
+    found = open_paths([tmp_path / "mr"], Options())
+    (study,) = found.studies
+    assert list(study.items()) == list(first.items())
+    assert study.origin.inputs == first.origin.inputs
+    assert found.ignored == Counter({"copies of other DICOM files": 3})
+
+
+def test_two_different_slices_of_one_identity_are_refused(tmp_path):
+    """Nobody knows which is right, so both are named and neither is used."""
+    paths = write_series(tmp_path / "mr", VALUES)
+    changed = pydicom.dcmread(paths[1])
+    changed.PixelData = changed.PixelData[::-1]
+    changed.save_as(tmp_path / "mr" / "changed.dcm")
+    with pytest.raises(InputError, match="the same SOP Instance UID") as caught:
+        open_paths([tmp_path / "mr"], Options())
+    assert paths[1].name in caught.value.detail
+    assert "changed.dcm" in caught.value.detail
+    bad = []
+    (study,) = open_paths([tmp_path / "mr"], Options(), bad=bad).studies
+    assert {path.name for path, _ in bad} == {paths[1].name, "changed.dcm"}
+    assert study.origin.inputs == (paths[2], paths[0])
+
+
+def test_a_picture_without_an_identity_is_named(tmp_path):
+    """Its derived picture could have none that follows from it."""
+    paths = write_series(tmp_path / "mr", VALUES)
+    nameless = pydicom.dcmread(paths[1])
+    del nameless.SOPInstanceUID
+    nameless.save_as(paths[1])
+    bad = []
+    open_paths([tmp_path / "mr"], Options(), bad=bad)
+    assert [path for path, _ in bad] == [paths[1]]
+    assert "no SOP Instance UID" in bad[0][1].detail
 
 
 def test_files_that_are_no_pictures_are_counted(tmp_path):
@@ -144,22 +211,6 @@ def test_two_series_of_one_number_are_told_apart_and_known_again(tmp_path):
     assert found is not None
     assert found.files == written.files
     assert finished(new, out) is None
-
-
-def test_results_of_an_earlier_release_are_known_and_not_overwritten(tmp_path):
-    """It called them after the folder that was given."""
-    out = tmp_path / "out"
-    write_series(tmp_path / "scans" / "p1", VALUES)
-    (study,) = open_paths([tmp_path / "scans"], Options()).studies
-    before = replace(study, origin=replace(study.origin, name="scans", outputs=("scans",)))
-    old = write_outputs(before, results(before), out, force=False)
-    contents = [path.read_bytes() for path in (*old.files, old.record)]
-    found = finished(study.origin, out)
-    assert found is not None
-    assert found.files == old.files
-    write_outputs(study, results(study), out, force=True)
-    assert (out / "scans" / "p1" / "series-1" / "0001.dcm").exists()
-    assert [path.read_bytes() for path in (*old.files, old.record)] == contents
 
 
 def test_folders_of_one_name_are_refused_with_what_helps(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import sys
 
 import numpy as np
@@ -14,7 +16,7 @@ from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
 from ddib_fed.samples.images import decode_image
 from tests.formats.dicom.files import words_of, write_series
-from tests.formats.echoes import DICOM, only, require_pixels_alone
+from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, require_pixels_alone
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (5, 12, 10))
 
@@ -41,6 +43,130 @@ def test_ct_is_in_hounsfield_units(tmp_path):
     (windowed, *_) = only(tmp_path / "ct", intensity="window:40,400").items()
     expected = np.rint(((VALUES[0] - 1024 + 160) / 400).clip(0, 1) * 255)
     np.testing.assert_array_equal(decode_image(windowed).pixels[..., 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "has no rescale slope and intercept"),
+        ({"RescaleIntercept": None}, "has no rescale slope and intercept"),
+        ({"RescaleType": "US"}, "has the rescale type US"),
+    ],
+)
+def test_what_is_called_hounsfield_has_its_rescale(changes, says, tmp_path):
+    """Otherwise the series is refused, also where some slices alone have none; other rules come with a warning."""
+    write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", **changes)
+    for intensity in ("auto", "hu"):
+        with pytest.raises(InputError, match=says) as caught:
+            only(tmp_path / "ct", intensity=intensity)
+    assert "--intensity percentile:0.5,99.5" in caught.value.hint
+    (warning,) = (line for line in only(tmp_path / "ct", intensity="window:40,400").warnings if says in line)
+    assert "no Hounsfield units" in warning
+    assert only(tmp_path / "ct", intensity="values").kind == "DICOM series (CT without Hounsfield units)"
+    if "RescaleType" not in changes:
+        np.testing.assert_array_equal(
+            only(tmp_path / "ct", intensity="values").slices.numbers[..., 0], VALUES
+        )
+    (path, *_) = write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024)
+    part = pydicom.dcmread(path)
+    for keyword, value in changes.items():
+        if value is None:
+            delattr(part, keyword)
+        else:
+            setattr(part, keyword, value)
+    part.save_as(path)
+    for intensity in ("auto", "window:40,400"):
+        with pytest.raises(InputError, match=rf"1 of 5 slices .*{says}"):
+            only(tmp_path / "ct", intensity=intensity)
+
+
+@pytest.mark.parametrize("where", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_an_enhanced_ct_of_one_frame_is_in_hounsfield_units(where, tmp_path):
+    """Its rescale and its place are in the functional groups of all frames or of the one; its result is a plain CT."""
+    paths = write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024)
+    expected = only(tmp_path / "ct")
+    enhance(paths, where)
+    study = only(tmp_path / "ct")
+    assert list(study.items()) == list(expected.items())
+    made = pydicom.dcmread(
+        io.BytesIO(next(iter(study.assemble(echo(study, scale=HOUNSFIELD)).files.values())))
+    )
+    assert made.SOPClassUID == pydicom.uid.CTImageStorage
+    assert made.SourceImageSequence[0].ReferencedSOPClassUID == pydicom.uid.EnhancedCTImageStorage
+    assert made.ImagePositionPatient == expected.series.headers[0].ImagePositionPatient
+    assert made.PixelSpacing == expected.series.headers[0].PixelSpacing
+    np.testing.assert_array_equal(pydicom.pixels.apply_modality_lut(made.pixel_array, made), VALUES[0] - 1024)
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        del dataset[where][0].PixelValueTransformationSequence
+        dataset.save_as(path)
+    with pytest.raises(InputError, match="has no rescale slope and intercept"):
+        only(tmp_path / "ct")
+
+
+def test_a_table_says_the_units_where_there_is_one(tmp_path):
+    """Stored numbers are places in it, and it says whether they become Hounsfield units."""
+    for path in write_series(tmp_path / "ct", VALUES, header="CT_small.dcm"):
+        dataset, table = pydicom.dcmread(path), pydicom.Dataset()
+        table.LUTDescriptor, table.ModalityLUTType = [2000, 0, 16], "HU"
+        table.add_new("LUTData", "OW", (3 * np.arange(2000)).astype("<u2").tobytes())
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+        dataset.ModalityLUTSequence = [table]
+        dataset.save_as(path)
+    np.testing.assert_array_equal(only(tmp_path / "ct").slices.numbers[..., 0], 3 * VALUES)
+    dataset.ModalityLUTSequence[0].ModalityLUTType = "US"
+    dataset.save_as(path)
+    with pytest.raises(InputError, match=r"1 of 5 slices .*has the rescale type US"):
+        only(tmp_path / "ct")
+
+
+def test_a_series_of_more_values_than_fit_is_refused_by_its_headers(tmp_path):
+    (path, *_) = write_series(tmp_path / "mr", VALUES[:1])
+    dataset = pydicom.dcmread(path)
+    dataset.Rows = dataset.Columns = 40_000
+    dataset.save_as(path)
+    with pytest.raises(InputError, match="1 slices of 40000 x 40000 pixels, more than"):
+        only(tmp_path / "mr")
+
+
+def enhance(paths, where):
+    """Make each file one of an enhanced CT (PS3.3 A.38): what is said of its frame stands in the groups `where`."""
+    macros = {
+        "PlanePositionSequence": ("ImagePositionPatient",),
+        "PlaneOrientationSequence": ("ImageOrientationPatient",),
+        "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+        "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    }
+    for path in paths:
+        dataset, group = pydicom.dcmread(path), pydicom.Dataset()
+        dataset.RescaleType, dataset.NumberOfFrames = "HU", 1
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+        for macro, keywords in macros.items():
+            setattr(group, macro, [pydicom.Dataset()])
+            for keyword in keywords:
+                setattr(group[macro][0], keyword, dataset[keyword].value)
+                delattr(dataset, keyword)
+        setattr(dataset, where, [group])
+        dataset.save_as(path)
+
+
+@pytest.mark.parametrize(("kind", "padding"), [("US", 63536), ("SS", -2000)])
+def test_padding_of_signed_pixels_is_no_value(kind, padding, tmp_path):
+    """Also where the header writes it as the unsigned number of the same bits, and as one end of a range."""
+    values = VALUES - 1000
+    for limit in (None, -1990):
+        padded = values.copy()
+        padded[:, :3] = -2000 if limit is None else -1995
+        for path in write_series(tmp_path / "ct", padded % 65536, header="CT_small.dcm", intercept=-24):
+            dataset = pydicom.dcmread(path)
+            dataset.PixelRepresentation = 1
+            dataset.add_new("PixelPaddingValue", kind, padding)
+            if limit is not None:
+                dataset.add_new("PixelPaddingRangeLimit", kind, limit % 65536 if kind == "US" else limit)
+            dataset.save_as(path)
+        numbers = only(tmp_path / "ct").slices.numbers[..., 0]
+        np.testing.assert_array_equal(numbers[:, 3:], values[:, 3:] - 24)
+        assert (numbers[:, :3] == values[:, 3:].min() - 24).all()
 
 
 def test_padding_is_no_value(tmp_path):
@@ -164,6 +290,19 @@ def test_a_person_is_warned_of_text_in_pixels(changes, says, tmp_path):
     assert any(says in warning for warning in warnings) if says else warnings == ()
     write_series(tmp_path / "clean", VALUES, Modality="US", BurnedInAnnotation="NO")
     assert only(tmp_path / "clean").warnings == ()
+
+
+def test_slices_that_are_not_parallel_keep_their_numbers_order(tmp_path):
+    """Radial slices: positions along different normals say nothing of their order, and a warning says what was done."""
+    for at, path in enumerate(write_series(tmp_path / "series", VALUES)):
+        dataset, angle = pydicom.dcmread(path), 0.5 * at
+        dataset.ImageOrientationPatient = [math.cos(angle), math.sin(angle), 0, 0, 0, -1]
+        dataset.ImagePositionPatient = [-10 * math.cos(angle), -10 * math.sin(angle), 20]
+        dataset.InstanceNumber = [3, 1, 5, 2, 4][at]
+        dataset.save_as(path)
+    study = only(tmp_path / "series", intensity="values")
+    np.testing.assert_array_equal(study.slices.numbers[..., 0], VALUES[[1, 3, 0, 4, 2]])
+    assert any("not parallel" in warning for warning in study.warnings)
 
 
 def test_a_missing_slice_is_noticed(tmp_path):

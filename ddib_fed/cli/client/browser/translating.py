@@ -20,7 +20,7 @@ from ddib_fed.cli.client.browser.views import SliceViews, map_result, tiled_map
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Delivered, Input, check_names
 from ddib_fed.cli.client.studies import INTENSITY, StudyManner, open_studies, translate_study
-from ddib_fed.cli.client.study_runs import alone, look_at_each
+from ddib_fed.cli.client.study_runs import look_at_each
 from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.client.translation.outcome import require_translated
 from ddib_fed.cli.client.translation.run import Manner
@@ -36,7 +36,7 @@ from ddib_fed.errors import (
     PictureMisfit,
     error_class,
 )
-from ddib_fed.formats.origin import Bad, Origin
+from ddib_fed.formats.origin import Bad, Origin, alone
 from ddib_fed.formats.recognition import is_dicom
 from ddib_fed.formats.study import Studies, Study
 from ddib_fed.web.researcher import desk
