@@ -64,6 +64,7 @@ class GeoTiffStudy(FromOrigin):
         grid: Its tiles.
         sent: Tiles that show something.
         intensity: For the provenance.
+        rule: The rule that made the numbers.
     """
 
     georeference: Georeference
@@ -72,6 +73,7 @@ class GeoTiffStudy(FromOrigin):
     grid: Grid
     sent: tuple[int, ...]
     intensity: dict[str, Any]
+    rule: str
 
     @property
     def kind(self) -> str:
@@ -195,7 +197,7 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
         raise FileMissing(f"there is no {path}", hop="client")
     try:
         values, valid, where, units = _read(path)
-        rule = chosen_rule(options.intensity, values)
+        rule = chosen_rule(options.intensity, values, of_model=options.of_model)
         seen = values if valid.all() else values[valid]
         intensity = rule.on(seen)
         numbers = intensity.numbers(values)
@@ -212,7 +214,7 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
     if not sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
     origin = geotiff_origin(path, options, within)
-    return GeoTiffStudy(origin, where, numbers, valid, grid, sent, intensity.record(seen) | units)
+    return GeoTiffStudy(origin, where, numbers, valid, grid, sent, intensity.record(seen) | units, rule.text)
 
 
 def _rasterio() -> Any:

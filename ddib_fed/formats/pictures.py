@@ -40,11 +40,13 @@ class PictureStudy(FromOrigin):
         format: As Pillow calls it.
         numbers: (H, W, C) that are sent.
         intensity: For the provenance.
+        rule: The rule that made the numbers.
     """
 
     format: str
     numbers: Pixels
     intensity: dict[str, Any]
+    rule: str
 
     @property
     def kind(self) -> str:
@@ -118,7 +120,7 @@ def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy
     rule = Rule("values") if options.intensity == AUTO else Rule.parse(options.intensity)
     intensity = rule.on(pixels)
     origin = picture_origin(path, options, within)
-    return PictureStudy(origin, kind, intensity.numbers(pixels), intensity.record(pixels))
+    return PictureStudy(origin, kind, intensity.numbers(pixels), intensity.record(pixels), rule.text)
 
 
 def _pixels(content: bytes, kind: str) -> Pixels:

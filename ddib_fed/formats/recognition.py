@@ -85,11 +85,6 @@ class Recognised:
     beside: tuple[tuple[Path, Counter[str]], ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def has_maps(self) -> bool:
-        """Whether a map is among them, which is cut into tiles."""
-        return any(each.format is Format.MAP for each in self.studies)
-
 
 def recognise(paths: Sequence[Path], out: Path | None = None) -> Recognised:
     """The studies among files and below folders, each file once, and the rest.

@@ -35,6 +35,7 @@ class Options:
         tile: (height, width) of tiles of a map; None for the whole picture.
         overlap: Pixels that tiles share at least; None for half a tile.
         fill_refused: Whether planes that were refused become background instead of an error.
+        of_model: Whether `intensity` is the rule that the source's model was trained with.
     """
 
     intensity: str = AUTO
@@ -42,11 +43,13 @@ class Options:
     tile: tuple[int, int] | None = None
     overlap: int | None = None
     fill_refused: bool = False
+    of_model: bool = False
 
     def settings(self, *names: str) -> dict[str, Any]:
         """Some of them as JSON values: those that decide what a format's items and output are."""
         values = {name: getattr(self, name) for name in names}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        found = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**found, **({"intensity_of": "model"} if self.of_model else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,10 @@ class Study(Protocol):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the person has to know before anything is sent."""
+
+    @property
+    def rule(self) -> str:
+        """The rule of intensity that made its numbers, as `Rule.parse` takes it."""
 
     @property
     def sent(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.output import print_json
 from ddib_fed.cli.typed import same_command
 from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import Domains
 from ddib_fed.errors import JobFailed, PictureMisfit, UsageError
 from ddib_fed.formats.recognition import recognise
 from ddib_fed.terminal import say
@@ -63,7 +64,7 @@ def open_studies(
     Args:
         files: As given.
         asked: Options of the command: `options.STUDIES`.
-        profile: Of the node whose model's size is the size of a map's tiles.
+        profile: Of the node whose model says how studies are read: rule, plane, and size of a map's tiles.
         out: Folder of the results, which is not looked into.
         bad: Takes what cannot be read; without it the first such error is raised.
         display: Shows that the node is asked.
@@ -79,14 +80,50 @@ def open_studies(
     from ddib_fed.formats.opening import open_recognised
     from ddib_fed.formats.study import Options
 
-    chosen = Options(
-        asked["intensity"], asked["slices"], _tile(asked["tile"]), asked["overlap"], asked["fill_refused"]
-    )
-    if asked["tile"] == "auto" and found.has_maps:
-        with display.opened(profile) as (client, _):
-            shape = client.domains().sample_shape
-        chosen = replace(chosen, tile=(shape[1], shape[2]) if len(shape) == 3 else None)
+    tile = _tile(asked["tile"])
+    with display.opened(profile) as (client, _):
+        source = client.domains()
+    if asked["tile"] == "auto" and len(source.sample_shape) == 3:
+        tile = source.sample_shape[1], source.sample_shape[2]
+    intensity, of_model = _intensity(asked["intensity"], source)
+    slices = _slices(asked["slices"], source)
+    chosen = Options(intensity, slices, tile, asked["overlap"], asked["fill_refused"], of_model)
     return open_recognised(found, chosen, bad=bad)
+
+
+def _intensity(asked: str, source: Domains) -> tuple[str, bool]:
+    """The rule that was asked for, or the one that the source's model was trained with; and whether it is the model's.
+
+    Raises:
+        UsageError: There is no such rule, or the model takes Hounsfield units, which the rule would not send.
+    """
+    from ddib_fed.formats.intensity import AUTO, Rule
+
+    if not source.intensity or asked == AUTO:
+        return source.intensity or asked, bool(source.intensity)
+    rule, own = Rule.parse(asked), Rule.parse(source.intensity)
+    if rule == own:
+        return source.intensity, True
+    model = f"the model of {source.institution}/{source.domain}"
+    if own.name == "hu" and rule.name != "values":
+        raise UsageError(
+            f"{model} was trained in Hounsfield units, and --intensity {asked} sends other numbers",
+            hint="leave --intensity out; --intensity values, if the file's own numbers are Hounsfield units",
+        )
+    say(f"warning: --intensity {asked}: {model} was trained with {source.intensity}", err=True)
+    return asked, False
+
+
+def _slices(asked: str, source: Domains) -> str:
+    """The plane that was asked for, or the one that the source's model was trained with."""
+    from ddib_fed.formats.intensity import AUTO
+
+    if asked == AUTO:
+        return source.slices or "axial"
+    if source.slices not in {"", asked}:
+        model = f"the model of {source.institution}/{source.domain}"
+        say(f"warning: --slices {asked}: {model} was trained on {source.slices} slices", err=True)
+    return asked
 
 
 def translate_study(

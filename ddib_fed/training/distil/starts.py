@@ -129,7 +129,12 @@ def _reading(config: DistilConfig, domain: str | None, manifest: Manifest) -> Pi
     fields |= {"channels": channels, "size": height}
     if manifest.picture is not None:
         fit = manifest.picture
-        fields |= {"fit": fit.fit, "range": f"{fit.low:g}:{fit.high:g}"}
+        fields |= {
+            "fit": fit.fit,
+            "range": f"{fit.low:g}:{fit.high:g}",
+            "intensity": fit.intensity,
+            "slices": fit.slices,
+        }
     return PictureTrainConfig.model_validate(fields)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ddib_fed.samples.folders import expand
 from ddib_fed.samples.images import PictureRule
 from ddib_fed.samples.scans import Progress
 from ddib_fed.samples.surveys import Survey
+from ddib_fed.training.pictures.studies import scan_studies
 from ddib_fed.training.settings.config import PictureTrainConfig
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
@@ -215,19 +217,20 @@ def folder_source(
         MemoryExhausted: They do not fit into memory.
         SettingsInvalid: The range cannot be.
         UsageError: The folder holds two domains.
+        ExtraMissing: The package that reads its format is not installed.
     """
     root = Path(str(config.images))
     classes = config.classes if config.classes in {"folders", "prefix"} else None
-    folder = folders.scan(
-        root,
-        classes=classes,
-        skip_bad=config.skip_bad,
-        check=folders.range_check(config.range),
-        progress=progress,
-    )
+    studies = scan_studies(root, config, _side(config), progress=progress)
+    if studies is None:
+        folder, spec = _scan_pictures(root, config, classes, progress), config.range
+    else:
+        folder, spec = studies.folder, studies.range
     facts = folders.survey(folder)
-    chosen = folders.choose_range(folder, config.range)
-    for line in (*facts.lines(), *(f"{path}: {reason}" for path, reason in folder.bad), *chosen.warnings):
+    chosen = folders.choose_range(folder, spec)
+    found = () if studies is None else studies.lines
+    bad = (f"{path}: {reason}" for path, reason in folder.bad)
+    for line in (*facts.lines(), *bad, *found, *chosen.warnings):
         say(line)
     if len(folder.entries) < FEW:
         say(
@@ -236,7 +239,8 @@ def folder_source(
     rule = _rule_of(config, facts, chosen.low, chosen.high)
     for line in _conversions(facts, rule.channels):
         say(line)
-    train, held_out = folders.split(folder.entries, config.held_out)
+    apart = partial(folders.split, folder.entries) if studies is None else studies.split
+    train, held_out = apart(config.held_out)
     if not held_out or not train:
         raise InputError(f"the pictures below {root} are all the same", hint="add pictures")
     _refuse_too_many(len(folder.entries), rule)
@@ -248,17 +252,36 @@ def folder_source(
         labels=folders.class_numbers(train, folder.classes) if classes else None,
         held_out_labels=folders.class_numbers(held_out, folder.classes) if classes else None,
         classes=folder.classes,
-        picture=PictureFormat(fit=rule.fit, low=rule.low, high=rule.high, bits=8 if rule.bits == 8 else 16),
+        picture=PictureFormat(
+            fit=rule.fit,
+            low=rule.low,
+            high=rule.high,
+            bits=8 if rule.bits == 8 else 16,
+            intensity=None if studies is None else studies.rule,
+            slices=None if studies is None else studies.slices,
+        ),
         note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
         size=(config.size or config.defaults.size) if config.crop else None,
         quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
     )
 
 
+def _scan_pictures(
+    root: Path, config: PictureTrainConfig, classes: folders.Classes, progress: Progress | None
+) -> folders.Folder:
+    check = folders.range_check(config.range)
+    return folders.scan(root, classes=classes, skip_bad=config.skip_bad, check=check, progress=progress)
+
+
+def _side(config: PictureTrainConfig) -> int:
+    """Height and width of the pictures: the network's, and as much more as windows are moved."""
+    size = config.size or config.defaults.size
+    return size + (size // CROP_ROOM if config.crop else 0)
+
+
 def _rule_of(config: PictureTrainConfig, facts: Survey, low: float, high: float) -> PictureRule:
     """How each picture is fitted: of the run's size, and as much larger as crops are moved."""
-    size = config.size or config.defaults.size
-    side = size + (size // CROP_ROOM if config.crop else 0)
+    side = _side(config)
     return PictureRule(
         channels=config.channels or max(facts.channels, key=facts.channels.__getitem__),
         height=side,
