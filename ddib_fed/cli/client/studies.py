@@ -77,10 +77,13 @@ def open_studies(
         names = ("intensity", "slices", "tile", "overlap", "fill_refused", "keep_parts")
         options.refuse_idle(names, "is for DICOM, NIfTI, GeoTIFF and the like", hint="leave it out")
         return None
+    from ddib_fed.formats.intensity import AUTO, Rule
     from ddib_fed.formats.opening import open_recognised
     from ddib_fed.formats.study import Options
 
     tile = _tile(asked["tile"])
+    if asked["intensity"] != AUTO:
+        Rule.parse(asked["intensity"])  # before the node is asked
     with display.opened(profile) as (client, _):
         source = client.domains()
     if asked["tile"] == "auto" and len(source.sample_shape) == 3:
