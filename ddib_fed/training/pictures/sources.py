@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import InputError, MemoryExhausted, NotFinite, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.carried import data_note
-from ddib_fed.models.manifest import DataNote, PictureFormat
+from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.names import domain_from
 from ddib_fed.samples import folders
@@ -264,6 +265,27 @@ def folder_source(
         size=(config.size or config.defaults.size) if config.crop else None,
         quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
     )
+
+
+def as_trained(manifest: Manifest, images: Path, **fields: Any) -> PictureTrainConfig:
+    """How pictures are read for a model: as its manifest says that its own were; `fields` are further settings."""
+    channels, height, _ = manifest.sample_shape
+    found: dict[str, Any] = {"images": images, "channels": channels, "size": height, **fields}
+    if (made := manifest.picture) is not None:
+        found |= {"fit": made.fit, "range": f"{made.low!r}:{made.high!r}"}
+        found |= {"intensity": made.intensity, "slices": made.slices}
+    return PictureTrainConfig.model_validate(found)
+
+
+def own_volumes(manifest: Manifest, folder: Path) -> PictureSource | None:
+    """The volumes or maps below a folder, read as those that a model was trained on; None for a model of pictures.
+
+    Raises:
+        DdibError: As `folder_source`.
+    """
+    if manifest.picture is None or manifest.picture.intensity is None:
+        return None
+    return folder_source(as_trained(manifest, folder), say=lambda _: None)
 
 
 def _scan_pictures(

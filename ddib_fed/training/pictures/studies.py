@@ -147,15 +147,26 @@ class _Planes:
         self._at, self._next = -1, 0
         self._items: Iterator[bytes] = iter(())
 
+    def study(self, at: int) -> Study:
+        """A study, while no other is in memory.
+
+        Raises:
+            DdibError: It cannot be read.
+        """
+        if at != self._at:
+            self._items, self._at, self._next = iter(()), -1, 0  # they hold the study before
+            self._items, self._at = self._studies[at].items(), at
+        return self._studies[at]
+
     def read(self, at: int, plane: int) -> Picture:
         """An item of a study.
 
         Raises:
             DdibError: The study was changed since it was scanned.
         """
-        if at != self._at or plane < self._next:
-            self._items = iter(())  # it holds the study before, and one is in memory at a time
-            self._items, self._at, self._next = self._studies[at].items(), at, 0
+        study = self.study(at)
+        if plane < self._next:
+            self._items, self._next = study.items(), 0
         for content in self._items:
             self._next += 1
             if self._next > plane:
@@ -196,9 +207,7 @@ def scan_studies(
         SettingsInvalid: The range does not fit the rule, or a setting has no effect.
         UsageError: The folder holds two domains, or there is no such rule.
     """
-    from ddib_fed.formats.opening import open_recognised
     from ddib_fed.formats.recognition import Format, recognise
-    from ddib_fed.formats.study import Options
 
     require_one_domain(root)
     found = recognise([root])
@@ -208,12 +217,17 @@ def scan_studies(
         if getattr(config, name) is not None and not formats & of:
             what = "NIfTI" if name == "slices" else "DICOM, NIfTI and GeoTIFF"
             raise SettingsInvalid(
-                f"{name} is for {what}, and there is none below {root}", hint="leave it out"
+                f"{name} is for {what}, and there is none below {root}",
+                hint=f"a folder of such files, or leave {name} out",
             )
     if not formats:
         return None
     _require_one(root, formats, hint="give a folder that holds one of them")
-    bad: Bad = _strays(root, found)
+    _require_no_pictures(root, found)
+    from ddib_fed.formats.opening import open_recognised
+    from ddib_fed.formats.study import Options
+
+    bad: Bad = []
     kept = replace(found, studies=tuple(each for each in found.studies if each.format in formats))
     options = Options(config.intensity or "auto", config.slices or "axial", (side, side))
     studies = open_recognised(kept, options, bad=bad).studies
@@ -240,7 +254,7 @@ def _look(at: int, studies: Studies, planes: _Planes, config: PictureTrainConfig
 
     origin, classes = studies.origins[at], None if config.classes == "given" else config.classes
     try:
-        study = studies[at]
+        study = planes.study(at)
         check = folders.range_check(range_of(study.rule, config.range))
         label = label_of(origin.inputs[0], Path(str(config.images)), classes)
         entries = []
@@ -339,16 +353,25 @@ def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
         )
 
 
-def _strays(root: Path, found: Recognised) -> Bad:
-    """Pictures among studies, of which it is not clear which are meant."""
+def _require_no_pictures(root: Path, found: Recognised) -> None:
+    """Return if no pictures lie among studies: it would not be clear which are meant.
+
+    Raises:
+        InputError: Some do.
+    """
     from ddib_fed.formats.recognition import PICTURES, TAKEN, Format, files_below, format_of
 
     if not (found.plain or found.beside or any(each.format is Format.PICTURE for each in found.studies)):
-        return []
+        return
     stray = (path for path in files_below(root, None).files if format_of(path) in {None, Format.PICTURE})
     kinds = Counter(path.suffix.lower() for path in stray)
     listed = ", ".join(f"{kinds[each]:,} {each}" for each in sorted(TAKEN | PICTURES.keys()) if kinds[each])
-    return [(root, InputError(f"pictures ({listed}) lie among series, volumes or maps"))] if listed else []
+    if listed:
+        studies = ", ".join(sorted({each.format for each in found.studies} - {Format.PICTURE}))
+        raise InputError(
+            f"below {root} lie both pictures ({listed}) and another kind ({studies}), and a model is of one",
+            hint="move one of them into a folder of its own",
+        )
 
 
 def _subject(study: Study, at: int) -> _Subject:

@@ -11,14 +11,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ddib_fed.cli.models.model import model
-from ddib_fed.errors import ExtraMissing, ImageUnreadable, InputError, SettingsInvalid
+from ddib_fed.errors import ExtraMissing, ImageUnreadable, InputError, SettingsInvalid, UsageError
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.node.settings.train_table import TrainTable
+from ddib_fed.runs.calibration.pictures import count_pictures, domain_pictures
 from ddib_fed.samples.images import PictureRule, decode_image, encode_png, fit_picture
 from ddib_fed.training.pictures.sources import PictureSource, folder_source
 from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.tuning.samples import Counts, own_samples
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.maps import write_map
 
@@ -216,6 +218,19 @@ def test_the_end_of_a_map_is_held_out_and_no_tile_overlaps_it(given):
     assert {number % 40 for number in held} == set(range(32, 40))
 
 
+def test_what_is_measured_of_a_model_later_is_read_as_it_was_trained(ddib, given, tmp_path):
+    """Steps are tuned and calibrations fitted on volumes; a histogram counts files, so it is refused."""
+    for number in range(3):
+        volume(given / f"{number}.nii", number)
+    ddib("--slices", "coronal")
+    made = load_bundle(tmp_path / "m")
+    assert [len(part) for part in own_samples(made.manifest, given, Counts(12, 6, 6))] == [12, 6, 6]
+    found = domain_pictures(made, str(given))
+    assert (len(found.train), len(found.held_out)) == (24, 12)
+    with pytest.raises(UsageError, match="trained on volumes or maps"):
+        count_pictures(made, str(given), epsilon=1.0)
+
+
 def test_one_volume_alone_is_refused(ddib, given):
     volume(given / "a.nii", 0)
     with pytest.raises(InputError, match=r"one NIfTI volume below .* whole ones are held out"):
@@ -250,18 +265,24 @@ def test_ct_without_units_is_refused_or_left_out_when_asked(ddib, given):
         ddib("--intensity", "percentile:1,99", "--force")
 
 
-def test_a_damaged_series_and_pictures_among_volumes_are_named(ddib, given, tmp_path):
+def test_a_damaged_volume_is_refused_or_left_out_when_asked(ddib, given, tmp_path):
     for number in range(3):
         volume(given / f"{number}.nii", number)
     (given / "cut.nii").write_bytes((given / "0.nii").read_bytes()[:1000])
-    (given / "look.png").write_bytes(encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)))
-    with pytest.raises(
-        ImageUnreadable, match=r"(?s)2 of .*pictures \(1 \.png\) lie among.*cut\.nii"
-    ) as caught:
+    with pytest.raises(ImageUnreadable, match=r"(?s)1 of 37 .*cut\.nii") as caught:
         ddib("--slices", "coronal")
     assert "--skip-bad" in caught.value.hint
     assert "cut.nii" in ddib("--slices", "coronal", "--skip-bad").stderr
     assert load_bundle(tmp_path / "m").manifest.training.steps == 2
+
+
+@pytest.mark.parametrize("name", ["look.png", "look.bmp"])
+def test_pictures_among_series_are_refused(ddib, given, name):
+    """Also with --skip-bad: they can be read, and either may be meant."""
+    ct(given, 0)
+    (given / name).write_bytes(encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)))
+    with pytest.raises(InputError, match=rf"both pictures \(1 {name[-4:]}\) and another kind \(DICOM file\)"):
+        ddib("--skip-bad")
 
 
 def test_a_range_that_the_rule_does_not_make_is_refused(ddib, given):
