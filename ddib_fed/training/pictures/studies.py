@@ -265,7 +265,7 @@ def _look(at: int, studies: Studies, planes: _Planes, config: PictureTrainConfig
             digest, looks = describe(picture)
             read: Callable[[], Picture] = partial(planes.read, at, plane)
             entries.append(
-                Entry(origin.given, label, digest, replace(looks, format=f"of {study.kind}"), read)
+                Entry(origin.given, label, digest, replace(looks, format=f"planes of a {study.kind}"), read)
             )
     except (ExtraMissing, SettingsInvalid, UsageError):
         raise

@@ -124,6 +124,9 @@ def test_a_folder_of_ct_becomes_a_model_of_hounsfield_units(ddib, given, tmp_pat
     assert "3 x DICOM series (CT), 27 planes that show something, 3 left out" in result.stderr
     shown = CliRunner().invoke(model, ["show", str(tmp_path / "m")], standalone_mode=False).output
     assert "intensity hu" in shown
+    window, _ = source(given, range="-160:240")
+    assert window.picture is not None
+    assert (window.picture.intensity, window.picture.low, window.picture.high) == ("hu", -160, 240)
 
 
 def test_volumes_become_a_model_of_the_plane_and_the_rule_that_were_asked(ddib, given, tmp_path):
