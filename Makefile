@@ -106,7 +106,7 @@ $(VENV)/.fuzz: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.dev
-	$(PIP) --editable '.[node,web,browser]'
+	$(PIP) --editable '.[node,browser]'
 	@touch $@
 
 $(VENV)/.ray: $(VENV)/.dev
@@ -126,9 +126,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.node: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[node,data]'
+	$(PIP) --editable '.[node]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[node,data,evaluate,colours,diffusers,pictures,dicom,nifti,geotiff,c2pa,web,dev]'
+	$(PIP) --editable '.[node,data,colours,diffusers,geotiff,c2pa,dev]'
 	@touch $@ $(VENV)/.node

@@ -1,7 +1,10 @@
-"""Imports of optional packages, with an error that names the extra."""
+"""Packages of the optional extras: an error for a missing one, with a command that installs it."""
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +17,7 @@ def extra(name: str, package: str, what: str, *, otherwise: str = "") -> Iterato
 
     Args:
         name: Of the extra in pyproject.toml.
-        package: As pip installs it.
+        package: As pip installs it; several are separated by spaces.
         what: The sentence of the error.
         otherwise: What can be done instead of installing it.
 
@@ -29,5 +32,26 @@ def extra(name: str, package: str, what: str, *, otherwise: str = "") -> Iterato
 
 def missing(name: str, package: str, what: str, *, otherwise: str = "") -> ExtraMissing:
     """The error for a package of an extra that is not installed; arguments as of `extra`."""
-    hint = f"pip install 'ddib-fed[{name}]'" + (f", or {otherwise}" if otherwise else "")
+    hint = install_command(name, package) + (f", or {otherwise}" if otherwise else "")
     return ExtraMissing(what, hint=hint, facts={"extra": name, "package": package})
+
+
+def install_command(name: str, package: str) -> str:
+    """A line for a shell that installs what is missing of an extra into the Python that runs; arguments as of `extra`.
+
+    It names packages, not `ddib-fed[EXTRA]`: no index has ddib-fed, and a checkout may have been moved since.
+    """
+    from importlib import metadata  # which only an error needs
+
+    try:
+        declared = metadata.requires("ddib-fed") or []
+    except metadata.PackageNotFoundError:
+        declared = []
+    lacking = []
+    for requirement, _, marker in (each.partition(";") for each in declared):
+        if re.search(rf"extra == ['\"]{name}['\"]", marker):
+            try:
+                metadata.version(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+            except metadata.PackageNotFoundError:
+                lacking.append(requirement.strip())
+    return shlex.join([sys.executable, "-m", "pip", "install", *(lacking or package.split())])

@@ -66,7 +66,9 @@ def check_private_folder(folder: Path) -> None:
     try:
         found = there.stat()
     except OSError as exc:
-        raise ConfigError(f"{there} cannot be used: {exc.strerror}") from exc
+        raise ConfigError(
+            f"{there} cannot be used: {exc.strerror}", hint=f"namei -l {shlex.quote(str(there))}"
+        ) from exc
     if not stat.S_ISDIR(found.st_mode):
         raise ConfigError(f"{there} is no folder", hint=f"move {there} away")
     if there == folder:
@@ -88,7 +90,9 @@ def check_private_file(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as exc:
-        raise ConfigError(f"{path} cannot be used: {exc.strerror}") from exc
+        raise ConfigError(
+            f"{path} cannot be used: {exc.strerror}", hint=f"namei -l {shlex.quote(str(path))}"
+        ) from exc
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{path} is no file", hint=f"move {path} away")
     if not _allows(path, os.R_OK | os.W_OK):

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
 from typing import Final
 
 CONFIG_VARIABLE: Final = "DDIB_CONFIG"
@@ -42,6 +45,36 @@ def size_from(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def names_apart(
+    files: Sequence[str],
+    made: Callable[[str], Iterable[str]] = lambda name: (name,),
+    taken: Iterable[str] = (),
+) -> list[str]:
+    """What the results of files are called: the file's name without its suffix, or ``scan-png`` where that would clash.
+
+    Names clash when two files would have a result of one name. Case is folded: some file systems do not tell A from a.
+
+    Args:
+        files: Names or relative paths.
+        made: The file names of all results under a name.
+        taken: File names of other results.
+    """
+    whole: set[int] = set()
+    others = Counter({each.casefold() for each in taken})
+    while True:
+        names = [
+            stem + PurePath(file).suffix.replace(".", "-") if number in whole else stem
+            for number, file in enumerate(files)
+            for stem in [file.removesuffix(PurePath(file).suffix)]
+        ]
+        results = [{each.casefold() for each in made(name)} for name in names]
+        times = others + Counter(each for found in results for each in found)
+        clashing = {number for number, found in enumerate(results) if any(times[each] > 1 for each in found)}
+        if clashing <= whole:  # what is left has one file name in two folders
+            return names
+        whole |= clashing
+
+
 def is_label(text: str) -> bool:
     """Whether it is one DNS label in lower case: the name of a node or a client."""
     return _LABEL.fullmatch(text) is not None
@@ -52,6 +85,42 @@ def is_institution(text: str) -> bool:
     last = text.rpartition(".")[2]
     named = _INSTITUTION.fullmatch(text) is not None and not last.isdigit()
     return named and len(last) >= 2 and len(text) <= MAX_DNS_NAME
+
+
+def readable(name: str) -> str:
+    """A DNS name with its internationalised labels (``xn--...``) as they are read; what cannot be decoded stays."""
+    return ".".join(map(_readable, name.split(".")))
+
+
+def _readable(label: str) -> str:
+    if not label.startswith("xn--"):
+        return label
+    try:
+        return label[4:].encode("ascii").decode("punycode")
+    except UnicodeError:
+        return label
+
+
+def resembles(name: str, other: str) -> bool:
+    """Whether a person may read one DNS name as the other.
+
+    Marks at letters are ignored, and a letter beyond ASCII of a script with Latin shapes may look like any.
+    """
+    one, two = _plain(name), _plain(other)
+    return len(one) == len(two) and all(a == b or _alike(a, b) for a, b in zip(one, two, strict=True))
+
+
+def _alike(a: str, b: str) -> bool:
+    if a.isascii() == b.isascii():
+        return False
+    return unicodedata.name(max(a, b), "").startswith(
+        ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "LISU")
+    )
+
+
+def _plain(name: str) -> str:
+    letters = unicodedata.normalize("NFKD", readable(name)).lower()
+    return "".join(c for c in letters if not unicodedata.combining(c))
 
 
 def is_domain(text: str, *, longest: int = MAX_DOMAIN) -> bool:

@@ -7,6 +7,7 @@ line and cannot control the terminal.
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,7 +97,18 @@ def relay(write: Callable[[IO[str]], object]) -> None:
     """Write to stderr what another library writes to a file, e.g. click's complaint about what was typed."""
     written = io.StringIO()
     write(written)
-    say(*written.getvalue().rstrip("\n").split("\n"), err=True)
+    say(*written.getvalue().expandtabs(4).rstrip("\n").split("\n"), err=True)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Inside, Ctrl-C ends the program without a word: Python would show the traceback of whatever is imported."""
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handled:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    if handled:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def console(*, stderr: bool = False) -> Console:

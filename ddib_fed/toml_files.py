@@ -53,7 +53,10 @@ def parse_toml(data: bytes, model: type[M], path: Path) -> M:
         ConfigError: As `load_toml`.
     """
     if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} is over {MAX_CONFIG_BYTES} bytes: it is no configuration")
+        raise ConfigError(
+            f"{path} is over {MAX_CONFIG_BYTES} bytes: it is no configuration",
+            hint=f"ls -l {shlex.quote(str(path))}",
+        )
     try:
         values = tomllib.loads(data.decode("utf-8-sig"))  # some editors put a BOM first
     except UnicodeDecodeError as error:

@@ -9,26 +9,26 @@ import os
 import shlex
 import traceback
 
-from ddib_fed.errors import ConfigError, DdibError, DiskFull, ExtraMissing, InputError, InternalError
+from ddib_fed.errors import ConfigError, DdibError, DiskFull, InputError, InternalError
 from ddib_fed.files import is_disk_full
 from ddib_fed.terminal import say
 
-NODE_EXTRA = frozenset(
-    {"torch", "safetensors", "matplotlib", "PIL", "prometheus_client", "grpc_health", "spake2"}
-)
+NODE_EXTRA = {
+    "grpc_health": "grpcio-health-checking",
+    "matplotlib": "matplotlib",
+    "prometheus_client": "prometheus-client",
+    "safetensors": "safetensors",
+    "scipy": "scipy",
+    "skimage": "scikit-image",
+    "spake2": "spake2",
+    "torch": "torch",
+}
+"""What the extra `node` installs, by the name under which it is imported."""
 
 
 def debugging() -> bool:
     """Whether tracebacks are wanted."""
     return os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
-
-
-def missing_extra(error: Exception) -> str | None:
-    """Which package of the [node] extra an ImportError is about, if any."""
-    if not isinstance(error, ImportError) or error.name is None:
-        return None
-    package = error.name.partition(".")[0]
-    return package if package in NODE_EXTRA else None
 
 
 def explained(error: Exception) -> DdibError:
@@ -37,10 +37,10 @@ def explained(error: Exception) -> DdibError:
         say(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
     if isinstance(error, DdibError):
         return error
-    if missing := missing_extra(error):
-        return ExtraMissing(
-            f"this command needs {missing}, which is not installed", hint="pip install 'ddib-fed[node]'"
-        )
+    if isinstance(error, ImportError) and (package := NODE_EXTRA.get((error.name or "").partition(".")[0])):
+        from ddib_fed.extras import missing
+
+        return missing("node", package, f"this command needs {package}, which is not installed")
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         kind = DiskFull if is_disk_full(error) else InputError

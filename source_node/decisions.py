@@ -19,6 +19,11 @@ class Decisions:
     def __init__(self, audit: AuditLog) -> None:
         self._audit = audit
 
+    def sending(self, job_id: str, items: Sequence[int]) -> None:
+        """Results of these items leave; whether the client gets them whole, it says by acknowledging."""
+        named = [str(item) for item in items]
+        self._audit.write("results_sent", job=job_id, client=caller_uri(), items=named)
+
     def delivering(self, job_id: str, items: Sequence[int]) -> Recording:
         """The client has these items, and their files go."""
         named = [str(item) for item in items]

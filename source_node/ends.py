@@ -21,14 +21,14 @@ def log_end(
         job: Which.
         state: In which it ended.
         progress: Of its items.
-        now: Unix seconds.
+        now: `JobStore.now`.
         reason: Why, where it did not finish.
         detail: The same in words.
     """
     failed = progress.count(ItemState.FAILED)
     translated = progress.done - failed
     spec, client = job.spec, job.spec.owner.rpartition("/")[2]
-    seconds = max(0.0, now - job.created)
+    seconds = max(0.0, now - job.accepted)
     why = f": {reason} {detail}".rstrip() if reason else ""
     log.info(
         "job %s %s after %.1f s: %d of %d items of %s to %s/%s%s%s",

@@ -41,8 +41,8 @@ def event_message(event: Event) -> translation_pb2.WatchJobResponse:
     return to_message(event, translation_pb2.WatchJobResponse)
 
 
-def job_message(job: Job, progress: Progress | None = None) -> translation_pb2.Job:
-    """A job with its items; or without them, but with how many there are, from `progress`."""
+def job_message(job: Job, progress: Progress | None = None, *, expires: float = 0.0) -> translation_pb2.Job:
+    """A job with its items; or without them, but with how many there are, from `progress`. `expires` is Unix time."""
     done = sum(item.state not in PENDING_ITEMS for item in job.items) if progress is None else progress.done
     return to_message(
         job.spec,
@@ -53,7 +53,7 @@ def job_message(job: Job, progress: Progress | None = None) -> translation_pb2.J
         solver=settings_to_pb(job.spec.solver),
         created=job.created,
         finished=job.finished,
-        expires=min(job.expires, LAST_MOMENT),  # `result_days` has no upper limit
+        expires=min(expires, LAST_MOMENT),  # `result_days` has no upper limit
         items=[item_message(job, item) for item in job.items],
         item_count=len(job.items) if progress is None else progress.items,
         items_done=done,

@@ -22,7 +22,7 @@ from ddib_fed.bridge.records.translation_record import CycleError, PictureFigure
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.files import parse_json
-from ddib_fed.metrics.pictures import given_figures, output_terms, psnr
+from ddib_fed.metrics.pictures import given_figures, output_terms, own_size_error, psnr
 from ddib_fed.metrics.pictures import mse as picture_mse
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.metrics.structure import doubtful, expected, structure
@@ -41,10 +41,11 @@ from ddib_fed.node.model.pictures import (
     write_translation,
 )
 from ddib_fed.samples.fitting import output_bytes
-from ddib_fed.samples.images import Geometry
+from ddib_fed.samples.images import Geometry, decode_image
 from ddib_fed.samples.kinds import picture_for_points, refuse_picture
-from ddib_fed.samples.picture_memory import FIXED, memory_of
+from ddib_fed.samples.picture_memory import cost_of, fixed_bytes, memory_of
 from ddib_fed.samples.points import parse_npy, read_header, to_npy
+from ddib_fed.samples.units import check_type
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contracts.contract import ContractSide
 
@@ -68,6 +69,11 @@ class Given:
     original: Array
     picture: PictureFigures | None = None
     model_size: bool = False
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether results have another size than what was translated."""
+        return self.picture is not None and self.picture.fitted_height is not None
 
     @property
     def geometry(self) -> Geometry:
@@ -161,6 +167,13 @@ class Samples(Protocol):
             ShapeMismatch: As `read`.
         """
 
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """Return unless the header of a file shows that `read` will refuse it.
+
+        Raises:
+            InputError: It does.
+        """
+
     def memory(self, content: bytes) -> int:
         """Bytes that reading it takes at most, beside it, by its header; 0 for what `read` will refuse.
 
@@ -192,6 +205,13 @@ class Samples(Protocol):
 
     def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
         """What came back over the cycle, as the client gets it, and how far it is from what was given."""
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
+        """Figures of the round trip of a fitted picture at its own size; `content` is the client's file.
+
+        Raises:
+            InputError: As `read`.
+        """
 
     def source(self, given: Given) -> Result:
         """The samples that were given, as a file of the model's size."""
@@ -231,6 +251,9 @@ class PointSamples:
         """See `Samples`."""
         return Given.from_bytes(data, self.rule)
 
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """See `Samples`; `read` itself looks at it first."""
+
     def memory(self, content: bytes) -> int:
         """See `Samples`: the numbers once as stored, once as float32, and what is compared or stored."""
         try:
@@ -263,6 +286,10 @@ class PointSamples:
     def source(self, given: Given) -> Result:
         """See `Samples`."""
         return Result(to_npy(given.samples), {})
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:  # noqa: ARG002
+        """See `Samples`; points have no size."""
+        return {}
 
     def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
         """See `Samples`."""
@@ -320,6 +347,17 @@ class PictureSamples:
         check_size(given.geometry, self._rule, size_rule)
         return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
 
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """See `Samples`."""
+        cost = cost_of(content, self._limits)
+        if cost.dtype:
+            check_type(cost.dtype, cost.channels, self._rule.low, self._rule.high)
+        if (cost.geometry.width, cost.geometry.height) != (
+            self._rule.height,
+            self._rule.width,
+        ):  # lying on its side
+            check_size(cost.geometry, self._rule, size_rule)
+
     def memory(self, content: bytes) -> int:
         """See `Samples`."""
         return memory_of(content, self._limits, self._rule)
@@ -327,7 +365,9 @@ class PictureSamples:
     def output_memory(self, given: Given) -> int:
         """See `Samples`; of whichever of the two sides writes more."""
         deep = dataclasses.replace(self._rule, bits=16)
-        return FIXED + max(output_bytes(given.geometry, rule) for rule in (self._rule, deep))
+        return fixed_bytes(given.geometry) + max(
+            output_bytes(given.geometry, rule) for rule in (self._rule, deep)
+        )
 
     def answer(self, file: bytes, side: ContractSide, count: int) -> Array:  # noqa: ARG002 - one a file
         """See `Samples`."""
@@ -368,6 +408,10 @@ class PictureSamples:
             "cycle_psnr": float(psnr(written, given.original)[0]),
         }
         return Result(write_own(back.samples, self._rule, given.geometry), {"picture": figures})
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
+        """See `Samples`."""
+        return own_size_error(back.samples[0], self._rule, decode_image(content, self._limits))
 
 
 def samples_of(engine: ServingParty, limits: LimitsSection) -> Samples:

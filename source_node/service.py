@@ -52,7 +52,8 @@ log = logging.getLogger(__name__)
 
 # ListDomains at once: each holds one of the threads that are kept for unary calls for as long as peers are silent.
 MAX_LISTINGS = 2
-EXPIRE_EVERY_S = 600.0
+EXPIRE_EVERY_S = 60.0
+"""Also how much of the time of deadlines a kill may forget."""
 
 
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
@@ -91,7 +92,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             class_names=own.class_names,
             intensity=(read and read.intensity) or "",
             slices=(read and read.slices) or "",
+            tiles=self._node.translates_in_tiles,
         )
+        if request.own_alone:
+            return answer
         institutions = sorted(peer.institution for peer in self._node.peers.list())
         if not self._listings.acquire(blocking=False):
             raise TooManyStreams(
@@ -112,7 +116,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """See translation.proto."""
         _ = self._node.engine  # refuses while loading or draining
         with self._span("submit", context) as span:
-            job, repeated = self._submissions.receive(request_iterator, span.context)
+            job, repeated = self._submissions.receive(
+                request_iterator, span.context, ended=lambda: not context.is_active()
+            )
             target = job.spec.target_institution
             span.set({"job": job.job_id, "items": len(job.items), "peer": target, "repeated": repeated})
         if not repeated:
@@ -143,7 +149,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> translation_pb2.GetJobResponse:
         """See translation.proto."""
         job = self._store.get(request.job_id, caller_uri())
-        return translation_pb2.GetJobResponse(job=messages.job_message(job))
+        expires = self._store.unix_time(job.expires)
+        return translation_pb2.GetJobResponse(job=messages.job_message(job, expires=expires))
 
     def ListJobs(
         self, request: translation_pb2.ListJobsRequest, context: grpc.ServicerContext
@@ -152,7 +159,14 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         jobs = self._store.list(caller_uri(), min(request.limit or 100, 1000))
         progress = self._store.progress_of([job.job_id for job in jobs])
         return translation_pb2.ListJobsResponse(
-            jobs=[messages.job_message(job, progress.get(job.job_id, NOTHING_YET)) for job in jobs]
+            jobs=[
+                messages.job_message(
+                    job,
+                    progress.get(job.job_id, NOTHING_YET),
+                    expires=self._store.unix_time(job.expires),
+                )
+                for job in jobs
+            ]
         )
 
     def CancelJob(
@@ -181,6 +195,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         wanted = list(request.items) or ready
         for index in sorted(set(wanted).difference(ready)):
             raise ItemNotFound(f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id})
+        if wanted:
+            self._reserve.making_room(lambda: self._decisions.sending(job.job_id, wanted))
         with self._span("deliver", context, trace_key(job.spec)) as span:
             span.set({"job": job.job_id, "items": len(wanted)})
             for index in wanted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -37,6 +39,8 @@ DESCRIBE_TIMEOUT_S = 3.0
 # Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).
 MAX_UPLOADS = 24
 MAX_UPLOADS_PER_CLIENT = 16
+# A refused job costs its owner nothing; for so long its other items are decoded, to name all that are refused.
+REFUSED_S = 10.0
 Requests = Iterator[translation_pb2.SubmitJobRequest]
 
 
@@ -59,12 +63,15 @@ class Submissions:
         self._away = away
         self._uploads = Slots(MAX_UPLOADS_PER_CLIENT, MAX_UPLOADS)
 
-    def receive(self, messages: Requests, trace: TraceContext | None = None) -> tuple[Job, bool]:
+    def receive(
+        self, messages: Requests, trace: TraceContext | None = None, ended: Callable[[], bool] = lambda: False
+    ) -> tuple[Job, bool]:
         """One job; whether its request had been accepted before.
 
         Args:
             messages: Of the call.
             trace: Of what traces the job's work is a part.
+            ended: Whether the call has ended: nothing is decoded for it any more.
 
         Raises:
             DdibError: It cannot be accepted; nothing is kept of it.
@@ -81,33 +88,38 @@ class Submissions:
                 charged = not staging.accepted_before
                 if charged:  # an item has a sample at least
                     self._node.quotas.require(self._charges(spec, header.items))
-                samples = self._receive_items(requests, header.items, staging, pace)
+                samples = self._receive_items(requests, header.items, staging, pace, ended)
                 return self._commit(staging, self._charges(spec, samples) if charged else ())
 
-    def _receive_items(self, requests: Requests, items: int, staging: Staging, pace: Pace) -> int:
+    def _receive_items(
+        self, requests: Requests, items: int, staging: Staging, pace: Pace, ended: Callable[[], bool]
+    ) -> int:
         """All items, checked; how many samples they have.
 
         An item that cannot be used refuses the job once all have come, so that its owner learns of every one at once;
-        one whose header says so already refuses it there, before its bytes, with those that came before.
+        one whose header says so already refuses it there, before its bytes, with those that came before. A refused job
+        costs its owner nothing: its other items are decoded for `REFUSED_S` and no longer.
         """
         received = samples = 0
+        decode_until = math.inf
         refused: dict[int, DdibError] = {}
         try:
             for whole in assemble(requests, {"item": self._opener(items, staging, pace)}):
                 pace.end()
+                if time.monotonic() > decode_until:
+                    raise _first_of(refused)
                 item = staging.keep(whole.header.media_type, whole.header.sha256)
                 try:
-                    samples += self._check_item(staging, item)
+                    samples += self._check_item(staging, item, ended)
                 except InputError as error:
-                    refused[item.index] = error
+                    refused[item.index] = error.kept()
+                    decode_until = min(decode_until, time.monotonic() + REFUSED_S)
                 received += 1
         except InputError as error:
             if "item" not in error.facts:
                 raise
-            refused[int(error.facts["item"])] = error
-            if (first := _first_of(refused)) is error:
-                raise
-            raise first from error
+            refused[int(error.facts["item"])] = error.kept()
+            raise _first_of(refused) from None
         if received != items:
             raise MessageInvalid(
                 f"{received} items came where {items} were announced",
@@ -181,15 +193,21 @@ class Submissions:
 
         return opener
 
-    def _check_item(self, staging: Staging, item: ItemSpec) -> int:
+    def _check_item(self, staging: Staging, item: ItemSpec, ended: Callable[[], bool]) -> int:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         engine = self._node.engine
-        samples = samples_of(engine, self._node.config.limits)
+        samples, size_rule = samples_of(engine, self._node.config.limits), self._node.size_rule
+
+        def cost(content: bytes) -> int:
+            samples.check_header(content, size_rule)
+            return samples.memory(content)
+
+        def load() -> bytes:
+            return staging.read(item.index)
+
         try:
-            with self._node.decoding.file(
-                item.size_bytes, lambda: staging.read(item.index), samples.memory
-            ) as content:
-                given = samples.read(content, self._node.size_rule)
+            with self._node.decoding.file(staging.owner, item.size_bytes, load, cost, ended=ended) as content:
+                given = samples.read(content, size_rule)
                 check_given(engine.model, given.samples)
                 staging.keep_decoded(given.to_bytes(samples.rule))
                 return len(given.samples)

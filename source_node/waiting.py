@@ -21,7 +21,7 @@ def renews_in_time(error: QuotaSpent, job: Job, now: float) -> bool:
 
 
 def deadline_of(job: Job, now: float) -> float:
-    """`time.monotonic()` at which the job is given up; its clock, the store's, started when it was accepted."""
+    """`time.monotonic()` at which the job is given up; `now` is the store's."""
     return time.monotonic() + (job.deadline - now)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ddib_fed.node.command import node_command, run
+from ddib_fed.terminal import importing
 
 
 def main() -> None:
     """Entry point."""
+    with importing():
+        from ddib_fed.node.command import node_command, run
     run(node_command("target"))
 
 

@@ -4,8 +4,8 @@
     python -m benchmarks.privacy.power --report                   only the tables
 
 Pictures: attacks on each test picture of a shipped domain, which neither training nor the bounds have seen, judged by
-whoever encodes (with gate.json) and by whoever receives the latent. "Before" is the check of release 0.1 as both made
-it. Points: sets of 64, 256 and 1,024 points. Intervals are Clopper and Pearson's, 95 %. One thread.
+whoever encodes (with gate.json, and by encoding again) and by whoever receives the latent. Points: sets of 1 to 1,024
+points. Intervals are Clopper and Pearson's, 95 %. One thread.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ from scipy.stats import beta
 from torch import Tensor
 
 from benchmarks.pages import between, markdown
+from benchmarks.privacy.usual import PARTS, encoded, honest_rows
 from ddib_fed.bridge.gate import Made, pass_latent
-from ddib_fed.bridge.judging.measuring import PARTS, honest_rows
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.bridge.party import Leg
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.datasets.synthetic import draw
-from ddib_fed.diffusion import gaussianity
-from ddib_fed.diffusion.bridge import integrate, soften
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.bridge import soften
 from ddib_fed.errors import DdibError, LatentNotGaussian
 from ddib_fed.files import write_file, write_json
 from ddib_fed.models.shipped import pretrained
@@ -52,7 +50,7 @@ POINTS = (
 )
 FLOOR = 8
 """Evaluations that a node demands by default."""
-SIZES, SETS = (64, 256, 1024), 100
+SIZES, SETS = (1, 8, 16, 64, 128, 256, 1024), 40
 POOL = 16_384
 """Points of a domain that sets are drawn from."""
 
@@ -67,6 +65,7 @@ class Case:
         honest: Whether none should be refused.
         each: The latents, (N, *sample_shape) or sets of points.
         evaluations: That they are made with, where that matters.
+        of: Rows of the samples that each set was made of.
     """
 
     name: str
@@ -74,6 +73,7 @@ class Case:
     honest: bool
     each: list[Tensor]
     evaluations: int = 48
+    of: list[Tensor] | None = None
 
 
 def main() -> int:
@@ -93,7 +93,7 @@ def main() -> int:
         for row in found["cases"]:
             print(
                 f"  {row['name']} {row['strength']}: "
-                + ", ".join(f"{k} {row[k]}" for k in ("before", "source", "target"))
+                + ", ".join(f"{k} {row[k]}" for k in ("source", "target"))
             )
     text = PAGE.read_text(encoding="utf-8")
     for name, domains in (("gate-pictures", PICTURES), ("gate-points", POINTS)):
@@ -110,20 +110,19 @@ def measured_pictures(domain: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(7)
     x = soften(plain, sigma, torch.randn(plain.shape, generator=generator))
     rows = []
-    for case in _picture_cases(model, plain, x, generator):
+    latents = {count: encoded(model, x, count) for count in (48, 24, 12, 8, 4, 2, 1)}
+    for case in _picture_cases(latents, plain, generator):
+        honest = torch.split(latents[case.evaluations], 1)
         made = [
-            (z[None], Made(case.evaluations, model.bundle.allowances, picture[None]))
-            for z, picture in zip(case.each, x, strict=True)
+            (z[None], Made(case.evaluations, picture[None], again.__getitem__, model.bundle.allowances))
+            for z, picture, again in zip(case.each, x, honest, strict=True)
         ]
         rows.append(_row(case, made))
     return {"model": model.bundle.digest, "domain": domain, "pictures": len(x), "cases": rows}
 
 
-def _picture_cases(
-    model: DomainModel, plain: Tensor, x: Tensor, generator: torch.Generator
-) -> Iterator[Case]:
-    noise = torch.randn(x.shape, generator=generator)
-    latents = {count: _encoded(model, x, count) for count in (48, 24, 12, 8, 4, 2, 1)}
+def _picture_cases(latents: dict[int, Tensor], plain: Tensor, generator: torch.Generator) -> Iterator[Case]:
+    noise = torch.randn(plain.shape, generator=generator)
     for count in (48, 24, 12, 8):
         yield Case("honest latents", f"{count} evaluations", True, [*latents[count]], count)
     for count in (4, 2, 1):
@@ -142,7 +141,7 @@ def _picture_cases(
     hidden = _by_rank(_permuted(plain, generator), noise)
     yield Case("pixels in another order", "ranks made normal", False, [*hidden])
     window = latents[48].clone()
-    side = x.shape[-1] // 4
+    side = plain.shape[-1] // 4
     window[..., side : 3 * side, side : 3 * side] = _standard(plain)[..., side : 3 * side, side : 3 * side]
     yield Case("a quarter of the latent is the picture", "", False, [*window])
     for scale in (0.55, 0.7, 0.8, 0.9, 1.1, 1.25, 1.4, 1.8):
@@ -174,11 +173,13 @@ def _by_rank(x: Tensor, noise: Tensor) -> Tensor:
     return found
 
 
-def _encoded(model: DomainModel, x: Tensor, evaluations: int) -> Tensor:
-    sigma = model.manifest.soften_sigma if model.is_picture else 0.0
-    laid = model.plan(SolverSettings(evaluations=evaluations), sigma)
-    size = 16 if model.is_picture else 4_096
-    return torch.cat([integrate(laid.encoder(part), model.denoiser()) for part in torch.split(x, size)])
+def _made(model: DomainModel, samples: Tensor, evaluations: int) -> Made:
+    """What the source knows of a latent that is said to be of these samples, in the model's units, softened."""
+
+    def again(rows: list[int]) -> Tensor:
+        return encoded(model, samples[rows], evaluations)
+
+    return Made(evaluations, samples, again, model.bundle.allowances)
 
 
 def measured_points(domain: str) -> dict[str, Any]:
@@ -186,12 +187,18 @@ def measured_points(domain: str) -> dict[str, Any]:
     model = DomainModel(pretrained(domain))
     samples = draw(domain, POOL, 90)
     x = torch.from_numpy(model.normalise(samples))
-    latents = {count: _encoded(model, x, count) for count in (48, 12, FLOOR)}
+    latents = {count: encoded(model, x, count) for count in (48, 12, FLOOR)}
     rng = np.random.default_rng(3)
     rows: list[dict[str, Any]] = []
     for size in SIZES:
         rows += [
-            _row(case, [(each, Made(case.evaluations, model.bundle.allowances)) for each in case.each])
+            _row(
+                case,
+                [
+                    (each, _made(model, x[rows_of], case.evaluations))
+                    for each, rows_of in zip(case.each, case.of or [], strict=True)
+                ],
+            )
             for case in _point_cases(samples, x, latents, size, rng)
         ]
     return {"model": model.bundle.digest, "domain": domain, "cases": rows}
@@ -201,40 +208,36 @@ def _point_cases(
     samples: np.ndarray, x: Tensor, latents: dict[int, Tensor], size: int, rng: np.random.Generator
 ) -> Iterator[Case]:
     chosen = [torch.from_numpy(rows) for rows in honest_rows(samples, size, SETS, rng)]
-    said = f"{size} points"
+    said = f"{size} points" if size > 1 else "1 point"
     for number, part in enumerate(PARTS):
         for count, z in latents.items():
-            name = f"honest sets, {part}, {count} evaluations"
-            yield Case(name, said, True, [z[rows] for rows in chosen[number :: len(PARTS)]], count)
+            of = chosen[number :: len(PARTS)]
+            yield Case(
+                f"honest sets, {part}, {count} evaluations", said, True, [z[rows] for rows in of], count, of
+            )
     fair = chosen[:: len(PARTS)]
     generator = torch.Generator().manual_seed(size)
-
-    def drawn(make: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        return [make(torch.randn(size, x.shape[1], generator=generator)) for _ in range(SETS)]
-
-    yield Case("raw data", said, False, [x[rows] for rows in fair])
-    yield Case("zeros", said, False, [torch.zeros(size, x.shape[1])])
-    yield Case("ones", said, False, [torch.ones(size, x.shape[1])])
-    yield Case("uniform noise", said, False, drawn(lambda n: (torch.special.ndtr(n) - 0.5) * math.sqrt(12.0)))
-    for scale in (0.55, 0.8, 1.25, 1.8):
-        yield Case(f"noise, scaled by {scale:g}", said, False, drawn(lambda n, s=scale: s * n))  # type: ignore[misc]
-    for share in (0.5, 0.7, 0.9):
-        yield Case(
-            f"noise and data, a = {share:g}",
-            said,
-            False,
-            [
-                _mixed(torch.randn(size, x.shape[1], generator=generator), share) + share * x[rows]
-                for rows in fair
-            ],
-        )
-    yield Case("noise, no latent of any point", said, False, drawn(lambda n: n))
+    noise = [torch.randn(size, x.shape[1], generator=generator) for _ in fair]
+    made: dict[str, list[Tensor]] = {
+        "raw data": [x[rows] for rows in fair],
+        "zeros": [torch.zeros(size, x.shape[1]) for _ in fair],
+        "uniform noise": [(torch.special.ndtr(n) - 0.5) * math.sqrt(12.0) for n in noise],
+        "noise, no latent of any point": noise,
+        **{f"noise, scaled by {scale:g}": [scale * n for n in noise] for scale in (0.55, 0.8, 1.25, 1.8)},
+        **{
+            f"noise and data, a = {share:g}": [
+                _mixed(n, share) + share * x[rows] for n, rows in zip(noise, fair, strict=True)
+            ]
+            for share in (0.5, 0.7, 0.9)
+        },
+    }
+    for name, each in made.items():
+        yield Case(name, said, False, each, of=fair)
 
 
 def _row(case: Case, made: list[tuple[Tensor, Made]]) -> dict[str, Any]:
     leg = Leg(least_evaluations=FLOOR)
     checks: dict[str, Callable[[Tensor, Made], object]] = {
-        "before": lambda z, _: gaussianity.examine(z),
         "source": lambda z, how: pass_latent(z, leg, how),
         "target": lambda z, how: _received(z, leg, how),
     }
@@ -266,8 +269,8 @@ def table(domains: tuple[str, ...]) -> str:
     total: dict[tuple[str, str], list[int]] = {}
     for found in there:
         for row in found["cases"]:
-            sums = total.setdefault((row["name"], row["strength"]), [0, 0, 0, 0])
-            for place, key in enumerate(("count", "before", "source", "target")):
+            sums = total.setdefault((row["name"], row["strength"]), [0, 0, 0])
+            for place, key in enumerate(("count", "source", "target")):
                 sums[place] += row[key]
     rows = tuple(
         (name, strength or "–", count, *(_share(k, count) for k in refused))
@@ -277,7 +280,6 @@ def table(domains: tuple[str, ...]) -> str:
         "latents",
         "strength",
         "judged",
-        "refused before",
         "refused by the source",
         "refused by the target",
     )

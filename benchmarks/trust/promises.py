@@ -12,6 +12,5 @@ PROMISES: Final = {
     "standing": "A peer or stranger cannot take a node down",
     "bytes": "Untrusted bytes never crash or run code",
     "secrets": "No secret, no patient in a log or on disk",
-    "years": "Years, not days: releases, formats",
 }
 """The sentences are those that docs/trust-report.md states."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from ddib_fed.errors import DdibError, UsageError
 from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.points import cycle_error
-from ddib_fed.runs.outcomes import PictureOutcomes
+from ddib_fed.runs.outcomes import PictureOutcomes, scene_for
 from ddib_fed.samples.images import decode_image, fit_picture
 from ddib_fed.samples.points import parse_npy, to_npy
 
@@ -87,10 +88,7 @@ def translate_here(
     )
     if not there.party.model.is_picture:
         return Translations(_points(files, there.party, back.party, asked, wanted))
-    outcomes = PictureOutcomes(
-        there.party, back.party, keep_latents=wanted.keep_latents, calibration=calibration
-    )
-    return Translations(_pictures(files, there.party, back.party, asked, outcomes, wanted.on_progress))
+    return Translations(_pictures(files, there, back, asked, calibration, wanted))
 
 
 def _calibration(given: Calibration | str | Path | None) -> Calibration | None:
@@ -119,23 +117,51 @@ def _number(label: int | str | None, name: str) -> int | None:
 
 def _pictures(
     files: Sequence[bytes],
-    source: LocalParty,
-    target: LocalParty,
+    source: Model,
+    target: Model,
     asked: Asked,
-    outcomes: PictureOutcomes,
-    on_progress: OnProgress | None,
+    calibration: Calibration | None,
+    wanted: Wanted,
 ) -> list[Translated]:
-    fitted = []
+    """Each at its own size in tiles, or fitted, as `scene_for` says; those of one size together."""
+    manifest, is_scene = source.party.model.manifest, source.party.model.bundle.tile is not None
+    sizes: dict[tuple[int, int] | None, list[int]] = {}
     for number, content in enumerate(files):
         with _naming(number):
-            fitted.append(fit_picture(decode_image(content), outcomes.rules[0]))
+            height, width = decode_image(content).pixels.shape[:2]
+        scene = None if is_scene else scene_for(manifest, (height, width), asked.settings)
+        sizes.setdefault(scene, []).append(number)
+    done: dict[int, Translated] = {}
+    for scene, numbers in sizes.items():
+        models = (source, target) if scene is None else (source.of_scene(*scene), target.of_scene(*scene))
+        done |= _of_one_size({n: files[n] for n in numbers}, models, asked, calibration, wanted)
+    return [done[number] for number in range(len(files))]
+
+
+def _of_one_size(
+    files: Mapping[int, bytes],
+    models: tuple[Model, Model],
+    asked: Asked,
+    calibration: Calibration | None,
+    wanted: Wanted,
+) -> dict[int, Translated]:
+    source, target = (model.party for model in models)
+    outcomes = PictureOutcomes(source, target, keep_latents=wanted.keep_latents, calibration=calibration)
+    fitted = []
+    for number, content in files.items():
+        with _naming(number):
+            each = fit_picture(decode_image(content), outcomes.rules[0])
+            fitted.append(replace(each, read=partial(decode_image, content)))
     x = np.stack([each.samples for each in fitted])
-    found = translate_array(x, source, target, asked, on_progress=on_progress)
+    found = translate_array(x, source, target, asked, on_progress=wanted.on_progress)
     records = [
         outcomes.started(each, asked).with_(input_sha256=hashlib.sha256(content).hexdigest())
-        for each, content in zip(fitted, files, strict=True)
+        for each, content in zip(fitted, files.values(), strict=True)
     ]
-    return [Translated(each.files, each.record.judged()) for each in outcomes(fitted, found, records)]
+    made = outcomes(fitted, found, records)
+    return {
+        number: Translated(each.files, each.record.judged()) for number, each in zip(files, made, strict=True)
+    }
 
 
 def _points(

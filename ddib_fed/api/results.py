@@ -80,12 +80,12 @@ class Translated:
         for each in (*names.values(), f"{name}.json"):
             if (folder / each).exists():
                 raise AlreadyExists(f"{folder / each} is there already", hint="choose another name")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         written = dict[str, WrittenFile]()
         for part, content in self.files.items():
-            write_file(folder / names[part], content, private=part == Part.LATENT)
+            write_file(folder / names[part], content, private=True)
             written[str(part)] = WrittenFile(file=names[part], sha256=hashlib.sha256(content).hexdigest())
-        write_file(folder / f"{name}.json", self.record.with_(files=written).to_json())
+        write_file(folder / f"{name}.json", self.record.with_(files=written).to_json(), private=True)
         return folder / names[Part.TRANSLATION]
 
     def __repr__(self) -> str:
@@ -93,6 +93,8 @@ class Translated:
         record = self.record
         size = " x ".join(map(str, self.array.shape[: 1 if record.picture is None else 2]))
         parts = [f"{size} {'points' if record.picture is None else 'picture'}"]
+        if record.picture is not None and record.picture.lost:
+            parts.append(record.picture.lost)
         if record.picture is not None and record.picture.cycle_psnr is not None:
             parts.append(f"round trip {record.picture.cycle_psnr:.1f} dB")
         if record.cycle is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ddib_fed.api.inputs import Given, contents
 from ddib_fed.api.results import Translated, Translations
 from ddib_fed.errors import UsageError
+from ddib_fed.extras import extra
 from ddib_fed.guidance import Guidance
 from ddib_fed.wire.jobs import Settings
 
@@ -113,7 +114,8 @@ def translate(
         raise UsageError(
             "no_calibration has no effect in one process", hint="leave no_calibration and calibration out"
         )
-    from ddib_fed.api.local import Wanted, translate_here
+    with extra("node", "torch", "translating in this process needs torch, which is not installed"):
+        from ddib_fed.api.local import Wanted, translate_here
 
     wanted = Wanted(
         settings,

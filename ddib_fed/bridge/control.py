@@ -73,16 +73,6 @@ class Control:
         """Seconds to the deadline, at least 0; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    def wait(self, seconds: float) -> None:
-        """Sleep, but wake up when cancelled.
-
-        Raises:
-            DdibError: Cancelled, or past the deadline.
-        """
-        remaining = self.remaining_s()
-        self._cancelled.wait(seconds if remaining is None else min(seconds, remaining))
-        self.check()
-
     def check(self) -> None:
         """Return when the work may go on.
 

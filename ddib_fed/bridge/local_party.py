@@ -15,8 +15,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.executor import CallingThread, Executor
 from ddib_fed.bridge.engine.joining import done, submit_ranges, then
 from ddib_fed.bridge.engine.parts import Integrated, Part, Work, draw_of
@@ -43,7 +45,7 @@ from ddib_fed.bridge.party import (
     ToEncode,
 )
 from ddib_fed.bridge.sharding import parse_devices
-from ddib_fed.diffusion.bridge import OnStep
+from ddib_fed.diffusion.bridge import OnStep, integrate
 from ddib_fed.diffusion.transfers import on_device, to_host
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
@@ -185,8 +187,7 @@ class LocalParty:
             with work.refusing(item.number):
                 work.parts.append(self._to_encode(item, leg, sigma))
         future = self._to_noise(work, leg, sigma, leg.settings.encoder)
-        own = self._allowances(leg, sigma)
-        return Begun(future, lambda: work.outcomes(self._encoded(work, future.result(), leg, own)))
+        return Begun(future, lambda: work.outcomes(self._encoded(work, future.result(), leg, sigma)))
 
     def _to_encode(self, item: ToEncode, leg: Leg, sigma: float) -> Part:
         """The checked samples, in the model's units and the leg's basis, softened."""
@@ -198,12 +199,27 @@ class LocalParty:
         noise = item.noise(normalised) if sigma and item.noise is not None else None
         # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
         x = model.softened(model.tensor(normalised), sigma, noise)
-        return Part(item.number, model.into_basis(x, leg.calibration), item.label)
+        return Part(item.number, model.into_basis(x, leg.calibration), item.label, given=item.samples)
 
     def _to_noise(self, work: Work, leg: Leg, sigma: float, encoder: str = "ode") -> Future[Integrated]:
         """Encode what is in the model's units and the leg's basis, softened to sigma."""
         guidance = leg.guidance if leg.guidance.encoding else UNGUIDED
         return self._integrate(work.parts, "encode", leg, guidance, encoder, sigma)
+
+    def _made(self, part: Part, leg: Leg, sigma: float, evaluations: int) -> Made:
+        """What is known of a latent that was made of a part; it can be encoded again on the calling thread."""
+
+        def again(rows: list[int]) -> Tensor:
+            labels = self.model.class_rows(part.label, len(part.x))
+            chosen = None if labels is None else labels[rows]
+            whole = self._trajectory(
+                part.x[rows], chosen, "encode", leg, UNGUIDED, leg.settings.encoder, sigma
+            )
+            work = whole.on(self.model)
+            control = leg.control or Control()
+            return to_host(integrate(work.solver, work.denoiser, on_step=lambda *_: control.check()))()
+
+        return Made(evaluations, to_host(part.x)(), again, self._allowances(leg, sigma), part.given)
 
     def _allowances(self, leg: Leg, sigma: float) -> Allowances | None:
         """What is known of latents that are made so; None where it was measured for others."""
@@ -213,16 +229,17 @@ class LocalParty:
         return own if math.isclose(own.soften_sigma, sigma) else None
 
     def _encoded(
-        self, work: Work, found: Integrated, leg: Leg, allowances: Allowances | None = None
+        self, work: Work, found: Integrated, leg: Leg, sigma: float | None = None
     ) -> dict[int, Encoded]:
-        """The latents that pass the gate; the others' errors are the work's."""
+        """The latents that pass the gate; the others' errors are the work's. None for sigma: of what was decoded."""
         encoded = {}
         for part, exact in zip(work.parts, found.split(work.parts), strict=True):
             with work.refusing(part.number):
                 # Judged on the host: on the device a judgement would wait for what is computed there for others.
                 latent = rounded(to_host(exact)(), leg)
-                x = None if allowances is None else to_host(part.x)()
-                statistics = pass_latent(latent, leg, Made(found.evaluations, allowances, x))
+                count = found.evaluations
+                how = Made(count) if sigma is None else self._made(part, leg, sigma, count)
+                statistics = pass_latent(latent, leg, how)
                 array = latent.numpy()
                 check_samples(self.model, array)
                 made = Latent.from_array(array, leg.latent_type)
@@ -307,21 +324,11 @@ class LocalParty:
             return done(Integrated(torch.empty(0), 0.0))
         classes = [self.model.class_rows(part.label, len(part.x), guidance) for part in parts]
         labels = [each for each in classes if each is not None]
-        trajectory = Trajectory(
-            stage,
-            parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts]),
-            leg.settings.of_the_ode() if stage == "encode" else leg.settings,
-            sigma,
-            guidance,
-            leg.calibration,
-            encoder,
-            np.concatenate(labels) if labels else None,
-            draw_of(parts) if stage == "decode" and leg.settings.stochastic else None,
-            leg.flow,
-            leg.weight,
-            leg.stream_rows if stage == "encode" else 0,
-            leg.owner,
-        )
+        x = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
+        label = np.concatenate(labels) if labels else None
+        trajectory = self._trajectory(x, label, stage, leg, guidance, encoder, sigma)
+        if stage == "decode" and leg.settings.stochastic:
+            trajectory = replace(trajectory, draw=draw_of(parts))
         end = self._time.begin(trajectory.rows)
         tell = _tell(leg, parts[0].number, stage)
         try:
@@ -337,6 +344,33 @@ class LocalParty:
 
         future.add_done_callback(ended)
         return then(future, lambda x: done(Integrated(x, seconds, future.evaluations)))
+
+    @staticmethod
+    def _trajectory(
+        x: Tensor,
+        label: NDArray[np.int64] | None,
+        stage: Stage,
+        leg: Leg,
+        guidance: Guidance,
+        encoder: str,
+        sigma: float,
+    ) -> Trajectory:
+        encoding = stage == "encode"
+        return Trajectory(
+            stage,
+            x,
+            leg.settings.of_the_ode() if encoding else leg.settings,
+            sigma,
+            guidance,
+            leg.calibration,
+            encoder,
+            label,
+            None,
+            leg.flow,
+            leg.weight,
+            leg.stream_rows if encoding else 0,
+            leg.owner,
+        )
 
 
 def open_party(

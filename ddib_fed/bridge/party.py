@@ -185,6 +185,9 @@ class Failed:
     number: int
     error: DdibError
 
+    def __post_init__(self) -> None:
+        self.error.kept()
+
 
 @dataclass(frozen=True, slots=True)
 class Description:

@@ -263,5 +263,6 @@ def _explain(raised: Exception, words: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """The `ddib` command."""
+    """The `ddib` command; what it writes is its user's alone, as private as the pictures that it was made from."""
+    os.umask(0o077)
     sys.exit(run())

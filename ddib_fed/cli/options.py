@@ -354,22 +354,18 @@ TILE = click.option(
     default="auto",
     show_default=True,
     metavar="PIXELS",
-    help="Side of the tiles of a georeferenced map; auto is the model's size, none the whole map as one item.",
+    help="Side of the tiles of a map, and of a picture larger than that; none: the whole as one item. auto: the "
+    "model's size for a map, and for a picture if the model is one of parts of pictures, in up to 1,024 tiles.",
 )
 OVERLAP = click.option(
     "--overlap", type=click.IntRange(0), metavar="PIXELS", help="Overlap of tiles; default: half a tile."
-)
-FILL_REFUSED = click.option(
-    "--fill-refused",
-    is_flag=True,
-    help="Write slices or tiles that were refused as background; without it no volume or map is written then.",
 )
 KEEP_PARTS = click.option(
     "--keep-parts",
     is_flag=True,
     help="Keep the items of volumes and maps, and their results: DIR/NAME.parts.",
 )
-STUDIES = (INTENSITY, SLICES, TILE, OVERLAP, FILL_REFUSED, KEEP_PARTS)
+STUDIES = (INTENSITY, SLICES, TILE, OVERLAP, KEEP_PARTS)
 CREDENTIALS = click.option(
     "--credentials",
     type=(click.Path(dir_okay=False, path_type=Path), click.Path(dir_okay=False, path_type=Path)),

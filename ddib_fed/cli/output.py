@@ -16,15 +16,19 @@ from ddib_fed.terminal import console, is_aside, say, say_document, say_labelled
 
 # The default hint by reason, for errors without their own; parents of the class are tried after it.
 NEXT_STEPS: Mapping[str, str] = {
-    "INTERNAL": "give the incident's id to the node's operator, whose log has the rest",
-    "INPUT_INVALID": "compare the input with what `ddib domains` lists for this node",
+    "INTERNAL": "give the incident's id, where there is one, to the node's operator, whose log has the rest",
+    "INPUT_INVALID": "correct what the message names, then repeat the command",
     "CONFIG_INVALID": "tell the node's operator: its log, and its `check --config node.toml`, name the setting",
     "USAGE": "the command's --help",
-    "SETTINGS_INVALID": "ddib translate --help lists solvers, orders and grids",
+    "SETTINGS_INVALID": "the command's --help says what each option takes",
     "MESSAGE_INVALID": "ddib --version on both machines: client and node may be of different releases",
-    "SHAPE_MISMATCH": "ddib domains shows the shape that this node takes",
+    "SHAPE_MISMATCH": "`ddib domains` shows the shapes that nodes take, `ddib model show MODEL` that of a model",
     "PICTURE_MISFIT": "convert the picture to the units of the model, or use a model of its units",
-    "KIND_MISMATCH": "ddib domains shows what each node takes",
+    "KIND_MISMATCH": "`ddib domains` shows what nodes take, `ddib model show MODEL` what a model takes",
+    "IMAGE_UNREADABLE": "open the file in a viewer and save it again, as PNG, JPEG or TIFF",
+    "IMAGE_TOO_LARGE": "make the picture smaller, or cut it into several files",
+    "NOT_FINITE": "replace the values that are NaN or infinite, e.g. by numpy.nan_to_num",
+    "POINTS_UNREADABLE": "numpy.save(file, points) with points of shape (N, D) writes such a file",
     "POINTS_TOO_MANY": "split the file into several and translate them in one call",
     "ITEMS_TOO_MANY": "ddib translate ... --detach makes jobs as small as the node allows; the operator can raise "
     "[limits] max_items_per_job in node.toml",
@@ -36,16 +40,17 @@ NEXT_STEPS: Mapping[str, str] = {
     "CALIBRATION_EXPIRED": "the operator: ddib calibrate --peer INSTITUTION/DOMAIN; or ddib translate --no-calibration",
     "CALIBRATION_KIND": "the operators: [policy] calibration in node.toml; or ddib translate --no-calibration",
     "CALIBRATION_UNITS": "the node's operator: ddib calibrate list, and ddib model show of the model that is served",
-    "UNAUTHENTICATED": "ddib doctor names what is wrong with the certificate",
-    "PEER_UNKNOWN": "the operators exchange peer files: ddib peer export, ddib peer add",
+    "UNAUTHENTICATED": "`ddib doctor`, at a node `ddib pki show`, names what is wrong with the certificate",
+    "PEER_UNKNOWN": "a client: its operator (ddib pki withdrawn lists it); a node: the operators exchange peer files, "
+    "ddib peer export and ddib peer add",
     "PEER_SUSPENDED": "accepted jobs wait; the operator of the node that refused lifts it: ddib peer resume",
-    "LATENT_NOT_GAUSSIAN": "use data of the domain that the model was trained on, or more --evaluations",
+    "LATENT_NOT_GAUSSIAN": "leave it out, or train the source's model longer and with data like it",
     "NOT_FOUND": "check the name",
     "JOB_NOT_FOUND": "ddib job list",
     "ITEM_NOT_FOUND": "ddib job show JOB",
     "DOMAIN_NOT_FOUND": "ddib domains",
     "PEER_NOT_FOUND": "ddib domains, or ddib peer list at the node",
-    "MODEL_NOT_FOUND": "train one: `train --config node.toml` of the node, or ddib model train",
+    "MODEL_NOT_FOUND": "`ddib model list` lists the models that ship, `ddib model train` makes one",
     "FILE_NOT_FOUND": "check the path",
     "REQUEST_ID_CONFLICT": "submit again: a new request id is made for each job",
     "ALREADY_EXISTS": "choose another folder, or --force",
@@ -73,6 +78,12 @@ def next_step(error: DdibError) -> str:
     return next((NEXT_STEPS[reason] for reason in reasons if reason in NEXT_STEPS), "")
 
 
+def next_steps(errors: Iterable[DdibError]) -> str:
+    """What to try about several errors, a line each; at most three."""
+    steps = dict.fromkeys(step for error in errors if (step := next_step(error)))
+    return "\n".join([*steps][:3])
+
+
 def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
     """Write the failure, its hop and the hint to stderr.
 
@@ -85,7 +96,8 @@ def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
         say_labelled("  at:   ", error.hop)
     # Whose facts are in the sentence and the hint.
     said = (
-        isinstance(error, PictureMisfit | KindMismatch | PeerFault) or {"found", "last"} & error.facts.keys()
+        isinstance(error, PictureMisfit | KindMismatch | PeerFault)
+        or {"found", "last", "picture"} & error.facts.keys()
     )
     facts = "" if said else ", ".join(f"{key} {value}" for key, value in error.facts.items())
     if facts:

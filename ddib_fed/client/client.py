@@ -41,7 +41,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.jobs import Event, JobState, Settings
 
-Origin = Path | bytes | Payload
+Origin = str | Path | bytes | Payload
 
 
 class Client:
@@ -73,7 +73,7 @@ class Client:
         self._streams = JobStreams(self._connection, self._tracing)
 
     @classmethod
-    def from_profile(cls, path: Path | None = None, *, on_wait: OnWait | None = None) -> Self:
+    def from_profile(cls, path: str | Path | None = None, *, on_wait: OnWait | None = None) -> Self:
         """A client for the profile at `path`, or the first of the usual places.
 
         Raises:
@@ -121,13 +121,13 @@ class Client:
         """Who the client is."""
         return self._connection.profile
 
-    def domains(self) -> Domains:
-        """The node's own domain and those it can translate to.
+    def domains(self, *, own_alone: bool = False) -> Domains:
+        """The node's own domain and those it can translate to; or its own alone, for which it asks no peer.
 
         Raises:
             DdibError: The node refuses or cannot be reached.
         """
-        request = pb.ListDomainsRequest()
+        request = pb.ListDomainsRequest(own_alone=own_alone)
         return domains_view(self._connection.call(lambda stub: stub.ListDomains(request, timeout=CALL_S)))
 
     def submit(

@@ -103,7 +103,7 @@ class Payload:
         )
 
 
-def payload(origin: Path | bytes) -> Payload:
+def payload(origin: str | Path | bytes) -> Payload:
     """Read one item and determine its type.
 
     Raises:
@@ -115,6 +115,7 @@ def payload(origin: Path | bytes) -> Payload:
     if isinstance(origin, bytes):
         media = next((m for m, openings in _OPENINGS.items() if origin.startswith(openings)), Media.NPY)
         return _checked(media, origin, origin)
+    origin = Path(origin)
     _require_file(origin)
     suffix = origin.suffix.lower()
     if kind := format_of(origin):
@@ -128,7 +129,7 @@ def payload(origin: Path | bytes) -> Payload:
     return _checked(SUFFIXES[suffix], origin, origin.read_bytes())
 
 
-def payloads(origins: Iterable[Path | bytes | Payload]) -> list[Payload]:
+def payloads(origins: Iterable[str | Path | bytes | Payload]) -> list[Payload]:
     """Read each item of a job, in order.
 
     Raises:

@@ -20,7 +20,6 @@ from ddib_fed.toml_files import load_toml
 FILE_NAME = "client.toml"
 FOLDER = "client"
 """Where `ddib init node` puts the first client, in the node's folder."""
-WRITES_ONE = "ddib init client --node-config node.toml --name alice --out client"
 
 
 class Profile(BaseModel):
@@ -56,15 +55,15 @@ class Profile(BaseModel):
         return value
 
     @classmethod
-    def load(cls, path: Path | None = None) -> Profile:
+    def load(cls, path: str | Path | None = None) -> Profile:
         """Read the profile at `path`, or the first of the usual places.
 
         Raises:
             FileMissing: There is none.
             ConfigError: It cannot be used.
         """
-        found = path if path is not None else find_profile()
-        profile = load_toml(found, cls, hint=WRITES_ONE)
+        found = Path(path) if path is not None else find_profile()
+        profile = load_toml(found, cls, hint="ddib init client --help")
         if not profile.source_identity.endswith("." + profile.institution):
             raise ConfigError(
                 f"{found}: source_identity {profile.source_identity!r} is not of {profile.institution!r}",
@@ -114,7 +113,10 @@ def find_profile(environ: Mapping[str, str] = os.environ) -> Path:
         if place.is_file():
             return place
     where = ", ".join(str(place) for place in places)
-    raise FileMissing(f"no client profile found; looked at {where}", hint=f"{WRITES_ONE}, or --profile FILE")
+    raise FileMissing(
+        f"no client profile found; looked at {where}",
+        hint="--profile FILE names one; ddib init client --help says how one is made",
+    )
 
 
 _TEMPLATE = """\
@@ -135,7 +137,7 @@ source_identity = "{identity}"
 # Folder of this client's key and certificates; keep it private.
 pki = "{pki}"
 
-# Traces for the institution's own OpenTelemetry collector; needs ddib-fed[otel].
+# Traces for the institution's own OpenTelemetry collector; needs the packages of the extra `otel`.
 # [telemetry]
 # endpoint = "http://127.0.0.1:4318"
 """

@@ -72,6 +72,7 @@ class Domains:
     class_names: tuple[str, ...] = ()
     intensity: str = ""
     slices: str = ""
+    tiles: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +88,14 @@ class Failure:
 
     @property
     def text(self) -> str:
-        """What failed, whose fault it is where that was found, and the last cause of a job whose time was up."""
+        """What failed, in words of the picture, or whose fault it is, or the last cause of a job whose time was up."""
         facts, peer = self.facts, self.facts.get("peer") or self.institution
         if self.reason == DeadlineExceeded.reason and "deadline_s" in facts:
             last = f"; last: {facts['last']}" if "last" in facts else ""
             done = facts.get("items_done", "some")
             return f"the deadline of {facts['deadline_s']} s passed, {done} items were done{last}"
+        if "picture" in facts:
+            return f"{facts['picture']}, and the source's model has not learned such pictures"
         if "found" not in facts:
             return self.sentence
         if self.reason == PeerFault.reason:

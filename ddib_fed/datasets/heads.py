@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.datasets.packaged import package_folder
-from ddib_fed.extras import extra
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -57,9 +56,9 @@ BRIGHTEST = float(TISSUES["fluid"][0] * (1 - np.exp(-REPETITION / 4000.0)) * np.
 @lru_cache(maxsize=3)
 def _volume(kind: str) -> Bytes:
     """A volume (197, 233, 189) of the template: "t1", or the share of "gm" or "wm" in 255 parts."""
+    import nibabel
+
     folder = package_folder("nilearn", "nilearn") / "datasets" / "data"
-    with extra("data", "nibabel", "reading the head template needs nibabel, which is not installed"):
-        import nibabel
     path = folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
     return np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj, dtype=np.uint8)
 

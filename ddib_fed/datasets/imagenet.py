@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddib_fed.errors import FileMissing, InputError, SettingsInvalid
-from ddib_fed.extras import extra
 
 CLASSES = 1_000
 _WNID = re.compile(r"n\d{8}")
@@ -250,8 +249,8 @@ def _text(path: Path) -> str:
 
 def _read_mat(path: Path) -> list[tuple[int, str, str]]:
     """(id, WordNet id, name) of the table's leaves, the classes; an entry with children is a group of classes."""
-    with extra("data", "scipy", "reading meta.mat needs scipy, which is not installed"):
-        from scipy.io import loadmat
+    from scipy.io import loadmat
+
     try:
         table = loadmat(str(path), squeeze_me=True, variable_names=["synsets"])["synsets"]
         return [

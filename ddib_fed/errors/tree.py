@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ExitCode(IntEnum):
@@ -87,3 +87,14 @@ class DdibError(Exception):
         self.differences = differences
         self.incident = incident
         self.says = ""
+
+    def kept(self) -> Self:
+        """The error, to be stored: without its traceback and causes, whose frames hold decoded pictures."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
+
+    @classmethod
+    def said_by(cls, institution: str) -> str:
+        """The sentence as others read it: in it "this node" is that of the institution that says it."""
+        named = f"the node of {institution}" if institution else "this node"
+        return cls.sentence.replace("this node", named)

@@ -15,14 +15,13 @@ from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.parts import FORMAT, WrittenStudy
 
 
-def finished_study(origin: Origin, out: Path, *, asked: str, fill_refused: bool) -> WrittenStudy | None:
+def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | None:
     """The output of a study that is on the disk already; None if it is not, or is that of something else.
 
     Args:
         origin: Of the study.
         out: Folder of the results.
         asked: Digest of what is asked for its items (`Order.digest`), hex.
-        fill_refused: Whether an output with refused planes counts.
 
     Raises:
         OSError: The input cannot be read.
@@ -33,8 +32,6 @@ def finished_study(origin: Origin, out: Path, *, asked: str, fill_refused: bool)
         if record is None or report is None:
             continue
         if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
-            continue
-        if not fill_refused and any(item.get("refused") for item in report["items"]):
             continue
         digest = digest or origin.sha256()
         files = {path.parent / name: written for name, written in report["files"].items()}

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
 from ddib_fed.extras import extra
-from ddib_fed.formats.intensity import chosen_rule, is_empty, item_bytes
-from ddib_fed.formats.measures import measure_seams
+from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.origin import Origin
-from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Translated, require_size
-from ddib_fed.formats.tiles import Grid, blend, cut
+from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Translated
+from ddib_fed.formats.tiles import Grid, Tiles
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.samples.formats.tiff import MOST_PADDING
 from ddib_fed.version import __version__
@@ -59,38 +58,41 @@ class GeoTiffStudy(FromOrigin):
 
     Attributes:
         georeference: Where the map lies.
-        numbers: (H, W, C) that the model takes; holes are filled from around them.
+        tiles: In the numbers that the model takes; holes are filled from around them.
         valid: (H, W) bool: where the map has data.
-        grid: Its tiles.
-        sent: Tiles that show something.
         intensity: For the provenance.
         rule: The rule that made the numbers.
     """
 
     georeference: Georeference
-    numbers: Pixels
+    tiles: Tiles
     valid: NDArray[np.bool_]
-    grid: Grid
-    sent: tuple[int, ...]
     intensity: dict[str, Any]
     rule: str
 
     @property
     def kind(self) -> str:
+        """The format."""
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
 
     @property
     def warnings(self) -> tuple[str, ...]:
+        """None."""
         return ()
 
     @property
+    def sent(self) -> tuple[int, ...]:
+        """Tiles that show something."""
+        return self.tiles.sent
+
+    @property
     def planes(self) -> int:
-        return len(self.grid)
+        """All tiles."""
+        return len(self.tiles.grid)
 
     def items(self) -> Iterator[bytes]:
-        tiles = cut(self.numbers, self.grid)
-        for at in self.sent:
-            yield item_bytes(tiles[at])
+        """Each tile as a file of pixels."""
+        return self.tiles.items()
 
     def assemble(self, translated: Translated) -> Assembled:
         """The map of the results.
@@ -98,40 +100,19 @@ class GeoTiffStudy(FromOrigin):
         Raises:
             InputError: A result has another size than its tile.
         """
-        tiles: list[Pixels | None] = [None] * len(self.grid)
-        for at, plane in zip(self.sent, translated.planes, strict=True):
-            if plane is not None:
-                require_size(plane, self.grid.tile)
-                tiles[at] = plane
-        blended, offsets = blend(tiles, self.grid, translated.channels, background=translated.background)
+        blended, covered = self.tiles.together(translated.planes, translated.channels, translated.background)
         top = 255 if translated.bits == 8 else 65535
         made = np.rint(blended).clip(0, top).astype(np.uint8 if translated.bits == 8 else np.uint16)
-        covered = _covered(tiles, self.grid)
-        seams = measure_seams(self.numbers, blended, *self.grid.edges)
-        refused = [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None]
-        report = {
-            "intensity": self.intensity,
-            "output": translated.record(),
-            "tiles": {
-                "count": len(self.grid),
-                "size": list(self.grid.tile),
-                "overlap": self.grid.overlap,
-                "sent": len(self.sent),
-                "refused": refused,
-                "largest_offset": round(float(np.abs(offsets).max(initial=0.0)), 3),
-                "mean_offset": round(float(np.abs(offsets).mean()) if offsets.size else 0.0, 3),
-            },
-            "seams": None if seams is None else seams.record(),
-            "geometry": self._geometry(),
-        }
+        report, said = self.tiles.report(translated, blended)
+        report |= {"intensity": self.intensity, "geometry": self._geometry()}
         content = self._file(made, self.valid & covered, translated)
-        return Assembled({self.outputs[0]: content}, report, () if seams is None else (seams.say(),))
+        return Assembled({self.outputs[0]: content}, report, said, self.tiles.figures(translated)[0])
 
     def _geometry(self) -> dict[str, Any]:
         where = self.georeference
         return {
-            "height": self.grid.height,
-            "width": self.grid.width,
+            "height": self.tiles.grid.height,
+            "width": self.tiles.grid.width,
             "crs": None if where.crs is None else where.crs.to_string(),
             "transform": None if where.transform is None else list(where.transform)[:6],
             "control_points": len(where.gcps[0]),
@@ -204,17 +185,11 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
     grid = Grid.of(valid.shape[0], valid.shape[1], options.tile, options.overlap)
-    holes = cut(valid, grid)
-    width = max(float(np.ptp(numbers)), 1e-9)
-    sent = tuple(
-        at
-        for at, tile in enumerate(cut(numbers, grid))
-        if holes[at].any() and not is_empty(tile, float(tile.min()), width * 1e-3)
-    )
-    if not sent:
+    tiles = Tiles.of(numbers, grid, valid)
+    if not tiles.sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
     origin = geotiff_origin(path, options, within)
-    return GeoTiffStudy(origin, where, numbers, valid, grid, sent, intensity.record(seen) | units, rule.text)
+    return GeoTiffStudy(origin, where, tiles, valid, intensity.record(seen) | units, rule.text)
 
 
 def _rasterio() -> Any:
@@ -299,14 +274,6 @@ def _filled(rasterio: Any, band: NDArray[Any], valid: NDArray[np.bool_]) -> NDAr
     filled = mean + rasterio.fill.fillnodata(clean, mask=valid.astype(np.uint8), max_search_distance=64)
     made: NDArray[Any] = np.where(valid, band, filled.round() if band.dtype.kind in "iu" else filled)
     return made.astype(band.dtype)
-
-
-def _covered(tiles: list[Pixels | None], grid: Grid) -> NDArray[np.bool_]:
-    """(H, W): where a tile was translated."""
-    covered = np.zeros((grid.height, grid.width), dtype=bool)
-    for window, tile in zip(grid.windows(), tiles, strict=True):
-        covered[window] |= tile is not None
-    return covered
 
 
 @contextmanager

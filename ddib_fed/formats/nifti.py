@@ -12,7 +12,7 @@ import math
 import shlex
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import FileMissing, ImageUnreadable
-from ddib_fed.extras import extra
 from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.recognition import COPY, beginning_of
@@ -54,6 +53,7 @@ class NiftiStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
+        """The format."""
         return "NIfTI volume"
 
     @property
@@ -67,13 +67,16 @@ class NiftiStudy(FromOrigin):
 
     @property
     def sent(self) -> tuple[int, ...]:
+        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
+        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
+        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:
@@ -84,10 +87,16 @@ class NiftiStudy(FromOrigin):
         """
         stack = self.slices.stack(translated)
         report, said = self.slices.report(translated, stack)
-        canonical = _from_slices(stack, self.plane, _four(self.image)[3], _canonical_shape(self.image))
-        volume = translated.scaled(_turned_back(canonical, self.image))
-        # Colours are one more axis, as the 5th of NIfTI for vectors.
-        volume = volume.reshape(self.image.shape if translated.channels == 1 else (*volume.shape[:4], 3))
+        files = {self.outputs[0]: self._file(self._volume(stack, translated), translated)}
+        if self.slices.missing(translated):
+            there = np.zeros_like(stack[..., :1], dtype=np.uint8)
+            there[
+                [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is not None]
+            ] = 1
+            mask = replace(translated, slope=1.0, intercept=0.0, planes=(there[0],))
+            (name,) = self.origin.beside
+            files[name] = self._file(self._volume(there, mask), mask)
+            said = (*said, f"slices that were not translated are 0 in {name}")
         report["geometry"] = {
             "plane": self.plane,
             "shape": [int(side) for side in self.image.shape],
@@ -95,7 +104,14 @@ class NiftiStudy(FromOrigin):
             "orientation": "".join(_nibabel().aff2axcodes(self.image.affine)),
             "slices_in": "RAS: rows downwards, columns to the right of the head, or to the front of sagittal slices",
         }
-        return Assembled({self.outputs[0]: self._file(volume, translated)}, report, said)
+        return Assembled(files, report, said)
+
+    def _volume(self, stack: Pixels, translated: Translated) -> Pixels:
+        """Slices (N, H, W, C) as the volume that they make, as it lies in the file."""
+        canonical = _from_slices(stack, self.plane, _four(self.image)[3], _canonical_shape(self.image))
+        volume = translated.scaled(_turned_back(canonical, self.image))
+        # Colours are one more axis, as the 5th of NIfTI for vectors.
+        return volume.reshape(self.image.shape if translated.channels == 1 else (*volume.shape[:4], 3))
 
     def _file(self, volume: Pixels, translated: Translated) -> bytes:
         """The volume with a header of its own."""
@@ -123,7 +139,8 @@ class NiftiStudy(FromOrigin):
 def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
     """What the study of a volume is made from; arguments as of `read_nifti`."""
     suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-    return Origin.of_file(path, options.settings("intensity", "slices"), suffix=suffix, within=within)
+    settings = options.settings("intensity", "slices")
+    return Origin.of_file(path, settings, suffix=suffix, within=within, beside=[f".mask{suffix}"])
 
 
 def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
@@ -136,7 +153,6 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
 
     Raises:
         FileMissing: There is none.
-        ExtraMissing: nibabel is not installed.
         ImageUnreadable: It is damaged, too large, of complex numbers or of colours, or has not 2 to 4 axes.
         UsageError: There is no such rule of intensity.
     """
@@ -205,8 +221,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _nibabel() -> Any:
-    with extra("nifti", "nibabel", "reading NIfTI needs nibabel, which is not installed"):
-        import nibabel
+    import nibabel
+
     return nibabel
 
 

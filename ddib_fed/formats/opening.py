@@ -14,7 +14,7 @@ from ddib_fed.formats.dicom.finding import is_directory_file, listed_files
 from ddib_fed.formats.dicom.study import FoundSeries, find_dicom
 from ddib_fed.formats.geotiff import geotiff_origin, read_geotiff
 from ddib_fed.formats.nifti import nifti_origin, read_nifti
-from ddib_fed.formats.origin import Bad, Origin, alone
+from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.pictures import picture_origin, read_picture
 from ddib_fed.formats.recognition import Format, Recognised, Sighting, recognise
 from ddib_fed.formats.study import Choice, Options, Studies, Study, Unread
@@ -24,6 +24,7 @@ _READERS: Final[
 ] = {
     Format.NIFTI: (nifti_origin, read_nifti),
     Format.PICTURE: (picture_origin, read_picture),
+    Format.LARGER: (picture_origin, read_picture),
     Format.MAP: (geotiff_origin, read_geotiff),
 }
 
@@ -55,6 +56,7 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
     unread: list[Unread] = []
     slices: list[Path] = []
     ignored = Counter(found.ignored)
+    trained = options.as_trained()  # pictures of any format are in the model's own numbers
 
     def take(series: FoundSeries) -> None:
         unread.extend(series.unread)
@@ -64,21 +66,21 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
     for sighting in found.studies:
         with _collected(sighting.path, bad):
             if sighting.format is not Format.DICOM:
-                unread.append(_of_file(sighting, options))
+                unread.append(_of_file(sighting, options if sighting.is_picture else trained))
             elif sighting.files:
-                take(find_dicom(sighting.path, sighting.files, sighting.path, options))
+                take(find_dicom(sighting.path, sighting.files, sighting.path, trained))
             elif is_directory_file(sighting.path):
                 listed, missing = listed_files(sighting.path)
                 _set_aside(missing, bad)
                 if listed:
-                    take(find_dicom(sighting.path, listed, sighting.path.resolve().parent, options))
+                    take(find_dicom(sighting.path, listed, sighting.path.resolve().parent, trained))
             else:
                 slices.append(sighting.path)
     if slices:
         with _collected(slices[0], bad):
-            take(find_dicom(slices[0], slices, None, options))
-    _require_names(unread)
-    return Choice(Studies(unread), found.plain, found.beside, ignored)
+            take(find_dicom(slices[0], slices, None, trained))
+    named = _named_apart(unread)
+    return Choice(Studies(named), found.plain, found.beside, ignored)
 
 
 def _of_file(sighting: Sighting, options: Options) -> Unread:
@@ -102,7 +104,7 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
     except DdibError as error:
         if bad is None:
             raise
-        bad.append((path, alone(error)))
+        bad.append((path, error.kept()))
 
 
 def _set_aside(found: Sequence[tuple[Path, DdibError]], bad: Bad | None) -> None:
@@ -116,14 +118,20 @@ def _set_aside(found: Sequence[tuple[Path, DdibError]], bad: Bad | None) -> None
             raise error
 
 
-def _require_names(unread: Sequence[Unread]) -> None:
-    """Return if all results have different names.
+def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
+    """The same with different names for all results: of files that differ in their suffix alone with the suffix.
 
     Raises:
-        UsageError: They have not.
+        UsageError: Two have one name all the same.
     """
+
+    times = Counter(each.origin.name.casefold() for each in unread)
+    named = []
+    for each in unread:
+        alone = times[each.origin.name.casefold()] == 1
+        named.append(each if alone else each.renamed(each.origin.name + each.origin.suffix.replace(".", "-")))
     taken: dict[str, Path] = {}
-    for origin in (each.origin for each in unread):
+    for origin in (each.origin for each in named):
         first = taken.setdefault(origin.name, origin.given)
         if first is not origin.given:
             raise UsageError(
@@ -131,3 +139,4 @@ def _require_names(unread: Sequence[Unread]) -> None:
                 hop="client",
                 hint="give their common parent folder, or rename one of them",
             )
+    return named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,6 @@ from ddib_fed.errors import DdibError
 
 Bad = list[tuple[Path, DdibError]]
 """What cannot be read, and why."""
-
-
-def alone(error: DdibError) -> DdibError:
-    """The error without the frames that it came through: they hold what was read."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +22,12 @@ class Origin:
         given: The file or the folder, for messages.
         name: What results are called; below a folder with the path.
         outputs: Names of the files or folders that `Study.assemble` makes.
+        beside: Names of the files that may lie beside them: a mask, what came back.
         inputs: Every file that is read.
         settings: Options that decide, as JSON values.
         label: What messages call it, where `given` holds several studies; empty elsewhere.
         also: Other names under which an earlier run may have written the results of the same input.
+        suffix: Of the file that is read; empty for a series.
         series_sha256: Digest of the UID of a DICOM series, hex, which stays when its files change; empty elsewhere.
     """
 
@@ -42,6 +38,8 @@ class Origin:
     settings: Mapping[str, Any]
     label: str = ""
     also: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    suffix: str = ""
     series_sha256: str = ""
 
     @classmethod
@@ -52,22 +50,36 @@ class Origin:
         *,
         suffix: str,
         within: str = "",
-        others: Sequence[str] = (),
+        results: Sequence[str] = (),
+        beside: Sequence[str] = (),
     ) -> Origin:
         """Of a file that becomes a file of the same kind.
 
         Args:
             path: The file.
             settings: As the attribute.
-            suffix: Of the file and of its result.
+            suffix: Of the file.
             within: In front of the name of the results: the folders below which they go, ending in a slash.
-            others: Further suffixes that the result may have.
+            results: Suffixes that the result may have; its own without.
+            beside: What follows the name in those of the files beside it.
         """
         called = within + safe_name(path.name[: len(path.name) - len(suffix)])
-        return cls(path, called, tuple(f"{called}{each}" for each in (suffix, *others)), (path,), settings)
+        outputs, others = (
+            tuple(f"{called}{each}" for each in names) for names in (results or (suffix,), beside)
+        )
+        return cls(path, called, outputs, (path,), settings, beside=others, suffix=suffix)
+
+    def renamed(self, name: str) -> Origin:
+        """The same, whose results are called otherwise."""
+        outputs, beside = (
+            tuple(name + each.removeprefix(self.name) for each in names)
+            for names in (self.outputs, self.beside)
+        )
+        return replace(self, name=name, outputs=outputs, beside=beside)
 
     @property
     def called(self) -> str:
+        """What messages call it."""
         return self.label or str(self.given)
 
     def sha256(self) -> str:

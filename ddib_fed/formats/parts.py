@@ -20,14 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from ddib_fed.bridge.records.translation_record import Part, Translation, WrittenFile
+from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, UsageError
 from ddib_fed.files import read_json, sync_folder, write_file
 from ddib_fed.formats.origin import Origin
-from ddib_fed.formats.study import Assembled, Study, Translated
+from ddib_fed.formats.study import Assembled, ItemResult, Study, Translated
 
 FORMAT = 1
 """Of the section `study` of a record."""
+MASK = "mask"
+"""Of the file that is 0 where nothing was translated: NAME.mask.png, NAME.mask.nii.gz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,29 @@ class WrittenStudy:
 
     @property
     def kind(self) -> str:
+        """The format, in words."""
         return str(self.report["kind"])
 
     @property
     def items(self) -> int:
+        """How many were sent."""
         return len(self.report["items"])
+
+    @property
+    def refused(self) -> str:
+        """Which items are not translated, and why, in a sentence; empty for none."""
+        found = [item for item in self.report["items"] if item.get("refused")]
+        if not found:
+            return ""
+        some = ", ".join(str(item["plane"] + 1) for item in found[:8]) + (", ..." if len(found) > 8 else "")
+        why = "; ".join(dict.fromkeys(item["why"] for item in found if item.get("why")))
+        said = f"{len(found)} of {self.items} items were refused, and are background ({some})"
+        return f"{said}: {why}" if why else said
+
+    @property
+    def shown(self) -> Path:
+        """The result: a file, or the folder of a series."""
+        return self.files[0] if self.files[0].parent == self.record.parent else self.files[0].parent
 
 
 def check_outputs(study: Study | Origin, out: Path, *, force: bool) -> None:
@@ -92,7 +112,7 @@ def check_outputs(study: Study | Origin, out: Path, *, force: bool) -> None:
             f"the results would lie among the input's files in {out}", hint="another --out folder"
         )
     begun = (_placing(origin.name, out) / f"{origin.name}.json").exists()  # an interrupted run was at it
-    for name in (*origin.outputs, f"{origin.name}.json"):
+    for name in (*origin.outputs, *origin.beside, f"{origin.name}.json"):
         path = out / name
         for each in (path, *path.parents):
             if out in each.parents and each.exists() and each.resolve() in {given, *given.parents}:
@@ -143,8 +163,8 @@ def write_items(study: Study, out: Path) -> Parts:
     return Parts(folder, tuple(paths), folder / "results")
 
 
-def read_results(parts: Parts, asked: str) -> list[tuple[bytes, Translation] | None]:
-    """The PNG and the record of each item; None for one without, and for the result of another item or request.
+def read_results(parts: Parts, asked: str) -> list[ItemResult | None]:
+    """What came of each item; None for one without, and for the result of another item or request.
 
     Args:
         parts: Of the study.
@@ -153,27 +173,39 @@ def read_results(parts: Parts, asked: str) -> list[tuple[bytes, Translation] | N
     return [_result(item, parts.results, asked) for item in parts.items]
 
 
-def _result(item: Path, results: Path, asked: str) -> tuple[bytes, Translation] | None:
+def _result(item: Path, results: Path, asked: str) -> ItemResult | None:
     path, record = results / f"{item.stem}.png", Translation.read(results / f"{item.stem}.json")
     if record is None or not path.is_file():
         return None
     if (record.asked_sha256, record.input_sha256) != (asked, _digest(item.read_bytes())):
         return None
     content = path.read_bytes()
-    written = record.files.get(Part.TRANSLATION)
-    return (content, record) if written is not None and written.sha256 == _digest(content) else None
+    written, back = record.files.get(Part.TRANSLATION), results / f"{item.stem}.returned.png"
+    if written is None or written.sha256 != _digest(content):
+        return None
+    return ItemResult(
+        content, record, back.read_bytes() if Part.RETURNED in record.files and back.is_file() else None
+    )
 
 
 def write_outputs(
-    study: Study, results: Sequence[tuple[bytes, Translation] | None], out: Path, *, force: bool
+    study: Study,
+    results: Sequence[ItemResult | None],
+    out: Path,
+    *,
+    force: bool,
+    why: Sequence[str] = (),
+    doubtful_below: float = DOUBTFUL_BELOW,
 ) -> WrittenStudy:
     """Put the results of a study together, and write its files, and its record last.
 
     Args:
         study: The study.
-        results: PNG and record of each item, in order; None for one that was refused.
+        results: Of each item, in order; None for one that was refused.
         out: Folder of the results.
         force: Whether earlier files may be overwritten.
+        why: Of each item why it was refused; empty for one that was not, and where it is not known.
+        doubtful_below: dB; of a round trip that is measured over the whole.
 
     Raises:
         ItemNotFound: There is no result at all.
@@ -185,7 +217,7 @@ def write_outputs(
     with _naming(study):
         translated = Translated.of(results)
         made = study.assemble(translated)
-    provenance, report = _record(study, translated, made)
+    provenance, report = _record(study, translated, made, why or [""] * len(results), doubtful_below)
     document = {**provenance.stored(), "study": report}
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     _place(study, made, (text + "\n").encode(), out)
@@ -225,7 +257,10 @@ def _place(study: Study, made: Assembled, record: bytes, out: Path) -> None:
     for name in made.files:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (placing / name).replace(out / name)
-    for name in study.outputs:  # a series of an earlier run, perhaps with more slices
+    # A series of an earlier run may have had more slices, and another output a mask.
+    for name in (*study.outputs, *study.origin.beside):
+        if name not in made.files and (out / name).is_file():
+            (out / name).unlink()
         for earlier in (out / name).glob("[0-9]*.dcm"):
             if f"{name}/{earlier.name}" not in made.files:
                 earlier.unlink()
@@ -239,24 +274,29 @@ def _place(study: Study, made: Assembled, record: bytes, out: Path) -> None:
         placing.parent.rmdir()
 
 
-def _record(study: Study, translated: Translated, made: Assembled) -> tuple[Translation, dict[str, Any]]:
+def _record(
+    study: Study, translated: Translated, made: Assembled, why: Sequence[str], doubtful_below: float
+) -> tuple[Translation, dict[str, Any]]:
     """What the items have in common, as the record of any translation, and the study's own section."""
     records = [record for record in translated.records if record is not None]
     beside = Path(study.name).parent  # names are relative to the record's folder
     digests = {
         Path(name).relative_to(beside).as_posix(): _digest(content) for name, content in made.files.items()
     }
-    whole = WrittenFile(file=Path(study.name).name) if len(digests) > 1 else None
-    main = whole or WrittenFile(file=next(iter(digests)), sha256=next(iter(digests.values())))
+    written = {name: WrittenFile(file=name, sha256=sha256) for name, sha256 in digests.items()}
+    first = next(iter(written))
+    main = WrittenFile(file=Path(study.name).name) if "/" in first else written[first]
+    kinds = (Part.RETURNED.value, MASK)
+    others = {kind: each for kind in kinds for name, each in written.items() if f".{kind}." in name}
     stages = {stage for record in records for stage in record.seconds}
     provenance = translated.first.with_(
         input=study.given.name,
-        files={Part.TRANSLATION.value: main},
+        files={Part.TRANSLATION.value: main, **others},
         input_sha256=study.origin.sha256(),
         latent_sha256="",
         samples=len(records),
         wire_bytes=sum(record.wire_bytes for record in records),
-        picture=_figures(records),
+        picture=_figures(records) | dict(made.figures),
     ).model_copy(
         update={
             "seconds": {stage: sum(r.seconds.get(stage, 0.0) for r in records) for stage in sorted(stages)},
@@ -264,6 +304,10 @@ def _record(study: Study, translated: Translated, made: Assembled) -> tuple[Tran
             "doubts": tuple(sorted({doubt for record in records for doubt in record.doubts or ()})),
         }
     )
+    if made.figures:  # parts of one picture: what holds for one of them does not hold for the whole
+        provenance = provenance.with_(picture={"structure_doubtful": _most_doubtful(records)}).judged(
+            doubtful_below
+        )
     report = {
         "format": FORMAT,
         "kind": study.kind,
@@ -274,8 +318,8 @@ def _record(study: Study, translated: Translated, made: Assembled) -> tuple[Tran
         **made.report,
         "files": digests,
         "items": [
-            {"plane": at, **({"refused": True} if record is None else record.stored())}
-            for at, record in zip(study.sent, translated.records, strict=True)
+            {"plane": at, **({"refused": True, "why": reason} if record is None else record.stored())}
+            for at, record, reason in zip(study.sent, translated.records, why, strict=True)
         ],
     }
     return provenance, report
@@ -299,6 +343,13 @@ def _figures(records: Sequence[Translation]) -> dict[str, Any]:
         "outside": over("outside", np.mean),
         "used": over("used", np.median),
     }
+
+
+def _most_doubtful(records: Sequence[Translation]) -> bool | None:
+    """Whether the structure of more than half of the parts is doubtful; None where none says."""
+    marks = [r.picture.structure_doubtful for r in records if r.picture is not None]
+    known = [mark for mark in marks if mark is not None]
+    return sum(known) > len(known) / 2 if known else None
 
 
 def _any(found: Sequence[bool | None]) -> bool | None:

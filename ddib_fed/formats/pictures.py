@@ -1,4 +1,8 @@
-"""JPEG 2000, WebP and BMP: one item of pixels in, and a picture of the same format out where it can hold it."""
+"""JPEG 2000, WebP and BMP, and any picture that is larger than a model of parts of pictures: pixels in, a picture out.
+
+A picture of a format that nodes do not take is one of the same format again where that can hold it, else a PNG. One
+that is larger than the model is sent in tiles; where none came back the result is background, and a mask says so.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ddib_fed.errors import FileMissing, ImageUnreadable
-from ddib_fed.extras import extra
-from ddib_fed.formats.intensity import AUTO, Rule, item_bytes
+import numpy as np
+
+from ddib_fed.bridge.records.translation_record import tiles_in
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
+from ddib_fed.formats.intensity import AUTO, Rule
 from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.recognition import PICTURES
 from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated
+from ddib_fed.formats.tiles import Grid, Tiles
 from ddib_fed.samples.formats.decoded import (
     ImageLimits,
     Pixels,
@@ -23,7 +30,8 @@ from ddib_fed.samples.formats.decoded import (
     upright,
 )
 from ddib_fed.samples.formats.png_jpeg_npy import ORIENTATION, open_pillow, pillow_pixels
-from ddib_fed.samples.images import encode_png, read_content
+from ddib_fed.samples.images import decode_image, encode_png, image_format, read_content
+from ddib_fed.samples.picture_memory import cost_of
 
 _LOSSLESS: Final[dict[str, dict[str, Any]]] = {
     "JPEG2000": {"irreversible": False},
@@ -34,61 +42,115 @@ _LOSSLESS: Final[dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class PictureStudy(FromOrigin):
-    """A picture of a format that nodes do not take; its result is of the same format, or a PNG.
+    """A picture that is sent as pixels; its result is of the same format, or a PNG.
 
     Attributes:
-        format: As Pillow calls it.
-        numbers: (H, W, C) that are sent.
+        format: As Pillow calls it; "PNG" for any that a node takes itself.
+        tiles: In the numbers that are sent; one tile for the whole.
         intensity: For the provenance.
         rule: The rule that made the numbers.
     """
 
     format: str
-    numbers: Pixels
+    tiles: Tiles
     intensity: dict[str, Any]
     rule: str
 
     @property
     def kind(self) -> str:
-        return {"JPEG2000": "JPEG 2000", "WEBP": "WebP"}.get(self.format, self.format)
+        """The format."""
+        kind = {"JPEG2000": "JPEG 2000", "WEBP": "WebP", "PNG": "picture"}.get(self.format, self.format)
+        return kind if self.planes == 1 else f"{kind} in tiles"
 
     @property
     def warnings(self) -> tuple[str, ...]:
+        """None."""
         return ()
 
     @property
     def sent(self) -> tuple[int, ...]:
-        return (0,)
+        """Tiles that show something."""
+        return self.tiles.sent
 
     @property
     def planes(self) -> int:
-        return 1
+        """All tiles."""
+        return len(self.tiles.grid)
 
     def items(self) -> Iterator[bytes]:
-        yield item_bytes(self.numbers)
+        """Each tile as a file of pixels."""
+        return self.tiles.items()
 
     def assemble(self, translated: Translated) -> Assembled:
-        """The picture of the result, without loss."""
-        pixels = translated.planes[0]
-        assert pixels is not None
-        report = {"intensity": self.intensity, "output": translated.record()}
-        grey16 = self.format == "JPEG2000" and pixels.shape[2] == 1
-        if translated.bits == 16 and not grey16:
-            said = (f"{self.kind} cannot hold 16 bits of {pixels.shape[2]} channels, so the result is a PNG",)
-            return Assembled({self.outputs[1]: encode_png(pixels)}, report, said)
+        """The picture of the results, without loss, with its mask and with what came back."""
+        blended, covered = self.tiles.together(translated.planes, translated.channels, translated.background)
+        pixels = _as_numbers(blended, translated.bits)
+        figures, back = self.tiles.figures(translated)
+        report, said = self.tiles.report(translated, blended)
+        report["intensity"] = self.intensity
+        name, content, why = self._file(pixels, translated.bits)
+        files = {name: content}
+        if not covered.all():
+            files[f"{self.name}.mask.png"] = encode_png(covered[..., None].astype(np.uint8) * np.uint8(255))
+            share = 100 * float(1 - covered.mean())
+            said = (*said, f"{share:.1f} % of it was not translated and is background: {self.name}.mask.png")
+        if back is not None and self.planes > 1:
+            returned = next(plane for plane in translated.returned if plane is not None)
+            files[f"{self.name}.returned.png"] = encode_png(_as_numbers(back, 8 * returned.dtype.itemsize))
+        return Assembled(files, report, (*why, *said), figures if self.planes > 1 else {})
+
+    def _file(self, pixels: Pixels, bits: int) -> tuple[str, bytes, tuple[str, ...]]:
+        """Name and content of the result, and what has to be said of its format."""
+        plain, grey16 = self.format == "PNG", self.format == "JPEG2000" and pixels.shape[2] == 1
+        if plain or (bits == 16 and not grey16):
+            said = f"{self.kind} cannot hold 16 bits of {pixels.shape[2]} channels, so the result is a PNG"
+            return f"{self.name}.png", encode_png(pixels), () if plain else (said,)
         from PIL import Image
 
         file = io.BytesIO()
         image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
         image.save(file, self.format, **_LOSSLESS[self.format])
-        return Assembled({self.outputs[0]: file.getvalue()}, report)
+        return self.outputs[0], file.getvalue(), ()
+
+
+def _as_numbers(picture: Pixels, bits: int) -> Pixels:
+    kind = np.uint8 if bits == 8 else np.uint16
+    return np.rint(picture).clip(0, np.iinfo(kind).max).astype(kind)
 
 
 def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
     """What the study of a picture is made from; arguments as of `read_picture`."""
+    own = (path.suffix,) if path.suffix.lower() in PICTURES else ()
     return Origin.of_file(
-        path, options.settings("intensity"), suffix=path.suffix, within=within, others=(".png",)
+        path,
+        options.settings("intensity", "picture_tile", "most_tiles", "overlap"),
+        suffix=path.suffix,
+        within=within,
+        results=(*own, ".png"),
+        beside=(".mask.png", ".returned.png"),
     )
+
+
+def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:
+    """Whether a picture that a node takes is sent in tiles instead, by its header; `most` as `Options.most_tiles`."""
+    try:
+        content = read_content(path, ImageLimits())
+        if image_format(content) is None:
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is over the limits the node says more
+            size = cost_of(content, ImageLimits()).geometry
+    except DdibError:  # whoever reads it says what is wrong
+        return False
+    return _tile_of(size.height, size.width, tile, most) is not None
+
+
+def _tile_of(
+    height: int, width: int, tile: tuple[int, int] | None, most: int | None
+) -> tuple[int, int] | None:
+    """The tile of a picture of a size; None for one that is one item."""
+    count = 0 if tile is None else tiles_in(height, width, tile)
+    return tile if 0 < count <= (most or count) else None
 
 
 def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy:
@@ -96,31 +158,37 @@ def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy
 
     Args:
         path: The file.
-        options: Rule of intensity.
+        options: Rule of intensity, and its tiles.
         within: In front of the name of the results, as in `Origin.of_file`.
 
     Raises:
         FileMissing: There is none.
-        ExtraMissing: Pillow is not installed.
-        ImageUnreadable: It is damaged, of another format than its suffix says, or would lose bits here.
+        ImageUnreadable: It is damaged, of another format than its suffix says, would lose bits here, or shows nothing.
         ImageTooLarge: It has more bytes, pixels or frames than the limits.
-        UsageError: There is no such rule of intensity.
+        UsageError: There is no such rule of intensity, or the overlap does not fit.
     """
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
-    kind = PICTURES[path.suffix.lower()]
-    with extra("pictures", "Pillow", f"reading {path.suffix} needs Pillow, which is not installed"):
-        import PIL.Image  # noqa: F401
+    kind = PICTURES.get(path.suffix.lower(), "PNG")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UserWarning)
-            pixels = _pixels(read_content(path, ImageLimits()), kind)
+            content = read_content(path, ImageLimits())
+            pixels = decode_image(content).pixels if kind == "PNG" else _pixels(content, kind)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
     rule = Rule("values") if options.intensity == AUTO else Rule.parse(options.intensity)
     intensity = rule.on(pixels)
-    origin = picture_origin(path, options, within)
-    return PictureStudy(origin, kind, intensity.numbers(pixels), intensity.record(pixels), rule.text)
+    height, width = pixels.shape[:2]
+    tile = _tile_of(height, width, options.picture_tile, options.most_tiles)
+    grid = Grid.of(height, width, tile, options.overlap)
+    numbers = intensity.numbers(pixels)
+    tiles = Tiles.of(numbers, grid) if len(grid) > 1 else Tiles(numbers, grid, (0,))
+    if not tiles.sent:
+        raise ImageUnreadable(f"{path} shows nothing: all its tiles are of one value", hop="client")
+    return PictureStudy(
+        picture_origin(path, options, within), kind, tiles, intensity.record(pixels), rule.text
+    )
 
 
 def _pixels(content: bytes, kind: str) -> Pixels:

@@ -11,7 +11,7 @@ import os
 import shlex
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -50,6 +50,7 @@ class Format(StrEnum):
     NIFTI = "NIfTI volume"
     PICTURE = "picture of a format that nodes do not take"
     MAP = "TIFF with a georeference"
+    LARGER = "picture in tiles"
     DICOM = "DICOM file"
 
 
@@ -70,6 +71,11 @@ class Sighting:
     files: tuple[Path, ...] = ()
 
     @property
+    def is_picture(self) -> bool:
+        """Whether it is a picture without a georeference, in numbers of the model."""
+        return self.format in {Format.PICTURE, Format.LARGER}
+
+    @property
     def within(self) -> str:
         """The path from the folder to the file's own, which is in front of the names of results; empty for none."""
         below = "." if self.folder is None else self.path.parent.relative_to(self.folder).as_posix()
@@ -86,39 +92,47 @@ class Recognised:
     ignored: Counter[str] = field(default_factory=Counter)
 
 
-def recognise(paths: Sequence[Path], out: Path | None = None) -> Recognised:
+def recognise(
+    paths: Sequence[Path], out: Path | None = None, larger: Callable[[Path], bool] = lambda _: False
+) -> Recognised:
     """The studies among files and below folders, each file once, and the rest.
 
     Args:
         paths: As given.
         out: Folder of the results, which is not looked into.
+        larger: Whether a picture that a node takes as it is, is larger than its model and is sent in tiles.
 
     Raises:
         ImageUnreadable: There are more than `MAX_DICOM_FILES` below a folder.
     """
+
+    def kind_of(path: Path) -> Format | None:
+        kind = format_of(path)
+        return Format.LARGER if kind is None and path.suffix.lower() in TAKEN and larger(path) else kind
+
     studies: dict[Path, Sighting] = {}
     plain: list[Path] = []
     beside: list[tuple[Path, Counter[str]]] = []
     ignored: Counter[str] = Counter()
     for path in paths:
         if path.is_dir():
-            found = _below(path, out)
+            found = _below(path, out, kind_of)
             plain += found.plain
             beside += found.beside
             ignored += found.ignored
             for each in found.studies:
                 studies.setdefault(each.path.absolute(), each)
-        elif kind := format_of(path):
+        elif kind := kind_of(path):
             studies.setdefault(path.absolute(), Sighting(kind, path))
         else:
             plain.append(path)
     return Recognised(tuple(studies.values()), tuple(plain), tuple(beside), ignored)
 
 
-def _below(folder: Path, out: Path | None) -> Recognised:
+def _below(folder: Path, out: Path | None, kind_of: Callable[[Path], Format | None]) -> Recognised:
     """What lies below a folder; a folder without a study is left as it is."""
     below = files_below(folder, out)
-    kinds = {path: format_of(path) for path in below.files}
+    kinds = {path: kind_of(path) for path in below.files}
     dicom = tuple(path for path, kind in kinds.items() if kind is Format.DICOM and not _is_directory(path))
     if len(dicom) > MAX_DICOM_FILES:
         raise ImageUnreadable(f"{folder} has more than {MAX_DICOM_FILES} DICOM files", hop="client")

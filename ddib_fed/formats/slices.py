@@ -61,6 +61,7 @@ class Slices:
         return int(self.numbers.shape[1]), int(self.numbers.shape[2])
 
     def items(self) -> Iterator[bytes]:
+        """The files that are sent."""
         for at in self.sent:
             yield item_bytes(self.numbers[at])
 

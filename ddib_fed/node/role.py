@@ -29,7 +29,7 @@ from ddib_fed.telemetry.tracing import OFF, Tracing
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.wire.contracts.contract import ContractSide
+from ddib_fed.wire.contracts.contract import REFUSE, ContractSide
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
 
 
@@ -185,6 +185,12 @@ class NodeContext:
         return self.config.policy.weights.get(institution, 1.0)
 
     @property
+    def translates_in_tiles(self) -> bool:
+        """Whether clients are to cut pictures that are larger than the model's, instead of having them fitted."""
+        picture = self.running_engine.model.bundle.manifest.picture
+        return picture is not None and picture.tiles and self.config.policy.size_rule != REFUSE
+
+    @property
     def size_rule(self) -> str:
         """How this node fits a picture to its model's size.
 
@@ -253,6 +259,6 @@ def find_roles(names: Iterable[str]) -> list[Role]:
     if missing:
         raise ConfigError(
             f"no role {missing[0]!r} is installed (there are {', '.join(sorted(installed)) or 'none'})",
-            hint="pip install 'ddib-fed[node]'",
+            hint="install ddib-fed again, as at first; or correct node.roles in node.toml",
         )
     return [installed[name].load() for name in names]

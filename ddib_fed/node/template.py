@@ -46,13 +46,13 @@ seed = 0
 # max_open_jobs = 64            # source: unfinished jobs, and as many that wait for a peer; more are refused for now
 # max_spool_bytes = 4294967296  # source: files of jobs; one client has five eighths of these and of open jobs
 # max_staged_bytes = 2147483648 # source: of one client, files that are being received at once
-# decode_memory_mib = 1280      # source: what decoding and writing pictures may take at once, in all
+# decode_memory_mib = 208       # source: what decoding or writing a picture may take
 # stall_s = 60.0                # an upload whose next piece does not come within this is ended
 # request_s = 20.0              # a call whose request does not come within this is ended
 # idle_s = 300.0                # so is a stream whose caller, for so long, sends nothing, takes nothing of the answers,
 #                                 or watches a job that does not move
-# job_deadline_s = 86400.0      # source: a job is given up after this
-# result_days = 7.0             # source: results that nobody fetches are removed after this
+# job_deadline_s = 86400.0      # source: a job is given up after this; only time in which the node runs counts
+# result_days = 7.0             # source: results that nobody fetches are removed after this; the same
 # max_streams = 64              # calls that stream at once, a share for each caller; each holds a thread
 # max_streams_per_identity = 40 # of one client or peer: 16 jobs, submitted, watched and fetched at once
 # drain_s = 60.0                # what runs has this long after SIGTERM
@@ -105,7 +105,7 @@ seed = 0
 # level = "info"                # debug, info, warning, error
 # format = "text"               # or json, one object a line
 
-[telemetry]                     # to the institution's own OpenTelemetry collector; needs ddib-fed[otel]
+[telemetry]                     # to the institution's own OpenTelemetry collector; needs the packages of the extra otel
 # endpoint = "http://127.0.0.1:4318"  # OTLP over HTTP; https:// beyond loopback. Without it nothing is sent
 # sample = 1.0                  # share of the traces that are recorded
 # metrics_every_s = 60.0        # what /metrics shows is sent so often; 0 for traces alone

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from ddib_fed.bridge.records.translation_record import PictureFigures, Translation
+from ddib_fed.bridge.records.translation_record import PictureFigures, Translation, fitted_line
 from ddib_fed.reports import html
 from ddib_fed.reports.html import Cell, Html
 from ddib_fed.reports.page_script import SORT_AND_ENLARGE
@@ -152,7 +152,7 @@ def write_results(
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
     _write_sheet(sheet, sorted(on_sheet, key=lambda found: found[0].name), kinds, results)
-    heads = ["file", "mark", *kinds, *(COLUMNS[key] for key in columns)]
+    heads = ["file", "mark", "pixels", *kinds, *(COLUMNS[key] for key in columns)]
     html.write_page(
         page,
         f"Translations to {results.target}",
@@ -182,12 +182,14 @@ def _parts(results: Results, heads: Sequence[str], rows: Sequence[Sequence[Cell]
 
 
 def verdict(results: Results) -> str:
-    """One sentence: how many are translated, doubtful and left out."""
+    """How many are translated, doubtful and left out; before that, which were not translated at their own size."""
     done, doubtful = len(results.files), sum(bool(each.record.doubtful) for each in results.files)
     said = f"{done:,} of {results.total:,} files are translated"
     if any(each.record.doubtful is not None for each in results.files):
         said += f"; doubtful: {doubtful:,}" if doubtful else "; none is marked doubtful"
-    return said + (f"; left out or failed: {len(results.missing):,}." if results.missing else ".")
+    said += f"; left out or failed: {len(results.missing):,}." if results.missing else "."
+    fitted = fitted_line([(each.name, each.record) for each in results.files])
+    return f"{fitted}. {said}" if fitted else said
 
 
 def _remarks(results: Results) -> list[str]:
@@ -258,7 +260,9 @@ def _row(
         width = max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
         shown.append(html.picture(encoded(pixels), text=f"{each.name}, {kind}", width=width, zoom=True))
     name = html.link(each.translated.relative_to(folder).as_posix(), each.name)
-    return [name, mark, *shown, *(getattr(each.figures, key) for key in columns)]
+    at = f" at {each.figures.fitted_width}x{each.figures.fitted_height}" if each.figures.lost else ""
+    size = f"{each.figures.width}x{each.figures.height}{at}"
+    return [name, mark, size, *shown, *(getattr(each.figures, key) for key in columns)]
 
 
 def _write_sheet(

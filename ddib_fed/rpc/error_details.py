@@ -28,11 +28,13 @@ from ddib_fed.errors import (
     RefusedError,
     StateConflict,
     Unauthenticated,
+    UnknownFields,
     error_class,
 )
 from ddib_fed.rpc.clocks import TOLERATED_S, clock_difference, described
 from ddib_fed.terminal import escape
 from ddib_fed.v1 import common_pb2 as pb
+from ddib_fed.wire.limits.fields import has_unknown_fields
 
 DETAIL_KEY: Final = "ddib-error-bin"
 MAX_DETAIL_BYTES: Final = 6 << 10
@@ -103,7 +105,7 @@ def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDeta
     """
     detail = pb.ErrorDetail(
         reason=error.reason,
-        sentence=error.sentence,
+        sentence=error.said_by(institution)[:MAX_TEXT],
         incident=incident[:MAX_INCIDENT],
         retry_after_ms=round((error.retry_after_s or 0) * 1000),
         institution=institution,
@@ -144,15 +146,18 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
         return None
     if not detail.reason:
         return None
+    if _is_foreign(hop) and has_unknown_fields(detail):
+        return UnknownFields("its error has fields that this release does not know", hop=hop)
     kind, reason = error_class(detail.reason), _clean(detail.reason)
     said = _said_by(hop)
     differences = tuple(
         Difference(_clean(d.field), _clean(d.source), _clean(d.target), said(_clean(d.remedy)))
         for d in detail.differences[:MAX_DIFFERENCES]
     )
-    sentence = said(_clean(detail.sentence) or reason) if kind is InternalError else kind.sentence
     where, called = _clean(detail.institution), hop.rpartition(" ")[2]
     further = bool(where) and where != called and not _is_foreign(hop)
+    own_words = kind.said_by(where if further else called)[:MAX_TEXT]
+    sentence = said(_clean(detail.sentence) or reason) if kind is InternalError else own_words
     found = kind(
         sentence,
         hop=f"{hop} -> {where}" if further else hop,

@@ -103,7 +103,7 @@ def failure_of_peer(error: grpc.RpcError, hop: str) -> DdibError:
         hop: Where the call went, e.g. ``target south.example``.
     """
     found = from_rpc_error(error, hop)
-    if type(found) is MessageInvalid and not found.incident:  # gRPC's own finding about the answer
+    if type(found) in {MessageInvalid, UnknownFields} and not found.incident:  # found here, about the answer
         return at_fault(found, hop)
     if isinstance(found, _SAYABLE) or type(found) in _SAYABLE_ITSELF:
         return found

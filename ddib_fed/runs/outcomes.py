@@ -14,18 +14,44 @@ from ddib_fed.bridge.calibration.applied import rotation_of
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.bridge.records.translation_record import (
+    KEPT_SMALL,
+    MOST_TILES,
     LatentFigures,
     Part,
+    PictureFigures,
     SolverUsed,
     Translation,
     guidance_used,
+    tiles_in,
 )
 from ddib_fed.diffusion.gaussianity import measure
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.latent import Latent
-from ddib_fed.metrics.pictures import given_figures, mse, output_terms, picture_rule, to_psnr
+from ddib_fed.metrics.pictures import (
+    given_figures,
+    mse,
+    output_terms,
+    own_size_error,
+    picture_rule,
+    to_psnr,
+)
 from ddib_fed.metrics.structure import Structure, doubtful, expected, structure
+from ddib_fed.models.manifest import Manifest
 from ddib_fed.samples.images import Fitted, encode_png, from_array
 from ddib_fed.samples.points import to_npy
+
+
+def scene_for(manifest: Manifest, size: tuple[int, int], settings: SolverSettings) -> tuple[int, int] | None:
+    """The scene as which a picture of a size (H, W) is translated; None for one that is fitted to the model's size.
+
+    It is its own size where the source's model is one of parts of pictures, in at most `MOST_TILES` tiles; learned
+    steps and distilled models are of one size alone.
+    """
+    one_size = settings.solver == "flow-map" or settings.grid == "learned"
+    if manifest.picture is None or not manifest.picture.tiles or one_size:
+        return None
+    _, height, width = manifest.sample_shape
+    return size if 0 < tiles_in(*size, (height, width)) <= MOST_TILES else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +123,8 @@ class PictureOutcomes:
                 figures["agreement"] = float(kept.agreement[row])
             if errors is not None:
                 figures |= {"cycle_mse": float(errors[row]), "cycle_psnr": float(to_psnr(errors)[row])}
+            if found.back is not None and self._own_size and record.picture and record.picture.fitted_height:
+                figures |= own_size_error(found.back[row], self.rules[0], fitted.read())
             if marks is not None and least is not None:
                 figures |= {
                     "least_edge_correlation": least.edge_correlation,
@@ -116,7 +144,7 @@ class PictureOutcomes:
 
     def started(self, given: Fitted, asked: Asked, *, name: str = "") -> Translation:
         """What is known of one picture before it is translated; `name` is the file's."""
-        own, rule = self.rules
+        rule = self.rules[1]
         guide = None if asked.guidance.classifier_scale is None else self._target.model.classifier
         return Translation(
             input=name,
@@ -132,8 +160,12 @@ class PictureOutcomes:
             classifier_sha256="" if guide is None else guide.digest,
             calibration_sha256="" if self._calibration is None else self._calibration.sha256.hex(),
             calibration_kind="" if self._calibration is None else self._calibration.kind,
-            picture=given_figures(given, own, own.fit).model_copy(update=output_terms(rule)),
+            picture=self._given(given).model_copy(update=output_terms(rule)),
         )
+
+    def _given(self, given: Fitted) -> PictureFigures:
+        figures = given_figures(given, self.rules[0], self.rules[0].fit)
+        return figures if self._own_size else figures.model_copy(update=KEPT_SMALL)
 
     def _files(self, row: int, given: Fitted, found: Stages) -> dict[str, bytes]:
         size = given.geometry if self._own_size else None

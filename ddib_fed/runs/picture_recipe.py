@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -196,13 +195,3 @@ def check_names(tasks: Sequence[Task], recipe: Recipe) -> None:
                     f"the results of {other.shown} and {task.shown} would both be called {name}",
                     hint="rename one of them",
                 )
-
-
-def names(shown: Sequence[str]) -> list[str]:
-    """Names for results of the files `shown`: without suffix, unless two files differ in nothing else."""
-    stems = [str(Path(each).with_suffix("")) for each in shown]
-    times = Counter(stem.casefold() for stem in stems)
-    return [
-        each.replace(".", "_") if times[stem.casefold()] > 1 else stem
-        for each, stem in zip(shown, stems, strict=True)
-    ]

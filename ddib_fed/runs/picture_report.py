@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ddib_fed.bridge.records.translation_record import FolderRun, PictureFigures, Translation
+from ddib_fed.bridge.records.translation_record import FolderRun, PictureFigures, Translation, fitted_line
 from ddib_fed.errors import FileMissing, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.files import read_json, write_file, write_json
 from ddib_fed.metrics.pictures import picture_rule, spread
@@ -109,6 +109,7 @@ def finish(
         "latent": _latents(records),
         "structure": _structure(records, thresholds),
         "range": _ranges(records, settled.source),
+        "fitted": fitted_line([(record.input, record) for record in records]),
         "pictures": [path.relative_to(out).as_posix() for path in paths],
     }
     if recipe.cycle:
@@ -150,7 +151,6 @@ def translated(
         path, reason = refused[0]
         raise LatentNotGaussian(
             f"none of {len(refused)} pictures could be translated; the first, {path}: {reason}",
-            hint="name pictures of the model's domain (ddib model show tells which), or train it longer",
         )
     return kept, records, refused
 

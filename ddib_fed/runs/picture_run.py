@@ -22,6 +22,7 @@ from typing import Any
 from ddib_fed.bridge.arrays import check_translation
 from ddib_fed.bridge.sharding import spread
 from ddib_fed.datasets.imagenet import paired_pictures, source_name
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (
     AlreadyExists,
     DdibError,
@@ -32,7 +33,10 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import read_json, write_json
 from ddib_fed.metrics.structure import Thresholds
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
+from ddib_fed.runs.outcomes import scene_for
 from ddib_fed.runs.picture_recipe import (
     REPORT_FILE,
     RUN_FILE,
@@ -40,7 +44,6 @@ from ddib_fed.runs.picture_recipe import (
     Task,
     batches,
     check_names,
-    names,
 )
 from ddib_fed.runs.picture_report import Settled, finish
 from ddib_fed.runs.picture_worker import (
@@ -119,7 +122,7 @@ def entry_tasks(
     shown = [entry.path.relative_to(root).as_posix() for entry in entries]
     return tuple(
         Task(entry.path, each, name, entry.digest, *classes, (entry.looks.height, entry.looks.width))
-        for entry, each, name in zip(entries, shown, names(shown), strict=True)
+        for entry, each, name in zip(entries, shown, names_apart(shown), strict=True)
     )
 
 
@@ -141,6 +144,13 @@ def own_scene(found: Found) -> tuple[int, int]:
             )
     assert first.size is not None
     return first.size
+
+
+def usual_scene(found: Found, source: Manifest, settings: SolverSettings) -> tuple[int, int] | None:
+    """As `scene_for`, of the pictures of a folder: one run has scenes of one size."""
+    sizes = {task.size for task in found.tasks}
+    (size,) = sizes if len(sizes) == 1 else (None,)
+    return None if size is None else scene_for(source, size, settings)
 
 
 def class_tasks(

@@ -241,7 +241,7 @@ def _translate(
     found = Found(source.held_root, entry_tasks(source.held_root, source.held_out), ())
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     try:
-        run(
+        fitted = run(
             recipe,
             found,
             out,
@@ -250,10 +250,12 @@ def _translate(
             threads=config.threads,
             force=True,  # the folder is the rehearsal's own; what is finished for these settings is not done again
             on_progress=functools.partial(show, f"translating {title}"),
-        )
+        )["fitted"]
     except LatentNotGaussian as error:
         return WayFound(title, out, {}, None, (f"Refused, as a node would refuse it: {error.detail}",))
     report, notes = _judge(found, out, recipe, models, target)
+    if fitted:
+        notes.insert(0, f"{fitted}.")
     if recipe.calibration is not None:
         notes.insert(
             0, f"Under the {recipe.calibration.kind} calibration {recipe.calibration.sha256.hex()[:12]}."

@@ -11,7 +11,7 @@ box filter while the picture is at least twice the wanted size, then resize bicu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.samples.formats.decoded import Picture, Pixels
-from ddib_fed.samples.resampling import BAND, ReadRows, resize, resize_bytes, rows_of, to_pillow
+from ddib_fed.samples.resampling import (
+    BAND,
+    ReadRows,
+    bands,
+    resize,
+    resize_bytes,
+    resize_rows,
+    rows_of,
+    to_pillow,
+)
 from ddib_fed.samples.units import Use, check_channels, check_numbers
 
 Array = NDArray[np.float32]
@@ -103,12 +112,14 @@ class Fitted:
             nothing was clipped.
         geometry: Its original size.
         use: How its values lie in the model's range.
+        read: Reads the picture again, for what is measured at its own size.
     """
 
     samples: Array
     original: Array
     geometry: Geometry
     use: Use
+    read: Callable[[], Picture]
 
 
 class _Plan(NamedTuple):
@@ -152,7 +163,7 @@ def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, g
     use = check_fit(picture, rule, windows=windows, grey=grey)
     samples, geometry = to_array(picture, rule)
     original = _array(picture, rule, clip=False) if use.clipped else samples
-    return Fitted(samples, original, geometry, use)
+    return Fitted(samples, original, geometry, use, lambda: picture)
 
 
 def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
@@ -233,23 +244,68 @@ def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) ->
     return pixels
 
 
+def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None:
+    """(H, W) to which a picture is scaled for a model; None where that is its own size."""
+    plan = _plan(rule, geometry)
+    scaled = (plan.height, plan.width)
+    return None if scaled == (geometry.height, geometry.width) else scaled
+
+
+def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
+    """Mean squared error, values from -1 to 1, of a model's array whose fit is undone to the picture that was fitted.
+
+    The picture is not clipped; of one that the rule crops, what was cropped away is not compared. It takes little
+    memory beside the picture: its rows are compared band by band.
+
+    Args:
+        x: (C, H, W) float, clipped to [-1, 1].
+        rule: The model's.
+        picture: At its own size.
+    """
+    geometry = Geometry(*picture.pixels.shape[:2])
+    plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
+    top, left = (
+        min(round(at * whole / scaled), whole - part)
+        for at, whole, scaled, part in (
+            (plan.top, geometry.height, plan.height, height),
+            (plan.left, geometry.width, plan.width, width),
+        )
+    )
+    window = x[:, plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns]
+    given = list(_planes(picture.pixels, rule, clip=False))
+    total = 0.0
+    for channel, plane in enumerate(window.clip(-1.0, 1.0).astype(np.float32)):
+        image, read = to_pillow(_rows(plane), *plane.shape), given[min(channel, len(given) - 1)]
+        for start, stop in bands(height, width):
+            made = np.asarray(resize_rows(image, height, width, start, stop)).clip(-1.0, 1.0)
+            rows = read(top + start, top + stop)[:, left : left + width]
+            wanted = _unit(rows, rule, clip=False) if rows.dtype == np.uint8 else rows
+            total += float(np.square(made - wanted, dtype=np.float64).sum())
+    return total / (rule.channels * height * width)
+
+
 def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
     """Bytes that `to_array` needs at most in addition to the picture; `itemsize` is that of the picture's numbers."""
     plan, size = _plan(rule, geometry), (geometry.height, geometry.width)
     first = (size[0] // 2, size[1] // 2) if plan.halvings else (plan.height, plan.width)
-    return resize_bytes(size, first, 1 if itemsize == 1 else 4) + BYTES_A_BAND * max(BAND, geometry.width)
+    return resize_bytes(size, first, 1 if itemsize == 1 else 4) + _band_bytes(*size)
 
 
 def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
     """Bytes needed at most to make a PNG of this size from a model's array.
 
-    First the numbers and a plane of floats, then the numbers, Pillow's copy, and a file of at most that size.
+    First the numbers and a plane of floats; then the numbers and Pillow's copy; then one of both, and a file of at most
+    that size.
     """
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
     plane = resize_bytes((plan.rows, plan.columns), (height, width), 4)
-    copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else 0
-    return numbers + max(plane, copied + numbers) + BYTES_A_BAND * max(BAND, width)
+    copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else numbers
+    return numbers + max(plane, copied) + _band_bytes(height, width)
+
+
+def _band_bytes(height: int, width: int) -> int:
+    return BYTES_A_BAND * min(height * width, max(BAND, width))
 
 
 def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:

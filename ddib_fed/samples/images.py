@@ -7,12 +7,20 @@ output has no metadata. The map between pictures and a model's arrays is in `fit
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from ddib_fed.errors import FileMissing, ImageUnreadable, KindMismatch, PictureMisfit, ShapeMismatch
+from ddib_fed.errors import (
+    FileMissing,
+    ImageTooLarge,
+    ImageUnreadable,
+    KindMismatch,
+    PictureMisfit,
+    ShapeMismatch,
+)
 from ddib_fed.samples.fitting import (
     Fit,
     Fitted,
@@ -135,7 +143,7 @@ def read_image(
     content = read_content(path, limits or ImageLimits())
     try:
         return decode_image(content, limits, background=background)
-    except KindMismatch as error:
+    except (KindMismatch, ImageTooLarge) as error:
         raise name_file(error, str(path)) from error
 
 
@@ -155,7 +163,8 @@ def read_fitted(
     """
     picture = read_image(path, limits)
     try:
-        return fit_picture(picture, rule, windows=windows, grey=grey)
+        found = fit_picture(picture, rule, windows=windows, grey=grey)
+        return replace(found, read=lambda: read_image(path, limits))  # one in memory at a time
     except PictureMisfit as error:
         raise name_misfit(error, str(path)) from error
 
@@ -199,7 +208,9 @@ def encode_png(pixels: Pixels) -> bytes:
         # Pillow filters rows as the standard recommends, pypng does not: smaller files.
         from PIL import Image
 
-        Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(file, "PNG")
+        image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+        del pixels  # Pillow has a copy: callers that hold no other have the memory for the file
+        image.save(file, "PNG")
     else:
         import png  # Pillow has no 16-bit colour
 

@@ -5,10 +5,12 @@ A .npy is classified by its header alone; for an ambiguous one the model's kind 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Final
 
-from ddib_fed.errors import DdibError, KindMismatch, PictureMisfit, PointsUnreadable
+from ddib_fed.errors import DdibError, ImageTooLarge, KindMismatch, PictureMisfit, PointsUnreadable
 from ddib_fed.samples.points import MAGIC, Header, read_header
 from ddib_fed.samples.units import name_misfit
 
@@ -83,10 +85,29 @@ def name_file(error: DdibError, name: str) -> DdibError:
         return name_misfit(error, name)
     if isinstance(error, KindMismatch) and (explained := explain_kind(error.facts, name))[0]:
         return KindMismatch(explained[0], hint=explained[1], facts=error.facts)
+    if isinstance(error, ImageTooLarge) and "limit_pixels" in error.facts:
+        return _too_many_pixels(error, name)
     if name not in error.detail:
         error.detail = f"{name}: {error.detail}"
         error.args = (error.detail,)
     return error
+
+
+def _too_many_pixels(error: ImageTooLarge, name: str) -> ImageTooLarge:
+    pixels, limit = (str(error.facts.get(key, "")) for key in ("pixels", "limit_pixels"))
+    if not (
+        pixels.isdecimal() and limit.isdecimal()
+    ):  # text from the wire is not put into a command unchecked
+        return error
+    path = PurePath(name)
+    smaller, most = path.with_name(f"{path.stem}-smaller.png"), shlex.quote(f"{limit}@>")
+    return ImageTooLarge(
+        f"{name} has {int(pixels):,} pixels, {int(limit):,} are the limit",
+        hint=f"magick {shlex.quote(name)} -resize {most} {shlex.quote(str(smaller))}   (or -crop it); the limit of "
+        "a node is [limits] max_pixels in its node.toml",
+        facts=error.facts,
+        hop=error.hop,
+    )
 
 
 def _mismatch(holds: str, takes: str) -> KindMismatch:

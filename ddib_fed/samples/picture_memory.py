@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from ddib_fed.samples.fitting import Geometry, PictureRule, input_bytes, output_bytes
 from ddib_fed.samples.formats.decoded import ImageLimits, faults_as_unreadable
-from ddib_fed.samples.formats.png_jpeg_npy import ORIENTATION, npy_shape, open_pillow, png_header
+from ddib_fed.samples.formats.png_jpeg_npy import ORIENTATION, jpeg_scan, npy_shape, open_pillow, png_header
 from ddib_fed.samples.formats.tiff import first_page, segment_bytes
 from ddib_fed.samples.images import image_format
 
 _PALETTE = 3  # "colour type" of the PNG specification
 _PLANES, _WHITE_IS_ZERO = 2, 0  # TIFF's PlanarConfiguration and PhotometricInterpretation
-FIXED = 48 << 20
-"""Of any picture: a band and its conversions, and what decoders keep for themselves."""
+FIXED = 20 << 20
+"""Of a large picture: what decoders keep for themselves."""
 
 
 class Cost(NamedTuple):
@@ -28,12 +28,16 @@ class Cost(NamedTuple):
         pixels: Its pixels, after decoding.
         itemsize: Bytes of one number of theirs.
         geometry: Its size; height and width may be exchanged.
+        dtype: Of its numbers; empty where only decoding shows it.
+        channels: 1 or 3; likewise.
     """
 
     decoding: int
     pixels: int
     itemsize: int
     geometry: Geometry
+    dtype: str = ""
+    channels: int = 1
 
 
 def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
@@ -53,7 +57,12 @@ def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
         max(cost.pixels + input_bytes(way, cost.itemsize, rule), output_bytes(way, rule))
         for way in (cost.geometry, lying)
     )
-    return FIXED + max(cost.decoding, after)
+    return fixed_bytes(cost.geometry) + max(cost.decoding, after)
+
+
+def fixed_bytes(geometry: Geometry) -> int:
+    """Bytes that do not grow with the picture beyond `FIXED`."""
+    return min(FIXED, (1 << 20) + 64 * geometry.height * geometry.width)
 
 
 def cost_of(content: bytes, limits: ImageLimits) -> Cost:
@@ -83,18 +92,22 @@ def _png(content: bytes) -> Cost:
     converted = 4 if colour == _PALETTE else 0
     read = samples * itemsize if itemsize == 2 else flat
     most = max(held + converted, held + converted + read, read + flat)
-    return _cost(height, width, most, flat, itemsize, len(content))
+    found = _cost(height, width, most, flat, itemsize, len(content))
+    return found._replace(dtype="uint16" if itemsize == 2 else "uint8", channels=flat // itemsize)
 
 
 def _jpeg(content: bytes) -> Cost:
-    """Pillow's picture, and of a progressive one all coefficients: two bytes for each sample."""
+    """Pillow's picture, and of one in several scans all coefficients: two bytes for each sample."""
     image = open_pillow(content, "JPEG")
     samples = len(image.getbands())
-    coefficients = 2 * samples
+    scan = content[(start := jpeg_scan(content)) : start + 5]
+    in_one = scan[:2] == b"\xff\xda" and scan[4:] == bytes([samples]) and "progressive" not in image.info
+    coefficients = 0 if in_one else 2 * samples
     held = 1 if samples == 1 else 4
     flat = 1 if samples == 1 else 3
-    most = max(held + coefficients, held + 4 if samples == 4 else 0, held + flat, 2 * flat)
-    return _cost(image.height, image.width, most, flat, 1, 0)
+    converted = 4 if samples == 4 else 0  # CMYK is first converted to another Pillow image
+    most = max(held + coefficients, held + converted + flat, 2 * flat)
+    return _cost(image.height, image.width, most, flat, 1, 0)._replace(dtype="uint8", channels=flat)
 
 
 def _tiff(content: bytes) -> Cost:

@@ -17,7 +17,7 @@ Plane = NDArray[Any]
 ReadRows = Callable[[int, int], Plane]
 """Rows `start` to `stop` of a plane, (stop - start, W)."""
 
-BAND = 1 << 20
+BAND = 1 << 18
 """Numbers in a band, as far as one row is not more already."""
 
 
@@ -60,6 +60,14 @@ def resize(image: Any, height: int, width: int, *, box: bool = False) -> Any:
 
     kind = Image.Resampling.BOX if box else Image.Resampling.BICUBIC
     return image if image.size == (width, height) else image.resize((width, height), resample=kind)
+
+
+def resize_rows(image: Any, height: int, width: int, start: int, stop: int) -> Any:
+    """The rows from `start` to `stop` of `resize(image, height, width)`, but for its rounding."""
+    from PIL import Image
+
+    box = (0.0, start * image.height / height, float(image.width), stop * image.height / height)
+    return image.resize((width, stop - start), resample=Image.Resampling.BICUBIC, box=box)
 
 
 def resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int) -> int:

@@ -158,7 +158,7 @@ def scan(
         try:
             entry = _entry(path, root, classes, limits, check)
         except DdibError as error:
-            bad.append((path, error))
+            bad.append((path, error.kept()))
         else:
             entries += [entry] if entry else []
             ignored += entry is None

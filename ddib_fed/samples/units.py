@@ -43,7 +43,7 @@ _TOPS: Final = (4095, 16383, 65535)
 _WHOLE: Final = (0.05, 1.0, 1.0)
 _WINDOW: Final = (8.0, 0.5, np.inf)
 _SIGNED_WINDOW: Final = (64.0, 0.95, np.inf)
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 18
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -99,7 +99,18 @@ def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = 
     problem = _problem(picture.pixels.dtype, low, high, use)
     if problem is None or (windows and problem == "window"):
         return use
-    raise _misfit(picture, problem, low, high, use)
+    raise _misfit(_holds(picture, use), picture.pixels.dtype, problem, low, high, use)
+
+
+def check_type(dtype: str, channels: int, low: float, high: float) -> None:
+    """Return if numbers of a type can be in the units of a range, whatever they are.
+
+    Raises:
+        PictureMisfit: They cannot.
+    """
+    nothing = Use(0.0, 0.0, 0, 0.0, 0.0, 0.0)
+    if _problem(np.dtype(dtype), low, high, nothing) == "type":
+        raise _misfit(f"{_mode(channels)} {dtype}", np.dtype(dtype), "type", low, high, nothing)
 
 
 def check_channels(picture: Picture, channels: int, *, low: float, high: float) -> None:
@@ -111,7 +122,8 @@ def check_channels(picture: Picture, channels: int, *, low: float, high: float) 
         PictureMisfit: It is in colour, and the model is grey.
     """
     if channels == 1 and is_coloured(picture.pixels, high - low):
-        raise _misfit(picture, "colour", low, high, measure_use(picture.pixels, low, high))
+        use = measure_use(picture.pixels, low, high)
+        raise _misfit(_holds(picture, use), picture.pixels.dtype, "colour", low, high, use)
 
 
 def is_coloured(pixels: Pixels, width: float) -> bool:
@@ -193,13 +205,22 @@ def _allowance(
     return _SIGNED_WINDOW if least < 0 else _WINDOW
 
 
-def _misfit(picture: Picture, problem: Problem, low: float, high: float, use: Use) -> PictureMisfit:
+def _mode(channels: int) -> str:
+    return "RGB" if channels == 3 else "grey"
+
+
+def _holds(picture: Picture, use: Use) -> str:
     pixels = picture.pixels
-    mode = "RGB" if pixels.shape[2] == 3 else "grey"
-    least, most = _own_range(pixels.dtype, problem, use)
+    return f"{_mode(pixels.shape[2])} {pixels.dtype.name} from {use.low:g} to {use.high:g}"
+
+
+def _misfit(
+    holds: str, dtype: np.dtype[np.generic], problem: Problem, low: float, high: float, use: Use
+) -> PictureMisfit:
+    least, most = _own_range(dtype, problem, use)
     facts = {
         "problem": problem,
-        "holds": f"{mode} {pixels.dtype.name} from {use.low:g} to {use.high:g}",
+        "holds": holds,
         "takes": "grey pictures" if problem == "colour" else f"{low:g} to {high:g}",
         "fits": f"{least:g}:{most:g}",
         "range": f"{low:g}:{high:g}",

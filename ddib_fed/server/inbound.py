@@ -1,9 +1,9 @@
 """Limits connections: handshake time, number in all, of one address without an authorised call, and of one caller.
 
-gRPC accepts every connection, and each is an open file of the process until its handshake is done or
-fails. Connections use at most half of the files; one without a handshake ends after a few seconds; of
-those without an authorised call, only the youngest few per address are kept, and of those with one, the oldest of each
-caller, up to an eighth of all.
+gRPC accepts every connection, and each is an open file of the process until its handshake is done or fails. One without
+a handshake ends after a few seconds; of those without an authorised call, only the youngest few per address are kept,
+and of those with one, the oldest of each caller, up to an eighth of all.
+The one rule: a connection costs constant work, and looking at all of them at most a fixed share of the time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import os
 import resource
 import socket
 import stat
+import sys
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,18 +33,26 @@ HANDSHAKE_TIMEOUT_S: Final = 5
 # The limit is raised to this where allowed; a start warns below it.
 WANTED_FILES: Final = 65_536
 FEW_FILES: Final = 1_024
-MOST_CONNECTIONS: Final = 4_096
+# Many times what clients and peers need. More are closed before their handshake begins.
+MOST_CONNECTIONS: Final = 1_024
 # Without an authorised call yet: a peer or client needs one for the moment before its first call.
 UNPROVEN_PER_ADDRESS: Final = 32
-# A connection is given this long for its first call, unless there are so many that the cap on all of them is near.
+# A connection is given this long for its first call, unless strangers have this part of all connections: then the
+# oldest of the addresses that have most are ended, and no more than needed, so that a handshake has time to end.
 PATIENCE_S: Final = 1.0
-NEAR_THE_CAP: Final = 0.75
+STRANGERS: Final = 0.5
 # One of so many parts of all connections is for one caller, whose calls are authorised.
 CALLERS: Final = 8
-LOOK_EVERY_S: Final = 0.2
-# Handshakes in a second at whose start all open files are looked at; it takes up to some milliseconds.
-HANDSHAKES_A_SECOND: Final = 32
+LOOK_EVERY_S: Final = 0.05
+# After a look, time without one, in the CPU time that it took.
+REST: Final = 4
 SAY_EVERY_S: Final = 60.0
+# What a connection may send without a call or a message: gRPC keeps every header of a block that does not end, at up to
+# ten times its size. Before an authorised call it is TLS and the headers of a call, after it parts of messages.
+UNPROVEN_BYTES: Final = 256 << 10
+PROVEN_BYTES: Final = 16 << 20
+# Offset of tcpi_bytes_received in Linux's struct tcp_info.
+_TCP_RECEIVED: Final = 128
 _OPEN_FILES: Final = (Path("/proc/self/fd"), Path("/dev/fd"))
 
 Peer = tuple[str, int]
@@ -124,6 +133,7 @@ class _Connection:
 
     peer: Peer
     since: float
+    heard_at: int = 0
 
 
 class InboundGuard:
@@ -149,9 +159,10 @@ class InboundGuard:
     ) -> None:
         self._on_unheard = on_unheard
         self._heard: set[Peer] = set()
+        self._heard_now: set[Peer] = set()
         self._unheard: Counter[str] = Counter()
         self._looks = threading.Lock()
-        self._handshakes: deque[float] = deque(maxlen=HANDSHAKES_A_SECOND)
+        self._next_look = 0.0
         self._port = 0
         self._most = most
         self._per_address = per_address
@@ -196,28 +207,27 @@ class InboundGuard:
                 self._crowds.add(peer)
 
     def called(self, caller: str) -> None:
-        """Record that a call of this caller (gRPC's name) arrived, whatever became of it: TLS let it in."""
+        """Record that a call or message of this caller (gRPC's name) arrived, whatever became of it: TLS let it in."""
         peer = peer_of(caller)
         if peer is not None:
             with self._lock:
                 self._heard.add(peer)
+                self._heard_now.add(peer)
 
     def handshake(self) -> None:
         """Note who is connected, at the start of a handshake: one that TLS refuses is over in milliseconds.
 
-        In a flood of them not every one is worth a look at all open files; some addresses are then missed.
+        In a flood most handshakes fall in the time of rest after a look; some addresses are then missed.
         """
-        if not self._port:
+        if not self._port or time.monotonic() < self._next_look or not self._looks.acquire(blocking=False):
             return
-        now = time.monotonic()
-        with self._looks:
-            if len(self._handshakes) == HANDSHAKES_A_SECOND and now - self._handshakes[0] < 1.0:
-                return
-            self._handshakes.append(now)
+        try:
             self._refresh()
+        finally:
+            self._looks.release()
 
     def _run(self) -> None:
-        while not self._stop.wait(LOOK_EVERY_S):
+        while not self._stop.wait(max(LOOK_EVERY_S, self._next_look - time.monotonic())):
             try:
                 self.look()
             except Exception:  # the guard must outlive any failure
@@ -228,21 +238,24 @@ class InboundGuard:
         with self._lock:
             before, heard_before = set(self._proven), set(self._heard)
             crowds, self._crowds = self._crowds, set()
+            heard_now, self._heard_now = self._heard_now, set()
         with self._looks:
             files = self._refresh()
             self._end_crowds(crowds, files)
+            self._end_endless(heard_now, before, files)
             strangers = self._strangers(before, heard_before)
             excess = self._excess()
             unheard, self._unheard = self._unheard, Counter()
         for where, times in unheard.items():
             self._on_unheard(where, times)
-        crowded = sum(map(len, strangers.values())) > NEAR_THE_CAP * self._most
-        young = time.monotonic() - (0.0 if crowded else PATIENCE_S)
+        young = time.monotonic() - PATIENCE_S
+        share = _share([len(there) for there in strangers.values()], int(STRANGERS * self._most))
         ended: Counter[str] = Counter()
         for where, there in strangers.items():
-            for since, inode in sorted(there)[: -self._per_address]:
-                if since <= young:
-                    ended[where] += _end(files[inode], inode)
+            there.sort()
+            over = sum(since <= young for since, _ in there[: -self._per_address])
+            for _, inode in there[: max(over, len(there) - share)]:
+                ended[where] += _end(files[inode], inode)
         for account, inode in excess:
             ended[account] += _end(files[inode], inode)
         self._say(ended)
@@ -262,6 +275,18 @@ class InboundGuard:
         for inode, entry in self._known.items():
             if entry is not None and entry.peer in crowds and _end(files[inode], inode):
                 log.warning("ended a connection from %s: its calls come faster than they end", entry.peer[0])
+
+    def _end_endless(self, heard: set[Peer], proven: set[Peer], files: dict[int, int]) -> None:
+        """End connections whose bytes become neither calls nor messages."""
+        for inode, entry in self._known.items():
+            if entry is None:
+                continue
+            received = _received(files[inode])
+            if entry.peer in heard:
+                entry.heard_at = received
+            most = PROVEN_BYTES if entry.peer in proven else UNPROVEN_BYTES
+            if received - entry.heard_at > most and _end(files[inode], inode):
+                log.warning("ended a connection from %s: it sends without end, and no call", entry.peer[0])
 
     def _strangers(
         self, proven_before: set[Peer], heard_before: set[Peer]
@@ -285,7 +310,8 @@ class InboundGuard:
     def _refresh(self) -> dict[int, int]:
         """File descriptors of sockets by inode; new ones are looked up."""
         files: dict[int, int] = {}
-        for name in os.listdir(self._folder) if self._folder is not None else ():  # noqa: PTH208 - five times a second
+        started = time.thread_time()
+        for name in os.listdir(self._folder) if self._folder is not None else ():  # noqa: PTH208 - often
             with suppress(OSError):  # closed since
                 found = os.fstat(int(name))
                 if stat.S_ISSOCK(found.st_mode):
@@ -299,6 +325,7 @@ class InboundGuard:
         with self._lock:
             self._unheard.update(_written(host) for host, _ in gone - self._heard)
             self._heard -= gone
+        self._next_look = time.monotonic() + REST * (time.thread_time() - started)
         return files
 
     def _inspect(self, fd: int, inode: int, now: float) -> _Connection | None:
@@ -325,6 +352,16 @@ class InboundGuard:
             self._unsaid.clear()
 
 
+def _share(counts: list[int], most: int) -> int:
+    """The largest number of each with which all together have at most `most`; one at least."""
+    rest = most
+    for left, count in zip(range(len(counts), 0, -1), sorted(counts), strict=True):
+        if count * left > rest:
+            return max(1, rest // left)
+        rest -= count
+    return most
+
+
 def _duplicate(fd: int, inode: int) -> socket.socket:
     """A duplicate descriptor of the open socket, so that `fd` may be closed and reused meanwhile.
 
@@ -338,9 +375,26 @@ def _duplicate(fd: int, inode: int) -> socket.socket:
     raise OSError(errno.EBADF, "another file now")
 
 
+def _received(fd: int) -> int:
+    """Bytes that a connection has received; 0 where the system does not tell, or it is closed."""
+    if sys.platform != "linux":
+        return 0
+    with suppress(OSError):
+        borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+        try:
+            found = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_RECEIVED + 8)
+        finally:
+            borrowed.detach()  # it is gRPC's
+        return int.from_bytes(found[_TCP_RECEIVED:], sys.byteorder) if len(found) == _TCP_RECEIVED + 8 else 0
+    return 0
+
+
 def _end(fd: int, inode: int) -> bool:
     """Shut a connection down; returns whether it was still open."""
     with suppress(OSError), _duplicate(fd, inode) as end:
         end.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # nothing is left
+            while end.recv(1 << 20, socket.MSG_DONTWAIT):  # up to 6 MB that gRPC would still read
+                pass
         return True
     return False

@@ -160,13 +160,13 @@ class ErrorInterceptor(Interceptor):
         self, context: grpc.ServicerContext, method: str, failure: DdibError, error: Exception
     ) -> NoReturn:
         incident = failure.incident or secrets.token_hex(6)
-        sentence = failure.sentence
+        institution = failure.hop.rpartition(" ")[2] or self._institution
+        sentence = failure.said_by(institution)
         if failure.status == InternalError.status:
             sentence = f"{InternalError.sentence}, incident {incident}"
             log.error("%s failed, incident %s", method, incident, exc_info=error)
         else:
             log.info("%s: %s: %s (incident %s)", method, failure.reason, failure.detail, incident)
-        institution = failure.hop.rpartition(" ")[2] or self._institution
         detail = to_detail(failure, institution, incident)
         trailing = (
             *(context.trailing_metadata() or ()),
@@ -214,7 +214,7 @@ class AuthInterceptor(Interceptor):
         policy: Who may call what.
         audit: Where refusals are recorded, those of servicers too.
         clock: Now, with a time zone.
-        on_called: Called with gRPC's name of the connection of each call.
+        on_called: Called with gRPC's name of the connection of each call, and of each message of a stream.
         on_admitted: The same for each authorised call of the own institution, or of a peer's admitted node, and whose
             it is.
         request_s: How long a request may take to arrive, in seconds.
@@ -259,7 +259,7 @@ class AuthInterceptor(Interceptor):
 
         def request_of(call: OpenCall, raw: Iterator[bytes]) -> Any:
             if handler.request_streaming:
-                return _whole_stream(map(parse, call.checked(raw)), call.context)
+                return _whole_stream(map(parse, self._heard(call, raw)), call.context)
             return parse(self._only_message(call, raw))
 
         def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
@@ -271,6 +271,11 @@ class AuthInterceptor(Interceptor):
                 yield from call.checked(inner(request_of(call, raw), context), sent=True)
 
         return _rebuild(handler, many if handler.response_streaming else one, raw_requests=True)
+
+    def _heard(self, call: OpenCall, raw: Iterator[bytes]) -> Iterator[bytes]:
+        for message in call.checked(raw):
+            self._on_called(call.context.peer())
+            yield message
 
     def _admit(self, context: grpc.ServicerContext, method: str) -> Admission:
         self._on_called(context.peer())

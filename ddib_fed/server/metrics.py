@@ -33,6 +33,11 @@ class Metrics:
             "Unix time at which the node's certificate ends; 0 while it cannot be read.",
             registry=self.registry,
         )
+        self.root_expires = Gauge(
+            "ddib_root_expires_timestamp_seconds",
+            "Unix time at which the root of the node's certificate ends; 0 while it cannot be read.",
+            registry=self.registry,
+        )
         self.ready = Gauge("ddib_ready", "1 when the model is loaded and warm.", registry=self.registry)
 
     def exposition(self) -> bytes:

@@ -160,10 +160,8 @@ class PointTask:
         answer = network(batch.x.to(device), batch.times.to(device), batch.rows.to(device)).cpu()
         return float(torch.mean((answer - batch.target) ** 2))
 
-    def aside(self) -> Floats:
-        """See `Task`."""
-        found: Floats = self.source.held_out * np.float32(self.source.std) + np.float32(self.source.mean)
-        return found
+    def aside(self) -> None:
+        """None: nothing is measured of the latents of points."""
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """See `Task`; drawn once, at the end, beside the data, with the sliced-W2 distance to them and its floor."""

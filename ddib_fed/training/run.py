@@ -21,11 +21,10 @@ from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.training.allowances import after_training
-from ddib_fed.training.lengthening import identities, lengthened
 from ddib_fed.training.loop.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.loop.distributed import World, open_world
 from ddib_fed.training.loop.losses import Losses
-from ddib_fed.training.loop.trainer import OnProgress, Trainer, measure, settle
+from ddib_fed.training.loop.trainer import PROBE_MARGIN, OnProgress, Trainer, measure, settle
 from ddib_fed.training.opening import OnScan, Opened, Say, open_data
 from ddib_fed.training.pictures.sources import PictureSource
 from ddib_fed.training.private.accounting import require_opacus
@@ -35,8 +34,12 @@ from ddib_fed.training.record import LOG_EVERY, Log
 from ddib_fed.training.run_folder import DTYPES, RunFolder, run_identity
 from ddib_fed.training.settings.config import AnyConfig, PictureTrainConfig
 
-SETTLE_S, LOOK_S = 20.0, 3.0
-"""Seconds in which the cost of a step is measured: to fit a time, and only to tell it."""
+MEASURE_S = 3.0
+"""Seconds in which the cost of a step is measured before the first."""
+LOOK_S, LOOKS = 0.2, 50
+"""A run that is to fit a time looks at the clock after so many seconds, or that part of what is left."""
+NEGLIGIBLE = 0.01
+"""A share of the steps that are left by which they are not planned anew."""
 CHANGEABLE = ("name", "soften_sigma", "dtype")
 """Settings that no weight depends on: of a run that is resumed or finished, they become what is asked for now."""
 UNSAVED_S, WRITING_SHARE = 60.0, 50.0
@@ -117,6 +120,8 @@ class _Run:
         changed: Whether something that no weight depends on is another than when the run began.
         cpu_before: CPU seconds that earlier processes spent on it.
         cpu_started: CPU seconds of this process when it began it.
+        seconds_before: Seconds that earlier processes took for it.
+        started: When this process began it, by the monotonic clock.
     """
 
     config: AnyConfig
@@ -127,6 +132,8 @@ class _Run:
     changed: bool = False
     cpu_before: float = 0.0
     cpu_started: float = field(default_factory=time.process_time)
+    seconds_before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def identity(self) -> str:
@@ -135,8 +142,8 @@ class _Run:
 
     @property
     def identities(self) -> list[str]:
-        """The same, and what they depended on before the run was lengthened."""
-        return [run_identity(each, self.opened.digest) for each in identities(self.config)]
+        """The same, and what they depended on before its length was planned again."""
+        return [run_identity(each, self.opened.digest) for each in self.config.identities()]
 
     @property
     def name(self) -> str:
@@ -146,6 +153,10 @@ class _Run:
     @property
     def cpu_seconds(self) -> float:
         return self.cpu_before + time.process_time() - self.cpu_started
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
 
     def finished(self) -> bool:
         """Whether the bundle is there and says what this run says of it.
@@ -177,6 +188,7 @@ class _Run:
         self.place.require_own(checkpoint, self.identities)
         trainer.restore(checkpoint)
         self.cpu_before = checkpoint.info.cpu_seconds
+        self.seconds_before = checkpoint.info.seconds
         if self.say is not None:
             self.say(f"resuming after step {trainer.step} of {trainer.steps}")
         return trainer
@@ -196,15 +208,20 @@ class _Run:
         """Take the steps that remain, with lines in progress.csv, checkpoints, sheets and reports."""
         log = Log(self.place.run, trainer, lambda: self.cpu_seconds) if self.world.leads else None
         pause, losses = _Pause(), Losses()
+        pace = _Pace(self, trainer)
         while trainer.step < trainer.steps:
+            if trainer.step == pace.next:
+                pace.look()
             loss = trainer.advance()
             losses.add(trainer.step, loss)
             last = trainer.step == trainer.steps
             due = last or trainer.step % int(self.config.checkpoint_every or 1) == 0
             validate = last or trainer.step % self.config.validate_every == 0
             save = due or (log is not None and pause.over())
-            # Waits for the device where a line or a checkpoint is due, which must not hold what is not finite.
-            found = losses.read(wait=save or validate or trainer.step % LOG_EVERY == 0)
+            # Waits for the device where a line or a checkpoint is due, which must not hold what is not finite, and
+            # before the clock is looked at, which counts the steps that were taken.
+            wait = save or validate or trainer.step in {pace.next, trainer.steps}
+            found = losses.read(wait=wait or trainer.step % LOG_EVERY == 0)
             if log is None:
                 continue
             log.add(trainer, found, validate=validate)
@@ -235,7 +252,11 @@ class _Run:
         if "microbatch" in settings:
             settings["microbatch"] = trainer.microbatch
         info = CheckpointInfo(
-            step=trainer.step, config=settings, identity=self.identity, cpu_seconds=self.cpu_seconds
+            step=trainer.step,
+            config=settings,
+            identity=self.identity,
+            cpu_seconds=self.cpu_seconds,
+            seconds=self.seconds,
         )
         write_checkpoint(self.place.run, info, trainer.tensors())
 
@@ -253,14 +274,13 @@ class _Run:
             **trainer.task.figures,
         }
         self.place.put(self._manifest(trainer, figures), state)
-        command = "at the end of training"
-        if after_training(self.place.out, trainer.task.aside(), command=command, spent_s=spent) is None:
-            self._say_no_gate()
-
-    def _say_no_gate(self) -> None:
-        if self.say is not None and self.config.kind in {"points", "pictures"}:
+        held_out = trainer.task.aside()
+        if held_out is None:
+            return
+        why = after_training(self.place.out, held_out, command="at the end of training", spent_s=spent)
+        if why and self.say is not None:
             self.say(
-                "too little was held out to measure the gate's bounds; ddib model gate does it with more data"
+                f"the gate's bounds were not measured: {why}; ddib model gate measures with other pictures"
             )
 
     def _manifest(self, trainer: Trainer, figures: dict[str, float]) -> Manifest:
@@ -296,6 +316,46 @@ class _Pause:
         self._next = now + max(UNSAVED_S, WRITING_SHARE * (now - self._began))
 
 
+class _Pace:
+    """Fits the steps of a run to its time, also where the machine's speed changes.
+
+    A plan is on the disk before the first step under it, so a killed run that is resumed takes its steps as they were
+    planned. From the last plan on, the clock decides again.
+
+    Attributes:
+        next: The step before which the clock is looked at; of several processes, by all of them.
+    """
+
+    def __init__(self, run: _Run, trainer: Trainer) -> None:
+        self._run, self._trainer = run, trainer
+        planned = run.config.planned
+        self.next = -1
+        if run.config.timed_s is not None:
+            self.next = max(trainer.step, planned[-1][0] if planned else 0)
+        self._step, self._seconds, self._cost = self.next, 0.0, 0.0
+
+    def look(self) -> None:
+        """Plan anew where what is left of the time holds other steps than those that are planned."""
+        config, self.next = self._run.world.decide(self._plan)
+        self._run.config = self._trainer.config = config
+
+    def _plan(self) -> tuple[AnyConfig, int]:
+        config, step, now = self._run.config, self._trainer.step, self._run.seconds
+        left, since = float(config.timed_s or 0.0) * PROBE_MARGIN - now, step - self._step
+        if not since:  # the first look: nothing was measured yet
+            self._cost = max(0.0, left) / (config.total_steps - step)
+        else:
+            self._cost = (self._cost + (now - self._seconds) / since) / 2.0
+            steps, planned = max(1, round(left / self._cost)), config.total_steps - step
+            if abs(steps - planned) > NEGLIGIBLE * planned:
+                config = config.replanned(step, step + steps)
+                self._run.place.begin(config)
+        self._step, self._seconds = step, now
+        ahead = int(max(LOOK_S, left / LOOKS) / self._cost) if self._cost else 1
+        ahead = min(ahead, 2 * since or 1)  # until much was measured, little is relied on
+        return config, step + max(1, min(ahead, config.total_steps - step - 1))
+
+
 def _open_run(
     opened: Opened, out: Path, world: World, say: Say | None, *, resume: bool, force: bool, lengthen: bool
 ) -> _Run:
@@ -308,8 +368,7 @@ def _open_run(
     cost = None
     told = say is not None and config.kind == "pictures" and config.dp_epsilon is None
     if world.decide(lambda: config.time_s is not None or told):
-        within = SETTLE_S if config.time_s is not None else LOOK_S
-        cost = measure(config, opened.task, world, within_s=within)
+        cost = measure(config, opened.task, world, within_s=MEASURE_S)
     if say is not None and cost is not None and isinstance(config, PictureTrainConfig):
         say(f"{config.preset}: {cost}")
 
@@ -326,17 +385,10 @@ def _found_run(
 ) -> _Run:
     """The run in a folder, as long as it was, or longer; what no weight depends on becomes what is asked for."""
     config = opened.config
-    longer = None
-    if lengthen:
-        checkpoint = latest_checkpoint(place.run)
-        done = 0 if checkpoint is None else checkpoint.info.step
-        longer = lengthened(
-            stored, config, done, lambda: measure(config, opened.task, world, within_s=SETTLE_S).seconds
-        )
+    longer = _longer(stored, opened, place, world) if lengthen else None
     # A time, or no length at all, means the length that was settled.
     asked = config.settled(stored.steps if longer else config.steps or stored.steps)
-    if isinstance(stored, PictureTrainConfig):
-        asked = asked.model_copy(update={"lengthened": stored.lengthened})
+    asked = asked.model_copy(update={"planned": stored.planned})
     if asked.identity() != stored.settled().identity():
         raise place.other_run()
     if longer is not None:
@@ -344,14 +396,37 @@ def _found_run(
             say(f"given more: {longer.steps} steps instead of {stored.steps}; the learning rate rises again")
         stored = longer
         place.begin(stored)
-    elif say is not None and config.time_s not in {None, getattr(stored, "timed_s", None)}:
-        say(f"this run has {stored.steps} steps since it began; --force starts again with another time")
+    elif say is not None and config.time_s not in {None, stored.timed_s}:
+        length = f"{stored.steps} steps" if stored.timed_s is None else f"{stored.timed_s:g} s"
+        say(f"this run was begun with {length}; --force starts again with another time")
     own = {name: getattr(asked, name) for name in CHANGEABLE if name in type(config).model_fields}
     changed = any(getattr(stored, name) != value for name, value in own.items())
     if changed:
         stored = stored.model_copy(update=own)
         world.decide(lambda: place.begin(stored))
     return _Run(stored, opened, place, world, say, changed)
+
+
+def _longer(stored: AnyConfig, opened: Opened, place: RunFolder, world: World) -> PictureTrainConfig | None:
+    """The settings of the run with the steps or the time that are asked for now; None if these are not more.
+
+    Its learning rate rises again, as in warm restarts (Loshchilov and Hutter, 2017). Runs on pictures can be longer,
+    but not with differential privacy, whose noise was chosen for their length.
+    """
+    asked = opened.config
+    if not isinstance(stored, PictureTrainConfig) or not isinstance(asked, PictureTrainConfig):
+        return None
+    if stored.dp_epsilon is not None:
+        return None
+    checkpoint = latest_checkpoint(place.run)
+    done, seconds = (0, 0.0) if checkpoint is None else (checkpoint.info.step, checkpoint.info.seconds)
+    total = asked.steps or 0
+    if asked.time_s is not None and asked.time_s > (stored.timed_s or 0.0):
+        cost = measure(asked, opened.task, world, within_s=MEASURE_S).seconds
+        total = done + int((asked.time_s * PROBE_MARGIN - seconds) / cost)
+    if total <= stored.total_steps:
+        return None
+    return stored.replanned(done, total, share=done / total).model_copy(update={"timed_s": asked.time_s})
 
 
 def _shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:

@@ -16,10 +16,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ddib_fed.errors import InputError, PolicyDenied
+from ddib_fed.errors import InputError, PolicyDenied, Unauthenticated
 from ddib_fed.trust.identity import Identity, Kind, check_institution, check_public_key, read_certificates
 
 ROOT_LIFETIME: Final = timedelta(days=3650)
+# A new root needs time: every peer must add it before the old one ends.
+ROOT_NOTICE: Final = timedelta(days=90)
 LIFETIMES: Final[dict[Kind, timedelta]] = {
     "node": timedelta(hours=24),
     "client": timedelta(days=30),
@@ -73,7 +75,7 @@ def certificate_pem(*certificates: x509.Certificate) -> bytes:
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
-def parse_certificates(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
+def parse_certificates(pem: bytes, what: str, *, hint: str = "") -> tuple[x509.Certificate, ...]:
     """The certificates in a PEM text, at least one.
 
     Raises:
@@ -82,7 +84,7 @@ def parse_certificates(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
     try:
         return read_certificates(pem)
     except ValueError as exc:
-        raise InputError(f"{what} has no readable certificate in PEM") from exc
+        raise InputError(f"{what} has no readable certificate in PEM", hint=hint) from exc
 
 
 _ROOT_NAME: Final = "ddib-fed root "
@@ -112,6 +114,31 @@ def new_authority(institution: str, *, now: datetime | None = None) -> Authority
         .sign(key, hashes.SHA256())
     )
     return Authority(institution, certificate, key)
+
+
+def root_warning(institution: str, ends: datetime, now: datetime) -> str:
+    """What an operator must know of a root that ends soon; empty while there is time."""
+    if ends - now > ROOT_NOTICE:
+        return ""
+    when = "expired at" if ends <= now else f"ends in {(ends - now).days} days, at"
+    return (
+        f"the root of {institution} {when} {ends:%Y-%m-%d %H:%M} UTC, and with it every certificate of {institution}; "
+        "its operator begins a new one with ddib pki init --roll-over start"
+    )
+
+
+def check_root(authority: Authority, now: datetime) -> None:
+    """Return if a root can still issue.
+
+    Raises:
+        Unauthenticated: It has expired.
+    """
+    ends = authority.certificate.not_valid_after_utc
+    if ends <= now:
+        raise Unauthenticated(
+            f"the root of {authority.institution} expired at {ends:%Y-%m-%d %H:%M} UTC: nothing more can be issued",
+            hint="ddib pki init --roll-over start && ddib pki init --roll-over switch; then ddib peer export",
+        )
 
 
 def is_root_of(name: x509.Name, institution: str) -> bool:
@@ -163,8 +190,10 @@ def issue_leaf(
 
     Raises:
         InputError: `name` is no DNS label.
+        Unauthenticated: The root has expired.
     """
     identity, start = Identity(authority.institution, role, name), now or datetime.now(UTC)
+    check_root(authority, start)
     end = min(start + (lifetime or LIFETIMES[role]), authority.certificate.not_valid_after_utc)
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if role == "node":

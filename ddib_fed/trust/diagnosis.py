@@ -96,7 +96,7 @@ def diagnose(
         split_address(address)
     except (DdibError, ValueError) as error:
         return Finding("own-certificate", str(error), getattr(error, "hint", "") or "ddib pki show")
-    if (finding := _own_validity(own)) is not None:
+    if (finding := own_validity(own)) is not None:
         return finding
     way = Way(address, proxy, timeout_s, asks_environment)
     try:
@@ -108,7 +108,8 @@ def diagnose(
         return attempt.over(connection, pki_folder)
 
 
-def _own_validity(own: Credentials) -> Finding | None:
+def own_validity(own: Credentials) -> Finding | None:
+    """What is wrong now with the dates of the own certificate."""
     now = datetime.now(UTC)
     if own.not_after <= now:
         return Finding(

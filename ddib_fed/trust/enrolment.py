@@ -27,7 +27,14 @@ from ddib_fed.trust.certificates import (
     parse_certificates,
 )
 from ddib_fed.trust.identity import UNREADABLE, Identity
-from ddib_fed.trust.pki import MAX_ROOTS, check_installable, load_keys, write_identity, write_key
+from ddib_fed.trust.pki import (
+    MAX_ROOTS,
+    check_installable,
+    load_keys,
+    read_roots,
+    write_identity,
+    write_key,
+)
 
 PENDING_KEY: Final = "request.key"
 
@@ -78,14 +85,15 @@ def read_request(pem: bytes) -> Request:
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         key = check_request(request)
     except (*UNREADABLE, x509.ExtensionNotFound) as exc:
-        raise InputError("this is not a certificate request of ddib pki request") from exc
+        raise InputError("this is not a certificate request", hint="ddib pki request writes one") from exc
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
         raise InputError("the request must ask for one identity")
     identity = Identity.parse(uris[0])
     if identity.kind == "recovery":
         raise PolicyDenied(
-            "a certificate for recovery comes with a node's renewal, and is asked for by no file"
+            "a certificate for recovery comes with a node's renewal, and is asked for by no file",
+            hint="ddib pki request asks for a node or a client",
         )
     return Request(identity, key)
 
@@ -107,7 +115,10 @@ def sign_request(
     """
     identity = request.identity
     if identity.institution != authority.institution:
-        raise PolicyDenied(f"the request is for {identity}, this root is of {authority.institution}")
+        raise PolicyDenied(
+            f"the request is for {identity}, this root is of {authority.institution}",
+            hint=f"sign it at the node of {identity.institution} that issues",
+        )
     leaf = issue_leaf(
         authority, identity.kind, identity.name, public_key=request.public_key, now=now, lifetime=lifetime
     )
@@ -131,7 +142,7 @@ def install(
         FileMissing: The folder has no key for it.
         Unauthenticated: It would not be accepted anywhere; the text says why.
     """
-    leaf, *given = parse_certificates(pem, "the signed certificate")
+    leaf, *given = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
     roots = _roots(folder, tuple(given))
     identity = check_installable(leaf, roots, now or datetime.now(UTC))
     if expected is not None and identity != expected:
@@ -152,7 +163,7 @@ def install(
 
 def _roots(folder: Path, given: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
     path = folder / "roots.pem"
-    known = parse_certificates(read_small(path), str(path)) if path.exists() else ()
+    known = read_roots(folder, read_small(path)) if path.exists() else ()
     if not given and not known:
         raise InputError(
             "the institution's root is missing",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from ddib_fed.trust.certificates import (
     new_key,
     parse_certificates,
     root_institution,
+    root_warning,
     same_fingerprint,
 )
 from ddib_fed.trust.identity import (
@@ -68,8 +70,7 @@ __all__ = [
 
 MAX_ROOTS: Final = 2
 RECOVERY: Final = "recovery.pem"
-_KEY_HINT = "put the file back from the backup of the state folder"
-_INIT_HINT = "ddib pki init, or ddib pki request where another node of the institution issues"
+_KEY_HINT = "put the file back from a copy of the state folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,20 @@ class Credentials:
     identity: Identity
     not_before: datetime
     not_after: datetime
+
+    @property
+    def root_not_after(self) -> datetime:
+        """When the root that signed the leaf ends; that of the leaf where none of the roots did."""
+        leaf = parse_certificates(self.cert_chain_pem, "the leaf")[0]
+        roots = parse_certificates(self.roots_pem, "the roots")
+        return max(
+            (root.not_valid_after_utc for root in roots if root.subject == leaf.issuer),
+            default=self.not_after,
+        )
+
+    def root_warning(self, now: datetime) -> str:
+        """What to know of a root that ends soon; empty while there is time."""
+        return root_warning(self.identity.institution, self.root_not_after, now)
 
 
 def create_institution(folder: Path, institution: str, *, now: datetime | None = None) -> Authority:
@@ -123,7 +138,9 @@ def load_authority(folder: Path) -> Authority:
     """
     hint = "certificates are issued on the node with ca.key: run this there"
     key = load_keys(read_private(folder / "ca.key", hint=hint), folder / "ca.key")[0]
-    certificate = parse_certificates(read_small(folder / "ca.pem", hint=hint), f"{folder / 'ca.pem'}")[0]
+    certificate = parse_certificates(
+        read_small(folder / "ca.pem", hint=hint), f"{folder / 'ca.pem'}", hint=_KEY_HINT
+    )[0]
     if certificate.public_key() != key.public_key():
         raise InputError(f"{folder / 'ca.key'} is not the key of ca.pem beside it", hint=_KEY_HINT)
     return Authority(root_institution(certificate), certificate, key)
@@ -180,24 +197,45 @@ def load_recovery(folder: Path) -> Credentials | None:
 
 
 def _load(folder: Path, certificate_file: str) -> Credentials:
+    anew = _anew(folder)
     for _attempt in range(3):  # the files may be exchanged between two reads
-        key_pem = read_private(folder / "leaf.key", hint=_INIT_HINT)
-        leaf_pem = read_small(folder / certificate_file, hint=_INIT_HINT)
-        roots_pem = read_small(folder / "roots.pem", hint=_INIT_HINT)
-        certificate = parse_certificates(leaf_pem, f"{folder / certificate_file}")[0]
-        for key in load_keys(key_pem, folder / "leaf.key"):
+        key_pem = read_private(folder / "leaf.key", hint=anew)
+        leaf_pem = read_small(folder / certificate_file, hint=anew)
+        roots_pem = read_small(folder / "roots.pem", hint=anew)
+        certificate = parse_certificates(leaf_pem, f"{folder / certificate_file}", hint=anew)[0]
+        for key in load_keys(key_pem, folder / "leaf.key", hint=anew):
             if key.public_key() == certificate.public_key():
                 return Credentials(
                     cert_chain_pem=certificate_pem(certificate),
                     key_pem=_key_pem(key),
-                    roots_pem=certificate_pem(*parse_certificates(roots_pem, f"{folder / 'roots.pem'}")),
+                    roots_pem=certificate_pem(*read_roots(folder, roots_pem)),
                     identity=certified_identity(certificate),
                     not_before=_begins(certificate),
                     not_after=certificate.not_valid_after_utc,
                 )
-    raise InputError(
-        f"{folder / 'leaf.key'} is not the key of {certificate_file} beside it", hint="ddib pki show"
+    raise InputError(f"{folder / 'leaf.key'} is not the key of {certificate_file} beside it", hint=anew)
+
+
+def _anew(folder: Path) -> str:
+    """The commands that give a folder a new certificate, whatever is wrong with the one that it has."""
+    return (
+        f"ddib pki request --folder {shlex.quote(str(folder))} --identity spiffe://INSTITUTION/client/NAME\n"
+        "or for a node: ddib pki request; for the first node of an institution: ddib pki init"
     )
+
+
+def read_roots(folder: Path, pem: bytes) -> tuple[x509.Certificate, ...]:
+    """The roots that a folder trusts, by the content of its file.
+
+    Raises:
+        InputError: They cannot be read; the hint is what puts them back.
+    """
+    path, root = folder / "roots.pem", folder / "ca.pem"
+    if root.exists():
+        hint = shlex.join(["cp", str(root), str(path)])
+    else:
+        hint = f"{shlex.join(['mv', str(path), f'{path}.damaged'])}\n{_anew(folder)}"
+    return parse_certificates(pem, str(path), hint=hint)
 
 
 def _begins(certificate: x509.Certificate) -> datetime:
@@ -221,12 +259,13 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     write_file(path, _key_pem(key), private=True, overwrite=False)
 
 
-def load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
+def load_keys(pem: bytes, path: Path, *, hint: str = _KEY_HINT) -> list[ec.EllipticCurvePrivateKey]:
     """Each private key in a PEM text, at least one.
 
     Args:
         pem: The text.
         path: Where it came from, for the error.
+        hint: What puts it right.
 
     Raises:
         InputError: There is none, or one of an unsupported type.
@@ -237,12 +276,12 @@ def load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
         try:
             key = serialization.load_pem_private_key(block + end, password=None)
         except (ValueError, TypeError) as exc:
-            raise InputError(f"{path} has an unreadable key", hint=_KEY_HINT) from exc
+            raise InputError(f"{path} has an unreadable key", hint=hint) from exc
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise InputError(f"{path} has a key that is not an elliptic curve key", hint=_KEY_HINT)
+            raise InputError(f"{path} has a key that is not an elliptic curve key", hint=hint)
         keys.append(key)
     if not keys:
-        raise InputError(f"{path} has no private key in PEM (PKCS #8)", hint=_KEY_HINT)
+        raise InputError(f"{path} has no private key in PEM (PKCS #8)", hint=hint)
     return keys
 
 

@@ -43,6 +43,8 @@ _HANDSHAKE_RECORD: Final = 22
 _IDENTITY_FILES: Final = ("leaf.key", "leaf.pem", "roots.pem")
 # Time stamps are coarse: a file that changed within this time may change again without its stamp.
 _RACY_NS: Final = 2_000_000_000
+# After a look at the files, time without one, in the CPU time that it took: a flood costs a bounded share.
+_REST: Final = 10
 
 CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.enable_http_proxy", 0),
@@ -91,6 +93,7 @@ class ServerCredentials:
         self._seen: tuple[tuple[tuple[int, int, int, int], ...], Credentials] | None = None
         self._lock = threading.Lock()
         self._problem: str | None = None
+        self._next_look = 0.0
         self._current = self._read()
         self.grpc: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
             _configuration(self._current),
@@ -132,7 +135,12 @@ class ServerCredentials:
             found = self._read()
         except Exception as error:  # gRPC would swallow it and keep the old trust silently
             if self._problem is None:
-                log.exception("certificates cannot be read; the last valid ones stay in use")
+                foreseen = isinstance(error, DdibError)
+                log.error(  # noqa: TRY400 - a traceback only where nobody foresaw the error
+                    "certificates cannot be read; the last valid ones stay in use: %s",
+                    error,
+                    exc_info=not foreseen,
+                )
             hint = getattr(error, "hint", "")
             self._problem = f"certificates: {error}; {hint}" if hint else f"certificates: {error}"
             return None
@@ -148,12 +156,18 @@ class ServerCredentials:
             self._on_handshake()
         except Exception:  # a handshake must not fail because of it
             log.exception("a handshake could not be noted")
-        with self._lock:
+        if time.monotonic() < self._next_look or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            started = time.thread_time()
             found = self._look()
+            self._next_look = time.monotonic() + _REST * (time.thread_time() - started)
             if found is None or found == self._current:
                 return None
             self._current = found
             return _configuration(found)
+        finally:
+            self._lock.release()
 
 
 def _configuration(files: tuple[Credentials, bytes]) -> grpc.ServerCertificateConfiguration:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x64ib_fed/v1/admin.proto\x12\x0b\x64\x64ib_fed.v1\"\x0f\n\rStatusRequest\"\xb3\x03\n\x0eStatusResponse\x12\x13\n\x0binstitution\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06listen\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\'\n\x05model\x18\x08 \x01(\x0b\x32\x18.ddib_fed.v1.ModelStatus\x12&\n\x05peers\x18\t \x03(\x0b\x32\x17.ddib_fed.v1.PeerStatus\x12\x33\n\x04jobs\x18\n \x03(\x0b\x32%.ddib_fed.v1.StatusResponse.JobsEntry\x12\x10\n\x08uptime_s\x18\x0b \x01(\x01\x12\x1b\n\x13\x63\x65rtificate_expires\x18\x0c \x01(\x01\x12\x16\n\x0e\x61\x63tive_streams\x18\r \x01(\x04\x12\x34\n\x0c\x63\x61librations\x18\x0e \x03(\x0b\x32\x1e.ddib_fed.v1.CalibrationStatus\x1a+\n\tJobsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x82\x01\n\x11\x43\x61librationStatus\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x06 \x01(\x01\x12\x0f\n\x07warning\x18\x07 \x01(\t\"u\n\x0bModelStatus\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x14\n\x0csample_shape\x18\x03 \x03(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\"\x8d\x01\n\nPeerStatus\x12\x13\n\x0binstitution\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x01\x12\x11\n\tsuspended\x18\x07 \x01(\t\"\x0f\n\rReloadRequest\"!\n\x0eReloadResponse\x12\x0f\n\x07\x63hanges\x18\x01 \x03(\t\"\x0e\n\x0c\x44rainRequest\"%\n\rDrainResponse\x12\x14\n\x0crunning_jobs\x18\x01 \x01(\x04\"\x1f\n\x0eWorkersRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"e\n\x0fWorkersResponse\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0e\n\x06wanted\x18\x02 \x01(\x04\x12\r\n\x05ready\x18\x03 \x03(\t\x12\x10\n\x08replaced\x18\x04 \x01(\x04\x12\x0f\n\x07problem\x18\x05 \x01(\t2\x9a\x02\n\x0c\x41\x64minService\x12\x41\n\x06Status\x12\x1a.ddib_fed.v1.StatusRequest\x1a\x1b.ddib_fed.v1.StatusResponse\x12\x41\n\x06Reload\x12\x1a.ddib_fed.v1.ReloadRequest\x1a\x1b.ddib_fed.v1.ReloadResponse\x12>\n\x05\x44rain\x12\x19.ddib_fed.v1.DrainRequest\x1a\x1a.ddib_fed.v1.DrainResponse\x12\x44\n\x07Workers\x12\x1b.ddib_fed.v1.WorkersRequest\x1a\x1c.ddib_fed.v1.WorkersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x64ib_fed/v1/admin.proto\x12\x0b\x64\x64ib_fed.v1\"\x0f\n\rStatusRequest\"\xc9\x03\n\x0eStatusResponse\x12\x13\n\x0binstitution\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06listen\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\'\n\x05model\x18\x08 \x01(\x0b\x32\x18.ddib_fed.v1.ModelStatus\x12&\n\x05peers\x18\t \x03(\x0b\x32\x17.ddib_fed.v1.PeerStatus\x12\x33\n\x04jobs\x18\n \x03(\x0b\x32%.ddib_fed.v1.StatusResponse.JobsEntry\x12\x10\n\x08uptime_s\x18\x0b \x01(\x01\x12\x1b\n\x13\x63\x65rtificate_expires\x18\x0c \x01(\x01\x12\x16\n\x0e\x61\x63tive_streams\x18\r \x01(\x04\x12\x34\n\x0c\x63\x61librations\x18\x0e \x03(\x0b\x32\x1e.ddib_fed.v1.CalibrationStatus\x12\x14\n\x0croot_expires\x18\x0f \x01(\x01\x1a+\n\tJobsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x82\x01\n\x11\x43\x61librationStatus\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x06 \x01(\x01\x12\x0f\n\x07warning\x18\x07 \x01(\t\"u\n\x0bModelStatus\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x14\n\x0csample_shape\x18\x03 \x03(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\"\x8d\x01\n\nPeerStatus\x12\x13\n\x0binstitution\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x01\x12\x11\n\tsuspended\x18\x07 \x01(\t\"\x0f\n\rReloadRequest\"!\n\x0eReloadResponse\x12\x0f\n\x07\x63hanges\x18\x01 \x03(\t\"\x0e\n\x0c\x44rainRequest\"%\n\rDrainResponse\x12\x14\n\x0crunning_jobs\x18\x01 \x01(\x04\"\x1f\n\x0eWorkersRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"e\n\x0fWorkersResponse\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0e\n\x06wanted\x18\x02 \x01(\x04\x12\r\n\x05ready\x18\x03 \x03(\t\x12\x10\n\x08replaced\x18\x04 \x01(\x04\x12\x0f\n\x07problem\x18\x05 \x01(\t2\x9a\x02\n\x0c\x41\x64minService\x12\x41\n\x06Status\x12\x1a.ddib_fed.v1.StatusRequest\x1a\x1b.ddib_fed.v1.StatusResponse\x12\x41\n\x06Reload\x12\x1a.ddib_fed.v1.ReloadRequest\x1a\x1b.ddib_fed.v1.ReloadResponse\x12>\n\x05\x44rain\x12\x19.ddib_fed.v1.DrainRequest\x1a\x1a.ddib_fed.v1.DrainResponse\x12\x44\n\x07Workers\x12\x1b.ddib_fed.v1.WorkersRequest\x1a\x1c.ddib_fed.v1.WorkersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=40
   _globals['_STATUSREQUEST']._serialized_end=55
   _globals['_STATUSRESPONSE']._serialized_start=58
-  _globals['_STATUSRESPONSE']._serialized_end=493
-  _globals['_STATUSRESPONSE_JOBSENTRY']._serialized_start=450
-  _globals['_STATUSRESPONSE_JOBSENTRY']._serialized_end=493
-  _globals['_CALIBRATIONSTATUS']._serialized_start=496
-  _globals['_CALIBRATIONSTATUS']._serialized_end=626
-  _globals['_MODELSTATUS']._serialized_start=628
-  _globals['_MODELSTATUS']._serialized_end=745
-  _globals['_PEERSTATUS']._serialized_start=748
-  _globals['_PEERSTATUS']._serialized_end=889
-  _globals['_RELOADREQUEST']._serialized_start=891
-  _globals['_RELOADREQUEST']._serialized_end=906
-  _globals['_RELOADRESPONSE']._serialized_start=908
-  _globals['_RELOADRESPONSE']._serialized_end=941
-  _globals['_DRAINREQUEST']._serialized_start=943
-  _globals['_DRAINREQUEST']._serialized_end=957
-  _globals['_DRAINRESPONSE']._serialized_start=959
-  _globals['_DRAINRESPONSE']._serialized_end=996
-  _globals['_WORKERSREQUEST']._serialized_start=998
-  _globals['_WORKERSREQUEST']._serialized_end=1029
-  _globals['_WORKERSRESPONSE']._serialized_start=1031
-  _globals['_WORKERSRESPONSE']._serialized_end=1132
-  _globals['_ADMINSERVICE']._serialized_start=1135
-  _globals['_ADMINSERVICE']._serialized_end=1417
+  _globals['_STATUSRESPONSE']._serialized_end=515
+  _globals['_STATUSRESPONSE_JOBSENTRY']._serialized_start=472
+  _globals['_STATUSRESPONSE_JOBSENTRY']._serialized_end=515
+  _globals['_CALIBRATIONSTATUS']._serialized_start=518
+  _globals['_CALIBRATIONSTATUS']._serialized_end=648
+  _globals['_MODELSTATUS']._serialized_start=650
+  _globals['_MODELSTATUS']._serialized_end=767
+  _globals['_PEERSTATUS']._serialized_start=770
+  _globals['_PEERSTATUS']._serialized_end=911
+  _globals['_RELOADREQUEST']._serialized_start=913
+  _globals['_RELOADREQUEST']._serialized_end=928
+  _globals['_RELOADRESPONSE']._serialized_start=930
+  _globals['_RELOADRESPONSE']._serialized_end=963
+  _globals['_DRAINREQUEST']._serialized_start=965
+  _globals['_DRAINREQUEST']._serialized_end=979
+  _globals['_DRAINRESPONSE']._serialized_start=981
+  _globals['_DRAINRESPONSE']._serialized_end=1018
+  _globals['_WORKERSREQUEST']._serialized_start=1020
+  _globals['_WORKERSREQUEST']._serialized_end=1051
+  _globals['_WORKERSRESPONSE']._serialized_start=1053
+  _globals['_WORKERSRESPONSE']._serialized_end=1154
+  _globals['_ADMINSERVICE']._serialized_start=1157
+  _globals['_ADMINSERVICE']._serialized_end=1439
 # @@protoc_insertion_point(module_scope)

@@ -11,7 +11,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("institution", "name", "roles", "version", "state", "listen", "address", "model", "peers", "jobs", "uptime_s", "certificate_expires", "active_streams", "calibrations")
+    __slots__ = ("institution", "name", "roles", "version", "state", "listen", "address", "model", "peers", "jobs", "uptime_s", "certificate_expires", "active_streams", "calibrations", "root_expires")
     class JobsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class StatusResponse(_message.Message):
     CERTIFICATE_EXPIRES_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_STREAMS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
+    ROOT_EXPIRES_FIELD_NUMBER: _ClassVar[int]
     institution: str
     name: str
     roles: _containers.RepeatedScalarFieldContainer[str]
@@ -47,7 +48,8 @@ class StatusResponse(_message.Message):
     certificate_expires: float
     active_streams: int
     calibrations: _containers.RepeatedCompositeFieldContainer[CalibrationStatus]
-    def __init__(self, institution: _Optional[str] = ..., name: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., listen: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[ModelStatus, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., jobs: _Optional[_Mapping[str, int]] = ..., uptime_s: _Optional[float] = ..., certificate_expires: _Optional[float] = ..., active_streams: _Optional[int] = ..., calibrations: _Optional[_Iterable[_Union[CalibrationStatus, _Mapping]]] = ...) -> None: ...
+    root_expires: float
+    def __init__(self, institution: _Optional[str] = ..., name: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., listen: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[ModelStatus, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., jobs: _Optional[_Mapping[str, int]] = ..., uptime_s: _Optional[float] = ..., certificate_expires: _Optional[float] = ..., active_streams: _Optional[int] = ..., calibrations: _Optional[_Iterable[_Union[CalibrationStatus, _Mapping]]] = ..., root_expires: _Optional[float] = ...) -> None: ...
 
 class CalibrationStatus(_message.Message):
     __slots__ = ("sha256", "kind", "source", "target", "state", "expires", "warning")

@@ -52,11 +52,13 @@ RESULT_PART_LATENT: ResultPart
 RESULT_PART_SOURCE: ResultPart
 
 class ListDomainsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("own_alone",)
+    OWN_ALONE_FIELD_NUMBER: _ClassVar[int]
+    own_alone: bool
+    def __init__(self, own_alone: _Optional[bool] = ...) -> None: ...
 
 class ListDomainsResponse(_message.Message):
-    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "domains", "classes", "class_names", "intensity", "slices")
+    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "domains", "classes", "class_names", "tiles", "intensity", "slices")
     INSTITUTION_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_KIND_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +66,7 @@ class ListDomainsResponse(_message.Message):
     DOMAINS_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
     INTENSITY_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     institution: str
@@ -73,9 +76,10 @@ class ListDomainsResponse(_message.Message):
     domains: _containers.RepeatedCompositeFieldContainer[Domain]
     classes: int
     class_names: _containers.RepeatedScalarFieldContainer[str]
+    tiles: bool
     intensity: str
     slices: str
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., intensity: _Optional[str] = ..., slices: _Optional[str] = ...) -> None: ...
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., tiles: _Optional[bool] = ..., intensity: _Optional[str] = ..., slices: _Optional[str] = ...) -> None: ...
 
 class Domain(_message.Message):
     __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "status", "latency_ms", "classes", "class_names", "size_rule", "guidance", "calibration")
@@ -389,7 +393,7 @@ class Provenance(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[bytes] = ..., calibration_sha256: _Optional[bytes] = ..., calibration_kind: _Optional[str] = ..., latent_type: _Optional[_Union[_common_pb2.DataType, str]] = ..., policy_sha256: _Optional[bytes] = ...) -> None: ...
 
 class PictureFigures(_message.Message):
-    __slots__ = ("height", "width", "size_rule", "terms", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept", "least_edge_correlation", "least_mutual_information", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "agreement", "least_agreement")
+    __slots__ = ("height", "width", "size_rule", "terms", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept", "least_edge_correlation", "least_mutual_information", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "agreement", "least_agreement", "fitted_height", "fitted_width", "fit_psnr")
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     SIZE_RULE_FIELD_NUMBER: _ClassVar[int]
@@ -412,6 +416,9 @@ class PictureFigures(_message.Message):
     USED_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     LEAST_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    FITTED_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FITTED_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    FIT_PSNR_FIELD_NUMBER: _ClassVar[int]
     height: int
     width: int
     size_rule: str
@@ -434,7 +441,10 @@ class PictureFigures(_message.Message):
     used: float
     agreement: float
     least_agreement: float
-    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., terms: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., mutual_information: _Optional[float] = ..., slope: _Optional[float] = ..., intercept: _Optional[float] = ..., least_edge_correlation: _Optional[float] = ..., least_mutual_information: _Optional[float] = ..., structure_doubtful: _Optional[bool] = ..., clipped: _Optional[int] = ..., source_low: _Optional[float] = ..., source_high: _Optional[float] = ..., back_slope: _Optional[float] = ..., back_intercept: _Optional[float] = ..., outside: _Optional[float] = ..., used: _Optional[float] = ..., agreement: _Optional[float] = ..., least_agreement: _Optional[float] = ...) -> None: ...
+    fitted_height: int
+    fitted_width: int
+    fit_psnr: float
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., terms: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., mutual_information: _Optional[float] = ..., slope: _Optional[float] = ..., intercept: _Optional[float] = ..., least_edge_correlation: _Optional[float] = ..., least_mutual_information: _Optional[float] = ..., structure_doubtful: _Optional[bool] = ..., clipped: _Optional[int] = ..., source_low: _Optional[float] = ..., source_high: _Optional[float] = ..., back_slope: _Optional[float] = ..., back_intercept: _Optional[float] = ..., outside: _Optional[float] = ..., used: _Optional[float] = ..., agreement: _Optional[float] = ..., least_agreement: _Optional[float] = ..., fitted_height: _Optional[int] = ..., fitted_width: _Optional[int] = ..., fit_psnr: _Optional[float] = ...) -> None: ...
 
 class CycleError(_message.Message):
     __slots__ = ("median", "mean", "p99", "max")

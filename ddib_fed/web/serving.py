@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import tempfile
@@ -11,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import ClassVar, Final
 
+import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ddib_fed.errors import UsageError
 from ddib_fed.files import write_file
@@ -22,6 +25,54 @@ from ddib_fed.web.guard import Guard, Session
 
 STOP_S: Final = 2
 """Seconds that open answers, such as the progress of a job, have to end."""
+REQUEST_S: Final = 10.0
+"""Seconds that a connection has for a request."""
+MOST_WAITING: Final = 64
+"""Connections without a request; a browser opens six."""
+
+
+class _Connection(H11Protocol):
+    """Ends when it has no request for too long, or is the oldest of too many without one; uvicorn waits for ever."""
+
+    waiting: ClassVar[dict[_Connection, asyncio.TimerHandle]] = {}  # the oldest first
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._answering:
+            self._forget()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._answering:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self) -> None:
+        if self in self.waiting or self.transport.is_closing():
+            return
+        if len(self.waiting) >= MOST_WAITING:
+            next(iter(self.waiting)).end()
+        self.waiting[self] = self.loop.call_later(REQUEST_S, self.end)
+
+    def _forget(self) -> None:
+        timer = self.waiting.pop(self, None)
+        if timer is not None:
+            timer.cancel()
+
+    def end(self) -> None:
+        self._forget()
+        self.transport.close()
 
 
 @contextmanager
@@ -75,8 +126,6 @@ def serve(
     Raises:
         UsageError: The port cannot be used.
     """
-    import uvicorn
-
     with listening(port) as opened:
         session = Session(opened.getsockname()[1], command)
 
@@ -91,7 +140,7 @@ def serve(
             access_log=False,
             lifespan="off",
             ws="none",
-            http="h11",
+            http=_Connection,
             loop="asyncio",
             proxy_headers=False,
             server_header=False,

@@ -25,66 +25,55 @@ _DISK_ERRORS = {
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_CANTOPEN: errno.EIO,
 }
-# Each entry brings the schema one version further; entries are never changed once released.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """CREATE TABLE node_state (
-            key TEXT PRIMARY KEY,
-            value INTEGER NOT NULL
-        )""",
-        """CREATE TABLE jobs (
-            number INTEGER PRIMARY KEY AUTOINCREMENT,
-            job_id TEXT NOT NULL UNIQUE,
-            owner TEXT NOT NULL,
-            request_id TEXT NOT NULL,
-            content BLOB NOT NULL,
-            spec TEXT NOT NULL,
-            state TEXT NOT NULL,
-            created REAL NOT NULL,
-            started REAL NOT NULL DEFAULT 0,
-            finished REAL NOT NULL DEFAULT 0,
-            expires REAL NOT NULL,
-            not_before REAL NOT NULL DEFAULT 0,
-            cancel_requested INTEGER NOT NULL DEFAULT 0,
-            error TEXT,
-            UNIQUE (owner, request_id)
-        )""",
-        "CREATE INDEX jobs_by_state ON jobs (state, number)",
-        """CREATE TABLE items (
-            job_id TEXT NOT NULL REFERENCES jobs (job_id) ON DELETE CASCADE,
-            item INTEGER NOT NULL,
-            state TEXT NOT NULL,
-            media_type INTEGER NOT NULL,
-            size_bytes INTEGER NOT NULL,
-            sha256 BLOB NOT NULL,
-            provenance TEXT NOT NULL DEFAULT '{}',
-            error TEXT,
-            PRIMARY KEY (job_id, item)
-        ) WITHOUT ROWID""",
-        """CREATE TABLE parts (
-            job_id TEXT NOT NULL,
-            item INTEGER NOT NULL,
-            part TEXT NOT NULL,
-            media_type INTEGER NOT NULL,
-            size_bytes INTEGER NOT NULL,
-            sha256 BLOB NOT NULL,
-            PRIMARY KEY (job_id, item, part),
-            FOREIGN KEY (job_id, item) REFERENCES items (job_id, item) ON DELETE CASCADE
-        ) WITHOUT ROWID""",
-    ),
-    # Items have a part "decoded", which a release that knows schema 1 alone does not expect.
-    (),
-    # Items have parts "encoded.0", "encoded.1", ...: latents of the row ranges of a large item.
-    (),
-    # What the queue asks for: whose node decodes, and when the job is given up.
-    (
-        "ALTER TABLE jobs ADD COLUMN target TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE jobs ADD COLUMN deadline REAL NOT NULL DEFAULT 0",
-        """UPDATE jobs SET target = json_extract(spec, '$.target_institution'),
-            deadline = created + json_extract(spec, '$.deadline_s')""",
-    ),
-    # A range is every n-th row of an item, and no longer rows one behind the other: what was made is made again.
-    ("DELETE FROM parts WHERE part LIKE 'encoded.%'",),
+SCHEMA = 6
+"""Counts the changes of `_TABLES`; a database of another number is refused."""
+_TABLES = (
+    """CREATE TABLE node_state (
+        key TEXT PRIMARY KEY,
+        value REAL NOT NULL
+    )""",
+    """CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        job_id TEXT NOT NULL UNIQUE,
+        owner TEXT NOT NULL,
+        request_id TEXT NOT NULL,
+        content BLOB NOT NULL,
+        spec TEXT NOT NULL,
+        target TEXT NOT NULL,
+        state TEXT NOT NULL,
+        created REAL NOT NULL,
+        started REAL NOT NULL DEFAULT 0,
+        finished REAL NOT NULL DEFAULT 0,
+        deadline REAL NOT NULL,
+        expires REAL NOT NULL,
+        not_before REAL NOT NULL DEFAULT 0,
+        cancel_requested INTEGER NOT NULL DEFAULT 0,
+        error TEXT,
+        UNIQUE (owner, request_id)
+    )""",
+    "CREATE INDEX jobs_by_state ON jobs (state, number)",
+    """CREATE TABLE items (
+        job_id TEXT NOT NULL REFERENCES jobs (job_id) ON DELETE CASCADE,
+        item INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        media_type INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        sha256 BLOB NOT NULL,
+        provenance TEXT NOT NULL DEFAULT '{}',
+        error TEXT,
+        PRIMARY KEY (job_id, item)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE parts (
+        job_id TEXT NOT NULL,
+        item INTEGER NOT NULL,
+        part TEXT NOT NULL,
+        file TEXT NOT NULL,
+        media_type INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        sha256 BLOB NOT NULL,
+        PRIMARY KEY (job_id, item, part),
+        FOREIGN KEY (job_id, item) REFERENCES items (job_id, item) ON DELETE CASCADE
+    ) WITHOUT ROWID""",
 )
 
 
@@ -129,7 +118,7 @@ class JobDatabase:
         called: What to call it in an error, when it is the copy of another.
 
     Raises:
-        ConfigError: Another process has it, it is damaged, or a newer release made it.
+        ConfigError: Another process has it, it is damaged, or another release made it.
         DiskFull: The disk is full.
     """
 
@@ -139,6 +128,7 @@ class JobDatabase:
         self._path = path
         self._called = called or path
         self._lock = threading.RLock()
+        self._inside = False
         self._guard = _lock_file(path)
         try:
             self._connection = self._connect()
@@ -159,7 +149,7 @@ class JobDatabase:
             ):
                 connection.execute(f"PRAGMA {pragma}")
             self._check(connection)
-            self._migrate(connection)
+            self._require_schema(connection)
         except sqlite3.DatabaseError as error:
             connection.close()
             raise self._unusable(error) from error
@@ -191,18 +181,17 @@ class JobDatabase:
             hint="restore it from a backup, or move it away: its jobs are then lost",
         )
 
-    def _migrate(self, connection: sqlite3.Connection) -> None:
+    def _require_schema(self, connection: sqlite3.Connection) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
+        if version not in {0, SCHEMA}:
             raise ConfigError(
-                f"{self._called} has schema {version}, of a newer release; this one knows {len(MIGRATIONS)}",
-                hint="upgrade ddib-fed, or set another [node] state folder",
+                f"{self._called} has schema {version}, of another release; this one knows {SCHEMA}",
+                hint="use that release, or set another [node] state folder",
             )
-        for number in range(version, len(MIGRATIONS)):
+        if version == 0:
             connection.execute("BEGIN IMMEDIATE")
-            for statement in MIGRATIONS[number]:
+            for statement in (*_TABLES, f"PRAGMA user_version = {SCHEMA}"):
                 connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {number + 1}")
             connection.execute("COMMIT")
 
     @contextmanager
@@ -214,8 +203,11 @@ class JobDatabase:
             OSError: It fails, or can no longer be written.
         """
         with self._lock, _failing_disk_as_os_error():
+            if self._inside:
+                raise RuntimeError("a transaction was begun inside a transaction")
             self._roll_back()  # what a failed rollback left
             self._connection.execute("BEGIN IMMEDIATE")
+            self._inside = True
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -223,6 +215,8 @@ class JobDatabase:
                 with suppress(sqlite3.Error):  # the first error counts
                     self._roll_back()
                 raise
+            finally:
+                self._inside = False
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -242,6 +236,11 @@ class JobDatabase:
         """Several reads inside see one state: nobody writes meanwhile."""
         with self._lock:
             yield
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._guard < 0
 
     def close(self) -> None:
         """Close; what was committed stays."""

@@ -15,10 +15,10 @@ from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.group_commit import transition
 from source_node.jobs.queries import JobQueries
 from source_node.jobs.records import PENDING_ITEMS, ErrorRecord, JobLimits, Part
-from source_node.jobs.rows import delete_parts, end_job, update_item
+from source_node.jobs.rows import delete_parts, end_job, save_state, update_item
 
-Dropped = Sequence[tuple[int, Sequence[str]]]
-"""Items, and the names of their files that go."""
+Dropped = Sequence[str]
+"""Names of files that go."""
 Recording = AbstractContextManager[object]
 """What was written down is done inside; left with an exception, it was not done."""
 CANCELLED_ERROR: ErrorRecord = {"reason": "CANCELLED", "sentence": "cancelled", "incident": "", "facts": {}}
@@ -117,8 +117,8 @@ class JobEndings(JobQueries):
                 delivered.append((item, delete_parts(db, job_id, item, dropped)))
             if delivered:
                 recording.enter_context(recorded([item for item, _ in delivered]))
-        for item, names in delivered:
-            self._spool.remove(job_id, item, names)
+        for _, names in delivered:
+            self._spool.remove(job_id, names)
         progress = self.progress(job_id)
         return progress.items - progress.count(ItemState.DELIVERED, ItemState.FAILED)
 
@@ -146,7 +146,7 @@ class JobEndings(JobQueries):
         self._spool.remove_job(job_id)
 
     def expire(self, *, recorded: Callable[[Mapping[str, str]], Recording] = unrecorded) -> int:
-        """Remove ended jobs that nobody fetched in time; how many.
+        """Remove ended jobs that nobody fetched in time; how many. Also saves the time, against a kill.
 
         Args:
             recorded: Writes down the jobs that are removed, each with its owner; not called if there are none.
@@ -156,6 +156,7 @@ class JobEndings(JobQueries):
         """
         ended = [state for state in JobState if state.ended]
         with self._deciding() as (db, recording):
+            save_state(db, "open_s", self._clock())
             rows = db.execute(
                 "SELECT job_id, owner FROM jobs WHERE state IN (?, ?, ?) AND expires <= ?",
                 (*ended, self._clock()),
@@ -176,15 +177,13 @@ class JobEndings(JobQueries):
             raise StateConflict(f"job {job_id} with {len(pending)} items left cannot become {state}")
         if state == JobState.CANCELLED:
             error = error or CANCELLED_ERROR
-        now = self._clock()
-        dropped = []
+        dropped: list[str] = []
         for item in pending:
             update_item(db, job_id, item, ItemState.FAILED, error=error)
-            dropped.append((item, delete_parts(db, job_id, item, Part)))
-        end_job(db, job_id, state, finished=now, expires=now + self.limits.retention_s, error=error)
+            dropped += delete_parts(db, job_id, item, Part)
+        end_job(db, job_id, state, expires=self._clock() + self.limits.retention_s, error=error)
         return dropped
 
     def _after_end(self, job_id: str, dropped: Dropped) -> None:
         self._cancelled.discard(job_id)
-        for item, names in dropped:
-            self._spool.remove(job_id, item, names)
+        self._spool.remove(job_id, dropped)

@@ -23,7 +23,7 @@ from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.records import PENDING_ITEMS, TRANSITIONS, ErrorRecord, Part, PartRecord
 from source_node.jobs.rows import delete_parts, delete_ranges, insert_part, update_item
-from source_node.jobs.spool import Spool, ToWrite
+from source_node.jobs.spool import Spool, ToWrite, new_name
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ MOST_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file of an item to keep; replaces one of the same part.
+    """A file of an item to keep; takes the place of one of the same part.
 
     Attributes:
         part: What it is.
@@ -48,10 +48,13 @@ class NewFile:
     media_type: int = common_pb2.MEDIA_TYPE_NPY
     range: int | None = None
 
-    def record(self) -> PartRecord:
-        """What the database holds of it."""
+    def record(self, item: int) -> PartRecord:
+        """What the database will hold of it."""
+        name = str(self.part) if self.range is None else f"{self.part}.{self.range}"
         digest = hashlib.sha256(self.data).digest()
-        return PartRecord(self.part, self.media_type, len(self.data), digest, self.range)
+        return PartRecord(
+            self.part, self.media_type, len(self.data), digest, new_name(item, name), self.range
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class GroupCommit:
             DiskFull: The disk is full.
             Draining: The store was closed.
         """
-        entry = _Entry(change, tuple(file.record() for file in change.files))
+        entry = _Entry(change, tuple(file.record(change.item) for file in change.files))
         with self._changed:
             if self._closed:
                 raise Draining("the job store is closed")
@@ -148,15 +151,20 @@ class GroupCommit:
                 self._finish(entry)
 
     def _finish(self, entry: _Entry) -> None:
+        going = entry.dropped
+        if entry.error is not None:
+            # After any other error the rows may be on the disk: the next start compares.
+            refused = isinstance(entry.error, DdibError)
+            going = [record.file for record in entry.records] if refused else []
+        try:
+            self._spool.remove(entry.change.job_id, going)
+        except Exception:
+            # Whatever it is, the change is decided, and this thread must live: all jobs wait for it.
+            log.exception("files of job %s could not be removed; the next start does", entry.change.job_id)
         if entry.error is not None:
             entry.future.set_exception(entry.error)
-            return
-        try:
-            self._spool.remove(entry.change.job_id, entry.change.item, entry.dropped)
-        except Exception:
-            # Whatever it is, the change is on the disk, and this thread must live: all jobs wait for it.
-            log.exception("files of job %s could not be removed; the next start does", entry.change.job_id)
-        entry.future.set_result(None)
+        else:
+            entry.future.set_result(None)
 
     def _next(self) -> list[_Entry]:
         """All that waits, up to the limits; empty when closed."""
@@ -171,13 +179,10 @@ class GroupCommit:
             return group
 
     def _commit(self, group: list[_Entry]) -> None:
-        """Files first, then the rows that name them; a row must never name bytes that are no longer there."""
+        """New files first, then the rows that name them; the files that they replace go afterwards."""
         self.groups += 1
         self._check(group)
         going = [entry for entry in group if entry.error is None]
-        if replaced := [found for entry in going for found in self._replaced(entry)]:
-            with self._db.transaction() as db:
-                db.executemany("DELETE FROM parts WHERE job_id = ? AND item = ? AND part = ?", replaced)
         self._write(going)
         with self._db.transaction() as db:
             for entry in going:
@@ -196,20 +201,11 @@ class GroupCommit:
             except DdibError as error:
                 entry.error = error
 
-    def _replaced(self, entry: _Entry) -> list[tuple[str, int, str]]:
-        """Rows of files that this change writes again."""
-        if not entry.records:
-            return []
-        key = entry.change.job_id, entry.change.item
-        names = {record.name for record in entry.records}
-        rows = self._db.read("SELECT part FROM parts WHERE job_id = ? AND item = ?", key)
-        return [(*key, row["part"]) for row in rows if row["part"] in names]
-
     def _write(self, entries: list[_Entry]) -> None:
         files, owners = [], []
         for entry in entries:
             for file, record in zip(entry.change.files, entry.records, strict=True):
-                files.append(ToWrite(entry.change.job_id, entry.change.item, record.name, file.data))
+                files.append(ToWrite(entry.change.job_id, record.file, file.data))
                 owners.append(entry)
         for number, error in self._spool.put_together(files).items():
             owners[number].error = owners[number].error or error
@@ -233,7 +229,7 @@ class GroupCommit:
         if change.forget_ranges:
             entry.dropped += delete_ranges(db, *key)
         for record in entry.records:
-            insert_part(db, *key, record)
+            entry.dropped += insert_part(db, *key, record)
         if change.state is not None or change.provenance is not None:
             update_item(db, *key, state, provenance=change.provenance, error=change.error)
         if change.state is not None:

@@ -157,7 +157,7 @@ class JobQueries:
 
     def read_range(self, job_id: str, item: int, record: PartRecord) -> bytes:
         """The file of a range; raises as `read_part`."""
-        data = self._spool.get(job_id, item, record.name)
+        data = self._spool.get(job_id, record.file)
         if hashlib.sha256(data).digest() != record.sha256:
             raise _changed(job_id, item, record.name)
         return data
@@ -176,7 +176,7 @@ class JobQueries:
             ChunkCorrupt: The disk gave back other bytes.
         """
         record = self._part(job_id, item, part)
-        data = self._spool.get(job_id, item, Part(part))
+        data = self._spool.get(job_id, record.file)
         if hashlib.sha256(data).digest() != record.sha256:
             raise _changed(job_id, item, part)
         return data
@@ -189,7 +189,7 @@ class JobQueries:
             ChunkCorrupt: The disk gave back other bytes.
         """
         record = self._part(job_id, item, part)
-        file = self._spool.open(job_id, item, Part(part))
+        file = self._spool.open(job_id, record.file)
         if hashlib.file_digest(file, "sha256").digest() != record.sha256:
             file.close()
             raise _changed(job_id, item, part)

@@ -61,7 +61,7 @@ class Queue:
         Args:
             spec: Of the job.
             away: Institutions whose nodes do not answer.
-            now: Unix time.
+            now: `JobStore.now`.
 
         Raises:
             QueueFull: There is none, or none for this client.

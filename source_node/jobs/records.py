@@ -60,11 +60,12 @@ ErrorRecord = Mapping[str, Any]
 
 def error_record(error: DdibError) -> ErrorRecord:
     """What is kept of an error: nothing that came from an exception's text."""
+    institution = error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else ""
     return {
         "reason": error.reason,
-        "sentence": error.sentence,
+        "sentence": error.said_by(institution),
         "incident": error.incident,
-        "institution": error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else "",
+        "institution": institution,
         "facts": dict(error.facts),
         "differences": [
             {"field": d.field, "source": d.source, "target": d.target, "remedy": d.remedy}
@@ -191,6 +192,7 @@ class PartRecord:
         media_type: A `MediaType` of common.proto.
         size_bytes: How large it is.
         sha256: Digest of its bytes, 32 bytes.
+        file: Its name in the spool.
         range: Number of the row range of a large item that it holds; None for the whole item.
     """
 
@@ -198,11 +200,12 @@ class PartRecord:
     media_type: int
     size_bytes: int
     sha256: bytes
+    file: str
     range: int | None = None
 
     @property
     def name(self) -> str:
-        """As in the database and the spool: "encoded", or "encoded.3" for a range."""
+        """As in the database: "encoded", or "encoded.3" for a range."""
         return str(self.part) if self.range is None else f"{self.part}.{self.range}"
 
 
@@ -226,8 +229,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stored job; times are Unix seconds, 0 for not yet. `list` leaves the items out.
+    """A stored job; `list` leaves the items out.
 
+    `created` and `finished` are Unix seconds by the machine's clock, for people; `started`, `deadline` (when it is
+    given up) and `expires` are moments of `JobStore.now`. 0 stands for not yet.
     `error` is why it ended, or why it was last put back while it has not.
     """
 
@@ -237,15 +242,16 @@ class Job:
     created: float
     started: float
     finished: float
+    deadline: float
     expires: float
     cancel_requested: bool
     error: ErrorRecord | None
     items: tuple[Item, ...] = ()
 
     @property
-    def deadline(self) -> float:
-        """Unix time after which the job is given up."""
-        return self.created + self.spec.deadline_s
+    def accepted(self) -> float:
+        """The moment from which its deadline counts."""
+        return self.deadline - self.spec.deadline_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,12 +20,12 @@ def insert_job(
     spec: JobSpec,
     content: bytes,
     items: Iterable[ItemSpec],
-    decoded: Iterable[tuple[int, PartRecord]],
+    parts: Iterable[tuple[int, PartRecord]],
     *,
-    created: float,
+    deadline: float,
     expires: float,
 ) -> None:
-    """A queued job, its items, their inputs, and what was decoded of these."""
+    """A queued job, its items, and their files."""
     db.execute(
         "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires, target, deadline)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -35,10 +36,10 @@ def insert_job(
             content,
             json.dumps(asdict(spec)),
             JobState.QUEUED,
-            created,
+            time.time(),
             expires,
             spec.target_institution,
-            created + spec.deadline_s,
+            deadline,
         ),
     )
     for item in items:
@@ -48,24 +49,23 @@ def insert_job(
             " VALUES (?, ?, ?, ?, ?, ?)",
             row,
         )
-        insert_part(
-            db, job_id, item.index, PartRecord(Part.INPUT, item.media_type, item.size_bytes, item.sha256)
-        )
-    for index, part in decoded:
+    for index, part in parts:
         insert_part(db, job_id, index, part)
 
 
-def insert_part(db: sqlite3.Connection, job_id: str, item: int, part: PartRecord) -> None:
-    """A file that is in the spool now."""
+def insert_part(db: sqlite3.Connection, job_id: str, item: int, part: PartRecord) -> list[str]:
+    """A file that is in the spool now; as `delete_parts`, of the one whose place it takes."""
+    replaced = _delete(db, job_id, item, lambda record: record.name == part.name)
     db.execute(
-        "INSERT OR REPLACE INTO parts (job_id, item, part, media_type, size_bytes, sha256)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        (job_id, item, part.name, part.media_type, part.size_bytes, part.sha256),
+        "INSERT INTO parts (job_id, item, part, file, media_type, size_bytes, sha256)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (job_id, item, part.name, part.file, part.media_type, part.size_bytes, part.sha256),
     )
+    return replaced
 
 
 def delete_parts(db: sqlite3.Connection, job_id: str, item: int, parts: Iterable[Part]) -> list[str]:
-    """Names of files, whole and of ranges, that may be removed from the spool once this is committed."""
+    """Files, whole and of ranges, that may be removed from the spool once this is committed."""
     wanted = set(parts)
     return _delete(db, job_id, item, lambda record: record.part in wanted)
 
@@ -79,12 +79,17 @@ def _delete(
     db: sqlite3.Connection, job_id: str, item: int, chosen: Callable[[PartRecord], bool]
 ) -> list[str]:
     rows = db.execute("SELECT * FROM parts WHERE job_id = ? AND item = ?", (job_id, item)).fetchall()
-    names = [record.name for record in map(part_from_row, rows) if chosen(record)]
+    going = [record for record in map(part_from_row, rows) if chosen(record)]
     db.executemany(
         "DELETE FROM parts WHERE job_id = ? AND item = ? AND part = ?",
-        [(job_id, item, name) for name in names],
+        [(job_id, item, record.name) for record in going],
     )
-    return names
+    return [record.file for record in going]
+
+
+def save_state(db: sqlite3.Connection, key: str, value: float) -> None:
+    """A number of the node's own."""
+    db.execute("INSERT OR REPLACE INTO node_state (key, value) VALUES (?, ?)", (key, value))
 
 
 def update_item(
@@ -109,14 +114,13 @@ def end_job(
     job_id: str,
     state: JobState,
     *,
-    finished: float,
     expires: float,
     error: Mapping[str, Any] | None,
 ) -> None:
     """A job's last state."""
     db.execute(
         "UPDATE jobs SET state = ?, finished = ?, expires = ?, error = ? WHERE job_id = ?",
-        (state, finished, expires, _json(error), job_id),
+        (state, time.time(), expires, _json(error), job_id),
     )
 
 
@@ -139,6 +143,7 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
         created=row["created"],
         started=row["started"],
         finished=row["finished"],
+        deadline=row["deadline"],
         expires=row["expires"],
         cancel_requested=bool(row["cancel_requested"]),
         error=json.loads(row["error"]) if row["error"] else None,
@@ -172,7 +177,12 @@ def part_from_row(row: sqlite3.Row) -> PartRecord:
     """A file of the spool."""
     name, _, number = row["part"].partition(".")
     return PartRecord(
-        Part(name), row["media_type"], row["size_bytes"], row["sha256"], int(number) if number else None
+        Part(name),
+        row["media_type"],
+        row["size_bytes"],
+        row["sha256"],
+        row["file"],
+        int(number) if number else None,
     )
 
 

@@ -1,7 +1,7 @@
-"""The spool: one private file for each (job, item, part); no name from a client reaches the disk.
+"""The spool: private files of jobs; no name from a client reaches the disk.
 
-A file under its final name is whole and on the disk; what no row of the database names is swept at
-start.
+A file that a row of the database names is whole and on the disk, and is never written again: what takes its place has
+another name. What no row names is swept at start.
 
 Paths of files are plain strings: pathlib interns each part of a path, and every new name would take an entry of the
 interpreter's table of interned strings, which grows by some MB when names come and go by the ten thousand.
@@ -24,7 +24,7 @@ from ddib_fed.errors import DiskFull, ItemNotFound
 from ddib_fed.files import RETRY_AFTER_S, check_private_folder, is_disk_full, sync_each, sync_folder
 
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
-_PART = re.compile(r"[a-z_]{1,32}(\.[0-9]{1,6})?\Z")
+_FILE = re.compile(r"[0-9]{1,9}\.[a-z_]{1,32}(\.[0-9]{1,6})?(-[0-9a-f]{16})?\Z")
 
 
 class Spool:
@@ -56,33 +56,32 @@ class Spool:
         os.mkdir(self._staging(job_id), mode=0o700)
         return job_id
 
-    def stage(self, job_id: str, item: int, part: str) -> StagedFile:
+    def stage(self, job_id: str, file: str) -> StagedFile:
         """A new file of a job that is being received, to be written as its bytes come; not the job's until `adopt`.
 
         Raises:
             DiskFull: The disk is full.
         """
         with _naming_a_full_disk():
-            return StagedFile(_file(self._staging(job_id), item, part), self._count)
+            return StagedFile(os.path.join(self._staging(job_id), _checked(_FILE, file)), self._count)
 
-    def read_staged(self, job_id: str, item: int, part: str) -> bytes:
+    def read_staged(self, job_id: str, file: str) -> bytes:
         """What a staged file holds."""
-        return _read(_file(self._staging(job_id), item, part))
+        return _read(os.path.join(self._staging(job_id), _checked(_FILE, file)))
 
     def adopt(self, job_id: str, durable: Collection[str]) -> None:
         """All that was staged becomes the job's, at once.
 
         Args:
             job_id: Which job.
-            durable: Parts that are on the disk when this returns; others can be made again.
+            durable: Files that are on the disk when this returns; others can be made again.
 
         Raises:
             DiskFull: The disk is full.
         """
         staging = self._staging(job_id)
         with _naming_a_full_disk():
-            paths = [path for path in _names(staging) if os.path.basename(path).partition(".")[2] in durable]
-            for error in sync_each(paths).values():
+            for error in sync_each([os.path.join(staging, name) for name in durable]).values():
                 raise error
         sync_folder(staging)
         os.rename(staging, self._job(job_id))
@@ -93,80 +92,71 @@ class Spool:
         self._remove_tree(self._staging(job_id))
 
     def put_together(self, files: Sequence[ToWrite]) -> Mapping[int, Exception]:
-        """Write, or replace, files; of each either the old or the new one is there whatever happens.
+        """Write new files.
 
         Returns:
-            Why files could not be written, by their place in `files`: DiskFull for a full disk. All others are on the
-            disk.
+            Why files could not be written, by their place in `files`: DiskFull for a full disk. Nothing is left of
+            them; all others are on the disk.
         """
         failed: dict[int, Exception] = {}
-        temporary: dict[int, str] = {}
+        written: dict[int, str] = {}
         folders: dict[str, list[int]] = {}
         for number, file in enumerate(files):
-            path = self._path(file.job_id, file.item, file.part)
-            folders.setdefault(os.path.dirname(path), []).append(number)
+            path = self._path(file.job_id, file.name)
             with _noting(number, failed):
-                temporary[number] = write_aside(path, file.data)
-        unsynced = sync_each(list(temporary.values()))
-        for place, (number, aside) in enumerate(temporary.items()):
+                write_new(path, file.data)
+                self._count(len(file.data))
+                written[number] = path
+                folders.setdefault(os.path.dirname(path), []).append(number)
+        unsynced = sync_each(list(written.values()))
+        for place, number in enumerate(written):
             with _noting(number, failed):
                 if place in unsynced:
                     raise unsynced[place]
-                self._place(aside, files[number])
         for folder, numbers in folders.items():
             try:
                 with _naming_a_full_disk():
                     sync_folder(folder)
             except (OSError, DiskFull) as error:
                 failed |= {number: error for number in numbers if number not in failed}
-        for number in failed.keys() & temporary.keys():
-            with suppress(FileNotFoundError):
-                os.unlink(temporary[number])
+        for number in failed.keys() & written.keys():
+            self._unlink(written[number])
         return failed
 
-    def _place(self, aside: str, file: ToWrite) -> None:
-        path = self._path(file.job_id, file.item, file.part)
-        before = os.stat(path).st_size if os.path.exists(path) else 0
-        os.replace(aside, path)
-        self._count(len(file.data) - before)
-
-    def get(self, job_id: str, item: int, part: str) -> bytes:
+    def get(self, job_id: str, file: str) -> bytes:
         """What a file holds.
 
         Raises:
             ItemNotFound: There is none.
         """
-        try:
-            return _read(self._path(job_id, item, part))
-        except FileNotFoundError as error:
-            raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item}) from error
+        with self.open(job_id, file) as opened:
+            return opened.read()
 
-    def open(self, job_id: str, item: int, part: str) -> BufferedReader:
+    def open(self, job_id: str, file: str) -> BufferedReader:
         """A file, for reading.
 
         Raises:
             ItemNotFound: There is none.
         """
         try:
-            return open(self._path(job_id, item, part), "rb")
+            return open(self._path(job_id, file), "rb")
         except FileNotFoundError as error:
-            raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item}) from error
+            item = file.partition(".")[0]
+            raise ItemNotFound(
+                f"item {item} of job {job_id} has no file {file}", facts={"item": item}
+            ) from error
 
-    def has(self, job_id: str, item: int, part: str) -> bool:
-        """Whether there is such a file."""
-        return os.path.exists(self._path(job_id, item, part))
-
-    def remove(self, job_id: str, item: int, parts: Iterable[str]) -> None:
-        """Remove files of an item, those that are there."""
-        for part in parts:
-            self._unlink(self._path(job_id, item, part))
+    def remove(self, job_id: str, files: Iterable[str]) -> None:
+        """Remove files of a job, those that are there."""
+        for file in files:
+            self._unlink(self._path(job_id, file))
 
     def remove_job(self, job_id: str) -> None:
         """Remove everything of a job."""
         self._remove_tree(self._job(job_id))
 
-    def sweep(self, known: Collection[tuple[str, int, str]]) -> int:
-        """Remove every file that is not among these (job, item, part); how many there were. Only at start."""
+    def sweep(self, known: Collection[tuple[str, str]]) -> int:
+        """Remove every file that is not among these (job, file); how many there were. Only at start."""
         keep = {self._path(*key) for key in known}
         jobs = {os.path.dirname(path) for path in keep}
         removed = 0
@@ -186,8 +176,8 @@ class Spool:
     def _job(self, job_id: str) -> str:
         return os.path.join(self._folder, _checked(_JOB, job_id))
 
-    def _path(self, job_id: str, item: int, part: str) -> str:
-        return _file(self._job(job_id), item, part)
+    def _path(self, job_id: str, file: str) -> str:
+        return os.path.join(self._job(job_id), _checked(_FILE, file))
 
     def _unlink(self, path: str) -> None:
         try:
@@ -214,8 +204,7 @@ class ToWrite:
     """A file for `Spool.put_together`."""
 
     job_id: str
-    item: int
-    part: str
+    name: str
     data: bytes
 
 
@@ -265,25 +254,19 @@ def _noting(number: int, failed: dict[int, Exception]) -> Iterator[None]:
         failed[number] = error
 
 
-def write_aside(path: str, data: bytes) -> str:
-    """Write a private file beside `path`, not yet synced; the caller syncs it and renames it to `path`, or removes it.
-
-    Returns:
-        The file's path.
-    """
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+def write_new(path: str, data: bytes) -> None:
+    """Write a private file that is not there yet; the caller syncs it. Nothing is left of one that fails."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    opened = os.open(path, flags, 0o600)
     try:
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb", buffering=0) as file:
+        with os.fdopen(opened, "wb", buffering=0) as file:
             left = memoryview(data)
             while left:
                 left = left[file.write(left) or 0 :]
     except BaseException:
         with suppress(FileNotFoundError):
-            os.unlink(temporary)
+            os.unlink(path)
         raise
-    return temporary
 
 
 def _names(folder: str) -> list[str]:
@@ -291,14 +274,9 @@ def _names(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
 
 
-def part_name(job_id: str, item: int, part: str) -> str:
-    """The file of a part below the spool's folder, with slashes."""
-    return f"{_checked(_JOB, job_id)}/{item:d}.{_checked(_PART, part)}"
-
-
-def _file(folder: str, item: int, part: str) -> str:
-    """The file of a part in the folder of its job."""
-    return os.path.join(folder, f"{item:d}.{_checked(_PART, part)}")
+def new_name(item: int, part: str) -> str:
+    """For a file of an item that no other file has, nor had."""
+    return f"{item:d}.{part}-{secrets.token_hex(8)}"
 
 
 def _read(path: str) -> bytes:

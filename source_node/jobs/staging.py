@@ -86,7 +86,7 @@ class Staging:
         self._repeats = False
         self._job_id = ""
         self._items: list[ItemSpec] = []
-        self._decoded: list[tuple[int, PartRecord]] = []
+        self._parts: list[tuple[int, PartRecord]] = []
 
     def __enter__(self) -> Self:
         """Begin to receive.
@@ -114,6 +114,11 @@ class Staging:
         self._exits.close()
 
     @property
+    def owner(self) -> str:
+        """Whose job it is."""
+        return self._spec.owner
+
+    @property
     def accepted_before(self) -> bool:
         """Whether a job of this request was there on entering: what comes takes no place, and becomes no new job."""
         return self._repeats
@@ -130,7 +135,7 @@ class Staging:
         """
         self._require_room(size_bytes)
         self._close()
-        staged = self._spool.stage(self._job_id, len(self._items), Part.INPUT)
+        staged = self._spool.stage(self._job_id, _staged_name(len(self._items), Part.INPUT))
         self._incoming = Incoming(staged, self._before)
         return self._incoming
 
@@ -142,6 +147,7 @@ class Staging:
         self._incoming = None
         item = ItemSpec(len(self._items), media_type, staged.size_bytes, sha256)
         self._items.append(item)
+        self._kept(item.index, Part.INPUT, media_type, item.size_bytes, sha256)
         return item
 
     def keep_decoded(self, data: bytes) -> None:
@@ -155,18 +161,21 @@ class Staging:
         """
         index = len(self._items) - 1
         self._before(len(data))
-        staged = self._spool.stage(self._job_id, index, Part.DECODED)
+        staged = self._spool.stage(self._job_id, _staged_name(index, Part.DECODED))
         try:
             staged.write(data)
         finally:
             staged.close()
         digest = hashlib.sha256(data).digest()
-        part = PartRecord(Part.DECODED, common_pb2.MEDIA_TYPE_UNSPECIFIED, len(data), digest)
-        self._decoded.append((index, part))
+        self._kept(index, Part.DECODED, common_pb2.MEDIA_TYPE_UNSPECIFIED, len(data), digest)
+
+    def _kept(self, index: int, part: Part, media_type: int, size_bytes: int, sha256: bytes) -> None:
+        record = PartRecord(part, media_type, size_bytes, sha256, _staged_name(index, part))
+        self._parts.append((index, record))
 
     def read(self, item: int) -> bytes:
         """An item that was kept."""
-        return self._spool.read_staged(self._job_id, item, Part.INPUT)
+        return self._spool.read_staged(self._job_id, _staged_name(item, Part.INPUT))
 
     def add(self, media_type: int, data: bytes) -> ItemSpec:
         """Keep an item that is in memory.
@@ -231,7 +240,8 @@ class Staging:
                 hint="submit it again with a new request id",
                 facts={"job": "deleted while the request came again"},
             )
-        self._spool.adopt(self._job_id, durable={Part.INPUT})
+        durable = [record.file for _, record in self._parts if record.part == Part.INPUT]
+        self._spool.adopt(self._job_id, durable)
         try:
             return self._insert(content)
         except BaseException:
@@ -245,16 +255,16 @@ class Staging:
         with self._db.transaction() as db:
             earlier = self._accepted()
             if earlier is None:
-                expires = now + spec.deadline_s + self._limits.retention_s
+                deadline = now + spec.deadline_s
                 insert_job(
                     db,
                     self._job_id,
                     spec,
                     content,
                     self._items,
-                    self._decoded,
-                    created=now,
-                    expires=expires,
+                    self._parts,
+                    deadline=deadline,
+                    expires=deadline + self._limits.retention_s,
                 )
         if earlier is not None:
             job = self._same(earlier, content)
@@ -283,3 +293,8 @@ class Staging:
     def _job(self, row: sqlite3.Row) -> Job:
         items = self._db.read("SELECT * FROM items WHERE job_id = ? ORDER BY item", (row["job_id"],))
         return job_from_row(row, items)
+
+
+def _staged_name(item: int, part: Part) -> str:
+    """The file of an item that is received: in a folder where none is replaced."""
+    return f"{item}.{part}"

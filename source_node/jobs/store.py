@@ -7,16 +7,17 @@ removed after it, so a kill leaves at most files without a row, which the next s
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.errors import StateConflict
+from ddib_fed.errors import DdibError, StateConflict
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.jobs import ItemState, JobState
-from source_node.jobs.clock import steady_clock
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.endings import JobEndings
 from source_node.jobs.group_commit import Change, GroupCommit, NewFile
@@ -31,7 +32,7 @@ from source_node.jobs.records import (
     Part,
     PartRecord,
 )
-from source_node.jobs.rows import postpone_job
+from source_node.jobs.rows import postpone_job, save_state
 from source_node.jobs.spool import Spool
 from source_node.jobs.staging import Staging
 
@@ -62,10 +63,10 @@ class JobStore(JobEndings):
         database: The SQLite file; made when it is not there.
         spool: The folder of the files; made when it is not there.
         limits: What is taken on.
-        clock: Unix time in seconds; None for the machine's as it was when the store was opened, moved on steadily.
+        clock: Seconds, moved on steadily while the machine runs; it may begin anew at each start.
 
     Raises:
-        ConfigError: Another process uses the database, it is damaged, or a newer release made it.
+        ConfigError: Another process uses the database, it is damaged, or another release made it.
     """
 
     def __init__(
@@ -74,37 +75,49 @@ class JobStore(JobEndings):
         spool: Path,
         limits: JobLimits | None = None,
         *,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits or JobLimits()
-        self._clock = clock or steady_clock()
         self._db = JobDatabase(database)
+        before, opened = self._saved("open_s"), clock()
+        self._clock = lambda: before + clock() - opened
         self._spool = Spool(spool)
         self._commits = GroupCommit(self._db, self._spool)
         self._queue = Queue(self._db, self.limits)
         self._staging_lock = threading.Lock()
         self._staged_bytes: Counter[str] = Counter()
-        rows = self._db.read("SELECT job_id, item, part FROM parts")
-        self.swept_files = self._spool.sweep({(row["job_id"], row["item"], row["part"]) for row in rows})
+        rows = self._db.read("SELECT job_id, file FROM parts")
+        self.swept_files = self._spool.sweep({(row["job_id"], row["file"]) for row in rows})
         self._cancelled = {
             row["job_id"] for row in self._db.read("SELECT job_id FROM jobs WHERE cancel_requested = 1")
         }
-        self.boot = self._count_boot()
-
-    def _count_boot(self) -> int:
+        self.boot = int(self._saved("boot")) + 1
         """How many times the store was opened, this time included."""
         with self._db.transaction() as db:
-            db.execute("INSERT OR IGNORE INTO node_state (key, value) VALUES ('boot', 0)")
-            db.execute("UPDATE node_state SET value = value + 1 WHERE key = 'boot'")
-            return int(db.execute("SELECT value FROM node_state WHERE key = 'boot'").fetchone()[0])
+            save_state(db, "boot", self.boot)
+
+    def _saved(self, key: str) -> float:
+        rows = self._db.read("SELECT value FROM node_state WHERE key = ?", (key,))
+        return float(rows[0]["value"]) if rows else 0.0
 
     def now(self) -> float:
-        """Unix time in seconds, of the clock by which jobs were accepted and wait."""
+        """Seconds for which the store has been open, over all starts.
+
+        Deadlines and expiry count these: neither a clock that was set nor a time in which nobody could fetch a result
+        ends a job. A kill forgets what has passed since `expire` was called.
+        """
         return self._clock()
+
+    def unix_time(self, moment: float) -> float:
+        """Unix time of a moment of `now`, if the store stays open until then, by the machine's clock."""
+        return time.time() + moment - self.now()
 
     def close(self) -> None:
         """Finish the changes that were given, and let another process have the store."""
         self._commits.close()
+        if not self._db.closed:
+            with suppress(OSError, DdibError), self._db.transaction() as db:  # or as after a kill
+                save_state(db, "open_s", self.now())
         self._db.close()
 
     # Receive
@@ -180,7 +193,7 @@ class JobStore(JobEndings):
     def release_running(self) -> tuple[Job, ...]:
         """At start: queue again what was left running, or end it when it was to be cancelled; those that ended.
 
-        Nothing waits any longer: until when was said by the clock of an earlier process, which may have been wrong.
+        Nothing waits any longer: what it waited for may be there by now.
         """
         with self._db.transaction() as db:
             db.execute("UPDATE jobs SET not_before = 0 WHERE state = ?", (JobState.QUEUED,))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ddib_fed.bridge.party import Array
-from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.bridge.records.translation_record import KEPT_SMALL, Translation
 from ddib_fed.bridge.translate import Item as Sample
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import (
@@ -186,7 +186,10 @@ class Intake:
 
     def _input(self, item: Item, size_rule: str) -> Given:
         """The item's samples, and whether results keep the models' size."""
-        return replace(self._decoded(item, size_rule), model_size=self._job.spec.model_size)
+        given = self._decoded(item, size_rule)
+        if self._job.spec.model_size and given.picture is not None:
+            given = replace(given, picture=given.picture.model_copy(update=KEPT_SMALL))
+        return replace(given, model_size=self._job.spec.model_size)
 
     def _decoded(self, item: Item, size_rule: str) -> Given:
         """The item's samples: as they were decoded when the job was submitted, by any model of the same rule.
@@ -204,7 +207,8 @@ class Intake:
             log.info("item %d of job %s is decoded again: %s", item.index, job_id, error.detail)
             given = None
         if given is None:
-            with self._node.decoding.file(item.size_bytes, load, self._samples.memory) as content:
+            owner = self._job.spec.owner
+            with self._node.decoding.file(owner, item.size_bytes, load, self._samples.memory) as content:
                 given = self._samples.read(content, size_rule)
                 data = given.to_bytes(self._samples.rule)
                 self._store.put_part(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
@@ -292,7 +292,7 @@ class Pipeline:
         record = work.record.with_(seconds={"remote": there.seconds}, wire_bytes=there.wire_bytes)
 
         def add(part: Part, make: Callable[[], Any]) -> Translation:
-            with self._node.decoding.work(self._samples.output_memory(work.given)):
+            with self._node.decoding.work(self._job.spec.owner, self._samples.output_memory(work.given)):
                 made = make()
             files.append(NewFile(part, made.file, self._samples.media_type))
             return record.with_(**made.figures)
@@ -307,8 +307,20 @@ class Pipeline:
         if back is not None:
             record = add(Part.RETURNED, lambda: self._samples.returned(self._engine, given, back))
             record = record.with_(seconds={"return": back.seconds})
+            if given.is_fitted:
+                record = record.with_(picture=self._at_own_size(work.item, back))
         index = work.item.index
         return Change(self._job.job_id, index, files, ItemState.DECODED, record.stored())
+
+    def _at_own_size(self, item: Item, back: Decoded) -> Mapping[str, float]:
+        """Figures of the round trip against the picture as it was sent."""
+        job_id, owner = self._job.job_id, self._job.spec.owner
+
+        def load() -> bytes:
+            return self._store.read_part(job_id, item.index, Part.INPUT)
+
+        with self._node.decoding.file(owner, item.size_bytes, load, self._samples.memory) as content:
+            return self._samples.returned_at_own_size(content, back)
 
     def _write(self, work: Work, change: Change) -> None:
         """Give a result to the store; few wait there, however fast the peer is."""
@@ -338,7 +350,7 @@ class Pipeline:
             future.result()
 
     def _fail_item(self, index: int, error: DdibError) -> None:
-        self._failed[index] = error
+        self._failed[index] = error.kept()
         self._work.pop(index, None)
         self._store.fail_item(self._job.job_id, index, error_record(error))
         self._progress.failed(index, error.reason)

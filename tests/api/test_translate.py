@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import ddib_fed
 from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
+from ddib_fed.datasets.maps import cut_scene
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.errors import (
@@ -45,6 +47,23 @@ def scene(size: tuple[int, int] = (32, 32)) -> Image.Image:
 
 UNIT = np.linspace(0, 1, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
 """A picture of values from 0 to 1, where the model takes 0 to 255."""
+
+
+@pytest.mark.slow
+def test_each_picture_is_translated_at_its_own_size_or_says_that_it_was_not(satellite, relief) -> None:
+    """Satellite knows parts of a map: a larger picture stays as large, one of too many tiles is fitted."""
+    coast = Image.fromarray(cut_scene("satellite", 3, (330, 370), detail=1).transpose(1, 2, 0)).crop(
+        (0, 0, 48, 40)
+    )
+    given = [coast, coast.crop((0, 0, 32, 32)), coast.resize((900, 900), Image.Resampling.LANCZOS)]
+    found = ddib_fed.translate(given, satellite, relief, cycle=True, evaluations=16)
+    assert [each.picture.size for each in found] == [each.size for each in given]
+    assert [each.record.picture.fitted_width for each in found] == [None, None, 32]
+    assert "translated at 32x32 pixels, not at its own 900x900" in repr(found[2])
+    for each, picture in zip(found, given, strict=True):
+        gap = (np.asarray(picture, np.float64) - np.asarray(each.returned_picture, np.float64)) / 127.5
+        measured = 10 * np.log10(4 / np.square(gap).mean())
+        assert each.record.picture.cycle_psnr == pytest.approx(measured, abs=0.1)
 
 
 @pytest.mark.slow
@@ -84,13 +103,15 @@ def test_a_picture_keeps_its_own_size(satellite, relief) -> None:
 def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) -> None:
     """Files, record, and no overwriting."""
     [result] = ddib_fed.translate(scene(), satellite, relief, evaluations=6, cycle=True, keep_latents=True)
-    assert result.save(tmp_path, "a") == tmp_path / "a.png"
-    names = {path.name for path in tmp_path.iterdir()}
+    out, before = tmp_path / "out", os.umask(0)
+    assert result.save(out, "a") == out / "a.png"
+    os.umask(before)
+    names = {path.name for path in out.iterdir()}
     assert names == {"a.png", "a.returned.png", "a.latent.npy", "a.json"}
-    assert json.loads((tmp_path / "a.json").read_text())["files"]["translation"]["file"] == "a.png"
-    assert (tmp_path / "a.latent.npy").stat().st_mode & 0o077 == 0
+    assert json.loads((out / "a.json").read_text())["files"]["translation"]["file"] == "a.png"
+    assert [path for path in (out, *out.iterdir()) if path.stat().st_mode & 0o077] == []
     with pytest.raises(AlreadyExists):
-        result.save(tmp_path, "a")
+        result.save(out, "a")
 
 
 @pytest.mark.slow

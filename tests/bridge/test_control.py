@@ -1,22 +1,11 @@
-"""Cancelling and waiting: what a piece of work asks whether it should go on."""
+"""Cancelling: what a piece of work asks whether it should go on."""
 
 from __future__ import annotations
-
-import threading
 
 import pytest
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
-
-
-def test_control_waits_and_wakes() -> None:
-    """`wait` ends early when cancelled, and says so."""
-    control = Control()
-    threading.Timer(0.05, control.cancel).start()
-    with pytest.raises(Cancelled):
-        control.wait(30)
-    assert control.cancelled
+from ddib_fed.errors import DeadlineExceeded, Draining
 
 
 def test_cancelling_interrupts_who_cannot_look() -> None:

@@ -22,7 +22,7 @@ Owner = Callable[[], type]
 
 
 def _source(path: str) -> Owner:
-    """A class of the source node by its dotted name, imported in the node alone."""
+    """A class or module of the source node by its dotted name, imported in the node alone."""
 
     def load() -> type:
         import importlib
@@ -35,6 +35,7 @@ def _source(path: str) -> Owner:
 
 
 STAGING = _source("source_node.jobs.staging.Staging")
+FILES = _source("source_node.jobs.spool")
 SPOOL = _source("source_node.jobs.spool.Spool")
 STORE = _source("source_node.jobs.store.JobStore")
 GROUPS = _source("source_node.jobs.group_commit.GroupCommit")
@@ -60,8 +61,8 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "job claimed": (STORE, "claim", "found"),
     "contract agreed": (REMOTE, "negotiate", "after"),
     "latent made, not stored": (PIPELINE, "_keep_latent", "before"),
-    "files written aside": (SPOOL, "_place", "before"),
-    "first file in its place": (SPOOL, "_place", "after"),
+    "files of a group not yet written": (SPOOL, "put_together", "before"),
+    "first file of a group written, not synced": (FILES, "write_new", "after"),
     "files of a group there, no rows": (GROUPS, "_write", "after"),
     "rows of a group there, nobody knows": (GROUPS, "_commit", "after"),
     "latent stored": (PIPELINE, "_is_stored", "after"),
@@ -74,6 +75,7 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "job about to end": (STORE, "finish", "before"),
     "job ended": (STORE, "finish", "after"),
     "end of the job audited": (RUNNER, "_announce", "after"),
+    "results written down, not sent": (DECISIONS, "sending", "after"),
     "result fetched": (SERVICE, "_result", "end"),
     "delivery written down, not done": (DECISIONS, "delivering", "after"),
     "items delivered, not answered": (STORE, "acknowledge", "after"),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import click
 import pytest
+from packaging.requirements import Requirement
 
 from ddib_fed import errors
 from ddib_fed.cli import main as entry
 from ddib_fed.cli.main import COMMANDS, SECTIONS, run
 from ddib_fed.cli.output import NEXT_STEPS, next_step
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
-from ddib_fed.unexpected import missing_extra
+from ddib_fed.unexpected import explained
 
 HELP_PARTS = 6.0
 """Of what Python takes to start and to import click: of the same machine, which may be slow. torch alone takes 35."""
@@ -159,17 +165,31 @@ def test_an_unforeseen_error_says_how_to_see_where(failing, capsys, monkeypatch)
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_missing_extra_says_what_to_install(failing, capsys):
-    """A client without torch that runs a node's command."""
+def test_a_client_that_runs_a_command_of_a_node_is_told_a_command_that_works(failing, monkeypatch, capsys):
+    """As after `pip install CHECKOUT`, without the extra: this Python's own pip, and all that is missing, by names
+    that an index has, with their versions; not `ddib-fed[node]`, which none has."""
+    found, absent = importlib.metadata.version, {"torch", "safetensors", "spake2"}
+
+    def version(name: str) -> str:
+        if name in absent:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
     failing(ModuleNotFoundError("No module named 'torch'", name="torch"))
     assert run(["domains"]) == ExitCode.USAGE
-    assert "pip install 'ddib-fed[node]'" in capsys.readouterr().err
+    (hint,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  try:")]
+    python, *words = shlex.split(hint.removeprefix("  try:"))
+    assert (python, words[:3]) == (sys.executable, ["-m", "pip", "install"])
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    wanted = {Requirement(each) for each in declared["optional-dependencies"]["node"]}
+    assert {Requirement(each) for each in words[3:]} == {each for each in wanted if each.name in absent}
 
 
 def test_another_missing_module_is_our_bug():
     """Only packages of the extra are explained away."""
-    assert missing_extra(ModuleNotFoundError("no", name="ddib_fed.nothing")) is None
-    assert missing_extra(ImportError("no", name="torch.nn")) == "torch"
+    assert explained(ModuleNotFoundError("no", name="ddib_fed.nothing")).reason == "INTERNAL"
+    assert explained(ImportError("no", name="torch.nn")).facts["package"] == "torch"
 
 
 def test_ctrl_c_ends_with_its_own_code(failing, capsys):
@@ -177,6 +197,41 @@ def test_ctrl_c_ends_with_its_own_code(failing, capsys):
     failing(KeyboardInterrupt())
     assert run(["domains"]) == ExitCode.CANCELLED
     assert "interrupted" in capsys.readouterr().err
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+class AtOnce:
+    def find_spec(name, *_):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, AtOnce)
+sys.argv = [sys.argv[1], "--help"]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("program", ["ddib_fed", "source_node", "target_node", "ddib_fed.node"])
+def test_ctrl_c_while_a_program_is_imported_shows_no_traceback(program):
+    """It ends by the signal, as programs do that do not handle it."""
+    command = [sys.executable, "-c", INTERRUPTED, program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
+def test_the_commands_are_these_programs():
+    """What pyproject.toml installs begins with the same functions."""
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    modules = {"ddib": "ddib_fed", "ddib-source-node": "source_node", "ddib-target-node": "target_node"}
+    assert scripts == {name: f"{module}.__main__:main" for name, module in modules.items()}
+
+
+def test_a_missing_choice_is_listed_without_escapes(capsys):
+    """Click writes tabs."""
+    assert run(["init", "node"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "    source,\n    target,\n" in said
+    assert "\\t" not in said
 
 
 def test_an_unreadable_file_is_named(failing, capsys):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shlex
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from ddib_fed.cli.main import run
+from ddib_fed.cli.main import cli, run
 from ddib_fed.cli.next_commands import with_config
 from ddib_fed.cli.typed import with_profile
 from ddib_fed.errors import DiskFull
+from ddib_fed.node.command import node_command
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.unexpected import explained
 
@@ -89,6 +95,39 @@ def test_a_certificate_is_requested_issued_and_installed_by_the_printed_commands
     assert (NodeConfig.load(second / "node.toml").paths.pki / "leaf.pem").exists()
 
 
+def tried(shown: str) -> list[str]:
+    """The lines of the hint of an error."""
+    return [line.strip() for line in shown.partition("  try:  ")[2].splitlines()]
+
+
+@pytest.mark.parametrize("file", ["leaf.pem", "leaf.key", "roots.pem"])
+@pytest.mark.parametrize("whose", ["client", "node"])
+def test_a_damaged_certificate_is_replaced_by_the_printed_commands(
+    whose: str, file: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a client, and of a node that issues; only the client's own name has to be filled in."""
+    assert make_node(place) == 0
+    monkeypatch.chdir(place)
+    folder = place / ("client/pki" if whose == "client" else "state/pki")
+    show = ["pki", "show", *(["--folder", str(folder)] if whose == "client" else [])]
+    assert run(show) == 0
+    (folder / file).write_bytes(b"garbage")
+    capsys.readouterr()
+    assert run(["doctor"] if whose == "client" else show) == 3
+    commands = tried(capsys.readouterr().err)
+    if commands[0].split()[0] in {"mv", "cp"}:
+        subprocess.run(shlex.split(commands.pop(0)), check=True)
+    if commands:
+        line = commands[0] if whose == "client" else "ddib pki request"
+        assert any(line in each for each in commands)
+        line = line.replace("INSTITUTION", "north.example").replace("NAME", "alice")
+        assert run(shlex.split(line)[1:]) == 0
+        issue, install = next_commands(capsys.readouterr().out)
+        assert run([*issue[1:], "--yes"]) == 0
+        assert run(install[1:]) == 0
+    assert run(show) == 0
+
+
 @pytest.mark.parametrize("kind", [OSError(28, "No space left on device"), PermissionError(13, "denied")])
 def test_the_command_for_a_refused_file_can_be_pasted(place: Path, kind: OSError) -> None:
     """`df` or `namei`."""
@@ -117,3 +156,53 @@ def test_commands_of_a_hint_have_the_profile_that_was_given(hint: str, meant: st
     """Those that ask the node; an operator's, and one that has a profile, stay as they are."""
     assert with_profile(hint, ["job", "show", "7", *words]) == meant
     assert with_profile(hint, ["job", "show", "7", "--", *words]) == hint
+
+
+PRODUCT = Path(__file__).parents[2]
+_COMMAND = re.compile(
+    r"(?<![\w/.-])(?<!--compat )ddib(?:-(source|target)-node)?"
+    r"((?: [a-z][a-z-]*)+(?: (?:--?[a-z][a-z-]*|[A-Z./'\"\w:-]+))*)"
+)
+_PROCESSES = {"worker", "ray"}
+"""What follows `ddib` in the name of a process of an engine."""
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Where, and what: each text that a user may be shown; what is filled in stands as X."""
+    for package in ("ddib_fed", "source_node", "target_node"):
+        for path in sorted((PRODUCT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = (part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+                    yield f"{path}:{node.lineno}", "".join(map(str, parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield f"{path}:{node.lineno}", node.value
+        for path in sorted((PRODUCT / package).rglob("*.[jh][st]*")):
+            yield str(path), path.read_text()
+
+
+def unknown(program: click.Command, words: list[str]) -> list[str]:
+    """The words of a command line that are no command or option of the program."""
+    command, context = program, click.Context(program)
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        inner = command.get_command(context, words[0])
+        if inner is None:
+            return [] if command is not program else words[:1]  # a sentence about the group goes on
+        command, words = inner, words[1:]
+    known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)} | {"--help"}
+    return [word for word in words if word.startswith("--") and word not in known]
+
+
+def test_every_command_that_is_named_exists() -> None:
+    """In hints, messages, help, pages and templates of files: with its options."""
+    wrong, seen = [], 0
+    for where, text in texts():
+        for found in _COMMAND.finditer(text):
+            words = found[2].split()
+            if found[1] is None and words[0] in _PROCESSES:
+                continue
+            seen += 1
+            program = cli if found[1] is None else node_command(found[1])
+            wrong += [f"{where}: {found[0]!r}: {word}" for word in unknown(program, words)]
+    assert seen > 300
+    assert not wrong

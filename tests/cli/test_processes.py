@@ -128,3 +128,18 @@ def test_mpi_does_not_train_the_same_pictures_twice(place, monkeypatch, capsys):
     assert run(["model", "train", "--images", str(place / "in"), "--out", str(place / "out"), *SMALL]) == 2
     assert "torchrun" in capsys.readouterr().err
     assert not (place / "out").exists()
+
+
+def test_a_trained_model_its_sheets_and_its_samples_are_their_users_alone(place):
+    """Sheets and samples show what the training pictures look like."""
+    lines = [
+        ["model", "train", "--images", place / "in", "--out", place / "made" / "model", *SMALL],
+        ["model", "sample", place / "made" / "model", "--n", "2", "--out", place / "made" / "samples"],
+    ]
+    for line in lines:
+        script = [sys.executable, "-c", "from ddib_fed.cli.main import main; main()", *map(str, line)]
+        done = subprocess.run(script, check=False, umask=0, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    written = [place / "made", *(place / "made").rglob("*")]
+    assert {path.suffix for path in written} >= {".png", ".safetensors"}
+    assert [path for path in written if path.stat().st_mode & 0o077] == []

@@ -137,6 +137,14 @@ def test_a_limit_at_any_call_is_waited_for(north, method):
     assert len(north.script.seen(method)) >= 3
 
 
+def test_a_notebook_names_files_by_texts(north, tmp_path):
+    """The profile and the inputs, as every function of Python takes them."""
+    (tmp_path / "points.npy").write_bytes(npy(points()))
+    with Client.from_profile(str(north.profile_path)) as client:
+        (result,) = client.translate([str(tmp_path / "points.npy")], TARGET)
+    assert result.translation.data
+
+
 def test_a_node_that_never_answers_is_given_up_soon(north):
     """Without patience the first failure is raised, naming the hop and the doctor."""
     north.stop()

@@ -178,7 +178,7 @@ def test_unknown_domains_and_missing_packages_are_named(monkeypatch: pytest.Monk
     heads._volume.cache_clear()
     with pytest.raises(ExtraMissing, match="nilearn") as missing:
         shipped.load_shipped("brain-t1")
-    assert "ddib-fed[data]" in missing.value.hint
+    assert "pip install nilearn" in missing.value.hint
     assert not shipped.available("satellite")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -127,3 +129,21 @@ def test_refuses_unknown_kinds(predicts, time):
     """Parameterisations and time inputs that do not exist are named errors."""
     with pytest.raises(SettingsInvalid):
         Denoiser(ResidualMLP(width=32, blocks=1), predicts, time)
+
+
+@pytest.mark.parametrize(
+    ("time_input", "told"),
+    [("timestep", 0.25), ("lambda", 0.5), ("scaled-lambda", 2.0)],
+)
+def test_a_network_hears_the_time_as_it_was_trained(time_input, told):
+    """Weights know one scale: with another a shipped model answers with noise."""
+    heard = []
+
+    class Listening(torch.nn.Module):
+        def forward(self, x, times, rows=None):
+            heard.append(float(times))
+            return x
+
+    level = Level(math.exp(0.5), 1.0, 0.25)
+    Denoiser(Listening(), time_input=time_input)(torch.zeros(1, 2), level)
+    assert heard == [pytest.approx(told)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 
@@ -143,6 +144,60 @@ def test_asks_exactly_as_often_as_the_settings_say(name, order):
     )
     integrate(solver, gaussian_denoiser(), on_step=lambda done, _: told.append(done))
     assert told == list(range(1, wanted + 1))
+
+
+def conditions_of(solver):
+    """What the network is conditioned on at each evaluation."""
+    found = []
+    with contextlib.suppress(StopIteration):
+        query = next(solver)
+        while True:
+            found.append(query.cond)
+            query = solver.send(torch.zeros_like(query.x))
+    return found
+
+
+@pytest.mark.parametrize(("name", "order"), [*CASES, ("flow-map", 1)])
+@pytest.mark.parametrize("leg", ["encoder", "decoder"])
+def test_asks_for_the_class_at_every_evaluation(name, order, leg):
+    """Without it a class-conditional model answers for no class, and the translation shows none."""
+    cond, asked = {"y": torch.zeros(3, dtype=torch.long)}, evaluations(name, 8)
+    laid = plan(SolverSettings(name, order, asked), SCHEDULE)
+    found = conditions_of(getattr(laid, leg)(torch.ones(3, 2), cond))
+    assert len(found) == asked
+    assert all(each is cond for each in found)
+
+
+class Plain:
+    """A frame that is none."""
+
+    def enter(self, x, alpha, sigma):
+        return x.clone()
+
+    def leave(self, state, alpha, sigma):
+        return state
+
+    def slope(self, v, state, alpha, sigma):
+        return v
+
+
+def test_learned_steps_in_a_frame_ask_for_the_class_at_every_evaluation():
+    """As the default grid does."""
+    cond = {"y": torch.zeros(3, dtype=torch.long)}
+    grid = plan(SolverSettings(evaluations=8), SCHEDULE).encode_grid
+    found = conditions_of(solvers.unipc_in(Plain(), torch.ones(3, 2), grid, cond=cond))
+    assert len(found) == 8
+    assert all(each is cond for each in found)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_drawing_asks_for_the_class_at_every_evaluation(eta):
+    """As without noise."""
+    cond = {"y": torch.zeros(3, dtype=torch.long)}
+    laid = plan(SolverSettings("ddim", evaluations=8, eta=eta), SCHEDULE)
+    found = conditions_of(laid.decoder(torch.ones(3, 2), cond, lambda _: torch.ones(3, 2)))
+    assert len(found) == 8
+    assert all(each is cond for each in found)
 
 
 @pytest.mark.parametrize(("name", "order"), CASES)

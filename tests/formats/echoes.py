@@ -12,7 +12,7 @@ import pydicom
 
 from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation, WrittenFile
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import Options, Study, Translated
+from ddib_fed.formats.study import ItemResult, Options, Study, Translated
 from ddib_fed.samples.images import decode_image, encode_png
 from tests.node.picture_examples import chunks
 
@@ -57,14 +57,14 @@ def record(
 
 def results(
     study: Study, change: Callable[[np.ndarray], np.ndarray] = lambda numbers: numbers, scale: tuple = BYTES
-) -> list[tuple[bytes, Translation] | None]:
+) -> list[ItemResult | None]:
     """PNG and record of each item, whose numbers are those that were sent, changed."""
-    found: list[tuple[bytes, Translation] | None] = []
+    found: list[ItemResult | None] = []
     dtype = np.uint8 if scale[2] == 8 else np.uint16
     for item in study.items():
         numbers = change(decode_image(item).pixels.astype(np.float64))
         png = encode_png(np.rint((numbers - scale[1]) / scale[0]).clip(0, np.iinfo(dtype).max).astype(dtype))
-        found.append((png, record(item, png, scale)))
+        found.append(ItemResult(png, record(item, png, scale)))
     return found
 
 

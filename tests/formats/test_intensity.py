@@ -111,7 +111,16 @@ def test_values_that_say_nothing_are_refused():
     holed[0, 0, 0] = np.nan
     with pytest.raises(ImageUnreadable, match="NaN"):
         Rule("values").on(holed).numbers(holed)
-    assert np.isfinite(Rule.parse("percentile:1,99").on(holed).numbers(holed)).all()
+    holed[0, 0, 1] = np.inf
+    found = Rule.parse("percentile:1,99").on(holed)
+    assert (found.black, found.white) == tuple(np.percentile(holed[np.isfinite(holed)], (1, 99)))
+    assert np.isfinite(found.numbers(holed)).all()
+
+
+def test_a_range_that_ends_above_a_byte_is_no_byte():
+    """256 would become 0."""
+    numbers = Rule.parse("window:300,400@0:256").on(VALUES).numbers(VALUES)
+    assert (numbers.dtype, numbers.max()) == (np.uint16, 256)
 
 
 def test_background_is_told_from_content():

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from ddib_fed.errors import ExtraMissing, FileMissing, ImageUnreadable, InputError
+from ddib_fed.errors import FileMissing, ImageUnreadable, InputError
 from ddib_fed.formats.study import Translated
 from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone, results
 
@@ -119,6 +119,18 @@ def test_slices_are_upright(tmp_path):
     study = only(tmp_path / "head.nii", slices="coronal")
     assert study.slices.numbers.shape == (3, 5, 4, 1)
     assert (study.slices.numbers[:, 0, 3, 0] == 200).all()
+
+
+def test_slope_and_intercept_of_the_file_are_applied(tmp_path):
+    """Its values are sent, not the numbers that it stores."""
+    stored = np.random.default_rng(0).integers(-500, 500, (8, 9, 5)).astype(np.int16)
+    image = nibabel.Nifti1Image(stored, np.eye(4))
+    image.header.set_slope_inter(0.25, -3.5)
+    content = bytearray(image.to_bytes())
+    content[112:120] = np.array([0.25, -3.5], "<f4").tobytes()
+    (tmp_path / "scan.nii").write_bytes(content)
+    numbers = only(tmp_path / "scan.nii", intensity="values").slices.numbers
+    np.testing.assert_array_equal(numbers[..., 0], (stored * 0.25 - 3.5).transpose(2, 1, 0)[:, ::-1])
 
 
 def test_units_of_the_target_are_in_the_output(tmp_path):
@@ -275,10 +287,3 @@ def test_a_volume_without_an_orientation_is_named(tmp_path):
     (tmp_path / "flat axis.nii").write_bytes(image.header.binaryblock + bytes(4) + bytes(64))
     with pytest.raises(ImageUnreadable, match=r"flat axis\.nii: its affine has no orientation"):
         only(tmp_path / "flat axis.nii")
-
-
-def test_without_nibabel_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
-    with pytest.raises(ExtraMissing) as caught:
-        only(NIFTI / "anatomical.nii")
-    assert caught.value.hint == "pip install 'ddib-fed[nifti]'"

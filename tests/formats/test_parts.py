@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -27,8 +28,8 @@ def study():
     return only(NIFTI / "anatomical.nii")
 
 
-def finished(origin, out, *, asked=ASKED, fill_refused=False):
-    return finished_study(origin, out, asked=asked, fill_refused=fill_refused)
+def finished(origin, out, *, asked=ASKED):
+    return finished_study(origin, out, asked=asked)
 
 
 def put(parts, found):
@@ -82,8 +83,7 @@ def test_a_result_for_another_request_does_not_count(study, tmp_path):
     """Of another target, or by other settings."""
     parts = write_items(study, tmp_path)
     found = results(study)
-    png, record = found[2]
-    found[2] = (png, record.with_(asked_sha256="b6" * 32))
+    found[2] = found[2]._replace(record=found[2].record.with_(asked_sha256="b6" * 32))
     put(parts, found)
     assert [at for at, result in enumerate(read_results(parts, ASKED)) if result is None] == [2]
 
@@ -157,12 +157,20 @@ def test_output_of_the_same_request_is_known_again(tmp_path):
     assert finished(unread.origin, out) is None
 
 
-def test_output_with_refused_planes_is_finished_only_where_that_is_asked(study, tmp_path):
+def test_output_with_refused_planes_is_finished(study, tmp_path):
+    """The same node would refuse them again; a mask beside it says which they are."""
     found = results(study)
     found[1] = None
     write_outputs(study, found, tmp_path, force=False)
-    assert finished(study.origin, tmp_path) is None
-    assert finished(study.origin, tmp_path, fill_refused=True) is not None
+    assert finished(study.origin, tmp_path) is not None
+    mask = nibabel.load(tmp_path / study.origin.beside[0])
+    canonical = np.asarray(nibabel.as_closest_canonical(mask).dataobj)
+    assert mask.shape == nibabel.load(tmp_path / study.outputs[0]).shape
+    assert [int(plane.max()) for plane in np.moveaxis(canonical, 2, 0)][study.sent[0] : study.sent[3]] == [
+        1,
+        0,
+        1,
+    ]
 
 
 def test_a_volume_beside_a_series_leaves_its_files(tmp_path):

@@ -1,4 +1,4 @@
-"""Tiles cover a picture, and blended tiles are the picture again, also when each came back brighter or darker."""
+"""Tiles cover a picture, and blended tiles are the picture again."""
 
 from __future__ import annotations
 
@@ -23,22 +23,9 @@ def test_tiles_cover_every_pixel_and_are_the_picture_again(size, overlap):
     grid = Grid.of(*size, (32, 32), overlap)
     tiles = cut(picture, grid)
     assert {tile.shape[:2] for tile in tiles} == {grid.tile}
-    blended, offsets = blend(tiles, grid, 2)
+    blended, covered = blend(tiles, grid, 2)
     np.testing.assert_allclose(blended, picture, atol=1e-3)
-    assert np.abs(offsets).max(initial=0) < 1e-3
-
-
-def test_offsets_of_the_tiles_are_found_again():
-    """Tiles with offsets of a tenth of the range leave no edge: there the picture is no steeper than it was."""
-    grid = Grid.of(90, 131, (32, 32), 16)
-    shifts = GENERATOR.normal(0, 15, (len(grid), 1, 1, 2)).astype(np.float32)
-    shifted = [tile + shift for tile, shift in zip(cut(SMOOTH, grid), shifts, strict=True)]
-    blended, offsets = blend(shifted, grid, 2)
-    left = (shifts[:, 0, 0] + offsets) - (shifts[:, 0, 0] + offsets).mean(axis=0)
-    assert np.abs(left).max() < 0.15 * np.abs(shifts).max()
-    seams = measure_seams(SMOOTH, blended, *grid.edges)
-    assert seams is not None
-    assert seams.translation < 1.1 * seams.source
+    assert covered.all()
 
 
 def test_tiles_side_by_side_show_their_edges():
@@ -56,7 +43,8 @@ def test_a_tile_that_is_missing_is_background():
     grid = Grid.of(64, 64, (32, 32), 0)
     tiles = [*cut(np.ones((64, 64, 1), np.float32), grid)]
     tiles[3] = None
-    blended, _ = blend(tiles, grid, 1, background=9)
+    blended, covered = blend(tiles, grid, 1, background=9)
+    assert not covered[32:, 32:].any()
     assert (blended[32:, 32:] == 9).all()
     assert np.allclose(blended[:32], 1, atol=0.02)
 

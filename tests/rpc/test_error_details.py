@@ -8,8 +8,18 @@ import grpc
 import pytest
 
 from ddib_fed import errors
-from ddib_fed.errors import ContractMismatch, DdibError, Difference, InternalError, PeerUnreachable, QueueFull
+from ddib_fed.errors import (
+    ContractMismatch,
+    DdibError,
+    Difference,
+    InternalError,
+    PeerFault,
+    PeerUnreachable,
+    PolicyDenied,
+    QueueFull,
+)
 from ddib_fed.rpc.error_details import DETAIL_KEY, MAX_DETAIL_BYTES, from_detail, from_rpc_error, to_detail
+from ddib_fed.rpc.peers import failure_of_peer
 from ddib_fed.v1 import common_pb2 as pb
 
 HOP = "target south.example"
@@ -121,6 +131,25 @@ def test_a_known_reasons_sentence_is_ours() -> None:
     )
     assert found is not None
     assert found.detail == QueueFull.sentence
+
+
+@pytest.mark.parametrize("hop", [HOP, "source north.example"])
+def test_a_refusal_says_whose_policy_it_is(hop: str) -> None:
+    """A peer's by the peer's name, also where the own node passes it on; "this node" would be the reader's."""
+    refusal = to_detail(PolicyDenied("alice may not"), "south.example", "i")
+    assert refusal.sentence == "the policy of the node of south.example does not allow this"
+    found = from_detail(refusal.SerializeToString(), hop)
+    assert found is not None
+    assert found.detail == refusal.sentence
+
+
+def test_a_peers_error_with_an_unknown_field_is_the_peers_fault() -> None:
+    """As in its answers; that of the own institution's newer release is read."""
+    newer = to_detail(QueueFull("x"), "south.example", "i").SerializeToString() + b"\xfa\x3f\x01x"
+    found = failure_of_peer(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((DETAIL_KEY, newer),)), HOP)
+    assert type(found) is PeerFault
+    assert found.detail.startswith("south.example answered with what cannot be used: its error has fields")
+    assert type(from_detail(newer, "source north.example")) is QueueFull
 
 
 def test_words_of_another_institution_are_quoted() -> None:

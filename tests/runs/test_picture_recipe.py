@@ -9,7 +9,8 @@ import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import UsageError
-from ddib_fed.runs.picture_recipe import Recipe, Task, batches, check_names, names
+from ddib_fed.names import names_apart
+from ddib_fed.runs.picture_recipe import Recipe, Task, batches, check_names
 
 RECIPE = Recipe("north", "south", SolverSettings())
 TASK = Task(Path("in/a.png"), "a.png", "a", "00" * 32)
@@ -78,7 +79,8 @@ def test_class_to_class_has_the_public_names():
 
 
 def test_pictures_that_differ_in_their_suffix_alone_keep_it():
-    assert names(["a.png", "b.v2.png", "A.jpg", "sub/a.png"]) == ["a_png", "b.v2", "A_jpg", "sub/a"]
+    assert names_apart(["a.png", "b.v2.png", "A.jpg", "sub/a.png"]) == ["a-png", "b.v2", "A-jpg", "sub/a"]
+    assert names_apart(["a.png", "a.jpg", "a-png.tif"]) == ["a-png", "a-jpg", "a-png-tif"]
 
 
 def test_two_results_of_one_name_are_refused():

@@ -311,3 +311,13 @@ def test_a_second_header_is_refused():
     end = 8 + 25
     with pytest.raises(ImageUnreadable, match="two headers"):
         decode_image(content[:end] + second + content[end:])
+
+
+def test_a_picture_that_pillow_takes_for_a_bomb_is_too_large_and_not_unreadable():
+    """Its size is in the error's facts, from which the client makes a command that shrinks it."""
+    content = saved(np.zeros((8, 8, 1), np.uint8), "JPEG")
+    at = content.index(b"\xff\xc0") + 5
+    forged = content[:at] + struct.pack(">HH", 14_000, 14_000) + content[at + 4 :]
+    with pytest.raises(ImageTooLarge) as caught:
+        decode_image(forged)
+    assert int(caught.value.facts["pixels"]) == 14_000**2 > int(caught.value.facts["limit_pixels"])

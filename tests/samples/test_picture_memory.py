@@ -19,7 +19,7 @@ from ddib_fed.samples import resampling
 from ddib_fed.samples.fitting import PictureRule, from_array, to_array
 from ddib_fed.samples.images import ImageLimits, Picture, decode_image
 from ddib_fed.samples.picture_memory import cost_of, memory_of
-from tests.samples.picture_examples import chunk, noise, npy_of, tiff_of
+from tests.samples.picture_examples import chunk, deep_png, noise, npy_of, tiff_of
 
 SIDE = 3_000
 RULE = PictureRule(3, 64, 64, "resize", 0.0, 65_535.0, 16)
@@ -78,15 +78,6 @@ def measured():
 
         yield measure
         process.stdin.close()
-
-
-def deep_png(side: int, colour: int, samples: int) -> bytes:
-    """A PNG of 16 bits whose file is small: every row is the same."""
-    row = b"\0" + bytes([7]) * (2 * samples * side)
-    packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 16, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 def by_pillow(format_name: str, mode: str, **options) -> bytes:

@@ -66,6 +66,14 @@ def test_every_delivered_item_is_named(served) -> None:
     assert sorted(map(int, named)) == list(range(ITEMS))
 
 
+def test_results_that_are_sent_are_named_though_nobody_acknowledges_them(served) -> None:
+    """Each time, with the client; a request for some names those alone."""
+    job_id, _ = finished(served, 3)
+    served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id, items=[2, 0]))
+    lines = [(line["job"], line["client"], line["items"]) for line in acts(served, "results_sent")]
+    assert lines == [(job_id, ALICE, ["0", "1", "2"]), (job_id, ALICE, ["2", "0"])]
+
+
 def test_nothing_is_done_that_is_not_written_down(served, target, monkeypatch) -> None:
     """While the log cannot be written results and jobs stay, and what runs goes on."""
     job_id, items = finished(served)
@@ -76,6 +84,7 @@ def test_nothing_is_done_that_is_not_written_down(served, target, monkeypatch) -
     with monkeypatch.context() as patched:
         break_log(patched)
         for name, request in (
+            ("FetchResults", pb.FetchResultsRequest(job_id=job_id)),
             ("AcknowledgeItems", pb.AcknowledgeItemsRequest(job_id=job_id, items=items)),
             ("DeleteJob", pb.DeleteJobRequest(job_id=job_id)),
             ("CancelJob", pb.CancelJobRequest(job_id=running)),

@@ -56,7 +56,7 @@ def test_a_quota_that_is_there_again_too_late_ends_the_job_at_once(source, targe
 def test_a_node_that_had_no_time_says_that(source) -> None:
     """No peer is blamed."""
     job_id = source.submit(deadline_s=0.2)
-    wait_until(lambda: time.time() > source.store.get(job_id).deadline)
+    wait_until(lambda: source.store.now() > source.store.get(job_id).deadline)
     said = seen_by_the_client(source.start().ended(job_id))
     assert "last: it was not begun before" in said
     assert "south.example" not in said

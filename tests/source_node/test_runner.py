@@ -12,11 +12,12 @@ from ddib_fed.errors import DiskFull, NotReady, PeerSuspended, PolicyDenied, Quo
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import JobState
+from source_node.pipeline.reach import FIRST_PAUSE_S
 from source_node.runner import LARGE_JOBS, JobRunner
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
-from tests.source_node.jobs.job_examples import ALICE
-from tests.source_node.scripted_target import fail, hang, instead
+from tests.source_node.jobs.job_examples import ALICE, BOB
+from tests.source_node.scripted_target import fail, hang, instead, refuse
 
 
 def waits(source, job_id: str) -> None:
@@ -42,6 +43,42 @@ def test_retry_after_is_kept(source, target) -> None:
     assert source.ended(source.submit()).state == "FINISHED"
     assert source.store.get(patient).state == "QUEUED"
     assert source.events.last(patient).reason == "QUOTA"
+
+
+def test_progress_goes_on_where_the_try_before_ended(source, target) -> None:
+    """A bar that a client draws does not go back."""
+    target.decodes = [refuse(2, QuotaSpent(retry_after_s=0.01))]
+    job_id = source.submit(*[npy(seed=number) for number in range(4)])
+    source.start().ended(job_id)
+    done = [event.items_done for event in source.events.subscribe(job_id) if event.stage == "done"]
+    assert done == [1, 2, 3, 4]
+
+
+def test_the_client_with_fewest_running_jobs_is_next(source, target) -> None:
+    """Whoever came first with many jobs does not hold up who comes with one."""
+    target.decodes = [hang] * 3
+    first, second, other = source.submit(), source.submit(), source.submit(owner=BOB)
+    source.start()
+    wait_until(lambda: all(source.store.get(job).started for job in (first, second, other)))
+    order = sorted((first, second, other), key=lambda job: source.store.get(job).started)
+    assert order == [first, other, second]
+
+
+@pytest.mark.slow
+def test_a_job_that_moves_is_tried_again_soon_each_time(source, target, monkeypatch) -> None:
+    """Pauses grow while nothing moves; a peer that takes one item a call gets the next at once."""
+    target.decodes = [refuse(number, QuotaSpent(retry_after_s=0.01)) for number in range(1, 6)]
+    pauses, put_back = [], source.store.put_back
+
+    def noting(job_id, delay_s, error=None):
+        pauses.append(delay_s)
+        put_back(job_id, delay_s, error)
+
+    monkeypatch.setattr(source.store, "put_back", noting)
+    job_id = source.submit(*[npy(seed=number) for number in range(6)])
+    assert source.start().ended(job_id).state == "FINISHED"
+    assert len(pauses) == 5
+    assert max(pauses) <= FIRST_PAUSE_S
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from ddib_fed.errors import (
     TooManyStreams,
 )
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.wire.jobs import ItemState, Settings
 from source_node.service import MAX_LISTINGS
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import wait_until
@@ -177,6 +177,15 @@ def test_results_that_are_not_there_are_not_found(served) -> None:
     served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
     with pytest.raises(ItemNotFound):
         served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id, items=[5]))
+
+
+def test_results_that_are_not_there_yet_are_not_found(served, target) -> None:
+    """Not answered with nothing, as if there were no result."""
+    target.decodes = [hang]
+    job_id = served.submit(npy())
+    wait_until(lambda: served.service._store.item(job_id, 0).state == ItemState.ENCODED)
+    with pytest.raises(ItemNotFound):
+        served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id, items=[0]))
 
 
 def test_an_item_is_asked_for_once_in_a_call(served) -> None:

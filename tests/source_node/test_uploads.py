@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
-from ddib_fed.errors import ChunkCorrupt, DdibError, DeadlineExceeded, ImageTooLarge, QueueFull
+from ddib_fed.errors import (
+    ChunkCorrupt,
+    DdibError,
+    DeadlineExceeded,
+    ImageTooLarge,
+    ImageUnreadable,
+    PictureMisfit,
+    QueueFull,
+    ShapeMismatch,
+)
+from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.streams.chunks import MAX_CHUNK, file_header, stream
+from source_node import submission
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import npy
+from tests.samples.picture_examples import chunk, png_of
 from tests.source_node.conftest import wait_until
 from tests.source_node.served import Served, job_header, messages
 
@@ -141,12 +154,67 @@ def test_a_picture_beyond_the_memory_for_decoding_is_refused_with_both_figures(o
     engine.close()
 
 
+def png_jobs(*files: bytes):
+    """A job of PNGs, as its client sends it."""
+    yield job_header(len(files))
+    for data in files:
+        yield from stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, data), data)
+
+
+@pytest.mark.parametrize(
+    ("form", "settings", "depth", "error"),
+    [
+        (PictureFormat(high=65_535.0, bits=16), {}, 8, PictureMisfit),
+        (PictureFormat(low=-1000.0, high=2000.0, bits=16), {}, 16, PictureMisfit),
+        (PictureFormat(), {"size_rule": '"refuse"'}, 8, ShapeMismatch),
+        (PictureFormat(), {}, 8, ImageUnreadable),
+    ],
+)
+def test_what_its_header_shows_not_to_be_the_models_is_not_decoded(
+    open_served, form, settings, depth, error
+) -> None:
+    """By its type and size: a PNG without any pixels is found out only where its header fits."""
+    engine = pictures_engine(form=form)
+    served = open_served(engine, **settings)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 3_000, 3_000, depth, 0, 0, 0, 0))
+    with pytest.raises(error) as caught:
+        served.ask("SubmitJob", png_jobs(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IEND", b"")))
+    assert caught.value.facts["item"] == "0"
+    engine.close()
+
+
+def test_a_picture_whose_call_has_ended_is_not_decoded(open_served) -> None:
+    """It waits for memory no longer; the node went on for minutes after its client had left."""
+    engine = pictures_engine()
+    served = open_served(engine, decode_memory_mib=64)
+    memory, picture = served.node.decoding, png_of(np.zeros((800, 800, 1), np.uint8))
+    with memory.work("another", 64 << 20), served.called() as stub:
+        call = stub.SubmitJob.future(png_jobs(picture), timeout=60)
+        wait_until(lambda: memory.waiting == 1)
+        call.cancel()
+        wait_until(lambda: memory.waiting == 0)
+    engine.close()
+
+
+def test_a_refused_job_is_not_looked_at_without_an_end(open_served, monkeypatch) -> None:
+    """It costs its owner nothing: after some time its other items are refused with those that were found."""
+    engine = pictures_engine()
+    served = open_served(engine)
+    bad = png_of(np.full((16, 16, 1), 60_000, np.uint16))
+    for most_s, found in ((60.0, "3"), (0.0, "1")):
+        monkeypatch.setattr(submission, "REFUSED_S", most_s)
+        with pytest.raises(PictureMisfit) as caught:
+            served.ask("SubmitJob", png_jobs(bad, bad, bad))
+        assert caught.value.facts["refused_count"] == found
+    engine.close()
+
+
 def test_results_are_sent_from_the_disk_and_checked_before(open_served) -> None:
     """A file that changed is an error and no result; nothing of it is sent."""
     served = open_served()
     job_id = served.submit(npy())
     served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
-    (path,) = served.node.config.paths.spool.rglob("0.translation")
+    (path,) = served.node.config.paths.spool.rglob("0.translation-*")
     before = path.read_bytes()
     assert np.array_equal(_fetched(served, job_id), np.frombuffer(before, np.uint8))
     path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))

@@ -72,6 +72,13 @@ def test_a_receipt_counts_the_bytes_of_both_directions(target, north) -> None:
     assert (receipt["peer"], receipt["contract"]) == (north.identity.uri, contract.digest.hex())
 
 
+def test_a_call_without_latents_has_no_receipt(target, north) -> None:
+    """A peer could fill the disk with such calls, none of which counts against its quota."""
+    contract = target.negotiate(north)
+    target.decode(north, header(contract))
+    assert acts(target, "receipt") == []
+
+
 def test_a_call_that_breaks_off_has_its_receipt(target, north) -> None:
     """What came before it broke."""
     contract = target.negotiate(north)

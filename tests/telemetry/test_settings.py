@@ -114,6 +114,6 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     settings = NodeTelemetry(endpoint="http://127.0.0.1:4318")
     with pytest.raises(ExtraMissing) as caught:
         check_telemetry(settings)
-    assert caught.value.hint == "pip install 'ddib-fed[otel]'"
+    assert "-m pip install opentelemetry-exporter-otlp-proto-http" in caught.value.hint
     with pytest.raises(ExtraMissing):
         client_tracing(settings, "north.example")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from ddib_fed.training.run import train
 
@@ -71,6 +72,13 @@ def test_two_processes_match_one_with_twice_the_batch(tiny, tmp_path, change):
         said = launch(config, tmp_path / "two")
         assert [int(line) for line in said.split()] == list(range(36, 41))
         assert (tmp_path / "two" / "model.safetensors").read_bytes() == whole
+
+
+def test_two_processes_agree_on_the_end_of_a_run_that_fits_a_time(tiny, tmp_path):
+    """The leader's clock decides, before steps at which both ask for it: neither waits for a step of the other."""
+    said = launch(tiny.model_copy(update={"steps": None, "time_s": 2.0}), tmp_path)
+    steps = [int(line) for line in said.split()]
+    assert steps == list(range(1, load_bundle(tmp_path).manifest.training.steps + 1))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends them")

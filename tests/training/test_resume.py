@@ -1,9 +1,13 @@
 """A run killed with -9 and resumed ends bit for bit as the run that was not killed."""
 
+import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,21 +97,59 @@ def test_where_a_run_was_interrupted_does_not_show_in_its_progress_file(tiny, th
     assert steps[0] == steps[1] == ["step", "10", "20", "30", "40"]
 
 
+def busy(factor, after):
+    """A neighbour that makes every step take `factor` times as long once `after` steps are done."""
+    seen = []
+
+    def spin(progress):
+        seen.append((time.monotonic(), progress.steps))
+        if progress.step > after:
+            until = time.monotonic() + factor * (seen[after - 1][0] - seen[0][0]) / (after - 1)
+            while time.monotonic() < until:
+                pass
+
+    return spin, seen
+
+
+@pytest.fixture
+def timed(tiny):
+    return tiny.model_copy(update={"steps": None, "time_s": 4.0, "batch": 512, "checkpoint_every": 1_000_000})
+
+
 @pytest.mark.slow
-def test_a_run_that_fits_a_time_keeps_its_number_of_steps_when_resumed(tiny, tmp_path):
-    """The rate is measured once; what it became is in run.json, whatever the machine does later."""
-    timed = tiny.model_copy(update={"steps": None, "time_s": 2.0})
+def test_a_time_holds_on_a_machine_that_becomes_slower(timed, tmp_path):
+    """Fewer steps than were planned at first, and the rate still falls to nothing without a jump."""
+    spin, seen = busy(6, after=10)
+    bundle = train(timed, tmp_path, spin)
+    rows = list(csv.DictReader((tmp_path / "run" / "progress.csv").read_text().splitlines()))
+    assert bundle.manifest.training.steps == len(seen) < seen[0][1]
+    assert float(rows[-1]["seconds"]) < 2 * timed.time_s
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.05 * timed.learning_rate
+
+
+@pytest.mark.slow
+def test_a_run_that_fits_a_time_resumes_with_the_steps_that_were_planned(timed, tmp_path):
+    """Killed after its length was planned again, it repeats what was lost to the last bit, and ends by the clock."""
+    spin, seen = busy(6, after=10)
 
     def stop(progress):
-        assert progress.steps > 1
-        raise KeyboardInterrupt
+        spin(progress)
+        if progress.steps != seen[0][1]:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(timed, tmp_path, stop)
-    settled = (tmp_path / "run" / "run.json").read_text()
+    reached = latest_checkpoint(tmp_path / "run").info.step
+    planned = json.loads((tmp_path / "run" / "run.json").read_text())["planned"]
+    lines = (tmp_path / "run" / "progress.csv").read_text().splitlines()
+    shutil.rmtree(tmp_path / "run" / f"checkpoint-{reached:08d}")  # as a kill before it was written leaves it
     bundle = train(timed, tmp_path, resume=True)
-    assert (tmp_path / "run" / "run.json").read_text() == settled
-    assert f'"steps": {bundle.manifest.training.steps}' in settled
+    again = (tmp_path / "run" / "progress.csv").read_text().splitlines()
+    assert [line.split(",")[:4] for line in again[: len(lines)]] == [line.split(",")[:4] for line in lines]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["planned"][: len(planned)] == planned
+    assert bundle.manifest.training.steps >= reached
 
 
 @pytest.mark.slow

@@ -12,10 +12,13 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ddib_fed.bridge.model.domain_model import DomainModel, pixels
 from ddib_fed.diffusion.plans import SolverSettings
@@ -38,6 +41,9 @@ MOST_POINTS, MOST_PIXELS = 4_096, 1 << 18
 """The largest batch that is tried on a CPU; a GPU's is `ON_GPU` times as large."""
 ON_GPU = 16
 MOST_REMEMBERED = 64
+_Rows = Annotated[int, Field(ge=1, le=MOST_PIXELS * ON_GPU)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_COSTS = TypeAdapter(Annotated[dict[_Rows, _Seconds], Field(min_length=1)])
 _WRITING = threading.Lock()
 
 
@@ -142,11 +148,11 @@ def remembered(path: Path | None, key: str, measure: Callable[[], Budget]) -> Bu
     """
     if path is None:
         return measure()
-    if (kept := _read(path).get(key)) is not None:
-        return budget_of({int(rows): float(cost) for rows, cost in kept.items()})
+    with suppress(ValidationError):
+        return budget_of(_COSTS.validate_python((read_json(path) or {}).get(key)))
     found = measure()
     with _WRITING:
-        every = {**_read(path), key: {str(rows): cost for rows, cost in found.seconds.items()}}
+        every = {**(read_json(path) or {}), key: {str(rows): cost for rows, cost in found.seconds.items()}}
         try:
             write_json(path, dict(list(every.items())[-MOST_REMEMBERED:]))
         except OSError as error:
@@ -202,15 +208,3 @@ def _least(call: Callable[[], None], clock: Callable[[], float]) -> float:
         if least > LONG_S:
             break
     return least
-
-
-def _read(path: Path) -> dict[str, dict[str, float]]:
-    """What the file holds; nothing where it cannot be read."""
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    held = (found or {}).items()
-    return {
-        key: kept for key, kept in held if isinstance(kept, dict) and all(map(str.isdecimal, kept)) and kept
-    }

@@ -22,12 +22,13 @@ _Found = TypeVar("_Found", Encoded, Decoded)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One item's rows, in the model's units and the leg's basis, on its device."""
+    """One item's rows, in the model's units and the leg's basis, on its device; as given too, to be encoded."""
 
     number: int
     x: Tensor
     label: Labels
     draw: RowDraw | None = None
+    given: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,10 +12,10 @@ Versions:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,6 +26,10 @@ from ddib_fed.guidance import UNGUIDED, Guidance
 FORMAT = 2
 DOUBTFUL_BELOW = 30.0
 """dB of PSNR: a round trip that is worse makes the translation doubtful."""
+
+
+MOST_TILES = 1024
+"""A picture of more tiles is fitted as a whole unless tiles are asked for: so many take minutes of a core."""
 
 
 class Part(StrEnum):
@@ -110,6 +114,9 @@ class PictureFigures(_Section):
         height: Of the picture that was given and of the translation, pixels.
         width: The same.
         size_rule: How the picture was brought to the model's size; undone on the translation.
+        fitted_height: Height at which it was translated; None where that is its own size.
+        fitted_width: Width of the same.
+        fit_psnr: PSNR in dB of the picture, brought to that size and back, to itself; None likewise.
         low: Raw value that is -1 in a sample of the target's.
         high: Raw value that is 1.
         bits: Of a value in the translation's file.
@@ -119,7 +126,7 @@ class PictureFigures(_Section):
         source_high: Raw value that is 1.
         back_slope: Raw value of the returned picture = back_slope * number in its file + back_intercept.
         back_intercept: The same.
-        cycle_mse: Mean squared error of the round trip, values from -1 to 1.
+        cycle_mse: Mean squared error of the round trip at the size of the files, values from -1 to 1.
         cycle_psnr: The same in dB.
         edge_correlation: Of the edges of picture and translation.
         mutual_information: Of their values, in bits.
@@ -136,6 +143,9 @@ class PictureFigures(_Section):
     height: int = 0
     width: int = 0
     size_rule: str = ""
+    fitted_height: int | None = None
+    fitted_width: int | None = None
+    fit_psnr: float | None = None
     low: float | None = None
     high: float | None = None
     bits: int = 8
@@ -159,6 +169,20 @@ class PictureFigures(_Section):
     used: float | None = None
 
     @property
+    def lost(self) -> str:
+        """At what other size it was translated, and what that lost, in a sentence without a name; empty for none."""
+        if self.fitted_height is None or self.fitted_width is None:
+            return ""
+        small, own = f"{self.fitted_width}x{self.fitted_height}", f"{self.width}x{self.height}"
+        times = self.height * self.width / (self.fitted_height * self.fitted_width)
+        said = f"was translated at {small} pixels, not at its own {own}, and {'enlarged' if times > 1 else 'reduced'}"
+        if times >= 2:
+            said += f": {times:,.0f} pixels became one"
+        if self.fit_psnr is not None:
+            said += f"; brought to that size and back, the picture itself has {self.fit_psnr:.1f} dB"
+        return said
+
+    @property
     def output_scale(self) -> tuple[float, float]:
         """(slope, intercept) of the translation's file."""
         return self.slope or 1.0, self.intercept
@@ -177,6 +201,10 @@ class PictureFigures(_Section):
     def target_range(self) -> tuple[float, float] | None:
         """The same of the target's model."""
         return _range(self.low, self.high)
+
+
+KEPT_SMALL: Final[Mapping[str, None]] = dict.fromkeys(("fitted_height", "fitted_width", "fit_psnr"))
+"""What `PictureFigures` says of results that keep the models' size: nothing is enlarged again."""
 
 
 class Refusal(_Section):
@@ -340,6 +368,32 @@ class Translation(_Section):
             return cls.parse(parse_json(path.read_bytes()))
         except (OSError, ValueError):
             return None
+
+
+def tiles_in(height: int, width: int, tile: tuple[int, int]) -> int:
+    """Into how many tiles that overlap by half a picture is cut; 0 where a tile is larger, or is all of it."""
+    if height < tile[0] or width < tile[1] or (height, width) == tuple(tile):
+        return 0
+    rows, columns = (
+        1 + -(-(whole - part) // (part - part // 2))
+        for whole, part in zip((height, width), tile, strict=True)
+    )
+    return rows * columns
+
+
+def fitted_line(named: Sequence[tuple[str, Translation]]) -> str:
+    """Which pictures were not translated at their own size, and what that lost; empty for none.
+
+    Args:
+        named: The name of each picture, as the person knows it, and its record.
+    """
+    found = [(name, record.picture) for name, record in named if record.picture and record.picture.lost]
+    if not found:
+        return ""
+    worst, figures = min(found, key=lambda each: each[1].fit_psnr or 0.0)
+    if len(named) == 1:
+        return f"{worst} {figures.lost}"
+    return f"{len(found):,} of {len(named):,} pictures were not translated at their own size; {worst} {figures.lost}"
 
 
 def _range(low: float | None, high: float | None) -> tuple[float, float] | None:

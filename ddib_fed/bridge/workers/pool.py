@@ -98,7 +98,7 @@ class Pool:
         self._books = Books()
         self._numbers = itertools.count(1)
         self._wanted = 0
-        self._draining = self._closed = False
+        self._closed = False
         self._redone = self._replaced = 0
         self.resize(count)
         self._thread = threading.Thread(target=self._supervise, name=f"{what} pool", daemon=True)
@@ -146,11 +146,11 @@ class Pool:
         """See `Executor`; the future fails with `NotReady` when there has been no worker for a while.
 
         Raises:
-            Draining: It was closed, or is drained.
+            Draining: It was closed.
         """
         entry = Entry(next(self._numbers), trajectory, control or Control(), on_step)
         with self._changed:
-            if self._closed or self._draining:
+            if self._closed:
                 raise Draining("the engine is closed")
             refusal = self._refused(trajectory, entry.control)
             if refusal is not None:
@@ -207,12 +207,6 @@ class Pool:
                 raise Draining("the engine is closed")
             self._wanted = count
             self._changed.notify_all()
-
-    def drain(self, timeout_s: float | None = None) -> bool:
-        """Take nothing new, and wait until all that was taken is done; whether it is."""
-        with self._changed:
-            self._draining = True
-            return self._changed.wait_for(lambda: self._closed or not self._books.entries, timeout_s)
 
     def describe(self) -> str:
         """How many workers there are, for the operator."""

@@ -287,7 +287,7 @@ def _check_version(version: str) -> None:
     if version != __version__:
         raise ConfigError(
             f"the cluster has ddib-fed {__version__}, and the node {version}",
-            hint=f"pip install 'ddib-fed[node,ray]=={version}' in the image of the cluster",
+            hint=f"install ddib-fed {version} with its extras node and ray in the image of the cluster, as on the node",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domain, Domains
 from ddib_fed.datasets.imagenet import paired_pictures, source_name, translated_name
 from ddib_fed.errors import DomainNotFound, UsageError
+from ddib_fed.names import names_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +27,44 @@ class Chosen:
         paths: The files.
         inputs: The name of each.
         classes: (source class, target class) of each; empty if all have the same, or none.
-        ignored: What was left out below folders, for people; empty for nothing.
+        said: What was left out below folders, and which results have longer names, for people; empty for nothing.
     """
 
     paths: tuple[Path, ...]
     inputs: tuple[Input, ...]
     classes: tuple[tuple[str, str], ...] = ()
-    ignored: str = ""
+    said: str = ""
 
     @classmethod
-    def files(cls, paths: Sequence[Path], out: Path | None = None, *, apart: bool = False) -> Chosen:
+    def files(
+        cls,
+        paths: Sequence[Path],
+        out: Path | None = None,
+        *,
+        apart: bool = False,
+        taken: Iterable[str] = (),
+        without: Iterable[Path] = (),
+    ) -> Chosen:
         """Files, and those below folders but for `out`; results have the same names, below a folder the same paths.
 
-        Arguments as of `find_files`.
+        Arguments as of `find_files`; `taken` are the file names of other results of the same command.
 
         Raises:
             FileMissing: A folder holds no file to translate.
         """
-        found = find_files(paths, out, apart=apart)
+        found = find_files(paths, out, apart=apart, without=without)
+        files = [each.file for each in found.files]
+        names = names_apart(files, lambda name: (each for each, _ in Input(name, "").file_names()), taken)
+        longer = [
+            f"{file} as {name}"
+            for file, name in zip(files, names, strict=True)
+            if name != file.removesuffix(Path(file).suffix)
+        ]
+        said = f"named by their suffix too, as results would clash: {', '.join(longer)}" if longer else ""
         return cls(
             tuple(each.path for each in found.files),
-            tuple(Input(each.name, each.file) for each in found.files),
-            ignored=found.ignored_line(),
+            tuple(Input(name, file) for name, file in zip(names, files, strict=True)),
+            said="\n".join(filter(None, (found.ignored_line(), said))),
         )
 
     @property
@@ -66,6 +83,8 @@ def choose(
     limit: int | None,
     out: Path | None = None,
     apart: bool = False,
+    taken: Iterable[str] = (),
+    without: Iterable[Path] = (),
 ) -> Chosen:
     """The files given to `ddib translate`.
 
@@ -78,6 +97,8 @@ def choose(
         limit: Only so many pictures of each class.
         out: Folder of the results, which holds none of the files.
         apart: Whether studies below folders are translated apart, as of `find_files`.
+        taken: File names of other results of the same command.
+        without: Files that are translated as studies, as of `find_files`.
 
     Raises:
         UsageError: Conflicting options, or an unknown class.
@@ -86,7 +107,7 @@ def choose(
     """
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
-        return Chosen.files(files, out, apart=apart)
+        return Chosen.files(files, out, apart=apart, taken=taken, without=without)
     options.refuse_idle(
         ("source_class", "target_class"), "is already set by --pairs", hint="omit one of them"
     )

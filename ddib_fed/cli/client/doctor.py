@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ddib_fed.cli import options
@@ -13,7 +14,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ConfigError, DdibError, Unauthenticated
 from ddib_fed.rpc.clocks import TOLERATED_S, described
 from ddib_fed.terminal import say
-from ddib_fed.trust.diagnosis import diagnose
+from ddib_fed.trust.diagnosis import diagnose, own_validity
 from ddib_fed.trust.pki import load_identity
 
 Step = tuple[str, Callable[[], str]]
@@ -72,15 +73,18 @@ def _steps(profile_path: Path | None) -> Iterator[Step]:
 
 
 def _certificate(profile: Profile) -> str:
-    """Check that the folder's certificate is the profile's; its validity is checked by the connection."""
+    """Check that the folder's certificate is the profile's and valid now; a root that ends soon is named."""
     own, expected = load_identity(profile.pki_folder), f"spiffe://{profile.institution}/client/{profile.name}"
     if own.identity.uri != expected:
         raise Unauthenticated(
             f"the certificate names {own.identity}, the profile {expected}",
             hop="client",
-            hint=f"edit {profile.path}, or make a client anew: ddib init client",
+            hint=f"edit {profile.path}, or make a client anew: ddib init client --help",
         )
-    return f"{own.identity}, valid until {own.not_after:%Y-%m-%d %H:%M} UTC"
+    if (finding := own_validity(own)) is not None:
+        raise finding.as_error("client")
+    warning = own.root_warning(datetime.now(UTC))
+    return f"{own.identity}, valid until {own.not_after:%Y-%m-%d %H:%M} UTC{warning and f'; {warning}'}"
 
 
 def _connection(profile: Profile) -> str:
@@ -113,8 +117,12 @@ def _clock(profile: Profile, ahead_s: float | None) -> str:
 
 def _service(profile: Profile, clocks: list[float | None]) -> str:
     """Check that the node serves this client, and list what it can reach; notes the difference of the clocks."""
-    with open_client(profile, patience_s=0) as client:
-        found = client.domains()
-        clocks.append(client.clock_s)
+    try:
+        with open_client(profile, patience_s=0) as client:
+            found = client.domains()
+            clocks.append(client.clock_s)
+    except DdibError as error:
+        error.hint = error.hint or "ask the operator of the node: its log says why"
+        raise
     targets = ", ".join(f"{d.target} {d.status}" for d in found.targets) or "no targets yet"
     return f"{found.institution}/{found.domain}; {targets}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +29,6 @@ class FoundFile:
     path: Path
     file: str
 
-    @property
-    def name(self) -> str:
-        """`file` without its suffix: what its results are called."""
-        return self.file.removesuffix(self.path.suffix)
-
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -47,7 +42,9 @@ class Found:
         return ignored_line(self.ignored)
 
 
-def find_files(given: Sequence[Path], out: Path | None, *, apart: bool = False) -> Found:
+def find_files(
+    given: Sequence[Path], out: Path | None, *, apart: bool = False, without: Iterable[Path] = ()
+) -> Found:
     """The files that are given, and those below folders that are given, each file once.
 
     Args:
@@ -55,17 +52,19 @@ def find_files(given: Sequence[Path], out: Path | None, *, apart: bool = False) 
         out: Folder of the results, which is not looked into.
         apart: Whether files below folders that are translated as studies are left out here, uncounted; otherwise they
             are refused when they are read.
+        without: Files that are left out, uncounted.
 
     Raises:
         FileMissing: A folder has no file to translate.
     """
+    elsewhere = {path.absolute() for path in without}
     ignored: Counter[str] = Counter()
     found: dict[Path, FoundFile] = {}
     for path in given:
         if not path.is_dir():
             found.setdefault(path.absolute(), FoundFile(path, path.name))
             continue
-        below = _below(path, out, ignored, apart=apart)
+        below = [file for file in _below(path, out, ignored, apart=apart) if file.absolute() not in elsewhere]
         for file in below:
             found.setdefault(file.absolute(), FoundFile(file, file.relative_to(path).as_posix()))
         if not below:

@@ -13,7 +13,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.client.choosing import Chosen, choose
-from ddib_fed.cli.client.delivery import JobFile, deliver
+from ddib_fed.cli.client.delivery import JobFile, deliver, records_of
 from ddib_fed.cli.client.marking import load_credentials, refuse_points
 from ddib_fed.cli.client.naming import job_named
 from ddib_fed.cli.client.progress import JobProgress
@@ -27,7 +27,7 @@ from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, p
 from ddib_fed.client.payload import Payload, payloads
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Failure, JobView, require_finished
-from ddib_fed.errors import InputError, StateConflict
+from ddib_fed.errors import InputError, ItemNotFound, StateConflict
 from ddib_fed.guidance import Guidance
 from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import ItemState
@@ -263,8 +263,8 @@ def fetch(
 ) -> None:
     """Fetch the results of a job that are ready.
 
-    They are written, acknowledged, and then removed at the node. Names come from the folder that the job was
-    submitted for; otherwise items are named item-0000 and so on.
+    They are written, acknowledged, and then removed at the node, so that a result is fetched to one folder. Names come
+    from the folder that the job was submitted for; otherwise items are named item-0000 and so on.
     """
     signer = load_credentials(credentials)
     with (
@@ -306,6 +306,15 @@ def fetch(
             hop=client.hop,
         )
     require_finished(view, client.hop)
+    here, total = records_of(job_id, out), sum(i.state is ItemState.DELIVERED for i in view.items)
+    if here < total:
+        again = f"ddib translate FILES --to {shlex.quote(view.target)} --out {shlex.quote(str(out))}"
+        raise ItemNotFound(
+            f"{total - here} of {total} results of job {job_id} were fetched before, not to {out}, and the node then "
+            "removed them",
+            hint=f"grep -rl --include='*.json' {shlex.quote(job_id)} ~  # finds their records; or again: {again}",
+            hop=client.hop,
+        )
 
 
 @job.command()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW, MOST_TILES
 from ddib_fed.cli import options
 from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.output import print_json
@@ -15,7 +16,8 @@ from ddib_fed.cli.typed import same_command
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.errors import JobFailed, PictureMisfit, UsageError
-from ddib_fed.formats.recognition import recognise
+from ddib_fed.files import read_json
+from ddib_fed.formats.recognition import Format, Recognised, recognise
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
     from ddib_fed.formats.parts import Parts, WrittenStudy
     from ddib_fed.formats.study import Choice, Study
 
+LEAST_TILE = 8
+"""Pixels of a tile's side."""
 INTENSITY = "intensity"
 """Name of the fact of an error that is a rule which fits the model."""
-TranslateFiles = Callable[[Sequence[Path], Path], Collection[Path]]
-"""Translates files into a folder, each under its name with its record; those that were refused, and have no result."""
+TranslateFiles = Callable[[Sequence[Path], Path], Mapping[Path, str]]
+"""Translates files into a folder, each under its name with its record; why others were refused, and have no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class StudyManner:
         again: Whether what matches is translated again too.
         detach: Whether the command only submits.
         keep_parts: Whether items and their results stay.
+        doubtful_below: dB.
     """
 
     out: Path
@@ -48,6 +53,7 @@ class StudyManner:
     again: bool = False
     detach: bool = False
     keep_parts: bool = False
+    doubtful_below: float = DOUBTFUL_BELOW
 
 
 def open_studies(
@@ -58,44 +64,61 @@ def open_studies(
     out: Path | None = None,
     bad: Bad | None = None,
     display: Display = TERMINAL,
+    detach: bool = False,
 ) -> Choice | None:
     """The studies among the files of a command, and the rest, which is translated as it is; None without studies.
 
     Args:
         files: As given.
         asked: Options of the command: `options.STUDIES`.
-        profile: Of the node whose model says how studies are read: rule, plane, and size of a map's tiles.
+        profile: Of the node whose model says how studies are read: rule, plane, and size of tiles.
         out: Folder of the results, which is not looked into.
         bad: Takes what cannot be read; without it the first such error is raised.
         display: Shows that the node is asked.
+        detach: Whether the command only submits, so that a picture is cut only where that was asked for.
 
     Raises:
         DdibError: A file cannot be read, a package for its format is missing, or options contradict each other.
     """
-    found = recognise(files, out)
-    if not found.studies:
-        names = ("intensity", "slices", "tile", "overlap", "fill_refused", "keep_parts")
-        options.refuse_idle(names, "is for DICOM, NIfTI, GeoTIFF and the like", hint="leave it out")
-        return None
     from ddib_fed.formats.intensity import AUTO, Rule
+
+    found = recognise(files, out)
+    if asked["intensity"] != AUTO:
+        Rule.parse(asked["intensity"])  # before the node is asked
+    of_maps = of_pictures = _tile(asked["tile"])
+    auto, source, most = asked["tile"] == "auto", None, None
+    pictures = _pictures(found, out) if auto and not detach else []
+    earlier = _earlier(out) if out is not None and pictures else {}
+    if any(not each.is_picture for each in found.studies) or any(
+        path.name not in earlier for path in pictures
+    ):
+        with display.opened(profile) as (client, _):
+            source = client.domains(own_alone=True)
+    if auto:
+        if source is not None and len(source.sample_shape) == 3:
+            of_maps = (source.sample_shape[1], source.sample_shape[2])
+            of_pictures = of_maps if source.tiles and not detach else None
+        elif source is None:
+            of_pictures = next((earlier[path.name] for path in pictures if earlier[path.name]), None)
+        most = MOST_TILES
+    if of_pictures is not None and found.plain:
+        found = recognise(files, out, _larger(of_pictures, most))
+    if not found.studies:
+        names = ("intensity", "slices", "overlap", "keep_parts")
+        options.refuse_idle(names, "is for DICOM, NIfTI, GeoTIFF and pictures in tiles", hint="leave it out")
+        return None
     from ddib_fed.formats.opening import open_recognised
     from ddib_fed.formats.study import Options
 
-    tile = _tile(asked["tile"])
-    if asked["intensity"] != AUTO:
-        Rule.parse(asked["intensity"])  # before the node is asked
-    with display.opened(profile) as (client, _):
-        source = client.domains()
-    if asked["tile"] == "auto" and len(source.sample_shape) == 3:
-        tile = source.sample_shape[1], source.sample_shape[2]
-    intensity, of_model = _intensity(asked["intensity"], source)
-    slices = _slices(asked["slices"], source)
-    chosen = Options(intensity, slices, tile, asked["overlap"], asked["fill_refused"], of_model)
+    slices = "axial" if source is None else _slices(asked["slices"], source)
+    intensity = asked["intensity"] if source is None else _intensity(asked["intensity"], source)
+    own_rule = "" if source is None else source.intensity
+    chosen = Options(intensity, slices, of_maps, asked["overlap"], of_pictures, most, own_rule)
     return open_recognised(found, chosen, bad=bad)
 
 
-def _intensity(asked: str, source: Domains) -> tuple[str, bool]:
-    """The rule that was asked for, or the one that the source's model was trained with; and whether it is the model's.
+def _intensity(asked: str, source: Domains) -> str:
+    """The rule that was asked for; as the source's model says it, where it was trained with the same.
 
     Raises:
         UsageError: There is no such rule, or the model takes Hounsfield units, which the rule would not send.
@@ -103,10 +126,10 @@ def _intensity(asked: str, source: Domains) -> tuple[str, bool]:
     from ddib_fed.formats.intensity import AUTO, Rule
 
     if not source.intensity or asked == AUTO:
-        return source.intensity or asked, bool(source.intensity)
+        return asked
     rule, own = Rule.parse(asked), Rule.parse(source.intensity)
     if rule == own:
-        return source.intensity, True
+        return source.intensity
     model = f"the model of {source.institution}/{source.domain}"
     if own.name == "hu" and rule.name != "values":
         raise UsageError(
@@ -114,7 +137,7 @@ def _intensity(asked: str, source: Domains) -> tuple[str, bool]:
             hint="leave --intensity out; --intensity values, if the file's own numbers are Hounsfield units",
         )
     say(f"warning: --intensity {asked}: {model} was trained with {source.intensity}", err=True)
-    return asked, False
+    return asked
 
 
 def _slices(asked: str, source: Domains) -> str:
@@ -129,55 +152,89 @@ def _slices(asked: str, source: Domains) -> str:
     return asked
 
 
+def _pictures(found: Recognised, out: Path | None) -> list[Path]:
+    """The pictures among what was recognised that may be larger than a model: than the least size of one."""
+    plain = recognise(found.plain, out, _larger((LEAST_TILE, LEAST_TILE), None)).studies
+    return [each.path for each in (*found.studies, *plain) if each.format in {Format.PICTURE, Format.LARGER}]
+
+
+def _earlier(out: Path) -> dict[str, tuple[int, int] | None]:
+    """By the name of the file, the tiles in which an earlier run has translated it; None for as a whole."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for path in out.rglob("*.json") if out.is_dir() else ():
+        record = None if path.name.startswith(".") else read_json(path)
+        if isinstance(record, dict) and isinstance(record.get("input"), str):
+            study = record.get("study")
+            tile = study.get("options", {}).get("picture_tile") if isinstance(study, dict) else None
+            found[Path(record["input"]).name] = (int(tile[0]), int(tile[1])) if tile else None
+    return found
+
+
+def _larger(tile: tuple[int, int], most: int | None) -> Callable[[Path], bool]:
+    """Whether a picture is cut into tiles."""
+
+    def larger(path: Path) -> bool:
+        from ddib_fed.formats.pictures import is_larger
+
+        return is_larger(path, tile, most)
+
+    return larger
+
+
 def translate_study(
-    study: Study, translate: TranslateFiles, manner: StudyManner, *, asked: str, fill_refused: bool
+    study: Study, translate: TranslateFiles, manner: StudyManner, *, asked: str
 ) -> WrittenStudy:
     """Translate the items of a study, and write its output; one that is there already is left as it is.
 
-    Results of an earlier run that are complete are put together without asking the node.
+    What a node refuses becomes background, and the record says which items that are, and why. Results of an earlier run
+    that are complete are put together without asking the node.
 
     Args:
         study: The study.
         translate: Translates the items.
         manner: Where to write, and what stays.
         asked: Digest of what is asked for the items (`Order.digest`), hex: only results of the same request count.
-        fill_refused: Whether refused planes become background.
 
     Raises:
         AlreadyExists: Something else is where its output or the result of an item belongs, and nothing is overwritten.
         PictureMisfit: The items are not in the units of the source's model; the hint is a rule that fits.
-        JobFailed: Planes were refused, and `fill_refused` is not set; or all were, or some were not translated for
-            another reason: those never become background.
+        JobFailed: All items were refused, or some were not translated for another reason: those never become
+            background.
         DdibError: As of `translate` and `formats.parts`.
     """
     from ddib_fed.formats.finished import finished_study
     from ddib_fed.formats.parts import check_outputs, read_results, write_items, write_outputs
 
     if not manner.again:
-        earlier = finished_study(study.origin, manner.out, asked=asked, fill_refused=fill_refused)
+        earlier = finished_study(study.origin, manner.out, asked=asked)
         if earlier is not None:
             return earlier
     check_outputs(study, manner.out, force=manner.force)
     parts = write_items(study, manner.out)
     results = read_results(parts, asked)
     left = [item for item, result in zip(parts.items, results, strict=True) if manner.again or result is None]
-    refused: Collection[Path] = ()
+    refused: Mapping[Path, str] = {}
     if left:
         with _in_the_studys_words(study):
             refused = translate(left, parts.results)
         results = read_results(parts, asked)
     missing = [at for at, result in enumerate(results) if result is None]
     if missing:
-        _check_missing(study, parts, missing, refused, fill_refused=fill_refused)
-    written = write_outputs(study, results, manner.out, force=manner.force)
+        _check_missing(study, parts, missing, refused)
+    written = write_outputs(
+        study,
+        results,
+        manner.out,
+        force=manner.force,
+        why=[refused.get(item, "") for item in parts.items],
+        doubtful_below=manner.doubtful_below,
+    )
     if not manner.keep_parts:
         parts.remove()
     return written
 
 
-def _check_missing(
-    study: Study, parts: Parts, missing: Sequence[int], refused: Collection[Path], *, fill_refused: bool
-) -> None:
+def _check_missing(study: Study, parts: Parts, missing: Sequence[int], refused: Mapping[Path, str]) -> None:
     """Return if the planes without a result may be written as background: all were refused, but not all planes.
 
     Raises:
@@ -194,16 +251,11 @@ def _check_missing(
             hint=same_command(),
         )
     if len(missing) == len(parts.items):
+        reasons = "; ".join(dict.fromkeys(why for why in refused.values() if why))
         raise JobFailed(
-            f"{what}: every one was refused, so no {study.kind} was written",
+            f"{what}: every one was refused ({reasons}), so no {study.kind} was written",
             hop="client",
             hint="ddib job list, ddib job show JOB: the reason of each",
-        )
-    if not fill_refused:
-        raise JobFailed(
-            f"{what}, so no {study.kind} was written; the others are in {parts.results}",
-            hop="client",
-            hint="ddib job list, ddib job show JOB; --fill-refused writes them as background",
         )
 
 
@@ -213,13 +265,24 @@ def report_studies(written: Sequence[WrittenStudy], output_format: str) -> None:
         print_json({"studies": [as_json(each) for each in written]})
         return
     for each in written:
-        first = each.files[0] if len(each.files) == 1 else each.files[0].parent
-        say(f"{each.given}: {each.kind}, {each.items} items -> {first}")
-        for line in each.said:
-            say(f"  {line}")
+        say(f"{each.given}: {each.kind}, {each.items} items -> {each.shown}")
+        for line in (each.refused, *_round_trip(each), *each.said):
+            if line:
+                say(f"  {line}")
         doubtful = sum(bool(item.get("doubtful")) for item in each.report["items"])
         if doubtful:
             say(f"  {doubtful} of {each.items} items doubtful ({each.record})", err=True)
+
+
+def _round_trip(each: WrittenStudy) -> tuple[str, ...]:
+    """The figure of a picture in tiles at its own size."""
+    picture = each.provenance.picture
+    if "tiles" not in each.report or picture is None or picture.cycle_psnr is None:
+        return ()
+    mark = ", doubtful" if "cycle_psnr" in (each.provenance.doubts or ()) else ""
+    return (
+        f"round trip {picture.cycle_psnr:.1f} dB at its own {picture.width}x{picture.height} pixels{mark}",
+    )
 
 
 def refuse_detached(given: Choice, *, detach: bool) -> None:
@@ -245,6 +308,8 @@ def as_json(each: WrittenStudy) -> dict[str, object]:
         "provenance": each.record,
         "planes": each.report["planes"],
         "items": each.items,
+        "refused": each.refused,
+        "picture": each.provenance.picture,
         "flicker": each.report.get("flicker"),
         "seams": each.report.get("seams"),
         "doubtful": each.provenance.doubtful,
@@ -291,6 +356,6 @@ def _tile(text: str) -> tuple[int, int] | None:
     """
     if text in {"auto", "none"}:
         return None
-    if not text.isdecimal() or not 8 <= int(text) <= 65536:
+    if not text.isdecimal() or not LEAST_TILE <= int(text) <= 65536:
         raise UsageError(f"--tile {text!r} is no size", hint="--tile 256, --tile auto or --tile none")
     return int(text), int(text)

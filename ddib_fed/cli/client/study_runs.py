@@ -37,7 +37,6 @@ from ddib_fed.errors import (
     JobFailed,
     UsageError,
 )
-from ddib_fed.formats.origin import alone
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -57,7 +56,6 @@ class Plan:
         choice: They, and the rest.
         manner: How they are written.
         asked: Digest of what is asked for their items, hex.
-        fill_refused: Whether refused planes become background.
         earlier: The output of those that are translated already, by number.
         bad: What cannot be read, or is left out: the path and why.
         unreadable: Numbers of the studies among them.
@@ -66,10 +64,20 @@ class Plan:
     choice: Choice
     manner: StudyManner
     asked: str
-    fill_refused: bool
     earlier: Mapping[int, WrittenStudy]
     bad: tuple[tuple[Path, DdibError], ...]
     unreadable: frozenset[int]
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """What the studies write below the folder of the results."""
+        origins = self.choice.studies.origins
+        return tuple(name for each in origins for name in (*each.outputs, *each.beside, f"{each.name}.json"))
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file that they are made from."""
+        return tuple(path for origin in self.choice.studies.origins for path in origin.inputs)
 
     @property
     def others(self) -> int:
@@ -95,7 +103,7 @@ def plan_studies(
         DdibError: The node refuses or cannot be reached.
     """
     bad: Bad = []
-    choice = open_studies(files, asked, profile, out=manner.out, bad=bad)
+    choice = open_studies(files, asked, profile, out=manner.out, bad=bad, detach=manner.detach)
     if choice is None:
         return None
     refuse_detached(choice, detach=manner.detach)
@@ -103,7 +111,7 @@ def plan_studies(
     if line := ignored_line(choice.ignored):
         say(line, err=True)
     kept = replace(manner, keep_parts=manner.keep_parts or asked["keep_parts"])
-    plan = Plan(choice, kept, order.digest(profile.institution), asked["fill_refused"], {}, (), frozenset())
+    plan = Plan(choice, kept, order.digest(profile.institution), {}, (), frozenset())
     origins = choice.studies.origins
     found, unreadable = look_at_each(origins, partial(_look, plan))
     bad += [(origins[at].given, error) for at, error in unreadable.items()]
@@ -131,7 +139,7 @@ def look_at_each(
         except (UsageError, AlreadyExists, Cancelled):
             raise
         except DdibError as error:
-            unreadable[at] = alone(error)
+            unreadable[at] = error.kept()
         except OSError as error:
             why = f"{origin.given} cannot be read: {error.strerror or error}"
             unreadable[at] = InputError(why, hop="client")
@@ -150,7 +158,7 @@ def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
 
     manner = plan.manner
     if not manner.again:
-        done = finished_study(origin, manner.out, asked=plan.asked, fill_refused=plan.fill_refused)
+        done = finished_study(origin, manner.out, asked=plan.asked)
         if done is not None:
             return done
     check_outputs(origin, manner.out, force=manner.force)
@@ -179,7 +187,6 @@ def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str
         skip_bad: Whether bad ones are left out.
 
     Raises:
-        UsageError: A study and a plain file would have a result of one name.
         ExtraMissing: A package for a format is not installed, and its files are not left out.
         DdibError: Some cannot be read, and are not left out, or none can; every one is named.
     """
@@ -189,28 +196,11 @@ def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str
             raise error  # one command repairs it for all files
     total = len(plan.choice.studies) + plan.others
     if chosen is not None:
-        _check_names(plan, chosen)
         total += len(chosen.paths)
         if not skip_bad:
             bad += read_files(chosen, order, institution, decode=False)[1]
     if bad and not (skip_bad and len(bad) < total):
         raise refused(bad, total, "nothing was submitted")
-
-
-def _check_names(plan: Plan, chosen: Chosen) -> None:
-    out = plan.manner.out
-    taken = {
-        name: origin.given
-        for origin in plan.choice.studies.origins
-        for name in (*origin.outputs, f"{origin.name}.json")
-    }
-    for path, given in zip(chosen.paths, chosen.inputs, strict=True):
-        for name, _ in given.file_names():
-            if name in taken:
-                raise UsageError(
-                    f"{taken[name]} and {path} would both be written to {out / name}",
-                    hint="rename one of them",
-                )
 
 
 class Ending:
@@ -229,7 +219,7 @@ class Ending:
         try:
             yield
         except (JobFailed, FilesLeftOut) as error:
-            self._errors.append(error)
+            self._errors.append(error.kept())
 
     def conclude(self) -> None:
         """Return if all went well.
@@ -249,7 +239,9 @@ class Ending:
             raise error
 
 
-def translate_studies(plan: Plan, translate: TranslateFiles, document: Document, *, skip_bad: bool) -> None:
+def translate_studies(
+    plan: Plan, translate: TranslateFiles, document: Document, *, skip_bad: bool, done: list[WrittenStudy]
+) -> None:
     """Translate all studies, one after the other, and print what was written as soon as it is.
 
     Args:
@@ -257,10 +249,11 @@ def translate_studies(plan: Plan, translate: TranslateFiles, document: Document,
         translate: Translates items.
         document: Takes it instead, where JSON is asked for.
         skip_bad: Whether what cannot be translated is left out.
+        done: Takes what was written.
 
     Raises:
-        JobFailed: Planes of a study were refused, and it is not left out; the others are translated.
-        FilesLeftOut: Studies were left out; likewise.
+        JobFailed: A study was not translated, and it is not left out; the others are.
+        FilesLeftOut: Studies were left out, or some items of one were refused and are background; likewise.
         DdibError: As `translate_study`, for what is about more than one study.
     """
     documents: list[dict[str, object]] = []
@@ -275,8 +268,9 @@ def translate_studies(plan: Plan, translate: TranslateFiles, document: Document,
             if isinstance(error, UsageError) or not (skip_bad or isinstance(error, JobFailed)):
                 raise
             missing.append(LeftOut.of(origin.given, error))
-            failed.append(alone(error))
+            failed.append(error.kept())
             continue
+        done.append(written)
         documents.append(as_json(written))
         if not document.is_wanted:
             report_studies([written], "text")
@@ -284,6 +278,10 @@ def translate_studies(plan: Plan, translate: TranslateFiles, document: Document,
     if missing and skip_bad:
         total = len(plan.choice.studies) + plan.others
         raise left_out(missing, total, f"the others are in {plan.manner.out}")
+    partly = [f"{each.given}: {each.refused}" for each in done if each.refused]
+    if partly:
+        hint = "the records name each item; what was refused is not in the results"
+        failed.append(FilesLeftOut("\n".join(partly), hint=hint))
     Ending(failed).conclude()
 
 
@@ -292,4 +290,4 @@ def _translated(plan: Plan, at: int, translate: TranslateFiles) -> WrittenStudy:
     if at in plan.earlier:
         return plan.earlier[at]
     study = plan.choice.studies[at]
-    return translate_study(study, translate, plan.manner, asked=plan.asked, fill_refused=plan.fill_refused)
+    return translate_study(study, translate, plan.manner, asked=plan.asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,8 @@ from ddib_fed.cli.client.studies import StudyManner
 from ddib_fed.cli.client.study_runs import Ending, Plan, check_plan, plan_studies, translate_studies
 from ddib_fed.cli.client.translation.document import Document, one_document
 from ddib_fed.cli.client.translation.order import Order, order_of
+from ddib_fed.cli.client.translation.outcome import Outcome
+from ddib_fed.cli.client.translation.pages import write_pages
 from ddib_fed.cli.client.translation.report import print_submitted, report_outcome
 from ddib_fed.cli.client.translation.run import Manner
 from ddib_fed.cli.client.translation.whole import conclude, submit_files, translate_files, translate_parts
@@ -30,6 +32,9 @@ from ddib_fed.cli.output import print_ids
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.formats.parts import WrittenStudy
 
 
 @command(
@@ -114,16 +119,34 @@ def translate(
     plan = None
     if pairs is None:
         written = StudyManner(
-            out, output_format, force=force, again=again, detach=detach, keep_parts=order.keep_latent
+            out,
+            output_format,
+            force=force,
+            again=again,
+            detach=detach,
+            keep_parts=order.keep_latent,
+            doubtful_below=doubtful_below,
         )
         plan = plan_studies(files, profile, asked, order, written)
         files = files if plan is None else plan.choice.plain
     chosen = None
     if files:
-        chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out, apart=True)
+        taken = () if plan is None else plan.file_names
+        chosen = choose(
+            files,
+            profile,
+            target,
+            pairs=pairs,
+            labels=labels,
+            limit=limit,
+            out=out,
+            apart=True,
+            taken=taken,
+            without=() if plan is None else plan.inputs,
+        )
         check_names(chosen.paths, chosen.inputs, out)
-        if chosen.ignored:
-            say(chosen.ignored, err=True)
+        if chosen.said:
+            say(chosen.said, err=True)
     if signer is not None:
         _check_marked(profile, plan, chosen)
     if chosen is not None and detach:
@@ -150,18 +173,23 @@ def _translate(
         DdibError: As `check_plan`, `translate_studies` and `translate_files`.
     """
     ending = Ending()
+    done: list[WrittenStudy] = []
     if plan is not None:
         check_plan(plan, chosen, order, profile.institution, skip_bad=manner.skip_bad)
         with ending.held():
             parts = partial(translate_parts, profile, order, manner)
-            translate_studies(plan, parts, document, skip_bad=manner.skip_bad)
+            translate_studies(plan, parts, document, skip_bad=manner.skip_bad, done=done)
     if chosen is not None:
-        outcome, shown = translate_files(profile, chosen, order, manner, page=page)
+        outcome, shown = translate_files(profile, chosen, order, manner, page=page, whole=done)
         report_outcome(
             outcome, order.target, manner.out, document, doubtful_below=manner.doubtful_below, page=shown
         )
         with ending.held():
             conclude(outcome, manner.out, f"source {profile.institution}", skip_bad=manner.skip_bad)
+    elif page and (shown := write_pages(Outcome(0, (), (), 0, (), (), ()), manner.out, done)) is not None:
+        document.add({"page": shown})
+        if not document.is_wanted:
+            say(f"page: {shown}")
     ending.conclude()
 
 

@@ -12,7 +12,6 @@ from ddib_fed.cli import options
 from ddib_fed.cli.client.delivery import STATE_PREFIX
 from ddib_fed.cli.help import command
 from ddib_fed.client.profile import Profile
-from ddib_fed.extras import extra
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -41,10 +40,9 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
     Dropped files stay in a private temporary folder that is removed at the end; results go to DIR. Towards the node it
     is `ddib translate`: the same profile, certificate and checks.
     """
-    with extra("web", "starlette", "the page in the browser needs starlette, uvicorn and Jinja2"):
-        from ddib_fed.cli.client.browser.desk import ClientDesk
-        from ddib_fed.web.researcher.app import Researcher
-        from ddib_fed.web.serving import serve, temporary_folder
+    from ddib_fed.cli.client.browser.desk import ClientDesk
+    from ddib_fed.web.researcher.app import Researcher
+    from ddib_fed.web.serving import serve, temporary_folder
 
     profile = Profile.load(profile_path)
     with temporary_folder() as folder:

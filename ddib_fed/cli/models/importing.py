@@ -37,7 +37,7 @@ _OF_PICTURES = ("fit", "soften_sigma")
     "--diffusers",
     type=_FOLDER,
     metavar="DIR",
-    help="Instead: the folder of a diffusers pipeline of pixels (pip install 'ddib-fed[diffusers]').",
+    help="Instead: the folder of a diffusers pipeline of pixels (needs the package diffusers).",
 )
 @click.option(
     "--variant",

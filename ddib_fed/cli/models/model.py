@@ -198,7 +198,11 @@ def show(*, which: str, output_format: str) -> None:
                 else {"steps": bundle.tuned.digest(), **dict(figures(bundle.tuned))}
             ),
             **({} if verdict is None else {"samples": verdict.sentence(bundle.manifest.training.steps)}),
-            "gate": "fixed bounds alone" if bundle.allowances is None else said(bundle.allowances),
+            "gate": said(bundle.allowances)
+            if bundle.allowances is not None
+            else "fixed bounds alone"
+            if bundle.manifest.sample_kind == "picture"
+            else "fixed bounds, and points of each set are encoded again",
             **(
                 {}
                 if bundle.privacy is None

@@ -10,7 +10,8 @@ from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.class_names import Classes, parse_pairs
 from ddib_fed.cli.models.opening import open_model
-from ddib_fed.cli.output import lines, outcome
+from ddib_fed.cli.output import NEXT_STEPS, lines, outcome
+from ddib_fed.cli.typed import same_command
 from ddib_fed.errors import LatentNotGaussian, UsageError
 from ddib_fed.terminal import say
 
@@ -61,7 +62,7 @@ def translate(
     """Translate a folder of pictures, or one picture: `ddib bridge translate` and `ddib bridge cycle`."""
     from ddib_fed.bridge.sharding import parse_devices
     from ddib_fed.runs.picture_report import read_thresholds
-    from ddib_fed.runs.picture_run import own_scene, run
+    from ddib_fed.runs.picture_run import own_scene, run, usual_scene
 
     if folder is None:
         raise UsageError(
@@ -76,8 +77,10 @@ def translate(
     thresholds = read_thresholds(given["thresholds"]) if given["thresholds"] is not None else None
     found = _found(folder, recipe, given)
     _name_bad(found)
-    if given["scene"] is not None:
-        recipe = replace(recipe, scene=own_scene(found) if given["scene"] == "own" else given["scene"])
+    scene = own_scene(found) if given["scene"] == "own" else given["scene"]
+    if scene is None and given["pairs"] is None:
+        scene = usual_scene(found, manifest_of(source), recipe.settings)
+    recipe = replace(recipe, scene=scene)
     with bar("translating") as show:
         report = run(
             recipe,
@@ -99,10 +102,11 @@ def translate(
 
 def _require_all(report: dict[str, Any], out: Path) -> None:
     if report["refused"]:
+        first = report["bad"][-report["refused"]]
         raise LatentNotGaussian(
-            f"{report['refused']} pictures were refused, as a node would refuse them: their latents are no noise; "
-            f"{out / 'report.json'} names them, and the others are translated",
-            hint="the same command with --skip-bad takes them for no error",
+            f"{report['refused']} pictures were refused, as a node would refuse them; the first, {first['path']}: "
+            f"{first['reason']}; {out / 'report.json'} names all, and the others are translated",
+            hint=f"{NEXT_STEPS[LatentNotGaussian.reason]}\nwithout an error: {same_command('--skip-bad')}",
         )
 
 
@@ -320,7 +324,8 @@ def _name_bad(found: Found) -> None:
 
 def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
     before = report["count"] - report["computed_now"]
-    text = {"pictures": f"{report['count']}" + (f" ({before} were there)" if before else "")}
+    text = {"size": f"{report['fitted']} (--scene own keeps it)"} if report["fitted"] else {}
+    text["pictures"] = f"{report['count']}" + (f" ({before} were there)" if before else "")
     if report["bad"]:
         text["left out"] = f"{len(report['bad'])} that cannot be used"
     if (span := report["range"])["clipped"]:
@@ -343,9 +348,7 @@ def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
         text["doubtful"] = f"{report['doubtful']} pictures, framed in the sheet"
     if "cycle_psnr" in report:
         cycled = report["cycle_psnr"]
-        text["cycle"] = (
-            f"PSNR {cycled['median']:.1f} dB (median), {cycled['min']:.1f} dB (least), at the models' size"
-        )
+        text["cycle"] = f"PSNR {cycled['median']:.1f} dB (median), {cycled['min']:.1f} dB (least)"
     if "uncertainty" in report:
         text["uncertainty"] = f"{report['uncertainty']['median']:.4f} (median of the maps' means, in [-1, 1])"
     text["cost"] = f"{report['seconds']:.1f} s"

@@ -240,7 +240,7 @@ def _note_install(config_path: Path, signed: bytes) -> None:
     from ddib_fed.trust.audit.log import note
     from ddib_fed.trust.certificates import fingerprint, parse_certificates
 
-    leaf = parse_certificates(signed, "the signed certificate")[0]
+    leaf = parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
     note(_config(config_path).paths.audit, "certificate_given", certificate=fingerprint(leaf))
 
 

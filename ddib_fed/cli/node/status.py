@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ from ddib_fed.cli import options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.next_commands import with_config
 from ddib_fed.cli.output import moment, outcome, print_json
-from ddib_fed.extras import extra
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def status(config_path: Path, output_format: str, web: bool, port: int, browser:
     _show(answer, with_config(config_path))
 
 
-_TIMES = frozenset({"certificate_expires", "failed", "expires"})
+_TIMES = frozenset({"certificate_expires", "root_expires", "failed", "expires"})
 """Fields of the answer that are Unix times."""
 
 
@@ -78,16 +78,10 @@ def _values(message: Message) -> dict[str, Any]:
 
 
 def _serve_page(config_path: Path, port: int, *, browser: bool) -> None:
-    """Serve the operator's page until Ctrl-C.
-
-    Raises:
-        ExtraMissing: Packages of the extra are missing.
-    """
+    """Serve the operator's page until Ctrl-C."""
     from ddib_fed.node.config import NodeConfig
-
-    with extra("web", "starlette", "the page in the browser needs starlette, uvicorn and Jinja2"):
-        from ddib_fed.web.operator.app import Operator
-        from ddib_fed.web.serving import serve, temporary_folder
+    from ddib_fed.web.operator.app import Operator
+    from ddib_fed.web.serving import serve, temporary_folder
 
     page = Operator.of(NodeConfig.load(config_path))
     with temporary_folder() as folder:
@@ -97,11 +91,15 @@ def _serve_page(config_path: Path, port: int, *, browser: bool) -> None:
 def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
     """Print it; `more` is what the commands that are named need to be about this node."""
     from ddib_fed.cli.client.job import when
+    from ddib_fed.trust.certificates import root_warning
 
     say(f"node         {answer.name}.{answer.institution}  {answer.state}")
     say(f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s")
     say(f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open")
-    say(f"certificate  until {when(answer.certificate_expires)}")
+    say(f"certificate  until {when(answer.certificate_expires)}, its root until {when(answer.root_expires)}")
+    ends = datetime.fromtimestamp(answer.root_expires, UTC)
+    if answer.root_expires and (warning := root_warning(answer.institution, ends, datetime.now(UTC))):
+        say(f"             warning: {warning}")
     if answer.HasField("model"):
         model = answer.model
         shape = "x".join(map(str, model.sample_shape))

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, InputError
 from ddib_fed.formats.dicom.series import SORTED_BY, pydicom, quiet, read_header
-from ddib_fed.formats.origin import alone, safe_name
+from ddib_fed.formats.origin import safe_name
 from ddib_fed.formats.recognition import COPY, beginning_of, is_dicom
 
 Members = list[tuple[Path, Any]]
@@ -97,11 +97,7 @@ def is_directory_file(path: Path) -> bool:
 
 
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
-    """Look into the header of each file.
-
-    Raises:
-        ExtraMissing: pydicom is not installed.
-    """
+    """Look into the header of each file."""
     pictures: dict[str, Members] = {}
     unreadable: list[tuple[Path, DdibError]] = []
     others: Counter[str] = Counter()
@@ -110,7 +106,7 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
             try:
                 header = _header(path)
             except ImageUnreadable as error:
-                unreadable.append((path, alone(error)))
+                unreadable.append((path, error.kept()))
                 continue
             if "Rows" in header and not (header.get("SOPClassUID") and header.get("SOPInstanceUID")):
                 why = (

@@ -21,8 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
-from ddib_fed.extras import extra
-from ddib_fed.formats.origin import alone
 from ddib_fed.formats.recognition import COPY
 from ddib_fed.samples.formats.decoded import Pixels
 
@@ -71,6 +69,7 @@ class Series:
 
     @property
     def modality(self) -> str:
+        """CT, MR and so on."""
         return str(self.headers[0].get("Modality", ""))
 
     @property
@@ -83,14 +82,10 @@ class Series:
 
 
 def pydicom() -> Any:
-    """The package.
+    """The package, which takes a while to import."""
+    import pydicom as package
+    import pydicom.pixels  # the package's own name stays bound to `package`
 
-    Raises:
-        ExtraMissing: It is not installed.
-    """
-    with extra("dicom", "pydicom", "reading DICOM needs pydicom, which is not installed"):
-        import pydicom as package
-        import pydicom.pixels  # the package's own name stays bound to `package`
     return package
 
 
@@ -155,7 +150,7 @@ def readable(
             _check(path, header)
             _slice(path)
         except ImageUnreadable as error:
-            bad.append((path, alone(error)))
+            bad.append((path, error.kept()))
         else:
             good.append((path, header))
     return (good, bad) if good else ([*members], [])

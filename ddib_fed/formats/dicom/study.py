@@ -26,15 +26,14 @@ class DicomStudy(FromOrigin):
     Attributes:
         series: Its headers.
         slices: What is sent.
-        fill_refused: Whether slices that were refused are written as background.
     """
 
     series: Series
     slices: Slices
-    fill_refused: bool = False
 
     @property
     def kind(self) -> str:
+        """The format and the modality."""
         units = " without Hounsfield units" if self.series.without_units else ""
         return f"DICOM series ({self.series.modality or 'no modality'}{units})"
 
@@ -51,13 +50,16 @@ class DicomStudy(FromOrigin):
 
     @property
     def sent(self) -> tuple[int, ...]:
+        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
+        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
+        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:
@@ -111,10 +113,9 @@ def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: O
         given: What was named, for messages.
         files: DICOM files.
         root: The folder below which they were found; None for files that were given one by one.
-        options: Rule of intensity, and what becomes of refused slices.
+        options: Rule of intensity.
 
     Raises:
-        ExtraMissing: pydicom is not installed.
         ImageUnreadable: No file is a picture or a damaged picture.
     """
     found = sort_files(files)
@@ -153,7 +154,7 @@ def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Opt
     Args:
         origin: Of the study.
         members: Path and header (`series.SORTED_BY`) of each file.
-        options: Rule of intensity, and what becomes of refused slices.
+        options: Rule of intensity.
 
     Raises:
         ImageUnreadable: A file cannot be read, or shows nothing.
@@ -167,7 +168,7 @@ def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Opt
         slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{origin.called}: {error.detail}", hop="client", hint=error.hint) from error
-    return DicomStudy(origin, series, slices, options.fill_refused)
+    return DicomStudy(origin, series, slices)
 
 
 def _require_units(called: str, series: Series, rule: Rule) -> None:

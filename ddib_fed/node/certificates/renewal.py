@@ -209,7 +209,12 @@ class RenewalThread:
             self.problem = None
         except Exception as error:  # the thread must outlive any failure
             if self.problem is None:
-                log.exception("the certificate could not be renewed; it is tried again")
+                foreseen = isinstance(error, DdibError)
+                log.error(  # noqa: TRY400 - a traceback only where nobody foresaw the error
+                    "the certificate could not be renewed; it is tried again: %s",
+                    error,
+                    exc_info=not foreseen,
+                )
             self.problem = f"renewal: {error}"
 
     def _renew(self) -> None:
@@ -221,6 +226,8 @@ class RenewalThread:
             raise
         self._failures, self._failed_at = 0, None
         log.info("renewed the certificate, good until %s", renewed.not_after)
+        if warning := renewed.root_warning(now):
+            log.warning("%s", warning)
 
     def _waits(self, own: Credentials) -> bool:
         """Whether the last try failed a moment ago; a clock that was set back is no moment."""

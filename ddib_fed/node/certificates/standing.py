@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddib_fed.errors import ConfigError, Unauthenticated
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.certificates import parse_certificates
+from ddib_fed.trust.certificates import check_root, parse_certificates
 from ddib_fed.trust.identity import Identity, verify_peer_certificate
 from ddib_fed.trust.pki import (
     Authority,
@@ -77,7 +77,7 @@ def _recovers(folder: Path, now: datetime) -> bool:
 
 
 def look_at_identity(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
-    """The state of the node's certificate at a start: a line, and a warning if the operator should act.
+    """The state of the node's certificate at a start: a line, and warnings if the operator should act.
 
     Raises:
         FileMissing: There is no certificate, and no root here to make one.
@@ -98,14 +98,13 @@ def look_at_identity(config: NodeConfig, *, now: datetime | None = None) -> list
         return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]
     credentials = own_credentials(config)
     text = f"{credentials.identity}, until {credentials.not_after:%Y-%m-%d %H:%M} UTC"
-    problem = not_accepted(credentials, moment)
+    problem, root = not_accepted(credentials, moment), credentials.root_warning(moment)
     if problem is None:
         renewable = issues or command is not None or config.identity.issuer is not None
-        return (
-            [text]
-            if renewable
-            else [text, "nothing renews it: set identity.issuer or identity.renew_command"]
-        )
+        nothing = "" if renewable else "nothing renews it: set identity.issuer or identity.renew_command"
+        return [text, *filter(None, (nothing, root))]
+    if issues:
+        check_root(own_authority(config), moment)
     if issues or command is not None or (config.identity.issuer is not None and _recovers(folder, moment)):
         return [str(credentials.identity), f"{problem}; it is renewed at the start"]
     raise Unauthenticated(

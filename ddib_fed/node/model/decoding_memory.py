@@ -1,106 +1,165 @@
-"""A budget of memory for decoding and writing files.
+"""A budget of memory and threads for decoding and writing files, shared fairly by the clients.
 
-A file's need is computed from its header before it is decoded; a file over the whole budget is refused,
-and one that does not fit now waits for the running ones.
+A file's need is computed from its header before it is decoded; one over the budget is refused. What does not fit now
+waits, the clients in turn, so that nobody waits behind all files of another. Small files have memory of their own, so
+that they do not wait for large ones, nor large ones for ever.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
 
-from ddib_fed.errors import DdibError, ImageTooLarge
+from ddib_fed.errors import Cancelled, DdibError, ImageTooLarge
 
 MIB = 1 << 20
+SMALL: Final = 4
+"""Small files share a quarter of the budget in addition to it."""
+LOOK_S: Final = 0.5
+"""How often a waiting file looks whether its call has ended."""
 
 
 class DecodingMemory:
     """The budget of one node, shared by its threads.
 
     Args:
-        total_bytes: Limit for all files decoded or written at once.
+        total_bytes: Limit for a file that is decoded or written, and for all large ones at once.
+        of_one: Files of one client that are decoded or written at once; by default one for two cores.
     """
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, of_one: int = max(1, (os.cpu_count() or 1) // 2)) -> None:
         self._total = total_bytes
-        self._taken = 0
+        self._of_one = of_one
+        self._small, self._large = _Part(total_bytes // SMALL), _Part(total_bytes)
+        self._running: Counter[str] = Counter()
         self._changed = threading.Condition()
-        # One caller at a time waits for memory; a caller past this point waits no more, so it gives back what it holds.
-        self._gate = threading.Lock()
 
     @property
     def taken_bytes(self) -> int:
         """Bytes handed out now."""
-        return self._taken
+        return sum(part.total_bytes - part.free_bytes for part in (self._small, self._large))
 
     @property
-    def waits(self) -> bool:
-        """Whether a caller waits for memory now."""
-        return self._gate.locked()
+    def waiting(self) -> int:
+        """Files that wait for memory now."""
+        with self._changed:
+            return sum(len(files) for part in (self._small, self._large) for files in part.waiting.values())
 
     @contextmanager
     def file(
         self,
+        client: str,
         size_bytes: int,
         load: Callable[[], bytes],
         cost: Callable[[bytes], int],
+        *,
+        ended: Callable[[], bool] = lambda: False,
         too_large: type[DdibError] = ImageTooLarge,
     ) -> Iterator[bytes]:
         """A file's content, with its memory reserved while it is used.
 
         Args:
+            client: Whose file it is.
             size_bytes: Its size.
-            load: Reads it.
+            load: Reads it; called again once there is memory to decode it.
             cost: Computes the bytes needed in addition to it, from its header.
+            ended: Whether nobody waits for the file any more.
             too_large: The error for a file over the budget.
 
         Raises:
             DdibError: `too_large`; what `load` or `cost` raise.
+            Cancelled: It has ended while the file waited.
         """
-        held = 0
-        try:
-            with self._gate:
-                held += self._take(size_bytes, too_large)
-                content = load()
-                more = cost(content)
-                self._check(size_bytes + more, too_large)
-                held += self._take(more, too_large)
-            yield content
-        finally:
-            self._give(held)
+        with self.work(client, size_bytes, ended=ended, too_large=too_large):
+            need = size_bytes + cost(load())
+        with self.work(client, need, ended=ended, too_large=too_large):
+            yield load()
 
     @contextmanager
-    def work(self, size_bytes: int, too_large: type[DdibError] = ImageTooLarge) -> Iterator[None]:
-        """Reserve memory for output.
+    def work(
+        self,
+        client: str,
+        size_bytes: int,
+        *,
+        ended: Callable[[], bool] = lambda: False,
+        too_large: type[DdibError] = ImageTooLarge,
+    ) -> Iterator[None]:
+        """Reserve memory.
 
         Raises:
             DdibError: `too_large`: it is over the budget.
+            Cancelled: As `file`.
         """
-        with self._gate:
-            held = self._take(size_bytes, too_large)
-        try:
-            yield
-        finally:
-            self._give(held)
-
-    def _check(self, size_bytes: int, too_large: type[DdibError]) -> None:
         if size_bytes > self._total:
             raise too_large(
                 f"it takes {size_bytes // MIB} MiB of memory to decode, {self._total // MIB} are the limit",
                 hint="make the picture smaller, or let the node's operator raise limits.decode_memory_mib",
                 facts={"memory_mib": size_bytes // MIB, "limit_mib": self._total // MIB},
             )
-
-    def _take(self, size_bytes: int, too_large: type[DdibError]) -> int:
-        self._check(size_bytes, too_large)
+        part = self._large if size_bytes > self._small.total_bytes else self._small
+        file = _File(client, size_bytes)
         with self._changed:
-            while self._taken + size_bytes > self._total:
-                self._changed.wait()
-            self._taken += size_bytes
-        return size_bytes
+            part.waiting.setdefault(client, deque()).append(file)
+        try:
+            with self._changed:
+                self._hand_out()
+                while not ended():
+                    if file.has_memory:
+                        break
+                    self._changed.wait(LOOK_S)
+                else:
+                    raise Cancelled("the call has ended for which a file was to be decoded")
+            yield
+        finally:
+            with self._changed:
+                if file.has_memory:
+                    part.free_bytes += size_bytes
+                    self._running[client] -= 1
+                    self._running += Counter()  # forgets clients that have none
+                else:
+                    part.take(file)
+                self._hand_out()
 
-    def _give(self, size_bytes: int) -> None:
-        with self._changed:
-            self._taken -= size_bytes
-            self._changed.notify_all()
+    def _hand_out(self) -> None:
+        """Memory to those whose turn it is."""
+        for part in (self._small, self._large):
+            while (file := self._next(part)) is not None:
+                part.take(file)
+                part.free_bytes -= file.size_bytes
+                file.has_memory = True
+                self._running[file.client] += 1
+        self._changed.notify_all()
+
+    def _next(self, part: _Part) -> _File | None:
+        """The file whose turn it is, once there is memory for it: nobody overtakes it."""
+        for client, files in part.waiting.items():
+            if self._running[client] < self._of_one:
+                return files[0] if files[0].size_bytes <= part.free_bytes else None
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class _File:
+    client: str
+    size_bytes: int
+    has_memory: bool = False
+
+
+class _Part:
+    """A part of the budget, and the clients' files that wait for it, in the order of the clients' turns."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = self.free_bytes = total_bytes
+        self.waiting: dict[str, deque[_File]] = {}
+
+    def take(self, file: _File) -> None:
+        """A file waits no longer: its client's next turn is after those of all others."""
+        files = self.waiting.pop(file.client)
+        files.remove(file)
+        if files:
+            self.waiting[file.client] = files

@@ -75,13 +75,13 @@ def _latents(facts: Facts) -> Iterator[str]:
 def _gate(facts: Facts) -> Iterator[str]:
     """What is checked before a latent leaves, and what is not."""
     policy = facts.config.policy
-    bounds = (
-        "by bounds that were measured with your model"
+    usual = (
+        "One that is unlike the usual ones of your model is encoded again, and kept back where the two differ. "
         if facts.bounds
-        else "by bounds for every model: none were measured with yours (ddib model gate)"
+        else "What is usual for pictures was not measured with your model (ddib model gate). "
     )
     yield (
-        f"Before it leaves, a latent of full depth is compared with noise, {bounds}, and kept back where it differs. "
+        f"Before it leaves, a latent of full depth is compared with noise, by bounds for every model. {usual}"
         "That shows that an encoder ran; it does not show that nothing of the picture can be read from it."
     )
     if policy.least_depth < 1:

@@ -81,9 +81,9 @@ def serve_admin(
     """Start the operator's service on `socket`, which only this user can open.
 
     Raises:
-        ConfigError: See `check_socket`; or it cannot be bound.
+        ConfigError: See `check_alone`; or it cannot be bound.
     """
-    check_socket(socket)
+    check_alone(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
     pool = ThreadPoolExecutor(2, thread_name_prefix="admin")
@@ -108,12 +108,26 @@ def stop_admin(server: grpc.Server, socket: Path) -> None:
     socket.unlink(missing_ok=True)
 
 
-def check_socket(socket: Path) -> None:
+def check_alone(socket: Path) -> None:
     """Whether the operator's service could be started on `socket`.
 
     Raises:
-        ConfigError: Its path is too long, something else is there, a node already answers there, or others may write
-            to the folder: under /tmp it may be somebody else's, who could then answer in the node's place.
+        ConfigError: As `check_socket`, or a node already answers there.
+    """
+    check_socket(socket)
+    if answers(socket):
+        raise ConfigError(
+            f"another node is running on {socket.parent}",
+            hint="ddib status, or give this node a state folder of its own",
+        )
+
+
+def check_socket(socket: Path) -> None:
+    """Whether `socket` can be the operator's.
+
+    Raises:
+        ConfigError: Its path is too long, something else is there, or others may write to the folder: under /tmp it may
+            be somebody else's, who could then answer in the node's place.
     """
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
         raise ConfigError(
@@ -123,14 +137,9 @@ def check_socket(socket: Path) -> None:
     check_private_folder(socket.parent)
     if socket.exists() and not socket.is_socket():
         raise ConfigError(f"{socket} is no socket", hint=f"move {socket} away")
-    if _answers(socket):
-        raise ConfigError(
-            f"another node is running on {socket.parent}",
-            hint="ddib status, or give this node a state folder of its own",
-        )
 
 
-def _answers(socket: Path) -> bool:
+def answers(socket: Path) -> bool:
     """Whether a process listens on the socket; one that a kill left behind does not."""
     with socketlib.socket(socketlib.AF_UNIX) as probe:
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 
 from ddib_fed.errors import DdibError
 from ddib_fed.node.calibration.overview import overview
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext
-from ddib_fed.trust.pki import load_identity
+from ddib_fed.trust.pki import Credentials, load_identity
 from ddib_fed.v1 import admin_pb2 as pb
 
 
@@ -62,7 +63,16 @@ def calibration_statuses(node: NodeContext) -> Iterator[pb.CalibrationStatus]:
 
 def certificate_expires(config: NodeConfig) -> float:
     """When the node's certificate ends, Unix seconds; 0 while the files cannot be read, which its state reports."""
+    return _ends(config, lambda own: own.not_after)
+
+
+def root_expires(config: NodeConfig) -> float:
+    """The same of the root that signed it."""
+    return _ends(config, lambda own: own.root_not_after)
+
+
+def _ends(config: NodeConfig, of: Callable[[Credentials], datetime]) -> float:
     try:
-        return load_identity(config.paths.pki).not_after.timestamp()
+        return of(load_identity(config.paths.pki)).timestamp()
     except (DdibError, OSError):
         return 0.0

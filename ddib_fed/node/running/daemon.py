@@ -32,6 +32,7 @@ from ddib_fed.node.running.answers import (
     certificate_expires,
     model_status,
     peer_statuses,
+    root_expires,
 )
 from ddib_fed.node.running.disk import DiskWatch
 from ddib_fed.node.running.job_count import JobCount
@@ -161,6 +162,7 @@ class Daemon:
         metrics.streams.set_function(lambda: float(self.limiter.active))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
         metrics.certificate_expires.set_function(lambda: certificate_expires(self.config))
+        metrics.root_expires.set_function(lambda: root_expires(self.config))
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
@@ -356,6 +358,7 @@ class Daemon:
             address=section.address,
             uptime_s=time.monotonic() - self._started,
             certificate_expires=certificate_expires(self.config),
+            root_expires=root_expires(self.config),
             active_streams=self.limiter.active,
         )
         if self.node.loaded:

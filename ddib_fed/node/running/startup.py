@@ -6,10 +6,12 @@ the same code as the step.
 
 from __future__ import annotations
 
+import errno
 import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from ddib_fed.bridge.softening import check_key
@@ -22,17 +24,19 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.quota import Ledger
 from ddib_fed.node.role import find_roles
-from ddib_fed.node.running.admin import check_socket
+from ddib_fed.node.running.admin import answers, check_alone, check_socket
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.inbound import attainable_files, few_files, most_connections
 from ddib_fed.server.ports import check_bindable
 from ddib_fed.telemetry.opening import check_telemetry
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
+from ddib_fed.trust.certificates import root_warning
 from ddib_fed.unexpected import as_config_error, explained
 
 # Space that a start itself needs: databases, an audit line, a socket.
 MIN_FREE_BYTES: Final = 16 << 20
+_HELD: Final = ", in use while this node runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class Finding:
 
 
 def check(config: NodeConfig) -> list[Finding]:
-    """Run every step of a start, also after failures; changes nothing."""
+    """Run every step of a start, also after failures; what this node itself holds while it runs is none."""
     findings = []
     for step in STEPS:
         try:
@@ -98,8 +102,9 @@ def begin(config: NodeConfig) -> tuple[str, ...]:
     """Run the checks that precede a start; returns the warnings, for the log.
 
     Raises:
-        DdibError: The first failure.
+        DdibError: The first failure, or this node runs already.
     """
+    check_alone(config.paths.admin_socket)
     found = [_take(step, config) for step in STEPS if not step.for_real]
     return tuple(warning for each in found for warning in each.warnings)
 
@@ -145,7 +150,12 @@ def _peers(config: NodeConfig) -> Found:
     store, proxy = peer_store(config), config.proxy
     store.check_withdrawn()
     peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in store.list())
-    problem = (f"not admitted: {store.problem}",) if store.problem else ()
+    now = datetime.now(UTC)
+    roots = [
+        root_warning(peer.institution, max(root.not_valid_after_utc for root in peer.roots), now)
+        for peer in store.list()
+    ]
+    problem = (*filter(None, roots), *((f"not admitted: {store.problem}",) if store.problem else ()))
     through = f", through the proxy {proxy.address}" if proxy is not None else ""
     return Found((peers or "none admitted yet: ddib peer add") + through, problem)
 
@@ -173,29 +183,44 @@ def _quotas(config: NodeConfig) -> Found:
 
 
 def _roles(config: NodeConfig) -> Found:
+    if answers(config.paths.admin_socket):
+        return Found(f"{', '.join(config.node.roles)}{_HELD}")
     return Found(", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles)))
 
 
 def _listen(config: NodeConfig) -> Found:
-    check_bindable(config.node.listen, "node.listen")
-    return Found(config.node.listen, (config.not_dialled,) if config.not_dialled else ())
+    held = _bindable(config, config.node.listen, "node.listen")
+    return Found(f"{config.node.listen}{held}", (config.not_dialled,) if config.not_dialled else ())
+
+
+def _bindable(config: NodeConfig, listen: str, setting: str) -> str:
+    """Nothing for a free address; for one that is in use while this node runs, that it is held."""
+    try:
+        check_bindable(listen, setting)
+    except ConfigError as error:
+        busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+        if not (busy and answers(config.paths.admin_socket)):
+            raise
+        return _HELD
+    return ""
 
 
 def _operator(config: NodeConfig) -> Found:
-    check_socket(config.paths.admin_socket)
-    return Found(str(config.paths.admin_socket))
+    socket = config.paths.admin_socket
+    check_socket(socket)
+    return Found(f"{socket}{_HELD if answers(socket) else ''}")
 
 
 def _http(config: NodeConfig) -> Found:
     if config.http.listen is None:
         return Found("off")
-    check_bindable(config.http.listen, "http.listen")
+    held = _bindable(config, config.http.listen, "http.listen")
     port = split_address(config.http.listen, bound=True)[1]
     if port and port == split_address(config.node.listen, bound=True)[1]:
         raise ConfigError(
             f"http.listen and node.listen are both port {port}", hint="choose another port for http.listen"
         )
-    return Found(config.http.listen)
+    return Found(f"{config.http.listen}{held}")
 
 
 def _telemetry(config: NodeConfig) -> Found:

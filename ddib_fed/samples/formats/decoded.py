@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.errors import DdibError, ExtraMissing, ImageTooLarge, ImageUnreadable
+from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
 
 Pixels = NDArray[Any]
 
@@ -85,12 +85,6 @@ def faults_as_unreadable(format_name: str) -> Iterator[None]:
         yield
     except DdibError:
         raise
-    except ImportError as error:
-        raise ExtraMissing(
-            f"reading a {format_name} needs {error.name}, which is not installed",
-            hint="pip install 'ddib-fed[node]'",
-            facts={"extra": "node", "package": str(error.name)},
-        ) from error
     except Exception as error:  # decoders raise any exception on forged files, MemoryError included
         raise ImageUnreadable(
             f"the {format_name} cannot be decoded: {type(error).__name__}: {error}"[:300],
@@ -131,7 +125,7 @@ def settle(pixels: Pixels) -> Pixels:
 
 def _not_finite(pixels: Pixels) -> int:
     """How many numbers are NaN or infinite, counted by bands."""
-    step = max(1, (1 << 20) // pixels.shape[1])
+    step = max(1, (1 << 18) // pixels.shape[1])
     return sum(
         int(np.count_nonzero(~np.isfinite(pixels[start : start + step])))
         for start in range(0, len(pixels), step)
@@ -152,7 +146,7 @@ def flatten(pixels: Pixels, background: str) -> Pixels:
     behind = top if background == "white" else 0
     out = np.empty((*pixels.shape[:2], pixels.shape[2] - 1), dtype=pixels.dtype)
     rows = max(
-        1, (1 << 17) // pixels.shape[1]
+        1, (1 << 15) // pixels.shape[1]
     )  # the wide numbers of a large picture would be eight times its size
     for start in range(0, len(pixels), rows):
         wide = pixels[start : start + rows].astype(np.uint64)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddib_fed.errors import ImageUnreadable, PointsUnreadable
+from ddib_fed.errors import ImageTooLarge, ImageUnreadable, PointsUnreadable
 from ddib_fed.samples.formats.decoded import ImageLimits, Pixels, flatten, settle, too_many_frames, upright
 from ddib_fed.samples.formats.libtiff import silence_libtiff
 from ddib_fed.samples.points import Header, read_header
@@ -23,6 +23,8 @@ from ddib_fed.samples.resampling import bands, rows_of
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 274
+PILLOW_BLOCK = 64 << 20
+"""Bytes of a picture that Pillow asks for at once: of 16 MiB, its default, the C library keeps what was freed."""
 _GREY, _RGB, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 4, 6  # "colour type" of the PNG specification
 _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
@@ -91,12 +93,21 @@ def png_header(content: bytes) -> tuple[int, int, int, int]:
     return width, height, depth, colour
 
 
-def _scan(content: bytes) -> int:
+def jpeg_scan(content: bytes) -> int:
     """Where the pixels of a JPEG begin: behind its segments, which may hold small pictures of their own."""
     position = 2
-    while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
-        length = int.from_bytes(content[position + 2 : position + 4], "big")
-        position += 2 + length
+    while (
+        content[position : position + 1] == b"\xff"
+        and (marker := content[position + 1 : position + 2]) > b"\0"
+    ):
+        if marker == b"\xda":
+            break
+        if marker == b"\xff":  # fills
+            position += 1
+        elif marker == b"\x01" or b"\xd0" <= marker <= b"\xd8":  # of no length
+            position += 2
+        else:
+            position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
     return position
 
 
@@ -112,7 +123,7 @@ def jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise too_many_frames("the JPEG (MPO)", frames)
-    if _ANOTHER_JPEG.search(content, _scan(content)):
+    if _ANOTHER_JPEG.search(content, jpeg_scan(content)):
         raise too_many_frames("the JPEG")
     orientation = image.getexif().get(ORIENTATION, 1)
     return upright(pillow_pixels(image, "white"), orientation)
@@ -169,12 +180,23 @@ def _npy_header(content: bytes) -> tuple[Header, int, bool]:
 
 
 def open_pillow(content: bytes, format_name: str) -> Any:
-    """The picture, opened but not decoded, as this format only: no other decoder of Pillow can be reached."""
+    """The picture, opened but not decoded, as this format only: no other decoder of Pillow can be reached.
+
+    Raises:
+        ImageTooLarge: It has more pixels than Pillow reads.
+    """
     from PIL import Image
 
     if format_name == "TIFF":
         silence_libtiff()
-    return Image.open(io.BytesIO(content), formats=[format_name])
+    Image.core.set_block_size(PILLOW_BLOCK)  # type: ignore[attr-defined]  # as PILLOW_BLOCK_SIZE does
+    try:
+        return Image.open(io.BytesIO(content), formats=[format_name])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        pixels, limit = re.findall(r"\d+", str(error))[:2]
+        raise ImageTooLarge(
+            f"{pixels} pixels, {limit} are the limit", facts={"pixels": pixels, "limit_pixels": limit}
+        ) from error
 
 
 def pillow_pixels(image: Any, background: str) -> Pixels:

@@ -36,6 +36,7 @@ class CheckpointInfo(BaseModel):
         identity: `config.identity()` and the data's digest: what the weights depend on.
         torch_version: The torch that computed it; another may round differently.
         cpu_seconds: Spent so far.
+        seconds: That it took so far.
         sha256: Of state.safetensors.
     """
 
@@ -47,6 +48,7 @@ class CheckpointInfo(BaseModel):
     identity: str
     torch_version: str = str(torch.__version__)
     cpu_seconds: float
+    seconds: float = 0.0
     sha256: str = ""
 
 

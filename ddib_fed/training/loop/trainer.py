@@ -1,9 +1,9 @@
 """Optimiser steps on points or pictures, alone or together with other processes.
 
-Step k is a function of (config, k) and the state after step k - 1: nothing random is stored and nothing depends on the
-clock once the number of steps is settled. So a run that was killed and resumed ends bit for bit as one that was not
-(same threads, same processes, same torch). The gradient of a step is the mean over the whole batch, whichever
-microbatches and processes it was computed in.
+Step k is a function of (config, k) and the state after step k - 1: nothing random is stored, and nothing depends on the
+clock but the number of steps, whose plans are recorded. So a run that was killed and resumed ends bit for bit as one
+that was not (same threads, same processes, same torch). The gradient of a step is the mean over the whole batch,
+whichever microbatches and processes it was computed in.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Task(Protocol):
         """The loss on samples that are never trained on, always with the same noise."""
 
     def aside(self) -> NDArray[np.float32] | None:
-        """Samples (N, *sample_shape) that are never trained on, in the units of the data; None for none."""
+        """Pictures (N, C, H, W) in [-1, 1] that are never trained on, for the gate's bounds; None for none."""
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """Draw what the averaged weights make into samples.png; what is to be said about it, or nothing."""
@@ -332,8 +332,8 @@ def settle(config: AnyConfig, cost: Cost | None) -> AnyConfig:
     steps = (
         config.steps if config.time_s is None else max(1, int(config.time_s * PROBE_MARGIN / cost.seconds))
     )
-    found = {"microbatch": cost.microbatch}
-    return config.settled(steps, **found, **({"timed_s": config.time_s} if config.kind == "pictures" else {}))
+    settled = config.settled(steps, microbatch=cost.microbatch)
+    return settled.model_copy(update={"timed_s": config.time_s})
 
 
 def _memory(world: World) -> int:

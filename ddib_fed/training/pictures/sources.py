@@ -132,7 +132,9 @@ def shipped_source(name: str) -> PictureSource:
         ExtraMissing: The package that carries its pictures is not installed.
     """
     pictures = load_shipped(name)
-    return array_source(name, pictures.train, pictures.held_out, note=data_note(pictures.domain))
+    domain = pictures.domain
+    form = PictureFormat(tiles=bool(domain.map))  # crops of a map are parts of it, sheets of a head are whole
+    return array_source(name, pictures.train, pictures.held_out, picture=form, note=data_note(domain))
 
 
 def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalisation:
@@ -260,6 +262,7 @@ def folder_source(
             bits=8 if rule.bits == 8 else 16,
             intensity=None if studies is None else studies.rule,
             slices=None if studies is None else studies.slices,
+            tiles=studies is not None and studies.of_maps,
         ),
         note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
         size=(config.size or config.defaults.size) if config.crop else None,

@@ -68,6 +68,7 @@ class Scanned:
         lines: What to say of it.
         groups: Names of what is held out as a whole, one for each plane; empty for a map that is alone.
         tiles: Where each plane of such a map lies.
+        of_maps: Whether planes are parts of maps.
     """
 
     folder: Folder
@@ -77,6 +78,7 @@ class Scanned:
     lines: tuple[str, ...]
     groups: tuple[str, ...]
     tiles: tuple[_Tile, ...]
+    of_maps: bool
 
     def split(self, share: float) -> _Split:
         """(training part, held-out part), neither with a picture of the other.
@@ -250,8 +252,6 @@ def _look(at: int, studies: Studies, planes: _Planes, config: PictureTrainConfig
     Raises:
         ExtraMissing, SettingsInvalid, UsageError: It is about no single study.
     """
-    from ddib_fed.formats.origin import alone
-
     origin, classes = studies.origins[at], None if config.classes == "given" else config.classes
     try:
         study = planes.study(at)
@@ -271,7 +271,7 @@ def _look(at: int, studies: Studies, planes: _Planes, config: PictureTrainConfig
         raise
     except DdibError as error:
         error.detail = error.detail.removeprefix(f"{origin.called}: ")
-        bad.append((Path(origin.called), alone(error)))
+        bad.append((Path(origin.called), error.kept()))
         return None
     except OSError as error:
         bad.append((Path(origin.called), ImageUnreadable(f"it cannot be read: {error.strerror or error}")))
@@ -298,7 +298,7 @@ def _scanned(folder: Folder, config: PictureTrainConfig, seen: list[_Seen], slic
     )
     if len(seen) == 1 and first.tiles:
         lines.append("one end of the map is held out, and tiles that overlap it are left out")
-        return Scanned(folder, settled, first.rule, slices, tuple(lines), (), first.tiles)
+        return Scanned(folder, settled, first.rule, slices, tuple(lines), (), first.tiles, True)
     if len(seen) == 1:
         raise InputError(
             f"there is one {first.kind} below {folder.root}; whole ones are held out, because neighbouring slices are "
@@ -312,7 +312,7 @@ def _scanned(folder: Folder, config: PictureTrainConfig, seen: list[_Seen], slic
         f"held out are whole {('patients', 'examinations', 'files or series')[level]}, of {len(names)}"
     )
     groups = tuple(names[each.subject[level]] for each in seen for _ in each.entries)
-    return Scanned(folder, settled, first.rule, slices, tuple(lines), groups, ())
+    return Scanned(folder, settled, first.rule, slices, tuple(lines), groups, (), bool(first.tiles))
 
 
 def range_of(rule: str, asked: str) -> str:
@@ -390,5 +390,6 @@ def _tiles(study: Study) -> tuple[_Tile, ...]:
 
     if not isinstance(study, GeoTiffStudy):
         return ()
-    windows = list(study.grid.windows())
-    return tuple(_Tile(windows[at][0].start, windows[at][1].start, *study.grid.tile) for at in study.sent)
+    grid = study.tiles.grid
+    windows = list(grid.windows())
+    return tuple(_Tile(windows[at][0].start, windows[at][1].start, *grid.tile) for at in study.sent)

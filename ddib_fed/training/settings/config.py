@@ -26,12 +26,14 @@ from ddib_fed.training.settings.fields import (
     Device,
     Domain,
     Name,
+    Plan,
     Precision,
     Seed,
     Steps,
     StoredDtype,
     Threads,
     Time,
+    Timed,
     says,
 )
 from ddib_fed.training.settings.presets import PRESETS, Preset
@@ -49,9 +51,11 @@ class PointTrainConfig(PrivateTrainConfig):
     """One training run on points (N, D)."""
 
     kind = "points"
-    free = frozenset({"data", "name", "command", "checkpoint_every", "samples", "dtype", "time_s", "device"})
+    free = frozenset(
+        {"data", "name", "command", "checkpoint_every", "samples", "dtype", "time_s", "device", "timed_s"}
+    )
     later = DP_FIELDS | {
-        "network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2",
+        "network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2", "planned",
     }  # fmt: skip
 
     domain: Domain = None
@@ -99,6 +103,8 @@ class PointTrainConfig(PrivateTrainConfig):
     decay: Annotated[Literal["cosine", "none"], says("Of the learning rate after the warm-up.")] = "cosine"
     beta2: Annotated[float, says("Decay of AdamW's second moments.", gt=0, lt=1)] = 0.99
     device: Device = "cpu"
+    timed_s: Timed = None
+    planned: Plan = ()
 
     weight_decay: ClassVar[float] = 0.0
     soften_sigma: ClassVar[float] = 0.0
@@ -150,10 +156,6 @@ class PointTrainConfig(PrivateTrainConfig):
             )
         return self.model_copy(update={"steps": steps or self.steps or POINT_STEPS, "time_s": None})
 
-    def warmup_steps(self) -> float:
-        """Steps over which the learning rate grows."""
-        return self.warmup
-
 
 class PictureTrainConfig(PrivateTrainConfig):
     """One training run on pictures; what is None takes the preset's value, which `settled` fills in.
@@ -168,7 +170,7 @@ class PictureTrainConfig(PrivateTrainConfig):
             "microbatch", "skip_bad", "soften_sigma", "device", "generator", "calibration", "timed_s",
         }
     )  # fmt: skip
-    later = DP_FIELDS | {"calibration_digest", "lengthened", "intensity", "slices"}
+    later = DP_FIELDS | {"calibration_digest", "planned", "intensity", "slices"}
 
     domain: Domain = None
     images: Annotated[
@@ -278,13 +280,8 @@ class PictureTrainConfig(PrivateTrainConfig):
         ),
     ] = None
     calibration_digest: Annotated[str, says("Digest of its map; filled in.")] = ""
-    timed_s: Annotated[float | None, says("Time that the number of steps was settled from; filled in.")] = (
-        None
-    )
-    lengthened: Annotated[
-        tuple[tuple[int, int], ...],
-        says("Its length before, and the step at which it was given more; filled in."),
-    ] = ()
+    timed_s: Timed = None
+    planned: Plan = ()
 
     decay: ClassVar[str] = "cosine"
     beta2: ClassVar[float] = 0.99
@@ -361,10 +358,6 @@ class PictureTrainConfig(PrivateTrainConfig):
             values |= {"steps": steps, "time_s": None}
         return type(self).model_validate(self.model_dump() | values | found)
 
-    def warmup_steps(self) -> float:
-        """Steps over which the learning rate grows; no more than a fifth of the run."""
-        return min(self.warmup or 0, self.total_steps / 5)
-
 
 class ClassifierTrainConfig(PictureTrainConfig):
     """One training run of a classifier of noisy pictures, for guidance; `classes` must be given."""
@@ -401,8 +394,13 @@ AnyConfig = PointTrainConfig | PictureTrainConfig | DistilConfig
 
 
 def learning_rate(config: AnyConfig, step: int) -> float:
-    """The rate of step `step` (from 0) of a settled run: linear warm-up, then constant or half a cosine down to 0."""
-    rate = float(config.learning_rate or 0.0) * min(1.0, (step + 1) / max(1.0, config.warmup_steps()))
+    """The rate of step `step` (from 0) of a settled run: linear warm-up, then constant or half a cosine down to 0.
+
+    The warm-up takes no more than a fifth of the run. Both follow the share of the run that is behind it, so a run
+    whose length is planned again goes on with the rate that it has.
+    """
+    warm = min(1.0, max((step + 1) / max(1, config.warmup or 0), 5.0 * config.share(step + 1)))
+    rate = float(config.learning_rate or 0.0) * warm
     if config.decay == "none":
         return rate
-    return rate * 0.5 * (1 + math.cos(math.pi * step / config.total_steps))
+    return rate * 0.5 * (1 + math.cos(math.pi * config.share(step)))

@@ -18,11 +18,13 @@ from ddib_fed.training.settings.fields import (
     Device,
     Domain,
     Name,
+    Plan,
     Precision,
     Seed,
     StoredDtype,
     Threads,
     Time,
+    Timed,
     TrainConfig,
     says,
 )
@@ -60,7 +62,7 @@ class DistilConfig(TrainConfig):
     kind = "distilled"
     free = frozenset(
         {"teacher", "data", "images", "name", "command", "checkpoint_every", "samples", "dtype", "time_s", "microbatch",
-         "skip_bad", "device", "soften_sigma"}
+         "skip_bad", "device", "soften_sigma", "timed_s"}
     )  # fmt: skip
 
     teacher: Annotated[str, says("The model: a shipped one by name, or a bundle's folder.")]
@@ -106,6 +108,8 @@ class DistilConfig(TrainConfig):
         int | None, says("Held-out samples that the errors are measured on, at most.", ge=1)
     ] = None
     command: Annotated[str, says("The command to be recorded in the manifest.")] = ""
+    timed_s: Timed = None
+    planned: Plan = ()
 
     decay: ClassVar[str] = "cosine"
     beta2: ClassVar[float] = 0.99
@@ -140,7 +144,3 @@ class DistilConfig(TrainConfig):
         if steps is not None:
             values |= {"steps": steps, "time_s": None}
         return type(self).model_validate(self.model_dump() | values | found)
-
-    def warmup_steps(self) -> float:
-        """Steps over which the learning rate grows; no more than a fifth of the run."""
-        return min(self.warmup, self.total_steps / 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -30,6 +30,14 @@ Name = Annotated[
 Seed = Annotated[int, says("All randomness follows from it.", ge=0, lt=2**63)]
 Steps = Annotated[int | None, says("Optimiser steps; default without --time: 2,000, or the preset's.", ge=1)]
 Time = Annotated[float | None, says("Take as many steps as fit into this time.", gt=0, allow_inf_nan=False)]
+Timed = Annotated[float | None, says("Time that the run may take; filled in.")]
+Plan = Annotated[
+    tuple[tuple[int, float, int], ...],
+    says(
+        "Each time that the number of steps was planned: the step, the share of the run behind it, the steps in all; "
+        "filled in."
+    ),
+]
 Threads = Annotated[int, says("Threads of torch; more may be slower.", ge=1)]
 Precision = Annotated[
     Literal["float32", "bfloat16"],
@@ -63,6 +71,8 @@ class TrainConfig(BaseModel):
     if TYPE_CHECKING:
         steps: int | None
         time_s: float | None
+        timed_s: float | None
+        planned: tuple[tuple[int, float, int], ...]
 
     @property
     def total_steps(self) -> int:
@@ -74,6 +84,40 @@ class TrainConfig(BaseModel):
         if self.steps is None:
             raise SettingsInvalid("the number of steps is not settled")
         return self.steps
+
+    def share(self, step: int) -> float:
+        """The share of the run that is behind it when `step` steps are done, by the plan that held then."""
+        start, share, total = 0, 0.0, self.total_steps
+        for mark in self.planned:
+            if mark[0] <= step:
+                start, share, total = mark
+        return share + (1.0 - share) * (step - start) / (total - start)
+
+    def replanned(self, step: int, total: int, share: float | None = None) -> Self:
+        """The same run with `total` steps in all, decided after `step` of them.
+
+        The weights depend on what was planned before, so all plans are kept.
+
+        Args:
+            step: Steps done.
+            total: More than those.
+            share: Of the run that is behind it; None for what it was by the plan so far.
+        """
+        share = self.share(step) if share is None else share
+        before = self.planned or ((0, 0.0, self.total_steps),)
+        return self.model_copy(
+            update={"steps": total, "planned": (*before, (step, share, total)) if step else ()}
+        )
+
+    def identities(self) -> list[str]:
+        """Its identity, and those that it had before its length was planned again."""
+        earlier = [
+            self.model_copy(
+                update={"steps": mark[2], "planned": self.planned[: number + 1] if number else ()}
+            )
+            for number, mark in enumerate(self.planned[:-1])
+        ]
+        return [each.identity() for each in (self, *earlier)]
 
     def identity(self) -> str:
         """Digest of what the weights depend on; two runs with the same one can continue each other."""

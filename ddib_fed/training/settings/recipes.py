@@ -24,7 +24,7 @@ from ddib_fed.training.settings.private import DP_FIELDS
 OWN = frozenset(
     {
         "domain", "images", "name", "microbatch", "threads", "device", "skip_bad", "held_out", "init", "init_digest",
-        "checkpoint_every", "samples", "command", "recipe", "time_s", "timed_s", "lengthened", "calibration",
+        "checkpoint_every", "samples", "command", "recipe", "time_s", "timed_s", "planned", "calibration",
         "calibration_digest", "intensity", "slices", *DP_FIELDS,
     }
 )  # fmt: skip

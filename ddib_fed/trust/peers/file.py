@@ -82,19 +82,22 @@ def parse_peer(data: bytes, what: str) -> Peer:
     try:
         content = json.loads(data, object_pairs_hook=_once)
     except InputError as exc:
-        raise InputError(f"{what} is no peer file: {exc.detail}") from exc
+        raise InputError(f"{what} is no peer file: {exc.detail}", hint=_HINT) from exc
     except (ValueError, RecursionError) as exc:
         raise InputError(f"{what} is no peer file: it is not JSON", hint=_HINT) from exc
     if not isinstance(content, dict) or set(content) != _FIELDS:
-        raise InputError(f"{what} is no peer file: it must have exactly {', '.join(sorted(_FIELDS))}")
+        raise InputError(
+            f"{what} is no peer file: it must have exactly {', '.join(sorted(_FIELDS))}", hint=_HINT
+        )
     if type(content["format_version"]) is not int or content["format_version"] != FORMAT_VERSION:
         raise InputError(
             f"{what} has format version {str(content['format_version'])[:_SHOWN]!a}, "
-            f"this release reads {FORMAT_VERSION}"
+            f"this release reads {FORMAT_VERSION}",
+            hint="ddib --version on both sides",
         )
     texts = (content["institution"], content["identity"], content["address"])
     if not all(isinstance(text, str) and len(text) <= 512 for text in texts):
-        raise InputError(f"{what}: institution, identity and address are short texts")
+        raise InputError(f"{what}: institution, identity and address are short texts", hint=_HINT)
     try:
         identity, institution = Identity.parse(texts[1]), check_institution(texts[0])
     except InputError as exc:
@@ -137,26 +140,28 @@ def _address(text: str, what: str) -> str:
     try:
         host, _port = split_address(text)
     except ValueError as exc:
-        raise InputError(f"{what}: {exc}") from exc
+        raise InputError(f"{what}: {exc}", hint=_HINT) from exc
     if "%" in host:
         raise InputError(
-            f"{what}: {text!r} names a network interface of one machine, which others do not have"
+            f"{what}: {text!r} names a network interface of one machine, which others do not have", hint=_HINT
         )
     return text
 
 
 def _roots(blocks: Any, institution: str, what: str) -> tuple[x509.Certificate, ...]:
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= MAX_ROOTS:
-        raise InputError(f"{what}: roots is a list of 1 to {MAX_ROOTS} certificates in PEM")
+        raise InputError(f"{what}: roots is a list of 1 to {MAX_ROOTS} certificates in PEM", hint=_HINT)
     roots: list[x509.Certificate] = []
     for block in blocks:
         # An escape of JSON may stand for half a character, which no encoding has; PEM is ASCII.
-        found = parse_certificates(block.encode("ascii", "replace") if isinstance(block, str) else b"", what)
+        found = parse_certificates(
+            block.encode("ascii", "replace") if isinstance(block, str) else b"", what, hint=_HINT
+        )
         if len(found) != 1:
-            raise InputError(f"{what}: one certificate is expected in each entry of roots")
+            raise InputError(f"{what}: one certificate is expected in each entry of roots", hint=_HINT)
         try:
             check_root(found[0], institution)
         except Unauthenticated as exc:
-            raise InputError(f"{what}: {exc.detail}") from exc
+            raise InputError(f"{what}: {exc.detail}", hint=_HINT) from exc
         roots.append(found[0])
     return tuple(roots)

@@ -26,7 +26,7 @@ from ddib_fed.errors import (
     PolicyDenied,
 )
 from ddib_fed.files import private_folder, read_small, sync_folder, write_file
-from ddib_fed.names import nearest
+from ddib_fed.names import nearest, readable, resembles
 from ddib_fed.trust.certificates import parse_certificates
 from ddib_fed.trust.identity import Identity, check_institution
 from ddib_fed.trust.peers import suspended as suspensions
@@ -197,7 +197,7 @@ class PeerStore:
 
         Raises:
             PolicyDenied: A new root's fingerprint is not among `fingerprints`, one of these is of no root of
-                the peer, or the peer is this institution.
+                the peer, or the peer is this institution, or its name looks like that of another.
             AlreadyExists: Another entry for the institution exists, and `replace` is false.
         """
         if not self.judge(peer, fingerprints=fingerprints, replace=replace):
@@ -217,7 +217,15 @@ class PeerStore:
                 f"{peer.institution} is this node's own institution, not a peer",
                 hint="two institutions have two names: ddib init node --institution NAME",
             )
-        known = self.snapshot().peers.get(peer.institution)
+        peers = self.snapshot().peers
+        for other in sorted({self._institution, *peers} - {peer.institution}):
+            if resembles(peer.institution, other):
+                raise PolicyDenied(
+                    f"{peer.institution} reads as {readable(peer.institution)} and can be mistaken for another name",
+                    # Not in the sentence, which pairing sends to the other side.
+                    hint=f"compare it with {other}: an institution whose name looks like that needs another one",
+                )
+        known = peers.get(peer.institution)
         compare(peer, fingerprints, pinned=known.roots if known else ())
         if known is not None and known != peer and not replace:
             raise _other_data(peer)
@@ -360,7 +368,7 @@ class PeerStore:
             return _roots_in(content, self._roots_file)
         except InputError as exc:
             if self._snapshot is None:
-                raise InputError(exc.detail, hint="ddib pki init, or ddib pki install") from exc
+                raise
             problems.append(exc.detail)
             return self._snapshot.own_roots
 
@@ -382,8 +390,8 @@ def _no_peer(institution: str, known: Iterable[str]) -> PeerNotFound:
 def _roots_in(content: bytes | str, path: Path) -> tuple[x509.Certificate, ...]:
     """The certificates of a file, whose content as text is why there is none."""
     if isinstance(content, str):
-        raise InputError(content)
-    return parse_certificates(content, str(path))
+        raise InputError(content, hint="ddib pki init, or ddib pki install")
+    return parse_certificates(content, str(path), hint="ddib pki show says what puts it right")
 
 
 def _other_data(peer: Peer) -> AlreadyExists:

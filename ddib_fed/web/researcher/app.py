@@ -49,7 +49,6 @@ class Order(BaseModel):
     target_class: str = Field(default="", max_length=200)
     slices: str = Field(default=AUTO, max_length=20)
     intensity: str = Field(default=AUTO, max_length=100)
-    fill_refused: bool = False
 
     def asked(self) -> Asked:
         """What is asked of the desk.

@@ -27,7 +27,6 @@ class Asked:
         target_class: Class of the target; empty for none.
         slices: Plane in which NIfTI volumes are cut.
         intensity: Rule of `formats.intensity` for volumes and maps.
-        fill_refused: Whether slices and tiles that were refused become background.
     """
 
     target: str
@@ -36,7 +35,6 @@ class Asked:
     target_class: str = ""
     slices: str = AUTO
     intensity: str = AUTO
-    fill_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +120,8 @@ class Watcher(Protocol):
     def stopped(self) -> bool:
         """Whether nothing more is to be submitted."""
 
-    def opened(self, studies: Sequence[Study], items: int) -> None:
-        """All files are read: the studies among them, and how many items are translated in all."""
+    def opened(self, studies: Sequence[Study], items: int, files: int) -> None:
+        """All files are read: the studies among them, how many items are translated, and of how many files."""
 
     def submitted(self, job_id: str, out: Path) -> None:
         """The node has a job on its disk, whose results go to this folder."""

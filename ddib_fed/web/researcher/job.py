@@ -26,7 +26,8 @@ class Job:
         asked: What was chosen.
         out: Folder of its results.
         labels: The names that the person knows, by path.
-        items: Pictures, slices and tiles in all; 0 before the files are read.
+        items: Pictures, slices and tiles in all, for the bar; 0 before the files are read.
+        files: What was dropped, a folder of one series being one.
         studies: Series, volumes and maps among them.
         done_together: What of these is put together, by number.
         jobs: Folder of the results of each job that the node accepted, by id.
@@ -47,6 +48,7 @@ class Job:
     out: Path
     labels: dict[str, str] = field(default_factory=dict)
     items: int = 0
+    files: int = 0
     studies: tuple[Study, ...] = ()
     done_together: dict[int, PutTogether] = field(default_factory=dict)
     jobs: dict[str, Path] = field(default_factory=dict)
@@ -63,9 +65,9 @@ class Job:
     _moved: int = 0
     _written: int = 0
 
-    def opened(self, studies: Sequence[Study], items: int) -> None:
+    def opened(self, studies: Sequence[Study], items: int, files: int) -> None:
         """See `Watcher`."""
-        self.studies, self.items = tuple(studies), items
+        self.studies, self.items, self.files = tuple(studies), items, files
         self.now = "sending the pictures to your institution's node"
         self.version += 1
 
@@ -175,6 +177,8 @@ class Job:
         return {
             "done": self._before + self._moved,
             "items": self.items,
+            "files": self.files or self.count,
+            "here": len(self.done_together) + sum(result.study is None for result in self.results),
             "written": self._written,
             "now": self.now,
             "ended": self.ended,

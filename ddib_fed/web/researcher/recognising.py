@@ -21,6 +21,7 @@ from ddib_fed.formats.recognition import Format, format_of
 from ddib_fed.formats.study import Options
 from ddib_fed.samples.images import read_image
 from ddib_fed.samples.points import MAGIC
+from ddib_fed.web.researcher.words import hinted_in_words
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 """A volume or a map takes a few times its size while it is read, and files are dropped several at once."""
@@ -56,6 +57,17 @@ def recognise(path: Path, called: Path) -> Recognised:
         ExtraMissing: The package for its format is not installed.
         DdibError: It is of no accepted kind, too large or damaged.
     """
+    if format_of(path) is Format.DICOM and is_directory_file(path):
+        raise InputError(
+            f"{path} lists the files of a folder, and is no picture",
+            hop="client",
+            hint="drop the whole folder: its pictures are found without the list",
+        )
+    with hinted_in_words():
+        return _recognised(path, called)
+
+
+def _recognised(path: Path, called: Path) -> Recognised:
     kind = format_of(path)
     if kind is Format.DICOM:
         return _dicom(path, called)
@@ -74,20 +86,13 @@ def _dicom(path: Path, called: Path) -> Recognised:
     """A slice of a series, decoded once.
 
     Raises:
-        InputError: It is a list of files.
         ImageUnreadable: It has no picture, or one that cannot be read here.
     """
-    if is_directory_file(path):
-        raise InputError(
-            f"{path} lists the files of a folder, and is no picture",
-            hop="client",
-            hint="drop the whole folder: its pictures are found without the list",
-        )
     found = sort_files([path])
     for _, error in found.unreadable:
         raise error
     if not found.series:
-        raise ImageUnreadable(f"{path} holds no picture", hop="client", hint="leave it out")
+        raise ImageUnreadable(f"{path} holds no picture", hop="client")
     (headers,) = found.series.values()
     return Recognised(Kind.SLICE, read_series(str(called), headers)[0].warnings)
 

@@ -171,7 +171,9 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
                 file.write(chunk)
     except OSError as error:
         kind = DiskFull if is_disk_full(error) else InputError
-        raise kind(f"{path} cannot be kept: {error.strerror}", hop="client", hint="df -h /tmp") from error
+        raise kind(
+            f"{path} cannot be kept: {error.strerror}", hop="client", hint="make room in /tmp"
+        ) from error
     return size
 
 

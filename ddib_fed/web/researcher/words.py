@@ -1,11 +1,13 @@
-"""Figures and doubts of a translation in plain words, and how doubtful it is, for the order on the page."""
+"""Figures, doubts and errors in plain words, and how doubtful a translation is, for the order on the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
 from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.errors import DdibError, ExtraMissing
 from ddib_fed.wire.jobs import Event
 
 DOUBTS = {
@@ -23,8 +25,54 @@ STAGES = {
     "wait": "waiting for the other institution",
 }
 
+# By reason, for somebody at the page: an error's own hint is for a shell. Parents of the class are tried after it.
+STEPS: Final[Mapping[str, str]] = {
+    "INTERNAL": "give the incident's number, where there is one, to the operator of your node",
+    "INPUT_INVALID": "correct the file, or leave it out, and drop it again",
+    "USAGE": "choose otherwise, or rename the file, and translate again",
+    "CONFIG_INVALID": "ask the operator of your node",
+    "IMAGE_UNREADABLE": "open it in a viewer and save it again as PNG, JPEG or TIFF, or leave it out",
+    "IMAGE_TOO_LARGE": "make it smaller, or cut it into several files",
+    "SETTINGS_INVALID": "choose otherwise on the start page",
+    "PICTURE_MISFIT": "bring its values to the range that the message names, or leave it out",
+    "CONTRACT_MISMATCH": "tell the operators of both nodes; choose another domain meanwhile",
+    "STATE_CONFLICT": "load the page again",
+    "REFUSED": "ask the operator of the node that refused",
+    "UNAUTHENTICATED": "ask the operator of your node for a new certificate",
+    "LATENT_NOT_GAUSSIAN": "leave it out, or drop a picture like those that your node's model was trained on",
+    "NOT_FOUND": "go back to the start page, and choose again",
+    "ALREADY_EXISTS": "move the earlier results away, and translate again",
+    "EXHAUSTED": "wait a while, and translate again; what is finished is here",
+    "DISK_FULL": "make room on the disk, and translate again; what is finished is here",
+    "UNAVAILABLE": "wait a while, and translate again; ask the operator of your node if it stays so",
+    "CHUNK_CORRUPT": "translate again: the bytes were damaged on the way",
+    "CANCELLED": "drop the rest again to continue",
+    "DEADLINE_EXCEEDED": "translate again, fewer files at once",
+    "JOB_FAILED": "translate again; ask the operator of your node if it fails again",
+    "FILES_LEFT_OUT": "repair what is listed, or choose otherwise, and drop it again; what was translated is here",
+    "PEER_FAULT": "tell the operator of that institution; choose another domain meanwhile",
+}
+
 STEADY = 1.25
 """Slice flicker up to this many times the source's is called the same."""
+
+
+def step_in_words(error: DdibError) -> str:
+    """What somebody at the page can do about an error, without a command of a shell where there is another way."""
+    if isinstance(error, ExtraMissing):
+        return f"in a terminal: {error.hint}; then start the page again"
+    reasons = (str(getattr(kind, "reason", "")) for kind in type(error).__mro__)
+    return next(STEPS[reason] for reason in reasons if reason in STEPS)
+
+
+@contextmanager
+def hinted_in_words() -> Iterator[None]:
+    """Errors that leave have the hint of `step_in_words`."""
+    try:
+        yield
+    except DdibError as error:
+        error.hint = step_in_words(error)
+        raise
 
 
 def measured_in_words(report: Mapping[str, Any]) -> tuple[str, ...]:
@@ -85,6 +133,8 @@ def figures_in_words(record: Translation) -> list[tuple[str, str]]:
     """Names and values, for a list of definitions."""
     found: list[tuple[str, str]] = []
     picture, cycle = record.picture, record.cycle
+    if picture is not None and picture.lost:
+        found.append(("Not at its own size", f"it {picture.lost}"))
     if picture is not None and picture.cycle_psnr is not None:
         found.append(("Round trip", f"{picture.cycle_psnr:.1f} dB (higher is better)"))
     if picture is not None and picture.edge_correlation is not None:

@@ -34,7 +34,7 @@ events.addEventListener("error", () => {
   failures += 1; // the browser tries again by itself
   if (failures < 3 && events.readyState !== EventSource.CLOSED) return;
   events.close();
-  complain({ detail: "ddib web does not answer: it was stopped.", hint: "start it again; ddib job list shows what continues at the node" });
+  complain({ detail: "ddib web does not answer: it was stopped.", hint: "start it again in its terminal, and open its new link; the translation goes on at the node" });
 });
 
 let spoken = "";
@@ -42,10 +42,11 @@ function progress(state) {
   $("bar").max = state.items || 1;
   $("bar").value = Math.max(state.done, state.written);
   $("now").textContent = state.now;
-  const { ended, error, items, stopped, written } = state;
-  const said = ended && stopped ? `Stopped; ${written} of ${items} are here.`
-    : ended ? (error ? `Ended with a problem; ${written} of ${items} are here.` : `Finished: ${written} of ${items} are here.`)
-    : written ? `${written} of ${items} are here.` : "Translating.";
+  const { ended, error, files, here, stopped, written } = state;
+  const count = `${here} of ${files} ${files === 1 ? "file is" : "files are"} here.`;
+  const said = ended && stopped ? `Stopped; ${count}`
+    : ended ? (error ? `Ended with a problem; ${count}` : `Finished: ${count}`)
+    : here ? count : "Translating.";
   if (said !== spoken) $("said").textContent = spoken = said;
   $("cancel").hidden = ended;
   $("zip").hidden = !written;
@@ -159,7 +160,8 @@ function draw() {
   $("cards").replaceChildren(...order.map((item) => card(results.get(item))));
   if (focused?.classList.contains("card")) focused.focus();
   const doubtful = all.filter((each) => each.doubtful).length;
-  $("tally").textContent = doubtful ? `${doubtful} of ${all.length} doubtful: look at these first.` : `None of ${all.length} doubtful.`;
+  const noun = volume ? "slices" : "pictures";
+  $("tally").textContent = doubtful ? `${doubtful} of ${all.length} ${noun} doubtful: look at these first.` : `None of ${all.length} ${noun} doubtful.`;
   $("results").hidden = !all.length;
   $("scroll-word").textContent = volume ? "Slice" : "Picture";
   $("wheel-hint").hidden = !volume || slices.length < 2;

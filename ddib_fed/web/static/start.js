@@ -159,7 +159,6 @@ $("order").addEventListener("submit", async (event) => {
     target_class: $("classes").hidden ? "" : $("class").value,
     slices: $("slices").value,
     intensity: $("intensity").value.trim() || "auto",
-    fill_refused: $("fill").checked,
   };
   const started = await attempt(() => ask("jobs", { method: "POST", body: JSON.stringify(order) }));
   if (started) location.assign(`jobs/${started.job}`);

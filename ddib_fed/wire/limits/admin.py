@@ -23,6 +23,7 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "jobs": Many(SIZE, 64),
         "uptime_s": SECONDS,
         "certificate_expires": TIME,
+        "root_expires": TIME,
         "active_streams": COUNT,
         "calibrations": Many(Inner(), 1_000),
     },

@@ -31,7 +31,7 @@ from ddib_fed.wire.limits.shared import (
 )
 
 MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
-    "ListDomainsRequest": {},
+    "ListDomainsRequest": {"own_alone": ANY},
     "ListDomainsResponse": {
         "institution": INSTITUTION,
         "domain": NAME,
@@ -42,6 +42,7 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "class_names": CLASS_NAMES,
         "intensity": Text(100),
         "slices": NAME,
+        "tiles": ANY,
     },
     "Domain": {
         "institution": INSTITUTION,
@@ -158,7 +159,7 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "latent_type": Choice(),
     },
     "PictureFigures": {
-        **dict.fromkeys(("height", "width"), Number(1, 1 << 30)),
+        **dict.fromkeys(("height", "width", "fitted_height", "fitted_width"), Number(1, 1 << 30)),
         "size_rule": NAME,
         "terms": Inner(required=True),
         "cycle_mse": ERROR,
@@ -173,6 +174,7 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
                 "source_high",
                 "back_slope",
                 "back_intercept",
+                "fit_psnr",
             ),
             FIGURE,
         ),

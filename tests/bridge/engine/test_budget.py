@@ -82,10 +82,23 @@ def test_a_budget_is_measured_once_for_each_place_and_model(tmp_path) -> None:
     assert len(measurements) == 1
     remembered(path, "there", measure)
     assert len(measurements) == 2
-    for damaged in ("{", "[1]", json.dumps({"here": 5}), json.dumps({"here": {"x": 1}})):
+    damages = [
+        5,
+        {},
+        {"x": 1},
+        {"0": 1.0},
+        {"-1": 1.0},
+        {"1": None},
+        {"1": "x"},
+        {"1": [1]},
+        {"1": -1.0},
+        {"1": 0.0},
+    ]
+    damages += [{"1": float("nan")}, {"1": float("inf")}, {"9" * 5_000: 1.0}, {"1000000000": 1e-9}]
+    for number, damaged in enumerate(["{", "[1]", *(json.dumps({"here": each}) for each in damages)], 3):
         path.write_text(damaged)
         assert remembered(path, "here", measure).rows == 2
-    assert len(measurements) == 6
+        assert len(measurements) == number, damaged
     assert remembered(tmp_path / "nowhere" / "engine.json", "here", measure).rows == 2
     assert remembered(None, "here", measure).rows == 2
 
@@ -104,5 +117,7 @@ def test_a_model_is_measured_where_it_works(bundle, tmp_path) -> None:
     (kept,) = json.loads(path.read_text()).values()
     assert str(warm.batcher.rows) in kept
     key = key_of(model, dtype="float32", threads=1, compiling="auto")
+    path.write_text(json.dumps({key: {"1": None}}))
+    Recipe(bundle, costs=path, **told).warm().batcher.close()
     assert json.loads(path.read_text()).keys() == {key}
     assert key != key_of(model, dtype="bfloat16", threads=1, compiling="auto")

@@ -23,9 +23,10 @@ from ddib_fed.bridge.engine.stack import Stack
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.bridge.model.domain_model import DomainModel
-from ddib_fed.bridge.party import Leg, ToDecode
+from ddib_fed.bridge.party import Leg, ToDecode, ToEncode
+from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import Cancelled
+from ddib_fed.errors import Cancelled, PolicyDenied
 from ddib_fed.latent import Latent
 from ddib_fed.models.shipped import pretrained
 from tests.bridge.engine.test_batcher import SETTINGS, points
@@ -124,6 +125,25 @@ def test_ranges_that_cannot_be_joined_end_in_an_error(monkeypatch) -> None:
     )
     with pytest.raises(torch.OutOfMemoryError):
         future.result(0)
+
+
+class Hasty(CallingThread):
+    """Ends every range but the first early, as a worker elsewhere might."""
+
+    def submit(self, trajectory, *, control=None, on_step=None):
+        begun, future = self.counters["calls"], super().submit(trajectory, control=control, on_step=on_step)
+        future.evaluations = future.evaluations if begun == 0 else 1
+        return future
+
+
+def test_a_latent_one_range_of_which_had_too_few_evaluations_is_refused() -> None:
+    """The floor is there because such a latent gives its sample away; the other ranges do not hide it."""
+    model = DomainModel(pretrained("moons"))
+    samples = sample("moons", 20, 0)
+    leg = Leg(SolverSettings(evaluations=12), least_evaluations=12)
+    assert LocalParty(model, CallingThread(model, 8)).encode(ToEncode(0, samples), leg)
+    with pytest.raises(PolicyDenied, match="made with 1 evaluations"):
+        LocalParty(model, Hasty(model, 8)).encode(ToEncode(0, samples), leg)
 
 
 @pytest.mark.slow

@@ -8,16 +8,15 @@ import torch
 
 from ddib_fed.bridge.judging.measuring import (
     FEWEST_PICTURES,
-    PARTS,
     beyond,
-    honest_rows,
     measure_allowances,
     picture_allowances,
+    unmeasurable,
     upper_bound,
 )
 from ddib_fed.bridge.judging.profile import NAMES, profile
 from ddib_fed.bridge.model.domain_model import DomainModel
-from tests.node.tiny_nodes import gaussian, tiny_bundle
+from tests.node.tiny_nodes import tiny_bundle
 from tests.runs.tiny_models import pictures, tiny
 
 
@@ -73,33 +72,15 @@ def test_the_bound_of_few_values_is_not_the_largest_of_them():
     assert upper_bound(np.ones(5)) == 1.0
 
 
-def test_honest_sets_are_of_all_of_a_side_and_of_a_neighbourhood():
-    """In turn, without a row twice."""
-    samples = gaussian(2_000)
-    sets = list(honest_rows(samples, 64, 10, np.random.default_rng(0)))
-    assert all(len(set(each.tolist())) == 64 for each in sets)
-    fair, half, near = (
-        np.mean([samples[rows].std(axis=0) for rows in sets[kind::3]]) for kind in range(len(PARTS))
-    )
-    assert near < half < fair
-
-
-def test_a_model_of_pictures_is_measured_and_too_few_are_not_enough():
-    """Its allowances name its weights, and hold for its own latents."""
+def test_a_model_of_pictures_is_measured_however_little_time_there_is():
+    """Its allowances name its weights; the fewest pictures are encoded in any case, and the cause is said of others."""
     model = DomainModel(tiny("north", size=16))
     some = pictures(80, size=16)
     found = measure_allowances(model, some, command="c")
-    assert found is not None
     assert found.weights_sha256 == model.manifest.weights_sha256
     assert (found.measured, found.checked, found.command) == (64, 16, "c")
-    assert measure_allowances(model, some[: FEWEST_PICTURES - 1]) is None
-    assert measure_allowances(model, some, within_s=0.0) is None
-
-
-def test_a_model_of_points_is_measured_by_size():
-    """For each number of points that half of the samples suffice for."""
-    found = measure_allowances(DomainModel(tiny_bundle()), gaussian(1_100), within_s=60.0)
-    assert found is not None
-    assert [each.count for each in found.points] == [64, 128, 256, 512]
-    assert found.checked > 0
-    assert measure_allowances(DomainModel(tiny_bundle()), gaussian(500)) is None
+    hurried = measure_allowances(model, some, within_s=0.0)
+    assert FEWEST_PICTURES <= hurried.measured + hurried.checked < 80
+    assert unmeasurable(model, FEWEST_PICTURES) == ""
+    assert f"and there are {FEWEST_PICTURES - 1}" in unmeasurable(model, FEWEST_PICTURES - 1)
+    assert "points" in unmeasurable(DomainModel(tiny_bundle()), 10_000)

@@ -10,12 +10,10 @@ import torch
 
 from ddib_fed.bridge.gate import pass_latent
 from ddib_fed.bridge.judging import point_sets
-from ddib_fed.bridge.judging.point_sets import SIZES, allowance_for, repeated_share, set_figures
-from ddib_fed.bridge.judging.usual import usual_sets
+from ddib_fed.bridge.judging.point_sets import SIZES, repeated_share, set_figures
 from ddib_fed.bridge.party import Leg
 from ddib_fed.datasets.synthetic import DOMAINS, sample
 from ddib_fed.errors import LatentNotGaussian
-from ddib_fed.models.shipped import pretrained
 
 
 def noise(count: int, dim: int = 2, seed: int = 0) -> torch.Tensor:
@@ -83,23 +81,20 @@ def test_some_repeated_points_are_judged_once():
     pass_latent(torch.cat([z, z[:200]]), Leg())
 
 
+def test_half_of_a_set_may_lie_on_another_point_and_no_more():
+    """Just below and just above the half."""
+    z = noise(100)
+    pass_latent(torch.cat([z[:51], z[:1].expand(49, 2)]), Leg())
+    with pytest.raises(LatentNotGaussian, match="lie on another one"):
+        pass_latent(torch.cat([z[:49], z[:1].expand(51, 2)]), Leg())
+
+
 def test_figures_of_true_noise_are_their_own_reference():
     """Slope and shift in standard errors, and the dimension as a share."""
     found = [set_figures(noise(1_024, seed=seed)) for seed in range(20)]
     assert all(each.count == max(SIZES) for each in found)
     assert abs(np.mean([each.slope for each in found])) < 1.0
     assert np.mean([each.dimension for each in found]) == pytest.approx(1.0, abs=0.02)
-
-
-def test_bounds_for_an_unknown_model_are_those_of_the_widest_that_ships():
-    """`python -m benchmarks.privacy.usual` writes them."""
-    for usual in usual_sets():
-        own = [allowance_for(usual.count, pretrained(domain).allowances.points) for domain in DOMAINS]
-        assert usual.slope_low == pytest.approx(min(each.slope_low for each in own), abs=1e-3)
-        assert usual.slope_high == pytest.approx(max(each.slope_high for each in own), abs=1e-3)
-        assert usual.shift == pytest.approx(max(each.shift for each in own), abs=1e-3)
-        assert usual.dimension == pytest.approx(min(each.dimension for each in own), abs=1e-3)
-    assert [each.count for each in usual_sets()] == list(SIZES)
 
 
 def test_sets_of_many_streams_are_measured_in_turn(monkeypatch):

@@ -171,6 +171,19 @@ def test_what_a_dead_worker_had_is_given_to_another(scene):
     stage.wait_for(lambda: len(stage.workers) == 3)
 
 
+def test_what_a_dead_worker_had_is_done_before_what_came_later(scene):
+    """A batch that waits behind it, however long, does not come first: its job would not end."""
+    stage = scene(1)
+    for _ in range(6):
+        stage.submit(ROWS, flow="job")
+    (first,) = stage.workers
+    assert first.has == [1, 2]
+    first.die()
+    second = stage.started(2)
+    stage.wait_for(lambda: len(second.has) == 2)
+    assert second.has == [1, 2]
+
+
 def test_work_that_was_there_at_two_deaths_runs_alone_and_after_three_is_given_up(scene):
     """The neighbour is not blamed: alone, it comes through."""
     stage = scene(1)
@@ -188,6 +201,24 @@ def test_work_that_was_there_at_two_deaths_runs_alone_and_after_three_is_given_u
     stage.wait_for(lambda: fourth.has == [2])
     fourth.finish(2)
     assert neighbour.done()
+
+
+def test_work_that_was_there_at_two_deaths_waits_for_a_worker_of_its_own(scene):
+    """What a worker has already must not die with it."""
+    stage = scene(1)
+    stage.submit(flow="a")
+    for count in (1, 2):
+        worker = stage.started(count)
+        stage.wait_for(lambda worker=worker: worker.has == [1])
+        stage.first = None if count == 2 else "ready"
+        worker.die()
+    stage.wait_for(lambda: len(stage.workers) == 3)
+    stage.submit(flow="b")
+    third = stage.workers[2]
+    third.listener.heard(Ready("third", ROWS))
+    assert third.has == [2]
+    third.finish(2)
+    assert third.has == [2, 1]
 
 
 def test_the_loss_of_a_cluster_is_nobodys_fault(scene):

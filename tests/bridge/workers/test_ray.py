@@ -20,7 +20,7 @@ def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExtraMissing) as caught:
         ray_pool(Recipe(tiny_bundle()), address="local")
-    assert caught.value.hint.startswith("pip install 'ddib-fed[ray]'")
+    assert "-m pip install 'ray>=2.40', or " in caught.value.hint
     assert 'executor = "processes"' in caught.value.hint
 
 

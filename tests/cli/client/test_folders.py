@@ -30,22 +30,20 @@ def scans(tmp_path):
 
 
 def named(found):
-    return [(each.file, each.name) for each in found.files]
+    return [each.file for each in found.files]
 
 
 def test_below_a_folder_paths_are_kept(scans):
-    """In one order on every machine; a name keeps its dots but the last."""
+    """In one order on every machine."""
     found = find_files([scans], None)
-    assert named(found) == [
-        ("a.TIF", "a"), ("b.png", "b"), ("sub/c.jpeg", "sub/c"), ("sub/deep/d.v2.npy", "sub/deep/d.v2")
-    ]  # fmt: skip
+    assert named(found) == ["a.TIF", "b.png", "sub/c.jpeg", "sub/deep/d.v2.npy"]
     assert found.ignored == Counter({"hidden": 1, ".txt": 1, "without suffix": 1})
 
 
 def test_a_file_that_is_named_is_called_by_its_name(scans):
     """Also one that lies deep, that is hidden, or that is not there: reading it will say so."""
     given = [scans / "sub" / "c.jpeg", scans / ".hid" / "e.png", scans / "absent.png"]
-    assert named(find_files(given, None)) == [("c.jpeg", "c"), ("e.png", "e"), ("absent.png", "absent")]
+    assert named(find_files(given, None)) == ["c.jpeg", "e.png", "absent.png"]
 
 
 def test_each_file_counts_once(scans):

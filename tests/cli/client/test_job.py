@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -64,6 +68,38 @@ def test_fetches_elsewhere_under_numbers(ddib, submitted, tmp_path):
     """A folder that knows nothing of the job."""
     assert ddib("job", "fetch", submitted, "--out", tmp_path / "elsewhere") == 0
     np.testing.assert_array_equal(np.load(tmp_path / "elsewhere" / "item-0000.npy"), points(10) * 2)
+
+
+def test_what_a_command_writes_is_its_users_alone(north, scan, tmp_path):
+    """Results, records and their folders, whatever the umask: a result is as private as a picture."""
+    words = [
+        "translate",
+        scan,
+        "--to",
+        TARGET,
+        "--out",
+        tmp_path / "new" / "out",
+        "--profile",
+        north.profile_path,
+    ]
+    script = [sys.executable, "-c", "from ddib_fed.cli.main import main; main()", *map(str, words)]
+    subprocess.run(script, check=True, umask=0, capture_output=True)
+    written = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert len(written) > 3
+    assert [path for path in written if path.stat().st_mode & 0o077] == []
+
+
+def test_results_that_the_node_removed_are_missed_in_another_folder(ddib, submitted, tmp_path, capsys):
+    """Into their own folder again is no error; elsewhere there would be nothing, or less than all, without a word."""
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == 0
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == 0
+    capsys.readouterr()
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "elsewhere") == ExitCode.NOT_FOUND
+    said = capsys.readouterr().err
+    assert f"1 of 1 results of job {submitted} were fetched before" in said
+    (command,) = re.findall(r"grep -rl .*? (?=~)", said)
+    found = subprocess.run([*shlex.split(command), tmp_path], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == [str(tmp_path / "out" / "scan.json")]
 
 
 def test_fetching_goes_on_after_the_client_died_before_acknowledging(ddib, north, scan, tmp_path):

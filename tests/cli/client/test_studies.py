@@ -38,7 +38,7 @@ class Ordinary:
         self.refuses, self.leaves, self.request = refuses, leaves, request
         self.asked: list[list[str]] = []
 
-    def __call__(self, items: list[Path], results: Path) -> list[Path]:
+    def __call__(self, items: list[Path], results: Path) -> dict[Path, str]:
         self.asked.append([item.stem for item in items])
         results.mkdir(exist_ok=True)
         for item in items:
@@ -48,7 +48,7 @@ class Ordinary:
                 (results / f"{item.stem}.json").write_bytes(
                     record(item.read_bytes(), png, asked=self.request).to_json()
                 )
-        return [item for item in items if item.stem in self.refuses]
+        return {item: "its latent is no noise" for item in items if item.stem in self.refuses}
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def manner(tmp_path):
 
 def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):
     ordinary = Ordinary()
-    written = translate_study(series, ordinary, manner, asked=ASKED, fill_refused=False)
+    written = translate_study(series, ordinary, manner, asked=ASKED)
     assert ordinary.asked == [["0001", "0002", "0003", "0004"]]
     assert sorted(path.name for path in (manner.out / "mr").iterdir()) == ["series-1", "series-1.json"]
     report_studies([written], "text")
@@ -76,21 +76,19 @@ def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):
     assert document["studies"][0]["flicker"]["ratio"] == pytest.approx(1, abs=0.05)
 
 
-def test_only_what_is_missing_is_asked_again(series, manner):
-    """Refused slices are named; the same command later asks for these alone."""
-    with pytest.raises(JobFailed, match=r"2 of 4 planes were not translated \(2, 4\)") as caught:
-        translate_study(series, Ordinary(("0002", "0004")), manner, asked=ASKED, fill_refused=False)
-    assert "--fill-refused" in caught.value.hint
-    assert not (manner.out / "mr" / "series-1").exists()
-    again = Ordinary()
-    translate_study(series, again, manner, asked=ASKED, fill_refused=False)
-    assert again.asked == [["0002", "0004"]]
-
-
-def test_refused_slices_become_background_where_that_is_asked(series, manner):
-    written = translate_study(series, Ordinary(("0002",)), manner, asked=ASKED, fill_refused=True)
-    assert written.report["slices"]["refused"] == [1]
+def test_refused_slices_are_background_and_said_with_the_reason(series, manner, capsys):
+    """In the record, item by item, and in the terminal; the same command asks for nothing more."""
+    written = translate_study(series, Ordinary(("0002", "0004")), manner, asked=ASKED)
+    assert written.report["slices"]["refused"] == [1, 3]
     assert len(written.files) == 4
+    section = json.loads(written.record.read_text())["study"]
+    assert [item.get("why") for item in section["items"]] == [None, *["its latent is no noise", None] * 2][:4]
+    report_studies([written], "text")
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "  2 of 4 items were refused, and are background (2, 4): its latent is no noise"
+    again = Ordinary()
+    assert translate_study(series, again, manner, asked=ASKED).refused == written.refused
+    assert again.asked == []
 
 
 def test_what_no_node_refused_never_becomes_background(series, manner):
@@ -99,10 +97,10 @@ def test_what_no_node_refused_never_becomes_background(series, manner):
     with pytest.raises(
         JobFailed, match=r"mr: 1 of 4 planes were not translated \(3\), although no node refused"
     ):
-        translate_study(series, node, manner, asked=ASKED, fill_refused=True)
+        translate_study(series, node, manner, asked=ASKED)
     assert not (manner.out / "mr" / "series-1").exists()
     again = Ordinary(("0002",))
-    written = translate_study(series, again, manner, asked=ASKED, fill_refused=True)
+    written = translate_study(series, again, manner, asked=ASKED)
     assert again.asked == [["0002", "0003"]]
     assert written.report["slices"]["refused"] == [1]
 
@@ -110,34 +108,34 @@ def test_what_no_node_refused_never_becomes_background(series, manner):
 def test_slices_of_another_target_are_not_put_into_the_volume(series, manner):
     """A run for one target left two of four slices; a run for another target asks for all of them."""
     with pytest.raises(JobFailed):
-        translate_study(series, Ordinary(("0002", "0004")), manner, asked=ASKED, fill_refused=False)
+        translate_study(series, Ordinary(leaves=("0002", "0004")), manner, asked=ASKED)
     other = Ordinary(request=OTHER)
-    written = translate_study(series, other, manner, asked=OTHER, fill_refused=False)
+    written = translate_study(series, other, manner, asked=OTHER)
     assert other.asked == [["0001", "0002", "0003", "0004"]]
     assert {item["asked_sha256"] for item in written.report["items"]} == {OTHER}
 
 
 def test_a_second_run_finds_what_is_there(series, manner, capsys):
     """Nothing is asked, and nothing is written, also with --force; --again translates again."""
-    first = translate_study(series, Ordinary(), manner, asked=ASKED, fill_refused=False)
+    first = translate_study(series, Ordinary(), manner, asked=ASKED)
     before = first.record.read_bytes()
     again = Ordinary()
-    found = translate_study(series, again, manner, asked=ASKED, fill_refused=False)
+    found = translate_study(series, again, manner, asked=ASKED)
     assert not again.asked
     assert (found.files, found.record.read_bytes()) == (first.files, before)
     report_studies([found], "text")
     assert "by an earlier run" in capsys.readouterr().out
     for more, times in (({}, 0), ({"again": True}, 1)):
         written = replace(manner, force=True, **more)
-        translate_study(series, again, written, asked=ASKED, fill_refused=False)
+        translate_study(series, again, written, asked=ASKED)
         assert len(again.asked) == times
 
 
 def test_a_run_for_another_target_is_refused_before_anything_is_asked(series, manner):
-    translate_study(series, Ordinary(), manner, asked=ASKED, fill_refused=False)
+    translate_study(series, Ordinary(), manner, asked=ASKED)
     other = Ordinary(request=OTHER)
     with pytest.raises(AlreadyExists, match="no result of this request"):
-        translate_study(series, other, manner, asked=OTHER, fill_refused=False)
+        translate_study(series, other, manner, asked=OTHER)
     assert not other.asked
 
 
@@ -150,7 +148,7 @@ def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_p
         raise PictureMisfit("item 0", facts=facts)
 
     with pytest.raises(PictureMisfit, match="ct: its slices hold grey int16") as caught:
-        translate_study(only(tmp_path / "ct"), refuse, manner, asked=ASKED, fill_refused=False)
+        translate_study(only(tmp_path / "ct"), refuse, manner, asked=ASKED)
     assert "--intensity=window:40,400@0:4095" in caught.value.hint
 
 
@@ -169,7 +167,7 @@ def test_colours_for_a_grey_model_are_answered_with_a_command_that_makes_them_gr
         dataset.save_as(tmp_path / "rgb scan" / name / "a.dcm")
     study = only(tmp_path / "rgb scan")
     with pytest.raises(PictureMisfit, match="rgb scan: it is in colour, and the model takes grey") as caught:
-        translate_study(study, refuse, manner, asked=ASKED, fill_refused=False)
+        translate_study(study, refuse, manner, asked=ASKED)
     assert "--intensity" not in caught.value.hint
     command = shlex.split(caught.value.hint.partition("translate that: ")[2])
     assert command[:2] == ["python3", "-c"]
@@ -242,7 +240,7 @@ def test_items_are_sent_as_pixels(translate, tmp_path):
     ("state", "said"), [(pb.JOB_STATE_CANCELLED, "was cancelled"), (pb.JOB_STATE_FAILED, "failed")]
 )
 def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, north, tmp_path, capsys):
-    """With --fill-refused: the other series is translated, and the same command asks for what is missing alone."""
+    """The other series is translated, and the same command asks for what is missing alone."""
 
     def ended(answer):
         if len(north.service.jobs) == 1:
@@ -254,13 +252,13 @@ def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, n
     folders = [tmp_path / "scans" / name for name in ("p1", "p2")]
     for folder in folders:
         write_series(folder, VALUES)
-    assert translate(tmp_path / "scans", "--fill-refused")[0] == ExitCode.JOB_FAILED
+    assert translate(tmp_path / "scans")[0] == ExitCode.JOB_FAILED
     (first, _) = north.service.jobs
     assert f"scans/p1/series-1: job {first} {said}" in capsys.readouterr().err
     found = tmp_path / "out" / "scans"
     assert not (found / "p1" / "series-1").exists()
     assert len(list((found / "p2" / "series-1").iterdir())) == 4
-    assert translate(tmp_path / "scans", "--fill-refused")[0] == 0
+    assert translate(tmp_path / "scans")[0] == 0
     assert [len(job.inputs) for job in north.service.jobs.values()] == [4, 4, 2]
 
 

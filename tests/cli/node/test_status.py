@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import ExitCode
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.running.admin import AdminServicer, serve_admin
 from ddib_fed.v1 import admin_pb2 as pb
 
@@ -44,12 +46,21 @@ def config_path(tmp_path):
 
 @pytest.fixture
 def admin(config_path):
-    from ddib_fed.node.config import NodeConfig
-
     servicer = AdminServicer(answer, lambda: ["added peer west.example"], lambda: 2, workers)
     server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
     yield config_path
     server.stop(None).wait()
+
+
+def test_status_warns_of_a_root_that_ends_soon(config_path, capsys):
+    """From 90 days before."""
+    ending = answer()
+    ending.root_expires = time.time() + 10.5 * 86_400
+    servicer = AdminServicer(lambda: ending, list, int, workers)
+    server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
+    assert run(["status", "--config", str(config_path)]) == 0
+    server.stop(None).wait()
+    assert "warning: the root of north.example ends in 10 days" in capsys.readouterr().out
 
 
 def test_status_shows_the_node(admin, capsys):

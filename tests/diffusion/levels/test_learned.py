@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.levels.grids import make_grid
 from ddib_fed.diffusion.levels.learned import LearnedLegs, LearnedSteps
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.diffusion.solvers import unipc
 from ddib_fed.errors import SettingsInvalid
 from tests.diffusion.gaussian_data import gaussian_denoiser
 
@@ -45,6 +47,18 @@ def test_steps_on_the_default_grid_give_the_default_solver_to_the_last_digit():
         except StopIteration as stop:
             ends.append(stop.value)
     assert torch.allclose(*ends, rtol=0, atol=1e-6)
+
+
+def test_each_direction_steps_by_the_rule_that_was_learned_for_it():
+    """Encoding by order 1 and decoding by order 3: a translation by the other's rule is silently worse."""
+    known = LearnedLegs("south", (steps("encode", order=1), steps("decode", order=3)))
+    laid, x = plan(LEARNED, SCHEDULE, learned=known), torch.ones(2, 2, dtype=torch.float64)
+    for found, grid, order in (
+        (laid.encoder(x), laid.encode_grid, 1),
+        (laid.decoder(x), laid.decode_grid, 3),
+    ):
+        wanted = integrate(unipc(x, grid, order=order), gaussian_denoiser())
+        assert torch.equal(integrate(found, gaussian_denoiser()), wanted)
 
 
 def test_data_that_are_not_softened_may_be_encoded_along_the_way_of_decoding():

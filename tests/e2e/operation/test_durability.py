@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
+import time
 import uuid
 
 import numpy as np
@@ -14,7 +15,9 @@ from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, QueueFull
 from ddib_fed.trust.audit.verification import verify
 from ddib_fed.wire.jobs import Settings
+from tests.e2e import clocks
 from tests.e2e.harness import Node, Pair, moons, wait_until
+from tests.e2e.processes import PLANT
 from tests.e2e.translation.test_translate import TARGET, npy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs")]
@@ -58,6 +61,25 @@ def test_a_killed_node_goes_on_after_its_restart(fresh_pair: Pair, victim: str, 
         node.kill()
         node.start(wait=False)
         check_finished_once(pair, client, job.job_id, len(ITEMS))
+
+
+def test_a_machine_that_slept_for_8_days_loses_neither_results_nor_jobs(fresh_pair: Pair) -> None:
+    """Killed with a result that nobody fetched and a job that waits for its peer; more than `result_days` later."""
+    pair = fresh_pair.start()
+    with pair.client() as client:
+        ended = client.submit([npy(moons(5))], TARGET, Settings(evaluations=8))
+        for _ in client.watch(ended.job_id):
+            pass
+        pair.south.kill()
+        waiting = client.submit([npy(moons(5))], TARGET, Settings(evaluations=8))
+        first_progress(client, waiting.job_id, "wait")
+        pair.north.kill()
+        pair.north.environment = {PLANT: clocks.PLANTED, clocks.AHEAD: str(8 * 86_400)}
+        pair.north.start()
+        assert client.get(ended.job_id).expires - time.time() > 14 * 86_400
+        pair.south.start()
+        for job in (ended, waiting):
+            check_finished_once(pair, client, job.job_id, 1)
 
 
 def test_a_flipped_bit_between_the_nodes_costs_a_try_and_no_job(fresh_pair: Pair) -> None:

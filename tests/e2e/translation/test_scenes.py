@@ -1,9 +1,10 @@
-"""A scene larger than the models' pictures, through two nodes that work on it in overlapping tiles."""
+"""Pictures larger than the models', through two nodes: in tiles, at a size that both nodes agree on, or fitted."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,121 @@ from PIL import Image
 
 from ddib_fed.cli.main import run
 from ddib_fed.datasets.maps import cut_scene
+from ddib_fed.errors import ExitCode
 from tests.e2e.harness import Pair
 
 pytestmark = pytest.mark.e2e
 
+SCENE = cut_scene("satellite", 3, (330, 378), detail=1).transpose(1, 2, 0)
+TRUTH = cut_scene("relief", 3, (330, 378), detail=1).transpose(1, 2, 0)
+Translate = Callable[..., int]
+
+
+def unit(path: Path) -> np.ndarray:
+    """A picture's values from -1 to 1."""
+    return np.asarray(Image.open(path)).astype(np.float64) / 127.5 - 1
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    return float(10 * np.log10(4 / np.square(first - second).mean()))
+
+
+def record(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def translate() -> Iterator[Translate]:
+    """Runs `ddib translate FILES --to south.example/relief --cycle --steps 24` with what else is given."""
+    with tempfile.TemporaryDirectory(prefix="ddib-scenes-") as name:
+        pair = Pair.create(Path(name), "relief", domain="satellite")
+
+        def call(*words: object) -> int:
+            given = ["--to", "south.example/relief", "--cycle", "--steps", "24", "--profile", pair.profile]
+            return run(["translate", *map(str, (*words, *given))])
+
+        try:
+            pair.start()
+            yield call
+        finally:
+            pair.stop()
+
+
+def test_a_larger_picture_is_translated_in_tiles_at_its_own_size(
+    translate: Translate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Detail that a fitted picture loses is there, and the round trip is measured at the picture's own size."""
+    Image.fromarray(SCENE).save(tmp_path / "coast.png")
+    Image.fromarray(SCENE[:32, :32]).save(tmp_path / "small.png")
+    assert translate(tmp_path / "coast.png", tmp_path / "small.png", "--out", tmp_path / "out") == 0
+    found = record(tmp_path / "out" / "coast.json")
+    assert found["study"]["tiles"]["count"] == len(found["study"]["items"]) == 8
+    assert (found["picture"]["height"], found["picture"]["width"]) == SCENE.shape[:2]
+    made, back = (unit(tmp_path / "out" / f"coast{part}.png") for part in ("", ".returned"))
+    assert made.shape == SCENE.shape
+    given = SCENE.astype(np.float64) / 127.5 - 1
+    assert found["picture"]["cycle_psnr"] == pytest.approx(psnr(back, given), abs=0.1)
+    assert found["doubtful"] is ("cycle_psnr" in found["doubts"]) is (psnr(back, given) < 30)
+    said = capsys.readouterr().out
+    assert f"round trip {found['picture']['cycle_psnr']:.1f} dB at its own 75x48 pixels" in said
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "2 of 2 files are translated" in page
+    assert translate(tmp_path / "coast.png", "--tile", "none", "--out", tmp_path / "fitted") == 0
+    steps = {
+        way: np.abs(np.diff(unit(tmp_path / way / "coast.png"), axis=1)).mean() for way in ("out", "fitted")
+    }
+    truth = np.abs(np.diff(TRUTH / 127.5, axis=1)).mean()
+    assert steps["fitted"] < 0.65 * truth < 0.9 * truth < steps["out"]
+
+
+def test_a_fitted_picture_says_so_first_and_its_round_trip_is_that_of_its_own_size(
+    translate: Translate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of too many tiles: in the terminal before all else, in the record and at the head of the page."""
+    huge = Image.fromarray(SCENE).resize((1200, 900), Image.Resampling.LANCZOS)
+    for name in ("one.png", "two.png"):
+        huge.save(tmp_path / name)
+    assert translate(tmp_path / "one.png", tmp_path / "two.png", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out.splitlines()
+    first = "2 of 2 pictures were not translated at their own size; one.png was translated at 32x32 pixels"
+    assert said[0].startswith(f"{first}, not at its own 1200x900, and enlarged: 1,055 pixels became one")
+    assert said[1] == "  at their own size, in 8,288 tiles: --tile 32"
+    picture = record(tmp_path / "out" / "one.json")["picture"]
+    assert (picture["fitted_height"], picture["fitted_width"]) == (32, 32)
+    given = np.asarray(huge).astype(np.float64) / 127.5 - 1
+    measured = psnr(unit(tmp_path / "out" / "one.returned.png"), given)
+    assert picture["cycle_psnr"] == pytest.approx(measured, abs=0.1)
+    assert measured < picture["fit_psnr"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index(first) < page.index("2 of 2 files are translated")
+
+
+def test_refused_tiles_are_background_with_the_reason_and_a_mask(
+    translate: Translate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest of the picture is there; the command ends with what was left out."""
+    broken = SCENE.copy()
+    broken[:, 40:] = broken[:, 40:] // 64 * 4 + 10
+    Image.fromarray(broken).save(tmp_path / "coast.png")
+    assert translate(tmp_path / "coast.png", "--out", tmp_path / "out") == ExitCode.LEFT_OUT
+    found = record(tmp_path / "out" / "coast.json")
+    refused = [item for item in found["study"]["items"] if item.get("refused")]
+    assert 0 < len(refused) < len(found["study"]["items"])
+    assert {item["why"].rpartition(" ")[2] for item in refused} == {"[LATENT_NOT_GAUSSIAN]"}
+    mask = np.asarray(Image.open(tmp_path / "out" / "coast.mask.png"))
+    assert mask.shape == SCENE.shape[:2]
+    assert set(np.unique(mask)) == {0, 255}
+    assert (unit(tmp_path / "out" / "coast.png")[mask == 0] == -1).all()
+    said = capsys.readouterr()
+    assert f"{len(refused)} of 8 items were refused, and are background" in said.out
+    assert (
+        f"{100 * (mask == 0).mean():.1f} % of it was not translated and is background: coast.mask.png"
+        in said.out
+    )
+
 
 def test_two_nodes_of_one_scene_size_translate_a_scene_there_and_back(tmp_path: Path) -> None:
-    scene = cut_scene("satellite", 3, (330, 378), detail=1).transpose(1, 2, 0)
-    Image.fromarray(scene).save(tmp_path / "scene.png")
+    Image.fromarray(SCENE).save(tmp_path / "scene.png")
     with tempfile.TemporaryDirectory(prefix="ddib-scenes-") as name:
         pair = Pair.create(Path(name), "relief", domain="satellite")
         for node in (pair.north, pair.south):
@@ -32,7 +140,7 @@ def test_two_nodes_of_one_scene_size_translate_a_scene_there_and_back(tmp_path: 
         finally:
             pair.stop()
     translated = np.asarray(Image.open(tmp_path / "out" / "scene.png"))
-    assert translated.shape == scene.shape == (48, 75, 3)
+    assert translated.shape == SCENE.shape == (48, 75, 3)
     assert np.load(tmp_path / "out" / "scene.latent.npy").shape == (1, 3, 48, 75)
-    record = json.loads((tmp_path / "out" / "scene.json").read_text())
-    assert record["picture"]["cycle_psnr"] > 22
+    found = json.loads((tmp_path / "out" / "scene.json").read_text())
+    assert found["picture"]["cycle_psnr"] > 22

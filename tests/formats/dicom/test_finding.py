@@ -30,7 +30,7 @@ def names(*paths):
 
 
 def finished(origin, out):
-    return finished_study(origin, out, asked=ASKED, fill_refused=False)
+    return finished_study(origin, out, asked=ASKED)
 
 
 @pytest.mark.parametrize("size", CUT)

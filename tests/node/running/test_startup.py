@@ -16,6 +16,8 @@ from ddib_fed.node.command import node_command, run
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.running import startup
 from ddib_fed.node.running.daemon import Daemon
+from tests.e2e.harness import free_port
+from tests.node.running.test_daemon import Running, ready
 from tests.node.spoilt_nodes import WRONG, Node, folder_for, http
 
 
@@ -55,6 +57,22 @@ def test_a_node_that_is_in_order_passes_and_is_left_as_it_is(node: Node) -> None
 
 
 @pytest.mark.slow
+def test_a_running_node_passes_its_own_check(tmp_path: Path) -> None:
+    """Its port, its socket and its database are in use by itself; a second one on its folder ends at once."""
+    config = ready(tmp_path / "north", "north.example", "source")
+    config.path.write_text(config.path.read_text().replace("127.0.0.1:0", f"127.0.0.1:{free_port()}"))
+    config = NodeConfig.load(config.path)
+    running = Running(config).serving()
+    findings = startup.check(config)
+    assert [(found.step, found.problem) for found in findings if not found.ok] == []
+    held = [found.step for found in findings if "in use while this node runs" in found.found.text]
+    assert held == ["listen", "operator", "roles"]
+    with pytest.raises(ConfigError, match="another node is running"):
+        startup.begin(config)
+    running.end()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_check_finds_what_serve_ends_with(node: Node, name: str, capsys, monkeypatch) -> None:
     """The same reason, exit code 3 of `check` and a documented one of `serve`, no traceback, and nothing is changed."""
@@ -67,6 +85,28 @@ def test_check_finds_what_serve_ends_with(node: Node, name: str, capsys, monkeyp
     code, said = typed(node, "serve", capsys, monkeypatch)
     assert code in {3, 5, 6}
     assert text in said
+
+
+def test_a_root_that_ends_soon_is_a_warning(node: Node) -> None:
+    """From 90 days before: every peer needs time to add a new one."""
+    for days, warnings in ((100, 0), (10, 1)):
+        node.root(days)
+        found = startup.check(node.config)[1]
+        assert [("ends in 9 days" in text and "roll-over" in text) for text in found.found.warnings] == [
+            True
+        ] * warnings
+
+
+def test_a_root_that_has_expired_says_what_to_do(node: Node, capsys, monkeypatch) -> None:
+    """Both commands; the start ended with a ValueError of the certificates' library."""
+    node.root(-1)
+    for verb, code in (("check", 3), ("serve", 5)):
+        ended, said = typed(node, verb, capsys, monkeypatch)
+        assert (ended, "the root of north.example expired" in said, "--roll-over switch" in said) == (
+            code,
+            True,
+            True,
+        )
 
 
 def test_check_finds_everything_at_once(node: Node) -> None:
@@ -193,4 +233,4 @@ def left_by_a_kill(node: Node):
 def test_a_check_reads_the_database_with_the_log_that_a_kill_left(node: Node) -> None:
     """On a copy: what is only in the log counts, and neither file is touched."""
     with left_by_a_kill(node):
-        assert "newer release" in problems(node)["roles"]
+        assert "another release" in problems(node)["roles"]

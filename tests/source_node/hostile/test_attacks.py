@@ -213,6 +213,21 @@ def test_only_jobs_that_are_accepted_are_charged_and_each_once(served) -> None:
     served.submit(npy(25))
     with pytest.raises(QuotaSpent):
         served.submit(npy(1))
+    assert served.ask("SubmitJob", iter([request, *messages([npy(100)])])).repeated_request
+
+
+def test_a_client_without_quota_is_refused_before_its_bytes(served) -> None:
+    """It would send gigabytes first, and the node would keep them."""
+    served.submit(npy(125))
+    answered = threading.Event()
+
+    def header_alone():
+        yield job_header(1)
+        answered.wait(20)
+
+    with pytest.raises(QuotaSpent):
+        served.ask("SubmitJob", header_alone(), timeout=15)
+    answered.set()
 
 
 def test_a_source_that_computes_for_long_between_two_latents_is_not_idle(institutions, target) -> None:

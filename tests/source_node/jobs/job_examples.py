@@ -67,7 +67,7 @@ def decode(store: JobStore, job: Job, item: int = 0) -> bytes:
 
 def files(tmp_path: Path) -> set[str]:
     """The names of all files in the spool."""
-    return {path.name for path in (tmp_path / "spool").rglob("*") if path.is_file()}
+    return {path.name.partition("-")[0] for path in (tmp_path / "spool").rglob("*") if path.is_file()}
 
 
 def in_threads(work: Callable[[], None], number: int) -> None:

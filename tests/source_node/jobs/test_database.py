@@ -1,17 +1,20 @@
 """The database and the spool over restarts: swept, locked, versioned, private."""
 
 import sqlite3
+from contextlib import nullcontext
 
 import pytest
 
 from ddib_fed.errors import (
     ConfigError,
 )
-from source_node.jobs.database import MIGRATIONS
+from source_node.jobs.database import SCHEMA
 from source_node.jobs.store import (
     JobStore,
 )
 from tests.source_node.jobs.job_examples import (
+    ALICE,
+    decode,
     files,
     running,
     submit,
@@ -58,27 +61,15 @@ def edit(tmp_path, statement: str) -> None:
     connection.close()
 
 
-def test_a_newer_schema_is_refused(store, open_store, tmp_path):
+@pytest.mark.parametrize("other", [SCHEMA - 1, SCHEMA + 1])
+def test_another_schema_is_refused(store, open_store, tmp_path, other):
     """It is not guessed at."""
     store.close()
-    edit(tmp_path, f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    with pytest.raises(ConfigError, match="newer release"):
+    edit(tmp_path, f"PRAGMA user_version = {other}")
+    with pytest.raises(ConfigError, match="another release"):
         open_store()
-    edit(tmp_path, f"PRAGMA user_version = {len(MIGRATIONS)}")
+    edit(tmp_path, f"PRAGMA user_version = {SCHEMA}")
     open_store()
-
-
-def test_ranges_of_rows_one_behind_the_other_go_with_their_schema(store, open_store, tmp_path):
-    """A range is every n-th row now: what an earlier release made of an item would be put in other places."""
-    job = submit(store).job_id
-    store.close()
-    columns = "job_id, item, part, media_type, size_bytes, sha256"
-    for part in ("encoded", "encoded.0", "encoded.12"):
-        edit(tmp_path, f"INSERT INTO parts ({columns}) VALUES ('{job}', 0, '{part}', 0, 1, x'00')")
-    edit(tmp_path, f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
-    again = open_store()
-    assert not again.ranges(job, 0)
-    assert "encoded" in {str(part) for part in again.parts(job, 0)}
 
 
 def test_a_damaged_database_is_refused_by_name(store, open_store, tmp_path):
@@ -103,3 +94,19 @@ def test_a_transaction_that_fails_changes_nothing(store):
     with pytest.raises(sqlite3.IntegrityError):
         insert_twice()
     assert store._db.read("SELECT * FROM node_state WHERE key = 'x'") == []
+
+
+def test_a_change_inside_anothers_transaction_is_refused(store):
+    """Neither is done: before, the inner one was on the disk and the outer one rolled back."""
+    done, other = running(store), running(store)
+    digest = decode(store, done)
+
+    def change_another(_items):
+        store.put_back(other.job_id, 0.0)
+        return nullcontext()
+
+    with pytest.raises(RuntimeError, match="inside a transaction"):
+        store.acknowledge(done.job_id, ALICE, [(0, digest)], recorded=change_another)
+    assert store.ready(done.job_id) == (0,)
+    assert store.head(other.job_id).state == "RUNNING"
+    assert store.acknowledge(done.job_id, ALICE, [(0, digest)]) == 0

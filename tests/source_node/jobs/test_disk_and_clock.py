@@ -1,8 +1,9 @@
-"""What the store says of a disk that fails, and that it does not believe a clock that is set while it is open."""
+"""What the store says of a disk that fails, and that it counts no time by a clock that is set."""
 
 from __future__ import annotations
 
 import errno
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 from ddib_fed.errors import DiskFull
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.store import JobStore
-from tests.source_node.jobs.job_examples import running, submit
+from tests.source_node.jobs.job_examples import LIMITS, Clock, decode, running, submit
 
-HOUR_S = 3_600.0
+HOUR_S, DAY_S, YEAR_S = 3_600.0, 86_400.0, 365 * 86_400.0
 
 
 class FailingConnection:
@@ -84,32 +85,96 @@ def test_a_full_disk_and_our_own_bugs_are_told_apart(database: JobDatabase) -> N
         db.execute("INSERT INTO nowhere VALUES (1)")
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
+    """The machine's clock is wrong by so much from now on."""
+    real = time.clock_gettime
+    monkeypatch.setattr(time, "time", lambda: real(time.CLOCK_REALTIME) + by_s)
+
+
+def overdue(store: JobStore) -> list[bool]:
+    """Of each job that could be claimed now, whether its deadline has passed."""
+    found: list[bool] = []
+    store.claim(lambda due: found.extend(each.overdue for each in due))
+    return found
+
+
 @pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S], ids=["forward", "back"])
 def test_a_clock_that_is_set_neither_ends_nor_delays_jobs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+    store: JobStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
     """An hour either way, while a job waits for a second and another has half an hour to live."""
-    store = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool")
     job = running(store, deadline_s=HOUR_S / 2)
-    store.put_back(job.job_id, 0.05)
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + step_s)
-    time.sleep(0.1)
+    store.put_back(job.job_id, 1.0)
+    set_clock(monkeypatch, step_s)
+    assert store.claim() is None
+    clock.now += 1
     found = store.claim()
     assert found is not None
-    assert 0 < found.deadline - store.now() < HOUR_S / 2
-    store.close()
+    assert found.deadline - store.now() == HOUR_S / 2 - 1
 
 
-def test_a_start_does_not_wait_for_what_an_earlier_clock_said(tmp_path: Path) -> None:
-    """Put back for a second by a clock that was an hour fast: due at once."""
-    fast = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool", clock=lambda: time.time() + HOUR_S)
-    waiting = submit(fast)
-    assert fast.claim() is not None
-    fast.put_back(waiting.job_id, 1.0)
-    fast.close()
-    store = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool")
-    assert store.claim() is None
-    store.release_running()
-    assert store.claim() is not None
+@pytest.mark.parametrize(
+    ("before_s", "after_s"),
+    [(0, 8 * DAY_S), (0, 5 * YEAR_S), (0, -5 * YEAR_S), (-5 * YEAR_S, 0), (5 * YEAR_S, 0)],
+    ids=["a suspend of 8 days", "set forward", "set back", "years slow at first", "years fast at first"],
+)
+def test_a_restart_under_another_clock_neither_ends_nor_prolongs_jobs(
+    open_store, clock: Clock, monkeypatch: pytest.MonkeyPatch, before_s: float, after_s: float
+) -> None:
+    """Results that nobody fetched and jobs that wait live as long as they would have lived."""
+    set_clock(monkeypatch, before_s)
+    store = open_store()
+    ended = running(store)
+    decode(store, ended)
+    store.finish(ended.job_id, "FINISHED")
+    waiting = submit(store)
+    clock.now += 40
     store.close()
+    set_clock(monkeypatch, after_s)
+    clock.now = 7.0  # a machine that was started anew counts anew
+    again = open_store()
+    assert again.expire() == 0
+    assert again.read_part(ended.job_id, 0, "translation") == b"translation"
+    assert overdue(again) == [False]
+    assert again.get(waiting.job_id).deadline - again.now() == LIMITS.default_deadline_s - 40
+    clock.now += 10
+    assert overdue(again) == [True]
+    clock.now += LIMITS.retention_s - 50 - 1
+    assert again.expire() == 0
+    clock.now += 1
+    assert again.expire() == 1
+
+
+def test_a_client_reads_when_a_result_goes_by_the_clock_of_now(
+    store: JobStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the node runs until then."""
+    ended = running(store)
+    decode(store, ended)
+    store.finish(ended.job_id, "FINISHED")
+    clock.now += 40
+    monkeypatch.setattr(time, "time", lambda: 5_000.0)
+    assert store.unix_time(store.get(ended.job_id).expires) == 5_000 + LIMITS.retention_s - 40
+
+
+def test_a_start_does_not_wait(store: JobStore, open_store) -> None:
+    """What a job waited for may be there by now."""
+    waiting = running(store)
+    store.put_back(waiting.job_id, 1.0)
+    again = open_store()
+    assert again.claim() is None
+    again.release_running()
+    assert again.claim() is not None
+
+
+def test_a_kill_forgets_no_more_than_the_time_since_the_last_look(
+    store: JobStore, clock: Clock, tmp_path: Path
+) -> None:
+    """What the disk holds at that moment is what the next start finds."""
+    clock.now += 40
+    store.expire()
+    clock.now += 5
+    shutil.copytree(tmp_path, tmp_path / "killed")
+    after = JobStore(tmp_path / "killed" / "jobs.sqlite", tmp_path / "killed" / "spool", clock=clock)
+    assert after.now() == 40
+    after.close()

@@ -10,7 +10,7 @@ from ddib_fed.errors import DiskFull, Draining, ItemNotFound, StateConflict
 from ddib_fed.wire.jobs import ItemState
 from source_node.jobs import spool as spools
 from source_node.jobs.store import Change, JobStore, NewFile, Part
-from tests.source_node.jobs.job_examples import running
+from tests.source_node.jobs.job_examples import decode, encode, running
 
 
 @pytest.fixture
@@ -76,14 +76,14 @@ def test_a_refused_change_leaves_those_beside_it(store, held):
 def test_a_file_that_cannot_be_written_fails_alone(store, monkeypatch):
     """The disk has no room for one of two; the other's item goes on."""
     job = running(store, b"0", b"1")
-    write = spools.write_aside
+    write = spools.write_new
 
     def full(path, data):
         if data == b"large":
             raise OSError(28, "No space left on device")
-        return write(path, data)
+        write(path, data)
 
-    monkeypatch.setattr(spools, "write_aside", full)
+    monkeypatch.setattr(spools, "write_new", full)
     large, small = store.keep(encoded(job, 0, b"large")), store.keep(encoded(job, 1, b"small"))
     with pytest.raises(DiskFull):
         large.result(20)
@@ -123,3 +123,20 @@ def test_a_closed_store_has_finished_what_it_was_given(store, tmp_path):
     assert future.result(0) is None
     with pytest.raises(Draining):
         store.keep(encoded(job, 0))
+
+
+@pytest.mark.parametrize(
+    ("take", "part", "state"),
+    [(decode, Part.TRANSLATION, None), (encode, Part.ENCODED, ItemState.DECODED)],
+    ids=["a result", "a latent"],
+)
+def test_a_refused_change_leaves_the_file_that_was_there(store, open_store, take, part, state):
+    """A result that a client has not fetched, and the latent of a step that is none: also after a restart."""
+    job = running(store)
+    take(store, job)
+    before = store.read_part(job.job_id, 0, part)
+    with pytest.raises(StateConflict):
+        store.keep(Change(job.job_id, 0, (NewFile(part, b"other"),), state)).result(20)
+    assert store.read_part(job.job_id, 0, part) == before
+    assert store.spool_bytes == sum(kept.size_bytes for kept in store.parts(job.job_id, 0).values())
+    assert open_store().read_part(job.job_id, 0, part) == before

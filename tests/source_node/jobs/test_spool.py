@@ -26,20 +26,20 @@ def job(spool):
     """A job that was received with one input."""
     job_id = spool.new_job_id()
     stage(spool, job_id, b"points")
-    spool.adopt(job_id, {"input"})
+    spool.adopt(job_id, ["0.input"])
     return job_id
 
 
 def stage(spool, job_id: str, data: bytes) -> None:
     """Its first input, while it is received."""
-    file = spool.stage(job_id, 0, "input")
+    file = spool.stage(job_id, "0.input")
     file.write(data)
     file.close()
 
 
-def put(spool, job_id: str, item: int, part: str, data: bytes) -> None:
+def put(spool, job_id: str, name: str, data: bytes) -> None:
     """One file, or what keeps it from being written."""
-    for error in spool.put_together([ToWrite(job_id, item, part, data)]).values():
+    for error in spool.put_together([ToWrite(job_id, name, data)]).values():
         raise error
 
 
@@ -50,7 +50,7 @@ def names(folder) -> set[str]:
 def test_what_was_staged_is_the_jobs_once_adopted(spool, job, folder):
     """Under item numbers, not under names that a client gave."""
     assert names(folder) == {f"{job}/0.input"}
-    assert spool.get(job, 0, "input") == b"points"
+    assert spool.get(job, "0.input") == b"points"
 
 
 def test_names_of_files_are_not_interned(spool, job, monkeypatch):
@@ -61,13 +61,13 @@ def test_names_of_files_are_not_interned(spool, job, monkeypatch):
     interned.clear()
     other = spool.new_job_id()
     stage(spool, other, b"x")
-    assert spool.read_staged(other, 0, "input") == b"x"
-    spool.adopt(other, {"input"})
-    put(spool, other, 0, "encoded", b"y")
-    assert (spool.get(other, 0, "input"), spool.get(other, 0, "encoded")) == (b"x", b"y")
-    with spool.open(other, 0, "input") as file:
+    assert spool.read_staged(other, "0.input") == b"x"
+    spool.adopt(other, ["0.input"])
+    put(spool, other, "0.encoded", b"y")
+    assert (spool.get(other, "0.input"), spool.get(other, "0.encoded")) == (b"x", b"y")
+    with spool.open(other, "0.input") as file:
         assert file.read() == b"x"
-    spool.remove(other, 0, ["encoded"])
+    spool.remove(other, ["0.encoded"])
     spool.remove_job(other)
     assert not interned
 
@@ -78,8 +78,8 @@ def test_files_and_folders_are_private(spool, job, folder):
     try:
         other = spool.new_job_id()
         stage(spool, other, b"x")
-        spool.adopt(other, {"input"})
-        put(spool, other, 0, "encoded", b"x")
+        spool.adopt(other, ["0.input"])
+        put(spool, other, "0.encoded", b"x")
     finally:
         os.umask(old)
     modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
@@ -95,20 +95,20 @@ def test_what_was_abandoned_leaves_nothing(spool, folder):
     assert (list(folder.iterdir()), spool.used_bytes) == ([], 0)
 
 
-def test_a_file_is_replaced_whole(spool, job, folder):
-    """And nothing of the replacing is left."""
-    put(spool, job, 0, "encoded", b"first")
-    put(spool, job, 0, "encoded", b"2nd")
-    assert spool.get(job, 0, "encoded") == b"2nd"
-    assert names(folder) == {f"{job}/0.input", f"{job}/0.encoded"}
+def test_a_file_that_is_there_is_not_written_again(spool, job):
+    """Whoever tries fails; its bytes stay."""
+    put(spool, job, "0.encoded", b"first")
+    with pytest.raises(FileExistsError):
+        put(spool, job, "0.encoded", b"2nd")
+    assert spool.get(job, "0.encoded") == b"first"
+    assert spool.used_bytes == len(b"points") + len(b"first")
 
 
 def test_bytes_are_counted_as_they_come_and_go(spool, job, folder):
-    """Also when replaced, and again by the next start."""
-    put(spool, job, 0, "encoded", b"first")
-    put(spool, job, 0, "encoded", b"2nd")
+    """And again by the next start."""
+    put(spool, job, "0.encoded", b"2nd")
     assert spool.used_bytes == len(b"points") + len(b"2nd") == Spool(folder).used_bytes
-    spool.remove(job, 0, ["input", "latent"])
+    spool.remove(job, ["0.input", "0.latent"])
     assert spool.used_bytes == 3
     spool.remove_job(job)
     assert spool.used_bytes == 0
@@ -117,7 +117,7 @@ def test_bytes_are_counted_as_they_come_and_go(spool, job, folder):
 def test_a_missing_file_is_a_missing_item(spool, job):
     """With the item's number."""
     with pytest.raises(ItemNotFound) as caught:
-        spool.get(job, 7, "input")
+        spool.get(job, "7.input")
     assert caught.value.facts == {"item": "7"}
 
 
@@ -125,36 +125,35 @@ def test_the_sweep_removes_what_no_row_names(spool, job, folder):
     """Staged leftovers, torn writes, parts and jobs without a row; nothing else."""
     left = spool.new_job_id()
     stage(spool, left, b"x")
-    put(spool, job, 0, "encoded", b"x")
+    put(spool, job, "0.encoded", b"x")
     (folder / job / ".0.translation-abcd").write_bytes(b"torn")
     (folder / ("0" * 32)).mkdir()
     (folder / "stray").write_bytes(b"x")
-    assert spool.sweep({(job, 0, "input")}) == 4
+    assert spool.sweep({(job, "0.input")}) == 4
     assert names(folder) == {f"{job}/0.input"}
     assert [path.name for path in folder.iterdir()] == [job]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named(spool, job, folder, monkeypatch, code):
-    """The error asks the client to retry; the file that was there stays."""
-    put(spool, job, 0, "encoded", b"first")
+    """The error asks the client to retry; nothing is left of the file."""
 
     def full(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFull) as caught:
-        put(spool, job, 0, "encoded", b"second")
+        put(spool, job, "0.encoded", b"x")
     assert caught.value.retry_after_s
-    assert spool.get(job, 0, "encoded") == b"first"
-    assert names(folder) == {f"{job}/0.input", f"{job}/0.encoded"}
+    assert names(folder) == {f"{job}/0.input"}
+    assert spool.used_bytes == len(b"points")
 
 
 @pytest.mark.parametrize("job_id", ["..", "a/b", "A" * 32, "0" * 31])
 def test_only_our_own_ids_become_paths(spool, job_id):
     """Whatever a caller passes."""
     with pytest.raises(ValueError, match="no name in the spool"):
-        spool.get(job_id, 0, "input")
+        spool.get(job_id, "0.input")
 
 
 def test_files_are_on_the_disk_before_anybody_is_told(spool, folder, monkeypatch):
@@ -170,12 +169,12 @@ def test_files_are_on_the_disk_before_anybody_is_told(spool, folder, monkeypatch
     monkeypatch.setattr(os, "fsync", noting)
     job_id = spool.new_job_id()
     stage(spool, job_id, b"input")
-    spool.adopt(job_id, {"input"})
+    spool.adopt(job_id, ["0.input"])
     staged, by_name, spool_folder = synced
     assert staged[1] == b"input"
     assert by_name[0].endswith(job_id)
     assert spool_folder[0] == folder.name
     synced.clear()
-    put(spool, job_id, 0, "latent", b"latent")
+    put(spool, job_id, "0.latent", b"latent")
     assert [content for _, content in synced] == [b"latent", None]
     assert synced[1][0] == job_id

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +38,7 @@ def test_an_accepted_job_is_queued_with_its_items(store, clock):
         staging.add(NPY, b"one")
         staging.add(NPY, b"three")
         job, repeated = staging.commit()
-    assert (job.spec, job.state, job.created, repeated) == (asked, JobState.QUEUED, clock.now, False)
+    assert (job.spec, job.state, job.accepted, repeated) == (asked, JobState.QUEUED, store.now(), False)
     assert [(item.index, item.state, item.size_bytes) for item in job.items] == [
         (0, ItemState.RECEIVED, 3),
         (1, ItemState.RECEIVED, 5),
@@ -47,7 +49,8 @@ def test_an_accepted_job_is_queued_with_its_items(store, clock):
 
 def test_a_job_without_a_deadline_gets_the_nodes(store, clock):
     """Counted from acceptance."""
-    assert submit(store).deadline == clock.now + LIMITS.default_deadline_s
+    clock.now += 7
+    assert submit(store).deadline == 7 + LIMITS.default_deadline_s
 
 
 def test_an_accepted_job_outlives_the_process(store, open_store):
@@ -164,6 +167,41 @@ def test_the_same_request_at_once_is_accepted_once(store, tmp_path):
         job, _ = first.commit()
         assert second.commit() == (job, True)
     assert (len(store.list(ALICE)), files(tmp_path)) == (1, {"0.input"})
+
+
+def test_the_same_request_accepted_meanwhile_leaves_one_set_of_files(store, tmp_path, monkeypatch):
+    """While the files of the first are brought to the disk: the spool would fill with jobs that nobody has."""
+    request, fsync, answers = spec().request_id, os.fsync, []
+    with store.stage(spec(request_id=request)) as first, store.stage(spec(request_id=request)) as second:
+        first.add(NPY, b"points")
+        second.add(NPY, b"points")
+
+        def meanwhile(descriptor):
+            monkeypatch.setattr(os, "fsync", fsync)
+            answers.append(second.commit())
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", meanwhile)
+        answers.append(first.commit())
+    (job, repeated), again = answers
+    assert (repeated, again) == (False, (job, True))
+    assert [path.name for path in (tmp_path / "spool").iterdir()] == [job.job_id]
+
+
+def test_an_input_is_on_the_disk_before_its_job_is_accepted(store, monkeypatch):
+    """A power cut would leave a job whose picture is gone."""
+    synced, fsync = [], os.fsync
+
+    def noting(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with store.stage(spec()) as staging:
+        staging.add(NPY, b"points")
+        assert "0.input" not in synced
+        staging.commit()
+    assert "0.input" in synced
 
 
 def test_a_request_that_comes_again_from_many_threads_is_accepted_once(store):

@@ -27,7 +27,8 @@ def test_another_clients_job_is_as_good_as_none(store):
             ask(job_id, BOB)
     with pytest.raises(JobNotFound):
         store.acknowledge(job_id, BOB, [])
-    assert store.list(BOB) == ()
+    other = submit(store, owner=BOB).job_id
+    assert [[job.job_id for job in store.list(owner)] for owner in (ALICE, BOB)] == [[job_id], [other]]
 
 
 def test_jobs_are_listed_newest_first_without_items(store):
@@ -214,6 +215,17 @@ def test_nothing_is_done_to_a_job_that_does_not_run(store):
             store.finish(job.job_id, "FAILED")
 
 
+def test_an_item_that_is_done_takes_no_more_files(store):
+    """Late ones would be delivered as its results: beside a translation, or of an item that failed."""
+    job = running(store, b"a", b"b", b"c")
+    store.fail_item(job.job_id, 0, {"reason": "IMAGE_UNREADABLE"})
+    decode(store, job, 1)
+    for item, parts in ((0, set()), (1, {Part.TRANSLATION})):
+        with pytest.raises(StateConflict, match=f"item {item} of job {job.job_id} is "):
+            store.put_part(job.job_id, item, Part.LATENT, b"late")
+        assert set(store.parts(job.job_id, item)) == parts
+
+
 def test_an_item_that_does_not_exist_is_named(store):
     """In every verb that takes one."""
     job = running(store)
@@ -316,8 +328,8 @@ def test_cancelling_an_ended_job_changes_nothing(store):
     assert store.cancel(job.job_id, ALICE) == JobState.FAILED
 
 
-def test_a_part_whose_replacement_was_interrupted_is_not_named(store, monkeypatch):
-    """Its bytes may be the old or the new ones: no row may say which."""
+def test_a_part_whose_replacement_was_interrupted_stays(store, monkeypatch, tmp_path):
+    """The old bytes, and nothing of the new ones."""
     job = running(store)
     store.put_part(job.job_id, 0, Part.ENCODED, b"old")
 
@@ -328,4 +340,6 @@ def test_a_part_whose_replacement_was_interrupted_is_not_named(store, monkeypatc
     monkeypatch.setattr(os, "fsync", fail_for_folders)
     with pytest.raises(OSError, match="gone"):
         store.put_part(job.job_id, 0, Part.ENCODED, b"new")
-    assert Part.ENCODED not in store.parts(job.job_id, 0)
+    assert store.read_part(job.job_id, 0, Part.ENCODED) == b"old"
+    assert files(tmp_path) == {"0.input", "0.encoded"}
+    assert store.spool_bytes == len(b"points") + len(b"old")

@@ -73,4 +73,4 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus", None)
     with pytest.raises(ExtraMissing, match="differential privacy") as caught:
         require_opacus()
-    assert caught.value.hint == "pip install 'ddib-fed[dp]', or leave --dp-epsilon out"
+    assert caught.value.hint.endswith("-m pip install opacus, or leave --dp-epsilon out")

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -121,11 +121,14 @@ def resets(raw: Raw, path: str, count: int) -> None:
         raw.read()
 
 
-def endless_headers(raw: Raw, path: str, size: int) -> None:
+# A literal field with a name and a value of 4 KiB, never indexed; and as many small ones as are in a frame.
+LARGE_FIELD = b"\x10\x01x\x7f\x81\x1f" + b"y" * 4_096
+SMALL_FIELDS = b"\x00\x01x\x01y" * 3_200
+
+
+def endless_headers(raw: Raw, path: str, size: int, field: bytes = LARGE_FIELD) -> None:
     """A block of headers that never ends (CVE-2024-27316)."""
     raw.send(frame(HEADERS, 0, 1, raw.headers(path)))
-    # A literal field with a name and a value of 4 KiB, never indexed.
-    field = b"\x10\x01x\x7f\x81\x1f" + b"y" * 4_096
     for _ in range(size // len(field)):
         if not raw.send(frame(CONTINUATION, 0, 1, field)):
             return
@@ -207,6 +210,9 @@ ATTACKS: dict[str, Attack] = {
     "resets of the peer": by("peer", resets, DECODE, (2_000, 100_000)),
     "resets of a holder": by("holder", resets, HEALTH, (2_000, 100_000)),
     "endless headers": by("holder", endless_headers, HEALTH, (16 * MIB, 256 * MIB)),
+    "endless small headers of the peer": by(
+        "peer", partial(endless_headers, field=SMALL_FIELDS), DECODE, (32 * MIB, 256 * MIB)
+    ),
     "large headers": by("holder", many_headers, HEALTH, (200, 5_000)),
     "pings": by("holder", pings, HEALTH, (2_000, 100_000)),
     "slow writers": crowd(slow_writers, 8, 64),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import resource
 import socket
+import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed.server.inbound import MOST_CONNECTIONS
 from tests.conftest import Evidence
 from tests.e2e.harness import Node, ddib
-from tests.trust.attacks.watch import Watch, healthy
+from tests.node.institutions import Institution
+from tests.trust.attacks.watch import Watch, cpu_s, healthy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing")]
 
@@ -71,3 +76,78 @@ def test_connections_without_a_certificate_stop_neither_health_nor_status(
     assert healthy(node)
     assert "LimitNOFILE" in node.log()
     assert "Too many open files" not in node.log()
+
+
+FLOOD = """
+import resource, socket, sys, time
+port, seconds, rate, hold = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "held"
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+held, made, started = [], 0, time.monotonic()
+while (passed := time.monotonic() - started) < seconds:
+    if made > rate * passed:
+        time.sleep(0.001)
+        continue
+    try:
+        held.append(socket.create_connection(("127.0.0.1", port), timeout=1))
+    except OSError:
+        continue
+    made += 1
+    if not hold:
+        held.pop().close()
+print(made)
+"""
+BUSY = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end: pass"
+FILES_BESIDE = 64
+THREADS_MORE = 32
+
+
+@pytest.mark.parametrize("held", ["held", "closed at once"])
+def test_a_flood_of_connections_delays_no_caller(
+    tmp_path: Path, held: str, amount: Callable[[int, int], int], evidence: Evidence
+) -> None:
+    """A thousand a second that stay, or 3,000 that close at once, from the caller's own address, on busy cores."""
+    seconds, rate = amount(4, 14), 1_000 if held == "held" else 3_000
+    node = Node.create(tmp_path / "south", "target", "south.example", "checkerboards").start()
+    try:
+        with Watch(node) as watch:
+            programs = [[BUSY, seconds]] * 2 + [[FLOOD, node.port, seconds, rate, held]]
+            running = [
+                subprocess.Popen([sys.executable, "-c", *map(str, each)], stdout=subprocess.PIPE, text=True)
+                for each in programs
+            ]
+            made = [int(each.communicate(timeout=20 * seconds)[0] or 0) for each in running][-1]
+        evidence.figure(
+            f"{made} connections in {seconds} s, {held}: {watch.seen()}, on two cores that other work keeps busy"
+        )
+        assert made > 100 * seconds
+        assert watch.worst_s < amount(int(SOON_S), 2)
+        assert watch.grown_mb < 300
+        assert watch.files < MOST_CONNECTIONS + FILES_BESIDE
+        assert watch.threads_more < THREADS_MORE
+        assert healthy(node)
+    finally:
+        node.stop()
+
+
+def test_a_connection_costs_the_same_whoever_else_there_is(tmp_path: Path, evidence: Evidence) -> None:
+    """In CPU of the node: 1,000 that begin TLS without a certificate, with no peer and with 100 peers."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    node = Node.create(tmp_path / "south", "target", "south.example", "checkerboards")
+    costs = []
+    for peers in (0, 100):
+        node.config.paths.peers.mkdir(exist_ok=True)
+        for number in range(peers):
+            peer = Institution(f"north-{number}.example", tmp_path / f"{number}").peer()
+            (node.config.paths.peers / f"{peer.institution}.json").write_bytes(peer.to_bytes())
+        node.start()
+        assert healthy(node)
+        before = cpu_s(node)
+        for _ in range(1_000):
+            with socket.create_connection(("127.0.0.1", node.port), timeout=60) as end:
+                context.wrap_socket(end).close()
+        costs.append(cpu_s(node) - before)
+        node.stop()
+    evidence.figure(f"{costs[0]:.2f} ms of CPU a connection with no peer, {costs[1]:.2f} ms with 100")
+    assert costs[1] < 2 * costs[0]

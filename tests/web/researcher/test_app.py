@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddib_fed.errors import PeerUnreachable, QueueFull
+from ddib_fed.errors import DdibError, PeerUnreachable, QueueFull, all_errors
 from tests.client.scripted_source import TARGET, npy, points
 
 
@@ -36,13 +37,15 @@ def test_domains_are_those_of_the_node(browser) -> None:
     assert away["why"] == PeerUnreachable.sentence
 
 
-def test_a_node_that_refuses_is_told_with_what_to_do(browser, north) -> None:
-    """As the command line would say it."""
-    north.script.refuse["ListDomains"] = QueueFull()
+@pytest.mark.parametrize("kind", [kind for kind in all_errors() if kind is not DdibError])
+def test_what_to_try_is_said_for_somebody_at_the_page(browser, north, kind) -> None:
+    """Whatever a node refuses with: in words, without a command, an option or a setting."""
+    north.script.refuse["ListDomains"] = kind(hint="ddib job show JOB")
     answer = browser.get("/domains")
-    assert answer.status_code == 400
-    assert answer.json()["reason"] == "QUEUE_FULL"
-    assert answer.json()["hint"]
+    assert answer.status_code >= 400
+    hint = answer.json()["hint"]
+    assert hint
+    assert not re.search(r"\bddib\b|--\w|`|\bnode\.toml\b", hint), hint
 
 
 def test_translates_what_was_dropped(browser, finished, north, tmp_path) -> None:
@@ -110,7 +113,7 @@ def test_a_job_that_is_refused_gives_the_files_back(browser, finished, north) ->
     (*_, (name, value)) = finished(target="south.example/nothing/else")
     assert name == "end"
     assert value["error"]["reason"] == "USAGE"
-    assert "ddib domains" in value["error"]["hint"]
+    assert "choose otherwise" in value["error"]["hint"]
     assert [each["label"] for each in browser.get("/files").json()] == ["scan.npy"]
     assert not value["job_id"]
 
@@ -122,7 +125,9 @@ def test_an_item_that_fails_does_not_take_the_others_with_it(browser, finished, 
     (*_, (_, value)) = finished(target=TARGET)
     assert value["written"] == 1
     assert value["error"]["reason"] == "FILES_LEFT_OUT"
+    assert "leave it out" in value["error"]["hint"]
     assert value["missing"] == ["a.npy: not noise [LATENT_NOT_GAUSSIAN]"]
+    assert "train the source's model longer" in value["error"]["hint"]
     (folder,) = (tmp_path / "out").iterdir()
     assert (folder / "b.npy").exists()
 

@@ -13,6 +13,7 @@ import pytest
 
 from ddib_fed.errors import PictureMisfit
 from ddib_fed.samples.images import decode_image, encode_png
+from ddib_fed.v1 import translation_pb2 as pb
 from tests.cli.client.test_study_runs import in_memory
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.dicom.files import write_series
@@ -125,7 +126,6 @@ def test_the_plane_and_the_rule_are_those_that_were_asked(drop, finished, tmp_pa
 def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) -> None:
     """Its tiles are counted; then there is one result, of the map's size; and the map keeps its place on the earth."""
     from ddib_fed.v1 import common_pb2
-    from ddib_fed.v1 import translation_pb2 as pb
 
     north.script.listed = pb.ListDomainsResponse(
         institution="north.example",
@@ -198,26 +198,17 @@ def test_what_was_on_its_way_when_it_was_stopped_is_cancelled_too(
 def test_a_volume_with_a_refused_slice_does_not_take_the_others_with_it(
     drop, finished, browser, north, tmp_path: Path
 ) -> None:
-    """It is named with what to choose; the plain picture is translated."""
+    """It is background in the volume, which says so; the plain picture is translated, and both are counted as files."""
     north.script.most_items = 0
     north.script.fail_items = {1}
     (tmp_path / "plain.png").write_bytes(encode_png(np.full((8, 8, 3), 90, np.uint8)))
     drop(volume(tmp_path / "head.nii.gz"), tmp_path / "plain.png")
     state = ended(finished(target=TARGET))
-    assert (state["error"]["reason"], state["error"]["detail"]) == (
-        "FILES_LEFT_OUT",
-        "1 of 2 were not translated",
-    )
-    assert "become background" in state["error"]["hint"]
-    assert state["missing"][0].startswith("head.nii.gz: 1 of 3 planes were not translated (3)")
+    assert state["error"] is None
+    assert (state["here"], state["files"]) == (2, 2)
+    assert state["studies"][0]["said"][0].startswith("1 of 3 items were refused, and are background (3): ")
     (folder,) = (tmp_path / "out").iterdir()
-    assert (folder / "plain.png").exists()
-    assert not (folder / "head.nii.gz").exists()
-    drop(volume(tmp_path / "head.nii.gz"))
-    browser.post("/jobs", json={"target": TARGET, "fill_refused": True})
-    from tests.web.researcher.conftest import events
-
-    assert ended(events(browser, 2))["error"] is None
+    assert {path.name for path in folder.iterdir()} >= {"plain.png", "head.nii.gz", "head.mask.nii.gz"}
 
 
 def test_a_rule_that_does_not_fit_the_model_is_said_for_the_volume(
@@ -287,5 +278,30 @@ def test_one_series_is_in_memory_at_a_time(drop, finished, north, tmp_path: Path
     before = in_memory()
     north.script.on_call = lambda method: found.append(in_memory()) if method == "SubmitJob" else None
     state = ended(finished(target=TARGET))
-    assert len(state["missing"]) == 3
+    assert [each["said"][0][:6] for each in state["studies"]] == ["1 of 2"] * 3
     assert found == [before + 1] * 3
+
+
+def test_a_picture_larger_than_a_model_of_parts_is_one_file_in_tiles(
+    drop, finished, north, tmp_path: Path
+) -> None:
+    """Under the name that the person knows; the page shows it whole."""
+    north.script.most_items = 0
+    north.script.listed = pb.ListDomainsResponse(
+        institution="north.example",
+        domain="maps",
+        sample_kind="SAMPLE_KIND_PICTURE",
+        sample_shape=[3, 8, 8],
+        tiles=True,
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 20, 3)).astype(np.uint8)
+    (tmp_path / "coast.png").write_bytes(encode_png(pixels))
+    drop(tmp_path / "coast.png")
+    state = ended(finished(target=TARGET))
+    assert state["error"] is None
+    assert (state["here"], state["files"]) == (1, 1)
+    assert [(each["kind"], each["planes"]) for each in state["studies"]] == [("picture in tiles", 12)]
+    (folder,) = (tmp_path / "out").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["coast.json", "coast.png"]
+    made = decode_image((folder / "coast.png").read_bytes()).pixels
+    assert np.abs(made.astype(int) - (255 - pixels)).max() <= 1

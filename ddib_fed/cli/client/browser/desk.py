@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddib_fed.cli.client.browser.clients import Clients
 from ddib_fed.cli.client.browser.translating import Translating
-from ddib_fed.cli.output import next_step
-from ddib_fed.cli.typed import SAME
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.errors import DdibError
 from ddib_fed.web.researcher.desk import Asked, Given, Watcher
+from ddib_fed.web.researcher.words import hinted_in_words
 
 LIST_PATIENCE_S = 5.0
 """How long a page waits for a node that is away, before it says so."""
@@ -31,22 +29,21 @@ class ClientDesk:
 
     def domains(self) -> Domains:
         """See `Desk`."""
-        with _hinted(), self._clients.opened(patience_s=LIST_PATIENCE_S) as client:
+        with hinted_in_words(), self._clients.opened(patience_s=LIST_PATIENCE_S) as client:
             return client.domains()
 
     def translate(
         self, given: Sequence[Given], asked: Asked, out: Path, views: Path, watcher: Watcher
     ) -> None:
         """See `Desk`."""
-        with _hinted():
-            Translating(self._clients, given, asked, out, views, watcher).run()
+        Translating(self._clients, given, asked, out, views, watcher).run()
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """See `Desk`; one that cannot be stopped does not keep the others from being stopped."""
         if not job_ids:
             return
         failed: DdibError | None = None
-        with _hinted(), self._clients.opened(patience_s=LIST_PATIENCE_S) as client:
+        with hinted_in_words(), self._clients.opened(patience_s=LIST_PATIENCE_S) as client:
             for job_id in job_ids:
                 try:
                     client.cancel(job_id)
@@ -58,14 +55,3 @@ class ClientDesk:
     def close(self) -> None:
         """See `Desk`."""
         self._clients.close()
-
-
-@contextmanager
-def _hinted() -> Iterator[None]:
-    """Every error that leaves has a next step: that of the command line, without what needs the command again."""
-    try:
-        yield
-    except DdibError as error:
-        steps = next_step(error).splitlines()
-        error.hint = "\n".join(step for step in steps if SAME not in step)
-        raise

@@ -25,7 +25,6 @@ from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.client.translation.outcome import require_translated
 from ddib_fed.cli.client.translation.run import Manner
 from ddib_fed.cli.client.translation.whole import translate_files, translate_parts
-from ddib_fed.cli.output import next_step
 from ddib_fed.client.payload import split_target
 from ddib_fed.errors import (
     Cancelled,
@@ -34,20 +33,18 @@ from ddib_fed.errors import (
     InputError,
     JobFailed,
     PictureMisfit,
-    error_class,
 )
-from ddib_fed.formats.origin import Bad, Origin, alone
+from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.recognition import is_dicom
 from ddib_fed.formats.study import Studies, Study
 from ddib_fed.web.researcher import desk
-from ddib_fed.web.researcher.words import measured_in_words
+from ddib_fed.web.researcher.words import measured_in_words, step_in_words
 from ddib_fed.wire.jobs import Settings
 
 LOOSE = "DICOM files"
 """What a series is called whose files were dropped without a folder."""
 _STEPS = 3
 """Next steps that are named at most."""
-_AGAIN = "repair what is listed, or choose otherwise, and drop it again; what was translated is there already"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +77,10 @@ class Translating:
         """
         try:
             self._run()
-        except BaseException:
+        except BaseException as error:
             self._tidy()
+            if isinstance(error, DdibError):
+                error.hint = _step(error)
             raise
 
     def _tidy(self) -> None:
@@ -92,8 +91,7 @@ class Translating:
 
     def _run(self) -> None:
         split_target(self.asked.target)
-        plain = [each for each in self.given if not each.is_study]
-        studies, failed = self._opened()
+        studies, failed, plain = self._opened()
         total = len(studies) + len(failed) + len(plain)
         labels = self._labels(studies.origins)
 
@@ -104,13 +102,14 @@ class Translating:
 
         seen, unreadable = look_at_each(studies.origins, look)
         failed += [(labels[at], error) for at, error in unreadable.items()]
-        self.watcher.opened([*seen.values()], sum(each.items for each in seen.values()) + len(plain))
+        items = sum(each.items for each in seen.values()) + len(plain)
+        self.watcher.opened([*seen.values()], items, total)
         for number, (at, each) in enumerate(seen.items()):
             self._check_stopped()
             try:
                 self._translate_study(number, studies[at], each)
             except (InputError, JobFailed) as error:
-                failed.append((labels[at], _on_the_page(alone(error))))
+                failed.append((labels[at], error.kept()))
         self._check_stopped()
         if plain:
             failed += self._translate_plain(plain)
@@ -129,29 +128,31 @@ class Translating:
             raise failed[0][1]
         for label, error in failed:
             self.watcher.left_out(label, f"{error.detail} [{error.reason}]")
-        steps = dict.fromkeys(step for _, error in failed if (step := next_step(error)))
-        hint = "; ".join([*steps][:_STEPS]) or _AGAIN
-        raise FilesLeftOut(f"{len(failed):,} of {total:,} were not translated", hint=hint)
+        steps = dict.fromkeys(_step(error) for _, error in failed)
+        raise FilesLeftOut(
+            f"{len(failed):,} of {total:,} were not translated", hint="; ".join([*steps][:_STEPS])
+        )
 
-    def _opened(self) -> tuple[Studies, list[tuple[str, DdibError]]]:
-        """The series, volumes and maps, none of them read yet; and of what none can be made, with the reason."""
-        paths = [each.path for each in self.given if each.is_study]
-        if not paths:
-            return Studies(), []
+    def _opened(self) -> tuple[Studies, list[tuple[str, DdibError]], list[desk.Given]]:
+        """What is translated in items, none of it read yet; of what none can be made, with the reason; and the rest."""
         asked: dict[str, Any] = {
             "intensity": self.asked.intensity,
             "slices": self.asked.slices,
             "tile": "auto",
             "overlap": None,
-            "fill_refused": self.asked.fill_refused,
+            "keep_parts": False,
         }
         bad: Bad = []
         display = self._display(self.out, _not_shown)
+        paths = [each.path for each in self.given]
         found = open_studies(paths, asked, self.clients.profile, bad=bad, display=display)
-        called = self._called()
-        return found.studies if found is not None else Studies(), [
-            (called(path), error) for path, error in bad
-        ]
+        called, plain = self._called(), {each.path: each for each in self.given if not each.is_study}
+        failed = [(called(path), error) for path, error in bad]
+        if found is None:
+            return Studies(), failed, [*plain.values()]
+        tiled = {path: each.name for path, each in plain.items()}
+        studies = [u.renamed(tiled.get(u.origin.given, u.origin.name)) for u in found.studies.unread]
+        return Studies(studies), failed, [plain[path] for path in found.plain if path in plain]
 
     def _called(self) -> Callable[[Path], str]:
         """What the person calls a file or folder; DICOM files that were dropped without a folder have one name."""
@@ -176,9 +177,7 @@ class Translating:
             Cancelled: That is so.
         """
         if self.watcher.stopped:
-            raise Cancelled(
-                "stopped; what was finished before is here", hint="drop the rest again to continue"
-            )
+            raise Cancelled("stopped; what was finished before is here")
 
     def _display(self, out: Path, shown: Shown, label: Callable[[str], str] = str) -> PageDisplay:
         return PageDisplay(self.clients, self.watcher, out, shown, label)
@@ -200,7 +199,7 @@ class Translating:
         """Translate the items of a study, and put it together."""
         tiled = tiled_map(study)
 
-        def send(paths: Sequence[Path], results: Path) -> frozenset[Path]:
+        def send(paths: Sequence[Path], results: Path) -> dict[Path, str]:
             word = seen.plane_word if study.planes > 1 else ""
             views = SliceViews.of(number, seen.label, word, paths, self.views)
             display = self._display(results, views.result if tiled is None else _not_shown, views.called)
@@ -210,9 +209,10 @@ class Translating:
 
         manner = StudyManner(self.out, "text")
         digest = self._order().digest(self.clients.profile.institution)
-        written = translate_study(study, send, manner, asked=digest, fill_refused=self.asked.fill_refused)
+        written = translate_study(study, send, manner, asked=digest)
         shown = map_result(number, seen.label, tiled, written, self.views) if tiled is not None else None
-        said = (*measured_in_words(written.report), *written.said)
+        refused = (written.refused,) if written.refused else ()
+        said = (*refused, *measured_in_words(written.report), *written.said)
         done = desk.PutTogether(written.files, written.record, said, written.provenance)
         self.watcher.put_together(number, done, shown)
 
@@ -247,10 +247,7 @@ class Translating:
         hop = f"source {self.clients.profile.institution}"
         require_translated(outcome, hop, skip_bad=True)
         labels = {each.path: each.label for each in plain}
-        return [
-            (labels[each.path], each.error or error_class(each.reason)(each.why, hop=hop))
-            for each in (*outcome.left_out, *outcome.failed)
-        ]
+        return [(labels[each.path], each.as_error(hop)) for each in (*outcome.left_out, *outcome.failed)]
 
 
 def _not_shown(given: Input, result: Delivered) -> None:
@@ -264,10 +261,10 @@ def _seen(study: Study, label: str) -> desk.Study:
     return desk.Study(label, study.kind, study.planes, len(study.sent), word, study.warnings)
 
 
-def _on_the_page(error: DdibError) -> DdibError:
-    """The error with a next step that can be taken on the page."""
+def _step(error: DdibError) -> str:
+    """What can be done about it on the page."""
+    if isinstance(error, FilesLeftOut) and error.hint:
+        return error.hint  # the steps of what was left out
     if isinstance(error, PictureMisfit) and INTENSITY in error.facts:
-        error.hint = f"on the start page, under volumes and maps, set the rule of intensity to {error.facts[INTENSITY]}"
-    elif isinstance(error, JobFailed) and "--fill-refused" in error.hint:
-        error.hint = "on the start page, under volumes and maps, choose that refused slices become background"
-    return error
+        return f"on the start page, under volumes and maps, set the rule of intensity to {error.facts[INTENSITY]}"
+    return step_in_words(error)

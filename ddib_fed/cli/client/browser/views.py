@@ -17,6 +17,7 @@ from ddib_fed.cli.client.delivery import Delivered, Input
 from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
 from ddib_fed.formats.parts import WrittenStudy
+from ddib_fed.formats.pictures import PictureStudy, read_picture
 from ddib_fed.formats.study import Options, Study
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.samples.images import encode_png, read_image
@@ -29,9 +30,9 @@ MAP_SIDE: Final = 2048
 """Pixels of the longer side of a map on the page at most."""
 
 
-def tiled_map(study: Study) -> GeoTiffStudy | None:
-    """A map of several tiles, which is shown when it is put together and not item by item; None for all else."""
-    return study if isinstance(study, GeoTiffStudy) and len(study.grid) > 1 else None
+def tiled_map(study: Study) -> GeoTiffStudy | PictureStudy | None:
+    """A map or picture of several tiles, which is shown put together and not item by item; None for all else."""
+    return study if isinstance(study, GeoTiffStudy | PictureStudy) and study.planes > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +108,14 @@ def target_window(figures: PictureFigures | None) -> Window | None:
 
 
 def map_result(
-    number: int, label: str, study: GeoTiffStudy, written: WrittenStudy, folder: Path
+    number: int, label: str, study: GeoTiffStudy | PictureStudy, written: WrittenStudy, folder: Path
 ) -> Result | None:
     """What is shown of a map that was put together; None where all of it is of one colour.
 
     Args:
         number: Of the study.
         label: The name that the person knows.
-        study: The map.
+        study: The map, or the picture.
         written: Its output.
         folder: Where the pictures go.
 
@@ -122,10 +123,11 @@ def map_result(
         OSError: A picture cannot be written.
     """
     try:
-        made = read_geotiff(written.files[0], Options(intensity="values")).numbers
+        read = read_geotiff if isinstance(study, GeoTiffStudy) else read_picture
+        made = read(written.shown, Options(intensity="values")).tiles.numbers
     except ImageUnreadable:
         return None
-    reduced = {Part.SOURCE: _reduced(study.numbers), Part.TRANSLATION: _reduced(made)}
+    reduced = {Part.SOURCE: _reduced(study.tiles.numbers), Part.TRANSLATION: _reduced(made)}
     contents = {part: encode_png(shown(each, own_window(each))) for part, each in reduced.items()}
     files = _written(folder / str(number) / "map", contents)
     return Result(label, files, written.provenance, study=number, plane=1)

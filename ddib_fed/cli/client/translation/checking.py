@@ -12,10 +12,11 @@ from pathlib import Path
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Input
 from ddib_fed.cli.client.translation.order import Order
+from ddib_fed.cli.output import next_steps
 from ddib_fed.cli.typed import same_command
 from ddib_fed.client.payload import Payload, payload
 from ddib_fed.client.views import Media
-from ddib_fed.errors import DdibError, ExtraMissing, FilesLeftOut, ImageUnreadable, InputError
+from ddib_fed.errors import DdibError, FilesLeftOut, ImageUnreadable, InputError, error_class
 
 MOST_LISTED = 1000
 MOST_NAME = 255 - 18
@@ -61,6 +62,10 @@ class LeftOut:
         why = error.detail.replace(f"{path}: ", "").replace(f"{path} ", "").strip()
         return cls(path, error.reason, why, error)
 
+    def as_error(self, hop: str) -> DdibError:
+        """What is wrong with this file alone."""
+        return self.error or error_class(self.reason)(self.why, hop=hop)
+
     def line(self) -> str:
         """For a list."""
         return f"{self.path}: {self.why}  [{self.reason}]"
@@ -84,8 +89,8 @@ def read_files(
         chosen: The files.
         order: What is asked for them.
         institution: Whose node encodes.
-        decode: Whether pictures are decoded too, where the packages for it are installed: a node refuses a damaged one
-            only when its job is submitted, and with several jobs others are under way by then.
+        decode: Whether pictures are decoded too: a node refuses a damaged one only when its job is submitted, and with
+            several jobs others are under way by then.
         on_read: Called with (files read, total).
     """
     entries: list[Entry] = []
@@ -96,9 +101,9 @@ def read_files(
             _check_name(given, path)
             item = payload(path)
             if decode:
-                decode = _decodes(item)
+                _check_picture(item)
         except DdibError as error:
-            bad.append((path, error))
+            bad.append((path, error.kept()))
         except OSError as error:
             bad.append((path, InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")))
         else:
@@ -124,25 +129,22 @@ def _check_name(given: Input, path: Path) -> None:
         raise InputError(f"{path}: its name is too long for its results", hint="rename it", hop="client")
 
 
-def _decodes(item: Payload) -> bool:
-    """Whether pictures can be decoded here at all.
+def _check_picture(item: Payload) -> None:
+    """Return if it is no picture, or one that can be decoded.
 
     Raises:
-        ImageUnreadable: This one is damaged.
+        ImageUnreadable: It is damaged.
     """
     if item.media is Media.NPY:
-        return True
+        return
     try:
         from ddib_fed.samples.images import ImageLimits, decode_image
 
         decode_image(item.read(), ImageLimits(max_bytes=item.size_bytes + 1))
-    except (ExtraMissing, ImportError):
-        return False
     except ImageUnreadable:
         raise
     except DdibError:
         pass  # too large for the usual limits: the node has its own
-    return True
 
 
 def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str, *, unnamed: int = 0) -> DdibError:
@@ -169,9 +171,10 @@ def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str, *, un
 
 def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     """The error that a command ends with which left out these files; `state` is what became of the others."""
+    steps = next_steps(each.as_error("client") for each in found) or "repair them"
     return FilesLeftOut(
         f"left out: {len(found):,} of {total:,} files; {state}:\n{listed(found)}",
-        hint=f"repair them, then, for what is missing: {same_command()}",
+        hint=f"{steps}\nthen, for what is missing: {same_command()}",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut, listed
+from ddib_fed.cli.output import next_steps
 from ddib_fed.cli.typed import same_command
 from ddib_fed.client.views import JobView, require_finished
 from ddib_fed.errors import Cancelled, JobFailed
@@ -56,6 +57,11 @@ def require_translated(outcome: Outcome, hop: str, *, skip_bad: bool) -> None:
         except (JobFailed, Cancelled) as error:
             error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
             error.args = (error.detail,)
+            if bad:
+                without = same_command("--skip-bad") if len(bad) < outcome.total else ""
+                others = f"without {'it' if len(bad) == 1 else 'them'}: {without}" if without else ""
+                steps = next_steps(each.as_error(hop) for each in bad)
+                error.hint = "\n".join(filter(None, [steps, others, error.hint]))
             if rest:
                 error.hint = "\n".join(filter(None, [error.hint, f"the rest: {same_command()}"]))
             raise

@@ -1,9 +1,11 @@
-"""Writes the page and the sheet of a command's results into their folder, if pictures can be drawn here."""
+"""Writes the page and the sheet of a command's results into their folder."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.cli.client.delivery import Delivered
@@ -12,7 +14,9 @@ from ddib_fed.cli.client.translation.outcome import Outcome
 from ddib_fed.cli.typed import same_command
 from ddib_fed.errors import DiskFull, InputError
 from ddib_fed.files import is_disk_full
-from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.formats.parts import WrittenStudy
 
 PAGE, SHEET = "report.html", "sheet.png"
 FEWEST = 2
@@ -21,26 +25,24 @@ _SLOW = 50
 """Pictures from which drawing has a bar of its own."""
 
 
-def write_pages(outcome: Outcome, out: Path) -> Path | None:
+def write_pages(outcome: Outcome, out: Path, whole: Sequence[WrittenStudy] = ()) -> Path | None:
     """Write the page and the sheet; where the page is, or None if there is none.
+
+    Args:
+        outcome: What became of the plain files.
+        out: The folder.
+        whole: What was put together of items; pictures among it are shown too.
 
     Raises:
         DiskFull, InputError: They cannot be written; the results are all there.
     """
     pictures = [each for each in outcome.delivered if each.provenance.picture is not None]
-    if len(pictures) < FEWEST:
-        return None
-    try:
-        import PIL  # noqa: F401 - without it no picture is drawn
-    except ImportError:
-        say(
-            "no page is written: it needs Pillow; pip install 'ddib-fed[pages]', then the same command",
-            err=True,
-        )
+    tiled = [each for each in whole if each.shown.suffix == ".png"]
+    if len(pictures) + len(tiled) < FEWEST:
         return None
     page, sheet = _places(out, {path.name for each in outcome.delivered for path in each.files.values()})
     try:
-        _write(outcome, pictures, page, sheet)
+        _write(outcome, pictures, tiled, page, sheet)
     except OSError as error:
         kind = DiskFull if is_disk_full(error) else InputError
         raise kind(
@@ -51,7 +53,9 @@ def write_pages(outcome: Outcome, out: Path) -> Path | None:
     return page
 
 
-def _write(outcome: Outcome, pictures: list[Delivered], page: Path, sheet: Path) -> None:
+def _write(
+    outcome: Outcome, pictures: list[Delivered], tiled: Sequence[WrittenStudy], page: Path, sheet: Path
+) -> None:
     from ddib_fed.reports.results_page import Results, ShownFile, write_results
 
     sources = {entry.given.file: entry.path for entry in outcome.entries}
@@ -66,11 +70,16 @@ def _write(outcome: Outcome, pictures: list[Delivered], page: Path, sheet: Path)
         )
         for each in pictures
     ]
+    for study in tiled:
+        returned = (
+            study.record.parent / back.file if (back := study.provenance.files.get(Part.RETURNED)) else None
+        )
+        files.append(ShownFile(study.given.name, study.provenance, study.shown, study.given, returned))
     missing = [(str(each.path), each.why) for each in (*outcome.left_out, *outcome.failed)]
     missing += [(str(path), "was not submitted") for path in outcome.not_submitted]
-    first = pictures[0].provenance
+    first = files[0].record
     results = Results(
-        f"{first.target_institution}/{first.target_domain}", outcome.total, files, tuple(missing)
+        f"{first.target_institution}/{first.target_domain}", outcome.total + len(tiled), files, tuple(missing)
     )
     if len(files) < _SLOW:
         write_results(page, sheet, results)

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW, Part, Translation
+from ddib_fed.bridge.records.translation_record import (
+    DOUBTFUL_BELOW,
+    Part,
+    Translation,
+    fitted_line,
+    tiles_in,
+)
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.client.translation.document import Document
 from ddib_fed.cli.client.translation.outcome import Outcome
@@ -64,8 +70,9 @@ def report(
         return
     if not delivered:
         if job.state is JobState.FINISHED:
-            say(f"job {job.job_id}: nothing left to fetch", err=True)
+            say(f"job {job.job_id}: nothing left to fetch at the node", err=True)
         return
+    _say_fitted(delivered)
     _say_table(delivered, cycle=job.cycle)
     say(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
     _say_marks(delivered, doubtful_below)
@@ -90,6 +97,7 @@ def report_outcome(
     delivered = outcome.delivered
     if not delivered:
         return
+    _say_fitted(delivered)
     if len(delivered) <= MOST_ROWS:
         _say_table(delivered, cycle=any(d.provenance.cycle or _has_psnr(d.provenance) for d in delivered))
     elif said := _calibrated(delivered):
@@ -138,6 +146,28 @@ def _say_table(delivered: Sequence[Delivered], *, cycle: bool) -> None:
     print_table("", columns, rows)
     if said := _calibrated(delivered):
         say(said)
+
+
+def _say_fitted(delivered: Sequence[Delivered]) -> None:
+    """Say first which pictures were not translated at their own size, and how they would be."""
+    if not (line := fitted_line([(item.file, item.provenance) for item in delivered])):
+        return
+    say(line)
+    sides = {
+        (p.fitted_height, p.fitted_width) for item in delivered if (p := item.provenance.picture) and p.lost
+    }
+    tiles = [
+        sum(
+            tiles_in(p.height, p.width, (side, side))
+            for item in delivered
+            if (p := item.provenance.picture) and p.lost
+        )
+        for side, across in sides
+        if side is not None and side == across
+    ]
+    if len(sides) == 1 and tiles and tiles[0]:
+        ((side, _),) = sides
+        say(f"  at their own size, in {tiles[0]:,} tiles: --tile {side}")
 
 
 def _say_marks(delivered: Sequence[Delivered], doubtful_below: float) -> None:
@@ -227,7 +257,8 @@ def _picture_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list
         picture = item.provenance.picture
         row = [item.file, "-", "-"]
         if picture is not None:
-            row = [item.file, f"{picture.width}x{picture.height}", _optional(picture.edge_correlation)]
+            at = f" at {picture.fitted_width}x{picture.fitted_height}" if picture.lost else ""
+            row = [item.file, f"{picture.width}x{picture.height}{at}", _optional(picture.edge_correlation)]
         if cycle:
             psnr = picture.cycle_psnr if picture is not None else None
             row.append("-" if psnr is None else f"{psnr:.1f}")

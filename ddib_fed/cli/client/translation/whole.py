@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.translation.batches import JOB_FILES
@@ -20,6 +21,9 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Submitted
 from ddib_fed.errors import Cancelled, FilesLeftOut, JobFailed
 
+if TYPE_CHECKING:
+    from ddib_fed.formats.parts import WrittenStudy
+
 
 def translate_files(
     profile: Profile,
@@ -29,6 +33,7 @@ def translate_files(
     *,
     page: bool,
     display: Display = TERMINAL,
+    whole: Sequence[WrittenStudy] = (),
 ) -> tuple[Outcome, Path | None]:
     """Translate files into a folder, or what is missing there; what became of them, and the page.
 
@@ -41,6 +46,7 @@ def translate_files(
         manner: Where, and what is left out or overwritten.
         page: Whether the page and the sheet are written.
         display: Shows how it goes.
+        whole: Pictures in tiles of the same command, which the page shows too.
 
     Raises:
         StateConflict: Another translation is at work in the folder.
@@ -50,7 +56,7 @@ def translate_files(
         entries, bad = _read(chosen, order, profile, display, skip_bad=manner.skip_bad)
         with display.opened(profile) as (client, progress):
             outcome = Run(client, chosen, entries, order, manner, progress, bad).translate()
-        return outcome, write_pages(outcome, manner.out) if page else None
+        return outcome, write_pages(outcome, manner.out, whole) if page else None
 
 
 def translate_parts(
@@ -61,8 +67,8 @@ def translate_parts(
     out: Path,
     *,
     display: Display = TERMINAL,
-) -> frozenset[Path]:
-    """Translate the items of a series, volume or map into a folder; those that were refused, and have no result there.
+) -> dict[Path, str]:
+    """Translate the items of a series, volume or map into a folder; why those that have no result were refused.
 
     Args:
         profile: Of the source node's client.
@@ -88,7 +94,7 @@ def translate_parts(
     except Cancelled as error:
         # Others of the command's studies go on; Ctrl-C is raised above.
         raise JobFailed(error.detail, hint=same_command(), hop=error.hop) from error
-    return frozenset(each.path for each in (*outcome.left_out, *outcome.failed))
+    return {each.path: f"{each.why} [{each.reason}]" for each in (*outcome.left_out, *outcome.failed)}
 
 
 def submit_files(

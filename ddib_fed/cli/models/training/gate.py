@@ -23,12 +23,9 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Folder of pictures of the model's domain that it was not trained on, or a .npy file of such points; default: "
-    "the domain that ships.",
+    help="Folder of pictures of the model's domain that it was not trained on; default: the domain that ships.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of softening and sets."
-)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of softening.")
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -41,11 +38,11 @@ if TYPE_CHECKING:
 def gate(
     *, folder: Path, data: Path | None, seed: int, device: str, threads: int, output_format: str
 ) -> None:
-    """Measure what a model's own latents look like, so that others are refused before they are sent.
+    """Measure what a model's own latents of pictures look like, so that others are looked at before they are sent.
 
-    Honest latents of held-out data set the bounds: at most about 4 in 1,000 of them are refused. The numbers are
-    written into gate.json beside the weights; the model's digest does not change. Training does this by itself where
-    there are enough held-out data. MODEL is the bundle's folder.
+    Latents of held-out pictures set the bounds. A latent beyond them is encoded again before it leaves, and refused if
+    the two differ. The numbers are written into gate.json beside the weights; the model's digest does not change.
+    Training does this by itself where at least 40 pictures are held out. MODEL is the bundle's folder.
     """
     from ddib_fed.bridge.threads import torch_threads
     from ddib_fed.training.allowances import put_allowances
@@ -72,8 +69,7 @@ def gate(
 
 def said(allowances: Allowances) -> str:
     """What was measured, in words."""
-    what = "latents" if allowances.pictures is not None else "sets of points"
     return (
-        f"measured on {allowances.measured} honest {what}; of {allowances.checked} others "
-        f"{allowances.refused} are refused"
+        f"measured on {allowances.measured} latents; of {allowances.checked} others {allowances.beyond} are beyond, "
+        "and would be encoded again"
     )

@@ -85,7 +85,7 @@ def test_every_bad_file_is_listed_and_the_printed_command_translates_the_others(
     assert written() == RESULTS
     said = capsys.readouterr().err
     assert "left out: 2 of 7 files" in said
-    assert f"{scans / 'empty.npy'}: is empty" in said
+    assert f"{scans / 'empty.npy'}: does not begin as a .npy file does: it is empty" in said
 
 
 def test_files_that_the_node_refuses_are_left_out_at_once(translate, scans, north, written, capsys):

@@ -28,6 +28,32 @@ def failed_view(view):
     return failed
 
 
+def test_a_picture_that_the_model_has_not_learned_is_described_with_what_to_do(
+    translate, north, capsys, monkeypatch
+):
+    """What the picture is, what to do, and the command that goes on; no number that nobody can use."""
+    view = north.service._view
+
+    def described(*given):
+        job = view(*given)
+        job.items[0].state = pb.ITEM_STATE_FAILED
+        error = job.items[0].error
+        error.reason, error.sentence = "LATENT_NOT_GAUSSIAN", "the latent is not one that an encoder makes"
+        error.facts.update(std="12.3", picture="the picture is nearly uniform")
+        return job
+
+    monkeypatch.setattr(north.service, "_view", described)
+    assert translate() == ExitCode.JOB_FAILED
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the picture is nearly uniform, and the source's model has not learned such pictures" in said
+    assert (
+        "try: leave it out, or train the source's model longer and with data like it without it: ddib "
+        in said
+    )
+    assert "--skip-bad" in said
+    assert "12.3" not in said
+
+
 def fail_the_first_job(north, monkeypatch, *, items):
     """The first job has no result: each item failed, or the job itself with its items untouched."""
     view = north.service._view

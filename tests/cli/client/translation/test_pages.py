@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -67,14 +66,6 @@ def test_files_of_others_are_left_alone(tmp_path, name):
 def test_a_result_called_like_the_sheet_is_left_alone(tmp_path):
     """sheet.tif becomes sheet.png."""
     assert write_pages(outcome(tmp_path, ["sheet", "b"]), tmp_path) == tmp_path / "report-1.html"
-
-
-def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch, capsys):
-    """The results are there, so it is no error."""
-    found = outcome(tmp_path, ["a", "b"])
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    assert write_pages(found, tmp_path) is None
-    assert "pip install 'ddib-fed[pages]'" in capsys.readouterr().err
 
 
 def test_a_full_disk_names_the_page(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import nibabel
@@ -145,6 +146,7 @@ def test_one_map_becomes_a_model_of_its_tiles(ddib, given, tmp_path):
     made = load_bundle(tmp_path / "m").manifest
     assert made.picture is not None
     assert (made.sample_shape, made.picture.intensity) == ((1, 8, 8), "percentile:0.5,99.5@0:255")
+    assert made.picture.tiles
 
 
 def test_a_node_trains_on_series_by_its_table(given, tmp_path):
@@ -309,9 +311,9 @@ def test_a_rule_for_volumes_is_refused_for_pictures(ddib, given, option):
 
 
 def test_a_missing_package_is_named_with_its_installation(ddib, given, monkeypatch):
-    volume(given / "a.nii", 0)
-    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
-    with pytest.raises(ExtraMissing, match="NIfTI needs nibabel"):
+    write_map(given / "map.tif", smooth(1, 40, 64).astype(np.uint16))
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(ExtraMissing, match="TIFF needs rasterio"):
         ddib()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ddib_fed.errors import StateConflict
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training.lengthening import identities, lengthened
 from ddib_fed.training.run import train
 from ddib_fed.training.settings.config import PictureTrainConfig, learning_rate
 from tests.training.pictures.runs.test_run import stop_at
@@ -54,42 +55,49 @@ def settled(**changes: object) -> PictureTrainConfig:
     return PictureTrainConfig(size=8).settled(**{"steps": 100, **changes})
 
 
-def test_more_time_is_more_steps_and_the_same_time_none():
-    """Of the time beyond the first, by what a step costs now; steps that were asked for count as they are."""
-    stored = settled(timed_s=60.0)
-    asked = PictureTrainConfig(size=8, time_s=180.0)
-    made = lengthened(stored, asked, 100, lambda: 0.5)
-    assert made is not None
-    assert (made.steps, made.timed_s, made.lengthened) == (100 + int(120 * 0.93 / 0.5), 180.0, ((100, 100),))
-    same = asked.model_copy(update={"time_s": 60.0})
-    assert lengthened(stored, same, 100, lambda: pytest.fail("nothing is to be measured")) is None
-    assert lengthened(stored, PictureTrainConfig(size=8), 100, lambda: 0.5) is None
-    counted = lengthened(settled(), PictureTrainConfig(size=8, time_s=93.0), 100, lambda: 0.5)
-    assert counted is None or counted.steps == int(93 * 0.93 / 0.5)
+@pytest.mark.slow
+def test_more_time_is_more_steps_and_the_same_time_none(tiny, spots, tmp_path):
+    """The time in all is what is asked for, with what the run took before."""
+    timed = tiny.model_copy(update={"steps": None, "time_s": 0.5})
+    first = train(timed, tmp_path, source=spots)
+    assert train(timed, tmp_path, source=spots, resume=True, lengthen=True).digest == first.digest
+    done = first.manifest.training.steps
+    more = timed.model_copy(update={"time_s": 600.0})
+    with pytest.raises(KeyboardInterrupt):
+        train(more, tmp_path, stop_at(done + 1), source=spots, resume=True, lengthen=True)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] > done + 1
 
 
 def test_a_run_knows_its_earlier_identities():
     """And nothing else's: a checkpoint of another length is another run's."""
     first = settled()
-    second = lengthened(first, longer(first, 150), 100, lambda: 1.0)
-    third = lengthened(second, longer(first, 300), 120, lambda: 1.0)
-    assert identities(third) == [third.identity(), first.identity(), second.identity()]
-    assert longer(first, 300).identity() not in identities(third)
+    second = first.replanned(100, 150, 100 / 150)
+    third = second.replanned(120, 300)
+    assert third.identities() == [third.identity(), first.identity(), second.identity()]
+    assert longer(first, 300).identity() not in third.identities()
 
 
 def test_a_run_that_has_not_begun_is_only_as_long_as_asked():
-    """Without a checkpoint there is nothing that its weights could depend on."""
-    made = lengthened(settled(), settled(steps=200), 0, lambda: 1.0)
-    assert made.identity() == settled(steps=200).identity()
+    """Without a step there is nothing that its weights could depend on."""
+    assert settled().replanned(0, 200).identity() == settled(steps=200).identity()
 
 
-def test_private_runs_keep_their_length():
+@pytest.mark.slow
+def test_private_runs_keep_their_length(tiny, spots, tmp_path):
     """Their noise was chosen for it."""
-    private = settled().model_copy(update={"dp_epsilon": 8.0})
-    assert lengthened(private, longer(private, 200), 100, lambda: 1.0) is None
+    pytest.importorskip("opacus")
+    private = tiny.model_copy(update={"dp_epsilon": 8.0, "flip": False})
+    train(private, tmp_path, source=spots)
+    with pytest.raises(StateConflict):
+        train(longer(private, 20), tmp_path, source=spots, resume=True, lengthen=True)
 
 
-def test_the_rate_rises_again():
-    """As in a warm restart: at the end of the shorter run it was nearly nothing."""
+def test_the_rate_goes_on_where_the_length_is_planned_again():
+    """Without a jump, and down to nothing at the new end; a longer run's begins a new cosine."""
     first = settled()
-    assert learning_rate(longer(first, 300), 99) > 20 * learning_rate(first, 99)
+    for total in (60, 400):
+        made = first.replanned(50, total)
+        assert learning_rate(made, 49) == learning_rate(first, 49)
+        assert learning_rate(made, 50) == pytest.approx(learning_rate(first, 50))
+        assert learning_rate(made, total - 1) < learning_rate(first, 90)
+    assert learning_rate(first.replanned(99, 300, 99 / 300), 99) > 20 * learning_rate(first, 99)

@@ -110,17 +110,6 @@ def test_what_is_there_is_kept_unless_told_otherwise(tiny, spots, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fits_a_time_settles_its_steps_once(tiny, spots, tmp_path):
-    timed = tiny.model_copy(update={"steps": None, "time_s": 1.0})
-    with pytest.raises(KeyboardInterrupt):
-        train(timed, tmp_path, stop_at(1), source=spots)
-    settled = (tmp_path / "run" / "run.json").read_text()
-    bundle = train(timed, tmp_path, source=spots, resume=True)
-    assert (tmp_path / "run" / "run.json").read_text() == settled
-    assert f'"steps": {bundle.manifest.training.steps}' in settled
-
-
-@pytest.mark.slow
 def test_a_short_run_learns(tiny, spots, tmp_path):
     """From knowing nothing; and from a Gaussian model of the pictures, which is ahead to begin with, from there."""
     config = tiny.model_copy(update={"steps": 120, "checkpoint_every": 60, "learning_rate": 3e-3, "ema": 0.9})

@@ -1,0 +1,86 @@
+"""A crop of the satellite map of a test stripe to relief: fitted, in tiles that are averaged, and as one ODE.
+
+    python -m benchmarks.calibration.tiles      prints a line for each model and way; one thread, two minutes
+
+Tiles are cut and averaged by `ddib_fed.formats.tiles`, as `ddib translate` does it between nodes.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from ddib_fed.bridge.arrays import Asked, translate_array
+from ddib_fed.bridge.local_party import open_party
+from ddib_fed.datasets.maps import cut_scene
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.formats.tiles import Grid, blend, cut
+from ddib_fed.metrics.pictures import Pictures, compare, psnr
+from ddib_fed.models.shipped import open_bundle
+from ddib_fed.samples.fitting import PictureRule, to_array, to_raw
+from ddib_fed.samples.images import Picture
+
+STRIPE, ROWS, SIDE, TOGETHER = 3, (200, 456), 32, 64
+ASKED = Asked(SolverSettings(evaluations=24), cycle=True)
+Made = tuple[Pictures, Pictures]
+"""The translation and what comes back, each (1, 3, H, W) in [-1, 1]."""
+
+
+def fitted(x: Pictures, model: str) -> Made:
+    """The whole crop squeezed to the model's size, and stretched again."""
+    source, target = (open_party(open_bundle(name)) for name in (model, "relief"))
+    rule = PictureRule(3, SIDE, SIDE)
+    pixels = np.rint((x[0].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+    small, size = to_array(Picture(pixels, 8, "PNG"), rule)
+    found = translate_array(small[None], source, target, ASKED)
+    assert found.back is not None
+    there, back = (to_raw(each[0], rule, size) / 127.5 - 1 for each in (found.translated, found.back))
+    return there.transpose(2, 0, 1)[None], back.transpose(2, 0, 1)[None]
+
+
+def averaged(x: Pictures, model: str) -> Made:
+    """Tiles that overlap by half, each translated by itself."""
+    source, target = (open_party(open_bundle(name), together=TOGETHER) for name in (model, "relief"))
+    grid = Grid.of(*x.shape[2:], (SIDE, SIDE))
+    tiles = np.stack([tile.transpose(2, 0, 1) for tile in cut(x[0].transpose(1, 2, 0), grid)])
+    found = translate_array(np.ascontiguousarray(tiles), source, target, ASKED)
+    assert found.back is not None
+    there, back = (
+        blend([tile.clip(-1, 1).transpose(1, 2, 0) for tile in each], grid, 3)[0]
+        for each in (found.translated, found.back)
+    )
+    return there.transpose(2, 0, 1)[None], back.transpose(2, 0, 1)[None]
+
+
+def one_ode(x: Pictures, model: str) -> Made:
+    """The mean of the tiles' velocities moves the whole crop."""
+    source, target = (open_party(open_bundle(name).of_scenes(*x.shape[2:])) for name in (model, "relief"))
+    found = translate_array(x, source, target, ASKED)
+    assert found.back is not None
+    return found.translated.clip(-1, 1), found.back.clip(-1, 1)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    x, truth = (
+        cut_scene(kind, STRIPE, ROWS, 1)[None].astype(np.float32) / np.float32(127.5) - np.float32(1)
+        for kind in ("satellite", "relief")
+    )
+    for model in ("satellite", "satellite-as-relief"):
+        for way in (fitted, averaged, one_ode):
+            began = time.process_time()
+            there, back = (each.astype(np.float32) for each in way(x, model))
+            spent = time.process_time() - began
+            same = compare(there, truth)
+            edges = np.abs(np.diff(there, axis=3)).mean() / np.abs(np.diff(truth, axis=3)).mean()
+            print(
+                f"{model:20} {way.__name__:9} PSNR {same.psnr[0]:.1f} SSIM {same.ssim[0]:.3f} edges {edges:.2f} "
+                f"round trip {psnr(back, x)[0]:.1f} CPU s {spent:.0f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
