@@ -145,7 +145,7 @@ def test_each_band_has_its_own_scale(tmp_path):
     path = write_map(tmp_path / "map.tif", SMOOTH.astype(np.uint16))
     with rasterio.open(path, "r+") as file:
         file.scales, file.offsets = [1.0, 2.0, 0.5], [0.0, 10.0, -10.0]
-    numbers = only(path, intensity="values").numbers
+    numbers = only(path, intensity="values").tiles.numbers
     expected = np.stack([SMOOTH[0], SMOOTH[1] * 2.0 + 10, SMOOTH[2] * 0.5 - 10], axis=2)
     np.testing.assert_array_equal(numbers, expected)
 
