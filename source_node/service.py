@@ -82,7 +82,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self, request: translation_pb2.ListDomainsRequest, context: grpc.ServicerContext
     ) -> translation_pb2.ListDomainsResponse:
         """See translation.proto."""
-        own = self._node.side()
+        own, read = self._node.side(), self._node.running_engine.model.bundle.manifest.picture
         answer = translation_pb2.ListDomainsResponse(
             institution=own.institution,
             domain=own.domain,
@@ -90,6 +90,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             sample_shape=own.sample_shape,
             classes=own.classes,
             class_names=own.class_names,
+            intensity=(read and read.intensity) or "",
+            slices=(read and read.slices) or "",
             tiles=self._node.translates_in_tiles,
         )
         if request.own_alone:

@@ -339,14 +339,15 @@ INTENSITY = click.option(
     show_default=True,
     metavar="RULE",
     help="How values of volumes and maps become the model's numbers: values, hu, window:CENTRE,WIDTH[@LOW:HIGH] or "
-    "percentile:LEAST,MOST[@LOW:HIGH]; auto is hu for CT, values for 8 bits, percentile:0.5,99.5 for all else.",
+    "percentile:LEAST,MOST[@LOW:HIGH]; auto is what the source's model was trained with, else hu for CT, values for 8 "
+    "bits, percentile:0.5,99.5 for all else.",
 )
 SLICES = click.option(
     "--slices",
-    type=click.Choice(["axial", "coronal", "sagittal"]),
-    default="axial",
+    type=click.Choice(["auto", "axial", "coronal", "sagittal"]),
+    default="auto",
     show_default=True,
-    help="Plane in which a NIfTI volume is cut into items.",
+    help="Plane in which a NIfTI volume is cut into items; auto is that of the source's model, else axial.",
 )
 TILE = click.option(
     "--tile",

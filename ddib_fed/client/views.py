@@ -70,6 +70,8 @@ class Domains:
     targets: tuple[Domain, ...]
     classes: int = 0
     class_names: tuple[str, ...] = ()
+    intensity: str = ""
+    slices: str = ""
     tiles: bool = False
 
 

@@ -61,12 +61,14 @@ class GeoTiffStudy(FromOrigin):
         tiles: In the numbers that the model takes; holes are filled from around them.
         valid: (H, W) bool: where the map has data.
         intensity: For the provenance.
+        rule: The rule that made the numbers.
     """
 
     georeference: Georeference
     tiles: Tiles
     valid: NDArray[np.bool_]
     intensity: dict[str, Any]
+    rule: str
 
     @property
     def kind(self) -> str:
@@ -176,7 +178,7 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
         raise FileMissing(f"there is no {path}", hop="client")
     try:
         values, valid, where, units = _read(path)
-        rule = chosen_rule(options.intensity, values)
+        rule = chosen_rule(options.intensity, values, of_model=options.of_model)
         seen = values if valid.all() else values[valid]
         intensity = rule.on(seen)
         numbers = intensity.numbers(values)
@@ -187,7 +189,7 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
     if not tiles.sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
     origin = geotiff_origin(path, options, within)
-    return GeoTiffStudy(origin, where, tiles, valid, intensity.record(seen) | units)
+    return GeoTiffStudy(origin, where, tiles, valid, intensity.record(seen) | units, rule.text)
 
 
 def _rasterio() -> Any:

@@ -89,6 +89,13 @@ class Rule:
             )
         return cls(name, first, second, low, high)
 
+    @property
+    def text(self) -> str:
+        """The rule as `parse` takes it, without a value of any file."""
+        if self.name in {"values", "hu"}:
+            return self.name
+        return f"{self.name}:{self.first:.12g},{self.second:.12g}@{self.low:.12g}:{self.high:.12g}"
+
     def on(self, values: NDArray[Any]) -> Intensity:
         """The rule for these values.
 
@@ -185,18 +192,26 @@ def auto_rule(values: NDArray[Any], modality: str = "") -> Rule:
     return Rule("hu") if modality == "CT" else Rule.parse(PERCENTILES)
 
 
-def chosen_rule(text: str, values: NDArray[Any], modality: str = "") -> Rule:
-    """The rule that was asked for.
+def chosen_rule(text: str, values: NDArray[Any], modality: str = "", *, of_model: bool = False) -> Rule:
+    """The rule that was asked for, or that the source's model was trained with.
 
     Raises:
         UsageError: There is no such rule, or Hounsfield units are asked of something else than CT.
+        ImageUnreadable: It is something else than CT, and the model takes Hounsfield units.
     """
     if text == AUTO:
         return auto_rule(values, modality)
     rule = Rule.parse(text)
     if rule.name == "hu" and modality != "CT":
+        other = PERCENTILES if modality else "values, if its numbers are Hounsfield units"
+        if of_model:
+            raise ImageUnreadable(
+                f"the source's model was trained on CT in Hounsfield units, this is {modality or 'no DICOM'}",
+                hop="client",
+                hint="a source of that kind (ddib domains)" if modality else f"--intensity {other}",
+            )
         raise UsageError(
-            f"--intensity hu is for CT, this is {modality or 'no DICOM'}", hint=f"--intensity {PERCENTILES}"
+            f"--intensity hu is for CT, this is {modality or 'no DICOM'}", hint=f"--intensity {other}"
         )
     return rule
 

@@ -62,6 +62,10 @@ class NiftiStudy(FromOrigin):
         return ()
 
     @property
+    def rule(self) -> str:
+        return self.slices.rule
+
+    @property
     def sent(self) -> tuple[int, ...]:
         """Slices that are sent."""
         return self.slices.sent
@@ -182,7 +186,8 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
     try:
         plane = options.slices if len(image.shape) > 2 else _plane_of_one(image)
         canonical = _canonical(values.reshape(_four(image)), image)
-        rule, values = chosen_rule(options.intensity, values), _to_slices(canonical, plane)
+        rule = chosen_rule(options.intensity, values, of_model=options.of_model)
+        values = _to_slices(canonical, plane)
         del canonical  # of a large volume one copy is enough
         slices = Slices.of(values, rule)
     except ImageUnreadable as error:

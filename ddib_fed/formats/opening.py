@@ -56,6 +56,7 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
     unread: list[Unread] = []
     slices: list[Path] = []
     ignored = Counter(found.ignored)
+    trained = options.as_trained()  # pictures of any format are in the model's own numbers
 
     def take(series: FoundSeries) -> None:
         unread.extend(series.unread)
@@ -65,19 +66,19 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
     for sighting in found.studies:
         with _collected(sighting.path, bad):
             if sighting.format is not Format.DICOM:
-                unread.append(_of_file(sighting, options))
+                unread.append(_of_file(sighting, options if sighting.is_picture else trained))
             elif sighting.files:
-                take(find_dicom(sighting.path, sighting.files, sighting.path, options))
+                take(find_dicom(sighting.path, sighting.files, sighting.path, trained))
             elif is_directory_file(sighting.path):
                 listed, missing = listed_files(sighting.path)
                 _set_aside(missing, bad)
                 if listed:
-                    take(find_dicom(sighting.path, listed, sighting.path.resolve().parent, options))
+                    take(find_dicom(sighting.path, listed, sighting.path.resolve().parent, trained))
             else:
                 slices.append(sighting.path)
     if slices:
         with _collected(slices[0], bad):
-            take(find_dicom(slices[0], slices, None, options))
+            take(find_dicom(slices[0], slices, None, trained))
     named = _named_apart(unread)
     return Choice(Studies(named), found.plain, found.beside, ignored)
 

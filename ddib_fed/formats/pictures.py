@@ -48,11 +48,13 @@ class PictureStudy(FromOrigin):
         format: As Pillow calls it; "PNG" for any that a node takes itself.
         tiles: In the numbers that are sent; one tile for the whole.
         intensity: For the provenance.
+        rule: The rule that made the numbers.
     """
 
     format: str
     tiles: Tiles
     intensity: dict[str, Any]
+    rule: str
 
     @property
     def kind(self) -> str:
@@ -184,7 +186,9 @@ def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy
     tiles = Tiles.of(numbers, grid) if len(grid) > 1 else Tiles(numbers, grid, (0,))
     if not tiles.sent:
         raise ImageUnreadable(f"{path} shows nothing: all its tiles are of one value", hop="client")
-    return PictureStudy(picture_origin(path, options, within), kind, tiles, intensity.record(pixels))
+    return PictureStudy(
+        picture_origin(path, options, within), kind, tiles, intensity.record(pixels), rule.text
+    )
 
 
 def _pixels(content: bytes, kind: str) -> Pixels:

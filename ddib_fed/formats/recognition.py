@@ -71,6 +71,11 @@ class Sighting:
     files: tuple[Path, ...] = ()
 
     @property
+    def is_picture(self) -> bool:
+        """Whether it is a picture without a georeference, in numbers of the model."""
+        return self.format in {Format.PICTURE, Format.LARGER}
+
+    @property
     def within(self) -> str:
         """The path from the folder to the file's own, which is in front of the names of results; empty for none."""
         below = "." if self.folder is None else self.path.parent.relative_to(self.folder).as_posix()
@@ -85,11 +90,6 @@ class Recognised:
     plain: tuple[Path, ...] = ()
     beside: tuple[tuple[Path, Counter[str]], ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def has_maps(self) -> bool:
-        """Whether a map is among them, which is cut into tiles."""
-        return any(each.format is Format.MAP for each in self.studies)
 
 
 def recognise(

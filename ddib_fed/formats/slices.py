@@ -24,11 +24,13 @@ class Slices:
         numbers: (N, H, W, C) uint8, uint16, int16 or float32.
         sent: Slices that show something, in order: the others are background and no item.
         intensity: The rule that made the numbers, for the provenance.
+        rule: The same as it is asked for.
     """
 
     numbers: Pixels
     sent: tuple[int, ...]
     intensity: dict[str, Any]
+    rule: str
 
     @classmethod
     def of(cls, values: NDArray[Any], rule: Rule) -> Slices:
@@ -51,7 +53,7 @@ class Slices:
         )
         if not sent:
             raise ImageUnreadable("none of its slices shows anything but background")
-        return cls(numbers, sent, intensity.record(values))
+        return cls(numbers, sent, intensity.record(values), rule.text)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -36,6 +36,8 @@ class Options:
         overlap: Pixels that tiles share at least; None for half a tile.
         picture_tile: As `tile`, of a picture without a georeference.
         most_tiles: A picture of more is one item; None for any number.
+        own: Rule that the source's model was trained with, by which ``auto`` reads series, volumes and maps; empty for
+            none.
     """
 
     intensity: str = AUTO
@@ -44,11 +46,22 @@ class Options:
     overlap: int | None = None
     picture_tile: tuple[int, int] | None = None
     most_tiles: int | None = None
+    own: str = ""
+
+    @property
+    def of_model(self) -> bool:
+        """Whether `intensity` is the rule that the source's model was trained with."""
+        return bool(self.own) and self.intensity == self.own
+
+    def as_trained(self) -> Options:
+        """The same with the model's rule in place of ``auto``."""
+        return replace(self, intensity=self.own) if self.own and self.intensity == AUTO else self
 
     def settings(self, *names: str) -> dict[str, Any]:
         """Some of them as JSON values: those that decide what a format's items and output are."""
         values = {name: getattr(self, name) for name in names}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        found = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**found, **({"intensity_of": "model"} if self.of_model else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +240,10 @@ class Study(Protocol):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the person has to know before anything is sent."""
+
+    @property
+    def rule(self) -> str:
+        """The rule of intensity that made its numbers, as `Rule.parse` takes it."""
 
     @property
     def sent(self) -> tuple[int, ...]:

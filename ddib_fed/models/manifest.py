@@ -48,6 +48,9 @@ class PictureFormat(_Frozen):
         low: Raw value that becomes -1.
         high: Raw value that becomes 1.
         bits: Of the files written.
+        intensity: Rule by which volumes and maps became these values (`formats.intensity`); None for a model of
+            pictures. It holds no value of any file.
+        slices: Plane in which volumes were cut; None where there were none.
         tiles: Whether its pictures are parts of larger ones at one scale, as of a map: then a larger picture is
             translated in tiles of the model's size, and not fitted as a whole.
     """
@@ -56,6 +59,10 @@ class PictureFormat(_Frozen):
     low: FiniteFloat = 0.0
     high: FiniteFloat = 255.0
     bits: Literal[8, 16] = 8
+    intensity: str | None = Field(
+        default=None, pattern=r"^[a-z]+(:[0-9.,e+-]+@[0-9.e+-]+:[0-9.e+-]+)?$", max_length=100
+    )
+    slices: Literal["axial", "coronal", "sagittal"] | None = None
     tiles: bool = False
 
     @model_validator(mode="after")
@@ -331,6 +338,8 @@ class Manifest(_Frozen):
             key: value for key, value in fields["network"].items() if key not in LATER_NETWORK_FIELDS or value
         }
         fields["normalisation"] = self.normalisation.fields()
+        if self.picture is not None:  # digests of earlier bundles stay
+            fields["picture"] = self.picture.model_dump(mode="json", exclude_none=True)
         if self.structure is not None and self.structure.agreement is None:
             del fields["structure"]["agreement"]  # digests of earlier bundles stay
         if self.picture is not None and not self.picture.tiles:

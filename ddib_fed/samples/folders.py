@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.samples.images import ImageLimits, PictureRule, read_fitted
+from ddib_fed.samples.images import ImageLimits, PictureRule, fit_picture, read_fitted
 from ddib_fed.samples.scans import Classes, Entry, Folder, Looks, Progress, Sides, describe, scan, two_sides
 from ddib_fed.samples.surveys import Range, Survey, choose_range, range_check, survey
 
@@ -118,7 +118,12 @@ def load(
     kind = np.dtype(np.float32) if not compact else np.dtype(np.uint8 if rule.bits == 8 else np.uint16)
     out = np.empty((len(entries), rule.channels, rule.height, rule.width), dtype=kind)
     for i, entry in enumerate(entries):
-        x = read_fitted(entry.path, rule, limits, windows=True, grey=True).samples
+        fitted = (
+            read_fitted(entry.path, rule, limits, windows=True, grey=True)
+            if entry.read is None
+            else fit_picture(entry.read(), rule, windows=True, grey=True)
+        )
+        x = fitted.samples
         out[i] = np.rint((x + 1) * np.float32(rule.top / 2)) if compact else x
         if progress:
             progress(i + 1, len(entries))

@@ -22,6 +22,7 @@ from ddib_fed.samples.images import (
     decode_image,
     image_format,
     read_content,
+    read_image,
 )
 from ddib_fed.samples.kinds import name_file
 
@@ -46,7 +47,7 @@ class Looks:
         width: In pixels, upright.
         channels: 1 or 3.
         dtype: ``uint8``, ``uint16``, ``int16`` or ``float32``.
-        format: ``PNG``, ``JPEG``, ``TIFF`` or ``NPY``.
+        format: ``PNG``, ``JPEG``, ``TIFF`` or ``NPY``; or what it is a plane of.
         low: The smallest value.
         high: The largest value.
     """
@@ -69,12 +70,18 @@ class Entry:
         label: Its class, when classes were asked for.
         digest: SHA-256 of shape, type and pixels, in hexadecimal: alike for a picture in two formats.
         looks: Its properties.
+        read: Reads a plane of a file that is no picture; None for a picture.
     """
 
     path: Path
     label: str | None
     digest: str
     looks: Looks
+    read: Callable[[], Picture] | None = None
+
+    def picture(self, limits: ImageLimits | None = None) -> Picture:
+        """The picture, read again."""
+        return self.read() if self.read is not None else read_image(self.path, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,7 @@ def scan(
         UsageError: The folder holds `trainA` and `trainB`: two domains; name one of them.
     """
     limits = limits or ImageLimits()
-    _require_one_domain(root)
+    require_one_domain(root)
     paths = list(_files(root))
     entries: list[Entry] = []
     bad: list[tuple[Path, DdibError]] = []
@@ -157,6 +164,13 @@ def scan(
             ignored += entry is None
         if progress:
             progress(done, len(paths))
+    return as_folder(root, entries, bad, ignored, skip_bad=skip_bad)
+
+
+def as_folder(
+    root: Path, entries: list[Entry], bad: list[tuple[Path, DdibError]], ignored: int, *, skip_bad: bool
+) -> Folder:
+    """A folder of these; arguments and errors as of `scan`."""
     if bad and not skip_bad:
         raise _bad_files(root, bad, len(entries))
     if not entries:
@@ -174,7 +188,7 @@ def picture_files(root: Path) -> tuple[list[Path], int]:
         FileMissing: No such folder.
         UsageError: The folder holds `trainA` and `trainB`: two domains; name one of them.
     """
-    _require_one_domain(root)
+    require_one_domain(root)
     paths = list(_files(root))
     named = [path for path in paths if path.suffix.lower() in SUFFIXES]
     return named, len(paths) - len(named)
@@ -204,7 +218,7 @@ def require_outside(out: Path, pictures: Path) -> None:
         )
 
 
-def _require_one_domain(root: Path) -> None:
+def require_one_domain(root: Path) -> None:
     if not root.exists():
         raise FileMissing(f"no such folder: {root}")
     if two_sides(root):
@@ -237,7 +251,7 @@ def _entry(
     if check is not None:
         check(picture)
     digest, looks = describe(picture)
-    return Entry(path, _label(path, root, classes), digest, looks)
+    return Entry(path, label_of(path, root, classes), digest, looks)
 
 
 def _begins_like_one(path: Path) -> bool:
@@ -248,7 +262,7 @@ def _begins_like_one(path: Path) -> bool:
         return False
 
 
-def _label(path: Path, root: Path, classes: Classes) -> str | None:
+def label_of(path: Path, root: Path, classes: Classes) -> str | None:
     if classes is None:
         return None
     if classes == "prefix":

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.samples.images import ImageLimits, read_image
+from ddib_fed.samples.images import ImageLimits
 from ddib_fed.samples.scans import Check, Entry, Folder
 from ddib_fed.samples.units import TYPE_RANGES, check_numbers
 
@@ -131,7 +131,7 @@ def sample(entries: Sequence[Entry], limits: ImageLimits | None = None) -> NDArr
     chosen = entries[:: -(-len(entries) // SAMPLE_PICTURES)]
     values = []
     for entry in chosen:
-        flat = read_image(entry.path, limits).pixels.reshape(-1)
+        flat = entry.picture(limits).pixels.reshape(-1)
         values.append(flat[:: -(-flat.size // SAMPLE_PIXELS)].astype(np.float32))
     return np.concatenate(values)
 

@@ -58,7 +58,7 @@ class ListDomainsRequest(_message.Message):
     def __init__(self, own_alone: _Optional[bool] = ...) -> None: ...
 
 class ListDomainsResponse(_message.Message):
-    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "domains", "classes", "class_names", "tiles")
+    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "domains", "classes", "class_names", "tiles", "intensity", "slices")
     INSTITUTION_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_KIND_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,8 @@ class ListDomainsResponse(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     TILES_FIELD_NUMBER: _ClassVar[int]
+    INTENSITY_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
     institution: str
     domain: str
     sample_kind: _common_pb2.SampleKind
@@ -75,7 +77,9 @@ class ListDomainsResponse(_message.Message):
     classes: int
     class_names: _containers.RepeatedScalarFieldContainer[str]
     tiles: bool
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., tiles: _Optional[bool] = ...) -> None: ...
+    intensity: str
+    slices: str
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., tiles: _Optional[bool] = ..., intensity: _Optional[str] = ..., slices: _Optional[str] = ...) -> None: ...
 
 class Domain(_message.Message):
     __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "status", "latency_ms", "classes", "class_names", "size_rule", "guidance", "calibration")

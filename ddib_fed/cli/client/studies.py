@@ -14,6 +14,7 @@ from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.output import print_json
 from ddib_fed.cli.typed import same_command
 from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import Domains
 from ddib_fed.errors import JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import read_json
 from ddib_fed.formats.recognition import Format, Recognised, recognise
@@ -70,7 +71,7 @@ def open_studies(
     Args:
         files: As given.
         asked: Options of the command: `options.STUDIES`.
-        profile: Of the node whose model's size is the size of tiles.
+        profile: Of the node whose model says how studies are read: rule, plane, and size of tiles.
         out: Folder of the results, which is not looked into.
         bad: Takes what cannot be read; without it the first such error is raised.
         display: Shows that the node is asked.
@@ -79,19 +80,25 @@ def open_studies(
     Raises:
         DdibError: A file cannot be read, a package for its format is missing, or options contradict each other.
     """
+    from ddib_fed.formats.intensity import AUTO, Rule
+
     found = recognise(files, out)
+    if asked["intensity"] != AUTO:
+        Rule.parse(asked["intensity"])  # before the node is asked
     of_maps = of_pictures = _tile(asked["tile"])
-    most = None
-    if asked["tile"] == "auto":
-        pictures = [] if detach else _pictures(found, out)
-        earlier = _earlier(out) if out is not None and pictures else {}
-        if found.has_maps or any(path.name not in earlier for path in pictures):
-            with display.opened(profile) as (client, _):
-                own = client.domains(own_alone=True)
-            if len(own.sample_shape) == 3:
-                of_maps = (own.sample_shape[1], own.sample_shape[2])
-                of_pictures = of_maps if own.tiles and not detach else None
-        else:
+    auto, source, most = asked["tile"] == "auto", None, None
+    pictures = _pictures(found, out) if auto and not detach else []
+    earlier = _earlier(out) if out is not None and pictures else {}
+    if any(not each.is_picture for each in found.studies) or any(
+        path.name not in earlier for path in pictures
+    ):
+        with display.opened(profile) as (client, _):
+            source = client.domains(own_alone=True)
+    if auto:
+        if source is not None and len(source.sample_shape) == 3:
+            of_maps = (source.sample_shape[1], source.sample_shape[2])
+            of_pictures = of_maps if source.tiles and not detach else None
+        elif source is None:
             of_pictures = next((earlier[path.name] for path in pictures if earlier[path.name]), None)
         most = MOST_TILES
     if of_pictures is not None and found.plain:
@@ -103,8 +110,46 @@ def open_studies(
     from ddib_fed.formats.opening import open_recognised
     from ddib_fed.formats.study import Options
 
-    chosen = Options(asked["intensity"], asked["slices"], of_maps, asked["overlap"], of_pictures, most)
+    slices = "axial" if source is None else _slices(asked["slices"], source)
+    intensity = asked["intensity"] if source is None else _intensity(asked["intensity"], source)
+    own_rule = "" if source is None else source.intensity
+    chosen = Options(intensity, slices, of_maps, asked["overlap"], of_pictures, most, own_rule)
     return open_recognised(found, chosen, bad=bad)
+
+
+def _intensity(asked: str, source: Domains) -> str:
+    """The rule that was asked for; as the source's model says it, where it was trained with the same.
+
+    Raises:
+        UsageError: There is no such rule, or the model takes Hounsfield units, which the rule would not send.
+    """
+    from ddib_fed.formats.intensity import AUTO, Rule
+
+    if not source.intensity or asked == AUTO:
+        return asked
+    rule, own = Rule.parse(asked), Rule.parse(source.intensity)
+    if rule == own:
+        return source.intensity
+    model = f"the model of {source.institution}/{source.domain}"
+    if own.name == "hu" and rule.name != "values":
+        raise UsageError(
+            f"{model} was trained in Hounsfield units, and --intensity {asked} sends other numbers",
+            hint="leave --intensity out; --intensity values, if the file's own numbers are Hounsfield units",
+        )
+    say(f"warning: --intensity {asked}: {model} was trained with {source.intensity}", err=True)
+    return asked
+
+
+def _slices(asked: str, source: Domains) -> str:
+    """The plane that was asked for, or the one that the source's model was trained with."""
+    from ddib_fed.formats.intensity import AUTO
+
+    if asked == AUTO:
+        return source.slices or "axial"
+    if source.slices not in {"", asked}:
+        model = f"the model of {source.institution}/{source.domain}"
+        say(f"warning: --slices {asked}: {model} was trained on {source.slices} slices", err=True)
+    return asked
 
 
 def _pictures(found: Recognised, out: Path | None) -> list[Path]:

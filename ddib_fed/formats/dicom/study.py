@@ -45,6 +45,10 @@ class DicomStudy(FromOrigin):
         return (*self.series.warnings, *said)
 
     @property
+    def rule(self) -> str:
+        return self.slices.rule
+
+    @property
     def sent(self) -> tuple[int, ...]:
         """Slices that are sent."""
         return self.slices.sent
@@ -158,9 +162,9 @@ def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Opt
         UsageError: There is no such rule of intensity.
     """
     series, values = read_series(origin.called, members)
-    rule = chosen_rule(options.intensity, values, series.modality)
-    _require_units(origin.called, series, rule)
     try:
+        rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
+        _require_units(origin.called, series, rule)
         slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{origin.called}: {error.detail}", hop="client", hint=error.hint) from error

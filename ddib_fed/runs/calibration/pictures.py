@@ -34,9 +34,10 @@ from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.fitting import PictureRule
-from ddib_fed.samples.folders import load, range_check, scan, split
+from ddib_fed.samples.folders import expand, load, range_check, scan, split
 from ddib_fed.samples.images import read_fitted
 from ddib_fed.samples.scans import Entry, picture_files
+from ddib_fed.training.pictures.sources import own_volumes
 
 MOST_PICTURES = 4_000
 """Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
@@ -99,6 +100,9 @@ def domain_pictures(bundle: Bundle, which: str | None) -> DomainPictures:
     if name is not None:
         return _shipped_pictures(manifest, name)
     folder = Path(str(which))
+    if (volumes := own_volumes(manifest, folder)) is not None:
+        parts = (volumes.train, MOST_PICTURES), (volumes.held_out, MOST_HELD_OUT)
+        return DomainPictures(str(folder), *(expand(part[_evenly(len(part), most)]) for part, most in parts))
     scanned = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}"))
     train, held_out = split(scanned.entries)
     if not train or not held_out:
@@ -131,7 +135,7 @@ def count_pictures(
     Raises:
         InputError: There are fewer than 200 units, or files that lie in none.
         ImageUnreadable: More than a tenth of the chosen files cannot be used.
-        UsageError: As `domain_pictures`; no such pattern; or groups of pictures that ship.
+        UsageError: As `domain_pictures`; no such pattern; groups of pictures that ship; or a model of volumes or maps.
     """
     manifest = bundle.manifest
     rule, normalisation = picture_rule(manifest), manifest.normalisation
@@ -143,6 +147,11 @@ def count_pictures(
         found = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
         return replace(found, notes=tuple(_left(found.units, len(train), "picture")))
     folder = Path(str(which))
+    if manifest.picture is not None and manifest.picture.intensity is not None:
+        raise UsageError(
+            f"{manifest.name} was trained on volumes or maps, and an aggregate counts files of single pictures",
+            hint="calibrate from anchors, docs/calibration.md",
+        )
     files, others = picture_files(folder)
     units = [(file,) for file in files] if group_by is None else _groups(files, folder, group_by)
     unit: Unit = "picture" if group_by is None else "group"

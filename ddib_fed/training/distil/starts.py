@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from ddib_fed.models.carried import carried_domain
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.samples.folders import expand
 from ddib_fed.samples.scans import Progress
-from ddib_fed.training.pictures.sources import PictureSource, open_source
+from ddib_fed.training.pictures.sources import PictureSource, as_trained, open_source
 from ddib_fed.training.points import points_source
 from ddib_fed.training.settings.config import PictureTrainConfig
 from ddib_fed.training.settings.distil_config import DistilConfig
@@ -124,13 +123,7 @@ def _reading(config: DistilConfig, domain: str | None, manifest: Manifest) -> Pi
     """How the pictures are read: as the teacher's manifest says that its own were."""
     if config.images is None:
         return PictureTrainConfig(domain=domain)
-    fields: dict[str, Any] = {"images": config.images, "classes": config.classes, "skip_bad": config.skip_bad}
-    channels, height, _ = manifest.sample_shape
-    fields |= {"channels": channels, "size": height}
-    if manifest.picture is not None:
-        fit = manifest.picture
-        fields |= {"fit": fit.fit, "range": f"{fit.low:g}:{fit.high:g}"}
-    return PictureTrainConfig.model_validate(fields)
+    return as_trained(manifest, config.images, classes=config.classes, skip_bad=config.skip_bad)
 
 
 def _check_classes(source: PictureSource, manifest: Manifest) -> None:

@@ -9,7 +9,9 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import InputError, MemoryExhausted, NotFinite, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.carried import data_note
-from ddib_fed.models.manifest import DataNote, PictureFormat
+from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.names import domain_from
 from ddib_fed.samples import folders
@@ -25,6 +27,7 @@ from ddib_fed.samples.folders import expand
 from ddib_fed.samples.images import PictureRule
 from ddib_fed.samples.scans import Progress
 from ddib_fed.samples.surveys import Survey
+from ddib_fed.training.pictures.studies import scan_studies
 from ddib_fed.training.settings.config import PictureTrainConfig
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
@@ -217,19 +220,20 @@ def folder_source(
         MemoryExhausted: They do not fit into memory.
         SettingsInvalid: The range cannot be.
         UsageError: The folder holds two domains.
+        ExtraMissing: The package that reads its format is not installed.
     """
     root = Path(str(config.images))
     classes = config.classes if config.classes in {"folders", "prefix"} else None
-    folder = folders.scan(
-        root,
-        classes=classes,
-        skip_bad=config.skip_bad,
-        check=folders.range_check(config.range),
-        progress=progress,
-    )
+    studies = scan_studies(root, config, _side(config), progress=progress)
+    if studies is None:
+        folder, spec = _scan_pictures(root, config, classes, progress), config.range
+    else:
+        folder, spec = studies.folder, studies.range
     facts = folders.survey(folder)
-    chosen = folders.choose_range(folder, config.range)
-    for line in (*facts.lines(), *(f"{path}: {reason}" for path, reason in folder.bad), *chosen.warnings):
+    chosen = folders.choose_range(folder, spec)
+    found = () if studies is None else studies.lines
+    bad = (f"{path}: {reason}" for path, reason in folder.bad)
+    for line in (*facts.lines(), *bad, *found, *chosen.warnings):
         say(line)
     if len(folder.entries) < FEW:
         say(
@@ -238,7 +242,8 @@ def folder_source(
     rule = _rule_of(config, facts, chosen.low, chosen.high)
     for line in _conversions(facts, rule.channels):
         say(line)
-    train, held_out = folders.split(folder.entries, config.held_out)
+    apart = partial(folders.split, folder.entries) if studies is None else studies.split
+    train, held_out = apart(config.held_out)
     if not held_out or not train:
         raise InputError(f"the pictures below {root} are all the same", hint="add pictures")
     _refuse_too_many(len(folder.entries), rule)
@@ -250,17 +255,58 @@ def folder_source(
         labels=folders.class_numbers(train, folder.classes) if classes else None,
         held_out_labels=folders.class_numbers(held_out, folder.classes) if classes else None,
         classes=folder.classes,
-        picture=PictureFormat(fit=rule.fit, low=rule.low, high=rule.high, bits=8 if rule.bits == 8 else 16),
+        picture=PictureFormat(
+            fit=rule.fit,
+            low=rule.low,
+            high=rule.high,
+            bits=8 if rule.bits == 8 else 16,
+            intensity=None if studies is None else studies.rule,
+            slices=None if studies is None else studies.slices,
+            tiles=studies is not None and studies.of_maps,
+        ),
         note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
         size=(config.size or config.defaults.size) if config.crop else None,
         quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
     )
 
 
+def as_trained(manifest: Manifest, images: Path, **fields: Any) -> PictureTrainConfig:
+    """How pictures are read for a model: as its manifest says that its own were; `fields` are further settings."""
+    channels, height, _ = manifest.sample_shape
+    found: dict[str, Any] = {"images": images, "channels": channels, "size": height, **fields}
+    if (made := manifest.picture) is not None:
+        found |= {"fit": made.fit, "range": f"{made.low!r}:{made.high!r}"}
+        found |= {"intensity": made.intensity, "slices": made.slices}
+    return PictureTrainConfig.model_validate(found)
+
+
+def own_volumes(manifest: Manifest, folder: Path) -> PictureSource | None:
+    """The volumes or maps below a folder, read as those that a model was trained on; None for a model of pictures.
+
+    Raises:
+        DdibError: As `folder_source`.
+    """
+    if manifest.picture is None or manifest.picture.intensity is None:
+        return None
+    return folder_source(as_trained(manifest, folder), say=lambda _: None)
+
+
+def _scan_pictures(
+    root: Path, config: PictureTrainConfig, classes: folders.Classes, progress: Progress | None
+) -> folders.Folder:
+    check = folders.range_check(config.range)
+    return folders.scan(root, classes=classes, skip_bad=config.skip_bad, check=check, progress=progress)
+
+
+def _side(config: PictureTrainConfig) -> int:
+    """Height and width of the pictures: the network's, and as much more as windows are moved."""
+    size = config.size or config.defaults.size
+    return size + (size // CROP_ROOM if config.crop else 0)
+
+
 def _rule_of(config: PictureTrainConfig, facts: Survey, low: float, high: float) -> PictureRule:
     """How each picture is fitted: of the run's size, and as much larger as crops are moved."""
-    size = config.size or config.defaults.size
-    side = size + (size // CROP_ROOM if config.crop else 0)
+    side = _side(config)
     return PictureRule(
         channels=config.channels or max(facts.channels, key=facts.channels.__getitem__),
         height=side,

@@ -170,10 +170,15 @@ class PictureTrainConfig(PrivateTrainConfig):
             "microbatch", "skip_bad", "soften_sigma", "device", "generator", "calibration", "timed_s",
         }
     )  # fmt: skip
-    later = DP_FIELDS | {"calibration_digest", "planned"}
+    later = DP_FIELDS | {"calibration_digest", "planned", "intensity", "slices"}
 
     domain: Domain = None
-    images: Annotated[Path | None, says("Your pictures: PNG, JPEG, TIFF and .npy below this folder.")] = None
+    images: Annotated[
+        Path | None,
+        says(
+            "Your pictures: PNG, JPEG, TIFF and .npy below this folder; or DICOM series, NIfTI volumes or GeoTIFFs."
+        ),
+    ] = None
     name: Name = None
     preset: Annotated[
         str,
@@ -217,6 +222,17 @@ class PictureTrainConfig(PrivateTrainConfig):
     range: Annotated[
         str, says("Raw values that become -1 and 1, as -1000:2000, p1:p99 or type (the default).")
     ] = "type"
+    intensity: Annotated[
+        str | None,
+        says(
+            "Rule by which DICOM, NIfTI and GeoTIFF become pictures, as of `ddib translate`; goes into the manifest; "
+            "default: auto."
+        ),
+    ] = None
+    slices: Annotated[
+        Literal["axial", "coronal", "sagittal"] | None,
+        says("Plane in which NIfTI volumes are cut; goes into the manifest; default: axial."),
+    ] = None
     flip: Annotated[bool, says("Mirror half of them, left to right.")] = False
     crop: Annotated[bool, says("Cut random windows, from pictures an eighth larger.")] = False
     dequantise: Annotated[bool, says("Add no noise within a quantisation step.")] = True
@@ -286,8 +302,9 @@ class PictureTrainConfig(PrivateTrainConfig):
             raise ValueError("learn_sigma takes the likelihood of grey steps, which a calibration moves")
         if self.learn_sigma and self.colours != "rgb":
             raise ValueError("learn_sigma needs the colours rgb: it takes the likelihood of their steps")
-        if (self.crop or self.range != "type") and self.images is None:
-            raise ValueError("crop and range are for folders of pictures")
+        of_folders = (self.crop, self.range != "type", self.intensity is not None, self.slices is not None)
+        if any(of_folders) and self.images is None:
+            raise ValueError("crop, range, intensity and slices are for folders of pictures")
         return self
 
     def never_private(self) -> dict[str, bool]:

@@ -26,16 +26,16 @@ RECIPE: Final = "Settings that were agreed on, from `ddib recipe export`; see al
 OPTIONS: Final = (
     "domain", "data", "images", "name", "steps", "time_s", "seed", "batch", "learning_rate", "width", "blocks",
     "schedule", "diffusion_steps", "threads", "precision", "dtype", "preset", "size", "channels", "network", "fit",
-    "range", "classes", "skip_bad", "held_out", "flip", "crop", "dequantise", "colours", "sampler", "microbatch", "ema",
-    "checkpoint_every", "device", "label_dropout", "parameterisation", "learn_sigma", "init", "calibration",
-    "soften_sigma", "recipe", "dp_epsilon", "dp_delta", "dp_clip", "dp_draws", "dp_accountant",
+    "range", "intensity", "slices", "classes", "skip_bad", "held_out", "flip", "crop", "dequantise", "colours",
+    "sampler", "microbatch", "ema", "checkpoint_every", "device", "label_dropout", "parameterisation", "learn_sigma",
+    "init", "calibration", "soften_sigma", "recipe", "dp_epsilon", "dp_delta", "dp_clip", "dp_draws", "dp_accountant",
 )  # fmt: skip
 """Fields of the configs that can be asked for, in the order of the help."""
 RENAMED: Final = {"time_s": "time", "parameterisation": "predict", "schedule": "noise_schedule"}
 """Options that are not called as their field."""
 OF_POINTS: Final = frozenset(OPTIONS) & frozenset(PointTrainConfig.model_fields)
 OF_PICTURES: Final = frozenset(OPTIONS) & frozenset(PictureTrainConfig.model_fields) - {"schedule"}
-OF_FOLDERS: Final = frozenset({"channels", "fit", "skip_bad", "held_out"})
+OF_FOLDERS: Final = frozenset({"channels", "fit", "intensity", "slices", "skip_bad", "held_out"})
 """Options that pictures which packages carry have no use for; `PictureTrainConfig` refuses the others."""
 _PUBLIC_FIELDS = frozenset({"num_channels", "num_res_blocks", "dropout"})
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}

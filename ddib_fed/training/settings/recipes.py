@@ -25,7 +25,7 @@ OWN = frozenset(
     {
         "domain", "images", "name", "microbatch", "threads", "device", "skip_bad", "held_out", "init", "init_digest",
         "checkpoint_every", "samples", "command", "recipe", "time_s", "timed_s", "planned", "calibration",
-        "calibration_digest", *DP_FIELDS,
+        "calibration_digest", "intensity", "slices", *DP_FIELDS,
     }
 )  # fmt: skip
 """Settings that are each party's own affair."""

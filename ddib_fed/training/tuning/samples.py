@@ -17,6 +17,7 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.samples import folders
 from ddib_fed.samples.images import check_fit
 from ddib_fed.samples.points import parse_npy
+from ddib_fed.training.pictures.sources import own_volumes
 
 Array = NDArray[np.float32]
 MAX_POINTS_BYTES = 1 << 28
@@ -80,6 +81,9 @@ def _shipped(manifest: Manifest, counts: Counts) -> tuple[Array, Array, Array]:
 
 
 def _pictures(manifest: Manifest, folder: Path, counts: Counts) -> Array:
+    if (volumes := own_volumes(manifest, folder)) is not None:
+        every = np.concatenate([volumes.train, volumes.held_out])
+        return folders.expand(every[:: max(1, len(every) // counts.total)][: counts.total])
     rule = picture_rule(manifest)
     entries = folders.scan(folder, check=lambda picture: check_fit(picture, rule, windows=True)).entries
     step = max(1, len(entries) // counts.total)

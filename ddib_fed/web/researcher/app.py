@@ -47,7 +47,7 @@ class Order(BaseModel):
     quality: str = Field(default="standard", max_length=20)
     cycle: bool = True
     target_class: str = Field(default="", max_length=200)
-    slices: str = Field(default="axial", max_length=20)
+    slices: str = Field(default=AUTO, max_length=20)
     intensity: str = Field(default=AUTO, max_length=100)
 
     def asked(self) -> Asked:
@@ -58,7 +58,7 @@ class Order(BaseModel):
         """
         if self.quality not in QUALITIES:
             raise UsageError(f"there is no quality {self.quality!r}", hint=f"one of {', '.join(QUALITIES)}")
-        if self.slices not in PLANES:
+        if self.slices not in {AUTO, *PLANES}:
             raise UsageError(f"there is no plane {self.slices!r}", hint=f"one of {', '.join(PLANES)}")
         if self.intensity != AUTO:
             Rule.parse(self.intensity)

@@ -33,7 +33,7 @@ class Asked:
     quality: str = "standard"
     cycle: bool = True
     target_class: str = ""
-    slices: str = "axial"
+    slices: str = AUTO
     intensity: str = AUTO
 
 

@@ -40,6 +40,8 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "domains": Many(Inner(), 10_000),
         "classes": CLASSES,
         "class_names": CLASS_NAMES,
+        "intensity": Text(100),
+        "slices": NAME,
         "tiles": ANY,
     },
     "Domain": {

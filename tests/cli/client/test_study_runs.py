@@ -31,6 +31,7 @@ from ddib_fed.formats.dicom.study import DicomStudy
 from ddib_fed.samples.images import encode_png
 from ddib_fed.wire.jobs import Settings
 from tests.cli.client.test_studies import Ordinary
+from tests.client.scripted_source import SourceNodeDouble
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import NIFTI
 from tests.formats.maps import write_map
@@ -38,13 +39,10 @@ from tests.formats.test_geotiff import SMOOTH
 
 pytestmark = pytest.mark.slow
 VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
-PROFILE = Profile(
-    institution="north.example", name="alice", source_address="localhost:1", source_identity="n.north.example"
-)
 ORDER = Order("south.example/relief", Settings(), cycle=False, keep_latent=False, deadline_s=None)
 ASKED = {
     "intensity": "auto",
-    "slices": "axial",
+    "slices": "auto",
     "tile": "none",
     "overlap": None,
     "keep_parts": False,
@@ -93,18 +91,26 @@ def given(tmp_path):
     return folders
 
 
+@pytest.fixture(scope="module")
+def north(tmp_path_factory):
+    node = SourceNodeDouble(tmp_path_factory.mktemp("north"))
+    yield node
+    node.stop()
+
+
 @pytest.fixture
-def translate(tmp_path):
+def translate(tmp_path, north):
     """Plans, checks and translates; what was asked of the node."""
 
     def call(
         paths, node, *, skip_bad=False, output_format="text", order=ORDER, force=False, again=False, **changes
     ):
+        profile = Profile.load(north.profile_path)
         manner = StudyManner(tmp_path / "out", output_format, force=force, again=again)
-        plan = plan_studies(paths, PROFILE, {**ASKED, **changes}, order, manner)
+        plan = plan_studies(paths, profile, {**ASKED, **changes}, order, manner)
         assert plan is not None
         chosen = Chosen.files(plan.choice.plain, apart=True) if plan.choice.plain else None
-        check_plan(plan, chosen, order, PROFILE.institution, skip_bad=skip_bad)
+        check_plan(plan, chosen, order, profile.institution, skip_bad=skip_bad)
         with one_document(output_format) as document:
             translate_studies(plan, node, document, skip_bad=skip_bad, done=[])
         return node.studies

@@ -17,6 +17,8 @@ import rasterio
 
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.formats.credentials import read_mark
+from ddib_fed.models.bundle import amend_bundle
+from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.samples.images import encode_png
 from tests.e2e.harness import Pair, ddib, find_any
 from tests.formats.dicom.files import words_of, write_series
@@ -32,6 +34,7 @@ pytestmark = [
 ]
 
 SECRET = "Ada-Lovelace-1815"
+RULE = "percentile:0.5,99.5@0:255"
 AFFINE = np.array([[0.0, 0, -2, 70], [2, 0, 0, -60], [0, 2, 0, -31], [0, 0, 0, 1]])
 
 
@@ -107,6 +110,8 @@ def hospital() -> Iterator[Hospital]:
     with tempfile.TemporaryDirectory(prefix="ddib-formats-") as name:
         folder, slices = Path(name), head()
         pair = Pair.create(folder, "brain-t2", domain="brain-t1")
+        own = PictureFormat(intensity=RULE, slices="coronal")  # as if it was trained on volumes
+        amend_bundle(folder / "north" / "model", picture=own)
         (given := folder / "given").mkdir()
         write_series(given / "Ada-series", slices.astype(int) * 4, PatientName=SECRET, PatientID=f"{SECRET}-id",
                      BurnedInAnnotation="NO")  # fmt: skip
@@ -118,7 +123,7 @@ def hospital() -> Iterator[Hospital]:
         tap = Tap(pair.north.port, pair.north.config.paths.pki, profile.parent / "pki")
         profile.write_text(profile.read_text().replace(str(pair.north.port), str(tap.port)))
         try:
-            words = ("translate", given / "Ada-series", given / "Ada-volume.nii", given / "maps", "--slices", "coronal",
+            words = ("translate", given / "Ada-series", given / "Ada-volume.nii", given / "maps",
                      "--to", "south.example/brain-t2", "--out", folder / "out", "--steps", 12, "--profile",
                      profile)  # fmt: skip
             said, again = ddib(*words), ddib(*words)
@@ -182,7 +187,7 @@ def test_the_same_command_again_asks_for_nothing(hospital: Hospital) -> None:
 
 
 def test_the_provenance_says_how_it_was_made(hospital: Hospital) -> None:
-    """Intensity rule, flicker, each slice's own record; parts are gone."""
+    """Rule and plane, which are those of the source's model, flicker, each slice's own record; parts are gone."""
     for name, kind, count in (
         ("Ada-series/series-1", "DICOM series (MR)", 3),
         ("Ada-volume", "NIfTI volume", 5),
@@ -193,6 +198,8 @@ def test_the_provenance_says_how_it_was_made(hospital: Hospital) -> None:
         section = json.loads((hospital.out / f"{name}.json").read_text())["study"]
         assert (section["kind"], section["planes"]) == (kind, count)
         assert section["intensity"]["rule"] == "percentile"
+        assert (section["options"]["intensity"], section["options"]["intensity_of"]) == (RULE, "model")
+        assert section["options"].get("slices") == ("coronal" if kind == "NIfTI volume" else None)
         assert section["flicker"]["ratio"] > 0
         assert {len(item["latent_sha256"]) for item in section["items"]} == {64}
     assert "slice flicker" in hospital.said

@@ -78,4 +78,6 @@ def _config(given: Mapping[str, Any], command: str) -> ClassifierTrainConfig:
         if made.picture is not None:
             fields.setdefault("fit", made.picture.fit)
             fields.setdefault("range", f"{made.picture.low!r}:{made.picture.high!r}")
+            fields.setdefault("intensity", made.picture.intensity)
+            fields.setdefault("slices", made.picture.slices)
     return checked(ClassifierTrainConfig, with_preset(fields), "ddib classifier train --help")

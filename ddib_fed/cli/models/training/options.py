@@ -27,6 +27,7 @@ _METAVARS: Mapping[str, str] = {
     "diffusion_steps": "T",
     "network": "FIELD=VALUE",
     "range": "LOW:HIGH",
+    "intensity": "RULE",
     "init": "BUNDLE",
     "generator": "BUNDLE",
     "recipe": "FILE",
