@@ -222,8 +222,7 @@ def test_a_peer_is_admitted_without_a_restart(node: Listening, south: Institutio
         try:
             with node.stub(west) as stub:
                 stub.DescribeDomain(ASK, timeout=5)
-        except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.UNAVAILABLE
+        except grpc.RpcError:
             return False
         return True
 

@@ -363,7 +363,9 @@ SETUPS = {
     "not-valid-yet": Setup(
         "the node's certificate begins later", _not_valid_yet, "connection", "[not-valid-yet]"
     ),
-    "own-expired": Setup("the client's certificate has expired", _own_expired, "certificate", "[own-expired]"),
+    "own-expired": Setup(
+        "the client's certificate has expired", _own_expired, "certificate", "[own-expired]"
+    ),
     "own-later": Setup(
         "the client's certificate begins later", _own_later, "certificate", "[own-not-valid-yet]"
     ),
