@@ -117,7 +117,7 @@ class LimitsSection(Section):
     max_open_jobs: Annotated[int, Field(ge=1)] = 64
     max_spool_bytes: Annotated[int, Field(ge=1)] = 4 << 30
     max_staged_bytes: Annotated[int, Field(ge=1)] = 2 << 30
-    decode_memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 208
+    decode_memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 220
     stall_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     idle_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     request_s: Annotated[float, Field(gt=0, le=3600)] = 20.0

@@ -16,7 +16,7 @@ from ddib_fed.samples.images import image_format
 
 _PALETTE = 3  # "colour type" of the PNG specification
 _PLANES, _WHITE_IS_ZERO = 2, 0  # TIFF's PlanarConfiguration and PhotometricInterpretation
-FIXED = 20 << 20
+FIXED = 32 << 20
 """Of a large picture: what decoders keep for themselves."""
 
 
