@@ -170,7 +170,7 @@ def test_the_same_request_at_once_is_accepted_once(store, tmp_path):
 
 
 def test_the_same_request_accepted_meanwhile_leaves_one_set_of_files(store, tmp_path, monkeypatch):
-    """While the files of the first are written and synced: the spool would fill with jobs that nobody has."""
+    """A repeated request that arrives while the files of the first are synced leaves no second job in the spool."""
     request, fsync, answers = spec().request_id, os.fsync, []
     with store.stage(spec(request_id=request)) as first, store.stage(spec(request_id=request)) as second:
         first.add(NPY, b"points")

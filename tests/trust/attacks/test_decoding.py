@@ -225,12 +225,9 @@ def test_refused_pictures_cost_neither_memory_nor_others_their_turn(
     )
     evidence.figure(figure)
     print(figure)
-    assert reasons <= {
-        PictureMisfit.reason,
-        ImageTooLarge.reason,
-        "CANCELLED",
-        "PEER_UNREACHABLE",
-    }  # the last: a starved handshake
+    # Where other tests have the same cores, a handshake of the attacker may starve.
+    starved = {"PEER_UNREACHABLE"} if amount(1, 0) else set()
+    assert reasons <= {PictureMisfit.reason, ImageTooLarge.reason, "CANCELLED"} | starved
     assert watch.grown_mb < MOST_MB
     assert watch.worst_s < amount(int(BUSY_WORST_S), int(WORST_S))
     assert max(took_s) < max(TIMES * max(idle_s), amount(int(BUSY_WORST_S), 0))
