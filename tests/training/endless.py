@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ddib_fed.training.run import train
 from ddib_fed.training.settings.config import PointTrainConfig
-from tests.training.saying import said
+from tests.training.saying import require_no_threads_of_a_group, said
 
 train(
     PointTrainConfig.model_validate_json(sys.argv[1]),
@@ -13,3 +13,4 @@ train(
     said,
     resume=True,
 )
+require_no_threads_of_a_group()

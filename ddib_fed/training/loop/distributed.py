@@ -6,6 +6,7 @@ of several differ from a run of one.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,9 @@ def open_world(device: str) -> Iterator[World]:
         killed_with(os.getppid())  # torchrun cannot end its processes when it is itself killed
     started = not distributed.is_initialized()
     if started:
+        # Default arguments of this module keep the group that there is when it is first imported, and an optimizer
+        # imports it. The group's threads would then outlive it, and end the process by SIGABRT when it exits.
+        importlib.import_module("torch.distributed.nn.functional")
         distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield World(rank, size, place)

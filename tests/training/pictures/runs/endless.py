@@ -6,7 +6,7 @@ from pathlib import Path
 from ddib_fed.training.run import train
 from ddib_fed.training.settings.config import PictureTrainConfig
 from tests.training.pictures.examples import spots_source
-from tests.training.saying import said
+from tests.training.saying import require_no_threads_of_a_group, said
 
 train(
     PictureTrainConfig.model_validate_json(sys.argv[1]),
@@ -15,3 +15,4 @@ train(
     source=spots_source(),
     resume=True,
 )
+require_no_threads_of_a_group()
