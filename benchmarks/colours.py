@@ -81,7 +81,6 @@ def name(pair: tuple[str, str]) -> str:
 
 
 def rows(found: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """The first cells of a line, and its direction."""
     return [(f"| {d['from']} → {d['to']} | {r['space']} |", d) for r in found for d in r["directions"]]
 
 

@@ -42,25 +42,7 @@ POINTS = 40
 
 @dataclass(frozen=True)
 class Story:
-    """What happened.
-
-    Attributes:
-        files: In the folder, bad ones included.
-        exit_codes: Of the runs, in order; negative for a signal.
-        seconds: Of each run.
-        on_disk: Complete results after each run.
-        jobs: Accepted by the source.
-        jobs_accepted_twice: The same job.
-        sent: Latents that left the source.
-        received: Latents that the target decoded.
-        computed_twice: Items whose latent was sent more than once.
-        seen: Files that were read when they appeared under their final names.
-        half_written: Those that were incomplete then.
-        left_over: Hidden files in the folder at the end.
-        missing: Good files without a result at the end.
-        listed: Bad files that the last run names.
-        last_words: What it wrote to stderr.
-    """
+    """What happened."""
 
     files: int
     exit_codes: tuple[int, ...]
@@ -104,7 +86,6 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look once more, and end."""
         self._stop.set()
         self._thread.join()
         self._look()
@@ -149,13 +130,7 @@ def fill(folder: Path, files: int) -> int:
 
 
 def tell(folder: Path, files: int, *, most_items: int = 1_000) -> Story:
-    """Run the command until it ends by itself, after one Ctrl-C and one kill -9.
-
-    Args:
-        folder: For everything.
-        files: In the folder that is translated.
-        most_items: The source's limit of one job.
-    """
+    """Run the command until it ends by itself, after one Ctrl-C and one kill -9."""
     pair = stub_pair(folder / "pair")
     pair.north.edit("# max_items_per_job = 1000", f"max_items_per_job = {most_items}")
     done = fill(folder / "scans", files)

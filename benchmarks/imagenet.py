@@ -136,11 +136,7 @@ def checkpoint(config: UNetConfig | ClassifierConfig, path: Path, seed: int) -> 
 
 
 def _know_noise(network: Any) -> None:
-    """Let a network with random weights answer eps = x / rms(x), as one of white pictures does, and its own on top.
-
-    The pictures of `pictures` then have white latents, which a node sends; a random network's are none. Eight channels
-    carry each colour and its negative from the first convolution to the last, since silu(a) - silu(-a) = a.
-    """
+    """Let a network with random weights answer eps = x / rms(x), as one of white pictures does, and its own on top."""
     colours = (0, 0, 1, 1, 2, 2, 0, 0)
     enter, leave, last = network.input_blocks[0][0], network.out[2], network.output_blocks[-1][0]
     own = last.skip_connection.weight.shape[1] - enter.weight.shape[0]

@@ -16,7 +16,6 @@ TEST = "tests/chaos/test_kills.py::test_random_kills_with_the_real_engine"
 
 
 def main() -> int:
-    """Run the test; pytest's exit code."""
     return int(pytest.main([TEST, "--long", "-q"]))
 
 

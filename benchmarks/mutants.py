@@ -81,10 +81,7 @@ class Workshop:
         return "".join(failed[:1]).partition(" - ")[0] if code else ""
 
     def killer(self, mutation: Mutation) -> str:
-        """The first of the tests near the mutation that fails with it; "" when none does.
-
-        Raises ValueError or SyntaxError for a mutation that cannot be applied, RuntimeError as `failing`.
-        """
+        """The first of the tests near the mutation that fails with it; "" when none does."""
         path = self._folder / mutation.file
         before = path.read_text()
         changed = mutation.applied(before)
@@ -96,7 +93,6 @@ class Workshop:
             self._write(path, before)
 
     def _write(self, path: Path, text: str) -> None:
-        """Write with a time stamp of its own, by which Python sees that its cached code is old."""
         path.write_text(text)
         self._stamp += 10
         os.utime(path, (self._stamp, self._stamp))

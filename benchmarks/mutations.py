@@ -25,7 +25,6 @@ class Mutation:
     harmless: str = ""
 
     def applied(self, source: str) -> str:
-        """The file with the change; raises ValueError unless the old text occurs exactly once."""
         if (count := source.count(self.old)) != 1:
             raise ValueError(f"{self.name}: the old text occurs {count} times in {self.file}")
         return source.replace(self.old, self.new)

@@ -6,14 +6,12 @@ from typing import Any
 
 
 def between(text: str, name: str, writer: str, new: str) -> str:
-    """The page with `new` between the markers of `name`."""
     begin, end = f"<!-- {name}: written by {writer} -->", f"<!-- end of {name} -->"
     before, rest = text.split(begin)
     return f"{before}{begin}\n\n{new.strip()}\n\n{end}{rest.split(end)[1]}"
 
 
 def markdown(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> str:
-    """A table."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
     return "\n".join(lines)

@@ -32,12 +32,10 @@ class Crossed:
         self.files: dict[str, None] = {}
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> None:  # noqa: ARG002
-        """A profile function."""
         if self.on and event == "call" and frame.f_code.co_name != "<module>":
             self.files.setdefault(frame.f_code.co_filename, None)
 
     def modules(self) -> list[str]:
-        """Their paths below the repository, in the order in which they were first entered."""
         paths = (Path(file) for file in self.files)
         found = (path.relative_to(ROOT).as_posix() for path in paths if path.is_relative_to(ROOT))
         return [name for name in found if name.split("/")[0] in PACKAGES]

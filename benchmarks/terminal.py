@@ -33,7 +33,6 @@ _LOG = re.compile(r"\d{4}-\d\d-\d\d ")
 
 
 def commands() -> list[tuple[str, str]]:
-    """(who, command) of README's first section, without installation."""
     section = (ROOT / "README.md").read_text().split("\n## Two institutions")[1].split("\n## ")[0]
     typed = re.findall(r"^(east|west)\$ (.+)$", section, re.MULTILINE)
     return [(who, line) for who, line in typed if "pip install" not in line]
@@ -77,12 +76,10 @@ class Run:
         return found[0]
 
     def wait_serving(self, logs: list[Path]) -> None:
-        """Until every node serves."""
         for log in logs:
             self._wait(log, re.compile(r": serving "))
 
     def close(self) -> None:
-        """Stop the nodes."""
         for node in self.nodes:
             node.terminate()
             node.wait()

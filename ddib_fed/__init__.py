@@ -1,10 +1,8 @@
 """Image translation between two institutions that share neither pictures nor weights (federated DDIB).
 
-    >>> import ddib_fed
-    >>> result = ddib_fed.translate("scan.png", "satellite", "relief", cycle=True)
-    >>> result[0].picture.save("relief.png")
-
-`import ddib_fed` loads nothing; each name is imported when it is used, and `Client` without torch.
+>>> import ddib_fed
+>>> result = ddib_fed.translate("scan.png", "satellite", "relief", cycle=True)
+>>> result[0].picture.save("relief.png")
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,7 +32,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
@@ -43,5 +40,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """For completion in a notebook."""
     return sorted([*globals(), *__all__])

@@ -20,11 +20,7 @@ _LINES = 10
 
 @contextmanager
 def bar(what: str) -> Iterator[Show]:
-    """A function that shows progress, called with (done, total, remark).
-
-    Args:
-        what: The word in front.
-    """
+    """A function that shows progress, called with (done, total, remark)."""
     if sys.stderr.isatty():
         with _drawn(what) as show:
             yield show
@@ -42,15 +38,7 @@ def _drawn(what: str) -> Iterator[Show]:
 def drawing(
     name: str, remark: str = "", *, left: bool = False, transient: bool = False, disable: bool = False
 ) -> Progress:
-    """Bars on stderr, drawn by rich, to be entered; texts are escaped.
-
-    Args:
-        name: Format of the text before a bar, e.g. ``{task.description}``.
-        remark: Of the one behind it.
-        left: Whether the time that is left is estimated.
-        transient: Whether the bars go when it is left.
-        disable: Draw nothing.
-    """
+    """Bars on stderr, drawn by rich, to be entered; texts are escaped."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
     columns = [

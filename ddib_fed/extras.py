@@ -13,17 +13,7 @@ from ddib_fed.errors import ExtraMissing
 
 @contextmanager
 def extra(name: str, package: str, what: str, *, otherwise: str = "") -> Iterator[None]:
-    """Guard imports of a package of an extra.
-
-    Args:
-        name: Of the extra in pyproject.toml.
-        package: As pip installs it; several are separated by spaces.
-        what: The sentence of the error.
-        otherwise: What can be done instead of installing it.
-
-    Raises:
-        ExtraMissing: An import inside fails.
-    """
+    """Guard imports of a package of an extra."""
     try:
         yield
     except ImportError as error:
@@ -31,16 +21,12 @@ def extra(name: str, package: str, what: str, *, otherwise: str = "") -> Iterato
 
 
 def missing(name: str, package: str, what: str, *, otherwise: str = "") -> ExtraMissing:
-    """The error for a package of an extra that is not installed; arguments as of `extra`."""
     hint = install_command(name, package) + (f", or {otherwise}" if otherwise else "")
     return ExtraMissing(what, hint=hint, facts={"extra": name, "package": package})
 
 
 def install_command(name: str, package: str) -> str:
-    """A line for a shell that installs what is missing of an extra into the Python that runs; arguments as of `extra`.
-
-    It names packages, not `ddib-fed[EXTRA]`: no index has ddib-fed, and a checkout may have been moved since.
-    """
+    """A line for a shell that installs what is missing of an extra into the Python that runs; arguments as of `extra`."""
     from importlib import metadata  # which only an error needs
 
     try:

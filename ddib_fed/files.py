@@ -44,10 +44,7 @@ def private_folder(folder: Path) -> Path:
 
 
 def model_folder(path: Path) -> Path:
-    """Make a folder for weights, of mode 0700; others lose their rights to one that is there. Parents are as usual.
-
-    Weights can reveal their training data. Reading does not check modes: shipped bundles are readable by everybody.
-    """
+    """Make a folder for weights, of mode 0700; others lose their rights to one that is there. Parents are as usual."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     with suppress(PermissionError):  # somebody else's folder; the files in it are private all the same
@@ -56,12 +53,7 @@ def model_folder(path: Path) -> Path:
 
 
 def check_private_folder(folder: Path) -> None:
-    """Check that only this user can write to a folder, or that it can be created.
-
-    Raises:
-        ConfigError: It is not a folder, belongs to another user, or others may write there and so control whom
-            the node trusts.
-    """
+    """Check that only this user can write to a folder, or that it can be created."""
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
         found = there.stat()
@@ -80,11 +72,7 @@ def check_private_folder(folder: Path) -> None:
 
 
 def check_private_file(path: Path) -> None:
-    """Check that this user can read and write a file, or that it is missing.
-
-    Raises:
-        ConfigError: It is something else, or cannot.
-    """
+    """Check that this user can read and write a file, or that it is missing."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -102,7 +90,6 @@ def check_private_file(path: Path) -> None:
 
 
 def _opened(path: Path, found: os.stat_result, mode: int) -> str:
-    """The command that lets this user read and write something."""
     if found.st_uid != os.geteuid():
         return f"chown {_user(os.geteuid())} {shlex.quote(str(path))}"
     if found.st_mode & mode != mode:
@@ -122,7 +109,6 @@ def _user(number: int) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, or this user's share of it, is full."""
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -137,18 +123,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: bool = True) -> None:
-    """Write a file atomically and durably: a synced temporary file beside it is renamed.
-
-    Args:
-        path: Where; its folder must exist.
-        data: The whole content.
-        private: Mode 0600, whatever the umask and the file before it: for keys, weights and what they are made from.
-        overwrite: Whether an existing file is replaced.
-
-    Raises:
-        AlreadyExists: There is one, and `overwrite` is false.
-        OSError: It cannot be written; `filename` is the file's, or that of what stood in the way.
-    """
+    """Write a file atomically and durably: a synced temporary file beside it is renamed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -176,11 +151,7 @@ def _place(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 
 def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
-    """Bring files to the disk, side by side: a journal then commits many at once, and each waits for one commit.
-
-    Returns:
-        Why some are not there, by their place in `paths`.
-    """
+    """Bring files to the disk, side by side: a journal then commits many at once, and each waits for one commit."""
 
     def sync(path: Path | str) -> OSError | None:
         try:
@@ -211,11 +182,6 @@ def sync_folder(folder: Path | str) -> None:
 
 
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures as indented JSON; NaN and infinity are refused, since JSON has neither.
-
-    Raises:
-        ValueError: A figure is not finite or is no JSON value.
-    """
     text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
     write_file(path, (text + "\n").encode())
 
@@ -230,11 +196,7 @@ def has_sha256(path: Path, sha256: object) -> bool:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value that a JSON text holds.
-
-    Raises:
-        ValueError: It is not JSON, or nested so deeply that Python cannot read it.
-    """
+    """The value that a JSON text holds."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -263,42 +225,18 @@ def move_into_place(staging: Path, path: Path) -> None:
 
 
 def copy_folder(source: Path, path: Path) -> None:
-    """Copy the files of a folder, e.g. of weights that ship with the package; the copy is private.
-
-    Raises:
-        FileExistsError: There is something already.
-    """
+    """Copy the files of a folder, e.g. of weights that ship with the package; the copy is private."""
     path.mkdir(mode=0o700, parents=True)
     for file in sorted(entry for entry in source.iterdir() if entry.is_file()):
         write_file(path / file.name, file.read_bytes(), private=True)
 
 
 def read_small(path: Path, *, hint: str = "", pipe: bool = False) -> bytes:
-    """The whole of a file of at most `MAX_SMALL_FILE_BYTES`.
-
-    Args:
-        path: The file.
-        hint: For the error when it cannot be read.
-        pipe: Whether it may be a pipe, e.g. a person's /dev/stdin; a node must not wait for a writer.
-
-    Raises:
-        FileMissing: There is no such file.
-        InputError: It is larger, no regular file, or cannot be read.
-    """
     return _read(path, hint, pipe=pipe)
 
 
 def read_private(path: Path, *, hint: str = "", max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
-    """The content of a secret file, if only its owner can read or replace it.
-
-    The file that is read counts, also if `path` is a link to it: it must belong to this user or to root, its
-    group and others must have no rights to it, and must not be able to write to the folder of either.
-
-    Raises:
-        FileMissing: There is no such file.
-        InputError: It is larger than `max_bytes`, or cannot be read.
-        ConfigError: Others could have read or written it; the hint is the command that fixes it.
-    """
+    """The content of a secret file, if only its owner can read or replace it."""
     for folder in dict.fromkeys((path.parent, path.resolve().parent)):
         if folder.is_dir():
             refuse_open_folder(folder)
@@ -306,12 +244,7 @@ def read_private(path: Path, *, hint: str = "", max_bytes: int = MAX_SMALL_FILE_
 
 
 def refuse_open_folder(folder: Path) -> None:
-    """Return if only its owner, this user or root, can put files into a folder.
-
-    Raises:
-        ConfigError: Others can; the hint is the command that fixes it.
-        FileMissing: There is no such folder.
-    """
+    """Return if only its owner, this user or root, can put files into a folder."""
     try:
         found = folder.stat()
     except OSError as exc:

@@ -69,14 +69,7 @@ _TYPES: Final[Mapping[str, _WireType]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Latent:
-    """Latents of one item; made by `from_array` or `from_bytes`, which measure the digest.
-
-    Attributes:
-        data: (N, *sample_shape), float32, C-contiguous; rounded to `dtype`. It cannot be written.
-        sha256: Digest of its bytes on the wire, 32 bytes.
-        dtype: A name in `LATENT_TYPES`: how a number crosses.
-        sealed: Whether nothing else has its memory, so that the digest stays true without being computed again.
-    """
+    """Latents of one item; made by `from_array` or `from_bytes`, which measure the digest."""
 
     data: Array
     sha256: bytes
@@ -91,16 +84,7 @@ class Latent:
 
     @classmethod
     def from_array(cls, array: Array, dtype: str = FLOAT32) -> Latent:
-        """The latent of an array, which is copied: what is done with the array later does not change the latent.
-
-        Args:
-            array: (N, *sample_shape).
-            dtype: To which its numbers are rounded.
-
-        Raises:
-            ShapeMismatch: Not an array of at least one sample with at least one axis.
-            NotFinite: A number is too large for the type.
-        """
+        """The latent of an array, which is copied: what is done with the array later does not change the latent."""
         if array.ndim < 2 or array.size == 0:
             raise ShapeMismatch(f"a latent of shape {array.shape}", facts={"shape": shape_text(array.shape)})
         # A copy takes a quarter of the time of the second digest that a latent in shared memory needs to be sent.
@@ -122,18 +106,7 @@ class Latent:
         *,
         sha256: bytes | None = None,
     ) -> Latent:
-        """The latent in little-endian row-major bytes; float32 is not copied, on usual machines.
-
-        Args:
-            data: The bytes of N samples.
-            sample_shape: Shape of one sample.
-            dtype: What the numbers are.
-            sha256: Digest of the bytes, where it was computed while they arrived; None computes it.
-
-        Raises:
-            ShapeMismatch: The bytes are no whole number of samples, at least one.
-            NotFinite: A value is NaN or infinite.
-        """
+        """The latent in little-endian row-major bytes; float32 is not copied, on usual machines."""
         samples, rest = divmod(len(data), math.prod(sample_shape) * LATENT_TYPES[dtype])
         if samples == 0 or rest:
             raise ShapeMismatch(
@@ -147,24 +120,17 @@ class Latent:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on the wire."""
         return self.data.size * LATENT_TYPES[self.dtype]
 
     def wire(self) -> memoryview:
-        """Little-endian row-major bytes, read-only; float32 is not copied, on usual machines."""
         return _TYPES[self.dtype].to_wire(self.data).data.cast("B").toreadonly()
 
     def to_bytes(self) -> bytes:
-        """A copy of `wire`."""
         return bytes(self.wire())
 
 
 def moments(array: Array) -> tuple[float, float]:
-    """Mean and standard deviation (over the count) of all numbers, in one pass and without a copy of them.
-
-    Args:
-        array: Float32, C-contiguous, finite, at least one number.
-    """
+    """Mean and standard deviation (over the count) of all numbers, in one pass and without a copy of them."""
     flat = array.reshape(-1)
     # Near the mean, so that little is lost where it is far from 0 and the deviation small.
     shift = flat[:SUM_BLOCK].mean()
@@ -188,10 +154,6 @@ def require_finite(array: Array) -> None:
 
 
 def _squares_are_finite(array: Array) -> bool:
-    """True if every value is finite; False if one is not, or if a sum of squares is too large to tell.
-
-    One read of the numbers and no array of truth values, which a large latent would fill with fresh memory.
-    """
     flat = array.reshape(-1)
     blocks = (flat[start : start + SUM_BLOCK] for start in range(0, flat.size, SUM_BLOCK))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -199,5 +161,4 @@ def _squares_are_finite(array: Array) -> bool:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """A shape for messages: ``1x3x64x64``, at most 100 characters."""
     return "x".join(map(str, shape))[:100]

@@ -34,11 +34,7 @@ _SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 def size_from(text: str) -> tuple[int, int]:
-    """Height and width in pixels from a text as ``700x150``.
-
-    Raises:
-        ValueError: It is none; the text has one that is.
-    """
+    """Height and width in pixels from a text as ``700x150``."""
     found = _SIZE.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!a} is no size: write HEIGHTxWIDTH in pixels, e.g. 700x150")
@@ -50,15 +46,7 @@ def names_apart(
     made: Callable[[str], Iterable[str]] = lambda name: (name,),
     taken: Iterable[str] = (),
 ) -> list[str]:
-    """What the results of files are called: the file's name without its suffix, or ``scan-png`` where that would clash.
-
-    Names clash when two files would have a result of one name. Case is folded: some file systems do not tell A from a.
-
-    Args:
-        files: Names or relative paths.
-        made: The file names of all results under a name.
-        taken: File names of other results.
-    """
+    """What the results of files are called: the file's name without its suffix, or ``scan-png`` where that would clash."""
     whole: set[int] = set()
     others = Counter({each.casefold() for each in taken})
     while True:
@@ -76,7 +64,6 @@ def names_apart(
 
 
 def is_label(text: str) -> bool:
-    """Whether it is one DNS label in lower case: the name of a node or a client."""
     return _LABEL.fullmatch(text) is not None
 
 
@@ -88,7 +75,6 @@ def is_institution(text: str) -> bool:
 
 
 def readable(name: str) -> str:
-    """A DNS name with its internationalised labels (``xn--...``) as they are read; what cannot be decoded stays."""
     return ".".join(map(_readable, name.split(".")))
 
 
@@ -102,10 +88,6 @@ def _readable(label: str) -> str:
 
 
 def resembles(name: str, other: str) -> bool:
-    """Whether a person may read one DNS name as the other.
-
-    Marks at letters are ignored, and a letter beyond ASCII of a script with Latin shapes may look like any.
-    """
     one, two = _plain(name), _plain(other)
     return len(one) == len(two) and all(a == b or _alike(a, b) for a, b in zip(one, two, strict=True))
 
@@ -124,16 +106,11 @@ def _plain(name: str) -> str:
 
 
 def is_domain(text: str, *, longest: int = MAX_DOMAIN) -> bool:
-    """Whether it is a domain's name, as contracts carry it."""
     return _DOMAIN.fullmatch(text) is not None and len(text) <= longest
 
 
 def check_domain(text: str) -> str:
-    """The name itself.
-
-    Raises:
-        ValueError: It is none; the text has one that is.
-    """
+    """The name itself."""
     if not is_domain(text):
         raise ValueError(
             f"{text!a} is no name of a domain: {DOMAIN_RULE}, e.g. {domain_from(text) or 'brain-t1'}"
@@ -142,12 +119,10 @@ def check_domain(text: str) -> str:
 
 
 def domain_from(text: str) -> str:
-    """A domain's name made of any text, e.g. a file's name; empty when nothing of it can be kept."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
     return kept.lstrip("._-")[:MAX_DOMAIN]
 
 
 def nearest(text: str, known: Iterable[str]) -> str:
-    """The known name that was meant by a misspelt one; empty if none is near."""
     close = difflib.get_close_matches(text, tuple(known), n=1)
     return close[0] if close else ""

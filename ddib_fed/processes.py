@@ -40,22 +40,12 @@ def started_together() -> tuple[int, str]:
 
 
 def beside_here() -> int:
-    """How many processes of the same start share this machine, itself among them."""
     text = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(text)) if text.isdecimal() else started_together()[0]
 
 
 def killed_with(parent: int) -> bool:
-    """On Linux, have the kernel kill this process as soon as its parent has ended; elsewhere nothing happens.
-
-    To the kernel the parent is the thread that started this process.
-
-    Args:
-        parent: Its process id.
-
-    Returns:
-        Whether it still is the parent.
-    """
+    """On Linux, have the kernel kill this process as soon as its parent has ended; elsewhere nothing happens."""
     if sys.platform != "linux":
         return True
     with contextlib.suppress(OSError, AttributeError):
@@ -64,14 +54,7 @@ def killed_with(parent: int) -> bool:
 
 
 def require_alone(what: str) -> None:
-    """Return in a process that is alone.
-
-    Args:
-        what: What is about to run, for the message.
-
-    Raises:
-        UsageError: There are several processes.
-    """
+    """Return in a process that is alone."""
     count, starter = started_together()
     if count > 1:
         raise UsageError(
@@ -82,14 +65,7 @@ def require_alone(what: str) -> None:
 
 
 def require_torchrun(what: str) -> None:
-    """Return in a process that is alone, or one of several that torchrun started and that know of each other.
-
-    Args:
-        what: What is about to run, for the message.
-
-    Raises:
-        UsageError: Another starter made several processes: each would take itself for alone.
-    """
+    """Return in a process that is alone, or one of several that torchrun started and that know of each other."""
     count, starter = started_together()
     if count > 1 and starter != STARTERS[TORCHRUN]:
         raise UsageError(

@@ -34,25 +34,14 @@ _aside: ContextVar[bool] = ContextVar("sentences go to stderr", default=False)
 
 
 def escape(text: str) -> str:
-    r"""The text with each character that does not print as itself as a backslash escape, e.g. ``\x1b`` or ``\u202e``.
-
-    These are Unicode's categories Other and Separator but for the space: control characters with line breaks and tabs,
-    DEL, directions and widths of none, separators of lines and paragraphs, surrogates (of file names that are no
-    UTF-8), private and unassigned ones. A backslash stays, so that what was escaped once is not escaped again.
-    """
+    r"""The text with each character that does not print as itself as a backslash escape, e.g. ``\x1b`` or ``\u202e``."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def say(*lines: str, err: bool = False, style: Style = "plain") -> None:
-    """Write a line for each text, escaped, to stdout or stderr; without a text an empty line.
-
-    Args:
-        lines: One text a line.
-        err: To stderr.
-        style: On a terminal only.
-    """
+    """Write a line for each text, escaped, to stdout or stderr; without a text an empty line."""
     stream = sys.stderr if err or _aside.get() else sys.stdout
     before, after = _STYLES[style] if stream.isatty() else _STYLES["plain"]
     encoding = stream.encoding or "utf-8"
@@ -74,7 +63,6 @@ def sentences_aside() -> Iterator[None]:
 
 
 def is_aside() -> bool:
-    """Whether sentences go to stderr now."""
     return _aside.get()
 
 
@@ -88,7 +76,6 @@ def say_document(text: str) -> None:
 
 
 def say_labelled(label: str, text: str) -> None:
-    """Write a text of several lines to stderr; no further line of it can pass for one of ours, with a label."""
     first, *rest = text.split("\n")
     say(label + first, *(" " * 8 + line.strip() for line in rest), err=True)
 
@@ -120,7 +107,6 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def column(text_format: str) -> TextColumn:
-    """Text in a rich progress bar, e.g. ``{task.description}``; what is put in is escaped, without markup."""
     made: TextColumn = _column_class()(text_format, markup=False)
     return made
 
@@ -132,7 +118,6 @@ def _console_class() -> Any:
 
     class Plain(Console):
         def render_str(self, text: str, **options: Any) -> Text:
-            """Every str that is printed, in a table too, comes through here."""
             return super().render_str(escape(text), **options)
 
     return Plain

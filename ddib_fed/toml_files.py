@@ -18,17 +18,7 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 def load_toml(path: Path, model: type[M], *, hint: str) -> M:
-    """Read and validate `path`.
-
-    Args:
-        path: The file.
-        model: What it must look like; should forbid extra keys.
-        hint: The command that writes such a file, for the error when it is missing.
-
-    Raises:
-        FileMissing: There is no such file.
-        ConfigError: It is no TOML, or a key is unknown, missing or has a value that cannot be used.
-    """
+    """Read and validate `path`."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
@@ -42,16 +32,7 @@ def load_toml(path: Path, model: type[M], *, hint: str) -> M:
 
 
 def parse_toml(data: bytes, model: type[M], path: Path) -> M:
-    """As `load_toml`, of the content of a file.
-
-    Args:
-        data: The content.
-        model: What it must look like.
-        path: Of the file, for the error.
-
-    Raises:
-        ConfigError: As `load_toml`.
-    """
+    """As `load_toml`, of the content of a file."""
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(
             f"{path} is over {MAX_CONFIG_BYTES} bytes: it is no configuration",
@@ -87,7 +68,6 @@ def _explain(model: type[BaseModel], item: Any) -> str:
 
 
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    """Names of the keys that are known at a place in the file."""
     current: type[BaseModel] | None = model
     for part in location:
         field = current.model_fields.get(str(part)) if current else None
@@ -96,7 +76,6 @@ def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[st
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model inside an annotation such as `Section | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Union, UnionType):

@@ -27,7 +27,6 @@ NODE_EXTRA = {
 
 
 def debugging() -> bool:
-    """Whether tracebacks are wanted."""
     return os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
 
 
@@ -60,5 +59,4 @@ def _look(error: OSError) -> str:
 
 
 def as_config_error(error: OSError, what: str) -> ConfigError:
-    """An error of the operating system about one of a node's files or ports."""
     return ConfigError(f"{error.filename or what}: {error.strerror or error}", hint=_look(error))

@@ -16,12 +16,6 @@ from source_node.jobs.records import JobSpec
 
 
 def calibration_of(node: NodeContext, spec: JobSpec) -> Calibration | None:
-    """The calibration under which a job's items are encoded; None for none.
-
-    It is the newest that both signed and that the model can encode under: after a colour map is agreed on, an earlier
-    rotation is used until the model is trained with the map. One that has ended, and that no newer one replaces, is
-    refused and not left out: translations without it differ.
-    """
     target = spec.target_institution, spec.target_domain
     return None if spec.no_calibration else _active(node, target)
 

@@ -15,16 +15,7 @@ MAX_LISTED = 200
 
 
 def class_index(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
-    """The index of a class of one side; None when none was asked for.
-
-    Args:
-        side: Whose model has the classes.
-        asked: A name, a decimal index, or nothing.
-        classes: How many there are, where a classifier has them; None for the side's own.
-
-    Raises:
-        SettingsInvalid: The side has no such class.
-    """
+    """The index of a class of one side; None when none was asked for."""
     if not asked:
         return None
     index = side.class_index(asked, classes)
@@ -42,18 +33,7 @@ def class_index(side: ContractSide, asked: str, classes: int | None = None) -> i
 def decoded_class(
     side: ContractSide, terms: GuidanceTerms | None, asked: str, guidance: Guidance
 ) -> int | None:
-    """The index of the class that a side is to decode to, so guided; None when none was asked for.
-
-    Args:
-        side: Whose model decodes.
-        terms: What guidance it offers.
-        asked: The class: a name, a decimal index, or nothing.
-        guidance: What is asked for.
-
-    Raises:
-        SettingsInvalid: The class does not exist, the side does not offer this guidance, or the guidance needs a class.
-        PolicyDenied: The side's policy does not allow as much.
-    """
+    """The index of the class that a side is to decode to, so guided; None when none was asked for."""
     of = f"{side.institution}/{side.domain}"
     check_offered(guidance, terms, of)
     by_classifier = guidance.classifier_scale is not None and terms is not None
@@ -69,13 +49,7 @@ def decoded_class(
 
 
 def own_classes(node: NodeContext, spec: JobSpec) -> dict[str, int | None]:
-    """The indices of the source classes of a job; guidance is checked where a cycle comes back to the own model.
-
-    Raises:
-        SettingsInvalid: The own model has no such class, cannot do without one, or cannot be guided so.
-        PolicyDenied: The own policy does not allow as much guidance.
-        NotReady: The model is not loaded yet.
-    """
+    """The indices of the source classes of a job; guidance is checked where a cycle comes back to the own model."""
     side, terms, model = node.side(), node.guidance(), node.running_engine.model
     settings, back = solver_settings(spec.solver), spec.guidance if spec.cycle else UNGUIDED
     found: dict[str, int | None] = {}
@@ -95,10 +69,5 @@ def own_classes(node: NodeContext, spec: JobSpec) -> dict[str, int | None]:
 
 
 def target_classes(side: ContractSide, terms: GuidanceTerms | None, spec: JobSpec) -> dict[str, int | None]:
-    """The indices of the target classes of a job.
-
-    Raises:
-        SettingsInvalid, PolicyDenied: As `decoded_class`.
-    """
     asked = dict.fromkeys(other for _, other in spec.class_pairs())
     return {each: decoded_class(side, terms, each, spec.guidance) for each in asked}

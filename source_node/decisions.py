@@ -10,31 +10,23 @@ from source_node.specs import caller_uri
 
 
 class Decisions:
-    """Writes down what the calling client is about to have done; see `AuditLog.doing`.
-
-    Args:
-        audit: Where.
-    """
+    """Writes down what the calling client is about to have done; see `AuditLog.doing`."""
 
     def __init__(self, audit: AuditLog) -> None:
         self._audit = audit
 
     def sending(self, job_id: str, items: Sequence[int]) -> None:
-        """Results of these items leave; whether the client gets them whole, it says by acknowledging."""
         named = [str(item) for item in items]
         self._audit.write("results_sent", job=job_id, client=caller_uri(), items=named)
 
     def delivering(self, job_id: str, items: Sequence[int]) -> Recording:
-        """The client has these items, and their files go."""
         named = [str(item) for item in items]
         return self._audit.doing("items_delivered", [{"job": job_id, "client": caller_uri(), "items": named}])
 
     def cancelling(self, job_id: str) -> Recording:
-        """A job stops."""
         return self._audit.doing("job_cancel", [{"job": job_id, "client": caller_uri()}])
 
     def deleting(self, job_id: str) -> Recording:
-        """A job goes with its files."""
         return self._audit.doing("job_deleted", [{"job": job_id, "client": caller_uri()}])
 
     def expiring(self, jobs: Mapping[str, str]) -> Recording:

@@ -15,16 +15,7 @@ log = logging.getLogger(__name__)
 def log_end(
     job: Job, state: JobState, progress: Progress, now: float, reason: str = "", detail: str = ""
 ) -> None:
-    """Log that a job has ended; file names are not known here, and never in the log.
-
-    Args:
-        job: Which.
-        state: In which it ended.
-        progress: Of its items.
-        now: `JobStore.now`.
-        reason: Why, where it did not finish.
-        detail: The same in words.
-    """
+    """Log that a job has ended; file names are not known here, and never in the log."""
     failed = progress.count(ItemState.FAILED)
     translated = progress.done - failed
     spec, client = job.spec, job.spec.owner.rpartition("/")[2]

@@ -33,21 +33,7 @@ WHOLE: Final = ""
 
 
 def write_late_lines(store: JobStore, audit: AuditLog, path: Path) -> int:
-    """Write the lines of accepted and ended jobs that the end of the log lacks, and take back what was not done.
-
-    Jobs from before the part of the log that is looked at were compared at an earlier start.
-
-    Args:
-        store: The jobs; nothing else changes them meanwhile.
-        audit: The log.
-        path: Its file.
-
-    Returns:
-        How many were written.
-
-    Raises:
-        OSError: The log cannot be read or written.
-    """
+    """Write the lines of accepted and ended jobs that the end of the log lacks, and take back what was not done."""
     end = recent(path)
     late = [*_missing(store, end), *_not_done(store, end)]
     for act, values in late:
@@ -103,6 +89,5 @@ def _as_before(store: JobStore, act: str, job_id: str) -> set[str]:
 
 
 def accepted_values(job: Job, items: int) -> dict[str, str | int]:
-    """What the line of an accepted job holds."""
     spec = job.spec
     return {"job": job.job_id, "client": spec.owner, "target": spec.target_institution, "items": items}

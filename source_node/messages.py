@@ -37,7 +37,6 @@ def error_message(record: Mapping[str, Any] | None) -> common_pb2.ErrorDetail | 
 
 
 def event_message(event: Event) -> translation_pb2.WatchJobResponse:
-    """One event of a job."""
     return to_message(event, translation_pb2.WatchJobResponse)
 
 
@@ -85,11 +84,7 @@ def file_message(record: PartRecord) -> common_pb2.FileHeader:
 
 
 def record_of(job: Job, item: Item) -> Translation:
-    """How a result came about, as the pipeline stored it; a job of an older release says less in its items.
-
-    Raises:
-        StateConflict: Nothing was stored for the item.
-    """
+    """How a result came about, as the pipeline stored it; a job of an older release says less in its items."""
     record, spec = Translation.parse(item.provenance), job.spec
     if record is None:
         raise StateConflict(f"item {item.index} of job {job.job_id} has no record")

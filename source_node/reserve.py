@@ -23,11 +23,7 @@ _Answer = TypeVar("_Answer")
 
 
 class Reserve:
-    """A file of zeros in the state folder, private; backups leave it out.
-
-    Args:
-        state: The folder, which has the audit log and the job database.
-    """
+    """A file of zeros in the state folder, private; backups leave it out."""
 
     def __init__(self, state: Path) -> None:
         self._path = state / NAME
@@ -44,14 +40,7 @@ class Reserve:
                 raise
 
     def making_room(self, act: Callable[[], _Answer]) -> _Answer:
-        """What `act` returns; if it meets a full disk, it is called once more without the reserve.
-
-        Args:
-            act: Frees room, or does nothing if it raises.
-
-        Raises:
-            DiskFull, OSError: There is no room without the reserve either, or none was kept.
-        """
+        """What `act` returns; if it meets a full disk, it is called once more without the reserve."""
         try:
             return act()
         except (DiskFull, OSError) as error:
@@ -76,7 +65,6 @@ class Reserve:
             os.close(file)
 
     def _give(self) -> bool:
-        """Whether that makes room."""
         size = self._size()
         with suppress(OSError):
             self._path.unlink()

@@ -93,7 +93,6 @@ class JobRunner:
 
     @property
     def away(self) -> Collection[str]:
-        """Institutions whose nodes do not answer: their jobs wait."""
         return self._reach.away
 
     def accepted(self, job: Job) -> None:
@@ -103,12 +102,10 @@ class JobRunner:
         self.wake()
 
     def wake(self) -> None:
-        """Look at the queue now."""
         with self._wake:
             self._wake.notify_all()
 
     def cancel(self, job_id: str) -> None:
-        """Stop a running job at the solver's next step."""
         if (control := self._controls.get(job_id)) is not None:
             control.cancel(Cancelled(facts={"job": job_id}))
 
@@ -191,18 +188,13 @@ class JobRunner:
             self._chosen = None
 
     def _choose(self, due: Sequence[Due]) -> Due | None:
-        """What is overdue, and then the oldest job that may run of the client that has fewest running."""
         counts = Counter(each.owner for each in self._running.values())
         some = [each for each in due if each.overdue or self._may_run(each, counts)]
         self._chosen = min(some, key=lambda each: (not each.overdue, counts[each.owner]), default=None)
         return self._chosen
 
     def _may_run(self, due: Due, counts: Counter[str]) -> bool:
-        """Whether the client has a worker left, and the job's peer answers.
-
-        A few large jobs are worked on at once, and small ones beside them: more would only share the engine, all would
-        end late, and a kill would find more unfinished.
-        """
+        """Whether the client has a worker left, and the job's peer answers."""
         if not within_share(counts[due.owner], self._most - counts.total(), self._most):
             return False
         if self._is_large(due):
@@ -289,7 +281,6 @@ class JobRunner:
         self._node.peer_problems.answered(target)
 
     def _reached(self, target: str) -> None:
-        """A peer answers: all that wait for it may go on."""
         if self._reach.answered(target):
             self.wake()
 
@@ -327,12 +318,10 @@ class JobRunner:
                     self._publish(other, JobState.QUEUED, stage="wait", reason=error.reason)
 
     def _has_moved(self, job: Job) -> bool:
-        """Whether an item has gone a step since the job was claimed."""
         before = {item.index: item.state for item in job.items}
         return any(before[item.index] != item.state for item in self._store.get(job.job_id).items)
 
     def _explained(self, job: Job, error: DdibError) -> DdibError:
-        """An error of a call to the job's target, with what is known of a failed connection among its facts."""
         found = self._remotes.explained(job.spec.target_institution, error, DIAGNOSE_TIMEOUT_S)
         if isinstance(found, PeerUnreachable) and not found.incident:
             found.facts.setdefault("found", found.detail)  # this node's words

@@ -54,16 +54,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a client's file holds.
-
-    Attributes:
-        samples: (N, *sample_shape) float32, in the units of the data; pictures in [-1, 1].
-        original: The same before values outside the model's range were clipped: what results are compared with.
-            `samples` itself where nothing was clipped.
-        picture: The picture's own size, how it was brought to the model's, and how its values lie in the model's range;
-            None for points.
-        model_size: Whether results keep the models' size.
-    """
+    """What a client's file holds."""
 
     samples: Array
     original: Array
@@ -72,7 +63,6 @@ class Given:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether results have another size than what was translated."""
         return self.picture is not None and self.picture.fitted_height is not None
 
     @property
@@ -84,11 +74,7 @@ class Given:
         return Geometry(self.picture.height, self.picture.width)
 
     def to_bytes(self, rule: str) -> bytes:
-        """For the spool: a line of JSON, then the arrays, float32, little-endian.
-
-        Args:
-            rule: What the file was decoded by; a model of another rule decodes it again.
-        """
+        """For the spool: a line of JSON, then the arrays, float32, little-endian."""
         arrays = [self.samples] if self.original is self.samples else [self.samples, self.original]
         header = {
             "rule": rule,
@@ -102,11 +88,7 @@ class Given:
 
     @classmethod
     def from_bytes(cls, data: bytes, rule: str) -> Given | None:
-        """What `to_bytes` made; None when it was made by another rule.
-
-        Raises:
-            ChunkCorrupt: It was not made by `to_bytes`.
-        """
+        """What `to_bytes` made; None when it was made by another rule."""
         start = data.find(b"\n") + 1
         try:
             header = parse_json(data[:start])
@@ -123,12 +105,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A file that the client gets.
-
-    Attributes:
-        file: Its bytes.
-        figures: Fields of the item's record.
-    """
+    """A file that the client gets."""
 
     file: bytes
     figures: Mapping[str, Any]
@@ -153,65 +130,33 @@ class Samples(Protocol):
         """The error for a file of a type that is not accepted."""
 
     def read(self, content: bytes, size_rule: str) -> Given:
-        """Decode a client's file.
-
-        Raises:
-            InputError: It cannot be used; a subclass says why.
-        """
+        """Decode a client's file."""
 
     def again(self, data: bytes, size_rule: str) -> Given | None:
-        """As `read`, from `Given.to_bytes`; None when the file must be decoded again: the model takes other samples.
-
-        Raises:
-            ChunkCorrupt: It is none.
-            ShapeMismatch: As `read`.
-        """
+        """As `read`, from `Given.to_bytes`; None when the file must be decoded again: the model takes other samples."""
 
     def check_header(self, content: bytes, size_rule: str) -> None:
-        """Return unless the header of a file shows that `read` will refuse it.
-
-        Raises:
-            InputError: It does.
-        """
+        """Return unless the header of a file shows that `read` will refuse it."""
 
     def memory(self, content: bytes) -> int:
-        """Bytes that reading it takes at most, beside it, by its header; 0 for what `read` will refuse.
-
-        Raises:
-            InputError: The header says that it cannot be used.
-        """
+        """Bytes that reading it takes at most, beside it, by its header; 0 for what `read` will refuse."""
 
     def output_memory(self, given: Given) -> int:
         """Bytes that writing a file of this size takes at most."""
 
     def answer(self, file: bytes, side: ContractSide, count: int) -> Array:
-        """The samples in a peer's answer to a latent of `count` samples; `side` is the peer's half of the contract.
-
-        Raises:
-            InputError: It is not what was agreed.
-        """
+        """The samples in a peer's answer to a latent of `count` samples; `side` is the peer's half of the contract."""
 
     def translation(
         self, samples: Array, side: ContractSide, given: Given, rotation: ChannelMap | None = None
     ) -> Result:
-        """What was decoded, as the client gets it.
-
-        Args:
-            samples: What was decoded.
-            side: The half of the contract of who decoded it.
-            given: What was submitted.
-            rotation: Of the leg by which it was encoded, as `Leg.calibration`.
-        """
+        """What was decoded, as the client gets it."""
 
     def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
         """What came back over the cycle, as the client gets it, and how far it is from what was given."""
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
-        """Figures of the round trip of a fitted picture at its own size; `content` is the client's file.
-
-        Raises:
-            InputError: As `read`.
-        """
+        """Figures of the round trip of a fitted picture at its own size; `content` is the client's file."""
 
     def source(self, given: Given) -> Result:
         """The samples that were given, as a file of the model's size."""
@@ -229,11 +174,9 @@ class PointSamples:
 
     @property
     def rule(self) -> str:
-        """See `Samples`."""
         return f"points {self._dim}"
 
     def refusal(self, media_type: int) -> DdibError:
-        """See `Samples`."""
         formats = {int(media): name for media, name in MEDIA_FORMATS.items()}
         if media_type in formats:
             return picture_for_points(formats[media_type], self._dim)
@@ -242,20 +185,16 @@ class PointSamples:
         )
 
     def read(self, content: bytes, size_rule: str) -> Given:  # noqa: ARG002 - points have no size
-        """See `Samples`."""
         refuse_picture(content, self._dim)
         points = self._parse(content)
         return Given(points, points)
 
     def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
-        """See `Samples`."""
         return Given.from_bytes(data, self.rule)
 
-    def check_header(self, content: bytes, size_rule: str) -> None:
-        """See `Samples`; `read` itself looks at it first."""
+    def check_header(self, content: bytes, size_rule: str) -> None: ...
 
     def memory(self, content: bytes) -> int:
-        """See `Samples`: the numbers once as stored, once as float32, and what is compared or stored."""
         try:
             numbers = math.prod(read_header(content)[0].shape)
         except PointsUnreadable:
@@ -263,11 +202,9 @@ class PointSamples:
         return 21 * min(numbers, len(content))
 
     def output_memory(self, given: Given) -> int:
-        """See `Samples`."""
         return 3 * given.samples.nbytes
 
     def answer(self, file: bytes, side: ContractSide, count: int) -> Array:  # noqa: ARG002
-        """See `Samples`."""
         points = self._parse(file)
         if len(points) != count:
             raise ShapeMismatch(f"{len(points)} samples came back for {count}")
@@ -280,19 +217,15 @@ class PointSamples:
         given: Given,  # noqa: ARG002
         rotation: ChannelMap | None = None,  # noqa: ARG002
     ) -> Result:
-        """See `Samples`."""
         return Result(to_npy(samples), {})
 
     def source(self, given: Given) -> Result:
-        """See `Samples`."""
         return Result(to_npy(given.samples), {})
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:  # noqa: ARG002
-        """See `Samples`; points have no size."""
         return {}
 
     def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
-        """See `Samples`."""
         assert back.normalised is not None  # the node's own model decoded it
         error = CycleError(**cycle_error(engine.model.normalise(given.samples), back.normalised))
         return Result(to_npy(back.samples), {"cycle": error})
@@ -316,22 +249,18 @@ class PictureSamples:
 
     @property
     def accepted(self) -> frozenset[int]:
-        """See `Samples`."""
         return frozenset(media for media, name in MEDIA_FORMATS.items() if name in self._limits.formats)
 
     @cached_property
     def rule(self) -> str:
-        """See `Samples`."""
         return json.dumps(dataclasses.asdict(self._rule))
 
     def refusal(self, media_type: int) -> DdibError:
-        """See `Samples`."""
         return ImageUnreadable(
             f"media type {media_type} is not accepted", facts={"formats": ", ".join(self._limits.formats)}
         )
 
     def read(self, content: bytes, size_rule: str) -> Given:
-        """See `Samples`."""
         fitted = read_picture(content, self._rule, self._limits)
         check_size(fitted.geometry, self._rule, size_rule)
         figures = given_figures(fitted, self._rule, size_rule)
@@ -340,7 +269,6 @@ class PictureSamples:
         return Given(samples, original, figures)
 
     def again(self, data: bytes, size_rule: str) -> Given | None:
-        """See `Samples`."""
         given = Given.from_bytes(data, self.rule)
         if given is None or given.picture is None:
             return None
@@ -348,7 +276,6 @@ class PictureSamples:
         return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
 
     def check_header(self, content: bytes, size_rule: str) -> None:
-        """See `Samples`."""
         cost = cost_of(content, self._limits)
         if cost.dtype:
             check_type(cost.dtype, cost.channels, self._rule.low, self._rule.high)
@@ -359,24 +286,20 @@ class PictureSamples:
             check_size(cost.geometry, self._rule, size_rule)
 
     def memory(self, content: bytes) -> int:
-        """See `Samples`."""
         return memory_of(content, self._limits, self._rule)
 
     def output_memory(self, given: Given) -> int:
-        """See `Samples`; of whichever of the two sides writes more."""
         deep = dataclasses.replace(self._rule, bits=16)
         return fixed_bytes(given.geometry) + max(
             output_bytes(given.geometry, rule) for rule in (self._rule, deep)
         )
 
     def answer(self, file: bytes, side: ContractSide, count: int) -> Array:  # noqa: ARG002 - one a file
-        """See `Samples`."""
         return read_answer(file, side)
 
     def translation(
         self, samples: Array, side: ContractSide, given: Given, rotation: ChannelMap | None = None
     ) -> Result:
-        """See `Samples`."""
         assert given.picture is not None
         file = write_translated(samples, side, given.picture.size_rule, given.geometry)
         kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
@@ -397,11 +320,9 @@ class PictureSamples:
         return Result(file, {"picture": figures})
 
     def source(self, given: Given) -> Result:
-        """See `Samples`."""
         return Result(write_translation(given.samples, self._rule), {})
 
     def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:  # noqa: ARG002
-        """See `Samples`; of the picture as it is written, within [-1, 1], with the one that was given."""
         written = back.samples.clip(-1.0, 1.0)
         figures = {
             "cycle_mse": float(picture_mse(written, given.original)[0]),
@@ -410,7 +331,6 @@ class PictureSamples:
         return Result(write_own(back.samples, self._rule, given.geometry), {"picture": figures})
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
-        """See `Samples`."""
         return own_size_error(back.samples[0], self._rule, decode_image(content, self._limits))
 
 

@@ -233,13 +233,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def _span(
         self, name: str, context: grpc.ServicerContext, otherwise: str = ""
     ) -> AbstractContextManager[Span]:
-        """A step of an own client's call, in the client's trace or in that of a job."""
         tracing = self._node.tracing
         parent = trace_of(context.invocation_metadata(), tracing, self._node.config.node.institution)
         return tracing.span(name, kind="server", parent=parent or tracing.recall(otherwise))
 
     def _tell(self, job_id: str) -> None:
-        """Publish a job's state; again when the runner has changed it meanwhile: a watcher ends with the last word."""
         published = None
         while published != (state := self._store.head(job_id).state):
             published = state
@@ -296,7 +294,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
 
 def _require_once(items: Sequence[int]) -> None:
-    """Raise when an item is named twice: one small request would have its results sent any number of times."""
     if len(set(items)) < len(items):
         raise MessageInvalid("an item is named twice", facts={"field": "items"})
 
@@ -339,35 +336,28 @@ class SourceService:
         self._janitor = threading.Thread(target=self._clean, name="janitor", daemon=True)
 
     def register(self, server: grpc.Server) -> None:
-        """See `RoleService`."""
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(self._servicer, server)
 
     def start(self) -> None:
-        """Take up what a stop or a kill left, and expire what nobody fetched."""
         self._runner.start()
         self._janitor.start()
 
     def jobs(self) -> Mapping[str, int]:
-        """Jobs by state, in lower case."""
         return {state.lower(): count for state, count in self._store.counts().items()}
 
     def drain(self, timeout_s: float) -> None:
-        """See `RoleService`."""
         self._runner.drain(timeout_s)
 
     def peers_changed(self) -> None:
-        """See `RoleService`."""
         self._remotes.refresh()
 
     def close(self) -> None:
-        """See `RoleService`."""
         self._closed.set()
         self._events.close()
         self._runner.close()
         self._remotes.close()
 
     def release(self) -> None:
-        """See `RoleService`."""
         if self._janitor.is_alive():
             self._janitor.join(timeout=10)
         self._store.close()
@@ -388,12 +378,10 @@ class _SourceRole:
     name = "source"
 
     def check(self, config: NodeConfig) -> str:
-        """See `Role`."""
         check_private_folder(config.paths.spool)
         return f"{rehearse(config.paths.jobs)} jobs"
 
     def open(self, node: NodeContext) -> SourceService:
-        """See `Role`."""
         return SourceService(node)
 
 

@@ -43,19 +43,11 @@ MAX_DOMAIN_NAME = 64
 
 
 def caller_uri() -> str:
-    """Whose jobs these are."""
     return str(caller())
 
 
 def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
-    """What the calling client asks for.
-
-    Raises:
-        MessageInvalid, UnknownFields: The header breaks docs/protocol.md.
-        SettingsInvalid: The own model cannot encode so, or, for a cycle, decode so.
-        PolicyDenied: The node's policy does not allow it.
-        NotReady, Draining: The node takes no job now.
-    """
+    """What the calling client asks for."""
     guidance = guidance_from_pb(header.guidance)
     _check_fields(header, guidance, node.config.limits)
     settings = solver_settings(header.solver)
@@ -91,15 +83,7 @@ def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
 
 
 def check_allowed(spec: JobSpec, config: NodeConfig) -> None:
-    """Return if the policy allows a job: when it is submitted, and at each try, for it may be another one by then.
-
-    Args:
-        spec: Of the job.
-        config: Of this node, with the policy.
-
-    Raises:
-        PolicyDenied: It does not; `facts["policy"]` names the setting.
-    """
+    """Return if the policy allows a job: when it is submitted, and at each try, for it may be another one by then."""
     policy, settings = config.policy, solver_settings(spec.solver)
     client = Identity.parse(spec.owner).name
     check_target(client, spec.target_institution, spec.target_domain, policy)
@@ -110,13 +94,7 @@ def check_allowed(spec: JobSpec, config: NodeConfig) -> None:
 
 
 def check_peer(spec: JobSpec, peer: Described, hop: str) -> None:
-    """Refuse at once what can never work with the peer as it is now.
-
-    Raises:
-        DomainNotFound: It serves another domain.
-        ContractMismatch: It speaks no version that has what is asked for.
-        SettingsInvalid, PolicyDenied: It has no such class, or does not offer the guidance.
-    """
+    """Refuse at once what can never work with the peer as it is now."""
     if peer.side.domain != spec.target_domain:
         raise DomainNotFound(
             f"{spec.target_institution} serves {peer.side.domain}, not {spec.target_domain}",
@@ -128,11 +106,7 @@ def check_peer(spec: JobSpec, peer: Described, hop: str) -> None:
 
 
 def check_versions(spec: JobSpec, version: Version, hop: str) -> None:
-    """Return if the version agreed with `hop` can carry the guidance and the solver settings of a job.
-
-    Raises:
-        ContractMismatch: It is older; names the versions and what to do.
-    """
+    """Return if the version agreed with `hop` can carry the guidance and the solver settings of a job."""
     check_version(spec.guidance, version, hop, SPOKEN)
     wanted = [*spec.solver.later()]
     if spec.latent_type not in {"", FLOAT32}:
@@ -149,11 +123,7 @@ def check_versions(spec: JobSpec, version: Version, hop: str) -> None:
 
 
 def latent_types(spec: JobSpec, policy: PolicySection) -> tuple[str, ...]:
-    """In what the latents of a job may leave, the preferred type first.
-
-    Raises:
-        PolicyDenied: The client asks for a type that the node's policy does not list.
-    """
+    """In what the latents of a job may leave, the preferred type first."""
     if not spec.latent_type:
         return policy.latent_types
     if spec.latent_type not in policy.latent_types:
@@ -167,11 +137,7 @@ def latent_types(spec: JobSpec, policy: PolicySection) -> tuple[str, ...]:
 
 
 def _latent_type(header: translation_pb2.JobHeader) -> str:
-    """The type that the client asks for; empty for none.
-
-    Raises:
-        MessageInvalid: A type of another release.
-    """
+    """The type that the client asks for; empty for none."""
     if not header.HasField("latent_type"):
         return ""
     found = types_from_pb([header.latent_type])

@@ -45,14 +45,7 @@ Requests = Iterator[translation_pb2.SubmitJobRequest]
 
 
 class Submissions:
-    """Jobs on their way in.
-
-    Args:
-        node: This node.
-        store: Keeps them.
-        remotes: The peers.
-        away: Those that do not answer; their jobs have places of their own.
-    """
+    """Jobs on their way in."""
 
     def __init__(
         self, node: NodeContext, store: JobStore, remotes: Remotes, *, away: Callable[[], Collection[str]]
@@ -66,16 +59,7 @@ class Submissions:
     def receive(
         self, messages: Requests, trace: TraceContext | None = None, ended: Callable[[], bool] = lambda: False
     ) -> tuple[Job, bool]:
-        """One job; whether its request had been accepted before.
-
-        Args:
-            messages: Of the call.
-            trace: Of what traces the job's work is a part.
-            ended: Whether the call has ended: nothing is decoded for it any more.
-
-        Raises:
-            DdibError: It cannot be accepted; nothing is kept of it.
-        """
+        """One job; whether its request had been accepted before."""
         stall_s = self._node.config.limits.stall_s
         pace = Pace(stall_s, between_s=stall_s)
         with paced(messages, pace) as requests:
@@ -94,12 +78,7 @@ class Submissions:
     def _receive_items(
         self, requests: Requests, items: int, staging: Staging, pace: Pace, ended: Callable[[], bool]
     ) -> int:
-        """All items, checked; how many samples they have.
-
-        An item that cannot be used refuses the job once all have come, so that its owner learns of every one at once;
-        one whose header says so already refuses it there, before its bytes, with those that came before. A refused job
-        costs its owner nothing: its other items are decoded for `REFUSED_S` and no longer.
-        """
+        """All items, checked; how many samples they have."""
         received = samples = 0
         decode_until = math.inf
         refused: dict[int, DdibError] = {}
@@ -141,7 +120,6 @@ class Submissions:
         return job, repeated
 
     def _charges(self, spec: JobSpec, samples: int) -> Sequence[Charge]:
-        """What a client is charged for the legs of a job that this node computes."""
         shape, evaluations = self._node.engine.model.sample_shape, spec.solver.evaluations
         cost = evaluations_of(samples, shape, evaluations)
         if spec.cycle:
@@ -149,10 +127,7 @@ class Submissions:
         return client_charges(self._node.config.policy, spec.owner, cost)
 
     def _check_target(self, spec: JobSpec) -> None:
-        """Refuse at once what cannot work: an unknown or suspended institution, a domain that it does not serve.
-
-        A peer that does not answer now is no reason to refuse: the job waits for it.
-        """
+        """Refuse at once what cannot work: an unknown or suspended institution, a domain that it does not serve."""
         try:
             remote = self._remotes.get(spec.target_institution)
         except PeerNotFound as error:
@@ -216,7 +191,6 @@ class Submissions:
             raise
 
     def _of_item(self, number: int, error: DdibError) -> DdibError:
-        """The error, with which item it is about and, where the two do not fit, for what model."""
         error.facts["item"] = str(number)
         if isinstance(error, PictureMisfit | KindMismatch):
             side = self._node.side()
@@ -225,14 +199,12 @@ class Submissions:
 
 
 def _first_of(refused: Mapping[int, DdibError]) -> DdibError:
-    """The first item's error, with the number and the reason of all, as far as there is room."""
     first = refused[min(refused)]
     first.facts |= refused_facts({number: error.reason for number, error in refused.items()})
     return first
 
 
 def trace_key(spec: JobSpec) -> str:
-    """By what the place of a job in a trace is remembered, before it has a number of its own."""
     return f"{spec.owner} {spec.request_id}"
 
 

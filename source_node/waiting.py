@@ -16,12 +16,10 @@ ABSENT = (PeerUnreachable, NotReady, Draining)
 
 
 def renews_in_time(error: QuotaSpent, job: Job, now: float) -> bool:
-    """Whether a quota is there again before the job is given up; otherwise its client hears now what was spent."""
     return error.retry_after_s is not None and now + error.retry_after_s < job.deadline
 
 
 def deadline_of(job: Job, now: float) -> float:
-    """`time.monotonic()` at which the job is given up; `now` is the store's."""
     return time.monotonic() + (job.deadline - now)
 
 
@@ -38,5 +36,4 @@ class Pauses:
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
     def end(self, job_id: str) -> None:
-        """The job moved, or is over."""
         self._next.pop(job_id, None)

@@ -15,11 +15,7 @@ MAX_CONTRACTS = 8
 
 
 class AgreedContracts:
-    """Contracts by digest; safe to use from any thread.
-
-    Args:
-        node: Whose policy they were agreed to under.
-    """
+    """Contracts by digest; safe to use from any thread."""
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
@@ -32,12 +28,7 @@ class AgreedContracts:
             return sha256 in self._contracts
 
     def remember(self, contract: Contract, policy: PolicySection) -> None:
-        """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer.
-
-        Args:
-            contract: What was agreed on.
-            policy: Under which; when another one is applied by now, the contract is not kept: the peer asks again.
-        """
+        """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer."""
         institution = contract.source.institution
         with self._lock:
             self._drop_outdated()
@@ -52,11 +43,7 @@ class AgreedContracts:
                 del self._contracts[digest]
 
     def get(self, sha256: bytes, institution: str) -> Contract:
-        """The contract of this digest with a peer.
-
-        Raises:
-            ContractUnknown: None was agreed with it, or under another policy, or too many came after it.
-        """
+        """The contract of this digest with a peer."""
         with self._lock:
             self._drop_outdated()
             contract = self._contracts.get(sha256)

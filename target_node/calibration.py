@@ -51,12 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
-    """See calibration.proto; every method answers for the peer that called it.
-
-    Args:
-        node: This node.
-        clock: Now, with a time zone.
-    """
+    """See calibration.proto; every method answers for the peer that called it."""
 
     def __init__(
         self, node: NodeContext, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -174,7 +169,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
 
     @contextmanager
     def _refusals_noted(self) -> Iterator[None]:
-        """Note in the audit log what was refused and why."""
         try:
             yield
         except CalibrationRefused as error:
@@ -182,7 +176,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
             raise
 
     def _audit(self, act: str, **values: str | float) -> None:
-        """Write to the audit log, or refuse the act for now."""
         try:
             self._node.audit.write(act, **values)
         except OSError as error:

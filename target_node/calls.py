@@ -16,7 +16,6 @@ class RunningCalls:
 
     @property
     def active(self) -> int:
-        """Calls that run now."""
         return self._active
 
     @contextmanager
@@ -32,6 +31,5 @@ class RunningCalls:
                 self._idle.notify_all()
 
     def wait_idle(self, timeout_s: float) -> None:
-        """Return when no call runs, or after this time in seconds."""
         with self._idle:
             self._idle.wait_for(lambda: not self._active, max(0.0, timeout_s))

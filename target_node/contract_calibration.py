@@ -11,10 +11,7 @@ from ddib_fed.wire.contracts.contract import Contract
 
 
 def check_calibration(node: NodeContext, contract: Contract) -> None:
-    """Return if latents under the contract's calibration, or without one, are decoded here.
-
-    It is checked when the contract is agreed on, and again at each call: it may have ended, or been taken out of use.
-    """
+    """Return if latents under the contract's calibration, or without one, are decoded here."""
     terms = contract.calibration
     if terms is None:
         return

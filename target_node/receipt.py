@@ -18,15 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Receipt:
-    """Counts as a context; at its end the line is written, however the call ended.
-
-    Args:
-        node: The target.
-        peer: Who called.
-        request_id: As the caller names its request.
-        contract: Under which it sends.
-        config: As it was applied when the call began.
-    """
+    """Counts as a context; at its end the line is written, however the call ended."""
 
     def __init__(
         self, node: NodeContext, peer: str, request_id: str, contract: Contract, config: NodeConfig
@@ -39,11 +31,9 @@ class Receipt:
         self._policy_sha256 = policy_digest(config)
         self.exchanged = Exchanged()
 
-    def __enter__(self) -> None:
-        """Nothing is written before something has come."""
+    def __enter__(self) -> None: ...
 
     def __exit__(self, *exc_info: object) -> None:
-        """Decoded latents are in the log already: a receipt that cannot be written does not fail their call."""
         if not self.exchanged.received_items:
             return
         self._log(exc_info[0])
@@ -78,15 +68,9 @@ class Receipt:
         )
 
     def check_policy(self) -> None:
-        """Return if the policy under which the call began is still applied.
-
-        Raises:
-            ContractUnknown: Another one is: the source negotiates again.
-        """
         self._node.applied.require(self._policy)
 
     def received(self, size_bytes: int, anchor: Anchor | None) -> None:
-        """A whole latent came, whatever becomes of it, with the end of the peer's log."""
         self.exchanged.received(size_bytes)
         self.exchanged.anchor = anchor or self.exchanged.anchor
 
@@ -102,5 +86,4 @@ class Receipt:
         }
 
     def own_anchor(self) -> common_pb2.AuditHead | None:
-        """The end of this log for the peer: it has the lines of the peer's latents by now."""
         return anchor_to_pb(anchor_of(self._node.audit.head), self._contract.version)

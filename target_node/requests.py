@@ -36,11 +36,7 @@ SMALL_BYTES: Final = 64 << 10
 
 
 def proposed_types(request: decoding_pb2.NegotiateContractRequest) -> tuple[str, ...]:
-    """In what a source would send latents; none for float32 alone.
-
-    Raises:
-        MessageInvalid: Only types of a later release.
-    """
+    """In what a source would send latents; none for float32 alone."""
     found = types_from_pb(request.latent_types)
     if request.latent_types and not found:
         raise MessageInvalid("latent types of another release", facts={"field": "latent_types"})
@@ -55,22 +51,16 @@ class Unanswered:
         self._lock = threading.Lock()
 
     def change(self, by: int) -> None:
-        """One more, or one fewer."""
         with self._lock:
             self._count += by
 
     @property
     def any(self) -> bool:
-        """Whether there is something."""
         return self._count > 0
 
 
 def stream_header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb2.DecodeHeader:
-    """The header, which is the first message of a Decode call.
-
-    Raises:
-        MessageInvalid: It is not.
-    """
+    """The header, which is the first message of a Decode call."""
     first = next(requests, None)
     if first is None or first.WhichOneof("message") != "header":
         raise MessageInvalid("the first message of Decode must be its header", facts={"field": "header"})
@@ -78,14 +68,7 @@ def stream_header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb
 
 
 def check_header(header: decoding_pb2.DecodeHeader, contract: Contract, config: NodeConfig) -> None:
-    """Return if a Decode call may ask for this under its contract and this node's policy.
-
-    Raises:
-        MessageInvalid: The number of items or the request's id is out of bounds.
-        UnknownFields: It has fields of a later version than the contract's.
-        SettingsInvalid: More evaluations than the contract allows.
-        PolicyDenied: A depth, an encoder, a number of evaluations or a round trip that is not allowed here.
-    """
+    """Return if a Decode call may ask for this under its contract and this node's policy."""
     limits, policy = contract.limits, config.policy
     if not 1 <= header.items <= limits.max_items_per_stream:
         raise MessageInvalid(
@@ -139,18 +122,7 @@ def latents_of(
     ready: Callable[[], bool] = lambda: False,
     most_rows: int = 1,
 ) -> Iterator[list[Arrived]]:
-    """The latents of a stream, each checked against the contract before its bytes are read, as many as have come.
-
-    Args:
-        messages: Those behind the header.
-        contract: Of the stream.
-        max_items: As the header says.
-        pace: Of the messages.
-        on_latent: Called with each latent's bytes when it is whole, and the end of the source's audit log that came
-            with it.
-        ready: Whether the next message is there already: no latent waits for one that is still on its way.
-        most_rows: Samples from which latents go on without the next one.
-    """
+    """The latents of a stream, each checked against the contract before its bytes are read, as many as have come."""
     arriving = _Arriving(contract, max_items, pace, on_latent)
     failed: Exception | None = None
     try:
@@ -213,10 +185,6 @@ class Weighing:
         self._small = False
 
     def __call__(self, message: decoding_pb2.DecodeRequest) -> int:
-        """Bytes of a message, `LEAST_WEIGHT` for those that are smaller.
-
-        A chunk of a large latent is not looked at, which would copy it, and counts as the largest that is taken.
-        """
         kind = message.WhichOneof("message")
         if kind == "latent":
             self._small = message.latent.tensor.size_bytes <= SMALL_BYTES

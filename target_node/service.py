@@ -208,13 +208,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def _span(
         self, context: grpc.ServicerContext, peer: str, request_id: str
     ) -> AbstractContextManager[Span]:
-        """A Decode call, in the peer's trace where traces are shared with it."""
         tracing = self._node.tracing
         parent = trace_of(context.invocation_metadata(), tracing, peer)
         return tracing.span("decode", kind="server", parent=parent, values={"peer": peer, "job": request_id})
 
     def _trace(self, translated: Translated, receipt: Receipt, span: Span) -> None:
-        """One item of a call, of the first ones."""
         if receipt.exchanged.sent_items < MOST_ITEMS:
             self._node.tracing.record("decode item", translated.seconds, parent=span.context)
 
@@ -234,15 +232,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         return settings
 
     def _audit(self, act: str, **values: str | int) -> None:
-        """As `_audit_each`, one act."""
         self._audit_each(act, [values])
 
     def _audit_each(self, act: str, each: Sequence[Mapping[str, str | int]]) -> None:
-        """Write acts of a kind to the audit log, a line for each, or refuse them for now.
-
-        Raises:
-            NotReady: It cannot be written; a full disk here must not end the peer's job.
-        """
         try:
             self._node.audit.write_each(act, each)
         except OSError as error:
@@ -264,10 +256,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def _on_items(
         self, request_id: str, settings: StreamSettings, unanswered: Unanswered, receipt: Receipt
     ) -> Callable[[Sequence[Arrived]], int]:
-        """Quota and audit of what has come; the same latent again for the same request is not charged again.
-
-        It is the same work under the same contract and settings alone: another class or guidance gives another output.
-        """
+        """Quota and audit of what has come; the same latent again for the same request is not charged again."""
         peer, asked = caller(), settings.digest
         with self._lock:
             turn = self._turns.setdefault(peer.institution, threading.Lock())
@@ -315,7 +304,6 @@ class TargetService:
         self._calibrations = CalibrationServicer(node)
 
     def register(self, server: grpc.Server) -> None:
-        """See `RoleService`."""
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self._servicer, server)
         calibration_pb2_grpc.add_CalibrationServiceServicer_to_server(self._calibrations, server)
 
@@ -323,11 +311,9 @@ class TargetService:
         """Nothing waits at a target: it keeps no jobs."""
 
     def jobs(self) -> Mapping[str, int]:
-        """Decode calls that run now."""
         return {"decoding": self._servicer.calls.active}
 
     def drain(self, timeout_s: float) -> None:
-        """See `RoleService`."""
         self._servicer.calls.wait_idle(timeout_s)
 
     def peers_changed(self) -> None:
@@ -346,12 +332,10 @@ class _TargetRole:
     name = "target"
 
     def check(self, config: NodeConfig) -> str:
-        """See `Role`."""
         del config
         return "keeps no pictures"
 
     def open(self, node: NodeContext) -> TargetService:
-        """See `Role`."""
         return TargetService(node)
 
 

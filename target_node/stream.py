@@ -3,9 +3,6 @@
 Three threads: the engine's feeder, which assembles latents and begins them; a writer, which takes what is decoded and
 writes the files; and gRPC's own, which sends what is finished. The engine's window bounds the latents that are in
 memory, `READY` the files.
-
-An item that is refused ends the call, and nothing else that is in flight: no further latent is taken, what was taken
-before is decoded and sent, and the refusal is said last, with all others. Latents that were not taken cost nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +64,6 @@ class StreamSettings:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of all of it: what a latent is decoded to depends on nothing else."""
         asked = self.contract.digest, self.solver, self.round_trip, self.label, self.guidance
         return hashlib.sha256(repr(asked).encode()).digest()
 
@@ -81,20 +77,7 @@ Event = decoding_pb2.DecodeProgress | Translated | BaseException | _EndOfItems
 
 
 class DecodeStream:
-    """One Decode call.
-
-    Args:
-        engine: The node's model.
-        settings: From the header.
-        latents: The items that arrive, as many as have come together; it may block and raise.
-        control: Cancelled when the call ends.
-        on_items: Called before items are decoded (quota, audit); how many of them, from the first, may be, at least
-            one. It may raise, for the first.
-        end_input: Makes `latents` end, also while another thread waits in it; may be called again.
-        flow: Which request it is of, for the engine's fairness between requests of a peer.
-        owner: The peer, for its fairness between peers.
-        weight: Of the peer; see `Leg`.
-    """
+    """One Decode call."""
 
     def __init__(
         self,
@@ -135,12 +118,7 @@ class DecodeStream:
         )
 
     def run(self) -> Iterator[decoding_pb2.DecodeProgress | Translated]:
-        """Progress and translations, until the last item that was sent is done.
-
-        Raises:
-            DdibError: What broke the stream or an item; `facts["item"]` names the item where it is one's, and
-                `wire.refused` reads the others.
-        """
+        """Progress and translations, until the last item that was sent is done."""
         threading.Thread(target=self._work, name="decode", daemon=True).start()
         try:
             while True:
@@ -179,7 +157,6 @@ class DecodeStream:
             self._refuse(outcome.number, error)
 
     def _refuse(self, number: int, error: DdibError) -> None:
-        """The first refusal is the call's error, and names those that follow."""
         self._end()
         self._refused = self._refused or error
         self._reasons[number] = error.reason
@@ -187,7 +164,6 @@ class DecodeStream:
             self._refused.facts |= refused_facts(self._reasons)
 
     def _end(self) -> None:
-        """Take no further latent."""
         self._ended = True
         self._end_input()
 
@@ -219,7 +195,6 @@ class DecodeStream:
         return Translated(number, file, media_type, outcome.seconds, round_trip)
 
     def _file(self, decoded: Decoded) -> tuple[bytes, int]:
-        """What goes back, and what it is."""
         manifest = self._engine.model.bundle.manifest
         if manifest.sample_kind == "picture":
             return write_translation(decoded.samples, rule_of(manifest)), common_pb2.MEDIA_TYPE_PNG

@@ -1,7 +1,4 @@
-"""Tests; whichever runs first, the cipher suites are set before gRPC is imported, as in the programs themselves.
-
-One thread for torch, in the tests and in what they start: a second one beside a busy core makes OpenMP crawl.
-"""
+"""Tests; whichever runs first, the cipher suites are set before gRPC is imported, as in the programs themselves."""
 
 import os
 

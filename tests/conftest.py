@@ -42,7 +42,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """`amount(short, long)`: the first in `make test`, the second in the long forms."""
     long_form = bool(request.config.getoption("--long"))
     return lambda short, long: long if long_form else short
 
@@ -54,15 +53,12 @@ class Evidence:
     item: pytest.Item
 
     def cases(self, count: int, failed: int = 0) -> None:
-        """The number of cases that this one test tried, and that failed; without it the test is one."""
         self.item.user_properties += [("cases", count), ("failed", failed)]
 
     def figure(self, text: str) -> None:
-        """Something measured, e.g. "memory grew by 12 MB"."""
         self.item.user_properties.append(("figure", text))
 
 
 @pytest.fixture
 def evidence(request: pytest.FixtureRequest) -> Evidence:
-    """Takes what the test found."""
     return Evidence(request.node)

@@ -1,10 +1,4 @@
-"""Rebuilds a network of the public code from a golden file and compares what it computes with what that code computed.
-
-    python -m tests.golden FILE...
-
-prints, for each output, the largest difference relative to the output's largest value, and ends 1 when one is above
-its tolerance (2 for a file that this release cannot rebuild). The forms of the files are in tests/data/README.md.
-"""
+"""Rebuilds a network of the public code from a golden file and compares what it computes with what that code computed."""
 
 from __future__ import annotations
 
@@ -218,7 +212,6 @@ def _classifier(flags: Mapping[str, Any]) -> ClassifierConfig:
 
 
 def _factors(size: int, resolutions: str) -> tuple[int, ...]:
-    """The public flags name resolutions; its constructors, and ours, take downsampling factors."""
     return tuple(size // int(resolution) for resolution in resolutions.split(","))
 
 
@@ -249,7 +242,6 @@ def _outputs(model: Model, io: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _step(denoiser: Denoiser, x: Tensor, intervals: Sequence[Sequence[Level]], cond: Condition) -> Tensor:
-    """One DDIM step in which each row has an interval of its own."""
     starts = torch.tensor([start for start, _ in intervals], dtype=torch.float64)
     v = denoiser.evaluate(x, starts[:, 2], starts[:, 0], starts[:, 1], cond)
     h = torch.tensor([end.phi - start.phi for start, end in intervals], dtype=torch.float64)
@@ -288,7 +280,6 @@ def _compare_float64(path: Path, described: Mapping[str, Any]) -> list[Differenc
 
 
 def _guided_configs(config: Mapping[str, Any]) -> tuple[UNetConfig, ClassifierConfig]:
-    """Of the UNet and the classifier that guides it."""
     settings = _settings(config)
     guide = _classifier(settings.pop("classifier"))
     return _unet(settings, conditional=settings.pop("class_cond", False)), guide

@@ -1,8 +1,4 @@
-"""Rebuilds translations of the public code in float64 and compares them; `tests.golden` calls it for such files.
-
-A file holds the outputs of several cases and names the golden file beside it whose weights and inputs they are of. The
-settings of the cases go the way that commands go: `SolverSettings`, `Side`, `bridge.translate` and `bridge.cycle`.
-"""
+"""Rebuilds translations of the public code in float64 and compares them; `tests.golden` calls it for such files."""
 
 from __future__ import annotations
 
@@ -61,19 +57,16 @@ PICTURES: Mapping[str, dict[str, Any]] = {
 
 
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a second network, for the target: those of the first, its last layer halved."""
     return {key: value / 2 if key.startswith("out.2.") else value for key, value in state.items()}
 
 
 def described(path: Path) -> dict[str, Any] | None:
-    """What a file of this form says of itself; None for a file of another form."""
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get("float64")
     return json.loads(text) if text is not None else None
 
 
 def outputs(path: Path) -> dict[str, Tensor]:
-    """The public code's outputs and noise, `CASE.NAME`, float64."""
     with safe_open(path, "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
 
@@ -133,7 +126,6 @@ def points(golden: Any, settings: Mapping[str, Any], noise: Tensor | None) -> di
 
 
 def training_steps(count: int, settings: Mapping[str, Any]) -> Tensor:
-    """The step of each of `count` points, from the first to the last."""
     return torch.arange(count) * (settings["diffusion_steps"] - 1) // (count - 1)
 
 
@@ -169,7 +161,6 @@ def pictures(
 
 
 def largest(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the largest value; NaN unless both are float64 and of one shape."""
     if {ours.dtype, theirs.dtype} != {torch.float64} or ours.shape != theirs.shape:
         return float("nan")
     return float((ours - theirs).abs().max() / theirs.abs().max())

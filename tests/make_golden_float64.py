@@ -1,19 +1,4 @@
-"""Runs the public DDIB code in float64 and writes what it computes: the files `*_float64.safetensors` in tests/data.
-
-    python -m tests.make_golden_float64 PUBLIC_CODE
-
-PUBLIC_CODE is a checkout of github.com/suxuann/ddib: the folder that holds `guided_diffusion`. Nothing of it is here.
-Weights and inputs are those of the golden files that are there already (float16 values, widened); only what is new is
-written.
-
-That code computes in float32 whatever it is given, so it is changed in memory before it runs, and in nothing else:
-
-- `Tensor.float()` gives float64. It is what rounds the tables of the schedule (`_extract_into_tensor`), what group
-  normalisation and attention's softmax compute in, the mask of the last step, and rescaled timesteps.
-- `timestep_embedding` is replaced by the same formula in float64: its frequencies are a float32 table.
-- The networks' `dtype`, to which they convert pictures on the way in, is float64.
-- `torch.randn_like` gives noise from a seed, which is kept for the file: that code takes fresh noise in each step.
-"""
+"""Runs the public DDIB code in float64 and writes what it computes: the files `*_float64.safetensors` in tests/data."""
 
 from __future__ import annotations
 
@@ -58,7 +43,6 @@ def float64(noise: list[Tensor]) -> Iterator[None]:
 
 
 def embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoids of the timesteps, (N, dim) float64; dim is even."""
     powers = -math.log(max_period) * torch.arange(dim // 2, dtype=torch.float64) / (dim // 2)
     angles = timesteps.double()[:, None] * powers.exp()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

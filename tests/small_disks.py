@@ -12,11 +12,7 @@ import pytest
 
 
 class SmallDisk:
-    """A file system of some MiB.
-
-    Attributes:
-        folder: Where it is mounted.
-    """
+    """A file system of some MiB."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,7 +26,6 @@ class SmallDisk:
         assert shutil.disk_usage(self.folder).free <= leave + 8192
 
     def free(self) -> None:
-        """Make room again."""
         self._filler.unlink()
 
 

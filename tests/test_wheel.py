@@ -82,10 +82,7 @@ program.main()
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_the_demo_runs_from_the_wheel_with_a_dead_proxy(wheel: Path, tmp_path: Path, capsys) -> None:
-    """Unpacked outside the checkout, with https_proxy pointing nowhere: exit 0, every file, every bound held.
-
-    Kept nodes answer, hold only their own model, and can be drained.
-    """
+    """Unpacked outside the checkout, with https_proxy pointing nowhere: exit 0, every file, every bound held."""
     out = tmp_path / "ddib-demo"
     try:
         done = demo_from(wheel, tmp_path)

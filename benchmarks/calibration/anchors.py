@@ -210,7 +210,6 @@ def _cells(figures: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _sheet(rows: list[Pictures], path: Path) -> None:
-    """Eight slices: the source, the map alone, the translations, the truth."""
     path.parent.mkdir(parents=True, exist_ok=True)
     some = np.linspace(0, len(rows[0]) - 1, len(rows)).astype(int)
     draw_sheet(np.concatenate([row[some] for row in rows]), path)

@@ -50,19 +50,12 @@ UNPAIRED_PICTURES = 4_000
 
 
 def thinned(pictures: Pictures, most: int) -> Pictures:
-    """At most so many, evenly spread."""
     return pictures[:: -(-len(pictures) // most)]
 
 
 @dataclass
 class Directed:
-    """A source domain and a target domain.
-
-    Attributes:
-        source_name: Of the source domain.
-        target_name: Of the target domain.
-        models: Folder of bundles, one a domain; None for those that ship.
-    """
+    """A source domain and a target domain."""
 
     source_name: str
     target_name: str
@@ -70,12 +63,10 @@ class Directed:
 
     @property
     def name(self) -> str:
-        """SOURCE-TARGET."""
         return f"{self.source_name}-{self.target_name}"
 
     @cached_property
     def pictures(self) -> tuple[ShippedPictures, ShippedPictures]:
-        """Of both domains."""
         return load_shipped(self.source_name), load_shipped(self.target_name)
 
     @cached_property
@@ -88,43 +79,35 @@ class Directed:
 
     @cached_property
     def parties(self) -> tuple[LocalParty, LocalParty]:
-        """Both models, ready to translate."""
         return open_party(self.bundles[0]), open_party(self.bundles[1])
 
     @property
     def test(self) -> tuple[Pictures, Pictures]:
-        """Sources and truths, (N, C, H, W) in [-1, 1]."""
         return self.pictures[0].test, self.pictures[1].test
 
     @cached_property
     def clusters(self) -> np.ndarray:
-        """Which test pictures overlap."""
         return shipped_clusters(self.source_name)
 
     @cached_property
     def drawn(self) -> bootstrap.Resamples:
-        """Draws of the test pictures, the same for every figure."""
         return bootstrap.resample(len(self.test[0]), self.clusters)
 
     @cached_property
     def unpaired(self) -> tuple[Pictures, Pictures]:
-        """Training pictures of each side, of different places."""
         return tuple(thinned(part.train, UNPAIRED_PICTURES) for part in self.pictures)  # type: ignore[return-value]
 
     @cached_property
     def real(self) -> Features:
-        """Features of the target domain."""
         return features.features(thinned(self.pictures[1].train, DOMAIN_PICTURES))
 
     @cached_property
     def truth_distance(self) -> bootstrap.Interval:
-        """Frechet distance of the truth itself, block 5."""
         found = bootstrap.feature_distances(features.features(self.test[1]), self.real, self.drawn)
         return found["frechet_early"]
 
     @property
     def thresholds(self) -> StructureThresholds | None:
-        """Of the source's bundle."""
         return self.bundles[0].manifest.structure
 
     def pairs(self, count: int, seed: int) -> tuple[Pictures, Pictures]:
@@ -136,7 +119,6 @@ class Directed:
 
     @cached_property
     def _partners(self) -> np.ndarray:
-        """The source's training places as the target domain shows them, uint8."""
         side, target = self.pictures[0].domain.side, self.pictures[1].domain
         cut = cut_map(target.map, side, target.detail) if target.map else cut_head(target.name, side)
         return cut("train")
@@ -154,13 +136,7 @@ class Directed:
     def figures(
         self, translated: Pictures, *, back: Pictures | None = None, latent: np.ndarray | None = None
     ) -> dict[str, Any]:
-        """Figures of translations of all test pictures, each with its interval over clusters of them.
-
-        Returns:
-            psnr, ssim, partner (true partner among the 5 nearest), edge_correlation and the feature distances, each
-            {value, low, high}; cycle_psnr with `back`; latent_ratio (patch correlation over that of noise) and
-            latent_std with `latent`.
-        """
+        """Figures of translations of all test pictures, each with its interval over clusters of them."""
         x, drawn = self.test[0], self.drawn
         found: dict[str, Any] = {
             **self.paired(translated),

@@ -47,13 +47,7 @@ CROSSED = "crossed.json"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One job of all pictures.
-
-    Attributes:
-        name: Its folder, and its name in the JSON.
-        depth: `--depth`.
-        cycle: `--cycle`.
-    """
+    """One job of all pictures."""
 
     name: str
     depth: float = 1.0
@@ -70,29 +64,22 @@ NAMES = tuple(run.name for run in (PLAIN, *ROTATION, *COLOUR_MAP))
 
 @dataclass
 class Some(Directed):
-    """A directed pair with evenly spaced test pictures only.
-
-    Attributes:
-        count: How many; 0 for all.
-    """
+    """A directed pair with evenly spaced test pictures only."""
 
     count: int = 0
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Rows of the test part."""
         total = len(self.pictures[0].test)
         return np.linspace(0, total - 1, self.count or total).round().astype(int)
 
     @property
     def test(self) -> tuple[Pictures, Pictures]:
-        """Sources and truths of these rows."""
         source, target = super().test
         return source[self.rows], target[self.rows]
 
     @cached_property
     def drawn(self) -> Resamples:
-        """Draws of these rows."""
         return resample(len(self.rows), self.clusters[self.rows])
 
 
@@ -271,7 +258,6 @@ def _figures(folder: Path, directed: Some) -> dict[str, Any]:
 
 
 def _lost(figures: dict[str, Any], plain: dict[str, Any], directed: Some) -> dict[str, Any]:
-    """What the records' figures lost against those without a calibration, picture by picture, with intervals."""
     return {
         name: directed.drawn.mean(np.array(plain["of_each"][name]) - np.array(values))
         for name, values in figures["of_each"].items()

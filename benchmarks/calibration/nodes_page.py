@@ -57,7 +57,6 @@ def held(name: str, found: Mapping[str, Any]) -> list[Held]:
 
 
 def write_page(pair: str, found: Mapping[str, Any]) -> None:
-    """Write the tables between the page's markers."""
     parts = [_heading(found), _pictures(found), _sent(found), _bounds(found)]
     text = between(PAGE.read_text(encoding="utf-8"), f"nodes {pair}", WRITER, "\n\n".join(parts))
     write_file(PAGE, text.encode())
@@ -155,5 +154,4 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
 
 
 def ranged(figure: Mapping[str, float] | None) -> str:
-    """A figure with its interval."""
     return "–" if figure is None else f"{figure['value']:.3g} [{figure['low']:.3g}, {figure['high']:.3g}]"

@@ -93,7 +93,6 @@ def _measured(name: str) -> dict[str, dict[str, Any]]:
 
 
 def _of_unpaired(name: str, variant: str) -> list[dict[str, Any]]:
-    """What benchmarks/calibration/unpaired.py has measured of a variant, one a seed."""
     if variant not in UNPAIRED:
         return []
     paths = sorted((OUT / "unpaired").glob(f"{name}-[0-9]-{UNPAIRED[variant]}.json"))
@@ -185,14 +184,12 @@ def _table(name: str, found: dict[str, dict[str, Any]]) -> str:
 
 
 def _evaluations(one: dict[str, Any]) -> str:
-    """Of a leg; nothing where there is no model."""
     if "evaluations" in one:
         return str(one["evaluations"])
     return str(one["settings"]["evaluations"]) if "latent_ratio" in one["figures"] else "–"
 
 
 def _ranged(figure: dict[str, float] | None) -> str:
-    """A figure with its interval, and with the least and largest of several draws or seeds."""
     if figure is None:
         return "–"
     text = f"{figure['value']:.3g} [{figure['low']:.3g}, {figure['high']:.3g}]"
@@ -255,7 +252,6 @@ def sheet(directed: Directed) -> bool:
 
 
 def _kept(directed: Directed, variant: str) -> Pictures | None:
-    """Translations that this table or benchmarks/calibration/unpaired.py has left, or None."""
     path = CALIBRATED / f"{directed.name}-0-{UNPAIRED.get(variant, '')}.npz"
     path = path if variant in UNPAIRED and path.exists() else BUILD / directed.name / f"{variant}.npz"
     return np.load(path)["translated"] if path.exists() else None

@@ -57,14 +57,7 @@ MOST_TILES = 64
 
 @dataclass
 class Scene:
-    """A scene, its truth, and two models.
-
-    Attributes:
-        directed: The pair.
-        detail: 1 for models of 32 pixels, 2 for 64.
-        settings: Of each leg.
-        cycle: Whether the way back is measured, at the cost of the way there.
-    """
+    """A scene, its truth, and two models."""
 
     directed: Directed
     detail: int
@@ -73,14 +66,12 @@ class Scene:
 
     @cached_property
     def pictures(self) -> tuple[Pictures, Pictures]:
-        """Source and truth, each (1, 3, H, W) in [-1, 1]."""
         kinds = [part.domain.map for part in self.directed.pictures]
         cut = [cut_scene(kind, STRIPE, ROWS, self.detail) for kind in kinds]
         return tuple(each[None].astype(np.float32) / np.float32(127.5) - np.float32(1) for each in cut)  # type: ignore[return-value]
 
     @property
     def tile(self) -> int:
-        """Side of a tile in pixels."""
         return int(self.directed.bundles[0].manifest.sample_shape[1])
 
     @cached_property

@@ -121,7 +121,6 @@ def _figures(directed: Directed, made: Made) -> dict[str, Any]:
 
 
 def kept(directed: Directed, name: str) -> Pictures | None:
-    """The kept translations of a variant, or None."""
     path = BUILD / directed.name / f"{name}.npz"
     return np.load(path)["translated"] if path.exists() else None
 

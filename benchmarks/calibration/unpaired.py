@@ -129,7 +129,6 @@ def ship(folder: Path, source: str, target: str) -> None:
 
 
 def path_of(folder: Path, kind: Kind) -> Path:
-    """Of the calibration's file: the one that the bundle was trained with has its name."""
     return folder.parent / (f"{folder.name}.json" if kind == "colour-map" else f"{folder.name}-{kind}.json")
 
 

@@ -33,7 +33,6 @@ DRAWS_OF_PAIRS = 5
 
 
 def never(directed: Directed) -> bool:
-    """Of variants that benchmarks/calibration/anchors.py measures."""
     del directed
     return False
 
@@ -44,15 +43,7 @@ ONCE = "aggregate once"
 
 @dataclass(frozen=True)
 class Made:
-    """Translations of all test pictures.
-
-    Attributes:
-        translated: In [-1, 1].
-        back: The returned sources; None where there is no way back.
-        latent: What crossed; None for nothing.
-        notes: Further values for the JSON.
-        repeats: Further translations by other draws or seeds; figures of pairs are means over all.
-    """
+    """Translations of all test pictures."""
 
     translated: Pictures
     back: Pictures | None = None
@@ -63,15 +54,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table.
-
-    Attributes:
-        name: Of its JSON.
-        title: In the table.
-        crosses: What crosses between the institutions besides a signature.
-        make: Translates.
-        when: Of which directed pairs.
-    """
+    """One line of the table."""
 
     name: str
     title: str
@@ -80,12 +63,10 @@ class Variant:
     when: Callable[[Directed], bool] = bool
 
     def crosses_of(self, pair: str) -> str:
-        """The same for one pair: a tone of the heads is from anchors, a map of colours from an aggregate."""
         return self.crosses.replace("CALIBRATION", "8 anchors" if pair.startswith("brain") else ONCE)
 
 
 def bridged(directed: Directed, settings: SolverSettings, **asked: Any) -> Made:
-    """By both models."""
     return through(directed, directed.parties, settings, **asked)
 
 
@@ -101,27 +82,23 @@ def through(
 
 
 def unchanged_source(directed: Directed, settings: SolverSettings) -> Made:
-    """The source itself."""
     del settings
     x, truth = directed.test
     return Made(unchanged(x, truth.shape[1]))
 
 
 def histogram(directed: Directed, settings: SolverSettings) -> Made:
-    """Each channel's quantiles, unpaired."""
     del settings
     own, target = directed.unpaired
     return Made(HistogramMatch.fit(own, target)(directed.test[0]))
 
 
 def gaussian(directed: Directed, settings: SolverSettings) -> Made:
-    """The closed form in the models' units."""
     del settings
     return Made(GaussianBridge.fit(*directed.unpaired, units=units(directed))(directed.test[0]))
 
 
 def oracle(directed: Directed, settings: SolverSettings) -> Made:
-    """The truth, encoded and decoded by the target's own model."""
     target = directed.parties[1]
     found = translate_array(directed.test[1], target, target, Asked(settings))
     return Made(found.translated, latent=found.latent)
@@ -141,7 +118,6 @@ def colour_map(count: int) -> Callable[[Directed, SolverSettings], Made]:
 
 
 def units(directed: Directed) -> tuple[Any, Any]:
-    """The normalisations of both models, without a calibration."""
     return tuple(bundle.manifest.normalisation.plain for bundle in directed.bundles)  # type: ignore[return-value]
 
 
@@ -178,12 +154,10 @@ def decoded(directed: Directed, settings: SolverSettings, rotation: np.ndarray) 
 
 
 def rotation_of_pairs(count: int) -> Callable[[Directed, SolverSettings], Made]:
-    """By the rotation from pixels of so many pairs."""
     return lambda directed, settings: decoded(directed, settings, procrustes(directed, count))
 
 
 def signed_permutation(directed: Directed, settings: SolverSettings) -> Made:
-    """By the signed permutation of the channels that is nearest to the rotation of 512 pairs."""
     return decoded(directed, settings, nearest_signed_permutation(procrustes(directed, 512)))
 
 
@@ -196,11 +170,7 @@ def gaussian_rotated(directed: Directed, settings: SolverSettings) -> Made:
 
 
 def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
-    """The rotation from the target's noised aggregate without pairs, and how it was found.
-
-    It is that of benchmarks/calibration/unpaired.py where it is there; otherwise it is found here, even where its
-    figures are refused. The noise is drawn once (an aggregate may not be drawn again), so build/ keeps the result.
-    """
+    """The rotation from the target's noised aggregate without pairs, and how it was found."""
     path = CALIBRATED / f"{directed.name}-0-rotation.json"
     if not path.exists():
         path = BUILD / directed.name / "rotation.json"
@@ -233,7 +203,6 @@ def calibrated(depth: float = 1.0, encoder: str = "ode") -> Callable[[Directed, 
 
 
 def uncalibrated(depth: float = 1.0, encoder: str = "ode") -> Callable[[Directed, SolverSettings], Made]:
-    """The same without a calibration."""
     return lambda directed, settings: bridged(directed, replace(settings, depth=depth, encoder=encoder))
 
 
@@ -260,7 +229,6 @@ def retrained(
 
 
 def trained(directed: Directed) -> list[Path]:
-    """Bundles SOURCE-TARGET-SEED below `CALIBRATED`."""
     return sorted(path.parent for path in CALIBRATED.glob(f"{directed.name}-[0-9]/manifest.json"))
 
 
@@ -275,12 +243,10 @@ def supervised_on(count: int) -> Callable[[Directed, SolverSettings], Made]:
 
 
 def colours(directed: Directed) -> bool:
-    """Whether there are channels to rotate."""
     return directed.test[0].shape[1] > 1
 
 
 def has_trained(directed: Directed) -> bool:
-    """Whether there are source models that were trained with a calibration."""
     return bool(trained(directed))
 
 

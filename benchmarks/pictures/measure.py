@@ -77,7 +77,6 @@ def main() -> None:
 
 
 def quality(pair: Pair) -> None:
-    """The models as they ship on the test part."""
     rows = pair.rows(pair.options.every)
     pair.measured("quality", rows, lambda: _quality(pair, rows))
     pair.measured("samples", None, lambda: _samples(pair))
@@ -130,7 +129,6 @@ def _of_each(latent: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def _thresholds(pair: Pair) -> Thresholds:
-    """Of structure, from pictures of the source that were held out of training."""
     held = thinned(pair.pictures[0].held_out, MOST_CALIBRATING)
     return calibrate(held, pair.translate(held, cycle=False)[0].translated)
 

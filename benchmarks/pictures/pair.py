@@ -36,16 +36,7 @@ DOMAIN_PICTURES = 500
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured.
-
-    Attributes:
-        count: Test pictures of the tables over softening and depth; quality takes all, unless this is `only_count`.
-        every: Test pictures of quality; None for all.
-        evaluations: Of one leg.
-        out: Folder of pages and measurements.
-        models: Folder of bundles; None for those that ship.
-        fresh: Measure again what is there.
-    """
+    """How much is measured."""
 
     count: int
     every: int | None
@@ -70,22 +61,18 @@ class Pair:
 
     @cached_property
     def sides(self) -> tuple[LocalParty, LocalParty]:
-        """Both models, ready to translate."""
         return open_party(self.bundles[0]), open_party(self.bundles[1])
 
     @cached_property
     def domain(self) -> Domain:
-        """Training pictures of both, evenly thinned."""
         source, target = (thinned(part.train, DOMAIN_PICTURES) for part in self.pictures)
         return Domain(target, source)
 
     def rows(self, count: int | None) -> np.ndarray:
-        """Which test pictures: so many, spread over all."""
         total = len(self.pictures[0].test)
         return np.linspace(0, total - 1, min(total, count or total)).round().astype(int)
 
     def test(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sources and truths."""
         return self.pictures[0].test[rows], self.pictures[1].test[rows]
 
     def translate(
@@ -108,14 +95,12 @@ class Pair:
         return found, spent
 
     def kept(self, x: np.ndarray, asked: Asked) -> Path:
-        """The file of a translation by these models."""
         said = json.dumps([self.digests, asdict(asked.settings), asked.soften, asked.cycle, asked.seed])
         key = hashlib.sha256(said.encode() + x.tobytes()).hexdigest()[:24]
         return ROOT / "build" / "pictures" / f"{self.name}-{key}.npz"
 
     @property
     def digests(self) -> list[str]:
-        """Of both models, without the thresholds, on which no figure depends."""
         return [b.manifest.model_copy(update={"structure": None}).digest() for b in self.bundles]
 
     def measured(self, name: str, rows: np.ndarray | None, measure: Callable[[], dict[str, Any]]) -> None:
@@ -147,13 +132,11 @@ class Pair:
 
 
 def white(latent: np.ndarray) -> dict[str, Any]:
-    """Statistics of latents beside those of noise."""
     found = whiteness(torch.from_numpy(latent))
     return {**asdict(found.latent), "noise_correlation": found.noise.correlation, "ratio": found.ratio}
 
 
 def thinned(pictures: np.ndarray, count: int) -> np.ndarray:
-    """At most so many, evenly spread."""
     chosen = np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int)
     return pictures[chosen]
 

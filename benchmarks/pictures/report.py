@@ -55,7 +55,6 @@ def report(out: Path) -> None:
 
 
 def _filled(text: str, name: str, new: str) -> str:
-    """The page with what stands between the markers of a pair replaced; as it was where nothing is measured."""
     return between(text, name, "benchmarks/pictures/measure.py", new) if new else text
 
 

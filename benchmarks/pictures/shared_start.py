@@ -68,7 +68,6 @@ def main() -> None:
 
 
 def halved(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Means over squares of two pixels."""
     count, channels, height, width = pictures.shape
     return pictures.reshape(count, channels, height // 2, 2, width // 2, 2).mean(axis=(3, 5))
 

@@ -64,13 +64,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Under:
-    """The calibration under which translations are marked.
-
-    Attributes:
-        map: Its numbers.
-        basis: From what it is.
-        variant: Of benchmarks/calibration/table.py, whose translations are under it.
-    """
+    """The calibration under which translations are marked."""
 
     map: ChannelMap
     basis: str

@@ -35,7 +35,6 @@ def report() -> None:
 
 
 def measured(pair: tuple[str, str]) -> list[dict[str, Any]]:
-    """What is there for a pair, in the order of the settings."""
     paths = [OUT / "--".join(pair) / f"{setting.key}.json" for setting in SETTINGS]
     rows = [json.loads(path.read_text()) for path in paths if path.exists()]
     return sorted(rows, key=lambda row: (row["solver"], row["evaluations"], row["grid"], not row["carried"]))

@@ -75,7 +75,6 @@ class Legs:
 
 
 def measure_all(pairs: tuple[tuple[str, str], ...]) -> None:
-    """Everything that is missing, setting by setting, so that the dear ones of all pairs come last."""
     for setting in SETTINGS:
         for pair in pairs:
             measure(*pair, setting)

@@ -57,16 +57,7 @@ POOL = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Latents of one kind.
-
-    Attributes:
-        name: Of the kind.
-        strength: How strong, in words; empty where there is no such thing.
-        honest: Whether none should be refused.
-        each: The latents, (N, *sample_shape) or sets of points.
-        evaluations: That they are made with, where that matters.
-        of: Rows of the samples that each set was made of.
-    """
+    """Latents of one kind."""
 
     name: str
     strength: str
@@ -166,7 +157,6 @@ def _standard(x: Tensor) -> Tensor:
 
 
 def _by_rank(x: Tensor, noise: Tensor) -> Tensor:
-    """Numbers of white noise in the order of x: an invertible encoding that needs no model."""
     found = torch.empty_like(x)
     for one, drawn, into in zip(x, noise, found, strict=True):
         into.view(-1)[one.flatten().argsort()] = drawn.flatten().sort().values
@@ -174,8 +164,6 @@ def _by_rank(x: Tensor, noise: Tensor) -> Tensor:
 
 
 def _made(model: DomainModel, samples: Tensor, evaluations: int) -> Made:
-    """What the source knows of a latent that is said to be of these samples, in the model's units, softened."""
-
     def again(rows: list[int]) -> Tensor:
         return encoded(model, samples[rows], evaluations)
 
@@ -247,7 +235,6 @@ def _row(case: Case, made: list[tuple[Tensor, Made]]) -> dict[str, Any]:
 
 
 def _received(z: Tensor, leg: Leg, how: Made) -> object:
-    """The target's part: it knows the number of evaluations that was asked for, and nothing else."""
     return pass_latent(z, leg, Made(how.evaluations))
 
 

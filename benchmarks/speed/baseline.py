@@ -106,7 +106,6 @@ def _our_cycle(sides: tuple[Side, ...], x: Tensor, settings: SolverSettings) -> 
 
 
 def _cycle(sides: tuple[Side, ...], x: Tensor, settings: SolverSettings) -> list[np.ndarray]:
-    """The points after each of four legs."""
     stages = []
     for side, encodes in ((sides[0], True), (sides[1], False), (sides[1], True), (sides[0], False)):
         x = _leg(side, x, settings, encodes=encodes)

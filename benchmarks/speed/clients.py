@@ -53,11 +53,7 @@ def measure(form: Form) -> Report:
 
 
 def at_once(pair: Pair, files: list[bytes]) -> tuple[float, int]:
-    """Seconds until all clients have their results, and how many calls were refused at a limit and tried again.
-
-    Raises:
-        DdibError: A client was refused.
-    """
+    """Seconds until all clients have their results, and how many calls were refused at a limit and tried again."""
     waits: list[DdibError] = []
     ready = threading.Barrier(CLIENTS + 1)
 

@@ -37,19 +37,7 @@ MIXES = {
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What is asked of a model.
-
-    Attributes:
-        name: In the figures.
-        sizes: Rows of a request of the staggered ones.
-        settings: Of each request.
-        repeats: Of the staggered ones.
-        rounds: Requests that each requester makes, one after another, at least 2.
-        mixes: Names in `MIXES`.
-        mixed: Settings of the requests of a mix.
-        large: Rows of the large job.
-        waits: Small requests beside it.
-    """
+    """What is asked of a model."""
 
     name: str
     domain: str
@@ -88,7 +76,6 @@ class Engine:
         return batch.rows / (time.perf_counter() - started)
 
     def staggered(self, rows: int) -> float:
-        """Rows a second while all requesters are at work, each at another step of its way."""
         loop = _Loop(self, rows)
         loop.run()
         return loop.rows_a_second()
@@ -130,7 +117,6 @@ class _Loop:
         self._done.wait()
 
     def rows_a_second(self) -> float:
-        """From the first answer, when all have begun, to the first requester's last."""
         steady = self._ended[: REQUESTERS * (self._engine.kind.rounds - 1) + 1]
         return (len(steady) - 1) * self._size / (steady[-1] - steady[0])
 
@@ -263,7 +249,6 @@ def _small_beside_large(engine: Engine, report: Report, repeats: int) -> None:
 
 
 def _p99(values: Sequence[float]) -> float:
-    """With few values the largest."""
     return statistics.quantiles(values, n=100, method="inclusive")[98] if len(values) >= 100 else max(values)
 
 

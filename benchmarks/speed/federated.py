@@ -135,7 +135,6 @@ def _points(form: Form, report: Report) -> None:
 
 
 def _processor_seconds(pair: Pair) -> list[float]:
-    """Of both nodes so far."""
     return [
         processor_seconds(node.process.pid) for node in (pair.north, pair.south) if node.process is not None
     ]

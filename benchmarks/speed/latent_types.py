@@ -31,7 +31,6 @@ POINT_SEED = 90_210
 
 
 def party(domain: str) -> LocalParty:
-    """The shipped model of a domain."""
     return open_party(open_bundle(domain), threads=1)
 
 

@@ -51,7 +51,6 @@ class Head:
         )
 
     def kill(self) -> None:
-        """SIGKILL to all of it; what it started ends because of that."""
         for pid in self._processes():
             os.kill(pid, signal.SIGKILL)
 
@@ -131,7 +130,6 @@ def _killed_head(form: Form, report: Report, folder: Path, head: Head, port: int
 
 
 def _done(client: Client, job: str) -> int:
-    """Pictures of the job that are done so far."""
     return sum(item.state in DONE for item in client.get(job).items)
 
 

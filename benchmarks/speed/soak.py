@@ -43,11 +43,7 @@ class Slope:
 
 
 def theil_sen(x: NDArray[np.float64], y: NDArray[np.float64]) -> Slope:
-    """The median of the slopes between all pairs of samples: single peaks and one step hardly move it.
-
-    The interval is that of Sen (1968), from the distribution of Kendall's S under independent samples. Memory at one
-    moment resembles that at the moment before, so that the interval is narrower than it should be.
-    """
+    """The median of the slopes between all pairs of samples: single peaks and one step hardly move it."""
     first, second = np.triu_indices(len(x), 1)
     slopes = np.sort((y[second] - y[first]) / (x[second] - x[first]))
     count = len(x)
@@ -58,12 +54,7 @@ def theil_sen(x: NDArray[np.float64], y: NDArray[np.float64]) -> Slope:
 
 
 class Soak:
-    """Work for two nodes, and what each held at every `TOGETHER` items of it.
-
-    Args:
-        client: Of the source.
-        pids: Of the nodes.
-    """
+    """Work for two nodes, and what each held at every `TOGETHER` items of it."""
 
     def __init__(self, client: Client, pids: Sequence[int]) -> None:
         self._client = client
@@ -73,16 +64,13 @@ class Soak:
         self._samples: list[tuple[int, tuple[Held, ...]]] = []
 
     def one_job(self, items: int) -> None:
-        """As one job, fetched and acknowledged while it runs."""
         self._job(items)
 
     def small_jobs(self, items: int) -> None:
-        """As jobs of `SMALL`, one after another."""
         for _ in range(items // SMALL):
             self._job(SMALL)
 
     def measured(self, work: Callable[[int], None], items: int) -> list[tuple[int, tuple[Held, ...]]]:
-        """Items done and what the nodes held then, during a piece of work."""
         self._done, self._samples = 0, []
         work(items)
         return self._samples

@@ -54,15 +54,7 @@ SEED = 90_121
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two models, samples of the source and their converged translation.
-
-    Attributes:
-        source: Encodes.
-        target: Decodes.
-        x: Softened samples in the source's units (N, *sample_shape).
-        clusters: Which belong together, (N,); None where all are independent.
-        end: The translation by the reference, in the target's units.
-    """
+    """Two models, samples of the source and their converged translation."""
 
     source: DomainModel
     target: DomainModel
@@ -76,17 +68,14 @@ class Pair:
 
     @property
     def learned(self) -> tuple[int, ...]:
-        """Numbers of evaluations that both models were tuned to."""
         both = [model.bundle.tuned for model in (self.source, self.target)]
         found = [set() if each is None else set(each.evaluations) for each in both]
         return tuple(sorted(found[0] & found[1]))
 
     def errors(self, settings: SolverSettings) -> NDArray[np.float64]:
-        """Reference error of each sample, (N,)."""
         return distances(self.translated(self.x, settings), self.end).numpy()
 
     def translated(self, x: Tensor, settings: SolverSettings) -> Tensor:
-        """Where settings take softened samples x, like x."""
         z = _leg(self.source, x, settings, self.source.sigma(), encoding=True)
         return _leg(self.target, z, settings, 0.0, encoding=False)
 

@@ -32,14 +32,7 @@ QUALITY: Final = {"points": (200, 1_500), "pictures": (0, 200)}
 
 
 class Trainee:
-    """Trainer processes; each takes a given number of steps.
-
-    Args:
-        kind: points or pictures.
-        who: See `training_worker.make_step`.
-        precision: Of the network.
-        cores: What each process is pinned to.
-    """
+    """Trainer processes; each takes a given number of steps."""
 
     def __init__(self, kind: str, who: str, precision: str, cores: Sequence[int]) -> None:
         self._steps = STEPS[kind]
@@ -93,7 +86,6 @@ def trainees(asked: dict[str, tuple[str, str, str, Sequence[int]]]) -> Iterator[
 
 
 def by_turns(found: dict[str, Trainee], clock: str, repeats: int) -> Times:
-    """Seconds a step of each, by turns."""
     return interleaved({name: lambda one=one: one.turn()[clock] for name, one in found.items()}, repeats)
 
 

@@ -102,11 +102,7 @@ class Federated:
 
 
 class Spent:
-    """CPU of both processes for one latent: what wall time becomes on a machine with nothing else to do.
-
-    Args:
-        items: Latents of one run.
-    """
+    """CPU of both processes for one latent: what wall time becomes on a machine with nothing else to do."""
 
     def __init__(self, items: int) -> None:
         self._items = items
@@ -129,7 +125,6 @@ class Spent:
         return measured
 
     def tell(self, report: Report) -> None:
-        """Add the figures."""
         for name, values in self._values.items():
             report.add(name, values, "ms")
 

@@ -35,15 +35,7 @@ SELECTED: Final = {"trust": ("tests", f"--ignore={CHAOS}"), "chaos": (CHAOS,)}
 
 @dataclass
 class Row:
-    """What one test function found, over all its parameters.
-
-    Attributes:
-        fact: The first line of its docstring.
-        cases: How many were tried.
-        failed: How many of them failed.
-        skipped: How many tests did not run.
-        figures: What it measured, one text each.
-    """
+    """What one test function found, over all its parameters."""
 
     fact: str
     cases: int = 0
@@ -127,7 +119,6 @@ def _git(*words: str) -> str:
 
 
 def write(which: str, text: str) -> None:
-    """Replace the section of one command."""
     page = between(PAGE.read_text(encoding="utf-8"), which, f"make {which}", text)
     write_file(PAGE, page.encode())
 

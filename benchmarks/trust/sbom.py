@@ -27,7 +27,6 @@ SPEC_VERSION: Final = "1.6"
 
 
 def canonical(name: str) -> str:
-    """A package's name as package URLs and indexes write it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -69,7 +68,6 @@ def component(name: str) -> dict[str, Any]:
 
 
 def purl(name: str) -> str:
-    """The package URL of what is installed."""
     return f"pkg:pypi/{canonical(name)}@{metadata.version(name)}"
 
 

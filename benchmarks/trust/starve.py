@@ -97,28 +97,23 @@ class Hostile:
         threading.Event().wait()
 
     def churn(self) -> Requests:
-        """One full network call a request, each a request of its own: a flow that leaves its debts behind."""
         yield self.header(LEAST, 1)
         yield from self.latent(0, 2_048)
 
     def tiny(self) -> Requests:
-        """A thousand items of one point."""
         yield self.header(LEAST, 1_000)
         for item in range(1_000):
             yield from self.latent(item, 1)
 
     def settings(self) -> Requests:
-        """Each request with another number of evaluations, whose plan has to be made."""
         yield self.header(self.most - next(self.numbers) % (self.most // 2), 1)
         yield from self.latent(0, 1)
 
     def idle(self) -> Requests:
-        """A header, and nothing more."""
         yield self.header(8, 1)
         threading.Event().wait()
 
     def silent(self) -> Requests:
-        """Not even a header."""
         threading.Event().wait()
         yield from ()
 
@@ -154,7 +149,6 @@ def attack(name: str, address: str, pki: Path, roots: Path, evaluations: int) ->
 
 
 def memory_mb(node: Node) -> float:
-    """Resident memory of a node's process."""
     assert isinstance(node.process, subprocess.Popen)
     text = Path(f"/proc/{node.process.pid}/status").read_text()
     return int(text.split("VmRSS:")[1].split()[0]) / 1024

@@ -71,7 +71,6 @@ class Wanted:
 def translate_here(
     files: Sequence[bytes], source: Model | str | Path, target: Model | str | Path, wanted: Wanted
 ) -> Translations:
-    """See `ddib_fed.translate`."""
     there, back = (each if isinstance(each, Model) else load(each) for each in (source, target))
     solver, order, evaluations, grid, depth = wanted.settings
     calibration = _calibration(wanted.calibration)

@@ -38,7 +38,6 @@ class Model:
         return self.party.describe().sample_shape
 
     def __repr__(self) -> str:
-        """For example ``<Model satellite: pictures of 3 x 32 x 32>``."""
         size = " x ".join(map(str, self.shape))
         what = f"pictures of {size}" if self.party.model.is_picture else f"points of {size} coordinates"
         classes = self.party.describe().classes

@@ -89,7 +89,6 @@ class Translated:
         return folder / names[Part.TRANSLATION]
 
     def __repr__(self) -> str:
-        """For example ``<Translated satellite to relief: 32 x 32 picture, round trip 42.1 dB>``."""
         record = self.record
         size = " x ".join(map(str, self.array.shape[: 1 if record.picture is None else 2]))
         parts = [f"{size} {'points' if record.picture is None else 'picture'}"]
@@ -104,7 +103,6 @@ class Translated:
         return f"<Translated {record.source_domain} to {record.target_domain}: {', '.join(parts)}>"
 
     def _repr_html_(self) -> str | None:
-        """The pictures, in a notebook."""
         if self.record.picture is None:
             return None
         shown = [self.files[part] for part in (Part.TRANSLATION, Part.RETURNED) if part in self.files]
@@ -124,15 +122,12 @@ class Translations(Sequence[Translated]):
     def __getitem__(self, index: slice) -> Translations: ...
 
     def __getitem__(self, index: int | slice) -> Translated | Translations:
-        """One of them, or some."""
         return self._each[index] if isinstance(index, int) else Translations(self._each[index])
 
     def __len__(self) -> int:
-        """How many."""
         return len(self._each)
 
     def __iter__(self) -> Iterator[Translated]:
-        """One after the other."""
         return iter(self._each)
 
     @property
@@ -150,12 +145,10 @@ class Translations(Sequence[Translated]):
         return [each.array for each in self]
 
     def __repr__(self) -> str:
-        """A line for each."""
         lines = [f"{len(self)} translated:", *(f"  {each!r}" for each in self[:10])]
         return "\n".join(lines + (["  ..."] if len(self) > 10 else []))
 
     def _repr_html_(self) -> str | None:
-        """The pictures, in a notebook."""
         shown = [each._repr_html_() for each in self[:10]]
         return None if None in shown else "".join(f"<p>{each}</p>" for each in shown)
 

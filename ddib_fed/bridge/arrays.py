@@ -33,18 +33,7 @@ DEFAULT_SETTINGS = SolverSettings()
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked of a translation of an array.
-
-    Attributes:
-        settings: How each leg is integrated.
-        source_class: Class of all samples, or one for each; None for none.
-        target_class: The same, to decode to.
-        guidance: Of decoding on both sides, and of encoding where it says so.
-        soften: Noise level before encoding; None for the source model's own. What was decoded is never softened.
-        seed: Of the softening's noise, and of the noise that decoding draws where the settings say so.
-        cycle: Whether to come back.
-        calibration: A rotation of the source's channels; see `Leg`. The target's legs are plain.
-    """
+    """What is asked of a translation of an array."""
 
     settings: SolverSettings = DEFAULT_SETTINGS
     source_class: Labels = None
@@ -72,16 +61,7 @@ PLAIN = Asked()
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The stages of a translation; each array (K, *sample_shape), float32, of the K samples that were not refused.
-
-    Attributes:
-        rows: Which of the samples given they are.
-        latent: Of the source, by the source's model.
-        translated: By the target's model, in the units of its data; pictures cut to [-1, 1].
-        latent_again: Of the translation before it was cut, by the target's model; None one way.
-        back: By the source's model, as `translated`; None one way.
-        failed: Why others were refused, by row.
-    """
+    """The stages of a translation; each array (K, *sample_shape), float32, of the K samples that were not refused."""
 
     rows: tuple[int, ...]
     latent: Array
@@ -92,15 +72,7 @@ class Stages:
 
 
 def check_translation(source: LocalParty, target: LocalParty, asked: Asked) -> float:
-    """Check a translation without computing anything.
-
-    Returns:
-        The noise level that the source softens by.
-
-    Raises:
-        SettingsInvalid: Settings, guidance, classes or a calibration that do not exist or do not fit.
-        ShapeMismatch: The models are of different sizes or numbers of channels.
-    """
+    """Check a translation without computing anything."""
     models = source.model, target.model
     if models[0].sample_shape != models[1].sample_shape:
         named = [f"{model.manifest.name} {model.sample_shape}" for model in models]
@@ -128,24 +100,7 @@ def translate_array(
     on_progress: OnProgress | None = None,
     refuse: bool = True,
 ) -> Stages:
-    """Translate samples of the source's domain to the target's and, for a cycle, back.
-
-    Args:
-        x: (N, *sample_shape) in the units of the source's data; pictures in [-1, 1]. A set of points is one item, each
-            picture one of its own.
-        source: Where from.
-        target: Where to.
-        asked: How.
-        on_progress: Told (evaluations done, in all); what it raises ends the work.
-        refuse: Raise what is wrong with an item; else those are left out, and `Stages.failed` says why.
-
-    Raises:
-        ShapeMismatch: The samples are not those of the models, or the models not of one shape.
-        PictureMisfit: They are of another scale than [-1, 1].
-        NotFinite: There is a NaN or an infinity in them, or in what a model answers.
-        LatentNotGaussian: A latent is no noise.
-        SettingsInvalid: As `check_translation`.
-    """
+    """Translate samples of the source's domain to the target's and, for a cycle, back."""
     check_translation(source, target, asked)
     check_given(source.model, x)
     legs = 4 if asked.cycle else 2
@@ -173,23 +128,7 @@ def uncertainty(
     times: int,
     on_progress: OnProgress | None = None,
 ) -> Array:
-    """How much translations of pictures differ between fresh softenings of the same picture.
-
-    Args:
-        x: (N, C, H, W) in [-1, 1].
-        source: Where from.
-        target: Where to.
-        asked: How; its softening must come to a level above 0. The seed is the first softening's; the others follow.
-        times: Softenings of each picture, at least 2.
-        on_progress: As in `translate_array`.
-
-    Returns:
-        Standard deviation over the translations (N, H, W), root mean square over the channels, in units of [-1, 1].
-
-    Raises:
-        SettingsInvalid: No softening, or fewer than two.
-        DdibError: As `translate_array`.
-    """
+    """How much translations of pictures differ between fresh softenings of the same picture."""
     if times < 2 or check_translation(source, target, asked) == 0.0:
         raise SettingsInvalid(
             "uncertainty is the spread over at least 2 softenings, and without softening there is none",
@@ -215,22 +154,7 @@ def draw_samples(
     first: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Array:
-    """Draw pictures from a model: those numbered `first` to `first + count - 1` of the seed.
-
-    Args:
-        party: The model.
-        count: How many.
-        asked: How; `target_class` is their class.
-        first: Number of the first.
-        on_progress: As in `translate_array`.
-
-    Returns:
-        (count, C, H, W) in [-1, 1].
-
-    Raises:
-        SettingsInvalid: Settings that do not exist or do not fit the model's schedule, or guidance without a class.
-        NotFinite: The model answers with NaN or infinity.
-    """
+    """Draw pictures from a model: those numbered `first` to `first + count - 1` of the seed."""
     check_decoding(party.model, asked.settings, asked.target_class, asked.guidance)
     tell = Counter(asked.settings.evaluations * turns(party, count), on_progress)
 
@@ -256,23 +180,7 @@ def interpolate_pictures(
     way: Way = "slerp",
     on_progress: OnProgress | None = None,
 ) -> Array:
-    """Encode two pictures by the source's model and decode the latents between them by the target's.
-
-    Args:
-        pair: (2, C, H, W) in [-1, 1].
-        source: Where from.
-        target: Where to; the source itself for pictures between the two.
-        weights: Where on the way, each in [0, 1].
-        asked: How.
-        way: On the sphere or on the straight line.
-        on_progress: As in `translate_array`.
-
-    Returns:
-        (number of weights, C, H, W) in [-1, 1].
-
-    Raises:
-        DdibError: As `translate_array`, and SettingsInvalid for weights outside [0, 1].
-    """
+    """Encode two pictures by the source's model and decode the latents between them by the target's."""
     check_translation(source, target, asked)
     check_given(source.model, pair)
     tell = Counter(asked.settings.evaluations * (turns(source, 2) + turns(target, len(weights))), on_progress)
@@ -292,7 +200,6 @@ def interpolate_pictures(
 
 
 def clipped(x: Array) -> Array:
-    """Pictures cut to [-1, 1], as files hold them."""
     return np.clip(x, -1.0, 1.0)
 
 
@@ -303,20 +210,17 @@ class Counter:
         self._total, self._done, self._on_progress = total, 0, on_progress
 
     def __call__(self, done: int = 0, of: int = 0) -> None:
-        """There is one more."""
         del done, of
         self._done += 1
         if self._on_progress is not None:
             self._on_progress(self._done, self._total)
 
     def step(self, number: int, stage: Stage, done: int, of: int) -> None:
-        """The same, of a leg."""
         del number, stage
         self(done, of)
 
 
 def turns(party: LocalParty, rows: int) -> int:
-    """How many times so many samples are integrated, one after another or beside each other."""
     alone = party.executor.beside and party.model.is_picture
     return rows if alone else -(-rows // party.executor.rows)
 
@@ -374,6 +278,5 @@ def _softening(model: DomainModel, digest: bytes) -> Noise:
 
 
 def _digest(picture: Array, seed: int) -> bytes:
-    """Names a picture's content and the seed."""
     little = np.ascontiguousarray(picture, dtype="<f4")
     return hashlib.sha256(f"{seed} {little.shape} ".encode() + little.tobytes()).digest()

@@ -11,11 +11,7 @@ from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded
 
 
 class Control:
-    """Says to whoever works on something whether to go on; shared between threads.
-
-    Args:
-        deadline: `time.monotonic()` after which the work is given up; None for never.
-    """
+    """Says to whoever works on something whether to go on; shared between threads."""
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
@@ -37,10 +33,7 @@ class Control:
 
     @contextmanager
     def interrupting(self, callback: Callable[[], object]) -> Iterator[None]:
-        """Inside, cancelling calls `callback`, on the thread that cancels: for threads that wait and cannot `check`.
-
-        Cancelled already, it is called at once. It must be quick and must not raise.
-        """
+        """Inside, cancelling calls `callback`, on the thread that cancels: for threads that wait and cannot `check`."""
         with self._lock:
             late = self._cancelled.is_set()
             if not late:
@@ -56,30 +49,21 @@ class Control:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody cancelled."""
         return self._cancelled.is_set()
 
     @property
     def error(self) -> DdibError | None:
-        """Why it was cancelled; None when it was not."""
         return self._error if self.cancelled else None
 
     @property
     def over(self) -> bool:
-        """Whether `check` would raise."""
         return self.cancelled or (self.deadline is not None and time.monotonic() > self.deadline)
 
     def remaining_s(self) -> float | None:
-        """Seconds to the deadline, at least 0; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def check(self) -> None:
-        """Return when the work may go on.
-
-        Raises:
-            Cancelled: Somebody cancelled (or the error they gave).
-            DeadlineExceeded: The deadline has passed.
-        """
+        """Return when the work may go on."""
         if self._cancelled.is_set():
             raise self._error or Cancelled()
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -39,17 +39,7 @@ UNIFORM, FEW_LEVELS, FLAT, NARROW, WIDE = 0.02, 16, 0.25, 0.3, 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Made:
-    """What whoever encoded knows of a latent.
-
-    Attributes:
-        evaluations: Of the network, as the engine counted them.
-        samples: What it was made of (N, *sample_shape), in the model's units and the leg's basis, softened; None where
-            nobody knows.
-        again: Encodes some of these rows again, without the engine; None where that is not to be done.
-        allowances: Of latents of pictures of the model that made it; None where they were not measured, or hold for
-            other legs.
-        given: What was to be translated, pictures in [-1, 1], to say in words what is unusual about it.
-    """
+    """What whoever encoded knows of a latent."""
 
     evaluations: int
     samples: Tensor | None = None
@@ -59,12 +49,7 @@ class Made:
 
 
 def rounded(latent: Tensor, leg: Leg) -> Tensor:
-    """A latent in the numbers that the leg's latent type has, to nearest, ties to even; float32 as it is.
-
-    Args:
-        latent: Float32, of any shape.
-        leg: On which it was made.
-    """
+    """A latent in the numbers that the leg's latent type has, to nearest, ties to even; float32 as it is."""
     if leg.latent_type == FLOAT32:
         return latent
     narrow: torch.dtype = getattr(torch, leg.latent_type)
@@ -113,12 +98,7 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
 
 
 def unusual(pictures: npt.NDArray[np.float32], normalised: Tensor) -> str:
-    """What is unusual about pictures (N, C, H, W), in words; empty for nothing.
-
-    Args:
-        pictures: In [-1, 1].
-        normalised: In units in which the training pictures have a mean of 0 and a deviation of 1.
-    """
+    """What is unusual about pictures (N, C, H, W), in words; empty for nothing."""
     found = []
     _, counts = np.unique(
         np.moveaxis(pictures, 1, -1).reshape(-1, pictures.shape[1]), axis=0, return_counts=True
@@ -196,7 +176,6 @@ def _check_again(latent: Tensor, rows: list[int], again: Callable[[list[int]], T
 
 
 def _plain(x: Tensor, leg: Leg) -> Tensor:
-    """Pictures or latents (N, C, H, W) in the model's own basis: a calibrated latent is the plain one, rotated."""
     if leg.calibration is None:
         return x
     return rotated(x, torch.from_numpy(leg.calibration.matrix).T.to(x.dtype))

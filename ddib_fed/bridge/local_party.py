@@ -63,12 +63,7 @@ _Found = TypeVar("_Found", Encoded, Decoded)
 
 
 class LocalParty:
-    """A model and what integrates it.
-
-    Args:
-        model: The model.
-        executor: Carries out its legs.
-    """
+    """A model and what integrates it."""
 
     def __init__(self, model: DomainModel, executor: Executor) -> None:
         self.model = model
@@ -76,7 +71,6 @@ class LocalParty:
         self._time = SharedTime()
 
     def describe(self) -> Description:
-        """See `Party`."""
         manifest = self.model.manifest
         return Description(
             "",
@@ -90,27 +84,16 @@ class LocalParty:
         )
 
     def close(self) -> None:
-        """Stop the executor; unfinished work fails with `Draining`."""
         self.executor.close()
 
     @property
     def window(self) -> int:
-        """Rows of a stream that are in flight at once: as many as are computed, and as many that wait for them."""
         return 2 * self.executor.rows * self.executor.width
 
     def encode(self, item: ToEncode, leg: Leg) -> Encoded:
-        """The latent of one item.
-
-        Raises:
-            ShapeMismatch, NotFinite, PictureMisfit: The samples cannot be used.
-            SettingsInvalid: The leg or the class cannot, or there is no noise where some is needed.
-            LatentNotGaussian: What came out is no noise.
-            Cancelled, DeadlineExceeded: As the leg's control says.
-        """
         return only(_finished(self._begin_encoding([item], leg))[0])
 
     def decode(self, item: ToDecode, leg: Leg) -> Decoded:
-        """The samples of one latent; errors as in `encode`, and of the latent before anything is computed."""
         return only(_finished(self._begin_decoding([item], leg))[0])
 
     def encode_each(
@@ -120,15 +103,6 @@ class LocalParty:
         *,
         known: Callable[[ToEncode], Encoded | None] | None = None,
     ) -> Iterator[Encoded | Failed]:
-        """See `Party`.
-
-        Args:
-            items: See `Party`.
-            leg: See `Party`.
-            known: What an item was encoded to before, which takes its place among the others; None to encode it. It is
-                asked on the thread that takes the items.
-        """
-
         def begin(group: Sequence[ToEncode], leg: Leg) -> Begun[Encoded | Failed]:
             before = None if known is None else known(group[0])
             if before is None:
@@ -141,7 +115,6 @@ class LocalParty:
     def decode_each(
         self, latents: Iterable[ToDecode], leg: Leg, *, end: Callable[[], object] = lambda: None
     ) -> Generator[Decoded | Failed, None, None]:
-        """See `Party`; `end` makes `latents` end, also while another thread waits in it, see `flowing`."""
         return self._each(latents, leg, self._begin_decoding, end)
 
     def _each(
@@ -202,7 +175,6 @@ class LocalParty:
         return Part(item.number, model.into_basis(x, leg.calibration), item.label, given=item.samples)
 
     def _to_noise(self, work: Work, leg: Leg, sigma: float, encoder: str = "ode") -> Future[Integrated]:
-        """Encode what is in the model's units and the leg's basis, softened to sigma."""
         guidance = leg.guidance if leg.guidance.encoding else UNGUIDED
         return self._integrate(work.parts, "encode", leg, guidance, encoder, sigma)
 
@@ -222,7 +194,6 @@ class LocalParty:
         return Made(evaluations, to_host(part.x)(), again, self._allowances(leg, sigma), part.given)
 
     def _allowances(self, leg: Leg, sigma: float) -> Allowances | None:
-        """What is known of latents that are made so; None where it was measured for others."""
         own = self.model.bundle.allowances
         if own is None or leg.settings.encoder != "ode" or self.model.bundle.tile is not None:
             return None
@@ -382,19 +353,7 @@ def open_party(
     together: int = 0,
     threads: int | None = None,
 ) -> LocalParty:
-    """A party that integrates on the calling thread.
-
-    Args:
-        bundle: The model.
-        device: One, as `sharding.parse_devices` takes it.
-        dtype: Of the networks, a name in `DTYPES`.
-        classifier: As in `DomainModel`.
-        together: Samples that are integrated together; 0 for 16 pictures or 5,000 points.
-        threads: CPU threads of torch; None leaves them as they are.
-
-    Raises:
-        BundleInvalid, SettingsInvalid: As `DomainModel`, and for a device or dtype that is not there.
-    """
+    """A party that integrates on the calling thread."""
     if dtype not in DTYPES:
         raise SettingsInvalid(f"there is no dtype {dtype!r}", hint=", ".join(DTYPES))
     found = parse_devices(device)
@@ -411,11 +370,7 @@ def _finished(begun: Begun[_Outcome]) -> list[_Outcome]:
 
 
 def only(outcome: _Found | Failed) -> _Found:
-    """The outcome of an item that must not fail.
-
-    Raises:
-        DdibError: What was wrong with it.
-    """
+    """The outcome of an item that must not fail."""
     if isinstance(outcome, Failed):
         raise outcome.error
     return outcome

@@ -21,16 +21,7 @@ _STEPS = 1 << 32
 
 
 def point_draw(seed: int, leg: int, dim: int) -> RowDraw:
-    """Noise for points of `dim` coordinates.
-
-    Args:
-        seed: Of all noise, 0 to 2^64 - 1.
-        leg: Which of a run's decodings, from 0.
-        dim: Coordinates of a point.
-
-    Returns:
-        From a step's number and rows to standard normal (rows, dim), float32.
-    """
+    """Noise for points of `dim` coordinates."""
 
     def draw(step: int, rows: slice) -> Array:
         columns, count = 2 * math.ceil(dim / 2), rows.stop - rows.start
@@ -51,5 +42,4 @@ def seeded_noise(model: DomainModel, digest: bytes, purpose: str) -> Array:
 
 
 def picture_draw(model: DomainModel, digest: bytes, purpose: str) -> RowDraw:
-    """The noise of each step of decoding one picture: as `seeded_noise`, and the step's number."""
     return lambda step, rows: seeded_noise(model, digest, f"{purpose} step {step}")[rows]

@@ -14,26 +14,7 @@ from ddib_fed.models.bundle import Bundle
 
 
 class ServingParty(LocalParty):
-    """A node's model, warm.
-
-    Args:
-        bundle: The model.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU where there is one.
-        threads: CPU threads; 0 measures 1 against all cores and keeps the faster.
-        dtype: Of the network, a name in `DTYPES`; what is integrated stays float32.
-        merge_rows: Most points in one network call; 0 measures what is best.
-        merge_pixels: Most pixels of pictures in one; at least one picture goes. 0 measures.
-        max_trajectories: Flows of a `Batcher`.
-        classifier: Guides decoding where a request asks for it; None for none.
-        compiling: As in `DomainModel`.
-        costs: File that remembers what was measured; None for none.
-        pool: Does the work instead of this process, its workers warm; the party closes it. None for this process.
-
-    Raises:
-        BundleInvalid, SettingsInvalid: As `DomainModel`.
-        ConfigError: There is no such device.
-        NotReady: The model answers with NaN.
-    """
+    """A node's model, warm."""
 
     def __init__(
         self,
@@ -72,20 +53,14 @@ class ServingParty(LocalParty):
 
     @property
     def place(self) -> str:
-        """Where the network runs, for the operator."""
         return str(self.model.device) if self.pool is None else self.pool.describe()
 
     @property
     def problem(self) -> str | None:
-        """What the operator should know of the workers; None for nothing."""
         return None if self.pool is None else self.pool.problem
 
     def resize(self, workers: int) -> None:
-        """Have so many workers from now on.
-
-        Raises:
-            SettingsInvalid: There are no workers, or not so many can be.
-        """
+        """Have so many workers from now on."""
         if self.pool is None:
             raise SettingsInvalid(
                 "the engine of this node runs in the node itself, and has no workers",
@@ -95,5 +70,4 @@ class ServingParty(LocalParty):
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Network calls made and samples evaluated in them."""
         return self.executor.counters

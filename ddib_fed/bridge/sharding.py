@@ -31,20 +31,11 @@ OnTick = Callable[[int], None]
 class Worker(Protocol[Piece_contra, Result_co]):
     """What does one piece of work after another on one device, and tells of each unit of it."""
 
-    def __call__(self, piece: Piece_contra, on_tick: OnTick, /) -> Result_co:
-        """Do one piece; `on_tick` gets the number of units that were completed since the last call."""
+    def __call__(self, piece: Piece_contra, on_tick: OnTick, /) -> Result_co: ...
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
-    """The devices of `--devices`, one for each worker.
-
-    Args:
-        text: "all" for every GPU, or without any one worker for each core; else a list such as "cuda:0,cuda:1",
-            where "cpu" is one worker on the CPU and "cpu:4" are four.
-
-    Raises:
-        SettingsInvalid: Not of that form, too many, or a GPU that is not there.
-    """
+    """The devices of `--devices`, one for each worker."""
     if text.strip() == "all":
         import torch  # not above: a process that is spawned imports this module first, and its work may not need torch
 
@@ -74,19 +65,7 @@ def spread(
     start: Callable[[str], Worker[Piece, Result]],
     on_tick: OnTick,
 ) -> Iterator[Result]:
-    """Do all pieces and give their results as they come.
-
-    Args:
-        pieces: The work; with several devices it can be pickled, and so can results.
-        devices: From `parse_devices`.
-        start: Makes the worker of a device, in its process; with several devices a function of a module, or a
-            `functools.partial` of one.
-        on_tick: Told how many units of work more are done.
-
-    Raises:
-        InternalError: A worker process was killed.
-        DdibError: What a worker raised; work that has begun is finished, the rest is left.
-    """
+    """Do all pieces and give their results as they come."""
     if not pieces:
         return
     if len(devices) == 1 or len(pieces) == 1:

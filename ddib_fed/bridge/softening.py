@@ -1,9 +1,6 @@
 """Softening noise from a secret of the node: repeatable here, unknown elsewhere.
 
-    seed = HMAC-SHA256(secret; purpose, what, peer, model),   n = Box-Muller of the numbers of SHAKE-256(seed)
-
-Neither the secret, nor a seed, nor the noise leaves the node. The numbers come from SHAKE-256 and not from a
-library's generator, so that the same request gives the same noise under every version of every library.
+seed = HMAC-SHA256(secret; purpose, what, peer, model),   n = Box-Muller of the numbers of SHAKE-256(seed)
 """
 
 from __future__ import annotations
@@ -26,11 +23,7 @@ KEY_BYTES = 32
 
 
 def load_key(path: Path) -> bytes:
-    """The node's softening key; made, of mode 0600, when there is none.
-
-    Raises:
-        ConfigError: The file is no key, or others may read it.
-    """
+    """The node's softening key; made, of mode 0600, when there is none."""
     try:
         key = read_private(path)
     except FileMissing:
@@ -46,37 +39,18 @@ def load_key(path: Path) -> bytes:
 
 
 def check_key(path: Path) -> None:
-    """Whether the key can be used, or made; makes none.
-
-    Raises:
-        ConfigError: The file is no key, or others may read it.
-    """
     if os.path.lexists(path):
         load_key(path)
 
 
 class Softener:
-    """Makes the noise of one node and one model.
-
-    Args:
-        key: The node's secret, 32 bytes.
-        model: Digest of the model's manifest, hex.
-    """
+    """Makes the noise of one node and one model."""
 
     def __init__(self, key: bytes, model: str) -> None:
         self._key = key
         self._model = bytes.fromhex(model)
 
     def for_picture(self, picture: NDArray[np.float32], peer: str) -> NDArray[np.float32]:
-        """The noise of a picture that is sent to a peer; of the picture's shape, standard normal, float32.
-
-        What counts is the picture as the model sees it: the same pixels in another file have the same noise, so that
-        two latents of one picture never differ by their noise alone.
-
-        Args:
-            picture: (1, C, H, W) in the model's units, before softening.
-            peer: The institution that the latent goes to.
-        """
         digest = hashlib.sha256(np.ascontiguousarray(picture, dtype="<f4").data).digest()
         return self._noise(picture.shape, b"picture", digest, peer.encode())
 
@@ -87,12 +61,7 @@ class Softener:
 
 
 def standard_normal(seed: bytes, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Standard normal numbers that follow from a seed (Box and Muller, 1958).
-
-    Args:
-        seed: Any bytes.
-        shape: Of the result, float32.
-    """
+    """Standard normal numbers that follow from a seed (Box and Muller, 1958)."""
     count = math.prod(shape)
     pairs = -(-count // 2)
     raw = np.frombuffer(hashlib.shake_256(seed).digest(16 * pairs), dtype="<u8")

@@ -26,17 +26,7 @@ from ddib_fed.bridge.party import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """One picture or one set of points to translate.
-
-    Attributes:
-        number: The caller's, unique in a translation.
-        samples: (N, *sample_shape) float32 in the units of the data; pictures in [-1, 1].
-        source_class: Class, or classes, that they have, and to which a cycle comes back.
-        target_class: Class, or classes, to decode to.
-        noise: Softens them; needed where the source softens.
-        there: Noise of each step of decoding, where the settings draw some.
-        back: The same of the way back.
-    """
+    """One picture or one set of points to translate."""
 
     number: int
     samples: Array
@@ -49,14 +39,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Translated:
-    """An item, translated.
-
-    Attributes:
-        item: As given.
-        encoded: Its latent, by the source.
-        decoded: Its translation, by the target; for a cycle with the latent of it.
-        back: The cycle's end, by the source; None one way.
-    """
+    """An item, translated."""
 
     item: Item
     encoded: Encoded
@@ -94,11 +77,9 @@ class _Way:
                 yield outcome
 
     def finished(self, number: int, back: Decoded | None = None) -> Translated:
-        """An item that has gone all its way."""
         return Translated(self._items.pop(number), self._encoded.pop(number), self._decoded.pop(number), back)
 
     def failed(self) -> Iterator[Failed]:
-        """Items that failed since this was last asked."""
         while self._failed:
             yield self._failed.pop(0)
 
@@ -131,19 +112,7 @@ class _Way:
 def translate(
     source: Party, target: Party, items: Iterable[Item], leg: Leg
 ) -> Generator[Translated | Failed, None, None]:
-    """The translation of each item, or why there is none, as they are there; close it to end the work early.
-
-    Args:
-        source: Encodes and, for a cycle, decodes what comes back.
-        target: Decodes.
-        items: Taken as they are needed.
-        leg: Asked of every leg; `round_trip` makes it a cycle, `soften` is of the source's encoding, `calibration` of
-            both legs of the source: the target's are plain.
-
-    Raises:
-        SettingsInvalid: A leg cannot be computed.
-        DdibError: A party cannot go on.
-    """
+    """The translation of each item, or why there is none, as they are there; close it to end the work early."""
     way = _Way(source, target, leg)
     for outcome in way.back(items) if leg.round_trip else way.there(items):
         yield way.finished(outcome.number, outcome if leg.round_trip else None)

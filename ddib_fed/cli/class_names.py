@@ -18,11 +18,7 @@ class Classes:
     names: Sequence[str] = ()
 
     def number(self, text: str) -> int:
-        """The number of a class given by name or number.
-
-        Raises:
-            UsageError: There is no such class.
-        """
+        """The number of a class given by name or number."""
         asked = text.strip()
         if not self.count:
             raise UsageError(f"{self.owner} has no classes", hint="omit the class")
@@ -35,12 +31,7 @@ class Classes:
 
 
 def parse_pairs(text: str, before: Classes, after: Classes) -> tuple[tuple[int, int], ...]:
-    """The pairs of `--pairs`, by numbers or by class names.
-
-    Raises:
-        UsageError: An unknown class, or not a pair.
-        SettingsInvalid: A repeated pair.
-    """
+    """The pairs of `--pairs`, by numbers or by class names."""
     numbers = []
     for part in text.split(","):
         source, mark, target = part.partition(":")

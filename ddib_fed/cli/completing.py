@@ -66,12 +66,10 @@ def shipped_models(ctx: Context, param: Parameter, incomplete: str) -> Items:
 
 
 def models(ctx: Context, param: Parameter, incomplete: str) -> Items:
-    """Names of the models that ship, or else folders."""
     return shipped_models(ctx, param, incomplete) or [CompletionItem(incomplete, type="dir")]
 
 
 def peer_targets(ctx: Context, param: Parameter, incomplete: str) -> Items:
-    """INSTITUTION/DOMAIN of each target, asked of the node; where that fails, the institutions in --config."""
     admitted = peers(ctx, param, incomplete)
     return targets(ctx, param, incomplete) or [CompletionItem(f"{each.value}/") for each in admitted]
 

@@ -55,7 +55,6 @@ class Command(click.Command):
         )
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own parameters, `--help-all` where help is folded, and `--help`."""
         params = super().get_params(ctx)
         return [*params[:-1], _HELP_ALL, params[-1]] if self.is_folded else params
 
@@ -96,11 +95,7 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command.
-
-        Raises:
-            click.UsageError: There is none of that name; with the nearest one, if one is near.
-        """
+        """Find the command."""
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             close = nearest(name, self.list_commands(ctx))
@@ -123,7 +118,6 @@ def by_subject(options: Iterable[click.Option]) -> dict[str, list[click.Option]]
 
 
 def _packed(names: Iterable[str], room: int) -> str:
-    """Names in lines of at most `room` columns, as click leaves them: it would break a name at its hyphens."""
     lines = [""]
     for name in names:
         longer = f"{lines[-1]}  {name}" if lines[-1] else name
@@ -132,7 +126,6 @@ def _packed(names: Iterable[str], room: int) -> str:
 
 
 def _written(option: str) -> str:
-    """How an option is written, with its kind of number in one letter."""
     return re.sub(r"\b(INTEGER|FLOAT)( RANGE)?\b", "N", option)
 
 
@@ -157,10 +150,8 @@ _HELP_ALL = click.Option(
 
 
 def command(name: str | None = None, **attributes: Any) -> Callable[[Callable[..., Any]], Command]:
-    """As `click.command`, with help that fits a screen."""
     return click.command(name, cls=Command, **attributes)
 
 
 def group(**attributes: Any) -> Callable[[Callable[..., Any]], Group]:
-    """As `click.group`, with `Group`."""
     return click.group(cls=Group, **attributes)

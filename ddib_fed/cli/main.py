@@ -158,7 +158,6 @@ class LazyGroup(Group):
     """A group that knows its commands by name and imports one only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names, in the order of the table."""
         del ctx
         return list(COMMANDS)
 
@@ -178,7 +177,6 @@ class LazyGroup(Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """See `Group`; what is not made for several processes refuses them."""
         name = args[0]
         if name in COMMANDS and tuple(args[:2]) not in SHARED:
             from ddib_fed.processes import require_alone
@@ -254,7 +252,6 @@ def _escape_warnings() -> None:
 
 
 def _explain(raised: Exception, words: Sequence[str]) -> int:
-    """Write an error of a command line to stderr and return its exit code."""
     from ddib_fed.cli.output import show_error
 
     error = explained(raised)
@@ -263,6 +260,5 @@ def _explain(raised: Exception, words: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """The `ddib` command; what it writes is its user's alone, as private as the pictures that it was made from."""
     os.umask(0o077)
     sys.exit(run())

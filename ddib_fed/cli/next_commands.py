@@ -12,19 +12,12 @@ from ddib_fed.terminal import say
 
 
 def with_config(path: Path) -> str:
-    """` --config PATH` for another command about the same node; empty if that command finds the file by itself."""
     found = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
     return "" if path == found else f" --config {shlex.quote(str(path))}"
 
 
 def say_next(steps: Sequence[tuple[str, str]]) -> None:
-    """Print the next commands, each on a line of its own below its purpose.
-
-    No comment follows a command: an interactive zsh passes the words of a comment as arguments by default.
-
-    Args:
-        steps: At least one (command, purpose).
-    """
+    """Print the next commands, each on a line of its own below its purpose."""
     say("next:")
     for command, purpose in steps:
         say(f"  {purpose}:", f"    {command}")

@@ -35,18 +35,7 @@ class GridName(click.Choice[str]):
 
 
 def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
-    """Refuse the first option of the running command that was given and would have no effect.
-
-    An option at its default passes; so does every call outside a command.
-
-    Args:
-        names: Parameters, as the command's function calls them.
-        why: What follows the option's name in the message, such as "weighs --classifier, which is not given".
-        hint: The next step.
-
-    Raises:
-        UsageError: One of them is on the command line.
-    """
+    """Refuse the first option of the running command that was given and would have no effect."""
     context = click.get_current_context(silent=True)
     for param in () if context is None else context.command.params:
         named = param.name in names
@@ -55,11 +44,6 @@ def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
 
 
 def refuse_both_ways(*, resume: bool, force: bool) -> None:
-    """Refuse --resume together with --force: one keeps what the other removes.
-
-    Raises:
-        UsageError: Both are given.
-    """
     if resume and force:
         raise UsageError("--resume continues a run, --force starts it again", hint="omit one of them")
 
@@ -89,11 +73,7 @@ PROFILE = click.option(
 
 
 def domain_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """A domain's name as typed.
-
-    Raises:
-        InputError: A contract cannot carry it.
-    """
+    """A domain's name as typed."""
     del ctx
     try:
         return check_domain(value)

@@ -79,18 +79,12 @@ def next_step(error: DdibError) -> str:
 
 
 def next_steps(errors: Iterable[DdibError]) -> str:
-    """What to try about several errors, a line each; at most three."""
     steps = dict.fromkeys(step for error in errors if (step := next_step(error)))
     return "\n".join([*steps][:3])
 
 
 def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
-    """Write the failure, its hop and the hint to stderr.
-
-    Args:
-        error: What failed.
-        words: The command line, whose --profile the commands of the hint get too.
-    """
+    """Write the failure, its hop and the hint to stderr."""
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
         say_labelled("  at:   ", error.hop)
@@ -128,11 +122,7 @@ def _show_differences(error: DdibError) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A small table on stdout.
-
-    Columns whose name starts with `>` are right-aligned; those with `!` are never wrapped, so that they can be copied:
-    no word of a table that has one is broken, even if it becomes wider than the terminal.
-    """
+    """A small table on stdout."""
     from rich import box
     from rich.measure import Measurement
     from rich.table import Table
@@ -164,12 +154,10 @@ def lines(pairs: Mapping[str, str]) -> None:
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout."""
     say_document(json.dumps(plain(value), indent=2, sort_keys=False))
 
 
 def outcome(**values: object) -> None:
-    """What a command did, as one JSON document, if `--format json` (`options.OUTCOME`) was given; else nothing."""
     if is_aside():
         print_json(values)
 
@@ -192,7 +180,6 @@ def moment(unix_s: float) -> str | None:
 
 
 def figures(value: object) -> dict[str, Any]:
-    """The fields of a dataclass as JSON values."""
     found: dict[str, Any] = plain(value)
     return found
 
@@ -221,7 +208,6 @@ def plain(value: object) -> Any:
 
 
 def number(value: float) -> str:
-    """A figure for a table: three significant digits."""
     return f"{value:.3g}"
 
 

@@ -14,10 +14,7 @@ SAME = "the same command again"
 
 
 def same_command(*more: str) -> str:
-    """The running command with further options; in words where it is not known, or too long to be pasted.
-
-    A shell writes a pattern such as `*.png` out before the command sees it.
-    """
+    """The running command with further options; in words where it is not known, or too long to be pasted."""
     context = click.get_current_context(silent=True)
     words = None if context is None else context.find_root().obj
     if isinstance(words, tuple):
@@ -30,12 +27,7 @@ def same_command(*more: str) -> str:
 
 
 def with_profile(hint: str, words: Sequence[str]) -> str:
-    """A hint whose commands for clients name the profile that the command line has.
-
-    Args:
-        hint: Sentences and commands; a command that names a profile stays as it is.
-        words: The command line.
-    """
+    """A hint whose commands for clients name the profile that the command line has."""
     profile = _profile(words)
     if profile is None:
         return hint

@@ -48,14 +48,7 @@ Attempt = Callable[[translation_pb2_grpc.TranslationServiceStub], T]
 
 
 class Patience:
-    """Decides after a failure whether to try again, and waits.
-
-    Args:
-        limit_s: Time since the last progress after which the failure of a node that is away is raised.
-        busy_s: The same where it refuses because a limit is reached.
-        on_wait: Called with the failure and the seconds until the next try.
-        aborted: Set when waiting must end.
-    """
+    """Decides after a failure whether to try again, and waits."""
 
     def __init__(
         self, limit_s: float, busy_s: float, on_wait: OnWait | None, aborted: threading.Event
@@ -68,17 +61,11 @@ class Patience:
         self.progress()
 
     def progress(self) -> None:
-        """Record progress: restart the time limit."""
         self._since = time.monotonic()
         self._delay_s = FIRST_DELAY_S
 
     def wait(self, error: DdibError) -> None:
-        """Wait before the next try: as long as the node asks, longer by some chance, so that not all come at once.
-
-        Raises:
-            DdibError: `error` itself, if a retry is pointless or the time is up; it says how long was waited.
-            Cancelled: Another thread has ended the connection.
-        """
+        """Wait before the next try: as long as the node asks, longer by some chance, so that not all come at once."""
         busy, asked = isinstance(error, ExhaustedError), error.retry_after_s or 0.0
         now = time.monotonic()
         waited = now - (self._since if busy else max(self._since, self._heard))
@@ -109,14 +96,7 @@ class Patience:
 
 
 class Connection:
-    """One channel to the source node, created when first needed.
-
-    Args:
-        profile: Who we are and where the node is.
-        patience_s: How long a node that was reached may be away.
-        busy_s: How long it may refuse because a limit is reached.
-        on_wait: Called when a call waits for the node.
-    """
+    """One channel to the source node, created when first needed."""
 
     def __init__(self, profile: Profile, *, patience_s: float, busy_s: float, on_wait: OnWait | None) -> None:
         self.profile = profile
@@ -137,7 +117,6 @@ class Connection:
 
     @property
     def aborted(self) -> bool:
-        """Whether another thread has ended the connection."""
         return self._aborted.is_set()
 
     def abort(self) -> None:
@@ -167,23 +146,16 @@ class Connection:
             log.warning("the certificate in %s could not be renewed: %s", self.profile.pki_folder, error)
 
     def _retire(self) -> None:
-        """Let the next call have a new channel; streams over the one there is go on to their end."""
         with self._lock:
             if self._retired is not None:
                 self._retired.close()
             self._retired, self._channel = self._channel, None
 
     def call_s(self, most_s: float) -> float:
-        """The limit of one stream: the node ends those whose certificate expires; the next call goes on with it."""
         return max(1.0, min(most_s, self._expires - time.time()))
 
     def channel(self) -> grpc.Channel:
-        """The current channel.
-
-        Raises:
-            FileMissing: The certificates are not where the profile says.
-            Cancelled: Another thread has ended the connection.
-        """
+        """The current channel."""
         with self._lock:
             if self.aborted:
                 raise Cancelled("the connection was ended", hop=self.hop)
@@ -208,21 +180,14 @@ class Connection:
             self._channel = self._retired = None
 
     def patience(self, *, while_busy: bool = True) -> Patience:
-        """The patience for one call: long if the node was reached before, otherwise short.
-
-        Args:
-            while_busy: Whether a node that refuses because a limit is reached is waited for.
-        """
         limit = self._patience_s if self._reached else min(self._patience_s, FIRST_CONTACT_S)
         return Patience(limit, self._busy_s if while_busy else 0.0, self._on_wait, self._aborted)
 
     def reached(self) -> None:
-        """Record that the node has answered."""
         self._reached = True
 
     @property
     def was_reached(self) -> bool:
-        """Whether the node has ever answered."""
         return self._reached
 
     def failure(self, error: grpc.RpcError) -> DdibError:
@@ -235,11 +200,7 @@ class Connection:
         return failure
 
     def invoke(self, attempt: Attempt[T]) -> T:
-        """Begin one call.
-
-        Raises:
-            Cancelled: Another thread has ended the connection.
-        """
+        """Begin one call."""
         try:
             return attempt(self.stub())
         except ValueError as error:  # what gRPC raises for a closed channel
@@ -248,15 +209,7 @@ class Connection:
             raise Cancelled("the connection was ended", hop=self.hop) from error
 
     def call(self, attempt: Attempt[T], *, while_busy: bool = True) -> T:
-        """Make an idempotent call, retrying until it succeeds or patience ends.
-
-        Args:
-            attempt: One try.
-            while_busy: As for `patience`.
-
-        Raises:
-            DdibError: The node's refusal, or it cannot be reached.
-        """
+        """Make an idempotent call, retrying until it succeeds or patience ends."""
         patience = self.patience(while_busy=while_busy)
         while True:
             try:
@@ -269,11 +222,7 @@ class Connection:
                 return answer
 
     def give_way(self, patience: Patience, error: grpc.RpcError) -> None:
-        """Wait for the node after a failed call; the channel is dropped, unless the node only said that it is busy.
-
-        Raises:
-            DdibError: A retry is pointless, or patience ended.
-        """
+        """Wait for the node after a failed call; the channel is dropped, unless the node only said that it is busy."""
         found = self._sooner(self.failure(error))
         try:
             patience.wait(found)
@@ -295,11 +244,7 @@ class Connection:
         )
 
     def _sooner(self, failure: DdibError) -> DdibError:
-        """As `explained`, of a node that never answered, once: a wrong address or certificate stays wrong.
-
-        Raises:
-            DdibError: The cause is one that no waiting ends.
-        """
+        """As `explained`, of a node that never answered, once: a wrong address or certificate stays wrong."""
         if self._reached or self._diagnosed > -math.inf:
             return failure
         found = self.explained(failure)

@@ -69,14 +69,7 @@ _NPY = "numpy.save writes such a file: points (N, D), or one picture (H, W) or (
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One item to send.
-
-    Attributes:
-        media: What it is.
-        size_bytes: Its size when it was first read.
-        sha256: Its digest at that time, 32 bytes.
-        origin: The file, or the bytes themselves.
-    """
+    """One item to send."""
 
     media: Media
     size_bytes: int
@@ -84,11 +77,7 @@ class Payload:
     origin: Path | bytes
 
     def read(self) -> bytes:
-        """The bytes, unchanged since the first read.
-
-        Raises:
-            InputError: The file has changed since.
-        """
+        """The bytes, unchanged since the first read."""
         data = self.origin if isinstance(self.origin, bytes) else self.origin.read_bytes()
         if len(data) != self.size_bytes or hashlib.sha256(data).digest() != self.sha256:
             raise InputError(
@@ -104,14 +93,7 @@ class Payload:
 
 
 def payload(origin: str | Path | bytes) -> Payload:
-    """Read one item and determine its type.
-
-    Raises:
-        FileMissing: There is no such file.
-        InputError: A folder, over `MAX_ITEM_BYTES`, of no accepted kind, or of a kind whose header must not leave:
-            `facts["format"]` then says which.
-        PointsUnreadable, ImageUnreadable: Its first bytes are not those of its type.
-    """
+    """Read one item and determine its type."""
     if isinstance(origin, bytes):
         media = next((m for m, openings in _OPENINGS.items() if origin.startswith(openings)), Media.NPY)
         return _checked(media, origin, origin)
@@ -130,11 +112,7 @@ def payload(origin: str | Path | bytes) -> Payload:
 
 
 def payloads(origins: Iterable[str | Path | bytes | Payload]) -> list[Payload]:
-    """Read each item of a job, in order.
-
-    Raises:
-        DdibError: As `payload`; `facts["item"]` says which one it is.
-    """
+    """Read each item of a job, in order."""
     items = []
     for number, origin in enumerate(origins):
         try:
@@ -186,11 +164,7 @@ def _kept_here(name: str, kind: Format) -> InputError:
 
 
 def refused_items(error: DdibError) -> dict[int, str]:
-    """Number and reason of each item for which a node refused a job; empty where it did not refuse one for an item.
-
-    A node of an earlier release names the first one alone, or as many as one fact holds. `wire.refused.refused_count`
-    says whether there are more.
-    """
+    """Number and reason of each item for which a node refused a job; empty where it did not refuse one for an item."""
     found = wire.refused_items(error.facts)
     first = error.facts.get("item", "")
     if wire.is_number(first):
@@ -214,17 +188,13 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
 
 
 class Requests:
-    """The messages of one try of SubmitJob; an exception raised while making them is kept in `error`.
-
-    gRPC reads this iterator on a thread of its own and reports only that it raised.
-    """
+    """The messages of one try of SubmitJob; an exception raised while making them is kept in `error`."""
 
     def __init__(self, header: translation_pb2.JobHeader, items: Sequence[Payload]) -> None:
         self.error: DdibError | OSError | None = None
         self._messages = self._make(header, items)
 
     def __iter__(self) -> Iterator[translation_pb2.SubmitJobRequest]:
-        """Itself."""
         return self._messages
 
     def _make(
@@ -247,19 +217,7 @@ def send_job(
     items: Sequence[Payload],
     trace: TraceContext | None = None,
 ) -> translation_pb2.SubmitJobResponse:
-    """One try of SubmitJob.
-
-    Args:
-        stub: Of the node.
-        header: Of the job.
-        items: Its files.
-        trace: Where the call belongs; None for no trace.
-
-    Raises:
-        grpc.RpcError: It failed.
-        InputError: A file changed while it was being sent.
-        OSError: A file can no longer be read.
-    """
+    """One try of SubmitJob."""
     requests = Requests(header, items)
     timeout_s = ANSWER_S + sum(item.size_bytes for item in items) / SLOWEST_BYTES_PER_S
     try:
@@ -271,11 +229,7 @@ def send_job(
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """`INSTITUTION/DOMAIN` in two.
-
-    Raises:
-        UsageError: It is not of that form.
-    """
+    """`INSTITUTION/DOMAIN` in two."""
     institution, slash, domain = target.partition("/")
     if not slash or not institution or not domain or "/" in domain:
         raise UsageError(

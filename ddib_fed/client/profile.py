@@ -23,18 +23,7 @@ FOLDER = "client"
 
 
 class Profile(BaseModel):
-    """The whole of client.toml.
-
-    Attributes:
-        institution: DNS name of the client's institution, which is also the source node's.
-        name: The client's name inside it; the certificate carries `spiffe://INSTITUTION/client/NAME`.
-        source_address: `host:port` to dial.
-        source_identity: DNS name that the source node's certificate must carry, e.g. `node-1.north.example`.
-        pki: Folder of the client's key and certificates, relative to the file.
-        proxy: `http://HOST:PORT` of the HTTP CONNECT proxy through which the node is dialled; none by default.
-        proxy_login: File with USER:PASSWORD for it, relative to the file.
-        telemetry: Where spans of the client's calls go; nowhere by default.
-    """
+    """The whole of client.toml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,12 +45,7 @@ class Profile(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Profile:
-        """Read the profile at `path`, or the first of the usual places.
-
-        Raises:
-            FileMissing: There is none.
-            ConfigError: It cannot be used.
-        """
+        """Read the profile at `path`, or the first of the usual places."""
         found = Path(path) if path is not None else find_profile()
         profile = load_toml(found, cls, hint="ddib init client --help")
         if not profile.source_identity.endswith("." + profile.institution):
@@ -75,22 +59,15 @@ class Profile(BaseModel):
 
     @property
     def way(self) -> Proxy | None:
-        """The proxy through which the node is dialled; None for a direct connection.
-
-        Raises:
-            DdibError: The file with its login cannot be used.
-        """
         login = None if self.proxy_login is None else self._path.parent / self.proxy_login
         return Proxy.of(self.proxy, login)
 
     @property
     def path(self) -> Path:
-        """The file it was read from."""
         return self._path
 
     @property
     def pki_folder(self) -> Path:
-        """The folder of the key and the certificates."""
         return self._path.parent / self.pki
 
 
@@ -103,11 +80,7 @@ def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
 
 
 def find_profile(environ: Mapping[str, str] = os.environ) -> Path:
-    """The first profile that exists.
-
-    Raises:
-        FileMissing: None does; the message lists the places.
-    """
+    """The first profile that exists."""
     places = candidates(environ)
     for place in places:
         if place.is_file():
@@ -146,11 +119,7 @@ pki = "{pki}"
 def render_client_toml(
     *, institution: str, name: str, source_address: str, source_identity: str, pki: str
 ) -> str:
-    """A commented client.toml that `Profile.load` accepts.
-
-    Raises:
-        ValueError: A value cannot be used (pydantic's error, which is one).
-    """
+    """A commented client.toml that `Profile.load` accepts."""
     Profile(
         institution=institution,
         name=name,

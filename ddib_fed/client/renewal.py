@@ -11,15 +11,7 @@ from ddib_fed.trust.renewal import is_due, renew_through, utc_now
 
 
 def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
-    """Renew a client's certificate through its source node when two thirds of its life are over.
-
-    Returns:
-        Whether it was renewed.
-
-    Raises:
-        Unauthenticated: It has already expired; the issuer must issue a new one.
-        DdibError: As the node says, or PeerUnreachable.
-    """
+    """Renew a client's certificate through its source node when two thirds of its life are over."""
     moment = now or utc_now()
     credentials = load_identity(profile.pki_folder)
     if not is_due(credentials, moment):

@@ -19,14 +19,7 @@ MAX_PART_BYTES = 1 << 30
 
 
 class Collector:
-    """Gathers the parts of one item after the other.
-
-    Args:
-        job_id: The requested job; provenance must name it.
-        wanted: The requested items.
-        parts: What each result must have.
-        max_bytes: Limit of one file.
-    """
+    """Gathers the parts of one item after the other."""
 
     def __init__(
         self, job_id: str, wanted: Collection[int], parts: frozenset[Part], max_bytes: int = MAX_PART_BYTES
@@ -40,12 +33,7 @@ class Collector:
         self._provenance: Translation | None = None
 
     def results(self, messages: Iterable[translation_pb2.FetchResultsResponse]) -> Iterator[Result]:
-        """Each result as soon as its last part is complete.
-
-        Raises:
-            ChunkCorrupt: A digest, size, order or count differs from the announced one, or a part is missing.
-            MessageInvalid: A part that was not requested, that is repeated, or that lacks provenance.
-        """
+        """Each result as soon as its last part is complete."""
         for whole in assemble(messages, {"result": self._open}):
             self._take(whole)
             if self._parts <= self._files.keys():

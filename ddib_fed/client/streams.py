@@ -28,7 +28,6 @@ FETCH_EVERY_S = 0.5
 
 
 def get_job(connection: Connection, job_id: str) -> JobView:
-    """See `Client.get`."""
     request = pb.GetJobRequest(job_id=job_id)
     job = job_view(connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job)
     if job.job_id != job_id:
@@ -37,19 +36,13 @@ def get_job(connection: Connection, job_id: str) -> JobView:
 
 
 class JobStreams:
-    """WatchJob and FetchResults over a connection.
-
-    Args:
-        connection: To the source node.
-        tracing: Records what is fetched.
-    """
+    """WatchJob and FetchResults over a connection."""
 
     def __init__(self, connection: Connection, tracing: Tracing = OFF) -> None:
         self._connection = connection
         self._tracing = tracing
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
-        """See `Client.watch`."""
         patience = self._connection.patience()
         last = after
         while True:
@@ -127,13 +120,11 @@ class JobStreams:
             call.cancel()  # type: ignore[no-untyped-call]
 
     def _ended_early(self, patience: Patience, what: str) -> None:
-        """A stream ended properly but too soon, as when a node closes its connections: wait, then retry."""
         error = PeerUnreachable(f"{what} ended before the job did", hop=self._connection.hop)
         patience.wait(error)
         self._connection.close()
 
     def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[Result]:
-        """One try of FetchResults."""
         parent, values = self._tracing.recall(job_id), {"items": len(due)}
         with self._tracing.span("deliver", kind="client", parent=parent, values=values) as span:
             yield from self._results_in(job_id, due, parts, span.context)

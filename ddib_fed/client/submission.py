@@ -42,11 +42,7 @@ def job_header(
     no_calibration: bool,
     latent_type: str,
 ) -> pb.JobHeader:
-    """The header of a job of that many items; the other arguments are those of `Client.submit`.
-
-    Raises:
-        UsageError: The target is not `INSTITUTION/DOMAIN`.
-    """
+    """The header of a job of that many items; the other arguments are those of `Client.submit`."""
     institution, domain = split_target(target)
     version = _needed_version(
         settings,

@@ -55,7 +55,6 @@ class Domain:
 
     @property
     def target(self) -> str:
-        """The form that `--to` accepts."""
         return f"{self.institution}/{self.domain}"
 
 
@@ -105,14 +104,7 @@ class Failure:
     def as_error(
         self, detail: str, hop: str, kind: type[DdibError] | None = None, *, hint: str = ""
     ) -> DdibError:
-        """The error to raise for it, of the reason's own class unless `kind` is given.
-
-        Args:
-            detail: What failed.
-            hop: The node that recorded it, e.g. ``source north.example``.
-            kind: The error's class.
-            hint: What to try.
-        """
+        """The error to raise for it, of the reason's own class unless `kind` is given."""
         further = bool(self.institution) and self.institution != hop.rpartition(" ")[2]
         error = (kind or error_class(self.reason))(
             detail,
@@ -139,10 +131,7 @@ class ItemView:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as reported by its source node; times are Unix seconds, 0 if unknown.
-
-    `items` are left out of a list; `item_count` and `items_done` are not, but for a node that does not say (0).
-    """
+    """A job as reported by its source node; times are Unix seconds, 0 if unknown."""
 
     job_id: str
     request_id: str
@@ -177,7 +166,6 @@ class JobView:
 
     @property
     def ready(self) -> list[int]:
-        """Items whose results can be fetched: decoded and not acknowledged."""
         return [item.index for item in self.items if item.state is ItemState.DECODED]
 
 
@@ -210,17 +198,14 @@ class Result:
 
     @property
     def translation(self) -> ResultFile:
-        """The translation itself."""
         return self.files[Part.TRANSLATION]
 
 
 def domains_view(pb: translation_pb2.ListDomainsResponse) -> Domains:
-    """What the node can translate to."""
     return from_message(pb, Domains, targets=tuple(from_message(domain, Domain) for domain in pb.domains))
 
 
 def job_state(number: int) -> JobState:
-    """A state's number as its name; a number of a later release is `UNKNOWN`."""
     return _JOB_STATES.get(number, JobState.UNKNOWN)
 
 
@@ -245,17 +230,11 @@ def _failure(pb: translation_pb2.Job | translation_pb2.Item) -> Failure | None:
 
 
 def event_view(pb: translation_pb2.WatchJobResponse) -> Event:
-    """An event."""
     return from_message(pb, Event)
 
 
 def require_finished(job: JobView, hop: str) -> JobView:
-    """The given job, if it succeeded.
-
-    Raises:
-        JobFailed: It, or an item, failed; with the first recorded reason.
-        Cancelled: It was cancelled.
-    """
+    """The given job, if it succeeded."""
     if job.state is JobState.CANCELLED:
         raise Cancelled(f"job {job.job_id} was cancelled", hop=hop)
     bad = [item for item in job.items if item.state is ItemState.FAILED]

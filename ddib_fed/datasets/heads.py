@@ -55,7 +55,6 @@ BRIGHTEST = float(TISSUES["fluid"][0] * (1 - np.exp(-REPETITION / 4000.0)) * np.
 
 @lru_cache(maxsize=3)
 def _volume(kind: str) -> Bytes:
-    """A volume (197, 233, 189) of the template: "t1", or the share of "gm" or "wm" in 255 parts."""
     import nibabel
 
     folder = package_folder("nilearn", "nilearn") / "datasets" / "data"
@@ -85,11 +84,6 @@ def _head(name: str) -> Floats:
 
 
 def slab_slices(side: str, part: str) -> list[int]:
-    """Numbers of the coronal slices of one part of one side.
-
-    The last slice of each of a side's slabs is held out. It is adjacent to training slices, so that only the test part
-    shows how a model performs on unseen anatomy.
-    """
     return [number for slab in _slabs(side, part) for number in slab]
 
 
@@ -121,11 +115,7 @@ def head_clusters() -> NDArray[np.int64]:
 
 
 def cut_head(name: str, side: str) -> Callable[[str], Bytes]:
-    """A function that cuts the slices (N, 1, 48, 48) of a part from the head in the contrast `name`, for one side.
-
-    Raises:
-        ExtraMissing: The package that carries the head is not installed.
-    """
+    """A function that cuts the slices (N, 1, 48, 48) of a part from the head in the contrast `name`, for one side."""
     # Down, through the slices, across.
     volume = np.ascontiguousarray(_head(name)[FIELD[0], :, FIELD[1]].transpose(2, 1, 0)[::-1])
 
@@ -172,7 +162,6 @@ def _seen(volume: Floats, places: NDArray[np.float64], depth: NDArray[np.floatin
 
 @lru_cache(maxsize=1)
 def _places_of_pixels() -> NDArray[np.float64]:
-    """Where the finer pixels of a flat slice lie, in mm down and across (2, h, w)."""
     sides = [part.stop - part.start for part in (FIELD[1], FIELD[0])]
     count = SLICE * FINER
     lines = [(np.arange(count) + 0.5) * side / count - 0.5 for side in sides]
@@ -180,7 +169,6 @@ def _places_of_pixels() -> NDArray[np.float64]:
 
 
 def _smooth(knots: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Numbers at the knots (..., KNOTS, KNOTS) made a smooth field (..., h, w)."""
     along = _splines()
     return along @ knots @ along.T
 

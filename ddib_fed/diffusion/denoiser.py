@@ -102,7 +102,6 @@ class LevelTable:
 
 @lru_cache(maxsize=1_024)
 def _alone(level: Level, to: Level | None) -> LevelTable:
-    """The table of one level; every leg on one grid asks at the same ones."""
     return LevelTable.of((level,), (to,))
 
 
@@ -175,22 +174,18 @@ def network_times(table: Tensor, time_input: TimeInput) -> Tensor:
 
 
 def v_from_eps(eps: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """Turn eps into v: eps, x (N, ...) at alpha, sigma (floats, or tensors that broadcast); 0 where alpha is 0."""
     return _divide(eps - sigma * x, alpha)
 
 
 def v_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """Turn x0 into v: x0, x (N, ...) at alpha, sigma (floats, or tensors that broadcast); 0 where sigma is 0."""
     return _divide(alpha * x - x0, sigma)
 
 
 def x0_from_v(v: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """Turn v into x0 = alpha x - sigma v, shape of x."""
     return alpha * x - sigma * v
 
 
 def eps_from_v(v: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """Turn v into eps = sigma x + alpha v, shape of x."""
     return sigma * x + alpha * v
 
 
@@ -243,11 +238,6 @@ class Denoiser:
         self.device = parameter.device
 
     def __call__(self, x: Tensor, level: Level, cond: Condition = None, to: Level | None = None) -> Tensor:
-        """Evaluate v at (x, level), or its mean from there to the level `to`: like x; a fresh tensor.
-
-        Raises:
-            SettingsInvalid: A mean is asked of a network that is no flow map.
-        """
         return self.at(x, Places.shared(level, to), cond)
 
     def evaluate_merged(

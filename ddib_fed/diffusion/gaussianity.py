@@ -150,7 +150,6 @@ def check(statistics: LatentStatistics, *, structured: bool = False) -> None:
 
 
 def _coordinate_correlation(z: Tensor) -> float:
-    """Largest |correlation| of two coordinates over the rows of (N, ...); 0 for one coordinate or few rows."""
     rows = z.reshape(z.shape[0], -1)
     if rows.shape[0] < MIN_FOR_CORRELATION // 2 or rows.shape[1] < 2:
         return 0.0
@@ -158,7 +157,6 @@ def _coordinate_correlation(z: Tensor) -> float:
 
 
 def _patch_correlation(z: Tensor) -> float:
-    """Mean |correlation| of two pixels of a patch over all whole patches of (N, C, H, W)."""
     patches = z.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).reshape(-1, PATCH * PATCH)
     if patches.shape[0] < MIN_FOR_CORRELATION // 2:
         return 0.0

@@ -37,19 +37,7 @@ ENCODERS = ("ode", "mixed", "linear")
 
 @dataclass(frozen=True, slots=True)
 class SolverSpec:
-    """What a solver is.
-
-    Attributes:
-        name: Its name in `SOLVERS`.
-        orders: Orders that can be chosen.
-        default_order: The order that 0 stands for.
-        evaluations_per_step: Network evaluations an interval.
-        evaluations_at_start: Network evaluations before the first interval.
-        reversible: Whether it is algebraically reversible (with its auxiliary state).
-        accuracy: Exponent with which its error falls with the step, by order.
-        summary: One line for help texts.
-        distilled: Whether it needs a network that `ddib model distil` made.
-    """
+    """What a solver is."""
 
     name: str
     orders: tuple[int, ...]

@@ -14,19 +14,9 @@ from ddib_fed.diffusion.transfers import on_device
 class Run(Protocol):
     """Answers for a network."""
 
-    def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
-        """The network's output at x.
-
-        Args:
-            x: (N, ...), of the network's dtype, on its device.
-            times: (1,) for all rows or (K,) with `rows`, float32 at least, on the CPU.
-            rows: (N,) pointing into `times`, on the device of x.
-            extra: Further inputs of the network: the condition, first dimension N, on the device of x; and "to",
-                times like `times`.
-
-        Returns:
-            First dimension N; a tensor that the caller may write.
-        """
+    def __call__(
+        self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]
+    ) -> Tensor: ...
 
 
 class Plain:
@@ -42,7 +32,6 @@ class Plain:
         self.device = parameter.device
 
     def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
-        """See `Run`."""
         there, further = self.placed(times, extra)
         return self._answer(x, there, rows, {**extra, **further})
 

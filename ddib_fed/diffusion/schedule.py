@@ -154,11 +154,9 @@ class LinearSchedule(Schedule):
         self.lambda_max = LAMBDA_MAX if lambda_max is None else lambda_max
 
     def rate(self, t: Tensor) -> Tensor:
-        """B(t) = b0 t + (b1 - b0) t^2 / 2."""
         return self.beta_0 * t + 0.5 * (self.beta_1 - self.beta_0) * t**2
 
     def t_of_rate(self, rate: Tensor) -> Tensor:
-        """The positive root of the quadratic, in the form that does not cancel."""
         root = torch.sqrt(self.beta_0**2 + 2.0 * (self.beta_1 - self.beta_0) * rate)
         return 2.0 * rate / (self.beta_0 + root)
 
@@ -178,12 +176,10 @@ class CosineSchedule(Schedule):
         return math.cos(self.offset / (1.0 + self.offset) * math.pi / 2.0)
 
     def rate(self, t: Tensor) -> Tensor:
-        """B(t) = -2 log(cos(u_t) / cos(u_0))."""
         angle = (t + self.offset) / (1.0 + self.offset) * (math.pi / 2.0)
         return -2.0 * torch.log(torch.cos(angle) / self._cos_0)
 
     def t_of_rate(self, rate: Tensor) -> Tensor:
-        """From u_t = acos(alpha_t cos(u_0))."""
         angle = torch.acos(torch.exp(-0.5 * rate) * self._cos_0)
         return angle / (math.pi / 2.0) * (1.0 + self.offset) - self.offset
 
@@ -200,12 +196,10 @@ class ZeroTerminalSchedule(Schedule):
         self.lambda_max = LAMBDA_MAX if lambda_max is None else lambda_max
 
     def rate(self, t: Tensor) -> Tensor:
-        """B(t) of (alpha_t - alpha_1) / (1 - alpha_1) with the linear alpha; infinite at t = 1."""
         shifted = (torch.exp(-0.5 * self._linear.rate(t)) - self._alpha_1) / (1.0 - self._alpha_1)
         return -2.0 * torch.log(shifted.clamp_min(0.0))
 
     def t_of_rate(self, rate: Tensor) -> Tensor:
-        """Undo the shift, then the linear schedule's inverse."""
         alpha = torch.exp(-0.5 * rate) * (1.0 - self._alpha_1) + self._alpha_1
         return self._linear.t_of_rate(-2.0 * torch.log(alpha))
 
@@ -269,11 +263,7 @@ class DiscreteSchedule(Schedule):
 
 
 def linear_betas(steps: int) -> Tensor:
-    """Ho et al.'s betas 1e-4 to 0.02 of 1,000 steps, rescaled to `steps` (more than 20): (steps,) float64.
-
-    Raises:
-        SettingsInvalid: Fewer than 21 steps, for which the rescaled beta would reach 1.
-    """
+    """Ho et al.'s betas 1e-4 to 0.02 of 1,000 steps, rescaled to `steps` (more than 20): (steps,) float64."""
     if steps <= 20:
         why = f": its last beta would be {20 / steps:.2f}" if steps > 0 else ""
         raise SettingsInvalid(
@@ -301,11 +291,7 @@ def zero_terminal_betas(betas: Tensor) -> Tensor:
 
 
 def betas_between(ends: tuple[float, float], steps: int, *, power: float = 1.0) -> Tensor:
-    """Betas whose 1 / `power`-th powers are evenly spaced from one end to the other: (steps,) float64.
-
-    Raises:
-        SettingsInvalid: The ends do not rise within (0, 1), or there are fewer than 2 steps.
-    """
+    """Betas whose 1 / `power`-th powers are evenly spaced from one end to the other: (steps,) float64."""
     first, last = ends
     if not 0.0 < first < last < 1.0 or steps < 2:
         raise SettingsInvalid(f"there is no schedule of {steps} betas from {first} to {last}")
@@ -320,11 +306,7 @@ def discrete_schedule(
     rescale_timesteps: bool = False,
     ends: tuple[float, float] | None = None,
 ) -> DiscreteSchedule:
-    """The named schedule on `steps` integer steps, as guided-diffusion makes them, or between the betas in `ends`.
-
-    Raises:
-        SettingsInvalid: A name that does not exist, too few or too many steps, or ends that it cannot have.
-    """
+    """The named schedule on `steps` integer steps, as guided-diffusion makes them, or between the betas in `ends`."""
     if steps > MOST_STEPS:
         raise SettingsInvalid(
             f"a schedule has at most {MOST_STEPS:,} steps, not {steps:,}",

@@ -96,7 +96,6 @@ def stochastic_ddim(
 
 
 def _split(here: Level, following: Level, eta: float, *, large: bool) -> tuple[float, float]:
-    """How much of the predicted eps and how much fresh noise the next level has."""
     beta = max(0.0, 1.0 - (here.alpha / following.alpha) ** 2)
     fresh = eta * following.sigma / here.sigma * math.sqrt(beta)
     rest = math.sqrt(max(0.0, following.sigma**2 - fresh**2))
@@ -197,14 +196,12 @@ def unipc_corrected(
 
 
 def _weighted(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
-    """A new tensor: x with the weighted values added."""
     for weight, v in zip(weights, history, strict=False):
         x = torch.add(x, v, alpha=weight)
     return x
 
 
 def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
-    """Add the weighted values to x, in place."""
     for weight, v in zip(weights, history, strict=False):
         x.add_(v, alpha=weight)
     return x

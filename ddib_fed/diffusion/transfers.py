@@ -51,7 +51,6 @@ _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 
 
 def _copies(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which copies from `device` to the host run."""
     if device not in _STREAMS:
         _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return _STREAMS[device]

@@ -208,5 +208,4 @@ def all_errors(root: type[DdibError] = DdibError) -> Iterator[type[DdibError]]:
 
 
 def error_class(reason: str) -> type[DdibError]:
-    """The class for a reason read from the wire; `InternalError` for one that this release does not know."""
     return next((c for c in all_errors() if c.reason == reason and c is not DdibError), InternalError)

@@ -51,11 +51,7 @@ class ChunkCorrupt(DdibError):
 
 
 class PeerFault(DdibError):
-    """A peer that answered with what the protocol or the contract rules out: its fault, whatever was asked.
-
-    `facts` are findings of this side: `peer` is the institution at fault, `answer` the reason for which its answer was
-    refused, `found` what was wrong with it.
-    """
+    """A peer that answered with what the protocol or the contract rules out: its fault, whatever was asked."""
 
     reason = "PEER_FAULT"
     status = "FAILED_PRECONDITION"

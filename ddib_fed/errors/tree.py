@@ -31,14 +31,7 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field in which two contracts differ.
-
-    Attributes:
-        field: Name of the field in the contract, e.g. ``sample_shape``.
-        source: The source side's value, as text.
-        target: The target side's value, as text.
-        remedy: What to do about it, one sentence.
-    """
+    """One field in which two contracts differ."""
 
     field: str
     source: str
@@ -47,20 +40,7 @@ class Difference:
 
 
 class DdibError(Exception):
-    """Root of the error tree.
-
-    Args:
-        detail: What failed, with the thing's name; for this machine's log and terminal only.
-        hint: The next command or step to try; for this machine only.
-        hop: Where it failed, e.g. ``client``, ``source north.example``, ``target south.example``.
-        facts: Short values that may cross the wire.
-        retry_after_s: Seconds after which a retry makes sense.
-        differences: Fields in which contracts differ (ContractMismatch only).
-        incident: The id under which the failing node logged it; set on errors read from the wire.
-
-    Attributes:
-        says: The other institution that stated the facts and differences; empty where they are this side's.
-    """
+    """Root of the error tree."""
 
     reason: ClassVar[str] = "INTERNAL"
     status: ClassVar[str] = "INTERNAL"
@@ -89,12 +69,10 @@ class DdibError(Exception):
         self.says = ""
 
     def kept(self) -> Self:
-        """The error, to be stored: without its traceback and causes, whose frames hold decoded pictures."""
         self.__traceback__ = self.__cause__ = self.__context__ = None
         return self
 
     @classmethod
     def said_by(cls, institution: str) -> str:
-        """The sentence as others read it: in it "this node" is that of the institution that says it."""
         named = f"the node of {institution}" if institution else "this node"
         return cls.sentence.replace("this node", named)

@@ -45,13 +45,7 @@ _HOW: Final = "docs/formats.md says which certificate is needed and how to make 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Whose statement it is.
-
-    Attributes:
-        chain: Certificates in PEM, the signer's first, without the root.
-        key: Its private key in PEM, not encrypted.
-        algorithm: C2PA's name of it, such as ``es256``.
-    """
+    """Whose statement it is."""
 
     chain: str
     key: str
@@ -59,14 +53,7 @@ class Credentials:
 
     @classmethod
     def load(cls, certificate: Path, key: Path) -> Credentials:
-        """The certificate and the key in two files.
-
-        Raises:
-            ExtraMissing: c2pa-python is not installed.
-            FileMissing, InputError: One is not there, or cannot be read.
-            ConfigError: One is not in PEM, others may read the key, or it is of a kind that C2PA does not know.
-            InputError: C2PA does not accept the certificate: another usage, not valid now, not of this key.
-        """
+        """The certificate and the key in two files."""
         _c2pa()
         chain, secret = read_small(certificate, hint=_HOW), read_private(key, hint=_HOW)
         if b"BEGIN CERTIFICATE" not in chain:
@@ -88,18 +75,7 @@ class Credentials:
 
 
 def mark(content: bytes, suffix: str, record: Translation, credentials: Credentials) -> bytes:
-    """The same picture with content credentials in it.
-
-    Args:
-        content: A PNG or JPEG.
-        suffix: ``.png``, ``.jpg`` or ``.jpeg``.
-        record: How it came about; institutions, domains and models' digests go into the statement.
-        credentials: Whose statement it is.
-
-    Raises:
-        InputError: The file cannot hold them, or the certificate is not accepted.
-        ExtraMissing: c2pa-python is not installed.
-    """
+    """The same picture with content credentials in it."""
     if suffix.lower() not in MEDIA_TYPES:
         raise InputError(f"content credentials are written into PNG and JPEG, not {suffix}", hop="client")
     return _sign(content, suffix, _manifest(record, suffix), credentials)
@@ -123,12 +99,7 @@ def _sign(content: bytes, suffix: str, manifest: dict[str, Any], credentials: Cr
 
 
 def without_mark(content: bytes, suffix: str) -> bytes:
-    """A PNG or JPEG as it was before `mark`: without C2PA's chunks or segments; what is damaged comes back as it is.
-
-    Args:
-        content: The file.
-        suffix: As for `mark`.
-    """
+    """A PNG or JPEG as it was before `mark`: without C2PA's chunks or segments; what is damaged comes back as it is."""
     is_png = suffix.lower() == ".png"
     try:
         return _without_chunks(content) if is_png else _without_segments(content)
@@ -161,11 +132,7 @@ def _without_segments(jpeg: bytes) -> bytes:
 
 
 def read_mark(content: bytes, suffix: str) -> dict[str, Any] | None:
-    """The statement inside a PNG or JPEG as C2PA's JSON; None without one.
-
-    Raises:
-        ExtraMissing: c2pa-python is not installed.
-    """
+    """The statement inside a PNG or JPEG as C2PA's JSON; None without one."""
     package = _c2pa()
     try:
         with (

@@ -16,16 +16,7 @@ from ddib_fed.formats.parts import FORMAT, WrittenStudy
 
 
 def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | None:
-    """The output of a study that is on the disk already; None if it is not, or is that of something else.
-
-    Args:
-        origin: Of the study.
-        out: Folder of the results.
-        asked: Digest of what is asked for its items (`Order.digest`), hex.
-
-    Raises:
-        OSError: The input cannot be read.
-    """
+    """The output of a study that is on the disk already; None if it is not, or is that of something else."""
     digest = ""
     for path in (out / f"{name}.json" for name in (origin.name, *origin.also)):
         record, report = Translation.read(path), _report(path)

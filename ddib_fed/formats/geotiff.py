@@ -35,15 +35,7 @@ _BLOCK: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Georeference:
-    """What a map keeps of its file.
-
-    Attributes:
-        crs: Reference system, or None.
-        transform: Affine, or None where control points say it.
-        gcps: Control points and their reference system.
-        rpcs: Rational polynomials, or None.
-        cog: Whether the file is a cloud-optimised GeoTIFF.
-    """
+    """What a map keeps of its file."""
 
     crs: Any
     transform: Any
@@ -54,15 +46,7 @@ class Georeference:
 
 @dataclass(frozen=True, slots=True)
 class GeoTiffStudy(FromOrigin):
-    """A map.
-
-    Attributes:
-        georeference: Where the map lies.
-        tiles: In the numbers that the model takes; holes are filled from around them.
-        valid: (H, W) bool: where the map has data.
-        intensity: For the provenance.
-        rule: The rule that made the numbers.
-    """
+    """A map."""
 
     georeference: Georeference
     tiles: Tiles
@@ -72,34 +56,25 @@ class GeoTiffStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format."""
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """None."""
         return ()
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """Tiles that show something."""
         return self.tiles.sent
 
     @property
     def planes(self) -> int:
-        """All tiles."""
         return len(self.tiles.grid)
 
     def items(self) -> Iterator[bytes]:
-        """Each tile as a file of pixels."""
         return self.tiles.items()
 
     def assemble(self, translated: Translated) -> Assembled:
-        """The map of the results.
-
-        Raises:
-            InputError: A result has another size than its tile.
-        """
+        """The map of the results."""
         blended, covered = self.tiles.together(translated.planes, translated.channels, translated.background)
         top = 255 if translated.bits == 8 else 65535
         made = np.rint(blended).clip(0, top).astype(np.uint8 if translated.bits == 8 else np.uint16)
@@ -155,25 +130,12 @@ class GeoTiffStudy(FromOrigin):
 
 
 def geotiff_origin(path: Path, options: Options, within: str = "") -> Origin:
-    """What the study of a map is made from; arguments as of `read_geotiff`."""
     settings = options.settings("intensity", "tile", "overlap")
     return Origin.of_file(path, settings, suffix=path.suffix, within=within)
 
 
 def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy:
-    """The map in a file.
-
-    Args:
-        path: The file.
-        options: Rule of intensity, and its tiles.
-        within: In front of the name of the results, as in `Origin.of_file`.
-
-    Raises:
-        FileMissing: There is none.
-        ExtraMissing: rasterio is not installed.
-        ImageUnreadable: It is damaged, too large, of complex numbers, or has neither 1 nor 3 bands beside an alpha.
-        UsageError: There is no such rule of intensity, or the overlap does not fit.
-    """
+    """The map in a file."""
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     try:
@@ -247,11 +209,7 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference, di
 
 
 def _require_small(path: Path, file: Any, pixel: int) -> None:
-    """Return if a map, and each of its tiles, which GDAL reads whole, can be in memory; `pixel` is in bytes.
-
-    Raises:
-        ImageUnreadable: It cannot.
-    """
+    """Return if a map, and each of its tiles, which GDAL reads whole, can be in memory; `pixel` is in bytes."""
     given, height, width = shlex.quote(str(path)), file.height, file.width
     if height * width > MAX_PIXELS or height * width * pixel > MAX_BYTES:
         raise ImageUnreadable(
@@ -267,7 +225,6 @@ def _require_small(path: Path, file: Any, pixel: int) -> None:
 
 
 def _filled(rasterio: Any, band: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
-    """A band whose holes are filled from around them, so that the model sees no edge of a hole."""
     # GDAL fills in 32-bit floats, which have small steps around zero alone.
     mean = band[valid].mean(dtype=np.float64)
     clean = np.where(valid, band - mean, 0).astype(np.float32)
@@ -278,7 +235,6 @@ def _filled(rasterio: Any, band: NDArray[Any], valid: NDArray[np.bool_]) -> NDAr
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without rasterio's warnings: of a map that has control points alone, and of its own use of affine."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,6 @@
 """Maps the values of a volume or a map to the range of a model, by one rule for the whole file.
 
-    number = low + (value - black) / (white - black) * (high - low), clipped to [low, high]
-
-`values` leaves the values as they are. The rule, black, white and the inverse go into the provenance.
+number = low + (value - black) / (white - black) * (high - low), clipped to [low, high]
 """
 
 from __future__ import annotations
@@ -40,15 +38,7 @@ _FORMS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule as it is asked for, before the values are known.
-
-    Attributes:
-        name: ``values``, ``hu``, ``window`` or ``percentile``.
-        first: Centre of the window, or the lower percentile.
-        second: Width of the window, or the upper percentile.
-        low: The number that black becomes.
-        high: The number that white becomes.
-    """
+    """A rule as it is asked for, before the values are known."""
 
     name: str
     first: float = 0.0
@@ -58,11 +48,7 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """The rule in `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`.
-
-        Raises:
-            UsageError: It is none of these.
-        """
+        """The rule in `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`."""
         found = _RULE.fullmatch(text)
         if found is None:
             raise UsageError(
@@ -97,14 +83,7 @@ class Rule:
         return f"{self.name}:{self.first:.12g},{self.second:.12g}@{self.low:.12g}:{self.high:.12g}"
 
     def on(self, values: NDArray[Any]) -> Intensity:
-        """The rule for these values.
-
-        Args:
-            values: Of the whole volume or picture, any shape; NaN and infinity are left out of percentiles.
-
-        Raises:
-            ImageUnreadable: A percentile is asked of values that are all equal, or none of which is finite.
-        """
+        """The rule for these values."""
         if self.name in {"values", "hu"}:
             return Intensity(self.name)
         if self.name == "window":
@@ -128,15 +107,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Intensity:
-    """A rule with its numbers.
-
-    Attributes:
-        name: As in `Rule`.
-        black: The value that becomes `low`.
-        white: The value that becomes `high`.
-        low: A number of the model's range.
-        high: The same.
-    """
+    """A rule with its numbers."""
 
     name: str
     black: float = 0.0
@@ -146,18 +117,10 @@ class Intensity:
 
     @property
     def as_it_is(self) -> bool:
-        """Whether values are sent unchanged."""
         return self.name in {"values", "hu"}
 
     def numbers(self, values: NDArray[Any]) -> Pixels:
-        """The numbers of some values: uint8 or uint16 where the range allows it, else int16 or float32.
-
-        Args:
-            values: (H, W, C) of real numbers.
-
-        Raises:
-            ImageUnreadable: A value that is sent unchanged is NaN or infinite.
-        """
+        """The numbers of some values: uint8 or uint16 where the range allows it, else int16 or float32."""
         if self.as_it_is:
             return _narrowed(values)
         wide = np.result_type(values.dtype, np.float32).type
@@ -193,12 +156,7 @@ def auto_rule(values: NDArray[Any], modality: str = "") -> Rule:
 
 
 def chosen_rule(text: str, values: NDArray[Any], modality: str = "", *, of_model: bool = False) -> Rule:
-    """The rule that was asked for, or that the source's model was trained with.
-
-    Raises:
-        UsageError: There is no such rule, or Hounsfield units are asked of something else than CT.
-        ImageUnreadable: It is something else than CT, and the model takes Hounsfield units.
-    """
+    """The rule that was asked for, or that the source's model was trained with."""
     if text == AUTO:
         return auto_rule(values, modality)
     rule = Rule.parse(text)
@@ -217,13 +175,7 @@ def chosen_rule(text: str, values: NDArray[Any], modality: str = "", *, of_model
 
 
 def item_bytes(numbers: Pixels) -> bytes:
-    """Pixels as the file that is sent: a PNG of 8 or 16 bits, or a .npy for numbers that a PNG cannot hold.
-
-    Neither has a byte beyond pixels, type and shape.
-
-    Args:
-        numbers: (H, W, C), C 1 or 3.
-    """
+    """Pixels as the file that is sent: a PNG of 8 or 16 bits, or a .npy for numbers that a PNG cannot hold."""
     if numbers.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         return encode_png(np.ascontiguousarray(numbers))
     file = io.BytesIO()
@@ -232,7 +184,6 @@ def item_bytes(numbers: Pixels) -> bytes:
 
 
 def is_empty(numbers: Pixels, background: float, width: float) -> bool:
-    """Whether a plane (H, W, C) shows next to nothing but background; `width` is that of the range."""
     differs = np.abs(numbers.astype(np.float32) - np.float32(background)) > EMPTY * width
     return bool(np.count_nonzero(differs) < LEAST_CONTENT * numbers.size)
 

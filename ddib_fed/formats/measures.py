@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Flicker:
-    """How much neighbouring slices differ beyond a steady change.
-
-    Attributes:
-        source: Mean of |v[z] - (v[z-1] + v[z+1]) / 2| over the volume that was given, as a share of its range.
-        translation: The same of the result, as a share of its own range.
-        brightness_source: The same of the slices' means alone.
-        brightness_translation: The same.
-    """
+    """How much neighbouring slices differ beyond a steady change."""
 
     source: float
     translation: float
@@ -28,7 +21,6 @@ class Flicker:
 
     @property
     def ratio(self) -> float | None:
-        """Of translation to source; None where the source has none."""
         return self.translation / self.source if self.source > 0 else None
 
     def record(self) -> dict[str, Any]:
@@ -48,21 +40,13 @@ class Flicker:
 
 @dataclass(frozen=True, slots=True)
 class Seams:
-    """How much steeper a picture is where tiles begin and end.
-
-    Attributes:
-        source: Mean |difference of neighbouring pixels| across the tiles' edges over the mean anywhere else, in the
-            picture that was given; 1 is the same as elsewhere.
-        translation: The same of the result.
-        edges: Lines that were looked at.
-    """
+    """How much steeper a picture is where tiles begin and end."""
 
     source: float
     translation: float
     edges: int
 
     def record(self) -> dict[str, Any]:
-        """For the provenance."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
     def say(self) -> str:
@@ -74,12 +58,7 @@ class Seams:
 
 
 def measure_flicker(source: NDArray[Any], translation: NDArray[Any]) -> Flicker | None:
-    """Flicker of both volumes; None for fewer than three slices.
-
-    Args:
-        source: (N, H, W, C) real, as it was sent.
-        translation: The same, of the result; perhaps of other channels.
-    """
+    """Flicker of both volumes; None for fewer than three slices."""
     if len(source) < 3:
         return None
     (first, first_mean), (second, second_mean) = (_flicker(each) for each in (source, translation))
@@ -102,14 +81,7 @@ def _flicker(volume: NDArray[Any]) -> tuple[float, float]:
 def measure_seams(
     source: NDArray[Any], translation: NDArray[Any], rows: Sequence[int], columns: Sequence[int]
 ) -> Seams | None:
-    """Energy along the edges of tiles; None where there is but one tile.
-
-    Args:
-        source: (H, W, C) real, as it was sent.
-        translation: (H, W, C') real.
-        rows: Where a tile begins or ends: between row r - 1 and row r.
-        columns: The same of columns.
-    """
+    """Energy along the edges of tiles; None where there is but one tile."""
     if not rows and not columns:
         return None
     return Seams(

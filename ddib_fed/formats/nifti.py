@@ -39,13 +39,7 @@ PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class NiftiStudy(FromOrigin):
-    """A volume, or several of one time series.
-
-    Attributes:
-        image: Of nibabel, for its geometry.
-        plane: In which it is cut.
-        slices: Volume after volume.
-    """
+    """A volume, or several of one time series."""
 
     image: Any
     plane: str
@@ -53,12 +47,10 @@ class NiftiStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format."""
         return "NIfTI volume"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A head may be recognised by its surface."""
         return ()
 
     @property
@@ -67,24 +59,17 @@ class NiftiStudy(FromOrigin):
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
-        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
-        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:
-        """The volume of the results, as the input lies in its file.
-
-        Raises:
-            InputError: A result has another size than what was sent.
-        """
+        """The volume of the results, as the input lies in its file."""
         stack = self.slices.stack(translated)
         report, said = self.slices.report(translated, stack)
         files = {self.outputs[0]: self._file(self._volume(stack, translated), translated)}
@@ -107,7 +92,6 @@ class NiftiStudy(FromOrigin):
         return Assembled(files, report, said)
 
     def _volume(self, stack: Pixels, translated: Translated) -> Pixels:
-        """Slices (N, H, W, C) as the volume that they make, as it lies in the file."""
         canonical = _from_slices(stack, self.plane, _four(self.image)[3], _canonical_shape(self.image))
         volume = translated.scaled(_turned_back(canonical, self.image))
         # Colours are one more axis, as the 5th of NIfTI for vectors.
@@ -144,18 +128,7 @@ def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
 
 
 def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
-    """The volume in a file.
-
-    Args:
-        path: The file.
-        options: Rule of intensity, and the plane in which it is cut.
-        within: In front of the name of the results, as in `Origin.of_file`.
-
-    Raises:
-        FileMissing: There is none.
-        ImageUnreadable: It is damaged, too large, of complex numbers or of colours, or has not 2 to 4 axes.
-        UsageError: There is no such rule of intensity.
-    """
+    """The volume in a file."""
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     image = _opened(path)
@@ -211,12 +184,10 @@ def _split(path: Path, image: Any) -> str:
 
 
 def _four(image: Any) -> tuple[int, ...]:
-    """The shape (X, Y, Z, T) of a volume of 2 to 4 axes."""
     return (*image.shape, 1, 1)[:4]
 
 
 def _one_line(error: Exception) -> str:
-    """What nibabel says, which may be several lines."""
     return " ".join(str(error).split())[:300]
 
 
@@ -241,11 +212,7 @@ def _opened(path: Path) -> Any:
 
 
 def _orientation(image: Any) -> NDArray[Any]:
-    """(3, 2): for each axis in the file its canonical axis, and 1 or -1 for its direction.
-
-    Raises:
-        ImageUnreadable: The affine says nothing.
-    """
+    """(3, 2): for each axis in the file its canonical axis, and 1 or -1 for its direction."""
     affine = image.affine
     if not np.isfinite(affine).all():
         raise ImageUnreadable(
@@ -260,13 +227,11 @@ def _orientation(image: Any) -> NDArray[Any]:
 
 
 def _plane_of_one(image: Any) -> str:
-    """The plane of a volume that is one slice."""
     through = int(_orientation(image)[2][0])
     return next(plane for plane, axes in PLANES.items() if axes[0] == through)
 
 
 def _canonical(values: NDArray[Any], image: Any) -> NDArray[Any]:
-    """Values (X, Y, Z, T) as they lie in the file, turned to right, anterior, superior."""
     turned: NDArray[Any] = _nibabel().apply_orientation(values, _orientation(image))
     return turned
 
@@ -279,7 +244,6 @@ def _canonical_shape(image: Any) -> tuple[int, ...]:
 
 
 def _turned_back(canonical: Pixels, image: Any) -> Pixels:
-    """A canonical volume (X, Y, Z, T, C) as it lies in the file."""
     orientations = _nibabel().orientations
     there = _orientation(image)
     back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), there)
@@ -288,14 +252,12 @@ def _turned_back(canonical: Pixels, image: Any) -> Pixels:
 
 
 def _to_slices(canonical: NDArray[Any], plane: str) -> NDArray[Any]:
-    """(T * N, H, W, 1) of a canonical volume (X, Y, Z, T): rows downwards, columns to the right."""
     through, across, up = PLANES[plane]
     ordered = canonical.transpose(3, through, up, across)[:, :, ::-1]
     return ordered.reshape(-1, *ordered.shape[2:], 1)
 
 
 def _from_slices(stack: Pixels, plane: str, times: int, shape: tuple[int, ...]) -> Pixels:
-    """The canonical volume (X, Y, Z, T, C) of slices (T * N, H, W, C)."""
     through, across, up = PLANES[plane]
     ordered = stack.reshape(times, shape[through], *stack.shape[1:])[:, :, ::-1]
     axes = {through: 1, up: 2, across: 3}

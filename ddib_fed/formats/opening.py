@@ -32,22 +32,6 @@ _READERS: Final[
 def open_paths(
     paths: Sequence[Path], options: Options, *, out: Path | None = None, bad: Bad | None = None
 ) -> Choice:
-    """The studies among some paths and below folders, and the files that are left for the node to read.
-
-    All DICOM files below a folder are sorted into series, as are those that are given one by one; any other file is a
-    study of its own. Pixels are read when a study is asked for (`Studies`).
-
-    Args:
-        paths: As given.
-        options: How to read.
-        out: Folder of the results, which is not looked into.
-        bad: Takes what cannot be read; without it the first such error is raised.
-
-    Raises:
-        ExtraMissing, ImageUnreadable, FileMissing: The headers of a series, or a DICOMDIR, cannot be read, and `bad` is
-            None.
-        UsageError: Two studies would have results of one name.
-    """
     return open_recognised(recognise(paths, out), options, bad=bad)
 
 
@@ -84,7 +68,6 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
 
 
 def _of_file(sighting: Sighting, options: Options) -> Unread:
-    """A volume, a map or a picture."""
     origin_of, read = _READERS[sighting.format]
     asked = sighting.path, options, sighting.within
     return Unread(origin_of(*asked), partial(read, *asked))
@@ -92,11 +75,7 @@ def _of_file(sighting: Sighting, options: Options) -> Unread:
 
 @contextmanager
 def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
-    """Inside, an error about a path goes to `bad`; a wrong option is about no path.
-
-    Raises:
-        DdibError: `bad` is None, or it is a wrong option.
-    """
+    """Inside, an error about a path goes to `bad`; a wrong option is about no path."""
     try:
         yield
     except UsageError:
@@ -108,22 +87,13 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
 
 
 def _set_aside(found: Sequence[tuple[Path, DdibError]], bad: Bad | None) -> None:
-    """Put files that cannot be read with the other bad ones.
-
-    Raises:
-        DdibError: There is one, and `bad` is None.
-    """
     for path, error in found:
         with _collected(path, bad):
             raise error
 
 
 def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
-    """The same with different names for all results: of files that differ in their suffix alone with the suffix.
-
-    Raises:
-        UsageError: Two have one name all the same.
-    """
+    """The same with different names for all results: of files that differ in their suffix alone with the suffix."""
 
     times = Counter(each.origin.name.casefold() for each in unread)
     named = []

@@ -16,20 +16,7 @@ Bad = list[tuple[Path, DdibError]]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a study is made from: the same origin makes the same items.
-
-    Attributes:
-        given: The file or the folder, for messages.
-        name: What results are called; below a folder with the path.
-        outputs: Names of the files or folders that `Study.assemble` makes.
-        beside: Names of the files that may lie beside them: a mask, what came back.
-        inputs: Every file that is read.
-        settings: Options that decide, as JSON values.
-        label: What messages call it, where `given` holds several studies; empty elsewhere.
-        also: Other names under which an earlier run may have written the results of the same input.
-        suffix: Of the file that is read; empty for a series.
-        series_sha256: Digest of the UID of a DICOM series, hex, which stays when its files change; empty elsewhere.
-    """
+    """What a study is made from: the same origin makes the same items."""
 
     given: Path
     name: str
@@ -53,16 +40,7 @@ class Origin:
         results: Sequence[str] = (),
         beside: Sequence[str] = (),
     ) -> Origin:
-        """Of a file that becomes a file of the same kind.
-
-        Args:
-            path: The file.
-            settings: As the attribute.
-            suffix: Of the file.
-            within: In front of the name of the results: the folders below which they go, ending in a slash.
-            results: Suffixes that the result may have; its own without.
-            beside: What follows the name in those of the files beside it.
-        """
+        """Of a file that becomes a file of the same kind."""
         called = within + safe_name(path.name[: len(path.name) - len(suffix)])
         outputs, others = (
             tuple(f"{called}{each}" for each in names) for names in (results or (suffix,), beside)
@@ -79,15 +57,10 @@ class Origin:
 
     @property
     def called(self) -> str:
-        """What messages call it."""
         return self.label or str(self.given)
 
     def sha256(self) -> str:
-        """Digest of all that is read, hex: of a file its own, of several that of their sorted digests.
-
-        Raises:
-            OSError: A file cannot be read.
-        """
+        """Digest of all that is read, hex: of a file its own, of several that of their sorted digests."""
         digests = []
         for path in self.inputs:
             with path.open("rb") as file:
@@ -98,6 +71,5 @@ class Origin:
 
 
 def safe_name(text: str) -> str:
-    """A name for files: letters, digits, dots, dashes and underscores of the text."""
     kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-.")
     return kept or "study"

@@ -34,35 +34,19 @@ MASK = "mask"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The files of a study on their way.
-
-    Attributes:
-        folder: Of all of them.
-        items: The files to translate, in order.
-        results: Where their translations go, under the same names.
-    """
+    """The files of a study on their way."""
 
     folder: Path
     items: tuple[Path, ...]
     results: Path
 
     def remove(self) -> None:
-        """Remove them: the output is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenStudy:
-    """The output of a study on the disk.
-
-    Attributes:
-        given: The file or the folder.
-        files: The output files.
-        record: The provenance's file.
-        provenance: What all items have in common.
-        report: The section `study` of the provenance.
-        said: Lines for the person: flicker, seams, what was left out.
-    """
+    """The output of a study on the disk."""
 
     given: Path
     files: tuple[Path, ...]
@@ -73,12 +57,10 @@ class WrittenStudy:
 
     @property
     def kind(self) -> str:
-        """The format, in words."""
         return str(self.report["kind"])
 
     @property
     def items(self) -> int:
-        """How many were sent."""
         return len(self.report["items"])
 
     @property
@@ -94,17 +76,11 @@ class WrittenStudy:
 
     @property
     def shown(self) -> Path:
-        """The result: a file, or the folder of a series."""
         return self.files[0] if self.files[0].parent == self.record.parent else self.files[0].parent
 
 
 def check_outputs(study: Study | Origin, out: Path, *, force: bool) -> None:
-    """Return if the output of a study overwrites nothing that is not meant to be.
-
-    Raises:
-        UsageError: It would replace what is read, or lie among it.
-        AlreadyExists: It is there already, and `force` is not set; or that of another series is.
-    """
+    """Return if the output of a study overwrites nothing that is not meant to be."""
     origin = study if isinstance(study, Origin) else study.origin
     given = origin.given.resolve()
     if given.is_dir() and out.resolve() == given:
@@ -126,11 +102,7 @@ def check_outputs(study: Study | Origin, out: Path, *, force: bool) -> None:
 
 
 def _require_same_series(origin: Origin, out: Path) -> None:
-    """Return unless the output of another series is in the place of this one's.
-
-    Raises:
-        AlreadyExists: It is.
-    """
+    """Return unless the output of another series is in the place of this one's."""
     path = out / f"{origin.name}.json"
     found = (read_json(path) or {}).get("study") if origin.series_sha256 and path.exists() else None
     other = found.get("series_sha256") if isinstance(found, dict) else None
@@ -146,11 +118,7 @@ def _placing(name: str, out: Path) -> Path:
 
 
 def write_items(study: Study, out: Path) -> Parts:
-    """Write each item of a study as a file; one that is there with the same content stays.
-
-    Raises:
-        OSError: One cannot be written.
-    """
+    """Write each item of a study as a file; one that is there with the same content stays."""
     folder = out / f"{study.name}.parts"
     (folder / "items").mkdir(parents=True, exist_ok=True)
     paths = []
@@ -164,12 +132,6 @@ def write_items(study: Study, out: Path) -> Parts:
 
 
 def read_results(parts: Parts, asked: str) -> list[ItemResult | None]:
-    """What came of each item; None for one without, and for the result of another item or request.
-
-    Args:
-        parts: Of the study.
-        asked: Digest of what is asked for them (`Order.digest`), hex.
-    """
     return [_result(item, parts.results, asked) for item in parts.items]
 
 
@@ -197,22 +159,7 @@ def write_outputs(
     why: Sequence[str] = (),
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> WrittenStudy:
-    """Put the results of a study together, and write its files, and its record last.
-
-    Args:
-        study: The study.
-        results: Of each item, in order; None for one that was refused.
-        out: Folder of the results.
-        force: Whether earlier files may be overwritten.
-        why: Of each item why it was refused; empty for one that was not, and where it is not known.
-        doubtful_below: dB; of a round trip that is measured over the whole.
-
-    Raises:
-        ItemNotFound: There is no result at all.
-        InputError: Results do not fit together, or are of another size than what was sent; the study is named.
-        AlreadyExists: A file is there already, and `force` is not set.
-        OSError: A file cannot be written.
-    """
+    """Put the results of a study together, and write its files, and its record last."""
     check_outputs(study, out, force=force)
     with _naming(study):
         translated = Translated.of(results)
@@ -237,13 +184,7 @@ def _naming(study: Study) -> Iterator[None]:
 
 
 def _place(study: Study, made: Assembled, record: bytes, out: Path) -> None:
-    """Write an output beside an earlier one, and let it take its place once all of it is on the disk, the record last.
-
-    Files of an earlier series with more slices are removed. The same command overwrites what an interruption leaves.
-
-    Raises:
-        OSError: A file cannot be written; the earlier output is as it was.
-    """
+    """Write an output beside an earlier one, and let it take its place once all of it is on the disk, the record last."""
     placing = _placing(study.name, out)
     staged = placing.with_name("output")
     for each in (staged, placing):
@@ -346,14 +287,12 @@ def _figures(records: Sequence[Translation]) -> dict[str, Any]:
 
 
 def _most_doubtful(records: Sequence[Translation]) -> bool | None:
-    """Whether the structure of more than half of the parts is doubtful; None where none says."""
     marks = [r.picture.structure_doubtful for r in records if r.picture is not None]
     known = [mark for mark in marks if mark is not None]
     return sum(known) > len(known) / 2 if known else None
 
 
 def _any(found: Sequence[bool | None]) -> bool | None:
-    """Whether one is true; None where none says."""
     known = [each for each in found if each is not None]
     return any(known) if known else None
 

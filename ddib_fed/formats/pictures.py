@@ -42,14 +42,7 @@ _LOSSLESS: Final[dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class PictureStudy(FromOrigin):
-    """A picture that is sent as pixels; its result is of the same format, or a PNG.
-
-    Attributes:
-        format: As Pillow calls it; "PNG" for any that a node takes itself.
-        tiles: In the numbers that are sent; one tile for the whole.
-        intensity: For the provenance.
-        rule: The rule that made the numbers.
-    """
+    """A picture that is sent as pixels; its result is of the same format, or a PNG."""
 
     format: str
     tiles: Tiles
@@ -58,27 +51,22 @@ class PictureStudy(FromOrigin):
 
     @property
     def kind(self) -> str:
-        """The format."""
         kind = {"JPEG2000": "JPEG 2000", "WEBP": "WebP", "PNG": "picture"}.get(self.format, self.format)
         return kind if self.planes == 1 else f"{kind} in tiles"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """None."""
         return ()
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """Tiles that show something."""
         return self.tiles.sent
 
     @property
     def planes(self) -> int:
-        """All tiles."""
         return len(self.tiles.grid)
 
     def items(self) -> Iterator[bytes]:
-        """Each tile as a file of pixels."""
         return self.tiles.items()
 
     def assemble(self, translated: Translated) -> Assembled:
@@ -148,25 +136,12 @@ def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:
 def _tile_of(
     height: int, width: int, tile: tuple[int, int] | None, most: int | None
 ) -> tuple[int, int] | None:
-    """The tile of a picture of a size; None for one that is one item."""
     count = 0 if tile is None else tiles_in(height, width, tile)
     return tile if 0 < count <= (most or count) else None
 
 
 def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy:
-    """The picture in a file, upright and without transparency.
-
-    Args:
-        path: The file.
-        options: Rule of intensity, and its tiles.
-        within: In front of the name of the results, as in `Origin.of_file`.
-
-    Raises:
-        FileMissing: There is none.
-        ImageUnreadable: It is damaged, of another format than its suffix says, would lose bits here, or shows nothing.
-        ImageTooLarge: It has more bytes, pixels or frames than the limits.
-        UsageError: There is no such rule of intensity, or the overlap does not fit.
-    """
+    """The picture in a file, upright and without transparency."""
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     kind = PICTURES.get(path.suffix.lower(), "PNG")
@@ -210,6 +185,5 @@ def _pixels(content: bytes, kind: str) -> Pixels:
 
 
 def _bits(content: bytes) -> int:
-    """Bits of the first component of a JPEG 2000 codestream (Annex A.5.1: marker SIZ)."""
     at = content.find(b"\xff\x4f\xff\x51")
     return (content[at + 42] & 0x7F) + 1 if at >= 0 and len(content) > at + 42 else 8

@@ -56,14 +56,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A file, or all DICOM files below a folder.
-
-    Attributes:
-        format: What it is.
-        path: The file, or the folder.
-        folder: That was given, where the file was found below one; None for a file that was given itself.
-        files: The DICOM files below the folder, and those that are only called so; empty for a file.
-    """
+    """A file, or all DICOM files below a folder."""
 
     format: Format
     path: Path
@@ -72,12 +65,10 @@ class Sighting:
 
     @property
     def is_picture(self) -> bool:
-        """Whether it is a picture without a georeference, in numbers of the model."""
         return self.format in {Format.PICTURE, Format.LARGER}
 
     @property
     def within(self) -> str:
-        """The path from the folder to the file's own, which is in front of the names of results; empty for none."""
         below = "." if self.folder is None else self.path.parent.relative_to(self.folder).as_posix()
         return "" if below == "." else f"{below}/"
 
@@ -95,16 +86,7 @@ class Recognised:
 def recognise(
     paths: Sequence[Path], out: Path | None = None, larger: Callable[[Path], bool] = lambda _: False
 ) -> Recognised:
-    """The studies among files and below folders, each file once, and the rest.
-
-    Args:
-        paths: As given.
-        out: Folder of the results, which is not looked into.
-        larger: Whether a picture that a node takes as it is, is larger than its model and is sent in tiles.
-
-    Raises:
-        ImageUnreadable: There are more than `MAX_DICOM_FILES` below a folder.
-    """
+    """The studies among files and below folders, each file once, and the rest."""
 
     def kind_of(path: Path) -> Format | None:
         kind = format_of(path)
@@ -155,13 +137,7 @@ def _below(folder: Path, out: Path | None, kind_of: Callable[[Path], Format | No
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """What lies below a folder.
-
-    Attributes:
-        files: Visible files, in the order of their paths; a link to nothing is one.
-        unreadable: Folders that cannot be read.
-        ignored: Hidden files and folders, and pipes, sockets and devices, which a reader could wait on for ever.
-    """
+    """What lies below a folder."""
 
     files: tuple[Path, ...]
     unreadable: tuple[Path, ...]
@@ -191,7 +167,6 @@ def _suffix(path: Path) -> str:
 
 
 def is_study(path: Path) -> bool:
-    """Whether a file is of a format that is translated here and not sent as it is, or a folder has such a file."""
     return bool(recognise([path]).studies)
 
 
@@ -207,22 +182,14 @@ def format_of(path: Path) -> Format | None:
 
 
 def format_of_content(content: bytes) -> Format | None:
-    """The same of the bytes of a file that begins as one that a node takes does.
-
-    Such a TIFF may be a map, and any may be a DICOM file: its first 128 bytes are free (PS3.10 7.1).
-    """
+    """The same of the bytes of a file that begins as one that a node takes does."""
     if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
         return Format.DICOM
     return Format.MAP if GEOTAGS & _tags(io.BytesIO(content)) else None
 
 
 def beginning(content: bytes, path: Path) -> tuple[str, str]:
-    """What a file is by its first bytes (352 are enough), in words, and what helps where it should be something else.
-
-    Args:
-        content: They.
-        path: What it is called.
-    """
+    """What a file is by its first bytes (352 are enough), in words, and what helps where it should be something else."""
     found = next((suffix for suffix, openings in _OPENINGS.items() if content.startswith(openings)), "")
     if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
         found = DICOM_SUFFIX
@@ -252,18 +219,15 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
 
 
 def beginning_of(path: Path) -> tuple[str, str]:
-    """The same of a file."""
     with path.open("rb") as file:
         return beginning(file.read(352), path)
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file is called as NIfTI files are."""
     return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file has a suffix of `PICTURES`."""
     return path.suffix.lower() in PICTURES
 
 
@@ -277,7 +241,6 @@ def is_dicom(path: Path) -> bool:
 
 
 def _is_directory(path: Path) -> bool:
-    """Whether a file is called as the one that lists the others of a DICOM medium."""
     return path.name.startswith("DICOMDIR")
 
 

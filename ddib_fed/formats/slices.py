@@ -18,14 +18,7 @@ from ddib_fed.samples.formats.decoded import Pixels
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """A volume in the numbers that a model takes.
-
-    Attributes:
-        numbers: (N, H, W, C) uint8, uint16, int16 or float32.
-        sent: Slices that show something, in order: the others are background and no item.
-        intensity: The rule that made the numbers, for the provenance.
-        rule: The same as it is asked for.
-    """
+    """A volume in the numbers that a model takes."""
 
     numbers: Pixels
     sent: tuple[int, ...]
@@ -34,15 +27,7 @@ class Slices:
 
     @classmethod
     def of(cls, values: NDArray[Any], rule: Rule) -> Slices:
-        """The slices of a volume.
-
-        Args:
-            values: (N, H, W, C) real, in the units of the file.
-            rule: How they become numbers.
-
-        Raises:
-            ImageUnreadable: No slice shows anything, or the rule cannot be applied.
-        """
+        """The slices of a volume."""
         intensity = rule.on(values)
         # What is sent as it is has one type for the whole volume; all else is made slice by slice, to save memory.
         whole = intensity.as_it_is
@@ -57,29 +42,20 @@ class Slices:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of each slice."""
         return int(self.numbers.shape[1]), int(self.numbers.shape[2])
 
     def items(self) -> Iterator[bytes]:
-        """The files that are sent."""
         for at in self.sent:
             yield item_bytes(self.numbers[at])
 
     def stack(self, translated: Translated) -> Pixels:
-        """The translated volume (N, H, W, C)."""
         return translated.stack(self.sent, len(self.numbers), self.size)
 
     def missing(self, translated: Translated) -> list[int]:
-        """Slices that were sent and refused."""
         return [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None]
 
     def report(self, translated: Translated, stack: Pixels) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Sections of the provenance, and lines for the person.
-
-        Args:
-            translated: The results.
-            stack: They, as a volume (N, H, W, C).
-        """
+        """Sections of the provenance, and lines for the person."""
         empty = sorted(set(range(len(self.numbers))) - set(self.sent))
         first, last = self.sent[0], self.sent[-1] + 1
         flicker = measure_flicker(self.numbers[first:last], stack[first:last])

@@ -27,18 +27,7 @@ MAX_BYTES: Final = 3 << 29
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a person may say about reading.
-
-    Attributes:
-        intensity: Rule of `formats.intensity`, or ``auto``.
-        slices: Plane in which a NIfTI volume is cut: ``axial``, ``coronal`` or ``sagittal``.
-        tile: (height, width) of tiles of a map; None for the whole picture.
-        overlap: Pixels that tiles share at least; None for half a tile.
-        picture_tile: As `tile`, of a picture without a georeference.
-        most_tiles: A picture of more is one item; None for any number.
-        own: Rule that the source's model was trained with, by which ``auto`` reads series, volumes and maps; empty for
-            none.
-    """
+    """What a person may say about reading."""
 
     intensity: str = AUTO
     slices: str = "axial"
@@ -50,11 +39,9 @@ class Options:
 
     @property
     def of_model(self) -> bool:
-        """Whether `intensity` is the rule that the source's model was trained with."""
         return bool(self.own) and self.intensity == self.own
 
     def as_trained(self) -> Options:
-        """The same with the model's rule in place of ``auto``."""
         return replace(self, intensity=self.own) if self.own and self.intensity == AUTO else self
 
     def settings(self, *names: str) -> dict[str, Any]:
@@ -66,14 +53,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The output files of a study.
-
-    Attributes:
-        files: Content by name, relative to the folder of the results; the result itself first.
-        report: Sections of the provenance: intensity, geometry, what was measured.
-        said: Lines for the person.
-        figures: Fields of the record's `picture` that hold for the whole; without them, those of the items do.
-    """
+    """The output files of a study."""
 
     files: Mapping[str, bytes]
     report: Mapping[str, Any]
@@ -91,18 +71,7 @@ class ItemResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """The results of a study's items, in order.
-
-    Attributes:
-        planes: (H, W, C) uint8 or uint16 of each item; None for one that was refused.
-        records: How each came about; None likewise.
-        returned: What came back of each over the round trip; None for one without.
-        slope: Raw value of the target = slope * number + intercept.
-        intercept: The same.
-        bits: Of a number.
-        low: Raw value that is -1 to the target's model; None where it is not known.
-        high: Raw value that is 1.
-    """
+    """The results of a study's items, in order."""
 
     planes: tuple[Pixels | None, ...]
     records: tuple[Translation | None, ...]
@@ -115,13 +84,7 @@ class Translated:
 
     @classmethod
     def of(cls, results: Sequence[ItemResult | None]) -> Translated:
-        """From what there is of each item, None for one that was refused.
-
-        Raises:
-            ItemNotFound: All of them were refused.
-            InputError: They are not of one target: ranges, bits or channels differ.
-            ImageUnreadable: A result is no PNG.
-        """
+        """From what there is of each item, None for one that was refused."""
         planes = tuple(None if each is None else decode_image(each.png).pixels for each in results)
         records = tuple(None if each is None else each.record for each in results)
         returned = tuple(
@@ -145,22 +108,18 @@ class Translated:
 
     @property
     def first(self) -> Translation:
-        """The record of the first item that was translated."""
         return next(each for each in self.records if each is not None)
 
     @property
     def channels(self) -> int:
-        """Of each plane."""
         return int(next(each for each in self.planes if each is not None).shape[2])
 
     @property
     def target(self) -> str:
-        """INSTITUTION/DOMAIN."""
         return f"{self.first.target_institution}/{self.first.target_domain}"
 
     @property
     def source(self) -> str:
-        """The same of the source."""
         return f"{self.first.source_institution}/{self.first.source_domain}"
 
     @property
@@ -173,7 +132,6 @@ class Translated:
 
     @property
     def plain(self) -> bool:
-        """Whether numbers are raw values."""
         return (self.slope, self.intercept) == (1.0, 0.0)
 
     def scaled(self, numbers: Pixels) -> Pixels:
@@ -195,16 +153,7 @@ class Translated:
         }
 
     def stack(self, sent: Sequence[int], count: int, size: tuple[int, int]) -> Pixels:
-        """All planes (N, H, W, C), with background where none was sent or translated.
-
-        Args:
-            sent: The plane of each item.
-            count: N.
-            size: (H, W).
-
-        Raises:
-            InputError: A result has another size: the model's size rule crops.
-        """
+        """All planes (N, H, W, C), with background where none was sent or translated."""
         dtype = np.uint8 if self.bits == 8 else np.uint16
         stack = np.full((count, *size, self.channels), self.background, dtype=dtype)
         for at, plane in zip(sent, self.planes, strict=True):
@@ -262,38 +211,26 @@ class Study(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FromOrigin:
-    """The part of a study that its origin says.
-
-    Attributes:
-        origin: What it is made from.
-    """
+    """The part of a study that its origin says."""
 
     origin: Origin
 
     @property
     def name(self) -> str:
-        """What results are called."""
         return self.origin.name
 
     @property
     def given(self) -> Path:
-        """The file or the folder, for messages."""
         return self.origin.given
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the files or folders of the results."""
         return self.origin.outputs
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A study whose pixels are not in memory.
-
-    Attributes:
-        origin: What it is made from.
-        read: Reads it; raises as the reader of its format.
-    """
+    """A study whose pixels are not in memory."""
 
     origin: Origin
     read: Callable[[], Study]
@@ -311,18 +248,13 @@ class Unread:
 
 
 class Studies(Sequence[Study]):
-    """Studies, each of which is read when it is asked for; the last one alone is kept, so that memory holds one.
-
-    Args:
-        unread: The studies.
-    """
+    """Studies, each of which is read when it is asked for; the last one alone is kept, so that memory holds one."""
 
     def __init__(self, unread: Sequence[Unread] = ()) -> None:
         self.unread = tuple(unread)
         self._kept: tuple[int, Study] | None = None
 
     def __len__(self) -> int:
-        """How many there are."""
         return len(self.unread)
 
     @overload
@@ -332,11 +264,6 @@ class Studies(Sequence[Study]):
     def __getitem__(self, at: slice) -> Studies: ...
 
     def __getitem__(self, at: int | slice) -> Study | Studies:
-        """A study, read; or some of them.
-
-        Raises:
-            DdibError: It cannot be read.
-        """
         if isinstance(at, slice):
             return Studies(self.unread[at])
         unread = self.unread[at]
@@ -347,20 +274,12 @@ class Studies(Sequence[Study]):
 
     @property
     def origins(self) -> tuple[Origin, ...]:
-        """Of all, without reading one."""
         return tuple(each.origin for each in self.unread)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was made of the paths of a command.
-
-    Attributes:
-        studies: What is translated in several items or needs another format.
-        plain: Files that a node takes as they are, and folders with such files below them.
-        beside: Folders of DICOM files and, by suffix, files in them that a node takes; they are not in `plain`.
-        ignored: Other files below folders that are not in `plain`, by suffix or as "hidden".
-    """
+    """What was made of the paths of a command."""
 
     studies: Studies = field(default_factory=Studies)
     plain: tuple[Path, ...] = ()
@@ -386,11 +305,7 @@ def grey_copy(study: Study) -> str:
 
 
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:
-    """Return if a result (H, W, C) is of the size that was sent.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Return if a result (H, W, C) is of the size that was sent."""
     if plane.shape[:2] != size:
         found, sent = (f"{height} x {width}" for height, width in (plane.shape[:2], size))
         raise InputError(

@@ -26,14 +26,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the tiles of a picture lie.
-
-    Attributes:
-        height: Of the picture, pixels.
-        width: The same.
-        tile: (height, width) of every tile; no larger than the picture.
-        overlap: Pixels that neighbours share at least.
-    """
+    """Where the tiles of a picture lie."""
 
     height: int
     width: int
@@ -42,17 +35,7 @@ class Grid:
 
     @classmethod
     def of(cls, height: int, width: int, tile: tuple[int, int] | None, overlap: int | None = None) -> Grid:
-        """The grid of a picture.
-
-        Args:
-            height: Of the picture.
-            width: The same.
-            tile: (height, width) of a tile; None for the whole picture.
-            overlap: Half a tile by default.
-
-        Raises:
-            UsageError: The overlap is no shorter than a tile.
-        """
+        """The grid of a picture."""
         if tile is None:
             return cls(height, width, (height, width), 0)
         rows, columns = min(tile[0], height), min(tile[1], width)
@@ -66,12 +49,10 @@ class Grid:
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
-        """First rows of the tiles, evenly spread."""
         return _starts(self.height, self.tile[0], self.overlap)
 
     @cached_property
     def columns(self) -> tuple[int, ...]:
-        """First columns."""
         return _starts(self.width, self.tile[1], self.overlap)
 
     def __len__(self) -> int:
@@ -97,24 +78,13 @@ class Grid:
 
 
 def cut(picture: NDArray[Any], grid: Grid) -> list[NDArray[Any]]:
-    """The tiles of a picture (H, W, C), row by row, as views."""
     return [picture[window] for window in grid.windows()]
 
 
 def blend(
     tiles: Sequence[NDArray[Any] | None], grid: Grid, channels: int, *, background: float = 0.0
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """One picture of translated tiles.
-
-    Args:
-        tiles: (h, w, C) of the grid's tiles, row by row; None for one that was not translated.
-        grid: Of the picture.
-        channels: C.
-        background: The number where there is no tile.
-
-    Returns:
-        (H, W, C) float32, and (H, W) bool: where there is a tile.
-    """
+    """One picture of translated tiles."""
     total = np.zeros((grid.height, grid.width, channels), dtype=np.float32)
     weight = np.zeros((grid.height, grid.width, 1), dtype=np.float32)
     window = _weights(grid)
@@ -128,13 +98,7 @@ def blend(
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """A picture that is sent in tiles.
-
-    Attributes:
-        numbers: (H, W, C) that the model takes.
-        grid: Its tiles.
-        sent: Tiles that show something.
-    """
+    """A picture that is sent in tiles."""
 
     numbers: Pixels
     grid: Grid
@@ -160,11 +124,7 @@ class Tiles:
     def together(
         self, planes: Sequence[Pixels | None], channels: int, background: float
     ) -> tuple[Floats, NDArray[np.bool_]]:
-        """What came of the tiles that were sent, as `blend` gives it.
-
-        Raises:
-            InputError: A result has another size than its tile.
-        """
+        """What came of the tiles that were sent, as `blend` gives it."""
         tiles: list[Pixels | None] = [None] * len(self.grid)
         for at, plane in zip(self.sent, planes, strict=True):
             if plane is not None:
@@ -191,10 +151,7 @@ class Tiles:
         return report, () if seams is None else (seams.say(),)
 
     def figures(self, translated: Translated) -> tuple[dict[str, float], Floats | None]:
-        """The size, and the round trip at it, as fields of a record; and the picture that came back, in its numbers.
-
-        Pixels whose tiles did not come back are not compared.
-        """
+        """The size, and the round trip at it, as fields of a record; and the picture that came back, in its numbers."""
         figures: dict[str, float] = {"height": self.grid.height, "width": self.grid.width}
         picture = translated.first.picture
         scale = None if picture is None else picture.back_scale
@@ -221,7 +178,6 @@ def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 
 def _weights(grid: Grid) -> Floats:
-    """(h, w, 1): from next to nothing at a tile's edges to 1, as a squared sine over the overlap."""
     sides = [_ramp(size, starts) for size, starts in zip(grid.tile, (grid.rows, grid.columns), strict=True)]
     window: Floats = (sides[0][:, None] * sides[1][None, :])[:, :, None].astype(np.float32)
     return window

@@ -1,13 +1,9 @@
 """Bootstrap intervals of figures over pictures: how far a figure would move with other pictures of the same kind.
 
-    resample    draw as many clusters of pictures as there are, with replacement; a picture without a cluster is its own
-    mean        sum_i c_i x_i / sum_i c_i, c_i being how often picture i was drawn; 2.5 % and 97.5 % quantiles of draws
-    distance    the same quantiles, shifted by the mean of the draws less the figure: a set with repeats has fewer
-                different pictures, so its Frechet distance is too large in every draw
-
-Pictures that overlap or neighbour one another are not independent; draw them as one cluster (Cameron, Gelbach and
-Miller, 2008). scipy.stats.bootstrap draws no clusters. One `Resamples` serves all figures of a set of pictures, so two
-figures can be compared draw by draw: the interval of a difference is `mean` of the differences of each picture.
+resample    draw as many clusters of pictures as there are, with replacement; a picture without a cluster is its own
+mean        sum_i c_i x_i / sum_i c_i, c_i being how often picture i was drawn; 2.5 % and 97.5 % quantiles of draws
+distance    the same quantiles, shifted by the mean of the draws less the figure: a set with repeats has fewer
+            different pictures, so its Frechet distance is too large in every draw
 """
 
 from __future__ import annotations
@@ -32,13 +28,7 @@ MOST_COUNTS = 50_000_000
 
 
 class Interval(TypedDict):
-    """A figure with the interval that holds it with a probability of `LEVEL`.
-
-    Attributes:
-        value: The figure of all pictures.
-        low: The lower bound.
-        high: The upper bound.
-    """
+    """A figure with the interval that holds it with a probability of `LEVEL`."""
 
     value: float
     low: float
@@ -47,12 +37,7 @@ class Interval(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Resamples:
-    """Draws of one set of pictures, made by `resample`.
-
-    Attributes:
-        clusters: Number of each picture's cluster, (N,), from 0 to K - 1.
-        counts: How often each cluster was drawn, (draws, K).
-    """
+    """Draws of one set of pictures, made by `resample`."""
 
     clusters: NDArray[np.int64] = field(repr=False)
     counts: NDArray[np.float32] = field(repr=False)
@@ -61,11 +46,7 @@ class Resamples:
         return len(self.clusters)
 
     def means(self, values: ArrayLike) -> NDArray[np.float64]:
-        """The mean of the figures (N,) of each draw, (draws,).
-
-        Raises:
-            ShapeMismatch: Not one figure for each picture.
-        """
+        """The mean of the figures (N,) of each draw, (draws,)."""
         each = np.asarray(values, np.float64)
         if each.shape != self.clusters.shape:
             raise ShapeMismatch(f"{len(self)} pictures have no figures of shape {each.shape}")
@@ -76,29 +57,17 @@ class Resamples:
         return found
 
     def mean(self, values: ArrayLike) -> Interval:
-        """The mean of figures (N,), or the fraction of truth values, with its interval; errors as `means`."""
         draws = self.means(values)
         return _interval(float(np.asarray(values, np.float64).mean()), draws)
 
     def weights(self, draws: int) -> NDArray[np.float64]:
-        """How often each picture was drawn in the first draws, (draws, N)."""
         return self.counts[:draws, self.clusters].astype(np.float64)
 
 
 def resample(
     count: int, clusters: Sequence[Any] | NDArray[Any] | None = None, *, draws: int = DRAWS, seed: int = SEED
 ) -> Resamples:
-    """Draw from `count` pictures.
-
-    Args:
-        count: N, at least 1.
-        clusters: A label for each picture, (N,); None for independent pictures.
-        draws: Number of draws, less where clusters are very many (`MOST_COUNTS`).
-        seed: Selects the draws.
-
-    Raises:
-        ShapeMismatch: There are no pictures, or not a label for each.
-    """
+    """Draw from `count` pictures."""
     labels = np.arange(count) if clusters is None else np.asarray(clusters)
     if count < 1 or labels.shape != (count,):
         raise ShapeMismatch(f"{count} pictures have no clusters of shape {labels.shape}")
@@ -110,11 +79,7 @@ def resample(
 
 
 def feature_distances(judged: Features, real: Features, drawn: Resamples) -> dict[str, Interval]:
-    """The four distances of `features.distance` with their intervals; the judged pictures are drawn, the real stay.
-
-    Raises:
-        ShapeMismatch: Fewer than two pictures on a side, or other pictures than were drawn.
-    """
+    """The four distances of `features.distance` with their intervals; the judged pictures are drawn, the real stay."""
     if len(judged) != len(drawn):
         raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
     figures: FeatureDistance = distance(judged, real)

@@ -1,16 +1,9 @@
 """Features of an ImageNet classifier, and distances between two sets of pictures in them.
 
-    features   EfficientNet-Lite0's output after 5 and after 11 blocks, its mean over the picture: 40 and 112 numbers
-    Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
-    kernel     unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018), each number centred and
-               divided by its deviation over the real set: unscaled, some numbers are a thousand times others
-
-The weights are in a package (Apache-2.0), so nothing is downloaded at run time.
-
-Neither is the published FID or KID, which use InceptionV3's 2,048 numbers: figures here compare only with
-one another, and with the floor, the distance between two sets of real pictures of the same count. The Frechet
-distance of few pictures is too large, most of all where they are fewer than the numbers; the kernel's is not, on
-average.
+features   EfficientNet-Lite0's output after 5 and after 11 blocks, its mean over the picture: 40 and 112 numbers
+Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
+kernel     unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018), each number centred and
+           divided by its deviation over the real set: unscaled, some numbers are a thousand times others
 """
 
 from __future__ import annotations
@@ -45,12 +38,7 @@ _EPSILON = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Features of N pictures.
-
-    Attributes:
-        early: (N, 40), after 5 blocks: textures and colours.
-        late: (N, 112), after 11 blocks: parts and places.
-    """
+    """Features of N pictures."""
 
     early: Matrix = field(repr=False)
     late: Matrix = field(repr=False)
@@ -63,19 +51,11 @@ class Features:
 
     @property
     def joined(self) -> Matrix:
-        """(N, 152), for retrieval."""
         return np.concatenate([self.early, self.late], axis=1)
 
 
 class FeatureDistance(TypedDict):
-    """Distances between two sets of pictures.
-
-    Attributes:
-        frechet_early: Frechet distance of the 40 numbers.
-        frechet_late: Frechet distance of the 112 numbers.
-        kernel_early: Kernel distance of the 40 numbers; near 0, of either sign, for equal distributions.
-        kernel_late: Kernel distance of the 112 numbers.
-    """
+    """Distances between two sets of pictures."""
 
     frechet_early: float
     frechet_late: float
@@ -84,12 +64,7 @@ class FeatureDistance(TypedDict):
 
 
 def features(pictures: Pictures) -> Features:
-    """Features of pictures (N, C, H, W) in [-1, 1], C being 1 or 3.
-
-    Raises:
-        ShapeMismatch: Other channels.
-        ExtraMissing: The packages with network and weights are not installed.
-    """
+    """Features of pictures (N, C, H, W) in [-1, 1], C being 1 or 3."""
     import torch
 
     network = _network()
@@ -103,11 +78,7 @@ def features(pictures: Pictures) -> Features:
 
 
 def distance(judged: Features, real: Features) -> FeatureDistance:
-    """All four distances of a set of pictures to real ones, at least two each.
-
-    Raises:
-        ShapeMismatch: Fewer.
-    """
+    """All four distances of a set of pictures to real ones, at least two each."""
     return FeatureDistance(
         frechet_early=frechet(judged.early, real.early),
         frechet_late=frechet(judged.late, real.late),
@@ -117,13 +88,7 @@ def distance(judged: Features, real: Features) -> FeatureDistance:
 
 
 def floor(real: Features, count: int) -> FeatureDistance:
-    """Mean distance of `count` real pictures to others of the same set, over fixed random splits.
-
-    `count` is reduced to at most half of the pictures: two disjoint sets are needed.
-
-    Raises:
-        ShapeMismatch: Fewer than four pictures.
-    """
+    """Mean distance of `count` real pictures to others of the same set, over fixed random splits."""
     count = min(count, len(real) // 2)
     found = []
     for split in range(FLOOR_SPLITS):
@@ -138,11 +103,7 @@ def floor(real: Features, count: int) -> FeatureDistance:
 
 
 def frechet(first: Matrix, second: Matrix) -> float:
-    """Frechet distance of the normal distributions with the mean and covariance of (N, D) and (M, D).
-
-    Raises:
-        ShapeMismatch: Fewer than two rows, or another D.
-    """
+    """Frechet distance of the normal distributions with the mean and covariance of (N, D) and (M, D)."""
     _check(first, second)
     gap = first.mean(axis=0) - second.mean(axis=0)
     one, other = (np.cov(rows, rowvar=False).reshape(rows.shape[1], -1) for rows in (first, second))
@@ -154,13 +115,7 @@ def frechet(first: Matrix, second: Matrix) -> float:
 
 
 def kernel_distance(judged: Matrix, real: Matrix) -> float:
-    """Unbiased squared maximum mean discrepancy of (N, D) from the real (M, D), with the cubic kernel.
-
-    Not symmetric: the real set gives the scale. Negative if the sets are closer than chance.
-
-    Raises:
-        ShapeMismatch: Fewer than two rows, or another D.
-    """
+    """Unbiased squared maximum mean discrepancy of (N, D) from the real (M, D), with the cubic kernel."""
     within, across, other = kernel_distance_terms(judged, real)
     n = len(judged)
     own = (within.sum() - np.trace(within)) / (n * (n - 1))
@@ -168,11 +123,7 @@ def kernel_distance(judged: Matrix, real: Matrix) -> float:
 
 
 def kernel_distance_terms(judged: Matrix, real: Matrix) -> tuple[Matrix, Matrix, float]:
-    """The kernel of judged rows with one another (N, N), of them with real ones (N, M), and the real rows' mean.
-
-    Raises:
-        ShapeMismatch: Fewer than two rows, or another D.
-    """
+    """The kernel of judged rows with one another (N, N), of them with real ones (N, M), and the real rows' mean."""
     _check(judged, real)
     centre, scale = real.mean(axis=0), real.std(axis=0) + _EPSILON
     first, second = (judged - centre) / scale, (real - centre) / scale
@@ -186,7 +137,6 @@ def kernel_distance_terms(judged: Matrix, real: Matrix) -> tuple[Matrix, Matrix,
 
 
 def cubic_kernel(a: Matrix, b: Matrix) -> Matrix:
-    """(x . y / D + 1)^3 of rows (N, D) and (M, D), (N, M)."""
     cubed: Matrix = (a @ b.T / a.shape[1] + 1.0) ** 3
     return cubed
 

@@ -29,12 +29,7 @@ WITHOUT_SOURCE = frozenset({"mean", "random"})
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Reference pictures of a domain, other than the judged ones, (N, C, H, W) in [-1, 1].
-
-    Attributes:
-        target: Of the target domain.
-        source: Of the source domain; None if there are only the translated ones.
-    """
+    """Reference pictures of a domain, other than the judged ones, (N, C, H, W) in [-1, 1]."""
 
     target: Pictures
     source: Pictures | None = None
@@ -42,13 +37,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What else the figures are taken of and over.
-
-    Attributes:
-        others: Further translations of the same sources, by the key of their name in `reports.tables.TITLES`.
-        clusters: A label for each picture; those of one cluster are drawn together for the intervals. None for
-            independent pictures.
-    """
+    """What else the figures are taken of and over."""
 
     others: Mapping[str, Pictures] = field(default_factory=dict)
     clusters: NDArray[Any] | None = None
@@ -68,26 +57,7 @@ def judge(
     beside: Beside = NOTHING,
     on_step: OnStep | None = None,
 ) -> Figures:
-    """All figures of translations (N, C, H, W) in [-1, 1], as JSON values.
-
-    Args:
-        translated: The translations.
-        source: Their unclipped sources: beyond [-1, 1] where values are outside the model's range.
-        truth: The true translations; likewise.
-        back: The returned sources.
-        domain: Of the target, for the feature distance and for baselines without pairs.
-        thresholds: Least structure of a picture that is not doubtful.
-        beside: Further baselines, and which pictures belong together.
-        on_step: Called with the name of each step.
-
-    Returns:
-        One section per subject, None if it cannot be computed; `intervals`, with the same keys, of every mean, share
-        and distance; and `pictures`: the figures of each picture.
-
-    Raises:
-        ShapeMismatch: Corresponding stacks differ in number or size.
-        ExtraMissing: A requested figure needs the extra `evaluate`.
-    """
+    """All figures of translations (N, C, H, W) in [-1, 1], as JSON values."""
     tell = on_step or _silent
     rows: list[Figures] = [{} for _ in translated]
     drawn = bootstrap.resample(len(translated), beside.clusters) if len(translated) >= FEWEST else None
@@ -142,7 +112,6 @@ def _intervals(
 
 
 def intervals_of(rows: list[Figures], drawn: bootstrap.Resamples) -> dict[str, bootstrap.Interval]:
-    """The mean of each figure that all rows have, with its interval."""
     known = [key for key, value in rows[0].items() if key not in {"doubtful", "name"} and value is not None]
     return {key: drawn.mean([row[key] for row in rows]) for key in known}
 

@@ -21,34 +21,25 @@ WHITE_RATIO = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Whiteness:
-    """Latents beside noise.
-
-    Attributes:
-        latent: Of the latents.
-        noise: Of seeded noise of the same shape.
-    """
+    """Latents beside noise."""
 
     latent: LatentStatistics
     noise: LatentStatistics
 
     @property
     def ratio(self) -> float:
-        """Patch correlation of the latents relative to the noise's; 0 if there are too few patches."""
         return self.latent.correlation / self.noise.correlation if self.noise.correlation > 0 else 0.0
 
     @property
     def white(self) -> bool:
-        """Whether the ratio is at most `WHITE_RATIO`."""
         return self.ratio <= WHITE_RATIO
 
 
 def whiteness(latents: Tensor) -> Whiteness:
-    """Measure latents (N, C, H, W) of pictures, and noise of their shape."""
     return Whiteness(measure(latents), noise_statistics(tuple(latents.shape)))
 
 
 @lru_cache(maxsize=64)
 def noise_statistics(shape: tuple[int, ...]) -> LatentStatistics:
-    """The figures of seeded standard normal noise (N, C, H, W)."""
     generator = torch.Generator().manual_seed(NOISE_SEED)
     return measure(torch.randn(shape, generator=generator))

@@ -1,14 +1,8 @@
 """MSE, PSNR and SSIM of two stacks of pictures, row by row.
 
-    MSE   mean((a - b)^2), pictures in [-1, 1]
-    PSNR  10 log10(2^2 / MSE) dB
-    SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: 7 x 7 windows, mean over channels
-
-SSIM needs non-negative intensities: if means may have either sign, its two factors change sign together
-and an inverted picture would count as equal.
-
-There is one figure per picture, and the figure of a set is the mean of its pictures' figures, never the figure of
-a mean. PSNR rewards blur (the mean picture of a domain beats many good translations), so SSIM is given beside it.
+MSE   mean((a - b)^2), pictures in [-1, 1]
+PSNR  10 log10(2^2 / MSE) dB
+SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: 7 x 7 windows, mean over channels
 """
 
 from __future__ import annotations
@@ -42,13 +36,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Similarity of corresponding pictures; each (N,) float64.
-
-    Attributes:
-        mse: In [-1, 1].
-        psnr: In dB, at most `MOST_PSNR`.
-        ssim: At most 1.
-    """
+    """Similarity of corresponding pictures; each (N,) float64."""
 
     mse: Figures
     psnr: Figures
@@ -79,31 +67,15 @@ class Spread(TypedDict):
 
 
 def compare(pictures: Pictures, truth: Pictures) -> Paired:
-    """MSE, PSNR and SSIM of each picture (N, C, H, W) in [-1, 1] against its reference.
-
-    Raises:
-        ShapeMismatch: The stacks differ in shape, are empty, or the pictures are smaller than SSIM's windows.
-        ExtraMissing: scikit-image is not installed.
-    """
     return Paired(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
 
 
 def mse(pictures: Pictures, truth: Pictures) -> Figures:
-    """Mean squared difference of each pair, (N,).
-
-    Raises:
-        ShapeMismatch: The stacks differ in shape or are empty.
-    """
     check_pair(pictures, truth)
     return np.array([_mse(a, b) for a, b in zip(pictures, truth, strict=True)])
 
 
 def psnr(pictures: Pictures, truth: Pictures) -> Figures:
-    """Peak signal-to-noise ratio of each pair in dB, (N,), at most `MOST_PSNR`; the cycle's, where both are sources.
-
-    Raises:
-        ShapeMismatch: The stacks differ in shape or are empty.
-    """
     return to_psnr(mse(pictures, truth))
 
 
@@ -115,12 +87,7 @@ def to_psnr(errors: Figures) -> Figures:
 
 
 def ssim(pictures: Pictures, truth: Pictures) -> Figures:
-    """Structural similarity of each pair, (N,).
-
-    Raises:
-        ShapeMismatch: The stacks differ in shape, are empty, or the pictures are smaller than SSIM's windows.
-        ExtraMissing: scikit-image is not installed.
-    """
+    """Structural similarity of each pair, (N,)."""
     check_pair(pictures, truth)
     if min(pictures.shape[2:]) < WINDOW:
         raise ShapeMismatch(
@@ -153,11 +120,7 @@ def spread(figures: Figures) -> Spread:
 
 
 def to_channels(pictures: Pictures, channels: int) -> Pictures:
-    """Pictures (N, C, H, W) with the given number of channels: colour becomes grey by luma, grey is repeated.
-
-    Raises:
-        ShapeMismatch: From or to anything but 1 and 3 channels.
-    """
+    """Pictures (N, C, H, W) with the given number of channels: colour becomes grey by luma, grey is repeated."""
     have = pictures.shape[1] if pictures.ndim == 4 else 0
     if have not in {1, 3} or channels not in {1, 3}:
         raise ShapeMismatch(f"pictures of shape {pictures.shape} cannot be brought to {channels} channels")
@@ -170,13 +133,7 @@ def to_channels(pictures: Pictures, channels: int) -> Pictures:
 
 
 def given_figures(given: Fitted, rule: PictureRule, size_rule: str) -> PictureFigures:
-    """The part of a record about a picture before it is translated.
-
-    Args:
-        given: The picture.
-        rule: Of the source's model.
-        size_rule: How it was fitted to the model's size.
-    """
+    """The part of a record about a picture before it is translated."""
     from ddib_fed.samples.fitting import fitted_size
 
     slope, intercept = rule.output_scale
@@ -207,17 +164,12 @@ def own_size_error(x: NDArray[np.float32], rule: PictureRule, picture: Picture) 
 
 
 def output_terms(rule: PictureRule) -> dict[str, float | int]:
-    """The part of a record about the numbers in the translation's file; `rule` is that of the target's model."""
     slope, intercept = rule.output_scale
     return {"low": rule.low, "high": rule.high, "bits": rule.bits, "slope": slope, "intercept": intercept}
 
 
 def picture_rule(manifest: Manifest) -> PictureRule:
-    """The rule in a picture model's manifest for converting files to its input and back.
-
-    Raises:
-        UsageError: It is a point model.
-    """
+    """The rule in a picture model's manifest for converting files to its input and back."""
     from ddib_fed.samples.images import PictureRule
 
     if manifest.sample_kind != "picture" or manifest.picture is None:
@@ -239,11 +191,7 @@ def picture_rule(manifest: Manifest) -> PictureRule:
 
 
 def check_pair(pictures: Pictures, truth: Pictures) -> None:
-    """Return if two stacks have one shape (N, C, H, W).
-
-    Raises:
-        ShapeMismatch: They differ, are empty, or are not stacks of pictures.
-    """
+    """Return if two stacks have one shape (N, C, H, W)."""
     if pictures.shape != truth.shape or pictures.ndim != 4 or 0 in pictures.shape:
         raise ShapeMismatch(
             f"two stacks of pictures of one shape (N, C, H, W) are expected, not {pictures.shape} and {truth.shape}"

@@ -48,11 +48,7 @@ class Distances(TypedDict):
 
 
 def cycle_error(original: Points, returned: Points) -> CycleError:
-    """Median, mean, 99th percentile and maximum of |original - returned| over the rows of two (N, ...) arrays.
-
-    Raises:
-        ShapeMismatch: The arrays differ in shape or are empty.
-    """
+    """Median, mean, 99th percentile and maximum of |original - returned| over the rows of two (N, ...) arrays."""
     if original.shape != returned.shape or len(original) == 0:
         raise ShapeMismatch(f"cannot compare points of shape {original.shape} with {returned.shape}")
     gap = (np.asarray(original, np.float64) - np.asarray(returned, np.float64)).reshape(len(original), -1)
@@ -66,14 +62,7 @@ def cycle_error(original: Points, returned: Points) -> CycleError:
 
 
 def sliced_w2(a: Points, b: Points, *, projections: int = PROJECTIONS) -> float:
-    """Sliced 2-Wasserstein distance between the clouds (N, D) and (M, D).
-
-    The root of the mean, over fixed random directions, of the squared 1-D distance. Of each cloud at most 10,000
-    points are used, equally many of both, by a fixed choice.
-
-    Raises:
-        ShapeMismatch: The clouds are empty, not (N, D), or differ in D.
-    """
+    """Sliced 2-Wasserstein distance between the clouds (N, D) and (M, D)."""
     count = min(SLICED_POINTS, len(a), len(b))
     first, second = _thin(a, count, seed=1), _thin(b, count, seed=2)
     _check_pair(first, second)
@@ -87,13 +76,7 @@ def sliced_w2(a: Points, b: Points, *, projections: int = PROJECTIONS) -> float:
 
 
 def energy_distance(a: Points, b: Points) -> float:
-    """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| between the clouds (N, D) and (M, D); never negative.
-
-    Between the empirical measures of at most 5,000 points each (Szekely and Rizzo, 2013); memory is bounded.
-
-    Raises:
-        ShapeMismatch: The clouds are empty, not (N, D), or differ in D.
-    """
+    """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| between the clouds (N, D) and (M, D); never negative."""
     first = _thin(a, min(ENERGY_POINTS, len(a)), seed=1)
     second = _thin(b, min(ENERGY_POINTS, len(b)), seed=2)
     _check_pair(first, second)
@@ -102,60 +85,30 @@ def energy_distance(a: Points, b: Points) -> float:
 
 
 def sliced_w2_floor(pool: Points, count: int) -> float:
-    """Mean sliced-W2 of 10 pairs of `count` points drawn independently from a pool (N, D).
-
-    Raises:
-        ShapeMismatch: The pool is empty or not (N, D).
-    """
     return float(np.mean([sliced_w2(first, second) for first, second in _pairs(pool, count)]))
 
 
 def energy_floor(pool: Points, count: int) -> float:
-    """Mean energy distance of 10 pairs of `count` points drawn independently from a pool (N, D).
-
-    Raises:
-        ShapeMismatch: The pool is empty or not (N, D).
-    """
     return float(np.mean([energy_distance(first, second) for first, second in _pairs(pool, count)]))
 
 
 @lru_cache(maxsize=32)
 def domain_sliced_w2_floor(domain: str, count: int = SLICED_POINTS) -> float:
-    """The sliced-W2 floor of a synthetic domain at `count` points, from a pool of 200,000 independent points.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-    """
     return sliced_w2_floor(_pool(domain), count)
 
 
 def reference_points(domain: str, count: int) -> NDArray[np.float32]:
-    """Independent points (count, 2) of a synthetic domain, different from those of the floor and of training.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-    """
     return synthetic.draw(domain, count, POOL_SEED, step=1)
 
 
 def distances_to_domain(cloud: Points, domain: str) -> Distances:
-    """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-        ShapeMismatch: The cloud is empty or not (N, 2).
-    """
+    """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it."""
     _check_pair(cloud, cloud)
     count = min(len(cloud), SLICED_POINTS)
     return _distances(cloud, reference_points(domain, count), _pool(domain), count)
 
 
 def distances_to_points(cloud: Points, data: Points) -> Distances:
-    """Distance of a cloud (N, D) from given points (M, D); the floor draws its pairs from these points.
-
-    Raises:
-        ShapeMismatch: A set is empty, not (N, D), or they differ in D.
-    """
     _check_pair(cloud, data)
     return _distances(cloud, data, data, min(len(cloud), len(data), SLICED_POINTS))
 
@@ -184,7 +137,6 @@ def _pairs(pool: Points, count: int) -> Iterator[tuple[Points, Points]]:
 
 
 def _thin(points: Points, count: int, *, seed: int) -> NDArray[np.float64]:
-    """A fixed choice of `count` points; all of them, in order, if there are no more."""
     chosen = points
     if len(points) > count:
         chosen = points[np.random.default_rng(PROJECTION_SEED + seed).permutation(len(points))[:count]]
@@ -197,7 +149,6 @@ def _check_pair(a: Points, b: Points) -> None:
 
 
 def _directions(dimension: int, count: int) -> NDArray[np.float64]:
-    """Unit vectors (count, D), the same on every call."""
     raw = np.random.default_rng(PROJECTION_SEED).normal(size=(count, dimension))
     unit: NDArray[np.float64] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
     return unit

@@ -16,12 +16,7 @@ FIGURES = ("cycle_psnr", "psnr", "ssim", "edge_correlation", "mutual_information
 
 
 def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Indices of pictures: those marked as doubtful first, then by each one's worst rank in any of its figures.
-
-    Args:
-        rows: One per picture: some of `FIGURES`, each a number or None, and perhaps `doubtful`. Figures that not all
-            pictures have are left out.
-    """
+    """Indices of pictures: those marked as doubtful first, then by each one's worst rank in any of its figures."""
     if not rows:
         return []
     known = [key for key in FIGURES if all(row.get(key) is not None for row in rows)]

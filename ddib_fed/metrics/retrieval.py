@@ -2,8 +2,6 @@
 
 A translation may be sharp, plausible and of another place; retrieval detects this. Each translation is a query,
 all true pictures are candidates, and chance is k / N.
-
-A tie counts against the translation, so that a constant picture finds nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +19,7 @@ _EPSILON = 1e-12
 
 
 class Retrieval(TypedDict):
-    """How often the partner was found.
-
-    Attributes:
-        found: Share of translations whose partner is among the `nearest`.
-        chance: The share for random guesses.
-        nearest: Number of nearest pictures considered.
-        count: Number of pictures.
-    """
+    """How often the partner was found."""
 
     found: float
     chance: float
@@ -37,29 +28,16 @@ class Retrieval(TypedDict):
 
 
 def by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> Retrieval:
-    """By the MSE of pictures (N, C, H, W) after subtracting each picture's channel means.
-
-    Otherwise a brightness shift would dominate, which PSNR already shows.
-
-    Raises:
-        ShapeMismatch: The stacks differ in shape or are empty.
-    """
     return share(hits_by_pixels(translated, truth, nearest=nearest), nearest)
 
 
 def by_features(
     translated: NDArray[np.floating], truth: NDArray[np.floating], *, nearest: int = NEAREST
 ) -> Retrieval:
-    """By distance of features (N, D), each of unit deviation over the true pictures.
-
-    Raises:
-        ShapeMismatch: The features differ in shape or are empty.
-    """
     return share(hits_by_features(translated, truth, nearest=nearest), nearest)
 
 
 def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> NDArray[np.bool_]:
-    """Of each picture whether `by_pixels` finds its partner, (N,); errors as there."""
     check_pair(translated, truth)
     return ranks(_flat(translated), _flat(truth)) < nearest
 

@@ -1,25 +1,14 @@
 """Whether a model's samples are of its domain: their distance from held-out pictures, beside two of real ones.
 
-    distance    unbiased MMD^2 with the cubic kernel (`features`) of n samples from the held-out pictures, on the 112
-                numbers of the late blocks, each in deviations of the held-out pictures and cut off at 4: else one that
-                hardly moves over them is all of it
-    usual       the median of the same distance of n training pictures, over random choices of them: above 0 where
-                held-out pictures are another region or another year
-    floor       its 95 % quantile
-    texture     the distance of textures: n training pictures whose Fourier phases were replaced by those of noise; they
-                keep the domain's mean, spectrum and colours, and none of its structure
-    to_texture  the distance of the samples from these textures
-
-The rule. Samples within the floor are of the domain: of training pictures one set in twenty is as far. Samples that are
-as near to the textures as to the held-out pictures, or nearer, are not of the domain yet; others are near. Nothing can
-be said where the floor is above the distance of a set of which half is texture: there are too few pictures, or the
-domain is a texture. All bounds come from the domain's own pictures.
-
-A squared mean discrepancy grows with the square of the share of foreign pictures, so sqrt((distance - usual) /
-(texture - usual)) reads as a share of texture; of such a set with one half it is a half.
-
-A network of ours starts as the Gaussian of its pictures' spectrum, so before it has learned anything its samples are
-just such a texture. Pictures that a model repeats are not seen here (`Nearness` looks for them).
+distance    unbiased MMD^2 with the cubic kernel (`features`) of n samples from the held-out pictures, on the 112
+            numbers of the late blocks, each in deviations of the held-out pictures and cut off at 4: else one that
+            hardly moves over them is all of it
+usual       the median of the same distance of n training pictures, over random choices of them: above 0 where
+            held-out pictures are another region or another year
+floor       its 95 % quantile
+texture     the distance of textures: n training pictures whose Fourier phases were replaced by those of noise; they
+            keep the domain's mean, spectrum and colours, and none of its structure
+to_texture  the distance of the samples from these textures
 """
 
 from __future__ import annotations
@@ -52,17 +41,7 @@ Level = Literal["of the domain", "near", "not yet", "unclear"]
 
 @dataclass(frozen=True, slots=True)
 class SampleVerdict:
-    """How far samples are from held-out pictures; squared mean discrepancies, about 0 for equal distributions.
-
-    Attributes:
-        distance: Of the samples from held-out pictures.
-        usual: Of training pictures; the median.
-        floor: Which training pictures exceed in one choice of twenty.
-        texture: Of textures.
-        to_texture: Of the samples from textures.
-        samples: Samples that were judged.
-        held_out: Pictures that they were compared with.
-    """
+    """How far samples are from held-out pictures; squared mean discrepancies, about 0 for equal distributions."""
 
     distance: float
     usual: float
@@ -98,7 +77,6 @@ class SampleVerdict:
 
     @property
     def share(self) -> float:
-        """The share of texture that a set of real pictures as far away would have; at least 0."""
         room = self.texture - self.usual
         return math.sqrt(max(0.0, self.distance - self.usual) / room) if room > 0 else math.inf
 
@@ -128,19 +106,7 @@ class SampleVerdict:
 def judge_samples(
     samples: Pictures, held_out: Pictures, train: Pictures, weights: NDArray[np.float64] | None = None
 ) -> SampleVerdict | None:
-    """The verdict on samples (n, C, H, W) in [-1, 1]; None where there are too few pictures, or C is not 1 or 3.
-
-    Args:
-        samples: What the model draws.
-        held_out: Pictures of the domain that it was not trained on, (M, C, H, W); at most 192 are read.
-        train: Other pictures of the domain, (N, C, H, W); at most 256 are read.
-        weights: How likely each of `train` is chosen, (N,), where samples have their classes in other shares than the
-            pictures; None for all alike.
-
-    Raises:
-        ExtraMissing: The packages with the features' network are not installed.
-        ShapeMismatch: Pictures of other sizes or channels.
-    """
+    """The verdict on samples (n, C, H, W) in [-1, 1]; None where there are too few pictures, or C is not 1 or 3."""
     if len(held_out) < FEWEST or len(train) < 2 * FEWEST or len(samples) < 2:
         return None
     if samples.shape[1] not in {1, 3}:
@@ -178,14 +144,12 @@ def textures(pictures: Pictures, rng: np.random.Generator) -> Pictures:
 
 
 def _cut(rows: Matrix, reference: Matrix) -> Matrix:
-    """Features (N, 112) in deviations of the reference's, at most `CUT`."""
     scaled = (rows - reference.mean(axis=0)) / (reference.std(axis=0) + 1e-9)
     found: Matrix = np.clip(scaled, -CUT, CUT)
     return found
 
 
 def _discrepancy(first: Matrix, second: Matrix) -> float:
-    """Unbiased MMD^2 of scaled rows (N, D) and (M, D), with the cubic kernel."""
     within = 0.0
     for rows in (first, second):
         kernel = cubic_kernel(rows, rows)

@@ -1,25 +1,9 @@
 """Measures how much of a source picture's structure its translation preserved.
 
-    edge correlation     Pearson's r of the two gradient magnitudes (central differences of luma)
-    mutual information   of the two lumas in `BINS` equal bins between each one's least and greatest value, in bits
-    agreement            under a calibration, which says what colours become: Pearson's r of the expected channels
-                         with the translation's
-
-None needs the true translation. The first two are invariant to an exchange of light and dark, so they do not see where
-land became sea and sea land along the same coast; the agreement is negative there. A low cycle
-error does not show that anatomy was preserved: a map that repaints everything can be inverted exactly.
-
-No threshold is absolute; each is measured on pictures of the domain, in one of two ways.
-
-    by chance        at the end of training, from pairs of a held-out and a training picture: a translation is doubtful
-                     when its edges agree with those of its source no better than `CHANCE_QUANTILE` of pictures that do
-                     not belong together, or when its values share less than half of such pairs do; under a calibration,
-                     when the agreement is no better than that quantile of such pairs, or edges are below their mean
-    by translations  from a run over held-out pictures: a translation is doubtful when a figure is beneath the low
-                     quantile of that run
-
-The first finds translations that lost their picture and needs only one model, so it is part of the bundle; the second
-compares with what a pair of models usually keeps.
+edge correlation     Pearson's r of the two gradient magnitudes (central differences of luma)
+mutual information   of the two lumas in `BINS` equal bins between each one's least and greatest value, in bits
+agreement            under a calibration, which says what colours become: Pearson's r of the expected channels
+                     with the translation's
 """
 
 from __future__ import annotations
@@ -59,42 +43,23 @@ class PictureStructure(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a calibration says that a picture's channels become.
-
-    Attributes:
-        units: Of the source's model, without a calibration.
-        map: Of the calibration.
-    """
+    """What a calibration says that a picture's channels become."""
 
     units: Normalisation
     map: ChannelMap
 
     def __call__(self, source: Pictures) -> NDArray[np.float64]:
-        """The mapped channels of pictures (N, C, H, W) in [-1, 1], in the map's units."""
         return np.asarray(self.map.apply(self.units.apply(source)), np.float64)
 
 
 def expected(source: Manifest, rotation: ChannelMap | None) -> Expected | None:
-    """What the calibration of a translation says; None without one.
-
-    Args:
-        source: Of the model that encodes, which may have been trained with a calibration.
-        rotation: Of the leg, as `Leg.calibration`.
-    """
     found = source.normalisation.calibrated or rotation
     return None if found is None else Expected(source.normalisation.plain, found)
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Preserved structure, one figure per picture, each (N,) float64.
-
-    Attributes:
-        edge_correlation: In [-1, 1]; 0 where a picture is flat.
-        mutual_information: In bits, from 0 to log2(`BINS`).
-        agreement: In [-1, 1]: of the channels that the calibration expects and those of the translation; None without
-            a calibration, or where the two sides differ in channels.
-    """
+    """Preserved structure, one figure per picture, each (N,) float64."""
 
     edge_correlation: Figures
     mutual_information: Figures
@@ -112,13 +77,7 @@ class Structure:
 
 
 def structure(source: Pictures, translated: Pictures, expects: Expected | None = None) -> Structure:
-    """Edge correlation and mutual information of pictures (N, C, H, W) in [-1, 1] with their translations.
-
-    The two may differ in channels: both are taken on luma. With a calibration (`expects`) also the agreement.
-
-    Raises:
-        ShapeMismatch: The stacks differ in count or size, or are empty.
-    """
+    """Edge correlation and mutual information of pictures (N, C, H, W) in [-1, 1] with their translations."""
     before, after = _luma(source), _luma(translated)
     if before.shape != after.shape or 0 in before.shape:
         raise ShapeMismatch(
@@ -135,11 +94,7 @@ def structure(source: Pictures, translated: Pictures, expects: Expected | None =
 
 
 def agreement(wanted: NDArray[np.floating], found: NDArray[np.floating]) -> Figures:
-    """Correlation of channels (N, C, H, W) with others, the mean over channels by the variance of `wanted`; (N,).
-
-    Mean and scale of a channel do not matter, so that the source's units serve for the target's pictures too.
-    Other than edges, it is negative where light and dark, or land and sea, are exchanged.
-    """
+    """Correlation of channels (N, C, H, W) with others, the mean over channels by the variance of `wanted`; (N,)."""
     a, b = (np.asarray(part, np.float64).reshape(*part.shape[:2], -1) for part in (wanted, found))
     a, b = a - a.mean(axis=2, keepdims=True), b - b.mean(axis=2, keepdims=True)
     weights, scale = np.square(a).sum(axis=2), np.square(b).sum(axis=2)
@@ -149,11 +104,7 @@ def agreement(wanted: NDArray[np.floating], found: NDArray[np.floating]) -> Figu
 
 
 def calibrate(source: Pictures, translated: Pictures, *, quantile: float = QUANTILE) -> Thresholds:
-    """Thresholds from held-out pictures (N, C, H, W) in [-1, 1] and their translations.
-
-    Raises:
-        ShapeMismatch: Fewer than two pictures, or the stacks differ in count or size.
-    """
+    """Thresholds from held-out pictures (N, C, H, W) in [-1, 1] and their translations."""
     if len(source) < 2:
         raise ShapeMismatch(f"thresholds need at least two pictures, not {len(source)}")
     kept = structure(source, translated)
@@ -179,19 +130,7 @@ def calibrate_by_chance(
     pairs: int = CHANCE_PAIRS,
     seed: int = 0,
 ) -> Thresholds:
-    """Thresholds from unrelated pictures: the level of a translation that lost its picture.
-
-    Args:
-        some: Pictures (N, C, H, W), float32 in [-1, 1], or uint8 or uint16 whose whole range is that.
-        others: Other pictures (M, C, H, W) of the same domain; none of `some` is among them.
-        units: Of the model, for the agreement under a calibration; None to leave it out. With a map in them, `others`
-            are mapped, as translations are.
-        pairs: Largest number of pairs.
-        seed: Selects the pairs.
-
-    Raises:
-        ShapeMismatch: The pictures differ in size, or there are none.
-    """
+    """Thresholds from unrelated pictures: the level of a translation that lost its picture."""
     if len(some) == 0 or len(others) == 0 or some.shape[1:] != others.shape[1:]:
         raise ShapeMismatch(
             f"pictures of shape {some.shape} make no pairs with those of shape {others.shape}"
@@ -220,10 +159,7 @@ def calibrate_by_chance(
 
 
 def doubtful(kept: Structure, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Which pictures are below a threshold, (N,).
-
-    Under a calibration the agreement decides, and edges only where they are below chance.
-    """
+    """Which pictures are below a threshold, (N,)."""
     if kept.agreement is not None and thresholds.agreement is not None:
         return (kept.agreement < thresholds.agreement) | (
             kept.edge_correlation < thresholds.chance_edge_correlation

@@ -20,23 +20,7 @@ MOST = 4_000
 def put_thresholds(
     model: Path, images: Path, *, skip_bad: bool = False, progress: Progress | None = None
 ) -> Bundle:
-    """Measure the thresholds on pictures of the model's domain, and write them into its manifest.
-
-    Args:
-        model: The bundle's folder.
-        images: The pictures' folder; they are read by the model's own rule (size, fit, range).
-        skip_bad: Leave out pictures that cannot be read.
-        progress: Called with (pictures read, total).
-
-    Returns:
-        The bundle with its thresholds and its new digest.
-
-    Raises:
-        ModelNotFound, BundleInvalid: There is no usable bundle.
-        SettingsInvalid: It does not generate pictures.
-        FileMissing, ImageUnreadable, PictureMisfit: The pictures cannot be used.
-        InputError: There are too few.
-    """
+    """Measure the thresholds on pictures of the model's domain, and write them into its manifest."""
     manifest = load_bundle(model).manifest
     if manifest.sample_kind != "picture" or manifest.role != "generator":
         raise SettingsInvalid(

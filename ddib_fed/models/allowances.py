@@ -28,13 +28,7 @@ class _Frozen(BaseModel):
 
 
 class PictureAllowances(_Frozen):
-    """Between which numbers the figures of one picture's latent may lie.
-
-    Attributes:
-        names: Of the figures, in the order of a profile.
-        low: Least of each.
-        high: Largest of each.
-    """
+    """Between which numbers the figures of one picture's latent may lie."""
 
     names: tuple[Annotated[str, Field(max_length=40)], ...] = Field(min_length=1, max_length=MAX_FIGURES)
     low: tuple[Finite, ...]
@@ -50,15 +44,7 @@ class PictureAllowances(_Frozen):
 
 
 class SetAllowances(_Frozen):
-    """How far the figures of a set of points may be from those of N(0, I), for sets of one size.
-
-    Attributes:
-        count: Points that are looked at.
-        slope_low: Least (slope - 1) / its error.
-        slope_high: Largest.
-        shift: Largest shift / its error.
-        dimension: Least local dimension, as a share of that of N(0, I).
-    """
+    """How far the figures of a set of points may be from those of N(0, I), for sets of one size."""
 
     count: int = Field(ge=2, le=1 << 20)
     slope_low: Finite
@@ -68,18 +54,7 @@ class SetAllowances(_Frozen):
 
 
 class Allowances(_Frozen):
-    """The content of gate.json.
-
-    Attributes:
-        format_version: Of this form.
-        weights_sha256: Of the weights whose latents were measured, hex.
-        soften_sigma: Softening of the data that were encoded.
-        command: The command that measured.
-        measured: Honest latents that the bounds are from.
-        checked: Further ones, by which nothing was chosen.
-        beyond: How many of these are out of the bounds.
-        pictures: The bounds.
-    """
+    """The content of gate.json."""
 
     format_version: Literal[1] = 1
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -91,11 +66,9 @@ class Allowances(_Frozen):
     pictures: PictureAllowances
 
     def text(self) -> bytes:
-        """The file."""
         return (json.dumps(self.model_dump(mode="json"), indent=None, separators=(",", ":")) + "\n").encode()
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, hex."""
         values = self.model_dump(mode="json")
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -112,16 +85,7 @@ class Allowances(_Frozen):
 
 
 def parse_allowances(data: bytes, weights_sha256: str, source: str) -> Allowances:
-    """The allowances in `data`, checked.
-
-    Args:
-        data: Content of gate.json.
-        weights_sha256: Of the model's weights.
-        source: Name of the bundle, for errors.
-
-    Raises:
-        BundleInvalid: Not such a file, a number is out of range, or it belongs to other weights.
-    """
+    """The allowances in `data`, checked."""
     again = f"measure them again with ddib model gate, or remove {GATE_FILE}"
     try:
         found = Allowances.model_validate_json(data)

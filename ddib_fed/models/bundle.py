@@ -166,16 +166,7 @@ class Bundle:
 
 
 def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str = "the new model") -> Bundle:
-    """A bundle of `manifest` with the digest and size of `state` filled in.
-
-    Args:
-        manifest: Its `weights_sha256` and `parameters` are replaced.
-        state: The network's state dict.
-        source: Name of where it comes from, for errors.
-
-    Raises:
-        BundleInvalid: The state does not fit the network, or holds NaN or infinity; the domain's name is too long.
-    """
+    """A bundle of `manifest` with the digest and size of `state` filled in."""
     tensors = plain_tensors(state)
     check_state(manifest, tensors, source)
     weights = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
@@ -313,6 +304,5 @@ def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str
 
 
 def _bundle(manifest: Manifest, state: Mapping[str, Tensor]) -> Bundle:
-    """A bundle with its own copy of `state`: its trainer may train on."""
     own = {key: tensor.to(torch.float32, copy=True) for key, tensor in state.items()}
     return Bundle(manifest, own, manifest.digest())

@@ -30,15 +30,7 @@ REMAKE = "train or import the model again, or copy the whole folder again"
 
 
 def parse_manifest(data: bytes, source: str) -> Manifest:
-    """The manifest in `data`, its digest verified.
-
-    Args:
-        data: Content of manifest.json.
-        source: Name of the bundle, for errors.
-
-    Raises:
-        BundleInvalid: Not JSON, fields that are missing, unknown or out of range, or a wrong digest.
-    """
+    """The manifest in `data`, its digest verified."""
     try:
         fields = parse_json(data)
     except ValueError as error:
@@ -60,16 +52,11 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
 
 
 def manifest_text(manifest: Manifest) -> bytes:
-    """What manifest.json holds: the manifest with its digest before it, UTF-8."""
     return (json.dumps({"digest": manifest.digest(), **manifest.fields()}, indent=2) + "\n").encode()
 
 
 def check_state(manifest: Manifest, state: Mapping[str, Tensor], source: str) -> None:
-    """Return if the weights are those of the manifest's network.
-
-    Raises:
-        BundleInvalid: A tensor is missing, too many, of another shape, or not finite; the detail names it.
-    """
+    """Return if the weights are those of the manifest's network."""
     expected = network_shapes(manifest.network)
     for key in sorted(expected.keys() | state.keys()):
         problem = state_problem(key, expected, state)
@@ -91,16 +78,11 @@ def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, 
 
 
 def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as written to a file: on the CPU, contiguous, sorted by name."""
     return {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
 
 
 def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, float32 on the CPU.
-
-    Raises:
-        BundleInvalid: It is none.
-    """
+    """The tensors of a safetensors file, float32 on the CPU."""
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -120,12 +102,7 @@ def write_weights(path: Path, tensors: dict[str, Tensor]) -> str:
 
 
 def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
-    """One file of a bundle, read once.
-
-    Raises:
-        ModelNotFound: It is missing, and is not the weights.
-        BundleInvalid: The weights are missing, it cannot be read, or it is larger than `max_bytes`.
-    """
+    """One file of a bundle, read once."""
     try:
         with (folder / name).open("rb") as file:
             data: bytes = file.read(max_bytes + 1)

@@ -16,19 +16,10 @@ POINT = (2,)
 
 
 def data_note(domain: ShippedDomain) -> DataNote:
-    """What a manifest says of training data that are the pictures of a shipped domain."""
     return DataNote(source=domain.package, licence=domain.licence, note=domain.note)
 
 
 def carried_domain(manifest: Manifest) -> str | None:
-    """The domain whose samples the model was trained on, a name in `DOMAINS` or `SHIPPED`; None for others.
-
-    Points of a synthetic domain are normalised already, so that its models have no normalisation of their own; those of
-    a file have the file's. Models of pictures name their data.
-
-    Args:
-        manifest: Of the model.
-    """
     trained = _on_pictures(manifest) if manifest.sample_kind == "picture" else _on_points(manifest)
     return manifest.domain if trained else None
 

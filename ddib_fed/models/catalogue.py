@@ -29,19 +29,7 @@ STEPS_FILE = "steps.json"
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One model of a list.
-
-    Attributes:
-        name: Of the model; what a shipped one is called.
-        domain: Whose samples it makes.
-        kind: "point" or "picture".
-        shape: Of a sample: (D,), or (channels, height, width).
-        parameters: Numbers in its weights.
-        size_bytes: Of all its files.
-        evaluations: Numbers of network evaluations that it has learned steps for, both ways; every model also takes the
-            default number, and any other.
-        digest: Of its manifest, hex.
-    """
+    """One model of a list."""
 
     name: str
     domain: str
@@ -54,35 +42,20 @@ class Listed:
 
 
 def shipped_folder() -> Traversable:
-    """The folder of the models that ship with the package."""
     return resources.files("ddib_fed.models") / "pretrained"
 
 
 def shipped_names() -> tuple[str, ...]:
-    """Names of the models that ship with the package, in alphabetical order."""
     folder = shipped_folder()
     return tuple(sorted(e.name for e in folder.iterdir() if e.is_dir())) if folder.is_dir() else ()
 
 
 def shipped_models() -> tuple[Listed, ...]:
-    """The models that ship with the package.
-
-    Raises:
-        BundleInvalid: The installation is damaged.
-    """
     return tuple(look(shipped_folder() / name, name) for name in shipped_names())
 
 
 def look(folder: Path | Traversable, source: str) -> Listed:
-    """What the files in a bundle's folder say of it.
-
-    Args:
-        folder: The bundle.
-        source: What it is called in errors.
-
-    Raises:
-        BundleInvalid: There is no manifest that can be read.
-    """
+    """What the files in a bundle's folder say of it."""
     manifest = _object(folder / MANIFEST_FILE)
     try:
         return Listed(
@@ -102,11 +75,7 @@ def look(folder: Path | Traversable, source: str) -> Listed:
 
 
 def require_shipped(name: str) -> str:
-    """The name itself.
-
-    Raises:
-        ModelNotFound: No model of that name ships with the package; the hint names the nearest, or all.
-    """
+    """The name itself."""
     known = shipped_names()
     if name not in known:
         close = nearest(name, known)
@@ -120,18 +89,7 @@ def require_shipped(name: str) -> str:
 
 
 def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
-    """Copy a shipped model to a folder, which appears whole or not at all; it is private.
-
-    Args:
-        name: Of the model.
-        path: The folder.
-        overwrite: Whether a model that is there, or an empty folder, is replaced.
-
-    Raises:
-        ModelNotFound: No such model ships.
-        AlreadyExists: There is something at `path`, and `overwrite` is false or it is no model.
-        BundleInvalid: The installed files are damaged, or the copy is.
-    """
+    """Copy a shipped model to a folder, which appears whole or not at all; it is private."""
     require_shipped(name)
     _check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,11 +107,7 @@ def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
-    """Return if a model may be put at a path: what is no model is never removed.
-
-    Raises:
-        AlreadyExists: It may not.
-    """
+    """Return if a model may be put at a path: what is no model is never removed."""
     if not path.exists():
         return
     if not overwrite:
@@ -176,7 +130,6 @@ def _check_weights(folder: Path, source: str) -> None:
 
 
 def _learned(steps: Mapping[str, Any]) -> tuple[int, ...]:
-    """Evaluations that steps were learned for in both directions."""
     both = [
         {leg["evaluations"] for leg in steps.get("legs", ()) if leg["stage"] == stage}
         for stage in ("encode", "decode")
@@ -185,7 +138,6 @@ def _learned(steps: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _object(file: Path | Traversable) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no such file or object."""
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError):

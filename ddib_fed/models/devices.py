@@ -8,11 +8,7 @@ KINDS: Final = ("cpu", "cuda", "mps")
 
 
 def device_problem(name: str) -> str | None:
-    """Why there is no such device here; None if there is.
-
-    Args:
-        name: "cpu", "cuda", "cuda:1", "mps".
-    """
+    """Why there is no such device here; None if there is."""
     import torch  # not above: see bridge/sharding.py
 
     try:

@@ -11,21 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class DifferentialPrivacy(BaseModel):
-    """What was spent, and on what.
-
-    Attributes:
-        unit: What is protected: one training sample, added or removed.
-        epsilon: Spent by all steps together.
-        delta: Probability with which epsilon may fail.
-        noise_multiplier: Deviation of the noise in the sum of a step's gradients, over `clip`.
-        clip: Norm to which the gradient of each sample was clipped.
-        sampling_rate: Probability with which each sample took part in a step, independently of the others.
-        steps: Steps with noise.
-        draws: Noise levels over which a sample's gradient is the mean.
-        accountant: Which of opacus' accountants added up the steps.
-        initial: Digest of the bundle that training started from, hex; empty for random weights. What those weights
-            tell of their own training samples is not in epsilon.
-    """
+    """What was spent, and on what."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -17,11 +17,7 @@ NAMED = ("linear", "cosine")
 
 
 def public_checkpoint(bundle: Bundle) -> tuple[bytes, str]:
-    """The content of a .pt file, a state dict in float32, and the flags that the public scripts need.
-
-    Raises:
-        SettingsInvalid: It is not the public code's network for points, or its flags cannot describe it.
-    """
+    """The content of a .pt file, a state dict in float32, and the flags that the public scripts need."""
     manifest, network = bundle.manifest, bundle.manifest.network
     if not isinstance(network, SyntheticConfig):
         raise SettingsInvalid(

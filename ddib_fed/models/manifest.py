@@ -41,19 +41,7 @@ class _Frozen(BaseModel):
 
 
 class PictureFormat(_Frozen):
-    """How picture files become the network's pictures, and back.
-
-    Attributes:
-        fit: How a picture of another size is converted; inverted on output.
-        low: Raw value that becomes -1.
-        high: Raw value that becomes 1.
-        bits: Of the files written.
-        intensity: Rule by which volumes and maps became these values (`formats.intensity`); None for a model of
-            pictures. It holds no value of any file.
-        slices: Plane in which volumes were cut; None where there were none.
-        tiles: Whether its pictures are parts of larger ones at one scale, as of a map: then a larger picture is
-            translated in tiles of the model's size, and not fitted as a whole.
-    """
+    """How picture files become the network's pictures, and back."""
 
     fit: Literal["pad", "crop", "resize"] = "resize"
     low: FiniteFloat = 0.0
@@ -73,13 +61,7 @@ class PictureFormat(_Frozen):
 
 
 class DataNote(_Frozen):
-    """Information on the training data.
-
-    Attributes:
-        source: Their origin.
-        licence: As stated at the source, or what is unknown about it.
-        note: Anything else.
-    """
+    """Information on the training data."""
 
     source: str = Field(default="", max_length=2000)
     licence: str = Field(default="", max_length=2000)
@@ -87,20 +69,7 @@ class DataNote(_Frozen):
 
 
 class StructureThresholds(_Frozen):
-    """The structure that a translation must keep of its source; with less it is doubtful.
-
-    Attributes:
-        edge_correlation: Least correlation of the edges of picture and translation.
-        mutual_information: Least mutual information of their values, in bits.
-        chance_edge_correlation: Mean over pairs that do not belong together.
-        chance_mutual_information: Mean over pairs that do not belong together, in bits.
-        quantile: Of edge correlations, from which `edge_correlation` is.
-        count: Pairs of pictures that it was taken over.
-        agreement: Least correlation of the channels that a calibration expects with those of the translation, from the
-            same pairs and quantile; None where it was not measured (earlier releases).
-        basis: "translations": the low quantile of both figures over translations of held-out pictures. "chance": what
-            pictures of the domain reach that do not belong together; of mutual information the median.
-    """
+    """The structure that a translation must keep of its source; with less it is doubtful."""
 
     edge_correlation: float = Field(ge=-1.0, le=1.0)
     mutual_information: float = Field(ge=0.0, le=64.0)
@@ -113,14 +82,7 @@ class StructureThresholds(_Frozen):
 
 
 class Training(_Frozen):
-    """Provenance of the weights.
-
-    Attributes:
-        command: The command that reproduces them.
-        seed: Its seed.
-        steps: Optimiser steps.
-        figures: Measured figures, e.g. sliced_w2.
-    """
+    """Provenance of the weights."""
 
     command: str = Field(default="", max_length=2000)
     seed: int = 0
@@ -129,19 +91,7 @@ class Training(_Frozen):
 
 
 class DistilledError(_Frozen):
-    """How far a distilled model is from its teacher at a number of evaluations, on held-out samples.
-
-    The distance of a sample is the root mean square, over its numbers, of the difference of the two models' answers to
-    the same input, in the units of the network's data.
-
-    Attributes:
-        evaluations: Of one leg of the distilled model.
-        encode: Median distance of the latents.
-        encode_p95: The distance that 95 % of the latents stay below.
-        decode: Median distance of the samples, from the same latents.
-        decode_p95: As `encode_p95`, of the samples.
-        round_trip: Median distance of a sample from itself, encoded and decoded by the distilled model.
-    """
+    """How far a distilled model is from its teacher at a number of evaluations, on held-out samples."""
 
     evaluations: int = Field(ge=1, le=10_000)
     encode: float = Field(ge=0.0)
@@ -152,17 +102,7 @@ class DistilledError(_Frozen):
 
 
 class Distilled(_Frozen):
-    """What a distilled model was made from, and how well it follows that.
-
-    Attributes:
-        teacher: Digest of the teacher's bundle, hex.
-        teacher_name: Its name.
-        solver: Solver that the teacher's answers, which the errors are distances from, were computed with.
-        evaluations: Its evaluations of one leg.
-        samples: Held-out samples, and latents, that the errors were measured on.
-        grid: The grid that they were measured on, which is the best of those tried.
-        errors: By evaluations, ascending.
-    """
+    """What a distilled model was made from, and how well it follows that."""
 
     teacher: str = Field(pattern=r"^[0-9a-f]{64}$")
     teacher_name: str = Field(min_length=1, max_length=100)
@@ -174,33 +114,7 @@ class Distilled(_Frozen):
 
 
 class Manifest(_Frozen):
-    """The fields of manifest.json but its digest.
-
-    Attributes:
-        format_version: Of this form.
-        name: Of the model.
-        domain: The domain that it translates from and to.
-        sample_kind: "point" or "picture".
-        sample_shape: (D,) for points, (channels, height, width) for pictures.
-        network: Kind and constructor arguments.
-        parameterisation: What the network predicts.
-        time_input: How it receives the time.
-        schedule: The training schedule.
-        normalisation: From raw data to the network's.
-        value_range: Of the network's data, where they are bounded.
-        soften_sigma: Noise level sigma / alpha to which data are softened before encoding.
-        training: How it was trained.
-        created: Date, ISO 8601, or empty.
-        parameters: Numbers in the weights.
-        weights_sha256: Of model.safetensors, hex.
-        role: Generator, or classifier of noisy pictures.
-        picture: How files become pictures of this model; None for points.
-        classes: Names of the classes, by index; empty when there are none, or when they have no names.
-        data: Information on the training data.
-        structure: Thresholds for translations of this domain's pictures; None if not measured.
-        distilled: What a distilled model, whose network is a flow map, was made from; None for other models.
-        differential_privacy: What the training spent; None for a model trained without.
-    """
+    """The fields of manifest.json but its digest."""
 
     format_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100)
@@ -289,7 +203,6 @@ class Manifest(_Frozen):
         return ""
 
     def _distilled_problem(self) -> str:
-        """The conflict between network and distillation, or an empty text."""
         if self.is_flow_map != (self.distilled is not None):
             return "a flow map says what it was distilled from, and no other network does"
         if self.is_flow_map and self.parameterisation != "v":
@@ -298,7 +211,6 @@ class Manifest(_Frozen):
 
     @property
     def is_flow_map(self) -> bool:
-        """Whether the network also knows means of v between two levels, which the solver flow-map needs."""
         return isinstance(self.network, MlpConfig | UNetConfig) and self.network.flow_map
 
     @property
@@ -352,20 +264,14 @@ class Manifest(_Frozen):
         }
 
     def canonical(self) -> bytes:
-        """The JSON that the digest is taken over: sorted keys, no spaces, UTF-8."""
         return json.dumps(self.fields(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
 
 def check_guide(generator: Manifest, classifier: Manifest) -> None:
-    """Return if `classifier` can guide `generator`.
-
-    Raises:
-        SettingsInvalid: It is for other pictures, levels or classes; the detail names the field.
-    """
+    """Return if `classifier` can guide `generator`."""
     fields = ["sample_shape", "normalisation"]
     if classifier.time_input == "timestep":
         fields += ["schedule"]

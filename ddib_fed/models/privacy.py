@@ -32,20 +32,7 @@ class Figure(_Frozen):
 
 
 class Reading(_Frozen):
-    """What is read from latents of one kind.
-
-    Attributes:
-        soften_sigma: Noise level before encoding.
-        depth: 1 for latents of full depth.
-        encoder: By which they were made.
-        correlation: Of a latent with its sample.
-        found_by_correlation: Share of latents that correlate most with their own sample of all candidates.
-        surrogate: Which inverter, fitted to other samples and their latents, did best.
-        read: What it reads: of pictures PSNR in dB, of points the root mean square error in deviations of the data.
-        found_by_reading: Share whose nearest candidate, of what is read, is the right one.
-        model_read: As `read`, decoded by another model of the domain, trained by the attacker; None where none was.
-        found_by_model: As `found_by_reading`, of that.
-    """
+    """What is read from latents of one kind."""
 
     soften_sigma: Number
     depth: Number
@@ -60,15 +47,7 @@ class Reading(_Frozen):
 
 
 class Membership(_Frozen):
-    """How well training samples are distinguished from others: areas under the curve, 0.5 for a guess.
-
-    Attributes:
-        soften_sigma: Noise level before encoding.
-        members: Training samples that were judged.
-        others: Samples that the model was not trained on.
-        norm: By the norm of the latent, by whoever receives it.
-        loss: By the loss of the model, by whoever holds it.
-    """
+    """How well training samples are distinguished from others: areas under the curve, 0.5 for a guess."""
 
     soften_sigma: Number
     members: int = Field(ge=1)
@@ -78,14 +57,7 @@ class Membership(_Frozen):
 
 
 class Copies(_Frozen):
-    """How near what a model draws is to its training pictures, over their distance from the mean picture.
-
-    Attributes:
-        drawn: Pictures that were drawn.
-        samples: Median distance of a drawn picture to the nearest training picture.
-        held_out: The same of pictures that the model was not trained on.
-        near: Share of drawn pictures that are nearer than 99 in 100 held-out pictures.
-    """
+    """How near what a model draws is to its training pictures, over their distance from the mean picture."""
 
     drawn: int = Field(ge=1)
     samples: Figure
@@ -94,22 +66,7 @@ class Copies(_Frozen):
 
 
 class PrivacyReport(_Frozen):
-    """The content of privacy.json.
-
-    Attributes:
-        format_version: Of this form.
-        weights_sha256: Of the weights that were attacked, hex.
-        command: The command that attacked.
-        sample_kind: Of the model.
-        calibration: Kind of calibration that the model was trained with; empty for none. A rotation needs no model of
-            its own, and its latents are the plain ones, rotated by a matrix that both nodes know.
-        known: Samples, with their latents, that the attacker has.
-        attacked: Latents that were attacked, and candidates of which each is one.
-        surrogate_s: Seconds that the attacker's model was trained; 0 for none.
-        readings: By kind of latent.
-        membership: Empty without training data.
-        copies: Of a model of pictures; None without training data.
-    """
+    """The content of privacy.json."""
 
     format_version: Literal[1] = 1
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -124,25 +81,14 @@ class PrivacyReport(_Frozen):
     copies: Copies | None = None
 
     def text(self) -> bytes:
-        """The file."""
         return (json.dumps(self.values(), indent=1) + "\n").encode()
 
     def values(self) -> dict[str, Any]:
-        """JSON values."""
         return self.model_dump(mode="json")
 
 
 def parse_privacy(data: bytes, weights_sha256: str, source: str) -> PrivacyReport:
-    """The report in `data`, checked.
-
-    Args:
-        data: Content of privacy.json.
-        weights_sha256: Of the model's weights.
-        source: Name of the bundle, for errors.
-
-    Raises:
-        BundleInvalid: Not such a file, a number is out of range, or it belongs to other weights.
-    """
+    """The report in `data`, checked."""
     again = f"attack again with ddib privacy report, or remove {PRIVACY_FILE}"
     try:
         found = PrivacyReport.model_validate_json(data)

@@ -15,30 +15,17 @@ CALIBRATION_FILE = "calibration.json"
 
 
 def pretrained(domain: str) -> Bundle:
-    """The shipped model of `domain`.
-
-    Raises:
-        ModelNotFound: There is no shipped model of this domain.
-        BundleInvalid: The installation is damaged.
-    """
     require_shipped(domain)
     return read_bundle(shipped_folder() / domain, f"pretrained {domain}")
 
 
 def shipped_calibration(name: str) -> bytes | None:
-    """JSON of the calibration that a shipped model was trained with; None where there is no such model, or none."""
     file = shipped_folder() / name / CALIBRATION_FILE
     return file.read_bytes() if name in shipped_names() and file.is_file() else None
 
 
 def open_bundle(which: str) -> Bundle:
-    """The shipped model of a domain given by name or index, else the bundle in a folder.
-
-    Raises:
-        ModelNotFound: There is neither.
-        BundleInvalid: The bundle fails its checks.
-        UsageError: There are both.
-    """
+    """The shipped model of a domain given by name or index, else the bundle in a folder."""
     domain = shipped_name(which)
     if domain is not None:
         return pretrained(domain)
@@ -52,11 +39,7 @@ def open_bundle(which: str) -> Bundle:
 
 
 def shipped_name(which: str) -> str | None:
-    """The domain of the shipped model that `which` names; None when it is to be a folder.
-
-    Raises:
-        UsageError: A bundle lies in a folder of that name.
-    """
+    """The domain of the shipped model that `which` names; None when it is to be a folder."""
     try:
         domain = domain_name(which)
     except DomainNotFound:
@@ -72,7 +55,6 @@ def shipped_name(which: str) -> str | None:
 
 
 def _holds_a_bundle(folder: Path) -> bool:
-    """Whether a bundle lies there; where this user may not look (root's folder, under `runuser`) none can be meant."""
     try:
         return (folder / MANIFEST_FILE).is_file()
     except PermissionError:

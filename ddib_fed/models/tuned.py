@@ -51,17 +51,7 @@ class _Frozen(BaseModel):
 
 
 class Errors(_Frozen):
-    """Distances of end points from the converged reference, over held-out samples, in units of the state.
-
-    Of a point the Euclidean distance, of a picture the root mean square over its numbers.
-
-    Attributes:
-        mean: Of all samples.
-        low: Lower end of its 95 % bootstrap interval.
-        high: Upper end.
-        median: Of all samples.
-        p99: 99th percentile.
-    """
+    """Distances of end points from the converged reference, over held-out samples, in units of the state."""
 
     mean: Small
     low: Small
@@ -71,27 +61,17 @@ class Errors(_Frozen):
 
 
 class LearnedWeights(_Frozen):
-    """Weights of the values of v at each step, the newest first, in the place of those of the polynomial through them.
-
-    Attributes:
-        predictors: Of steps 1 to E: as many numbers as there are values, at most the order.
-        correctors: Of steps 2 to E, each at the end of the step before: one number more.
-    """
+    """Weights of the values of v at each step, the newest first, in the place of those of the polynomial through them."""
 
     predictors: Rows
     correctors: Rows
 
     @classmethod
     def of(cls, weights: StepWeights) -> LearnedWeights:
-        """As a file holds them."""
         return cls(predictors=weights[0], correctors=weights[1])
 
     def check(self, evaluations: int, order: int) -> None:
-        """Return when the counts fit.
-
-        Raises:
-            ValueError: They do not.
-        """
+        """Return when the counts fit."""
         wanted = [min(i + 1, order) for i in range(evaluations)]
         found = [len(row) for row in self.predictors], [len(row) for row in self.correctors]
         if found != (wanted, [count + 1 for count in wanted[:-1]]):
@@ -99,26 +79,7 @@ class LearnedWeights(_Frozen):
 
 
 class TunedLeg(_Frozen):
-    """Steps of one direction, with what they were measured to do.
-
-    Corrections are the tensors of `Corrections` as safetensors in base64: checked where they are made into those.
-
-    Attributes:
-        stage: "encode" or "decode".
-        evaluations: Network evaluations.
-        sigma: Softening of the data that are encoded; 0 for none.
-        order: Of the multistep rule.
-        coordinates: "angle", or "spectrum" for a spectral network's whitened pictures.
-        lams: lambda of each level from data to noise, strictly falling, `evaluations` + 1 of them.
-        held_out: Samples that the errors are over; none of them was learned from.
-        error: Of these steps.
-        default_error: Of the default grid and solver at the same number, on the same samples.
-        yardstick: Evaluations of the default for `yardstick_error`.
-        yardstick_error: Of the default grid and solver at `yardstick` evaluations, on the same samples.
-        reference_gap: Mean distance of the reference from one of half as many evaluations.
-        corrections: Of each step, of points; None for the rule alone.
-        weights: Of each step, of pictures; None for those that follow from the levels.
-    """
+    """Steps of one direction, with what they were measured to do."""
 
     stage: Stage
     evaluations: int = Field(ge=2, le=MAX_LEARNED)
@@ -155,7 +116,6 @@ class TunedLeg(_Frozen):
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """What it is looked up by."""
         return self.stage, self.sigma, self.evaluations
 
     def steps(self) -> LearnedSteps:
@@ -178,11 +138,7 @@ def corrections_text(corrections: Corrections) -> str:
 
 
 def read_corrections(text: str, evaluations: int) -> Corrections:
-    """The corrections in `text` (see `corrections_text`) for so many steps.
-
-    Raises:
-        ValueError: They are no such text, or do not fit.
-    """
+    """The corrections in `text` (see `corrections_text`) for so many steps."""
     try:
         tensors = load(base64.b64decode(text, validate=True))
     except (binascii.Error, SafetensorError) as error:
@@ -191,15 +147,7 @@ def read_corrections(text: str, evaluations: int) -> Corrections:
 
 
 class Tuned(_Frozen):
-    """The content of steps.json.
-
-    Attributes:
-        format_version: Of this form: 2 where a leg has corrections, 3 where one has weights, which earlier
-            releases refuse.
-        weights_sha256: Of the weights that the steps belong to, hex.
-        command: The command that learned them last.
-        legs: At most one of each direction, softening and number.
-    """
+    """The content of steps.json."""
 
     format_version: Literal[1, 2, 3] = 1
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -225,15 +173,10 @@ class Tuned(_Frozen):
         return tuple(sorted(set.intersection(*both)))
 
     def learned(self, model: str) -> LearnedLegs:
-        """For a plan; `model` is named by errors."""
         return LearnedLegs(model, tuple(leg.steps() for leg in self.legs))
 
     def with_legs(self, legs: tuple[TunedLeg, ...], command: str) -> Tuned:
-        """The same with `legs` in the place of those of the same direction, softening and number.
-
-        Raises:
-            ValidationError: There are more than `MAX_LEGS`.
-        """
+        """The same with `legs` in the place of those of the same direction, softening and number."""
         new = {leg.key for leg in legs}
         kept = [leg for leg in self.legs if leg.key not in new]
         every = sorted([*kept, *legs], key=lambda leg: leg.key)
@@ -258,7 +201,6 @@ class Tuned(_Frozen):
         return self.model_dump(mode="json", exclude_none=True)
 
     def text(self) -> bytes:
-        """The file."""
         return (json.dumps(self._values(), indent=1) + "\n").encode()
 
     def digest(self) -> str:
@@ -269,16 +211,7 @@ class Tuned(_Frozen):
 
 
 def parse_tuned(data: bytes, weights_sha256: str, source: str) -> Tuned:
-    """The steps in `data`, checked.
-
-    Args:
-        data: Content of steps.json.
-        weights_sha256: Of the model's weights.
-        source: Name of the bundle, for errors.
-
-    Raises:
-        BundleInvalid: Not such a file, a number is out of range, or it belongs to other weights.
-    """
+    """The steps in `data`, checked."""
     retune = f"learn them again with ddib model tune, or remove {STEPS_FILE}"
     try:
         tuned = Tuned.model_validate_json(data)

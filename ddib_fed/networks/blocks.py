@@ -30,18 +30,7 @@ _FEW = 64
 
 @dataclass(frozen=True, slots=True)
 class BlockSettings:
-    """Settings shared by all blocks of a network.
-
-    Attributes:
-        emb_channels: Size of the time embedding.
-        dropout: Probability before the last convolution of a residual block.
-        scale_shift: Whether the time scales and shifts after a normalisation, instead of being added.
-        head_channels: Channels of an attention head; -1 for a fixed number of heads.
-        new_order: Whether query, key and value are split before the heads.
-        conv_resample: Whether resampling has a convolution.
-        resblock_updown: Whether residual blocks resample.
-        groups: Of normalisations.
-    """
+    """Settings shared by all blocks of a network."""
 
     emb_channels: int
     dropout: float
@@ -85,13 +74,7 @@ class BlockSettings:
 
 @dataclass(slots=True)
 class Descent:
-    """The down path, from pictures to the coarsest features.
-
-    Attributes:
-        blocks: In order; the first is the input convolution.
-        widths: Channels after each block.
-        factor: By which height and width are divided at the end.
-    """
+    """The down path, from pictures to the coarsest features."""
 
     blocks: nn.ModuleList
     widths: list[int] = field(default_factory=list)
@@ -106,16 +89,7 @@ def descend(
     attention: Sequence[int],
     heads: int,
 ) -> Descent:
-    """The blocks of the down path.
-
-    Args:
-        settings: Of all blocks.
-        in_channels: Of the input.
-        widths: Channels of each level, from the finest.
-        num_res_blocks: Residual blocks of a level.
-        attention: Downsampling factors at which there is attention.
-        heads: Of attention, unless their width is given.
-    """
+    """The blocks of the down path."""
     channels = widths[0]
     way = Descent(nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels])
     for level, width in enumerate(widths):
@@ -141,11 +115,7 @@ def middle(settings: BlockSettings, channels: int, heads: int) -> Timed:
 
 
 class TimeEmbed(nn.Sequential):
-    """From times to their embeddings: two linear layers on `timestep_embedding`.
-
-    Args:
-        channels: Number of features, and a quarter of the embedding's size.
-    """
+    """From times to their embeddings: two linear layers on `timestep_embedding`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
@@ -160,11 +130,7 @@ class TimeEmbed(nn.Sequential):
 
 
 class SpanEmbed(nn.Sequential):
-    """What a flow map adds to the embedding of its first time: of the second, and of their difference; 0 at first.
-
-    Args:
-        channels: Number of features of each of the two numbers, and a quarter of the embedding's size.
-    """
+    """What a flow map adds to the embedding of its first time: of the second, and of their difference; 0 at first."""
 
     def __init__(self, channels: int) -> None:
         last = nn.Linear(4 * channels, 4 * channels)
@@ -200,7 +166,6 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (N, C, H, W) to (N, C, 2 H, 2 W)."""
         out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
         return out
 
@@ -213,25 +178,12 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (N, C, H, W) to (N, C, H / 2, W / 2)."""
         out: Tensor = self.op(x)
         return out
 
 
 class ResBlock(nn.Module):
-    """skip(x) + out_layers(in_layers(x), time); with `resample`, both branches double or halve height and width.
-
-    The time is added before the last normalisation, or with `scale_shift` scales and shifts after it.
-
-    Args:
-        channels: Of the input.
-        emb_channels: Of the time embedding.
-        dropout: Probability before the last convolution.
-        out_channels: Of the output; the skip is a convolution 1 x 1 when it differs.
-        scale_shift: See above.
-        resample: "up", "down" or nothing.
-        groups: Of normalisations.
-    """
+    """skip(x) + out_layers(in_layers(x), time); with `resample`, both branches double or halve height and width."""
 
     def __init__(
         self,
@@ -291,14 +243,7 @@ def _resampler(channels: int, resample: str) -> nn.Module:
 
 
 class AttentionBlock(nn.Module):
-    """x + proj_out(attention(qkv(norm(x)))) over all positions of a picture.
-
-    Args:
-        channels: Of input and output.
-        heads: Number of heads; divides `channels`.
-        new_order: Channels of `qkv` are (3, heads, width) instead of (heads, 3, width).
-        groups: Of the normalisation.
-    """
+    """x + proj_out(attention(qkv(norm(x)))) over all positions of a picture."""
 
     def __init__(self, channels: int, heads: int, *, new_order: bool = False, groups: int = 32) -> None:
         super().__init__()
@@ -326,11 +271,7 @@ class AttentionBlock(nn.Module):
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(D)) value, each (N, heads, T, D).
-
-    On the CPU with a gradient and at most 64 positions the products are written out: there the backward pass of torch's
-    fused kernel takes 1.2 times as long in float32, 4 times in bfloat16.
-    """
+    """softmax(query key^T / sqrt(D)) value, each (N, heads, T, D)."""
     few = query.shape[2] <= _FEW and query.device.type == "cpu"
     if not (few and query.requires_grad and torch.is_grad_enabled()):
         return functional.scaled_dot_product_attention(query, key, value)
@@ -339,7 +280,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def pointwise(layer: nn.Conv1d, tokens: Tensor) -> Tensor:
-    """A convolution of length 1 on tokens (N, T, C)."""
     return functional.linear(tokens, layer.weight.squeeze(-1), layer.bias)
 
 

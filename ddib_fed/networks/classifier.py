@@ -1,8 +1,6 @@
 """A classifier of noisy pictures for guidance (Dhariwal, Nichol, arXiv 2105.05233, section 4): half a UNet.
 
-    p(y | x_t) = softmax(pool(middle(down(x_t, t))))
-
-Public guided-diffusion classifiers load unchanged, with any of the four ways to pool.
+p(y | x_t) = softmax(pool(middle(down(x_t, t))))
 """
 
 from __future__ import annotations
@@ -23,14 +21,7 @@ POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
 
 class AttentionPool(nn.Module):
-    """Attention pooling (after CLIP): the mean position attends to all positions and itself.
-
-    Args:
-        places: Number of positions of a picture, without the mean.
-        channels: Of the input.
-        head_channels: Channels of a head; divides `channels`.
-        out_channels: Of the output.
-    """
+    """Attention pooling (after CLIP): the mean position attends to all positions and itself."""
 
     def __init__(self, places: int, channels: int, head_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -62,29 +53,7 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """Class logits of noisy pictures; arguments as of `UNet`, except these.
-
-    Args:
-        image_size: Size of the pictures; binding with pool "attention" alone.
-        in_channels: Of a picture.
-        model_channels: Channels that `channel_mult` multiplies.
-        out_channels: Number of classes.
-        num_res_blocks: Residual blocks of a level.
-        attention_resolutions: Downsampling factors at which there is attention.
-        dropout: Probability, in training.
-        channel_mult: Of each level, from the finest.
-        conv_resample: Whether resampling has a convolution.
-        num_heads: Of attention, where `num_head_channels` is -1.
-        num_head_channels: Channels of a head, or -1.
-        use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
-        resblock_updown: Whether residual blocks resample.
-        use_new_attention_order: Whether query, key and value are split before the heads.
-        pool: "adaptive" (mean of all positions), "attention" (`AttentionPool`), "spatial" or "spatial_v2" (means of
-            the features of every block, through two linear layers).
-
-    Attributes:
-        checkpointing: Set it to recompute activations in the backward pass instead of keeping them.
-    """
+    """Class logits of noisy pictures; arguments as of `UNet`, except these."""
 
     def __init__(
         self,
@@ -141,16 +110,7 @@ class NoisyClassifier(nn.Module):
             raise ValueError(f"there is no pool {pool!r}: {', '.join(POOLS)}")
 
     def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The logits at x.
-
-        Args:
-            x: Noisy pictures (N, in_channels, H, W).
-            times: (1,) or (N,), or (K,) with `rows`.
-            rows: (N,) pointing into `times`.
-
-        Returns:
-            (N, classes).
-        """
+        """The logits at x."""
         embedded = Embedded(self.time_embed(times), rows)
         h = x
         means = []

@@ -58,12 +58,10 @@ class _PictureNetwork(_Frozen):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level, from the finest."""
         return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
 
     @property
     def divisor(self) -> int:
-        """The number that must divide height and width."""
         return int(2 ** (len(self.channel_mult) - 1))
 
     @model_validator(mode="after")
@@ -78,7 +76,6 @@ class _PictureNetwork(_Frozen):
 
     @property
     def attention_widths(self) -> set[int]:
-        """Channels of the levels with attention."""
         return {w for level, w in enumerate(self.widths) if 2**level in self.attention_resolutions}
 
     @staticmethod
@@ -89,33 +86,7 @@ class _PictureNetwork(_Frozen):
 
 
 class UNetConfig(_PictureNetwork):
-    """Arguments of `UNet`, under the public code's names.
-
-    Attributes:
-        kind: Discriminator of the network type.
-        image_size: Size that it was made for; another is possible, the network is convolutional.
-        in_channels: Of a picture.
-        model_channels: Channels that `channel_mult` multiplies.
-        out_channels: `in_channels`, or twice as many with a learned variance.
-        num_res_blocks: Residual blocks of a level.
-        attention_resolutions: Downsampling factors (1, 2, 4, ...) at which there is attention.
-        dropout: Probability, in training.
-        channel_mult: Of each level, from the finest.
-        conv_resample: Whether resampling has a convolution.
-        num_classes: Classes that it is conditioned on; None for none.
-        num_heads: Of attention, where `num_head_channels` is -1.
-        num_head_channels: Channels of a head, or -1.
-        num_heads_upsample: Heads in the up path; -1 for `num_heads`.
-        use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
-        resblock_updown: Whether residual blocks resample.
-        use_new_attention_order: Whether query, key and value are split before the heads.
-        patch: Side of the squares of pixels that become channels at the input and pixels again at the output.
-        class_dropout: Whether there is one more class, index `num_classes`: the null class.
-        norm_groups: Groups of normalisations.
-        global_mean: Whether the scaled mean of each channel is one more input channel.
-        spectral: Whether it corrects an estimate from the pictures' mean and spectrum.
-        flow_map: Whether it also receives the time of a second level, and predicts the mean of v from one to the other.
-    """
+    """Arguments of `UNet`, under the public code's names."""
 
     kind: Literal["unet"] = "unet"
     num_classes: int | None = Field(default=None, ge=1, le=100_000)
@@ -129,7 +100,6 @@ class UNetConfig(_PictureNetwork):
 
     @property
     def divisor(self) -> int:
-        """The number that must divide height and width."""
         return self.patch * super().divisor
 
     @model_validator(mode="after")
@@ -150,13 +120,7 @@ class UNetConfig(_PictureNetwork):
 
 
 class ClassifierConfig(_PictureNetwork):
-    """Arguments of `NoisyClassifier`, under the public code's names; as in `UNetConfig`, except these.
-
-    Attributes:
-        kind: Discriminator of the network type.
-        out_channels: Number of classes.
-        pool: How the last features are reduced to logits.
-    """
+    """Arguments of `NoisyClassifier`, under the public code's names; as in `UNetConfig`, except these."""
 
     kind: Literal["classifier"] = "classifier"
     pool: Literal["adaptive", "attention", "spatial", "spatial_v2"] = "adaptive"

@@ -1,13 +1,6 @@
 """Encoders between the network's ODE and a linear map: the source's latent keeps more of the picture's structure.
 
-    v = v_lin + share (v_net - v_lin),   v_lin = E[v | x] if pictures were Gaussian of the network's mean and spectrum
-
-With share 0 the ODE has a closed form, the whitened picture: from level s to level t, in the notation of `spectrum`,
-
-    x_t = alpha_t m + U sqrt((alpha_t^2 D + sigma_t^2) / (alpha_s^2 D + sigma_s^2)) U^T (x_s - alpha_s m)
-
-The solver integrates it as any other v, so partial depth, softening, another basis of the channels and the way back
-apply to every share.
+v = v_lin + share (v_net - v_lin),   v_lin = E[v | x] if pictures were Gaussian of the network's mean and spectrum
 """
 
 from __future__ import annotations
@@ -25,15 +18,7 @@ SHARES = {"ode": 1.0, "mixed": 0.5, "linear": 0.0}
 
 
 class SharedWithLinear(Wrapped):
-    """A denoiser mixed with the linear estimate of its network's spectrum.
-
-    Args:
-        denoiser: Of a network with a spectrum.
-        share: Of the denoiser, in [0, 1]; at 0 its network is not evaluated.
-
-    Raises:
-        ValueError: The network has no spectrum.
-    """
+    """A denoiser mixed with the linear estimate of its network's spectrum."""
 
     def __init__(self, denoiser: Denoiser, share: float) -> None:
         super().__init__(denoiser)
@@ -54,6 +39,5 @@ class SharedWithLinear(Wrapped):
 
 
 def spectrum_of(network: nn.Module) -> Spectrum | None:
-    """The mean and spectrum that a network holds; None for a network without."""
     found = getattr(network, "spectrum", None)
     return found if isinstance(found, Spectrum) else None

@@ -20,16 +20,7 @@ Kept = dict[Hashable, Any]
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal features of guided-diffusion: [cos(t w_k), sin(t w_k)], w_k = max_period^(-k / (dim // 2)).
-
-    Args:
-        t: Times (K,).
-        dim: Number of features; an odd one gets a zero column.
-        max_period: Longest period over 2 pi.
-
-    Returns:
-        (K, dim) float32, or float64 for float64 times.
-    """
+    """Sinusoidal features of guided-diffusion: [cos(t w_k), sin(t w_k)], w_k = max_period^(-k / (dim // 2))."""
     dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
     half = dim // 2
     exponent = torch.arange(half, dtype=dtype, device=t.device) * (-math.log(max_period) / half)
@@ -39,7 +30,6 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
 
 
 def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:
-    """`embedding` (K, E) as it is (to broadcast: K is 1 or the batch), or one row of it for each of `rows` (N,)."""
     return embedding if rows is None else embedding.index_select(0, rows)
 
 
@@ -53,13 +43,7 @@ def remembered(kept: Kept | None, key: Hashable, make: Callable[[], T]) -> T:
 
 
 class Embedded:
-    """The embedding of the levels of a batch on its way through a network's blocks.
-
-    Args:
-        emb: (K, E).
-        rows: As in `spread`.
-        kept: Of a call whose rows share one level, without gradients: layers of fixed weights are asked once.
-    """
+    """The embedding of the levels of a batch on its way through a network's blocks."""
 
     __slots__ = ("emb", "kept", "rows")
 
@@ -70,26 +54,19 @@ class Embedded:
 
     @property
     def shared(self) -> bool:
-        """Whether all rows share one level."""
         return self.rows is None and len(self.emb) == 1
 
     def through(self, layer: nn.Module) -> Tensor:
-        """What `layer` makes of the embedding: (K, width), not spread over the rows."""
         return cast("Tensor", remembered(self.kept, layer, lambda: layer(self.emb)))
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation, over 32 groups as a rule: statistics in float32 at least, rounded once to the input's dtype.
-
-    A group of one channel loses its mean over the picture, and nothing else carries it: networks of few channels need
-    fewer groups to represent a picture's brightness and colour.
-    """
+    """Group normalisation, over 32 groups as a rule: statistics in float32 at least, rounded once to the input's dtype."""
 
     def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__(groups, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (N, channels, ...)."""
         return self.scaled(x, self.weight, self.bias)
 
     def scaled(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -108,27 +85,21 @@ class GroupNorm32(nn.GroupNorm):
         return normal.to(x.dtype).view(x.shape)
 
     def modulated(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and biases with which `scaled` computes norm(x) (1 + scale) + shift; all (K, channels).
-
-        In float32 at least: in half precision, 1 + scale alone loses digits of the scale.
-        """
+        """Weights and biases with which `scaled` computes norm(x) (1 + scale) + shift; all (K, channels)."""
         wide = torch.promote_types(scale.dtype, torch.float32)
         gain = 1.0 + scale.to(wide)
         return self.weight * gain, self.bias * gain + shift
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """A context in which layers compute in the types of their inputs; outside of autocast nothing has to be done."""
     # torch knows no autocast, not even none, for tensors without values.
     lowered = device_type != "meta" and torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if lowered else nullcontext()
 
 
 def activated(x: Tensor) -> Tensor:
-    """SiLU of a tensor that has no other user: written over it where no gradient needs it."""
     return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def joined(x: Tensor, branch: Tensor) -> Tensor:
-    """X + branch; written over `branch`, which has no other user, where no gradient needs it."""
     return x + branch if torch.is_grad_enabled() else branch.add_(x)

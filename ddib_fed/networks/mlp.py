@@ -1,9 +1,7 @@
 """The default network for points: a residual MLP whose blocks are scaled and shifted by the level (FiLM).
 
-    h = W_in x;   h += W_2 silu((1 + s) * W_1 silu(h) + b) with (s, b) = F e(lambda), for each block;
-    out = W_out silu(h)
-
-It is smooth in x and lambda (SiLU, low frequencies), because the solvers' order requires it.
+h = W_in x;   h += W_2 silu((1 + s) * W_1 silu(h) + b) with (s, b) = F e(lambda), for each block;
+out = W_out silu(h)
 """
 
 from __future__ import annotations
@@ -25,12 +23,7 @@ FEW_ROWS = 64
 
 
 class LambdaEmbedding(nn.Module):
-    """Features of lambda: cosines and sines of frequencies 0.1 to 1 rad per unit, then a small MLP.
-
-    Args:
-        features: Number of cosines and sines together.
-        width: Size of the embedding.
-    """
+    """Features of lambda: cosines and sines of frequencies 0.1 to 1 rad per unit, then a small MLP."""
 
     frequencies: Tensor
 
@@ -48,12 +41,7 @@ class LambdaEmbedding(nn.Module):
 
 
 class SpanEmbedding(nn.Module):
-    """What a flow map adds to the embedding of its first level: of the second, and of how far it is; 0 at first.
-
-    Args:
-        features: Cosines and sines of each of the two numbers.
-        width: Size of the embedding.
-    """
+    """What a flow map adds to the embedding of its first level: of the second, and of how far it is; 0 at first."""
 
     frequencies: Tensor
 
@@ -74,7 +62,6 @@ class SpanEmbedding(nn.Module):
 
 
 def _ladder(features: int) -> Tensor:
-    """Half as many frequencies as features, 0.1 to 1 rad per unit of lambda."""
     # On the CPU also where the network is built on the meta device: torch would import its compiler for this `exp`.
     ends = math.log(0.1), math.log(1.0)
     return torch.linspace(*ends, features // 2, dtype=torch.float64, device="cpu").exp().float()
@@ -110,7 +97,6 @@ class FilmBlock(nn.Module):
         return joined(h, self.second(activated(inner)))
 
     def gains(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
-        """1 + s and b of each level, each (K, width)."""
         return remembered(embedded.kept, self, lambda: self._gains(embedded))
 
     def _gains(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
@@ -120,16 +106,7 @@ class FilmBlock(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """Predicts v (or eps, x0) of points from (x, lambda); 396,834 parameters with the defaults.
-
-    Args:
-        dim: Coordinates of a point.
-        width: Hidden units.
-        blocks: Residual blocks.
-        embedding: Size of the time embedding.
-        features: Cosines and sines of lambda.
-        flow_map: Whether it also receives a second lambda, and predicts the mean of v from one level to the other.
-    """
+    """Predicts v (or eps, x0) of points from (x, lambda); 396,834 parameters with the defaults."""
 
     remembers = True
     """Whether calls may keep what they derive from times alone; see `kept` of `forward`."""
@@ -161,18 +138,7 @@ class ResidualMLP(nn.Module):
         to: Tensor | None = None,
         kept: Kept | None = None,
     ) -> Tensor:
-        """The prediction at x.
-
-        Args:
-            x: Points (N, dim).
-            times: (1,) or (N,), or (K,) with `rows`.
-            rows: (N,) pointing into `times`.
-            to: Of a flow map, the times of the levels asked to, like `times`; None for the same levels.
-            kept: As in `UNet.forward`.
-
-        Returns:
-            Shape of x.
-        """
+        """The prediction at x."""
         emb = remembered(kept, self.embed, lambda: self._embedded(times, to))
         if rows is None and len(times) > 1:
             rows = torch.arange(len(times), device=x.device)

@@ -38,16 +38,10 @@ BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build_network(config: AnyConfig) -> nn.Module:
-    """The network of `config`, with new weights.
-
-    Raises:
-        ExtraMissing: It is one of the diffusers library, which is not installed.
-    """
     return BUILDERS[config.kind](**config.model_dump(exclude={"kind"}))
 
 
 def network_shapes(config: AnyConfig) -> dict[str, Tensor]:
-    """The state dict of the network that `config` describes, on the meta device: shapes, and no memory."""
     with torch.device("meta"):
         return build_network(config).state_dict()
 

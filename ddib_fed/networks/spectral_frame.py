@@ -1,12 +1,7 @@
 """Whitened pictures: coordinates in which the ODE of Gaussian pictures of the network's mean and spectrum stands still.
 
-    w = U^T (R^T x - alpha m) / sqrt(S),   S = alpha^2 D + sigma^2,   dphi/dlambda = -alpha sigma
-    dw/dlambda = -alpha sigma U^T (R^T v - v_lin) / sqrt(S),   v_lin = E[v | x] of such pictures
-
-in the notation of `spectrum`, R the basis that the channels are in (`diffusion.wrapped.rotation`). A multistep solver
-is then left with the network's correction: the linear part, stiff where sigma^2 nears the smallest D, is exact at any
-step. What DPM-Solver (Lu et al., arXiv 2206.00927) does for the schedule's linear term is done here for each
-frequency.
+w = U^T (R^T x - alpha m) / sqrt(S),   S = alpha^2 D + sigma^2,   dphi/dlambda = -alpha sigma
+dw/dlambda = -alpha sigma U^T (R^T v - v_lin) / sqrt(S),   v_lin = E[v | x] of such pictures
 """
 
 from __future__ import annotations
@@ -20,20 +15,12 @@ from ddib_fed.networks.spectrum import Spectrum, cosines, pictures
 
 
 class SpectralFrame:
-    """See `diffusion.levels.learned.Frame`; states are (N, C, H, W) by frequency, float32 or wider.
-
-    Args:
-        spectrum: Of the network.
-        rotation: R, (C, C) orthogonal; None for the model's own basis.
-    """
-
     def __init__(self, spectrum: Spectrum, rotation: Tensor | None = None) -> None:
         self._mean = cosines(spectrum.mean.float())
         self._variance = spectrum.log_variance.float().exp()
         self._rotation = rotation
 
     def enter(self, x: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """W of x (N, C, H, W)."""
         spread = self._spread(alpha, sigma, x.dtype)
         return (self._found(x) - alpha * self._mean.to(x.dtype)) * spread.rsqrt()
 

@@ -2,27 +2,6 @@
 
 If pictures were Gaussian, x_0 ~ N(m, U D U^T) with U the orthonormal cosine transform (DCT-II) and D diagonal, then of
 x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the best answer would be (Wiener, 1949)
-
-    E[v | x] = U [alpha sigma (1 - D) / S r] - sigma m,    Var[v | x] = U [D / S] U^T.
-
-The network's inputs are U [r / sqrt(S)], which is white at every noise level, so that fine structure is not lost
-beside coarse, and E[x_0 | x] - m, in which coarse structure is not lost in noise. Its output F is in units of
-the remaining deviation, capped at 1: v = E[v | x] + U min(1, sqrt(D / S)) U^T F. So it starts from the optimal linear
-model, and its latents are nearly white from the first step: what Karras et al. (arXiv 2206.00364, section 5) do for
-one variance of all data, done for each frequency.
-
-Without the 1, high noise and large D make sqrt(D / S) some 20, and the errors there, which no training
-can remove, come back as gradients 400 times those of anything that can be learned.
-
-Of a flow map the answer is the mean of v from the angle phi_t to phi_s. If pictures were Gaussian, the ODE would take
-r to sqrt(S_s / S_t) r, so with delta = phi_s - phi_t
-
-    E[u | x] = U [(S_s - S_t) / (delta sqrt(S_t) (sqrt(S_t) + sqrt(S_s))) r] + (alpha_s - alpha_t) / delta m,
-
-and the network's output is in units of min(1, sqrt(S_s) (psi_s - psi_t) / delta), psi = atan2(sigma, sqrt(D) alpha):
-what the deviation of v comes to where the linear ODE carries it on to s. At s = t these are the terms above.
-
-The spectrum is measured once, before the first step, and rounded as a bundle will store it.
 """
 
 from __future__ import annotations
@@ -41,16 +20,7 @@ LEAST_VARIANCE = 1e-8
 
 
 class Spectrum(nn.Module):
-    """Mean and spectrum of pictures in the network's units; before `measure`, those of white noise.
-
-    Args:
-        channels: Of a picture.
-        size: Height and width.
-
-    Attributes:
-        mean: m, (C, H, W).
-        log_variance: log D, (C, H, W), by frequency down and across.
-    """
+    """Mean and spectrum of pictures in the network's units; before `measure`, those of white noise."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
@@ -73,18 +43,7 @@ class Spectrum(nn.Module):
         to: Tensor | None = None,
         kept: Kept | None = None,
     ) -> Asked:
-        """The network's inputs for x at its levels.
-
-        Args:
-            x: (N, C, H, W).
-            times: (K,) of scaled lambda.
-            rows: (N,) pointing into `times`, as in `layers.spread`.
-            to: (K,), the scaled lambdas of the levels that a flow map is asked to: the estimate is that of the mean.
-            kept: As in `UNet.forward`.
-
-        Raises:
-            ValueError: x has another size than the spectrum.
-        """
+        """The network's inputs for x at its levels."""
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"pictures {tuple(x.shape[1:])} for a spectrum of {tuple(self.mean.shape)}")
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -114,15 +73,7 @@ class Spectrum(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What multiplies and shifts pictures at each of K levels; float32 at least.
-
-    Attributes:
-        at: alpha m, (K, C, H, W).
-        inputs: From r to the network's two inputs by frequency, (K, 2, C, H, W).
-        gain: From r to E[v | x] by frequency, (K, C, H, W).
-        drift: What is added to that, by pixel, (K, C, H, W).
-        left: Deviation of v from it by frequency, at most 1, (K, C, H, W).
-    """
+    """What multiplies and shifts pictures at each of K levels; float32 at least."""
 
     at: Tensor
     inputs: Tensor
@@ -141,20 +92,13 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The network's inputs, and the linear estimate that its output corrects.
-
-    Attributes:
-        inputs: x in units of its spectrum, and E[x_0 | x] - m if pictures were Gaussian: (N, 2 C, H, W).
-        residual: r by frequency (N, C, H, W), float32 at least.
-        terms: Of the pictures' levels.
-    """
+    """The network's inputs, and the linear estimate that its output corrects."""
 
     inputs: Tensor
     residual: Tensor
     terms: Terms
 
     def expected(self) -> Tensor:
-        """E[v | x] if pictures were Gaussian, (N, C, H, W), float32 at least."""
         return pictures(self.terms.gain * self.residual) + self.terms.drift
 
     def answer(self, found: Tensor) -> Tensor:
@@ -166,14 +110,12 @@ class Asked:
 
 
 def _scales(times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Alpha and sigma at times (K,) of scaled lambda, as factors of pictures."""
     lam = times.double() / LAMBDA_SCALE
     alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().to(dtype)[:, None, None, None] for sign in (1, -1))
     return alpha, sigma
 
 
 def _angles(times: Tensor) -> Tensor:
-    """Phi at times (K,) of scaled lambda, float64, as a factor of pictures."""
     return torch.atan(torch.exp(-times.double() / LAMBDA_SCALE))[:, None, None, None]
 
 
@@ -195,12 +137,7 @@ def _mean_terms(start: Tensor, end: Tensor, variance: Tensor) -> tuple[Tensor, T
 
 
 class Moments:
-    """Sums over pictures, from which mean and spectrum follow; float64.
-
-    Args:
-        channels: Of a picture.
-        size: Height and width.
-    """
+    """Sums over pictures, from which mean and spectrum follow; float64."""
 
     def __init__(self, channels: int, size: int) -> None:
         self._count = 0
@@ -215,26 +152,22 @@ class Moments:
         self._squares += found.square().sum(0)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Mean, and variance by frequency, each (C, H, W) float64."""
         mean = self._sum / self._count
         return pictures(mean), self._squares / self._count - mean.square()
 
 
 def cosines(x: Tensor) -> Tensor:
-    """U^T x: the orthonormal DCT-II over the last two dimensions (..., H, W)."""
     rows, columns = (_basis(side, x.dtype, x.device) for side in x.shape[-2:])
     return rows.T @ x @ columns
 
 
 def pictures(found: Tensor) -> Tensor:
-    """U found, the inverse of `cosines`."""
     rows, columns = (_basis(side, found.dtype, found.device) for side in found.shape[-2:])
     return rows @ found @ columns.T
 
 
 @lru_cache(maxsize=16)
 def _basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Columns are the orthonormal cosines of a side."""
     with torch.inference_mode(mode=False):
         places = torch.arange(side, dtype=torch.float64)
         basis = torch.cos(math.pi / side * (places[:, None] + 0.5) * places) * math.sqrt(2.0 / side)

@@ -1,9 +1,6 @@
 """The UNet of ADM (Dhariwal, Nichol, Diffusion Models Beat GANs, arXiv 2105.05233): from (x_t, t, class) to eps.
 
-    emb = W_2 silu(W_1 features(t)) + E[y];   h = up(middle(down(x)), skips);   out = conv(silu(norm(h)))
-
-Public guided-diffusion checkpoints load unchanged, whatever their flags; a time is embedded once, however
-many rows share it.
+emb = W_2 silu(W_1 features(t)) + E[y];   h = up(middle(down(x)), skips);   out = conv(silu(norm(h)))
 """
 
 from __future__ import annotations
@@ -34,38 +31,7 @@ SMALL_SPECTRUM = 4_096
 
 
 class UNet(nn.Module):
-    """Predicts eps, x0 or v of pictures (and the variance, when `out_channels` is twice `in_channels`).
-
-    Args:
-        image_size: Size that it was made for; informative, the network accepts any divisible size.
-        in_channels: Of a picture.
-        model_channels: Channels that `channel_mult` multiplies.
-        out_channels: Of the output.
-        num_res_blocks: Residual blocks of a level.
-        attention_resolutions: Downsampling factors (1, 2, 4, ...) at which there is attention.
-        dropout: Probability, in training.
-        channel_mult: Of each level, from the finest.
-        conv_resample: Whether resampling has a convolution.
-        num_classes: Classes that it is conditioned on; None for none.
-        num_heads: Of attention, where `num_head_channels` is -1.
-        num_head_channels: Channels of a head, or -1.
-        num_heads_upsample: Heads in the up path; -1 for `num_heads`.
-        use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
-        resblock_updown: Whether residual blocks resample.
-        use_new_attention_order: Whether query, key and value are split before the heads.
-        patch: Side of the squares of pixels that become channels at the input and pixels again at the output.
-        class_dropout: Whether there is one more class, index `num_classes`: the null class.
-        norm_groups: Groups of normalisations; networks of less than 128 channels need fewer than 32, see `GroupNorm32`.
-        global_mean: Whether the mean of each channel over the picture, times sqrt(H W), is one more input channel. In
-            it noise has unit variance as in a pixel, and a picture's brightness and colour stand out of the noise
-            long before anything else does.
-        spectral: Whether it corrects an estimate from the pictures' mean and spectrum, see `spectrum`; for v,
-            with scaled lambda as time, and only for pictures of `image_size`.
-        flow_map: Whether it also receives a second time, and predicts the mean of v from one level to the other.
-
-    Attributes:
-        checkpointing: Set it to recompute activations in the backward pass instead of keeping them.
-    """
+    """Predicts eps, x0 or v of pictures (and the variance, when `out_channels` is twice `in_channels`)."""
 
     remembers = True
     """Whether calls may keep what they derive from times alone; see `kept` of `forward`."""
@@ -153,23 +119,7 @@ class UNet(nn.Module):
         to: Tensor | None = None,
         kept: Kept | None = None,
     ) -> Tensor:
-        """The prediction at x.
-
-        Args:
-            x: Pictures (N, in_channels, H, W); H and W divide by patch x 2^(levels - 1).
-            times: (1,) or (N,), or (K,) with `rows`.
-            rows: (N,) pointing into `times`.
-            y: Classes (N,) int64, if and only if the network has classes.
-            to: Of a flow map, the times of the levels asked to, like `times`; None for the same levels.
-            kept: What earlier calls at these very times derived from them, and this one adds to; for one time, fixed
-                weights and no gradients.
-
-        Returns:
-            (N, out_channels, H, W).
-
-        Raises:
-            ValueError: Classes for a network without, or none for a network with; or another size than the spectrum's.
-        """
+        """The prediction at x."""
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
         embedded = self._embedded(times, rows, y, to, kept)
@@ -190,7 +140,6 @@ class UNet(nn.Module):
     def _embedded(
         self, times: Tensor, rows: Tensor | None, y: Tensor | None, to: Tensor | None, kept: Kept | None
     ) -> Embedded:
-        """The embedding of times, spans and classes."""
         emb = remembered(kept, self.time_embed, lambda: self._of_times(times, to))
         return Embedded(emb, rows, kept) if y is None else Embedded(spread(emb, rows) + self.label_emb(y))
 

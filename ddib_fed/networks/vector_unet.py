@@ -12,14 +12,7 @@ from ddib_fed.networks.layers import GroupNorm32, spread, timestep_embedding
 
 
 class ResBlock(nn.Module):
-    """skip(x) + out_layers(in_layers(x) + emb_layers(emb)) on vectors.
-
-    Args:
-        channels: Of the input.
-        emb_channels: Of the time embedding.
-        dropout: Probability before the last layer.
-        out_channels: Of the output; the skip is a linear layer when it differs.
-    """
+    """skip(x) + out_layers(in_layers(x) + emb_layers(emb)) on vectors."""
 
     def __init__(
         self, channels: int, emb_channels: int, dropout: float, out_channels: int | None = None
@@ -44,15 +37,7 @@ class ResBlock(nn.Module):
 
 
 class SyntheticModel(nn.Module):
-    """Predicts eps (or x0) of points from (x, timestep).
-
-    Args:
-        in_channels: Coordinates of a point.
-        out_channels: Of the output.
-        num_channels: Hidden units, a multiple of 32.
-        num_res_blocks: Blocks in the input path and in the output path.
-        dropout: Probability, in training.
-    """
+    """Predicts eps (or x0) of points from (x, timestep)."""
 
     def __init__(
         self,

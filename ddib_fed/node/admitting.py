@@ -21,17 +21,12 @@ from ddib_fed.trust.peers.store import PeerStore
 
 
 def peer_store(config: NodeConfig) -> PeerStore:
-    """The peers of a node."""
     paths = config.paths
     return PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
 
 
 def own_peer(config: NodeConfig) -> Peer:
-    """This node, as others admit it.
-
-    Raises:
-        InputError: Another node would refuse it, or the node has no root yet.
-    """
+    """This node, as others admit it."""
     node = config.node
     identity = Identity(node.institution, "node", node.name)
     own = Peer(node.institution, identity, node.address, peer_store(config).snapshot().own_roots)
@@ -39,20 +34,7 @@ def own_peer(config: NodeConfig) -> Peer:
 
 
 def export_peer(config: NodeConfig, path: Path, *, force: bool = False) -> Peer:
-    """Write the file that other institutions add; it holds no secret.
-
-    Args:
-        config: Of the node.
-        path: The file.
-        force: Overwrite it.
-
-    Returns:
-        Its content.
-
-    Raises:
-        AlreadyExists: There is a file, and `force` is false.
-        InputError: It cannot be written, or another node would refuse it.
-    """
+    """Write the file that other institutions add; it holds no secret."""
     own = own_peer(config)
     try:
         with path.open("wb" if force else "xb") as file:
@@ -74,23 +56,7 @@ def admit(
     replace: bool = False,
     unconstrained_root: bool = False,
 ) -> Peer:
-    """Admit another institution's node after its root's fingerprint was compared; the audit log has it first.
-
-    Args:
-        config: Of this node.
-        file: The other node's peer file; may be a pipe.
-        fingerprints: What the other operator read out; without any a terminal is asked, unless the very same node is
-            admitted already.
-        replace: Replace an entry of the institution.
-        unconstrained_root: Accept a root without name constraints.
-
-    Raises:
-        PolicyDenied: A fingerprint differs or was not confirmed, or the root has no name constraints.
-        UsageError: There are no fingerprints, and no terminal to ask.
-        AlreadyExists: The institution is admitted with other particulars, and `replace` is false.
-        FileMissing, InputError: The file cannot be used.
-        ConfigError: The audit log cannot be written; nothing was admitted.
-    """
+    """Admit another institution's node after its root's fingerprint was compared; the audit log has it first."""
     other = parse_peer(
         read_small(file, hint="ddib peer export writes it, on the other side", pipe=True), str(file)
     )
@@ -118,11 +84,7 @@ def warn_of_letters(other: Peer) -> None:
 
 
 def require_name_constraints(other: Peer) -> None:
-    """Refuse a peer whose root may issue certificates of any name.
-
-    Raises:
-        PolicyDenied: It is so.
-    """
+    """Refuse a peer whose root may issue certificates of any name."""
     if not all(has_name_constraints(root) for root in other.roots):
         raise PolicyDenied(
             f"the root of {other.institution} has no name constraints",
@@ -133,13 +95,7 @@ def require_name_constraints(other: Peer) -> None:
 def admit_peer(
     config: NodeConfig, other: Peer, fingerprints: Sequence[str], *, replace: bool = False
 ) -> None:
-    """Admit a node whose fingerprints were compared; the audit log has it first.
-
-    Raises:
-        PolicyDenied: A fingerprint differs, or it is this institution.
-        AlreadyExists: The institution is admitted with other particulars, and `replace` is false.
-        ConfigError: The audit log cannot be written; nothing was admitted.
-    """
+    """Admit a node whose fingerprints were compared; the audit log has it first."""
     store = peer_store(config)
     replaced = other.institution in store.snapshot().peers
     store.add(
@@ -176,5 +132,4 @@ def _ask(other: Peer, otherwise: str) -> tuple[str, ...]:
 
 
 def confirm(question: str) -> bool:
-    """Ask on the terminal; only a plain yes is one."""
     return bool(click.confirm(escape(question), default=False))

@@ -17,20 +17,12 @@ TRY_AGAIN_S = 0.1
 
 @dataclass(slots=True)
 class Applied:
-    """The configuration in use; a reload replaces it.
-
-    Attributes:
-        config: Of the node, with the policy that is applied now.
-    """
+    """The configuration in use; a reload replaces it."""
 
     config: NodeConfig
 
     def require(self, policy: PolicySection) -> None:
-        """Return if a policy is the one that is applied now.
-
-        Raises:
-            ContractUnknown: It was replaced: what began under it begins again, with its checks and its contract.
-        """
+        """Return if a policy is the one that is applied now."""
         if self.config.policy is not policy:
             raise ContractUnknown(
                 "the policy was changed meanwhile: a contract is agreed on under the new one",

@@ -206,7 +206,6 @@ def _show(finding: Finding) -> None:
 
 
 def _logged(error: DdibError, otherwise: str) -> int:
-    """Log in one line why the node ends; returns the exit code."""
     log.error("%s  [%s]; try: %s", error.detail, error.reason, error.hint or otherwise)
     return int(error.exit_code)
 
@@ -231,7 +230,6 @@ def _load(path: Path, role: Role | None) -> NodeConfig:
 
 
 def _train(config: NodeConfig, *, force: bool) -> None:
-    """Train with a progress bar; everything but the bar is `ddib_fed.training`."""
     from ddib_fed.node.training import train_node
 
     train_node(config, force=force)

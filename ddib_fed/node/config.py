@@ -35,12 +35,7 @@ LEAST_LIFE_S = 60.0
 
 
 class NodeSection(Section):
-    """Who the node is, where it listens, and how it reaches its peers.
-
-    Attributes:
-        proxy: `http://HOST:PORT` of the HTTP CONNECT proxy through which all peers are dialled; none by default.
-        proxy_login: File with USER:PASSWORD for it.
-    """
+    """Who the node is, where it listens, and how it reaches its peers."""
 
     institution: str
     name: str = "node-1"
@@ -73,16 +68,7 @@ class NodeSection(Section):
 
 
 class ModelSection(Section):
-    """The one model that the node hosts.
-
-    Attributes:
-        bundle: Its folder.
-        domain: What peers call it.
-        bundle_domain: The bundle's own name of its domain, if it differs; None for `domain`.
-        classifier: Folder of the classifier that guides decoding on request; None for no classifier.
-        scene: HEIGHTxWIDTH of the pictures to translate, larger than the model's, in overlapping tiles of the model's
-            size; both nodes of a contract need the same. None for the model's size.
-    """
+    """The one model that the node hosts."""
 
     bundle: str = "model"
     domain: str
@@ -129,17 +115,7 @@ class LimitsSection(Section):
 
 
 class EngineSection(Section):
-    """Where and how the network runs.
-
-    Attributes:
-        executor: "inline" in the node itself, "processes" in one for each GPU or core, "ray" in actors of a cluster.
-        workers: Of "processes" or "ray"; 0 for one on each GPU, or without any on each core.
-        ray_address: HOST:PORT of the head of the institution's own cluster; "local" starts one on this machine; empty
-            where the executor is another.
-        merge_rows: Most points in one network call; 0 for what a short sweep at the first start finds best.
-        merge_pixels: Most pixels of pictures in one; 0 as before.
-        max_trajectories: Jobs and peers' calls that are integrated at once; more wait.
-    """
+    """Where and how the network runs."""
 
     executor: Literal["inline", "processes", "ray"] = "inline"
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
@@ -162,15 +138,7 @@ class EngineSection(Section):
 
 
 class IdentitySection(Section):
-    """How the node's certificate is renewed, and how long those live that it issues.
-
-    Attributes:
-        issuer: NODE@HOST:PORT of the institution's issuing node, where the root's key is not on this machine.
-        renew_command: A program that leaves a new certificate in the folder.
-        node_life_s: Of nodes' certificates that this node issues, its own among them.
-        client_life_s: Of clients' certificates that it issues.
-        recovery_days: For how long a node that renews here may be off and come back by itself; 0 for never.
-    """
+    """How the node's certificate is renewed, and how long those live that it issues."""
 
     issuer: str | None = None
     renew_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -189,7 +157,6 @@ class IdentitySection(Section):
         return value
 
     def life(self, kind: str) -> timedelta:
-        """How long certificates of a "node" or a "client" live."""
         return timedelta(seconds=self.node_life_s if kind == "node" else self.client_life_s)
 
 
@@ -214,7 +181,6 @@ class LogSection(Section):
 
 
 def command_of(roles: tuple[Role, ...]) -> str:
-    """The program that runs a node of these roles."""
     return "python -m ddib_fed.node" if len(roles) > 1 else f"ddib-{roles[0]}-node"
 
 
@@ -241,12 +207,7 @@ class NodeConfig(Section):
 
     @classmethod
     def load(cls, path: Path) -> NodeConfig:
-        """Read a node.toml.
-
-        Raises:
-            FileMissing: There is no such file.
-            ConfigError: A key is unknown, missing, or its value cannot be used.
-        """
+        """Read a node.toml."""
         config = load_toml(
             path,
             cls,
@@ -257,11 +218,6 @@ class NodeConfig(Section):
 
     @classmethod
     def parse(cls, data: bytes, path: Path) -> NodeConfig:
-        """The content of a node.toml, as if it lay at `path`.
-
-        Raises:
-            ConfigError: As `load`.
-        """
         return parse_toml(data, cls, path)._at(path)  # noqa: SLF001 - its own class
 
     def _at(self, path: Path) -> NodeConfig:
@@ -283,17 +239,14 @@ class NodeConfig(Section):
 
     @property
     def path(self) -> Path:
-        """The file itself."""
         return self._folder / self._name
 
     @property
     def command(self) -> str:
-        """The program that runs this node."""
         return command_of(self.node.roles)
 
     @property
     def folder(self) -> Path:
-        """The file's folder; `train.data` and other paths are relative to it."""
         return self._folder
 
     @property
@@ -312,11 +265,6 @@ class NodeConfig(Section):
 
     @property
     def proxy(self) -> Proxy | None:
-        """The proxy through which peers are dialled; None for direct connections.
-
-        Raises:
-            DdibError: The file with its login cannot be used.
-        """
         login = None if self.node.proxy_login is None else self._folder / self.node.proxy_login
         return Proxy.of(self.node.proxy, login)
 

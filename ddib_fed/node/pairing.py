@@ -28,13 +28,7 @@ from ddib_fed.trust.peers.file import Peer
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Whom the operator is ready to admit.
-
-    Attributes:
-        institution: Only this one; None for whoever has the code.
-        replace: Also in place of an entry of the institution that has other particulars.
-        unconstrained_root: Also with a root without name constraints.
-    """
+    """Whom the operator is ready to admit."""
 
     institution: str | None = None
     replace: bool = False
@@ -69,17 +63,7 @@ class _Here:
 
 
 def pair_listening(config: NodeConfig, *, at: str | None = None, wanted: Wanted = Wanted()) -> Paired:
-    """Show a code, wait for the other side to come with it, and admit that side.
-
-    Args:
-        config: Of this node.
-        at: Address to bind; default: the node's own, which is free while the node does not run.
-        wanted: Whom to admit.
-
-    Raises:
-        ConfigError: The address cannot be bound.
-        DdibError: As `exchange.listen`.
-    """
+    """Show a code, wait for the other side to come with it, and admit that side."""
     here, code = _Here(config, wanted), new_code()
     with _bound(config, at) as listener:
         shown = _shown(config, at, listener.getsockname()[1])
@@ -102,18 +86,7 @@ def pair_listening(config: NodeConfig, *, at: str | None = None, wanted: Wanted 
 
 
 def pair_dialling(config: NodeConfig, address: str, code: str, *, wanted: Wanted = Wanted()) -> Paired:
-    """Connect to the side that waits, prove the code, and admit that side.
-
-    Args:
-        config: Of this node.
-        address: ``host:port`` that the other side shows.
-        code: That it shows.
-        wanted: Whom to admit.
-
-    Raises:
-        UsageError: A digit of the code is wrong, or the address is none.
-        DdibError: As `exchange.dial`.
-    """
+    """Connect to the side that waits, prove the code, and admit that side."""
     try:
         split_address(address)
     except ValueError as error:
@@ -126,7 +99,6 @@ def pair_dialling(config: NodeConfig, address: str, code: str, *, wanted: Wanted
 
 
 def _shown(config: NodeConfig, at: str | None, port: int) -> str:
-    """What the other side dials: the node's address where its own port was bound, else its host with the port."""
     if at is None and split_address(config.node.listen, bound=True)[1] == port:
         return config.node.address
     return f"{_in_address(split_address(config.node.address)[0])}:{port}"
@@ -176,7 +148,6 @@ def _show(config: NodeConfig, own: Peer, paired: Paired) -> None:
 
 
 def _host(where: str) -> str:
-    """The host of an address; what is none is a bare IPv6 address."""
     try:
         return split_address(where)[0]
     except ValueError:

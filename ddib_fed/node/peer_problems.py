@@ -10,11 +10,7 @@ from ddib_fed.errors import DdibError
 
 
 class PeerProblems:
-    """The last failure of each peer since its last success; safe to use from any thread.
-
-    Args:
-        clock: Unix time in seconds.
-    """
+    """The last failure of each peer since its last success; safe to use from any thread."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -22,16 +18,13 @@ class PeerProblems:
         self._last: dict[str, tuple[float, str]] = {}
 
     def failed(self, institution: str, error: DdibError) -> None:
-        """A call failed."""
         with self._lock:
             self._last[institution] = self._clock(), f"{error.detail} [{error.reason}]"
 
     def answered(self, institution: str) -> None:
-        """A call succeeded."""
         with self._lock:
             self._last.pop(institution, None)
 
     def of(self, institution: str) -> tuple[float, str]:
-        """When the last call failed, as Unix time, and why; 0 and empty if the last one did not."""
         with self._lock:
             return self._last.get(institution, (0.0, ""))

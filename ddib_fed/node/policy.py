@@ -46,14 +46,7 @@ DEFAULTS: Final = PolicySection()
 
 
 class Policy:
-    """Which identity may call which method; default deny.
-
-    Args:
-        institution: The node's own.
-        roles: ``source``, ``target``: what the node serves.
-        issuer: Whether it renews certificates of its institution.
-        section: What node.toml allows, now.
-    """
+    """Which identity may call which method; default deny."""
 
     def __init__(
         self,
@@ -75,17 +68,10 @@ class Policy:
 
     @property
     def version(self) -> object:
-        """Another object when what is allowed may have changed."""
         return self._section()
 
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
-        """Return when `identity` may call ``/package.Service/Method``.
-
-        Raises:
-            PeerUnknown: A node that is not admitted calls a method for peers.
-            PeerSuspended: Its institution is suspended.
-            PolicyDenied: Anything else.
-        """
+        """Return when `identity` may call ``/package.Service/Method``."""
         service = full_method.removeprefix("/").partition("/")[0]
         own = identity.institution == self._institution
         if service not in self._services:
@@ -112,16 +98,11 @@ class Policy:
 
 
 def uses_of(institution: str, policy: PolicySection) -> tuple[Use, ...]:
-    """What an admitted peer may be used for, as `policy.peers` says it."""
     return policy.peers.get(institution, policy.peers.get(EVERY, ()))
 
 
 def check_use(institution: str, use: Use, policy: PolicySection) -> None:
-    """Return if a peer may be used so.
-
-    Raises:
-        PolicyDenied: `policy.peers` does not allow it.
-    """
+    """Return if a peer may be used so."""
     if use not in uses_of(institution, policy):
         raise PolicyDenied(
             f"{institution} is not allowed to be used for {use!r}",
@@ -131,11 +112,7 @@ def check_use(institution: str, use: Use, policy: PolicySection) -> None:
 
 
 def targets_of(client: str, policy: PolicySection) -> tuple[str, ...]:
-    """Where an own client may translate to, as `policy.clients` says it.
-
-    Raises:
-        PolicyDenied: Nowhere.
-    """
+    """Where an own client may translate to, as `policy.clients` says it."""
     found = policy.clients.get(client, policy.clients.get(EVERY, ()))
     if not found:
         raise PolicyDenied(
@@ -147,11 +124,7 @@ def targets_of(client: str, policy: PolicySection) -> tuple[str, ...]:
 
 
 def check_target(client: str, institution: str, domain: str, policy: PolicySection) -> None:
-    """Return if an own client may have its samples translated to a peer's domain.
-
-    Raises:
-        PolicyDenied: It may not, or no client may.
-    """
+    """Return if an own client may have its samples translated to a peer's domain."""
     check_use(institution, "send", policy)
     if not {EVERY, institution, f"{institution}/{domain}"} & set(targets_of(client, policy)):
         raise PolicyDenied(
@@ -162,11 +135,7 @@ def check_target(client: str, institution: str, domain: str, policy: PolicySecti
 
 
 def check_softening(soften_sigma: float, policy: PolicySection) -> None:
-    """Return if pictures are softened enough under a contract.
-
-    Raises:
-        PolicyDenied: By less than `policy.least_soften_sigma`.
-    """
+    """Return if pictures are softened enough under a contract."""
     if soften_sigma < policy.least_soften_sigma:
         raise PolicyDenied(
             f"pictures softened to {soften_sigma:g}, where at least {policy.least_soften_sigma:g} is demanded",
@@ -180,11 +149,7 @@ def check_softening(soften_sigma: float, policy: PolicySection) -> None:
 
 
 def policy_digest(config: NodeConfig) -> str:
-    """SHA-256, hex, of everything that node.toml allows: [policy], and the limits that an agreement may name.
-
-    Two nodes with the same settings have the same digest, whatever their files look like otherwise: it is taken over
-    canonical JSON (RFC 8785) with every default written out.
-    """
+    """SHA-256, hex, of everything that node.toml allows: [policy], and the limits that an agreement may name."""
     policy = config.policy.model_dump(mode="json")
     limits = config.limits.model_dump(mode="json", include=set(AGREED_LIMITS))
     text = canonical_json({"format": POLICY_FORMAT, "limits": limits, "policy": policy})
@@ -192,11 +157,7 @@ def policy_digest(config: NodeConfig) -> str:
 
 
 def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
-    """Return if latents of the settings' depth are allowed here.
-
-    Raises:
-        PolicyDenied: They would keep more of the picture than `policy.least_depth` allows.
-    """
+    """Return if latents of the settings' depth are allowed here."""
     if settings.depth < policy.least_depth:
         raise PolicyDenied(
             f"a depth of {settings.depth:g} where at least {policy.least_depth:g} is allowed",
@@ -210,11 +171,7 @@ def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
 
 
 def check_encoder(settings: SolverSettings, policy: PolicySection) -> None:
-    """Return if latents of the settings' encoder are allowed here.
-
-    Raises:
-        PolicyDenied: They show more of the picture than those that `policy.encoders` lists.
-    """
+    """Return if latents of the settings' encoder are allowed here."""
     if settings.encoder not in policy.encoders:
         allowed = ", ".join(policy.encoders) or "none"
         raise PolicyDenied(
@@ -225,16 +182,7 @@ def check_encoder(settings: SolverSettings, policy: PolicySection) -> None:
 
 
 def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> None:
-    """Return if latents may be made with so few evaluations.
-
-    Args:
-        settings: Of a job or a Decode call. Flow maps, which are trained for few evaluations, are exempt.
-        least: The fewest that are allowed.
-        where: What says so.
-
-    Raises:
-        PolicyDenied: There are fewer. The latent would not be where the ODE ends, and show more of the picture.
-    """
+    """Return if latents may be made with so few evaluations."""
     if settings.solver != "flow-map" and settings.evaluations < least:
         raise PolicyDenied(
             f"{settings.evaluations} evaluations, where {where} demands at least {least}",
@@ -246,14 +194,7 @@ def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> No
 def peer_charges(
     policy: PolicySection, institution: str, *, samples: int, evaluations: int
 ) -> tuple[Charge, ...]:
-    """What decoding for a peer is charged.
-
-    Args:
-        policy: Of this node.
-        institution: The peer.
-        samples: How many.
-        evaluations: See `quota.evaluations_of`.
-    """
+    """What decoding for a peer is charged."""
     limit = policy.quotas.get(institution, policy.evaluations_per_day)
     return (
         Charge("evaluations_per_day", institution, evaluations, limit),
@@ -262,7 +203,6 @@ def peer_charges(
 
 
 def client_charges(policy: PolicySection, client: str, evaluations: int) -> tuple[Charge, ...]:
-    """What a job of an own client is charged: for the legs that this node computes."""
     return (Charge("client_evaluations_per_day", client, evaluations, policy.client_evaluations_per_day),)
 
 

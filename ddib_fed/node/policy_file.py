@@ -22,7 +22,6 @@ NO_ENTRY: Final = "no entry"
 
 
 def policy_changes(before: PolicySection, after: PolicySection) -> list[str]:
-    """What differs, a line for each key; of a table a line for each entry, with what came to it and what went."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     return [change for name in new for change in _changes(f"policy.{name}", old[name], new[name])]
 
@@ -40,7 +39,6 @@ def _changes(name: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def _moved(was: Any, now: Any) -> str:
-    """Of two lists, whose order means nothing, what they do not share; empty for anything else."""
     if not (isinstance(was, list) and isinstance(now, list)):
         return ""
     moves = {"removed": [v for v in was if v not in now], "added": [v for v in now if v not in was]}
@@ -48,25 +46,14 @@ def _moved(was: Any, now: Any) -> str:
 
 
 class PolicyFile:
-    """Applies changes of [policy] without a restart.
-
-    Args:
-        node: Whose policy it is.
-
-    Attributes:
-        problem: Why the file cannot be used, with the remedy; None if it could when it was last read.
-    """
+    """Applies changes of [policy] without a restart."""
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
         self.problem: str | None = None
 
     def reload(self) -> list[str]:
-        """Read node.toml again and apply its policy; what changed, one line each.
-
-        Raises:
-            OSError: The audit log cannot be written; nothing has changed.
-        """
+        """Read node.toml again and apply its policy; what changed, one line each."""
         config = self._node.config
         try:
             read = NodeConfig.load(config.path)

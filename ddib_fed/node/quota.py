@@ -3,9 +3,6 @@
 A day begins with the first charge of who is charged, and everything is free again a day later. What is on the disk is
 ahead of what was spent by up to a ten-thousandth of the limit: a charge is on the disk before the work that it is for
 begins, most charges write nothing, and a kill gives nothing back. An orderly stop writes the exact numbers.
-
-Work that was charged and is asked for again, as after a crash of the peer, is free while all of it that day is at most
-a tenth of the limit. Which work that is, is kept in memory: after a crash of this node it is charged again.
 """
 
 from __future__ import annotations
@@ -50,17 +47,7 @@ def evaluations_of(
     *,
     round_trip: bool = False,
 ) -> int:
-    """What a leg of some samples costs: network evaluations of points, or of pixels.
-
-    Measured with the shipped models, a pixel costs what a point costs, within a factor of two or three.
-
-    Args:
-        samples: How many.
-        sample_shape: Of one: (D,) for points, (C, H, W) for pictures.
-        evaluations: Of the network, on the leg.
-        guidance: Of the leg; a guided evaluation counts twice.
-        round_trip: Whether the way back is gone too.
-    """
+    """What a leg of some samples costs: network evaluations of points, or of pixels."""
     positions = samples
     for side in sample_shape[1:]:
         positions *= side
@@ -70,14 +57,7 @@ def evaluations_of(
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """An amount against one quota.
-
-    Attributes:
-        quota: Its key in [policy] of node.toml, or the name of a bound that the node sets itself.
-        who: Who is charged, as the error names them.
-        amount: Of this work.
-        limit: Of a day; 0 for none.
-    """
+    """An amount against one quota."""
 
     quota: str
     who: str
@@ -87,13 +67,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A piece of work and what is charged for it.
-
-    Attributes:
-        charges: Each against another quota.
-        name: Names the work, with all that it consists of; the same again is free within limits. None for work that is
-            never free.
-    """
+    """A piece of work and what is charged for it."""
 
     charges: Sequence[Charge]
     name: Hashable = None
@@ -121,15 +95,7 @@ class _File(BaseModel):
 
 @dataclass(slots=True)
 class _Account:
-    """A day of one quota of somebody.
-
-    Attributes:
-        since: Unix time of its first charge.
-        spent: So far.
-        written: What is on the disk, at least `spent` whenever no charge is under way.
-        repeated: What was free because it was charged before.
-        paid: What was charged for each piece of work.
-    """
+    """A day of one quota of somebody."""
 
     since: float
     spent: int = 0
@@ -153,13 +119,7 @@ class _Account:
 
 @dataclass(frozen=True, slots=True)
 class _Booking:
-    """A piece of work in the accounts.
-
-    Attributes:
-        work: Its name.
-        due: What is charged.
-        repeated: What is free because it was charged before.
-    """
+    """A piece of work in the accounts."""
 
     work: Hashable
     due: Sequence[tuple[Charge, _Account]]
@@ -180,15 +140,7 @@ class _Booking:
 
 
 class Ledger:
-    """Accounts of a node; safe to use from any thread. Close it.
-
-    Args:
-        path: Its file; None to count in memory alone.
-        clock: Unix time in seconds.
-
-    Raises:
-        ConfigError: The file cannot be used.
-    """
+    """Accounts of a node; safe to use from any thread. Close it."""
 
     def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -200,11 +152,7 @@ class Ledger:
 
     @staticmethod
     def check(path: Path) -> list[_Record]:
-        """What a ledger would find there; changes nothing.
-
-        Raises:
-            ConfigError: The file is damaged, of a newer release, or not private.
-        """
+        """What a ledger would find there; changes nothing."""
         check_private_file(path)
         try:
             text = path.read_bytes()
@@ -225,29 +173,10 @@ class Ledger:
             ) from error
 
     def charge(self, charges: Sequence[Charge], work: Hashable = None) -> None:
-        """Book all amounts, or none; they are on the disk when this returns.
-
-        Args:
-            charges: Each against another quota.
-            work: Names the piece of work, with all that its result depends on; the same again is free within limits.
-                None for work that is never free.
-
-        Raises:
-            QuotaSpent: One does not fit; nothing was booked. Its facts say how much is left and when it renews.
-            NotReady: It cannot be written; nothing was booked.
-        """
         self.charge_each([Work(charges, work)])
 
     def charge_each(self, works: Sequence[Work]) -> int:
-        """Book pieces of work in their order, as many as fit, with at most one write.
-
-        Returns:
-            How many were booked, at least one of any; they are on the disk.
-
-        Raises:
-            QuotaSpent: The first one does not fit; nothing was booked. Its facts are those of `charge`.
-            NotReady: They cannot be written; nothing was booked.
-        """
+        """Book pieces of work in their order, as many as fit, with at most one write."""
         booked: list[_Booking] = []
         with self._lock:
             for work in works:
@@ -269,11 +198,7 @@ class Ledger:
         return len(booked)
 
     def _book(self, work: Work) -> _Booking:
-        """Count a piece of work.
-
-        Raises:
-            QuotaSpent: A charge does not fit; none is counted.
-        """
+        """Count a piece of work."""
         all_ = [(charge, self._of(charge)) for charge in work.charges if charge.limit > 0]
         due = [(charge, account) for charge, account in all_ if not account.repeats(charge, work.name)]
         for charge, account in due:
@@ -290,11 +215,7 @@ class Ledger:
                     account.spent = max(0, account.spent - charge.amount)
 
     def require(self, charges: Sequence[Charge]) -> None:
-        """Return if these amounts would fit now; nothing is booked.
-
-        Raises:
-            QuotaSpent: One does not.
-        """
+        """Return if these amounts would fit now; nothing is booked."""
         with self._lock:
             for charge in charges:
                 if charge.limit > 0:

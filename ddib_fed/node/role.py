@@ -57,7 +57,6 @@ class NodeContext:
 
     @property
     def config(self) -> NodeConfig:
-        """As it is applied now; see `Applied`."""
         return self.applied.config
 
     @config.setter
@@ -66,52 +65,32 @@ class NodeContext:
 
     @property
     def engine(self) -> ServingParty:
-        """The warm engine.
-
-        Raises:
-            NotReady: The model is not loaded yet.
-            Draining: The node accepts no more work.
-        """
+        """The warm engine."""
         if self._draining.is_set():
             raise Draining(retry_after_s=30)
         return self.running_engine
 
     @property
     def running_engine(self) -> ServingParty:
-        """The warm engine, also for work that was accepted before draining began.
-
-        Raises:
-            NotReady: The model is not loaded yet.
-        """
+        """The warm engine, also for work that was accepted before draining began."""
         if self._engine is None:
             raise NotReady(retry_after_s=5)
         return self._engine
 
     @property
     def active_digest(self) -> str:
-        """Digest of the model that is served.
-
-        Raises:
-            NotReady: The model is not loaded yet.
-        """
         return self.running_engine.model.bundle.digest
 
     @property
     def draining(self) -> bool:
-        """Whether the node only finishes accepted work."""
         return self._draining.is_set()
 
     @property
     def loaded(self) -> bool:
-        """Whether the model is loaded and warm."""
         return self._engine is not None
 
     def set_engine(self, engine: ServingParty) -> None:
-        """Serve a warm model.
-
-        Raises:
-            ConfigError: It is a picture model, and the softening key cannot be used.
-        """
+        """Serve a warm model."""
         bundle = engine.model.bundle
         if bundle.manifest.sample_kind == "picture":
             self._softener = Softener(load_key(self.config.paths.softening_key), bundle.digest)
@@ -119,25 +98,16 @@ class NodeContext:
 
     @property
     def softener(self) -> Softener:
-        """The source of softening noise of this node.
-
-        Raises:
-            NotReady: No model of pictures is loaded yet.
-        """
+        """The source of softening noise of this node."""
         if self._softener is None:
             raise NotReady(retry_after_s=5)
         return self._softener
 
     def drain(self) -> None:
-        """Stop accepting work."""
         self._draining.set()
 
     def side(self) -> ContractSide:
-        """This node's half of a contract.
-
-        Raises:
-            NotReady: The model is not loaded yet.
-        """
+        """This node's half of a contract."""
         bundle = self.running_engine.model.bundle
         manifest, schedule = bundle.manifest, bundle.schedule
         classes = manifest.num_classes or 0
@@ -159,44 +129,26 @@ class NodeContext:
         )
 
     def guidance(self) -> GuidanceTerms | None:
-        """The guidance that this node offers for decoding, from its model and policy; None for none.
-
-        Raises:
-            NotReady: The model is not loaded yet.
-        """
         return offered_guidance(self.running_engine.model, self.config.policy)
 
     @property
     def policy_sha256(self) -> str:
-        """Digest of the policy that is applied now, hexadecimal."""
         return policy_digest(self.config)
 
     @property
     def units_sha256(self) -> str:
-        """Digest of the units of this node's model, which calibrations are bound to; hexadecimal.
-
-        Raises:
-            NotReady: The model is not loaded yet.
-        """
         return units_digest(self.running_engine.model.bundle.manifest.normalisation)
 
     def weight_of(self, institution: str) -> float:
-        """The share of the engine that work for an institution has beside others."""
         return self.config.policy.weights.get(institution, 1.0)
 
     @property
     def translates_in_tiles(self) -> bool:
-        """Whether clients are to cut pictures that are larger than the model's, instead of having them fitted."""
         picture = self.running_engine.model.bundle.manifest.picture
         return picture is not None and picture.tiles and self.config.policy.size_rule != REFUSE
 
     @property
     def size_rule(self) -> str:
-        """How this node fits a picture to its model's size.
-
-        Raises:
-            NotReady: The model is not loaded yet.
-        """
         manifest = self.running_engine.model.bundle.manifest
         return size_rule_of(manifest, allowed=self.config.policy.size_rule)
 
@@ -234,26 +186,14 @@ class Role(Protocol):
     name: str
 
     def check(self, config: NodeConfig) -> str:
-        """What `open` would find, as a short text; changes nothing.
-
-        Raises:
-            DdibError: `open` would fail.
-        """
+        """What `open` would find, as a short text; changes nothing."""
 
     def open(self, node: NodeContext) -> RoleService:
-        """The role in this node, not started yet.
-
-        Raises:
-            DdibError: Its files cannot be used.
-        """
+        """The role in this node, not started yet."""
 
 
 def find_roles(names: Iterable[str]) -> list[Role]:
-    """The installed roles of these names.
-
-    Raises:
-        ConfigError: One of them is not installed.
-    """
+    """The installed roles of these names."""
     installed = {point.name: point for point in entry_points(group="ddib_fed.roles")}
     missing = [name for name in names if name not in installed]
     if missing:

@@ -122,7 +122,6 @@ _OWN = """\
 
 
 def _trained(domain: str) -> str:
-    """The lines of [train] that name the training data."""
     built_in = domain in SHIPPED or domain in DOMAINS
     return (_BUILT_IN if built_in else _OWN).format(domain=domain)
 
@@ -139,11 +138,7 @@ def render_node_toml(
     bundle_domain: str | None = None,
     classifier: str | None = None,
 ) -> str:
-    """A commented node.toml that `NodeConfig.load` accepts.
-
-    Raises:
-        ValueError: A value cannot be used (pydantic's error, which is one).
-    """
+    """A commented node.toml that `NodeConfig.load` accepts."""
     NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
     ModelSection(domain=domain, bundle=bundle)
     command = command_of(roles)
@@ -165,5 +160,4 @@ def render_node_toml(
 
 
 def _string(text: str) -> str:
-    """A text as a TOML string; a path may contain quotes and backslashes."""
     return json.dumps(text, ensure_ascii=False)

@@ -13,18 +13,7 @@ from ddib_fed.training.settings.options import SHIPPED
 
 
 def train_node(config: NodeConfig, *, force: bool = False) -> None:
-    """Train into the bundle that node.toml names, resuming an unfinished run of the same settings.
-
-    Several processes of torchrun share the work.
-
-    Args:
-        config: The node's configuration; a table that names no data trains `model.domain`.
-        force: Start again, whatever is there.
-
-    Raises:
-        ConfigError: The file does not say what to train on.
-        DdibError: As `ddib_fed.training.run.train`.
-    """
+    """Train into the bundle that node.toml names, resuming an unfinished run of the same settings."""
     named = config.train.model_fields_set & {"domain", "data", "images"}
     if not named and config.model.domain not in {*DOMAINS, *SHIPPED}:
         raise ConfigError(

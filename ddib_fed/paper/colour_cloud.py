@@ -1,13 +1,7 @@
 """A photograph as a cloud of 3-D colours, and the way back to pixels.
 
-    rgb   2 r - 1 with r in [0, 1], the numbers of the file (sRGB, as they are)
-    lab   (L / 50 - 1, a / 50, b / 50): CIE 1976 L*a*b*, D65, in which equal distances look about equally far
-
-A photograph is kept as the colours that occur, how often, and where: what is done to a colour is done once.
-
-Pixels of k bits are whole numbers, and a density of whole numbers is spikes; to train on, each becomes a
-random point of its own cell (uniform dequantisation). To translate, each stands at the middle of its cell, so that
-equal pixels stay equal.
+rgb   2 r - 1 with r in [0, 1], the numbers of the file (sRGB, as they are)
+lab   (L / 50 - 1, a / 50, b / 50): CIE 1976 L*a*b*, D65, in which equal distances look about equally far
 """
 
 from __future__ import annotations
@@ -41,13 +35,7 @@ _DELTA = 6 / 29
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """A photograph that a package carries.
-
-    Attributes:
-        package: That carries it.
-        file: Where, inside the package.
-        credit: What must, or may, be said wherever it is shown.
-    """
+    """A photograph that a package carries."""
 
     package: str
     file: str
@@ -81,15 +69,7 @@ PACKAGED: Mapping[str, Packaged] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """A picture in colour.
-
-    Attributes:
-        name: For files and models: the file's stem, or the packaged name, in letters, digits, dot and dash.
-        colours: That occur, (K, 3), uint8 or uint16, each once.
-        index: Which colour each pixel has, (H, W) int32.
-        counts: How many pixels have each, (K,).
-        credit: What must be said wherever it is shown; empty for a user's file.
-    """
+    """A picture in colour."""
 
     name: str
     colours: NDArray[Any]
@@ -99,34 +79,22 @@ class Photograph:
 
     @property
     def top(self) -> int:
-        """The largest number that a pixel can have: 255 or 65,535."""
         return int(np.iinfo(self.colours.dtype).max)
 
     def rgb(self) -> Floats:
-        """The colours (K, 3) in [-1, 1], each at the middle of its cell."""
         return unit(self.colours, self.top)
 
     def paint(self, rgb: Floats) -> NDArray[Any]:
-        """The picture (H, W, 3), of its own bits, with new colours (K, 3) of [-1, 1]; beyond is clipped."""
         painted: NDArray[Any] = whole(rgb, self.top)[self.index]
         return painted
 
     def drawn(self, count: int, seed: int) -> NDArray[np.int64]:
-        """Which colours `count` pixels have that are drawn at random with replacement, (count,)."""
         rng = np.random.default_rng(seed)
         return self.index.reshape(-1)[rng.integers(0, self.index.size, count)].astype(np.int64)
 
 
 def open_photograph(which: str) -> Photograph:
-    """The photograph that a name of `PACKAGED` or a path stands for.
-
-    Raises:
-        FileMissing: There is no such file, or no packaged photograph of this name.
-        ExtraMissing: The package that carries it is not installed.
-        ImageUnreadable: The file is no picture.
-        ImageTooLarge: It is over the limits of `read_image`.
-        InputError: It is grey, has too few colours, or is not of 8 or 16 bits.
-    """
+    """The photograph that a name of `PACKAGED` or a path stands for."""
     if re.match(r"(sklearn|skimage):", which):
         return _packaged(which)
     path = Path(which)
@@ -136,16 +104,7 @@ def open_photograph(which: str) -> Photograph:
 
 
 def photograph(name: str, pixels: NDArray[Any], credit: str = "") -> Photograph:
-    """A photograph, checked: see `open_photograph` for what is refused.
-
-    Args:
-        name: For files and models.
-        pixels: (H, W, C).
-        credit: Whose it is.
-
-    Raises:
-        InputError: It is grey, has too few colours, or is not of 8 or 16 bits.
-    """
+    """A photograph, checked: see `open_photograph` for what is refused."""
     if pixels.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         raise InputError(
             f"{name} holds {pixels.dtype} numbers; colours are read from pictures of 8 or 16 bits",
@@ -170,12 +129,10 @@ def photograph(name: str, pixels: NDArray[Any], credit: str = "") -> Photograph:
 
 
 def unit(pixels: NDArray[Any], top: int) -> Floats:
-    """Whole numbers 0 to `top`, or points of their cells, to [-1, 1] (and half a level beyond), any shape."""
     return np.asarray(pixels, np.float64) * (2.0 / top) - 1.0
 
 
 def whole(rgb: Floats, top: int) -> NDArray[Any]:
-    """Numbers of [-1, 1] as pixels, uint8 or uint16; what is outside is clipped."""
     levels = np.rint((np.clip(rgb, -1.0, 1.0) + 1.0) * (0.5 * top))
     return levels.astype(np.uint8 if top == 255 else np.uint16)
 
@@ -201,10 +158,7 @@ def from_space(points: Floats, space: Space) -> Floats:
 
 
 def dequantised(photo: Photograph, space: Space, count: int, seed: int) -> Floats:
-    """`count` points (N, 3) of a space, each somewhere in the cell of a pixel.
-
-    Each pixel is taken equally often, give or take one; which come once more is a function of the seed.
-    """
+    """`count` points (N, 3) of a space, each somewhere in the cell of a pixel."""
     rng = np.random.default_rng(seed)
     pixels = photo.index.reshape(-1)
     rounds, rest = divmod(count, len(pixels))
@@ -214,7 +168,6 @@ def dequantised(photo: Photograph, space: Space, count: int, seed: int) -> Float
 
 
 def _distinct(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int64]]:
-    """The colours (K, 3) that occur in (H, W, 3), which one each pixel (H, W) has, and how many have it."""
     codes = pixels.reshape(-1, 3).astype(np.int64) @ (1 << np.array([32, 16, 0]))
     found, index, counts = np.unique(codes, return_inverse=True, return_counts=True)
     colours = np.stack([found >> 32, found >> 16 & 0xFFFF, found & 0xFFFF], axis=1).astype(pixels.dtype)
@@ -248,24 +201,20 @@ def _grey(name: str, why: str) -> InputError:
 
 
 def _decode_gamma(encoded: Floats) -> Floats:
-    """Linear light of sRGB numbers (IEC 61966-2-1)."""
     return np.where(
         encoded <= 0.04045, encoded / 12.92, ((np.maximum(encoded, 0.04045) + 0.055) / 1.055) ** 2.4
     )
 
 
 def _encode_gamma(linear: Floats) -> Floats:
-    """SRGB numbers of linear light."""
     return np.where(
         linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
     )
 
 
 def _root(ratio: Floats) -> Floats:
-    """CIE 15: the cube root, continued by its tangent below (6/29)^3."""
     return np.where(ratio > _DELTA**3, np.cbrt(ratio), ratio / (3 * _DELTA**2) + 4 / 29)
 
 
 def _power(value: Floats) -> Floats:
-    """The inverse of `_root`."""
     return np.where(value > _DELTA, value**3, 3 * _DELTA**2 * (value - 4 / 29))

@@ -1,10 +1,8 @@
 """Colour transfer between two photographs: a model of each one's colours, pictures, and a report.
 
-    out/models/NAME-SPACE-DIGEST/           a bundle for each photograph; the digest is of its points
-    out/CONTENT-to-REFERENCE.png            DDIB; beside it -emd.png, -sinkhorn.png, -linear.png
-    out/report.json                         figures; written last
-
-A photograph's model knows nothing of the other photograph, and is the same whatever it is paired with.
+out/models/NAME-SPACE-DIGEST/           a bundle for each photograph; the digest is of its points
+out/CONTENT-to-REFERENCE.png            DDIB; beside it -emd.png, -sinkhorn.png, -linear.png
+out/report.json                         figures; written last
 """
 
 from __future__ import annotations
@@ -42,21 +40,7 @@ OnProgress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class ColourSettings:
-    """How colours are learned and exchanged.
-
-    Attributes:
-        space: In which colours are points.
-        solver: How each leg is integrated.
-        smooth: Noise level at which both ODEs end; see `evaluation.colours`.
-        train_steps: Optimiser steps of each model.
-        width: Hidden units of each model.
-        batch: Pixels a training step.
-        seed: Of training.
-        threads: Of torch.
-        both: Whether the reference is also given the colours of the content.
-        compare: Whether to compute the maps of optimal transport too.
-        command: To be recorded in the bundles.
-    """
+    """How colours are learned and exchanged."""
 
     space: Space = "rgb"
     solver: SolverSettings = SOLVER
@@ -81,28 +65,7 @@ def transfer(
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Train what is missing, exchange colours, write pictures and report.
-
-    Args:
-        content: Whose picture.
-        reference: Whose colours.
-        settings: How.
-        out: A folder; made when missing.
-        resume: Use models and resume unfinished runs that are in `out`.
-        force: Train again, whatever is in `out`.
-        on_progress: Told what is being done and how far it is.
-
-    Returns:
-        The report.
-
-    Raises:
-        UsageError: Both photographs have the same name, or several processes were started.
-        AlreadyExists: `out` holds a model, and neither resume nor force.
-        StateConflict: The model of these pixels in `out` was trained with other settings.
-        BundleInvalid: A model or checkpoint in `out` is damaged.
-        ExtraMissing: POT is not installed, and it is to be compared with.
-        SettingsInvalid: The solver's settings do not exist or do not fit.
-    """
+    """Train what is missing, exchange colours, write pictures and report."""
     require_alone("exchanging colours")
     if content.name == reference.name:
         raise UsageError(f"both pictures are called {content.name}", hint="rename one of them")

@@ -1,17 +1,6 @@
 """Colour transfer between two photographs with their models, compared with optimal transport.
 
-    z = ODESolve(x; v_content, sigma_s -> sigma_max),   y = ODESolve(z; v_reference, sigma_max -> sigma_s)
-
-Both ODEs end at the noise level sigma_s (`smooth`) instead of at the data: they move the two densities of colours
-blurred by sigma_s into one another. The exact densities have gaps, and a map between them tears colours one level
-apart to either side of a gap, which shows the blocks of a JPEG as speckle; between blurred densities nothing is torn.
-Nothing random is added, and there and back remain inverse to one another.
-
-A map moves colours, not pixels. Equal pixels stay equal, whichever map it is.
-
-Baselines, all from POT on the same points: `emd` and `sinkhorn` couple `COUPLED` pixels of each photograph and move
-every other colour along with the nearest coupled one (Ferradans et al., arXiv 1307.5551), `linear` is the optimal map
-between Gaussians of the same mean and covariance.
+z = ODESolve(x; v_content, sigma_s -> sigma_max),   y = ODESolve(z; v_reference, sigma_max -> sigma_s)
 """
 
 from __future__ import annotations
@@ -62,12 +51,7 @@ class Palette:
 
 @dataclass(frozen=True, slots=True)
 class Recoloured:
-    """What became of the colours of a photograph.
-
-    Attributes:
-        rgb: (K, 3), row i for colour i of the photograph; not clipped.
-        cpu_seconds: That it took.
-    """
+    """What became of the colours of a photograph."""
 
     rgb: Floats
     cpu_seconds: float
@@ -82,19 +66,7 @@ def recolour(
     on_step: OnStep | None = None,
     threads: int = 1,
 ) -> Recoloured:
-    """Every colour of `content` through its model's ODE to noise and through `reference`'s to a colour.
-
-    Args:
-        content: Whose picture.
-        reference: Whose colours, in the same space.
-        settings: How each leg is integrated.
-        smooth: sigma_s; 0 for the densities as they were learned.
-        on_step: Told (network evaluations done, in all).
-        threads: Of torch.
-
-    Raises:
-        SettingsInvalid: Settings that do not exist or do not fit a model's schedule.
-    """
+    """Every colour of `content` through its model's ODE to noise and through `reference`'s to a colour."""
     started = time.process_time()
     points = to_space(content.photo.rgb(), content.space)
     moved = _move(points, (content, reference), settings, smooth, on_step, threads)[-1]
@@ -109,11 +81,7 @@ def judge(
     smooth: float = SMOOTH,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Statistics of the latents of random pixels without smoothing, and how far colours come back with it.
-
-    Returns:
-        `latent`: see `gaussianity`; `round_trip`: distances in rgb, in levels of 8 bits.
-    """
+    """Statistics of the latents of random pixels without smoothing, and how far colours come back with it."""
     photo = content.photo
     cells = dequantised(photo, content.space, JUDGED, _JUDGED_SEED)
     latent = _move(cells, (content,), settings, 0.0, None, threads)[0]
@@ -126,11 +94,7 @@ def judge(
 
 
 def baselines(content: Photograph, reference: Photograph, space: Space) -> dict[str, Recoloured]:
-    """The colours of `content` moved by each of `BASELINES` in a space.
-
-    Raises:
-        ExtraMissing: POT is not installed.
-    """
+    """The colours of `content` moved by each of `BASELINES` in a space."""
     ot = _pot()
     # POT's example has colours in [0, 1], which is what its regularisation is for.
     source, target = ((to_space(photo.rgb(), space) + 1) / 2 for photo in (content, reference))
@@ -155,11 +119,7 @@ def baselines(content: Photograph, reference: Photograph, space: Space) -> dict[
 def gaussian_map(
     source: Floats, weights: NDArray[np.int64], target: Floats, target_weights: NDArray[np.int64]
 ) -> Floats:
-    """Points (K, 3) moved by the optimal map between Gaussians of the two weighted clouds' mean and covariance.
-
-    Raises:
-        ExtraMissing: POT is not installed.
-    """
+    """Points (K, 3) moved by the optimal map between Gaussians of the two weighted clouds' mean and covariance."""
     means = (np.average(source, axis=0, weights=weights), np.average(target, axis=0, weights=target_weights))
     covariances = (
         np.cov(source.T, fweights=weights, ddof=0),
@@ -173,14 +133,7 @@ def gaussian_map(
 def figures(
     content: Photograph, reference: Photograph, ours: Recoloured, others: Mapping[str, Recoloured]
 ) -> dict[str, Any]:
-    """How far DDIB's picture is from each other map's, and how near each comes to the reference's colours.
-
-    Returns:
-        `mse`: over pixels and channels of clipped rgb in [-1, 1], from ours to each, and to `content` unchanged;
-        `between`: the same between baselines; `colours`: sliced 2-Wasserstein distance of 10,000 pixels' rgb to the
-        reference's, with `content` unchanged and the `floor` of two draws from the reference; `outside`: share of
-        pixels that had to be clipped by more than half a level of 8 bits; `cpu_seconds` of each.
-    """
+    """How far DDIB's picture is from each other map's, and how near each comes to the reference's colours."""
     pictures = {
         "ddib": ours.rgb,
         **{name: other.rgb for name, other in others.items()},
@@ -245,7 +198,6 @@ def _move(
 
 
 def _plan(settings: SolverSettings, palette: Palette, smooth: float) -> Plan:
-    """Both directions between the noise level `smooth` and noise."""
     laid = plan(settings, palette.bundle.schedule, soften_sigma=smooth)
     return replace(laid, decode_grid=laid.encode_grid.reversed())
 

@@ -30,15 +30,7 @@ COLUMNS = {
 def write_report_page(
     path: Path, title: str, report: Figures, found: Translations, *, most_rows: int = MOST_ROWS
 ) -> None:
-    """Write the page; the file appears completely or not at all.
-
-    Args:
-        path: The file.
-        title: Of the page.
-        report: By `folder_report.evaluate_folder`.
-        found: By the same.
-        most_rows: Number of pictures to show, the worst first.
-    """
+    """Write the page; the file appears completely or not at all."""
     parts = [html.paragraph(note) for note in report["notes"]]
     for table in tables(report):
         parts += [

@@ -31,18 +31,7 @@ FROM_FILES, FROM_RECORDS = "files", "records"
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The inputs of a report on a folder of translations.
-
-    Attributes:
-        translations: The translations.
-        source: Of the sources.
-        truth: Of the true translations.
-        domain: Of the target domain; not the truths.
-        source_domain: Of the source domain; not the sources.
-        size: Height and width that all are resized to.
-        span: Raw values that become -1 and 1.
-        by_folder: Whether pictures of one folder below `translations` are one cluster of the intervals.
-    """
+    """The inputs of a report on a folder of translations."""
 
     translations: Path
     source: Path | None = None
@@ -62,15 +51,7 @@ def evaluate_folder(
     on_read: OnRead | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Figures, Translations]:
-    """The report on a folder of translations as JSON values, and its pictures.
-
-    Raises:
-        FileMissing: A folder is missing or empty, or lacks a picture of another one.
-        ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
-        UsageError: A file's type has no range of its own, and none was given.
-        ShapeMismatch: The pictures are too small to be compared.
-        ExtraMissing: A requested figure needs the extra `evaluate`.
-    """
+    """The report on a folder of translations as JSON values, and its pictures."""
     found = read_translations(
         folders.translations,
         source=folders.source,
@@ -104,7 +85,6 @@ def evaluate_folder(
 
 
 def _calibrations(records: Sequence[Translation]) -> list[str]:
-    """A sentence for each calibration under which pictures were encoded."""
     named = Counter((r.calibration_kind, r.calibration_sha256[:12]) for r in records if r.calibration_sha256)
     return [
         f"{count} of {len(records)} pictures were translated under the {kind} calibration {sha256}."
@@ -191,7 +171,6 @@ def _latents(found: Translations) -> Figures | None:
 
 
 def _column(records: Sequence[Translation], name: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """One picture figure of every record, or None unless all have it."""
     return _measured([getattr(record.picture or PictureFigures(), name) for record in records])
 
 

@@ -55,13 +55,7 @@ dialog { max-width: 96vw; border: 1px solid #b8b8c2 } dialog img { width: min(30
 
 
 def page(title: str, parts: Sequence[Html], *, script: str = "") -> str:
-    """A complete page of parts made by this module's other functions.
-
-    Args:
-        title: Of the page.
-        parts: Its body.
-        script: Source code that this package ships; nothing else can run in the page.
-    """
+    """A complete page of parts made by this module's other functions."""
     policy = _POLICY
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
@@ -79,22 +73,18 @@ def page(title: str, parts: Sequence[Html], *, script: str = "") -> str:
 
 
 def write_page(path: Path, title: str, parts: Sequence[Html], *, script: str = "") -> None:
-    """Write a page; the file appears completely or not at all."""
     write_file(path, page(title, parts, script=script).encode("utf-8", "replace"))
 
 
 def heading(text: str) -> Html:
-    """A heading of a section."""
     return Html(f"<h2>{_text(text)}</h2>")
 
 
 def paragraph(text: str) -> Html:
-    """Running text; a line break ends a paragraph."""
     return Html("".join(f"<p>{_text(line)}</p>" for line in text.split("\n") if line.strip()))
 
 
 def doubt(text: str) -> Html:
-    """A warning label."""
     return Html(f'<span class="doubt">{_text(text)}</span>')
 
 
@@ -106,17 +96,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Html:
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """A table of texts: to the left, and they may be long."""
     return Html(table(columns, rows).replace("<table>", '<table class="text">', 1))
 
 
 def sortable(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Html:
-    """As `table`; the page's script lets columns without pictures be sorted."""
     return Html(table(columns, rows).replace("<table>", '<table class="sort">', 1))
 
 
 def verdict(text: str) -> Html:
-    """The one sentence that the page is about."""
     return Html(f'<p class="verdict">{_text(text)}</p>')
 
 
@@ -137,19 +124,11 @@ def link(path: str, text: str) -> Html:
 
 
 def figures(values: Mapping[str, Cell]) -> Html:
-    """Names and values below one another."""
     return table(("", ""), list(values.items()))
 
 
 def picture(data: bytes, *, text: str, width: int | None = None, zoom: bool = False) -> Html:
-    """A PNG or JPEG inside the page, at its own size or so many pixels wide.
-
-    Args:
-        data: The file.
-        text: Alternative text.
-        width: In pixels of the page; each pixel of the picture stays a square.
-        zoom: Whether the page's script enlarges it.
-    """
+    """A PNG or JPEG inside the page, at its own size or so many pixels wide."""
     size = f' width="{width:d}"' if width is not None else ""
     kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
     more = ' class="zoom" loading="lazy" decoding="async"' if zoom else ""
@@ -158,12 +137,10 @@ def picture(data: bytes, *, text: str, width: int | None = None, zoom: bool = Fa
 
 
 def figure(png: bytes, caption: str) -> Html:
-    """A large picture with its caption."""
     return Html(f"<figure>{picture(png, text=caption)}<figcaption>{_text(caption)}</figcaption></figure>")
 
 
 def _text(text: str) -> str:
-    """Plain text as the page shows it: no markup, and no character that would turn, hide or break it."""
     return html.escape(escape(text))
 
 

@@ -39,13 +39,7 @@ FRAME = "#d4d4dc"
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One cloud of a picture.
-
-    Attributes:
-        title: Short title above the panel.
-        points: (N, D); of more than two coordinates the first two are drawn.
-        kind: Dots coloured by index, or how many points fall where.
-    """
+    """One cloud of a picture."""
 
     title: str
     points: Points
@@ -53,11 +47,7 @@ class Panel:
 
 
 def draw_rows(rows: Sequence[Sequence[Panel]], path: Path, *, caption: str = "") -> None:
-    """Draw rows of panels into a PNG; the file appears completely or not at all.
-
-    Raises:
-        ShapeMismatch: A panel's points are not (N, D), or there are none.
-    """
+    """Draw rows of panels into a PNG; the file appears completely or not at all."""
     columns = max(len(row) for row in rows)
     foot = 0.3 if caption else 0.08
     height = len(rows) * (PANEL_INCHES + 0.3) + foot
@@ -86,29 +76,15 @@ def draw_rows(rows: Sequence[Sequence[Panel]], path: Path, *, caption: str = "")
 
 
 def scatter(points: Points, path: Path, *, title: str = "") -> None:
-    """One cloud as dots coloured by index.
-
-    Raises:
-        ShapeMismatch: The points are not (N, D), or there are none.
-    """
     draw_rows([[Panel(title, points)]], path)
 
 
 def heatmap(points: Points, path: Path, *, title: str = "") -> None:
-    """One cloud as a map of how many points fall where.
-
-    Raises:
-        ShapeMismatch: The points are not (N, D), or there are none.
-    """
     draw_rows([[Panel(title, points, "heatmap")]], path)
 
 
 def stages(clouds: Sequence[tuple[str, Points]], path: Path, *, caption: str = "") -> None:
-    """The stages of a translation or of a cycle: dots above, heat maps beneath.
-
-    Raises:
-        ShapeMismatch: A stage's points are not (N, D), or there are none.
-    """
+    """The stages of a translation or of a cycle: dots above, heat maps beneath."""
     above = [Panel(title, points) for title, points in clouds]
     beneath = [Panel("", points, "heatmap") for _, points in clouds]
     draw_rows([above, beneath], path, caption=caption)
@@ -117,11 +93,7 @@ def stages(clouds: Sequence[tuple[str, Points]], path: Path, *, caption: str = "
 def translation(
     source: Points, latent: Points, target: Points, returned: Points, path: Path, *, caption: str = ""
 ) -> None:
-    """Four panels: source, latent, target and returned source, each point keeping its colour.
-
-    Raises:
-        ShapeMismatch: A stage's points are not (N, D), or there are none.
-    """
+    """Four panels: source, latent, target and returned source, each point keeping its colour."""
     titles = ("source", "latent", "target", "returned")
     clouds = (source, latent, target, returned)
     draw_rows(
@@ -159,11 +131,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def plane(points: Points) -> NDArray[np.float64]:
-    """The drawn part of points (N, D): the first two coordinates, or the single one over the index; (N, 2).
-
-    Raises:
-        ShapeMismatch: The points are not (N, D), or there are none.
-    """
+    """The drawn part of points (N, D): the first two coordinates, or the single one over the index; (N, 2)."""
     if points.ndim != 2 or 0 in points.shape:
         raise ShapeMismatch(f"points of shape {points.shape} cannot be drawn: (N, D) is expected")
     if points.shape[1] == 1:

@@ -23,14 +23,7 @@ Preview = NDArray[np.uint8]
 def preview(
     path: Path, side: int, *, span: tuple[float, float] | None, scale: tuple[float, float] = (1.0, 0.0)
 ) -> Preview | None:
-    """The picture in a file, (H, W, 3) of 0 to 255, its longer side at most `side`; None if it cannot be drawn.
-
-    Args:
-        path: The file.
-        side: Pixels.
-        span: Raw values that are black and white; None for the whole range of the file's type, or of its values.
-        scale: Slope and intercept that make raw values of the file's numbers.
-    """
+    """The picture in a file, (H, W, 3) of 0 to 255, its longer side at most `side`; None if it cannot be drawn."""
     try:
         picture = read_image(path, ImageLimits(max_bytes=MOST_BYTES))
         height, width = picture.pixels.shape[:2]

@@ -29,19 +29,7 @@ MORE_TIME = "The same command with more --time trains on from here."
 
 @dataclass(frozen=True, slots=True)
 class SideFound:
-    """One folder and its model.
-
-    Attributes:
-        folder: The folder.
-        lines: Its description, a sentence each.
-        pictures: How many there are to train on.
-        manifest: The model's.
-        bundle: The model's folder.
-        loss_chart: PNG of the losses.
-        samples: PNG of samples.
-        held_out: PNG of held-out pictures, to compare them with; None of a run of an older release.
-        held_out_losses: As measured during training, in order.
-    """
+    """One folder and its model."""
 
     folder: Path
     lines: tuple[str, ...]
@@ -56,15 +44,7 @@ class SideFound:
 
 @dataclass(frozen=True, slots=True)
 class WayFound:
-    """One direction, on held-out pictures.
-
-    Attributes:
-        title: Source and target.
-        folder: The results' folder.
-        report: By `judgement.judge`, with `latent`; empty if every picture was refused.
-        sheet: PNG of source, translation and returned source; None if every picture was refused.
-        notes: What could not be measured or translated, and why.
-    """
+    """One direction, on held-out pictures."""
 
     title: str
     folder: Path
@@ -76,14 +56,7 @@ class WayFound:
 def write_rehearsal(
     path: Path, sides: tuple[SideFound, SideFound], ways: tuple[WayFound, WayFound], shared: Sequence[str]
 ) -> None:
-    """Write the page; it appears completely or not at all.
-
-    Args:
-        path: The file.
-        sides: The two domains.
-        ways: Both directions.
-        shared: Files in both folders.
-    """
+    """Write the page; it appears completely or not at all."""
     names = " and ".join(side.manifest.domain for side in sides)
     parts = [html.heading("What to try next"), *map(html.paragraph, advice(sides, ways, shared))]
     for way in ways:

@@ -54,15 +54,7 @@ Drawn = dict[str, Preview | None]
 
 @dataclass(frozen=True, slots=True)
 class ShownFile:
-    """One translated picture.
-
-    Attributes:
-        name: What it is called on the page and the sheet; it may occur twice.
-        record: How it came about.
-        translated: The translation.
-        source: The picture that was given.
-        returned: The translation translated back.
-    """
+    """One translated picture."""
 
     name: str
     record: Translation
@@ -72,7 +64,6 @@ class ShownFile:
 
     @property
     def figures(self) -> PictureFigures:
-        """The figures in the record."""
         return self.record.picture or PictureFigures()
 
     def doubt(self) -> tuple[bool, float, float, str]:
@@ -100,14 +91,7 @@ class ShownFile:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a command translated.
-
-    Attributes:
-        target: INSTITUTION/DOMAIN.
-        total: How many files were given.
-        files: Those that are translated.
-        missing: Name and reason of those that are not.
-    """
+    """What a command translated."""
 
     target: str
     total: int
@@ -122,17 +106,7 @@ def write_results(
     *,
     on_drawn: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the page and the sheet; each appears completely or not at all.
-
-    Args:
-        page: The HTML file; results beside it are linked.
-        sheet: The PNG file.
-        results: At least one file.
-        on_drawn: Called with (pictures drawn, total).
-
-    Raises:
-        OSError: A file cannot be written; `filename` is its name.
-    """
+    """Write the page and the sheet; each appears completely or not at all."""
     files = sorted(results.files, key=ShownFile.doubt)
     side = SIDE if len(files) <= MANY else SIDE_OF_MANY
     kinds = [

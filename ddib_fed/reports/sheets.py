@@ -38,12 +38,7 @@ SPREAD = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One line of a sheet.
-
-    Attributes:
-        title: Written before the line.
-        pictures: (N, C, H, W) in [-1, 1], C being 1 or 3.
-    """
+    """One line of a sheet."""
 
     title: str
     pictures: Pictures = field(repr=False)
@@ -57,18 +52,7 @@ def contact_sheet(
     across: int = ACROSS,
     caption: str = "",
 ) -> bytes:
-    """A PNG of all stages of all pictures, `across` pictures per band.
-
-    Args:
-        stages: Lines from above, all with the same number and size of pictures.
-        names: Above each picture; as many as pictures, or none.
-        doubtful: Which pictures get a red frame and name; as many as pictures, or none.
-        across: Pictures per band.
-        caption: Beneath the sheet, wrapped; state the origin of the data here.
-
-    Raises:
-        ShapeMismatch: Stages, names and marks do not have the same number, or pictures not one size.
-    """
+    """A PNG of all stages of all pictures, `across` pictures per band."""
     from PIL import Image, ImageDraw
 
     count, height, width = _size(stages, names, doubtful)
@@ -111,18 +95,15 @@ def save_sheet(
     across: int = ACROSS,
     caption: str = "",
 ) -> None:
-    """Write a contact sheet; the file appears completely or not at all. Arguments and errors as `contact_sheet`."""
     write_file(path, contact_sheet(stages, names=names, doubtful=doubtful, across=across, caption=caption))
 
 
 def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:
-    """Pictures (N, C, H, W) in [-1, 1] as (N, H, W, C) of 0 to 255, values outside clipped."""
     levels = np.rint((np.clip(pictures, -1.0, 1.0) + 1.0) * 127.5)
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def latent_pictures(latents: NDArray[np.floating]) -> Pictures:
-    """Latents (N, C, H, W) as pictures: -3 becomes black, 0 grey, 3 white."""
     drawn: Pictures = np.clip(np.asarray(latents, np.float32) / np.float32(SPREAD), -1.0, 1.0)
     return drawn
 
@@ -169,7 +150,6 @@ def _lines(text: str, room: int) -> list[str]:
 
 
 def _cut(text: str, room: int) -> str:
-    """A text cut to this many pixels."""
     if _text_width(text) <= room:
         return text
     while text and _text_width(f"{text}…") > room:

@@ -37,21 +37,13 @@ COUNTED = {
 
 
 def title_of(name: str) -> str:
-    """The title of a baseline by its key: one of `TITLES`, or `colour_map_8`."""
     kind, _, count = name.rpartition("_")
     return TITLES.get(name) or COUNTED[kind].format(count)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of figures.
-
-    Attributes:
-        title: Of the table.
-        columns: The first names the line.
-        rows: A name and figures; None for unknown.
-        note: An explanation for the reader.
-    """
+    """A table of figures."""
 
     title: str
     columns: tuple[str, ...]
@@ -60,13 +52,11 @@ class Table:
 
 
 def tables(report: Figures) -> list[Table]:
-    """Every table that a report (`folder_report.evaluate_folder`, `judgement.judge`) has figures for."""
     found = (_quality(report), _round_trip(report), _retrieval(report), _features(report), _latent(report))
     return [table for table in found if table is not None]
 
 
 def per_picture(report: Figures) -> list[Figures]:
-    """The rows of all pictures, the worst first (`ranking`)."""
     rows: Sequence[Figures] = report["pictures"]
     return [rows[index] for index in worst_first(rows)]
 
@@ -94,14 +84,12 @@ def _quality(report: Figures) -> Table | None:
 
 
 def _ranged(value: float, bounds: Figures | None) -> Cell:
-    """A figure with its interval, or the number alone."""
     if bounds is None:
         return value
     return f"{value:.3g} [{bounds['low']:.3g}, {bounds['high']:.3g}]"
 
 
 def _of_intervals(report: Figures) -> str:
-    """What the brackets are."""
     found = report.get("intervals")
     if found is None:
         return ""

@@ -3,9 +3,6 @@
 A folder written by `ddib bridge` or `ddib translate` has a record beside each picture (NAME.json), which names the
 files; in any other folder every picture is a translation. Sources and truths are found by name: the same path
 below their folder, whatever the suffix.
-
-Each kind of file is used only if it exists for every picture, otherwise it is named and left out; nothing is paired by
-order. Pictures of other sizes than the first are resized to its size, and counted.
 """
 
 from __future__ import annotations
@@ -32,14 +29,7 @@ _RAW = (1.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One translation.
-
-    Attributes:
-        name: Path below the folder, without suffix.
-        translated: Its file.
-        record: Its record; empty for a picture without one.
-        files: The other existing files that the record names, by kind.
-    """
+    """One translation."""
 
     name: str
     translated: Path
@@ -48,19 +38,12 @@ class Item:
 
     @property
     def picture(self) -> PictureFigures:
-        """The figures in the record."""
         return self.record.picture or PictureFigures()
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The conversion of files to one size and to [-1, 1].
-
-    Attributes:
-        height: Of all pictures.
-        width: Of all pictures.
-        span: Raw values that become -1 and 1; None for those of the file's own type.
-    """
+    """The conversion of files to one size and to [-1, 1]."""
 
     height: int
     width: int
@@ -69,20 +52,7 @@ class Scale:
     def stack(
         self, paths: Sequence[Path], scales: Sequence[tuple[float, float]], tell: Callable[[Path, bool], None]
     ) -> Pictures:
-        """The pictures in files, (N, C, H, W) in [-1, 1]; raw values outside of the span lie beyond.
-
-        They are in colour if one of them is: grey is repeated, and no colours are dropped.
-
-        Args:
-            paths: At least one file.
-            scales: Slope and intercept of each file, where the numbers in it may not be raw values; or nothing.
-            tell: Called with each file, and whether it had this size.
-
-        Raises:
-            FileMissing, ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
-            PictureMisfit: A file holds raw values that are not in the units of the span.
-            UsageError: A file's type has no range of its own, and none was given.
-        """
+        """The pictures in files, (N, C, H, W) in [-1, 1]; raw values outside of the span lie beyond."""
         arrays: list[NDArray[np.float32]] = []
         for number, path in enumerate(paths):
             picture = read_picture(path)
@@ -95,11 +65,7 @@ class Scale:
         return np.concatenate([to_channels(array[None], channels) for array in arrays])
 
     def numbers(self, picture: Picture, path: Path, output_scale: tuple[float, float]) -> tuple[float, float]:
-        """Numbers in the file that become -1 and 1.
-
-        Raises:
-            UsageError: The file's type has no range of its own, and there is no span.
-        """
+        """Numbers in the file that become -1 and 1."""
         if self.span is not None:
             slope, intercept = output_scale
             return (self.span[0] - intercept) / slope, (self.span[1] - intercept) / slope
@@ -113,20 +79,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Translations:
-    """Stacks of corresponding pictures, each (N, C, H, W) in [-1, 1].
-
-    Attributes:
-        names: Of the pictures.
-        records: The record of each.
-        translated: The translations.
-        source: None if unknown.
-        truth: None if unknown.
-        back: None if missing.
-        latents: As kept, (N, C', H', W') of any size; None if not kept.
-        scale: Scale of pictures of the target's domain.
-        source_scale: Scale of pictures of the source's domain.
-        notes: What was left out, and why.
-    """
+    """Stacks of corresponding pictures, each (N, C, H, W) in [-1, 1]."""
 
     names: tuple[str, ...]
     records: tuple[Translation, ...] = field(repr=False)
@@ -141,11 +94,7 @@ class Translations:
 
 
 def find_items(folder: Path) -> list[Item]:
-    """Every translation in a folder, in the order of the names.
-
-    Raises:
-        FileMissing: There is no such folder, or no picture in it.
-    """
+    """Every translation in a folder, in the order of the names."""
     if not folder.is_dir():
         raise FileMissing(f"no such folder: {folder}")
     paths = [path for path in sorted(folder.rglob("*.json")) if not _hidden(path, folder)]
@@ -173,11 +122,7 @@ def read_item(path: Path, folder: Path) -> Item | None:
 
 
 def by_name(folder: Path) -> dict[str, Path]:
-    """Every picture below a folder by its path without suffix; of two with one name the first.
-
-    Raises:
-        FileMissing: There is no such folder.
-    """
+    """Every picture below a folder by its path without suffix; of two with one name the first."""
     if not folder.is_dir():
         raise FileMissing(f"no such folder: {folder}")
     found: dict[str, Path] = {}
@@ -196,23 +141,7 @@ def read_translations(
     span: tuple[float, float] | None = None,
     on_read: OnRead | None = None,
 ) -> Translations:
-    """Read a folder of translations with sources, truths and latents.
-
-    Args:
-        folder: The translations, with or without records.
-        source: Folder of the sources; without it those that the records name, if they lie beside.
-        truth: Folder of the pictures that the translations should be.
-        size: Height and width that all are brought to; None for those of the first translation.
-        span: Raw values that become -1 and 1; None for the models' ranges where all records say them, else those of
-            each file's type.
-        on_read: Called with (files read, total).
-
-    Raises:
-        FileMissing: A folder is missing or empty, or lacks a picture of another given folder.
-        ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
-        PictureMisfit: A file is not in the units of `span`.
-        UsageError: A file's type has no range of its own, and none was given.
-    """
+    """Read a folder of translations with sources, truths and latents."""
     items = find_items(folder)
     height, width = read_picture(items[0].translated).pixels.shape[:2]
     scale = Scale(size or height, size or width, span)
@@ -268,12 +197,7 @@ def read_translations(
 def _recorded_scales(
     pictures: Sequence[PictureFigures], *, copied: bool
 ) -> dict[str, list[tuple[float, float]]]:
-    """What the numbers of each kind's files mean, by the records; of returned pictures where all records say it.
-
-    Args:
-        pictures: Of the records.
-        copied: Whether the sources are the copies that were written beside the translations.
-    """
+    """What the numbers of each kind's files mean, by the records; of returned pictures where all records say it."""
     scales = {"translated": [picture.output_scale for picture in pictures]}
     backs = [picture.back_scale for picture in pictures if picture.back_scale is not None]
     if len(backs) == len(pictures):
@@ -284,19 +208,11 @@ def _recorded_scales(
 
 
 def _agreed(ranges: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
-    """The range in all records; None if they differ or one has none."""
     return ranges[0] if len(set(ranges)) == 1 else None
 
 
 def read_domain(folder: Path, scale: Scale, *, most: int, on_read: OnRead | None = None) -> Pictures:
-    """Pictures of a folder at a scale, evenly thinned to at most `most`, (N, C, H, W) in [-1, 1].
-
-    Raises:
-        FileMissing: There is no such folder, or no picture in it.
-        ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
-        PictureMisfit: A file is not in the units of `span`.
-        UsageError: A file's type has no range of its own, and none was given.
-    """
+    """Pictures of a folder at a scale, evenly thinned to at most `most`, (N, C, H, W) in [-1, 1]."""
     paths = list(by_name(folder).values())
     if not paths:
         raise FileMissing(f"{folder} holds no picture")
@@ -354,7 +270,6 @@ def _beside(items: Sequence[Item], folder: Path) -> list[Path]:
 
 
 def _recorded(items: Sequence[Item], kind: str, called: str, notes: list[str]) -> list[Path]:
-    """The file of a kind that each record names; nothing unless all are there."""
     found = [item.files[kind] for item in items if kind in item.files]
     if found and len(found) < len(items):
         notes.append(f"{called}: only {len(found)} of {len(items)} pictures have it, so it was left out")
@@ -383,7 +298,6 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """A file below the folder; a record must not name one elsewhere."""
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
         return None
     path = folder / name

@@ -3,9 +3,6 @@
 grpcio has no option for TLS 1.3 only and reads the variable below once, before its first credentials: a cipher suite
 that neither side can use leaves none for TLS 1.2, and those of TLS 1.3 are not affected. Each package with modules that
 import grpc imports this one first (a test checks it); a node also probes its own port with TLS 1.2 at start.
-
-grpc's C core writes to stderr past Python's logging, at INFO for each failed handshake: it is off unless the
-environment asks for it, and off in a node whatever the environment says (`ddib_fed.server.logs`).
 """
 
 import os

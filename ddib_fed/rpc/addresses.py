@@ -1,10 +1,8 @@
 """Parses `host:port`: one strict grammar for node.toml, client.toml, peer files and options.
 
-    ADDRESS = HOST ":" PORT
-    HOST    = IPv4 | "[" IPv6 "]" | DNS name, e.g. localhost, node-1.north.example, source_node
-    PORT    = 1 to 65535 in ASCII digits; 0 too for what is bound, where it means a free one
-
-An address is short printable ASCII without spaces, so that it can be shown, logged and dialled unchanged.
+ADDRESS = HOST ":" PORT
+HOST    = IPv4 | "[" IPv6 "]" | DNS name, e.g. localhost, node-1.north.example, source_node
+PORT    = 1 to 65535 in ASCII digits; 0 too for what is bound, where it means a free one
 """
 
 from __future__ import annotations
@@ -27,15 +25,7 @@ _SCHEMES: Final = frozenset({"dns", "google-c2p", "ipv4", "ipv6", "unix", "unix-
 
 
 def split_address(text: str, *, bound: bool = False) -> tuple[str, int]:
-    """Host and port of `host:port` or `[v6]:port`; the host without brackets.
-
-    Args:
-        text: The address.
-        bound: Whether it is one to listen on, whose port may be 0.
-
-    Raises:
-        ValueError: It is not of this form.
-    """
+    """Host and port of `host:port` or `[v6]:port`; the host without brackets."""
     match = _FORM.fullmatch(text) if len(text) <= MAX_ADDRESS else None
     if match is None:
         v6 = "; an IPv6 address stands in brackets" if text.count(":") > 1 else ""
@@ -86,11 +76,6 @@ def is_every_address(host: str) -> bool:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address; the IPv4 one where it is written as IPv6 (::ffff:0.0.0.0).
-
-    Raises:
-        ValueError: It is a name.
-    """
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address

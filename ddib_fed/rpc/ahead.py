@@ -24,18 +24,7 @@ class _End:
 
 
 class ReadAhead(Generic[T]):
-    """The elements of an iterator in order; a context manager, which takes no more of them once it is left.
-
-    What waits is handed over all at once: where the taker is the slower one, its thread and the iterator's wake each
-    other once for several elements. A thread that is woken wants the interpreter while the other still has it.
-
-    Args:
-        elements: Iterated, and a generator closed, on the thread. It should end, or raise, when what it serves ends:
-            the thread cannot be interrupted while it waits for an element.
-        most: Elements that wait to be handed over; one more may be in the thread's hand, and as many in the taker's.
-        name: Of the thread.
-        weigh: What an element counts towards `most`, at least 1; called on the thread, for each in its turn.
-    """
+    """The elements of an iterator in order; a context manager, which takes no more of them once it is left."""
 
     def __init__(
         self, elements: Iterable[T], most: int, name: str, *, weigh: Callable[[T], int] = lambda _: 1
@@ -51,38 +40,24 @@ class ReadAhead(Generic[T]):
         self._thread = threading.Thread(target=self._read, name=name, daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin."""
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """See `leave`."""
         self.leave()
 
     @property
     def ready(self) -> bool:
-        """Whether the next element is there, or the end: whoever takes elements would not wait for it."""
         return bool(self._taken or self._waiting)
 
     def leave(self) -> None:
-        """No more elements are wanted: whoever takes them gets none; the thread ends with the one that it waits for.
-
-        From any thread: one that waits for an element is woken.
-        """
+        """No more elements are wanted: whoever takes them gets none; the thread ends with the one that it waits for."""
         with self._changed:
             self._left = True
             self._changed.notify_all()
 
     def each(self, wait_s: Callable[[], float | None] = lambda: None) -> Iterator[T]:
-        """The elements.
-
-        Args:
-            wait_s: How long the next one may take, in seconds; None for no limit. Asked whenever none waits.
-
-        Raises:
-            Late: One was not there in time.
-            BaseException: What the iterator raises.
-        """
+        """The elements."""
         while True:
             for element in self._handed_over(wait_s()):
                 if not isinstance(element, _End):

@@ -21,24 +21,13 @@ from ddib_fed.wire.streams.frames import reading, writing
 
 
 class _Check:
-    """Checks each answer of one server.
-
-    Args:
-        hop: What the server is called in errors.
-        own: Whether it belongs to the caller's own institution.
-    """
+    """Checks each answer of one server."""
 
     def __init__(self, hop: str, *, own: bool) -> None:
         self._hop = hop
         self._own = own
 
     def __call__(self, answer: Any) -> Any:
-        """The answer.
-
-        Raises:
-            InputError: It has invalid content, and the server is of the own institution; the error names it.
-            PeerFault: The same of another institution's.
-        """
         try:
             fields.check(answer, unknown=not self._own)
         except InputError as error:
@@ -70,11 +59,9 @@ class _Call:
         return self._check(answer)
 
     def result(self, timeout: float | None = None) -> Any:
-        """The one answer."""
         return self._check(self._call.result(timeout))
 
     def add_done_callback(self, fn: Callable[[Any], Any]) -> None:
-        """Call `fn` with this future when it is done."""
         self._call.add_done_callback(lambda _: fn(self))
 
     def __getattr__(self, name: str) -> Any:
@@ -101,21 +88,11 @@ class _Method:
         return self._check(answer)
 
     def future(self, *args: Any, **kwargs: Any) -> _Call:
-        """The answer, later."""
         return _Call(self._method.future(*args, **kwargs), self._check, self._stuck)
 
 
 class CheckedChannel(grpc.Channel):
-    """A channel whose answers are checked.
-
-    Args:
-        channel: The one underneath.
-        hop: What its server is called in errors.
-        own: Whether the server belongs to the caller's own institution.
-
-    Attributes:
-        clock_s: Seconds by which the server's clock is ahead, by the last unary call; None where it does not say.
-    """
+    """A channel whose answers are checked."""
 
     def __init__(self, channel: grpc.Channel, hop: str, *, own: bool) -> None:
         self._channel = channel
@@ -125,20 +102,16 @@ class CheckedChannel(grpc.Channel):
 
     @property
     def broken(self) -> bool:
-        """Whether it was closed because one of its calls was stuck; a new channel is needed."""
         return self.stuck.found
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.Channel."""
         return _Method(self._channel.unary_unary(*args, **kwargs), self, streams=False)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.Channel."""
         sent = {**kwargs, "request_serializer": writing(kwargs.get("request_serializer"))}
         return _Method(self._channel.stream_unary(*args, **sent), self, streams=False)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.Channel."""
         read = {**kwargs, "response_deserializer": reading(kwargs.get("response_deserializer"))}
         return _Method(self._channel.unary_stream(*args, **read), self, streams=True)
 
@@ -152,21 +125,16 @@ class CheckedChannel(grpc.Channel):
         return _Method(self._channel.stream_stream(*args, **both), self, streams=True)
 
     def subscribe(self, *args: Any, **kwargs: Any) -> None:
-        """See grpc.Channel."""
         self._channel.subscribe(*args, **kwargs)
 
     def unsubscribe(self, *args: Any, **kwargs: Any) -> None:
-        """See grpc.Channel."""
         self._channel.unsubscribe(*args, **kwargs)
 
     def close(self) -> None:
-        """See grpc.Channel."""
         self._channel.close()
 
     def __enter__(self) -> Self:
-        """Itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Close it."""
         self.close()

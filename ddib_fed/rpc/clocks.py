@@ -19,19 +19,11 @@ TOLERATED_S: Final = 60.0
 
 
 def time_entry(now: float) -> tuple[str, str]:
-    """The metadata that says what time it is here, in Unix seconds."""
     return TIME_KEY, f"{now:.3f}"
 
 
 def clock_difference(trailing: Iterable[Any] | None) -> float | None:
-    """Seconds by which the other clock is ahead of this one, too low by the time that the answer took to arrive.
-
-    Args:
-        trailing: Of a call that has just ended; untrusted.
-
-    Returns:
-        None when the other side does not say, or says no time.
-    """
+    """Seconds by which the other clock is ahead of this one, too low by the time that the answer took to arrive."""
     for key, value in trailing or ():
         if key == TIME_KEY and isinstance(value, str):
             try:

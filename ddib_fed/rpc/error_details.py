@@ -96,13 +96,7 @@ _BY_TEXT: Final[tuple[tuple[grpc.StatusCode, str, type[DdibError], str], ...]] =
 
 
 def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDetail:
-    """The detail of an error that is sent to a peer.
-
-    Args:
-        error: Its class determines reason and sentence.
-        institution: Of the reporting node.
-        incident: The id in its log.
-    """
+    """The detail of an error that is sent to a peer."""
     detail = pb.ErrorDetail(
         reason=error.reason,
         sentence=error.said_by(institution)[:MAX_TEXT],
@@ -124,7 +118,6 @@ def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDeta
 
 
 def _shorten(detail: pb.ErrorDetail) -> None:
-    """Trailing metadata has a limit of 8 KiB in all: leave out facts, then differences, beyond ours."""
     while detail.ByteSize() > MAX_DETAIL_BYTES and detail.facts:
         del detail.facts[max(detail.facts)]
     while detail.ByteSize() > MAX_DETAIL_BYTES and detail.differences:
@@ -132,12 +125,7 @@ def _shorten(detail: pb.ErrorDetail) -> None:
 
 
 def from_detail(data: bytes, hop: str) -> DdibError | None:
-    """The error in a detail; None if it cannot be parsed.
-
-    Args:
-        data: Serialised ErrorDetail from a peer: untrusted.
-        hop: Where the call went, e.g. ``target south.example``.
-    """
+    """The error in a detail; None if it cannot be parsed."""
     if len(data) > MAX_DETAIL_BYTES:
         return None
     try:
@@ -171,12 +159,10 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
 
 
 def _is_foreign(hop: str) -> bool:
-    """Whether a call went to another institution: its node can name no further hop, and its words are its own."""
     return hop.startswith(("target ", "peer "))
 
 
 def _said_by(hop: str) -> Callable[[str], str]:
-    """Marks a text of another institution as its own: it must not pass for what this program advises."""
     if not _is_foreign(hop):
         return lambda text: text
     who = hop.rpartition(" ")[2]
@@ -184,12 +170,7 @@ def _said_by(hop: str) -> Callable[[str], str]:
 
 
 def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
-    """The error of a failed call.
-
-    Args:
-        error: From a stub. Its own text is not used: it is the peer's, or gRPC's.
-        hop: Where the call went, e.g. ``source north.example``.
-    """
+    """The error of a failed call."""
     trailing = _trailing(error)
     for key, value in trailing:
         if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
@@ -207,7 +188,6 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
 
 
 def _with_clock(error: DdibError, difference_s: float | None) -> DdibError:
-    """A refusal says so where the two clocks differ: certificates and calibrations are judged by them."""
     if isinstance(error, RefusedError) and difference_s is not None and abs(difference_s) >= TOLERATED_S:
         error.detail = f"{error.detail}; that node's clock is {described(difference_s)}"
         error.args = (error.detail,)
@@ -229,13 +209,11 @@ def _unreachable(code: grpc.StatusCode | None, who: str, hop: str) -> PeerUnreac
 
 
 def status_of(error: grpc.RpcError) -> grpc.StatusCode | None:
-    """The status of a call; None if it never started."""
     call = _as_call(error)
     return call.code() if call is not None else None
 
 
 def _text_of(error: grpc.RpcError) -> str:
-    """The status text of gRPC or the peer: for comparison only, never shown."""
     call = _as_call(error)
     return (call.details() or "") if call is not None else ""
 
@@ -246,10 +224,8 @@ def _trailing(error: grpc.RpcError) -> list[tuple[str, str | bytes]]:
 
 
 def _as_call(error: Any) -> grpc.Call | None:
-    """The call's side of an error: the stubs do not know that what a stub raises is both."""
     return error if isinstance(error, grpc.Call) else None
 
 
 def _clean(text: str) -> str:
-    """The text, shortened and without control characters."""
     return escape(text[:MAX_TEXT])[:MAX_TEXT]

@@ -56,17 +56,11 @@ _SAYABLE_ITSELF: Final = frozenset({NotFoundError, MessageInvalid, UnknownFields
 
 
 def institution_of(hop: str) -> str:
-    """The institution in a hop, e.g. ``target south.example``."""
     return hop.rpartition(" ")[2]
 
 
 def at_fault(error: DdibError, hop: str) -> PeerFault:
-    """The fault of a peer in whose answer `error` was found.
-
-    Args:
-        error: What the check raised.
-        hop: Where the call went, e.g. ``target south.example``.
-    """
+    """The fault of a peer in whose answer `error` was found."""
     if isinstance(error, PeerFault):
         return error
     peer, found = institution_of(hop), escape(error.detail[:MAX_TEXT])[:MAX_TEXT]
@@ -84,11 +78,7 @@ def at_fault(error: DdibError, hop: str) -> PeerFault:
 
 @contextmanager
 def checking_answers(hop: str) -> Iterator[None]:
-    """Inside, what is found wrong is wrong with the answer of a peer.
-
-    Raises:
-        PeerFault: Instead of the error of the check.
-    """
+    """Inside, what is found wrong is wrong with the answer of a peer."""
     try:
         yield
     except (InputError, ContractMismatch, ChunkCorrupt, LatentNotGaussian) as error:
@@ -96,12 +86,7 @@ def checking_answers(hop: str) -> Iterator[None]:
 
 
 def failure_of_peer(error: grpc.RpcError, hop: str) -> DdibError:
-    """The error of a failed call to another institution.
-
-    Args:
-        error: From a stub.
-        hop: Where the call went, e.g. ``target south.example``.
-    """
+    """The error of a failed call to another institution."""
     found = from_rpc_error(error, hop)
     if type(found) in {MessageInvalid, UnknownFields} and not found.incident:  # found here, about the answer
         return at_fault(found, hop)

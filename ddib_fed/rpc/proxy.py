@@ -30,12 +30,7 @@ _MOST_ANSWER: Final = 16 << 10
 
 
 class TunnelRefused(Exception):  # noqa: N818 - a finding
-    """A proxy answered and opened no tunnel.
-
-    Attributes:
-        code: The status of its answer; 0 for an answer that is not HTTP, or none.
-        words: The words of its status line, or the first bytes of what is not HTTP; untrusted.
-    """
+    """A proxy answered and opened no tunnel."""
 
     def __init__(self, code: int, words: str) -> None:
         super().__init__(code, words)
@@ -45,25 +40,14 @@ class TunnelRefused(Exception):  # noqa: N818 - a finding
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy.
-
-    Attributes:
-        address: Its ``host:port``.
-        login: USER:PASSWORD, or empty for a proxy that asks for none.
-    """
+    """A proxy."""
 
     address: str
     login: str = field(default="", repr=False)
 
     @classmethod
     def of(cls, url: str | None, login_file: Path | None) -> Proxy | None:
-        """The proxy of two settings, `proxy` and `proxy_login`; None where no proxy is set.
-
-        Raises:
-            ConfigError: There is a login without a proxy, or the file's content is not one.
-            FileMissing: There is no such file.
-            InputError: The file cannot be used, e.g. because others can read it.
-        """
+        """The proxy of two settings, `proxy` and `proxy_login`; None where no proxy is set."""
         if url is None:
             if login_file is not None:
                 raise ConfigError("proxy_login is set without proxy", hint='proxy = "http://HOST:PORT"')
@@ -86,16 +70,7 @@ class Proxy:
         )
 
     def connect(self, address: str, timeout_s: float) -> socket.socket:
-        """A connection to an address behind the proxy.
-
-        Args:
-            address: ``host:port``; the proxy looks the name up.
-            timeout_s: For connecting to the proxy, and again for its answer.
-
-        Raises:
-            OSError: The proxy cannot be reached, or broke the connection off (TimeoutError when the time is up).
-            TunnelRefused: It opened no tunnel.
-        """
+        """A connection to an address behind the proxy."""
         connection = socket.create_connection(split_address(self.address), timeout=timeout_s)
         try:
             lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]
@@ -114,11 +89,7 @@ class Proxy:
 
 
 def proxy_address(url: str) -> str:
-    """``host:port`` of http://HOST:PORT.
-
-    Raises:
-        ValueError: It is not of this form.
-    """
+    """``host:port`` of http://HOST:PORT."""
     if (match := _URL.fullmatch(url)) is None:
         login = "; a login stands in the file of proxy_login" if "@" in url else ""
         raise ValueError(
@@ -138,16 +109,7 @@ ProxyUrl = Annotated[str, AfterValidator(_checked)]
 
 
 def read_answer(connection: socket.socket, timeout_s: float) -> None:
-    """Read the proxy's answer, and not one byte more: what follows is the server's.
-
-    Args:
-        connection: To the proxy, which was asked for a tunnel.
-        timeout_s: For all of the answer.
-
-    Raises:
-        TunnelRefused: It is no success.
-        OSError: The connection broke.
-    """
+    """Read the proxy's answer, and not one byte more: what follows is the server's."""
     until, answer = time.monotonic() + timeout_s, b""
     while not answer.endswith((b"\r\n\r\n", b"\n\n")):
         if len(answer) >= _MOST_ANSWER:

@@ -24,11 +24,7 @@ def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSetting
 
 
 def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:
-    """Settings for the wire.
-
-    Raises:
-        SettingsInvalid: They have a setting that the wire cannot carry.
-    """
+    """Settings for the wire."""
     if settings.in_one_process:
         raise SettingsInvalid(
             "noise in decoding, and the public code's schedules and respacings, do not travel between nodes",

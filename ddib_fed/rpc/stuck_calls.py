@@ -19,12 +19,7 @@ LOOK_EVERY_S: Final = 0.5
 
 
 class StuckCalls:
-    """Watches the readers of one channel's streams; its thread runs while a reader waits.
-
-    Args:
-        close: Closes the channel.
-        stuck_s: How long a reader may wait for a call that has ended.
-    """
+    """Watches the readers of one channel's streams; its thread runs while a reader waits."""
 
     def __init__(self, close: Callable[[], None], *, stuck_s: float = STUCK_S) -> None:
         self._close = close

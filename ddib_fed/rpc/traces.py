@@ -21,21 +21,11 @@ Entries = tuple[tuple[str, str], ...]
 
 
 def trace_entries(context: TraceContext | None) -> dict[str, Any]:
-    """The argument of a stub's method that says where in which trace its call belongs; none for None."""
     return {} if context is None else {"metadata": ((TRACE_KEY, context.traceparent),)}
 
 
 def trace_of(metadata: Iterable[Any] | None, tracing: Tracing, institution: str) -> TraceContext | None:
-    """Where a call belongs, by its metadata.
-
-    Args:
-        metadata: Of the request; untrusted.
-        tracing: Of this node.
-        institution: The caller's, as authenticated.
-
-    Returns:
-        None where traces are not shared with the caller, and for anything but one value of the one form.
-    """
+    """Where a call belongs, by its metadata."""
     if not tracing.shares_with(institution):
         return None
     found = [value for key, value in metadata or () if key == TRACE_KEY]
@@ -45,10 +35,8 @@ def trace_of(metadata: Iterable[Any] | None, tracing: Tracing, institution: str)
 
 
 def takes_entries(tracing: Tracing, institution: str) -> Entries:
-    """What the end of NegotiateContract says to a caller whose trace ids are taken; nothing to others."""
     return ((TAKES_KEY, _TAKEN),) if tracing.shares_with(institution) else ()
 
 
 def is_taken(trailing: Iterable[Any] | None) -> bool:
-    """Whether the other side takes trace ids, by the end of NegotiateContract; untrusted."""
     return any(key == TAKES_KEY and value == _TAKEN for key, value in trailing or ())

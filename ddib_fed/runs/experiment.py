@@ -39,17 +39,7 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Clouds (N, D), float32, row i of each being the same point.
-
-    Attributes:
-        source: The points, normalised by the source's model.
-        latent: Encoded by the source's model.
-        target: Decoded by the target's model, normalised by it.
-        latent_again: The target encoded by the target's model; None for a translation one way.
-        source_again: Decoded by the source's model; None for a translation one way.
-        wall_seconds: Of the integrations alone.
-        cpu_seconds: Of the integrations alone.
-    """
+    """Clouds (N, D), float32, row i of each being the same point."""
 
     source: Floats
     latent: Floats
@@ -78,25 +68,7 @@ def run(
     on_step: OnStep | None = None,
     threads: int = 1,
 ) -> Stages:
-    """Translate points of the source's domain to the target's and, for a cycle, back.
-
-    Args:
-        source: The source's model.
-        target: The target's model.
-        points: (N, D) in the units of the source's data.
-        settings: How each leg is integrated.
-        cycle: Whether to come back.
-        seed: Of the noise that decoding draws where the settings say so.
-        clip: Hold predictions of the data within [-1, 1], in the models' units, while decoding: the public code's
-            clip_denoised, which its scripts for 2-D data leave off.
-        on_step: Told (network evaluations done, in all), over all legs and batches.
-        threads: Of torch.
-
-    Raises:
-        ShapeMismatch: The points, the source and the target do not have the same D.
-        SettingsInvalid: Settings that do not exist or do not fit a model's schedule.
-        NotFinite, LatentNotGaussian: As a node refuses the points.
-    """
+    """Translate points of the source's domain to the target's and, for a cycle, back."""
     parties = [open_party(model, together=BATCH, threads=threads) for model in (source, target)]
     asked = Asked(settings, guidance=Guidance(clip=clip), seed=seed, cycle=cycle)
     wall, cpu = time.monotonic(), time.process_time()
@@ -124,16 +96,7 @@ def draw(
     on_step: OnStep | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Decode `count` points from noise and write samples.npy, latent.npy, samples.png and report.json.
-
-    The noise is ordered by angle, so that colour shows from where each point came. `clip` is as in `run`.
-
-    Returns:
-        The report.
-
-    Raises:
-        SettingsInvalid: Settings that do not exist or do not fit the model's schedule.
-    """
+    """Decode `count` points from noise and write samples.npy, latent.npy, samples.png and report.json."""
     party = open_party(bundle, together=BATCH, threads=threads)
     dim = bundle.manifest.sample_shape[0]
     noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
@@ -169,16 +132,7 @@ def figures(
     *,
     reference: Floats | None = None,
 ) -> dict[str, Any]:
-    """Everything measured about a run, as JSON values.
-
-    Args:
-        source: The source's model.
-        target: The target's model.
-        stages: What `run` returned.
-        settings: What `run` was given.
-        reference: Points (M, D) in the units of the target's data to hold the target cloud against; without them
-            the target's own domain, if it is a synthetic one.
-    """
+    """Everything measured about a run, as JSON values."""
     checked = check_settings(settings)
     legs = len(stages.named()) - 1
     report: dict[str, Any] = {

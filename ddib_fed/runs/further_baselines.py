@@ -27,28 +27,13 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class FurtherBaselines:
-    """What they are made from; called with the judged pictures.
-
-    Attributes:
-        pairs: Folders of sources and of their true translations by the same names, none of them judged.
-        networks: Whether networks are trained on the pairs too.
-        target_model: Bundle of the target's model.
-    """
+    """What they are made from; called with the judged pictures."""
 
     pairs: tuple[Path, Path] | None = None
     networks: bool = False
     target_model: Path | None = None
 
     def __call__(self, found: Translations, tell: OnStep) -> dict[str, Pictures]:
-        """The baselines by name, each (N, C, H, W) in [-1, 1].
-
-        Raises:
-            InputError: A picture of one folder of pairs has no partner in the other, there are none, they are judged,
-                or there are no sources.
-            ShapeMismatch: The model is of another size or number of channels than the truths.
-            ModelNotFound, BundleInvalid: There is no usable bundle.
-            DdibError: A file cannot be read, or a latent is refused.
-        """
         made: dict[str, Pictures] = {}
         if self.pairs is not None:
             if found.source is None:

@@ -42,11 +42,7 @@ from ddib_fed.samples.points import to_npy
 
 
 def scene_for(manifest: Manifest, size: tuple[int, int], settings: SolverSettings) -> tuple[int, int] | None:
-    """The scene as which a picture of a size (H, W) is translated; None for one that is fitted to the model's size.
-
-    It is its own size where the source's model is one of parts of pictures, in at most `MOST_TILES` tiles; learned
-    steps and distilled models are of one size alone.
-    """
+    """The scene as which a picture of a size (H, W) is translated; None for one that is fitted to the model's size."""
     one_size = settings.solver == "flow-map" or settings.grid == "learned"
     if manifest.picture is None or not manifest.picture.tiles or one_size:
         return None
@@ -56,13 +52,7 @@ def scene_for(manifest: Manifest, size: tuple[int, int], settings: SolverSetting
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one picture.
-
-    Attributes:
-        files: Contents by `Part`, and the source where it was asked for.
-        record: The provenance, without names of files.
-        chance: Structure figures with the next picture's translation; None for one picture alone.
-    """
+    """What became of one picture."""
 
     files: dict[str, bytes]
     record: Translation
@@ -70,16 +60,7 @@ class Outcome:
 
 
 class PictureOutcomes:
-    """Makes files and records of pictures that two parties translated.
-
-    Args:
-        source: Encoded them.
-        target: Decoded them.
-        own_size: Whether files have each picture's own size; else the model's.
-        keep_latents: Whether latents are among the files.
-        keep_source: Whether the source at the model's size is among them.
-        calibration: Under which they were encoded; None for none.
-    """
+    """Makes files and records of pictures that two parties translated."""
 
     def __init__(
         self,
@@ -103,13 +84,6 @@ class PictureOutcomes:
     def __call__(
         self, given: Sequence[Fitted], found: Stages, records: Sequence[Translation]
     ) -> list[Outcome]:
-        """The outcome of each picture.
-
-        Args:
-            given: Those that were not refused.
-            found: Their stages, in the same order.
-            records: What `started` gave for each.
-        """
         x = np.stack([each.original for each in given])
         kept = structure(x, found.translated, self._expected)
         errors = mse(found.back, x) if found.back is not None else None

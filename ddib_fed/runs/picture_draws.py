@@ -31,22 +31,7 @@ def draw(
     *,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Draw pictures and write each as a PNG, with sheet.png and report.json.
-
-    Args:
-        party: The model.
-        count: How many.
-        asked: How, and of which `target_class`; the first of a seed are the same however many are drawn.
-        folder: Made when missing.
-        on_progress: Told of evaluations.
-
-    Returns:
-        The report.
-
-    Raises:
-        SettingsInvalid: Settings that do not exist or do not fit the model's schedule.
-        NotFinite: The model answers with NaN or infinity.
-    """
+    """Draw pictures and write each as a PNG, with sheet.png and report.json."""
     samples = draw_samples(party, count, asked, on_progress=on_progress)
     rule = picture_rule(party.model.manifest)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,28 +69,7 @@ def between(
     limits: ImageLimits | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Decode the latents between those of two pictures, and write each as a PNG, with sheet.png and report.json.
-
-    Args:
-        files: The two pictures; results have the first one's size.
-        source: Encodes them.
-        target: Decodes what lies between; the source itself for a way within one domain.
-        asked: How.
-        folder: Made when missing.
-        frames: How many, the two ends included.
-        way: On the sphere or on the straight line.
-        limits: Of each file.
-        on_progress: Told of evaluations.
-
-    Returns:
-        The report.
-
-    Raises:
-        FileMissing, ImageUnreadable, ImageTooLarge: A picture cannot be read.
-        PictureMisfit: It is not in the source model's units.
-        SettingsInvalid: Fewer than two frames, or as `interpolate_pictures`.
-        ShapeMismatch, NotFinite: As `interpolate_pictures`.
-    """
+    """Decode the latents between those of two pictures, and write each as a PNG, with sheet.png and report.json."""
     if frames < 2:
         raise SettingsInvalid(f"{frames} frames; the two ends are two already", hint="use 9, for example")
     own = picture_rule(source.model.manifest)

@@ -29,32 +29,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How pictures are translated.
-
-    Attributes:
-        source: The source's model: a name or a folder, as the command has it.
-        target: The target's model.
-        settings: How each leg is integrated.
-        soften: Noise level before encoding; None for each model's own.
-        depth: Fraction of the schedules' angles.
-        seed: Of the softening, and of the noise that decoding draws where the settings say so.
-        cycle: Whether to come back.
-        classifier: The classifier that guides, as `source`; None for none.
-        classifier_scale: Its weight; None for 1, and where there is no classifier.
-        guidance: Scale of classifier-free guidance; None for none.
-        guide_encoding: Whether encoding is guided too.
-        clip: Whether decoding clips predictions to [-1, 1], as the public code does.
-        dtype: Of the networks.
-        uncertainty: Fresh softenings for a map of the deviation; 0 for none.
-        keep_latents: Whether latents are written.
-        scene: Height and width at which pictures are translated, in tiles of the models' size; None for that size.
-        calibration: Under which the source encodes; None for none.
-        public_names: Whether the source is written as the model sees it and results keep the model's size, under the
-            public code's names.
-
-    Raises:
-        SettingsInvalid: A part of the guidance that has no effect without another one that is missing.
-    """
+    """How pictures are translated."""
 
     source: str
     target: str
@@ -76,7 +51,6 @@ class Recipe:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would be without effect."""
         if self.classifier_scale is not None and self.classifier is None:
             raise SettingsInvalid(
                 f"classifier_scale {self.classifier_scale:g} weighs a classifier, and there is none",
@@ -95,15 +69,10 @@ class Recipe:
 
     @property
     def legs(self) -> int:
-        """Encodings and decodings of a picture."""
         return (4 if self.cycle else 2) + 2 * self.uncertainty
 
     def described(self) -> dict[str, Any]:
-        """The settings as JSON values, without the places of models.
-
-        Raises:
-            SettingsInvalid: Solver settings that do not exist.
-        """
+        """The settings as JSON values, without the places of models."""
         fields = asdict(self)
         for place in ("source", "target", "classifier"):
             del fields[place]
@@ -120,17 +89,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One picture of a run.
-
-    Attributes:
-        path: The file.
-        shown: Its path below the folder, for records.
-        name: Under which results are written, without suffix; may have folders.
-        digest: Of its pixels, hex.
-        source_class: Class that it has; None without.
-        target_class: Class that it is to get; None without.
-        size: Height and width in pixels; None where it is not known.
-    """
+    """One picture of a run."""
 
     path: Path
     shown: str
@@ -141,7 +100,6 @@ class Task:
     size: tuple[int, int] | None = None
 
     def request(self, recipe: Recipe, models: Sequence[str]) -> str:
-        """What is asked for, as one digest: the recipe, the models' digests, the picture and the classes."""
         asked = [recipe.described(), list(models), self.digest, self.source_class, self.target_class]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
@@ -164,10 +122,7 @@ class Task:
 
 
 def batches(tasks: Iterable[Task], size: int) -> Iterator[tuple[Task, ...]]:
-    """Tasks in their order, at most `size` together, each batch of one pair of classes.
-
-    Which pictures are computed together depends on the tasks alone: not on devices, and not on what is finished.
-    """
+    """Tasks in their order, at most `size` together, each batch of one pair of classes."""
     for _, group in groupby(tasks, key=lambda task: (task.source_class, task.target_class)):
         same = list(group)
         for start in range(0, len(same), size):
@@ -175,11 +130,7 @@ def batches(tasks: Iterable[Task], size: int) -> Iterator[tuple[Task, ...]]:
 
 
 def check_names(tasks: Sequence[Task], recipe: Recipe) -> None:
-    """Return when no two results would be written under one name, and none under that of one of the run's own files.
-
-    Raises:
-        UsageError: One would; the detail names the pictures.
-    """
+    """Return when no two results would be written under one name, and none under that of one of the run's own files."""
     owner: dict[str, Task] = {}
     for task in tasks:
         for kind, name in task.files(recipe).items():

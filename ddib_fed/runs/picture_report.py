@@ -35,15 +35,7 @@ NARROW = 1 / 64
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a run is, with its models opened.
-
-    Attributes:
-        recipe: How.
-        source: The source's model.
-        target: The target's model.
-        digests: Of both and of the classifier.
-        batch: Pictures that are computed together.
-    """
+    """What a run is, with its models opened."""
 
     recipe: Recipe
     source: Manifest
@@ -77,23 +69,7 @@ def finish(
     seconds: float,
     computed: int,
 ) -> dict[str, Any]:
-    """Mark the records, draw the sheet, write report.json last, and give the report.
-
-    Args:
-        settled: The run.
-        tasks: Its pictures; all are finished, or refused.
-        bad: Path and reason of each that was left out.
-        out: Its folder.
-        limits: Of each file.
-        thresholds: As for `picture_run.run`.
-        seconds: That the computing took, this time.
-        computed: Pictures that were computed this time; the others were there.
-
-    Raises:
-        StateConflict: A record is gone.
-        LatentNotGaussian: Every picture was refused.
-        FileMissing, ImageUnreadable, ImageTooLarge: A file is gone or was changed.
-    """
+    """Mark the records, draw the sheet, write report.json last, and give the report."""
     recipe = settled.recipe
     tasks, records, refused = translated(tasks, recipe, out)
     paths = [out / task.files(recipe)[RECORD] for task in tasks]
@@ -131,12 +107,7 @@ def finish(
 def translated(
     tasks: Sequence[Task], recipe: Recipe, out: Path
 ) -> tuple[list[Task], list[Translation], list[tuple[Path, str]]]:
-    """The pictures that were translated, their records, and path and reason of those that were refused.
-
-    Raises:
-        StateConflict: A record is gone.
-        LatentNotGaussian: All were refused.
-    """
+    """The pictures that were translated, their records, and path and reason of those that were refused."""
     kept: list[Task] = []
     records: list[Translation] = []
     refused: list[tuple[Path, str]] = []
@@ -163,13 +134,7 @@ def _row(record: Translation) -> dict[str, Any]:
 def mark(
     paths: Sequence[Path], records: Sequence[Translation], thresholds: Thresholds | None
 ) -> list[Translation]:
-    """The records, each saying whether its translation is doubtful; files that said otherwise are written again.
-
-    Args:
-        paths: Of the records.
-        records: As they are in the files.
-        thresholds: Of structure; None holds the round trip alone against its bound.
-    """
+    """The records, each saying whether its translation is doubtful; files that said otherwise are written again."""
     kept = _kept(records)
     marks = None if thresholds is None else doubtful(kept, thresholds).tolist()
     found = []
@@ -195,13 +160,7 @@ def mark(
 
 
 def read_thresholds(path: Path) -> Thresholds:
-    """The thresholds of a run over held-out pictures (its folder or report.json), or of a model (its folder).
-
-    Raises:
-        FileMissing: There is no such report.
-        BundleInvalid: It is a model that fails its checks.
-        InputError: It has no thresholds.
-    """
+    """The thresholds of a run over held-out pictures (its folder or report.json), or of a model (its folder)."""
     if (path / MANIFEST_FILE).is_file():
         found = parse_manifest((path / MANIFEST_FILE).read_bytes(), str(path)).structure
         if found is None:
@@ -239,7 +198,6 @@ def _run(record: Translation) -> FolderRun:
 
 
 def _column(records: Sequence[Translation], key: str) -> NDArray[np.float64]:
-    """One picture figure of each record."""
     return np.array([getattr(_picture(record), key) for record in records], np.float64)
 
 

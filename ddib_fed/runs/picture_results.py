@@ -26,18 +26,7 @@ def stages(
     models: tuple[Manifest, Manifest],
     limits: ImageLimits | None = None,
 ) -> list[Stage]:
-    """Source, translated and, for a cycle, back; each (N, C, H, W) in [-1, 1].
-
-    Args:
-        tasks: The pictures, at least one.
-        records: Their records, in the same order.
-        out: The run's folder.
-        models: The source's and the target's.
-        limits: Of each source file.
-
-    Raises:
-        FileMissing, ImageUnreadable, ImageTooLarge: A file is gone or was changed.
-    """
+    """Source, translated and, for a cycle, back; each (N, C, H, W) in [-1, 1]."""
     own = picture_rule(models[0])
     # In the files the source's fit is undone, on whatever side they are.
     theirs = replace(picture_rule(models[1]), fit=own.fit)
@@ -50,12 +39,10 @@ def stages(
 
 
 def path_of(out: Path, task: Task, record: Translation, part: str) -> Path:
-    """Where a file of a translation lies: beside its record, whatever release named it."""
     return (out / task.name).parent / record.files[part].file
 
 
 def in_numbers(rule: PictureRule) -> PictureRule:
-    """The rule for the numbers in a file that was written by `rule`, where these are not the raw values themselves."""
     return rule if rule.output_scale == (1.0, 0.0) else replace(rule, low=0.0, high=float(rule.top))
 
 
@@ -68,10 +55,7 @@ def write_sheet(
     *,
     total: int,
 ) -> None:
-    """Draw the contact sheet of a run of `total` pictures; doubtful pictures are framed.
-
-    Other arguments and errors as in `stages`.
-    """
+    """Draw the contact sheet of a run of `total` pictures; doubtful pictures are framed."""
     shown = f"{len(tasks)} of {total} pictures" if len(tasks) < total else f"{total} pictures"
     caption = f"{models[0].domain} to {models[1].domain}, {shown}" + (
         ", the worst first" if total > 1 else ""

@@ -1,12 +1,9 @@
 """A run over a folder of pictures: translations with records, a report and a contact sheet.
 
-    out/run.json             what is asked for, written first
-    out/NAME.png, NAME.json  each picture's translation and its record (`picture_worker`)
-    out/sheet.png            source, translated, back
-    out/report.json          all records in one, written last
-
-What is finished is not done again, and what is done again is the same. Pictures are computed in fixed batches
-(`picture_recipe.batches`), so neither a kill nor the number of devices shows in the files.
+out/run.json             what is asked for, written first
+out/NAME.png, NAME.json  each picture's translation and its record (`picture_worker`)
+out/sheet.png            source, translated, back
+out/report.json          all records in one, written last
 """
 
 from __future__ import annotations
@@ -64,13 +61,7 @@ OnProgress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The pictures of a folder.
-
-    Attributes:
-        folder: The folder.
-        tasks: What is to be done, in order.
-        bad: Path and reason of each picture that cannot be used.
-    """
+    """The pictures of a folder."""
 
     folder: Path
     tasks: tuple[Task, ...]
@@ -87,22 +78,7 @@ def folder_tasks(
     rule: PictureRule | None = None,
     on_progress: OnProgress | None = None,
 ) -> Found:
-    """Every picture below a folder, or one picture, each of it of one class.
-
-    Args:
-        folder: The folder or file.
-        classes: Before and after, for all.
-        limit: Only so many, in the order of their paths.
-        limits: Of each file.
-        skip_bad: List pictures that cannot be used and go on.
-        rule: The source model's: pictures that do not fit it cannot be used.
-        on_progress: Told of files looked at.
-
-    Raises:
-        FileMissing: There is no such folder, or no picture in it.
-        ImageUnreadable, PictureMisfit: There are bad pictures and `skip_bad` is false.
-        UsageError: The folder holds two domains.
-    """
+    """Every picture below a folder, or one picture, each of it of one class."""
     show = on_progress or _silent
     found = scan(
         folder,
@@ -127,11 +103,7 @@ def entry_tasks(
 
 
 def own_scene(found: Found) -> tuple[int, int]:
-    """Height and width of the pictures of a folder, for a `Recipe.scene` that resizes none.
-
-    Raises:
-        UsageError: They are not of one size.
-    """
+    """Height and width of the pictures of a folder, for a `Recipe.scene` that resizes none."""
     first = found.tasks[0]
     for task in found.tasks:
         if task.size is None or task.size != first.size:
@@ -165,25 +137,7 @@ def class_tasks(
     rule: PictureRule | None = None,
     on_progress: OnProgress | None = None,
 ) -> Found:
-    """The pictures of some classes, each to go to another class, under the public code's names.
-
-    Args:
-        folder: Of the classes' sub-folders, called by the model's class names, numbers or WordNet ids; or
-            ImageNet's validation part in one folder.
-        pairs: Classes before and after.
-        class_names: The model's.
-        labels: ImageNet's development kit.
-        limit: Only so many of each class, in the order of their names.
-        limits: Of each file.
-        skip_bad: List pictures that cannot be used and go on; their numbers are left out.
-        rule: As in `folder_tasks`.
-        on_progress: Told of files looked at.
-
-    Raises:
-        FileMissing: No such folder, no picture of a class, or no kit where one is needed.
-        ImageUnreadable, ImageTooLarge, PictureMisfit: A picture is bad and `skip_bad` is false.
-        InputError, ExtraMissing: As `validation_pictures`.
-    """
+    """The pictures of some classes, each to go to another class, under the public code's names."""
     found = paired_pictures(folder, pairs, class_names=class_names, labels=labels, limit=limit)
     bad: list[tuple[Path, str]] = []
     digests: dict[Path, str] = {}
@@ -234,31 +188,7 @@ def run(
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Translate the pictures that are not finished, then write sheet and report.
-
-    Args:
-        recipe: How.
-        found: Which.
-        out: The results' folder; made when missing.
-        opener: Opens a model by its name in the recipe; a function of a module when there are several devices.
-        devices: From `sharding.parse_devices`.
-        batch: Pictures that are computed together; part of what is asked for.
-        threads: Of torch, in each worker on the CPU.
-        limits: Of each file.
-        thresholds: What structure must reach not to be doubtful; None means those of the source's bundle, if any.
-        force: Overwrite results of another run.
-        on_progress: Told of network evaluations, of all devices together.
-
-    Returns:
-        The report.
-
-    Raises:
-        AlreadyExists: The folder has results of another run, and `force` is not given.
-        UsageError: Results would lie among the pictures, or two under one name; or several processes were started:
-            `devices` share the work instead.
-        ShapeMismatch, SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used, or not so.
-        DdibError: What `Translator` and `spread` raise.
-    """
+    """Translate the pictures that are not finished, then write sheet and report."""
     require_alone("a translation of pictures")
     require_outside(out, found.folder)
     check_names(found.tasks, recipe)

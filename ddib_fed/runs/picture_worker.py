@@ -48,20 +48,7 @@ Opener = Callable[[str], Bundle]
 
 
 class Translator:
-    """Does batches of one recipe on one device.
-
-    Args:
-        device: Where.
-        recipe: How.
-        out: The run's folder.
-        opener: Opens a model by the recipe's name of it.
-        batch: Pictures that are integrated together, at least those of a batch.
-        threads: Of torch.
-        limits: Of each file; None for the usual ones.
-
-    Raises:
-        SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used.
-    """
+    """Does batches of one recipe on one device."""
 
     def __init__(
         self,
@@ -86,15 +73,6 @@ class Translator:
         )
 
     def __call__(self, batch: Sequence[Task], on_tick: OnTick) -> int:
-        """Translate one batch and write its files; gives the number of pictures.
-
-        Of a picture that is refused, as a node would refuse it, only a record is written, which says why.
-
-        Raises:
-            FileMissing, ImageUnreadable, ImageTooLarge: A file was changed since it was looked at.
-            PictureMisfit: A picture is not in the model's units.
-            MemoryExhausted: The GPU's memory does not suffice.
-        """
         given = [read_fitted(task.path, self._outcomes.rules[0], self._limits) for task in batch]
         x = np.stack([each.samples for each in given])
         try:
@@ -183,12 +161,7 @@ class Translator:
 def open_parties(
     recipe: Recipe, opener: Opener, device: str, batch: int, threads: int = 1
 ) -> tuple[LocalParty, LocalParty]:
-    """The two parties of a recipe on a device; one when both are one model.
-
-    Raises:
-        SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used.
-        CalibrationForeign, CalibrationUnits, CalibrationModel: The calibration is not one of these models.
-    """
+    """The two parties of a recipe on a device; one when both are one model."""
 
     def opened(name: str) -> Bundle:
         bundle = opener(name)
@@ -218,7 +191,6 @@ def asked_of(recipe: Recipe, task: Task) -> Asked:
 
 
 def model_digests(source: LocalParty, target: LocalParty) -> list[str]:
-    """What pins the models of a run, the classifier's included."""
     guide = source.model.classifier
     return [source.model.bundle.digest, target.model.bundle.digest, "" if guide is None else guide.digest]
 
@@ -244,6 +216,5 @@ def _digest(path: Path) -> str:
 
 
 def _map(deviation: Array, rule: PictureRule, geometry: Geometry | None) -> bytes:
-    """A grey PNG of 16 bits, 0 to `UNCERTAINTY_WHITE`."""
     grey = replace(rule, channels=1, low=0.0, high=UNCERTAINTY_WHITE, bits=16)
     return encode_png(from_array((deviation / UNCERTAINTY_WHITE * 2.0 - 1.0)[None], grey, geometry))

@@ -1,10 +1,8 @@
 """A rehearsal (`ddib try`): two folders are checked, trained on, translated both ways and evaluated.
 
-    out/a, out/b                   the two models, as `train` writes them
-    out/a-to-b, out/b-to-a         held-out pictures there and back, as `picture_run.run` writes them
-    out/index.html                 one page, written last
-
-Each part knows by itself what of it is finished, so a rehearsal that was killed resumes with the same call.
+out/a, out/b                   the two models, as `train` writes them
+out/a-to-b, out/b-to-a         held-out pictures there and back, as `picture_run.run` writes them
+out/index.html                 one page, written last
 """
 
 from __future__ import annotations
@@ -51,21 +49,7 @@ OnProgress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What is to be rehearsed.
-
-    Attributes:
-        a: One domain's folder.
-        b: The other's.
-        out: Where everything goes.
-        config: Of both trainings; folder, name, channels and length are filled in.
-        time_s: Seconds for everything; None when `config` has steps.
-        test_a: Held-out pictures of their own; None holds out a part of `a`.
-        test_b: The same of `b`.
-        pictures: Held-out pictures that are translated, at most, each way.
-        evaluations: Network evaluations of a leg.
-        calibration: For the way between whose domains it leads, made after an earlier call trained the models; None
-            for none.
-    """
+    """What is to be rehearsed."""
 
     a: Path
     b: Path
@@ -99,22 +83,7 @@ def rehearse(
     say: Callable[[str], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
-    """Do what of a rehearsal is not done, and write its page.
-
-    Args:
-        wanted: The rehearsal.
-        force: Start again, whatever is in the folder.
-        say: Told what the folders are like and what is odd, a sentence each.
-        on_progress: Told how far each part is; what it raises ends the work, which then can go on.
-
-    Returns:
-        The page.
-
-    Raises:
-        FileMissing, ImageUnreadable, PictureMisfit, InputError, UsageError: The folders cannot be used.
-        StateConflict, AlreadyExists: The folder holds a rehearsal of other settings.
-        SettingsInvalid: Settings that cannot be.
-    """
+    """Do what of a rehearsal is not done, and write its page."""
     require_alone("a rehearsal")
     tell, show = say or _silent, on_progress or _unseen
     for folder in (wanted.a, wanted.b, wanted.test_a, wanted.test_b):
@@ -157,7 +126,6 @@ def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: O
 
 
 def _channels(a: _Side, b: _Side) -> int:
-    """Grey, unless most pictures of a side are coloured: both models need one number."""
     coloured = [sum(e.looks.channels == 3 for e in side.folder.entries) for side in (a, b)]
     return 3 if any(2 * n > len(s.folder.entries) for n, s in zip(coloured, (a, b), strict=True)) else 1
 
@@ -195,11 +163,7 @@ def _train(
 
 
 def _fitting(side: _Side, model: Bundle, say: Callable[[str], None]) -> _Side:
-    """The side without those held-out pictures that its model does not take, which are named.
-
-    Raises:
-        PictureMisfit: It takes none.
-    """
+    """The side without those held-out pictures that its model does not take, which are named."""
     rule, kept = picture_rule(model.manifest), []
     error: PictureMisfit | None = None
     for entry in side.held_out:
@@ -264,7 +228,6 @@ def _translate(
 
 
 def open_folder(which: str) -> Bundle:
-    """The bundle in a folder; errors as `load_bundle`."""
     return load_bundle(Path(which))
 
 
@@ -329,11 +292,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def sides_of(a: Path, b: Path | None) -> tuple[Path, Path, Path | None, Path | None]:
-    """(A, B, held-out A or None, held-out B or None) of two folders, or of one that is laid out as trainA, trainB.
-
-    Raises:
-        UsageError: One folder that is not laid out so.
-    """
+    """(A, B, held-out A or None, held-out B or None) of two folders, or of one that is laid out as trainA, trainB."""
     if b is not None:
         return a, b, None, None
     found = folders.two_sides(a)

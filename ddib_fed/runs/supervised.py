@@ -42,12 +42,7 @@ class _Block(nn.Module):
 
 
 class SmallUNet(nn.Module):
-    """Pictures (N, C, H, W) to pictures (N, C', H, W).
-
-    Args:
-        given: C.
-        made: C'.
-    """
+    """Pictures (N, C, H, W) to pictures (N, C', H, W)."""
 
     def __init__(self, given: int, made: int) -> None:
         super().__init__()
@@ -72,21 +67,7 @@ class SmallUNet(nn.Module):
 def supervised(
     source: Pictures, target: Pictures, asked: Pictures, *, steps: int = STEPS, seed: int = 0
 ) -> Pictures:
-    """The translations of `asked` (N, C, H, W) by a network that is trained on pairs (k, C, H, W) and (k, C', H, W).
-
-    Args:
-        source: In [-1, 1].
-        target: Their partners.
-        asked: Pictures of the source's domain.
-        steps: Of training, with `BATCH` pictures each.
-        seed: Of weights, order and flips; repeats bit for bit on one machine and thread.
-
-    Returns:
-        (N, C', H, W) float32 in [-1, 1].
-
-    Raises:
-        ShapeMismatch: They are no pairs of one size, there are none, or `asked` has other channels.
-    """
+    """The translations of `asked` (N, C, H, W) by a network that is trained on pairs (k, C, H, W) and (k, C', H, W)."""
     if len(source) != len(target) or source.shape[2:] != target.shape[2:] or 0 in source.shape:
         raise ShapeMismatch(f"pictures {source.shape} and {target.shape} are no pairs")
     if asked.shape[1] != source.shape[1]:

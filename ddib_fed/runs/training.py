@@ -20,15 +20,7 @@ from ddib_fed.training.settings.config import AnyConfig
 
 
 def train_at_terminal(config: AnyConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
-    """Train with a progress bar on stderr; Ctrl-C and SIGTERM stop it so that it can be resumed.
-
-    Returns:
-        The bundle; None in all processes of torchrun but the first, which speaks for them.
-
-    Raises:
-        DdibError: As `ddib_fed.training.run.train`.
-        KeyboardInterrupt: It was stopped.
-    """
+    """Train with a progress bar on stderr; Ctrl-C and SIGTERM stop it so that it can be resumed."""
     with bar("training") as show, bar("checking") as look, _stopping() as stop:
 
         def on_progress(progress: Progress) -> None:
@@ -54,10 +46,7 @@ def train_at_terminal(config: AnyConfig, out: Path, *, resume: bool, force: bool
 
 @contextmanager
 def _stopping() -> Iterator[Callable[[int], None]]:
-    """Let Ctrl-C and SIGTERM end a run after the step that it is in, so that nothing is lost.
-
-    Under torchrun signals keep their meaning: one process cannot stop while the others wait for it.
-    """
+    """Let Ctrl-C and SIGTERM end a run after the step that it is in, so that nothing is lost."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,12 +1,6 @@
 """Fits a picture of any size to a model's array in [-1, 1], and restores the size afterwards.
 
 A picture is never copied whole: its planes are converted band by band, one after the other.
-
-The conversion (crop, pad, resize, range) is a function of the rule and the original's
-height and width alone, so that it can be inverted at the other end from these few numbers.
-
-Shrinking follows guided-diffusion (Dhariwal & Nichol, arXiv 2105.05233, its loader's `center_crop_arr`): halve with a
-box filter while the picture is at least twice the wanted size, then resize bicubically.
 """
 
 from __future__ import annotations
@@ -44,18 +38,7 @@ MIN_LEVELS = 16
 
 @dataclass(frozen=True, slots=True)
 class PictureRule:
-    """The array format and file format of a model.
-
-    Attributes:
-        channels: 1 (grey) or 3 (RGB).
-        height: Of the model's array.
-        width: Of the model's array.
-        fit: ``resize`` squeezes the whole picture, whatever its sides; ``crop`` scales until the picture covers the
-            array and crops the centre; ``pad`` shrinks only larger pictures and pads with the value `low`.
-        low: The raw value that becomes -1.
-        high: The raw value that becomes 1; values outside are clipped, see `samples.units`.
-        bits: 8 or 16, of the output pictures.
-    """
+    """The array format and file format of a model."""
 
     channels: int
     height: int
@@ -79,16 +62,11 @@ class PictureRule:
 
     @property
     def top(self) -> int:
-        """The largest number of the output's type."""
         return 255 if self.bits == 8 else 65535
 
     @property
     def output_scale(self) -> tuple[float, float]:
-        """(slope, intercept): raw value = slope * number in the output file + intercept.
-
-        (1, 0) if raw values fit the output's type as integers; otherwise 0 stands for `low` and the type's
-        largest number for `high`, and the record beside the file has to state it.
-        """
+        """(slope, intercept): raw value = slope * number in the output file + intercept."""
         if self.low >= 0 and self.high <= self.top and self.high - self.low >= MIN_LEVELS:
             return 1.0, 0.0
         return (self.high - self.low) / self.top, self.low
@@ -104,16 +82,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A picture converted for a model.
-
-    Attributes:
-        samples: (C, H, W) float32 in [-1, 1].
-        original: (C, H, W) float32, the same without clipping: the reference for results. `samples` itself if
-            nothing was clipped.
-        geometry: Its original size.
-        use: How its values lie in the model's range.
-        read: Reads the picture again, for what is measured at its own size.
-    """
+    """A picture converted for a model."""
 
     samples: Array
     original: Array
@@ -137,11 +106,7 @@ class _Plan(NamedTuple):
 
 
 def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Use:
-    """How the values of a picture lie in the range of a model whose units they are; arguments as of `fit_picture`.
-
-    Raises:
-        PictureMisfit: Its type, its values or its channels are not the model's.
-    """
+    """How the values of a picture lie in the range of a model whose units they are; arguments as of `fit_picture`."""
     use = check_numbers(picture, rule.low, rule.high, windows=windows)
     if not grey:
         check_channels(picture, rule.channels, low=rule.low, high=rule.high)
@@ -149,17 +114,7 @@ def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, gre
 
 
 def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
-    """A picture converted for a model, after the check of its units.
-
-    Args:
-        picture: Any picture.
-        rule: The model's.
-        windows: As for `check_numbers`.
-        grey: Whether colours may be dropped: for training, where the channels are chosen for a whole folder.
-
-    Raises:
-        PictureMisfit: Its type, its values or its channels are not the model's.
-    """
+    """A picture converted for a model, after the check of its units."""
     use = check_fit(picture, rule, windows=windows, grey=grey)
     samples, geometry = to_array(picture, rule)
     original = _array(picture, rule, clip=False) if use.clipped else samples
@@ -167,18 +122,6 @@ def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, g
 
 
 def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
-    """The model's array of a picture, without a check of its units; user input goes through `fit_picture`.
-
-    Pictures of unsigned 8 bits are resized in 8 bits, with Pillow's rounding, as public models were trained
-    on; all others in float32. RGB becomes grey by the luma of ITU-R BT.601, grey becomes RGB by repetition.
-
-    Args:
-        picture: Any picture.
-        rule: The model's.
-
-    Returns:
-        (C, H, W) float32 in [-1, 1], and the size to give to `from_array`.
-    """
     return _array(picture, rule, clip=True), Geometry(*picture.pixels.shape[:2])
 
 
@@ -199,19 +142,7 @@ def _array(picture: Picture, rule: PictureRule, *, clip: bool) -> Array:
 
 
 def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Array:
-    """The picture of a model's array in raw values, with the fit undone.
-
-    Args:
-        x: (C, H, W) float, clipped to [-1, 1].
-        rule: The model's.
-        geometry: The original's size; None keeps the model's own.
-
-    Returns:
-        (H0, W0, C) float32 between `low` and `high`; for ``crop`` the cropped part, at its original scale.
-
-    Raises:
-        ShapeMismatch: `x` is not the rule's (C, H, W).
-    """
+    """The picture of a model's array in raw values, with the fit undone."""
     _check_shape(x, rule)
     height, width = _size_of(rule, geometry)
     raw = np.empty((height, width, rule.channels), dtype=np.float32)
@@ -221,19 +152,7 @@ def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Arr
 
 
 def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Pixels:
-    """The picture of a model's array as numbers for a file, with the fit undone.
-
-    Args:
-        x: (C, H, W) float, clipped to [-1, 1].
-        rule: The model's.
-        geometry: The original's size; None keeps the model's own.
-
-    Returns:
-        (H0, W0, C) uint8 or uint16 by `rule.bits`; raw = slope * number + intercept by `rule.output_scale`.
-
-    Raises:
-        ShapeMismatch: `x` is not the rule's (C, H, W).
-    """
+    """The picture of a model's array as numbers for a file, with the fit undone."""
     _check_shape(x, rule)
     slope, intercept = rule.output_scale
     kind = np.uint8 if rule.bits == 8 else np.uint16
@@ -252,16 +171,7 @@ def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None
 
 
 def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
-    """Mean squared error, values from -1 to 1, of a model's array whose fit is undone to the picture that was fitted.
-
-    The picture is not clipped; of one that the rule crops, what was cropped away is not compared. It takes little
-    memory beside the picture: its rows are compared band by band.
-
-    Args:
-        x: (C, H, W) float, clipped to [-1, 1].
-        rule: The model's.
-        picture: At its own size.
-    """
+    """Mean squared error, values from -1 to 1, of a model's array whose fit is undone to the picture that was fitted."""
     geometry = Geometry(*picture.pixels.shape[:2])
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     top, left = (
@@ -292,11 +202,7 @@ def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
 
 
 def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
-    """Bytes needed at most to make a PNG of this size from a model's array.
-
-    First the numbers and a plane of floats; then the numbers and Pillow's copy; then one of both, and a file of at most
-    that size.
-    """
+    """Bytes needed at most to make a PNG of this size from a model's array."""
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
     plane = resize_bytes((plan.rows, plan.columns), (height, width), 4)
@@ -327,7 +233,6 @@ def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:
 
 
 def _halvings(h: int, w: int, height: int, width: int) -> int:
-    """How often (h, w) can be halved and still be at least (height, width)."""
     count = 0
     while h >= 2 * height and w >= 2 * width:
         h, w, count = h // 2, w // 2, count + 1
@@ -370,7 +275,6 @@ def _raw_bands(
 
 
 def _fit(read: ReadRows, geometry: Geometry, plan: _Plan) -> Pixels:
-    """A plane halved, then scaled, as planned."""
     image = to_pillow(read, geometry.height, geometry.width)
     for _ in range(plan.halvings):
         image = resize(image, image.height // 2, image.width // 2, box=True)
@@ -383,14 +287,12 @@ def _rows(plane: Pixels) -> ReadRows:
 
 
 def _unit(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Array:
-    """Raw values to [-1, 1], perhaps clipped."""
     scaled = (pixels.astype(np.float32) - np.float32(rule.low)) * np.float32(2 / (rule.high - rule.low))
     unit: Array = np.subtract(scaled, np.float32(1), dtype=np.float32)
     return np.clip(unit, -1.0, 1.0) if clip else unit
 
 
 def _planes(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Iterator[ReadRows]:
-    """Each plane as rows made on demand: uint8 as they are, all others in [-1, 1]; one where they would be equal."""
     if pixels.shape[2] == 3 and rule.channels == 1:
         yield lambda start, stop: _in_range(_grey(pixels[start:stop]), rule, clip=clip)
         return

@@ -43,14 +43,7 @@ __all__ = [
 
 
 def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-    """(training part, held-out part), by the pixels' digests.
-
-    An entry's part depends only on its pixels and `share`: it stays when pictures are added, and duplicates are in
-    the same part. With two different pictures or more, neither part is empty.
-
-    Raises:
-        SettingsInvalid: `share` is not between 0 and 1.
-    """
+    """(training part, held-out part), by the pixels' digests."""
     if not 0 <= share < 1:
         raise SettingsInvalid(f"a held-out share of {share} is not from 0 to below 1")
     ranks = {
@@ -65,23 +58,17 @@ def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ..
 
 
 def shared(a: Sequence[Entry], b: Sequence[Entry]) -> list[tuple[Path, Path]]:
-    """Pairs of files, one of each folder, with the same pixels: one pair for each such file of `a`."""
     there = {e.digest: e.path for e in reversed(b)}
     return [(e.path, there[e.digest]) for e in a if e.digest in there]
 
 
 def folder_digest(entries: Sequence[Entry]) -> str:
-    """SHA-256 of the pictures and their classes, independent of names and folders."""
     lines = sorted(f"{e.digest} {e.label or ''}" for e in entries)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def class_numbers(entries: Sequence[Entry], classes: Sequence[str]) -> NDArray[np.int64]:
-    """(N,) int64: the number of each entry's class in `classes`.
-
-    Raises:
-        SettingsInvalid: An entry has no class, or an unknown one.
-    """
+    """(N,) int64: the number of each entry's class in `classes`."""
     number = {name: i for i, name in enumerate(classes)}
     for entry in entries:
         if entry.label not in number:
@@ -99,22 +86,7 @@ def load(
     compact: bool = False,
     progress: Progress | None = None,
 ) -> NDArray[Any]:
-    """The arrays of all entries for a model whose range and channels were chosen for this folder.
-
-    Args:
-        entries: From `scan`.
-        rule: The model's.
-        limits: Of each file.
-        compact: One or two bytes a number, by `rule.bits`, instead of four: for large folders.
-        progress: Called with (pictures loaded, pictures in all).
-
-    Returns:
-        (N, C, H, W) float32 in [-1, 1]; when compact, uint8 or uint16, which `expand` turns into it.
-
-    Raises:
-        FileMissing, ImageUnreadable, ImageTooLarge: A file was changed since it was scanned.
-        PictureMisfit: A picture is not in the rule's units.
-    """
+    """The arrays of all entries for a model whose range and channels were chosen for this folder."""
     kind = np.dtype(np.float32) if not compact else np.dtype(np.uint8 if rule.bits == 8 else np.uint16)
     out = np.empty((len(entries), rule.channels, rule.height, rule.width), dtype=kind)
     for i, entry in enumerate(entries):

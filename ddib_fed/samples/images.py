@@ -85,7 +85,6 @@ _OTHERS = (
 
 
 def image_format(content: bytes) -> str | None:
-    """One of `FORMATS` by the first bytes, or None."""
     return next((name for magic, name in _MAGICS if content.startswith(magic)), None)
 
 
@@ -95,21 +94,7 @@ def decode_image(
     *,
     background: Literal["white", "black"] = "white",
 ) -> Picture:
-    """The one picture in the bytes of a PNG, JPEG, TIFF or .npy.
-
-    It is upright (EXIF), with palettes, CMYK and other colour spaces converted to RGB, and transparency flattened.
-
-    Args:
-        content: The file.
-        limits: What it may claim; `ImageLimits()` by default.
-        background: Colour behind transparent pixels.
-
-    Raises:
-        ImageUnreadable: Not an accepted format, damaged, truncated, not finite, or stored in a way that
-            would lose numbers here.
-        ImageTooLarge: More bytes, pixels or frames than the limits.
-        KindMismatch: A .npy of points.
-    """
+    """The one picture in the bytes of a PNG, JPEG, TIFF or .npy."""
     limits = limits or ImageLimits()
     limits.check_bytes(len(content))
     kind = image_format(content)
@@ -132,14 +117,7 @@ def decode_image(
 def read_image(
     path: Path, limits: ImageLimits | None = None, *, background: Literal["white", "black"] = "white"
 ) -> Picture:
-    """The picture in a file; see `decode_image`.
-
-    Raises:
-        FileMissing: No such file.
-        ImageUnreadable: As `decode_image`, or the file cannot be opened.
-        ImageTooLarge: As `decode_image`; a file over the limit is not read.
-        KindMismatch: As `decode_image`.
-    """
+    """The picture in a file; see `decode_image`."""
     content = read_content(path, limits or ImageLimits())
     try:
         return decode_image(content, limits, background=background)
@@ -155,12 +133,7 @@ def read_fitted(
     windows: bool = False,
     grey: bool = False,
 ) -> Fitted:
-    """The picture in a file, converted for a model; arguments as of `read_image` and `fit_picture`.
-
-    Raises:
-        FileMissing, ImageUnreadable, ImageTooLarge, KindMismatch: As `read_image`.
-        PictureMisfit: As `fit_picture`, with the file's name.
-    """
+    """The picture in a file, converted for a model; arguments as of `read_image` and `fit_picture`."""
     picture = read_image(path, limits)
     try:
         found = fit_picture(picture, rule, windows=windows, grey=grey)
@@ -170,13 +143,7 @@ def read_fitted(
 
 
 def read_content(path: Path, limits: ImageLimits) -> bytes:
-    """The bytes of a file, at most one more than the limit.
-
-    Raises:
-        FileMissing: No such file.
-        ImageUnreadable: It cannot be opened.
-        ImageTooLarge: It is over the limit; it is not read.
-    """
+    """The bytes of a file, at most one more than the limit."""
     try:
         with path.open("rb") as file:
             limits.check_bytes(path.stat().st_size)
@@ -188,14 +155,7 @@ def read_content(path: Path, limits: ImageLimits) -> bytes:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """A PNG of the pixels and nothing else: no text, time, profile or resolution; the same for the same pixels.
-
-    Args:
-        pixels: (H, W, C) uint8 or uint16, C 1 or 3.
-
-    Raises:
-        ShapeMismatch: Another shape or type.
-    """
+    """A PNG of the pixels and nothing else: no text, time, profile or resolution; the same for the same pixels."""
     if pixels.ndim != 3 or pixels.shape[2] not in {1, 3} or 0 in pixels.shape:
         raise ShapeMismatch(
             f"an array of shape {pixels.shape} is no picture", facts={"expected": "(H, W, 1 or 3)"}

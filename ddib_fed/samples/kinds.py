@@ -22,11 +22,7 @@ SOME_COLUMNS: Final = 16
 
 
 def refuse_points(content: bytes) -> None:
-    """Return if a file expected to be a picture is not a .npy of points (N, D).
-
-    Raises:
-        KindMismatch: It is.
-    """
+    """Return if a file expected to be a picture is not a .npy of points (N, D)."""
     header = _header(content)
     if header is None or len(header.shape) != 2:
         return
@@ -38,16 +34,7 @@ def refuse_points(content: bytes) -> None:
 
 
 def refuse_picture(content: bytes, dim: int | None = None) -> None:
-    """Return if a .npy expected to be points (N, D) is not a picture.
-
-    Args:
-        content: The file.
-        dim: D, if known.
-
-    Raises:
-        KindMismatch: It is (H, W, C) or (C, H, W), or (H, W) of a picture's whole numbers; a table of many more rows
-            than columns is points.
-    """
+    """Return if a .npy expected to be points (N, D) is not a picture."""
     header = _header(content)
     if header is None:
         return
@@ -65,7 +52,6 @@ def refuse_picture(content: bytes, dim: int | None = None) -> None:
 
 
 def picture_for_points(what: str, dim: int) -> KindMismatch:
-    """The error for a file of a picture's format, e.g. ``PNG``, sent to a model of points (N, `dim`)."""
     return _mismatch(f"a picture ({what})", f"points (N, {dim})")
 
 

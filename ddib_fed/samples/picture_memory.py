@@ -21,16 +21,7 @@ FIXED = 32 << 20
 
 
 class Cost(NamedTuple):
-    """Memory needs of a picture, in bytes.
-
-    Attributes:
-        decoding: While it is decoded.
-        pixels: Its pixels, after decoding.
-        itemsize: Bytes of one number of theirs.
-        geometry: Its size; height and width may be exchanged.
-        dtype: Of its numbers; empty where only decoding shows it.
-        channels: 1 or 3; likewise.
-    """
+    """Memory needs of a picture, in bytes."""
 
     decoding: int
     pixels: int
@@ -41,16 +32,7 @@ class Cost(NamedTuple):
 
 
 def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
-    """Upper bound of the memory to read this file and write a picture of its size, in bytes; without the file.
-
-    Args:
-        content: The file.
-        limits: Limits on the file.
-        rule: The model's.
-
-    Raises:
-        ImageUnreadable, ImageTooLarge: As `decode_image`, as far as the header shows it.
-    """
+    """Upper bound of the memory to read this file and write a picture of its size, in bytes; without the file."""
     cost = cost_of(content, limits)
     lying = Geometry(cost.geometry.width, cost.geometry.height)
     after = max(
@@ -61,16 +43,11 @@ def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
 
 
 def fixed_bytes(geometry: Geometry) -> int:
-    """Bytes that do not grow with the picture beyond `FIXED`."""
     return min(FIXED, (1 << 20) + 64 * geometry.height * geometry.width)
 
 
 def cost_of(content: bytes, limits: ImageLimits) -> Cost:
-    """Memory needed for decoding, from the header.
-
-    Raises:
-        ImageUnreadable, ImageTooLarge: As `decode_image`, as far as the header shows it.
-    """
+    """Memory needed for decoding, from the header."""
     kind = image_format(content) or ""
     with faults_as_unreadable(kind or "picture"):
         found: Cost = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "NPY": _npy}.get(kind, _nothing)(content)
@@ -79,10 +56,7 @@ def cost_of(content: bytes, limits: ImageLimits) -> Cost:
 
 
 def _png(content: bytes) -> Cost:
-    """Pillow's picture (4 bytes a pixel but for grey) and the pixels; then these and what is flat, or upright, of them.
-
-    The file is copied once, without its metadata.
-    """
+    """Pillow's picture (4 bytes a pixel but for grey) and the pixels; then these and what is flat, or upright, of them."""
     width, height, depth, colour = png_header(content)
     samples = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}.get(colour, 4)
     itemsize = 2 if depth == 16 else 1
@@ -126,14 +100,12 @@ def _tiff(content: bytes) -> Cost:
 
 
 def _npy(content: bytes) -> Cost:
-    """The numbers as stored lie in the file; a copy of them in a type of a picture's, and an upright one."""
     height, width, samples, itemsize = npy_shape(content)
     kept = samples * (itemsize if itemsize <= 2 else 4)
     return _cost(height, width, 2 * kept, kept, min(itemsize, 4), 0)
 
 
 def _nothing(content: bytes) -> Cost:
-    """Not a supported format: it will be refused by its first bytes."""
     del content
     return Cost(0, 0, 1, Geometry(1, 1))
 

@@ -37,23 +37,7 @@ class Header(NamedTuple):
 
 
 def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None = None) -> Array:
-    """Points from the bytes of a .npy file, format 1.0 to 3.0.
-
-    Args:
-        data: The file.
-        max_bytes: The limit on its size.
-        max_points: The limit on N.
-        dim: D, if known.
-
-    Returns:
-        (N, D) float32 in C order; integers and wider floats are converted, as is the other byte order.
-
-    Raises:
-        PointsTooMany: More bytes or points than the limit.
-        PointsUnreadable: Not a .npy file of real numbers, or its size contradicts its header.
-        ShapeMismatch: The array is not (N, D) with N and D at least 1, or D is not `dim`.
-        NotFinite: A value is NaN, infinite, or too large for float32.
-    """
+    """Points from the bytes of a .npy file, format 1.0 to 3.0."""
     if len(data) > max_bytes:
         raise PointsTooMany(
             f"{len(data)} bytes, {max_bytes} are the limit",
@@ -69,11 +53,7 @@ def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None =
 
 
 def to_npy(points: Array) -> bytes:
-    """The bytes of a .npy file, format 1.0: little-endian float32 in C order; the same for the same points.
-
-    Args:
-        points: (N, D), or of any shape, for a latent.
-    """
+    """The bytes of a .npy file, format 1.0: little-endian float32 in C order; the same for the same points."""
     file = io.BytesIO()
     array = np.ascontiguousarray(points, dtype="<f4")
     np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
@@ -81,11 +61,7 @@ def to_npy(points: Array) -> bytes:
 
 
 def read_header(data: bytes) -> tuple[Header, int]:
-    """The checked header of a .npy, and where the numbers start.
-
-    Raises:
-        PointsUnreadable: It is no .npy of real numbers, or its header is too long or malformed.
-    """
+    """The checked header of a .npy, and where the numbers start."""
     if not data:
         raise _unreadable("the file is empty")
     if data[:6] != MAGIC or len(data) < 10:

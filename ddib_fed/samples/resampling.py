@@ -22,19 +22,12 @@ BAND = 1 << 18
 
 
 def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of bands of rows."""
     step = max(1, BAND // max(1, width))
     return ((start, min(start + step, height)) for start in range(0, height, step))
 
 
 def to_pillow(read: ReadRows, height: int, width: int) -> Any:
-    """A plane as Pillow's: mode ``L`` of uint8, ``F`` of float32.
-
-    Args:
-        read: Its rows, made as they are asked for.
-        height: H.
-        width: W.
-    """
+    """A plane as Pillow's: mode ``L`` of uint8, ``F`` of float32."""
     from PIL import Image
 
     image = None
@@ -71,10 +64,7 @@ def resize_rows(image: Any, height: int, width: int, start: int, stop: int) -> A
 
 
 def resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int) -> int:
-    """Bytes needed at most for a plane (H, W) and its resizing: the plane, the intermediate one, the result.
-
-    `itemsize` is that of its numbers, 1 or 4.
-    """
+    """Bytes needed at most for a plane (H, W) and its resizing: the plane, the intermediate one, the result."""
     (height, width), (to_height, to_width) = size, wanted
     between = max(height * to_width, width * to_height)
     return itemsize * (height * width + between + to_height * to_width)

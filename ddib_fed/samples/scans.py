@@ -40,17 +40,7 @@ MAX_LISTED = 10
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """Properties of a decoded picture.
-
-    Attributes:
-        height: In pixels, upright.
-        width: In pixels, upright.
-        channels: 1 or 3.
-        dtype: ``uint8``, ``uint16``, ``int16`` or ``float32``.
-        format: ``PNG``, ``JPEG``, ``TIFF`` or ``NPY``; or what it is a plane of.
-        low: The smallest value.
-        high: The largest value.
-    """
+    """Properties of a decoded picture."""
 
     height: int
     width: int
@@ -63,15 +53,7 @@ class Looks:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One good picture of a folder.
-
-    Attributes:
-        path: The file.
-        label: Its class, when classes were asked for.
-        digest: SHA-256 of shape, type and pixels, in hexadecimal: alike for a picture in two formats.
-        looks: Its properties.
-        read: Reads a plane of a file that is no picture; None for a picture.
-    """
+    """One good picture of a folder."""
 
     path: Path
     label: str | None
@@ -80,21 +62,12 @@ class Entry:
     read: Callable[[], Picture] | None = None
 
     def picture(self, limits: ImageLimits | None = None) -> Picture:
-        """The picture, read again."""
         return self.read() if self.read is not None else read_image(self.path, limits)
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder that was scanned.
-
-    Attributes:
-        root: The folder.
-        entries: The good pictures, sorted by their path below the root.
-        classes: Names in the order of their numbers; empty without classes.
-        bad: Path and reason of each skipped file.
-        ignored: Number of files that are not pictures by name and content (notes, thumbnail databases).
-    """
+    """A folder that was scanned."""
 
     root: Path
     entries: tuple[Entry, ...]
@@ -129,25 +102,7 @@ def scan(
     check: Check | None = None,
     progress: Progress | None = None,
 ) -> Folder:
-    """Every picture below a folder, decoded once.
-
-    Sub-folders are included; names that begin with a dot are ignored. A file counts as a picture by its suffix or
-    by its first bytes.
-
-    Args:
-        root: The folder; or one picture.
-        classes: ``folders``: the first folder below the root. ``prefix``: the name up to its first underscore.
-        limits: Of each file.
-        skip_bad: Skip damaged files and list them, instead of refusing the folder.
-        check: Raises for a picture that cannot be used, which then counts as damaged.
-        progress: Called with (files looked at, files in all).
-
-    Raises:
-        FileMissing: No such folder, or no picture in it.
-        ImageUnreadable: There are bad files and `skip_bad` is false; the first ones are named.
-        PictureMisfit: The same, and `check` raised it for all of them.
-        UsageError: The folder holds `trainA` and `trainB`: two domains; name one of them.
-    """
+    """Every picture below a folder, decoded once."""
     limits = limits or ImageLimits()
     require_one_domain(root)
     paths = list(_files(root))
@@ -182,12 +137,7 @@ def as_folder(
 
 
 def picture_files(root: Path) -> tuple[list[Path], int]:
-    """Files below a folder with a picture's suffix, in the order of `scan`, and how many others; none is opened.
-
-    Raises:
-        FileMissing: No such folder.
-        UsageError: The folder holds `trainA` and `trainB`: two domains; name one of them.
-    """
+    """Files below a folder with a picture's suffix, in the order of `scan`, and how many others; none is opened."""
     require_one_domain(root)
     paths = list(_files(root))
     named = [path for path in paths if path.suffix.lower() in SUFFIXES]
@@ -205,11 +155,7 @@ def describe(picture: Picture) -> tuple[str, Looks]:
 
 
 def require_outside(out: Path, pictures: Path) -> None:
-    """Return if `out` is not inside the folder `pictures`, where output would become training pictures.
-
-    Raises:
-        UsageError: It would.
-    """
+    """Return if `out` is not inside the folder `pictures`, where output would become training pictures."""
     root = pictures.resolve()
     if pictures.is_dir() and (out.resolve() == root or root in out.resolve().parents):
         raise UsageError(
@@ -277,7 +223,6 @@ def label_of(path: Path, root: Path, classes: Classes) -> str | None:
 
 
 def _sorted_names(names: set[str]) -> tuple[str, ...]:
-    """Sort as text, or as numbers if all are integers, so that 10 comes after 9."""
     if all(n.isdecimal() for n in names):
         return tuple(sorted(names, key=lambda n: (int(n), n)))
     return tuple(sorted(names))

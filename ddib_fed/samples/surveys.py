@@ -31,22 +31,7 @@ _PERCENTILES = re.compile(r"p(\d+(?:\.\d+)?):p(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Statistics of a folder.
-
-    Attributes:
-        pictures: How many good ones.
-        bad: How many are left out.
-        classes: Pictures of each class, in the classes' order.
-        sizes: Pictures of each (height, width), the most frequent first.
-        channels: Pictures of each number of channels.
-        dtypes: Pictures of each type of number.
-        formats: Pictures of each file format.
-        low: The smallest value of all.
-        high: The largest value of all.
-        percentiles: (1st, 50th, 99th) of a sample of the values.
-        duplicates: Groups of files with the same pixels.
-        blank: Files whose pixels all have one value.
-    """
+    """Statistics of a folder."""
 
     pictures: int
     bad: int
@@ -89,13 +74,7 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The raw values that become -1 and 1.
-
-    Attributes:
-        low: Becomes -1.
-        high: Becomes 1.
-        warnings: Sentences for the user; empty if there are none.
-    """
+    """The raw values that become -1 and 1."""
 
     low: float
     high: float
@@ -137,17 +116,7 @@ def sample(entries: Sequence[Entry], limits: ImageLimits | None = None) -> NDArr
 
 
 def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None = None) -> Range:
-    """The range of `--range`.
-
-    Args:
-        folder: Scanned.
-        spec: ``LOW:HIGH`` in raw values; ``pA:pB``, percentiles of a sample of the values; ``type``, all that the
-            pictures' type can hold.
-        limits: Of each file.
-
-    Raises:
-        SettingsInvalid: No such range, or the type's range does not exist (floats, or types that differ).
-    """
+    """The range of `--range`."""
     values = sample(folder.entries, limits)
     low, high = _limits(folder, spec.strip(), values)
     if not (np.isfinite(low) and np.isfinite(high) and low < high):

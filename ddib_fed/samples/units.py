@@ -49,16 +49,7 @@ _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Statistics of a picture's values relative to a range.
-
-    Attributes:
-        low: The smallest value.
-        high: The largest value.
-        clipped: How many values lie outside the range.
-        outside: The same as a part of all values.
-        far: Part of the values that lie farther outside than is usual for such a range.
-        used: Part of the range from the smallest to the largest value within it.
-    """
+    """Statistics of a picture's values relative to a range."""
 
     low: float
     high: float
@@ -84,17 +75,7 @@ def measure_use(pixels: Pixels, low: float, high: float) -> Use:
 
 
 def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = False) -> Use:
-    """How the values of a picture lie in the range of a model whose units they are.
-
-    Args:
-        picture: As decoded.
-        low: The raw value that becomes -1.
-        high: The raw value that becomes 1.
-        windows: Whether nearly all values may lie outside: for training, where a range is chosen for a whole folder.
-
-    Raises:
-        PictureMisfit: They are not in these units; facts and hint say what would fit.
-    """
+    """How the values of a picture lie in the range of a model whose units they are."""
     use = measure_use(picture.pixels, low, high)
     problem = _problem(picture.pixels.dtype, low, high, use)
     if problem is None or (windows and problem == "window"):
@@ -103,24 +84,14 @@ def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = 
 
 
 def check_type(dtype: str, channels: int, low: float, high: float) -> None:
-    """Return if numbers of a type can be in the units of a range, whatever they are.
-
-    Raises:
-        PictureMisfit: They cannot.
-    """
+    """Return if numbers of a type can be in the units of a range, whatever they are."""
     nothing = Use(0.0, 0.0, 0, 0.0, 0.0, 0.0)
     if _problem(np.dtype(dtype), low, high, nothing) == "type":
         raise _misfit(f"{_mode(channels)} {dtype}", np.dtype(dtype), "type", low, high, nothing)
 
 
 def check_channels(picture: Picture, channels: int, *, low: float, high: float) -> None:
-    """Return if a picture has the channels of a model, or can be converted to them without loss.
-
-    Grey becomes RGB by repetition. RGB whose three channels are the same picture is grey.
-
-    Raises:
-        PictureMisfit: It is in colour, and the model is grey.
-    """
+    """Return if a picture has the channels of a model, or can be converted to them without loss."""
     if channels == 1 and is_coloured(picture.pixels, high - low):
         use = measure_use(picture.pixels, low, high)
         raise _misfit(_holds(picture, use), picture.pixels.dtype, "colour", low, high, use)
@@ -138,15 +109,7 @@ def is_coloured(pixels: Pixels, width: float) -> bool:
 
 
 def explain(facts: Mapping[str, str], name: str = "the picture") -> tuple[str, str]:
-    """The problem with a picture and its remedy, from the facts of a `PictureMisfit`.
-
-    Args:
-        facts: Of the error, also as it came over the wire.
-        name: Of the file.
-
-    Returns:
-        A sentence without its full stop, and a hint; empty if the facts are missing.
-    """
+    """The problem with a picture and its remedy, from the facts of a `PictureMisfit`."""
     problem = facts.get("problem", "")
     if problem not in _WHY:
         return "", ""
@@ -159,7 +122,6 @@ def explain(facts: Mapping[str, str], name: str = "the picture") -> tuple[str, s
 
 
 def name_misfit(error: PictureMisfit, name: str) -> PictureMisfit:
-    """The same error about a file of this name."""
     detail, hint = explain(error.facts, name)
     return PictureMisfit(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
 
@@ -198,7 +160,6 @@ def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> 
 def _allowance(
     dtype: np.dtype[np.generic], low: float, high: float, least: float
 ) -> tuple[float, float, float]:
-    """The tolerance for values outside a range, for a type and its smallest value `least`."""
     eight_bits = dtype == np.uint16 and low >= 0 and high <= 255 and high - low >= BYTE_WIDTH
     if (low, high) in OWN_RANGES or eight_bits:
         return _WHOLE
@@ -287,7 +248,6 @@ def _magick(path: PurePath, what: str, made: PurePath) -> str:
 
 
 def _blocks(pixels: Pixels) -> Iterator[Pixels]:
-    """The rows of a picture, some at a time: a comparison of all would need several times its memory."""
     rows = max(1, _BLOCK // max(1, pixels.shape[1] * pixels.shape[2]))
     for start in range(0, len(pixels), rows):
         yield pixels[start : start + rows]

@@ -26,12 +26,7 @@ class _Work(NamedTuple):
 
 
 class FairPool(ThreadPoolExecutor):
-    """A pool of threads for `grpc.server`.
-
-    Args:
-        threads: How many there are.
-        on_crowd: Called with gRPC's name of a connection that has more than `MOST_WAITING` calls waiting.
-    """
+    """A pool of threads for `grpc.server`."""
 
     def __init__(self, threads: int, on_crowd: Callable[[str], object]) -> None:
         super().__init__(threads, thread_name_prefix="rpc")
@@ -41,11 +36,7 @@ class FairPool(ThreadPoolExecutor):
         self._turns: deque[str] = deque()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run a function when its connection's turn comes; what is of no call has a turn of its own.
-
-        Raises:
-            RuntimeError: The pool was shut down.
-        """
+        """Run a function when its connection's turn comes; what is of no call has a turn of its own."""
         future: Future[T] = Future()
         caller = _connection(args)
         with self._lock:
@@ -103,10 +94,7 @@ class FairPool(ThreadPoolExecutor):
 
 
 def _connection(args: tuple[Any, ...]) -> str:
-    """GRPC's name of the connection of the call that a task is for; empty for a task of no call.
-
-    gRPC passes the event of the call's arrival among the arguments of its own function.
-    """
+    """GRPC's name of the connection of the call that a task is for; empty for a task of no call."""
     for argument in args[:3]:
         call = getattr(argument, "call", None)
         if call is not None and hasattr(call, "peer"):

@@ -21,11 +21,7 @@ WATCH_S: Final = 3600.0
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types
-    """Check, List and Watch of names that `set` has named; "" is the whole node.
-
-    Args:
-        watch_s: How long one Watch lasts at most.
-    """
+    """Check, List and Watch of names that `set` has named; "" is the whole node."""
 
     def __init__(self, *, watch_s: float = WATCH_S) -> None:
         self._watch_s = watch_s
@@ -40,7 +36,6 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
             self._changed.notify_all()
 
     def statuses(self) -> dict[str, bool]:
-        """Every name, and whether it is served now."""
         with self._changed:
             return dict(self._serving)
 
@@ -51,11 +46,6 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
             self._changed.notify_all()
 
     def Check(self, request: pb.HealthCheckRequest, context: grpc.ServicerContext) -> pb.HealthCheckResponse:
-        """See health.proto.
-
-        Raises:
-            NotFoundError: The node has no service of this name.
-        """
         with self._changed:
             return _response(self._known(request.service))
 
@@ -68,12 +58,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
     def Watch(
         self, request: pb.HealthCheckRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.HealthCheckResponse]:
-        """See health.proto; unlike there, a name that is not known is refused.
-
-        Raises:
-            NotFoundError: The node has no service of this name.
-            DeadlineExceeded: The call has lasted as long as one may.
-        """
+        """See health.proto; unlike there, a name that is not known is refused."""
         ended = threading.Event()
         if not context.add_callback(lambda: self._end(ended)):
             return

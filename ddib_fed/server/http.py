@@ -30,16 +30,7 @@ MOST_CONNECTIONS = 16
 
 
 class ProbeServer:
-    """A small HTTP server on a thread of its own.
-
-    Args:
-        listen: host:port on loopback; port 0 takes a free one.
-        state: Gives the node's state, "serving" when it is ready.
-        metrics: What /metrics shows.
-
-    Raises:
-        ConfigError: The address cannot be bound.
-    """
+    """A small HTTP server on a thread of its own."""
 
     def __init__(self, listen: str, state: Callable[[], str], metrics: Metrics) -> None:
         try:
@@ -56,7 +47,6 @@ class ProbeServer:
 
     @property
     def address(self) -> str:
-        """host:port as bound."""
         host, port = self._server.server_address[:2]
         return f"{host!s}:{port}"
 
@@ -104,13 +94,11 @@ class _Bounded(ThreadingHTTPServer):
         _end(old)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
-        """A connection that broke is no news; the default writes a traceback to stderr, past the log."""
         if not isinstance(sys.exception(), OSError):
             log.error("a probe could not be answered", exc_info=sys.exc_info())
 
 
 def _end(requests: list[Any]) -> None:
-    """Shut these connections down, so that their threads end."""
     for request in requests:
         with suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)

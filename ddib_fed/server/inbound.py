@@ -74,7 +74,6 @@ def raise_file_limit() -> int:
 
 
 def file_limit() -> int:
-    """How many files this process may have open now."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return WANTED_FILES if soft == resource.RLIM_INFINITY else soft
 
@@ -88,7 +87,6 @@ def few_files(limit: int) -> tuple[str, ...]:
 
 
 def most_connections(limit: int) -> int:
-    """How many connections the node's port may hold of a limit on open files."""
     return min(MOST_CONNECTIONS, limit // 2)
 
 
@@ -110,19 +108,16 @@ def peer_of(text: str) -> Peer | None:
 
 
 def _host(text: str) -> str:
-    """An address in normal form: IPv4-mapped IPv6 as IPv4, without a zone."""
     address = ipaddress.ip_address(text.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
 
 
 def _written(host: str) -> str:
-    """An address as gRPC writes it."""
     return f"ipv6:[{host}]" if ":" in host else f"ipv4:{host}"
 
 
 def _neighbourhood(host: str) -> str:
-    """The group whose connections are counted together: an IPv4 address, or an IPv6 /64 network."""
     address = ipaddress.ip_address(host)
     return host if address.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
 
@@ -137,18 +132,7 @@ class _Connection:
 
 
 class InboundGuard:
-    """Ends the oldest connections without an authorised call of any address that has too many of them.
-
-    gRPC has no hook for accepting. The process's own open files show who is connected to the port; a connection is
-    ended by a shutdown on a duplicate of its descriptor, which gRPC sees as a close by the peer. Where a system does
-    not show a process its open files, only gRPC's own limits apply.
-
-    Args:
-        most: Connections that gRPC accepts in all.
-        per_address: Connections without an authorised call that one address may have.
-        on_unheard: Called with an address, as gRPC writes it, and how many of its connections ended without any call:
-            TLS refused them, or they made none. gRPC itself tells nobody.
-    """
+    """Ends the oldest connections without an authorised call of any address that has too many of them."""
 
     def __init__(
         self,
@@ -177,7 +161,6 @@ class InboundGuard:
         self._thread = threading.Thread(target=self._run, name="inbound", daemon=True)
 
     def start(self, port: int) -> None:
-        """Start watching the connections of the port that the node listens on."""
         self._port = port
         self._thread.start()
 
@@ -188,12 +171,7 @@ class InboundGuard:
             self._thread.join()
 
     def admitted(self, caller: str, account: str) -> None:
-        """Record that a call was authorised: its connection no longer counts for its address, but for who called.
-
-        Args:
-            caller: GRPC's name of the connection.
-            account: Whose call it was.
-        """
+        """Record that a call was authorised: its connection no longer counts for its address, but for who called."""
         peer = peer_of(caller)
         if peer is not None:
             with self._lock:
@@ -215,10 +193,7 @@ class InboundGuard:
                 self._heard_now.add(peer)
 
     def handshake(self) -> None:
-        """Note who is connected, at the start of a handshake: one that TLS refuses is over in milliseconds.
-
-        In a flood most handshakes fall in the time of rest after a look; some addresses are then missed.
-        """
+        """Note who is connected, at the start of a handshake: one that TLS refuses is over in milliseconds."""
         if not self._port or time.monotonic() < self._next_look or not self._looks.acquire(blocking=False):
             return
         try:
@@ -291,10 +266,7 @@ class InboundGuard:
     def _strangers(
         self, proven_before: set[Peer], heard_before: set[Peer]
     ) -> dict[str, list[tuple[float, int]]]:
-        """Age and inode of each connection without an authorised call, by origin.
-
-        Connections that made a call before this check and have closed since are forgotten.
-        """
+        """Age and inode of each connection without an authorised call, by origin."""
         found: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
         present = {inode: entry for inode, entry in self._known.items() if entry is not None}
         with self._lock:
@@ -329,7 +301,6 @@ class InboundGuard:
         return files
 
     def _inspect(self, fd: int, inode: int, now: float) -> _Connection | None:
-        """A connection to the port, or none."""
         with suppress(OSError, ValueError), _duplicate(fd, inode) as end:
             if end.family in {socket.AF_INET, socket.AF_INET6} and end.getsockname()[1] == self._port:
                 host, port = end.getpeername()[:2]
@@ -363,11 +334,6 @@ def _share(counts: list[int], most: int) -> int:
 
 
 def _duplicate(fd: int, inode: int) -> socket.socket:
-    """A duplicate descriptor of the open socket, so that `fd` may be closed and reused meanwhile.
-
-    Raises:
-        OSError: It was closed, or is another file now.
-    """
     duplicate = socket.socket(fileno=os.dup(fd))
     if os.fstat(duplicate.fileno()).st_ino == inode:
         return duplicate

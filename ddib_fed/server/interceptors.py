@@ -69,16 +69,10 @@ _CALLER: ContextVar[Admission] = ContextVar("caller")
 
 
 def caller() -> Identity:
-    """The caller of the current servicer method; also valid while its responses are generated.
-
-    Raises:
-        LookupError: No authorised call runs in this context, e.g. in a thread that the servicer started.
-    """
     return _CALLER.get().identity
 
 
 def _behaviour(handler: Any) -> Behaviour:
-    """The servicer's method: exactly one of the four is set."""
     found: Behaviour = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
@@ -86,10 +80,7 @@ def _behaviour(handler: Any) -> Behaviour:
 
 
 def _rebuild(handler: Any, behaviour: Behaviour, *, raw_requests: bool = False) -> Handler:
-    """The handler around another method; with `raw_requests` it takes a stream of unparsed messages.
-
-    One message and a stream of one are the same on the wire.
-    """
+    """The handler around another method; with `raw_requests` it takes a stream of unparsed messages."""
     build = _BUILDERS[raw_requests or handler.request_streaming, handler.response_streaming]
     deserialiser = None if raw_requests else handler.request_deserializer
     serialiser = handler.response_serializer
@@ -100,13 +91,7 @@ def _rebuild(handler: Any, behaviour: Behaviour, *, raw_requests: bool = False) 
 
 
 class ErrorInterceptor(Interceptor):
-    """Outermost: maps every failure to a status, a fixed sentence and an `ErrorDetail`.
-
-    Args:
-        institution: The node's own, named in the detail.
-        on_outcome: Called with the method and the status name of each call that ended.
-        clock: Unix time in seconds, told at the end of each call.
-    """
+    """Outermost: maps every failure to a status, a fixed sentence and an `ErrorDetail`."""
 
     def __init__(
         self,
@@ -178,20 +163,17 @@ class ErrorInterceptor(Interceptor):
 
 
 def _foreseen(error: Exception) -> DdibError:
-    """A full disk is no bug, whichever file met it; everything else that is not ours is."""
     if is_disk_full(error):
         return DiskFull(f"{error}", retry_after_s=RETRY_AFTER_S)
     return InternalError()
 
 
 def _code(context: Any) -> grpc.StatusCode | None:
-    """The status that was set for the call, if the context's implementation exposes it."""
     code: grpc.StatusCode | None = context.code()
     return code
 
 
 def _is_grpcs_own(error: Exception, context: grpc.ServicerContext) -> bool:
-    """Whether gRPC raised this to end the call itself: after `context.abort`, or when the caller went away."""
     if error.args:  # gRPC's own have no text; a text must not be sent
         return False
     if type(error) is grpc.RpcError:
@@ -200,26 +182,13 @@ def _is_grpcs_own(error: Exception, context: grpc.ServicerContext) -> bool:
 
 
 def _whole_stream(messages: Iterator[T], context: grpc.ServicerContext) -> Iterator[T]:
-    """The messages; a caller that went away raises an error, if gRPC knows it by then."""
     yield from messages
     if not context.is_active():
         raise Cancelled("the caller went away in the middle of its stream")
 
 
 class AuthInterceptor(Interceptor):
-    """Authorises each call before its message is read, and again for each message of a stream.
-
-    Args:
-        peers: Who is admitted, now.
-        policy: Who may call what.
-        audit: Where refusals are recorded, those of servicers too.
-        clock: Now, with a time zone.
-        on_called: Called with gRPC's name of the connection of each call, and of each message of a stream.
-        on_admitted: The same for each authorised call of the own institution, or of a peer's admitted node, and whose
-            it is.
-        request_s: How long a request may take to arrive, in seconds.
-        idle_s: How long a caller may take nothing of the answers to its call.
-    """
+    """Authorises each call before its message is read, and again for each message of a stream."""
 
     def __init__(
         self,
@@ -303,12 +272,7 @@ class AuthInterceptor(Interceptor):
             raise
 
     def _only_message(self, call: OpenCall, raw: Iterator[bytes]) -> bytes:
-        """The request of a unary call; it may never arrive, so the number of waiting calls and their time are bounded.
-
-        Raises:
-            TooManyStreams: As many calls wait already.
-            MessageInvalid: The call ended without its request.
-        """
+        """The request of a unary call; it may never arrive, so the number of waiting calls and their time are bounded."""
         waiting = self._waiting if call.admission.is_known else self._waiting_others
         with waiting.taken(call.admission.account), call.waiting_for_request():
             message = next(raw, None)
@@ -318,19 +282,13 @@ class AuthInterceptor(Interceptor):
 
 
 class StreamLimiter(Interceptor):
-    """Caps streams below the thread pool's size, so that unary calls and Health always find a thread.
-
-    Args:
-        total: Concurrent streams of all identities.
-        per_identity: Concurrent streams of one identity; see `Admission.account`.
-    """
+    """Caps streams below the thread pool's size, so that unary calls and Health always find a thread."""
 
     def __init__(self, total: int, per_identity: int) -> None:
         self._slots = Slots(per_identity, total)
 
     @property
     def active(self) -> int:
-        """Streams that run now."""
         return self._slots.active
 
     def intercept_service(

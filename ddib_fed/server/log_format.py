@@ -17,7 +17,6 @@ FIELDS: Final = "fields"
 
 
 def fields(**values: str | float) -> dict[str, dict[str, str | float]]:
-    """For `extra` of a call of logging: what collectors search for, e.g. the job's id."""
     return {FIELDS: values}
 
 
@@ -28,15 +27,12 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line itself."""
         return escape(super().formatMessage(record))
 
     def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802 - logging's name
-        """The traceback."""
         return _indented(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's name
-        """The stack that a caller asked for."""
         return _indented(super().formatStack(stack_info))
 
 

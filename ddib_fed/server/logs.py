@@ -29,12 +29,7 @@ def silence_grpc() -> None:
 
 
 def route(handler: logging.Handler, level: str) -> None:
-    """Send logs, warnings and uncaught exceptions to one handler.
-
-    Args:
-        handler: Writes the lines.
-        level: Of our own loggers: debug, info, warning or error.
-    """
+    """Send logs, warnings and uncaught exceptions to one handler."""
     own = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=max(own, logging.WARNING), handlers=[handler], force=True)
     for name in OWN:

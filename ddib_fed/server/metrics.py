@@ -41,5 +41,4 @@ class Metrics:
         self.ready = Gauge("ddib_ready", "1 when the model is loaded and warm.", registry=self.registry)
 
     def exposition(self) -> bytes:
-        """What /metrics answers."""
         return generate_latest(self.registry)

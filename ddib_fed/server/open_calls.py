@@ -36,27 +36,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Wait:
-    """What the node waits for.
-
-    Attributes:
-        until: On the monotonic clock.
-        fault: What the caller did not do, if it is over by then.
-    """
+    """What the node waits for."""
 
     until: float
     fault: str
 
 
 class OpenCall:
-    """One call, while it runs.
-
-    Args:
-        admission: Of its caller.
-        context: Of gRPC.
-        method: ``/package.Service/Method``.
-        request_s: How long its request may take.
-        idle_s: How long it may take nothing of what it is sent.
-    """
+    """One call, while it runs."""
 
     def __init__(
         self,
@@ -86,16 +73,7 @@ class OpenCall:
             self._wait = None
 
     def checked(self, messages: Iterable[T], *, sent: bool = False) -> Iterator[T]:
-        """The messages, for as long as the caller is admitted.
-
-        Args:
-            messages: A generator is closed with this one.
-            sent: Whether these are the answers: gRPC asks for the next one when the caller has taken this one, up to
-                what is buffered.
-
-        Raises:
-            RefusedError: The caller is no longer admitted.
-        """
+        """The messages, for as long as the caller is admitted."""
         iterator = iter(messages)
         try:
             for message in iterator:
@@ -113,7 +91,6 @@ class OpenCall:
                 close()
 
     def answered(self) -> None:
-        """An answer, or all of them, is handed over to gRPC: the caller is to take it."""
         fault = f"the caller took nothing of the answers for {self._idle_s:g} s"
         self._wait = _Wait(time.monotonic() + self._idle_s, fault)
 
@@ -126,23 +103,12 @@ class OpenCall:
         return wait.fault
 
     def end(self, sentence: str) -> None:
-        """End the call with DEADLINE_EXCEEDED and this sentence, however much of the answers is still to be sent.
-
-        gRPC's own `context.cancel` says no reason, and an ordinary end waits behind what the caller does not take.
-        """
         call: Any = self.context._rpc_event.call  # type: ignore[attr-defined]  # noqa: SLF001
         call.cancel(grpc.StatusCode[DeadlineExceeded.status].value[0], sentence)
 
 
 class OpenCalls:
-    """All calls that run; safe to use from any thread.
-
-    Args:
-        refusals: Where ended calls of callers that are no longer admitted are recorded.
-        request_s: See `OpenCall`.
-        idle_s: The same.
-        clock: Monotonic, in seconds.
-    """
+    """All calls that run; safe to use from any thread."""
 
     def __init__(
         self,
@@ -164,11 +130,7 @@ class OpenCalls:
 
     @contextmanager
     def opened(self, admission: Admission, context: grpc.ServicerContext, method: str) -> Iterator[OpenCall]:
-        """Context while a call of an admitted caller runs; it is open until its caller has taken all of the answer.
-
-        Raises:
-            TooManyStreams: The caller has as many open as it may.
-        """
+        """Context while a call of an admitted caller runs; it is open until its caller has taken all of the answer."""
         call = OpenCall(admission, context, method, request_s=self._request_s, idle_s=self._idle_s)
         most = OPEN_OF_ONE if admission.is_known else OPEN_OF_OTHERS
         with self._lock:
@@ -186,7 +148,6 @@ class OpenCalls:
                 self._over(call)
 
     def __len__(self) -> int:
-        """How many are open."""
         with self._lock:
             return len(self._open)
 
@@ -198,7 +159,6 @@ class OpenCalls:
                 del self._of[call.account]
 
     def start(self) -> None:
-        """Look for callers that do not keep to their part, until `stop`."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -22,13 +22,7 @@ M = TypeVar("M")
 
 
 class Pace:
-    """How long the next message may take.
-
-    Args:
-        stall_s: Between two messages of one object.
-        between_s: From the end of one object to the first message of the next.
-        busy: Whether the receiver works on what came: then the sender may be waiting for it, and is not idle.
-    """
+    """How long the next message may take."""
 
     def __init__(self, stall_s: float, *, between_s: float, busy: Callable[[], bool] = lambda: False) -> None:
         self._stall_s = stall_s
@@ -38,11 +32,9 @@ class Pace:
         self._worked = False
 
     def begin(self, size_bytes: int) -> None:
-        """An object of this size was announced."""
         self._until = time.monotonic() + self._stall_s + size_bytes / SLOWEST_BYTES_PER_S
 
     def end(self) -> None:
-        """It is complete."""
         self._until = None
 
     def wait_s(self) -> float:
@@ -53,11 +45,7 @@ class Pace:
         return max(0.0, min(self._stall_s, self._until - time.monotonic()))
 
     def late(self) -> None:
-        """The time for the next message is over: return if it begins anew.
-
-        Raises:
-            DeadlineExceeded: The sender stalled, or was idle.
-        """
+        """The time for the next message is over: return if it begins anew."""
         if self._until is not None:
             raise DeadlineExceeded(
                 "the sender stalled in the middle of its stream",
@@ -74,14 +62,7 @@ class Pace:
 
 
 class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
-    """The messages of a stream, read on a thread of its own; a context manager.
-
-    Args:
-        messages: The stream; it ends, or raises, when its call does.
-        pace: How long each may take.
-        most: What is read before it is asked for, as `weigh` counts it.
-        weigh: See `ReadAhead`.
-    """
+    """The messages of a stream, read on a thread of its own; a context manager."""
 
     def __init__(
         self,
@@ -95,29 +76,21 @@ class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
         self._pace = pace
 
     def __enter__(self) -> Iterator[M]:
-        """Begin to read."""
         self._ahead.__enter__()
         return self._taken()
 
     def __exit__(self, *exc_info: object) -> None:
-        """The caller reads no further: the thread ends with its call."""
         self.end()
 
     @property
     def ready(self) -> bool:
-        """Whether the next message, or the end, is there already."""
         return self._ahead.ready
 
     def end(self) -> None:
-        """No further message is taken; whoever waits for one gets the end of the stream. From any thread."""
         self._ahead.leave()
 
     def _taken(self) -> Iterator[M]:
-        """The messages.
-
-        Raises:
-            DeadlineExceeded: The next one did not come in time.
-        """
+        """The messages."""
         while True:
             try:
                 yield from self._ahead.each(self._pace.wait_s)

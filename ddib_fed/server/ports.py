@@ -13,15 +13,7 @@ from ddib_fed.rpc.addresses import split_address
 
 
 def check_bindable(listen: str, setting: str) -> None:
-    """Bind an address and release it.
-
-    Args:
-        listen: ``host:port``; port 0 takes a free one.
-        setting: Of node.toml, for the error.
-
-    Raises:
-        ConfigError: It cannot be bound; the text says why.
-    """
+    """Bind an address and release it."""
     host, port = split_address(listen, bound=True)
     what = f"{setting} = {listen!a}"
     try:

@@ -43,18 +43,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 class NodeServer:
-    """The node's one port.
-
-    Args:
-        listen: host:port to bind; port 0 takes a free one.
-        credentials: Of the server; mutual TLS.
-        interceptors: The outermost first.
-        max_streams: Cap on streams; threads are this and a reserve, from `start` on.
-        on_crowd: Called with gRPC's name of a connection that makes calls faster than they are answered or refused.
-
-    Raises:
-        ConfigError: The address cannot be bound.
-    """
+    """The node's one port."""
 
     def __init__(
         self,
@@ -89,24 +78,15 @@ class NodeServer:
         self.port = bound
 
     def add_services(self, names: Sequence[str]) -> None:
-        """Names that Health answers for, not serving until `set_serving`."""
         self._services.extend(names)
         self.set_serving(serving=False)
 
     def set_serving(self, *, serving: bool) -> None:
-        """Set the health of the server and of each service."""
         for name in self._services:
             self.health.set(name, serving=serving)
 
     def start(self) -> None:
-        """Start all threads, then begin to accept connections.
-
-        A pool that starts threads by need grows for as long as a node runs, whenever more calls meet than ever before,
-        and a limit of the system that is too low would fail a call in the middle of a job.
-
-        Raises:
-            ConfigError: The system allows fewer threads.
-        """
+        """Start all threads, then begin to accept connections."""
         all_started = threading.Event()
         try:
             for _ in range(
@@ -131,9 +111,4 @@ class NodeServer:
 
 
 def probe_own_port(port: int, host: str) -> None:
-    """Raise if the own port accepts TLS 1.2.
-
-    Raises:
-        ConfigError: It does (raised by `tls.probe_tls12`).
-    """
     tls.probe_tls12("127.0.0.1" if host in {"0.0.0.0", "::", ""} else host, port)  # noqa: S104 - compared, not bound

@@ -17,20 +17,11 @@ KEPT: Final = 16
 
 
 def within_share(taken: int, free: int, total: int) -> bool:
-    """Whether who has `taken` of `total` places may have one more while `free` are free, so that others find some too.
-
-    Alone one gets about five eighths of all, each of n, when they come at once, 15 / 8 of 1 / (2n + 1).
-    """
     return free > 0 and (taken == 0 or taken < SHARE * (free - total // KEPT))
 
 
 class Slots:
-    """Counts running work, in total and per identity, and refuses excess.
-
-    Args:
-        per_identity: Cap for one identity.
-        total: Cap for all, of which one identity has a share; see `within_share`. None for no cap.
-    """
+    """Counts running work, in total and per identity, and refuses excess."""
 
     def __init__(self, per_identity: int, total: int | None = None) -> None:
         self._per_identity = per_identity
@@ -40,7 +31,6 @@ class Slots:
 
     @property
     def active(self) -> int:
-        """How many run now."""
         with self._lock:
             return self._taken.total()
 

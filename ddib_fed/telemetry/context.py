@@ -1,9 +1,6 @@
 """Where in which trace a call belongs: the `traceparent` of W3C Trace Context, level 1, read strictly.
 
-    traceparent = "00-" 32 hex digits (trace) "-" 16 hex digits (span) "-" 2 hex digits (flags)
-
-55 characters, of which 24 bytes are random numbers. `tracestate` and `baggage`, which can carry anything, are neither
-sent nor read.
+traceparent = "00-" 32 hex digits (trace) "-" 16 hex digits (span) "-" 2 hex digits (flags)
 """
 
 from __future__ import annotations
@@ -21,13 +18,7 @@ _SAMPLED: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """A span to which others belong.
-
-    Attributes:
-        trace_id: 1 to 2^128 - 1.
-        span_id: 1 to 2^64 - 1.
-        sampled: Whether it is recorded where it was begun.
-    """
+    """A span to which others belong."""
 
     trace_id: int
     span_id: int
@@ -35,7 +26,6 @@ class TraceContext:
 
     @property
     def traceparent(self) -> str:
-        """As it crosses; of the flags only the one that is known."""
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.sampled):02x}"
 
 

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What a node sends to its institution's collector; by default nothing.
-
-    Attributes:
-        tracing: Of the steps of a translation.
-        metrics: Sends what /metrics shows; None for nothing.
-    """
+    """What a node sends to its institution's collector; by default nothing."""
 
     tracing: Tracing = OFF
     metrics: MetricsSender | None = None
@@ -32,11 +27,7 @@ class Telemetry:
 
 
 def client_tracing(settings: TelemetrySettings, institution: str) -> Tracing:
-    """The tracing of a client.
-
-    Raises:
-        ExtraMissing: It is on, and the packages of the extra `otel` are missing.
-    """
+    """The tracing of a client."""
     if settings.endpoint is None:
         return OFF
     from ddib_fed.telemetry.otel import otlp_tracing
@@ -47,17 +38,7 @@ def client_tracing(settings: TelemetrySettings, institution: str) -> Tracing:
 def node_telemetry(
     settings: NodeTelemetry, registry: Registry, *, institution: str, roles: tuple[str, ...]
 ) -> Telemetry:
-    """The telemetry of a node.
-
-    Args:
-        settings: Of node.toml.
-        registry: Of its metrics.
-        institution: Its own.
-        roles: "source", "target" or both.
-
-    Raises:
-        ExtraMissing: It is on, and the packages of the extra `otel` are missing.
-    """
+    """The telemetry of a node."""
     if settings.endpoint is None:
         return Telemetry()
     from ddib_fed.telemetry.otel import otlp_tracing, resource
@@ -72,11 +53,7 @@ def node_telemetry(
 
 
 def check_telemetry(settings: TelemetrySettings) -> str:
-    """What there is, for `check`.
-
-    Raises:
-        ExtraMissing: As the others.
-    """
+    """What there is, for `check`."""
     if settings.endpoint is None:
         return "off"
     import ddib_fed.telemetry.otel  # noqa: F401 - raises where the extra is missing

@@ -41,12 +41,7 @@ _PREFIX: Final = "ddib."
 
 
 def resource(institution: str, what: str) -> Resource:
-    """Whose spans and metrics they are.
-
-    Args:
-        institution: Of the node or client.
-        what: "client", or the roles of a node, e.g. "source+target".
-    """
+    """Whose spans and metrics they are."""
     return Resource(
         {
             "service.name": f"ddib-fed-{what}",
@@ -70,21 +65,11 @@ class _OtelSpan(Span):
         self.context = TraceContext(found.trace_id, found.span_id, found.trace_flags.sampled)
 
     def set(self, values: Mapping[str, Value]) -> None:
-        """See `Span`."""
         self._span.set_attributes(_named(values))
 
 
 class OtelTracing(Tracing):
-    """Tracing that is on.
-
-    Args:
-        exporter: Where spans go.
-        of: Whose they are; see `resource`.
-        institution: The own one.
-        sample: Share of the traces that are recorded.
-        peers: Institutions with which traces are shared.
-        at_once: Whether each span is sent as it ends, and not with others.
-    """
+    """Tracing that is on."""
 
     on = True
 
@@ -120,7 +105,6 @@ class OtelTracing(Tracing):
         parent: TraceContext | None = None,
         values: Mapping[str, Value] | None = None,
     ) -> Iterator[Span]:
-        """See `Tracing`."""
         span = self._tracer.start_span(
             name, _parent(parent), kind=_KINDS[kind], attributes=_named(values or {}), record_exception=False
         )
@@ -143,7 +127,6 @@ class OtelTracing(Tracing):
         parent: TraceContext | None,
         values: Mapping[str, Value] | None = None,
     ) -> None:
-        """See `Tracing`."""
         end = time.time_ns()
         start = end - int(max(0.0, seconds) * 1e9)
         span = self._tracer.start_span(
@@ -152,20 +135,16 @@ class OtelTracing(Tracing):
         span.end(end)
 
     def shares_with(self, institution: str) -> bool:
-        """See `Tracing`."""
         return institution in self._shared
 
     def remember(self, key: str, context: TraceContext | None) -> None:
-        """See `Tracing`."""
         if context is not None:
             self._places.put(key, context)
 
     def recall(self, key: str) -> TraceContext | None:
-        """See `Tracing`."""
         return self._places.get(key)
 
     def close(self) -> None:
-        """See `Tracing`."""
         self._provider.shutdown()
 
 
@@ -174,7 +153,6 @@ def _named(values: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _parent(parent: TraceContext | None) -> trace.Context:
-    """A context with a remote span as the current one, or with none."""
     if parent is None:
         return trace.Context()
     flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if parent.sampled else trace.TraceFlags.DEFAULT)
@@ -185,14 +163,7 @@ def _parent(parent: TraceContext | None) -> trace.Context:
 def otlp_tracing(
     settings: TelemetrySettings, *, institution: str, what: str, peers: Iterable[str] = ()
 ) -> OtelTracing:
-    """Tracing towards the collector of the settings, whose endpoint must be set.
-
-    Args:
-        settings: Of a node or client.
-        institution: The own one.
-        what: See `resource`.
-        peers: Institutions with which traces are shared.
-    """
+    """Tracing towards the collector of the settings, whose endpoint must be set."""
     exporter = OTLPSpanExporter(f"{settings.endpoint}/v1/traces", timeout=EXPORT_TIMEOUT_S, session=session())
     return OtelTracing(
         exporter,

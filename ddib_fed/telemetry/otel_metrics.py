@@ -49,13 +49,7 @@ class Registry(Protocol):
 
 
 def metrics_data(registry: Registry, of: Resource, started_ns: int) -> MetricsData:
-    """Everything that is counted now.
-
-    Args:
-        registry: Of the node.
-        of: Whose metrics they are.
-        started_ns: Since when it is counted, Unix time in nanoseconds.
-    """
+    """Everything that is counted now."""
     now = time.time_ns()
     found = [_metric(family, started_ns, now) for family in registry.collect()]
     scope = ScopeMetrics(InstrumentationScope("ddib_fed", __version__), [each for each in found if each], "")
@@ -112,14 +106,7 @@ def _point(
 
 
 class MetricsSender:
-    """Sends the metrics of a registry from a thread of its own, and once more at the end.
-
-    Args:
-        exporter: Where they go.
-        registry: Of the node.
-        of: Whose they are.
-        every_s: How often.
-    """
+    """Sends the metrics of a registry from a thread of its own, and once more at the end."""
 
     def __init__(self, exporter: MetricExporter, registry: Registry, of: Resource, every_s: float) -> None:
         self._exporter, self._registry, self._of, self._every_s = exporter, registry, of, every_s
@@ -151,6 +138,5 @@ class MetricsSender:
 
 
 def otlp_metrics(endpoint: str, registry: Registry, of: Resource, every_s: float) -> MetricsSender:
-    """Metrics towards a collector; arguments as of `MetricsSender`, and the collector's URL."""
     exporter = OTLPMetricExporter(f"{endpoint}/v1/metrics", timeout=EXPORT_TIMEOUT_S, session=session())
     return MetricsSender(exporter, registry, of, every_s)

@@ -13,13 +13,7 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class TelemetrySettings(BaseModel):
-    """Where traces and metrics go; nowhere by default.
-
-    Attributes:
-        endpoint: Of the institution's own collector, OTLP over HTTP, e.g. `http://127.0.0.1:4318`; plain HTTP is for
-            loopback only. None for no telemetry.
-        sample: Share of the traces that are recorded, by the trace's number: nodes with the same share record the same.
-    """
+    """Where traces and metrics go; nowhere by default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,13 +36,7 @@ class TelemetrySettings(BaseModel):
 
 
 class NodeTelemetry(TelemetrySettings):
-    """The same of a node.
-
-    Attributes:
-        metrics_every_s: How often metrics are sent; 0 for traces alone.
-        peers: Institutions with which traces are shared: a trace id goes to and comes from these alone, and only
-            where the peer's node lists this institution too.
-    """
+    """The same of a node."""
 
     metrics_every_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
     peers: tuple[str, ...] = ()

@@ -25,11 +25,7 @@ MOST_ITEMS: Final = 64
 
 
 class Span:
-    """A step while it runs; of tracing that is off.
-
-    Attributes:
-        context: To which further spans belong; None if there is none.
-    """
+    """A step while it runs; of tracing that is off."""
 
     context: TraceContext | None = None
 
@@ -51,14 +47,6 @@ class Tracing:
         parent: TraceContext | None = None,
         values: Mapping[str, Value] | None = None,
     ) -> Iterator[Span]:
-        """A step, for as long as this lasts; an error that passes is noted by its reason alone.
-
-        Args:
-            name: What is done, e.g. "encode".
-            kind: Whether a call is answered ("server") or made ("client").
-            parent: The span of which it is a part; None to begin a trace.
-            values: What is noted of it.
-        """
         del name, kind, parent, values
         yield Span()
 
@@ -73,7 +61,6 @@ class Tracing:
         """A step that has just ended and took so long."""
 
     def shares_with(self, institution: str) -> bool:
-        """Whether trace ids may go to, and are taken from, an institution; the own one is among them while it is on."""
         del institution
         return False
 
@@ -81,7 +68,6 @@ class Tracing:
         """Keep the place of a job in its trace."""
 
     def recall(self, key: str) -> TraceContext | None:
-        """The place of a job in its trace; None if it is not known."""
         del key
         return None
 
@@ -106,7 +92,6 @@ class Remembered:
                 self._places.popitem(last=False)
 
     def get(self, key: str) -> TraceContext | None:
-        """One, if it is still known."""
         with self._lock:
             return self._places.get(key)
 
@@ -116,12 +101,7 @@ OFF: Final = Tracing()
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in a trace something happens.
-
-    Attributes:
-        tracing: Records it.
-        context: The span of which it is a part; None to begin a trace.
-    """
+    """Where in a trace something happens."""
 
     tracing: Tracing = OFF
     context: TraceContext | None = None

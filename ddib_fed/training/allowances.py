@@ -26,21 +26,7 @@ def put_allowances(
     seed: int = 0,
     tell: Told | None = None,
 ) -> Allowances:
-    """Measure what the latents of the bundle in `folder` look like, and write it beside its weights.
-
-    Args:
-        folder: The bundle, of pictures. Its digest does not change.
-        data: A folder of pictures of its domain that it was not trained on; None for the data of a shipped domain,
-            which it was not trained on as far as there are such.
-        command: Noted in the file.
-        device: Where to compute.
-        seed: Of softening.
-        tell: Progress.
-
-    Raises:
-        ModelNotFound, BundleInvalid: There is no usable bundle.
-        UsageError, InputError: As `own_samples`; or too few samples, or a model of which nothing is measured.
-    """
+    """Measure what the latents of the bundle in `folder` look like, and write it beside its weights."""
     bundle = load_bundle(folder, without=[GATE_FILE])
     model = DomainModel(bundle, device=device)
     _require(model, PICTURES)
@@ -60,14 +46,7 @@ def _require(model: DomainModel, count: int) -> None:
 
 
 def after_training(folder: Path, samples: Samples, *, command: str, spent_s: float) -> str:
-    """The same at the end of a run, within a small share of what the run took; why not, where it cannot be.
-
-    Args:
-        folder: The new bundle.
-        samples: Held out, (N, C, H, W) in [-1, 1].
-        command: Noted in the file.
-        spent_s: CPU seconds of the run.
-    """
+    """The same at the end of a run, within a small share of what the run took; why not, where it cannot be."""
     model = DomainModel(load_bundle(folder))
     if why := unmeasurable(model, len(samples)):
         return why

@@ -23,11 +23,7 @@ _TABLE = 4096
 
 
 class LambdaSampler:
-    """Noise levels from uniform numbers: half as the default grid places its nodes, half uniform in the angle phi.
-
-    The first half is where solvers look; the second is where an error moves a point, since dx = v dphi. Both cover
-    the range of the schedule to its ends.
-    """
+    """Noise levels from uniform numbers: half as the default grid places its nodes, half uniform in the angle phi."""
 
     def __init__(self, schedule: Schedule) -> None:
         nodes = make_grid(schedule, "default", _TABLE).levels
@@ -37,7 +33,6 @@ class LambdaSampler:
         self._mass = 0.5 * placed + 0.5 * (angle - angle[0]) / (angle[-1] - angle[0])
 
     def __call__(self, u: Tensor) -> Tensor:
-        """Lambdas (K,), float64, from uniforms (K,) in [0, 1)."""
         high = torch.searchsorted(self._mass, u.double(), right=True).clamp(1, _TABLE)
         low = high - 1
         weight = (u.double() - self._mass[low]) / (self._mass[high] - self._mass[low])
@@ -51,14 +46,12 @@ class GridSampler:
         self._lambdas = LambdaSampler(schedule)
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Lambdas and weights of the loss, each (B,) float64, from uniforms (B,) in [0, 1)."""
         return self._lambdas(u), torch.ones(len(u), dtype=torch.float64)
 
     def learn(self, lams: Tensor, losses: Tensor) -> None:
         """Take in the losses (B,) at lambdas (B,)."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -74,7 +67,6 @@ class UniformSampler(GridSampler):
         self._first, self._last = schedule.t_of_lam(ends).tolist()
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """See `GridSampler`; all weights are 1."""
         return self.lambdas(u), torch.ones(len(u), dtype=torch.float64)
 
     def lambdas(self, place: Tensor) -> Tensor:
@@ -84,7 +76,6 @@ class UniformSampler(GridSampler):
         return lams
 
     def places(self, lams: Tensor) -> Tensor:
-        """Inverse of `lambdas`."""
         places: Tensor = (self._schedule.t_of_lam(lams) - self._first) / (self._last - self._first)
         return places
 
@@ -98,7 +89,6 @@ class SecondMomentSampler(UniformSampler):
         self._seen = torch.zeros(BINS, dtype=torch.int64)
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """See `GridSampler`; a weight is 1 / (BINS p) of its bin."""
         shares = self.shares()
         mass = torch.cat([torch.zeros(1, dtype=torch.float64), shares.cumsum(0)])
         mass[-1] = 1.0
@@ -115,23 +105,19 @@ class SecondMomentSampler(UniformSampler):
         return (1 - FLOOR) * moments / moments.sum() + FLOOR * even
 
     def learn(self, lams: Tensor, losses: Tensor) -> None:
-        """See `GridSampler`; the oldest loss of a bin makes room."""
         bins = (self.places(lams) * BINS).long().clamp(0, BINS - 1)
         for k, loss in zip(bins.tolist(), losses.double().tolist(), strict=True):
             self._losses[k, self._seen[k] % HISTORY] = loss
             self._seen[k] += 1
 
     def state(self) -> dict[str, Tensor]:
-        """Losses and counts of the bins."""
         return {"losses": self._losses, "seen": self._seen}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """See `GridSampler`."""
         self._losses.copy_(state["losses"])
         self._seen.copy_(state["seen"])
 
 
 def level_sampler(name: str, schedule: Schedule) -> GridSampler:
-    """The sampler of that name: grid, uniform or loss-second-moment."""
     kinds = {"grid": GridSampler, "uniform": UniformSampler, "loss-second-moment": SecondMomentSampler}
     return kinds[name](schedule)

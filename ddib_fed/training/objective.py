@@ -3,21 +3,6 @@
 With x = alpha x_0 + sigma eps the network learns v = alpha eps - sigma x_0 (arXiv 2202.00512) or eps by squared error.
 A learned variance is exp(f log beta + (1 - f) log beta~) with f = (output + 1) / 2, and learns from the bound of one
 step of a chain of T steps, in bits a number (Nichol and Dhariwal, arXiv 2102.09672, section 3.1):
-
-    loss = |answer - target|^2 + T / 1000 KL( q(x_s | x_t, x_0) || p(x_s | x_t) ),   the mean of p detached,
-
-with the discretised likelihood of x_0 in place of the last KL. For q at two times s < t of any schedule
-
-    alpha_ts = alpha_t / alpha_s,   beta = 1 - alpha_ts^2,   beta~ = beta sigma_s^2 / sigma_t^2,
-    mean = alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s beta / sigma_t^2 x_0.
-
-Points may replace v by its expectation given the points of the batch. Which of {x_0^j} made x is known only by its
-posterior
-
-    p(j | x) = softmax_j( -|x - alpha x_0^j|^2 / (2 sigma^2) ),
-
-whose mean in place of x_0 leaves the expectation of the target as it is and takes some of its variance (Rao and
-Blackwell; for scores: Xu, Tong, Jaakkola, arXiv 2302.00670).
 """
 
 from __future__ import annotations
@@ -41,15 +26,7 @@ _BITS = 1.0 / math.log(2.0)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the network is asked, and what it should answer.
-
-    Attributes:
-        x: Noisy pictures (B, C, H, W) float32.
-        times: Time input of the network, (B,) float32.
-        target: v or eps, like x.
-        alpha: (B, 1, 1, 1) float32.
-        sigma: (B, 1, 1, 1) float32.
-    """
+    """What the network is asked, and what it should answer."""
 
     x: Tensor
     times: Tensor
@@ -59,15 +36,7 @@ class Question:
 
 
 class Objective:
-    """One loss on one schedule.
-
-    Args:
-        schedule: Gives times and the chain.
-        parameterisation: What the network predicts.
-        time_input: Its time input.
-        learn_sigma: Whether half of its output is the variance's f.
-        half_bin: Half a quantisation step in the network's units, (C,) float32.
-    """
+    """One loss on one schedule."""
 
     def __init__(
         self,
@@ -112,15 +81,7 @@ class Objective:
         return losses
 
     def bound(self, question: Question, mean: Tensor, variance: Tensor, x0: Tensor, lams: Tensor) -> Tensor:
-        """The bound's term of one step of the chain, bits a number, (B,).
-
-        Args:
-            question: What was asked.
-            mean: The answer, as predicted.
-            variance: Outputs for the variance, -1 for beta~ and 1 for beta.
-            x0: Clean pictures.
-            lams: Their lambdas (B,) float64 on the CPU.
-        """
+        """The bound's term of one step of the chain, bits a number, (B,)."""
         if self._parameterisation == "eps":
             x0_found = (question.x - question.sigma * mean) / question.alpha
         else:
@@ -138,10 +99,7 @@ class Objective:
         )
 
     def _posterior(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For times (B,): beta, beta~, the coefficient of x_0 in the mean, and 1 where the step is the last; float64.
-
-        The last step ends at the data, so its beta~ would be 0; as in the public code it takes that of the step before.
-        """
+        """For times (B,): beta, beta~, the coefficient of x_0 in the mean, and 1 where the step is the last; float64."""
         last = t - self._step < self._first - 1e-9
         later = torch.where(last, self._first + self._step, t)
         rate_s, rate_t = self._schedule.rate(later - self._step), self._schedule.rate(later)
@@ -163,20 +121,12 @@ class Objective:
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """Values (B,) as (B, 1, 1, 1) float32 beside pictures; the copy holds nobody up."""
     return on_device(values.float().reshape(-1, 1, 1, 1), like.device)
 
 
 @dataclass(frozen=True, slots=True)
 class PointBatch:
-    """One batch of noisy points, and what the network should answer.
-
-    Attributes:
-        x: Noisy points (B, D).
-        times: Time inputs of the network: distinct lambdas, or steps, (K,).
-        rows: Which of `times` each point has, (B,) int64.
-        target: v, or the noise, (B, D).
-    """
+    """One batch of noisy points, and what the network should answer."""
 
     x: Tensor
     times: Tensor
@@ -185,15 +135,7 @@ class PointBatch:
 
 
 def make_batch(x0: Tensor, eps: Tensor, lams: Tensor, *, reference: int, first: int = 0) -> PointBatch:
-    """Noisy points with their targets, all or some rows of a batch; row i of the batch has the level i mod K.
-
-    Args:
-        x0: Clean points of the whole batch (N, D), float32.
-        eps: Standard normal noise of the rows that are asked for (B, D), float32.
-        lams: Distinct lambdas (K,), float64; K divides N.
-        reference: Points over which a posterior runs, a divisor of N; 0 for the plain target.
-        first: Which row of the batch the first of `eps` is.
-    """
+    """Noisy points with their targets, all or some rows of a batch; row i of the batch has the level i mod K."""
     rows = torch.arange(first, first + len(eps), device=x0.device) % len(lams)
     own = x0[first : first + len(eps)]
     alpha = torch.sigmoid(2 * lams).sqrt().float()[rows, None]
@@ -209,18 +151,7 @@ def make_batch(x0: Tensor, eps: Tensor, lams: Tensor, *, reference: int, first: 
 def make_step_batch(
     x0: Tensor, eps: Tensor, u: Tensor, schedule: DiscreteSchedule, *, first: int = 0
 ) -> PointBatch:
-    """The public code's objective: noisy points at integer steps, and the noise as the target.
-
-    Its steps are uniform and independent. Here those of a batch are uniform and spread evenly, which leaves the
-    expectation of the loss as it is and takes some of its variance.
-
-    Args:
-        x0: Clean points of the whole batch (N, D); the result has their dtype.
-        eps: Standard normal noise of the rows that are asked for (B, D).
-        u: Uniforms (K,) in [0, 1), spread evenly, on the CPU; K divides N.
-        schedule: Its steps and their time inputs.
-        first: Which row of the batch the first of `eps` is.
-    """
+    """The public code's objective: noisy points at integer steps, and the noise as the target."""
     rows = torch.arange(first, first + len(eps), device=x0.device) % len(u)
     steps = (u.double() * schedule.steps).long().clamp_max(schedule.steps - 1)
     table = torch.tensor(schedule.at_steps(steps.tolist()), dtype=torch.float64)
@@ -232,23 +163,7 @@ def make_step_batch(
 def posterior_mean(
     x: Tensor, alpha: Tensor, sigma: Tensor, x0: Tensor, reference: int, *, first: int = 0
 ) -> Tensor:
-    """E[x_0 | x] where x_0 is one of the `reference` clean points in x's stretch of the batch.
-
-    It is attention: with the query (alpha / sigma^2 x, -alpha^2 / (2 sigma^2)), the key (x_0, |x_0|^2) and the value
-    x_0 the products are the exponents of p(j | x), but for terms that j does not change. The kernel of attention
-    never holds all of them at once.
-
-    Args:
-        x: Noisy points (B, D), rows `first` to `first + B` of the batch.
-        alpha: Scale of the data (B, 1).
-        sigma: Scale of the noise (B, 1).
-        x0: Clean points of the whole batch (N, D); row `first + i` made row i of x.
-        reference: Length of a stretch, a divisor of N.
-        first: Which row of the batch the first of x is.
-
-    Returns:
-        (B, D).
-    """
+    """E[x_0 | x] where x_0 is one of the `reference` clean points in x's stretch of the batch."""
     ratio = (alpha / sigma).square()
     asked = torch.cat([ratio / alpha * x, -0.5 * ratio], dim=1)
     keys = torch.cat([x0, x0.square().sum(1, keepdim=True)], dim=1)

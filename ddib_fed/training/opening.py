@@ -31,15 +31,7 @@ OnScan = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A run whose data were read.
-
-    Attributes:
-        config: With what follows from the data.
-        name: Of the bundle's domain, where the config does not say.
-        digest: Of the data.
-        task: Makes what is learned, for a settled config.
-        samples: To train on; 0 where they have no end.
-    """
+    """A run whose data were read."""
 
     config: AnyConfig
     name: str
@@ -51,18 +43,7 @@ class Opened:
 def open_data(
     config: AnyConfig, source: PictureSource | None, out: Path, say: Say | None, on_scan: OnScan | None
 ) -> Opened:
-    """Read what a run learns from.
-
-    Args:
-        config: The run.
-        source: Pictures in memory, when the config names none.
-        out: The bundle's folder, which may not lie among the pictures.
-        say: As of `train`.
-        on_scan: As of `train`.
-
-    Raises:
-        DdibError: The data, the initial weights or the teacher cannot be used; as `train` lists them.
-    """
+    """Read what a run learns from."""
     if isinstance(config, PointTrainConfig):
         return _open_points(config)
     if isinstance(config, DistilConfig):

@@ -54,17 +54,7 @@ _SAMPLE_SEED = 4_711
 
 @dataclass(frozen=True, slots=True)
 class PointSource:
-    """Normalised points to train on.
-
-    Attributes:
-        dim: D.
-        mean: What was subtracted from raw points; 0 for synthetic domains, whose points are normalised already.
-        std: What raw points were divided by; 1 for synthetic domains.
-        digest: Names the points: the domain, or the file's SHA-256.
-        take: Gives training points (N, D) for uniforms (N, 4).
-        held_out: Points (N, D) that `take` never gives.
-        train: All training points (N, D); none of a synthetic domain, which has no end.
-    """
+    """Normalised points to train on."""
 
     dim: int
     mean: float
@@ -76,18 +66,6 @@ class PointSource:
 
 
 class PointTask:
-    """See `Task`; any rows may go through the network together, but the posterior runs over the whole batch's points.
-
-    Args:
-        config: The run, settled.
-        source: Its points.
-
-    Attributes:
-        config: The run.
-        source: Its points.
-        figures: See `Task`.
-    """
-
     def __init__(self, config: PointTrainConfig, source: PointSource) -> None:
         self.config, self.source = config, source
         self.figures: dict[str, float] = {}
@@ -96,19 +74,16 @@ class PointTask:
         self._held_out = self._held_out_batch()
 
     def initial_network(self) -> nn.Module:
-        """See `Task`; a function of the seed, and torch's own generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             return build_network(self._network()).train()
 
     def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-        """See `Task`."""
         network = build_network(self._network()).to(device)
         network.load_state_dict(state)
         return network
 
     def fetch(self, piece: Piece, device: torch.device) -> PointBatch:
-        """See `Task`; the levels are stratified over the whole batch, of which every process has the clean points."""
         config = self.config
         u = synthetic.uniforms(config.seed, piece.step, config.batch, self._columns)
         x0 = self.source.take(u[:, :DATA_COLUMNS])
@@ -116,11 +91,9 @@ class PointTask:
 
     @property
     def training_samples(self) -> int:
-        """See `PrivateTask`."""
         return len(self.source.train)
 
     def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        """See `PrivateTask`; the levels of a point are stratified over its draws."""
         count, dim = self.config.dp_draws, self.source.dim
         shape = (len(chosen), count)
         u = torch.from_numpy((np.arange(count) + key.uniforms("levels", step, shape)) / count).reshape(-1)
@@ -135,7 +108,6 @@ class PointTask:
         return Draws(x, batch.times.reshape(shape), target)
 
     def loss(self, network: nn.Module, piece: Piece, samples: PointBatch) -> tuple[Tensor, Tensor]:
-        """See `Task`."""
         config = self.config
         if config.dropout:
             # The masks are the one thing that the cut of a batch changes.
@@ -148,12 +120,10 @@ class PointTask:
         return losses.sum() / config.batch, losses
 
     def learn(self, step: int, losses: Tensor) -> Tensor:
-        """See `Task`: their mean."""
         del step
         return losses.double().mean()
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
-        """See `Task`."""
         del at_once
         device = next(network.parameters()).device
         batch = self._held_out
@@ -164,7 +134,6 @@ class PointTask:
         """None: nothing is measured of the latents of points."""
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
-        """See `Task`; drawn once, at the end, beside the data, with the sliced-W2 distance to them and its floor."""
         if not last:
             return ""
         config, count = self.config, self.config.samples
@@ -191,14 +160,11 @@ class PointTask:
         return ""
 
     def state(self) -> dict[str, Tensor]:
-        """See `Task`: nothing."""
         return {}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """See `Task`."""
+    def restore(self, state: dict[str, Tensor]) -> None: ...
 
     def manifest(self) -> dict[str, Any]:
-        """See `Task`."""
         mlp = self.config.network == "mlp"
         return {
             "sample_shape": (self.source.dim,),
@@ -211,7 +177,6 @@ class PointTask:
 
     @property
     def _columns(self) -> int:
-        """Uniform numbers a sample takes: its point, its noise in pairs, its level."""
         return DATA_COLUMNS + 2 * math.ceil(self.source.dim / 2) + 1
 
     def _network(self) -> MlpConfig | SyntheticConfig:
@@ -259,22 +224,11 @@ class PointTask:
 
 
 def _schedule(config: PointTrainConfig) -> ScheduleConfig:
-    """The noise schedule, as the bundle names it."""
     return ScheduleConfig(name=config.schedule, steps=config.diffusion_steps)
 
 
 def open_points(config: PointTrainConfig) -> PointSource:
-    """The points that `config` names.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-        FileMissing: There is no such file.
-        KindMismatch: The file holds a picture.
-        PointsUnreadable: The file is no array of numbers.
-        ShapeMismatch: The array is not (N, D).
-        NotFinite: There is a NaN or an infinity.
-        InputError: There are too few points, or a column is constant.
-    """
+    """The points that `config` names."""
     if config.domain is not None:
         return _domain(synthetic.domain_name(config.domain), config)
     return points_source(Path(str(config.data)), config.batch)
@@ -288,19 +242,7 @@ def _domain(name: str, config: PointTrainConfig) -> PointSource:
 
 
 def points_source(path: Path, held_out_points: int) -> PointSource:
-    """Points of a user's file.
-
-    Args:
-        path: A .npy file of an array (N, D).
-        held_out_points: At most so many of the held-out tenth are used.
-
-    Raises:
-        FileMissing: There is no such file.
-        PointsUnreadable: The file is no array of numbers.
-        ShapeMismatch: The array is not (N, D).
-        NotFinite: There is a NaN or an infinity.
-        InputError: There are too few points, or a column is constant.
-    """
+    """Points of a user's file."""
     raw = read_points(path)
     _check(raw, path)
     wide = raw.astype(np.float64)
@@ -318,14 +260,7 @@ def points_source(path: Path, held_out_points: int) -> PointSource:
 
 
 def read_points(path: Path) -> Floats:
-    """The array (N, D) of a .npy file.
-
-    Raises:
-        FileMissing: There is no such file.
-        PointsUnreadable: The file is no array of numbers.
-        ShapeMismatch: The array is not (N, D).
-        NotFinite: There is a NaN or an infinity.
-    """
+    """The array (N, D) of a .npy file."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -22,16 +22,7 @@ RISEN = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of progress.csv.
-
-    Attributes:
-        step: Steps done.
-        loss: Mean over the steps since the last line.
-        held_out: Of the averaged weights on points that are never trained on; None where it was not measured.
-        learning_rate: Of the last step.
-        seconds: Wall time since the process began this run.
-        cpu_seconds: CPU time of the whole run, across resumes.
-    """
+    """One line of progress.csv."""
 
     step: int
     loss: float
@@ -42,12 +33,7 @@ class Row:
 
 
 class ProgressFile:
-    """progress.csv: lines are appended; on resuming, those after the checkpoint are dropped.
-
-    Args:
-        path: The file.
-        step: Lines after this step are dropped.
-    """
+    """progress.csv: lines are appended; on resuming, those after the checkpoint are dropped."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -56,7 +42,6 @@ class ProgressFile:
         write_file(path, "".join(lines).encode(), private=True)
 
     def add(self, row: Row) -> None:
-        """Append one line."""
         with self.path.open("a", encoding="utf-8", newline="") as stream:
             stream.write(_line(_cells(row)))
 
@@ -83,13 +68,7 @@ def draw_loss(rows: list[Row], path: Path) -> None:
 
 
 class Log:
-    """progress.csv, the curve and the samples of a run as it goes, and what is to be said of them.
-
-    Args:
-        folder: Where they are written.
-        trainer: At the step at which this process begins.
-        cpu_seconds: Gives the CPU seconds of the whole run.
-    """
+    """progress.csv, the curve and the samples of a run as it goes, and what is to be said of them."""
 
     def __init__(self, folder: Path, trainer: Trainer, cpu_seconds: Callable[[], float]) -> None:
         self._folder, self._cpu_seconds = folder, cpu_seconds
@@ -127,12 +106,10 @@ class Log:
         self._say(trainer, "near", trainer.task.show(trainer, self._folder, last=last))
 
     def progress(self, trainer: Trainer) -> Progress:
-        """What `on_progress` gets."""
         rate = (trainer.step - self._first) / max(1e-9, time.monotonic() - self._begun)
         return Progress(trainer.step, trainer.steps, self._smooth, self._held_out, rate)
 
     def _say(self, trainer: Trainer, kind: str, text: str) -> None:
-        """Have something said, if it is something and nothing of its kind was said before."""
         if text and kind not in self._said:
             self._said.add(kind)
             trainer.notes.append(text)

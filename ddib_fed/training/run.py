@@ -1,8 +1,6 @@
 """A training run as a folder: started, resumed, finished; `train` is what commands and nodes call.
 
-    out/run/progress.csv, loss.png, samples.png   as it goes; everything else as `run_folder` has it
-
-Of several processes the leader alone touches the folder.
+out/run/progress.csv, loss.png, samples.png   as it goes; everything else as `run_folder` has it
 """
 
 from __future__ import annotations
@@ -58,39 +56,7 @@ def train(
     say: Say | None = None,
     on_scan: OnScan | None = None,
 ) -> Bundle:
-    """Train a model and write its bundle; under torchrun, together with the other processes.
-
-    Args:
-        config: The run: on points, on pictures, of a classifier, or one that distils a model.
-        out: The bundle's folder; made when missing.
-        on_progress: Called after every step; what it raises ends the run after a checkpoint. Under torchrun it is
-            called in the leading process alone and must not raise.
-        source: Pictures in memory (`array_source`), when the config names none.
-        resume: Resume an unfinished run in `out` (or start, when there is none); a finished bundle of the same run
-            is returned as it is.
-        force: Start again, whatever is in `out`.
-        lengthen: With `resume`: a run on pictures that was begun with fewer steps or less time, finished or not, goes
-            on to as many as `config` says.
-        say: Called with a sentence each on what a folder is like, what a step costs before the first is taken, and
-            on the way what goes wrong: memory that runs out, signs of overfitting.
-        on_scan: Called with (pictures looked at, in all) while a folder is checked and loaded.
-
-    Returns:
-        The bundle, as read back from `out`.
-
-    Raises:
-        AlreadyExists: There is a bundle or an unfinished run in `out`, and neither resume nor force.
-        StateConflict: The run in `out` is another one than `config`.
-        BundleInvalid: A checkpoint or the initial weights are damaged, or do not fit.
-        DomainNotFound: There is no such domain.
-        ExtraMissing: The package that carries the domain's pictures is not installed, or opacus is not, which
-            differential privacy needs.
-        ModelNotFound: There are no such initial weights.
-        InputError: The points or pictures cannot be used (see `points` and `sources`).
-        SettingsInvalid: Settings that cannot be, or the loss is no longer finite.
-        MemoryExhausted: Not even one picture at a time fits into memory.
-        UsageError: Several processes were started that do not know of each other.
-    """
+    """Train a model and write its bundle; under torchrun, together with the other processes."""
     with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
         say = say if say is not None and world.leads else None
         if config.dp_epsilon is not None:
@@ -109,20 +75,7 @@ def train(
 
 @dataclass(slots=True)
 class _Run:
-    """One run in its folder.
-
-    Attributes:
-        config: Settled.
-        opened: Its data.
-        place: Its folder.
-        world: The processes that share it.
-        say: Called with what is to be said.
-        changed: Whether something that no weight depends on is another than when the run began.
-        cpu_before: CPU seconds that earlier processes spent on it.
-        cpu_started: CPU seconds of this process when it began it.
-        seconds_before: Seconds that earlier processes took for it.
-        started: When this process began it, by the monotonic clock.
-    """
+    """One run in its folder."""
 
     config: AnyConfig
     opened: Opened
@@ -137,17 +90,14 @@ class _Run:
 
     @property
     def identity(self) -> str:
-        """What the weights depend on."""
         return self.identities[0]
 
     @property
     def identities(self) -> list[str]:
-        """The same, and what they depended on before its length was planned again."""
         return [run_identity(each, self.opened.digest) for each in self.config.identities()]
 
     @property
     def name(self) -> str:
-        """Of the bundle's domain."""
         return self.config.name or self.opened.name
 
     @property
@@ -159,11 +109,7 @@ class _Run:
         return self.seconds_before + time.monotonic() - self.started
 
     def finished(self) -> bool:
-        """Whether the bundle is there and says what this run says of it.
-
-        Raises:
-            StateConflict: It is there, and was trained on something else.
-        """
+        """Whether the bundle is there and says what this run says of it."""
         if not self.place.finished(self.identities):
             return False
         made = load_bundle(self.place.out).manifest
@@ -305,7 +251,6 @@ class _Pause:
         self._began = 0.0
 
     def over(self) -> bool:
-        """Whether too much would be lost."""
         return time.monotonic() > self._next
 
     def __enter__(self) -> None:
@@ -317,14 +262,7 @@ class _Pause:
 
 
 class _Pace:
-    """Fits the steps of a run to its time, also where the machine's speed changes.
-
-    A plan is on the disk before the first step under it, so a killed run that is resumed takes its steps as they were
-    planned. From the last plan on, the clock decides again.
-
-    Attributes:
-        next: The step before which the clock is looked at; of several processes, by all of them.
-    """
+    """Fits the steps of a run to its time, also where the machine's speed changes."""
 
     def __init__(self, run: _Run, trainer: Trainer) -> None:
         self._run, self._trainer = run, trainer
@@ -335,7 +273,6 @@ class _Pace:
         self._step, self._seconds, self._cost = self.next, 0.0, 0.0
 
     def look(self) -> None:
-        """Plan anew where what is left of the time holds other steps than those that are planned."""
         config, self.next = self._run.world.decide(self._plan)
         self._run.config = self._trainer.config = config
 
@@ -408,11 +345,7 @@ def _found_run(
 
 
 def _longer(stored: AnyConfig, opened: Opened, place: RunFolder, world: World) -> PictureTrainConfig | None:
-    """The settings of the run with the steps or the time that are asked for now; None if these are not more.
-
-    Its learning rate rises again, as in warm restarts (Loshchilov and Hutter, 2017). Runs on pictures can be longer,
-    but not with differential privacy, whose noise was chosen for their length.
-    """
+    """The settings of the run with the steps or the time that are asked for now; None if these are not more."""
     asked = opened.config
     if not isinstance(stored, PictureTrainConfig) or not isinstance(asked, PictureTrainConfig):
         return None

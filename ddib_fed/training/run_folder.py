@@ -1,10 +1,8 @@
 """The folder of a training run: what is there, what may be replaced, how the bundle is moved in.
 
-    out/manifest.json, out/model.safetensors      the finished bundle; the manifest is moved in last
-    out/run/run.json                              the run, settled
-    out/run/checkpoint-00000250/                  see `checkpoint`
-
-Nothing that is there is overwritten unless the caller asks to resume or to start again.
+out/manifest.json, out/model.safetensors      the finished bundle; the manifest is moved in last
+out/run/run.json                              the run, settled
+out/run/checkpoint-00000250/                  see `checkpoint`
 """
 
 from __future__ import annotations
@@ -33,39 +31,22 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def run_identity(config: str, data: str) -> str:
-    """What the weights of a run depend on, from the digests of its settings and its data."""
     return hashlib.sha256(f"{config} {data}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """One run's place on the disk.
-
-    Attributes:
-        out: The bundle's folder.
-        data: What is learned from, "points" or "pictures", for messages.
-    """
+    """One run's place on the disk."""
 
     out: Path
     data: str
 
     @property
     def run(self) -> Path:
-        """Where everything but the bundle is."""
         return self.out / RUN_FOLDER
 
     def found(self, kind: type[Config], *, resume: bool, force: bool) -> Config | None:
-        """The stored run to resume, or None when there is none, or none any more.
-
-        Args:
-            kind: Of the stored settings.
-            resume: Resume what is there.
-            force: Start again, whatever is there: it is removed.
-
-        Raises:
-            AlreadyExists: There is a bundle or an unfinished run, and neither resume nor force.
-            BundleInvalid: The stored settings cannot be read.
-        """
+        """The stored run to resume, or None when there is none, or none any more."""
         if force:
             for name in (MANIFEST_FILE, WEIGHTS_FILE, *BESIDE):
                 (self.out / name).unlink(missing_ok=True)
@@ -91,11 +72,7 @@ class RunFolder:
         write_file(self.run / "run.json", settled.model_dump_json(indent=2).encode(), private=True)
 
     def finished(self, identities: Collection[str]) -> bool:
-        """Whether a bundle is there, of a run with one of these identities.
-
-        Raises:
-            StateConflict: It is, and was trained on something else.
-        """
+        """Whether a bundle is there, of a run with one of these identities."""
         if not (self.out / MANIFEST_FILE).exists():
             return False
         if latest_identity(self.run) not in {None, *identities}:
@@ -103,11 +80,6 @@ class RunFolder:
         return True
 
     def require_own(self, checkpoint: Checkpoint, identities: Collection[str]) -> None:
-        """Refuse a checkpoint of another run.
-
-        Raises:
-            StateConflict: It is one.
-        """
         if checkpoint.info.identity not in identities:
             raise self.other_run()
 

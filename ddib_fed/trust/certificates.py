@@ -36,13 +36,7 @@ MAX_REQUEST_BYTES: Final = 8 << 10
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """An institution's root and its private key, which sign certificates.
-
-    Attributes:
-        institution: DNS name.
-        certificate: The self-signed root.
-        key: Its private key.
-    """
+    """An institution's root and its private key, which sign certificates."""
 
     institution: str
     certificate: x509.Certificate
@@ -50,7 +44,6 @@ class Authority:
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A new P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
@@ -60,7 +53,6 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def same_fingerprint(one: str, other: str) -> bool:
-    """Whether two fingerprints are equal, ignoring case, colons and prefix."""
     return _bare(one) == _bare(other)
 
 
@@ -215,11 +207,7 @@ def issue_leaf(
 
 
 def root_institution(certificate: x509.Certificate) -> str:
-    """The institution that a root made here is constrained to.
-
-    Raises:
-        InputError: It has no such constraint.
-    """
+    """The institution that a root made here is constrained to."""
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
     except x509.ExtensionNotFound as exc:

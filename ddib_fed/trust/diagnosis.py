@@ -140,7 +140,6 @@ class _Attempt:
 
     @property
     def address(self) -> str:
-        """Of the node."""
         return self.way.address
 
     @property
@@ -273,14 +272,12 @@ class _Attempt:
         )
 
     def _names_it(self, shown: x509.Certificate) -> bool:
-        """Whether a certificate carries a name of the node: its DNS name, its host, or a URI of its institution."""
         uris, names = _names(shown)
         _, _, institution = self.server_name.partition(".")
         ours = any(uri.startswith(f"spiffe://{institution}/") for uri in uris)
         return ours or self.server_name in names or split_address(self.address)[0] in names
 
     def _foreign(self, shown: x509.Certificate) -> bool:
-        """Whether an issuer made it that is neither pinned nor named as a root of the institution is."""
         _, _, institution = self.server_name.partition(".")
         pinned = parse_certificates(self.roots_pem, "the pinned roots")
         return shown.issuer not in {root.subject for root in pinned} and not is_root_of(

@@ -13,14 +13,7 @@ from ddib_fed.trust.unreached import no_connection, unreached
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The way to a node.
-
-    Attributes:
-        address: Its ``host:port``.
-        proxy: What leads there; None for a direct connection.
-        timeout_s: For connecting.
-        asks_environment: Whether a proxy that the environment names is asked when a direct connection fails.
-    """
+    """The way to a node."""
 
     address: str
     proxy: Proxy | None
@@ -28,18 +21,12 @@ class Way:
     asks_environment: bool = False
 
     def connect(self) -> socket.socket:
-        """A connection that leads to the node.
-
-        Raises:
-            OSError: The node, or the proxy, cannot be reached.
-            TunnelRefused: The proxy opens no tunnel.
-        """
+        """A connection that leads to the node."""
         if self.proxy is not None:
             return self.proxy.connect(self.address, self.timeout_s)
         return socket.create_connection(split_address(self.address), timeout=self.timeout_s)
 
     def within(self, seconds: float) -> Way:
-        """The same way, for a shorter time."""
         return replace(self, timeout_s=min(self.timeout_s, seconds))
 
     def problem(self, error: OSError | TunnelRefused) -> Finding:

@@ -64,13 +64,7 @@ CLOCK_HINT: Final = "`timedatectl` shows whether this machine's clock is synchro
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of a connection attempt.
-
-    Attributes:
-        cause: ``ok``, or the failure.
-        text: The same for a person.
-        remedy: What to do about it; empty if nothing failed.
-    """
+    """The result of a connection attempt."""
 
     cause: Cause
     text: str
@@ -78,18 +72,13 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether both sides accepted each other."""
         return self.cause == "ok"
 
     def __str__(self) -> str:
         return f"{self.text} [{self.cause}]"
 
     def as_error(self, hop: str) -> DdibError:
-        """The error of a call that failed for this cause.
-
-        Args:
-            hop: Where the call went, e.g. ``source north.example``.
-        """
+        """The error of a call that failed for this cause."""
         refused = self.cause in _OURS or self.cause == "refused-us"
         kind = Unauthenticated if refused else PeerUnreachable
         if self.cause in _OURS:
@@ -105,18 +94,15 @@ def may_pass(cause: str) -> bool:
 
 
 def short(text: str) -> str:
-    """A text of the other side for one of ours."""
     return escape(text[:_MAX_NAME])[:_MAX_NAME]
 
 
 def host_and_port(address: str) -> str:
-    """An address as nc takes it."""
     host, port = split_address(address)
     return f"{host} {port}"
 
 
 def moment(when: datetime) -> str:
-    """A time, in UTC."""
     return f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 

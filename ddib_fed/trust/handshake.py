@@ -30,18 +30,7 @@ class ClosedEarly(Exception):  # noqa: N818 - a finding
 
 
 class Handshake:
-    """TLS over one connection, with a time limit for all of it.
-
-    Args:
-        connection: Connected.
-        context: Of the client.
-        server_name: That the certificate must carry.
-        timeout_s: For everything that is done here.
-
-    Attributes:
-        first: The first bytes that came, at most 64.
-        tls: The connection's TLS.
-    """
+    """TLS over one connection, with a time limit for all of it."""
 
     def __init__(
         self, connection: socket.socket, context: ssl.SSLContext, server_name: str, timeout_s: float
@@ -53,21 +42,12 @@ class Handshake:
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
 
     def shake(self) -> None:
-        """The handshake.
-
-        Raises:
-            ssl.SSLError: It failed.
-            ClosedEarly: The other side closed the connection.
-            OSError: The connection broke, or the time is up (TimeoutError).
-        """
         self._step(self.tls.do_handshake)
 
     def send(self, data: bytes) -> None:
-        """Encrypt and send; raises as `shake`."""
         self._step(lambda: self.tls.write(data))
 
     def read(self, count: int) -> bytes:
-        """Up to so many decrypted bytes, at least one; raises as `shake`."""
         return self._step(lambda: self.tls.read(count))
 
     def _step(self, step: Callable[[], T]) -> T:
@@ -106,16 +86,7 @@ class Handshake:
 
 
 def client_context(own: Credentials, roots_pem: bytes, folder: Path) -> ssl.SSLContext:
-    """What a node or client demands and shows, as gRPC does.
-
-    Args:
-        own: Shown to the server.
-        roots_pem: Accepted roots of the server's certificate.
-        folder: For the private key, for a moment: the standard library reads keys from files only.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
+    """What a node or client demands and shows, as gRPC does."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
@@ -128,10 +99,7 @@ def client_context(own: Credentials, roots_pem: bytes, folder: Path) -> ssl.SSLC
 
 
 def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None:
-    """The certificate that a server shows to a client that checks nothing and shows nothing; None without one.
-
-    It is for the text of an error alone: nothing is sent over such a connection.
-    """
+    """The certificate that a server shows to a client that checks nothing and shows nothing; None without one."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -154,6 +122,5 @@ def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None
 
 
 def _readable(shown: x509.Certificate) -> x509.Certificate:
-    """A certificate that can be spoken of: its parts are parsed when they are first read, and may be anything."""
     _ = shown.not_valid_before_utc, shown.not_valid_after_utc, shown.extensions, shown.issuer.rfc4514_string()
     return shown

@@ -53,11 +53,7 @@ _KNOWN_CRITICAL = frozenset(
 
 
 def check_institution(institution: str) -> str:
-    """The name itself, if it is a DNS name of at least two labels in lower case and not an address.
-
-    Raises:
-        InputError: It is not.
-    """
+    """The name itself, if it is a DNS name of at least two labels in lower case and not an address."""
     if not is_institution(institution):
         raise InputError(
             f"{institution!r} is not a DNS name in lower case such as north.example",
@@ -164,14 +160,7 @@ def _parse(pem: bytes) -> x509.Certificate:
 
 
 def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """The certificates in a PEM text, at least one, each read to its end.
-
-    cryptography parses most parts lazily: a damaged one would be found, by an error of any kind,
-    wherever it is used first.
-
-    Raises:
-        ValueError: There is none, or a part of one cannot be read.
-    """
+    """The certificates in a PEM text, at least one, each read to its end."""
     try:
         found = tuple(x509.load_pem_x509_certificates(pem))
         for each in found:
@@ -189,11 +178,7 @@ def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
 
 
 def certified_identity(certificate: x509.Certificate) -> Identity:
-    """Steps 2 and 3: exactly one URI of our form, the DNS name that belongs to it, and nothing else.
-
-    Raises:
-        Unauthenticated: The names are not of that form.
-    """
+    """Steps 2 and 3: exactly one URI of our form, the DNS name that belongs to it, and nothing else."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
@@ -242,13 +227,7 @@ def _check_validity(certificate: x509.Certificate, now: datetime, what: str) -> 
 
 
 def check_root(root: x509.Certificate, institution: str) -> None:
-    """Step 8a: the root is a CA that may sign certificates, and its name constraints permit the institution.
-
-    A root without name constraints passes: it vouches only for the institution that it is pinned for.
-
-    Raises:
-        Unauthenticated: It is no CA, or its constraints forbid the institution's names.
-    """
+    """Step 8a: the root is a CA that may sign certificates, and its name constraints permit the institution."""
     try:
         constraints = root.extensions.get_extension_for_class(x509.BasicConstraints).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
@@ -287,10 +266,6 @@ def _check_name_constraints(root: x509.Certificate, identity: Identity) -> None:
 
 
 def _within(name: str, tree: x509.GeneralName) -> bool:
-    """Whether a host name lies in a subtree.
-
-    A URI's is exact unless it has a leading dot; a DNS name's includes all names below.
-    """
     base = str(tree.value).lower()
     if isinstance(tree, x509.UniformResourceIdentifier):
         return name.endswith(base) if base.startswith(".") else name == base
@@ -319,11 +294,7 @@ def _check_usage(certificate: x509.Certificate, identity: Identity) -> None:
 
 
 def check_public_key(key: object, what: str) -> None:
-    """A key has an accepted type and size: P-256 or P-384, or RSA of at least `MIN_RSA_BITS`.
-
-    Raises:
-        Unauthenticated: It is not.
-    """
+    """A key has an accepted type and size: P-256 or P-384, or RSA of at least `MIN_RSA_BITS`."""
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
         return
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS:

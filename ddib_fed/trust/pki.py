@@ -217,7 +217,6 @@ def _load(folder: Path, certificate_file: str) -> Credentials:
 
 
 def _anew(folder: Path) -> str:
-    """The commands that give a folder a new certificate, whatever is wrong with the one that it has."""
     return (
         f"ddib pki request --folder {shlex.quote(str(folder))} --identity spiffe://INSTITUTION/client/NAME\n"
         "or for a node: ddib pki request; for the first node of an institution: ddib pki init"
@@ -239,7 +238,6 @@ def read_roots(folder: Path, pem: bytes) -> tuple[x509.Certificate, ...]:
 
 
 def _begins(certificate: x509.Certificate) -> datetime:
-    """When the leaf's life began: ours are valid from some time before it, those of other authorities may not be."""
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return start + CLOCK_SKEW if end - start >= CLOCK_SKEW + LEAST_LIFETIME else start
 

@@ -26,13 +26,7 @@ _MAX_HOST: Final = 80
 
 
 def no_connection(error: OSError, address: str, timeout_s: float) -> Finding:
-    """Why there is no direct connection to a node; if the environment names a proxy, with that proxy's answer.
-
-    Args:
-        error: Of the attempt.
-        address: ``host:port`` that was dialled.
-        timeout_s: How long the attempt could take.
-    """
+    """Why there is no direct connection to a node; if the environment names a proxy, with that proxy's answer."""
     found = unreached(error, address, timeout_s)
     proxy = _named_proxy(split_address(address)[0], os.environ)
     if proxy is None:
@@ -56,13 +50,7 @@ def no_connection(error: OSError, address: str, timeout_s: float) -> Finding:
 
 
 def unreached(error: OSError, address: str, timeout_s: float) -> Finding:
-    """Why an address, of a node or of a proxy, cannot be reached.
-
-    Args:
-        error: Of the attempt.
-        address: ``host:port`` that was dialled.
-        timeout_s: How long the attempt could take.
-    """
+    """Why an address, of a node or of a proxy, cannot be reached."""
     host, _port = split_address(address)
     if isinstance(error, socket.gaierror):
         if error.errno == socket.EAI_AGAIN:
@@ -105,14 +93,7 @@ def unreached(error: OSError, address: str, timeout_s: float) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Proxy:
-    """What the environment names.
-
-    Attributes:
-        variable: Of the environment.
-        scheme: Of its URL, e.g. ``http`` or ``socks5``.
-        host: Without name and password, which may stand before it.
-        port: 0 where the URL has none and the scheme has no usual one.
-    """
+    """What the environment names."""
 
     variable: str
     scheme: str

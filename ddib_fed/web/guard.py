@@ -1,12 +1,6 @@
 """Who may use a page on loopback: the browser that was given the one-time token, and no other page or program.
 
 Steps, each of which a request must pass before an application sees it:
-
-1. The Host is this server's own address: a name that was rebound to loopback is another host.
-2. The request does not come from another page (Sec-Fetch-Site), and what changes something names this origin (Origin).
-   Another port of loopback is another origin, although browsers call it the same site and send it the same cookies.
-3. The path is below a random folder, to which the cookie is limited: a server on another port never gets it.
-4. `start?token=...` is exchanged once for a cookie (HttpOnly, SameSite=Strict); everything else needs the cookie.
 """
 
 from __future__ import annotations
@@ -45,15 +39,7 @@ _PAGE: Final = (
 
 @dataclass(slots=True)
 class Session:
-    """The secrets of one run of the server.
-
-    Attributes:
-        port: It listens on, on 127.0.0.1.
-        command: What starts it, for messages.
-        folder: First part of every path.
-        token: Exchanged once for the cookie; empty afterwards.
-        cookie: Value of the cookie.
-    """
+    """The secrets of one run of the server."""
 
     port: int
     command: str
@@ -63,12 +49,10 @@ class Session:
 
     @property
     def hosts(self) -> frozenset[str]:
-        """Values of Host that are this server."""
         return frozenset({f"127.0.0.1:{self.port}", f"localhost:{self.port}"})
 
     @property
     def link(self) -> str:
-        """What opens the page, once."""
         return f"http://127.0.0.1:{self.port}/{self.folder}/start?token={self.token}"
 
     def take(self, token: str) -> bool:
@@ -80,24 +64,17 @@ class Session:
 
 
 def _same(given: str, secret: str) -> bool:
-    """Compare in constant time; what is not ASCII is no secret of ours."""
     return given.isascii() and hmac.compare_digest(given, secret)
 
 
 class Guard:
-    """Lets requests pass that are of the session, adds the headers of every answer.
-
-    Args:
-        app: Gets the request with its path below the session's folder.
-        session: The secrets.
-    """
+    """Lets requests pass that are of the session, adds the headers of every answer."""
 
     def __init__(self, app: ASGIApp, session: Session) -> None:
         self._app = app
         self._session = session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI; other protocols than HTTP are refused by not answering them."""
         if scope["type"] != "http":
             return
 
@@ -138,10 +115,7 @@ class Guard:
         return None
 
     def _start(self, scope: Scope, headers: Headers) -> Response:
-        """Exchange the token for the cookie; the page then goes on by itself, so that the cookie is sent with it.
-
-        A redirect would still belong to whatever opened the link, and a strict cookie would be left out.
-        """
+        """Exchange the token for the cookie; the page then goes on by itself, so that the cookie is sent with it."""
         token = QueryParams(scope["query_string"]).get("token", "")
         if not self._has_cookie(headers) and not self._session.take(token):
             return _refused(

@@ -45,12 +45,10 @@ def _templates() -> Environment:
 
 
 def page(template: str, **values: Any) -> Response:
-    """A page of a template."""
     return HTMLResponse(_templates().get_template(template).render(values))
 
 
 def application(routes: Sequence[BaseRoute]) -> Starlette:
-    """An application with these routes and the static files."""
     return Starlette(routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))])
 
 

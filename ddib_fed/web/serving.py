@@ -77,20 +77,12 @@ class _Connection(H11Protocol):
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of mode 0700 that is removed with all that is in it."""
     with tempfile.TemporaryDirectory(prefix="ddib-web-") as name:
         yield Path(name)
 
 
 def listening(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1.
-
-    Args:
-        port: 0 for a free one.
-
-    Raises:
-        UsageError: The port is in use, or not this user's to take.
-    """
+    """A socket that listens on 127.0.0.1."""
     opened = socket.socket()
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -113,19 +105,7 @@ def serve(
     browser: bool,
     on_stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM.
-
-    Args:
-        app: The application; only requests of the session reach it.
-        port: Of 127.0.0.1; 0 for a free one.
-        command: What was typed, for messages.
-        folder: A private one.
-        browser: Whether to open the link in the user's browser too.
-        on_stop: Called when the server is asked to stop, before open answers are waited for.
-
-    Raises:
-        UsageError: The port cannot be used.
-    """
+    """Serve until Ctrl-C or SIGTERM."""
     with listening(port) as opened:
         session = Session(opened.getsockname()[1], command)
 
@@ -157,10 +137,7 @@ def serve(
 
 @contextmanager
 def _ending_as_ctrl_c() -> Iterator[None]:
-    """A closed terminal and SIGTERM end what is inside as Ctrl-C does, which is no error, so that folders are removed.
-
-    The server raises a signal again when it has ended.
-    """
+    """A closed terminal and SIGTERM end what is inside as Ctrl-C does, which is no error, so that folders are removed."""
 
     def end(number: int, frame: FrameType | None) -> None:
         del number, frame

@@ -9,12 +9,10 @@ DIGEST_BYTES = 32
 
 
 def require(ok: bool, field: str, detail: str) -> None:
-    """Raise MessageInvalid, which names the field, unless `ok`."""
     if not ok:
         raise MessageInvalid(f"{field}: {detail}", facts={"field": field})
 
 
 def require_number(value: float, low: float, high: float, field: str) -> None:
-    """Raise MessageInvalid unless `value` is from `low` to `high`; NaN is not."""
     # Written so that NaN fails.
     require(low <= value <= high, field, f"must be from {low:g} to {high:g}")

@@ -48,29 +48,19 @@ class Statistics(Protocol):
     """White-noise statistics of a latent, as measured by the engine's Gaussian check; see docs/protocol.md."""
 
     @property
-    def mean(self) -> float:
-        """Mean of all numbers."""
-        ...
+    def mean(self) -> float: ...
 
     @property
-    def std(self) -> float:
-        """Standard deviation of all numbers."""
-        ...
+    def std(self) -> float: ...
 
     @property
-    def kurtosis(self) -> float:
-        """Excess kurtosis, 0 for Gaussian noise."""
-        ...
+    def kurtosis(self) -> float: ...
 
     @property
-    def correlation(self) -> float:
-        """Mean absolute correlation between coordinates or neighbours."""
-        ...
+    def correlation(self) -> float: ...
 
     @property
-    def count(self) -> int:
-        """How many numbers were measured."""
-        ...
+    def count(self) -> int: ...
 
 
 _GUARD = object()
@@ -223,15 +213,6 @@ class LatentOpener:
         self._last_item = -1
 
     def __call__(self, header: decoding_pb2.LatentHeader) -> Announced:
-        """Check one header.
-
-        Raises:
-            ContractMismatch: It is under another contract.
-            MessageInvalid: The item number does not increase, there are too many items, or a field is wrong.
-            ShapeMismatch: The shape is not the contract's, or the size is not the shape's.
-            PointsTooMany, ImageTooLarge: It is over the contract's limits.
-            UnknownFields: It has a field that the contract's version does not know.
-        """
         anchor = anchor_from_pb(header, self._contract.version)
         if header.contract_sha256 != self._contract_sha256:
             raise _other_contract(self._contract_sha256, header.contract_sha256)
@@ -245,13 +226,7 @@ class LatentOpener:
 
 
 def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announced:
-    """Check the header of a tensor against a contract.
-
-    Raises:
-        MessageInvalid: The type is not the contract's or the digest is malformed.
-        ShapeMismatch: The shape is not the contract's, or the size is not the shape's.
-        PointsTooMany, ImageTooLarge: It is over the contract's limits.
-    """
+    """Check the header of a tensor against a contract."""
     if header.dtype != TYPE_NUMBERS[contract.wire_type]:
         raise MessageInvalid(
             f"data type {header.dtype} where {contract.wire_type} was agreed", facts={"field": "dtype"}

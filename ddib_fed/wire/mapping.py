@@ -97,7 +97,6 @@ def _names(kind: Any) -> Collection[str]:
 
 
 def _encoded(value: Any, field: FieldDescriptor) -> Any:
-    """A value as the message's constructor takes it."""
     if isinstance(value, Mapping):
         return dict(value)
     if field.is_repeated:
@@ -139,7 +138,6 @@ def _decoded_one(value: Any, field: FieldDescriptor, kind: Any) -> Any:
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
-    """A type, and whether it may be None."""
     if get_origin(hint) not in (Union, types.UnionType):
         return hint, False
     (inner,) = (part for part in get_args(hint) if part is not types.NoneType)
@@ -148,11 +146,9 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 @cache
 def _enum_names(enum: EnumDescriptor) -> Mapping[int, str]:
-    """Names without the type's, by number; 0 is unspecified, and has none."""
     return {value.number: value.name.removeprefix(_prefix(enum)) for value in enum.values if value.number}
 
 
 @cache
 def _prefix(enum: EnumDescriptor) -> str:
-    """JobState's values are called JOB_STATE_..."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"

@@ -96,7 +96,6 @@ def _packed(groups: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _numbers(part: str, most: int) -> range:
-    """The numbers of `3` or `5-9`, at most so many; none of what is neither."""
     first, dash, last = part.partition("-")
     if not is_number(first) or (dash and not is_number(last)):
         return range(0)

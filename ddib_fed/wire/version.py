@@ -57,11 +57,7 @@ def versions_to_pb(versions: Iterable[Version] = SPOKEN) -> list[common_pb2.Prot
 
 
 def require_version(version: Version) -> Version:
-    """The version itself.
-
-    Raises:
-        MessageInvalid: The major is 0 (not set), or a number is out of range.
-    """
+    """The version itself."""
     if not (1 <= version.major <= MAX_NUMBER and version.minor <= MAX_NUMBER):
         raise MessageInvalid(f"{version} is no protocol version", facts={"field": "version"})
     return version

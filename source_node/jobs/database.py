@@ -78,14 +78,7 @@ _TABLES = (
 
 
 def rehearse(path: Path) -> int:
-    """Open a copy of the database as a start would, so that nothing here is changed.
-
-    Returns:
-        How many jobs it holds.
-
-    Raises:
-        ConfigError: A start would fail on it.
-    """
+    """Open a copy of the database as a start would, so that nothing here is changed."""
     lock = path.with_name(path.name + ".lock")
     for file in (path, lock):
         check_private_file(file)
@@ -111,16 +104,7 @@ def rehearse(path: Path) -> int:
 
 
 class JobDatabase:
-    """One connection, one lock: writers wait for one another, and nobody sees half a transaction.
-
-    Args:
-        path: The database; made, with its folder, when it is not there.
-        called: What to call it in an error, when it is the copy of another.
-
-    Raises:
-        ConfigError: Another process has it, it is damaged, or another release made it.
-        DiskFull: The disk is full.
-    """
+    """One connection, one lock: writers wait for one another, and nobody sees half a transaction."""
 
     def __init__(self, path: Path, *, called: Path | None = None) -> None:
         check_private_file(path)
@@ -196,12 +180,7 @@ class JobDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything inside happens, durably, or nothing does.
-
-        Raises:
-            DiskFull: The disk is full.
-            OSError: It fails, or can no longer be written.
-        """
+        """Everything inside happens, durably, or nothing does."""
         with self._lock, _failing_disk_as_os_error():
             if self._inside:
                 raise RuntimeError("a transaction was begun inside a transaction")
@@ -223,23 +202,16 @@ class JobDatabase:
             self._connection.execute("ROLLBACK")
 
     def read(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """The rows that a statement selects, as of now.
-
-        Raises:
-            OSError: The disk fails.
-        """
         with self._lock, _failing_disk_as_os_error():
             return self._connection.execute(statement, values).fetchall()
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
-        """Several reads inside see one state: nobody writes meanwhile."""
         with self._lock:
             yield
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
         return self._guard < 0
 
     def close(self) -> None:

@@ -25,7 +25,6 @@ CANCELLED_ERROR: ErrorRecord = {"reason": "CANCELLED", "sentence": "cancelled", 
 
 
 def unrecorded(*_given: object) -> Recording:
-    """Of what is written down elsewhere, or nowhere."""
     return nullcontext()
 
 
@@ -38,26 +37,14 @@ class JobEndings(JobQueries):
 
     @contextmanager
     def _deciding(self) -> Iterator[tuple[sqlite3.Connection, ExitStack]]:
-        """A transaction, and what is to hear if it is not committed."""
         with ExitStack() as recording, self._db.transaction() as db:
             yield db, recording
 
     def is_cancelled(self, job_id: str) -> bool:
-        """Whether a running job is to stop; asked at each step, so answered from memory."""
         return job_id in self._cancelled
 
     def cancel(self, job_id: str, owner: str, *, recorded: Callable[[], Recording] = unrecorded) -> JobState:
-        """Stop a job: at once when it is queued, at its next step when it runs; the state that it has now.
-
-        Args:
-            job_id: Which job.
-            owner: The client that asks.
-            recorded: Writes down that it is cancelled; not called for one that has ended, or is to stop already.
-
-        Raises:
-            JobNotFound: There is none, or it is another's.
-            OSError: It could not be written down; nothing was changed.
-        """
+        """Stop a job: at once when it is queued, at its next step when it runs; the state that it has now."""
         dropped: Dropped = []
         with self._db.unchanging():
             with self._deciding() as (db, recording):
@@ -85,22 +72,7 @@ class JobEndings(JobQueries):
         *,
         recorded: Callable[[Sequence[int]], Recording] = unrecorded,
     ) -> int:
-        """The client has written these items: remove their files; how many are still to be delivered.
-
-        Args:
-            job_id: Which job.
-            owner: The client that asks.
-            items: Each item's number and the SHA-256 of the translation that was written. One that was
-                delivered before is passed over.
-            recorded: Writes down the numbers of those that are delivered now; not called if there are none.
-
-        Raises:
-            JobNotFound: There is none, or it is another's.
-            ItemNotFound: It has no such item.
-            StateConflict: An item is not decoded.
-            ChunkCorrupt: A digest is not the translation's; nothing was removed.
-            OSError: It could not be written down; nothing was removed.
-        """
+        """The client has written these items: remove their files; how many are still to be delivered."""
         delivered: list[tuple[int, list[str]]] = []
         with self._deciding() as (db, recording):
             self._row(job_id, owner)
@@ -123,18 +95,7 @@ class JobEndings(JobQueries):
         return progress.items - progress.count(ItemState.DELIVERED, ItemState.FAILED)
 
     def delete(self, job_id: str, owner: str, *, recorded: Callable[[], Recording] = unrecorded) -> None:
-        """Remove an ended job and all that is kept of it.
-
-        Args:
-            job_id: Which job.
-            owner: The client that asks.
-            recorded: Writes down that it is deleted.
-
-        Raises:
-            JobNotFound: There is none, or it is another's.
-            StateConflict: It is queued or runs.
-            OSError: It could not be written down; nothing was removed.
-        """
+        """Remove an ended job and all that is kept of it."""
         with self._deciding() as (db, recording):
             state = JobState(self._row(job_id, owner)["state"])
             if not state.ended:
@@ -146,14 +107,7 @@ class JobEndings(JobQueries):
         self._spool.remove_job(job_id)
 
     def expire(self, *, recorded: Callable[[Mapping[str, str]], Recording] = unrecorded) -> int:
-        """Remove ended jobs that nobody fetched in time; how many. Also saves the time, against a kill.
-
-        Args:
-            recorded: Writes down the jobs that are removed, each with its owner; not called if there are none.
-
-        Raises:
-            OSError: They could not be written down; nothing was removed.
-        """
+        """Remove ended jobs that nobody fetched in time; how many. Also saves the time, against a kill."""
         ended = [state for state in JobState if state.ended]
         with self._deciding() as (db, recording):
             save_state(db, "open_s", self._clock())

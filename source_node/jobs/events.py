@@ -46,7 +46,6 @@ class _Log:
             self.events.popitem(last=False)
 
     def shorten(self) -> None:
-        """Keep the last event alone."""
         self.events = OrderedDict([(self.last.sequence, self.last)])
 
     def after(self, sequence: int) -> tuple[Event, ...]:
@@ -59,11 +58,7 @@ class _Log:
 
 
 class EventHub:
-    """The events of a node's jobs; safe to use from any thread.
-
-    Args:
-        boot: How many times the node's store was opened (`JobStore.boot`): it makes later sequences higher.
-    """
+    """The events of a node's jobs; safe to use from any thread."""
 
     def __init__(self, boot: int) -> None:
         self._next = (boot << _BOOT_BITS) + 1
@@ -87,22 +82,7 @@ class EventHub:
         items_done: int | None = None,
         items: int | None = None,
     ) -> Event:
-        """Tell the watchers of a job something; the event, or the last one of a job that has ended.
-
-        An end is the last word: what another thread says of the job as it was before comes too late, and a watcher
-        that read it would wait for an end that was told already.
-
-        Args:
-            job_id: Which job.
-            state: The job's state now.
-            item: The item that moved; meaningful with a stage.
-            stage: ``encode``, ``send``, ``decode``, ``return``, ``done``, ``failed``, or empty.
-            step: Steps done of the stage.
-            steps: Steps of the stage; with more than 0 the event may be replaced by the next step.
-            reason: Why the item or job failed.
-            items_done: Items that are decoded or failed; None for as many as last said.
-            items: Items of the job; None for as many as last said.
-        """
+        """Tell the watchers of a job something; the event, or the last one of a job that has ended."""
         with self._changed:
             log = self._logs.setdefault(job_id, _Log())
             self._logs.move_to_end(job_id)
@@ -129,7 +109,6 @@ class EventHub:
         return event
 
     def _shorten_others(self, job_id: str) -> None:
-        """A job has ended: jobs that ended long before it keep their last event alone."""
         self._whole.setdefault(job_id)
         while len(self._whole) > MAX_WHOLE:
             self._logs[self._whole.popitem(last=False)[0]].shorten()
@@ -149,21 +128,7 @@ class EventHub:
         idle_s: float | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """The events of a job as they come, until its last one.
-
-        A job that ended before the node started has no events: ask `last` first, and publish its state. Of a deleted
-        one the events end.
-
-        Args:
-            job_id: Which job.
-            after_sequence: Only events after this one; 0 for all that are kept.
-            timeout_s: End after this long; None for no limit.
-            idle_s: How long there may be no event; None for no limit.
-            stop: Asked at least every `POLL_S`; the events end when it says so.
-
-        Raises:
-            DeadlineExceeded: There was no event for that long.
-        """
+        """The events of a job as they come, until its last one."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
         seen = after_sequence
         while True:
@@ -201,7 +166,6 @@ class EventHub:
         return ()
 
     def wake(self) -> None:
-        """Let every watcher ask its `stop` now."""
         with self._changed:
             self._changed.notify_all()
 

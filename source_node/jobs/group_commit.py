@@ -34,14 +34,7 @@ MOST_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file of an item to keep; takes the place of one of the same part.
-
-    Attributes:
-        part: What it is.
-        data: Its bytes.
-        media_type: A `MediaType` of common.proto.
-        range: Number of the row range of the item that it holds; None for the whole item.
-    """
+    """A file of an item to keep; takes the place of one of the same part."""
 
     part: Part
     data: bytes
@@ -59,17 +52,7 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What becomes of one item of a running job, all of it or nothing.
-
-    Attributes:
-        job_id: Which job.
-        item: Which item.
-        files: To keep; they are on the disk before the state changes.
-        state: The item's next state; None leaves it.
-        provenance: Replaces what is recorded of how the result came about; None leaves it.
-        error: Why it FAILED.
-        forget_ranges: Whether what was kept of row ranges goes.
-    """
+    """What becomes of one item of a running job, all of it or nothing."""
 
     job_id: str
     item: int
@@ -94,12 +77,7 @@ class _Entry:
 
 
 class GroupCommit:
-    """Makes changes durable on a thread of its own; safe to use from any thread. Close it.
-
-    Args:
-        db: The job database.
-        spool: The files.
-    """
+    """Makes changes durable on a thread of its own; safe to use from any thread. Close it."""
 
     def __init__(self, db: JobDatabase, spool: Spool) -> None:
         self._db = db
@@ -112,14 +90,7 @@ class GroupCommit:
         """Transactions so far."""
 
     def submit(self, change: Change) -> Future[None]:
-        """Queue a change; the future is done when it is on the disk.
-
-        The future raises:
-            StateConflict: The job does not run, the step is not one, or its part is not in the spool.
-            ItemNotFound: It has no such item.
-            DiskFull: The disk is full.
-            Draining: The store was closed.
-        """
+        """Queue a change; the future is done when it is on the disk."""
         entry = _Entry(change, tuple(file.record(change.item) for file in change.files))
         with self._changed:
             if self._closed:
@@ -247,11 +218,7 @@ class GroupCommit:
 def transition(
     job_id: str, item: int, before: ItemState, after: ItemState
 ) -> tuple[Part | None, frozenset[Part]]:
-    """What a step needs in the spool, and what the spool drops after it.
-
-    Raises:
-        StateConflict: There is no such step.
-    """
+    """What a step needs in the spool, and what the spool drops after it."""
     try:
         return TRANSITIONS[before, after]
     except KeyError:

@@ -30,16 +30,13 @@ class Progress:
 
     @property
     def items(self) -> int:
-        """All."""
         return sum(self.by_state.values())
 
     def count(self, *states: ItemState) -> int:
-        """Those in one of these states."""
         return sum(self.by_state.get(state, 0) for state in states)
 
     @property
     def done(self) -> int:
-        """Those that are decoded or failed, delivered or not."""
         return self.items - self.count(*PENDING_ITEMS)
 
 
@@ -54,30 +51,16 @@ class JobQueries:
     _spool: Spool
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
-        """A job with its items.
-
-        Args:
-            job_id: Which.
-            owner: The client that asks; None for the node itself.
-
-        Raises:
-            JobNotFound: There is none, or it is another's.
-        """
+        """A job with its items."""
         with self._db.unchanging():
             row = self._row(job_id, owner)
             items = self._db.read("SELECT * FROM items WHERE job_id = ? ORDER BY item", (job_id,))
         return job_from_row(row, items)
 
     def head(self, job_id: str, owner: str | None = None) -> Job:
-        """As `get`, without the items."""
         return job_from_row(self._row(job_id, owner))
 
     def item(self, job_id: str, item: int) -> Item:
-        """One item of a job.
-
-        Raises:
-            ItemNotFound: It has no such item.
-        """
         return self._item(job_id, item)
 
     def progress(self, job_id: str) -> Progress:
@@ -111,12 +94,10 @@ class JobQueries:
         return tuple(row["item"] for row in rows)
 
     def first_failed(self, job_id: str) -> Item | None:
-        """The first item that failed; None when none did."""
         failed = self._in_states(job_id, [ItemState.FAILED])
         return self._item(job_id, failed[0]) if failed else None
 
     def ready(self, job_id: str) -> tuple[int, ...]:
-        """Numbers of the items whose results can be fetched."""
         return self._in_states(job_id, [ItemState.DECODED])
 
     def list(self, owner: str, limit: int = DEFAULT_LIST) -> tuple[Job, ...]:
@@ -142,16 +123,13 @@ class JobQueries:
 
     @property
     def spool_bytes(self) -> int:
-        """Bytes that all jobs' files take."""
         return self._spool.used_bytes
 
     def parts(self, job_id: str, item: int) -> Mapping[Part, PartRecord]:
-        """What the spool has of an item."""
         rows = self._db.read("SELECT * FROM parts WHERE job_id = ? AND item = ?", (job_id, item))
         return {record.part: record for record in map(part_from_row, rows) if record.range is None}
 
     def ranges(self, job_id: str, item: int) -> Mapping[int, PartRecord]:
-        """What the spool has of the latents of an item's row ranges, by the range's number."""
         rows = self._db.read("SELECT * FROM parts WHERE job_id = ? AND item = ?", (job_id, item))
         return {record.range: record for record in map(part_from_row, rows) if record.range is not None}
 
@@ -169,12 +147,7 @@ class JobQueries:
         return record
 
     def read_part(self, job_id: str, item: int, part: Part | str) -> bytes:
-        """A file of an item, checked against the digest that it was written with.
-
-        Raises:
-            ItemNotFound: The spool has no such file (any more).
-            ChunkCorrupt: The disk gave back other bytes.
-        """
+        """A file of an item, checked against the digest that it was written with."""
         record = self._part(job_id, item, part)
         data = self._spool.get(job_id, record.file)
         if hashlib.sha256(data).digest() != record.sha256:
@@ -182,12 +155,7 @@ class JobQueries:
         return data
 
     def open_part(self, job_id: str, item: int, part: Part | str) -> BufferedReader:
-        """As `read_part`, but a file open at its start, once its bytes were compared with their digest.
-
-        Raises:
-            ItemNotFound: The spool has no such file (any more).
-            ChunkCorrupt: The disk gave back other bytes.
-        """
+        """As `read_part`, but a file open at its start, once its bytes were compared with their digest."""
         record = self._part(job_id, item, part)
         file = self._spool.open(job_id, record.file)
         if hashlib.file_digest(file, "sha256").digest() != record.sha256:

@@ -21,16 +21,7 @@ from source_node.jobs.records import OPEN_STATES, PENDING_ITEMS, JobLimits, JobS
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A queued job that may be tried now.
-
-    Attributes:
-        job_id: Which.
-        owner: The client.
-        target: The institution whose node decodes.
-        items: Left to do.
-        size_bytes: Of their files.
-        overdue: Whether its deadline has passed.
-    """
+    """A queued job that may be tried now."""
 
     job_id: str
     owner: str
@@ -41,12 +32,7 @@ class Due:
 
 
 class Queue:
-    """The places of open jobs; safe to use from any thread.
-
-    Args:
-        db: The job database.
-        limits: What is taken on.
-    """
+    """The places of open jobs; safe to use from any thread."""
 
     def __init__(self, db: JobDatabase, limits: JobLimits) -> None:
         self._db = db
@@ -56,16 +42,7 @@ class Queue:
 
     @contextmanager
     def place(self, spec: JobSpec, away: Collection[str], now: float) -> Iterator[None]:
-        """Hold a place while a job is received.
-
-        Args:
-            spec: Of the job.
-            away: Institutions whose nodes do not answer.
-            now: `JobStore.now`.
-
-        Raises:
-            QueueFull: There is none, or none for this client.
-        """
+        """Hold a place while a job is received."""
         key = spec.owner, spec.target_institution in away
         with self._lock:
             self._require(key, away, now)

@@ -24,10 +24,7 @@ PENDING_ITEMS = frozenset({ItemState.RECEIVED, ItemState.ENCODED})
 
 
 class Part(StrEnum):
-    """A file of an item in the spool; the last four are what a client fetches.
-
-    INPUT is what the client sent, DECODED the samples in it (`source_node.samples.Given`): a file is decoded once.
-    """
+    """A file of an item in the spool; the last four are what a client fetches."""
 
     INPUT = "input"
     DECODED = "decoded"
@@ -84,29 +81,7 @@ def last_cause(record: ErrorRecord) -> str:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a client asked for.
-
-    Attributes:
-        owner: The client's identity, a SPIFFE URI.
-        request_id: A UUID that the client made.
-        target_institution: Whose node decodes.
-        target_domain: The domain wanted there.
-        solver: How the ODE is integrated.
-        cycle: Whether the translation is brought back and compared.
-        keep_latent: Whether the client gets the latent.
-        deadline_s: Seconds from acceptance after which the job is given up; 0 for the node's default, which a
-            stored job has in place of it.
-        source_class: Class of the node's own model that the items are of, its name or index; empty for none.
-        target_class: Class of the target that they become; the same.
-        guidance: How decoding is guided, at the target and, for a cycle, here.
-        item_classes: (source class, target class) of each item, where each has its own; otherwise none.
-        model_size: Whether results keep the models' size, and the picture as the model saw it is one of them.
-        no_calibration: Whether the calibration that is active for the target is left out.
-        latent_type: In what latents must cross, a name in `LATENT_TYPES`; empty for what the nodes' policies prefer.
-
-    Raises:
-        MessageInvalid: The request id is no UUID, or classes are given both for all items and for each.
-    """
+    """What a client asked for."""
 
     owner: str
     request_id: str
@@ -133,24 +108,15 @@ class JobSpec:
             raise MessageInvalid("classes of all items and of each", facts={"field": "item_classes"})
 
     def classes_of(self, item: int) -> tuple[str, str]:
-        """(source class, target class) of one item, as asked; empty for none."""
         return self.item_classes[item] if self.item_classes else (self.source_class, self.target_class)
 
     def class_pairs(self) -> tuple[tuple[str, str], ...]:
-        """The different ones, in the order in which they first occur."""
         return tuple(dict.fromkeys(self.item_classes)) or ((self.source_class, self.target_class),)
 
 
 @dataclass(frozen=True, slots=True)
 class ItemSpec:
-    """One file that a client sent.
-
-    Attributes:
-        index: 0, 1, 2, ... in the order sent.
-        media_type: A `MediaType` of common.proto.
-        size_bytes: How large it was.
-        sha256: Digest of its bytes, 32 bytes.
-    """
+    """One file that a client sent."""
 
     index: int
     media_type: int
@@ -159,10 +125,7 @@ class ItemSpec:
 
 
 def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
-    """What decides whether the same request id has the same content: all but owner and request id.
-
-    What came later counts only where it is anything: a job that an older release accepted keeps its digest.
-    """
+    """What decides whether the same request id has the same content: all but owner and request id."""
     usual = JobSpec("", spec.request_id, "", "")
     later = (
         "source_class",
@@ -185,16 +148,7 @@ def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """A file in the spool: what it is, how large, and the digest it was written with.
-
-    Attributes:
-        part: What it is.
-        media_type: A `MediaType` of common.proto.
-        size_bytes: How large it is.
-        sha256: Digest of its bytes, 32 bytes.
-        file: Its name in the spool.
-        range: Number of the row range of a large item that it holds; None for the whole item.
-    """
+    """A file in the spool: what it is, how large, and the digest it was written with."""
 
     part: Part
     media_type: int
@@ -205,7 +159,6 @@ class PartRecord:
 
     @property
     def name(self) -> str:
-        """As in the database: "encoded", or "encoded.3" for a range."""
         return str(self.part) if self.range is None else f"{self.part}.{self.range}"
 
 
@@ -223,18 +176,12 @@ class Item:
 
     @property
     def model_sha256(self) -> str:
-        """Digest, hex, of the model that encoded it; empty while none has."""
         return str(self.provenance.get("source_model_sha256", ""))
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stored job; `list` leaves the items out.
-
-    `created` and `finished` are Unix seconds by the machine's clock, for people; `started`, `deadline` (when it is
-    given up) and `expires` are moments of `JobStore.now`. 0 stands for not yet.
-    `error` is why it ended, or why it was last put back while it has not.
-    """
+    """A stored job; `list` leaves the items out."""
 
     job_id: str
     spec: JobSpec
@@ -250,23 +197,12 @@ class Job:
 
     @property
     def accepted(self) -> float:
-        """The moment from which its deadline counts."""
         return self.deadline - self.spec.deadline_s
 
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """What the store takes on.
-
-    Attributes:
-        max_open_jobs: Jobs that are queued, running or being received; and as many beside them that wait for a peer.
-            One client has a share of either.
-        max_spool_bytes: Bytes of the spool beyond which no further item is received. One client has a share.
-        max_staged_bytes: Bytes of one client's jobs that are being received at once.
-        retention_s: How long an ended job waits to be fetched.
-        default_deadline_s: Deadline of a job that names none.
-        retry_after_s: Seconds after which a client should retry when the queue is full.
-    """
+    """What the store takes on."""
 
     max_open_jobs: int = 64
     max_spool_bytes: int = 4 << 30

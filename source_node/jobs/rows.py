@@ -65,13 +65,11 @@ def insert_part(db: sqlite3.Connection, job_id: str, item: int, part: PartRecord
 
 
 def delete_parts(db: sqlite3.Connection, job_id: str, item: int, parts: Iterable[Part]) -> list[str]:
-    """Files, whole and of ranges, that may be removed from the spool once this is committed."""
     wanted = set(parts)
     return _delete(db, job_id, item, lambda record: record.part in wanted)
 
 
 def delete_ranges(db: sqlite3.Connection, job_id: str, item: int) -> list[str]:
-    """As `delete_parts`, of all ranges."""
     return _delete(db, job_id, item, lambda record: record.range is not None)
 
 
@@ -88,7 +86,6 @@ def _delete(
 
 
 def save_state(db: sqlite3.Connection, key: str, value: float) -> None:
-    """A number of the node's own."""
     db.execute("INSERT OR REPLACE INTO node_state (key, value) VALUES (?, ?)", (key, value))
 
 
@@ -152,7 +149,6 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
 
 
 def _spec_from(stored: Mapping[str, Any]) -> JobSpec:
-    """A job's spec; one that an older release stored has fewer fields."""
     read = dict(stored)
     read["solver"] = Settings(**read["solver"])
     read["guidance"] = Guidance(**read.get("guidance", {}))

@@ -2,9 +2,6 @@
 
 A file that a row of the database names is whole and on the disk, and is never written again: what takes its place has
 another name. What no row names is swept at start.
-
-Paths of files are plain strings: pathlib interns each part of a path, and every new name would take an entry of the
-interpreter's table of interned strings, which grows by some MB when names come and go by the ten thousand.
 """
 
 from __future__ import annotations
@@ -28,14 +25,7 @@ _FILE = re.compile(r"[0-9]{1,9}\.[a-z_]{1,32}(\.[0-9]{1,6})?(-[0-9a-f]{16})?\Z")
 
 
 class Spool:
-    """Files of mode 0600 in folders of mode 0700.
-
-    Args:
-        folder: Where; made when it is not there.
-
-    Raises:
-        ConfigError: It is no folder, or not this user's alone.
-    """
+    """Files of mode 0600 in folders of mode 0700."""
 
     def __init__(self, folder: Path) -> None:
         check_private_folder(folder)
@@ -47,7 +37,6 @@ class Spool:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes in all files."""
         return self._used_bytes
 
     def new_job_id(self) -> str:
@@ -57,28 +46,14 @@ class Spool:
         return job_id
 
     def stage(self, job_id: str, file: str) -> StagedFile:
-        """A new file of a job that is being received, to be written as its bytes come; not the job's until `adopt`.
-
-        Raises:
-            DiskFull: The disk is full.
-        """
         with _naming_a_full_disk():
             return StagedFile(os.path.join(self._staging(job_id), _checked(_FILE, file)), self._count)
 
     def read_staged(self, job_id: str, file: str) -> bytes:
-        """What a staged file holds."""
         return _read(os.path.join(self._staging(job_id), _checked(_FILE, file)))
 
     def adopt(self, job_id: str, durable: Collection[str]) -> None:
-        """All that was staged becomes the job's, at once.
-
-        Args:
-            job_id: Which job.
-            durable: Files that are on the disk when this returns; others can be made again.
-
-        Raises:
-            DiskFull: The disk is full.
-        """
+        """All that was staged becomes the job's, at once."""
         staging = self._staging(job_id)
         with _naming_a_full_disk():
             for error in sync_each([os.path.join(staging, name) for name in durable]).values():
@@ -88,16 +63,10 @@ class Spool:
         sync_folder(self._folder)
 
     def abandon(self, job_id: str) -> None:
-        """Remove what was staged."""
         self._remove_tree(self._staging(job_id))
 
     def put_together(self, files: Sequence[ToWrite]) -> Mapping[int, Exception]:
-        """Write new files.
-
-        Returns:
-            Why files could not be written, by their place in `files`: DiskFull for a full disk. Nothing is left of
-            them; all others are on the disk.
-        """
+        """Write new files."""
         failed: dict[int, Exception] = {}
         written: dict[int, str] = {}
         folders: dict[str, list[int]] = {}
@@ -124,20 +93,11 @@ class Spool:
         return failed
 
     def get(self, job_id: str, file: str) -> bytes:
-        """What a file holds.
-
-        Raises:
-            ItemNotFound: There is none.
-        """
         with self.open(job_id, file) as opened:
             return opened.read()
 
     def open(self, job_id: str, file: str) -> BufferedReader:
-        """A file, for reading.
-
-        Raises:
-            ItemNotFound: There is none.
-        """
+        """A file, for reading."""
         try:
             return open(self._path(job_id, file), "rb")
         except FileNotFoundError as error:
@@ -147,12 +107,10 @@ class Spool:
             ) from error
 
     def remove(self, job_id: str, files: Iterable[str]) -> None:
-        """Remove files of a job, those that are there."""
         for file in files:
             self._unlink(self._path(job_id, file))
 
     def remove_job(self, job_id: str) -> None:
-        """Remove everything of a job."""
         self._remove_tree(self._job(job_id))
 
     def sweep(self, known: Collection[tuple[str, str]]) -> int:
@@ -218,11 +176,7 @@ class StagedFile:
         self._file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
 
     def write(self, data: bytes | memoryview, /) -> None:
-        """Append.
-
-        Raises:
-            DiskFull: The disk is full.
-        """
+        """Append."""
         left = memoryview(data)
         with _naming_a_full_disk():
             while left:
@@ -231,7 +185,6 @@ class StagedFile:
         self._count(len(data))
 
     def close(self) -> None:
-        """Let go of it: it is on the disk after `Spool.adopt`; whoever staged it removes it otherwise."""
         self._file.close()
 
 
@@ -246,7 +199,6 @@ class _naming_a_full_disk:  # noqa: N801 - reads as the statement it is
 
 @contextmanager
 def _noting(number: int, failed: dict[int, Exception]) -> Iterator[None]:
-    """A file that cannot be written leaves the others as they are."""
     try:
         with _naming_a_full_disk():
             yield
@@ -270,12 +222,10 @@ def write_new(path: str, data: bytes) -> None:
 
 
 def _names(folder: str) -> list[str]:
-    """Paths of what is in a folder; none in what is no folder."""
     return [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
 
 
 def new_name(item: int, part: str) -> str:
-    """For a file of an item that no other file has, nor had."""
     return f"{item:d}.{part}-{secrets.token_hex(8)}"
 
 
@@ -285,7 +235,6 @@ def _read(path: str) -> bytes:
 
 
 def _checked(pattern: re.Pattern[str], name: str) -> str:
-    """What may become part of a path: only names that the node made itself."""
     if not pattern.match(name):
         raise ValueError(f"{name!r} is no name in the spool")
     return name

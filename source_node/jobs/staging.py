@@ -31,33 +31,19 @@ from source_node.jobs.spool import Spool, StagedFile
 
 
 class Incoming:
-    """The item that is coming, a `Sink`: on the disk and nowhere else.
-
-    Args:
-        staged: Its file.
-        before: Told how many bytes are about to be written; may raise QueueFull.
-    """
+    """The item that is coming, a `Sink`: on the disk and nowhere else."""
 
     def __init__(self, staged: StagedFile, before: Callable[[int], None]) -> None:
         self.staged = staged
         self._before = before
 
     def write(self, data: bytes | memoryview, /) -> None:
-        """Append.
-
-        Raises:
-            QueueFull: The spool, or the client's share of it, is full.
-            DiskFull: The disk is full.
-        """
         self._before(len(data))
         self.staged.write(data)
 
 
 class Staging:
-    """A job that is being received; made by `JobStore.stage`, used as a context manager from one thread.
-
-    Leaving it without `commit` removes what was received.
-    """
+    """A job that is being received; made by `JobStore.stage`, used as a context manager from one thread."""
 
     def __init__(
         self,
@@ -89,12 +75,6 @@ class Staging:
         self._parts: list[tuple[int, PartRecord]] = []
 
     def __enter__(self) -> Self:
-        """Begin to receive.
-
-        Raises:
-            QueueFull: The node, or this client, has as many open jobs as it may; a request that was accepted before is
-                let in.
-        """
         self._repeats = self._accepted() is not None
         if not self._repeats:
             self._exits.enter_context(self._place)
@@ -115,24 +95,14 @@ class Staging:
 
     @property
     def owner(self) -> str:
-        """Whose job it is."""
         return self._spec.owner
 
     @property
     def accepted_before(self) -> bool:
-        """Whether a job of this request was there on entering: what comes takes no place, and becomes no new job."""
         return self._repeats
 
     def receive(self, size_bytes: int) -> Incoming:
-        """A file on the disk for the next item; `keep` it once it is whole.
-
-        Args:
-            size_bytes: How long it will be, as announced.
-
-        Raises:
-            QueueFull: The spool, or this client's share of what is being received, is full.
-            DiskFull: The disk is full.
-        """
+        """A file on the disk for the next item; `keep` it once it is whole."""
         self._require_room(size_bytes)
         self._close()
         staged = self._spool.stage(self._job_id, _staged_name(len(self._items), Part.INPUT))
@@ -151,14 +121,7 @@ class Staging:
         return item
 
     def keep_decoded(self, data: bytes) -> None:
-        """Keep the samples of the item that was kept last, so that it is not decoded again.
-
-        They are not synced: after a power cut that tore them, the item's file is decoded again.
-
-        Raises:
-            QueueFull: The spool, or the client's share of it, is full.
-            DiskFull: The disk is full.
-        """
+        """Keep the samples of the item that was kept last, so that it is not decoded again."""
         index = len(self._items) - 1
         self._before(len(data))
         staged = self._spool.stage(self._job_id, _staged_name(index, Part.DECODED))
@@ -174,24 +137,13 @@ class Staging:
         self._parts.append((index, record))
 
     def read(self, item: int) -> bytes:
-        """An item that was kept."""
         return self._spool.read_staged(self._job_id, _staged_name(item, Part.INPUT))
 
     def add(self, media_type: int, data: bytes) -> ItemSpec:
-        """Keep an item that is in memory.
-
-        Raises:
-            QueueFull: As `receive`.
-        """
         self.receive(len(data)).write(data)
         return self.keep(media_type, hashlib.sha256(data).digest())
 
     def _before(self, size_bytes: int) -> None:
-        """Count bytes that are about to be written.
-
-        Raises:
-            QueueFull: They would be too many.
-        """
         self._require_room(size_bytes)
         self._staged += size_bytes
         self._share(self._spec.owner, size_bytes)
@@ -221,13 +173,7 @@ class Staging:
             self._incoming = None
 
     def commit(self) -> tuple[Job, bool]:
-        """Accept the job; the job, and whether this request had been accepted before.
-
-        Raises:
-            MessageInvalid: It has no items.
-            RequestIdConflict: The request id was used before with other content, or its job was deleted meanwhile.
-            DiskFull: The disk is full.
-        """
+        """Accept the job; the job, and whether this request had been accepted before."""
         if not self._items:
             raise MessageInvalid("a job without items", facts={"field": "items"})
         content = content_digest(self._spec, self._items)
@@ -296,5 +242,4 @@ class Staging:
 
 
 def _staged_name(item: int, part: Part) -> str:
-    """The file of an item that is received: in a folder where none is replaced."""
     return f"{item}.{part}"

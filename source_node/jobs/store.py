@@ -57,17 +57,7 @@ def _oldest(due: Sequence[Due]) -> Due | None:
 
 
 class JobStore(JobEndings):
-    """The jobs of one node; safe to use from any thread. Close it.
-
-    Args:
-        database: The SQLite file; made when it is not there.
-        spool: The folder of the files; made when it is not there.
-        limits: What is taken on.
-        clock: Seconds, moved on steadily while the machine runs; it may begin anew at each start.
-
-    Raises:
-        ConfigError: Another process uses the database, it is damaged, or another release made it.
-    """
+    """The jobs of one node; safe to use from any thread. Close it."""
 
     def __init__(
         self,
@@ -101,15 +91,9 @@ class JobStore(JobEndings):
         return float(rows[0]["value"]) if rows else 0.0
 
     def now(self) -> float:
-        """Seconds for which the store has been open, over all starts.
-
-        Deadlines and expiry count these: neither a clock that was set nor a time in which nobody could fetch a result
-        ends a job. A kill forgets what has passed since `expire` was called.
-        """
         return self._clock()
 
     def unix_time(self, moment: float) -> float:
-        """Unix time of a moment of `now`, if the store stays open until then, by the machine's clock."""
         return time.time() + moment - self.now()
 
     def close(self) -> None:
@@ -123,14 +107,7 @@ class JobStore(JobEndings):
     # Receive
 
     def stage(self, spec: JobSpec, away: Collection[str] = ()) -> Staging:
-        """Receive a job: ``with store.stage(spec) as staging: staging.add(...); staging.commit()``.
-
-        The queue is looked at on entering, before anything was received.
-
-        Args:
-            spec: What is asked for.
-            away: Institutions whose nodes do not answer; their jobs have places of their own.
-        """
+        """Receive a job: ``with store.stage(spec) as staging: staging.add(...); staging.commit()``."""
         return Staging(
             db=self._db,
             spool=self._spool,
@@ -154,11 +131,7 @@ class JobStore(JobEndings):
     # Work
 
     def claim(self, choose: Callable[[Sequence[Due]], Due | None] = _oldest) -> Job | None:
-        """A queued job that is due, running from now on; None when there is none.
-
-        Args:
-            choose: Given all that are due, oldest first, the one to run; None for none of them.
-        """
+        """A queued job that is due, running from now on; None when there is none."""
         now = self._clock()
         due = self._queue.due(now)
         chosen = choose(due) if due else None
@@ -172,29 +145,16 @@ class JobStore(JobEndings):
         return self.get(chosen.job_id) if changed else None
 
     def waiting_for(self, target: str) -> Sequence[str]:
-        """Queued jobs for an institution, oldest first."""
         return self._queue.waiting_for(target)
 
     def put_back(self, job_id: str, delay_s: float, error: ErrorRecord | None = None) -> None:
-        """Queue a running job again, to be claimed later: its peer is away and others need the worker.
-
-        Args:
-            job_id: Which job.
-            delay_s: Seconds until it may be claimed.
-            error: Why; None leaves what was recorded before.
-
-        Raises:
-            StateConflict: It does not run.
-        """
+        """Queue a running job again, to be claimed later: its peer is away and others need the worker."""
         with self._db.transaction() as db:
             self._require_running(job_id)
             postpone_job(db, job_id, not_before=self._clock() + delay_s, error=error)
 
     def release_running(self) -> tuple[Job, ...]:
-        """At start: queue again what was left running, or end it when it was to be cancelled; those that ended.
-
-        Nothing waits any longer: what it waited for may be there by now.
-        """
+        """At start: queue again what was left running, or end it when it was to be cancelled; those that ended."""
         with self._db.transaction() as db:
             db.execute("UPDATE jobs SET not_before = 0 WHERE state = ?", (JobState.QUEUED,))
         rows = self._db.read("SELECT job_id FROM jobs WHERE state = ?", (JobState.RUNNING,))
@@ -208,28 +168,13 @@ class JobStore(JobEndings):
         return tuple(ended)
 
     def keep(self, change: Change) -> Future[None]:
-        """Keep files of an item of a running job, and take it further, all of it or nothing.
-
-        Changes that come close behind one another are made durable together, across items and jobs.
-
-        Args:
-            change: ENCODED needs its `encoded` part, kept now or before; DECODED its `translation` (the last step:
-                input and intermediate latents go); RECEIVED has an encoded item encoded again.
-
-        Returns:
-            Done when it is on the disk. It raises:
-
-            StateConflict: The job does not run, the step is not one, or its part is not in the spool.
-            ItemNotFound: It has no such item.
-            DiskFull: The disk is full.
-        """
+        """Keep files of an item of a running job, and take it further, all of it or nothing."""
         if change.state == ItemState.DELIVERED:
             raise StateConflict("an item becomes DELIVERED by acknowledge()")
         return self._commits.submit(change)
 
     @property
     def groups(self) -> int:
-        """Transactions in which changes were made durable so far."""
         return self._commits.groups
 
     def put_part(
@@ -240,7 +185,6 @@ class JobStore(JobEndings):
         data: bytes,
         media_type: int = common_pb2.MEDIA_TYPE_NPY,
     ) -> None:
-        """As `keep`, one file; on the disk when this returns."""
         self.keep(Change(job_id, item, (NewFile(Part(part), data, media_type),))).result()
 
     def advance(
@@ -253,25 +197,10 @@ class JobStore(JobEndings):
         self.keep(Change(job_id, item, state=state, provenance=provenance)).result()
 
     def fail_item(self, job_id: str, item: int, error: ErrorRecord) -> None:
-        """Give an item of a running job up; its files are removed.
-
-        Raises:
-            StateConflict: The job does not run, or the item is decoded or failed already.
-            ItemNotFound: It has no such item.
-        """
         self.keep(Change(job_id, item, state=ItemState.FAILED, error=error)).result()
 
     def finish(self, job_id: str, state: JobState | str, error: ErrorRecord | None = None) -> None:
-        """End a running job, once. Items left to do fail with it; decoded ones wait for the client.
-
-        Args:
-            job_id: Which job.
-            state: FINISHED (no item is left to do), FAILED or CANCELLED.
-            error: Why, for the last two.
-
-        Raises:
-            StateConflict: It does not run, or it is to be FINISHED with items left to do.
-        """
+        """End a running job, once. Items left to do fail with it; decoded ones wait for the client."""
         with self._db.transaction() as db:
             self._require_running(job_id)
             dropped = self._end(db, job_id, JobState(state), error)

@@ -80,10 +80,7 @@ class Sent:
     def requests(
         self, header: decoding_pb2.DecodeHeader, latents: Iterable[ApprovedLatent | None]
     ) -> Iterator[decoding_pb2.DecodeRequest]:
-        """The call's messages, from latents that end with None when they are all.
-
-        The latents are taken on a thread of their own: the next one is checked while this one is sent.
-        """
+        """The call's messages, from latents that end with None when they are all."""
         yield decoding_pb2.DecodeRequest(header=header)
         with ReadAhead(latents, APPROVED_AHEAD, "approve") as ahead:
             for latent in ahead.each():
@@ -176,22 +173,12 @@ class DecodeCall:
 
     @property
     def exchanged(self) -> Exchanged:
-        """What was exchanged so far."""
         return self._sent.exchanged
 
     def cancel(self) -> None:
-        """End the call; harmless when it has ended."""
         self._call.cancel()  # type: ignore[no-untyped-call]
 
     def __iter__(self) -> Iterator[Progress | Answer]:
-        """What comes back.
-
-        Raises:
-            Cancelled, DeadlineExceeded: As the job's own control says, whatever the peer says.
-            PeerUnreachable: The peer went away, gave the call up, or was silent for too long.
-            PeerFault: The peer does not keep to the protocol.
-            DdibError: As the peer says.
-        """
         try:
             yield from self._answers()
         except grpc.RpcError as error:
@@ -262,11 +249,7 @@ class DecodeCall:
 
 
 def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> DdibError:
-    """What a failed call means for the job: only its own control cancels it or lets its time run out.
-
-    Raises:
-        DdibError: As `control` says.
-    """
+    """What a failed call means for the job: only its own control cancels it or lets its time run out."""
     found = failure_of_peer(error, hop)
     if control is not None:
         try:

@@ -35,13 +35,7 @@ class Stopped(Exception):  # noqa: N818 - a signal between threads, no error
 
 
 class LatentWindow:
-    """Latents between whoever encodes and the peer: those that wait for the wire, and those without an answer.
-
-    Args:
-        control: Ends the waiting.
-        batch_rows: Samples of a batch.
-        idle_s: How long a call may have nothing to send, and nothing to wait for.
-    """
+    """Latents between whoever encodes and the peer: those that wait for the wire, and those without an answer."""
 
     def __init__(self, control: Control, batch_rows: int, *, idle_s: float = IDLE_S) -> None:
         self._control = control
@@ -94,13 +88,7 @@ class LatentWindow:
             self._changed.notify_all()
 
     def take(self, call: int, label: Labels, most: int) -> list[ToDecode]:
-        """The next latents for a call, at most `most`, once there are some and the peer has few enough.
-
-        Empty when the call's last one was taken, or when there was nothing to do for the peer for a while.
-
-        Raises:
-            Stopped: The call is over.
-        """
+        """The next latents for a call, at most `most`, once there are some and the peer has few enough."""
         with self._changed:
             idle = time.monotonic() + self._idle_s
             while self.call == call and (not self._waiting or self._full()):
@@ -133,7 +121,6 @@ class LatentWindow:
             return found
 
     def _full(self) -> bool:
-        """Whether the peer has as many latents as it may."""
         return (
             len(self._unanswered) >= FEW_UNANSWERED
             and self._unanswered_rows >= UNANSWERED_BATCHES * self._batch_rows
@@ -154,20 +141,11 @@ class LatentWindow:
 
 
 def rows_of(latent: ToDecode | None) -> int:
-    """Samples of a latent; 0 for None, which follows the last."""
     return 0 if latent is None else len(latent.latent.data)
 
 
 class Sending:
-    """What one call sends, on a thread of its own.
-
-    Args:
-        window: Where the latents come from.
-        release: Makes them fit to leave.
-        fail: Told what keeps them from it.
-        label: The class of the call.
-        most: Latents of one call.
-    """
+    """What one call sends, on a thread of its own."""
 
     def __init__(
         self,
@@ -219,7 +197,6 @@ class Filler:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """No more latents are wanted; the item in hand is finished and stored first."""
         self._window.stop()
         self._thread.join()
 
@@ -239,7 +216,6 @@ class Filler:
             call.cancel()
 
     def reraise(self) -> None:
-        """Raise what ended the filling, if something did."""
         if self._error is not None:
             raise self._error
 

@@ -97,17 +97,7 @@ class _Proposal(NamedTuple):
 
 
 class Remote:
-    """One admitted peer.
-
-    Args:
-        institution: Its institution.
-        channel: To its node.
-        max_file_bytes: Of one translation.
-        silence_s: How long nothing may be heard in a Decode call.
-
-    Attributes:
-        takes_traces: Whether it said, at the last negotiation, that it takes trace ids from this institution.
-    """
+    """One admitted peer."""
 
     def __init__(
         self, institution: str, channel: grpc.Channel, *, max_file_bytes: int, silence_s: float = SILENCE_S
@@ -120,12 +110,7 @@ class Remote:
         self.takes_traces = False
 
     def describe(self, timeout_s: float = UNARY_TIMEOUT_S) -> Described:
-        """What the peer decodes to.
-
-        Raises:
-            PeerFault: It says what the protocol does not allow.
-            DdibError: As the peer says, or PeerUnreachable.
-        """
+        """What the peer decodes to."""
         request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
         try:
             answer = self._stub.DescribeDomain(request, timeout=timeout_s)
@@ -149,23 +134,7 @@ class Remote:
         calibration: CalibrationTerms | None = None,
         latent_types: Sequence[str] = (),
     ) -> Contract:
-        """Agree with the peer, believing nothing that was not computed here.
-
-        Args:
-            own: This node's side.
-            domain: That the peer must serve.
-            control: Cancelling ends the call.
-            calibration: Under which this node will encode; None for none.
-            latent_types: In what this node would send latents, the preferred type first; none for float32 alone. To a
-                peer that knows no other type than float32 only that is proposed, if it is among them.
-
-        Raises:
-            CalibrationRefused: The peer does not use the calibration; the class says why.
-            ContractMismatch: The peer says that the sides differ: each field, both values, and what to do.
-            DomainNotFound: The peer serves another domain.
-            PeerFault: The answer holds what the protocol does not allow, or another contract than was proposed.
-            DdibError: As the peer says, or PeerUnreachable.
-        """
+        """Agree with the peer, believing nothing that was not computed here."""
         types = tuple(latent_types)
         proposal = _Proposal(own, calibration, () if types == (FLOAT32,) else types)
         try:
@@ -227,23 +196,7 @@ class Remote:
         guidance: Guidance = UNGUIDED,
         trace: TraceContext | None = None,
     ) -> DecodeCall:
-        """Send latents as they come and read translations as they come.
-
-        Args:
-            contract: What was negotiated.
-            request_id: Names the job to the peer.
-            solver: For the peer's leg.
-            round_trip: Whether the latent of each translation comes back.
-            items: How many latents there are at most.
-            latents: They, and None after the last; what ends without it was broken off.
-            control: Cancelling ends the call.
-            target_class: The class of the target's that all are decoded to; None for none.
-            guidance: How the peer guides decoding; the contract's version must have it.
-            trace: Where the call belongs; it is sent to a peer that takes traces, and to no other.
-
-        Raises:
-            PeerUnreachable: The channel was closed.
-        """
+        """Send latents as they come and read translations as they come."""
         header = decoding_pb2.DecodeHeader(
             contract_sha256=contract.digest,
             request_id=request_id,
@@ -272,7 +225,6 @@ class Remote:
         )
 
     def _closed(self) -> PeerUnreachable:
-        """The channel was closed under the call: the peer was removed, or the certificate renewed long ago."""
         return PeerUnreachable(f"the channel to {self.hop} was closed", hop=self.hop)
 
 
@@ -287,11 +239,7 @@ class Remotes:
         self._silence_s = silence_s
 
     def get(self, institution: str) -> Remote:
-        """The peer, over a channel that matches the certificates as they are now.
-
-        Raises:
-            PeerNotFound: No such peer was admitted.
-        """
+        """The peer, over a channel that matches the certificates as they are now."""
         return Remote(
             institution,
             self._channels.get(institution),
@@ -300,19 +248,14 @@ class Remotes:
         )
 
     def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
-        """A failed call's error with the cause of the failed connection, where that is what it is.
-
-        The cause is in the facts too (`peer`, `found`), which go to the client.
-        """
+        """A failed call's error with the cause of the failed connection, where that is what it is."""
         found = self._channels.explained(institution, error, timeout_s)
         if "found" in found.facts:
             found.facts["peer"] = institution
         return found
 
     def refresh(self) -> None:
-        """End the calls to peers that were removed."""
         self._channels.refresh()
 
     def close(self) -> None:
-        """Close the channels."""
         self._channels.close()

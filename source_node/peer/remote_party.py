@@ -53,10 +53,7 @@ REFUSALS = (InputError, LatentNotGaussian, PeerFault)
 
 
 def refused_in(error: DdibError, window: LatentWindow) -> list[Failed]:
-    """The items without an answer that a peer's error names: its own, and others that were refused in the same call.
-
-    They have their answer with that.
-    """
+    """The items without an answer that a peer's error names: its own, and others that were refused in the same call."""
     number = error.facts.get("item", "")
     reasons = refused_items(error.facts) | ({int(number): error.reason} if is_number(number) else {})
     due = [item for item in sorted(reasons) if window.answered(item) is not None]
@@ -89,20 +86,7 @@ def description_of(side: ContractSide) -> Description:
 
 
 class RemoteParty:
-    """The model of an admitted peer, for one job.
-
-    Args:
-        remote: The peer.
-        contract: What was negotiated with it.
-        request_id: Names the job to the peer.
-        read: The samples in the file of an answer, given also how many there must be; raises InputError.
-        release: Makes latents fit to leave, each time before they are sent, on a thread of the call; one that it
-            leaves out is not sent. What it raises ends the job.
-        receipt: Called with what each call exchanged, when it has ended, however it did.
-        batch_rows: Samples of a batch: how far latents run ahead of the answers is counted in batches.
-        idle_s: See `LatentWindow`.
-        place: In a trace; what crosses of it is decided by `Remote.takes_traces`.
-    """
+    """The model of an admitted peer, for one job."""
 
     def __init__(
         self,
@@ -128,25 +112,12 @@ class RemoteParty:
         self._release = release
 
     def describe(self) -> Description:
-        """See `Party`."""
         return description_of(self._contract.target)
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:  # noqa: ARG002
-        """See `Party`; a node encodes for its own clients alone.
-
-        Raises:
-            PolicyDenied: Always.
-        """
         raise PolicyDenied(f"{self._remote.institution} encodes for its own clients alone")
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
-        """See `Party`; the latents are taken on a thread of their own, a few ahead of the answers.
-
-        Raises:
-            PeerUnreachable: The peer went away, gave a call up, or was silent for too long.
-            PeerFault: It does not keep to the protocol.
-            DdibError: As the peer says, as `latents` raises, or as the leg's control says.
-        """
         window = LatentWindow(leg.control or Control(), self._batch_rows, idle_s=self._idle_s)
         with Filler(lambda: self._fill(latents, window), window) as filler:
             while (first := window.first()) is not None:

@@ -38,17 +38,7 @@ ITEM_ERRORS = (InputError, LatentNotGaussian, ChunkCorrupt)
 
 
 class Intake:
-    """Reads the items of one job under one contract.
-
-    Args:
-        node: The node.
-        store: Its jobs.
-        job: Which job.
-        samples: What its files hold.
-        contract: As negotiated with the peer.
-        numbers: Of the ranges.
-        policy_sha256: Of the policy under which they are read, hexadecimal.
-    """
+    """Reads the items of one job under one contract."""
 
     def __init__(
         self,
@@ -79,13 +69,7 @@ class Intake:
         begins: Callable[[Work], None],
         fails: Callable[[int, DdibError], None],
     ) -> Iterator[Sample]:
-        """The ranges of the items, as they are needed; those of one class of the target behind one another.
-
-        Args:
-            items: Which.
-            begins: Told of each before its first range.
-            fails: Told of each that cannot be read; the others go on.
-        """
+        """The ranges of the items, as they are needed; those of one class of the target behind one another."""
         peer = self._contract.target.institution
 
         def noise(picture: Array) -> Array:
@@ -126,11 +110,7 @@ class Intake:
         return Work(item, given, record, ranges_of(rows), made, stored)
 
     def _made(self, item: Item, record: Translation | None) -> Mapping[int, Made]:
-        """The latents that were made before, to be sent as they are.
-
-        None of another model, calibration or latent type, or damaged. An encoded item without its latent is one that
-        was only received, and is encoded again.
-        """
+        """The latents that were made before, to be sent as they are."""
         if record is None:
             return {}
         before = record.source_model_sha256, record.calibration_sha256, record.latent_type or FLOAT32
@@ -181,21 +161,16 @@ class Intake:
         return made
 
     def _latent(self, data: bytes) -> Latent:
-        """A stored latent; raises as `Latent.from_bytes`."""
         return Latent.from_bytes(data, self._node.running_engine.model.sample_shape, self._contract.wire_type)
 
     def _input(self, item: Item, size_rule: str) -> Given:
-        """The item's samples, and whether results keep the models' size."""
         given = self._decoded(item, size_rule)
         if self._job.spec.model_size and given.picture is not None:
             given = replace(given, picture=given.picture.model_copy(update=KEPT_SMALL))
         return replace(given, model_size=self._job.spec.model_size)
 
     def _decoded(self, item: Item, size_rule: str) -> Given:
-        """The item's samples: as they were decoded when the job was submitted, by any model of the same rule.
-
-        Items of an older release, of a model of another rule, or whose samples were damaged are decoded again.
-        """
+        """The item's samples: as they were decoded when the job was submitted, by any model of the same rule."""
         job_id = self._job.job_id
 
         def load() -> bytes:
@@ -245,11 +220,9 @@ class Labels:
     target_by_name: Mapping[str, int | None]
 
     def own(self, item: Item) -> int | None:
-        """The class with which the own model encodes the item."""
         return self.own_by_name[self.spec.classes_of(item.index)[0]]
 
     def target(self, item: Item) -> int | None:
-        """The class that the target decodes to."""
         return self.target_by_name[self.spec.classes_of(item.index)[1]]
 
     def by_target(self, items: Sequence[Item]) -> list[Item]:

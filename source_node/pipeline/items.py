@@ -36,12 +36,7 @@ Made = tuple[Latent, LatentStatistics]
 
 
 class Numbers:
-    """Numbers of the ranges of a job's items.
-
-    Args:
-        items: All of the job, whatever their states.
-        sample_shape: Of the node's model.
-    """
+    """Numbers of the ranges of a job's items."""
 
     def __init__(self, items: Sequence[Item], sample_shape: Sequence[int]) -> None:
         self._stride = 1
@@ -51,29 +46,20 @@ class Numbers:
             self._stride = max(1, -(-min(most, MOST_POINTS) // RANGE_ROWS))
 
     def of(self, item: int, place: int) -> int:
-        """Of a range, by its place in the item."""
         return item * self._stride + place
 
     def item(self, number: int) -> int:
-        """The item of a range."""
         return number // self._stride
 
     def place(self, number: int) -> int:
-        """The place of a range in its item."""
         return number % self._stride
 
 
 def rows_about(items: int, size_bytes: int, sample_shape: Sequence[int]) -> int:
-    """Samples in so many items of so many bytes, about: pictures, or points of float32."""
     return items if len(sample_shape) > 1 else size_bytes // (4 * sample_shape[0])
 
 
 def ranges_of(rows: int) -> list[slice]:
-    """The rows of each range of an item: every n-th of n ranges.
-
-    Files often list points along the shape that they lie on. Rows one behind the other would be a small piece of it,
-    whose latents are not judged as a set of the domain's; every n-th row is spread over all that the item holds.
-    """
     count = -(-rows // RANGE_ROWS)
     return [slice(start, rows, count) for start in range(count)]
 
@@ -90,19 +76,7 @@ def woven(parts: Sequence[Array]) -> Array:
 
 @dataclass(slots=True)
 class Work:
-    """An item between its input and its result.
-
-    Attributes:
-        item: As stored.
-        given: Its samples.
-        record: How the result comes about, as far as it is known.
-        ranges: Rows of each range.
-        made: Latents of ranges that an earlier try made, by place.
-        stored: Whether the whole latent is stored already.
-        encoded: Latents of ranges, by place.
-        found: Translations of ranges, by place.
-        kept: Done when the whole latent is stored; None before it is given to the store.
-    """
+    """An item between its input and its result."""
 
     item: Item
     given: Given
@@ -115,7 +89,6 @@ class Work:
     kept: Future[None] | None = None
 
     def samples(self, place: int) -> Array:
-        """Those of a range."""
         return np.ascontiguousarray(self.given.samples[self.ranges[place]])
 
     @property
@@ -131,7 +104,6 @@ class Work:
 
     @property
     def encode_seconds(self) -> float:
-        """Of all ranges."""
         return sum(encoded.seconds for encoded in self.encoded.values())
 
     @property
@@ -155,7 +127,6 @@ def split(latent: Latent) -> dict[int, Made]:
 
 
 def measured(data: Array) -> LatentStatistics:
-    """Statistics of a latent that has passed the gate before, (N, D)."""
     return gaussianity.measure(torch.from_numpy(np.array(data)))
 
 
@@ -175,10 +146,5 @@ def _joined(number: int, parts: Sequence[Decoded]) -> Decoded:
 
 
 def approved_latent(latent: ToDecode, contract: Contract) -> ApprovedLatent:
-    """A latent of the own model as one that may leave.
-
-    Raises:
-        DdibError: It is not fit to leave.
-    """
     assert latent.statistics is not None  # the own model's gate measured them
     return approve(latent.latent, contract, latent.statistics, item=latent.number)

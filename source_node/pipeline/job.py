@@ -52,18 +52,7 @@ MOST_WRITE_BYTES = 8 << 20
 
 
 class Pipeline:
-    """One job's way under one policy; made again for what an interruption, or another policy, left.
-
-    Args:
-        node: This node.
-        store: Where the job is.
-        events: Publishes progress to those who watch.
-        remotes: The peers.
-        job: As it was taken up.
-        control: Cancelling and deadline.
-        on_answer: Called when the peer has agreed on a contract.
-        place: In a trace.
-    """
+    """One job's way under one policy; made again for what an interruption, or another policy, left."""
 
     def __init__(
         self,
@@ -94,12 +83,7 @@ class Pipeline:
         self._rotation: ChannelMap | None = None
 
     def run(self, items: Sequence[Item]) -> None:
-        """Take the items as far as they go; returns when everything is on the disk.
-
-        Raises:
-            DdibError: The job cannot go on now (UnavailableError and the like: try again) or at all.
-            OSError: The disk failed.
-        """
+        """Take the items as far as they go; returns when everything is on the disk."""
         spec, policy = self._job.spec, self._config.policy
         check_allowed(spec, self._config)
         peer = self._node.peers.get(spec.target_institution)
@@ -163,11 +147,9 @@ class Pipeline:
         self._progress.begins(work.item.index, len(work.ranges))
 
     def _place(self, number: int) -> tuple[Work | None, int]:
-        """The item of a range, None when it was given up, and the range's place in it."""
         return self._work.get(self._numbers.item(number)), self._numbers.place(number)
 
     def _settle(self) -> None:
-        """However the run ended: nothing of it reaches the books after it."""
         for future in [*self._storing.values(), *(future for future, _ in self._writing)]:
             with suppress(Exception):  # raised before, or the job has ended with another reason
                 future.result()
@@ -181,11 +163,7 @@ class Pipeline:
         return None if made is None else Encoded(item.number, *made, 0.0)
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
-        """The latents of ranges: those that were stored before, and new ones, given to the store.
-
-        Raises:
-            DdibError: As the leg's control says, or the store.
-        """
+        """The latents of ranges: those that were stored before, and new ones, given to the store."""
         for outcome in self._engine.encode_each(items, leg, known=self.known):
             work, place = self._place(outcome.number)
             if work is None:  # its item was given up because of another range
@@ -242,7 +220,6 @@ class Pipeline:
     # What leaves
 
     def _release(self, latents: Sequence[ToDecode], leaving: Leaving) -> list[ApprovedLatent]:
-        """Latents that are fit to leave, once the store has them, and recorded as sent."""
         approved = leaving.approve([latent for latent in latents if self._is_stored(latent.number)])
         for each in approved:
             self._storing.pop(each.item, None)
@@ -250,11 +227,7 @@ class Pipeline:
         return approved
 
     def _is_stored(self, number: int) -> bool:
-        """Wait until the latent of a range is on the disk; False when its item was given up meanwhile.
-
-        Raises:
-            DdibError, OSError: It could not be stored.
-        """
+        """Wait until the latent of a range is on the disk; False when its item was given up meanwhile."""
         try:
             if (stored := self._storing.get(number)) is not None:
                 stored.result()
@@ -335,11 +308,7 @@ class Pipeline:
         future.add_done_callback(lambda done: None if done.exception() else self._progress.finished(index))
 
     def _wait_for_writes(self, more: int) -> None:
-        """Until there is room for a result of so many bytes; with 0, until all are on the disk.
-
-        Raises:
-            DdibError, OSError: One could not be stored.
-        """
+        """Until there is room for a result of so many bytes; with 0, until all are on the disk."""
         while self._writing:
             future, _ = self._writing[0]
             room = len(self._writing) < MOST_WRITES
@@ -364,13 +333,10 @@ class JobSource:
         self._side = contract.source
 
     def describe(self) -> Description:
-        """See `Party`."""
         return description_of(self._side)
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
-        """See `Party`."""
         return self._pipeline.encode_each(items, leg)
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
-        """See `Party`."""
         return self._pipeline.decode_each(latents, leg)

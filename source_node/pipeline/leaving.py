@@ -25,15 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Leaving:
-    """The latents of one try, and the receipts of its calls.
-
-    Args:
-        node: This node.
-        job_id: Of the job.
-        peer: Its entry before the connection to it was taken: that was verified by this one, or by a later one.
-        contract: With the peer.
-        config: As it was applied when the try began.
-    """
+    """The latents of one try, and the receipts of its calls."""
 
     def __init__(
         self, node: NodeContext, job_id: str, peer: Peer, contract: Contract, config: NodeConfig
@@ -46,17 +38,7 @@ class Leaving:
         self._policy_sha256 = policy_digest(config)
 
     def approve(self, latents: Sequence[ToDecode]) -> list[ApprovedLatent]:
-        """Latents that are fit to leave, recorded as sent.
-
-        Args:
-            latents: Of the own model, and on the disk.
-
-        Raises:
-            PeerNotFound, PeerSuspended: The peer was removed, withdrawn or suspended while they were encoded.
-            ContractUnknown: Another policy is applied by now, or a root of the peer was taken away.
-            DdibError: One is not fit to leave.
-            OSError: The audit log cannot be written.
-        """
+        """Latents that are fit to leave, recorded as sent."""
         contract, peer = self._contract, self._contract.target.institution
         if not self._node.peers.get(peer).still_vouches_for(self._peer):
             raise ContractUnknown(

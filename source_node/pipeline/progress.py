@@ -20,15 +20,7 @@ item in flight costs the node, and each client that watches, more than storing i
 
 
 class JobProgress:
-    """Publishes the events of one job; safe to use from any thread.
-
-    Args:
-        events: Where.
-        metrics: The node's.
-        job: Which.
-        numbers: Of its ranges.
-        place: In a trace.
-    """
+    """Publishes the events of one job; safe to use from any thread."""
 
     def __init__(
         self, events: EventHub, metrics: Metrics, job: Job, numbers: Numbers, place: Place = NOWHERE
@@ -48,7 +40,6 @@ class JobProgress:
         self._last: dict[tuple[int, str], int] = {}
 
     def begins(self, item: int, ranges: int) -> None:
-        """An item of so many ranges is on its way."""
         with self._lock:
             self._ranges[item] = ranges
 
@@ -92,16 +83,13 @@ class JobProgress:
             )
 
     def sent(self, size_bytes: int) -> None:
-        """A latent leaves."""
         self._metrics.latent_bytes.labels("out").inc(size_bytes)
 
     def finished(self, item: int) -> None:
-        """The result of an item is stored."""
         self._metrics.items.labels("decode", "ok").inc()
         self._end(item, "done")
 
     def failed(self, item: int, reason: str) -> None:
-        """An item was given up."""
         self._metrics.items.labels("encode", "failed").inc()
         self._end(item, "failed", reason)
 

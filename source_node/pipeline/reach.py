@@ -14,15 +14,7 @@ LONGEST_PAUSE_S = 10.0
 
 @dataclass(slots=True)
 class _Peer:
-    """What is known of one.
-
-    Attributes:
-        answers: Whether the last try reached it.
-        trying: The job that tries it now; empty for none.
-        not_before: When the next may.
-        pause_s: Before the next try.
-        reason: Why it is away; empty before anything failed.
-    """
+    """What is known of one."""
 
     answers: bool = False
     trying: str = ""
@@ -32,11 +24,7 @@ class _Peer:
 
 
 class Reach:
-    """What a source knows of its peers; safe to use from any thread.
-
-    Args:
-        clock: Seconds, monotonic.
-    """
+    """What a source knows of its peers; safe to use from any thread."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -92,6 +80,5 @@ class Reach:
 
     @property
     def away(self) -> Collection[str]:
-        """Institutions whose nodes do not answer."""
         with self._lock:
             return {name for name, peer in self._peers.items() if peer.reason}

@@ -39,7 +39,6 @@ def relief():
 
 
 def scene(size: tuple[int, int] = (32, 32)) -> Image.Image:
-    """A test crop of the satellite's domain, perhaps at another size."""
     crop = load_shipped("satellite").test[7]
     pixels = crop if crop.dtype == np.uint8 else ((crop + 1) * 127.5).round().astype(np.uint8)
     return Image.fromarray(pixels.transpose(1, 2, 0)).resize(size, Image.Resampling.BICUBIC)

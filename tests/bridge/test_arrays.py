@@ -39,7 +39,6 @@ def south():
 
 
 def in_twos(*parties):
-    """The same models, two pictures together."""
     return [LocalParty(party.model, CallingThread(party.model, 2)) for party in parties]
 
 
@@ -181,7 +180,6 @@ def test_answers_that_are_not_finite_are_named(north):
 
 
 def one_flat(count=1):
-    """Pictures of which the first is white throughout: by these models, whose networks do little, so is its latent."""
     x = pictures(count)
     x[0] = 2.5
     return x

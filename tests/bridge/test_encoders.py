@@ -73,7 +73,6 @@ def closed_form(model, x, depth=1.0):
 
 
 def encoded(party, x, settings):
-    """The latent of x (N, C, H, W)."""
     items = (ToEncode(i, x[i : i + 1]) for i in range(len(x)))
     return np.concatenate([only(each).latent.data for each in party.encode_each(items, Leg(settings))])
 

@@ -83,7 +83,6 @@ class Wrong:
 
 
 def outcome(party: LocalParty, samples: np.ndarray, **leg):
-    """What becomes of one item."""
     item = ToEncode(0, samples, noise=lambda x: np.random.default_rng(0).standard_normal(x.shape, np.float32))
     (found,) = party.encode_each([item], Leg(SolverSettings(evaluations=12), **leg))
     return found

@@ -1,8 +1,4 @@
-"""A disk that fails in a running node: everything that the node writes meets the error that a test names in a file.
-
-Wraps the calls with which the spool, the job database, the audit log and other durable files reach the disk, in the
-node's process alone. What is read works: a full or read-only disk is read like any other.
-"""
+"""A disk that fails in a running node: everything that the node writes meets the error that a test names in a file."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Points of a node at which a test kills it with -9: one before and after everything that is made durable or crosses.
-
-`plant` wraps the methods below in a node's process (`tests.e2e.processes.PLANT`). A point does nothing until a test
-writes its name into the file that the environment names; the process that next passes it is gone at that moment. The
-package itself has no such points: they are methods that exist anyway, wrapped from here.
-"""
+"""Points of a node at which a test kills it with -9: one before and after everything that is made durable or crosses."""
 
 from __future__ import annotations
 
@@ -92,7 +87,6 @@ TARGET_POINTS: dict[str, tuple[Owner, str, str]] = {
 
 
 def plant() -> None:
-    """Wrap every point, in a node's process before it starts."""
     file = Path(os.environ[FILE])
     for name, (owner, method, when) in (SOURCE_POINTS | TARGET_POINTS).items():
         _wrap(owner(), method, when, functools.partial(_pass, file, name))

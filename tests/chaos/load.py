@@ -38,15 +38,7 @@ def stub_pair(folder: Path) -> Pair:
 
 
 class Feeder:
-    """A client that submits until it is stopped, again with the same request id when it got no answer.
-
-    Args:
-        pair: The nodes.
-        target: Where jobs go.
-        files: The items of a job by its number.
-        settings: Of the solver.
-        pause_s: Between two jobs.
-    """
+    """A client that submits until it is stopped, again with the same request id when it got no answer."""
 
     def __init__(
         self,
@@ -95,7 +87,6 @@ class Feeder:
         return True
 
     def stop(self) -> None:
-        """Submit no more."""
         self._stop.set()
         self._thread.join()
 
@@ -118,15 +109,7 @@ def check_books(
     items: int = ITEMS,
     again: frozenset[str] = frozenset(),
 ) -> None:
-    """Every accepted job is finished once, with one result an item, and every file, row and line agrees.
-
-    Args:
-        pair: The nodes.
-        feeder: It has stopped.
-        seconds: For each job.
-        items: Of each job.
-        again: Jobs that a restored node had to finish a second time.
-    """
+    """Every accepted job is finished once, with one result an item, and every file, row and line agrees."""
     with pair.client() as client:
         for job_id in feeder.accepted.values():
             wait_until(
@@ -156,10 +139,7 @@ def check_disk(pair: Pair, requests: set[str], again: frozenset[str] = frozenset
 
 
 def check_lines(pair: Pair, again: frozenset[str] = frozenset()) -> None:
-    """By the audit logs: a job was accepted and ended at most once, and an item crossed as one latent however often.
-
-    An item was delivered, and a job deleted, at most once: a line whose act a kill prevented was taken back.
-    """
+    """By the audit logs: a job was accepted and ended at most once, and an item crossed as one latent however often."""
     acts: Counter[tuple[str, str]] = Counter()
     latents: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for node in (pair.north, pair.south):
@@ -200,30 +180,25 @@ def check_told(node: Node, jobs: Iterable[str]) -> None:
 
 
 def lines_of(node: Node) -> list[dict[str, object]]:
-    """The audit log of a node."""
     return [json.loads(line) for line in node.config.paths.audit.read_text().splitlines()]
 
 
 def restart(node: Node) -> float:
-    """Start a node that is gone; seconds of its own CPU until it serves, without the imports of its modules."""
     node.start(wait=False)
     node.wait_serving()
     return cpu_seconds(node)
 
 
 def cpu_seconds(node: Node) -> float:
-    """What the node's process has computed so far: wall time says nothing on a machine that others use."""
     assert node.process is not None
     fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def gone(node: Node, seconds: float = 60.0) -> int:
-    """The exit code of a node that is about to die."""
     assert node.process is not None
     return node.process.wait(timeout=seconds)
 
 
 def points(number: int, item: int) -> bytes:
-    """Points of the real pair's source domain."""
     return npy_of(moons(1_000, seed=1000 * number + item))

@@ -93,5 +93,4 @@ def check_fed(pair: Pair, feeder: Feeder) -> None:
 
 
 def finished(node: Node) -> set[str]:
-    """Jobs whose end the audit log has."""
     return {line["job"] for line in lines_of(node) if line["act"] == "job_finished"}

@@ -137,7 +137,6 @@ def test_a_killed_node_is_back_within_seconds(planted: Planted, evidence) -> Non
 
 
 def restart_of(planted: Planted) -> float:
-    """One more, for a run of this test alone."""
     planted.pair.north.kill()
     return restart(planted.pair.north)
 

@@ -41,12 +41,7 @@ COMMAND = (
 
 
 class Rotating:
-    """North with its own root; south's target renews through south's issuer, west's by a command.
-
-    Args:
-        folder: Of everything.
-        life_s: Of every certificate.
-    """
+    """North with its own root; south's target renews through south's issuer, west's by a command."""
 
     def __init__(self, folder: Path, life_s: float) -> None:
         self.life_s = life_s

@@ -65,10 +65,6 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
 
 
 def waits(client: Client, job_id: str) -> bool:
-    """Whether the job is put back before it ends, with a reason that the client reads.
-
-    The stream may have broken off for the first try: only the second learns why.
-    """
     return any(event.stage == "wait" and event.reason == "PEER_SUSPENDED" for event in client.watch(job_id))
 
 

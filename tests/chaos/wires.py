@@ -28,12 +28,10 @@ class FaultyWire(BitFlipper):
         super().__init__(upstream)
 
     def begin(self, fault: Fault, direction: Direction) -> None:
-        """What passes in this direction meets the fault from now on."""
         self._well.clear()
         self._fault = (fault, direction)
 
     def end(self) -> None:
-        """The wire is well again; what a slow wire still holds goes on at full speed."""
         self._fault = None
         self._well.set()
 

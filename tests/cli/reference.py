@@ -68,7 +68,6 @@ def _cell(text: str) -> str:
 
 
 def replaced(document: str) -> str:
-    """The document with its reference as the commands are now."""
     before, rest = document.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n\n{render()}{END}{after}"

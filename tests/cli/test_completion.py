@@ -18,7 +18,6 @@ from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
 
 def completed(words: list[str], begun: str = "") -> list[str]:
-    """The words for the one that was begun."""
     made = BashComplete(cli, {}, "ddib", "_DDIB_COMPLETE").get_completions(words, begun)
     return [each.value for each in made]
 

@@ -23,12 +23,10 @@ from ddib_fed.unexpected import explained
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where no word of a path is one word of a shell."""
     return tmp_path / "My node"
 
 
 def next_commands(shown: str) -> list[list[str]]:
-    """The words of each command after `next:`, as a shell without comments reads them; above each is its purpose."""
     lines = shown.partition("next:\n")[2].rstrip("\n").splitlines()
     assert all(line.startswith("  ") and line.endswith(":") for line in lines[::2])
     return [shlex.split(line) for line in lines[1::2]]
@@ -96,7 +94,6 @@ def test_a_certificate_is_requested_issued_and_installed_by_the_printed_commands
 
 
 def tried(shown: str) -> list[str]:
-    """The lines of the hint of an error."""
     return [line.strip() for line in shown.partition("  try:  ")[2].splitlines()]
 
 

@@ -31,7 +31,6 @@ SMALL = ("--size", "8", "--network", "model_channels=32", "--network", "channel_
 
 
 def torchrun(*words):
-    """Start two processes; what both said."""
     return subprocess.run(
         [*LAUNCHER, *words], capture_output=True, text=True, cwd=ROOT, check=False, timeout=500
     )

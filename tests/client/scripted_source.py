@@ -1,7 +1,4 @@
-"""A source node's service over real mutual TLS that keeps jobs in memory, translates by doubling, and can misbehave.
-
-It implements the real servicer; its faults are set in `Script`, and each happens as often as asked.
-"""
+"""A source node's service over real mutual TLS that keeps jobs in memory, translates by doubling, and can misbehave."""
 
 from __future__ import annotations
 
@@ -35,14 +32,12 @@ TARGET = f"{SOUTH}/checkerboards"
 
 
 def npy(array: np.ndarray) -> bytes:
-    """A .npy file's bytes."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
 
 
 def points(count: int = 4, start: float = 0.0) -> np.ndarray:
-    """Distinct points (count, 2)."""
     return (start + np.arange(count * 2, dtype=np.float32)).reshape(count, 2)
 
 
@@ -74,7 +69,6 @@ class Script:
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
     def seen(self, method: str) -> list[Any]:
-        """The requests of a method, in order."""
         return [request for name, request in self.calls if name == method]
 
 
@@ -286,12 +280,7 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
 
 class SourceNodeDouble:
-    """North's source node on a port, with alice's profile; can be stopped and started again on the same port.
-
-    Attributes:
-        ahead_s: How far its clock is ahead.
-        client_roots_pem: Of whose clients it accepts certificates; empty for its own institution's.
-    """
+    """North's source node on a port, with alice's profile; can be stopped and started again on the same port."""
 
     def __init__(self, folder: Path) -> None:
         self.ahead_s = 0.0
@@ -323,5 +312,4 @@ class SourceNodeDouble:
         self._server.start()
 
     def stop(self) -> None:
-        """Cut every connection."""
         self._server.stop(0).wait()

@@ -15,7 +15,6 @@ SECRET = b"Ada Lovelace"
 
 
 def in_the_guise_of(opening: bytes) -> bytes:
-    """A DICOM file whose first 128 bytes are those of another format (PS3.10 7.1), as some scanners write them."""
     return opening.ljust(128, b"\0") + b"DICM" + SECRET
 
 

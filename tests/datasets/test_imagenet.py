@@ -32,7 +32,6 @@ FIELDS = [
 
 
 def table_of(rows: list[tuple[int, str, str]]) -> np.ndarray:
-    """As `synsets` of meta.mat: groups have children."""
     full = [(*row, "what it is", int(row == GROUP), [2] if row == GROUP else [], 0, 1300) for row in rows]
     return np.array(full, dtype=FIELDS).reshape(-1, 1)
 

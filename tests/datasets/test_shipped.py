@@ -17,7 +17,6 @@ PARTS = ("train", "held_out", "test")
 
 @pytest.fixture(autouse=True, scope="module")
 def few_sheets():
-    """Sixty-four sheets through the head instead of thousands."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads, "SHEETS", 64)
         yield

@@ -10,7 +10,6 @@ from ddib_fed.errors import DomainNotFound, SettingsInvalid
 
 
 def raw(name, points):
-    """Points back in the units of the paper's code."""
     domain = synthetic.domain(name)
     return points.astype(np.float64) * domain.std + domain.mean
 

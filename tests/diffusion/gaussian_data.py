@@ -13,10 +13,7 @@ COVARIANCE = torch.tensor([[0.9, 0.4], [0.4, 0.3]], dtype=torch.float64)
 
 
 class GaussianNetwork(nn.Module):
-    """E[eps | x], E[x0 | x] or E[v | x] for x = alpha x0 + sigma eps with x0 ~ N(MEAN, COVARIANCE).
-
-    It knows the level only from its argument: lambda, or with a `schedule` that schedule's timestep.
-    """
+    """E[eps | x], E[x0 | x] or E[v | x] for x = alpha x0 + sigma eps with x0 ~ N(MEAN, COVARIANCE)."""
 
     def __init__(
         self, predicts: Parameterisation, dtype: torch.dtype = torch.float64, schedule: Schedule | None = None
@@ -50,7 +47,6 @@ def gaussian_denoiser(
     time_input: TimeInput = "lambda",
     schedule: Schedule | None = None,
 ) -> Denoiser:
-    """The network as a denoiser; "timestep" needs the `schedule` whose times it gets."""
     told = schedule if time_input == "timestep" else None
     return Denoiser(GaussianNetwork(predicts, dtype, told), predicts, time_input)
 

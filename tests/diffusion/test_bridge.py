@@ -78,11 +78,7 @@ WAYS = [
 def test_both_directions_are_exact_for_every_schedule_network_and_time_input(
     name, steps, rescale_timesteps, time_input, predicts
 ):
-    """The closed form within the solver's own error, whatever is predicted and in whichever unit the time is given.
-
-    The largest errors of unipc over all schedules, which networks and time inputs do not change: encoding 1.4e-4
-    and decoding 3.2e-5 with 48 evaluations, 7.1e-6 and 1.8e-6 with 100.
-    """
+    """The closed form within the solver's own error, whatever is predicted and in whichever unit the time is given."""
     schedule = schedule_from_config(ScheduleConfig(name, steps, rescale_timesteps))
     denoiser = gaussian_denoiser(predicts, time_input=time_input, schedule=schedule)
     start, end = schedule.level(schedule.lambda_max), schedule.level(schedule.lambda_min)

@@ -15,7 +15,6 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def smooth_field(n: int) -> torch.Tensor:
-    """Pictures of unit variance whose neighbours are alike."""
     coarse = noise(n, 3, 6, 6)
     field = torch.nn.functional.interpolate(coarse, size=(48, 48), mode="bilinear")
     return (field - field.mean()) / field.std()
@@ -137,7 +136,6 @@ def test_a_picture_must_be_white_by_itself():
 
 
 def _figures(count: int = 10**10, **changes: float) -> LatentStatistics:
-    """Perfect noise of so many numbers that the bounds are the allowances; figures can be changed."""
     return LatentStatistics(
         **{"mean": 0.0, "std": 1.0, "kurtosis": 0.0, "correlation": 0.0, "count": count, **changes}
     )

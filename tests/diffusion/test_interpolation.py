@@ -14,7 +14,6 @@ from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 
 @pytest.fixture
 def pair():
-    """Two independent latents of pictures."""
     noise = torch.Generator().manual_seed(3)
     return torch.randn(3, 16, 16, generator=noise), torch.randn(3, 16, 16, generator=noise)
 

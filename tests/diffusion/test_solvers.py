@@ -84,7 +84,6 @@ def test_time_reversal_gives_the_start_back(name, order):
 
 
 def there_and_back(x, denoiser, grid):
-    """Distance of each row to its start after alf with the auxiliary carried, and to its latent."""
     z, aux = integrate(solvers.alf_pair(x, grid), denoiser)
     back, _ = integrate(solvers.alf_pair(z, grid.reversed(), aux=aux), denoiser)
     return (back - x).norm(dim=1), (z - x).norm(dim=1)

@@ -16,7 +16,6 @@ LEVELS = PublicLevels("linear", 1000, "ddim250")
 
 
 def noise(seed: int, shape):
-    """Of step k, a function of the seed and k."""
     return lambda step: torch.randn(
         shape, generator=torch.Generator().manual_seed(1000 * seed + step), dtype=torch.float64
     )

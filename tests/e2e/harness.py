@@ -49,7 +49,6 @@ def free_port() -> int:
 
 
 def ddib(*arguments: object) -> str:
-    """Run a `ddib` command in this process; its output."""
     result = CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -100,7 +99,6 @@ class Node:
         return NodeConfig.load(self.config_path)
 
     def edit(self, old: str, new: str) -> None:
-        """Change the configuration."""
         text = self.config_path.read_text()
         assert old in text
         self.config_path.write_text(text.replace(old, new))
@@ -134,13 +132,11 @@ class Node:
             return "down"
 
     def kill(self) -> None:
-        """kill -9, as a power cut would."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def terminate(self) -> int:
-        """SIGTERM; the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=60)
@@ -189,7 +185,6 @@ class Pair:
         return cls(north, south, folder / "alice" / "client.toml")
 
     def flipping(self) -> BitFlipper:
-        """From now on north reaches south over a wire that can turn bits over; north must not run yet."""
         wire = BitFlipper(self.south.port)
         self.dial(wire.port)
         return wire
@@ -213,19 +208,16 @@ class Pair:
         self.south.stop()
 
     def client(self, patience_s: float = 60.0) -> Client:
-        """Alice; with no patience she does not try again by herself."""
         return Client(Profile.load(self.profile), patience_s=patience_s)
 
 
 def raw_windows(data: bytes, *, length: int = 32, count: int = 20) -> list[bytes]:
-    """Runs of `data` from its beginning to its end; long enough that none is anywhere else by accident."""
     starts = np.linspace(0, len(data) - length, count).astype(int)
     found = [data[start : start + length] for start in starts]
     return [window for window in found if len(set(window)) > length // 4]
 
 
 def weight_windows(bundle: Path, *, count: int = 20) -> list[bytes]:
-    """Runs of the weights as they lie in a bundle; its header is the same for every model of one network."""
     data = (bundle / "model.safetensors").read_bytes()
     return raw_windows(data[8 + int.from_bytes(data[:8], "little") :], count=count)
 
@@ -239,7 +231,6 @@ def find_any(needles: list[bytes], folder: Path) -> list[Path]:
 
 
 def moons(count: int, seed: int = 1) -> np.ndarray:
-    """Points of the source domain."""
     from ddib_fed.datasets.synthetic import sample
 
     return sample("moons", count, seed)

@@ -1,9 +1,4 @@
-"""Starts nodes as processes of their own, forked from a server that has imported a node's modules.
-
-Importing torch takes most of a node's start (2.4 of 3.4 s of CPU), and these tests start some fifty nodes. The
-processes are real: each has its own pid, memory and log, takes signals, and is killed with -9. The tests of the README
-and of the demo start nodes by their commands.
-"""
+"""Starts nodes as processes of their own, forked from a server that has imported a node's modules."""
 
 from __future__ import annotations
 
@@ -38,7 +33,6 @@ class NodeProcess:
         return self._process.pid or 0
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
         return None if self._process.is_alive() else self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -63,12 +57,7 @@ class NodeProcess:
 def start_node(
     role: str, config: Path, log: Path, *, environment: Mapping[str, str], open_files: int | None
 ) -> NodeProcess | subprocess.Popen[bytes]:
-    """`python -m {role}_node serve --config CONFIG`, its output appended to `log`.
-
-    An environment with a PYTHONPATH is that of another release: its code is not what the server has imported.
-
-    With `open_files`, under that `ulimit -n`.
-    """
+    """`python -m {role}_node serve --config CONFIG`, its output appended to `log`."""
     if "PYTHONPATH" in environment:
         command = [sys.executable, "-P", "-m", _module(role), "serve", "--config", str(config)]
         with log.open("ab") as output:

@@ -29,10 +29,7 @@ SUFFIXES = {
 
 
 class TwoNodes:
-    """North serves one model as the source, south another as the target, with a classifier that guides or none.
-
-    `settings` are lines of both node.toml.
-    """
+    """North serves one model as the source, south another as the target, with a classifier that guides or none."""
 
     def __init__(
         self,
@@ -69,7 +66,6 @@ class TwoNodes:
         return path
 
     def agree_on(self, signed: SignedCalibration) -> None:
-        """Both nodes hold the calibration."""
         for node in (self.source.node, self.target.node):
             node.calibrations.add(signed)
 
@@ -111,6 +107,5 @@ class TwoNodes:
 
 
 def same_noise(normalised: np.ndarray) -> np.ndarray:
-    """Noise of a sample's shape that follows from its values alone."""
     seed = int(np.abs(normalised).sum() * 1e4)
     return np.random.default_rng(seed).standard_normal(normalised.shape).astype(np.float32)

@@ -26,7 +26,6 @@ ASKED = "a5" * 32
 
 
 def only(path: Path, **options: object) -> Study:
-    """The one study in a path."""
     (study,) = open_paths([path], Options(**options)).studies  # type: ignore[arg-type]
     return study
 
@@ -69,7 +68,6 @@ def results(
 
 
 def echo(study: Study, **options: object) -> Translated:
-    """The results, read."""
     return Translated.of(results(study, **options))  # type: ignore[arg-type]
 
 

@@ -136,7 +136,6 @@ def test_what_cannot_be_read_is_collected_where_that_is_asked(tmp_path):
 
 
 def take(path):
-    """Read a file, or make an item of it as it is."""
     found = open_paths([path], Options())
     return found.studies[0] if found.studies else payload(*found.plain)
 

@@ -187,7 +187,6 @@ def test_a_volume_beside_a_series_leaves_its_files(tmp_path):
 
 
 def contents(folder):
-    """Of every file below a folder, by path."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

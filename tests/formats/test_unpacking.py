@@ -40,7 +40,6 @@ print(peak() - before, said)
 
 
 def zeros(size, packer):
-    """A deflated stream of so many bytes, made of one block over and over."""
     block = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
     again = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
     return block + again * (size // (1 << 24) - 1)
@@ -136,7 +135,6 @@ def test_a_refused_file_keeps_nothing_in_memory(tmp_path):
 
 
 def read(path):
-    """Megabytes that are needed, and what is said."""
     run = [sys.executable, "-W", "ignore", "-c", READ, str(path)]
     grown, _, said = subprocess.run(run, capture_output=True, text=True, check=True).stdout.partition(" ")
     return int(grown), said.strip()

@@ -7,14 +7,7 @@ from collections.abc import Mapping
 
 
 def tiff(*pages: Mapping[int, int], order: str = "<", big: bool = False, loops: bool = False) -> bytes:
-    """Pages with these tags: the number of doubles of each by its tag, all of them 0, behind the pages.
-
-    Args:
-        pages: Tags of each page.
-        order: "<" or ">".
-        big: Whether it is a BigTIFF.
-        loops: Whether the last page names the first as the next one.
-    """
+    """Pages with these tags: the number of doubles of each by its tag, all of them 0, behind the pages."""
     count, entry, place = ("Q", "HHQQ", "Q") if big else ("H", "HHII", "I")
     opening = struct.pack(f"{order}2sHHHQ", *_mark(order), 43, 8, 0, 16) if big else b""
     opening = opening or struct.pack(f"{order}2sHI", *_mark(order), 42, 8)

@@ -1,11 +1,4 @@
-"""Tries each parser of tests/fuzz/targets.py with atheris, and writes executions and crashes to docs/trust-report.md.
-
-    python -m tests.fuzz.run [TARGET ...] [--runs 1000000] [--seconds S] [--keep FOLDER]
-
-With --seconds a target ends after that time even if it had fewer executions; the report counts those that there were.
-Each target has a process of its own. An input that crashes one, takes longer than 20 s or more than 2 GB is kept in
-FOLDER, and the command ends with 1. With targets named nothing is written.
-"""
+"""Tries each parser of tests/fuzz/targets.py with atheris, and writes executions and crashes to docs/trust-report.md."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Every parser of bytes that come from elsewhere, as a function of bytes that may fail in one way only.
-
-`run` parses and uses what was parsed; it may raise a `DdibError`, and nothing else. tests/fuzz/test_targets.py tries
-each with Hypothesis, `python -m tests.fuzz.run` with atheris, which watches what the code does with its input.
-"""
+"""Every parser of bytes that come from elsewhere, as a function of bytes that may fail in one way only."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ def cloud(count, *, seed=0, shift=0.0, scale=1.0, dim=6):
 
 
 def blocks(count, *, seed=0, channels=1):
-    """Pictures of 32 pixels made of squares of 8."""
     coarse = pictures(count, channels=channels, size=4, seed=seed)
     return np.kron(coarse, np.ones((1, 1, 8, 8), np.float32)).astype(np.float32)
 

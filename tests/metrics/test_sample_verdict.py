@@ -20,7 +20,6 @@ def rings(count: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def domain():
-    """What was held out, and what was trained on."""
     return rings(32, 1), rings(64, 2)
 
 

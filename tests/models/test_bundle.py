@@ -32,7 +32,6 @@ def saved(tmp_path):
 
 
 def modes(folder):
-    """Of a folder and all that is in it, by name."""
     return {
         str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in [folder, *folder.rglob("*")]
     }

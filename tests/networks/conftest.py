@@ -8,5 +8,4 @@ import torch
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Weights and inputs are random, and bounds are met by these."""
     torch.manual_seed(0)

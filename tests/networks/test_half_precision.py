@@ -1,7 +1,4 @@
-"""What a network in half precision keeps in float32: statistics, weights of attention, features of times.
-
-Each bound is a few roundings of the type at the size of the answer.
-"""
+"""What a network in half precision keeps in float32: statistics, weights of attention, features of times."""
 
 import math
 

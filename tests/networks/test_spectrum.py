@@ -19,10 +19,7 @@ SIZE = 8
 
 
 def gaussian(count, seed=0, *, white=False):
-    """Pictures (count, 1, 8, 8) around a slope, coarse structure strong and fine structure faint; with both facts.
-
-    With `white` their own mean and variances are exact, not those of a sample.
-    """
+    """Pictures (count, 1, 8, 8) around a slope, coarse structure strong and fine structure faint; with both facts."""
     generator = torch.Generator().manual_seed(seed)
     frequency = torch.arange(SIZE)[:, None] + torch.arange(SIZE)
     variance = 30.0 / (1.0 + frequency.double()) ** 4
@@ -61,9 +58,7 @@ def test_mean_and_variances_are_measured_in_pieces():
 
 @pytest.mark.parametrize("lam", [4.0, 1.0, -0.5, -3.0])
 def test_the_question_is_white_and_what_is_left_has_the_stated_size(lam):
-    """At every noise level: x is white by frequency, v - E[v | x] has variance D / S and nothing of x in it.
-
-    Answers are taken in units of sqrt(D / S) where that is below 1; and the best linear estimate of x_0 is seen."""
+    """At every noise level: x is white by frequency, v - E[v | x] has variance D / S and nothing of x in it."""
     spectrum, mean, variance = measured()
     x0, _, _ = gaussian(20_000, seed=1)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))

@@ -36,6 +36,5 @@ def agreed(north: Institution, south: Institution, **changes: Any) -> SignedCali
 
 
 def ended(signed: SignedCalibration) -> SignedCalibration:
-    """The same, after its time; nothing looks at its signatures any more."""
     past = signed.calibration.model_copy(update={"expires": datetime.now(UTC) - timedelta(days=1)})
     return signed.model_copy(update={"calibration": past})

@@ -11,14 +11,7 @@ Direction = Literal["to_client", "to_server"]
 
 
 class BitFlipper:
-    """Relays to a port on loopback; `arm` it, and one bit of what passes next is another.
-
-    TLS notices the bit, and ends that connection; the next one is relayed untouched.
-
-    Args:
-        upstream: Port of the server.
-        delay_s: How long each piece of data is held, as on a long line.
-    """
+    """Relays to a port on loopback; `arm` it, and one bit of what passes next is another."""
 
     def __init__(self, upstream: int, *, delay_s: float = 0.0) -> None:
         self._upstream = upstream
@@ -36,7 +29,6 @@ class BitFlipper:
         return f"127.0.0.1:{self.port}"
 
     def arm(self, direction: Direction) -> None:
-        """Turn over one bit of the next bytes in this direction."""
         self._armed.add(direction)
 
     def _accept(self) -> None:

@@ -90,6 +90,5 @@ def forge(
 
 
 def names(institution: str, name: str = "node-1", kind: str = "node") -> list[x509.GeneralName]:
-    """The two names that a leaf must have."""
     uri = x509.UniformResourceIdentifier(f"spiffe://{institution}/{kind}/{name}")
     return [uri, x509.DNSName(f"{name}.{institution}")]

@@ -1,8 +1,4 @@
-"""Two small models of 16 x 16 grey noise, and files with everything that must not cross.
-
-The networks are random and nearly silent: v is a few hundredths of the picture, so latents of noise are noise, and
-differ from the picture in every number.
-"""
+"""Two small models of 16 x 16 grey noise, and files with everything that must not cross."""
 
 from __future__ import annotations
 
@@ -60,12 +56,10 @@ def pictures_model(
 
 
 def save_pictures_model(folder: Path, domain: str, **options) -> None:
-    """It, as a bundle in a folder; options as of `pictures_model`."""
     save_bundle(folder, *pictures_model(domain, **options))
 
 
 def pictures_engine(domain: str = "scans", **options) -> ServingParty:
-    """It, warm, on one thread."""
     options = {"seed": 1, **options}
     return ServingParty(make_bundle(*pictures_model(domain, **options)), device="cpu", threads=1)
 
@@ -116,7 +110,6 @@ def write_files(folder: Path) -> Files:
 
 
 def png_bytes(values: np.ndarray) -> bytes:
-    """A PNG of values in [-1, 1]."""
     file = io.BytesIO()
     Image.fromarray(to_bits(values, np.uint8)).save(file, "PNG")
     return file.getvalue()

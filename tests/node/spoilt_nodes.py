@@ -181,7 +181,6 @@ def one_port_for_both(node: Node) -> None:
 
 
 def classified(folder: str):
-    """A configuration that names this folder as the classifier."""
     return lambda node: node.edit('# classifier = "classifier"', f'classifier = "{folder}"')
 
 

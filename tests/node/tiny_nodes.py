@@ -1,7 +1,4 @@
-"""Nodes whose network is so small that a test takes milliseconds; everything else about them is real.
-
-The network answers 0, which is the exact velocity of data N(0, I): encoding and decoding leave such data as they are.
-"""
+"""Nodes whose network is so small that a test takes milliseconds; everything else about them is real."""
 
 from __future__ import annotations
 
@@ -56,17 +53,14 @@ def tiny_engine(name: str = "tiny", *, answer: float = 0.0, **changes) -> Servin
 def encode(
     party: LocalParty, samples: np.ndarray, settings: SolverSettings, label=None, noise=None
 ) -> Encoded:
-    """One item's latent."""
     return party.encode(ToEncode(0, samples, label, noise), Leg(settings))
 
 
 def decode(party: LocalParty, latent: Latent, settings: SolverSettings, label=None) -> Decoded:
-    """One latent's samples."""
     return party.decode(ToDecode(0, latent, label), Leg(settings))
 
 
 def gaussian(count: int, seed: int = 0) -> np.ndarray:
-    """Points (count, 2) of N(0, I)."""
     return np.random.default_rng(seed).standard_normal((count, 2)).astype(np.float32)
 
 
@@ -90,7 +84,6 @@ def make_config(folder, institution: str, role: str, *, domain: str = "moons", *
 
 
 def make_institution(folder, name: str) -> Institution:
-    """An institution whose folders are those of a node with a node.toml in `folder`."""
     return Institution(name, folder / "state")
 
 

@@ -20,14 +20,12 @@ QUICK = ColourSettings(train_steps=300, width=32, batch=256, solver=SolverSettin
 
 
 def cloud(seed, mean, spread, size=(24, 36)):
-    """A picture whose colours are Gaussian around a mean."""
     rng = np.random.default_rng(seed)
     values = np.array(mean) + rng.normal(size=(*size, 3)) * np.array(spread)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def umask():
-    """The process's; there is no way to read it but to set it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -15,7 +15,6 @@ def cloud():
 
 
 def size_of(path):
-    """Width and height from a PNG's header."""
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     return struct.unpack(">II", content[16:24])

@@ -20,7 +20,6 @@ def flat(count, level, *, size=32, channels=1):
 
 
 def places(sheet, colour):
-    """How many pixels have a colour, and the first and last line and column of them."""
     rows, columns = np.nonzero((sheet == np.array(colour)).all(axis=2))
     return len(rows), rows.min(), rows.max(), columns.min(), columns.max()
 

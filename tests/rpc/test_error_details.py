@@ -63,7 +63,6 @@ class Failed(grpc.RpcError, grpc.Call):
 
 
 def carried(error: DdibError) -> DdibError:
-    """The error after its way over the wire."""
     detail = to_detail(error, "south.example", "abc123").SerializeToString()
     return from_rpc_error(Failed(grpc.StatusCode[error.status], ((DETAIL_KEY, detail),)), HOP)
 

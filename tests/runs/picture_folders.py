@@ -12,7 +12,6 @@ from ddib_fed.samples.images import encode_png
 
 
 def blocks(count: int, *, channels: int = 1, size: int = 16, seed: int = 0) -> np.ndarray:
-    """Pictures of random squares of 4 pixels, in [-1, 1]."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(-1, 1, (count, channels, size // 4, size // 4))
     return np.kron(coarse, np.ones((1, 1, 4, 4))).astype(np.float32)

@@ -31,7 +31,6 @@ WEIGHTS = np.array([1.0, 0.3, 0.1], np.float32)[:, None, None]
 
 
 def skewed(count: int, seed: int) -> np.ndarray:
-    """Pictures whose first channel varies most."""
     return pictures(count, channels=3, seed=seed) * WEIGHTS
 
 

@@ -19,7 +19,6 @@ RELIEF = tiny("relief", channels=3, size=SIZE)
 
 
 def picture(rng: np.random.Generator, *, size: int = SIZE) -> bytes:
-    """Pixels around one colour."""
     colour = rng.integers(0, 256, 3)
     return encode_png(np.clip(colour + rng.integers(-9, 10, (size, size, 3)), 0, 255).astype(np.uint8))
 

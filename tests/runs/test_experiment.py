@@ -26,7 +26,6 @@ def boards():
 
 
 def scaled(bundle, mean, std):
-    """The same model, for data in other units."""
     manifest = bundle.manifest.model_copy(update={"normalisation": Normalisation(mean=mean, std=std)})
     return make_bundle(manifest, bundle.state)
 

@@ -95,6 +95,5 @@ def state(config: UNetConfig | ClassifierConfig, seed: int) -> dict[str, torch.T
 
 
 def pictures(count: int, *, channels: int = 1, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    """Random pictures in [-1, 1]."""
     rng = np.random.default_rng(seed)
     return rng.uniform(-1, 1, (count, channels, size, size)).astype(np.float32)

@@ -59,19 +59,16 @@ def npy_of(array: np.ndarray) -> bytes:
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """One part of a PNG, with its right sum."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def forged_png(height: int, width: int, depth: int = 8, colour: int = 0, packed: bytes = b"") -> bytes:
-    """A PNG whose header claims any size, whatever its content is."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", packed or zlib.compress(b"\0")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def with_chunk(content: bytes, name: bytes, inside: bytes) -> bytes:
-    """The PNG with one more part behind its header."""
     return content[:33] + chunk(name, inside) + content[33:]
 
 
@@ -92,7 +89,6 @@ def lzw(content: bytes) -> bytes:
 
 
 def packbits(content: bytes) -> bytes:
-    """PackBits of literal runs."""
     runs = [content[i : i + 128] for i in range(0, len(content), 128)]
     return b"".join(bytes([len(run) - 1]) + run for run in runs)
 
@@ -132,7 +128,6 @@ def raw_tiff(
 
 
 def differences(pixels: np.ndarray) -> bytes:
-    """The rows of pixels as TIFF's predictor 2 stores them."""
     first = np.zeros_like(pixels[:, :1])
     return np.diff(pixels, axis=1, prepend=first).tobytes()
 

@@ -31,7 +31,6 @@ def put(path: Path, content: bytes) -> Path:
 
 
 def put_pictures(root: Path, *names: str) -> None:
-    """A PNG each, all different."""
     for i, name in enumerate(names):
         put(root / name, encode_png(noise(5, 6, 3, seed=i + 1)))
 

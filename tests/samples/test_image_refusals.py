@@ -105,7 +105,6 @@ def test_random_bytes_behind_a_right_beginning_are_unreadable(magic, tail):
 
 
 def _frames(format_name: str, **options) -> bytes:
-    """Two pictures in one file, by Pillow."""
     file = io.BytesIO()
     first, second = (Image.fromarray(noise(16, 16, 3, seed=seed)) for seed in (1, 2))
     first.save(file, format_name, save_all=True, append_images=[second], **options)

@@ -16,14 +16,12 @@ DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 
 
 def saved(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
-    """What numpy writes."""
     file = io.BytesIO()
     np.lib.format.write_array(file, array, version=version)
     return file.getvalue()
 
 
 def forged(header: str | bytes, numbers: bytes = b"", version: int = 1) -> bytes:
-    """A file with a header of our own."""
     text = header.encode() if isinstance(header, str) else header
     length = struct.pack("<H" if version == 1 else "<I", len(text))
     return b"\x93NUMPY" + bytes([version, 0]) + length + text + numbers

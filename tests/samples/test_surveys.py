@@ -11,7 +11,6 @@ from tests.samples.picture_examples import npy_of, tiff_of
 
 @pytest.fixture
 def ramp(tmp_path):
-    """One 16-bit picture of the values 0 to 4,095 of a 12-bit scanner."""
     pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64, 1)
     (tmp_path / "ramp.tif").write_bytes(tiff_of(pixels))
     return scan(tmp_path)

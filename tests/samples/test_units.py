@@ -25,12 +25,10 @@ def picture(pixels) -> Picture:
 
 
 def photo(dtype="uint8", seed=0) -> np.ndarray:
-    """(32, 32) whole numbers of all brightnesses from 0 to 255."""
     return np.random.default_rng(seed).integers(0, 256, (32, 32)).astype(dtype)
 
 
 def night() -> np.ndarray:
-    """Dark but for one spot, so that few values of it lie outside anything."""
     dark = np.zeros((32, 32), np.uint16)
     dark[:2, :2] = 200
     return dark

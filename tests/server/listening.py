@@ -79,7 +79,6 @@ class Outcomes(list):
             self._more.notify_all()
 
     def wait_for(self, count: int) -> None:
-        """Wait until this many calls have ended."""
         with self._more:
             assert self._more.wait_for(lambda: len(self) >= count, timeout=10), list(self)
 
@@ -172,7 +171,6 @@ class Requests:
 
 
 def failure(node: Listening, who: Institution, hop: str = HOP, **overrides) -> DdibError:
-    """What `who` reads when asking."""
     with node.stub(who, **overrides) as stub, pytest.raises(grpc.RpcError) as error:
         stub.DescribeDomain(ASK, timeout=5)
     return from_rpc_error(error.value, hop)

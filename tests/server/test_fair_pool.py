@@ -12,7 +12,6 @@ from ddib_fed.server.fair_pool import MOST_WAITING, FairPool
 
 
 def event(peer: str) -> SimpleNamespace:
-    """What gRPC passes of a call's arrival."""
     return SimpleNamespace(call=SimpleNamespace(peer=peer.encode))
 
 

@@ -24,14 +24,12 @@ SERVICE = "ddib_fed.v1.DecodingService"
 
 @pytest.fixture
 def own(node: Listening) -> Iterator[health_pb2_grpc.HealthStub]:
-    """South's own node asks."""
     with node.channel(node.south) as channel:
         yield health_pb2_grpc.HealthStub(channel)
 
 
 @pytest.fixture
 def client(node: Listening, north: Institution, tmp_path: Path) -> Iterator[health_pb2_grpc.HealthStub]:
-    """A client of north asks, which was not admitted itself."""
     pki.issue_client(north.pki, tmp_path / "alice", "alice")
     with node.channel(north, pki_folder=tmp_path / "alice") as channel:
         yield health_pb2_grpc.HealthStub(channel)

@@ -70,7 +70,6 @@ class Guarded(Listening):
 
 @pytest.fixture
 def crowded(south) -> Iterator[Guarded]:
-    """Room for few: whoever is over the share of an address is ended at once."""
     made = Guarded(south, most=16)
     yield made
     made.close()

@@ -66,7 +66,6 @@ class Source:
         return job.job_id
 
     def ended(self, job_id: str, seconds: float = 30.0) -> Job:
-        """The job, once it has ended."""
         wait_until(lambda: self.store.get(job_id).state.ended, seconds)
         return self.store.get(job_id)
 

@@ -1,7 +1,4 @@
-"""A target that speaks the protocol over real mTLS and does to each call what the test tells it to.
-
-Honest, it sends every latent back as its own translation, which is what the tiny network's translation is.
-"""
+"""A target that speaks the protocol over real mTLS and does to each call what the test tells it to."""
 
 from __future__ import annotations
 
@@ -46,26 +43,7 @@ def side(institution: str, domain: str = "checkerboards") -> ContractSide:
 
 
 class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
-    """South's node.
-
-    Attributes:
-        decodes: What the next Decode calls do, in this order; then it is honest.
-        negotiation: Called before each negotiation; may raise or block.
-        forge: Called with each answer of `DescribeDomain` and `NegotiateContract` before it is sent; may change it.
-        limits: What its contracts allow.
-        spoken: The protocol versions that it speaks.
-        latent_types: In what its policy lets latents cross.
-        own: South's half of the contract; of points, unless the test says otherwise.
-        translation: The file that a latent becomes, when honest.
-        round_trip: The latent of that file.
-        media_type: What kind of file it is.
-        headers: The header of each Decode call.
-        latents: Every latent that came whole, (item, latent), over all calls.
-        anchors: The end of the source's audit log that came with each latent of the last call, by item.
-        answered: How many items were answered whole.
-        seen: For each Decode call, the digests of the latents that came, by item.
-        release: Lets go of calls that `hang`.
-    """
+    """South's node."""
 
     def __init__(self, south: Institution, address: str = "127.0.0.1:0") -> None:
         self.south = south
@@ -170,13 +148,11 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
 
 def honest(target, header, items, context) -> Responses:
-    """Answer every item."""
     for item, latent in items:
         yield from target.answer(header, item, latent)
 
 
 def hang(target, header, items, context) -> Responses:
-    """Say nothing, for ever."""
     target.release.wait(30)
     yield from ()
 

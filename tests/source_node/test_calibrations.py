@@ -42,7 +42,6 @@ def engine():
 
 @pytest.fixture
 def institutions(tmp_path):
-    """North and south, which admitted each other."""
     north, south = (make_institution(tmp_path / name, f"{name}.example") for name in ("north", "south"))
     south.admit(north)
     return north, south

@@ -17,7 +17,6 @@ from tests.source_node.served import Served
 
 
 def seen_by_the_client(job) -> str:
-    """What a command ends with."""
     with pytest.raises(JobFailed) as caught:
         require_finished(job_view(job_message(job)), "source north.example")
     return caught.value.detail

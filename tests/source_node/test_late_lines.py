@@ -17,7 +17,6 @@ from tests.source_node.jobs.job_examples import ALICE, decode, running
 
 @pytest.fixture
 def started(source):
-    """A node whose log has the line of a start, as every node's."""
     source.node.audit.write("node_started")
     return source
 

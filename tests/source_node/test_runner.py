@@ -21,7 +21,6 @@ from tests.source_node.scripted_target import fail, hang, instead, refuse
 
 
 def waits(source, job_id: str) -> None:
-    """Return once the job was put back for its peer."""
     wait_until(lambda: (last := source.events.last(job_id)) and last.stage == "wait")
 
 
@@ -216,10 +215,7 @@ class FullDisk:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["claim", "get", "finish"])
 def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypatch, method) -> None:
-    """Neither the worker nor the job is lost when the store cannot write; once it can, the job ends once.
-
-    Also when it fails between the claim and the reading of what was claimed.
-    """
+    """Neither the worker nor the job is lost when the store cannot write; once it can, the job ends once."""
     disk = FullDisk(monkeypatch, source.store, method, DiskFull("full"))
     if method == "finish":
         FullDisk(monkeypatch, source.store, "put_back", DiskFull("full")).full = False

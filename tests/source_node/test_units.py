@@ -22,7 +22,6 @@ CT = PictureFormat(low=-1000.0, high=2000.0, bits=16)
 
 @pytest.fixture(scope="module")
 def scanner():
-    """A model of Hounsfield units."""
     made = pictures_engine("scans", form=CT)
     yield made
     made.close()

@@ -65,7 +65,6 @@ class Upload:
 
 
 def refused(served: Served, upload: Upload) -> None:
-    """It is no .npy of points, which is seen once it is whole."""
     with suppress(DdibError):
         served.ask("SubmitJob", iter(upload))
 
@@ -155,7 +154,6 @@ def test_a_picture_beyond_the_memory_for_decoding_is_refused_with_both_figures(o
 
 
 def png_jobs(*files: bytes):
-    """A job of PNGs, as its client sends it."""
     yield job_header(len(files))
     for data in files:
         yield from stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, data), data)

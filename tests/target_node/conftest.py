@@ -100,7 +100,6 @@ def engine():
 
 @pytest.fixture
 def fresh_engine():
-    """One whose counters nobody else moves."""
     made = tiny_engine()
     yield made
     made.close()

@@ -113,7 +113,6 @@ def test_guidance_of_one_call_is_not_that_of_another_beside_it(dropped):
 
 
 def distance(one: Translated, other: Translated) -> int:
-    """The largest difference of two pictures of 16 bits."""
     pixels = [decode_image(item.file).pixels.astype(int) for item in (one, other)]
     return int(np.abs(pixels[0] - pixels[1]).max())
 

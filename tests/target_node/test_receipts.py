@@ -20,7 +20,6 @@ OLDER = [version for version in SPOKEN if version < TRUST]
 
 
 def with_head(messages, head: common_pb2.AuditHead = HEAD) -> list[pb.DecodeRequest]:
-    """The messages of a latent, its header with the end of the source's log."""
     changed = list(messages)
     changed[0].latent.audit.CopyFrom(head)
     return changed

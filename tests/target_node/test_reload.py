@@ -13,7 +13,6 @@ from tests.target_node.test_receipts import acts
 
 
 def change(target: Target, **settings: object) -> None:
-    """Another policy, as a reload applies it."""
     node = target.node
     node.config = node.config.with_policy(node.config.policy.model_copy(update=settings))
 

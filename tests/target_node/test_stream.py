@@ -44,7 +44,6 @@ def latents(*sizes: int):
 
 
 def one_by_one(items):
-    """Each arrives alone."""
     for number, latent in items:
         yield [Arrived(number, latent)]
 

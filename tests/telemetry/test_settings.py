@@ -54,7 +54,6 @@ def test_only_its_own_modules_import_it_and_they_are_imported_when_they_are_call
 
 
 def imported(node: ast.AST) -> set[str]:
-    """The modules that a statement imports."""
     if isinstance(node, ast.ImportFrom):
         return {node.module or ""}
     return {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()

@@ -34,13 +34,11 @@ def launch(config, out, processes=2):
 
 
 def weights(out, part):
-    """All tensors of a part of the newest checkpoint, in one."""
     found = latest_checkpoint(out / "run").tensors
     return torch.cat([found[name].flatten().double() for name in sorted(found) if name.startswith(part)])
 
 
 def losses(out):
-    """The lines of progress.csv."""
     rows = csv.DictReader((out / "run" / "progress.csv").read_text().splitlines())
     return np.array([float(row["loss"]) for row in rows])
 

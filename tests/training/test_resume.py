@@ -37,7 +37,6 @@ def run_until(config, out, step):
 
 @pytest.fixture
 def through(tiny, tmp_path):
-    """The run that was not killed."""
     train(tiny, tmp_path / "through")
     return tmp_path / "through"
 

@@ -45,12 +45,7 @@ ANYBODY = frozenset({"Health"})
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody with a certificate, or without one.
-
-    Attributes:
-        chain: The certificate, PEM; None for none.
-        key: Its key, PEM.
-    """
+    """Somebody with a certificate, or without one."""
 
     chain: bytes | None
     key: bytes | None
@@ -90,7 +85,6 @@ def _reason(error: Any) -> str:
 
 
 def _leaf(institution: Institution, kind: str, name: str, **changes: Any) -> Caller:
-    """A leaf that the institution's root signs, of any form."""
     return _forged(institution.authority, names(institution.name, name, kind), **changes)
 
 

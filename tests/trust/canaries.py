@@ -28,7 +28,6 @@ def icc() -> bytes:
 
 
 def exif() -> Image.Exif:
-    """Description, artist and comment."""
     made = Image.Exif()
     made[270], made[315], made[40092] = CANARY, CANARY, CANARY.encode("utf-16-le")
     return made

@@ -33,13 +33,7 @@ KEY_FILES = {"ca.key", "leaf.key", "softening.key"}
 
 @dataclass
 class Ward:
-    """Two nodes after they have translated, and refused, everything with a canary in it, at one level of the log.
-
-    Attributes:
-        pair: They; stopped.
-        secrets: What must be nowhere.
-        outcomes: What came of each damaged file: "read", "refused", or "quoted" if the refusal quotes the file.
-    """
+    """Two nodes after they have translated, and refused, everything with a canary in it, at one level of the log."""
 
     pair: Pair
     secrets: Secrets
@@ -96,7 +90,6 @@ def secrets_of(pair: Pair, paths: list[Path], out: Path) -> Secrets:
 
 
 def places(node: Node) -> Iterator[Place]:
-    """Every file of a node's folder but its model and the keys themselves."""
     for path in sorted(node.folder.rglob("*")):
         if path.is_file() and path.name not in KEY_FILES and node.folder / "model" not in path.parents:
             yield Place(str(path.relative_to(node.folder)), path.read_bytes(), numbers=True)

@@ -1,7 +1,4 @@
-"""Nobody speaks for another: who comes (identity), asks for what (call), at which port and in which state of it.
-
-Real servers with the real services over mutual TLS; tests/e2e/admission/test_impostors.py has it between processes.
-"""
+"""Nobody speaks for another: who comes (identity), asks for what (call), at which port and in which state of it."""
 
 from __future__ import annotations
 
@@ -55,7 +52,6 @@ class Ports:
             return {name: outcome(channel, method) for name, method in CALLS.items()}
 
     def node(self, who: Institution) -> Caller:
-        """An institution's node with its own certificate."""
         return Caller((who.pki / "leaf.pem").read_bytes(), (who.pki / "leaf.key").read_bytes())
 
     def close(self) -> None:
@@ -73,7 +69,6 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Ports]:
-    """For tests that change who is admitted."""
     made = Ports(tmp_path)
     yield made
     made.close()

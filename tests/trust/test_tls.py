@@ -357,7 +357,6 @@ def test_the_channel_of_a_removed_peer_is_closed_at_once(
 
 
 def other_root(tmp_path: Path) -> Institution:
-    """South after it has made itself a new root."""
     return Institution("south.example", tmp_path / "south-again")
 
 

@@ -32,7 +32,6 @@ def client(session: Session) -> TestClient:
 
 @pytest.fixture
 def opened(client: TestClient, session: Session) -> TestClient:
-    """The browser after it opened the link."""
     assert client.get(session.link).status_code == 200
     return client
 

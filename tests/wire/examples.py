@@ -46,10 +46,7 @@ def picture_side(**changes) -> ContractSide:
 
 
 def contract(**changes) -> Contract:
-    """A contract between two sides that agree.
-
-    `limits`, `versions`, `calibration`, `latent_types` and fields of both sides can be changed.
-    """
+    """A contract between two sides that agree."""
     calibration, types = changes.pop("calibration", None), changes.pop("latent_types", ())
     limits, versions = changes.pop("limits", LIMITS), changes.pop("versions", SPOKEN)
     make = picture_side if changes.get("sample_kind") == "picture" else side
@@ -60,7 +57,6 @@ def contract(**changes) -> Contract:
 
 
 def latent(samples: int = 1_000, seed: int = 0) -> Latent:
-    """White noise in two dimensions."""
     return Latent.from_array(np.random.default_rng(seed).standard_normal((samples, 2), dtype=np.float32))
 
 

@@ -145,7 +145,6 @@ def published(
 
 
 def unit_pictures(directed: Directed, side: int, pictures: Floats) -> Floats:
-    """Pictures of one side in the units of its model."""
     return directed.bundles[side].manifest.normalisation.apply(pictures)
 
 

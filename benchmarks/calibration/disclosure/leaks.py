@@ -212,7 +212,6 @@ def _path(directed: Directed, encoder: str, depth: float) -> Path:
 
 
 def _there(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """What has been measured with these models and numbers."""
     there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return there if all(there.get(key) == value for key, value in asked.items()) else {}
 

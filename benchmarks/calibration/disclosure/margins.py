@@ -95,7 +95,6 @@ def measured(case: Case) -> list[dict[str, object]]:
 
 
 def _pixels(pictures: ShippedPictures, units: Normalisation) -> np.ndarray:
-    """Channels of all test pixels, (C, N) float64."""
     found: np.ndarray = np.moveaxis(units.apply(pictures.test).astype(np.float64), 1, 0)
     return found.reshape(len(found), -1)
 

@@ -168,7 +168,6 @@ def _noise(
 
 
 def _histograms(bundle: Any, pictures: np.ndarray) -> np.ndarray:
-    """Of each picture, (N, cells)."""
     cells = default_cells(pictures.shape[1])
     units = bundle.manifest.normalisation.plain.apply(pictures)
     return np.stack([histogram(one[None], cells).ravel() for one in units]).astype(np.float32)

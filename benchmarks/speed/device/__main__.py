@@ -132,7 +132,6 @@ def _errors(
 
 
 def _rms(difference: Tensor) -> float:
-    """Median over samples of the root mean square over each one's numbers."""
     return float(difference.double().flatten(1).square().mean(1).sqrt().median())
 
 

@@ -25,13 +25,7 @@ SECONDS = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to place a network.
-
-    Attributes:
-        dtype: Of its weights and activations.
-        channels_last: Memory format of its weights, which activations follow.
-        compiling: A name in `placement.COMPILE`; None calls the network as it is, remembering nothing.
-    """
+    """One way to place a network."""
 
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
@@ -69,16 +63,7 @@ def variants(device: torch.device, form: Form, *, pictures: bool) -> Iterator[Va
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A network to measure.
-
-    Attributes:
-        name: Of it.
-        make: A new network with its weights, float32 on the CPU.
-        probe: For the check of what runs it.
-        level: Where calls are timed.
-        rows: Numbers of samples of a call.
-        bundle: The model, for the error of legs; None for random weights.
-    """
+    """A network to measure."""
 
     name: str
     make: Callable[[], nn.Module]
@@ -89,7 +74,6 @@ class Subject:
 
 
 def shipped(domain: str, rows: tuple[int, ...]) -> Subject:
-    """A shipped model."""
     bundle = pretrained(domain)
     level = bundle.schedule.level(0.5)
     return Subject(domain, bundle.network, bundle.probe(), level, rows, bundle)
@@ -120,11 +104,7 @@ class Placed:
 
     @classmethod
     def of(cls, subject: Subject, variant: Variant, device: torch.device) -> Placed:
-        """The subject's network placed so.
-
-        Raises:
-            SettingsInvalid: It cannot be run so here.
-        """
+        """The subject's network placed so."""
         network = subject.make().to(device, variant.dtype)
         if variant.channels_last:
             network = network.to(memory_format=torch.channels_last)

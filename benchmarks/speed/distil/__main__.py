@@ -195,7 +195,6 @@ def _opened(names: tuple[str, str], form: Form) -> Pair:
 
 
 def _command(folder: Path) -> str:
-    """The command that made a bundle, with paths below the project's folder."""
     return load_bundle(folder).manifest.training.command.replace(f"{ROOT}/", "")
 
 
@@ -215,7 +214,6 @@ def _trip(pair: Pair, bundles: tuple[Bundle, Bundle], settings: SolverSettings) 
 
 
 def _few(pair: Pair, count: int) -> SolverSettings:
-    """Steps of the distilled models on the grid that the second of them names: decoding depends on it the most."""
     origin = pair.distilled[1].manifest.distilled
     return SolverSettings("flow-map", evaluations=count, grid="default" if origin is None else origin.grid)
 
@@ -230,13 +228,11 @@ def _rms(found: torch.Tensor, expected: torch.Tensor) -> NDArray[np.float64]:
 
 
 def _add(report: Report, what: str, pair: Pair, values: NDArray[np.float64], unit: str = "") -> None:
-    """The mean of a figure of each sample, with its interval."""
     found = pair.drawn.mean(values)
     report.figures.append(Figure(what, unit, found["value"], found["low"], found["high"], len(values)))
 
 
 def _folder(name: str, form: Form) -> Path:
-    """A model of the long form serves the short one too."""
     whole = MODELS / name
     return whole if (whole / "manifest.json").exists() or not form.short else MODELS / f"{name}-short"
 

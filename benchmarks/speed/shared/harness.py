@@ -46,7 +46,6 @@ class Form:
     short: bool
 
     def pick(self, short: T, long: T) -> T:
-        """One of two settings."""
         return short if self.short else long
 
 
@@ -83,11 +82,7 @@ class Bound:
 
 @dataclass(slots=True)
 class Report:
-    """What one benchmark found.
-
-    Args:
-        what: What was run, on what data, in plain words; it stands above the table in the docs.
-    """
+    """What one benchmark found."""
 
     what: str
     figures: list[Figure] = field(default_factory=list)
@@ -95,13 +90,11 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def add(self, what: str, values: Sequence[float], unit: str) -> None:
-        """A figure from its values in all runs."""
         self.figures.append(
             Figure(what, unit, statistics.median(values), min(values), max(values), len(values))
         )
 
     def add_times(self, times: Times, unit: str = "s") -> None:
-        """A figure for each of what `interleaved` gave."""
         for what, values in times.items():
             self.add(what, values, unit)
 
@@ -113,21 +106,16 @@ class Report:
         at_most: float | None = None,
         at_least: float | None = None,
     ) -> None:
-        """A figure that is bounded: the median of its values is compared."""
         self.bounds.append(
             Bound(what, statistics.median(values), at_most, at_least, len(values), min(values), max(values))
         )
 
     def note(self, text: str) -> None:
-        """A sentence below the table: what was extrapolated, left out, or is weaker than it looks."""
         self.notes.append(text)
 
 
 def interleaved(candidates: Mapping[str, Callable[[], float | None]], repeats: int) -> Times:
-    """Run all candidates by turns, `repeats` times, in alternating order; one uncounted round first is the caller's.
-
-    A candidate returns its own figure; None stands for the wall seconds of the call.
-    """
+    """Run all candidates by turns, `repeats` times, in alternating order; one uncounted round first is the caller's."""
     times: Times = {name: [] for name in candidates}
     for turn in range(repeats):
         names = list(candidates)
@@ -141,7 +129,6 @@ def interleaved(candidates: Mapping[str, Callable[[], float | None]], repeats: i
 
 
 def ratio(times: Times, candidate: str, baseline: str) -> list[float]:
-    """Candidate / baseline of each turn."""
     return [a / b for a, b in zip(times[candidate], times[baseline], strict=True)]
 
 
@@ -203,6 +190,5 @@ def main(name: str, measure: Callable[[Form], Report], arguments: Sequence[str] 
 
 
 def limit_of(bound: Mapping[str, Any]) -> str:
-    """A bound in words, as 'at most 1.1'."""
     limits = [("at most", bound["at_most"]), ("at least", bound["at_least"])]
     return ", ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)

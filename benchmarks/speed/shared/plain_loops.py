@@ -56,7 +56,6 @@ class Loop:
 
 
 def scales(lams: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma of lambdas (K,), float32."""
     return torch.sigmoid(2 * lams).sqrt().float(), torch.sigmoid(-2 * lams).sqrt().float()
 
 

@@ -30,18 +30,15 @@ MOST_LOST = 0
 
 
 def recipe() -> Recipe:
-    """The shipped model of pictures, one thread each; a call takes `TOGETHER` of its pictures."""
     return Recipe(pretrained(DOMAIN), device="cpu", threads=1, merge_pixels=TOGETHER * 32 * 32)
 
 
 def work(pictures: int) -> list[Trajectory]:
-    """So many pictures to decode, as one job, in trajectories of `TOGETHER`."""
     noise = torch.randn(pictures, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return [Trajectory("decode", each, SolverSettings(), flow="job") for each in noise.split(TOGETHER)]
 
 
 def run(executor: Executor, trajectories: Sequence[Trajectory]) -> list[Tensor]:
-    """All of them, submitted at once."""
     return [future.result() for future in [executor.submit(each) for each in trajectories]]
 
 
@@ -73,7 +70,6 @@ def measure_pools(form: Form, report: Report, what: str, plural: str, make: Call
 
 
 def wait_for(pool: Pool) -> None:
-    """Until every worker is ready."""
     while pool.counters["ready"] < pool.counters["wanted"]:
         time.sleep(0.05)
 

@@ -31,19 +31,12 @@ class StubEngine(ServingParty):
         *,
         end: Callable[[], object] = lambda: None,  # noqa: ARG002
     ) -> Generator[Decoded | Failed, None, None]:
-        """See `LocalParty`."""
         for each in latents:
             yield Decoded(each.number, each.latent.data[: self._rows_back], None, 0.0)
 
 
 class StubTarget:
-    """South's node over the identity that lies in `folder`; a context manager.
-
-    Args:
-        folder: Of the node; its identity is there.
-        points: Most points of one item.
-        rows_back: How many points each answer holds.
-    """
+    """South's node over the identity that lies in `folder`; a context manager."""
 
     def __init__(self, folder: Path, points: int, rows_back: int) -> None:
         config = make_config(folder, "south.example", "target", max_points_per_item=points)
@@ -74,5 +67,4 @@ class StubTarget:
 class _Opened(Institution):
     """An institution whose identity another process made."""
 
-    def __post_init__(self) -> None:
-        """Nothing is made."""
+    def __post_init__(self) -> None: ...

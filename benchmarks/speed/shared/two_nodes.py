@@ -29,11 +29,7 @@ EVALUATIONS = 48
 
 
 def two_cores() -> tuple[int, int]:
-    """The cores of the source's and the target's node.
-
-    Raises:
-        SystemExit: There is only one.
-    """
+    """The cores of the source's and the target's node."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise SystemExit("two cores are needed: one for each node")
@@ -53,13 +49,7 @@ def pinned(core: int) -> Iterator[None]:
 
 @contextmanager
 def two_nodes(source: str, target: str, settings: Mapping[str, object] | None = None) -> Iterator[Pair]:
-    """North with the shipped model of `source`, south with that of `target`: started by their commands, pinned, warm.
-
-    Args:
-        source: Domain of the source's node.
-        target: Domain of the target's node.
-        settings: Lines of both node.toml that differ from the template's, e.g. `running_jobs`.
-    """
+    """North with the shipped model of `source`, south with that of `target`: started by their commands, pinned, warm."""
     with tempfile.TemporaryDirectory(prefix="ddib-speed-") as folder:
         pair = Pair.create(Path(folder), target, domain=source)
         try:
@@ -87,11 +77,7 @@ def configure(path: Path, settings: Mapping[str, object]) -> None:
 
 
 def arrived(pair: Pair, files: Sequence[bytes], target: str, evaluations: int = EVALUATIONS) -> float:
-    """Seconds from submitting a job to its last result at the client, who then acknowledges.
-
-    Raises:
-        SystemExit: A result is missing.
-    """
+    """Seconds from submitting a job to its last result at the client, who then acknowledges."""
     with pair.client() as client:
         started = time.perf_counter()
         job = client.submit(files, f"south.example/{target}", Settings(evaluations=evaluations))
@@ -104,7 +90,6 @@ def arrived(pair: Pair, files: Sequence[bytes], target: str, evaluations: int = 
 
 
 def processor_seconds(pid: int) -> float:
-    """Seconds of CPU of a process so far, all threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -121,7 +106,6 @@ def png_files(count: int) -> tuple[list[bytes], Array]:
 
 
 def npy_file(points: Array) -> bytes:
-    """Points as a client sends them."""
     buffer = io.BytesIO()
     np.save(buffer, points)
     return buffer.getvalue()
@@ -141,13 +125,7 @@ class _Half:
 
 
 class InProcess:
-    """Two pinned processes that each translate half of the samples with both models: the best setting without nodes.
-
-    Args:
-        source: Domain of the model that encodes.
-        target: Domain of the model that decodes.
-        together: Samples of a network call.
-    """
+    """Two pinned processes that each translate half of the samples with both models: the best setting without nodes."""
 
     def __init__(self, source: str, target: str, together: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -183,7 +161,6 @@ class InProcess:
         return time.perf_counter() - started
 
     def close(self) -> None:
-        """End both processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.send(None)
             process.join()
@@ -212,7 +189,6 @@ def _serve(pipe: Connection[Any, Any], half: _Half) -> None:
 
 
 def _translate(parties: Sequence[Any], samples: Array, evaluations: int) -> int:
-    """Pictures as an item each, points as one item; how many were translated."""
     from ddib_fed.bridge.translate import Item, Translated, translate
 
     items = [Item(number, each, noise=noise) for number, (each, noise) in enumerate(_each(parties, samples))]
@@ -231,7 +207,6 @@ def _encode(parties: Sequence[Any], samples: Array, evaluations: int) -> list[An
 
 
 def _decode(parties: Sequence[Any], latents: Sequence[Any], evaluations: int) -> int:
-    """How many were decoded."""
     from ddib_fed.bridge.party import ToDecode
 
     items = [ToDecode(number, latent) for number, latent in enumerate(latents)]
@@ -261,13 +236,7 @@ def _leg(evaluations: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a process holds at one moment.
-
-    Attributes:
-        resident_bytes: Memory without what it maps from files.
-        descriptors: Open files, sockets and the like.
-        threads: Of Python, gRPC and torch.
-    """
+    """What a process holds at one moment."""
 
     resident_bytes: int
     descriptors: int

@@ -26,7 +26,6 @@ MEBIBYTE = float(1 << 20)
 
 
 def as_nodes_do() -> None:
-    """Set the memory of this process as that of a node is, before it has threads."""
     share_heaps()
     keep_freed_memory()
 
@@ -35,10 +34,7 @@ def as_nodes_do() -> None:
 
 
 def serve_raw(folder: Path, port: Connection, rows_back: int) -> None:
-    """Takes latents over TLS 1.3 into one buffer, and sends as much back as the node does.
-
-    Each is preceded by one byte, which says whether its digest is computed.
-    """
+    """Takes latents over TLS 1.3 into one buffer, and sends as much back as the node does."""
     as_nodes_do()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -90,7 +86,6 @@ class Raw:
         return items * LATENT_BYTES / MEBIBYTE / (time.perf_counter() - started)
 
     def close(self) -> None:
-        """End the stream."""
         self._socket.close()
 
 
@@ -121,13 +116,7 @@ def serve_bare(folder: Path, port: Connection, rows_back: int) -> None:
 
 
 class Bare:
-    """The sender's half of the second baseline.
-
-    Args:
-        target: The peer whose certificate the other end has; at its address.
-        data: One latent.
-        rows_back: Of points in each answer.
-    """
+    """The sender's half of the second baseline."""
 
     def __init__(self, target: Peer, data: memoryview, rows_back: int) -> None:
         roots = grpc.ssl_channel_credentials(certificate_pem(*target.roots))
@@ -146,5 +135,4 @@ class Bare:
         return items * LATENT_BYTES / MEBIBYTE / (time.perf_counter() - started)
 
     def close(self) -> None:
-        """End the connection."""
         self._channel.close()

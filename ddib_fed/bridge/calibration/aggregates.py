@@ -231,11 +231,6 @@ def make_aggregate(
     cells: Cells | None = None,
     generator: np.random.Generator | None = None,
 ) -> Aggregate:
-    """The noised aggregate of an array of pictures (N, C, H, W) in [-1, 1], each a unit, of which `at_most` are taken.
-
-    Raises:
-        InputError: Fewer than LEAST_COUNTED pictures, other channels, or bounds that are not kept.
-    """
     counted = count_array(pictures, normalisation, domain, epsilon=epsilon, at_most=at_most, cells=cells)
     return counted.noised(epsilon, delta, generator)
 
@@ -315,10 +310,7 @@ def histogram(units: Floats, cells: Cells) -> Numbers:
 
 
 def noise_sigma(counted: int, epsilon: float, delta: float) -> float:
-    """Smallest deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M units.
-
-    Balle and Wang (2018), Theorem 8: Phi(D / 2s - e s / D) - exp(e) Phi(-D / 2s - e s / D) <= delta, D = sqrt(2) / M.
-    """
+    """Smallest deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M units."""
     low, high = 1e-3, 1e6
     for _ in range(200):
         middle = math.sqrt(low * high)
@@ -327,7 +319,6 @@ def noise_sigma(counted: int, epsilon: float, delta: float) -> float:
 
 
 def _spent(ratio: float, epsilon: float) -> float:
-    """Delta of noise of `ratio` times the sensitivity."""
     inner, shift = 0.5 / ratio, epsilon * ratio
     # exp(epsilon) Phi(x) where Phi is tiny: epsilon is at most 8, so neither factor overflows.
     return _phi(inner - shift) - math.exp(epsilon) * _phi(-inner - shift)
@@ -338,7 +329,6 @@ def _phi(x: float) -> float:
 
 
 def secure_normal(count: int) -> Numbers:
-    """Draws of N(0, 1) from the operating system's generator; those that leave are rounded to QUANTUM."""
     source = SystemRandom()
     return np.array([source.normalvariate() for _ in range(count)])
 

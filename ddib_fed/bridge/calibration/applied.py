@@ -118,5 +118,4 @@ def _untrained(calibration: Calibration, source: Manifest, *, other: bool) -> Ca
 
 
 def _refused(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
-    """The remedy is among the facts, too: they cross to the client of a node."""
     return CalibrationModel(detail, hint=remedy, facts={"model": model.name, "remedy": remedy})

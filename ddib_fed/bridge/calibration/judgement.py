@@ -36,11 +36,7 @@ def judge(effect: Effect) -> None:
 
 
 def judged(effect: Effect, *, force: bool) -> Effect:
-    """The effect of a calibration that is good enough, or that is forced, which the effect then says.
-
-    Raises:
-        CalibrationIneffective: As `judge`, unless forced.
-    """
+    """The effect of a calibration that is good enough, or that is forced, which the effect then says."""
     try:
         judge(effect)
     except CalibrationIneffective:

@@ -99,15 +99,7 @@ class Figure(_Section):
 
 
 class Effect(_Section):
-    """What is known of a calibration's effect.
-
-    Attributes:
-        distance_before: Distribution distance of the source's mapped colours to the target's, without it.
-        distance: The same with it.
-        margin: Distance of the best other optimum less `distance`, as a share of `distance_before`.
-        figures: Further figures, by name, e.g. psnr and ssim of anchors.
-        forced: Whether it was made although its figures were refused.
-    """
+    """What is known of a calibration's effect."""
 
     distance_before: Figure
     distance: Figure

@@ -38,15 +38,7 @@ LATELY = 10
 
 
 class Batcher:
-    """Integrates trajectories on one thread, merging their network calls.
-
-    Args:
-        model: The model.
-        rows: Most rows of several trajectories in one call, guided ones counted twice; a single larger one runs alone.
-        cost: Of a call of so many rows, see `flows`; None where it is not known.
-        flows: Most flows under way; more wait.
-        threads: CPU threads of the network on the worker; None leaves them as they are.
-    """
+    """Integrates trajectories on one thread, merging their network calls."""
 
     width = 1
     beside = True
@@ -80,13 +72,11 @@ class Batcher:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """See `Executor`."""
         return {"calls": self._calls, "rows": self._evaluated}
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
     ) -> Ending:
-        """See `Executor`; `on_step` is called on the worker, and what it raises ends the trajectory."""
         with self._wake:
             if self._closed:
                 raise Draining("the engine is closed")
@@ -140,12 +130,7 @@ class Batcher:
         return not self._closed
 
     def _give_way(self) -> None:
-        """Under a real-time policy, let those threads run that bring work and take results away.
-
-        One that waited for the disk or the network then gets to run only when this one stops, so that work would arrive
-        by a thread's step a call. While work arrives for calls that are not full, and after some has ended, this one
-        rests for a small part of a call. Under other policies the kernel lets who has waited run at once.
-        """
+        """Under a real-time policy, let those threads run that bring work and take results away."""
         calls = self._calls
         if self._took < LONG_S or not self._real_time:
             return
@@ -262,6 +247,5 @@ class Batcher:
 
 
 def _stack_of(chosen: Sequence[Running]) -> Stack:
-    """The stack in which exactly these are, or a new one."""
     stack = next((running.stack for running in chosen if running.stack is not None), None)
     return stack if stack is not None and stack.holds(chosen) else Stack(chosen)

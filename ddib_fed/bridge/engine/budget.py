@@ -49,21 +49,12 @@ _WRITING = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What was measured of one model in one place.
-
-    Attributes:
-        rows: The best size of a call.
-        seconds: Of a call, by its rows; at least one entry.
-    """
+    """What was measured of one model in one place."""
 
     rows: int
     seconds: Mapping[int, float]
 
     def cost(self, rows: int) -> float:
-        """Seconds of a call of so many rows, with what the engine takes for it.
-
-        Between measured sizes along a line, beyond them in proportion.
-        """
         return OWN_S + self._of_the_network(rows)
 
     def _of_the_network(self, rows: int) -> float:
@@ -92,16 +83,7 @@ def sweep(
     limit_s: float = SWEEP_S,
     clock: Callable[[], float],
 ) -> dict[int, float]:
-    """Seconds of a call by its rows: the least of a few calls after one that is not counted.
-
-    It ends after `limit_s`, after memory has run out, or once two doublings brought less than 5 % a row.
-
-    Args:
-        sizes: Rows, rising.
-        call: Prepares a call of so many rows.
-        limit_s: After which no larger size is begun; the first is always measured.
-        clock: Seconds.
-    """
+    """Seconds of a call by its rows: the least of a few calls after one that is not counted."""
     found: dict[int, float] = {}
     started = clock()
     for rows in sizes:
@@ -121,13 +103,7 @@ def sweep(
 
 
 def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> Budget:
-    """The budget of a model, by a sweep on its device.
-
-    Args:
-        model: The model.
-        threads: CPU threads of torch for the sweep.
-        limit_s: See `sweep`.
-    """
+    """The budget of a model, by a sweep on its device."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     # Of one thread its own time: a machine that is busy at this start would be remembered as a slow one.
@@ -139,13 +115,7 @@ def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> B
 
 
 def remembered(path: Path | None, key: str, measure: Callable[[], Budget]) -> Budget:
-    """The budget that a file holds under a key, or else a measured one, which is written there.
-
-    Args:
-        path: The file; None for none.
-        key: Of the model, device, dtype and threads.
-        measure: Measures it.
-    """
+    """The budget that a file holds under a key, or else a measured one, which is written there."""
     if path is None:
         return measure()
     with suppress(ValidationError):

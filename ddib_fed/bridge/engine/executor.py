@@ -37,29 +37,14 @@ class Executor(Protocol):
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
     ) -> Ending:
-        """Take a trajectory; the future gives where it ends, (N, *sample_shape), or the error that ended it.
-
-        Args:
-            trajectory: The work.
-            control: Cancelling and deadline, looked at before each evaluation.
-            on_step: Told (evaluations done, evaluations), perhaps on another thread; must be quick.
-
-        Raises:
-            Draining: It was closed.
-        """
+        """Take a trajectory; the future gives where it ends, (N, *sample_shape), or the error that ended it."""
 
     def close(self) -> None:
         """Take no more work; what is unfinished fails with `Draining`."""
 
 
 class CallingThread:
-    """Integrates on the calling thread, at once.
-
-    Args:
-        model: The model.
-        rows: Samples that are integrated together.
-        threads: CPU threads of torch; None leaves them as they are.
-    """
+    """Integrates on the calling thread, at once."""
 
     width = 1
     beside = False
@@ -72,13 +57,11 @@ class CallingThread:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """See `Executor`."""
         return {"calls": self._calls, "rows": self._evaluated}
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
     ) -> Ending:
-        """See `Executor`; the future is done."""
         done = Ending()
         try:
             done.end(*self._integrate(trajectory, control, on_step))
@@ -108,5 +91,4 @@ class CallingThread:
             x = integrate(work.solver, work.denoiser, on_step=tell, evaluations=work.evaluations)
         return x, count
 
-    def close(self) -> None:
-        """See `Executor`; there is nothing to stop."""
+    def close(self) -> None: ...

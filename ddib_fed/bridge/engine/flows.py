@@ -5,13 +5,6 @@ which grows with what its flows were charged, divided by its weight; the owner w
 flows the one that was charged least. Who comes begins at the time of those that are there: it neither waits for them
 nor has saved anything up. An owner whose flows have all ended keeps its time until the others have reached it: ending a
 request and sending the next one pays no debts. Within a flow the oldest trajectories run first.
-
-Trajectories of other flows are merged into a call while the call, for the flow whose turn it is, costs no more than the
-turns of all would: then merging delays nobody, and equal small requests all share one call.
-
-Where the next stage works on the first results of a stream while later ones are computed, n rows in calls of b take
-about (n + b) c(b) / b, with c(b) the time of such a call: the next stage waits for the first b, or ends b after the
-last. A short stream is fastest in smaller calls than a long one, and so is the rest of a long one.
 """
 
 from __future__ import annotations
@@ -34,15 +27,7 @@ DEARER = 1.25
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """What one job or request waits for, oldest first.
-
-    Attributes:
-        owner: Whose it is.
-        time: What it was charged, beside the owner's other flows.
-        waiting: Its trajectories, started and not.
-        ended: Rows of those that are over, while there have been others.
-        rows: Of a call with all that waits.
-    """
+    """What one job or request waits for, oldest first."""
 
     owner: Owner
     time: float
@@ -52,21 +37,13 @@ class Flow:
 
     @property
     def stream_rows(self) -> int:
-        """About how many rows of its stream are still to come or under way; 0 where no stage waits for them."""
         announced = self.waiting[0].trajectory.stream_rows
         return max(1, announced - self.ended) if announced else 0
 
 
 @dataclass(slots=True, eq=False)
 class Owner:
-    """A peer or a client.
-
-    Attributes:
-        weight: Above 0; that of its last trajectory.
-        time: Virtual time.
-        number: Its turn among all that came.
-        flows: Those that there are.
-    """
+    """A peer or a client."""
 
     weight: float
     time: float
@@ -75,18 +52,11 @@ class Owner:
 
     @property
     def now(self) -> float:
-        """The time at which another of its flows begins."""
         return min((flow.time for flow in self.flows.values()), default=0.0)
 
 
 class Flows:
-    """All that waits for one engine; used by one thread.
-
-    Args:
-        rows: Most rows of several trajectories in one call.
-        cost: Of a call.
-        most: Flows that run at once, taken from all owners in turn; further ones wait until one has ended.
-    """
+    """All that waits for one engine; used by one thread."""
 
     def __init__(self, rows: int, cost: Cost, most: int) -> None:
         self._rows, self._most = rows, most
@@ -151,10 +121,7 @@ class Flows:
             self._charge(members, 1)
 
     def choose(self) -> Sequence[Running]:
-        """The trajectories of the next call, at least one, in the order in which they came.
-
-        While nobody comes or goes and the choice could be no other, it is the same object again.
-        """
+        """The trajectories of the next call, at least one, in the order in which they came."""
         if self._kept is None:
             self._kept = self._everything()
         return self._kept or self._chosen()
@@ -190,11 +157,9 @@ class Flows:
         return sorted(waiting, key=lambda running: running.number)
 
     def _turns_of(self, owner: Owner) -> int:
-        """Of how many equal calls, each with its own, one is of a certain flow of an owner."""
         return len(self._owners) * len(owner.flows)
 
     def _choose_anew(self) -> None:
-        """Charge the calls of the choice that was kept, and forget it."""
         if self._kept is not None and self._owed:
             self._charge(self._kept, self._owed - 1)
             self._now = min(owner.time for owner in self._owners.values())  # as at the last call's choice
@@ -202,7 +167,6 @@ class Flows:
         self._kept, self._owed = None, 0
 
     def _under_way(self) -> list[Flow]:
-        """The flows that may run, whose turn it is first."""
         flows = list(self._all())
         if len(flows) > self._most:
             ranks = zip_longest(*(owner.flows.values() for owner in self._owners.values()))
@@ -250,12 +214,10 @@ class Flows:
         )
 
     def _most_rows(self, turns: Sequence[Flow]) -> int:
-        """Most rows of the next call: fewer than the budget while all that waits belongs to short streams."""
         streams = [flow.stream_rows for flow in turns]
         return self._best(sum(streams)) if all(streams) else self._rows
 
     def _best_for(self, rows: int) -> int:
-        """The size of calls in which a stream of so many rows takes the least time, with the stage after it."""
         each = {size: self._cost(size) / size for size in (self._rows, *_powers_of_two_below(self._rows))}
         allowed = DEARER * min(each.values())
         return min((s for s in each if each[s] <= allowed), key=lambda size: (rows + size) * each[size])

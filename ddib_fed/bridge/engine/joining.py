@@ -22,17 +22,7 @@ _Second = TypeVar("_Second")
 def submit_ranges(
     executor: Executor, trajectory: Trajectory, *, control: Control | None, on_step: OnStep | None
 ) -> Ending:
-    """Submit a trajectory as ranges of rows that a call takes; the future gives all rows, in their order.
-
-    Args:
-        executor: Takes them.
-        trajectory: Of any size.
-        control: See `Executor.submit`.
-        on_step: Told (evaluations done, evaluations) of all ranges together; only one call runs at a time.
-
-    Raises:
-        Draining: The executor was closed.
-    """
+    """Submit a trajectory as ranges of rows that a call takes; the future gives all rows, in their order."""
     most = max(1, executor.rows // trajectory.doubled) if executor.beside else executor.rows
     starts = range(0, trajectory.rows, most)
     if len(starts) == 1:

@@ -33,20 +33,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Integrated:
-    """What became of the rows of some parts, one under the other.
-
-    Attributes:
-        x: The rows.
-        seconds: Of each part.
-        evaluations: Of the network, made of each row.
-    """
+    """What became of the rows of some parts, one under the other."""
 
     x: Tensor
     seconds: float
     evaluations: int = 0
 
     def split(self, parts: Sequence[Part]) -> tuple[Tensor, ...]:
-        """Of each part."""
         return torch.split(self.x, [len(part.x) for part in parts]) if parts else ()
 
 
@@ -67,7 +60,6 @@ class Work:
             self.failed[number] = Failed(number, error)
 
     def outcomes(self, found: dict[int, _Found]) -> list[_Found | Failed]:
-        """Of each item, in their order."""
         return [found[number] if number in found else self.failed[number] for number in self.numbers]
 
 

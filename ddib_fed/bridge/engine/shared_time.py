@@ -8,13 +8,7 @@ from collections.abc import Callable
 
 
 class SharedTime:
-    """Divides the time in which anything runs among all that runs, as if each row took an equal part.
-
-    The seconds of all pieces together are the time in which at least one ran, so that they can be added up.
-
-    Args:
-        clock: Seconds.
-    """
+    """Divides the time in which anything runs among all that runs, as if each row took an equal part."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock

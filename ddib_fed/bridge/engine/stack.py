@@ -25,27 +25,7 @@ from ddib_fed.diffusion.transfers import on_device
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A trajectory that is being integrated, and its caller's future.
-
-    Attributes:
-        trajectory: The work.
-        control: Whether to go on.
-        on_step: Told of each evaluation.
-        number: Its turn among all that were submitted.
-        future: The caller's.
-        step: Evaluations done.
-        work: On the model, once it was started.
-        stack: With whom it was stepped last; it holds the state. None before the first step.
-        start: Its first row there.
-        evaluations: Of the work.
-        recurrence: What its solver follows; None for a generator that is driven.
-        kind: Of its trajectory.
-        rows: Of the state.
-        cost_rows: Of the network call.
-        flow: What it belongs to; of its own, where the trajectory names none.
-        owner: Whose it is; the flow itself, where the trajectory names nobody.
-        watch: Is left at its end.
-    """
+    """A trajectory that is being integrated, and its caller's future."""
 
     trajectory: Trajectory
     control: Control
@@ -74,7 +54,6 @@ class Running:
 
     @property
     def begun(self) -> Integration:
-        """The work, of one that was started."""
         assert self.work is not None
         return self.work
 
@@ -87,11 +66,7 @@ class Running:
         return self.recurrence.levels[self.step], self.recurrence.to[self.step]
 
     def begin(self, work: Integration) -> None:
-        """Take the work up.
-
-        Raises:
-            StopIteration: It asks nothing of the network; the value is its end.
-        """
+        """Take the work up."""
         self.work, self.evaluations, self.recurrence = work, work.evaluations, work.recurrence
         if work.recurrence is None:
             self._query = next(work.solver)
@@ -103,11 +78,6 @@ class Running:
         return self.begun.x if self._query is None else self._query.x
 
     def drive(self, v: Tensor) -> Tensor:
-        """Send the generator its answer; where it asks next.
-
-        Raises:
-            StopIteration: It has ended.
-        """
         self._query = self.begun.solver.send(v)
         return self._query.x
 
@@ -120,20 +90,7 @@ class Running:
 
 
 class Stack:
-    """Some trajectories, stepped together.
-
-    Args:
-        chosen: At least one, started, of one `kind`.
-
-    Attributes:
-        chosen: As given last.
-        members: The same, in the order of their rows.
-        x: The state of all, one under the other: (N, *sample_shape).
-        velocities: The last answers of the network, like x, newest first; 0 where a member has none.
-        driven: Members whose solver follows no recurrence.
-        table: The numbers of the members' solvers; None where all rows are at one step, and where any is driven.
-        steps: The place of each row there, (N,) int64.
-    """
+    """Some trajectories, stepped together."""
 
     def __init__(self, chosen: Sequence[Running]) -> None:
         self.chosen = chosen
@@ -170,10 +127,7 @@ class Stack:
             start += member.rows
 
     def holds(self, chosen: Sequence[Running]) -> bool:
-        """Whether these are stepped here: who was before, and who takes the rows of one that has ended.
-
-        Whoever comes is laid into the rows of one that had as many; otherwise a new stack is needed.
-        """
+        """Whether these are stepped here: who was before, and who takes the rows of one that has ended."""
         if chosen is self.chosen:
             return True
         come = [member for member in chosen if member.stack is not self]
@@ -213,7 +167,6 @@ class Stack:
             self._cond[key][rows].copy_(value)
 
     def rows_of(self, tensor: Tensor, member: Running) -> Tensor:
-        """A member's part of x or of a velocity."""
         return tensor[member.start : member.start + member.rows]
 
     def evaluate(self) -> Tensor:
@@ -226,15 +179,11 @@ class Stack:
         return denoiser.at(self.x, self._places or self._places_of_members(), self._cond)
 
     def _places_of_members(self) -> Places:
-        """A table of the members' levels, for a network that remembers nothing of a solver's whole table."""
         levels, tos = zip(*(member.place for member in self.members), strict=True)
         return Places.by_row(self.x, LevelTable.of(levels, tos), self._each_row())
 
     def advance(self, v: Tensor) -> None:
-        """Take the step of every member; v like x, which is kept and may be written.
-
-        A generator that is driven is sent its answer by `Running.drive`, and its rows are what it says.
-        """
+        """Take the step of every member; v like x, which is kept and may be written."""
         if self._window:
             self.velocities.insert(0, v)
             del self.velocities[self._window :]
@@ -260,18 +209,15 @@ class Stack:
                 self.x.add_(velocity, alpha=weight)
 
     def _advance_by(self, numbers: Tensor) -> None:
-        """Each row by scale and weights of its own, (1 + window, N, 1, ...)."""
         # Three operations for any window: of few rows, calling an operation costs more than what it computes. No matrix
         # product, which a GPU may round to fewer digits.
         terms = torch.stack([self.x, *self.velocities])
         self.x = terms.mul_(numbers if len(terms) == len(numbers) else numbers[: len(terms)]).sum(0)
 
     def _of_rows(self, numbers: Tensor) -> Tensor:
-        """Numbers (1 + window, K) that broadcast over x: (1 + window, K, 1, ...)."""
         return numbers.reshape(*numbers.shape, *(1,) * (self.x.ndim - 1))
 
     def _each_row(self) -> Tensor:
-        """The member's index of each row, (N,) on the device of x."""
         if self._rows is None:
             counts = torch.tensor([member.rows for member in self.members])
             rows = torch.repeat_interleave(torch.arange(len(self.members)), counts)
@@ -281,13 +227,7 @@ class Stack:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """Rows behind one another, of members that were behind one another in one stack before, or of one that was in none.
-
-    Attributes:
-        stack: The one before; None for none.
-        rows: Where they were.
-        members: Whose they are.
-    """
+    """Rows behind one another, of members that were behind one another in one stack before, or of one that was in none."""
 
     stack: Stack | None
     rows: slice
@@ -295,7 +235,6 @@ class _Run:
 
     @property
     def x(self) -> Tensor:
-        """The state."""
         return self.members[0].state() if self.stack is None else self.stack.x[self.rows]
 
     def velocity(self, age: int) -> Tensor | None:
@@ -344,7 +283,6 @@ def _merged_velocities(runs: Sequence[_Run], ages: int) -> list[Tensor]:
 
 
 def _numbers(member: Running, width: int) -> list[float]:
-    """Scale and weights of a member's next step, with zeros to `width`; a generator's rows stay as they are."""
     if member.recurrence is None:
         return [1.0, *(0.0,) * (width - 1)]
     found = [member.recurrence.scales[member.step], *member.recurrence.weights[member.step]]

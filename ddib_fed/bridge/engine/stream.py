@@ -21,13 +21,7 @@ _Outcome = TypeVar("_Outcome")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Begun(Generic[_Outcome]):
-    """Work that was begun.
-
-    Attributes:
-        future: Done when nothing more is computed for it.
-        finish: Gives its outcomes, from what the future holds; called once, after that, by whoever reads. It raises
-            what is wrong with more than an item.
-    """
+    """Work that was begun."""
 
     future: Future[Any]
     finish: Callable[[], list[_Outcome]]
@@ -42,24 +36,7 @@ def flowing(
     control: Control | None,
     end: Callable[[], object] = lambda: None,
 ) -> Iterator[_Outcome]:
-    """The outcomes of items that are begun ahead of whoever reads.
-
-    Closing it, or an error, cancels what is in flight at its next step and waits for the feeder: no item is taken or
-    begun afterwards. So `items` must not block for long, unless `end` wakes it.
-
-    Args:
-        items: Taken on a thread of its own, one after another; closed there when the reading ends early.
-        begin: Begins one, under a control that is cancelled when the reading ends or when `control` is.
-        rows: Of an item.
-        most: Rows in flight from which no further item is taken.
-        control: Cancelling and deadline; None for neither.
-        end: Called on the reader's thread when the reading ends, however it does: makes `items` end, also while another
-            thread waits in it.
-
-    Raises:
-        BaseException: What `items`, `begin` or `finish` raised, after the outcomes of the items before.
-        Cancelled, DeadlineExceeded: As the control says.
-    """
+    """The outcomes of items that are begun ahead of whoever reads."""
     outer = control or Control()
     outer.check()
     own = Control(outer.deadline)
@@ -95,16 +72,10 @@ class _Feeder(Generic[_Item, _Outcome]):
         self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
 
     def start(self) -> None:
-        """Begin with the first item."""
         self._thread.start()
 
     def first(self, control: Control) -> Begun[_Outcome] | None:
-        """The oldest work, once it is done; None after the last.
-
-        Raises:
-            BaseException: What ended the taking of items, after what was begun before.
-            Cancelled, DeadlineExceeded: As the control says, while nothing is begun.
-        """
+        """The oldest work, once it is done; None after the last."""
         with self._changed:
             while not self._begun and not self._ended:
                 control.check()
@@ -153,7 +124,6 @@ class _Feeder(Generic[_Item, _Outcome]):
             self._end(items)
 
     def _has_room(self) -> bool:
-        """Wait until another item may be taken; False when none is wanted."""
         with self._changed:
             while self._rows >= self._most and not self._stopped:
                 self._changed.wait()

@@ -22,32 +22,18 @@ from ddib_fed.models.units.channel_map import ChannelMap
 
 
 class Ending(Future[Tensor]):
-    """Where a trajectory ends, with how it came there.
-
-    Attributes:
-        evaluations: Network evaluations that were made of its rows, as the engine counted them; set before the result.
-    """
+    """Where a trajectory ends, with how it came there."""
 
     evaluations: int = 0
 
     def end(self, x: Tensor, evaluations: int) -> None:
-        """It ends at x (N, *sample_shape), after so many evaluations."""
         self.evaluations = evaluations
         self.set_result(x)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Integration:
-    """A trajectory on one model.
-
-    Attributes:
-        x: Start (N, *sample_shape), on the model's device.
-        solver: A generator that has not been advanced.
-        denoiser: Answers its queries. The same guidance, calibration and encoder give the same object.
-        evaluations: How many queries there will be.
-        cond: In each of its queries.
-        recurrence: What the solver follows, so that it can be stepped together with others; None if nothing is known.
-    """
+    """A trajectory on one model."""
 
     x: Tensor
     solver: Solver
@@ -59,23 +45,7 @@ class Integration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """One leg of some rows, whole and checked; it can be pickled where `draw` is None.
-
-    Attributes:
-        stage: From data to noise, or back.
-        x: Start (N, *sample_shape) float32, in the model's units and the leg's basis; to encode: softened.
-        settings: Solver and grid.
-        sigma: To encode: the noise level, sigma / alpha, to which x was softened; 0 for none.
-        guidance: Of this leg.
-        calibration: A rotation of the channels; None for the model's own basis.
-        encoder: By which ODE, a name in `diffusion.plans.ENCODERS`.
-        label: Class of each row (N,) int64; None for a network without one.
-        draw: Noise of each step, where the settings draw some: from the step and K rows of x to (K, *sample_shape).
-        flow: What it belongs to, for fairness between flows: a job, or a peer's request. Empty: a flow of its own.
-        weight: Of the owner, above 0: one of weight 2 is given twice the time of one of weight 1.
-        stream_rows: See `Leg`.
-        owner: Whose flow it is, for fairness between owners: a peer, or a client. Empty: the flow is its own owner.
-    """
+    """One leg of some rows, whole and checked; it can be pickled where `draw` is None."""
 
     stage: Stage
     x: Tensor
@@ -93,17 +63,14 @@ class Trajectory:
 
     @property
     def rows(self) -> int:
-        """N."""
         return len(self.x)
 
     @property
     def doubled(self) -> int:
-        """How many rows of a network call each row takes."""
         return self.guidance.predictions
 
     @property
     def kind(self) -> Hashable:
-        """Equal for trajectories that one network call can answer together."""
         return self.guidance, self.calibration, self.encoder, self.label is None
 
     def part(self, start: int, stop: int) -> Trajectory:
@@ -119,11 +86,7 @@ class Trajectory:
         )
 
     def on(self, model: DomainModel) -> Integration:
-        """The work on a model.
-
-        Raises:
-            SettingsInvalid: The model cannot do it.
-        """
+        """The work on a model."""
         encoding = self.stage == "encode"
         settings = self.settings.of_the_ode() if encoding else self.settings
         laid = model.plan(settings, self.sigma)

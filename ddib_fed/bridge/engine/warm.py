@@ -29,13 +29,7 @@ WARM_UP_ROWS = 4_096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Warm:
-    """A model that works.
-
-    Attributes:
-        model: On its device.
-        batcher: Drives it.
-        threads: CPU threads of torch that it works with.
-    """
+    """A model that works."""
 
     model: DomainModel
     batcher: Batcher
@@ -44,20 +38,7 @@ class Warm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """Of what a node, or each of its workers, makes the model: the weights themselves, whatever its folder holds later.
-
-    Attributes:
-        bundle: The model.
-        classifier: Guides it; None for none.
-        device: As in node.toml; a pool gives each worker one of those that it stands for.
-        threads: Of torch, on a CPU; 0 for the faster of one and all in this process, and for one in a worker.
-        dtype: Of the network, a name in `DTYPES`.
-        merge_rows: Most points in one network call; 0 measures what is best.
-        merge_pixels: Most pixels of pictures in one; 0 measures.
-        max_trajectories: Flows of a `Batcher`.
-        compiling: See `DomainModel`.
-        costs: File that remembers what was measured; None for none.
-    """
+    """Of what a node, or each of its workers, makes the model: the weights themselves, whatever its folder holds later."""
 
     bundle: Bundle
     classifier: Bundle | None = None
@@ -71,13 +52,7 @@ class Recipe:
     costs: Path | None = None
 
     def warm(self) -> Warm:
-        """The model in this process.
-
-        Raises:
-            BundleInvalid, SettingsInvalid: As `DomainModel`.
-            ConfigError: There is no such device.
-            NotReady: The model answers with NaN.
-        """
+        """The model in this process."""
         model = DomainModel(
             self.bundle,
             device=_device(self.device),
@@ -102,7 +77,6 @@ class Recipe:
         return Warm(model, batcher, threads)
 
     def _stated_rows(self, model: DomainModel) -> int:
-        """Most rows of a call as the settings say; 0 for what is best."""
         if not model.is_picture:
             return self.merge_rows
         return max(1, self.merge_pixels // pixels(model)) if self.merge_pixels else 0
@@ -162,7 +136,6 @@ def _noise(model: DomainModel, rows: int) -> torch.Tensor:
 
 
 def _any_label(model: DomainModel) -> int | None:
-    """A class that the model has, for calls of which only the time or finiteness counts."""
     return 0 if model.manifest.num_classes else None
 
 
@@ -179,11 +152,7 @@ def _median_seconds(call: Callable[[], None], threads: int, repeats: int = 5) ->
 
 
 def _device(name: str) -> torch.device:
-    """The device of a name in node.toml.
-
-    Raises:
-        ConfigError: There is none of that name here.
-    """
+    """The device of a name in node.toml."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if problem := device_problem(name):

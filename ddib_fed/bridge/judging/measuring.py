@@ -48,17 +48,7 @@ def measure_allowances(
     seed: int = 0,
     tell: Told | None = None,
 ) -> Allowances:
-    """Allowances for the latents of a model of pictures, of which `unmeasurable` finds nothing to say.
-
-    Args:
-        model: The model.
-        samples: (N, C, H, W) of its domain, that it was not trained on where there are such, in [-1, 1] and in an order
-            of no meaning.
-        command: Noted in the result.
-        within_s: CPU seconds of this thread, from which on no more than `FEWEST_PICTURES` are encoded.
-        seed: Of softening.
-        tell: Progress.
-    """
+    """Allowances for the latents of a model of pictures, of which `unmeasurable` finds nothing to say."""
     manifest = model.manifest
     rows = np.stack([profile(z, x).numpy() for z, x in _encoded(model, samples, within_s, seed, tell)])
     aside = np.arange(len(rows)) % 5 == 4

@@ -3,17 +3,6 @@
 A user may translate any part of a domain, and the latents of a part fill a part of the space (decision 0004). Within
 that part they are as dense as N(0, I), up to a factor: log p(z) = c - |z|^2 / 2. So the density around each point, from
 the distance r_k to its k-th neighbour, is regressed on its place,
-
-    -D log r_k(z) = c + b . z - s |z|^2 / 2,        N(0, I): b = 0, s = 1,
-
-whatever part it is; and neighbours are four times as many within r_4k as within r_k, which makes
-
-    dimension = log 4 / mean log(r_4k / r_k),       N(0, I): D.
-
-Raw data lie on lines and in clusters: other s, and a dimension below D. Standard errors are those of the regression
-with n / k points in the place of n, because neighbours share their neighbours; where the part is small they are wide,
-and nothing is refused. What sets of true noise of the same size give is taken as the reference: of few points, the
-neighbours of those far out are further away than the density says.
 """
 
 from __future__ import annotations
@@ -47,14 +36,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class SetFigures:
-    """What was measured of a set of points.
-
-    Attributes:
-        count: Points that were looked at.
-        slope: (s - 1) / its standard error, s relative to that of true noise.
-        shift: |b| / the largest standard error of its components.
-        dimension: Local dimension, as a share of that of true noise.
-    """
+    """What was measured of a set of points."""
 
     count: int
     slope: float
@@ -80,10 +62,7 @@ def repeated_share(latent: Tensor) -> float:
 
 
 def set_figures(latent: Tensor) -> SetFigures | None:
-    """The figures of a set (N, D) of finite points, hardly any repeated.
-
-    None of fewer points than the least of `SIZES`, or of more than `MOST_DIMENSIONS`: such a set says nothing.
-    """
+    """The figures of a set (N, D) of finite points, hardly any repeated."""
     count = max((size for size in SIZES if size <= len(latent)), default=0)
     if not count or latent.shape[1] > MOST_DIMENSIONS:
         return None
@@ -95,7 +74,6 @@ def set_figures(latent: Tensor) -> SetFigures | None:
 
 
 def allowance_for(count: int, allowances: Iterable[SetAllowances]) -> SetAllowances | None:
-    """The allowance of sets in which so many points are looked at; None where that was not measured."""
     return next((each for each in allowances if each.count == count), None)
 
 
@@ -127,7 +105,6 @@ def _density(z: Tensor) -> tuple[float, float, float, float, float]:
 
 @lru_cache(maxsize=64)
 def _noise(count: int, dim: int) -> tuple[float, float]:
-    """Means of s and of the local dimension over sets of true noise."""
     generator = torch.Generator().manual_seed(dim)
     sets = (torch.randn(count, dim, generator=generator, dtype=torch.float64) for _ in range(DRAWS))
     found = [_density(z) for z in sets]

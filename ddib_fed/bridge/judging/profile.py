@@ -1,18 +1,15 @@
 """One picture's latent as a row of figures, which are compared with those of latents that the model is known to make.
 
-    bands     log of the mean power of the cosine coefficients in each ring of frequencies, all channels together
-    aspect    log of the ratio of the power that varies more across to the power that varies more down
-    channels  log of the least and of the largest eigenvalue of the channels' covariance
-    bulk      log of the distance between the quartiles, in units of that of N(0, 1)
-    shape     skewness, asinh of the excess kurtosis, log of the Kolmogorov-Smirnov distance of the standardised numbers
-              from N(0, 1)
-    blocks    standard deviation, over blocks of 8 x 8 pixels, of the log of the variance in a block
-    patches   log of the mean |correlation| of two pixels in patches of 8 x 8 (arXiv 2410.23530)
-    picture   only where the picture is known: the correlation of latent and picture over all numbers, and the mean of
-              their correlations in each ring, of coarse and of fine structure
-
-Figures of one latent scatter. How far those of honest latents scatter is measured for each model
-(`judging.measuring`), because no model's latents are exactly white.
+bands     log of the mean power of the cosine coefficients in each ring of frequencies, all channels together
+aspect    log of the ratio of the power that varies more across to the power that varies more down
+channels  log of the least and of the largest eigenvalue of the channels' covariance
+bulk      log of the distance between the quartiles, in units of that of N(0, 1)
+shape     skewness, asinh of the excess kurtosis, log of the Kolmogorov-Smirnov distance of the standardised numbers
+          from N(0, 1)
+blocks    standard deviation, over blocks of 8 x 8 pixels, of the log of the variance in a block
+patches   log of the mean |correlation| of two pixels in patches of 8 x 8 (arXiv 2410.23530)
+picture   only where the picture is known: the correlation of latent and picture over all numbers, and the mean of
+          their correlations in each ring, of coarse and of fine structure
 """
 
 from __future__ import annotations
@@ -56,16 +53,7 @@ NAMES = (*ALONE, *PAIR_NAMES)
 
 
 def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float | None = None) -> Tensor:
-    """The figures of one latent.
-
-    Args:
-        latent: (C, H, W), finite; H and W at least `LEAST_SIDE`.
-        picture: What it was made of, of the same shape, in the model's units; None where it is not known.
-        correlation: Of pixels in patches, where `gaussianity.measure` has found it already.
-
-    Returns:
-        (len(NAMES),) float64, or (len(ALONE),) without a picture.
-    """
+    """The figures of one latent."""
     z = latent.detach().cpu().double()
     waves = cosines(z)
     found = [*_spectrum(waves), *_channels(z), *_shape(z), _blocks(z)]
@@ -129,7 +117,6 @@ def _ring_correlations(z: Tensor, x: Tensor) -> tuple[float, float]:
 
 
 def _correlation(z: Tensor, x: Tensor) -> float:
-    """Of two tensors of one shape and mean 0; 0 where one is 0."""
     size = float(z.norm() * x.norm())
     return float((z * x).sum()) / size if size > TINY else 0.0
 
@@ -140,12 +127,7 @@ def _log(value: float) -> float:
 
 @lru_cache(maxsize=16)
 def _places(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Matrices that act on the coefficients of a channel, flattened (H x W).
-
-    Returns:
-        Means in each ring, and of those that vary more across and more down, (R + 2, H x W); sums in each ring,
-        (R, H x W).
-    """
+    """Matrices that act on the coefficients of a channel, flattened (H x W)."""
     down = (torch.arange(height, dtype=torch.float64) / height)[:, None].expand(height, width)
     across = (torch.arange(width, dtype=torch.float64) / width)[None, :].expand(height, width)
     radius = (down.square() + across.square()).sqrt()

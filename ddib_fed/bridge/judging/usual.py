@@ -16,6 +16,5 @@ FILE = "usual_sets.json"
 
 @lru_cache(maxsize=1)
 def usual_sets() -> tuple[SetAllowances, ...]:
-    """By the number of points that are looked at, rising."""
     content = (resources.files("ddib_fed.bridge.judging") / FILE).read_bytes()
     return tuple(SetAllowances.model_validate(each) for each in json.loads(content))

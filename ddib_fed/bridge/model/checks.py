@@ -19,12 +19,7 @@ FARTHEST = 3.0
 
 
 def check_samples(model: DomainModel, samples: Array) -> None:
-    """Return when `samples` is (N, *sample_shape), N at least 1, and finite.
-
-    Raises:
-        ShapeMismatch: Another shape than the model's.
-        NotFinite: NaN or infinity; the facts count them.
-    """
+    """Return when `samples` is (N, *sample_shape), N at least 1, and finite."""
     shape = model.sample_shape
     if samples.ndim != len(shape) + 1 or samples.shape[1:] != shape or samples.shape[0] == 0:
         expected = f"(N, {', '.join(map(str, shape))})"
@@ -43,11 +38,7 @@ def check_samples(model: DomainModel, samples: Array) -> None:
 
 
 def check_given(model: DomainModel, samples: Array) -> None:
-    """As `check_samples`, of data in their own units.
-
-    Raises:
-        PictureMisfit: Pictures are of another scale than [-1, 1].
-    """
+    """As `check_samples`, of data in their own units."""
     check_samples(model, samples)
     low, high = float(samples.min()), float(samples.max())
     if model.is_picture and max(-low, high) > FARTHEST:
@@ -59,11 +50,7 @@ def check_given(model: DomainModel, samples: Array) -> None:
 
 
 def check_guidance(model: DomainModel, guidance: Guidance) -> None:
-    """Return when the model can be guided so.
-
-    Raises:
-        SettingsInvalid: It has no null class or no classifier, or its units are not those that clipping holds.
-    """
+    """Return when the model can be guided so."""
     name = model.manifest.name
     if guidance.scale is not None and model.manifest.null_class is None:
         raise SettingsInvalid(
@@ -86,11 +73,7 @@ def check_guidance(model: DomainModel, guidance: Guidance) -> None:
 
 
 def check_calibration(model: DomainModel, calibration: ChannelMap | None) -> None:
-    """Return when the model can work in the basis of a calibration.
-
-    Raises:
-        SettingsInvalid: Its samples are points, or have another number of channels.
-    """
+    """Return when the model can work in the basis of a calibration."""
     if calibration is None:
         return
     if not model.is_picture:
@@ -109,11 +92,7 @@ def check_calibration(model: DomainModel, calibration: ChannelMap | None) -> Non
 
 
 def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED) -> None:
-    """Check that the model, guided like this, accepts this class, these classes, or none.
-
-    Raises:
-        SettingsInvalid: It has no such class, has no classes, or cannot do without one.
-    """
+    """Check that the model, guided like this, accepts this class, these classes, or none."""
     manifest, classes = model.manifest, model.classes(guidance)
     if label is None:
         if guidance.scale is not None:
@@ -146,11 +125,7 @@ def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED
 def check_decoding(
     model: DomainModel, settings: SolverSettings, label: Labels, guidance: Guidance = UNGUIDED
 ) -> None:
-    """Return when a leg from noise to data can be computed so.
-
-    Raises:
-        SettingsInvalid: The settings, the guidance or the class cannot be used, or not together.
-    """
+    """Return when a leg from noise to data can be computed so."""
     model.plan(settings)
     check_steps(model.bundle, replace(settings, encoder="ode"), guidance)
     check_guidance(model, guidance)
@@ -165,12 +140,7 @@ def check_encoding(
     guidance: Guidance = UNGUIDED,
     soften: float | None = None,
 ) -> None:
-    """Return when a leg from data to noise can be computed so.
-
-    Raises:
-        SettingsInvalid: As `check_decoding`, a noise level that the grid does not have, and an encoder that the
-            model does not have.
-    """
+    """Return when a leg from data to noise can be computed so."""
     model.plan(settings.of_the_ode(), model.sigma(soften))
     guidance = guidance if guidance.encoding else UNGUIDED
     check_steps(model.bundle, settings, guidance)

@@ -9,17 +9,7 @@ from ddib_fed.models.bundle import Bundle
 
 
 def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) -> None:
-    """Return when the model knows the steps of the settings' solver.
-
-    Args:
-        bundle: The model.
-        settings: Of the leg; an encoder other than "ode" counts, so that of decoding is "ode".
-        guidance: Of the leg.
-
-    Raises:
-        SettingsInvalid: The solver takes steps that only a distilled model knows and this one is none, or what is no
-            part of the ODE that it was distilled on is asked for too.
-    """
+    """Return when the model knows the steps of the settings' solver."""
     spec = SOLVERS.get(settings.solver)
     if spec is None or not spec.distilled:
         return

@@ -41,19 +41,7 @@ MAX_WRAPPED = 16
 
 
 class DomainModel:
-    """A model of one domain.
-
-    Args:
-        bundle: The model.
-        device: Where it computes.
-        dtype: Of its networks; what is integrated stays float32.
-        compiling: How the generator's network is run, a name in `networks.placed.placement.COMPILE`.
-        classifier: A bundle whose role is "classifier", for guidance by it; None for none.
-
-    Raises:
-        BundleInvalid: The bundle is no generator.
-        SettingsInvalid: The classifier is none, or not one for this model's samples.
-    """
+    """A model of one domain."""
 
     def __init__(
         self,
@@ -82,22 +70,18 @@ class DomainModel:
 
     @property
     def manifest(self) -> Manifest:
-        """Of its bundle."""
         return self.bundle.manifest
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Of one sample, without the batch."""
         return tuple(self.manifest.sample_shape)
 
     @property
     def is_picture(self) -> bool:
-        """Whether its samples are pictures."""
         return self.manifest.sample_kind == "picture"
 
     @cached_property
     def plain(self) -> Denoiser:
-        """The network as it was trained, of one tile where samples are scenes; made when it is first asked for."""
         return self.bundle.denoiser(self._dtype, self.device, self._compiling)
 
     def denoiser(
@@ -106,13 +90,7 @@ class DomainModel:
         calibration: ChannelMap | None = None,
         encoder: str = "ode",
     ) -> Denoiser:
-        """The network with what clips it and what guides it around it, in the public code's order, and in its basis.
-
-        The same arguments give the same object, so that its queries can be merged.
-
-        Raises:
-            SettingsInvalid: The encoder needs a spectrum that the network lacks.
-        """
+        """The network with what clips it and what guides it around it, in the public code's order, and in its basis."""
         key = guidance, calibration, encoder
         with self._lock:
             found = self._wrapped.get(key)
@@ -130,66 +108,41 @@ class DomainModel:
             return found
 
     def plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
-        """The grids and the solver for these settings, encoding from the noise level `soften_sigma`.
-
-        Raises:
-            SettingsInvalid: A name is unknown, a number out of range, or the schedule cannot have it.
-        """
         return self.plans.plan(settings, soften_sigma)
 
     def frame(self, calibration: ChannelMap | None = None) -> Frame | None:
-        """The coordinates in which learned steps of a spectral network are integrated; None where there are none.
-
-        Args:
-            calibration: In whose basis the samples are; None for the model's own.
-        """
+        """The coordinates in which learned steps of a spectral network are integrated; None where there are none."""
         spectrum = None if self.bundle.tile is not None else spectrum_of(self.plain.network)
         if spectrum is None:
             return None
         return SpectralFrame(spectrum, None if calibration is None else self._rotation(calibration))
 
     def sigma(self, soften: float | None = None) -> float:
-        """The noise level to which data are diffused before encoding: the model's own where none is given."""
         return self.manifest.soften_sigma if soften is None else soften
 
     # Units
 
     def normalise(self, samples: Array) -> Array:
-        """From the units of the data (pictures: [-1, 1]) to the model's own, float32."""
         with np.errstate(over="ignore"):
             return self.manifest.normalisation.apply(samples)
 
     def denormalise(self, samples: Array) -> Array:
-        """The inverse of `normalise`; pictures may lie beyond [-1, 1]."""
         return self.manifest.normalisation.undo(samples)
 
     def tensor(self, samples: Array) -> Tensor:
-        """A copy on the model's device."""
         return on_device(torch.from_numpy(samples.copy()), self.device)
 
     def softened(self, x: Tensor, sigma: float, noise: Array | None) -> Tensor:
-        """X (N, *sample_shape) in the model's units diffused to the noise level sigma.
-
-        Raises:
-            SettingsInvalid: A level outside [0, 1], or one above 0 without noise.
-        """
         return bridge.soften(x, sigma, None if noise is None else self.tensor(noise))
 
     def into_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
-        """X (N, C, H, W), in the model's units or a latent, in the basis of a calibration; itself without one."""
         return x if calibration is None else rotated(x, self._rotation(calibration).to(x.dtype))
 
     def out_of_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
-        """The inverse of `into_basis`."""
         return x if calibration is None else rotated(x, self._rotation(calibration).T.to(x.dtype))
 
     def check_encoder(self, encoder: str, guidance: Guidance = UNGUIDED) -> None:
-        """Return when the model can encode so; guidance is that of encoding.
-
-        Raises:
-            SettingsInvalid: The encoder is linear, at least in part, and the model has no mean and spectrum of its
-                pictures, or encoding is guided.
-        """
+        """Return when the model can encode so; guidance is that of encoding."""
         if encoder == "ode":
             return
         if guidance.steers:
@@ -221,11 +174,9 @@ class DomainModel:
         return np.broadcast_to(np.asarray(index, dtype=np.int64), (rows,)).copy()
 
     def condition(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> Condition:
-        """The network's condition for `rows` samples of a checked class; None for an unconditional network."""
         return self.condition_of(self.class_rows(label, rows, guidance))
 
     def condition_of(self, classes: NDArray[np.int64] | None) -> Condition:
-        """The network's condition for rows of these classes, (N,), from `class_rows`."""
         return None if classes is None else {"y": on_device(torch.from_numpy(classes), self.device)}
 
     @cached_property
@@ -247,7 +198,6 @@ class DomainModel:
 
 
 def pixels(model: DomainModel) -> int:
-    """Of one picture; 1 for a point."""
     return math.prod(model.sample_shape[1:])
 
 

@@ -13,25 +13,18 @@ MAX_PLANS = 64
 
 
 class KeptPlans:
-    """Plans on one schedule, and the recurrences that their solvers follow, each made once.
-
-    Args:
-        schedule: The model's.
-        learned: Its learned steps.
-    """
+    """Plans on one schedule, and the recurrences that their solvers follow, each made once."""
 
     def __init__(self, schedule: Schedule, learned: LearnedLegs) -> None:
         self._plan = lru_cache(MAX_PLANS)(partial(_laid, schedule, learned))
         self._recurrence = lru_cache(MAX_PLANS)(partial(_recurrence, schedule, learned))
 
     def plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
-        """See `diffusion.plans.plan`."""
         return self._plan(settings, soften_sigma)
 
     def recurrence(
         self, settings: SolverSettings, soften_sigma: float, *, encoding: bool
     ) -> Recurrence | None:
-        """What the solver of one direction follows; None for one that draws noise, or follows none."""
         return None if settings.stochastic else self._recurrence(settings, soften_sigma, encoding)
 
 

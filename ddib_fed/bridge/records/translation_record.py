@@ -2,11 +2,6 @@
 
 A node stores the record with each item of a job and sends it to the client as the protobuf message `Provenance`; the
 client and `ddib bridge` write it as JSON beside the translation.
-
-Versions:
-
-    1   two layouts, of `ddib translate` and of `ddib bridge`, neither with the key "format"
-    2   one layout for both
 """
 
 from __future__ import annotations
@@ -47,7 +42,6 @@ UNCERTAINTY = "uncertainty"
 
 
 def file_name(name: str, part: str, suffix: str) -> str:
-    """What a file of the translation called `name` is called: NAME.png, NAME.returned.png, NAME.latent.npy."""
     return f"{name}{suffix}" if part == Part.TRANSLATION else f"{name}.{part}{suffix}"
 
 
@@ -108,37 +102,7 @@ class CycleError(_Section):
 
 
 class PictureFigures(_Section):
-    """What was done with a picture, and what was measured of it; None where it was not measured or is not known.
-
-    Attributes:
-        height: Of the picture that was given and of the translation, pixels.
-        width: The same.
-        size_rule: How the picture was brought to the model's size; undone on the translation.
-        fitted_height: Height at which it was translated; None where that is its own size.
-        fitted_width: Width of the same.
-        fit_psnr: PSNR in dB of the picture, brought to that size and back, to itself; None likewise.
-        low: Raw value that is -1 in a sample of the target's.
-        high: Raw value that is 1.
-        bits: Of a value in the translation's file.
-        slope: Raw value of the translation = slope * number in its file + intercept.
-        intercept: The same.
-        source_low: Raw value that is -1 in a sample of the source's.
-        source_high: Raw value that is 1.
-        back_slope: Raw value of the returned picture = back_slope * number in its file + back_intercept.
-        back_intercept: The same.
-        cycle_mse: Mean squared error of the round trip at the size of the files, values from -1 to 1.
-        cycle_psnr: The same in dB.
-        edge_correlation: Of the edges of picture and translation.
-        mutual_information: Of their values, in bits.
-        least_edge_correlation: Below it the translation is doubtful.
-        least_mutual_information: The same, in bits.
-        agreement: Of the channels that the calibration expects with those of the translation; None without one.
-        least_agreement: The same as for edges.
-        structure_doubtful: Whether structure is below its thresholds (`metrics.structure.doubtful`).
-        clipped: Values of the picture outside the range of the source's model.
-        outside: The same as a share of all values, rounded to 4 digits.
-        used: Share of the range between the least and the greatest value within it, rounded to 4 digits.
-    """
+    """What was done with a picture, and what was measured of it; None where it was not measured or is not known."""
 
     height: int = 0
     width: int = 0
@@ -184,22 +148,18 @@ class PictureFigures(_Section):
 
     @property
     def output_scale(self) -> tuple[float, float]:
-        """(slope, intercept) of the translation's file."""
         return self.slope or 1.0, self.intercept
 
     @property
     def back_scale(self) -> tuple[float, float] | None:
-        """(slope, intercept) of the returned picture's file; None where the record does not say."""
         return None if self.back_slope is None else (self.back_slope or 1.0, self.back_intercept or 0.0)
 
     @property
     def source_range(self) -> tuple[float, float] | None:
-        """Raw values that are -1 and 1 to the source's model; None where the record does not say."""
         return _range(self.source_low, self.source_high)
 
     @property
     def target_range(self) -> tuple[float, float] | None:
-        """The same of the target's model."""
         return _range(self.low, self.high)
 
 
@@ -216,16 +176,7 @@ class Refusal(_Section):
 
 
 class FolderRun(_Section):
-    """What `ddib bridge` adds: what the record answers, and figures over the batch or over further softenings.
-
-    Attributes:
-        request: Digest of the recipe, the models, the picture's pixels and the classes.
-        pixels_sha256: Digest of the picture's pixels, hex.
-        settings: The whole recipe.
-        chance: Structure figures of the picture with its neighbour's translation; None for one picture alone.
-        uncertainty: Deviation over `softenings` softenings: its mean, its maximum and the value drawn white.
-        refused: Why the picture was refused; there are no files then.
-    """
+    """What `ddib bridge` adds: what the record answers, and figures over the batch or over further softenings."""
 
     request: str = ""
     pixels_sha256: str = ""
@@ -236,45 +187,7 @@ class FolderRun(_Section):
 
 
 class Translation(_Section):
-    """How one translation came about. Digests are SHA-256 in hex; what names a hop is empty in one process.
-
-    Attributes:
-        format: Version of this layout.
-        input: Name of the file that was given.
-        files: The files that were written, by `Part` and the further kinds of `ddib bridge`.
-        job_id: Job at the source node.
-        source_institution: Whose node encoded.
-        source_domain: Domain of the source's model.
-        target_institution: Whose node decoded.
-        target_domain: Domain of the target's model.
-        contract_sha256: Of the contract between the nodes.
-        source_model_sha256: Of the source's bundle.
-        target_model_sha256: Of the target's bundle.
-        input_sha256: Of the file that was given.
-        latent_sha256: Of the latent's bytes.
-        solver: How both legs were integrated.
-        soften_sigma: Noise level to which the input was diffused before encoding.
-        source_class: Class of the input, name or index as asked; empty for none.
-        target_class: Class that was decoded to, the same.
-        guidance: How decoding was guided; None for not at all.
-        classifier_sha256: Of the bundle of the classifier that guided at the target; empty for none.
-        calibration_sha256: Of the calibration under which it was encoded; empty for none.
-        latent_type: "float16" or "bfloat16" where the latent crossed so, and `latent_sha256` names such bytes; None for
-            float32.
-        policy_sha256: Of the source node's policy when it encoded; empty where there was no node.
-        calibration_kind: What it is: "rotation", "tone" or "colour-map"; empty for none.
-        samples: How many samples: points of a cloud, 1 for a picture.
-        latent: Statistics of the latent.
-        wire_bytes: Bytes of tensors and files that crossed between the nodes, both ways.
-        seconds: Spent in each stage at the source: encode, remote, return.
-        cycle: Round trip of points.
-        picture: Of a picture.
-        doubtful: Whether a figure was below its bound; None where nothing was held against one.
-        doubts: Which: "cycle_psnr", "structure".
-        asked_sha256: Digest of what the client asked for (target, settings, classes; not the file), by which the same
-            command knows a result again; None where it does not say.
-        run: Of `ddib bridge` alone.
-    """
+    """How one translation came about. Digests are SHA-256 in hex; what names a hop is empty in one process."""
 
     format: int = FORMAT
     input: str = ""
@@ -320,10 +233,7 @@ class Translation(_Section):
         return self.model_copy(update=changes)
 
     def judged(self, cycle_below: float = DOUBTFUL_BELOW) -> Self:
-        """A copy that says whether the translation is doubtful, where a figure can be held against a bound.
-
-        It is when its round trip is below `cycle_below` dB, or its structure below the thresholds in the record.
-        """
+        """A copy that says whether the translation is doubtful, where a figure can be held against a bound."""
         picture = self.picture
         if picture is None or (picture.cycle_psnr is None and picture.structure_doubtful is None):
             return self.model_copy(update={"doubtful": None, "doubts": None})
@@ -335,15 +245,9 @@ class Translation(_Section):
         return self.model_copy(update={"doubtful": bool(doubts), "doubts": tuple(doubts)})
 
     def stored(self) -> dict[str, Any]:
-        """JSON values, without what is empty; `parse` reads them back."""
         return self.model_dump(mode="json", exclude_none=True, exclude_unset=False)
 
     def to_json(self) -> bytes:
-        """The record as a file.
-
-        Raises:
-            ValueError: A figure is not finite.
-        """
         return (json.dumps(self.stored(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     @classmethod
@@ -382,11 +286,7 @@ def tiles_in(height: int, width: int, tile: tuple[int, int]) -> int:
 
 
 def fitted_line(named: Sequence[tuple[str, Translation]]) -> str:
-    """Which pictures were not translated at their own size, and what that lost; empty for none.
-
-    Args:
-        named: The name of each picture, as the person knows it, and its record.
-    """
+    """Which pictures were not translated at their own size, and what that lost; empty for none."""
     found = [(name, record.picture) for name, record in named if record.picture and record.picture.lost]
     if not found:
         return ""

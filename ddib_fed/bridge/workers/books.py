@@ -59,12 +59,10 @@ class Member:
 
     @property
     def takes(self) -> bool:
-        """Whether it may be given work."""
         return self.remote is not None and self.ready and not self.retiring and not self.gone
 
     @property
     def has_suspect(self) -> bool:
-        """Whether it has work that must be alone."""
         return any(entry.suspect for entry in itertools.islice(self.entries.values(), 1))
 
     def give(self, entry: Entry) -> None:
@@ -80,17 +78,14 @@ class Member:
         self.rows -= entry.rows
 
     def begin(self, remote: Remote) -> bool:
-        """It was started; False when it is wanted no more."""
         self.remote = remote
         return not self.gone
 
     def send(self, message: Any) -> None:
-        """Send it a message, if it is there."""
         if self.remote is not None:
             self.remote.send(message)
 
     def end(self) -> None:
-        """End it, if it was started."""
         if self.remote is not None:
             self.remote.end()
 
@@ -115,32 +110,26 @@ class Entry:
 
     @property
     def rows(self) -> int:
-        """Of the trajectory."""
         return self.trajectory.rows
 
     @property
     def flow(self) -> str:
-        """The flow it belongs to; one of its own where it has no name."""
         return self.trajectory.flow or f"\0{self.number}"
 
     @property
     def owner(self) -> str:
-        """Whose flow it is; the flow itself where nobody is named."""
         return self.trajectory.owner or self.flow
 
     @property
     def cost(self) -> float:
-        """What it takes of its flow's share; of its owner's, a part by the weight."""
         return float(self.rows * self.trajectory.doubled * self.trajectory.settings.evaluations)
 
     @property
     def suspect(self) -> bool:
-        """Whether it may be what kills workers."""
         return self.deaths >= SUSPECT_AFTER
 
     @property
     def hopeless(self) -> bool:
-        """Whether it is what kills workers."""
         return self.deaths >= MOST_DEATHS and self.alone
 
     @property
@@ -172,7 +161,6 @@ class Entry:
             self.future.set_exception(error)
 
     def give_up(self, error: Exception) -> None:
-        """It did not, for its control's reason if that has one."""
         self.fail(self.verdict or error)
 
 
@@ -203,15 +191,7 @@ class _Owner:
 
 @dataclass(slots=True)
 class Books:
-    """Guarded by the lock of the pool.
-
-    Attributes:
-        members: Workers that there are, or are to be.
-        entries: What was taken and is not done, by number.
-        rows: Of one network call.
-        calls: Network calls that workers reported.
-        evaluated: Rows of these.
-    """
+    """Guarded by the lock of the pool."""
 
     members: list[Member] = field(default_factory=list)
     entries: dict[int, Entry] = field(default_factory=dict)
@@ -225,17 +205,14 @@ class Books:
 
     @property
     def ready(self) -> list[Member]:
-        """Those that can be given work."""
         return [member for member in self.members if member.takes]
 
     @property
     def stay(self) -> list[Member]:
-        """Those that are there, or are to be, and are not retiring."""
         return [member for member in self.members if not member.retiring]
 
     @property
     def waiting(self) -> list[Entry]:
-        """What no worker has."""
         return [entry for flow in self._all() for entry in flow.waiting]
 
     def _all(self) -> Iterator[_Flow]:
@@ -270,17 +247,13 @@ class Books:
             yield entry, member
 
     def _first(self) -> _Flow | None:
-        """The flow that had least of the owner that had least, of those that have something to give."""
         some = (flow for flow in self._all() if flow.waiting)
         return min(
             some, key=lambda flow: (flow.owner.spent, flow.spent, flow.waiting[0].number), default=None
         )
 
     def _room(self, flow: _Flow) -> Member | None:
-        """The worker with fewest rows, if it has room; a flow that has nothing under way need not wait for room.
-
-        For the first few of an owner's, that is: many flows would fill the workers in spite of the shares.
-        """
+        """The worker with fewest rows, if it has room; a flow that has nothing under way need not wait for room."""
         entry = flow.waiting[0]
         free = [member for member in self.ready if not member.has_suspect]
         if not free:
@@ -302,12 +275,10 @@ class Books:
         return entry, entry.on_step
 
     def overdue(self, now: float) -> list[Entry]:
-        """Work under way whose caller has waited long enough; it stays in the books until its worker lets it go."""
         return [entry for entry in self.entries.values() if entry.member and entry.overdue(now)]
 
     @property
     def busy(self) -> list[Member]:
-        """Workers that have work."""
         return [member for member in self.members if member.entries]
 
     def answered(self, member: Member, message: Done | Failed) -> Callable[[], object] | None:

@@ -23,18 +23,12 @@ GRACE_S: Final = 10.0
 
 @dataclass(slots=True)
 class Pulse:
-    """When a worker was asked and heard; seconds of `time.monotonic`.
-
-    Attributes:
-        asked: Last.
-        unanswered: Of the first question since it was heard; None when it was heard since.
-    """
+    """When a worker was asked and heard; seconds of `time.monotonic`."""
 
     asked: float = -math.inf
     unanswered: float | None = None
 
     def heard(self) -> None:
-        """It said something."""
         self.unanswered = None
 
     def due(self, now: float) -> bool:
@@ -47,7 +41,6 @@ class Pulse:
         return True
 
     def silent(self, now: float) -> bool:
-        """Whether it hangs."""
         return self.unanswered is not None and now - self.unanswered > SILENT_S
 
 

@@ -36,12 +36,7 @@ Finish = Callable[[], object]
 class Launch(Protocol):
     """Starts workers."""
 
-    def __call__(self, listener: Listener, /) -> Remote:
-        """Start one; it need not be ready.
-
-        Raises:
-            DdibError: It cannot be started now.
-        """
+    def __call__(self, listener: Listener, /) -> Remote: ...
 
 
 class Listener:
@@ -51,34 +46,14 @@ class Listener:
         self._pool, self._member = pool, member
 
     def heard(self, message: Any) -> None:
-        """It said this."""
         self._pool._heard(self._member, message)  # noqa: SLF001 - the pool's own half
 
     def ended(self, why: str, *, blame: bool) -> None:
-        """It is gone.
-
-        Args:
-            why: "was killed by SIGKILL".
-            blame: Whether what it worked on may be the cause.
-        """
         self._pool._ended(self._member, why, blame=blame)  # noqa: SLF001 - as above
 
 
 class Pool:
-    """An `Executor` whose workers are elsewhere.
-
-    Args:
-        launch: Starts a worker.
-        count: How many there are to be.
-        what: What they are, for messages: "worker process".
-        remedy: What the operator can look at when none starts.
-        ready_s: How long the first start may take; None for no limit.
-        wait_for: How many must be ready before this returns; `count` where it is None.
-
-    Raises:
-        DdibError: What a worker said that could not start, or could not be started.
-        NotReady: Too few were ready in time.
-    """
+    """An `Executor` whose workers are elsewhere."""
 
     beside = True
 
@@ -113,17 +88,14 @@ class Pool:
 
     @property
     def rows(self) -> int:
-        """See `Executor`: of one worker."""
         return self._books.rows
 
     @property
     def width(self) -> int:
-        """See `Executor`: workers that there are to be."""
         return max(1, self._wanted)
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """See `Executor`; also workers "ready", "wanted" and "replaced", and trajectories that were "redone"."""
         with self._changed:
             return {
                 "calls": self._books.calls,
@@ -136,18 +108,12 @@ class Pool:
 
     @property
     def problem(self) -> str | None:
-        """What the operator should know; None while all workers are there or on their way."""
         with self._changed:
             return self._starts.problem
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
     ) -> Ending:
-        """See `Executor`; the future fails with `NotReady` when there has been no worker for a while.
-
-        Raises:
-            Draining: It was closed.
-        """
         entry = Entry(next(self._numbers), trajectory, control or Control(), on_step)
         with self._changed:
             if self._closed:
@@ -176,7 +142,6 @@ class Pool:
         return self._starts.nobody() if self._deserted() else None
 
     def close(self) -> None:
-        """See `Executor`; returns when every worker has ended."""
         with self._changed:
             self._closed = True
             self._wanted = 0
@@ -191,11 +156,7 @@ class Pool:
     # What the operator can do
 
     def resize(self, count: int) -> None:
-        """Have so many workers from now on; those that are too many finish what they have.
-
-        Raises:
-            SettingsInvalid: Not 1 to `MOST_WORKERS`.
-        """
+        """Have so many workers from now on; those that are too many finish what they have."""
         if not 1 <= count <= MOST_WORKERS:
             raise SettingsInvalid(
                 f"{count} workers; a pool has 1 to {MOST_WORKERS}",
@@ -209,11 +170,9 @@ class Pool:
             self._changed.notify_all()
 
     def describe(self) -> str:
-        """How many workers there are, for the operator."""
         return f"{len(self.workers())} of {self._wanted} {self._what}{'' if self._wanted == 1 else 's'}"
 
     def workers(self) -> list[str]:
-        """The names of those that are ready."""
         with self._changed:
             return [member.name for member in self._books.ready]
 
@@ -288,7 +247,6 @@ class Pool:
         )
 
     def _cancelled(self, entry: Entry) -> None:
-        """Work that waits ends at once (the supervisor sees to it), work on its way at its worker's next step."""
         with self._changed:
             if entry.member is not None:
                 entry.member.send(Cancel(entry.number))
@@ -320,7 +278,6 @@ class Pool:
                 self._start_one()
 
     def _over(self) -> list[Finish]:
-        """Fail work that waits and is cancelled, late, or has nobody to do it."""
         if self._books.ready:
             self._starts.worker_there()
         over = [entry for entry in self._books.waiting if entry.control.over or self._deserted()]

@@ -45,7 +45,6 @@ class _Pickler(pickle.Pickler):
     """Pickles tensors as the arrays that share their memory: torch's own way copies and compresses them."""
 
     def reducer_override(self, value: Any) -> Any:
-        """See `pickle.Pickler`."""
         torch = sys.modules.get("torch")
         if torch is None or not isinstance(value, torch.Tensor) or value.dtype is torch.bfloat16:
             return NotImplemented
@@ -59,11 +58,7 @@ def _tensor(array: Any) -> Any:
 
 
 def pack(message: Any) -> Packed:
-    """A message as bytes; those of its arrays and tensors are the memory that they have, not copies.
-
-    Raises:
-        Exception: It cannot be pickled.
-    """
+    """A message as bytes; those of its arrays and tensors are the memory that they have, not copies."""
     arrays: list[pickle.PickleBuffer] = []
     head = io.BytesIO()
     _Pickler(head, protocol=5, buffer_callback=arrays.append).dump(message)
@@ -71,10 +66,6 @@ def pack(message: Any) -> Packed:
 
 
 def unpack(head: bytes, arrays: Sequence[bytearray]) -> Any:
-    """The message of `pack`, whose arrays live in `arrays`.
-
-    Only what a process of this program packed is read: a pickle of anybody else could do anything.
-    """
     return pickle.loads(head, buffers=arrays)  # noqa: S301 - see above
 
 
@@ -95,12 +86,7 @@ class Channel:
         self._sending = threading.Lock()
 
     def send(self, message: Any) -> None:
-        """Send one message; waits while the pipe is full. Any thread may.
-
-        Raises:
-            OSError: The other end is gone.
-            Exception: The message cannot be pickled; nothing was sent.
-        """
+        """Send one message; waits while the pipe is full. Any thread may."""
         head, arrays = pack(message)
         with self._sending:
             self._connection.send_bytes(pickle.dumps([array.nbytes for array in arrays]))
@@ -110,11 +96,7 @@ class Channel:
                     self._connection.send_bytes(array)
 
     def receive(self) -> Any:
-        """The next message; one thread at a time.
-
-        Raises:
-            EOFError, OSError: The other end is gone.
-        """
+        """The next message; one thread at a time."""
         sizes = pickle.loads(self._connection.recv_bytes())  # noqa: S301 - of a process that we started
         head = self._connection.recv_bytes()
         arrays = [bytearray(size) for size in sizes]
@@ -124,24 +106,12 @@ class Channel:
         return unpack(head, arrays)
 
     def close(self) -> None:
-        """End the conversation: `receive` and `send` raise, at both ends and also where one waits in them."""
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as pipe:
             pipe.shutdown(socket.SHUT_RDWR)
 
 
 class WorkerProcess:
-    """A process that runs `serve(channel, *args)`.
-
-    The thread that makes one must live as long as the process should: on Linux the kernel ends the process with it.
-
-    Args:
-        serve: What it runs.
-        args: Further arguments; they are pickled.
-        name: Of the process, at the end of its command line.
-
-    Attributes:
-        channel: To the process; whoever reads it reads until EOFError, which is when the process has ended.
-    """
+    """A process that runs `serve(channel, *args)`."""
 
     def __init__(self, serve: Serve, args: Sequence[Any] = (), *, name: str) -> None:
         ours, theirs = Pipe()
@@ -166,7 +136,6 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
         return self._process.pid
 
     def end(self, timeout_s: float = END_S) -> None:
@@ -195,15 +164,7 @@ class WorkerProcess:
 
 
 class Outbox:
-    """Messages to a process, sent one after another by a thread of their own: whoever puts one never waits.
-
-    A message that cannot be sent (out of memory, for one) ends the process: what it asked for would be waited for
-    without end, and whoever listens to the process hears that it has ended.
-
-    Args:
-        process: Whose channel is written to.
-        name: Of the thread.
-    """
+    """Messages to a process, sent one after another by a thread of their own: whoever puts one never waits."""
 
     def __init__(self, process: WorkerProcess, *, name: str) -> None:
         self._process = process
@@ -211,11 +172,9 @@ class Outbox:
         threading.Thread(target=self._write, name=name, daemon=True).start()
 
     def put(self, message: Any) -> None:
-        """Send this after what was put before; nothing is said when the process is gone."""
         self._waiting.put(message)
 
     def close(self) -> None:
-        """End the thread once everything was sent."""
         self._waiting.put(None)
 
     def _write(self) -> None:
@@ -230,13 +189,7 @@ class Outbox:
 
 
 def begin(parent: int, connection: int, watched: int) -> None:
-    """What the process runs: see `WorkerProcess`.
-
-    Args:
-        parent: Process id of who started it.
-        connection: Of its end of the channel.
-        watched: Of its end of a pipe that nobody writes to, and whose other end the parent alone has.
-    """
+    """What the process runs: see `WorkerProcess`."""
     end_with_parent(parent, watched)
     # A terminal and a service manager signal all processes of a node; when work ends is the parent's decision.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -255,15 +208,7 @@ def begin(parent: int, connection: int, watched: int) -> None:
 
 
 def end_with_parent(parent: int, watched: int) -> None:
-    """End this process soon after its parent ended, however that happened.
-
-    A thread waits on a pipe whose other end only the parent has, which works everywhere. On Linux the kernel kills the
-    process, too, in case that a library holds the interpreter's lock.
-
-    Args:
-        parent: Its process id.
-        watched: This end of the pipe.
-    """
+    """End this process soon after its parent ended, however that happened."""
 
     def watch() -> None:
         os.read(watched, 1)

@@ -21,12 +21,7 @@ REMEDY: Final = "the node's log has what the process said; free -h and nvidia-sm
 
 
 def worker_devices(device: str) -> tuple[str, ...]:
-    """The devices of this machine that workers are shared among.
-
-    Args:
-        device: As in node.toml: "auto" for every GPU, or without any every core; "cpu" for every core; "cuda" for every
-            GPU; "cuda:1" for that one.
-    """
+    """The devices of this machine that workers are shared among."""
     import torch  # not above: a worker's process imports this module before it is asked for anything
 
     gpus = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
@@ -36,15 +31,7 @@ def worker_devices(device: str) -> tuple[str, ...]:
 
 
 def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
-    """A pool of processes, all ready.
-
-    Args:
-        recipe: Of the model; its device as in `worker_devices`.
-        workers: How many; 0 for one on each device.
-
-    Raises:
-        DdibError: What a process said that could not start.
-    """
+    """A pool of processes, all ready."""
     devices = worker_devices(recipe.device)
     numbers = itertools.count()
 
@@ -59,7 +46,6 @@ def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -76,11 +62,9 @@ class _Process:
         threading.Thread(target=self._listen, name=f"worker {name}", daemon=True).start()
 
     def send(self, message: Any) -> None:
-        """See `Remote`."""
         self._outbox.put(message)
 
     def end(self) -> None:
-        """See `Remote`."""
         self._outbox.close()
         self._process.end()
 

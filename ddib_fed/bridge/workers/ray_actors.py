@@ -34,19 +34,7 @@ READY_S: Final = 300.0
 
 
 def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int = 1) -> Pool:
-    """A pool of actors, at least one of them ready.
-
-    Args:
-        recipe: Of the model; its device "cpu", "cuda", or "auto" for GPUs where the cluster has any.
-        address: HOST:PORT of the head, or "local" for a cluster on this machine that ends with the pool.
-        workers: How many actors; 0 for one on each GPU, or without any on each core, that the cluster has now.
-        local_cpus: Cores of a local cluster, where `workers` does not say.
-
-    Raises:
-        ExtraMissing: Ray is not installed.
-        NotReady: The cluster does not answer, or has no place.
-        DdibError: What an actor said that could not start.
-    """
+    """A pool of actors, at least one of them ready."""
     if importlib.util.find_spec("ray") is None:
         raise missing(
             "ray",
@@ -72,19 +60,12 @@ class ClusterPool(Pool):
         super().__init__(cluster, count, what=WHAT, remedy=remedy, ready_s=READY_S, wait_for=1)
 
     def close(self) -> None:
-        """See `Executor`."""
         super().close()
         self._cluster.close()
 
 
 class Cluster:
-    """Starts actors, through a driver that is started again when it ends.
-
-    Args:
-        recipe: What actors make their model of.
-        address: See `ray_pool`.
-        cpus: Of a local cluster.
-    """
+    """Starts actors, through a driver that is started again when it ends."""
 
     def __init__(self, recipe: Recipe, address: str, cpus: int) -> None:
         self._given = recipe, address, cpus
@@ -94,19 +75,9 @@ class Cluster:
         self._driver: _Driver | None = None
 
     def connect(self) -> Connected:
-        """The cluster as it is now; starts the driver where there is none.
-
-        Raises:
-            NotReady: It cannot be joined.
-        """
         return self._connected().there
 
     def __call__(self, listener: Listener) -> _Actor:
-        """Start an actor: see `pool.Launch`.
-
-        Raises:
-            NotReady: The cluster cannot be joined.
-        """
         return self._connected().start(next(self._numbers), listener)
 
     def close(self) -> None:
@@ -152,7 +123,6 @@ class _Driver:
 
     @property
     def there(self) -> Connected:
-        """What the cluster had when the driver joined it."""
         assert self._there is not None
         return self._there
 
@@ -167,7 +137,6 @@ class _Driver:
         return _Actor(self, number)
 
     def send(self, message: Any) -> None:
-        """Tell the driver; never waits, and says nothing when it has ended."""
         self._outbox.put(message)
 
     def end(self) -> None:
@@ -220,9 +189,7 @@ class _Actor:
         self._driver, self._number = driver, number
 
     def send(self, message: Any) -> None:
-        """See `Remote`."""
         self._driver.send(ToActor(self._number, message))
 
     def end(self) -> None:
-        """See `Remote`."""
         self._driver.send(EndActor(self._number))

@@ -141,11 +141,7 @@ class _Driver:
         channel.send(Connected(int(found.get("CPU", 0)), self._gpus))
 
     def _connect(self, cpus: int) -> None:
-        """Attach to a cluster, or start one of this machine.
-
-        Raises:
-            NotReady: No head answers, or it refuses.
-        """
+        """Attach to a cluster, or start one of this machine."""
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if self._address == LOCAL:
             self._ray.init(
@@ -188,12 +184,10 @@ class _Driver:
         ).start()
 
     def give(self, number: int, message: Any) -> None:
-        """Hand a message on; that an actor is gone is heard by who listens to it."""
         if (actor := self._actors.get(number)) is not None:
             actor.give.options(concurrency_group="into").remote(_crossing(message))
 
     def end(self, number: int) -> None:
-        """Kill an actor: it has nothing that is kept."""
         if (actor := self._actors.pop(number, None)) is not None:
             self._ray.kill(actor)
 
@@ -261,7 +255,6 @@ class Actor:
             self._outbox.put(Broken(portable(error)))
 
     def give(self, message: Crossing) -> None:
-        """Take a message for the worker."""
         assert self._bench is not None  # nothing is given to a worker that did not say `Ready`
         self._bench.take(_uncrossed(message))
 
@@ -283,7 +276,6 @@ class Actor:
 
 
 def _check_version(version: str) -> None:
-    """What crosses is pickled: both ends must be one release."""
     if version != __version__:
         raise ConfigError(
             f"the cluster has ddib-fed {__version__}, and the node {version}",

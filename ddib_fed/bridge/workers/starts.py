@@ -20,16 +20,7 @@ STARTING_S: Final = 300.0
 
 
 class Starts:
-    """What became of the starts so far; every call is made with the pool's lock.
-
-    Args:
-        what: What the workers are, for messages: "worker process".
-        remedy: What the operator can look at when none starts.
-
-    Attributes:
-        problem: What the operator should know; None while the last start succeeded or none has failed.
-        refusal: Why the first start that failed did; None if none has.
-    """
+    """What became of the starts so far; every call is made with the pool's lock."""
 
     def __init__(self, what: str, remedy: str) -> None:
         self._what, self._remedy = what, remedy
@@ -41,7 +32,6 @@ class Starts:
         """When there last was a worker that could take work."""
 
     def succeeded(self) -> None:
-        """A worker is ready."""
         self._proven = True
         self._pause_s, self.problem = FIRST_PAUSE_S, None
 
@@ -55,18 +45,12 @@ class Starts:
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def due(self, there: int, wanted: int) -> bool:
-        """Whether to start one now, of the wanted ones, when so many are there.
-
-        The first starts alone: it finds what is wrong with the model, and what calls cost.
-        """
         return there < (wanted if self._proven else 1) and time.monotonic() >= self._not_before
 
     def worker_there(self) -> None:
-        """A worker can take work now."""
         self._worker_since = time.monotonic()
 
     def deserted(self) -> bool:
-        """Whether there has been no worker for so long that work is given up."""
         patience_s = STARTING_S if self.problem is None else PATIENCE_S
         return time.monotonic() - self._worker_since > patience_s
 

@@ -74,10 +74,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """Where a trajectory ends (N, *sample_shape), after so many evaluations of it.
-
-    Calls are of the network, and rows in them, for all trajectories since the last answer.
-    """
+    """Where a trajectory ends (N, *sample_shape), after so many evaluations of it."""
 
     number: int
     x: Tensor
@@ -97,16 +94,7 @@ class Failed:
 
 
 class Workbench:
-    """A model that does what messages ask.
-
-    Args:
-        recipe: Of the model.
-        name: Of the worker, for the operator.
-        tell: Takes `Ready`, `Pong`, `Step`, `Done` and `Failed`; called on any thread.
-
-    Raises:
-        DdibError: The model cannot be made, or answers with NaN.
-    """
+    """A model that does what messages ask."""
 
     def __init__(self, recipe: Recipe, name: str, tell: Callable[[Any], object]) -> None:
         self._executor = recipe.warm().batcher
@@ -162,7 +150,6 @@ class Workbench:
             self._tell(Failed(number, portable(error), calls, rows))
 
     def _figures(self) -> tuple[int, int]:
-        """Network calls and rows since this was last asked."""
         with self._lock:
             now, before = self._executor.counters, self._told
             self._told = {key: now[key] for key in before}

@@ -179,7 +179,6 @@ def calibrate(context: click.Context, /, **given: Any) -> None:
 
 
 def _evaluate(given: Mapping[str, Any]) -> None:
-    """`--evaluate`."""
     from ddib_fed.cli.calibrate.evaluating import evaluate
 
     options.refuse_idle(_OF_MAKING, "is for making a calibration, not for --evaluate", hint="leave it out")
@@ -187,7 +186,6 @@ def _evaluate(given: Mapping[str, Any]) -> None:
 
 
 def _local(given: Mapping[str, Any]) -> None:
-    """`--local`."""
     from ddib_fed.cli.calibrate.local import make
 
     options.refuse_idle(_OF_EVALUATING, "is for --evaluate", hint="leave it out")

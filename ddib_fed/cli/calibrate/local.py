@@ -122,7 +122,6 @@ def _next(found: Calibration, local: tuple[str, str], out: Path) -> str:
 
 
 def _data(found: Calibration, model: str) -> str:
-    """Which pictures the source's model is trained on."""
     from ddib_fed.datasets.shipped import SHIPPED
 
     domain = found.source.domain

@@ -28,20 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What `ddib calibrate --peer` was asked for.
-
-    Attributes:
-        institution: The peer.
-        domain: Its domain.
-        kind: What the map is to be.
-        pictures: The source's own: a folder or the name of a shipped domain; None for what [train] of node.toml names.
-        anchors: Folders of the same things in the source's modality and in the peer's; None for the peer's aggregate.
-        existing: A calibration whose map is proposed instead of a new one.
-        days: Until it expires.
-        seed: Of the search.
-        force: Propose it although its figures are refused.
-        yes: Do not ask.
-    """
+    """What `ddib calibrate --peer` was asked for."""
 
     institution: str
     domain: str
@@ -147,10 +134,7 @@ def _wanted(asked: Asked, config: NodeConfig, bundle: Bundle, theirs: str) -> Wa
 
 
 def _existing(file: Path, asked: Asked, config: NodeConfig, bundle: Bundle, now: datetime) -> Calibration:
-    """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units.
-
-    Unless the file is of a calibration with this peer, nothing of the peer's crossed for it, and the record says so.
-    """
+    """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units."""
     from ddib_fed.bridge.calibration.files import read_calibration
     from ddib_fed.node.calibration.agreeing import refuse_doubtful
 

@@ -38,10 +38,7 @@ def show_calibration(calibration: Calibration) -> None:
 
 
 def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
-    """What a source does, once both have signed, so that its jobs use it: lines for its operator.
-
-    Nothing for a rotation; for the other kinds a model that was trained with it, unless the node has one.
-    """
+    """What a source does, once both have signed, so that its jobs use it: lines for its operator."""
     from ddib_fed.bridge.calibration.applied import fits
     from ddib_fed.node.model.hosted import load_hosted
     from ddib_fed.training.settings.options import SHIPPED

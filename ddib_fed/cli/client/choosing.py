@@ -21,14 +21,7 @@ from ddib_fed.names import names_apart
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The files to send, in order.
-
-    Attributes:
-        paths: The files.
-        inputs: The name of each.
-        classes: (source class, target class) of each; empty if all have the same, or none.
-        said: What was left out below folders, and which results have longer names, for people; empty for nothing.
-    """
+    """The files to send, in order."""
 
     paths: tuple[Path, ...]
     inputs: tuple[Input, ...]
@@ -45,13 +38,7 @@ class Chosen:
         taken: Iterable[str] = (),
         without: Iterable[Path] = (),
     ) -> Chosen:
-        """Files, and those below folders but for `out`; results have the same names, below a folder the same paths.
-
-        Arguments as of `find_files`; `taken` are the file names of other results of the same command.
-
-        Raises:
-            FileMissing: A folder holds no file to translate.
-        """
+        """Files, and those below folders but for `out`; results have the same names, below a folder the same paths."""
         found = find_files(paths, out, apart=apart, without=without)
         files = [each.file for each in found.files]
         names = names_apart(files, lambda name: (each for each, _ in Input(name, "").file_names()), taken)
@@ -69,7 +56,6 @@ class Chosen:
 
     @property
     def by_class(self) -> bool:
-        """Whether results have the public code's names, and the models' size."""
         return bool(self.classes)
 
 
@@ -86,25 +72,7 @@ def choose(
     taken: Iterable[str] = (),
     without: Iterable[Path] = (),
 ) -> Chosen:
-    """The files given to `ddib translate`.
-
-    Args:
-        files: Files and folders; with `pairs`, one folder.
-        profile: Of the node that is asked for the classes.
-        target: INSTITUTION/DOMAIN.
-        pairs: Classes before and after, `260:261,cat:dog`; None for plain files.
-        labels: ImageNet's development kit.
-        limit: Only so many pictures of each class.
-        out: Folder of the results, which holds none of the files.
-        apart: Whether studies below folders are translated apart, as of `find_files`.
-        taken: File names of other results of the same command.
-        without: Files that are translated as studies, as of `find_files`.
-
-    Raises:
-        UsageError: Conflicting options, or an unknown class.
-        FileMissing, InputError, ExtraMissing: As `paired_pictures`.
-        DdibError: The node refuses or cannot be reached.
-    """
+    """The files given to `ddib translate`."""
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
         return Chosen.files(files, out, apart=apart, taken=taken, without=without)

@@ -47,17 +47,7 @@ ACKNOWLEDGED_TOGETHER = 16
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """The local names of an item.
-
-    Attributes:
-        name: The file's name without its suffix, below a folder with its path, or another one; results are named after
-            it.
-        file: The file's own name, the same way, for tables and records.
-        sha256: Digest of what was sent, hex; provenance must name the same. Empty before it was read.
-        source: What the picture as the source's model saw it is called, without its suffix, where results have the
-            public code's names (260_1.PNG, 260_1_translated_261.PNG); empty elsewhere.
-        asked: Digest of what is asked for it (`Order.digest`), hex; empty where it is not known.
-    """
+    """The local names of an item."""
 
     name: str
     file: str
@@ -88,35 +78,23 @@ class JobFile:
     inputs: tuple[Input, ...]
 
     def path(self, out: Path) -> Path:
-        """Where it lies."""
         return out / f"{STATE_PREFIX}{self.request_id}.json"
 
     def save(self, out: Path) -> None:
-        """Write it, durably."""
         text = json.dumps({"format": 1, **asdict(self)}, indent=1)
         write_file(self.path(out), text.encode(), private=True)
 
     def remove(self, out: Path) -> None:
-        """Remove it: all results are here and acknowledged."""
         self.path(out).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, out: Path, request_id: str) -> JobFile | None:
-        """The file of a job, if it was submitted to `out`.
-
-        Raises:
-            ConfigError: There is one that cannot be read.
-        """
         path = out / f"{STATE_PREFIX}{request_id}.json"
         return cls.read(path, otherwise="items get numbers") if path.exists() else None
 
     @classmethod
     def read(cls, path: Path, *, otherwise: str = "its job is not attached to any more") -> JobFile:
-        """The content of such a file; `otherwise` is what happens without it.
-
-        Raises:
-            ConfigError: It cannot be read.
-        """
+        """The content of such a file; `otherwise` is what happens without it."""
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             inputs = tuple(Input(**item) for item in values["inputs"])
@@ -137,16 +115,7 @@ class Delivered:
 
 
 def check_names(paths: Sequence[Path], inputs: Sequence[Input], out: Path) -> None:
-    """Check that every result has a unique name.
-
-    Args:
-        paths: The files.
-        inputs: Their names.
-        out: Where their results go.
-
-    Raises:
-        UsageError: Two inputs would have results of the same name.
-    """
+    """Check that every result has a unique name."""
     owner: dict[str, int] = {}
     for number, given in enumerate(inputs):
         for name, is_shared in given.file_names():
@@ -160,18 +129,7 @@ def check_names(paths: Sequence[Path], inputs: Sequence[Input], out: Path) -> No
 
 
 def check_free(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, force: bool) -> None:
-    """Check that writing results overwrites nothing.
-
-    Args:
-        paths: The files, none of which is overwritten.
-        inputs: Whose results are to be written.
-        out: Where.
-        force: Whether existing results may be overwritten.
-
-    Raises:
-        UsageError: A result would replace an input.
-        AlreadyExists: A result is there already and `force` is not set.
-    """
+    """Check that writing results overwrites nothing."""
     read = {_place_of(path) for path in paths} - {None}
     for given in inputs:
         for name, is_shared in given.file_names():
@@ -188,7 +146,6 @@ def check_free(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, for
 
 
 def _place_of(path: Path) -> tuple[int, int] | None:
-    """What tells a file from any other, by whatever name; None where there is none."""
     try:
         found = path.stat()
     except OSError:
@@ -208,19 +165,7 @@ def deliver(
     credentials: Credentials | None = None,
     without: Collection[int] = (),
 ) -> Iterator[Delivered]:
-    """Write results as they come, and acknowledge items once they are on the disk, some at a time.
-
-    Those of the items in `without` are neither written nor acknowledged. Pictures whose round trip has a PSNR below
-    `doubtful_below` dB, or whose structure is below the thresholds of the source's model, are marked in their records.
-    With `credentials` translated pictures are written with content credentials in them.
-
-    Raises:
-        ChunkCorrupt: A result does not belong to the sent file.
-        AlreadyExists: A result is there already with other content, and `force` is not set.
-        DiskFull: The disk is full; this result and later ones stay on the node.
-        InputError: A result cannot be written for another reason; likewise.
-        DdibError: The node refuses or cannot be reached.
-    """
+    """Write results as they come, and acknowledge items once they are on the disk, some at a time."""
     with _saying_what_is_left(client, job_id, out):
         durable_folder(out)
     written: list[tuple[int, bytes]] = []
@@ -246,11 +191,7 @@ def deliver(
 
 @contextlib.contextmanager
 def _saying_what_is_left(client: Client, job_id: str, out: Path) -> Iterator[None]:
-    """Inside, a file that cannot be written ends the command with the one that fetches the rest.
-
-    Raises:
-        DiskFull, InputError: Instead of an error of the operating system.
-    """
+    """Inside, a file that cannot be written ends the command with the one that fetches the rest."""
     try:
         yield
     except OSError as error:
@@ -267,7 +208,6 @@ def _saying_what_is_left(client: Client, job_id: str, out: Path) -> Iterator[Non
 
 
 def records_of(job_id: str, out: Path) -> int:
-    """How many results of a job have their records below a folder."""
     return sum(job_id.encode() in path.read_bytes() for path in out.rglob("*.json") if path.name[0] != ".")
 
 
@@ -285,13 +225,7 @@ def write_result(
     doubtful_below: float = DOUBTFUL_BELOW,
     credentials: Credentials | None = None,
 ) -> Delivered:
-    """Write the files of a result, and its record last: the one place where a result becomes files.
-
-    What an earlier try has written of the same result may be there, with content credentials or without.
-
-    Raises:
-        AlreadyExists: A file is there with other content, and `force` is not set.
-    """
+    """Write the files of a result, and its record last: the one place where a result becomes files."""
     files = {part: out / given.file_name(part, file.media) for part, file in result.files.items()}
     durable_folder((out / given.name).parent)
     written = {}
@@ -336,11 +270,7 @@ def durable_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes, *, force: bool, private: bool = False) -> None:
-    """Write a file atomically and flush it to the disk; writing the same content again is allowed.
-
-    Raises:
-        AlreadyExists: It is there with other content, and `force` is not set.
-    """
+    """Write a file atomically and flush it to the disk; writing the same content again is allowed."""
     if path.exists() and not force:
         if _digest(path) == hashlib.sha256(data).digest():
             return

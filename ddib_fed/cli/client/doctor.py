@@ -48,7 +48,6 @@ def doctor(output_format: str, profile_path: Path | None) -> None:
 
 
 def _show(finding: dict[str, object]) -> None:
-    """One line of output; the cause of a failed step is printed once, as the command's error."""
     if finding["ok"]:
         say(f"ok    {finding['step']:<12} {finding['finding']}")
     else:

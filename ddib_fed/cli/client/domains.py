@@ -44,7 +44,6 @@ def domains(quiet: bool, output_format: str, profile_path: Path | None) -> None:
 
 
 def _values(domain: Domain) -> dict[str, object]:
-    """A target as JSON values; the end of its calibration is a time."""
     values = figures(domain)
     if domain.calibration is not None:
         values["calibration"]["expires"] = moment(domain.calibration.expires)
@@ -77,10 +76,8 @@ def guidance(terms: GuidanceTerms) -> str:
 
 
 def classes(count: int, names: Sequence[str]) -> str:
-    """The values of --target-class: the names if they are few, otherwise their number."""
     return ", ".join(names) if 0 < len(names) <= MAX_LISTED else f"0 to {count - 1}" if count else "-"
 
 
 def kind(sample_kind: str, shape: tuple[int, ...]) -> str:
-    """The kind and shape of a sample, e.g. `point 2`."""
     return f"{sample_kind} {'x'.join(map(str, shape))}"

@@ -19,12 +19,7 @@ from ddib_fed.formats.recognition import files_below, format_of, is_study
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file to translate.
-
-    Attributes:
-        path: The file.
-        file: What it is called in tables and records: its name, or its path below the folder that was given.
-    """
+    """A file to translate."""
 
     path: Path
     file: str
@@ -38,25 +33,13 @@ class Found:
     ignored: Counter[str]
 
     def ignored_line(self) -> str:
-        """What was left out, for people; empty for nothing."""
         return ignored_line(self.ignored)
 
 
 def find_files(
     given: Sequence[Path], out: Path | None, *, apart: bool = False, without: Iterable[Path] = ()
 ) -> Found:
-    """The files that are given, and those below folders that are given, each file once.
-
-    Args:
-        given: Files and folders; one that does not exist stays, and is refused when it is read.
-        out: Folder of the results, which is not looked into.
-        apart: Whether files below folders that are translated as studies are left out here, uncounted; otherwise they
-            are refused when they are read.
-        without: Files that are left out, uncounted.
-
-    Raises:
-        FileMissing: A folder has no file to translate.
-    """
+    """The files that are given, and those below folders that are given, each file once."""
     elsewhere = {path.absolute() for path in without}
     ignored: Counter[str] = Counter()
     found: dict[Path, FoundFile] = {}

@@ -94,11 +94,7 @@ def submit(
 
 
 def _payloads(chosen: Chosen, target: str, out: Path | None, profile: Path | None) -> list[Payload]:
-    """The files of a job, read.
-
-    Raises:
-        DdibError: One cannot be sent; where `ddib translate` can send its pixels, the hint is that command.
-    """
+    """The files of a job, read."""
     try:
         return payloads(chosen.paths)
     except InputError as error:
@@ -137,7 +133,6 @@ def list_(limit: int, quiet: bool, output_format: str, profile_path: Path | None
 
 
 def _done(view: JobView) -> str:
-    """Items that are decoded or failed, of all; a node that does not say has 0 of both."""
     return f"{view.items_done}/{view.item_count}" if view.item_count else "-"
 
 
@@ -154,7 +149,6 @@ def job_values(view: JobView) -> dict[str, object]:
 
 
 def _value(key: str, text: str) -> int | float | str:
-    """A fact as a number, if it is written as one and names nothing."""
     if key in _NAMES or not _NUMBER.fullmatch(text):
         return text
     return int(text) if text.lstrip("-").isdecimal() else float(text)
@@ -206,7 +200,6 @@ def _show(view: JobView) -> None:
 
 
 def _told(failure: Failure) -> str:
-    """What failed, and at which other institution."""
     return f"{failure.text} ({failure.reason}){f' at {failure.institution}' if failure.institution else ''}"
 
 

@@ -25,11 +25,7 @@ _LEAVE_OUT = "leave --credentials out; docs/formats.md says which results hold t
 
 
 def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
-    """The certificate and key of the option, before anything is sent.
-
-    Raises:
-        ExtraMissing, ConfigError, FileMissing, InputError: As `Credentials.load`.
-    """
+    """The certificate and key of the option, before anything is sent."""
     if given is None:
         return None
     from ddib_fed.formats.credentials import Credentials
@@ -38,41 +34,23 @@ def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
 
 
 def may_be_points(paths: Sequence[Path]) -> bool:
-    """Whether these files may all be points: the node says whether arrays are (`refuse_points`)."""
     return all(path.suffix.lower() == ".npy" for path in paths)
 
 
 def refuse_points(client: Client) -> None:
-    """Return if the node translates pictures.
-
-    Raises:
-        UsageError: It translates points, which hold no content credentials.
-        DdibError: The node refuses or cannot be reached.
-    """
     if client.domains().sample_kind == POINT:
         raise UsageError("--credentials: points hold no content credentials", hint=_LEAVE_OUT)
 
 
 def refuse_without_pictures(studies: Sequence[Path]) -> None:
-    """Refuse the option for a command whose results are series, volumes, maps and the like alone.
-
-    Raises:
-        UsageError: Always.
-    """
+    """Refuse the option for a command whose results are series, volumes, maps and the like alone."""
     raise UsageError(
         f"--credentials: what {studies[0]} becomes holds no content credentials", hint=_LEAVE_OUT
     )
 
 
 def mark_earlier(each: Delivered, credentials: Credentials | None) -> Delivered:
-    """Put credentials into the PNG or JPEG of a result that an earlier run has written, and its digest into the record.
-
-    Points, and what has credentials already, stay as they are; the record is brought up to date, should an earlier run
-    have been killed between the two files.
-
-    Raises:
-        InputError: The certificate is not accepted.
-    """
+    """Put credentials into the PNG or JPEG of a result that an earlier run has written, and its digest into the record."""
     path = each.files[Part.TRANSLATION]
     if credentials is None:
         return each

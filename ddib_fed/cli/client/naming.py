@@ -18,13 +18,7 @@ NAMED = 10
 
 
 def job_named(client: Client, text: str) -> str:
-    """The id of the job whose id is `text` or begins with it; a whole id is not looked up.
-
-    Raises:
-        JobNotFound: No id of this client's jobs begins so.
-        UsageError: Several do.
-        DdibError: The node refuses or cannot be reached.
-    """
+    """The id of the job whose id is `text` or begins with it; a whole id is not looked up."""
     if _WHOLE.fullmatch(text):
         return text
     known = [job.job_id for job in client.list(LOOKED_AT)]

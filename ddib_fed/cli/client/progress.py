@@ -37,15 +37,7 @@ SAID_EVERY_S = 30.0
 
 
 class JobProgress:
-    """Two bars: items of the job, and steps of the item that moved last; or lines. A context manager.
-
-    Args:
-        names: What to call the items, by number; an item beyond them is called by its number.
-        show: Whether to show anything at all.
-        total: How many files the whole command translates, where that may take several jobs; 0 for those of one job.
-        done: How many of them are on the disk already.
-        clock: Seconds.
-    """
+    """Two bars: items of the job, and steps of the item that moved last; or lines. A context manager."""
 
     def __init__(
         self,
@@ -83,11 +75,9 @@ class JobProgress:
 
     @property
     def done(self) -> int:
-        """How many results are on the disk."""
         return self._done
 
     def say(self, line: str) -> None:
-        """Write a line to stderr, above the bars where there are any."""
         self._progress.console.print(line)
 
     def whole(self, total: int, done: int) -> None:
@@ -97,12 +87,10 @@ class JobProgress:
             self._progress.update(self._items, total=total, completed=done)
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
-        """Follow another job from now on, whose items have these names."""
         self._job_id, self._names = job_id, names
 
     @property
     def stopped(self) -> bool:
-        """Never: what ends a command in a terminal ends its calls."""
         return False
 
     def written(self, given: Input, result: Delivered) -> None:
@@ -113,7 +101,6 @@ class JobProgress:
             self._progress.update(self._items, completed=self._done)
 
     def submitted(self, job_id: str, items: int) -> None:
-        """Name a job that the node has accepted, so that its id is in a log from the start."""
         if self._says:
             say(f"job {job_id}: submitted, {items:,} item{'s' * (items != 1)}", err=True)
 
@@ -142,10 +129,7 @@ class JobProgress:
             )
 
     def _say_event(self, event: Event) -> None:
-        """Without a terminal: the job and how far it is, from time to time, and when it has ended.
-
-        Where results are counted, they come after the job's last event: `ended` says how many there are.
-        """
+        """Without a terminal: the job and how far it is, from time to time, and when it has ended."""
         now = self._clock()
         last = event.state.ended and not self._total
         if not self._says or not (last or now - self._said >= SAID_EVERY_S):
@@ -187,11 +171,7 @@ class JobProgress:
 
 @contextmanager
 def counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows how many files are done, called with (done, total): a bar, or now and then a line.
-
-    Args:
-        what: The words in front.
-    """
+    """A function that shows how many files are done, called with (done, total): a bar, or now and then a line."""
     if sys.stderr.isatty():
         with bar(what) as show:
             yield lambda done, total: show(done, total, "")
@@ -208,7 +188,6 @@ def counted(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def waiting_line(error: DdibError, delay_s: float) -> str:
-    """The message about a call that waits for its node."""
     again = f"trying again in {delay_s:.1f} s" if isinstance(error, ExhaustedError) else "trying again"
     return f"{error.hop or 'the node'}: {error.detail}; {again}"
 
@@ -229,7 +208,6 @@ class SayOnce:
         self._said = False
 
     def __call__(self, error: DdibError, delay_s: float) -> None:
-        """Print the message the first time."""
         if not self._said:
             say(waiting_line(error, delay_s), err=True)
         self._said = True

@@ -29,16 +29,7 @@ from ddib_fed.errors import Cancelled, DdibError, DomainNotFound, PeerNotFound
 def open_client(
     profile: Profile | Path | None, *, on_wait: OnWait | None = None, patience_s: float = PATIENCE_S
 ) -> Iterator[Client]:
-    """A client for one command.
-
-    Args:
-        profile: The profile, its file, or None for the usual places.
-        on_wait: Told when a call waits for the node; by default stderr is, once.
-        patience_s: How long a node that was reached may be away.
-
-    Raises:
-        Cancelled: Ctrl-C was pressed.
-    """
+    """A client for one command."""
     found = profile if isinstance(profile, Profile) else Profile.load(profile)
     with Client(found, patience_s=patience_s, on_wait=on_wait or SayOnce()) as client, _interruptible(client):
         try:
@@ -76,11 +67,7 @@ def _interruptible(client: Client) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explaining_interruption(client: Client, job_id: str, out: Path | None = None) -> Iterator[None]:
-    """Turn Ctrl-C into an error that says the job continues, with the commands to watch, fetch or cancel it.
-
-    Raises:
-        Cancelled: Ctrl-C was pressed.
-    """
+    """Turn Ctrl-C into an error that says the job continues, with the commands to watch, fetch or cancel it."""
     try:
         yield
     except DdibError as error:

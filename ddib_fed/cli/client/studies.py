@@ -35,17 +35,7 @@ TranslateFiles = Callable[[Sequence[Path], Path], Mapping[Path, str]]
 
 @dataclass(frozen=True, slots=True)
 class StudyManner:
-    """How a command writes.
-
-    Attributes:
-        out: Folder of the results.
-        output_format: ``text`` or ``json``.
-        force: Whether earlier output of something else is overwritten.
-        again: Whether what matches is translated again too.
-        detach: Whether the command only submits.
-        keep_parts: Whether items and their results stay.
-        doubtful_below: dB.
-    """
+    """How a command writes."""
 
     out: Path
     output_format: str
@@ -66,20 +56,7 @@ def open_studies(
     display: Display = TERMINAL,
     detach: bool = False,
 ) -> Choice | None:
-    """The studies among the files of a command, and the rest, which is translated as it is; None without studies.
-
-    Args:
-        files: As given.
-        asked: Options of the command: `options.STUDIES`.
-        profile: Of the node whose model says how studies are read: rule, plane, and size of tiles.
-        out: Folder of the results, which is not looked into.
-        bad: Takes what cannot be read; without it the first such error is raised.
-        display: Shows that the node is asked.
-        detach: Whether the command only submits, so that a picture is cut only where that was asked for.
-
-    Raises:
-        DdibError: A file cannot be read, a package for its format is missing, or options contradict each other.
-    """
+    """The studies among the files of a command, and the rest, which is translated as it is; None without studies."""
     from ddib_fed.formats.intensity import AUTO, Rule
 
     found = recognise(files, out)
@@ -118,11 +95,7 @@ def open_studies(
 
 
 def _intensity(asked: str, source: Domains) -> str:
-    """The rule that was asked for; as the source's model says it, where it was trained with the same.
-
-    Raises:
-        UsageError: There is no such rule, or the model takes Hounsfield units, which the rule would not send.
-    """
+    """The rule that was asked for; as the source's model says it, where it was trained with the same."""
     from ddib_fed.formats.intensity import AUTO, Rule
 
     if not source.intensity or asked == AUTO:
@@ -153,7 +126,6 @@ def _slices(asked: str, source: Domains) -> str:
 
 
 def _pictures(found: Recognised, out: Path | None) -> list[Path]:
-    """The pictures among what was recognised that may be larger than a model: than the least size of one."""
     plain = recognise(found.plain, out, _larger((LEAST_TILE, LEAST_TILE), None)).studies
     return [each.path for each in (*found.studies, *plain) if each.format in {Format.PICTURE, Format.LARGER}]
 
@@ -184,24 +156,7 @@ def _larger(tile: tuple[int, int], most: int | None) -> Callable[[Path], bool]:
 def translate_study(
     study: Study, translate: TranslateFiles, manner: StudyManner, *, asked: str
 ) -> WrittenStudy:
-    """Translate the items of a study, and write its output; one that is there already is left as it is.
-
-    What a node refuses becomes background, and the record says which items that are, and why. Results of an earlier run
-    that are complete are put together without asking the node.
-
-    Args:
-        study: The study.
-        translate: Translates the items.
-        manner: Where to write, and what stays.
-        asked: Digest of what is asked for the items (`Order.digest`), hex: only results of the same request count.
-
-    Raises:
-        AlreadyExists: Something else is where its output or the result of an item belongs, and nothing is overwritten.
-        PictureMisfit: The items are not in the units of the source's model; the hint is a rule that fits.
-        JobFailed: All items were refused, or some were not translated for another reason: those never become
-            background.
-        DdibError: As of `translate` and `formats.parts`.
-    """
+    """Translate the items of a study, and write its output; one that is there already is left as it is."""
     from ddib_fed.formats.finished import finished_study
     from ddib_fed.formats.parts import check_outputs, read_results, write_items, write_outputs
 
@@ -235,11 +190,7 @@ def translate_study(
 
 
 def _check_missing(study: Study, parts: Parts, missing: Sequence[int], refused: Mapping[Path, str]) -> None:
-    """Return if the planes without a result may be written as background: all were refused, but not all planes.
-
-    Raises:
-        JobFailed: They may not.
-    """
+    """Return if the planes without a result may be written as background: all were refused, but not all planes."""
     kept = [at for at in missing if parts.items[at] not in refused]
     planes = [study.sent[at] + 1 for at in kept or missing]
     some = ", ".join(map(str, planes[:8])) + (", ..." if len(planes) > 8 else "")
@@ -286,11 +237,7 @@ def _round_trip(each: WrittenStudy) -> tuple[str, ...]:
 
 
 def refuse_detached(given: Choice, *, detach: bool) -> None:
-    """Return if studies are not only submitted.
-
-    Raises:
-        UsageError: --detach.
-    """
+    """Return if studies are not only submitted."""
     if detach:
         first = given.studies.origins[0].given if given.studies else "a series, volume or map"
         raise UsageError(
@@ -349,11 +296,6 @@ def _in_the_studys_words(study: Study) -> Iterator[None]:
 
 
 def _tile(text: str) -> tuple[int, int] | None:
-    """(height, width) of the option --tile: a number; None for ``auto`` and ``none``.
-
-    Raises:
-        UsageError: It is none of these.
-    """
     if text in {"auto", "none"}:
         return None
     if not text.isdecimal() or not LEAST_TILE <= int(text) <= 65536:

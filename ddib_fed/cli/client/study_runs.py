@@ -50,16 +50,7 @@ Seen = TypeVar("Seen")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The studies of a command, before anything is sent.
-
-    Attributes:
-        choice: They, and the rest.
-        manner: How they are written.
-        asked: Digest of what is asked for their items, hex.
-        earlier: The output of those that are translated already, by number.
-        bad: What cannot be read, or is left out: the path and why.
-        unreadable: Numbers of the studies among them.
-    """
+    """The studies of a command, before anything is sent."""
 
     choice: Choice
     manner: StudyManner
@@ -70,38 +61,22 @@ class Plan:
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """What the studies write below the folder of the results."""
         origins = self.choice.studies.origins
         return tuple(name for each in origins for name in (*each.outputs, *each.beside, f"{each.name}.json"))
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Every file that they are made from."""
         return tuple(path for origin in self.choice.studies.origins for path in origin.inputs)
 
     @property
     def others(self) -> int:
-        """How many bad ones are no study: files, or folders, of which none could be made."""
         return len(self.bad) - len(self.unreadable)
 
 
 def plan_studies(
     files: Sequence[Path], profile: Profile, asked: Mapping[str, Any], order: Order, manner: StudyManner
 ) -> Plan | None:
-    """The studies among some files and below folders, each read once to know that it can be; None without any.
-
-    Args:
-        files: As given.
-        profile: Of the source node's client.
-        asked: Options of the command: `options.STUDIES`.
-        order: What is asked for their items.
-        manner: How they are written.
-
-    Raises:
-        AlreadyExists: Something else is where a result belongs.
-        UsageError: Options contradict each other, or a result would replace what is read.
-        DdibError: The node refuses or cannot be reached.
-    """
+    """The studies among some files and below folders, each read once to know that it can be; None without any."""
     bad: Bad = []
     choice = open_studies(files, asked, profile, out=manner.out, bad=bad, detach=manner.detach)
     if choice is None:
@@ -122,15 +97,7 @@ def plan_studies(
 def look_at_each(
     origins: Sequence[Origin], look: Callable[[int, Origin], Seen]
 ) -> tuple[dict[int, Seen], dict[int, DdibError]]:
-    """What is seen of each study before anything is sent, by number; and why others cannot be read, likewise.
-
-    Args:
-        origins: Of the studies.
-        look: Called with the number and the origin of each, in order; it reads the study, and does not keep it.
-
-    Raises:
-        UsageError, AlreadyExists, Cancelled: Of `look`: such an error is not about a file's content.
-    """
+    """What is seen of each study before anything is sent, by number; and why others cannot be read, likewise."""
     seen: dict[int, Seen] = {}
     unreadable: dict[int, DdibError] = {}
     for at, origin in enumerate(origins):
@@ -147,12 +114,7 @@ def look_at_each(
 
 
 def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
-    """The output of a study of an earlier run; otherwise the study is read, and its warnings are said.
-
-    Raises:
-        AlreadyExists: Something else is where a result belongs.
-        DdibError, OSError: It cannot be read.
-    """
+    """The output of a study of an earlier run; otherwise the study is read, and its warnings are said."""
     from ddib_fed.formats.finished import finished_study
     from ddib_fed.formats.parts import check_outputs
 
@@ -177,19 +139,7 @@ def _beside(folder: Path, found: Mapping[str, int]) -> InputError:
 
 
 def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str, *, skip_bad: bool) -> None:
-    """Return if every study and every plain file can be translated, or bad ones are left out.
-
-    Args:
-        plan: The studies.
-        chosen: The plain files; None for none.
-        order: What is asked for them.
-        institution: Whose node encodes.
-        skip_bad: Whether bad ones are left out.
-
-    Raises:
-        ExtraMissing: A package for a format is not installed, and its files are not left out.
-        DdibError: Some cannot be read, and are not left out, or none can; every one is named.
-    """
+    """Return if every study and every plain file can be translated, or bad ones are left out."""
     bad = list(plan.bad)
     if not skip_bad:
         for error in (error for _, error in bad if isinstance(error, ExtraMissing)):
@@ -204,11 +154,7 @@ def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str
 
 
 class Ending:
-    """What a command ends with that goes on after an error of one of its parts.
-
-    Args:
-        errors: Those that are known.
-    """
+    """What a command ends with that goes on after an error of one of its parts."""
 
     def __init__(self, errors: Sequence[DdibError] = ()) -> None:
         self._errors = list(errors)
@@ -222,11 +168,7 @@ class Ending:
             self._errors.append(error.kept())
 
     def conclude(self) -> None:
-        """Return if all went well.
-
-        Raises:
-            JobFailed, FilesLeftOut: The one error that was held, or all of them in one, a failed job first.
-        """
+        """Return if all went well."""
         if len(self._errors) > 1:
             failed = any(isinstance(error, JobFailed) for error in self._errors)
             hints = dict.fromkeys(error.hint for error in self._errors if error.hint)
@@ -242,20 +184,7 @@ class Ending:
 def translate_studies(
     plan: Plan, translate: TranslateFiles, document: Document, *, skip_bad: bool, done: list[WrittenStudy]
 ) -> None:
-    """Translate all studies, one after the other, and print what was written as soon as it is.
-
-    Args:
-        plan: The studies.
-        translate: Translates items.
-        document: Takes it instead, where JSON is asked for.
-        skip_bad: Whether what cannot be translated is left out.
-        done: Takes what was written.
-
-    Raises:
-        JobFailed: A study was not translated, and it is not left out; the others are.
-        FilesLeftOut: Studies were left out, or some items of one were refused and are background; likewise.
-        DdibError: As `translate_study`, for what is about more than one study.
-    """
+    """Translate all studies, one after the other, and print what was written as soon as it is."""
     documents: list[dict[str, object]] = []
     failed: list[DdibError] = []
     missing = [LeftOut.of(path, error) for path, error in plan.bad]
@@ -286,7 +215,6 @@ def translate_studies(
 
 
 def _translated(plan: Plan, at: int, translate: TranslateFiles) -> WrittenStudy:
-    """One study; nobody holds it afterwards but the sequence, until the next is read."""
     if at in plan.earlier:
         return plan.earlier[at]
     study = plan.choice.studies[at]

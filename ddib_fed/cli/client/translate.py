@@ -166,12 +166,7 @@ def _translate(
     *,
     page: bool,
 ) -> None:
-    """Translate the studies of a command, then its plain files.
-
-    Raises:
-        JobFailed, FilesLeftOut: Of both, in one.
-        DdibError: As `check_plan`, `translate_studies` and `translate_files`.
-    """
+    """Translate the studies of a command, then its plain files."""
     ending = Ending()
     done: list[WrittenStudy] = []
     if plan is not None:
@@ -194,11 +189,7 @@ def _translate(
 
 
 def _refuse_idle(order: Order, *, detach: bool) -> None:
-    """Return if no option that was given is without effect.
-
-    Raises:
-        UsageError: One is.
-    """
+    """Return if no option that was given is without effect."""
     if not order.cycle:
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
     if detach:
@@ -209,12 +200,7 @@ def _refuse_idle(order: Order, *, detach: bool) -> None:
 
 
 def _check_marked(profile: Profile, plan: Plan | None, chosen: Chosen | None) -> None:
-    """Return if --credentials has an effect, and say of what it has none.
-
-    Raises:
-        UsageError: It has none.
-        DdibError: The node, which knows whether arrays are points, refuses or cannot be reached.
-    """
+    """Return if --credentials has an effect, and say of what it has none."""
     studies = [] if plan is None else [origin.given for origin in plan.choice.studies.origins]
     if chosen is None and studies:
         refuse_without_pictures(studies)
@@ -235,12 +221,7 @@ def _submit(
     output_format: str,
     given: Path | None,
 ) -> None:
-    """Only submit; `given` is the profile that the command was given.
-
-    Raises:
-        FilesLeftOut: Files were left out.
-        DdibError: As `submit_files`.
-    """
+    """Only submit; `given` is the profile that the command was given."""
     submitted, incomplete = submit_files(profile, chosen, order, manner)
     if quiet:
         print_ids([each.job_id for each in submitted])

@@ -22,13 +22,7 @@ from ddib_fed.samples.images import encode_png, read_image
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Test pictures of a pair; row i of each shows the same place.
-
-    Attributes:
-        rows: Their rows in the test part, (N,).
-        source: (N, C, H, W) float32 in [-1, 1].
-        truth: (N, C', H', W') float32 in [-1, 1]: what the target's pictures of the same places are.
-    """
+    """Test pictures of a pair; row i of each shows the same place."""
 
     rows: tuple[int, ...]
     source: Pictures = field(repr=False)
@@ -36,7 +30,6 @@ class Chosen:
 
     @classmethod
     def evenly(cls, source: ShippedPictures, target: ShippedPictures, count: int) -> Chosen:
-        """`count` of the test part, from its first to its last in even steps."""
         rows = np.linspace(0, len(source.test) - 1, count).round().astype(int)
         return cls(tuple(rows.tolist()), source.test[rows], target.test[rows])
 
@@ -51,16 +44,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """The chosen pictures at each stage, from the client's files.
-
-    Attributes:
-        chosen: The sent pictures, and the truth.
-        sent: The files that were sent.
-        delivered: The record of each.
-        latent: The sent latents, (N, C, H, W) float32.
-        translated: The translations, (N, C', H', W') float32 in [-1, 1].
-        returned: The returned pictures, (N, C, H, W) float32 in [-1, 1].
-    """
+    """The chosen pictures at each stage, from the client's files."""
 
     chosen: Chosen = field(repr=False)
     sent: tuple[Path, ...]
@@ -71,11 +55,7 @@ class Album:
 
     @classmethod
     def load(cls, chosen: Chosen, sent: Sequence[Path], delivered: Sequence[Delivered]) -> Album:
-        """Read the client's results: one for each file, in their order.
-
-        Raises:
-            ImageUnreadable: A result is not a picture.
-        """
+        """Read the client's results: one for each file, in their order."""
         latents = [np.load(result.files[Part.LATENT], allow_pickle=False) for result in delivered]
         return cls(
             chosen,
@@ -88,11 +68,7 @@ class Album:
 
 
 def read_unit(path: Path) -> Pictures:
-    """A picture of 8 or 16 bits as (C, H, W) float32 in [-1, 1].
-
-    Raises:
-        ImageUnreadable: It is none.
-    """
+    """A picture of 8 or 16 bits as (C, H, W) float32 in [-1, 1]."""
     picture = read_image(path)
     top = (1 << picture.bits) - 1
     unit = picture.pixels.astype(np.float32) * np.float32(2.0 / top) - np.float32(1.0)

@@ -15,18 +15,7 @@ from ddib_fed.metrics.retrieval import NEAREST, hits_by_pixels
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """The figures of calibrated translations; an object of the report.
-
-    Attributes:
-        kind: Of the calibration.
-        sha256: Of the calibration, hex.
-        crossed_bytes: Of the aggregate that crossed for it.
-        epsilon: Of the aggregate; None where nothing noised crossed.
-        delta: The same.
-        paired_mse: To the truth, in [-1, 1], the mean.
-        paired_psnr: In dB, the mean.
-        partner_found: Share of translations whose true picture is among the nearest 5 of those that were sent.
-    """
+    """The figures of calibrated translations; an object of the report."""
 
     kind: str
     sha256: str
@@ -40,12 +29,7 @@ class Calibrated:
 
 @dataclass(frozen=True, slots=True)
 class CalibratedPictures:
-    """What came of the second translation.
-
-    Attributes:
-        calibration: That both nodes signed.
-        translated: (N, C', H', W') float32 in [-1, 1], in the order of the chosen pictures.
-    """
+    """What came of the second translation."""
 
     calibration: Calibration
     translated: Pictures = field(repr=False)

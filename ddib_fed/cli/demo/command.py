@@ -68,21 +68,7 @@ def demo(out: Path, keep: bool, points: int) -> None:
 
 
 def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path] = SHIPPED) -> None:
-    """Run the demo.
-
-    Args:
-        out: Folder for everything.
-        keep: Leave the nodes running.
-        points: How many.
-        models: Bundles by domain, instead of the shipped ones.
-
-    Raises:
-        ModuleNotFoundError: A package of the [node] extra is missing.
-        AlreadyExists: The folder is not empty and was not made by a demo.
-        StateConflict: The nodes of an earlier demo still run.
-        OutOfBounds: A figure is not within its bound.
-        DdibError: A node could not start, or a translation failed.
-    """
+    """Run the demo."""
     require_node_extra()
     started = time.perf_counter()
     prepare(out)
@@ -124,7 +110,6 @@ def _stopped_on_failure(pairs: Sequence[Pair | None]) -> Iterator[None]:
 
 
 def _left_out(part: Part) -> Outcome:
-    """Say why a part cannot run here."""
     assert part.skipped is not None
     say(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
     return part.skipped
@@ -132,17 +117,7 @@ def _left_out(part: Part) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of the demo: points or pictures.
-
-    Attributes:
-        heading: Heading of its commands.
-        sites: The two institutions.
-        person: The client's name.
-        translate: Function that runs while both nodes serve.
-        shown: Example files for the user's own commands; `{out}` is the demo's folder.
-        skipped: The report's entry if the part cannot run here.
-        calibrations: Kinds of calibration that both nodes' policies allow.
-    """
+    """One part of the demo: points or pictures."""
 
     heading: str
     sites: tuple[Site, Site]
@@ -183,23 +158,14 @@ def _way(source: Site, target: Site) -> str:
 
 
 def require_node_extra() -> None:
-    """Raise at once if the node's packages are not installed.
-
-    Raises:
-        ModuleNotFoundError: A package of the [node] extra is missing.
-    """
+    """Raise at once if the node's packages are not installed."""
     for package in sorted(NODE_EXTRA):
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(package, name=package)
 
 
 def prepare(out: Path) -> None:
-    """Make or empty the demo's folder.
-
-    Raises:
-        AlreadyExists: The folder was not made by a demo.
-        StateConflict: The nodes of an earlier demo still run.
-    """
+    """Make or empty the demo's folder."""
     from ddib_fed.cli.demo.institutions import still_runs
 
     if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
@@ -242,11 +208,7 @@ def show_outcome(outcome: Outcome) -> None:
 
 
 def finish(report: Path, outcomes: Sequence[Outcome], seconds: float) -> None:
-    """Write the report and check the bounds.
-
-    Raises:
-        OutOfBounds: A figure is not within its bound; the report is still written.
-    """
+    """Write the report and check the bounds."""
     from ddib_fed.cli.demo.report import write_report
 
     write_report(report, outcomes, seconds)

@@ -49,17 +49,7 @@ def run_command(show: Show, *words: str | Path) -> str:
 
 @dataclass(slots=True)
 class Institution:
-    """One institution: its folder with node.toml and model, and its node's process while it runs.
-
-    Attributes:
-        name: A DNS name.
-        role: Of its node, "source" or "target".
-        domain: The domain of its model.
-        folder: Contains node.toml, the model and the node's state.
-        port: Of loopback, that the node listens on.
-        bundle: Its model; None for the one of the domain that ships with the package.
-        process: The node, once it was started.
-    """
+    """One institution: its folder with node.toml and model, and its node's process while it runs."""
 
     name: str
     role: str
@@ -71,12 +61,10 @@ class Institution:
 
     @property
     def config_path(self) -> Path:
-        """Its node.toml."""
         return self.folder / "node.toml"
 
     @property
     def log_path(self) -> Path:
-        """The node's log file."""
         return self.folder / "node.log"
 
     def set_up(self, show: Show) -> str:
@@ -92,27 +80,11 @@ class Institution:
         return words[0]
 
     def allow_calibrations(self, show: Show, kinds: Sequence[str]) -> None:
-        """Let its policy allow calibrations of these kinds.
-
-        Raises:
-            InternalError: Its node.toml has not the lines that `ddib init node` writes.
-        """
         listed = ", ".join(f'"{kind}"' for kind in kinds)
         self.configure(show, "policy", "calibration", "[]", f"[{listed}]")
 
     def configure(self, show: Show, section: str, key: str, default: str, value: str) -> None:
-        """Replace a value of node.toml, which its node reads when it starts.
-
-        Args:
-            show: Gets the change.
-            section: Of node.toml, for `show`.
-            key: What is replaced.
-            default: Its value in the file so far, in TOML; the line may be a comment.
-            value: The new one, in TOML.
-
-        Raises:
-            InternalError: Its node.toml has no such line, or several.
-        """
+        """Replace a value of node.toml, which its node reads when it starts."""
         text, found = re.subn(
             rf"^(?:# )?{key} = {re.escape(default)}( .*)?$",
             lambda line: f"{key} = {value}{line[1] or ''}",
@@ -126,7 +98,6 @@ class Institution:
 
     @property
     def peer_file(self) -> Path:
-        """Its peer file, for the other institution."""
         return self.folder / f"{self.name}.peer"
 
     def admit(self, show: Show, peer_file: Path, fingerprint: str) -> None:
@@ -149,11 +120,7 @@ class Institution:
             )
 
     def wait_ready(self, timeout_s: float = START_S) -> None:
-        """Return once the node reports on its socket that it serves.
-
-        Raises:
-            NotReady: It ended, or did not become ready in time; with the end of its log.
-        """
+        """Return once the node reports on its socket that it serves."""
         client, deadline = AdminClient(NodeConfig.load(self.config_path)), time.monotonic() + timeout_s
         while True:
             if self.process is not None and (code := self.process.poll()) is not None:

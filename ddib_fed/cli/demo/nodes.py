@@ -29,19 +29,12 @@ DRAWS = 3
 
 
 def show(command: str) -> None:
-    """A command, as one would type it."""
     say(f"$ {command}", style="dim")
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Description of one of the two institutions.
-
-    Attributes:
-        name: A DNS name.
-        domain: The domain of its model.
-        bundle: Its model; None for the one that ships with the package.
-    """
+    """Description of one of the two institutions."""
 
     name: str
     domain: str
@@ -50,17 +43,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two institutions in one folder, and a client of the first.
-
-    Attributes:
-        out: The folder.
-        source: The institution whose pictures or points are translated.
-        target: The institution of the target domain.
-        person: The client's name.
-        calibrations: Kinds of calibration that both policies allow; none by default, as at a real node.
-        settings: Further changes of both node.toml: section, key, default and value (`Institution.configure`).
-        begun: What was typed to set up and start the nodes ahead of their turn (`begin`); not shown yet.
-    """
+    """Two institutions in one folder, and a client of the first."""
 
     out: Path
     source: Institution
@@ -85,25 +68,20 @@ class Pair:
 
     @property
     def institutions(self) -> tuple[Institution, Institution]:
-        """Both."""
         return self.source, self.target
 
     @property
     def profile(self) -> Path:
-        """The person's."""
         return self.out / self.person / "client.toml"
 
     @property
     def to(self) -> str:
-        """The target, as `--to` takes it."""
         return f"{self.target.name}/{self.target.domain}"
 
     def begin(self) -> None:
-        """Set up and start both nodes ahead of their turn, to load while others work; `running` shows the commands."""
         self._set_up(self.begun.append)
 
     def stop(self) -> None:
-        """Stop what runs of both nodes."""
         for institution in self.institutions:
             institution.stop()
 
@@ -149,20 +127,7 @@ class Pair:
         )  # fmt: skip
 
     def translate(self, files: Sequence[Path], order: Order, out: Path, *, shown: str) -> list[Delivered]:
-        """Translate like `ddib translate --cycle --keep-latents`, through the client.
-
-        Args:
-            files: The files to translate.
-            order: The solver settings.
-            out: Folder of the results.
-            shown: The files, as one would type them.
-
-        Returns:
-            One result per file, in their order.
-
-        Raises:
-            DdibError: The job failed, or a node is unreachable.
-        """
+        """Translate like `ddib translate --cycle --keep-latents`, through the client."""
         from ddib_fed.cli.client.choosing import Chosen
         from ddib_fed.cli.client.progress import JobProgress
         from ddib_fed.cli.client.session import open_client
@@ -181,11 +146,7 @@ class Pair:
         return sorted(delivered, key=lambda result: result.item)
 
     def calibrate(self, kind: str) -> Calibration:
-        """Publish, and agree on a calibration; where the published noise does not support one, publish again.
-
-        Raises:
-            CalibrationIneffective: No draw of the noise did.
-        """
+        """Publish, and agree on a calibration; where the published noise does not support one, publish again."""
         for draw in range(1, DRAWS):
             self.publish(again=draw > 1)
             try:

@@ -63,11 +63,7 @@ def sites(models: Mapping[str, Path]) -> tuple[Site, Site]:
 
 
 def missing(models: Mapping[str, Path]) -> Outcome | None:
-    """The report's entry if pictures or models are missing; None otherwise.
-
-    Args:
-        models: Bundles by domain, instead of the shipped ones.
-    """
+    """The report's entry if pictures or models are missing; None otherwise."""
     absent = sorted({shipped_domain(name).package for name in PAIR if not available(name)})
     if absent:
         why = f"the test pictures come inside {', '.join(absent)}, which is not installed"
@@ -82,14 +78,7 @@ def missing(models: Mapping[str, Path]) -> Outcome | None:
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """MSE to the truth, in [-1, 1], of translations that need no network.
-
-    Attributes:
-        source: The source unchanged.
-        histogram: Values matched to the target domain's, unpaired.
-        random: Random pictures of the target's training part.
-        colour_map: A quadratic map of colours, fitted on true pairs that no party of a bridge has.
-    """
+    """MSE to the truth, in [-1, 1], of translations that need no network."""
 
     source: float
     histogram: float
@@ -114,17 +103,7 @@ class Baselines:
 
 @dataclass(frozen=True, slots=True)
 class Whiteness:
-    """Whiteness of the sent latents.
-
-    Attributes:
-        mean: Of all numbers.
-        std: The same.
-        patch_correlation: Mean |correlation| of two pixels in 8 x 8 patches of all latents together.
-        patch_correlation_noise: Of as much true noise, by the same estimate.
-        per_picture: The same statistic as the source node took it of each latent before it left, the mean; of so few
-            patches that true noise has `per_picture_noise`.
-        per_picture_noise: Of true noise of one latent's size.
-    """
+    """Whiteness of the sent latents."""
 
     mean: float
     std: float
@@ -208,7 +187,6 @@ def translate_calibrated(pair: Pair, paths: Sequence[Path], shown: str) -> Calib
 
 
 def outcome(figures: Figures, sheet: Path) -> Outcome:
-    """The figures as a part of the report."""
     title = f"{figures.count} pictures, {figures.steps} evaluations a leg"
     return Outcome("pictures", title, asdict(figures), figures.bounds(), (sheet,))
 

@@ -56,7 +56,6 @@ class Clouds:
 
     @classmethod
     def load(cls, source: Path, files: Mapping[Part, Path]) -> Clouds:
-        """Read the sent points and the client's files."""
         parts = (files[part] for part in (Part.LATENT, Part.TRANSLATION, Part.RETURNED))
         return cls(*(np.load(path, allow_pickle=False) for path in (source, *parts)))
 

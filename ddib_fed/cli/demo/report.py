@@ -23,26 +23,16 @@ class Bound:
 
     @classmethod
     def at_most(cls, name: str, value: float, bound: float) -> Bound:
-        """Whether `value` is not above it; a figure that is no number is out of bounds."""
         return cls(name, value, bound, bool(value <= bound))
 
     @classmethod
     def at_least(cls, name: str, value: float, bound: float) -> Bound:
-        """Whether `value` is not below it; a figure that is no number is out of bounds."""
         return cls(name, value, bound, bool(value >= bound), "at least")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One part of the demo.
-
-    Attributes:
-        name: Its key in the report.
-        title: Over its table of bounds.
-        figures: Its object in the report, as JSON values.
-        bounds: Figures with bounds.
-        files: Written files, to be listed.
-    """
+    """One part of the demo."""
 
     name: str
     title: str

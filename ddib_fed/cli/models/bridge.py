@@ -269,14 +269,7 @@ def _points(bundle: Bundle, path: Path | None, count: int, seed: int) -> Array:
 
 
 def read_points(path: Path) -> Array:
-    """The points (N, D) of a .npy file.
-
-    Raises:
-        FileMissing: There is no such file.
-        PointsUnreadable: The file is not an array of numbers.
-        ShapeMismatch: The array is not (N, D).
-        NotFinite: There is a NaN or an infinity.
-    """
+    """The points (N, D) of a .npy file."""
     from ddib_fed.training.points import read_points as read
 
     return read(path)

@@ -247,7 +247,6 @@ def thresholds(*, folder: Path, images: Path, skip_bad: bool, output_format: str
 
 
 def protection(spent: DifferentialPrivacy) -> str:
-    """What a model's training spent, and what that leaves open."""
     start = f"; not counting what its initial weights {spent.initial[:16]} spent" if spent.initial else ""
     return f"{spent}{start}. Not covered: pictures that are translated, several samples of one person, normalisation"
 

@@ -52,7 +52,6 @@ class SceneSize(click.ParamType[tuple[int, int] | str]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """See `click.ParamType`."""
         if value == "own" or isinstance(value, tuple):
             return value
         try:

@@ -27,13 +27,7 @@ MOST_NAMED = 20
 
 
 def manifest_of(which: str) -> Manifest:
-    """The manifest of a model given by name or folder, without reading the weights of a folder.
-
-    Raises:
-        ModelNotFound: There is none.
-        BundleInvalid: It fails its checks.
-        UsageError: A shipped model and a folder have that name.
-    """
+    """The manifest of a model given by name or folder, without reading the weights of a folder."""
     from ddib_fed.models.bundle_files import parse_manifest
     from ddib_fed.models.catalogue import MANIFEST_FILE
     from ddib_fed.models.shipped import shipped_name
@@ -302,13 +296,11 @@ def _found(folder: Path, recipe: Recipe, given: dict[str, Any]) -> Found:
 
 
 def classes_of(manifest: Manifest, guide: Manifest | None = None) -> Classes:
-    """The classes of a model, or of the classifier that guides a model without classes."""
     owner = manifest if manifest.num_classes is not None or guide is None else guide
     return Classes(owner.name, owner.num_classes or 0, owner.classes)
 
 
 def _class(text: str | None, manifest: Manifest, guide: Manifest | None = None) -> int | None:
-    """The number of a class that is given by name or number; None for none."""
     return None if text is None else classes_of(manifest, guide).number(text)
 
 

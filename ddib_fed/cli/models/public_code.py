@@ -64,16 +64,7 @@ _OF_LEVELS = ("noise_schedule", "diffusion_steps", "timestep_respacing", "ddpm")
 
 
 def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> SolverSettings:
-    """Remove the integration options from `given`; contradictions are usage errors.
-
-    Args:
-        given: The command's options by name; `compat` and `clip` stay.
-        manifests: Of the models used.
-
-    Raises:
-        UsageError: Conflicting options.
-        SettingsInvalid: An invalid respacing, unknown steps, or a quality beside what it chooses.
-    """
+    """Remove the integration options from `given`; contradictions are usage errors."""
     from ddib_fed.diffusion.levels.public import PublicLevels
     from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
 
@@ -110,10 +101,7 @@ def _refuse_levels(named: dict[str, Any]) -> None:
 
 
 def _evaluations(levels: PublicLevels, asked: int, manifests: Sequence[Manifest]) -> int:
-    """Evaluations of a leg: --evaluations if given, else those of the respacing, else all of --diffusion-steps.
-
-    Without any of them 48, or the models' own steps if those are fewer.
-    """
+    """Evaluations of a leg: --evaluations if given, else those of the respacing, else all of --diffusion-steps."""
     from ddib_fed.diffusion.schedule import schedule_from_config
 
     source = click.get_current_context().get_parameter_source("evaluations")

@@ -156,7 +156,6 @@ def node(
 
 
 def _write_peer_file(config: NodeConfig, path: Path) -> None:
-    """What the other institution's operator needs to admit this node."""
     from ddib_fed.node.admitting import export_peer
 
     own = export_peer(config, path)
@@ -250,12 +249,7 @@ def client(
 def _source_node(
     node_config: Path | None, institution: str | None, name: str | None, address: str | None
 ) -> SourceNode:
-    """From a node.toml, or from what was typed.
-
-    Raises:
-        UsageError: Neither, or both.
-        InputError: The node is no source node, or a name cannot be used.
-    """
+    """From a node.toml, or from what was typed."""
     from ddib_fed.trust.identity import Identity
 
     if node_config is not None:

@@ -21,12 +21,7 @@ LISTEN: Final = "127.0.0.1:7443"
 
 
 def addresses(listen: str | None, address: str | None, example: str) -> tuple[str, str]:
-    """The bind address and the dial address of a node; each is derived from the other if it is missing.
-
-    Raises:
-        UsageError: Only `listen` was given, and it is every address of the machine.
-        InputError: One is not an address, or cannot be dialled.
-    """
+    """The bind address and the dial address of a node; each is derived from the other if it is missing."""
     from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 
     try:
@@ -62,25 +57,7 @@ def make_node(
     classifier: str | None = None,
     with_ca: bool = True,
 ) -> NodeConfig:
-    """Write node.toml and what it needs.
-
-    Args:
-        out: The folder.
-        institution: A DNS name.
-        roles: Of the node.
-        name: Of the node, in its institution.
-        listen: Address to bind.
-        address: Address to dial.
-        domain: The domain's name for peers; None for the model's own name.
-        model: A shipped one, which is copied, or a folder; None for one to be trained.
-        classifier: Folder of the classifier that guides it; None for none.
-        with_ca: Make the institution's root and the node's certificate.
-
-    Raises:
-        AlreadyExists: There is a node.toml, another model or a root already.
-        ModelNotFound, BundleInvalid: The model cannot be used.
-        InputError: A value cannot be used.
-    """
+    """Write node.toml and what it needs."""
     from ddib_fed.files import check_private_folder
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.template import render_node_toml
@@ -117,13 +94,7 @@ def make_node(
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """The model of a new node.
-
-    Attributes:
-        domain: Its own name of its domain.
-        place: Its folder, as node.toml names it.
-        shipped: The name of a shipped model, which is copied to the node's folder; None for any other.
-    """
+    """The model of a new node."""
 
     domain: str
     place: str
@@ -131,11 +102,7 @@ class HostedModel:
 
     @classmethod
     def find(cls, which: str, out: Path) -> HostedModel:
-        """A shipped model, or the one in a folder, for the node in `out`.
-
-        Raises:
-            ModelNotFound, BundleInvalid, UsageError: There is none, it is damaged, or there are both.
-        """
+        """A shipped model, or the one in a folder, for the node in `out`."""
         from ddib_fed.models.shipped import open_bundle, shipped_name
 
         domain, shipped = open_bundle(which).manifest.domain, shipped_name(which)
@@ -145,11 +112,7 @@ class HostedModel:
         return cls(domain, str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
 
     def copy_to(self, out: Path) -> None:
-        """Copy a shipped model, so that the node's model does not change with the package version.
-
-        Raises:
-            AlreadyExists: Another model is there.
-        """
+        """Copy a shipped model, so that the node's model does not change with the package version."""
         if self.shipped is None:
             return
         from ddib_fed.models.bundle import load_bundle
@@ -178,11 +141,7 @@ class SourceNode:
 
     @classmethod
     def of(cls, path: Path, address: str | None = None) -> SourceNode:
-        """The node of a node.toml, at its own address or the given one.
-
-        Raises:
-            InputError: It is no source node.
-        """
+        """The node of a node.toml, at its own address or the given one."""
         from ddib_fed.node.config import NodeConfig
         from ddib_fed.trust import pki
         from ddib_fed.trust.identity import Identity
@@ -196,11 +155,7 @@ class SourceNode:
         return cls(identity, address or config.node.address, issuer, config.paths.audit, life)
 
     def note_issue(self, identity: Identity) -> None:
-        """Write to the node's audit log, before the certificate is made, for whom it is.
-
-        Raises:
-            ConfigError: It cannot be written.
-        """
+        """Write to the node's audit log, before the certificate is made, for whom it is."""
         from ddib_fed.trust.audit.log import note
 
         if self.audit is not None:
@@ -208,12 +163,7 @@ class SourceNode:
 
 
 def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
-    """Write client.toml with the client's key and its certificate, or a request for one; the profile's path.
-
-    Raises:
-        AlreadyExists: There is a profile, a request or an identity already.
-        InputError: A value cannot be used.
-    """
+    """Write client.toml with the client's key and its certificate, or a request for one; the profile's path."""
     from ddib_fed.client.profile import render_client_toml
     from ddib_fed.trust import enrolment, pki
     from ddib_fed.trust.identity import Identity
@@ -255,7 +205,6 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _first_line(error: ValueError) -> str:
-    """The first error message of pydantic, without its web address."""
     problems = getattr(error, "errors", None)
     if problems is None:
         return str(error)

@@ -15,12 +15,7 @@ _NOBODY = "client-1"
 
 
 def institution_here(address: str | None, node_name: str) -> tuple[str, str]:
-    """A name for the institution, and where it comes from.
-
-    Args:
-        address: That others dial, if one was given.
-        node_name: Of the node: as the first label of its host it is no part of the institution.
-    """
+    """A name for the institution, and where it comes from."""
     if address is not None and (named := _of_host(address, node_name)):
         return named, "the host of --address"
     host = re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()).strip("-.")

@@ -236,7 +236,6 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
 
 
 def _note_install(config_path: Path, signed: bytes) -> None:
-    """In the node's audit log, before anything is installed: which certificate the operator gave."""
     from ddib_fed.trust.audit.log import note
     from ddib_fed.trust.certificates import fingerprint, parse_certificates
 

@@ -90,12 +90,7 @@ def withdrawn(config_path: Path, output_format: str) -> None:
 
 
 def _of_institution(config: NodeConfig, text: str) -> Identity:
-    """The identity, if this node's list can refuse it.
-
-    Raises:
-        InputError: It is not an identity.
-        PolicyDenied: It belongs to another institution.
-    """
+    """The identity, if this node's list can refuse it."""
     from ddib_fed.errors import InputError, PolicyDenied
     from ddib_fed.trust.identity import Identity
 
@@ -153,11 +148,7 @@ def _report(
 
 
 def _obeyed(config: NodeConfig) -> bool:
-    """Make the node on this state folder read the list now; returns whether one runs.
-
-    Raises:
-        InputError: It runs and cannot read the list.
-    """
+    """Make the node on this state folder read the list now; returns whether one runs."""
     from ddib_fed.errors import InputError
     from ddib_fed.node.running.admin import AdminClient
     from ddib_fed.trust.peers.withdrawn import WITHDRAWN

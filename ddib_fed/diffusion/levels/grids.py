@@ -41,7 +41,6 @@ class Grid:
     middles: tuple[Level, ...]
 
     def __len__(self) -> int:
-        """Number of intervals."""
         return len(self.middles)
 
     def reversed(self) -> Grid:
@@ -102,11 +101,7 @@ def make_grid(
 
 
 def check_grid(name: str, n: int) -> int | None:
-    """Check a grid's name for `n` intervals without a schedule; the T of "integer:T", None for other grids.
-
-    Raises:
-        SettingsInvalid: An unknown name, or a T outside 21 to 10,000 or below `n`.
-    """
+    """Check a grid's name for `n` intervals without a schedule; the T of "integer:T", None for other grids."""
     if name in GRIDS:
         return None
     kind, colon, text = name.partition(":")
@@ -137,7 +132,6 @@ def _uniform_lambda(start: float, end: float, n: int) -> Tensor:
 
 
 def _karras(start: float, end: float, n: int) -> Tensor:
-    """Uniform in (sigma / alpha)^(1 / 7) (Karras et al., arXiv 2206.00364, (5))."""
     low, high = math.exp(-start / KARRAS_RHO), math.exp(-end / KARRAS_RHO)
     return -KARRAS_RHO * torch.log(torch.linspace(low, high, n + 1, dtype=torch.float64))
 
@@ -169,13 +163,7 @@ GRIDS = (*_PLACEMENTS, "integer")
 def _integer_grid(
     schedule: Schedule, n: int, lambda_max: float | None, table_steps: int | None = None
 ) -> Grid:
-    """Integer steps: the baseline's grid.
-
-    A discrete schedule of T steps is respaced to n + 1 of its own. For a continuous one, whatever its name, the
-    linear schedule is rescaled to T = n steps, or to `table_steps` of which n are kept, and the data stand at the
-    usable range's own end, before step 0: the linear table stays within 0.9 of the range of lambda in which our
-    networks are trained, the cosine one does not.
-    """
+    """Integer steps: the baseline's grid."""
     if isinstance(schedule, DiscreteSchedule):
         if table_steps not in (None, schedule.steps):
             raise SettingsInvalid(
@@ -204,16 +192,7 @@ def _integer_grid(
 
 
 def space_timesteps(steps: int, sections: list[int] | str) -> list[int]:
-    """Which of `steps` integer steps remain after respacing, ascending, as guided-diffusion chooses them.
-
-    Args:
-        steps: T.
-        sections: Steps to keep in each of equally long sections, as a list or "10,20"; "ddimN" for a constant
-            stride that gives exactly N steps; "" for all.
-
-    Raises:
-        SettingsInvalid: A section shorter than what it should keep, or no such stride.
-    """
+    """Which of `steps` integer steps remain after respacing, ascending, as guided-diffusion chooses them."""
     if isinstance(sections, str):
         if sections.startswith("ddim"):
             return _strided(steps, sections.removeprefix("ddim"))
@@ -261,20 +240,7 @@ def _count(text: str, whole: str) -> int:
 def ddib_compat_grids(
     schedule: DiscreteSchedule, respacing: list[int] | str = "", *, own: Schedule | None = None
 ) -> tuple[Grid, Grid]:
-    """The public code's levels: (encode, decode), which are not each other's reverse.
-
-    Encoding starts with the data at level 0 and ends at alpha_bar = 0; decoding starts at the last level and
-    ends at alpha_bar = 1. The network receives the original integer steps; at the two outer levels it is never
-    asked.
-
-    Args:
-        schedule: The original T steps.
-        respacing: As in `space_timesteps`.
-        own: The network's own schedule, when it receives other times than those of `schedule`.
-
-    Raises:
-        SettingsInvalid: As `space_timesteps`.
-    """
+    """The public code's levels: (encode, decode), which are not each other's reverse."""
     inner = schedule.at_steps(space_timesteps(schedule.steps, respacing))
     if own is not None:
         inner = tuple(level._replace(t=own.level(level.lam).t) for level in inner)
@@ -284,6 +250,5 @@ def ddib_compat_grids(
 
 
 def is_monotone(grid: Grid) -> bool:
-    """Whether phi strictly rises, or strictly falls, along the grid."""
     steps = [b - a for a, b in pairwise(grid.phis)]
     return all(step > 0 for step in steps) or all(step < 0 for step in steps)

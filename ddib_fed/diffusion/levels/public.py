@@ -50,17 +50,7 @@ class PublicLevels:
 
 
 def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> tuple[Grid, Grid]:
-    """The public code's levels for a model: (encode, decode), as in `ddib_compat_grids`.
-
-    Args:
-        schedule: The model's.
-        levels: What was asked.
-        evaluations: Intervals each way.
-
-    Raises:
-        SettingsInvalid: What was asked contradicts the model's steps, another number of evaluations, or the range in
-            which the model was trained; or there is no such schedule or respacing.
-    """
+    """The public code's levels for a model: (encode, decode), as in `ddib_compat_grids`."""
     if not 0 <= levels.diffusion_steps <= MAX_STEPS:
         raise SettingsInvalid(f"{levels.diffusion_steps} diffusion steps are outside 1 to {MAX_STEPS}")
     if isinstance(schedule, DiscreteSchedule):

@@ -177,7 +177,6 @@ class Clipped(Wrapped):
 
 
 def without_classes(cond: Condition) -> Condition:
-    """`cond` without its classes; None when nothing else is in it."""
     return {key: value for key, value in (cond or {}).items() if key != "y"} or None
 
 
@@ -193,7 +192,6 @@ def _knows_classes(network: nn.Module) -> bool:
 
 
 def _over(numerator: float | Tensor, divisor: float | Tensor) -> float | Tensor:
-    """The quotient, 0 where the divisor is 0."""
     if isinstance(divisor, Tensor):
         zero = divisor == 0
         return torch.where(zero, torch.zeros_like(divisor), numerator / torch.where(zero, 1.0, divisor))

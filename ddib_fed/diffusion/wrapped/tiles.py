@@ -50,7 +50,6 @@ def starts(length: int, tile: int, overlap: float = OVERLAP) -> list[int]:
 
 
 def window(tile: int) -> Tensor:
-    """The weight of each pixel along a tile's side, (tile,) float64: sin^2 from side to side, above 0."""
     return torch.sin(math.pi * (torch.arange(tile, dtype=torch.float64) + 0.5) / tile).square()
 
 
@@ -115,7 +114,6 @@ class Tiled(Wrapped):
 
 
 def _chosen(cond: Condition, which: Tensor) -> Condition:
-    """The condition of rows `which`."""
     if cond is None:
         return None
     return {key: value[on_device(which, value.device)] for key, value in cond.items()}

@@ -63,14 +63,7 @@ _EQUIPMENT: Final = (
 def derived_series(
     series: Series, stack: Pixels, translated: Translated, slices: Sequence[int]
 ) -> list[bytes]:
-    """A DICOM file for each slice of the result.
-
-    Args:
-        series: The source.
-        stack: (N, H, W, C) uint8 or uint16: the result.
-        translated: What it means and how it came about.
-        slices: Which slices to write: all but those that were refused.
-    """
+    """A DICOM file for each slice of the result."""
     now = datetime.now().astimezone()
     uid = new_uid(str(series.headers[0].SeriesInstanceUID), _recipe(translated))
     with quiet():
@@ -82,12 +75,10 @@ def derived_series(
 
 
 def new_uid(source: str, recipe: str) -> str:
-    """A UID under 2.25 (PS3.5 B.2) that follows from the source's and how the result was made: the same again."""
     return f"2.25.{uuid.uuid5(_SPACE, f'{source} {recipe}').int}"
 
 
 def _recipe(translated: Translated) -> str:
-    """A digest of what makes one result differ from another."""
     parts = [r.latent_sha256 + r.target_model_sha256 for r in translated.records if r is not None]
     return hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
 
@@ -182,7 +173,6 @@ def _attribute(dataset: Any, source: Any, translated: Translated, now: datetime)
 
 
 def _code(value: str, meaning: str) -> Any:
-    """A code of DICOM's own dictionary (PS3.16 D)."""
     code = pydicom().Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
     return code
@@ -223,6 +213,5 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: Translated, *, hounsfi
 
 
 def _is_hounsfield(series: Series, translated: Translated) -> bool:
-    """Whether a result is in Hounsfield units: its source is, and the target's range begins like air."""
     source = series.modality == "CT" and not series.without_units
     return source and translated.low is not None and translated.low <= -500

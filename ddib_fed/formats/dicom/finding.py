@@ -29,14 +29,7 @@ COPIES: Final = "copies of other DICOM files"
 
 @dataclass(frozen=True, slots=True)
 class SortedFiles:
-    """DICOM files by what they are.
-
-    Attributes:
-        series: The pictures of each series, by its UID.
-        unreadable: Files that are damaged, pictures by their class without any pixels, and different pictures of one
-            identity, and why.
-        others: How many files are no pictures, by class: reports, plans.
-    """
+    """DICOM files by what they are."""
 
     series: Mapping[str, Members]
     unreadable: tuple[tuple[Path, DdibError], ...]
@@ -45,13 +38,7 @@ class SortedFiles:
 
 @dataclass(frozen=True, slots=True)
 class SeriesName:
-    """What the results of a series are called.
-
-    Attributes:
-        name: With the path below the folder of the results.
-        also: What they were called when other series lay beside it, or lay not.
-        uid_sha256: Digest of its UID, hex.
-    """
+    """What the results of a series are called."""
 
     name: str
     also: tuple[str, ...]
@@ -59,11 +46,7 @@ class SeriesName:
 
 
 def listed_files(directory: Path) -> tuple[list[Path], list[tuple[Path, DdibError]]]:
-    """The pictures that a DICOMDIR lists (PS3.3 F.3), in its order; and those that cannot be used, with the reason.
-
-    Raises:
-        ImageUnreadable: It lists none.
-    """
+    """The pictures that a DICOMDIR lists (PS3.3 F.3), in its order; and those that cannot be used, with the reason."""
     header = read_header(directory)
     records = header.get("DirectoryRecordSequence") or ()
     root = directory.parent.resolve()
@@ -139,11 +122,6 @@ def _conflict(path: Path, other: Path) -> InputError:
 
 
 def _header(path: Path) -> Any:
-    """The header of a file as far as files are sorted by it.
-
-    Raises:
-        ImageUnreadable: It is damaged.
-    """
     if not is_dicom(path):
         what, how = beginning_of(path)
         raise ImageUnreadable(f"{path} does not begin as DICOM files do: it {what}", hop="client", hint=how)
@@ -151,11 +129,7 @@ def _header(path: Path) -> Any:
 
 
 def _other_kind(header: Any) -> str:
-    """The class of a file that is no picture, in words; empty for pictures, and where the file does not say.
-
-    pydicom reads a file that was cut as if it ended there: then the class in front of the header and the one in it
-    differ, or neither is there, or it is that of a picture.
-    """
+    """The class of a file that is no picture, in words; empty for pictures, and where the file does not say."""
     found = {str(header.file_meta.get("MediaStorageSOPClassUID", "")), str(header.get("SOPClassUID", ""))}
     if len(found) != 1:
         return ""
@@ -178,15 +152,7 @@ def _without_pixels(path: Path, header: Any) -> ImageUnreadable:
 
 
 def names_of(series: Mapping[str, Members], root: Path | None) -> Iterator[tuple[SeriesName, Members]]:
-    """A name for the results of each series.
-
-    FOLDER/PATH/series-NUMBER: the folder that was given, the path below it to the folder that holds all slices, and the
-    number of the series. Several of one number in one folder get the beginning of their UID's digest too.
-
-    Args:
-        series: Files by UID.
-        root: The folder below which they were found; None for files that were given one by one.
-    """
+    """A name for the results of each series."""
     alone = root is None and sum(map(len, series.values())) == 1
     digests = {uid: hashlib.sha256(uid.encode()).hexdigest() for uid in series}
     plain = {
@@ -201,7 +167,6 @@ def names_of(series: Mapping[str, Members], root: Path | None) -> Iterator[tuple
 
 
 def _place(members: Members, root: Path | None, digest: str) -> str:
-    """Folder, path and number of a series; a series without a number is known by its digest."""
     common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
     top = common if root is None else root
     below = () if root is None else common.relative_to(root.absolute()).parts

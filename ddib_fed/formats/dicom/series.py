@@ -53,14 +53,7 @@ SORTED_BY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The slices of a series.
-
-    Attributes:
-        called: What messages call it.
-        headers: Datasets of pydicom without pixels, in the order of the slices.
-        paths: The file of each.
-        warnings: What a person has to know.
-    """
+    """The slices of a series."""
 
     called: str
     headers: tuple[Any, ...]
@@ -69,7 +62,6 @@ class Series:
 
     @property
     def modality(self) -> str:
-        """CT, MR and so on."""
         return str(self.headers[0].get("Modality", ""))
 
     @property
@@ -90,25 +82,14 @@ def pydicom() -> Any:
 
 
 def read_header(path: Path, attributes: Sequence[str] | None = None) -> Any:
-    """The dataset of a file, without pixels.
-
-    Args:
-        path: The file.
-        attributes: Keywords of those to read; None for all.
-
-    Raises:
-        ImageUnreadable: It is no DICOM file.
-    """
+    """The dataset of a file, without pixels."""
     with _faults(path), quiet():
         only = None if attributes is None else list(attributes)
         return _dataset(path, stop_before_pixels=True, specific_tags=only)
 
 
 def _dataset(path: Path, **how: Any) -> Any:
-    """The dataset of a file; what functional groups say of its first frame stands at the top.
-
-    A deflated one is unpacked here, up to `MAX_UNPACKED` bytes: pydicom has no bound.
-    """
+    """The dataset of a file; what functional groups say of its first frame stands at the top."""
     package = pydicom()
     meta = package.filereader.read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
@@ -138,11 +119,7 @@ def _dataset(path: Path, **how: Any) -> Any:
 def readable(
     members: Sequence[tuple[Path, Any]],
 ) -> tuple[list[tuple[Path, Any]], list[tuple[Path, DdibError]]]:
-    """The slices of a series whose pixels can be read, and why others cannot; all where none can, or there is but one.
-
-    Args:
-        members: As the argument of `read_series`.
-    """
+    """The slices of a series whose pixels can be read, and why others cannot; all where none can, or there is but one."""
     good: list[tuple[Path, Any]] = []
     bad: list[tuple[Path, DdibError]] = []
     for path, header in members if len(members) > 1 else ():
@@ -157,16 +134,7 @@ def readable(
 
 
 def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> tuple[Series, NDArray[Any]]:
-    """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality.
-
-    Args:
-        called: What messages call it.
-        headers: Path and dataset of each file of the series, with `SORTED_BY` at least, in any order.
-
-    Raises:
-        ImageUnreadable: A file is damaged, compressed in a way that cannot be read here, or no plain picture.
-        InputError: The slices have different sizes or directions, or are too many.
-    """
+    """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality."""
     checked = [(path, header) for path, header in headers if _check(path, header)]
     ordered = in_space(checked)
     shapes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel", 1))) for _, h in ordered}
@@ -221,11 +189,7 @@ def is_parallel(headers: Sequence[Any]) -> bool:
 
 
 def _check(path: Path, header: Any) -> bool:
-    """Whether a file is one plain picture.
-
-    Raises:
-        ImageUnreadable: It is none that is translated.
-    """
+    """Whether a file is one plain picture."""
     if "Rows" not in header or "Columns" not in header:
         raise ImageUnreadable(
             f"{path} is {header.get('SOPClassUID', 'a DICOM file')} without pixels",
@@ -251,13 +215,7 @@ def _check(path: Path, header: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """One file's pixels.
-
-    Attributes:
-        values: (H, W, C) uint8 colours, or float32 in the units of the modality.
-        padded: (H, W) bool: pixels that are no measurement (PS3.3 C.7.5.1.1.2); None for none.
-        dark_is_more: Whether more is darker (MONOCHROME1).
-    """
+    """One file's pixels."""
 
     values: NDArray[Any]
     padded: NDArray[np.bool_] | None = None
@@ -265,13 +223,7 @@ class _Slice:
 
 
 def _stacked(paths: Sequence[Path], shape: tuple[int, int, int]) -> NDArray[Any]:
-    """(N, H, W, C) of a series: more is brighter, and padding has the least value of all slices.
-
-    MONOCHROME1 is turned about the middle of all slices' values, so that slices stay comparable.
-
-    Raises:
-        ImageUnreadable: A file is damaged.
-    """
+    """(N, H, W, C) of a series: more is brighter, and padding has the least value of all slices."""
     values: NDArray[Any] = np.empty(0)
     padded: dict[int, NDArray[np.bool_]] = {}
     turned: list[int] = []
@@ -298,11 +250,7 @@ def _stacked(paths: Sequence[Path], shape: tuple[int, int, int]) -> NDArray[Any]
 
 
 def _slice(path: Path) -> _Slice:
-    """The pixels of one file.
-
-    Raises:
-        ImageUnreadable: It is damaged, or not of the shape that its header says.
-    """
+    """The pixels of one file."""
     package = pydicom()
     with _faults(path), quiet():
         dataset = _dataset(path)
@@ -320,11 +268,7 @@ def _slice(path: Path) -> _Slice:
 
 
 def _require_size(path: Path, dataset: Any) -> None:
-    """Return if a compressed picture has the size that the header says, before it is decoded.
-
-    Raises:
-        ImageUnreadable: It has not.
-    """
+    """Return if a compressed picture has the size that the header says, before it is decoded."""
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
     from PIL import Image, UnidentifiedImageError
@@ -351,10 +295,7 @@ def _in_units(pixels: Pixels, dataset: Any) -> Pixels:
 
 
 def _padded(pixels: Pixels, dataset: Any) -> NDArray[np.bool_] | None:
-    """Where pixels are padding; None where the header names none.
-
-    Many files write the padding of signed pixels as the unsigned number of the same bits: -2000 as 63536.
-    """
+    """Where pixels are padding; None where the header names none."""
     first = dataset.get("PixelPaddingValue")
     if first is None:
         return None

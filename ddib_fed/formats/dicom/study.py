@@ -21,19 +21,13 @@ from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated, U
 
 @dataclass(frozen=True, slots=True)
 class DicomStudy(FromOrigin):
-    """A series.
-
-    Attributes:
-        series: Its headers.
-        slices: What is sent.
-    """
+    """A series."""
 
     series: Series
     slices: Slices
 
     @property
     def kind(self) -> str:
-        """The format and the modality."""
         units = " without Hounsfield units" if self.series.without_units else ""
         return f"DICOM series ({self.series.modality or 'no modality'}{units})"
 
@@ -50,24 +44,17 @@ class DicomStudy(FromOrigin):
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """Slices that are sent."""
         return self.slices.sent
 
     @property
     def planes(self) -> int:
-        """All slices."""
         return len(self.slices.numbers)
 
     def items(self) -> Iterator[bytes]:
-        """Each slice as a file of pixels."""
         return self.slices.items()
 
     def assemble(self, translated: Translated) -> Assembled:
-        """The files of the derived series.
-
-        Raises:
-            InputError: A result has another size than what was sent.
-        """
+        """The files of the derived series."""
         stack = self.slices.stack(translated)
         report, said = self.slices.report(translated, stack)
         contents = derived_series(self.series, stack, translated, range(self.planes))
@@ -93,13 +80,7 @@ class DicomStudy(FromOrigin):
 
 @dataclass(frozen=True, slots=True)
 class FoundSeries:
-    """The series among some files.
-
-    Attributes:
-        unread: They.
-        unreadable: Files that cannot be read, and why.
-        others: How many files are no pictures, by class.
-    """
+    """The series among some files."""
 
     unread: tuple[Unread, ...]
     unreadable: tuple[tuple[Path, DdibError], ...]
@@ -107,17 +88,7 @@ class FoundSeries:
 
 
 def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: Options) -> FoundSeries:
-    """The series among some files.
-
-    Args:
-        given: What was named, for messages.
-        files: DICOM files.
-        root: The folder below which they were found; None for files that were given one by one.
-        options: Rule of intensity.
-
-    Raises:
-        ImageUnreadable: No file is a picture or a damaged picture.
-    """
+    """The series among some files."""
     found = sort_files(files)
     if not found.series and not found.unreadable:
         raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
@@ -149,18 +120,7 @@ def _unread(
 
 
 def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Options) -> DicomStudy:
-    """The series of some files.
-
-    Args:
-        origin: Of the study.
-        members: Path and header (`series.SORTED_BY`) of each file.
-        options: Rule of intensity.
-
-    Raises:
-        ImageUnreadable: A file cannot be read, or shows nothing.
-        InputError: The slices do not belong together, or are to be in Hounsfield units and are not.
-        UsageError: There is no such rule of intensity.
-    """
+    """The series of some files."""
     series, values = read_series(origin.called, members)
     try:
         rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
@@ -172,11 +132,7 @@ def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Opt
 
 
 def _require_units(called: str, series: Series, rule: Rule) -> None:
-    """Return if the values of a CT have one unit, and the one that the rule names.
-
-    Raises:
-        InputError: They have not.
-    """
+    """Return if the values of a CT have one unit, and the one that the rule names."""
     odd = series.without_units
     if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
         raise InputError(

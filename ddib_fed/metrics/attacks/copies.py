@@ -45,14 +45,7 @@ def _block(height: int, width: int) -> int:
 
 
 class TrainingRows:
-    """Reduced training pictures, searched for the nearest to others.
-
-    Args:
-        rows: (M, D), M at least 1.
-
-    Raises:
-        ShapeMismatch: There are none.
-    """
+    """Reduced training pictures, searched for the nearest to others."""
 
     def __init__(self, rows: Floats) -> None:
         if rows.ndim != 2 or not len(rows):
@@ -68,17 +61,7 @@ class TrainingRows:
         return len(self._rows)
 
     def nearest(self, rows: Floats, within: float = np.inf) -> Distances:
-        """Distance of each row (N, D) to the nearest of these, over its distance to their mean; (N,).
-
-        The division keeps a blurred picture, which is near to everything, from counting as a copy.
-
-        Args:
-            rows: Reduced pictures.
-            within: Larger distances may be returned as infinity, which takes a fraction of the time.
-
-        Raises:
-            ShapeMismatch: Rows of another length, or none.
-        """
+        """Distance of each row (N, D) to the nearest of these, over its distance to their mean; (N,)."""
         if rows.shape[1:] != self._rows.shape[1:] or not len(rows):
             raise ShapeMismatch(f"rows {rows.shape} beside {self._rows.shape}")
         centred = rows - self._mean
@@ -94,19 +77,16 @@ class TrainingRows:
         return found
 
     def _possible(self, short: Floats, norm: np.float32, within: float) -> NDArray[np.intp]:
-        """Indices of the rows that the lower bound does not rule out."""
         bounds = self._short_squares - 2 * (self._short @ short) + np.square(short).sum()
         return np.flatnonzero(bounds <= norm * np.float32(within**2 + SLACK))
 
     def _shortened(self, centred: Floats) -> Floats:
-        """(N, axes + 1): the distance of two of these is a lower bound on the distance of the rows."""
         along = centred @ self._axes
         left = np.square(centred).sum(1) - np.square(along).sum(1)
         return np.concatenate([along, np.sqrt(np.clip(left, 0, None))[:, None]], axis=1)
 
 
 def _axes(rows: Floats) -> Floats:
-    """Approximate leading principal axes of centred rows (M, D), orthonormal: (D, AXES), at most (D, D)."""
     found = np.random.default_rng(0).standard_normal((rows.shape[1], min(AXES, rows.shape[1])))
     for _ in range(3):
         found = np.linalg.qr(rows.T @ (rows @ found.astype(np.float32)).astype(np.float32))[0]
@@ -115,9 +95,4 @@ def _axes(rows: Floats) -> Floats:
 
 
 def nearest(some: Floats, others: Floats) -> Distances:
-    """Distance of each row (N, D) to the nearest of others (M, D): see `TrainingRows.nearest`.
-
-    Raises:
-        ShapeMismatch: Rows of different length, or none.
-    """
     return TrainingRows(others).nearest(some)

@@ -1,12 +1,6 @@
 """How much of a picture someone reads from its latent who has pairs of other pictures and latents, but not the model.
 
 Three surrogate inverters are fitted to the same pairs, and the best on pairs that were set aside counts:
-
-    frequency   ridge regression of the picture's cosine coefficients on the latent's, for each frequency on its own
-    ridge       ridge regression of all numbers on all numbers
-    network     a small convolutional network that sees the latent and the first one's picture, and corrects it
-
-It is a lower bound. Whoever holds the source's model, or one trained on the same domain, decodes a latent.
 """
 
 from __future__ import annotations
@@ -35,13 +29,7 @@ WIDTH, BLOCKS, BATCH, RATE = 24, (1, 2, 4), 24, 2e-3
 
 @dataclass(frozen=True, slots=True)
 class Inverter:
-    """The best of the surrogates.
-
-    Attributes:
-        name: Which.
-        inverse: It.
-        errors: Mean squared error of each on the pairs that were set aside, by name.
-    """
+    """The best of the surrogates."""
 
     name: str
     inverse: Inverse
@@ -49,17 +37,7 @@ class Inverter:
 
 
 def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: int = 0) -> Inverter:
-    """Fit the surrogates to latents and their pictures (N, C, H, W), any units.
-
-    Args:
-        latents: What crosses.
-        originals: What they were made of.
-        steps: Of the network's training; 0 leaves it out.
-        seed: Of the network and of its batches.
-
-    Raises:
-        ShapeMismatch: Stacks of different shape, or fewer than 16 pairs.
-    """
+    """Fit the surrogates to latents and their pictures (N, C, H, W), any units."""
     if latents.shape != originals.shape or latents.ndim != 4 or len(latents) < FEWEST:
         raise ShapeMismatch(f"latents {latents.shape} with pictures {originals.shape}")
     aside = np.arange(len(latents)) % SET_ASIDE == SET_ASIDE - 1
@@ -177,11 +155,7 @@ MOST_POINTS = 1_500
 
 
 def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
-    """Kernel ridge regression of points on their latents, each (N, D): width and penalty by pairs that are set aside.
-
-    Raises:
-        ShapeMismatch: Sets of different shape, or fewer than 16 pairs.
-    """
+    """Kernel ridge regression of points on their latents, each (N, D): width and penalty by pairs that are set aside."""
     if latents.shape != originals.shape or latents.ndim != 2 or len(latents) < FEWEST:
         raise ShapeMismatch(f"latents {latents.shape} with points {originals.shape}")
     latents, originals = latents[:MOST_POINTS], originals[:MOST_POINTS]

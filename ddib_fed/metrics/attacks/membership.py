@@ -1,11 +1,7 @@
 """Attacks on a published mean of histograms: was this picture among those that were averaged, and which of many was it?
 
-    residual   r = published - what the attacker expects without the picture
-    score      <r, d_i> - |d_i|^2 / 2,   d_i = (h_i - h) / M
-
-h_i is the candidate's histogram, h the population's. For Gaussian noise, and for what the attacker does not know of the
-other pictures, the score orders candidates as the likelihood ratio of "i is in it" does (Homer et al., 2008; Dwork et
-al., 2015). An attacker who knows all other pictures has r = d_i plus noise, the worst case of differential privacy.
+residual   r = published - what the attacker expects without the picture
+score      <r, d_i> - |d_i|^2 / 2,   d_i = (h_i - h) / M
 """
 
 from __future__ import annotations
@@ -21,20 +17,7 @@ Numbers = NDArray[np.floating]
 def scores(
     residuals: Numbers, candidates: Numbers, population: Numbers, pictures: int
 ) -> NDArray[np.float64]:
-    """The score of each candidate for each published histogram.
-
-    Args:
-        residuals: r of each, (R, cells) or (cells,).
-        candidates: Their histograms, (N, cells).
-        population: h, (cells,).
-        pictures: M, the number of pictures in the mean.
-
-    Returns:
-        (R, N), or (N,) for one residual.
-
-    Raises:
-        ShapeMismatch: Histograms of different cells.
-    """
+    """The score of each candidate for each published histogram."""
     if not candidates.shape[-1] == population.shape[-1] == residuals.shape[-1]:
         raise ShapeMismatch(
             f"cells of {residuals.shape}, {candidates.shape} and {population.shape} do not agree"
@@ -45,11 +28,7 @@ def scores(
 
 
 def area(inside: Numbers, outside: Numbers) -> float:
-    """Area under the curve of hits over false alarms: how often a member's score is above a stranger's, ties half.
-
-    Raises:
-        ShapeMismatch: There are no members or no strangers.
-    """
+    """Area under the curve of hits over false alarms: how often a member's score is above a stranger's, ties half."""
     if 0 in (inside.size, outside.size):
         raise ShapeMismatch("an area needs scores of members and of strangers")
     ordered = np.sort(outside.ravel())

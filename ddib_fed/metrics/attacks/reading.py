@@ -12,11 +12,7 @@ TINY = 1e-9
 
 
 def correlation_matrix(latents: Array, originals: Array) -> NDArray[np.float64]:
-    """Correlation of the numbers of each latent with those of each sample, (N, M); 0 for one that is constant.
-
-    Raises:
-        ShapeMismatch: Samples of another shape.
-    """
+    """Correlation of the numbers of each latent with those of each sample, (N, M); 0 for one that is constant."""
     if latents.shape[1:] != originals.shape[1:]:
         raise ShapeMismatch(f"latents {latents.shape} beside samples {originals.shape}")
     flat = [each.reshape(len(each), -1).astype(np.float64) for each in (latents, originals)]

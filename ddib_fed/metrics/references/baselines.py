@@ -1,15 +1,12 @@
 """Baselines: translations that need no network.
 
-    unchanged         the source itself
-    histogram         each channel's values through the monotone map from the source domain's distribution of values
-                      to the target domain's; both domains' training parts, unpaired
-    mean              the mean picture of the target's training part, whatever was asked
-    random            a picture of the target's training part, whatever was asked
-    Gaussian bridge   both sides' means and spectra, in closed form; both domains' training parts, unpaired
-    colour map        a polynomial of degree 2 in the channels of a pixel, least squares on pairs
-
-Except for the colour map, which uses true pairs, none uses data that a party of the bridge
-does not have; and none uses the truth of the picture that it translates.
+unchanged         the source itself
+histogram         each channel's values through the monotone map from the source domain's distribution of values
+                  to the target domain's; both domains' training parts, unpaired
+mean              the mean picture of the target's training part, whatever was asked
+random            a picture of the target's training part, whatever was asked
+Gaussian bridge   both sides' means and spectra, in closed form; both domains' training parts, unpaired
+colour map        a polynomial of degree 2 in the channels of a pixel, least squares on pairs
 """
 
 from __future__ import annotations
@@ -34,17 +31,7 @@ COUNTS_OF_PAIRS = (2, 8, 32)
 def unpaired(
     source: Pictures | None, domain: tuple[Pictures | None, Pictures] | None, *, count: int, channels: int
 ) -> dict[str, Pictures]:
-    """The baselines without pairs that can be computed, by name.
-
-    Args:
-        source: The sources (N, C, H, W) in [-1, 1], or None.
-        domain: Other pictures of the source's domain (the sources themselves for None), and of the target's.
-        count: Of the translations.
-        channels: Of the translations.
-
-    Raises:
-        ShapeMismatch: Not 1 or 3 channels.
-    """
+    """The baselines without pairs that can be computed, by name."""
     found: dict[str, Pictures] = {}
     if source is not None:
         found["source"] = unchanged(source, channels)
@@ -77,40 +64,28 @@ def _have_spectra(own: Pictures, target: Pictures) -> bool:
 
 
 def unchanged(source: Pictures, channels: int) -> Pictures:
-    """The sources (N, C, H, W), with the target's number of channels; errors as `to_channels`."""
     return to_channels(source, channels)
 
 
 def mean_picture(target: Pictures, count: int) -> Pictures:
-    """The mean of the target's pictures (M, C, H, W), `count` times."""
     return np.repeat(target.mean(axis=0, keepdims=True, dtype=np.float64), count, axis=0).astype(np.float32)
 
 
 def random_pictures(target: Pictures, count: int, *, seed: int = 0) -> Pictures:
-    """`count` of the target's pictures (M, C, H, W), drawn with a seed; with replacement where M is less."""
     rng = np.random.default_rng(seed)
     return target[rng.choice(len(target), count, replace=count > len(target))]
 
 
 @dataclass(frozen=True, slots=True)
 class HistogramMatch:
-    """A monotone map of each channel's values, made by `fit`.
-
-    Attributes:
-        source: Quantiles (C, `QUANTILES`) of the source domain, in the target's channels.
-        target: Quantiles (C, `QUANTILES`) of the target domain.
-    """
+    """A monotone map of each channel's values, made by `fit`."""
 
     source: NDArray[np.float64] = field(repr=False)
     target: NDArray[np.float64] = field(repr=False)
 
     @staticmethod
     def fit(source: Pictures, target: Pictures) -> HistogramMatch:
-        """Fit to two unpaired sets of pictures (N, C, H, W) and (M, C', H', W').
-
-        Raises:
-            ShapeMismatch: Not 1 or 3 channels.
-        """
+        """Fit to two unpaired sets of pictures (N, C, H, W) and (M, C', H', W')."""
         channels = target.shape[1]
         shares = np.linspace(0.0, 1.0, QUANTILES)
         return HistogramMatch(
@@ -119,7 +94,6 @@ class HistogramMatch:
         )
 
     def __call__(self, pictures: Pictures) -> Pictures:
-        """Map pictures (N, C, H, W) of the source domain; errors as `to_channels`."""
         given = to_channels(pictures, len(self.source))
         out = np.empty_like(given)
         shares = np.linspace(0.0, 1.0, QUANTILES)
@@ -135,30 +109,20 @@ class HistogramMatch:
 
 @dataclass(frozen=True, slots=True)
 class ColourMap:
-    """A quadratic map from a pixel's channels to the other domain's, made by `fit` from true pairs.
-
-    Attributes:
-        weights: (terms, C') by `monomials`.
-        channels: C of the sources.
-    """
+    """A quadratic map from a pixel's channels to the other domain's, made by `fit` from true pairs."""
 
     weights: NDArray[np.float64] = field(repr=False)
     channels: int
 
     @staticmethod
     def fit(source: Pictures, target: Pictures) -> ColourMap:
-        """Least squares over the pixels of pairs (N, C, H, W) and (N, C', H, W).
-
-        Raises:
-            ShapeMismatch: The pictures are not pairs of one size.
-        """
+        """Least squares over the pixels of pairs (N, C, H, W) and (N, C', H, W)."""
         if len(source) != len(target) or source.shape[2:] != target.shape[2:] or 0 in source.shape:
             raise ShapeMismatch(f"pictures {source.shape} and {target.shape} are no pairs")
         weights, *_ = np.linalg.lstsq(monomials(_pixels(source)), _pixels(target), rcond=None)
         return ColourMap(np.asarray(weights, np.float64), source.shape[1])
 
     def __call__(self, pictures: Pictures) -> Pictures:
-        """Map pictures (N, C, H, W), the result clipped to [-1, 1]; errors as `to_channels`."""
         given = to_channels(pictures, self.channels)
         pixels = given.transpose(0, 2, 3, 1).reshape(-1, self.channels)
         mapped = np.clip(monomials(pixels.astype(np.float64)) @ self.weights, -1.0, 1.0)
@@ -167,11 +131,7 @@ class ColourMap:
 
 
 def cross_fitted_colour_map(source: Pictures, target: Pictures) -> Pictures:
-    """The quadratic colour map if only the test part is paired: each half is mapped by a fit to the other.
-
-    Raises:
-        ShapeMismatch: The pictures are not pairs of one size, or fewer than two.
-    """
+    """The quadratic colour map if only the test part is paired: each half is mapped by a fit to the other."""
     if len(source) < 2:
         raise ShapeMismatch(f"two halves need at least two pairs, not {len(source)}")
     half = len(source) // 2
@@ -181,6 +141,5 @@ def cross_fitted_colour_map(source: Pictures, target: Pictures) -> Pictures:
 
 
 def _pixels(pictures: Pictures) -> NDArray[np.float64]:
-    """Pixels (P, C), evenly thinned to `MOST_PIXELS`: equal strides of pairs give equal pixels."""
     pixels = pictures.transpose(0, 2, 3, 1).reshape(-1, pictures.shape[1])
     return pixels[:: -(-len(pixels) // MOST_PIXELS)].astype(np.float64)

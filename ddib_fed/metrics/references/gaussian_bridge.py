@@ -2,12 +2,6 @@
 
 For u ~ N(m_A, U D_A U^T) the probability-flow ODE leads from a picture to U D_A^(-1/2) U^T (u - m_A) and, on the other
 side, from that to a picture, so that
-
-    v = m_B + U (D_B / D_A)^(1/2) U^T (R u - m_A)
-
-with U the orthonormal cosine transform and D variances by frequency and channel, as in `networks.spectrum`; R is the
-rotation of a calibration (m_A and D_A are then those of R u). It is what a bridge of networks does to first order
-(arXiv 2410.24060), so what a network adds is what it does better than this.
 """
 
 from __future__ import annotations
@@ -32,14 +26,7 @@ LEAST_DEVIATION = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class GaussianBridge:
-    """A linear map of pictures, made by `fit`.
-
-    Attributes:
-        units: Of the source and of the target.
-        rotation: R (C, C); None for the identity.
-        means: m_A and m_B, each (C, H, W) float64.
-        gain: (D_B / D_A)^(1/2), (C, H, W) float64.
-    """
+    """A linear map of pictures, made by `fit`."""
 
     units: tuple[Normalisation, Normalisation]
     rotation: NDArray[np.float64] | None
@@ -54,18 +41,7 @@ class GaussianBridge:
         units: tuple[Normalisation, Normalisation] | None = None,
         rotation: NDArray[np.float64] | None = None,
     ) -> GaussianBridge:
-        """Fit to two unpaired sets of pictures (N, C, H, W) and (M, C', H, W) in [-1, 1].
-
-        Args:
-            source: Brought to the target's channels.
-            target: Of the other domain.
-            units: Of two models; by default each channel's mean and deviation over the pictures, colour in opponent
-                channels.
-            rotation: R in these units.
-
-        Raises:
-            ShapeMismatch: Pictures of other channels than 1 and 3, of two sizes, or fewer than `FEWEST`.
-        """
+        """Fit to two unpaired sets of pictures (N, C, H, W) and (M, C', H, W) in [-1, 1]."""
         given = to_channels(source, target.shape[1])
         if given.shape[1:] != target.shape[1:] or min(len(given), len(target)) < FEWEST:
             raise ShapeMismatch(
@@ -78,7 +54,6 @@ class GaussianBridge:
         return GaussianBridge(both, rotation, (first[0], second[0]), gain)
 
     def __call__(self, source: Pictures) -> Pictures:
-        """Map pictures (N, C, H, W) of the source domain, the result clipped to [-1, 1]; errors as `to_channels`."""
         given = to_channels(source, self.gain.shape[0])
         u = torch.from_numpy(_turned(self.units[0].apply(given), self.rotation)).double()
         v = self.means[1] + pictures(self.gain * cosines(u - self.means[0]))

@@ -75,7 +75,6 @@ def adm_config(config: DiffusersUNetConfig) -> UNetConfig | None:
 
 
 def _change(config: DiffusersUNetConfig, kind: str, way: str) -> str:
-    """How a level of this kind changes size: "conv" or "resnet"."""
     if kind.startswith("Attn"):
         return config.downsample_type if way == "down" else config.upsample_type
     return "resnet" if kind.startswith("Resnet") else "conv"
@@ -109,7 +108,6 @@ def _plain(state: Mapping[str, Tensor], names: Mapping[str, str]) -> Iterator[tu
 
 
 def _places(config: DiffusersUNetConfig) -> Iterator[tuple[str, str, str, int]]:
-    """Each level as (its name, its kind, where our blocks are, the number of its first block)."""
     size = config.layers_per_block + 1
     for level, kind in enumerate(config.down_block_types):
         yield f"down_blocks.{level}", kind, "input_blocks", 1 + level * size
@@ -133,7 +131,6 @@ def _residuals(config: DiffusersUNetConfig) -> Iterator[tuple[str, str]]:
 
 
 def _attentions(config: DiffusersUNetConfig) -> Iterator[tuple[str, str]]:
-    """Each attention's name, and ours."""
     for name, kind, way, first in _places(config):
         if kind.startswith("Attn"):
             for index in range(config.layers_per_block + (way == "output_blocks")):

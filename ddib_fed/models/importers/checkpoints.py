@@ -39,14 +39,7 @@ _OPTIMISER = re.compile(r"opt\d*\.pt")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The weights in a file.
-
-    Attributes:
-        path: Of the file.
-        state: The state dict, float32, without the prefixes of wrappers.
-        under: Key in the file under which it was found; empty at the top level.
-        dtypes: Of the numbers in the file.
-    """
+    """The weights in a file."""
 
     path: Path
     state: Mapping[str, Tensor] = field(repr=False)
@@ -55,7 +48,6 @@ class Checkpoint:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps from the file's name; 0 if it has none."""
         found = _AVERAGED.fullmatch(self.path.name) or _RAW.fullmatch(self.path.name)
         return int(found.groups()[-1]) if found else 0
 
@@ -76,14 +68,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The state dict in a .pt file.
-
-    The tensors may be views of the mapped file: it must not change until they are copied.
-
-    Raises:
-        FileMissing: There is no such file.
-        BundleInvalid: It cannot be read with `weights_only`, holds no state dict, or that of an optimiser.
-    """
+    """The state dict in a .pt file."""
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
     if _OPTIMISER.fullmatch(path.name):
@@ -108,22 +93,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_tensors(path: Path) -> Checkpoint:
-    """The tensors of a .safetensors file, or of a pickle with any other suffix.
-
-    Raises:
-        FileMissing: There is no such file.
-        BundleInvalid: It cannot be read, or holds no state dict.
-    """
     return read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
 
 
 def read_safetensors(path: Path) -> Checkpoint:
-    """The tensors of a .safetensors file.
-
-    Raises:
-        FileMissing: There is no such file.
-        BundleInvalid: It cannot be read.
-    """
+    """The tensors of a .safetensors file."""
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
     try:
@@ -140,16 +114,7 @@ def _checkpoint(path: Path, found: Mapping[str, Tensor], under: str) -> Checkpoi
 
 
 def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:
-    """Tensors under other names.
-
-    Args:
-        found: By the names in a file.
-        rename: Returns the new name.
-        path: Of the file, for errors.
-
-    Raises:
-        BundleInvalid: Two tensors would have one name.
-    """
+    """Tensors under other names."""
     state: dict[str, Tensor] = {}
     for key, tensor in found.items():
         if rename(key) in state:

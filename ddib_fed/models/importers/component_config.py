@@ -55,16 +55,7 @@ _DEFAULT_LEVELS = {
 
 
 def network_config(source: Mapping[str, Any], where: str) -> AnyComponent:
-    """The arguments in a config.json, with the library's defaults for missing ones.
-
-    Args:
-        source: The file's object.
-        where: The file's name, for errors.
-
-    Raises:
-        SettingsInvalid: It is of another network, or has a setting that cannot be computed exactly; the detail names
-            the key.
-    """
+    """The arguments in a config.json, with the library's defaults for missing ones."""
     named = source.get("_class_name")
     if not isinstance(named, str) or named not in KINDS:
         raise refused_key(where, "_class_name", named, f"only {' or '.join(KINDS)} is read")
@@ -95,11 +86,7 @@ def network_config(source: Mapping[str, Any], where: str) -> AnyComponent:
 
 
 def _fields(kind: type[AnyComponent], source: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings that the file has under their own names.
-
-    Raises:
-        SettingsInvalid: One of the others is not known, or has another value than is computed.
-    """
+    """The settings that the file has under their own names."""
     same = kind.model_fields.keys() - {"kind", "image_size", "mid_block"}
     fields: dict[str, Any] = {}
     for key, value in source.items():
@@ -115,7 +102,6 @@ def _fields(kind: type[AnyComponent], source: Mapping[str, Any], where: str) -> 
 
 
 def _modern(key: str, value: Any) -> Any:
-    """A setting in the library's current form: block types without a prefix, one name for each non-linearity."""
     if key.endswith("block_types") and isinstance(value, list):
         return [kind.removeprefix("UNetRes") if isinstance(kind, str) else kind for kind in value]
     return "silu" if (key, value) == ("act_fn", "swish") else value

@@ -46,23 +46,7 @@ def import_diffusers(
     soften_sigma: float = 0.0,
     variant: str | None = None,
 ) -> Imported:
-    """Manifest and weights of the network and the scheduler in a pipeline's folder.
-
-    Args:
-        folder: As `save_pretrained` writes it: unet/ or transformer/, and scheduler/; or both files at the top.
-        domain: The domain that it was trained on.
-        name: Of the model; the folder's name when empty.
-        fit: How pictures of another size are fitted.
-        soften_sigma: Noise level to which pictures are softened before encoding.
-        variant: Which of the weights, such as "fp16"; None for the full ones, or the only variant.
-
-    Raises:
-        ExtraMissing: The diffusers library is not installed.
-        FileMissing: A file is not there.
-        BundleInvalid: A file is damaged, or the weights are of another network; the detail names the first tensor.
-        SettingsInvalid: The pipeline has more than a network of pixels and a scheduler, or one of the two cannot be
-            computed exactly; the detail names the component or the key.
-    """
+    """Manifest and weights of the network and the scheduler in a pipeline's folder."""
     above = whole_pipeline(folder)
     if above is not None:
         read_pipeline(above)
@@ -114,11 +98,7 @@ def _network_folder(folder: Path) -> Path:
 
 
 def _classes(pipeline: Pipeline, config: AnyComponent, folder: Path) -> tuple[str, ...]:
-    """The class names in order, if the pipeline has them.
-
-    Raises:
-        SettingsInvalid: They do not match the network's classes.
-    """
+    """The class names in order, if the pipeline has them."""
     count = config.num_classes or 0
     if pipeline.labels and sorted(pipeline.labels) != list(range(count)):
         raise SettingsInvalid(
@@ -132,15 +112,7 @@ def _classes(pipeline: Pipeline, config: AnyComponent, folder: Path) -> tuple[st
 def largest_difference(
     folder: Path, imported: Imported, *, variant: str | None = None, pictures: int = 2, seed: int = 0
 ) -> float:
-    """Difference of the network's output from that of the diffusers library on noise, relative to its largest value.
-
-    Args:
-        folder: As imported.
-        imported: The imported model.
-        variant: As imported.
-        pictures: How many are compared.
-        seed: Of the noise, the steps and the classes.
-    """
+    """Difference of the network's output from that of the diffusers library on noise, relative to its largest value."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -203,7 +175,6 @@ def _new_name(key: str) -> str:
 
 
 def _is_old_attention(key: str, tensor: Tensor) -> bool:
-    """Whether it is a linear layer stored as a 1 x 1 convolution."""
     return ".attentions." in key and tensor.ndim == 4
 
 

@@ -138,33 +138,18 @@ _UPSAMPLERS = ("large_size", "small_size")
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """A parsed line of flags.
-
-    Attributes:
-        given: Value of each relevant flag, in the order of the line.
-        ignored: Each other flag, and why it is not relevant.
-        line: As it was given.
-    """
+    """A parsed line of flags."""
 
     given: Mapping[str, Value]
     ignored: Mapping[str, str]
     line: str = ""
 
     def get(self, key: str) -> tuple[Value, str]:
-        """The value of `key`, and whether "--flags" or the "public default" says so."""
         return (self.given[key], "--flags") if key in self.given else (DEFAULTS[key], "public default")
 
 
 def parse_flags(line: str, *, classifier: bool = False) -> Flags:
-    """Parse a line such as the README's MODEL_FLAGS, with or without the variable's name.
-
-    Args:
-        line: E.g. "--image_size 256 --class_cond True"; "--key=value" is read too.
-        classifier: Whether the flags are for a classifier or a generator.
-
-    Raises:
-        SettingsInvalid: An unknown flag, or one with a missing or malformed value; the detail names it.
-    """
+    """Parse a line such as the README's MODEL_FLAGS, with or without the variable's name."""
     wanted = {**BOTH, **(CLASSIFIER if classifier else MODEL)}
     other, whose = (MODEL, "of the model that it guides") if classifier else (CLASSIFIER, "of the classifier")
     given: dict[str, Value] = {}

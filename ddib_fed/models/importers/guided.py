@@ -49,23 +49,7 @@ def import_guided(
     fit: Literal["pad", "crop", "resize"] = "crop",
     soften_sigma: float = 0.0,
 ) -> Imported:
-    """Manifest and weights of a public UNet, or of a noisy classifier.
-
-    Args:
-        path: The .pt file, or one of safetensors.
-        flags: The flags that it was trained with, as in the public README; missing ones have the public
-            defaults, unless shapes determine them.
-        classifier: Whether it is a classifier.
-        domain: The domain that it was trained on.
-        name: Of the model; the file's name when empty.
-        fit: How pictures of another size are fitted; the public code crops.
-        soften_sigma: Noise level to which pictures are softened before encoding.
-
-    Raises:
-        FileMissing: There is no such file.
-        BundleInvalid: It is not a checkpoint, or of another network; the detail names the first tensor that differs.
-        SettingsInvalid: Flags that are unknown or contradict the shapes; the detail names the first.
-    """
+    """Manifest and weights of a public UNet, or of a noisy classifier."""
     given = parse_flags(flags, classifier=classifier)
     checkpoint = read_tensors(path)
     settled = settle(checkpoint.state, given, classifier=classifier, source=str(path))
@@ -107,14 +91,7 @@ def _warnings(facts: tuple[Fact, ...], flags: Flags) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The settings from shapes, flags and defaults.
-
-    Attributes:
-        network: Kind and constructor arguments.
-        parameterisation: What the network predicts.
-        schedule: The training schedule.
-        facts: Every setting, with its origin.
-    """
+    """The settings from shapes, flags and defaults."""
 
     network: UNetConfig | ClassifierConfig
     parameterisation: Parameterisation
@@ -123,18 +100,7 @@ class Settled:
 
 
 def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, source: str) -> Settled:
-    """Infer the network of `state` from names and shapes alone.
-
-    Args:
-        state: The tensors, on any device (meta too).
-        flags: As parsed for this kind of network.
-        classifier: Whether it is a classifier.
-        source: Name of the file, for errors.
-
-    Raises:
-        BundleInvalid: It is not a public picture network; the detail names a tensor.
-        SettingsInvalid: Flags contradict the shapes, or name no network or schedule; the detail names the first.
-    """
+    """Infer the network of `state` from names and shapes alone."""
     shapes = look(state, source)
     _check_kind(shapes, source, classifier=classifier)
     reading = _Reading(shapes, flags, _layout(shapes, flags))
@@ -196,7 +162,6 @@ class _Reading:
 
     @property
     def prefix(self) -> str:
-        """Prefix of the flags about a classifier's architecture."""
         return "classifier_" if self.shapes.classifier else ""
 
     def flag(self, key: str) -> Value:
@@ -247,7 +212,6 @@ class _Reading:
                 raise _contradicted(key, written(value), written(seen[key]))
 
     def _plain(self, value: Value) -> Value:
-        """Multipliers as numbers of channels; other values unchanged."""
         if not isinstance(value, tuple):
             return value
         return tuple(int(part * self.shapes.model_channels) for part in value)

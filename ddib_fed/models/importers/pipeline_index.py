@@ -37,13 +37,7 @@ _AUTOENCODERS = re.compile(r"VQ|Autoencoder|VAE", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Information on a pipeline from its folder.
-
-    Attributes:
-        labels: Names of the network's classes by their numbers (`id2label`); empty without.
-        remarks: Remarks about the folder, a sentence each.
-        warnings: What could not be checked, a sentence each.
-    """
+    """Information on a pipeline from its folder."""
 
     labels: Mapping[int, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -51,16 +45,7 @@ class Pipeline:
 
 
 def read_pipeline(folder: Path) -> Pipeline:
-    """The information on a folder's network, if the whole pipeline can be imported.
-
-    Args:
-        folder: Of a pipeline, or of one network alone.
-
-    Raises:
-        BundleInvalid: model_index.json is damaged.
-        SettingsInvalid: The pipeline has more than a pixel network and a scheduler, or a LoRA is
-            beside it, by the file's name or its tensors'; the detail names them.
-    """
+    """The information on a folder's network, if the whole pipeline can be imported."""
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     components = {**dict(_lying(folder)), **dict(_listed(index))}
     _refuse_adapters(folder)
@@ -84,12 +69,7 @@ def read_pipeline(folder: Path) -> Pipeline:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileMissing: There is no such file.
-        BundleInvalid: It is too large, not JSON, or not an object.
-    """
+    """The object in a JSON file."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_JSON_BYTES + 1)
@@ -109,13 +89,11 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def whole_pipeline(folder: Path) -> Path | None:
-    """The pipeline that a component's folder lies in; None when it is a pipeline itself, or alone."""
     above = folder.resolve().parent
     return above if not (folder / INDEX).is_file() and (above / INDEX).is_file() else None
 
 
 def _listed(index: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and class of each component that model_index.json lists; absent ones are [null, null]."""
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list) or len(value) != 2 or value[1] is None:
             continue
@@ -181,11 +159,6 @@ def _family(components: Mapping[str, str]) -> str:
 
 
 def _labels(index: Mapping[str, Any], folder: Path) -> dict[int, str]:
-    """`id2label`, by number.
-
-    Raises:
-        BundleInvalid: It is not a table of numbers and names.
-    """
     said = index.get("id2label") or {}
     try:
         return {int(number): str(name)[:200] for number, name in said.items()}
@@ -194,5 +167,4 @@ def _labels(index: Mapping[str, Any], folder: Path) -> dict[int, str]:
 
 
 def _word(value: object) -> str:
-    """A class as the file has it; one with code of its own is a list of file and class."""
     return str(value[-1] if isinstance(value, list) and value else value)[:80]

@@ -56,11 +56,7 @@ _SAMPLING: Mapping[str, str] = {
 
 
 def read_schedule(source: Mapping[str, Any], where: str) -> tuple[ScheduleConfig, Parameterisation]:
-    """The schedule in a scheduler_config.json, and the prediction type.
-
-    Raises:
-        SettingsInvalid: An unknown scheduler or schedule; the detail names the key.
-    """
+    """The schedule in a scheduler_config.json, and the prediction type."""
     if source.get("_class_name") not in SCHEDULERS:
         raise refused_key(where, "_class_name", source.get("_class_name"), f"one of {', '.join(SCHEDULERS)}")
     if source.get("trained_betas") is not None:
@@ -103,11 +99,7 @@ def _steps_and_ends(source: Mapping[str, Any], where: str) -> tuple[int, tuple[f
 
 
 def unused(source: Mapping[str, Any]) -> dict[str, str]:
-    """Each enabled setting of a scheduler_config.json that has no effect here, with the reason.
-
-    Args:
-        source: As `read_schedule` takes it.
-    """
+    """Each enabled setting of a scheduler_config.json that has no effect here, with the reason."""
     return {
         key: _SAMPLING.get(key, "of sampling, or not known to this release")
         for key, value in source.items()

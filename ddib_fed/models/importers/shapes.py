@@ -22,15 +22,7 @@ POSITIONS = "out.2.positional_embedding"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block of the down or up path, as its tensors show it.
-
-    Attributes:
-        width: Channels after its residual block; 0 when it has none.
-        attention: Whether it attends.
-        scale_shift: Whether the time scales and shifts.
-        resamples: "convolution" or "residual" if a resampling layer has tensors; otherwise empty.
-        enters: Channels before its residual block.
-    """
+    """One block of the down or up path, as its tensors show it."""
 
     width: int = 0
     enters: int = 0
@@ -41,14 +33,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One grouping of the down path into levels.
-
-    Attributes:
-        levels: Number of levels.
-        num_res_blocks: Residual blocks of each.
-        resblock_updown: Whether residual blocks resample; None for one level, where nothing does.
-        conv_resample: Whether resampling has a convolution.
-    """
+    """One grouping of the down path into levels."""
 
     levels: int
     num_res_blocks: int
@@ -58,19 +43,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Properties of a network inferred from its tensors.
-
-    Attributes:
-        classifier: Whether it is a classifier, half a UNet.
-        in_channels: Of a picture.
-        out_channels: Of the output, or a classifier's number of classes.
-        model_channels: Channels that the multipliers multiply.
-        num_classes: Classes that a generator is conditioned on; None without.
-        pool: How a classifier pools; empty for a generator.
-        places: Number of positions of attention pooling; 0 without.
-        down: The blocks of the down path, the input convolution first.
-        layouts: Possible groupings into levels: one for a generator, perhaps several for a classifier.
-    """
+    """Properties of a network inferred from its tensors."""
 
     classifier: bool
     in_channels: int
@@ -83,20 +56,16 @@ class Shapes:
     layouts: tuple[Layout, ...]
 
     def widths(self, layout: Layout) -> tuple[int, ...]:
-        """Channels of each level, from the finest."""
         return tuple(self._first(layout, level).width for level in range(layout.levels))
 
     def channel_mult(self, layout: Layout) -> tuple[float, ...]:
-        """Multipliers that give these widths."""
         return tuple(multiplier(width, self.model_channels) for width in self.widths(layout))
 
     def attention(self, layout: Layout) -> tuple[int, ...]:
-        """Downsampling factors of the levels that attend."""
         return tuple(2**level for level in range(layout.levels) if self._first(layout, level).attention)
 
     @property
     def scale_shift(self) -> bool:
-        """Whether the time scales and shifts after a normalisation."""
         return self.down[1].scale_shift
 
     def _first(self, layout: Layout, level: int) -> Block:
@@ -131,21 +100,12 @@ _FAMILIES = (
 
 
 def multiplier(width: int, channels: int) -> float:
-    """The number m with int(m * channels) = width, as constructors round."""
     found = width / channels
     return found if int(found * channels) == width else math.nextafter(found, math.inf)
 
 
 def look(state: Mapping[str, Tensor], source: str) -> Shapes:
-    """Infer a network's properties from the shapes in `state`.
-
-    Args:
-        state: Of a public UNet or noisy classifier.
-        source: Name of the file, for errors.
-
-    Raises:
-        BundleInvalid: It is neither; the detail names a tensor.
-    """
+    """Infer a network's properties from the shapes in `state`."""
     if ENTER in state and state[ENTER].ndim == 2:
         raise BundleInvalid(
             f"{source}: it is the public code's network for points",

@@ -36,23 +36,7 @@ def import_synthetic(
     predict_xstart: bool = False,
     normalisation: Normalisation | None = None,
 ) -> Bundle:
-    """A bundle of the public code's 2-D checkpoint (`SyntheticModel`).
-
-    Args:
-        path: The .pt file, as `read_checkpoint` reads it.
-        domain: The domain that it was trained on.
-        name: Of the model; the file's name when empty.
-        noise_schedule: "linear" or "cosine", as it was trained.
-        diffusion_steps: As it was trained; the public code's default for 2-D is 4,000.
-        rescale_timesteps: Whether the network receives times up to 1,000 whatever the steps.
-        predict_xstart: Whether it predicts x0 instead of eps.
-        normalisation: Of the raw data; none by default.
-
-    Raises:
-        FileMissing: There is no such file.
-        BundleInvalid: It is not a checkpoint, or not of this network; the detail names the first tensor that differs.
-        SettingsInvalid: No such schedule.
-    """
+    """A bundle of the public code's 2-D checkpoint (`SyntheticModel`)."""
     schedule = ScheduleConfig(noise_schedule, diffusion_steps, rescale_timesteps)
     schedule_from_config(schedule)
     state = read_checkpoint(path).state
@@ -73,11 +57,7 @@ def import_synthetic(
 
 
 def infer_synthetic(state: Mapping[str, Tensor], source: str) -> SyntheticConfig:
-    """The constructor arguments of the `SyntheticModel` that `state` belongs to.
-
-    Raises:
-        BundleInvalid: There is none; the detail names the first tensor that differs.
-    """
+    """The constructor arguments of the `SyntheticModel` that `state` belongs to."""
     for key in (ENTER, LEAVE):
         if key not in state or state[key].ndim != 2:
             raise _refused(source, key, "the tensor is missing or has another number of dimensions")

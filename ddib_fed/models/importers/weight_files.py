@@ -1,10 +1,7 @@
 """Reads a component's weights in every layout of diffusers: one file or shards, full precision or a variant.
 
-    diffusion_pytorch_model[.VARIANT].safetensors                   or .bin
-    diffusion_pytorch_model.safetensors.index[.VARIANT].json        names shards, ...[.VARIANT]-00001-of-00002...
-
-An index names files of its own folder, each holding exactly the listed tensors; safetensors come
-before pickles and full weights before variants, and what is ignored is listed.
+diffusion_pytorch_model[.VARIANT].safetensors                   or .bin
+diffusion_pytorch_model.safetensors.index[.VARIANT].json        names shards, ...[.VARIANT]-00001-of-00002...
 """
 
 from __future__ import annotations
@@ -31,14 +28,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One set of weights in a folder.
-
-    Attributes:
-        path: The file that holds them, or the index of the files that do.
-        suffix: ".safetensors" or ".bin".
-        variant: Such as "fp16"; empty for the full weights.
-        sharded: Whether `path` is an index.
-    """
+    """One set of weights in a folder."""
 
     path: Path
     suffix: str
@@ -47,17 +37,7 @@ class Weights:
 
 
 def find_weights(folder: Path, variant: str | None = None) -> tuple[Weights, tuple[str, ...]]:
-    """The set of weights to read, and remarks on other sets in the folder.
-
-    Args:
-        folder: Of the component.
-        variant: Which to take; None for the full weights, or the only variant where there are none.
-
-    Raises:
-        FileMissing: There are none, or not this variant; the detail names those that are there.
-        BundleInvalid: There are two sets of one kind, or several variants and none is named.
-        SettingsInvalid: The variant is not a plain word.
-    """
+    """The set of weights to read, and remarks on other sets in the folder."""
     if variant is not None and not _VARIANT.fullmatch(variant):
         raise SettingsInvalid(f"{variant[:40]!r} is no variant of weights", hint="a word, such as fp16")
     there = list(_sets(folder))
@@ -92,12 +72,7 @@ def find_weights(folder: Path, variant: str | None = None) -> tuple[Weights, tup
 
 
 def read_weights(weights: Weights) -> Checkpoint:
-    """The tensors of one set.
-
-    Raises:
-        FileMissing: A shard is not there.
-        BundleInvalid: A file is damaged, or a shard holds other tensors than the index says; the detail names it.
-    """
+    """The tensors of one set."""
     if not weights.sharded:
         return read_tensors(weights.path)
     shards = _shards(weights)
@@ -140,12 +115,7 @@ def _remarks(first: Weights, there: list[Weights], *, asked: bool) -> Iterator[s
 
 
 def _shards(weights: Weights) -> Mapping[str, set[str]]:
-    """The names of the tensors of each shard.
-
-    Raises:
-        BundleInvalid: The index is malformed or names something else than a plain file, or there is an unlisted shard.
-        FileMissing: A shard is not there.
-    """
+    """The names of the tensors of each shard."""
     folder, where = weights.path.parent, weights.path
     said = read_json(where).get("weight_map")
     if not isinstance(said, dict) or not said:

@@ -1,11 +1,8 @@
 """Maps of a picture's channels from the units of one model to those of another, pixel by pixel, and their inverses.
 
-    rotation    v = R u, R orthogonal: the ODE commutes with it, so a model needs no training to work in the new basis
-    quadratic   v = W phi(u), phi(u) = (1, u_i, u_i u_j for i <= j): 3 numbers for grey, 30 for colour
-    curve       grey: v is linear in u between knots; two knots at one u are a jump. No value v is met twice
-
-u are channels in the units of the source's model, v in those of the target's. A rotation and a curve have exact
-inverses. A quadratic map can fold; its inverse is the solution that a descent from the regression of u on v finds.
+rotation    v = R u, R orthogonal: the ODE commutes with it, so a model needs no training to work in the new basis
+quadratic   v = W phi(u), phi(u) = (1, u_i, u_i u_j for i <= j): 3 numbers for grey, 30 for colour
+curve       grey: v is linear in u between knots; two knots at one u are a jump. No value v is met twice
 """
 
 from __future__ import annotations
@@ -26,17 +23,7 @@ MOST_KNOTS = 32
 
 
 class ChannelMap(BaseModel):
-    """One map; exactly one of its kinds.
-
-    Attributes:
-        rotation: R, (C, C); the determinant is 1 or -1.
-        quadratic: W, (C, 1 + C + C (C + 1) / 2).
-        curve: Knots (u, v) of a map of one channel, u rising; see `ToneCurve`.
-
-    Raises:
-        ValidationError: Not exactly one kind, no square matrix of 1 or 3 channels, one that is not orthogonal,
-            coefficients of another shape or above 100, or a curve that meets a value twice.
-    """
+    """One map; exactly one of its kinds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,17 +33,14 @@ class ChannelMap(BaseModel):
 
     @property
     def channels(self) -> int:
-        """C."""
         return 1 if self.curve is not None else len(self.rotation or self.quadratic or ())
 
     @property
     def numbers(self) -> int:
-        """How many numbers say what the map is."""
         return int(self.matrix.size)
 
     @property
     def matrix(self) -> npt.NDArray[np.float64]:
-        """R, W, or the knots (K, 2)."""
         return np.array(self.rotation or self.quadratic or self.curve, dtype=np.float64)
 
     def apply(self, u: Floats) -> Floats:
@@ -109,6 +93,5 @@ class ChannelMap(BaseModel):
 
 
 def monomials(u: Floats) -> Floats:
-    """(1, u_i, u_i u_j for i <= j) of u (N, C, ...): (N, 1 + C + C (C + 1) / 2, ...)."""
     upper = [u[:, i] * u[:, j] for i in range(u.shape[1]) for j in range(i, u.shape[1])]
     return np.stack([np.ones_like(u[:, 0]), *np.moveaxis(u, 1, 0), *upper], axis=1)

@@ -1,10 +1,7 @@
 """The inverse of a quadratic map of channels, which is unique only where the map does not fold.
 
-    u_0 = B^-1 (v - a)                        a + B u: the linear regression of v on u ~ N(0, I)
-    u  <- u - (J^T J + l I)^-1 J^T (W phi(u) - v)      Levenberg's damped Newton step, kept where it is nearer to v
-
-Model units are about standard normal, so that the regression is that of the pictures. The descent stays on the side of
-the fold that the regression is on, which is where most colours are.
+u_0 = B^-1 (v - a)                        a + B u: the linear regression of v on u ~ N(0, I)
+u  <- u - (J^T J + l I)^-1 J^T (W phi(u) - v)      Levenberg's damped Newton step, kept where it is nearer to v
 """
 
 from __future__ import annotations
@@ -24,12 +21,7 @@ RIDGE = 1e-2
 
 
 def solve_quadratic(weights: Floats, v: Floats) -> Floats:
-    """U (C, N) with W phi(u) nearest to v (C, N), by descent.
-
-    Args:
-        weights: W, (C, 1 + C + C (C + 1) / 2), C 1 or 3.
-        v: Values.
-    """
+    """U (C, N) with W phi(u) nearest to v (C, N), by descent."""
     parts = constant, linear, square = _split(weights)
     u = _start(constant, linear, square, v)
     residual = _value(*parts, u) - v
@@ -73,7 +65,6 @@ def _step(linear: Floats, square: Floats, u: Floats, left: Floats, damping: Floa
 
 
 def _split(weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """A (C,), B (C, C) and symmetric Q (C, C, C) with W phi(u) = a + B u + u^T Q u."""
     channels = len(weights)
     square = np.zeros((channels, channels, channels))
     rows, columns = np.triu_indices(channels)

@@ -21,16 +21,7 @@ BLACK = 0.02
 
 
 class Normalisation(BaseModel):
-    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`.
-
-    With a calibration they are mapped on, from these units to those of the model that they are translated to.
-
-    Attributes:
-        mean: One number, or one for each channel.
-        std: The same.
-        colours: The channels of a colour picture: red, green and blue, or those of `opponent`.
-        calibrated: The map of a calibration, applied after mean and std; None for none.
-    """
+    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +32,6 @@ class Normalisation(BaseModel):
 
     @property
     def plain(self) -> Normalisation:
-        """The same without a calibration."""
         return self.model_copy(update={"calibrated": None})
 
     @property
@@ -71,18 +61,12 @@ class Normalisation(BaseModel):
         return (raw if self.colours == "rgb" else from_opponent(raw)).astype(np.float32)
 
     def mapped(self, raw: Floats) -> Floats:
-        """Raw data (N, C, ...) as the calibration maps them, with this normalisation's mean, std and colours: float32.
-
-        They show the target's contrasts but not its brightness, which is not known here; without a calibration, `raw`.
-        """
         return raw.astype(np.float32) if self.calibrated is None else self.plain.undo(self.apply(raw))
 
     def recoloured(self, raw: Floats) -> Floats:
-        """Raw data (N, C, ...) with their channels as `colours` says."""
         return raw if self.colours == "rgb" else opponent(raw)
 
     def _numbers(self, ndim: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Mean and std that broadcast over arrays of `ndim` dimensions, channels second: float64."""
         parts = (np.asarray(part, dtype=np.float64) for part in (self.mean, self.std))
         mean, std = (part.reshape(-1, *(1,) * (ndim - 2)) if part.ndim else part for part in parts)
         return mean, std
@@ -95,11 +79,7 @@ class Normalisation(BaseModel):
 
 
 def opponent(rgb: Floats) -> Floats:
-    """Lightness and two opponent chromaticities of pictures (N, 3, ...) in [-1, 1].
-
-    With R, G, B in [0, 1], `BLACK` added to each, and T = R + G + B: sqrt(T / 3), (B - R) / T, (2 G - R - B) / (2 T).
-    A hue is the same however dark it is. Values below -1 count as -1.
-    """
+    """Lightness and two opponent chromaticities of pictures (N, 3, ...) in [-1, 1]."""
     red, green, blue = (np.maximum(rgb[:, i], -1.0) / 2 + (0.5 + BLACK) for i in range(3))
     total = red + green + blue
     return np.stack(

@@ -18,22 +18,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ToneCurve:
-    """One curve.
-
-    Attributes:
-        knots: (K, 2) of u and v. u does not fall from one to the next; two of the same u are a jump, and u itself
-            belongs to the branch after it.
-    """
+    """One curve."""
 
     knots: Floats
 
     def check(self) -> None:
-        """Return if the curve can be undone.
-
-        Raises:
-            ValueError: u falls, a branch has fewer than two knots or does not rise or fall strictly, or two branches
-                share values.
-        """
+        """Return if the curve can be undone."""
         if len(self.knots) < 2 or not (np.diff(self.knots[:, 0]) >= 0).all():
             raise ValueError("the knots of a curve are two or more, with u rising")
         ranges = []

@@ -23,37 +23,7 @@ MAX_POSITIONS = 1 << 25
 
 
 class DiffusersUNetConfig(BaseModel):
-    """Arguments of a `UNet2DModel` of diffusers with positional time features.
-
-    Attributes:
-        kind: Discriminator of the network type.
-        image_size: Size that it was made for.
-        in_channels: Of a picture.
-        out_channels: `in_channels`, or twice as many with a learned variance.
-        block_out_channels: Channels of each level, from the finest.
-        layers_per_block: Residual blocks of a level in the down path; the up path has one more.
-        down_block_types: Of each level, from the finest: plain, with attention, or resampling by residual blocks.
-        up_block_types: The same for the up path, from the coarsest.
-        mid_block: Whether there is a middle block between them.
-        mid_block_scale_factor: Divisor of residual sums in the middle block.
-        add_attention: Whether the middle block has attention.
-        downsample_padding: 1 around the picture, or 0 for one row and column below and to the right.
-        downsample_type: How levels with attention downsample: by a convolution or by a residual block.
-        upsample_type: How they upsample.
-        attention_head_dim: Channels of a head; None for one head.
-        norm_num_groups: Groups of normalisations.
-        attn_norm_num_groups: Of the one before attention in the middle; None for none with "scale_shift", else as
-            `norm_num_groups`.
-        norm_eps: Their epsilon.
-        resnet_time_scale_shift: Whether the time is added, or scales and shifts after a normalisation.
-        flip_sin_to_cos: Whether cosines come first among the features of a time.
-        freq_shift: Subtracted from the number of frequencies in their exponents' divisor.
-        time_embedding_dim: Size of a time's embedding; None for 4 x the first width.
-        dropout: Probability, in training.
-        center_input_sample: Whether 2 x - 1 is the input instead of x.
-        num_class_embeds: Classes that it is conditioned on; None for none.
-        act_fn: The non-linearity of residual blocks.
-    """
+    """Arguments of a `UNet2DModel` of diffusers with positional time features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,12 +56,10 @@ class DiffusersUNetConfig(BaseModel):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that it is conditioned on; None for none."""
         return self.num_class_embeds
 
     @property
     def divisor(self) -> int:
-        """The number that must divide height and width."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
     @property
@@ -105,7 +73,6 @@ class DiffusersUNetConfig(BaseModel):
     def _without_later_fields(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
-        """Leave `act_fn` out of JSON while it is at its default: bundles of older releases keep their digests."""
         fields: dict[str, Any] = handler(self)
         if info.mode == "json" and self.act_fn == "silu":
             fields.pop("act_fn", None)
@@ -131,24 +98,7 @@ class DiffusersUNetConfig(BaseModel):
 
 
 class DiffusersDiTConfig(BaseModel):
-    """Arguments of a `DiTTransformer2DModel` of diffusers on pixels (Peebles and Xie, arXiv 2212.09748).
-
-    Attributes:
-        kind: Discriminator of the network type.
-        image_size: Size of its pictures, which are square.
-        in_channels: Of a picture.
-        out_channels: `in_channels`, or twice as many with a learned variance.
-        patch_size: Side of the squares of pixels that become tokens.
-        num_layers: Transformer blocks.
-        num_attention_heads: Heads of each.
-        attention_head_dim: Channels of a head.
-        attention_bias: Whether query, key and value have a bias.
-        activation_fn: The non-linearity of feed-forward layers.
-        norm_elementwise_affine: Whether normalisations have weights.
-        norm_eps: Their epsilon.
-        num_embeds_ada_norm: Classes that it is conditioned on; one more is the null class.
-        dropout: Probability, in training.
-    """
+    """Arguments of a `DiTTransformer2DModel` of diffusers on pixels (Peebles and Xie, arXiv 2212.09748)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -169,12 +119,10 @@ class DiffusersDiTConfig(BaseModel):
 
     @property
     def num_classes(self) -> int:
-        """Classes that it is conditioned on."""
         return self.num_embeds_ada_norm
 
     @property
     def divisor(self) -> int:
-        """The number that must divide height and width."""
         return self.patch_size
 
     @model_validator(mode="after")

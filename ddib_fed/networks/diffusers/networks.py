@@ -2,8 +2,6 @@
 
 The library's classes compute; this module adds one time per row and exact features of float64 times. They are built
 from validated configurations only, with the library's names of weights; nothing is downloaded and no code is loaded.
-
-Importing it needs the extra `diffusers` and takes seconds: `registry` imports it when such a network is built.
 """
 
 from __future__ import annotations
@@ -30,20 +28,6 @@ class DiffusersUNet(UNet2DModel):  # type: ignore[misc]
     def forward(
         self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
-        """The prediction at x.
-
-        Args:
-            x: Pictures (N, in_channels, H, W); H and W divide by 2^(levels - 1).
-            times: (1,) or (N,), or (K,) with `rows`.
-            rows: (N,) pointing into `times`.
-            y: Classes (N,) int64, if and only if the network has classes.
-
-        Returns:
-            (N, out_channels, H, W).
-
-        Raises:
-            ValueError: Classes for a network without, or none for a network with.
-        """
         return cast("Tensor", super().forward(x, _of_rows(x, times, rows), y, return_dict=False)[0])
 
 
@@ -55,20 +39,7 @@ class DiffusersDiT(DiTTransformer2DModel):  # type: ignore[misc]
     def forward(
         self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
-        """The prediction at x.
-
-        Args:
-            x: Pictures (N, in_channels, S, S) of the size that it was made for.
-            times: (1,) or (N,), or (K,) with `rows`.
-            rows: (N,) pointing into `times`.
-            y: Classes (N,) int64; the number of classes is the null class.
-
-        Returns:
-            (N, out_channels, S, S).
-
-        Raises:
-            ValueError: No classes.
-        """
+        """The prediction at x."""
         if y is None:
             raise ValueError("this network needs classes")
         out = super().forward(x, _of_rows(x, times, rows), y, return_dict=False)
@@ -113,7 +84,6 @@ def diffusers_dit(*, image_size: int, **arguments: Any) -> DiffusersDiT:
 
 
 def _of_rows(x: Tensor, times: Tensor, rows: Tensor | None) -> Tensor:
-    """The time of each row of x (N, ...): (N,)."""
     return times.expand(len(x)) if rows is None else times.index_select(0, rows)
 
 

@@ -4,10 +4,6 @@ What a CUDA graph replays, or torch.compile specialised, is one call at one shap
 of n rows is copied into the buffers of the least bucket that holds n, run there, and its first n rows are copied out.
 The rows beyond n hold what an earlier call left: rows do not see each other. Every row has a time of its own in the
 buffers, so that calls whose rows were merged and calls of one level are the same call.
-
-A maker turns the network and its buffers into a function that runs them: `graphs.Capturing`, `compiled.compiled`. All
-else is here, and knows no device. What cannot be run so is called as ever: larger batches, which launching kernels
-does not slow down, and calls under gradients.
 """
 
 from __future__ import annotations
@@ -26,13 +22,7 @@ from ddib_fed.diffusion.transfers import on_device
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """The inputs of one bucket, written before each run.
-
-    Attributes:
-        x: (rows, ...).
-        times: (rows,).
-        extra: First dimension `rows`.
-    """
+    """The inputs of one bucket, written before each run."""
 
     x: Tensor
     times: Tensor
@@ -55,19 +45,7 @@ def buckets_up_to(most: int) -> tuple[int, ...]:
 
 
 class Bucketed:
-    """Runs a network in buckets.
-
-    Args:
-        eager: Calls the network as it is.
-        network: The network; its weights do not change.
-        make: Makes the runner of a bucket, at the first call that needs it.
-        buckets: Numbers of rows, ascending.
-
-    Attributes:
-        made: Runners made so far.
-        replayed: Calls answered by one.
-        called: Calls of the network as it is.
-    """
+    """Runs a network in buckets."""
 
     def __init__(self, eager: Run, network: nn.Module, make: Maker, buckets: Sequence[int]) -> None:
         self._eager = eager
@@ -79,7 +57,6 @@ class Bucketed:
         self.made = self.replayed = self.called = 0
 
     def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
-        """See `Run`."""
         if torch.is_grad_enabled() or len(x) > self._buckets[-1]:
             self.called += 1
             return self._eager(x, times, rows, extra)
@@ -115,7 +92,6 @@ class Bucketed:
 
 
 def _lay_times(held: Tensor, times: Tensor, rows: Tensor | None) -> None:
-    """Write the time of each row to `held` (N,), from times (K,) on the CPU."""
     if rows is None:
         held.fill_(float(times))
     else:

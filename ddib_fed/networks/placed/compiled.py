@@ -9,14 +9,7 @@ from ddib_fed.networks.placed.buckets import Buffers, Runner
 
 
 def compiled(network: nn.Module, buffers: Buffers) -> Runner:
-    """The runner that calls the compiled network on its buffers.
-
-    On a GPU kernels are chosen by measuring (mode max-autotune, which replays CUDA graphs too); a CPU has nothing to
-    choose from.
-
-    Raises:
-        RuntimeError: There is no compiler, or torch cannot compile the network.
-    """
+    """The runner that calls the compiled network on its buffers."""
     mode = "max-autotune" if buffers.x.device.type == "cuda" else "default"
     fast = torch.compile(network, mode=mode, dynamic=False)
 

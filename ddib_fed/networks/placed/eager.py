@@ -2,9 +2,6 @@
 
 Every leg on one grid asks at the same levels. The embeddings of the times, the scales and shifts that blocks make of
 them, and the terms of a spectrum are computed at a level's first call and kept.
-
-On a CPU, convolutions of one or two small pictures are 6 to 11 % faster with their weights in channels_last, and those
-of 16 slower, so calls of few rows get a copy of the network that has them so.
 """
 
 from __future__ import annotations
@@ -30,12 +27,7 @@ MOST_COPIED = 16_000_000
 
 
 class Remembering(Plain):
-    """Calls a network whose weights do not change.
-
-    Args:
-        network: Takes `kept` (see `UNet.forward`) if it has an attribute `remembers` that is true; also for a table of
-            levels, where `remembers_tables` is true: what it makes of many levels is small.
-    """
+    """Calls a network whose weights do not change."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
@@ -48,7 +40,6 @@ class Remembering(Plain):
         self._for_few: nn.Module | None = None
 
     def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
-        """See `Run`."""
         alone = rows is None and len(times) == 1
         if not (self._remembers if alone else self._tables and rows is not None) or torch.is_grad_enabled():
             return super().__call__(x, times, rows, extra)
@@ -81,10 +72,7 @@ class Remembering(Plain):
             return self._kept[key]
 
     def _of_table(self, times: Tensor) -> Kept:
-        """What was made of these times: this very tensor, which is held, so that no other can take its place.
-
-        The table that was used least recently makes room: some are asked once, others at every step.
-        """
+        """What was made of these times: this very tensor, which is held, so that no other can take its place."""
         with self._lock:
             found = self._kept_tables.pop(id(times), None)
             if found is None:

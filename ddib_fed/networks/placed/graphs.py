@@ -24,11 +24,6 @@ class Capturing:
         self._pool: Any = None  # a handle, whose type torch does not publish
 
     def __call__(self, network: nn.Module, buffers: Buffers) -> Runner:
-        """The runner that replays a graph of the network on its buffers.
-
-        Raises:
-            RuntimeError: torch cannot capture the network's call.
-        """
         device = buffers.x.device
 
         def call() -> Tensor:

@@ -26,13 +26,11 @@ once needed: the memory of a node grows until every heap has seen the largest jo
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """From now on keep up to 256 MiB of freed memory; whether this system's C library can."""
     return _told({_MMAP_THRESHOLD: LARGEST_FROM_HEAP, _TRIM_THRESHOLD: KEPT_BYTES})
 
 
 @lru_cache(maxsize=1)
 def share_heaps() -> bool:
-    """From now on give the threads of this process few heaps, before it has many; whether it could."""
     return _told({_ARENA_MAX: ARENAS})
 
 

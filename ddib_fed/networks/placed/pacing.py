@@ -22,12 +22,7 @@ Mark = Callable[[], Callable[[], None]]
 
 
 class Paced:
-    """Runs a network, waiting first for the call that was queued `CALLS_AHEAD` calls before.
-
-    Args:
-        run: Queues the calls.
-        mark: Of the device's queue.
-    """
+    """Runs a network, waiting first for the call that was queued `CALLS_AHEAD` calls before."""
 
     def __init__(self, run: Run, mark: Mark) -> None:
         self.run = run
@@ -35,7 +30,6 @@ class Paced:
         self._queued: deque[Callable[[], None]] = deque()
 
     def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
-        """See `Run`."""
         while len(self._queued) >= CALLS_AHEAD:
             try:
                 wait = self._queued.popleft()

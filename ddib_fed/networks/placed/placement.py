@@ -1,12 +1,9 @@
 """Chooses how a placed network is run, and holds what is chosen against the network called as it is.
 
-    "none"      the network is called
-    "graphs"    CUDA graphs of a few numbers of rows
-    "compile"   torch.compile, for the same numbers of rows
-    "auto"      "graphs" on a GPU if the check passes, else "none"
-
-The check: at start, on noise, at two levels and two numbers of rows, the answers must be those of the network called
-as it is within `TOLERANCES`. What was asked for by name and fails is refused; "auto" falls back, and the log says why.
+"none"      the network is called
+"graphs"    CUDA graphs of a few numbers of rows
+"compile"   torch.compile, for the same numbers of rows
+"auto"      "graphs" on a GPU if the check passes, else "none"
 """
 
 from __future__ import annotations
@@ -46,14 +43,7 @@ GPU multiplies in TF32 where that is allowed; a wrong capture differs by the ans
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the check asks a network.
-
-    Attributes:
-        sample_shape: Of one sample that the network takes.
-        times: Two times of the model's schedule.
-        classes: How many there are; 0 for a network without classes.
-        flow_map: Whether it also takes a second time.
-    """
+    """What the check asks a network."""
 
     sample_shape: tuple[int, ...]
     times: tuple[float, float]
@@ -64,11 +54,7 @@ class Probe:
 def placed(
     network: nn.Module, compiling: str, probe: Probe, makers: Mapping[str, Maker] | None = None
 ) -> Run:
-    """As `chosen`; on a GPU the host is kept from running ahead of it.
-
-    Raises:
-        SettingsInvalid: As `chosen`.
-    """
+    """As `chosen`; on a GPU the host is kept from running ahead of it."""
     run = chosen(network, compiling, probe, makers)
     device = Plain(network).device
     return Paced(run, cuda_mark(device)) if device.type == "cuda" else run
@@ -77,17 +63,7 @@ def placed(
 def chosen(
     network: nn.Module, compiling: str, probe: Probe, makers: Mapping[str, Maker] | None = None
 ) -> Run:
-    """How to run `network`, which lies where it computes, in its dtype, with weights that do not change.
-
-    Args:
-        network: In evaluation mode.
-        compiling: A name in `COMPILE`.
-        probe: For the check.
-        makers: By the names "graphs" and "compile", what makes runners; None for torch's own.
-
-    Raises:
-        SettingsInvalid: No such name; or what it names cannot be had here, or answers otherwise than the network.
-    """
+    """How to run `network`, which lies where it computes, in its dtype, with weights that do not change."""
     if compiling not in COMPILE:
         raise SettingsInvalid(f"there is no compile {compiling!r}", hint=", ".join(COMPILE))
     eager = Remembering(network)

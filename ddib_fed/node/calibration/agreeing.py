@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 def own_place(config: NodeConfig) -> Place:
-    """Institution and domain of a node."""
     return config.node.institution, config.model.domain
 
 

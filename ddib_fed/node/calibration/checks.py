@@ -75,7 +75,6 @@ def check_terms(
 
 
 def allow(kind: Kind, policy: PolicySection) -> str:
-    """The line of [policy] that allows one more kind."""
     kinds = ", ".join(f'"{each}"' for each in (*policy.calibration, kind))
     return f"[policy] calibration = [{kinds}]"
 

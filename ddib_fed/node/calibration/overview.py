@@ -24,17 +24,7 @@ SOON: Final = timedelta(days=14)
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """One calibration of a node.
-
-    Attributes:
-        sha256: Its digest, hexadecimal.
-        kind: Its kind.
-        source: INSTITUTION/DOMAIN.
-        target: The same.
-        state: active, proposed, expired, inactive or refused.
-        expires: When it ends.
-        warning: What the operator should do or know; empty for nothing.
-    """
+    """One calibration of a node."""
 
     sha256: str
     kind: str
@@ -48,7 +38,6 @@ class Overview:
 def overview(
     config: NodeConfig, store: CalibrationStore, peers: PeerStore, now: datetime | None = None
 ) -> list[Overview]:
-    """The calibrations of a node that were not taken out of use, the newest first."""
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
     return [_look(config, stored, snapshot, moment) for stored in store.list() if stored.active]
 
@@ -56,10 +45,7 @@ def overview(
 def unusable_with(
     config: NodeConfig, store: CalibrationStore, source: Manifest, now: datetime | None = None
 ) -> tuple[str, ...]:
-    """Why a source node refuses jobs with its model: a line for each target, or one for want of a calibration.
-
-    A target is served where the model fits one of its active calibrations.
-    """
+    """Why a source node refuses jobs with its model: a line for each target, or one for want of a calibration."""
     own, moment = (config.node.institution, config.model.domain), now or datetime.now(UTC)
     by_target: dict[Place, list[Calibration | None]] = {}
     for stored in store.list():
@@ -72,7 +58,6 @@ def unusable_with(
 
 
 def _misfit(calibration: Calibration | None, source: Manifest) -> str:
-    """Why a model cannot encode under a calibration, or without one; empty where it can."""
     try:
         leg_map(calibration, source)
     except CalibrationModel as error:

@@ -51,21 +51,7 @@ R = TypeVar("R")
 
 
 class CalibrationPeer:
-    """A peer's node, called with this node's certificate.
-
-    Args:
-        config: Of this node.
-        institution: The peer.
-        domain: The peer's domain.
-
-    Attributes:
-        hop: What the peer is called in errors.
-        crossed: Bytes of what has crossed, by what it was; without the framing of gRPC and TLS.
-
-    Raises:
-        PeerNotFound, PeerSuspended: It is not admitted here, or suspended.
-        PolicyDenied: `policy.peers` does not let this node calibrate with it.
-    """
+    """A peer's node, called with this node's certificate."""
 
     def __init__(self, config: NodeConfig, institution: str, domain: str) -> None:
         self._peers = peer_store(config)
@@ -145,7 +131,6 @@ class CalibrationPeer:
         return complete
 
     def close(self) -> None:
-        """Close the channel."""
         self._channels.close()
 
     def _ask(self, method: Callable[..., R], request: Any) -> R:

@@ -30,15 +30,7 @@ LONGEST_LIFE: Final = timedelta(days=731)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a target compares a proposal with.
-
-    Attributes:
-        place: Its institution and domain.
-        units_sha256: Digest of its model's units, hexadecimal.
-        policy: Its policy.
-        peers: Whom it admits now.
-        published: The aggregate that it published; None for none.
-    """
+    """What a target compares a proposal with."""
 
     place: Place
     units_sha256: str

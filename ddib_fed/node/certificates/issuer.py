@@ -36,25 +36,11 @@ RENEWALS_PER_DAY: Final = 256
 
 
 def renewals_per_day(life: timedelta) -> int:
-    """How often one identity may renew a certificate in a day.
-
-    A node whose renewals all fail, after their certificates were issued, stays below it: see `renewal.retry_pause`.
-
-    Args:
-        life: Of the certificate.
-    """
     return RENEWALS_PER_DAY + TRIES_PER_LIFE * int(timedelta(days=1) / life)
 
 
 class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
-    """Renews the certificates of the institution's own nodes and clients.
-
-    Args:
-        config: Of the node, whose folder holds ca.key.
-        audit: Has each certificate before it is given out.
-        quotas: Counts the renewals of each identity and day.
-        clock: Now, with a time zone.
-    """
+    """Renews the certificates of the institution's own nodes and clients."""
 
     def __init__(
         self, config: NodeConfig, audit: AuditLog, quotas: Ledger, *, clock: Clock = utc_now
@@ -102,11 +88,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         return answer
 
     def _record(self, identity: Identity, certificate: x509.Certificate) -> None:
-        """Write down a certificate that is about to be given out.
-
-        Raises:
-            NotReady: It cannot be; it must not be given out.
-        """
+        """Write down a certificate that is about to be given out."""
         try:
             self._audit.write(
                 "certificate_issued",
@@ -119,11 +101,6 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
 
     def _renewed(self, asking: Identity) -> Identity:
-        """Whose certificate the caller gets: its own, or that of the node which it recovers.
-
-        Raises:
-            PolicyDenied: That node was withdrawn.
-        """
         if asking.kind != "recovery":
             return asking
         node = Identity(asking.institution, "node", asking.name)

@@ -44,26 +44,12 @@ TRIES_PER_LIFE: Final = 20
 
 
 def retry_pause(failures: int, life: timedelta, interval_s: float) -> timedelta:
-    """How long to wait after so many failures in a row: twice as long each time, up to a limit.
-
-    A renewal may have failed after its certificate was issued, which the issuer counts and writes down.
-
-    Args:
-        failures: At least 1.
-        life: Of the certificate.
-        interval_s: The shortest pause, seconds.
-    """
     longest = max(interval_s, min(LONGEST_PAUSE_S, life.total_seconds() / TRIES_PER_LIFE))
     return timedelta(seconds=min(longest, interval_s * 2.0 ** min(failures - 1, 16)))
 
 
 def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credentials:
-    """Renew a node's certificate in the way that its configuration and folder provide.
-
-    Raises:
-        ConfigError: There is no way, or the command failed.
-        DdibError: As the issuer says.
-    """
+    """Renew a node's certificate in the way that its configuration and folder provide."""
     folder, moment = config.paths.pki, now or utc_now()
     if has_authority(folder):
         life = config.identity.life("node")
@@ -110,16 +96,7 @@ def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Crede
 
 
 def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
-    """Renew an expired or due certificate before the port is bound.
-
-    Returns:
-        What was done, or the problem, for the log; None if nothing was due.
-
-    Raises:
-        Unauthenticated: It has expired and cannot be renewed.
-        FileMissing: There is no certificate, and no root here to make one.
-        ConfigError: The certificate, or the root here, belongs to another identity.
-    """
+    """Renew an expired or due certificate before the port is bound."""
     moment, folder = now or utc_now(), config.paths.pki
     if has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
         own_authority(config)
@@ -143,14 +120,7 @@ def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str 
 
 
 class RenewalThread:
-    """Renews a node's certificate while it runs.
-
-    Args:
-        config: Of the node.
-        clock: Now, with a time zone.
-        on_tick: Called at each check, e.g. to end the calls of removed peers.
-        interval_s: Between two checks.
-    """
+    """Renews a node's certificate while it runs."""
 
     def __init__(
         self,
@@ -173,7 +143,6 @@ class RenewalThread:
         self.problem: str | None = None
 
     def start(self) -> None:
-        """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -230,7 +199,6 @@ class RenewalThread:
             log.warning("%s", warning)
 
     def _waits(self, own: Credentials) -> bool:
-        """Whether the last try failed a moment ago; a clock that was set back is no moment."""
         if self._failed_at is None:
             return False
         pause = retry_pause(self._failures, own.not_after - own.not_before, self._interval_s)

@@ -25,11 +25,7 @@ from ddib_fed.trust.pki import (
 
 
 def own_authority(config: NodeConfig) -> Authority:
-    """The root in the node's folder.
-
-    Raises:
-        ConfigError: It belongs to another institution than node.toml names.
-    """
+    """The root in the node's folder."""
     folder = config.paths.pki
     authority = load_authority(folder)
     if authority.institution != config.node.institution:
@@ -41,13 +37,7 @@ def own_authority(config: NodeConfig) -> Authority:
 
 
 def own_credentials(config: NodeConfig) -> Credentials:
-    """The node's certificate and key; they may have expired.
-
-    Raises:
-        FileMissing: There are none.
-        InputError: They cannot be read, or do not belong together.
-        ConfigError: They belong to another identity than node.toml names.
-    """
+    """The node's certificate and key; they may have expired."""
     credentials = load_identity(config.paths.pki)
     expected = Identity(config.node.institution, "node", config.node.name)
     if credentials.identity != expected:
@@ -71,20 +61,12 @@ def not_accepted(credentials: Credentials, now: datetime) -> str | None:
 
 
 def _recovers(folder: Path, now: datetime) -> bool:
-    """Whether the node may still ask its issuer for a new certificate after its own has expired."""
     recovery = load_recovery(folder)
     return recovery is not None and not_accepted(recovery, now) is None
 
 
 def look_at_identity(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
-    """The state of the node's certificate at a start: a line, and warnings if the operator should act.
-
-    Raises:
-        FileMissing: There is no certificate, and no root here to make one.
-        InputError: A file cannot be read, or two do not belong together.
-        ConfigError: The certificate or the root belongs to another identity, or the configured renewal cannot work.
-        Unauthenticated: It is not acceptable, and a start cannot renew it.
-    """
+    """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
     moment, folder = now or datetime.now(UTC), config.paths.pki
     issues, command = has_authority(folder), config.identity.renew_command
     if issues:

@@ -25,12 +25,7 @@ LOOK_S: Final = 0.5
 
 
 class DecodingMemory:
-    """The budget of one node, shared by its threads.
-
-    Args:
-        total_bytes: Limit for a file that is decoded or written, and for all large ones at once.
-        of_one: Files of one client that are decoded or written at once; by default one for two cores.
-    """
+    """The budget of one node, shared by its threads."""
 
     def __init__(self, total_bytes: int, of_one: int = max(1, (os.cpu_count() or 1) // 2)) -> None:
         self._total = total_bytes
@@ -41,12 +36,10 @@ class DecodingMemory:
 
     @property
     def taken_bytes(self) -> int:
-        """Bytes handed out now."""
         return sum(part.total_bytes - part.free_bytes for part in (self._small, self._large))
 
     @property
     def waiting(self) -> int:
-        """Files that wait for memory now."""
         with self._changed:
             return sum(len(files) for part in (self._small, self._large) for files in part.waiting.values())
 
@@ -61,20 +54,7 @@ class DecodingMemory:
         ended: Callable[[], bool] = lambda: False,
         too_large: type[DdibError] = ImageTooLarge,
     ) -> Iterator[bytes]:
-        """A file's content, with its memory reserved while it is used.
-
-        Args:
-            client: Whose file it is.
-            size_bytes: Its size.
-            load: Reads it; called again once there is memory to decode it.
-            cost: Computes the bytes needed in addition to it, from its header.
-            ended: Whether nobody waits for the file any more.
-            too_large: The error for a file over the budget.
-
-        Raises:
-            DdibError: `too_large`; what `load` or `cost` raise.
-            Cancelled: It has ended while the file waited.
-        """
+        """A file's content, with its memory reserved while it is used."""
         with self.work(client, size_bytes, ended=ended, too_large=too_large):
             need = size_bytes + cost(load())
         with self.work(client, need, ended=ended, too_large=too_large):
@@ -89,12 +69,7 @@ class DecodingMemory:
         ended: Callable[[], bool] = lambda: False,
         too_large: type[DdibError] = ImageTooLarge,
     ) -> Iterator[None]:
-        """Reserve memory.
-
-        Raises:
-            DdibError: `too_large`: it is over the budget.
-            Cancelled: As `file`.
-        """
+        """Reserve memory."""
         if size_bytes > self._total:
             raise too_large(
                 f"it takes {size_bytes // MIB} MiB of memory to decode, {self._total // MIB} are the limit",
@@ -136,7 +111,6 @@ class DecodingMemory:
         self._changed.notify_all()
 
     def _next(self, part: _Part) -> _File | None:
-        """The file whose turn it is, once there is memory for it: nobody overtakes it."""
         for client, files in part.waiting.items():
             if self._running[client] < self._of_one:
                 return files[0] if files[0].size_bytes <= part.free_bytes else None

@@ -23,14 +23,7 @@ TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
 
 
 def load_hosted(config: NodeConfig) -> Bundle:
-    """The verified bundle that node.toml names.
-
-    Raises:
-        ModelNotFound: There is none.
-        BundleInvalid: It fails its checks, or no peer could agree on a contract with it.
-        ConfigError: Its domain differs from node.toml: peers would get results of another domain; or the scene is
-            smaller than its pictures.
-    """
+    """The verified bundle that node.toml names."""
     place = config.paths.bundle
     bundle = load_bundle(place)
     expected, named = config.model.bundle_domain or config.model.domain, bundle.manifest.domain
@@ -59,13 +52,7 @@ def load_hosted(config: NodeConfig) -> Bundle:
 
 
 def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:
-    """The verified classifier that node.toml names for guiding the model; None where it names none.
-
-    Raises:
-        ModelNotFound: There is no bundle at the place.
-        BundleInvalid: It fails its checks.
-        ConfigError: It is no classifier, or not one of the model's pictures, levels and classes.
-    """
+    """The verified classifier that node.toml names for guiding the model; None where it names none."""
     place = config.paths.classifier
     if place is None:
         return None
@@ -93,20 +80,7 @@ def _address(config: NodeConfig) -> str:
 
 
 def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
-    """Load and warm up the model of a node, here or in its workers.
-
-    Args:
-        config: Of the node.
-        trial: Only to see whether it starts: sizes of calls are not measured, and no file is written.
-
-    Raises:
-        ExtraMissing: The executor needs a package that is not installed.
-        NotReady: Its cluster does not answer, or the model answers with NaN.
-        ModelNotFound: There is no bundle at the configured place.
-        BundleInvalid: It fails its checks, or no contract could be made with it.
-        ConfigError: It is of another domain than node.toml says, or cannot run on the device in the dtype.
-        MemoryExhausted: There is not enough memory for it.
-    """
+    """Load and warm up the model of a node, here or in its workers."""
     section = config.engine
     bundle = load_hosted(config)
     classifier = load_classifier(config, bundle)

@@ -61,7 +61,6 @@ def terms_of(manifest: Manifest) -> PictureTerms | None:
 
 
 def value_range_of(manifest: Manifest) -> str:
-    """The meaning of the channels of a model's latents: models with other channels are incompatible."""
     usual, *others = VALUE_RANGES[manifest.sample_kind]
     return usual if manifest.normalisation.colours == "rgb" else others[0]
 
@@ -74,7 +73,6 @@ def rule_of(manifest: Manifest) -> PictureRule:
 
 
 def class_names_of(manifest: Manifest) -> tuple[str, ...]:
-    """The class names for a contract: all, or none if one is not allowed there; indices still work."""
     names = manifest.classes
     return tuple(names) if len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names)) else ()
 
@@ -87,27 +85,11 @@ def size_rule_of(manifest: Manifest, *, allowed: str) -> str:
 
 
 def read_picture(content: bytes, rule: PictureRule, limits: ImageLimits) -> Fitted:
-    """A client's file as the model's input.
-
-    Args:
-        content: The file.
-        rule: The model's.
-        limits: Limits on the file.
-
-    Raises:
-        KindMismatch: It is a .npy of points.
-        ImageUnreadable, ImageTooLarge: It is not a picture that is accepted here.
-        PictureMisfit: It is not in the model's units.
-    """
     return fit_picture(decode_image(content, limits), rule)
 
 
 def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
-    """Return if a contract's size rule accepts a picture of this size; "refuse" accepts only the model's own.
-
-    Raises:
-        ShapeMismatch: It does not.
-    """
+    """Return if a contract's size rule accepts a picture of this size; "refuse" accepts only the model's own."""
     if size_rule == REFUSE and (geometry.height, geometry.width) != (rule.height, rule.width):
         said, wanted = f"{geometry.height}x{geometry.width}", f"{rule.height}x{rule.width}"
         raise ShapeMismatch(
@@ -118,24 +100,11 @@ def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
 
 
 def write_translation(samples: Array, rule: PictureRule) -> bytes:
-    """The target's answer: a PNG of the model's own size from one picture (1, C, H, W) in [-1, 1]."""
     return encode_png(from_array(samples[0], rule))
 
 
 def read_answer(content: bytes, side: ContractSide) -> Array:
-    """The picture that a peer answered with, at the model's size.
-
-    Args:
-        content: The file that the peer sent.
-        side: The peer's half of the contract: shape, range and bits of its files.
-
-    Returns:
-        (1, C, H, W) float32 in [-1, 1].
-
-    Raises:
-        ImageUnreadable, ImageTooLarge: It is not a PNG, or has more pixels than agreed.
-        ShapeMismatch: Its size, channels or bits are not those agreed.
-    """
+    """The picture that a peer answered with, at the model's size."""
     rule = rule_of_side(side)
     limits = ImageLimits(max_bytes=len(content), max_pixels=rule.height * rule.width, formats=("PNG",))
     picture = decode_image(content, limits)
@@ -151,19 +120,10 @@ def read_answer(content: bytes, side: ContractSide) -> Array:
 
 
 def write_translated(samples: Array, side: ContractSide, size_rule: str, geometry: Geometry) -> bytes:
-    """The client's PNG of a translation, at the picture's own size, containing only pixels.
-
-    Args:
-        samples: (1, C, H, W) in [-1, 1].
-        side: The contract side of the decoding node: range and bits of its files.
-        size_rule: How the picture was fitted to the model's size; it is inverted.
-        geometry: The picture's own size.
-    """
     return encode_png(from_array(samples[0], _in_numbers(rule_of_side(side, size_rule)), geometry))
 
 
 def write_own(samples: Array, rule: PictureRule, geometry: Geometry) -> bytes:
-    """A PNG at the picture's own size from one of the own model's pictures (1, C, H, W) in [-1, 1]."""
     return encode_png(from_array(samples[0], rule, geometry))
 
 
@@ -178,7 +138,6 @@ def rule_of_side(side: ContractSide, size_rule: str = REFUSE) -> PictureRule:
 
 
 def _in_numbers(rule: PictureRule) -> PictureRule:
-    """The same rule for the numbers in the file, where these are not the raw values themselves."""
     if rule.output_scale == (1.0, 0.0):
         return rule
     return dataclasses.replace(rule, low=0.0, high=float(rule.top))

@@ -93,7 +93,6 @@ def ports(facts: Facts) -> Section:
 
 
 def _called(peer: Recipient) -> str:
-    """What a source calls a peer for."""
     if peer.barred:
         return f"not called: {peer.barred}"
     if not peer.latents:

@@ -32,31 +32,7 @@ from ddib_fed.trust.peers.withdrawn import load_withdrawn
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a node at one moment.
-
-    Attributes:
-        config: Of the node.
-        config_sha256: Of node.toml, hex.
-        at: When it was gathered.
-        state: Of the running node, or that none runs.
-        place: Folder of the model to be served now, which may be another than that of node.toml; None if the choice
-            cannot be read or its model is not there.
-        manifest: Of that model; None if it cannot be read.
-        running: Digest of the model that the running node serves, hex; empty if none runs or it loads.
-        bounds: Whether the gate's bounds were measured with that model.
-        classifier: Digest of the classifier that guides it, hex; empty for none.
-        peers: Who is admitted.
-        suspended: Of these, who is suspended, with since when and why.
-        withdrawn: Identities that are refused.
-        issues: Whether the institution's root key lies here.
-        certificate_until: When the node's certificate ends; None if it has none.
-        calibrations: Those that are in use or proposed.
-        log: The audit log in figures.
-        verified: Its verification; None without a log.
-        policy_sha256: Of the policy in node.toml, hex.
-        privacy: Figures of `ddib privacy report`, as they lie beside the weights; None if it was not run for them.
-        problems: What could not be read.
-    """
+    """What is known of a node at one moment."""
 
     config: NodeConfig
     config_sha256: str
@@ -88,11 +64,7 @@ class Facts:
 
 
 def gather(config: NodeConfig) -> Facts:
-    """The facts of a node, which need not run; changes nothing.
-
-    Raises:
-        DdibError: The peers cannot be read.
-    """
+    """The facts of a node, which need not run; changes nothing."""
     paths = config.paths
     problems: list[str] = []
     place, manifest = _model(config, problems)
@@ -173,7 +145,6 @@ def _manifest(place: Path) -> Manifest:
 
 
 def _running(config: NodeConfig) -> tuple[str, str]:
-    """The state of the running node, and the digest of the model that it serves."""
     try:
         status = AdminClient(config).status()
     except DdibError:
@@ -183,14 +154,7 @@ def _running(config: NodeConfig) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One file or folder of a node.
-
-    Attributes:
-        path: Where.
-        what: Its content.
-        kept: How long.
-        size_bytes: Now; None if it is not there.
-    """
+    """One file or folder of a node."""
 
     path: Path
     what: str

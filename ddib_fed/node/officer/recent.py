@@ -17,16 +17,7 @@ HOURS: Final = 24
 
 @dataclass(slots=True)
 class Hour:
-    """What one hour had.
-
-    Attributes:
-        start: Its beginning, UTC.
-        sent_items: Latents or translations that went to peers.
-        sent_bytes: Theirs.
-        received_items: What came from peers.
-        received_bytes: Theirs.
-        refused: Refused calls and connections by reason.
-    """
+    """What one hour had."""
 
     start: datetime
     sent_items: int = 0
@@ -45,11 +36,7 @@ class Hour:
 
 
 class Recent:
-    """The last day of an audit log; for one thread.
-
-    Args:
-        path: Of the log, which need not exist.
-    """
+    """The last day of an audit log; for one thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,11 +44,7 @@ class Recent:
         self._hours: dict[datetime, Hour] = {}
 
     def hours(self, now: datetime) -> tuple[Hour, ...]:
-        """The last 24 hours, the oldest first, the running one last; lines that cannot be read are skipped.
-
-        Args:
-            now: With its zone.
-        """
+        """The last 24 hours, the oldest first, the running one last; lines that cannot be read are skipped."""
         self._read_on()
         this = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
         starts = [this - timedelta(hours=back) for back in reversed(range(HOURS))]
@@ -86,7 +69,6 @@ class Recent:
 
 
 def _hour(time: object) -> datetime | None:
-    """The hour of a time as the log has it; None for none."""
     try:
         found = datetime.fromisoformat(str(time))
     except ValueError:

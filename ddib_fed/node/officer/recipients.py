@@ -13,15 +13,7 @@ from ddib_fed.trust.peers.file import Peer
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """An admitted peer.
-
-    Attributes:
-        peer: Its entry.
-        barred: Why nothing goes to it and nothing is taken from it; empty if it may be used.
-        latents: Whether latents of own clients go to it, and its translations come back.
-        translations: Whether its latents are decoded here, and the translations go to it.
-        calibrates: Whether calibrations may be agreed on with it.
-    """
+    """An admitted peer."""
 
     peer: Peer
     barred: str
@@ -31,12 +23,10 @@ class Recipient:
 
     @property
     def institution(self) -> str:
-        """Its DNS name."""
         return self.peer.institution
 
 
 def recipients(facts: Facts) -> tuple[Recipient, ...]:
-    """Every admitted peer, by institution."""
     return tuple(_recipient(peer, facts) for peer in facts.peers)
 
 
@@ -58,18 +48,12 @@ def _recipient(peer: Peer, facts: Facts) -> Recipient:
 
 
 def _reached(institution: str, policy: PolicySection) -> bool:
-    """Whether any own client may translate to a domain of a peer."""
     targets = {target for each in policy.clients.values() for target in each}
     return EVERY in targets or any(target.partition("/")[0] == institution for target in targets)
 
 
 def left_out(found: tuple[Recipient, ...], roles: tuple[str, ...]) -> Iterator[str]:
-    """Sentences on the admitted peers that are not used, or not for everything that this node does.
-
-    Args:
-        found: Every admitted peer.
-        roles: Of the node.
-    """
+    """Sentences on the admitted peers that are not used, or not for everything that this node does."""
     for each in found:
         if each.barred:
             yield f"Nothing goes to {each.institution} and nothing is taken from it: {each.barred}."

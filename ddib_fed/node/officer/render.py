@@ -13,7 +13,6 @@ _MARKUP = re.compile(r"[\\|<>\[\]*]")
 
 
 def as_html(title: str, parts: Sequence[Section]) -> str:
-    """A page that needs no network and prints on paper."""
     return html.page(title, [piece for part in parts for piece in _html(part)])
 
 
@@ -41,5 +40,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text of a peer or a file must neither end a cell nor become markup."""
     return _MARKUP.sub(r"\\\g<0>", escape(text))

@@ -7,14 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One section of the page.
-
-    Attributes:
-        title: Its heading.
-        lines: Sentences before the table.
-        columns: Of the table; none for no table.
-        rows: Of the table.
-    """
+    """One section of the page."""
 
     title: str
     lines: tuple[str, ...] = ()

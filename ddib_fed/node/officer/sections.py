@@ -29,7 +29,6 @@ ROLES: Final = {
 
 
 def title(facts: Facts) -> str:
-    """The title of the page."""
     node = facts.config.node
     return f"Node {node.name}.{node.institution}: what it may do, and what it did"
 
@@ -85,7 +84,6 @@ def _node(facts: Facts) -> Section:
 
 
 def _policy(facts: Facts) -> str:
-    """The digest of the policy in the file, and whether the node applied it last."""
     text = f"SHA-256 {facts.policy_sha256}"
     if facts.log.policy and facts.log.policy != facts.policy_sha256:
         text += f"; the node applied {facts.log.policy} last: ddib reload, or a restart"
@@ -181,7 +179,6 @@ def _stored(facts: Facts) -> Section:
 
 
 def _below(path: Path, folder: Path) -> str:
-    """A path as seen from a folder; the whole of it where it lies elsewhere."""
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
@@ -240,7 +237,6 @@ def _signed_for(facts: Facts) -> str:
 
 
 def _minute(time: str) -> str:
-    """A time as the audit log has it, to the minute."""
     return time[:16].replace("T", " ")
 
 

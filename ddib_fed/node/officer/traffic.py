@@ -14,20 +14,7 @@ from ddib_fed.trust.audit.receipts import RECEIPT
 
 @dataclass(slots=True)
 class Traffic:
-    """What crossed between the node and one peer, by its receipts; bytes are of latents and files, without framing.
-
-    Attributes:
-        sent_items: Latents or translations that went to the peer.
-        sent_bytes: Theirs.
-        received_items: What came from it.
-        received_bytes: Theirs.
-        latents_sent: Latents that went to it, by the line that each has; receipts of earlier releases do not exist, and
-            a kill leaves none.
-        latents_received: Latents that came from it, the same.
-        calls: Receipts.
-        last: Time of the newest, as the log has it; empty for none.
-        peer_lines: Lines of the peer's audit log that its newest end names; 0 for none.
-    """
+    """What crossed between the node and one peer, by its receipts; bytes are of latents and files, without framing."""
 
     sent_items: int = 0
     sent_bytes: int = 0
@@ -52,16 +39,7 @@ class Traffic:
 
 @dataclass(slots=True)
 class Logged:
-    """A whole audit log in figures.
-
-    Attributes:
-        since: Time of the first line; empty for none.
-        peers: By institution, also those that are no longer admitted.
-        refused: Refused calls and connections by reason.
-        acts: How often each act is in the log.
-        policy: Digest of the policy that the node applied last; empty if no line has one.
-        altered: Lines in which the running node noted that the log was altered.
-    """
+    """A whole audit log in figures."""
 
     since: str = ""
     peers: dict[str, Traffic] = field(default_factory=dict)

@@ -56,11 +56,9 @@ class AdminServicer(rpc.AdminServiceServicer):
         return answer
 
     def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
-        """See admin.proto."""
         return pb.ReloadResponse(changes=map(_line, self._reload()))
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
-        """See admin.proto."""
         return pb.DrainResponse(running_jobs=self._drain())
 
     def Workers(self, request: pb.WorkersRequest, context: grpc.ServicerContext) -> pb.WorkersResponse:
@@ -71,18 +69,13 @@ class AdminServicer(rpc.AdminServiceServicer):
 
 
 def _line(text: str) -> str:
-    """A text cut to what one line may hold, e.g. the problems of many peers, so that an answer is always possible."""
     return text if len(text) <= LONGEST_LINE else text[: LONGEST_LINE - 4] + " ..."
 
 
 def serve_admin(
     socket: Path, servicer: AdminServicer, interceptors: list[grpc.ServerInterceptor[Any, Any]]
 ) -> grpc.Server:
-    """Start the operator's service on `socket`, which only this user can open.
-
-    Raises:
-        ConfigError: See `check_alone`; or it cannot be bound.
-    """
+    """Start the operator's service on `socket`, which only this user can open."""
     check_alone(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
@@ -103,17 +96,12 @@ def serve_admin(
 
 
 def stop_admin(server: grpc.Server, socket: Path) -> None:
-    """End the operator's service and remove its socket."""
     server.stop(None).wait()
     socket.unlink(missing_ok=True)
 
 
 def check_alone(socket: Path) -> None:
-    """Whether the operator's service could be started on `socket`.
-
-    Raises:
-        ConfigError: As `check_socket`, or a node already answers there.
-    """
+    """Whether the operator's service could be started on `socket`."""
     check_socket(socket)
     if answers(socket):
         raise ConfigError(
@@ -123,12 +111,7 @@ def check_alone(socket: Path) -> None:
 
 
 def check_socket(socket: Path) -> None:
-    """Whether `socket` can be the operator's.
-
-    Raises:
-        ConfigError: Its path is too long, something else is there, or others may write to the folder: under /tmp it may
-            be somebody else's, who could then answer in the node's place.
-    """
+    """Whether `socket` can be the operator's."""
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
         raise ConfigError(
             f"the operator's socket {socket} has a path of more than {MAX_SOCKET_PATH} bytes",
@@ -158,20 +141,10 @@ class AdminClient:
         self._serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
 
     def status(self) -> pb.StatusResponse:
-        """The node's state.
-
-        Raises:
-            PeerUnreachable: No node answers on the socket.
-        """
         with self._channel() as channel:
             return self._call(rpc.AdminServiceStub(channel).Status, pb.StatusRequest())
 
     def reload(self) -> list[str]:
-        """Read peers and certificates again; what changed, one line each.
-
-        Raises:
-            PeerUnreachable: No node answers on the socket.
-        """
         with self._channel() as channel:
             return list(self._call(rpc.AdminServiceStub(channel).Reload, pb.ReloadRequest()).changes)
 
@@ -183,21 +156,10 @@ class AdminClient:
             return None
 
     def drain(self) -> int:
-        """Drain the node; returns how many jobs still run.
-
-        Raises:
-            PeerUnreachable: No node answers on the socket.
-        """
         with self._channel() as channel:
             return int(self._call(rpc.AdminServiceStub(channel).Drain, pb.DrainRequest()).running_jobs)
 
     def workers(self, count: int = 0) -> pb.WorkersResponse:
-        """Have so many workers; 0 only asks who there is.
-
-        Raises:
-            PeerUnreachable: No node answers on the socket.
-            SettingsInvalid: The node has no workers, or cannot have so many.
-        """
         with self._channel() as channel:
             return self._call(rpc.AdminServiceStub(channel).Workers, pb.WorkersRequest(count=count))
 

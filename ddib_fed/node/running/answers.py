@@ -14,11 +14,7 @@ from ddib_fed.v1 import admin_pb2 as pb
 
 
 def model_status(node: NodeContext) -> pb.ModelStatus:
-    """The active model.
-
-    Raises:
-        NotReady: It is not loaded yet.
-    """
+    """The active model."""
     engine = node.running_engine
     manifest = engine.model.bundle.manifest
     return pb.ModelStatus(
@@ -62,12 +58,10 @@ def calibration_statuses(node: NodeContext) -> Iterator[pb.CalibrationStatus]:
 
 
 def certificate_expires(config: NodeConfig) -> float:
-    """When the node's certificate ends, Unix seconds; 0 while the files cannot be read, which its state reports."""
     return _ends(config, lambda own: own.not_after)
 
 
 def root_expires(config: NodeConfig) -> float:
-    """The same of the root that signed it."""
     return _ends(config, lambda own: own.root_not_after)
 
 

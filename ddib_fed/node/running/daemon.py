@@ -153,11 +153,7 @@ class Daemon:
         self.node.metrics.requests.labels(method.rpartition("/")[2], status).inc()
 
     def run(self) -> int:
-        """Serve until told to stop; 0 after an orderly end.
-
-        Raises:
-            DdibError: The node cannot be started; the message says what to do.
-        """
+        """Serve until told to stop; 0 after an orderly end."""
         metrics = self.node.metrics
         metrics.streams.set_function(lambda: float(self.limiter.active))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
@@ -230,7 +226,6 @@ class Daemon:
 
     @property
     def stopping(self) -> bool:
-        """Whether the node was asked to end."""
         return bool(self._signals) or self._drain_asked.is_set()
 
     @property
@@ -287,7 +282,6 @@ class Daemon:
         log.info("stopped")
 
     def _peers_changed(self) -> int:
-        """End the calls of removed and suspended peers, theirs and ours; returns the number of theirs."""
         for role in self.roles:
             role.peers_changed()
         return self._auth.calls.sweep()
@@ -324,12 +318,7 @@ class Daemon:
         ]
 
     def resize(self, workers: int) -> pb.WorkersResponse:
-        """Have so many workers; 0 changes nothing. Who there is.
-
-        Raises:
-            NotReady: The model is not loaded yet.
-            SettingsInvalid: The node has no workers, or cannot have so many.
-        """
+        """Have so many workers; 0 changes nothing. Who there is."""
         engine = self.node.running_engine
         if workers:
             with self.node.audit.doing("workers", [{"count": workers}]):
@@ -370,11 +359,7 @@ class Daemon:
 
 
 def serve(config: NodeConfig) -> int:
-    """Run a node in this process until SIGTERM or SIGINT; the exit code.
-
-    Raises:
-        DdibError: The node cannot be started.
-    """
+    """Run a node in this process until SIGTERM or SIGINT; the exit code."""
     raise_file_limit()
     share_heaps()
     daemon = Daemon(config)

@@ -26,12 +26,7 @@ _PROBE: Final = ".room"
 
 
 class DiskWatch:
-    """Looks at a node's folders when it is asked, at most every `LOOK_EVERY_S`; safe to use from any thread.
-
-    Args:
-        folders: Where the node writes; the first has its books.
-        clock: Seconds, monotonic.
-    """
+    """Looks at a node's folders when it is asked, at most every `LOOK_EVERY_S`; safe to use from any thread."""
 
     def __init__(self, folders: Sequence[Path], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._folders = tuple(dict.fromkeys(folders))

@@ -20,7 +20,6 @@ class JobCount:
         self._last: dict[str, int] | None = None
 
     def now(self) -> dict[str, int]:
-        """Jobs by state; the last count once it is kept."""
         with self._lock:
             return self._count() if self._last is None else self._last
 

@@ -41,12 +41,7 @@ _HELD: Final = ", in use while this node runs"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The result of a successful step.
-
-    Attributes:
-        text: What there is.
-        warnings: Problems that do not prevent a start.
-    """
+    """The result of a successful step."""
 
     text: str
     warnings: tuple[str, ...] = ()
@@ -54,13 +49,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One precondition of a start.
-
-    Attributes:
-        name: For the operator.
-        look: Describes what it found, or raises.
-        for_real: Whether the start itself does the same later, so that `begin` skips it.
-    """
+    """One precondition of a start."""
 
     name: str
     look: Callable[[NodeConfig], Found]
@@ -69,13 +58,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one step for `check`.
-
-    Attributes:
-        step: Its name.
-        problem: Why a start would fail here; None if it would not.
-        found: The result, if it succeeded.
-    """
+    """The result of one step for `check`."""
 
     step: str
     problem: DdibError | None = None
@@ -83,7 +66,6 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether a start would pass it."""
         return self.problem is None
 
 
@@ -99,11 +81,7 @@ def check(config: NodeConfig) -> list[Finding]:
 
 
 def begin(config: NodeConfig) -> tuple[str, ...]:
-    """Run the checks that precede a start; returns the warnings, for the log.
-
-    Raises:
-        DdibError: The first failure, or this node runs already.
-    """
+    """Run the checks that precede a start; returns the warnings, for the log."""
     check_alone(config.paths.admin_socket)
     found = [_take(step, config) for step in STEPS if not step.for_real]
     return tuple(warning for each in found for warning in each.warnings)

@@ -20,15 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Looks after the files that say whom a node trusts, and after the log of what it did.
-
-    Args:
-        node: The node.
-        credentials: Of its port.
-        disk: Whether it can write.
-        refusals: Of its callers.
-        peers_changed: Ends the calls of peers that are no longer admitted.
-    """
+    """Looks after the files that say whom a node trusts, and after the log of what it did."""
 
     def __init__(
         self,
@@ -79,11 +71,6 @@ class Watch:
         )
 
     def started(self, **values: Value) -> None:
-        """Write the line of a start, with whom the node trusts.
-
-        Raises:
-            OSError: The audit log cannot be written; the node must not serve.
-        """
         self._node.audit.write("node_started", **values, **self._observed.summary())
         self._started = True
 

@@ -32,14 +32,7 @@ class NodePaths:
 
 
 def paths_of(folder: Path, state_folder: str, *, bundle: str, classifier: str | None) -> NodePaths:
-    """The paths of a node's files.
-
-    Args:
-        folder: Of node.toml; the others are relative to it.
-        state_folder: The node's state.
-        bundle: Its model.
-        classifier: The classifier that guides its model; None for none.
-    """
+    """The paths of a node's files."""
     state = folder / state_folder
     return NodePaths(
         bundle=folder / bundle,
@@ -60,7 +53,6 @@ def paths_of(folder: Path, state_folder: str, *, bundle: str, classifier: str | 
 
 
 def _socket_path(state: Path) -> Path:
-    """`state/admin.sock`, or a private short path when that is too long for a Unix socket."""
     plain = state / "admin.sock"
     if len(str(plain).encode()) <= MAX_SOCKET_PATH:
         return plain

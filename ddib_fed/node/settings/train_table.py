@@ -30,7 +30,6 @@ def _duration(value: Any) -> Any:
 
 
 def spell(field: str) -> str:
-    """The key in node.toml of a config field."""
     return f"train.{option_name(field)}"
 
 
@@ -40,14 +39,7 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def check(self, domain: str) -> None:
-        """Refuse contradicting options, as far as that needs no other file.
-
-        Args:
-            domain: The node's domain, trained on if the table names no data.
-
-        Raises:
-            ValueError: They do.
-        """
+        """Refuse contradicting options, as far as that needs no other file."""
         given = self._given(Path(), domain)
         try:
             if "recipe" in given:
@@ -58,34 +50,14 @@ class _Table(BaseModel):
             raise ValueError(f"train: {error.detail}; {error.hint}") from error
 
     def config(self, folder: Path, domain: str, *, name: str, threads: int, command: str) -> AnyConfig:
-        """The training run described by the table.
-
-        Args:
-            folder: Base folder of its paths.
-            domain: The node's domain, trained on if the table names no data.
-            name: The bundle's name of its domain.
-            threads: Of torch, where the table does not say.
-            command: To be recorded in the manifest.
-
-        Raises:
-            UsageError: Options that contradict each other, or the recipe.
-            FileMissing: There is no such recipe.
-            InputError: The recipe cannot be used.
-        """
         given = {"threads": threads, **self._given(folder, domain), "name": name}
         return train_config(given, spell=spell, hint=_HINT, command=command)
 
     def pictures(self, folder: Path) -> str | None:
-        """The pictures that the table names: their folder, or a built-in domain; None for neither.
-
-        Args:
-            folder: Base folder of its paths.
-        """
         found = {_FIELDS[key]: getattr(self, key) for key in self.model_fields_set}
         return str(folder / found["images"]) if found.get("images") else found.get("domain")
 
     def _given(self, folder: Path, domain: str) -> dict[str, Any]:
-        """The table's values, by the names of the configs' fields."""
         values = {_FIELDS[key]: getattr(self, key) for key in self.model_fields_set}
         given = {name: folder / value if name in _PATHS else value for name, value in values.items()}
         return given if given.keys() & {"domain", "data", "images"} else {"domain": domain, **given}
@@ -110,7 +82,6 @@ def _fields() -> dict[str, Any]:
 
 
 def _annotation(name: str) -> Any:
-    """The type of a field with its limits."""
     info = field_of(name)
     return Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
 

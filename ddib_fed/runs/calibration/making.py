@@ -22,17 +22,7 @@ from ddib_fed.runs.calibration.pictures import Anchors
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked of a calibration.
-
-    Attributes:
-        kind: What the map is to be.
-        source: The side that applies it.
-        target: The side whose units it leads to.
-        days: Until it expires.
-        command: That repeats it; without names of files or folders, because the other institution reads it.
-        seed: Of the search.
-        force: Take it although its figures are refused; the record says so.
-    """
+    """What is asked of a calibration."""
 
     kind: Kind
     source: CalibratedSide
@@ -53,12 +43,7 @@ def side(manifest: Manifest, institution: str = "") -> CalibratedSide:
 
 
 def check_models(source: Manifest, target: Manifest, kind: Kind, *, anchored: bool) -> None:
-    """Return if a calibration of this kind can be made for two models, before any picture is read.
-
-    Raises:
-        UsageError: A model is not one of pictures, the kind is for other channels, or needs anchors.
-        ShapeMismatch: The models are of different sizes or numbers of channels.
-    """
+    """Return if a calibration of this kind can be made for two models, before any picture is read."""
     for manifest in (source, target):
         picture_rule(manifest)
     if source.sample_shape != target.sample_shape:
@@ -82,19 +67,7 @@ def check_models(source: Manifest, target: Manifest, kind: Kind, *, anchored: bo
 def from_aggregate(
     pictures: Pictures, normalisation: Normalisation, aggregate: Aggregate, wanted: Wanted
 ) -> Calibration:
-    """A calibration from the source's pictures and what the target published.
-
-    Args:
-        pictures: Of the source's domain, (N, C, H, W) in [-1, 1].
-        normalisation: Of the source's model.
-        aggregate: The target's.
-        wanted: What is asked.
-
-    Raises:
-        CalibrationIneffective: The figures do not support it, and `force` is not set.
-        InputError: Pictures and aggregate do not fit, or the kind needs anchors.
-        ExtraMissing: A colour map needs POT.
-    """
+    """A calibration from the source's pictures and what the target published."""
     found = propose(pictures, normalisation, aggregate, wanted.kind, seed=wanted.seed, force=wanted.force)
     making = Making(
         method="aggregates",
@@ -112,17 +85,7 @@ def from_aggregate(
 
 
 def from_anchors(anchors: Anchors, units: tuple[Normalisation, Normalisation], wanted: Wanted) -> Calibration:
-    """A calibration from pictures of the same things in both domains; nothing crosses for it.
-
-    Args:
-        anchors: The pictures.
-        units: Of the source's and of the target's model.
-        wanted: What is asked.
-
-    Raises:
-        CalibrationIneffective: The figures do not support it, and `force` is not set.
-        InputError: There are too few anchors, or the kind is for other channels.
-    """
+    """A calibration from pictures of the same things in both domains; nothing crosses for it."""
     found = anchored.fit(
         anchors.source, anchors.target, units, wanted.kind, seed=wanted.seed, force=wanted.force
     )
@@ -143,5 +106,4 @@ def _recorded(found: Proposal, making: Making, wanted: Wanted) -> Calibration:
 
 
 def _now() -> datetime:
-    """To the second: a record needs no more."""
     return datetime.now(UTC).replace(microsecond=0)

@@ -49,13 +49,7 @@ MOST_UNREAD = 0.1
 
 @dataclass(frozen=True, slots=True)
 class DomainPictures:
-    """Pictures of one domain, (N, C, H, W) float32 in [-1, 1] each.
-
-    Attributes:
-        source: Where they come from, for messages.
-        train: To make a calibration with.
-        held_out: To measure it with; none of them is in `train`.
-    """
+    """Pictures of one domain, (N, C, H, W) float32 in [-1, 1] each."""
 
     source: str
     train: Pictures = field(repr=False)
@@ -64,14 +58,7 @@ class DomainPictures:
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """Pictures of the same things in two domains; row i of both shows the same.
-
-    Attributes:
-        names: Of the files, without suffix.
-        source: (N, C, H, W) float32 in [-1, 1].
-        target: (N, C', H', W') float32 in [-1, 1].
-        clusters: A number for each; pictures that overlap have the same, for intervals. None where all are independent.
-    """
+    """Pictures of the same things in two domains; row i of both shows the same."""
 
     names: tuple[str, ...]
     source: Pictures = field(repr=False)
@@ -80,20 +67,7 @@ class Anchors:
 
 
 def domain_pictures(bundle: Bundle, which: str | None) -> DomainPictures:
-    """The pictures of a model's domain.
-
-    Args:
-        bundle: The model.
-        which: A folder, or the name of a shipped domain for its training pictures; None for the shipped domain that
-            the model's domain is.
-
-    Raises:
-        UsageError: Nothing is given and no shipped domain has the model's domain's name; a shipped domain of that name
-            and a folder are there; or the model is one of points.
-        FileMissing, ImageUnreadable, PictureMisfit: The folder holds no pictures that the model takes.
-        ExtraMissing: The package that carries the shipped pictures is not installed.
-        InputError: The folder's pictures are all the same, or the shipped ones are not of the model's shape.
-    """
+    """The pictures of a model's domain."""
     manifest = bundle.manifest
     rule = picture_rule(manifest)
     name = _shipped_name(manifest, which)
@@ -122,21 +96,7 @@ def count_pictures(
     at_most: int = DEFAULT_COUNTED,
     group_by: str | None = None,
 ) -> Counted:
-    """The histogram of a domain's pictures, of units that are chosen before any of them is read.
-
-    Args:
-        bundle: The model.
-        which: As of `domain_pictures`.
-        epsilon: That the aggregate is to have: more noise, coarser cells.
-        at_most: Units that are counted, evenly spaced by name.
-        group_by: "folder": all files in one first folder below the one that is named are a unit. A regular expression:
-            those whose paths below it have the same match, or first group of it. None: each picture is a unit.
-
-    Raises:
-        InputError: There are fewer than 200 units, or files that lie in none.
-        ImageUnreadable: More than a tenth of the chosen files cannot be used.
-        UsageError: As `domain_pictures`; no such pattern; groups of pictures that ship; or a model of volumes or maps.
-    """
+    """The histogram of a domain's pictures, of units that are chosen before any of them is read."""
     manifest = bundle.manifest
     rule, normalisation = picture_rule(manifest), manifest.normalisation
     name = _shipped_name(manifest, which)
@@ -169,7 +129,6 @@ def count_pictures(
 
 
 def _left(count: int, there: int, unit: Unit) -> list[str]:
-    """That not all units are counted, if so."""
     if count == there:
         return []
     how = f"evenly spaced by name; ddib calibrate publish --at-most {there} counts all"
@@ -199,10 +158,7 @@ def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Pa
 def _mean_histogram(
     units: Sequence[tuple[Path, ...]], rule: PictureRule, normalisation: Normalisation, cells: Cells
 ) -> tuple[Numbers, list[str]]:
-    """The mean over units of the mean over their files; and a line for each file that cannot be used.
-
-    Such a file stays a part of its unit and counts as nothing, so that neither M nor another's part shows it.
-    """
+    """The mean over units of the mean over their files; and a line for each file that cannot be used."""
     total, unread = np.zeros(cells.shape), []
     for files in units:
         for file in files:
@@ -224,22 +180,11 @@ def _mean_histogram(
 
 
 def folder_anchors(source: Bundle, target: Bundle, folders: tuple[Path, Path]) -> Anchors:
-    """The pictures of two folders that have the same names.
-
-    Raises:
-        InputError: A file of one folder has no partner in the other.
-        FileMissing, ImageUnreadable, PictureMisfit, UsageError: As `domain_pictures`.
-    """
     return anchors_of((picture_rule(source.manifest), picture_rule(target.manifest)), folders)
 
 
 def anchors_of(rules: tuple[PictureRule, PictureRule], folders: tuple[Path, Path]) -> Anchors:
-    """The pictures of two folders that have the same names, each read by its domain's rule.
-
-    Raises:
-        InputError: A file of one folder has no partner in the other.
-        FileMissing, ImageUnreadable, PictureMisfit: A folder holds no pictures of its rule.
-    """
+    """The pictures of two folders that have the same names, each read by its domain's rule."""
     found = []
     for rule, folder in zip(rules, folders, strict=True):
         entries = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}")).entries
@@ -264,13 +209,7 @@ def anchors_of(rules: tuple[PictureRule, PictureRule], folders: tuple[Path, Path
 
 
 def shipped_truth(source: Bundle, target: Bundle, count: int) -> Anchors | None:
-    """Test pictures of two shipped domains that show the same places; None where there are none.
-
-    Args:
-        source: The source's model.
-        target: The target's model.
-        count: The largest number, evenly spaced.
-    """
+    """Test pictures of two shipped domains that show the same places; None where there are none."""
     here, there = carried_domain(source.manifest), carried_domain(target.manifest)
     if here is None or there is None:
         return None
@@ -288,7 +227,6 @@ def shipped_truth(source: Bundle, target: Bundle, count: int) -> Anchors | None:
 
 
 def spaced(pictures: Pictures, most: int) -> Pictures:
-    """At most so many pictures, evenly spaced."""
     found: Pictures = pictures[_evenly(len(pictures), most)]
     return found
 
@@ -298,12 +236,10 @@ def _spaced_entries(entries: Sequence[Entry], most: int) -> list[Entry]:
 
 
 def _evenly(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many rows of `count`, from the first to the last."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def _name(path: Path, folder: Path) -> str:
-    """A file's path below its folder, without the suffix."""
     return str(path.relative_to(folder).with_suffix(""))
 
 

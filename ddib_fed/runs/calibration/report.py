@@ -1,11 +1,9 @@
 """What is known of a calibration: figures with and without it, of pictures that it was not fitted to.
 
-    distance     of the source's colours, in the target's units, from the target's: sliced W2 over pixels
-    whiteness    patch correlation of the latents, in multiples of true noise's
-    round trip   PSNR of pictures that were translated there and back
-    truth        PSNR, SSIM and retrieval of translations whose true picture is known
-
-The first three need no pairs. The intervals are of 95 %, bootstrapped over pictures.
+distance     of the source's colours, in the target's units, from the target's: sliced W2 over pixels
+whiteness    patch correlation of the latents, in multiples of true noise's
+round trip   PSNR of pictures that were translated there and back
+truth        PSNR, SSIM and retrieval of translations whose true picture is known
 """
 
 from __future__ import annotations
@@ -41,18 +39,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One figure with the calibration, and beside it without.
-
-    Attributes:
-        name: What it is, and its unit.
-        calibrated: With the calibration.
-        without: Without it; None where there is no model without it.
-        gain: `calibrated` less `without`, of the same draws of pictures; None where there is nothing to compare with.
-        alone: Of the map applied to the picture, without any network; None where it says nothing.
-        rising: Whether a larger figure is better.
-        judges: Whether it says that a calibration is right: a round trip is as good with a wrong one, and a wrong
-            rotation can bring colours nearer.
-    """
+    """One figure with the calibration, and beside it without."""
 
     name: str
     calibrated: Figure
@@ -74,14 +61,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """The parties of a comparison.
-
-    Attributes:
-        target: The target's model.
-        calibrated: The source's model with the calibration: with `rotation`, or trained with the map.
-        rotation: Of the calibrated leg; None for a model that was trained with the map.
-        without: The source's model without the calibration; None where there is none.
-    """
+    """The parties of a comparison."""
 
     target: LocalParty
     calibrated: LocalParty
@@ -95,14 +75,7 @@ def colour_distance(
     channel_map: ChannelMap,
     units: tuple[Normalisation, Normalisation],
 ) -> Compared:
-    """How far the source's colours are from the target's, in the target's units.
-
-    Args:
-        source: Pictures, (N, C, H, W) in [-1, 1]; at most `COLOURED` are taken, evenly spaced.
-        target: Of the other domain, (M, C, H, W) in [-1, 1].
-        channel_map: The calibration's.
-        units: Of the source's and of the target's model, both uncalibrated.
-    """
+    """How far the source's colours are from the target's, in the target's units."""
     parts = zip(units, (source, target), strict=True)
     own, other = (_pixels(side.apply(spaced(x, COLOURED))) for side, x in parts)
     reference = other.reshape(-1, other.shape[2])
@@ -126,17 +99,7 @@ def colour_distance(
 def there_and_back(
     pictures: Pictures, ways: Ways, asked: Asked = PLAIN, *, on_progress: OnProgress | None = None
 ) -> tuple[Stages, Stages | None]:
-    """Pictures there and back: with the calibration, and without.
-
-    Args:
-        pictures: (N, C, H, W) in [-1, 1], of the source's domain.
-        ways: The models.
-        asked: How.
-        on_progress: Told (evaluations done, in all), over both.
-
-    Raises:
-        DdibError: As `translate_array`; a refused latent refuses the whole.
-    """
+    """Pictures there and back: with the calibration, and without."""
     parties = [(ways.calibrated, ways.rotation)] + ([] if ways.without is None else [(ways.without, None)])
     found = []
     for number, (party, rotation) in enumerate(parties):
@@ -170,16 +133,7 @@ def unpaired(pictures: Pictures, stages: tuple[Stages, Stages | None]) -> list[C
 
 
 def paired(stages: tuple[Stages, Stages | None], mapped: Pictures, anchors: Anchors) -> list[Compared]:
-    """PSNR, SSIM and retrieval of translations whose truth is known.
-
-    Args:
-        stages: With and without the calibration.
-        mapped: The anchors' sources, with the map alone, (N, C, H, W) in [-1, 1].
-        anchors: The truth.
-
-    Raises:
-        ExtraMissing: SSIM needs scikit-image.
-    """
+    """PSNR, SSIM and retrieval of translations whose truth is known."""
     drawn, truth = resample(len(anchors.target), anchors.clusters), anchors.target
     sets = [each.translated for each in filter(None, stages)]
     figures: dict[str, Callable[[Pictures, Pictures], ArrayLike]] = {
@@ -226,14 +180,12 @@ def compared(
 
 
 def _pixels(units: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(N, PIXELS, C): of each picture (N, C, H, W), evenly spaced."""
     flat = units.reshape(*units.shape[:2], -1)
     places = np.linspace(0, flat.shape[2] - 1, PIXELS).round().astype(int)
     return np.moveaxis(flat[:, :, places], 1, 2).astype(np.float64)
 
 
 def _around(value: float, draws: NDArray[np.float64]) -> Figure:
-    """Its interval; a draw has pictures twice and lacks others, so that it is farther away than the whole: shifted."""
     low, high = np.quantile(draws, [0.025, 0.975]) - (draws.mean() - value)
     return Figure(value=value, low=float(low), high=float(high))
 

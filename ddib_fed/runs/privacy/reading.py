@@ -32,12 +32,7 @@ DECODING = SolverSettings(evaluations=24)
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Samples in the units of the data, each (N, *sample_shape).
-
-    Attributes:
-        known: The attacker's own.
-        attacked: Whose latents he has; the candidates, too.
-    """
+    """Samples in the units of the data, each (N, *sample_shape)."""
 
     known: Array
     attacked: Array
@@ -46,16 +41,7 @@ class Data:
 def readings(
     model: DomainModel, data: Data, *, evaluations: int, surrogate_s: float, seed: int, say: Say
 ) -> Iterator[Reading]:
-    """One of each kind of latent: softened and not, of each depth, and of the linear encoders where there are.
-
-    Args:
-        model: The owner's.
-        data: See `Data`.
-        evaluations: Of encoding.
-        surrogate_s: Seconds that the attacker trains a model of the domain on what he knows; 0 for none.
-        seed: Of softening, inverters and the attacker's model.
-        say: Called with what is being done.
-    """
+    """One of each kind of latent: softened and not, of each depth, and of the linear encoders where there are."""
     own = model.manifest.soften_sigma
     attacker = None
     if surrogate_s > 0:
@@ -85,7 +71,6 @@ def readings(
 
 
 def encoders(model: DomainModel) -> Sequence[str]:
-    """Those that the model has."""
     return ("ode", "mixed", "linear") if model.frame() is not None else ("ode",)
 
 
@@ -136,7 +121,6 @@ def _fitted(model: DomainModel, latents: Array, known: Array, seed: int) -> Inve
 
 
 def _judged(model: DomainModel, read: Array, truth: Array) -> tuple[np.ndarray, np.ndarray]:
-    """How near each reading is, and whether the sample nearest to it is the right one."""
     if model.is_picture:
         cut = np.clip(read, -1.0, 1.0).astype(np.float32)
         return compare(cut, truth).psnr, retrieval.hits_by_pixels(cut, truth, nearest=1)

@@ -25,17 +25,7 @@ SEED = 41
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is attacked, and how hard.
-
-    Attributes:
-        data: Folder of pictures, or .npy file of points, that the model was not trained on; None for a shipped domain.
-        training: The same of its training data; None for those of a shipped domain, or for no attack on membership.
-        samples: At most so many are the attacker's, and half as many are attacked.
-        evaluations: Of encoding.
-        surrogate_s: Seconds that the attacker trains a model of the domain; 0 for none.
-        seed: Of everything that is drawn.
-        command: Noted in the report.
-    """
+    """What is attacked, and how hard."""
 
     data: Path | None = None
     training: Path | None = None
@@ -47,17 +37,7 @@ class Wanted:
 
 
 def privacy_report(bundle: Bundle, wanted: Wanted, *, say: Say) -> PrivacyReport:
-    """Attack the latents and samples of a model.
-
-    Args:
-        bundle: The model.
-        wanted: What is attacked.
-        say: Called with what is being done.
-
-    Raises:
-        UsageError, InputError: The data cannot be used, or are too few.
-        SettingsInvalid: The model needs a class for each sample.
-    """
+    """Attack the latents and samples of a model."""
     model, manifest = DomainModel(bundle), bundle.manifest
     known, attacked, others = _data(manifest, wanted)
     if min(map(len, (known, attacked, others))) < FEWEST:

@@ -26,16 +26,7 @@ DRAWING = SolverSettings(evaluations=24)
 def membership_of(
     model: DomainModel, members: Array, others: Array, *, sigma: float, evaluations: int, seed: int
 ) -> Membership:
-    """How well training samples are distinguished from others, by the norm of the latent and by the model's loss.
-
-    Args:
-        model: The model.
-        members: Of its training data, (N, *sample_shape) in the units of the data.
-        others: Of the same domain, that it was not trained on.
-        sigma: Softening of what is encoded.
-        evaluations: Of encoding.
-        seed: Of softening, and of the loss's noise.
-    """
+    """How well training samples are distinguished from others, by the norm of the latent and by the model's loss."""
     norms, losses = [], []
     for turn, samples in enumerate((members, others)):
         x = model.normalise(samples)

@@ -22,13 +22,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "NPY")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Limits that are checked before a file is decoded.
-
-    Attributes:
-        max_bytes: Size of the file.
-        max_pixels: Height times width; the default is just under the 89,478,485 from which Pillow itself warns.
-        formats: Accepted formats, of `FORMATS`; the content decides which one a file is, not its name.
-    """
+    """Limits that are checked before a file is decoded."""
 
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 89_000_000
@@ -55,13 +49,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One decoded picture, upright, without transparency.
-
-    Attributes:
-        pixels: (H, W, C) in C order, uint8, uint16, int16 or float32; C is 1 (grey) or 3 (RGB).
-        bits: Bits of one number in the file's own type: 8, 16 or 32.
-        format: One of `FORMATS`.
-    """
+    """One decoded picture, upright, without transparency."""
 
     pixels: Pixels
     bits: int
@@ -93,15 +81,7 @@ def faults_as_unreadable(format_name: str) -> Iterator[None]:
 
 
 def settle(pixels: Pixels) -> Pixels:
-    """(H, W, C) in C order and of one of the four types of a `Picture`.
-
-    Args:
-        pixels: (H, W) or (H, W, C) of bool-free real numbers. 8-bit signed numbers become int16; wider integers
-            and floats become float32 (whole numbers up to 2^24 stay exact).
-
-    Raises:
-        ImageUnreadable: A value is NaN or infinite in float32, or C is not 1 or 3.
-    """
+    """(H, W, C) in C order and of one of the four types of a `Picture`."""
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in {1, 3}:
@@ -124,7 +104,6 @@ def settle(pixels: Pixels) -> Pixels:
 
 
 def _not_finite(pixels: Pixels) -> int:
-    """How many numbers are NaN or infinite, counted by bands."""
     step = max(1, (1 << 18) // pixels.shape[1])
     return sum(
         int(np.count_nonzero(~np.isfinite(pixels[start : start + step])))
@@ -133,15 +112,7 @@ def _not_finite(pixels: Pixels) -> int:
 
 
 def flatten(pixels: Pixels, background: str) -> Pixels:
-    """Colours over a background: (c a + b (max - a)) / max, rounded to the nearest whole number.
-
-    Args:
-        pixels: (H, W, 2) grey and alpha or (H, W, 4) RGB and alpha, uint8 or uint16.
-        background: ``white`` or ``black``.
-
-    Returns:
-        (H, W, 1) or (H, W, 3) of the same type.
-    """
+    """Colours over a background: (c a + b (max - a)) / max, rounded to the nearest whole number."""
     top = int(np.iinfo(pixels.dtype).max)
     behind = top if background == "white" else 0
     out = np.empty((*pixels.shape[:2], pixels.shape[2] - 1), dtype=pixels.dtype)
@@ -156,12 +127,7 @@ def flatten(pixels: Pixels, background: str) -> Pixels:
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """The upright picture, by EXIF's tag 274 (1 to 8; other values count as 1).
-
-    Args:
-        pixels: (H, W, C) as stored.
-        orientation: EXIF 2.32, table "Orientation".
-    """
+    """The upright picture, by EXIF's tag 274 (1 to 8; other values count as 1)."""
     if orientation in {5, 6, 7, 8}:
         pixels = pixels.swapaxes(0, 1)
     if orientation in {2, 3, 6, 7}:

@@ -41,17 +41,7 @@ _ANOTHER_JPEG = re.compile(rb"\xff\xd9\x00*\xff\xd8\xff")
 
 
 def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pixels, int]:
-    """(H, W, C) pixels of a PNG, 8 or 16 bit, and the bits of its samples.
-
-    Args:
-        content: The file.
-        limits: Limits on the file.
-        background: Colour behind transparent pixels.
-
-    Raises:
-        ImageUnreadable: Broken, or cut short.
-        ImageTooLarge: More pixels than the limit, animated, or another PNG behind the first.
-    """
+    """(H, W, C) pixels of a PNG, 8 or 16 bit, and the bits of its samples."""
     kept: list[bytes | memoryview] = [PNG_MAGIC]
     orientation, key, view = 1, b"", memoryview(content)
     width, height, depth, colour = png_header(content)
@@ -81,11 +71,7 @@ def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pi
 
 
 def png_header(content: bytes) -> tuple[int, int, int, int]:
-    """(width, height, depth, colour type) of a PNG.
-
-    Raises:
-        ImageUnreadable: It does not begin with its header.
-    """
+    """(width, height, depth, colour type) of a PNG."""
     start = len(PNG_MAGIC)
     if content[start : start + 8] != b"\0\0\0\x0dIHDR" or len(content) < start + 25:
         raise ImageUnreadable("the PNG does not begin with its header")
@@ -112,12 +98,7 @@ def jpeg_scan(content: bytes) -> int:
 
 
 def jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
-    """(H, W, C) uint8 pixels of a JPEG, upright; CMYK becomes RGB.
-
-    Raises:
-        ImageTooLarge: More pixels than the limit, or several frames, as stereo cameras write (MPO), or another JPEG
-            behind the first.
-    """
+    """(H, W, C) uint8 pixels of a JPEG, upright; CMYK becomes RGB."""
     image = open_pillow(content, "JPEG")
     limits.check_size(image.height, image.width)
     frames = getattr(image, "n_frames", 1)
@@ -130,14 +111,7 @@ def jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
 
 
 def npy_pixels(content: bytes, limits: ImageLimits) -> tuple[Pixels, int]:
-    """(H, W, C) pixels of a .npy of real numbers and their bits; pickles are never read.
-
-    The array is (H, W), (H, W, 1), (H, W, 3), or else (1, H, W) or (3, H, W).
-
-    Raises:
-        ImageUnreadable: No such array, or its size is not what its header says, or a value is not finite.
-        ImageTooLarge: More pixels than the limit.
-    """
+    """(H, W, C) pixels of a .npy of real numbers and their bits; pickles are never read."""
     header, start, planes_first = _npy_header(content)
     shape = header.shape
     limits.check_size(*(shape[1:] if planes_first else shape[:2]))
@@ -152,11 +126,7 @@ def npy_pixels(content: bytes, limits: ImageLimits) -> tuple[Pixels, int]:
 
 
 def npy_shape(content: bytes) -> tuple[int, int, int, int]:
-    """(height, width, samples, bytes of a number) of the picture in a .npy, from its header.
-
-    Raises:
-        ImageUnreadable: It is not such a file.
-    """
+    """(height, width, samples, bytes of a number) of the picture in a .npy, from its header."""
     header, _, planes_first = _npy_header(content)
     shape = header.shape if len(header.shape) == 3 else (*header.shape, 1)
     samples, height, width = shape if planes_first else (shape[2], shape[0], shape[1])
@@ -180,11 +150,7 @@ def _npy_header(content: bytes) -> tuple[Header, int, bool]:
 
 
 def open_pillow(content: bytes, format_name: str) -> Any:
-    """The picture, opened but not decoded, as this format only: no other decoder of Pillow can be reached.
-
-    Raises:
-        ImageTooLarge: It has more pixels than Pillow reads.
-    """
+    """The picture, opened but not decoded, as this format only: no other decoder of Pillow can be reached."""
     from PIL import Image
 
     if format_name == "TIFF":
@@ -216,12 +182,7 @@ def pillow_pixels(image: Any, background: str) -> Pixels:
 
 
 def pixels_of(image: Any, background: str | None = None) -> Pixels:
-    """(H, W, C) of a Pillow image, read by bands: numpy's conversion needs three times the memory.
-
-    Args:
-        image: It, decoded or not yet.
-        background: Colour behind its transparent pixels, if it has some.
-    """
+    """(H, W, C) of a Pillow image, read by bands: numpy's conversion needs three times the memory."""
     pixels: Pixels | None = None
     for start, stop, rows in rows_of(image):
         band = np.atleast_3d(rows) if background is None else flatten(rows, background)
@@ -246,17 +207,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def sixteen_bits(content: bytes, format_name: str, mode: str, *, byte_order: str) -> Pixels:
-    """(H, W, C) uint16 of a picture for which Pillow's own modes keep only the high bytes.
-
-    Pillow has no mode of 16-bit colour, but it unpacks from either byte order and keeps the high byte. Decoded
-    once as each order, the two results are the two bytes of every number.
-
-    Args:
-        content: The file.
-        format_name: Pillow's name of the format.
-        mode: ``RGB`` or ``RGBA``.
-        byte_order: ``big`` or ``little``: in which the decoder delivers.
-    """
+    """(H, W, C) uint16 of a picture for which Pillow's own modes keep only the high bytes."""
     pixels: Pixels | None = None
     for order in ("B", "L"):
         image = open_pillow(content, format_name)

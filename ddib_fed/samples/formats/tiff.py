@@ -28,17 +28,7 @@ INFLATED_PIECE = 1 << 20
 
 
 def tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pixels, int]:
-    """(H, W, C) pixels of a TIFF (also BigTIFF) and the bits of its samples.
-
-    Args:
-        content: The file.
-        limits: Limits on the file.
-        background: Colour behind transparent pixels.
-
-    Raises:
-        ImageUnreadable: Broken, or stored in a way that would lose numbers here.
-        ImageTooLarge: More pixels than the limit, or more than one page.
-    """
+    """(H, W, C) pixels of a TIFF (also BigTIFF) and the bits of its samples."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -57,11 +47,7 @@ def tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[P
 
 
 def first_page(content: bytes) -> Any:
-    """The first page of a TIFF, with only its tags read and the size of its tiles checked.
-
-    Raises:
-        ImageTooLarge: A tile is much larger than the picture.
-    """
+    """The first page of a TIFF, with only its tags read and the size of its tiles checked."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -71,7 +57,6 @@ def first_page(content: bytes) -> Any:
 
 
 def _plain(page: Any) -> bool:
-    """Whether its numbers are grey or RGB without conversion."""
     return page.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB} and page.bitspersample >= 8
 
 
@@ -135,11 +120,7 @@ def segment_bytes(page: Any) -> int:
 
 
 def check_segments(page: Any) -> None:
-    """Raise if a tile is much larger than its picture: decoders allocate the whole tile.
-
-    Raises:
-        ImageTooLarge: It is.
-    """
+    """Raise if a tile is much larger than its picture: decoders allocate the whole tile."""
     picture = page.imagelength * page.imagewidth * page.samplesperpixel * max(1, page.bitspersample // 8)
     size = segment_bytes(page)
     if size > MOST_PADDING * picture + SMALL_SEGMENT:

@@ -28,15 +28,7 @@ _SEED = 40_961
 def measured(
     teacher: Bundle, network: nn.Module, starts: Starts, most: int, device: torch.device
 ) -> Distilled:
-    """Distances between the answers of a flow map and of its teacher, on the grid on which they are least.
-
-    Args:
-        teacher: The model that was distilled.
-        network: The flow map, with the weights that will be stored, on `device`.
-        starts: Its held-out samples are measured on.
-        most: At most so many of them.
-        device: Where to compute.
-    """
+    """Distances between the answers of a flow map and of its teacher, on the grid on which they are least."""
     manifest = teacher.manifest
     student = Denoiser(network, manifest.parameterisation, manifest.time_input)
     master = teacher.denoiser(device=device)
@@ -82,12 +74,10 @@ def measured(
 def _encode(
     x: Tensor, denoiser: Denoiser, schedule: Schedule, settings: SolverSettings, sigma: float, cond: Condition
 ) -> Tensor:
-    """The latent of samples that are softened already."""
     return integrate(plan(settings, schedule, soften_sigma=sigma).encoder(x, cond), denoiser)
 
 
 def _distance(found: Tensor, expected: Tensor) -> Tensor:
-    """The root mean square of the difference of each sample, (N,)."""
     return (found - expected).flatten(1).square().mean(1).sqrt()
 
 

@@ -1,11 +1,6 @@
 """Paths of a teacher's ODE, both ways, and the questions that a flow map is asked of them.
 
-    u(x_t, t, s) = (x_s - x_t) / (phi_s - phi_t),    u(x_t, t, t) = v(x_t, t)
-
-x_t and x_s are two nodes of one path, in either order. Half of the paths start from data, softened as the teacher
-encodes them, half from noise: so a step sees what encoding and decoding show it. A batch of paths is asked in `uses`
-steps of the `live` newest ones, then replaced: the data have no end, and few are in memory. Batch g is a function of
-(seed, g), its nodes are placed anew, and a resumed run walks the live ones again.
+u(x_t, t, s) = (x_s - x_t) / (phi_s - phi_t),    u(x_t, t, t) = v(x_t, t)
 """
 
 from __future__ import annotations
@@ -51,14 +46,7 @@ _TABLE = 4097
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Paths of one direction through one grid.
-
-    Attributes:
-        x: Nodes in the order of walking, (n + 1, N, *sample_shape).
-        v: The teacher's velocity at the first n.
-        levels: Of the nodes, (n + 1, 3) float64 as (alpha, sigma, t).
-        labels: Classes (N,) int64, or None.
-    """
+    """Paths of one direction through one grid."""
 
     x: Tensor
     v: Tensor
@@ -67,22 +55,12 @@ class Path:
 
     @property
     def phis(self) -> Tensor:
-        """Angles of the nodes, (n + 1,) float64."""
         return torch.atan2(self.levels[:, 1], self.levels[:, 0])
 
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What a flow map is asked, and what it should answer.
-
-    Attributes:
-        x: States (N, *sample_shape).
-        times: Time inputs of their levels, (N,) float32.
-        to: The same of the levels asked to.
-        target: The mean velocity, like x.
-        spans: |phi_s - phi_t|, (N,) float32.
-        labels: Classes (N,) int64, or None.
-    """
+    """What a flow map is asked, and what it should answer."""
 
     x: Tensor
     times: Tensor
@@ -100,17 +78,7 @@ class Questions:
 
 
 class Teacher:
-    """Walks the paths of a model.
-
-    Args:
-        bundle: The model; its denoiser predicts v.
-        starts: Where paths from data start.
-        evaluations: Of a path.
-        seed: All randomness follows from it.
-        batch: Paths of a batch.
-        device: Where it computes.
-        dtype: Of its network.
-    """
+    """Walks the paths of a model."""
 
     def __init__(
         self,
@@ -136,12 +104,7 @@ class Teacher:
         )
 
     def batch(self, number: int, part: slice) -> tuple[Path, Path]:
-        """Rows `part` of each direction of batch `number`: paths from data and paths from noise.
-
-        Args:
-            number: Of the batch.
-            part: Of the half batch that each direction has.
-        """
+        """Rows `part` of each direction of batch `number`: paths from data and paths from noise."""
         u = uniforms(self._seed, number, self._batch, _COLUMNS)
         half = self._batch // 2
         clean, labels = self.starts.take(u[:half, :UNIFORMS_PER_POINT])
@@ -173,12 +136,10 @@ class Teacher:
         )
 
     def from_data(self, clean: Tensor, noise: Tensor, jitter: Tensor, labels: Tensor | None) -> Path:
-        """Paths from data (N, *sample_shape), softened with `noise`, to their latents."""
         sigma = self.bundle.manifest.soften_sigma
         return self._walk(soften(clean, sigma, noise), self._grid(self.first_lambda, jitter), labels)
 
     def from_noise(self, noise: Tensor, jitter: Tensor, labels: Tensor | None) -> Path:
-        """Paths from latents (N, *sample_shape) to data."""
         return self._walk(noise, self._grid(self.schedule.lambda_max, jitter).reversed(), labels)
 
     def _grid(self, first: float, jitter: Tensor) -> Grid:
@@ -229,15 +190,7 @@ class Teacher:
 
 
 class Pool:
-    """The live batches of paths, and what is asked of them at each step.
-
-    Args:
-        teacher: Walks them.
-        seed: All randomness follows from it.
-        batch: Questions of a step; as many as paths of a batch.
-        uses: Steps that ask one batch.
-        evaluations: Of a path.
-    """
+    """The live batches of paths, and what is asked of them at each step."""
 
     def __init__(self, teacher: Teacher, *, seed: int, batch: int, uses: int, evaluations: int) -> None:
         self._teacher, self._seed, self._batch, self._uses = teacher, seed, batch, uses
@@ -263,16 +216,7 @@ class Pool:
 
 
 def asked(paths: tuple[Path, Path], u: Tensor, denoiser: Denoiser) -> Questions:
-    """One question of each path, the directions by turns.
-
-    A step over g of n intervals is drawn with a probability of 1 / g: so each length that is twice another is as
-    frequent as that, from the whole way to that of an interval.
-
-    Args:
-        paths: From data and from noise, N each.
-        u: Uniforms (2 N, 4).
-        denoiser: Its time input says how levels become times.
-    """
+    """One question of each path, the directions by turns."""
     columns = [_of_path(path, u[k::2], denoiser) for k, path in enumerate(paths)]
     woven = [torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(*(c[:5] for c in columns), strict=True)]
     labels = [column[5] for column in columns]
@@ -309,11 +253,6 @@ def _of_path(
 
 
 def _placement(schedule: Schedule) -> tuple[Uniforms, Uniforms]:
-    """Share of the nodes up to each lambda, and the lambdas, from data to noise.
-
-    A part as the levels of training are placed, the rest uniform in lambda: the first alone leaves few nodes near the
-    noise, where the coarse structure of pictures is decided.
-    """
     lams = torch.linspace(schedule.lambda_max, schedule.lambda_min, _TABLE, dtype=torch.float64)
     sampler = LambdaSampler(schedule)
     even = torch.linspace(0.0, 1.0, _TABLE, dtype=torch.float64)

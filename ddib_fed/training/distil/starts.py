@@ -34,14 +34,7 @@ _HELD_OUT_SEED = 2**63
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Clean samples in the teacher's units.
-
-    Attributes:
-        digest: Names them.
-        take: Gives samples (N, *sample_shape) and their classes (N,), or None, for uniforms (N, 4).
-        held_out: Samples (M, *sample_shape) that `take` never gives.
-        held_out_labels: Their classes (M,), or None.
-    """
+    """Clean samples in the teacher's units."""
 
     digest: str
     take: Callable[[NDArray[np.float64]], tuple[Floats, Labels | None]]
@@ -52,14 +45,7 @@ class Starts:
 def open_starts(
     config: DistilConfig, teacher: Bundle, *, say: Say | None = None, progress: Progress | None = None
 ) -> Starts:
-    """The samples that `config` names; without a name those that packages carry, if the teacher was trained on them.
-
-    Raises:
-        SettingsInvalid: No name, and a teacher that was trained on others; samples of the other kind; or classes that
-            are not the teacher's.
-        ShapeMismatch: The samples have another shape than the teacher's.
-        DomainNotFound, ExtraMissing, InputError: See `points.open_points` and `sources.open_source`.
-    """
+    """The samples that `config` names; without a name those that packages carry, if the teacher was trained on them."""
     manifest = teacher.manifest
     domain = config.domain
     if domain is None and config.data is None and config.images is None:
@@ -120,7 +106,6 @@ def _of_pictures(
 
 
 def _reading(config: DistilConfig, domain: str | None, manifest: Manifest) -> PictureTrainConfig:
-    """How the pictures are read: as the teacher's manifest says that its own were."""
     if config.images is None:
         return PictureTrainConfig(domain=domain)
     return as_trained(manifest, config.images, classes=config.classes, skip_bad=config.skip_bad)

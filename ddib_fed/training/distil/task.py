@@ -38,13 +38,7 @@ _HELD_OUT_SEED = 91
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A teacher and the data to distil it on.
-
-    Attributes:
-        config: With what follows from the teacher.
-        teacher: The model.
-        starts: The data.
-    """
+    """A teacher and the data to distil it on."""
 
     config: DistilConfig
     teacher: Bundle
@@ -52,13 +46,7 @@ class Lesson:
 
 
 def open_lesson(config: DistilConfig, *, say: Say | None = None, progress: Progress | None = None) -> Lesson:
-    """The teacher and the data that `config` names.
-
-    Raises:
-        ModelNotFound, BundleInvalid: See `open_bundle`.
-        SettingsInvalid: The model cannot be distilled, or is another than when the run began.
-        DdibError: See `open_starts`.
-    """
+    """The teacher and the data that `config` names."""
     teacher = open_bundle(config.teacher)
     check_teacher(teacher.manifest)
     if config.teacher_digest not in ("", teacher.digest):
@@ -77,11 +65,7 @@ def open_lesson(config: DistilConfig, *, say: Say | None = None, progress: Progr
 
 
 def check_teacher(manifest: Manifest) -> None:
-    """Return when a model can be distilled.
-
-    Raises:
-        SettingsInvalid: It is a classifier, is distilled already, is no network of ours, or does not predict v.
-    """
+    """Return when a model can be distilled."""
     problem = ""
     if manifest.role != "generator":
         problem = "it is a classifier"
@@ -100,17 +84,6 @@ def check_teacher(manifest: Manifest) -> None:
 
 
 class DistilTask:
-    """See `Task`.
-
-    Args:
-        config: The run, settled.
-        lesson: Teacher and data.
-
-    Attributes:
-        config: The run.
-        figures: See `Task`.
-    """
-
     def __init__(self, config: DistilConfig, lesson: Lesson) -> None:
         self.config, self.lesson = config, lesson
         self.figures: dict[str, float] = {}
@@ -120,7 +93,6 @@ class DistilTask:
         self._held_out: Questions | None = None
 
     def initial_network(self) -> nn.Module:
-        """See `Task`: the teacher's weights, and an embedding of the second level that is 0."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             network = build_network(self._network)
@@ -128,28 +100,23 @@ class DistilTask:
         return self._laid_out(network).train()
 
     def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-        """See `Task`."""
         return self._laid_out(network_with(self._network, state, device=device))
 
     def fetch(self, piece: Piece, device: torch.device) -> Questions:
-        """See `Task`; walks paths where the step needs new ones."""
         if self._pool is None:
             self._pool = self._opened(device)
         return self._pool.ask(piece.step, slice(piece.first, piece.stop))
 
     def loss(self, network: nn.Module, piece: Piece, samples: Questions) -> tuple[Tensor, Tensor]:
-        """See `Task`."""
         del piece
         found = self._losses(network, samples)
         return found.sum() / int(self.config.batch or 1), found
 
     def learn(self, step: int, losses: Tensor) -> Tensor:
-        """See `Task`: their mean."""
         del step
         return losses.double().mean()
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
-        """See `Task`; on paths from held-out samples, and from other noise."""
         if self._held_out is None:
             self._held_out = self._held_out_questions(next(network.parameters()).device)
         count = len(self._held_out.x)
@@ -161,7 +128,6 @@ class DistilTask:
         """None: a flow map's latents differ with its evaluations, and only fixed bounds are for them."""
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
-        """See `Task`; measures the finished model beside its teacher, with the weights as they will be stored."""
         del folder
         if last:
             dtype = DTYPES[self.config.dtype]
@@ -172,14 +138,11 @@ class DistilTask:
         return ""
 
     def state(self) -> dict[str, Tensor]:
-        """See `Task`: nothing; paths follow from the step."""
         return {}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """See `Task`."""
+    def restore(self, state: dict[str, Tensor]) -> None: ...
 
     def manifest(self) -> dict[str, Any]:
-        """See `Task`: the teacher's, but for the network and what it was distilled from."""
         made = self.lesson.teacher.manifest
         return {
             **{name: getattr(made, name) for name in _OF_THE_TEACHER},

@@ -27,18 +27,7 @@ _PREFIX = "checkpoint-"
 
 
 class CheckpointInfo(BaseModel):
-    """state.json: what state.safetensors is a state of.
-
-    Attributes:
-        format_version: Of this file.
-        step: Steps done.
-        config: The run's settings, its number of steps settled, as JSON values.
-        identity: `config.identity()` and the data's digest: what the weights depend on.
-        torch_version: The torch that computed it; another may round differently.
-        cpu_seconds: Spent so far.
-        seconds: That it took so far.
-        sha256: Of state.safetensors.
-    """
+    """state.json: what state.safetensors is a state of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,12 +43,7 @@ class CheckpointInfo(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is needed to resume.
-
-    Attributes:
-        info: state.json.
-        tensors: state.safetensors, names prefixed `network.`, `ema.`, `optimizer.`.
-    """
+    """What is needed to resume."""
 
     info: CheckpointInfo
     tensors: dict[str, Tensor]
@@ -73,7 +57,6 @@ class Checkpoint:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as a flat dict `NUMBER.NAME`; its settings are a function of the config and the step."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
 
@@ -106,31 +89,17 @@ def write_checkpoint(folder: Path, info: CheckpointInfo, tensors: dict[str, Tens
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run's folder, verified; None when there is none.
-
-    Raises:
-        BundleInvalid: It is damaged or of a format that this release does not know.
-    """
     found = _checkpoints(folder)
     return read_checkpoint(found[-1]) if found else None
 
 
 def latest_identity(folder: Path) -> str | None:
-    """What the run in `folder` depends on, by its newest checkpoint, whose tensors are not read; None without one.
-
-    Raises:
-        BundleInvalid: The checkpoint's description is damaged.
-    """
     found = _checkpoints(folder)
     return _read_info(found[-1]).identity if found else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """One checkpoint, verified.
-
-    Raises:
-        BundleInvalid: It is damaged or of a format that this release does not know.
-    """
+    """One checkpoint, verified."""
     hint = _hint(path)
     info = _read_info(path)
     try:
@@ -161,5 +130,4 @@ def _hint(path: Path) -> str:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
     return sorted(folder.glob(f"{_PREFIX}*"))

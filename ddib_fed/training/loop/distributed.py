@@ -27,13 +27,7 @@ _BUCKET = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One process of a run.
-
-    Attributes:
-        rank: Its number, from 0.
-        size: How many there are.
-        device: What it computes on.
-    """
+    """One process of a run."""
 
     rank: int
     size: int
@@ -41,11 +35,9 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether it is the one that writes."""
         return self.rank == 0
 
     def part(self, total: int) -> range:
-        """Which of `total` samples are its own."""
         return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def add(self, tensors: list[Tensor]) -> None:
@@ -68,11 +60,7 @@ class World:
             tensor.copy_(there)
 
     def decide(self, choose: Callable[[], T]) -> T:
-        """What the leader's `choose` gives, or raises, in every process.
-
-        Raises:
-            DdibError: What `choose` raised.
-        """
+        """What the leader's `choose` gives, or raises, in every process."""
         if self.size == 1:
             return choose()
         shared: list[Any] = [None, None]
@@ -90,15 +78,7 @@ class World:
 
 @contextmanager
 def open_world(device: str) -> Iterator[World]:
-    """The world that the environment says (torchrun's variables), or one process.
-
-    Args:
-        device: "cpu", "cuda" or "auto".
-
-    Raises:
-        SettingsInvalid: CUDA is asked for and there is none.
-        UsageError: Processes were started that do not know of each other.
-    """
+    """The world that the environment says (torchrun's variables), or one process."""
     require_torchrun("training")
     size, rank = started_together()[0], int(os.environ.get("RANK", "0"))
     place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Averages of all entries of a module's state dict.
-
-    The decay of update k is min(decay, (1 + k) / (10 + k)), so that the random start is forgotten soon.
-
-    Args:
-        module: Its present weights are the first averages.
-        decay: Share of the average that survives one update, in [0, 1).
-    """
+    """Averages of all entries of a module's state dict."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -39,10 +32,8 @@ class Ema:
                 average.copy_(weights[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages, as a state dict of the module; not copied."""
         return dict(self._averages)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take averages that were stored."""
         for name, average in self._averages.items():
             average.copy_(state[name])

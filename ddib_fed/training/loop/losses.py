@@ -18,12 +18,7 @@ class Losses:
         self._coming: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def add(self, step: int, loss: Tensor) -> None:
-        """Take in the loss of a step.
-
-        Args:
-            step: Steps done with it.
-            loss: (), on the device.
-        """
+        """Take in the loss of a step."""
         event = None
         if loss.device.type == "cuda":
             loss = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
@@ -32,14 +27,7 @@ class Losses:
         self._coming.append((step, loss, event))
 
     def read(self, *, wait: bool = True) -> list[float]:
-        """Those that were not read yet.
-
-        Args:
-            wait: Read all, and wait for the device; else those that are there.
-
-        Raises:
-            SettingsInvalid: One is not finite.
-        """
+        """Those that were not read yet."""
         found = []
         while self._coming:
             step, loss, event = self._coming[0]

@@ -29,13 +29,7 @@ Make = Callable[[Piece], Any]
 
 
 class Prefetch:
-    """Gives pieces, and has the one that comes next made in the meantime.
-
-    Args:
-        make: Makes a piece; only ever called on one thread at a time.
-        device: Where the pieces are to be.
-        ahead: Whether there is a thread for it; without it a piece is made when it is asked for.
-    """
+    """Gives pieces, and has the one that comes next made in the meantime."""
 
     def __init__(self, make: Make, device: torch.device, *, ahead: bool) -> None:
         self._make = make
@@ -46,11 +40,7 @@ class Prefetch:
         self._next: tuple[Piece, Future[Any]] | None = None
 
     def get(self, piece: Piece, following: Piece | None) -> Any:
-        """The piece; `following` is begun, and given when it is asked for.
-
-        Raises:
-            Exception: What making it raised.
-        """
+        """The piece; `following` is begun, and given when it is asked for."""
         if self._thread is None:
             return self._make(piece)
         expected, self._next = self._next, None

@@ -36,11 +36,7 @@ PROBE_MARGIN = 0.93
 
 
 class Task(Protocol):
-    """What is learned: data, network and loss, for one settled config.
-
-    Attributes:
-        figures: What is to be recorded of the finished model beside its losses; after `show`.
-    """
+    """What is learned: data, network and loss, for one settled config."""
 
     figures: dict[str, float]
 
@@ -58,13 +54,7 @@ class Task(Protocol):
         """Rows of a step's batch on the device; a function of seed and piece, called on a thread of its own."""
 
     def loss(self, network: nn.Module, piece: Piece, samples: Any) -> tuple[Tensor, Tensor]:
-        """The piece's share of the batch's loss, to be differentiated, and the losses of its samples (n,).
-
-        Args:
-            network: In training.
-            piece: Which rows.
-            samples: What `fetch` gave for them.
-        """
+        """The piece's share of the batch's loss, to be differentiated, and the losses of its samples (n,)."""
 
     def learn(self, step: int, losses: Tensor) -> Tensor:
         """Take in the losses (batch,) float32 of a step, on the device; the loss of the batch (), not waited for."""
@@ -90,15 +80,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
-
-    Attributes:
-        step: Steps done.
-        steps: Steps in all.
-        loss: Smoothed training loss.
-        held_out: Loss on held-out samples when it was last measured; None before.
-        rate: Steps a second since this process began.
-    """
+    """How far a run is."""
 
     step: int
     steps: int
@@ -111,20 +93,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class Trainer:
-    """A network in training, with everything that a step changes.
-
-    Args:
-        task: What is learned.
-        world: The processes that share it.
-        ahead: Whether the next batch is made while the network works; None for where it pays.
-
-    Attributes:
-        step: Steps done.
-        network: The network.
-        ema: Its averages.
-        microbatch: Samples that go through the network at once, here and now.
-        notes: What is to be said; whoever says it clears them.
-    """
+    """A network in training, with everything that a step changes."""
 
     def __init__(self, task: Task, world: World, *, ahead: bool | None = None) -> None:
         self.task, self.world, self.config = task, world, task.config
@@ -153,18 +122,10 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Steps in all."""
         return self.config.total_steps
 
     def advance(self) -> Tensor:
-        """One optimiser step, which on CUDA is not waited for.
-
-        Returns:
-            Its loss, () float64 on the device; reading it waits for the step.
-
-        Raises:
-            MemoryExhausted: Not even one sample at a time fits into memory.
-        """
+        """One optimiser step, which on CUDA is not waited for."""
         losses = self._gradients()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
@@ -176,19 +137,15 @@ class Trainer:
         return loss
 
     def spent(self) -> DifferentialPrivacy | None:
-        """The differential privacy of the training samples; None without."""
         return None
 
     def close(self) -> None:
-        """End the thread that makes batches; the trainer can still be used."""
         self._prefetch.close()
 
     def averaged(self) -> nn.Module:
-        """A network of its own with the averaged weights."""
         return self.task.averaged(self.ema.state_dict(), self.world.device)
 
     def held_out_loss(self) -> float:
-        """The loss of the averaged weights on samples that are never trained on, always the same ones."""
         with torch.no_grad():
             return self.task.held_out_loss(self.averaged().eval(), self.microbatch)
 
@@ -219,7 +176,6 @@ class Trainer:
             nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
 
     def _learn(self, losses: Tensor) -> Tensor:
-        """Take in the losses of the step; the loss of its batch, ()."""
         return self.task.learn(self.step, losses)
 
     def _gradients(self) -> Tensor:
@@ -251,7 +207,6 @@ class Trainer:
         return losses
 
     def _pieces(self, step: int) -> list[Piece]:
-        """This process's rows of a step, as they go through the network."""
         own = self.world.part(self.batch)
         return [
             Piece(step, first, min(first + self.microbatch, own.stop))
@@ -272,7 +227,6 @@ class Trainer:
         self.notes.append(f"out of memory with {before} {what} at once: continuing with {self.microbatch}")
 
     def _arrange(self) -> None:
-        """Give restored optimiser state the memory layout of its parameters, in which it was before."""
         for parameter, state in self._optimizer.state.items():
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -281,14 +235,7 @@ class Trainer:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a step costs on this machine.
-
-    Attributes:
-        parameters: Numbers in the network.
-        seconds: Of one step of the whole batch.
-        memory: Bytes in use at the most: on CUDA by torch, else by this process.
-        microbatch: Samples at once that fit into memory.
-    """
+    """What a step costs on this machine."""
 
     parameters: int
     seconds: float
@@ -321,12 +268,7 @@ def measure(config: AnyConfig, task: Callable[[AnyConfig], Task], world: World, 
 
 
 def settle(config: AnyConfig, cost: Cost | None) -> AnyConfig:
-    """The config with its number of steps, and a microbatch that fits, settled.
-
-    Args:
-        config: The run.
-        cost: What was measured; a run that fits a time needs it.
-    """
+    """The config with its number of steps, and a microbatch that fits, settled."""
     if cost is None:
         return config.settled()
     steps = (

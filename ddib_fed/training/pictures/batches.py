@@ -33,13 +33,7 @@ _HELD_OUT_STEP = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Some samples of a step, clean, with what belongs to each.
-
-    Attributes:
-        x0: Normalised pictures (B, C, H, W) float32.
-        eps: Standard normal noise, like x0.
-        labels: Classes (B,) int64, withheld ones already the null class; or None.
-    """
+    """Some samples of a step, clean, with what belongs to each."""
 
     x0: Tensor
     eps: Tensor
@@ -47,13 +41,7 @@ class Samples:
 
 
 class Batches:
-    """The samples of a run.
-
-    Args:
-        config: The settled run.
-        source: Its pictures.
-        normal: From [-1, 1] to the network's units.
-    """
+    """The samples of a run."""
 
     def __init__(self, config: PictureTrainConfig, source: PictureSource, normal: Normalisation) -> None:
         self._config, self._source, self._normal = config, source, normal
@@ -61,7 +49,6 @@ class Batches:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def levels(self, step: int) -> Tensor:
-        """Uniforms (batch,) of all noise levels of a step, float64, spread evenly over [0, 1)."""
         u = uniforms(self._config.seed, step, self._batch, _COLUMNS)[:, _LEVEL]
         return torch.from_numpy((np.arange(self._batch) + u) / self._batch)
 
@@ -73,17 +60,7 @@ class Batches:
         return Samples(x0, eps, self._labels(chosen, u[:, _DROP]))
 
     def private(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> tuple[Samples, Tensor]:
-        """Draws of pictures for a private run, and uniforms of their levels; all that is random comes from its key.
-
-        Args:
-            step: The step.
-            chosen: Numbers of training pictures (n,).
-            key: Of the run.
-
-        Returns:
-            Samples (n K, ...), the K draws of a picture in sequence, each flipped and cut by itself; and uniforms
-            (n K,) float64, spread evenly over the draws of a picture.
-        """
+        """Draws of pictures for a private run, and uniforms of their levels; all that is random comes from its key."""
         count = self._config.dp_draws
         each = np.repeat(chosen, count)
         u = key.uniforms("pictures", step, (len(each), _COLUMNS))
@@ -149,25 +126,13 @@ class Batches:
 
 
 def _generator(seed: int, step: int, sample: int) -> np.random.Generator:
-    """A sample's own generator: its number is in the counter's last word, which no stream of `uniforms` reaches."""
     key = np.array([seed, step], np.uint64)
     counter = np.array([0, 0, 0, sample + 1], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def random_flip(pictures: NDArray[Any], uniforms: NDArray[np.floating]) -> NDArray[Any]:
-    """Mirrored left to right where the uniform is below a half.
-
-    Args:
-        pictures: (N, C, H, W), any type; not changed.
-        uniforms: (N,) in [0, 1).
-
-    Returns:
-        (N, C, H, W) of the same type, a new array.
-
-    Raises:
-        ShapeMismatch: The numbers do not fit one another.
-    """
+    """Mirrored left to right where the uniform is below a half."""
     _check_uniforms(pictures, uniforms, (len(pictures),))
     mirrored = (uniforms < 0.5)[:, None, None, None]
     return np.where(mirrored, pictures[..., ::-1], pictures)
@@ -176,21 +141,7 @@ def random_flip(pictures: NDArray[Any], uniforms: NDArray[np.floating]) -> NDArr
 def random_crop(
     pictures: NDArray[Any], size: tuple[int, int], uniforms: NDArray[np.floating]
 ) -> NDArray[Any]:
-    """A window of each picture, its corner by two uniforms; every place is equally likely.
-
-    Load the pictures larger than the model for this (the public code's crops show 80 to 100 % of the shorter side).
-
-    Args:
-        pictures: (N, C, H, W), any type.
-        size: (height, width) of the window, at most (H, W).
-        uniforms: (N, 2) in [0, 1): down and across.
-
-    Returns:
-        (N, C, height, width) of the same type, a new array.
-
-    Raises:
-        ShapeMismatch: The window is larger than the pictures, or the numbers do not fit one another.
-    """
+    """A window of each picture, its corner by two uniforms; every place is equally likely."""
     _check_uniforms(pictures, uniforms, (len(pictures), 2))
     free = np.array(pictures.shape[2:]) - np.array(size)
     if (free < 0).any() or min(size) < 1:

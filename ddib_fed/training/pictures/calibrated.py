@@ -15,18 +15,7 @@ from ddib_fed.training.settings.config import PictureTrainConfig
 
 
 def calibrated_units(config: PictureTrainConfig, made: Manifest) -> Normalisation:
-    """From pictures in [-1, 1] to the units of the model that they are translated to.
-
-    Args:
-        config: The run; its calibration is a file, signed or not.
-        made: Of the model that the run starts from. Its own map, if it has one, is replaced.
-
-    Raises:
-        FileMissing: There is no such file.
-        CalibrationRefused: It is no calibration, has expired, or is for another domain or other units.
-        SettingsInvalid: It is a rotation, for which nothing is trained, or other channels are asked for than the
-            initial model has.
-    """
+    """From pictures in [-1, 1] to the units of the model that they are translated to."""
     found = read_calibration(config.calibration) if config.calibration is not None else None
     if found is None:
         raise SettingsInvalid("the run has no calibration", hint="name its file")
@@ -55,7 +44,6 @@ def calibrated_units(config: PictureTrainConfig, made: Manifest) -> Normalisatio
 
 
 def map_digest(found: ChannelMap) -> str:
-    """SHA-256, hex, of a map's numbers: a calibration that was renewed with the same map is the same to a run."""
     return hashlib.sha256(found.model_dump_json(exclude_none=True).encode()).hexdigest()
 
 

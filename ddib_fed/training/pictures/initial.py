@@ -36,16 +36,7 @@ _FIRST, _LAST, _LABELS = "input_blocks.0.0.weight", "out.2.", "label_emb.weight"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run begins with.
-
-    Attributes:
-        network: Constructor arguments.
-        schedule: Noise schedule.
-        parameterisation: "v" or "eps".
-        time_input: What the network gets as its time.
-        bundle: Where the weights come from, or None.
-        normal: The units of the pictures, where they are not to follow from the pictures themselves.
-    """
+    """What a run begins with."""
 
     network: UNetConfig | ClassifierConfig
     schedule: ScheduleConfig
@@ -56,19 +47,11 @@ class Start:
 
     @property
     def classifies(self) -> bool:
-        """Whether the network says of what class a picture is, instead of what it is without its noise."""
         return isinstance(self.network, ClassifierConfig)
 
 
 def open_start(config: PictureTrainConfig, source: PictureSource) -> Start:
-    """The start that `config` asks for.
-
-    Raises:
-        ModelNotFound: There is no bundle at `config.init`.
-        BundleInvalid: The bundle fails its checks, or holds no UNet.
-        SettingsInvalid: The network's fields cannot be, or contradict the bundle.
-        FileMissing, CalibrationRefused: See `calibrated_units`.
-    """
+    """The start that `config` asks for."""
     if isinstance(config, ClassifierTrainConfig):
         return _classifier_start(config, source)
     if config.init is None:
@@ -109,7 +92,6 @@ def new_network(start: Start, seed: int) -> nn.Module:
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """The same network, its convolutions' weights laid out for pictures whose channels come last."""
     moved: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
 
@@ -117,16 +99,7 @@ def channels_last(network: nn.Module) -> nn.Module:
 def fitted(
     old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], network: UNetConfig | ClassifierConfig
 ) -> dict[str, Tensor]:
-    """The weights `old`, changed in shape to those of `fresh` where the module's docstring says how.
-
-    Args:
-        old: A state dict.
-        fresh: The state dict of a fresh network.
-        network: Whose state dict `fresh` is.
-
-    Raises:
-        BundleInvalid: A tensor is missing, or has a shape that cannot be made to fit.
-    """
+    """The weights `old`, changed in shape to those of `fresh` where the module's docstring says how."""
     found: dict[str, Tensor] = {}
     for name, want in fresh.items():
         have = old.get(name)
@@ -239,7 +212,6 @@ def _refuse_contradictions(config: PictureTrainConfig, bundle: Bundle, network: 
 
 
 def _grouped(weight: Tensor, channels: int, axis: int) -> Tensor:
-    """Split an axis into (channels, the rest): patches of pixels follow one another inside a channel."""
     shape = (*weight.shape[:axis], channels, -1, *weight.shape[axis + 1 :])
     return weight.reshape(shape)
 

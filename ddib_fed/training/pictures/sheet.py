@@ -40,21 +40,13 @@ NEAR = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Nearness:
-    """How far pictures are from the nearest training picture, in units of how far they are from the mean one; medians.
-
-    So a blurred sample, which is near to everything, does not pass for a copy.
-
-    Attributes:
-        samples: Of what the model draws.
-        held_out: Of pictures that it has not seen.
-    """
+    """How far pictures are from the nearest training picture, in units of how far they are from the mean one; medians."""
 
     samples: float
     held_out: float
 
     @property
     def ratio(self) -> float:
-        """Samples over held-out pictures: about 1 or above; near 0 when training pictures are drawn again."""
         return self.samples / max(self.held_out, 1e-6)
 
     @property
@@ -79,21 +71,7 @@ def draw(
     at_once: int,
     fine: bool = False,
 ) -> Floats:
-    """Pictures that a network draws, always from the same noise.
-
-    Args:
-        network: Of the averaged weights.
-        start: What it predicts, and on which schedule.
-        normal: From pictures in [-1, 1] to the network's units.
-        count: How many.
-        shape: (C, H, W).
-        classes: How many classes are drawn in turn; None for a network without.
-        at_once: How many are computed together.
-        fine: With more steps.
-
-    Returns:
-        (count, C, H, W) float32 in [-1, 1].
-    """
+    """Pictures that a network draws, always from the same noise."""
     device = next(network.parameters()).device
     noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(_SAMPLE_SEED))
     denoiser = Denoiser(network, start.parameterisation, start.time_input)
@@ -139,18 +117,7 @@ def nearness(source: PictureSource, drawn: Floats, *, flip: bool, most: int = 20
 
 
 def verdict(source: PictureSource, drawn: Floats, *, private: bool, by_class: bool) -> SampleVerdict | None:
-    """Whether samples are of the domain, against held-out pictures; None where there are too few pictures.
-
-    Args:
-        source: The pictures.
-        drawn: Samples, (n, C, H, W) in [-1, 1].
-        private: Against one half of the held-out pictures, with the other half for training pictures, which then are
-            not read.
-        by_class: Whether samples have each class as often as any other.
-
-    Raises:
-        ExtraMissing: The packages with the features' network are not installed.
-    """
+    """Whether samples are of the domain, against held-out pictures; None where there are too few pictures."""
     size = source.shape[1:]
     held_out = middle(source.held_out, size)
     if private:
@@ -169,13 +136,7 @@ def can_judge(source: PictureSource, *, private: bool) -> bool:
 
 
 def thresholds(source: PictureSource, units: Normalisation, *, private: bool = False) -> Thresholds | None:
-    """What a translation must keep of a picture, from pairs of held-out and training pictures at the network's size.
-
-    Args:
-        source: The pictures.
-        units: Of the model.
-        private: From pairs of held-out pictures alone; None where there is only one.
-    """
+    """What a translation must keep of a picture, from pairs of held-out and training pictures at the network's size."""
     size = source.shape[1:]
     if private:
         halves = [middle(source.held_out[first::2], size) for first in (0, 1)]
@@ -184,6 +145,5 @@ def thresholds(source: PictureSource, units: Normalisation, *, private: bool = F
 
 
 def middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
-    """The middle of pictures of which the network gets windows."""
     top, left = ((have - want) // 2 for have, want in zip(pixels.shape[2:], size, strict=True))
     return pixels[:, :, top : top + size[0], left : left + size[1]]

@@ -46,21 +46,7 @@ MEMORY_SHARE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class PictureSource:
-    """Pictures to train on.
-
-    Attributes:
-        name: What the domain is called when the config does not say.
-        train: (N, C, H, W): float32 in [-1, 1], or uint8 or uint16 whose whole range is that.
-        held_out: (M, C, H, W), as `train`; at least one.
-        digest: Names the pictures.
-        labels: Class of each training picture, (N,) int64, or None.
-        held_out_labels: The same for `held_out`.
-        classes: Names of the classes.
-        picture: How a file becomes one of these pictures; goes into the manifest.
-        note: Where the pictures come from; goes into the manifest.
-        size: Height and width that the network gets; smaller than the pictures' when windows are cut from them.
-        quantum: One quantisation step of the pictures, in units of [-1, 1]; 0 for none.
-    """
+    """Pictures to train on."""
 
     name: str
     train: Pixels
@@ -76,7 +62,6 @@ class PictureSource:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network gets."""
         channels, height, width = self.train.shape[1:]
         return (channels, self.size, self.size) if self.size is not None else (channels, height, width)
 
@@ -94,13 +79,7 @@ def array_source(
     size: int | None = None,
     quantum: float = QUANTUM,
 ) -> PictureSource:
-    """Pictures that are in memory already; the arguments are the attributes of `PictureSource`.
-
-    Raises:
-        ShapeMismatch: The arrays are not (N, C, H, W) of one C, H and W with 1 or 3 channels.
-        NotFinite: There is a NaN or an infinity.
-        InputError: There are too few pictures, values lie outside [-1, 1], or labels do not fit.
-    """
+    """Pictures that are in memory already; the arguments are the attributes of `PictureSource`."""
     for part, pixels in (("training", train), ("held-out", held_out)):
         _check_pixels(name, part, pixels, train.shape[1:])
     if len(train) < MIN_PICTURES:
@@ -125,12 +104,7 @@ def array_source(
 
 
 def shipped_source(name: str) -> PictureSource:
-    """The pictures of a shipped domain.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-        ExtraMissing: The package that carries its pictures is not installed.
-    """
+    """The pictures of a shipped domain."""
     pictures = load_shipped(name)
     domain = pictures.domain
     form = PictureFormat(tiles=bool(domain.map))  # crops of a map are parts of it, sheets of a head are whole
@@ -138,11 +112,7 @@ def shipped_source(name: str) -> PictureSource:
 
 
 def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalisation:
-    """Mean and deviation of the training pictures as the config wants them, rounded to what a manifest shows well.
-
-    Raises:
-        InputError: A channel does not vary at all.
-    """
+    """Mean and deviation of the training pictures as the config wants them, rounded to what a manifest shows well."""
     if config.normalise == "none":
         return Normalisation(colours=config.colours)
     every = max(1, len(source.train) // _MOMENT_PICTURES)
@@ -168,20 +138,7 @@ def open_source(
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> PictureSource:
-    """The pictures that `config` names, or those given, checked against it.
-
-    Args:
-        config: The run.
-        source: Pictures in memory, when the config names none.
-        say: Told what a folder is like and what is odd about it, a sentence each.
-        progress: Called with (pictures looked at, in all) of a folder.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-        ExtraMissing: The package that carries the domain's pictures is not installed.
-        InputError: The pictures cannot be used.
-        SettingsInvalid: The config names pictures and others were given, or none at all.
-    """
+    """The pictures that `config` names, or those given, checked against it."""
     named = config.domain is not None or config.images is not None
     if named == (source is not None):
         raise SettingsInvalid(
@@ -205,23 +162,7 @@ def open_source(
 def folder_source(
     config: PictureTrainConfig, *, say: Callable[[str], None], progress: Progress | None = None
 ) -> PictureSource:
-    """The pictures of `config.images`, decoded, fitted and split.
-
-    Args:
-        config: The run.
-        say: Told what the folder is like and what is odd about it, a sentence each.
-        progress: Called with (pictures looked at, in all), once while checking and once while loading.
-
-    Raises:
-        FileMissing: There is no such folder, or no picture in it.
-        ImageUnreadable: There are bad files, and `skip_bad` is not set.
-        PictureMisfit: The same, and they are not in the units of the range.
-        InputError: There are too few pictures, or all are the same.
-        MemoryExhausted: They do not fit into memory.
-        SettingsInvalid: The range cannot be.
-        UsageError: The folder holds two domains.
-        ExtraMissing: The package that reads its format is not installed.
-    """
+    """The pictures of `config.images`, decoded, fitted and split."""
     root = Path(str(config.images))
     classes = config.classes if config.classes in {"folders", "prefix"} else None
     studies = scan_studies(root, config, _side(config), progress=progress)
@@ -281,11 +222,7 @@ def as_trained(manifest: Manifest, images: Path, **fields: Any) -> PictureTrainC
 
 
 def own_volumes(manifest: Manifest, folder: Path) -> PictureSource | None:
-    """The volumes or maps below a folder, read as those that a model was trained on; None for a model of pictures.
-
-    Raises:
-        DdibError: As `folder_source`.
-    """
+    """The volumes or maps below a folder, read as those that a model was trained on; None for a model of pictures."""
     if manifest.picture is None or manifest.picture.intensity is None:
         return None
     return folder_source(as_trained(manifest, folder), say=lambda _: None)
@@ -299,7 +236,6 @@ def _scan_pictures(
 
 
 def _side(config: PictureTrainConfig) -> int:
-    """Height and width of the pictures: the network's, and as much more as windows are moved."""
     size = config.size or config.defaults.size
     return size + (size // CROP_ROOM if config.crop else 0)
 

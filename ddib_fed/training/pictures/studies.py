@@ -58,18 +58,7 @@ class _Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """A folder of studies, every plane looked at once.
-
-    Attributes:
-        folder: The planes that show something.
-        range: As of `--range`, settled.
-        rule: Rule of intensity, as `ddib translate --intensity` takes it.
-        slices: Plane in which volumes are cut; None for what is no NIfTI.
-        lines: What to say of it.
-        groups: Names of what is held out as a whole, one for each plane; empty for a map that is alone.
-        tiles: Where each plane of such a map lies.
-        of_maps: Whether planes are parts of maps.
-    """
+    """A folder of studies, every plane looked at once."""
 
     folder: Folder
     range: str
@@ -81,14 +70,7 @@ class Scanned:
     of_maps: bool
 
     def split(self, share: float) -> _Split:
-        """(training part, held-out part), neither with a picture of the other.
-
-        Groups are held out in an order that depends on their pixels, while they are no more than `share` of all
-        planes; the smallest, where each is more. Of a single map one end is, and tiles that overlap it are left out.
-
-        Raises:
-            InputError: Nothing would be left to train on.
-        """
+        """(training part, held-out part), neither with a picture of the other."""
         entries = self.folder.entries
         held = self._held_groups(share) if self.groups else self._end(share)
         seen = {entries[at].digest for at in held}
@@ -119,13 +101,11 @@ class Scanned:
         return held or set(smallest)
 
     def _end(self, share: float) -> set[int]:
-        """The tiles at the end of the map's longer side."""
         starts, _ = self._along()
         edge = sorted(starts, reverse=True)[max(1, round(share * len(starts))) - 1]
         return {at for at, start in enumerate(starts) if start >= edge}
 
     def _apart(self, held: set[int]) -> Iterable[int]:
-        """The tiles that share no pixel with those that are held out."""
         starts, side = self._along()
         edge = min(starts[at] for at in held)
         return (at for at, start in enumerate(starts) if start + side <= edge)
@@ -150,22 +130,14 @@ class _Planes:
         self._items: Iterator[bytes] = iter(())
 
     def study(self, at: int) -> Study:
-        """A study, while no other is in memory.
-
-        Raises:
-            DdibError: It cannot be read.
-        """
+        """A study, while no other is in memory."""
         if at != self._at:
             self._items, self._at, self._next = iter(()), -1, 0  # they hold the study before
             self._items, self._at = self._studies[at].items(), at
         return self._studies[at]
 
     def read(self, at: int, plane: int) -> Picture:
-        """An item of a study.
-
-        Raises:
-            DdibError: The study was changed since it was scanned.
-        """
+        """An item of a study."""
         study = self.study(at)
         if plane < self._next:
             self._items, self._next = study.items(), 0
@@ -193,22 +165,7 @@ class _Seen:
 def scan_studies(
     root: Path, config: PictureTrainConfig, side: int, *, progress: Progress | None
 ) -> Scanned | None:
-    """The planes of all studies below a folder; None for a folder of pictures.
-
-    Args:
-        root: The folder.
-        config: The run.
-        side: Of the tiles that maps are cut into.
-        progress: Called with (studies looked at, in all).
-
-    Raises:
-        ExtraMissing: A package that reads the format is not installed.
-        FileMissing: There is no such folder, or nothing in it can be read.
-        ImageUnreadable, PictureMisfit: There are bad files, and `skip_bad` is not set.
-        InputError: They are not of one kind, or there is but one volume.
-        SettingsInvalid: The range does not fit the rule, or a setting has no effect.
-        UsageError: The folder holds two domains, or there is no such rule.
-    """
+    """The planes of all studies below a folder; None for a folder of pictures."""
     from ddib_fed.formats.recognition import Format, recognise
 
     require_one_domain(root)
@@ -247,11 +204,7 @@ def scan_studies(
 
 
 def _look(at: int, studies: Studies, planes: _Planes, config: PictureTrainConfig, bad: Bad) -> _Seen | None:
-    """What is seen of a study; None for one that cannot be used, which is bad.
-
-    Raises:
-        ExtraMissing, SettingsInvalid, UsageError: It is about no single study.
-    """
+    """What is seen of a study; None for one that cannot be used, which is bad."""
     origin, classes = studies.origins[at], None if config.classes == "given" else config.classes
     try:
         study = planes.study(at)
@@ -316,15 +269,7 @@ def _scanned(folder: Folder, config: PictureTrainConfig, seen: list[_Seen], slic
 
 
 def range_of(rule: str, asked: str) -> str:
-    """The range of a model whose pictures are made by a rule.
-
-    Args:
-        rule: As of `Rule.text`.
-        asked: As of `--range`.
-
-    Raises:
-        SettingsInvalid: The rule makes numbers of another range.
-    """
+    """The range of a model whose pictures are made by a rule."""
     form, _, own = rule.partition("@")
     if asked == "type":
         return HU_RANGE if rule == "hu" else own or asked
@@ -340,11 +285,7 @@ def range_of(rule: str, asked: str) -> str:
 
 
 def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
-    """Return if there is one.
-
-    Raises:
-        InputError: There are several.
-    """
+    """Return if there is one."""
     kinds = sorted(set(found))
     if len(kinds) > 1:
         raise InputError(
@@ -354,11 +295,7 @@ def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
 
 
 def _require_no_pictures(root: Path, found: Recognised) -> None:
-    """Return if no pictures lie among studies: it would not be clear which are meant.
-
-    Raises:
-        InputError: Some do.
-    """
+    """Return if no pictures lie among studies: it would not be clear which are meant."""
     from ddib_fed.formats.recognition import PICTURES, TAKEN, Format, files_below, format_of
 
     if not (found.plain or found.beside or any(each.format is Format.PICTURE for each in found.studies)):

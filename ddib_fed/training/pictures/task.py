@@ -41,21 +41,6 @@ _MEASURED_AT_ONCE = 64
 
 
 class PictureTask:
-    """See `Task`.
-
-    Args:
-        config: The run, settled.
-        source: Its pictures.
-        start: Its network and first weights.
-
-    Attributes:
-        config: The run.
-        source: Its pictures.
-        start: Its network.
-        normal: From pictures in [-1, 1] to the network's units.
-        figures: See `Task`.
-    """
-
     def __init__(self, config: PictureTrainConfig, source: PictureSource, start: Start) -> None:
         self.config, self.source, self.start = config, source, start
         self.figures: dict[str, float] = {}
@@ -74,7 +59,6 @@ class PictureTask:
         )
 
     def initial_network(self) -> nn.Module:
-        """See `Task`; a spectrum is measured of the first training pictures."""
         network = new_network(self.start, self.config.seed)
         private = self.config.dp_epsilon is not None  # then the spectrum stays that of the initial weights
         if isinstance(network, UNet) and network.spectrum is not None and not private:
@@ -82,17 +66,14 @@ class PictureTask:
         return network
 
     def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-        """See `Task`."""
         return channels_last(network_with(self.start.network, state, device=device))
 
     def fetch(self, piece: Piece, device: torch.device) -> Samples:
-        """See `Task`; without the levels, which may depend on the losses of the step before."""
         found = self._batches.take(piece.step, piece.first, piece.stop - piece.first)
         labels = None if found.labels is None else on_device(found.labels, device)
         return Samples(on_device(found.x0, device), on_device(found.eps, device), labels)
 
     def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
-        """See `Task`."""
         lams, weights = self._draw(piece.step)
         part = slice(piece.first, piece.stop)
         # Only dropout asks torch for numbers; its masks are the one thing that the cut of a batch changes.
@@ -103,11 +84,9 @@ class PictureTask:
 
     @property
     def training_samples(self) -> int:
-        """See `PrivateTask`."""
         return len(self.source.train)
 
     def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        """See `PrivateTask`."""
         samples, u = self._batches.private(step, chosen, key)
         question = self._objective.ask(samples.x0, samples.eps, self._levels.draw(u)[0])
         shape = (len(chosen), self.config.dp_draws)
@@ -116,14 +95,12 @@ class PictureTask:
         return Draws(x, question.times.reshape(shape), target, labels)
 
     def learn(self, step: int, losses: Tensor) -> Tensor:
-        """See `Task`; each loss counts by the weight of its level."""
         lams, weights = self._draw(step)
         self._drawn = None
         self._levels.learn(lams, losses)
         return (losses * on_device(weights, losses.device)).mean()
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
-        """See `Task`; at even levels."""
         samples = self._batches.held_out(HELD_OUT_PICTURES)
         count = len(samples.x0)
         places = (torch.arange(count, dtype=torch.float64) + 0.5) / count
@@ -137,14 +114,12 @@ class PictureTask:
         return float(torch.cat(losses).double().mean())
 
     def aside(self) -> NDArray[np.float32] | None:
-        """See `Task`; in an order of no meaning. None of a classifier."""
         if self.start.classifies:
             return None
         held_out = sheet.middle(self.source.held_out, self.source.shape[1:])
         return expand(held_out[np.random.default_rng(self.config.seed).permutation(len(held_out))])
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
-        """See `Task`; a classifier draws nothing."""
         if self.start.classifies:
             return ""
         private = self.config.dp_epsilon is not None
@@ -190,16 +165,13 @@ class PictureTask:
             trainer.notes.append(found.sentence(trainer.step))
 
     def state(self) -> dict[str, Tensor]:
-        """See `Task`: the history of the levels."""
         return self._levels.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """See `Task`."""
         self._drawn = None
         self._levels.restore(state)
 
     def manifest(self) -> dict[str, Any]:
-        """See `Task`."""
         config, source, start = self.config, self.source, self.start
         return {
             "role": "classifier" if start.classifies else "generator",
@@ -222,7 +194,6 @@ class PictureTask:
         return sheet.thresholds(self.source, self.normal, private=private)
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Lambdas and weights of a step, each (batch,) float64 on the CPU; drawn once a step."""
         if self._drawn is None or self._drawn[0] != step:
             self._drawn = step, *self._levels.draw(self._batches.levels(step))
         return self._drawn[1:]

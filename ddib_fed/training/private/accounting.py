@@ -22,11 +22,7 @@ Mechanism = Literal["prv", "rdp"]
 
 
 def require_opacus() -> None:
-    """Return if the extra is installed.
-
-    Raises:
-        ExtraMissing: It is not.
-    """
+    """Return if the extra is installed."""
     with extra(
         "dp", "opacus", "training with differential privacy needs opacus", otherwise="leave --dp-epsilon out"
     ):
@@ -34,19 +30,7 @@ def require_opacus() -> None:
 
 
 def noise_for(mechanism: Mechanism, *, epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise multiplier with which `steps` steps spend at most `epsilon`, to 0.01 of it.
-
-    Args:
-        mechanism: The accountant.
-        epsilon: What may be spent.
-        delta: Its delta.
-        rate: Probability with which a sample takes part in a step.
-        steps: How many.
-
-    Raises:
-        SettingsInvalid: No noise suffices.
-        ExtraMissing: opacus is not installed.
-    """
+    """The least noise multiplier with which `steps` steps spend at most `epsilon`, to 0.01 of it."""
     require_opacus()
     from opacus.accountants.utils import get_noise_multiplier
 
@@ -68,15 +52,7 @@ def noise_for(mechanism: Mechanism, *, epsilon: float, delta: float, rate: float
 
 
 class Ledger:
-    """What the steps of a run have spent.
-
-    Args:
-        mechanism: The accountant.
-        rate: Probability with which a sample takes part in a step.
-
-    Attributes:
-        noise_multiplier: Of the steps to come.
-    """
+    """What the steps of a run have spent."""
 
     def __init__(self, mechanism: Mechanism, rate: float, noise_multiplier: float) -> None:
         require_opacus()
@@ -87,11 +63,9 @@ class Ledger:
 
     @property
     def steps(self) -> int:
-        """Steps that were counted."""
         return int(sum(steps for _, _, steps in self._accountant.history))
 
     def count(self) -> None:
-        """Count a step."""
         self._accountant.step(noise_multiplier=self.noise_multiplier, sample_rate=self.rate)
 
     def epsilon(self, delta: float) -> float:
@@ -102,7 +76,6 @@ class Ledger:
             return float(self._accountant.get_epsilon(delta))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The history, for a checkpoint: rows of noise multiplier, rate and steps, (n, 3) float64."""
         return {"history": torch.tensor(self._accountant.history, dtype=torch.float64).reshape(-1, 3)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -115,7 +88,6 @@ class Ledger:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without opacus' warnings that a search over orders or noise ended at its edge: its bound holds there too."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -2,12 +2,6 @@
 
 With g_i the gradient of sample i, the mean over its K draws of noise level and noise (Dockhorn et al., arXiv
 2210.09929, section 3.2), a step of DP-SGD is
-
-    g = 1 / B (sum_i g_i min(1, C / |g_i|) + sigma C n),    n ~ N(0, I),
-
-with the expected batch B, since the sum of a Poisson sample has no fixed number of terms. The whole network is
-differentiated as one function of its weights (torch.func), so a weight that is used twice, or inside of another
-operation, needs no rule of its own.
 """
 
 from __future__ import annotations
@@ -29,14 +23,7 @@ _BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Samples with several draws of noise level and noise each.
-
-    Attributes:
-        x: Noisy samples (n, K, *shape) float32.
-        times: Time inputs of the network (n, K).
-        target: What it should answer, like x.
-        labels: Classes (n, K) int64, or None.
-    """
+    """Samples with several draws of noise level and noise each."""
 
     x: Tensor
     times: Tensor
@@ -52,17 +39,7 @@ class Draws:
 
 
 class SampleGradients:
-    """Gradients of single samples.
-
-    Args:
-        network: In training; its buffers do not change.
-
-    Attributes:
-        at_once: Samples whose gradients fit into `GRADIENT_BYTES`.
-
-    Raises:
-        SettingsInvalid: A layer looks at several samples, or draws masks for them.
-    """
+    """Gradients of single samples."""
 
     def __init__(self, network: nn.Module) -> None:
         refuse_layers(network)
@@ -72,7 +49,6 @@ class SampleGradients:
         self.at_once = max(1, GRADIENT_BYTES // size)
 
     def __call__(self, draws: Draws) -> tuple[list[Tensor], Tensor]:
-        """Gradients (n, *shape) in the order of the parameters, and losses (n,)."""
         weights = {name: value.detach() for name, value in self._network.named_parameters()}
         labels = None if draws.labels is None else 0
         each = vmap(grad_and_value(self._loss), in_dims=(None, 0, 0, 0, labels))
@@ -82,7 +58,6 @@ class SampleGradients:
     def _loss(
         self, weights: dict[str, Tensor], x: Tensor, times: Tensor, target: Tensor, labels: Tensor | None
     ) -> Tensor:
-        """The mean of a sample's draws (K, *shape)."""
         extra = {} if labels is None else {"y": labels}
         answer = functional_call(self._network, (weights, self._buffers), (x, times), extra)
         loss: Tensor = (answer - target).square().mean()
@@ -90,11 +65,7 @@ class SampleGradients:
 
 
 def refuse_layers(network: nn.Module) -> None:
-    """Return if no layer mixes samples.
-
-    Raises:
-        SettingsInvalid: One does, as batch normalisation, or draws masks, as dropout.
-    """
+    """Return if no layer mixes samples."""
     for name, layer in network.named_modules():
         drops = isinstance(layer, _MASKS) and layer.p > 0
         if drops or isinstance(layer, _BATCHES) or getattr(layer, "running_mean", None) is not None:

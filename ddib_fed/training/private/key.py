@@ -28,11 +28,7 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class RunKey:
-    """The key of a run.
-
-    Attributes:
-        secret: 32 bytes.
-    """
+    """The key of a run."""
 
     secret: bytes = field(repr=False)
 
@@ -50,20 +46,11 @@ class RunKey:
         return pairs.reshape(-1)[:count].reshape(shape)
 
     def chosen(self, step: int, total: int, rate: float) -> NDArray[np.int64]:
-        """Which of `total` samples take part in a step: each with probability `rate`, independently."""
         return np.flatnonzero(self.uniforms("chosen", step, (total,)) < rate)
 
 
 def key_of_run(folder: Path, *, begun: bool) -> RunKey:
-    """The key of the run in `folder`; a new one where there is none.
-
-    Args:
-        folder: Of the run.
-        begun: Whether steps were taken and others remain, so that the key must be there.
-
-    Raises:
-        StateConflict: It must, and is not.
-    """
+    """The key of the run in `folder`; a new one where there is none."""
     path = folder / KEY_FILE
     if path.exists():
         secret = path.read_bytes()
@@ -81,5 +68,4 @@ def key_of_run(folder: Path, *, begun: bool) -> RunKey:
 
 
 def forget_key(folder: Path) -> None:
-    """Remove the key of a run that is finished."""
     (folder / KEY_FILE).unlink(missing_ok=True)

@@ -12,17 +12,7 @@ from ddib_fed.training.private.key import RunKey
 
 
 class ClippedSums(DPOptimizer):  # type: ignore[misc]
-    """Clips gradients of samples, sums them, and adds the noise of a step; the step itself is its caller's.
-
-    opacus draws its noise from a generator that 32 bits seed on the CPU. Here it is cut from the run's key.
-
-    Args:
-        optimizer: Of the parameters.
-        noise_multiplier: See `DPOptimizer`.
-        clip: Norm to which the gradient of a sample is clipped.
-        expected: Samples of a step, on average.
-        key: Of the run.
-    """
+    """Clips gradients of samples, sums them, and adds the noise of a step; the step itself is its caller's."""
 
     def __init__(
         self,
@@ -55,7 +45,6 @@ class ClippedSums(DPOptimizer):  # type: ignore[misc]
         self.scale_grad()
 
     def add_noise(self) -> None:
-        """See `DPOptimizer`."""
         deviation = self.noise_multiplier * self.max_grad_norm
         for number, parameter in enumerate(self.params):
             noise = self._key.normals(f"noise {number}", self._taken, tuple(parameter.shape))

@@ -33,28 +33,10 @@ class PrivateTask(Task, Protocol):
         """How many samples there are to train on."""
 
     def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        """The samples of these numbers (n,), n > 0, on the CPU; each depends on no other one.
-
-        Args:
-            step: The step.
-            chosen: Which samples.
-            key: Gives all that is random.
-        """
+        """The samples of these numbers (n,), n > 0, on the CPU; each depends on no other one."""
 
 
 class PrivateTrainer(Trainer):
-    """See `Trainer`.
-
-    Args:
-        task: What is learned.
-        world: One process.
-        key: Of the run.
-
-    Raises:
-        ExtraMissing: opacus is not installed.
-        SettingsInvalid: The epsilon cannot be kept, or the network has layers that mix samples.
-    """
-
     task: PrivateTask
 
     def __init__(self, task: PrivateTask, world: World, key: RunKey) -> None:
@@ -82,12 +64,10 @@ class PrivateTrainer(Trainer):
         self._last_loss = torch.zeros((), dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Trainer`, with the accountant's history."""
         history = {f"privacy.{name}": value for name, value in self._ledger.tensors().items()}
         return {**super().tensors(), **history}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """See `Trainer`; steps to come have the noise of those that were taken."""
         super().restore(checkpoint)
         self._ledger.restore(checkpoint.part("privacy"))
         self._sums.noise_multiplier = self._ledger.noise_multiplier
@@ -128,11 +108,9 @@ class PrivateTrainer(Trainer):
         self._sums.finish(self.step)
         return torch.cat(losses)
 
-    def _bound_gradient(self) -> None:
-        """Nothing: each sample's gradient is bounded already, and the noise is as large as it has to be."""
+    def _bound_gradient(self) -> None: ...
 
     def _learn(self, losses: Tensor) -> Tensor:
-        """Count the step; its mean loss, or that of the step before where nobody took part."""
         self._ledger.count()
         if len(losses):
             self._last_loss = losses.double().mean()
@@ -140,17 +118,7 @@ class PrivateTrainer(Trainer):
 
 
 def require_private(config: AnyConfig, samples: int, processes: int) -> None:
-    """Return if a run can be private, or does not ask for it.
-
-    Args:
-        config: The run.
-        samples: To train on.
-        processes: That share it.
-
-    Raises:
-        ExtraMissing: opacus is not installed.
-        SettingsInvalid: Several processes, more samples a step than there are, or a delta that says nothing.
-    """
+    """Return if a run can be private, or does not ask for it."""
     if isinstance(config, DistilConfig) or config.dp_epsilon is None:
         return
     require_opacus()

@@ -127,7 +127,6 @@ class PointTrainConfig(PrivateTrainConfig):
         return self
 
     def never_private(self) -> dict[str, bool]:
-        """See `PrivateTrainConfig`."""
         return {
             "domain: a synthetic domain has no training points to protect, so give data": self.domain
             is not None,
@@ -143,11 +142,7 @@ class PointTrainConfig(PrivateTrainConfig):
         return self.domain if self.domain is not None else domain_from(Path(str(self.data)).stem) or "points"
 
     def settled(self, steps: int | None = None, **found: Any) -> Self:
-        """The same run with its number of steps settled; points have no microbatch to be found.
-
-        Raises:
-            SettingsInvalid: The public network was given no length.
-        """
+        """The same run with its number of steps settled; points have no microbatch to be found."""
         del found
         if self.network == "public" and steps is None and self.steps is None:
             raise SettingsInvalid(
@@ -158,10 +153,7 @@ class PointTrainConfig(PrivateTrainConfig):
 
 
 class PictureTrainConfig(PrivateTrainConfig):
-    """One training run on pictures; what is None takes the preset's value, which `settled` fills in.
-
-    With neither `domain` nor `images`, `train` is given the pictures themselves.
-    """
+    """One training run on pictures; what is None takes the preset's value, which `settled` fills in."""
 
     kind = "pictures"
     free = frozenset(
@@ -308,7 +300,6 @@ class PictureTrainConfig(PrivateTrainConfig):
         return self
 
     def never_private(self) -> dict[str, bool]:
-        """See `PrivateTrainConfig`."""
         return {
             "sampler loss-second-moment: it learns from the losses": self.sampler == "loss-second-moment",
             "learn_sigma": self.learn_sigma,
@@ -318,12 +309,10 @@ class PictureTrainConfig(PrivateTrainConfig):
 
     @property
     def defaults(self) -> Preset:
-        """What the preset says."""
         return PRESETS[self.preset]
 
     @property
     def validate_every(self) -> int:
-        """Steps between measurements of the held-out loss."""
         return self.checkpoint_every or 1
 
     def preset_network(self) -> dict[str, Any]:
@@ -377,7 +366,6 @@ class ClassifierTrainConfig(PictureTrainConfig):
         return self
 
     def never_private(self) -> dict[str, bool]:
-        """See `PrivateTrainConfig`."""
         return {"a classifier": True}
 
     def preset_network(self) -> dict[str, Any]:
@@ -394,11 +382,7 @@ AnyConfig = PointTrainConfig | PictureTrainConfig | DistilConfig
 
 
 def learning_rate(config: AnyConfig, step: int) -> float:
-    """The rate of step `step` (from 0) of a settled run: linear warm-up, then constant or half a cosine down to 0.
-
-    The warm-up takes no more than a fifth of the run. Both follow the share of the run that is behind it, so a run
-    whose length is planned again goes on with the rate that it has.
-    """
+    """The rate of step `step` (from 0) of a settled run: linear warm-up, then constant or half a cosine down to 0."""
     warm = min(1.0, max((step + 1) / max(1, config.warmup or 0), 5.0 * config.share(step + 1)))
     rate = float(config.learning_rate or 0.0) * warm
     if config.decay == "none":

@@ -130,7 +130,6 @@ class DistilConfig(TrainConfig):
 
     @property
     def validate_every(self) -> int:
-        """Steps between measurements of the held-out loss."""
         return self.checkpoint_every or 1
 
     def settled(self, steps: int | None = None, **found: Any) -> Self:

@@ -12,7 +12,6 @@ from ddib_fed.names import check_domain
 
 
 def says(text: str, **limits: Any) -> Any:
-    """A field with its limits and its description."""
     return Field(description=text, **limits)
 
 
@@ -76,11 +75,7 @@ class TrainConfig(BaseModel):
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps in all.
-
-        Raises:
-            SettingsInvalid: They are not settled yet.
-        """
+        """Optimiser steps in all."""
         if self.steps is None:
             raise SettingsInvalid("the number of steps is not settled")
         return self.steps
@@ -94,15 +89,7 @@ class TrainConfig(BaseModel):
         return share + (1.0 - share) * (step - start) / (total - start)
 
     def replanned(self, step: int, total: int, share: float | None = None) -> Self:
-        """The same run with `total` steps in all, decided after `step` of them.
-
-        The weights depend on what was planned before, so all plans are kept.
-
-        Args:
-            step: Steps done.
-            total: More than those.
-            share: Of the run that is behind it; None for what it was by the plan so far.
-        """
+        """The same run with `total` steps in all, decided after `step` of them."""
         share = self.share(step) if share is None else share
         before = self.planned or ((0, 0.0, self.total_steps),)
         return self.model_copy(

@@ -42,29 +42,15 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
 def option_name(field: str) -> str:
-    """What the option of a field is called, as a key of node.toml."""
     return RENAMED.get(field, field)
 
 
 def field_of(name: str) -> FieldInfo:
-    """The field behind an option: type, limits, default and description."""
     return (PictureTrainConfig if name in OF_PICTURES else PointTrainConfig).model_fields[name]
 
 
 def train_config(given: Mapping[str, Any], *, spell: Spell, hint: str, command: str = "") -> AnyConfig:
-    """The run that the options ask for.
-
-    Args:
-        given: What was asked for, by the name of its field; `recipe` is a file.
-        spell: How the options are written, for messages.
-        hint: The next step when they contradict each other.
-        command: To be recorded in the manifest.
-
-    Raises:
-        UsageError: Options that contradict each other, or the recipe.
-        FileMissing: There is no such recipe.
-        InputError: The recipe cannot be used.
-    """
+    """The run that the options ask for."""
     given = {**given, "command": command}
     refuse_idle(given, spell, hint)
     if is_on_pictures(given):
@@ -73,16 +59,11 @@ def train_config(given: Mapping[str, Any], *, spell: Spell, hint: str, command: 
 
 
 def is_on_pictures(given: Mapping[str, Any]) -> bool:
-    """Whether the options name pictures rather than points."""
     return "images" in given or given.get("domain") in SHIPPED
 
 
 def refuse_idle(given: Mapping[str, Any], spell: Spell, hint: str) -> None:
-    """Refuse the first option that would have no effect.
-
-    Raises:
-        UsageError: There is one.
-    """
+    """Refuse the first option that would have no effect."""
     pictures = is_on_pictures(given)
     kind, other = ("pictures", "points") if pictures else ("points", "pictures")
     for name in OPTIONS:
@@ -95,11 +76,7 @@ def refuse_idle(given: Mapping[str, Any], spell: Spell, hint: str) -> None:
 
 
 def checked(kind: type[Config], fields: Mapping[str, Any], hint: str) -> Config:
-    """The config of these fields.
-
-    Raises:
-        UsageError: They contradict each other.
-    """
+    """The config of these fields."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -112,16 +89,11 @@ def checked(kind: type[Config], fields: Mapping[str, Any], hint: str) -> Config:
 
 
 def with_preset(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields with the preset that goes with their size, where none is asked for."""
     return {"preset": "small-64" if (fields.get("size") or 0) >= 64 else "tiny-32", **fields}
 
 
 def network_fields(asked: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a network from a table, or from texts such as model_channels=48; the text public is {"public": True}.
-
-    Raises:
-        UsageError: A text is neither.
-    """
+    """Fields of a network from a table, or from texts such as model_channels=48; the text public is {"public": True}."""
     if isinstance(asked, Mapping):
         return dict(asked)
     texts = [asked] if isinstance(asked, str) else asked
@@ -201,5 +173,4 @@ def _scalar(text: str) -> Any:
 
 
 def _divisor(batch: int, most: int) -> int:
-    """The largest divisor of the batch up to `most`."""
     return next(k for k in range(min(most, batch), 0, -1) if batch % k == 0)

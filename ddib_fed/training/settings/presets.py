@@ -16,20 +16,7 @@ from ddib_fed.networks.configs import UNetConfig
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """One network with what goes with it.
-
-    Attributes:
-        size: Height and width in pixels.
-        network: Fields of `UNetConfig`.
-        batch: Pictures a step.
-        microbatch: Pictures at once.
-        learning_rate: Its peak.
-        warmup: Steps until the peak.
-        ema: Decay of the averages.
-        steps: Optimiser steps when neither steps nor time are given.
-        checkpoint_every: Steps between checkpoints.
-        purpose: What it is for, a few words.
-    """
+    """One network with what goes with it."""
 
     size: int
     network: Mapping[str, Any] = field(repr=False)
@@ -150,16 +137,7 @@ BYTES_A_PARAMETER = 20
 
 @dataclass(frozen=True, slots=True)
 class PresetCost:
-    """One preset on RGB pictures.
-
-    Attributes:
-        name: Of the preset.
-        size: Pixels of a side.
-        parameters: Numbers in the network.
-        memory: Bytes of weights and training state, without activations.
-        batch: Pictures a step.
-        purpose: What it is for.
-    """
+    """One preset on RGB pictures."""
 
     name: str
     size: int
@@ -169,7 +147,6 @@ class PresetCost:
     purpose: str
 
     def figures(self) -> dict[str, Any]:
-        """JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:

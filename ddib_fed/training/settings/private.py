@@ -63,7 +63,6 @@ class PrivateTrainConfig(TrainConfig):
         return self
 
     def never_private(self) -> dict[str, bool]:
-        """What this kind of run cannot have together with an epsilon, and whether it has it."""
         return {}
 
 

@@ -1,9 +1,6 @@
 """Recipes: the settings that two parties agree on before each trains alone; no data and no weights.
 
-    {"format": "ddib recipe 1", "settings": {"preset": ..., "seed": ..., "size": ..., "range": ...}, "start": DIGEST}
-
-A recipe holds settings and the digest of the initial weights; its user brings the weights, and other
-weights are refused.
+{"format": "ddib recipe 1", "settings": {"preset": ..., "seed": ..., "size": ..., "range": ...}, "start": DIGEST}
 """
 
 from __future__ import annotations
@@ -33,13 +30,7 @@ MAX_BYTES = 1 << 20
 
 
 class Recipe(BaseModel):
-    """A recipe.
-
-    Attributes:
-        format: Of the file.
-        agreed: Fields of `PictureTrainConfig`.
-        start: Digest of the bundle of initial weights, hex; empty for a start from the seed.
-    """
+    """A recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,19 +39,11 @@ class Recipe(BaseModel):
     start: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     def digest(self) -> str:
-        """SHA-256 of the recipe, hex: what the two parties compare."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def settings(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of a config: the agreed fields with the user's own.
-
-        Args:
-            own: Fields of `PictureTrainConfig` that the party adds.
-
-        Raises:
-            UsageError: `own` changes what was agreed on, or lacks the initial weights, or has some unasked.
-        """
+        """Fields of a config: the agreed fields with the user's own."""
         for name, value in own.items():
             if name not in OWN and value != self.agreed.get(name, value if name == "steps" else None):
                 raise UsageError(
@@ -78,22 +61,12 @@ class Recipe(BaseModel):
 
 
 def make_recipe(config: PictureTrainConfig, start: str = "") -> Recipe:
-    """The recipe of a run.
-
-    Args:
-        config: The run.
-        start: Digest of its initial weights.
-    """
     fields = config.settled().model_dump(mode="json", exclude=set(OWN), exclude_none=True)
     return Recipe(agreed=fields, start=start)
 
 
 def write_recipe(recipe: Recipe, path: Path, *, force: bool = False) -> None:
-    """Write a recipe as JSON.
-
-    Raises:
-        AlreadyExists: There is a file and `force` is not set.
-    """
+    """Write a recipe as JSON."""
     if path.exists() and not force:
         raise AlreadyExists(f"{path} exists", hint="choose another name, or --force")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +74,7 @@ def write_recipe(recipe: Recipe, path: Path, *, force: bool = False) -> None:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe from a file, its settings checked.
-
-    Raises:
-        FileMissing: There is no such file.
-        InputError: It is no recipe, or one with settings that this release does not know.
-    """
+    """A recipe from a file, its settings checked."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -130,12 +98,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def recipe_of_run(out: Path) -> Recipe:
-    """The recipe of a run that was started in `out`, finished or not.
-
-    Raises:
-        FileMissing: There is no run on pictures.
-        BundleInvalid: run.json cannot be read.
-    """
+    """The recipe of a run that was started in `out`, finished or not."""
     path = out / "run" / "run.json"
     if not path.exists():
         raise FileMissing(f"there is no run in {out}", hint="name the folder that was --out of a training")

@@ -1,13 +1,7 @@
 """Learns the corrections of a leg's steps: first from exact paths, then through the solver.
 
-    1. minimise  sum_i mean |a_i(f_i) - defect of predictor i| + |b_i(f_i) - defect of corrector i|   along exact paths
-    2. minimise  log mean e + w mean log e,   e = |student - exact end|,   by gradients through the corrected solver
-
-The first sees only exact histories; the second corrects the errors of the student's own histories. Its gradients go
-along linearised paths (`paths.Linearised`), which are made again from the student as it is by then, once a round.
-Points of great error are drawn more often: the mean error is carried by the few whose path bends between two levels.
-Both are learned with SOAP: Adam leaves twice the residual after as many gradients (decision 0080). Corrections that do
-not lower the error of rows that were not learned from are dropped.
+1. minimise  sum_i mean |a_i(f_i) - defect of predictor i| + |b_i(f_i) - defect of corrector i|   along exact paths
+2. minimise  log mean e + w mean log e,   e = |student - exact end|,   by gradients through the corrected solver
 """
 
 from __future__ import annotations
@@ -35,18 +29,7 @@ MEDIAN_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class CorrectionEffort:
-    """How much is spent on the corrections of one leg and number.
-
-    Attributes:
-        hidden: Units of each layer.
-        fits: Gradients along exact paths.
-        batch: Points of each gradient.
-        rounds: Linearisations of the student.
-        rolls: Gradients through the solver in each round.
-        rate: SOAP's first rate along exact paths.
-        roll_rate: Its first rate through the solver.
-        every: Gradients through the solver between two looks at the rows that decide.
-    """
+    """How much is spent on the corrections of one leg and number."""
 
     hidden: int = 64
     fits: int = 1_000
@@ -67,19 +50,7 @@ def corrected(
     seed: int = 0,
     tell: Told,
 ) -> LearnedSteps:
-    """Steps with corrections, or those given where corrections do not help.
-
-    The levels are moved half-way to those of the default grid: levels learned for all points alike leave wide gaps
-    where only a few paths bend, and there a correction would have the most to do.
-
-    Args:
-        leg: Of points.
-        steps: Over the angle, without corrections.
-        effort: How much to spend.
-        moved: Whether the levels were moved before.
-        seed: Of first weights and batches.
-        tell: Told (gradients done, in all).
-    """
+    """Steps with corrections, or those given where corrections do not help."""
     start = steps if moved else _half_way(leg, steps)
     generator = torch.Generator().manual_seed(seed)
     paths = exact_paths(leg, start, leg.fit)
@@ -130,7 +101,6 @@ def _first(paths: Paths, hidden: int, generator: torch.Generator) -> Corrections
 
 
 def _lengths(defects: Tensor, smooth: float = TINY) -> Tensor:
-    """Of the predictor's and the corrector's, (E, N, 2), from (E, N, 2 D)."""
     halves = torch.stack(defects.chunk(2, dim=2), dim=2)
     return (halves.square().sum(3) + smooth**2).sqrt()
 
@@ -222,20 +192,17 @@ def _loss(
 
 
 def _score(leg: TuningLeg, steps: LearnedSteps) -> float:
-    """The objective over the rows that decide, infinite where it is not finite."""
     each = distances(leg.learned_end(steps, leg.choose), leg.choose.end) + TINY
     value = float(each.mean().log() + MEDIAN_SHARE * each.log().mean())
     return value if math.isfinite(value) else math.inf
 
 
 def _frozen(steps: LearnedSteps) -> LearnedSteps:
-    """A copy whose corrections stay as they are."""
     assert steps.corrections is not None
     copies = {name: tensor.detach().clone() for name, tensor in steps.corrections.named().items()}
     return replace(steps, corrections=Corrections(**copies))
 
 
 def _chances(sizes: Tensor) -> Tensor:
-    """Half evenly, half by size: (N,) float32 on the CPU, of sum 1."""
     sizes = torch.nan_to_num(sizes.float().cpu(), nan=0.0, posinf=0.0)
     return 0.5 / len(sizes) + 0.5 * sizes / sizes.sum().clamp_min(TINY)

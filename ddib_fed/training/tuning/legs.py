@@ -34,13 +34,7 @@ YARDSTICK = SolverSettings()
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Samples of one set.
-
-    Attributes:
-        x: Where the leg starts, (N, *sample_shape) float32.
-        cond: The network's condition for them.
-        end: Where the reference takes them, like x.
-    """
+    """Samples of one set."""
 
     x: Tensor
     cond: Condition
@@ -50,24 +44,13 @@ class Rows:
         return len(self.x)
 
     def chosen(self, which: Tensor) -> Rows:
-        """Rows `which` (K,)."""
         cond = None if self.cond is None else {key: value[which] for key, value in self.cond.items()}
         return Rows(self.x[which], cond, self.end[which])
 
 
 @dataclass(frozen=True, slots=True)
 class TuningLeg:
-    """A leg that is to be tuned.
-
-    Attributes:
-        model: Whose.
-        stage: The direction.
-        sigma: Of encoding, the softening of the data; 0 for none.
-        fit: Rows to learn from.
-        choose: Rows that decide between candidates.
-        held_out: Rows that the figures are over.
-        reference_gap: Mean distance of the reference from one of half as many evaluations, over `choose`.
-    """
+    """A leg that is to be tuned."""
 
     model: DomainModel
     stage: Stage
@@ -85,12 +68,10 @@ class TuningLeg:
         return data, schedule.lambda_min
 
     def walked(self, steps: LearnedSteps) -> Grid:
-        """The grid of learned steps, in the direction of the stage."""
         grid = steps.grid(self.model.bundle.schedule, *self.ends)
         return grid if self.stage == "encode" else grid.reversed()
 
     def learned_end(self, steps: LearnedSteps, rows: Rows) -> Tensor:
-        """Where learned steps take rows."""
         solver = learned_solver(steps, rows.x, self.walked(steps), rows.cond, self.model.frame())
         return integrate(solver, self.model.denoiser())
 
@@ -111,20 +92,7 @@ def tuning_leg(
     evaluations: int,
     tell: Told,
 ) -> TuningLeg:
-    """A leg with its reference computed.
-
-    Args:
-        model: Whose.
-        stage: The direction.
-        starts: Rows to learn from, to choose by and to measure on, as in `Rows.x`.
-        conds: The network's condition for each.
-        sigma: As in `TuningLeg`.
-        evaluations: Of the reference.
-        tell: Progress in sets of rows.
-
-    Raises:
-        NotFinite: The reference is not finite: the model does not fit its own data.
-    """
+    """A leg with its reference computed."""
     bare = [Rows(x, cond, x) for x, cond in zip(starts, conds, strict=True)]
     ends = []
     for done, rows in enumerate(bare):
@@ -154,13 +122,11 @@ def reference(model: DomainModel, stage: Stage, rows: Rows, sigma: float, evalua
 
 
 def softened(x: Tensor, sigma: float, seed: int) -> Tensor:
-    """Data x (N, *sample_shape) in the model's units as they are encoded from the noise level sigma."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     return soften(x, sigma, noise.to(x))
 
 
 def distances(found: Tensor, end: Tensor) -> Tensor:
-    """Of each row (N, ...): Euclidean of points, root mean square of pictures; (N,) float64."""
     squares = (found.double() - end.double()).flatten(1).square()
     return (squares.sum(1) if found.ndim == 2 else squares.mean(1)).sqrt()
 

@@ -1,10 +1,7 @@
 """Paths that corrections are learned along: exact ones with the errors of a rule, and linearised ones of a student.
 
-    exact:       points x_i, and what predictor and corrector of each step miss along them
-    linearised:  v(x) = v(g_i) + J_i (x - g_i),   g_i where the student asks at level i,   J_i = dv/dx there
-
-A student on a linearised path is the student to first order in what its corrections change, and the model is not asked
-there; so gradients through the solver need the model only where the path is linearised again.
+exact:       points x_i, and what predictor and corrector of each step miss along them
+linearised:  v(x) = v(g_i) + J_i (x - g_i),   g_i where the student asks at level i,   J_i = dv/dx there
 """
 
 from __future__ import annotations
@@ -30,13 +27,7 @@ CHUNK = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Exact paths of N points of dimension D over E steps.
-
-    Attributes:
-        points: At each level, (E + 1, N, D).
-        features: Of each step, (E, N, 5 D).
-        defects: What predictor and corrector of each step miss, (E, N, 2 D); 0 for the first corrector, which is none.
-    """
+    """Exact paths of N points of dimension D over E steps."""
 
     points: Tensor
     features: Tensor
@@ -45,14 +36,7 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class Linearised:
-    """A student's paths of N points of dimension D over E steps, with the model's derivatives along them.
-
-    Attributes:
-        asked: Where v was asked, (E, N, D).
-        velocities: v there, (E, N, D).
-        slopes: dv/dx there, (E, N, D, D): of each number of v by each coordinate.
-        end: Of the student, (N, D).
-    """
+    """A student's paths of N points of dimension D over E steps, with the model's derivatives along them."""
 
     asked: Tensor
     velocities: Tensor
@@ -60,14 +44,7 @@ class Linearised:
     end: Tensor
 
     def walked(self, leg: TuningLeg, steps: LearnedSteps, x: Tensor, which: Tensor) -> Tensor:
-        """The end (K, D) of rows `which` (K,) by `steps` on the linearised paths; differentiable by their corrections.
-
-        Args:
-            leg: Whose paths.
-            steps: With corrections.
-            x: Where those rows start, (K, D).
-            which: Their numbers.
-        """
+        """The end (K, D) of rows `which` (K,) by `steps` on the linearised paths; differentiable by their corrections."""
         solver = learned_solver(steps, x, leg.walked(steps), None, None)
         query, i = next(solver), 0
         while True:
@@ -107,7 +84,6 @@ def _linearised(leg: TuningLeg, steps: LearnedSteps, rows: Rows) -> tuple[Tensor
 
 
 def _derivatives(denoiser: Denoiser, query: Query) -> tuple[Tensor, Tensor]:
-    """Velocities (N, D) and dv/dx (N, D, D): rows are apart, so the gradients of D sums are enough."""
     x = query.x.detach().clone().requires_grad_()
     with torch.enable_grad():
         v = denoiser(x, query.level, query.cond)

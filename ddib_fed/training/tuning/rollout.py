@@ -20,16 +20,7 @@ from ddib_fed.diffusion.schedule import Schedule
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a leg is integrated, but for its grid.
-
-    Attributes:
-        stage: The direction.
-        order: Of the multistep rule.
-        coordinates: In which it integrates.
-        denoiser: Gives v.
-        schedule: Of the model.
-        frame: Of the model; used with the coordinates "spectrum".
-    """
+    """How a leg is integrated, but for its grid."""
 
     stage: Stage
     order: int
@@ -40,12 +31,10 @@ class Rule:
 
 
 def shares_of(lams: Tensor) -> Tensor:
-    """The u (n,) of a grid lams (n + 1,), strictly falling, float64."""
     return torch.log(lams[:-1] - lams[1:])
 
 
 def lams_of(u: Tensor, start: float, end: float) -> Tensor:
-    """The grid (n + 1,) of u (n,), from `start` down to `end`, float64; differentiable."""
     fallen = torch.cumsum(torch.softmax(u, 0), 0) * (start - end)
     return torch.cat([u.new_full((1,), start), start - fallen[:-1], u.new_full((1,), end)])
 

@@ -51,18 +51,7 @@ REFERENCE = 128
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is tuned.
-
-    Attributes:
-        evaluations: The numbers.
-        data: As in `own_samples`.
-        soften: Softening of the data that are encoded; None for the model's own.
-        seed: Of noise and batches.
-        effort: Factor on the number of gradients, and on the pictures that weights are learned from.
-        stages: The directions; the grid "learned" needs both.
-        corrections: Whether steps of points get corrections, and those of pictures weights of their own.
-        keep_levels: Whether levels that the bundle has are kept, and only these are learned.
-    """
+    """What is tuned."""
 
     evaluations: tuple[int, ...]
     data: Path | None = None
@@ -74,29 +63,11 @@ class Wanted:
     keep_levels: bool = False
 
     def times(self, number: int) -> int:
-        """A number that grows with the effort, at least 1."""
         return max(1, round(number * self.effort))
 
 
 def tune_bundle(folder: Path, wanted: Wanted, *, command: str = "", device: str = "cpu", say: Say) -> Tuned:
-    """Learn steps of the bundle in a folder and write them beside its weights; its digest does not change.
-
-    Args:
-        folder: The bundle.
-        wanted: What to tune.
-        command: Noted in the file.
-        device: Where to compute.
-        say: Progress.
-
-    Returns:
-        All the steps that the file now holds.
-
-    Raises:
-        ModelNotFound, BundleInvalid: There is no usable bundle.
-        SettingsInvalid: A number that cannot be learned.
-        UsageError, InputError: As `own_samples`.
-        NotFinite: The model's reference is not finite.
-    """
+    """Learn steps of the bundle in a folder and write them beside its weights; its digest does not change."""
     bundle = load_bundle(folder)
     legs = tune(bundle, wanted, device=device, say=say)
     return put_legs(folder, legs, command=command)
@@ -142,7 +113,6 @@ def tune(bundle: Bundle, wanted: Wanted, *, device: str = "cpu", say: Say) -> tu
 
 
 def _kept(bundle: Bundle, leg: TuningLeg, number: int) -> LearnedSteps | None:
-    """The steps of a leg that the bundle has; None where it has none."""
     there = () if bundle.tuned is None else bundle.tuned.legs
     wanted = (leg.stage, leg.sigma, number)
     return next((each.steps() for each in there if each.key == wanted), None)
@@ -174,12 +144,7 @@ def measured(leg: TuningLeg, steps: LearnedSteps) -> TunedLeg:
 
 
 def put_legs(folder: Path, legs: Sequence[TunedLeg], *, command: str = "") -> Tuned:
-    """Write steps into the bundle in `folder`, in the place of those of the same direction, softening and number.
-
-    Raises:
-        ModelNotFound, BundleInvalid: There is no usable bundle.
-        ValidationError: There would be more than a file may hold.
-    """
+    """Write steps into the bundle in `folder`, in the place of those of the same direction, softening and number."""
     bundle = load_bundle(folder)
     tuned = bundle.tuned or Tuned(weights_sha256=bundle.manifest.weights_sha256)
     tuned = tuned.with_legs(tuple(legs), command)
@@ -228,11 +193,7 @@ def _latents(
 
 
 def _noise(like: Sequence[Tensor], latents: Sequence[Tensor] | None, seed: int) -> list[Tensor]:
-    """Starts of decoding: N(0, I), and in every other row a latent where there are some.
-
-    What a node decodes are latents of pictures, which lie elsewhere than noise: the default's error on them is less
-    than half of that on noise, and steps learned from noise alone are no better there than on noise.
-    """
+    """Starts of decoding: N(0, I), and in every other row a latent where there are some."""
     starts = []
     for i, x in enumerate(like):
         start = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + SEED + i)).to(x)

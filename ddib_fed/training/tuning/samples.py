@@ -35,25 +35,11 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """Of all three."""
         return self.fit + self.choose + self.held_out
 
 
 def own_samples(manifest: Manifest, data: Path | None, counts: Counts) -> tuple[Array, Array, Array]:
-    """Samples (N, *sample_shape) of the three sets, in the units of the data, none in two of them.
-
-    Args:
-        manifest: Of the model.
-        data: A folder of pictures, or a .npy file of points; None for those of a shipped domain, if the model was
-            trained on them.
-        counts: At most how many; with fewer samples the sets shrink alike.
-
-    Raises:
-        UsageError: The model was trained on no shipped domain, and no data are given.
-        ExtraMissing: The package that carries the domain's pictures is not installed.
-        FileMissing, ImageUnreadable, PictureMisfit, PointsUnreadable: The data cannot be used.
-        InputError: There are too few.
-    """
+    """Samples (N, *sample_shape) of the three sets, in the units of the data, none in two of them."""
     if data is None:
         return _shipped(manifest, counts)
     found = (
@@ -108,7 +94,6 @@ def _parted(found: Array, counts: Counts, name: str) -> tuple[Array, Array, Arra
 
 
 def _spread(pictures: Array, count: int) -> Array:
-    """`count` of them, evenly over all, in an order of no meaning."""
     which = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int))
     chosen: Array = pictures[np.random.default_rng(SEED).permutation(which)]
     return chosen

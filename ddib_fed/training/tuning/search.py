@@ -1,10 +1,6 @@
 """Learns the grid of a leg for a number of evaluations, by gradients through the solver (LD3, arXiv 2405.15506).
 
-    minimise over u, order and coordinates    log mean_i e_i + mean_i log e_i,    e_i = |student_i - reference_i|
-
-The first term is carried by the few samples that cross gaps of the support, the second by all the others; either alone
-leaves the other kind behind. Candidates start from the named grids; those that start best are learned for a while, the
-best of them to the end. Rows that are not learned from decide at each turn.
+minimise over u, order and coordinates    log mean_i e_i + mean_i log e_i,    e_i = |student_i - reference_i|
 """
 
 from __future__ import annotations
@@ -29,17 +25,7 @@ TINY = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is spent on one leg and number.
-
-    Attributes:
-        orders: Tried.
-        batch: Rows of a gradient.
-        looks: Gradients that each of the `tried` candidates gets.
-        iterations: Gradients that the best of them gets after that.
-        tried: Candidates that are learned at all.
-        rate: Adam's learning rate of u.
-        every: Gradients between two looks at the rows that decide.
-    """
+    """How much is spent on one leg and number."""
 
     orders: tuple[int, ...]
     batch: int
@@ -52,12 +38,7 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Steps with what they reach on the rows that decide.
-
-    Attributes:
-        steps: The steps.
-        score: The objective; less is better.
-    """
+    """Steps with what they reach on the rows that decide."""
 
     steps: LearnedSteps
     score: float
@@ -72,16 +53,7 @@ def learn(
     known: Sequence[LearnedSteps] = (),
     tell: Told,
 ) -> LearnedSteps:
-    """The steps of a leg.
-
-    Args:
-        leg: With its references.
-        evaluations: How many.
-        effort: How much to spend.
-        seed: Of the batches.
-        known: Steps of the leg with other numbers: their grids start candidates too, and the best start is learned.
-        tell: Told (gradients done, in all).
-    """
+    """The steps of a leg."""
     first = sorted(_starts(leg, evaluations, effort, known), key=lambda each: each.score)
     # With more evaluations the choice has been made: only the rest of the way is gone again.
     tried = first[:1] if known else _distinct(first)[: effort.tried]
@@ -131,7 +103,6 @@ def _resampled(lams: tuple[float, ...], evaluations: int) -> tuple[float, ...]:
 
 
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The first of each order and coordinates: the same rule from another grid ends at much the same."""
     seen: dict[tuple[int, str], Candidate] = {}
     for each in candidates:
         seen.setdefault((each.steps.order, each.steps.coordinates), each)

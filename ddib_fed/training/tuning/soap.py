@@ -1,11 +1,7 @@
 """SOAP for stacks of small matrices: Adam in the eigenbasis of Shampoo's two averages of the gradient's squares.
 
-    L <- b L + (1 - b) G G'     R <- b R + (1 - b) G' G     Q_L, Q_R their eigenvectors
-    W <- W - rate Q_L (Adam of Q_L' G Q_R) Q_R'
-
-(Vyas et al., arXiv 2409.11321, algorithm 3.) Written for the corrections of all steps at once: a parameter (E, M, N) is
-E matrices that have nothing to do with each other, and each gets its own bases. The optimisers of torch and of its
-add-ons would precondition over E too.
+L <- b L + (1 - b) G G'     R <- b R + (1 - b) G' G     Q_L, Q_R their eigenvectors
+W <- W - rate Q_L (Adam of Q_L' G Q_R) Q_R'
 """
 
 from __future__ import annotations
@@ -27,12 +23,7 @@ TINY = 1e-12
 
 
 class Soap(torch.optim.Optimizer):
-    """For parameters (E, M, N); of rows, M = 1, it is Adam.
-
-    Args:
-        parameters: What is learned.
-        lr: The rate; schedulers of torch change it.
-    """
+    """For parameters (E, M, N); of rows, M = 1, it is Adam."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})

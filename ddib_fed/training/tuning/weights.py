@@ -1,12 +1,6 @@
 """Learns the weights of a leg's steps by Gauss-Newton through the solver.
 
-    minimise over the weights w    sum_i |student_i(w) - exact end_i|^2 / e_i^2 + mu |w - w_now|^2
-
-with e_i the distance now. The polynomial through the last values of v is the best rule for every smooth path; the paths
-of one model share more than that, and a rule with its own numbers at each step misses less of them (S4S, arXiv
-2502.17423). There are 100 to 200 numbers, and the end depends on them almost linearly, because the error is small: one
-solve with difference quotients over a few pictures does more than a hundred gradients. Rows that are not learned from
-choose mu, and keep the old weights where new ones do not help.
+minimise over the weights w    sum_i |student_i(w) - exact end_i|^2 / e_i^2 + mu |w - w_now|^2
 """
 
 from __future__ import annotations
@@ -35,13 +29,7 @@ DAMPINGS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 @dataclass(frozen=True, slots=True)
 class WeightEffort:
-    """How much is spent on the weights of one leg and number.
-
-    Attributes:
-        pictures: Learned from in each round.
-        batch: Of them at once.
-        rounds: Linearisations.
-    """
+    """How much is spent on the weights of one leg and number."""
 
     pictures: int = 24
     batch: int = 12
@@ -69,15 +57,7 @@ class State:
 def weighted(
     leg: TuningLeg, steps: LearnedSteps, effort: WeightEffort, *, seed: int = 0, tell: Told
 ) -> LearnedSteps:
-    """Steps with learned weights, or those given where none help.
-
-    Args:
-        leg: With its references.
-        steps: Without weights and corrections.
-        effort: How much to spend.
-        seed: Of the choice of pictures.
-        tell: Told (difference quotients done, in all).
-    """
+    """Steps with learned weights, or those given where none help."""
     walk, best, score = Walk.of(leg, steps), steps, _score(leg, steps)
     generator = torch.Generator().manual_seed(seed)
     total = effort.rounds * len(walk.places) * -(-effort.pictures // effort.batch)
@@ -117,14 +97,7 @@ def _score(leg: TuningLeg, steps: LearnedSteps) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A leg with weights that can be changed one by one, from any step on. The rule: it computes what the solver does.
-
-    Attributes:
-        leg: Which.
-        steps: Its levels, order and coordinates.
-        grid: In the direction of the stage.
-        weights: Of predictors and correctors.
-    """
+    """A leg with weights that can be changed one by one, from any step on. The rule: it computes what the solver does."""
 
     leg: TuningLeg
     steps: LearnedSteps
@@ -150,16 +123,11 @@ class Walk:
         ]
 
     def zeros(self) -> tuple[Tensor, Tensor]:
-        """Normal equations to be summed up: a matrix (P, P) and a vector (P,), float64."""
         count = len(self.places)
         return torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
 
     def linearised(self, rows: Rows, tell: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-        """Change of the end of `rows` by an interval's change of each weight, and what the end misses.
-
-        Returns:
-            (P, M) and (M,), float64 on the CPU, M all numbers of all rows; each row over its own distance.
-        """
+        """Change of the end of `rows` by an interval's change of each weight, and what the end misses."""
         kept: list[State] = []
         with torch.no_grad():
             end = self._from(self._start(rows.x), 0, rows, self.weights, kept)
@@ -240,5 +208,4 @@ def _changed(weights: StepWeights, by: Mapping[Place, float]) -> StepWeights:
 
 
 def _flat(change: Tensor, share: Tensor) -> Tensor:
-    """(N, ...) to (M,), each row times its share (N,); float64 on the CPU."""
     return (change.double().flatten(1) * share.to(change.device)[:, None]).flatten().cpu()

@@ -66,13 +66,7 @@ class AnchorFile(BaseModel):
 
 
 class Held(NamedTuple):
-    """What the own log holds of one peer's.
-
-    Attributes:
-        anchors: In the order in which they were noted.
-        contradiction: How they contradict each other, which shows that the peer's log was rewritten or went back; empty
-            if they do not.
-    """
+    """What the own log holds of one peer's."""
 
     anchors: tuple[Anchor, ...]
     contradiction: str
@@ -139,7 +133,6 @@ def _noted(log: Path, institution: str) -> Iterator[Anchor]:
 
 
 def _institution(peer: str) -> str:
-    """Of an identity, or the institution itself: a source names its peer by that alone."""
     return peer.removeprefix("spiffe://").partition("/")[0]
 
 

@@ -50,25 +50,14 @@ EMPTY: Final = Head(-1, FIRST)
 
 
 def checked_act(act: str) -> str:
-    """The name of an act.
-
-    Raises:
-        ValueError: It is no plain lower-case name.
-    """
+    """The name of an act."""
     if not _NAME.match(act):
         raise ValueError(f"{act!r} is no name of an act")
     return act
 
 
 def checked(values: Mapping[str, Value]) -> list[dict[str, Value]]:
-    """The values of an act's line, long texts cut; those of several lines where a list is longer than one holds.
-
-    Each of several lines has a piece of the list, and all other values again; `part` of `parts` numbers them from 1.
-
-    Raises:
-        ValueError: A key is no plain lower-case name, or is reserved for the log.
-        TypeError: A value is neither a scalar nor a list of strings or integers.
-    """
+    """The values of an act's line, long texts cut; those of several lines where a list is longer than one holds."""
     whole = {key: _checked(key, value) for key, value in values.items()}
     parts = max([1, *(-(-len(value) // MAX_VALUES) for value in whole.values() if isinstance(value, list))])
     if parts == 1:
@@ -100,20 +89,17 @@ def _checked(key: str, value: Value) -> Value:
 
 
 def _pieces(text: str) -> list[str]:
-    """A text as values of a list."""
     step = MAX_VALUE - len(GOES_ON)
     rest = (text[start : start + step] for start in range(MAX_VALUE, len(text), step))
     return [text[:MAX_VALUE], *(GOES_ON + piece for piece in rest)]
 
 
 def encoded(head: Head, time: str, act: str, values: Mapping[str, Value]) -> bytes:
-    """The line that follows `head`, with its newline."""
     own: dict[str, Value] = {"n": head.n + 1, "time": time, "act": act, "previous": head.sha256}
     return json.dumps({**own, **values}, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
 
 
 def digest(line: bytes) -> str:
-    """SHA-256 of a line with its newline, hex."""
     return hashlib.sha256(line).hexdigest()
 
 
@@ -127,7 +113,6 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def number(line: bytes) -> int:
-    """The line's own number; -1 for a line that somebody broke."""
     found = (parsed(line) or {}).get("n")
     return found if isinstance(found, int) else -1
 

@@ -49,14 +49,7 @@ MAX_CATCH_UP: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Where the log ended when this process last wrote or read it.
-
-    Attributes:
-        file: Device and inode.
-        size: Bytes.
-        head: Of the last line.
-        line: Length of the last line, bytes; 0 for an empty log.
-    """
+    """Where the log ended when this process last wrote or read it."""
 
     file: tuple[int, int]
     size: int
@@ -204,7 +197,6 @@ class AuditLog:
         return head
 
     def _owe(self, act: str, records: Sequence[dict[str, Value]]) -> None:
-        """Lines that take back others."""
         self._owed.extend((NOT_DONE, {"what": act, **record}) for record in records)
 
     def _take_back(self, act: str, records: Sequence[dict[str, Value]]) -> None:
@@ -212,7 +204,6 @@ class AuditLog:
         self.look()
 
     def _correct(self, file: int) -> bool:
-        """Write the lines that are owed; whether there were any."""
         owed = bool(self._owed)
         while self._owed:
             self._append(file, *self._owed[0])
@@ -275,7 +266,6 @@ class AuditLog:
         return self._known
 
     def _hold(self, file: int) -> None:
-        """Keep the file open: its inode cannot become that of another file, which would then look like it."""
         self._release()
         self._release = weakref.finalize(self, os.close, os.dup(file))
 

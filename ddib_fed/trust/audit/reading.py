@@ -69,7 +69,6 @@ class Wanted:
     since: datetime | None = None
 
     def __contains__(self, entry: Entry) -> bool:
-        """Whether a line is asked for; of a line that cannot be read nobody knows, so it is."""
         record = entry.record
         if not record:
             return True
@@ -167,16 +166,12 @@ def _require_same(path: Path, file: io.BufferedReader) -> None:
 
 
 def as_json_lines(found: Iterable[Entry]) -> Iterator[bytes]:
-    """Each line's own values and its digest, as JSON."""
     for entry in found:
         yield json.dumps({**entry.record, "sha256": entry.sha256}, ensure_ascii=True).encode() + b"\n"
 
 
 def as_csv(found: Sequence[Entry]) -> Iterator[bytes]:
-    """A header and a row for each line; a column for each name, lists separated by spaces.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe before it: peers choose some of the texts.
-    """
+    """A header and a row for each line; a column for each name, lists separated by spaces."""
     names = dict.fromkeys(name for entry in found for name in entry.values)
     columns = (*FIRST_COLUMNS, *names, "previous")
     yield _row(columns)

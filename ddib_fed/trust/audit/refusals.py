@@ -37,13 +37,7 @@ class Audit(Protocol):
 
 @dataclass(slots=True)
 class _Refused:
-    """The refusals of one identity for one reason.
-
-    Attributes:
-        since: When its last line was written, seconds, monotonic.
-        unwritten: Refusals since then.
-        values: Of the newest of them.
-    """
+    """The refusals of one identity for one reason."""
 
     since: float
     unwritten: int = 0

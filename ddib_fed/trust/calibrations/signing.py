@@ -51,13 +51,7 @@ RECALIBRATE: Final = "calibrate again: ddib calibrate --peer INSTITUTION/DOMAIN"
 
 
 class Signature(BaseModel):
-    """The signature of one institution.
-
-    Attributes:
-        signed_at: The second of signing, in UTC.
-        certificate: The leaf of the node that signed, in PEM.
-        signature: ECDSA over P-256 or P-384 with SHA-256, DER in base64.
-    """
+    """The signature of one institution."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -176,11 +170,7 @@ def parse_calibration(data: bytes, what: str) -> Calibration:
 
 
 def parse_signed(data: bytes, what: str) -> SignedCalibration:
-    """Read a signed calibration in JSON; nothing is verified.
-
-    Raises:
-        CalibrationInvalid: It is none.
-    """
+    """Read a signed calibration in JSON; nothing is verified."""
     try:
         return SignedCalibration.model_validate_json(data)
     except ValidationError as error:
@@ -188,7 +178,6 @@ def parse_signed(data: bytes, what: str) -> SignedCalibration:
 
 
 def _first(error: ValueError) -> str:
-    """The first thing that is wrong, without the value."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False, include_input=False)[0]
@@ -297,7 +286,6 @@ def _check_signature(calibration: Calibration, side: Side, signature: Signature,
 
 
 def _signed(calibration: Calibration, side: Side, identity: Identity, moment: datetime) -> bytes:
-    """The bytes that are signed."""
     at = f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     statement = canonical_json({"side": side, "node": identity.uri, "signed_at": at})
     return PREFIX + statement + b"\n" + calibration.canonical

@@ -289,11 +289,7 @@ def _admit(line: Line, other: Peer, party: Party) -> None:
 
 
 def _tell(line: Line, error: DdibError) -> None:
-    """Tell the other side why it is refused, and wait until it has read that: closing at once could discard it.
-
-    The text of a refusal is sent, because it is about the other side's file. Of any other error, which may name files
-    of this side, only the fixed sentence is sent.
-    """
+    """Tell the other side why it is refused, and wait until it has read that: closing at once could discard it."""
     refusal = isinstance(error, PolicyDenied | AlreadyExists)
     said = error.detail if refusal else f"{error.sentence} ({error.reason})"
     with suppress(LineBroken):

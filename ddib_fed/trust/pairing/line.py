@@ -23,11 +23,7 @@ _LENGTH: Final = struct.Struct(">I")
 
 
 class LineBroken(Exception):  # noqa: N818 - a finding of this package; no other sees it
-    """The connection ended, or what came over it cannot be used.
-
-    Attributes:
-        first: The first bytes that came where `MAGIC` was expected.
-    """
+    """The connection ended, or what came over it cannot be used."""
 
     def __init__(self, what: str, first: bytes = b"") -> None:
         super().__init__(what)
@@ -36,14 +32,7 @@ class LineBroken(Exception):  # noqa: N818 - a finding of this package; no other
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Of one exchange.
-
-    Attributes:
-        own_proof: Shows the other side that this one has the code.
-        other_proof: What the other side must show.
-        sending: Seals what is sent, 32 bytes.
-        receiving: Opens what comes, 32 bytes.
-    """
+    """Of one exchange."""
 
     own_proof: bytes
     other_proof: bytes
@@ -52,12 +41,7 @@ class Keys:
 
 
 class Line:
-    """Frames over a connected socket, all of them within a time limit.
-
-    Args:
-        connection: Connected.
-        limit_s: For everything; `extend` begins it anew.
-    """
+    """Frames over a connected socket, all of them within a time limit."""
 
     def __init__(self, connection: socket.socket, limit_s: float) -> None:
         self._connection = connection
@@ -66,19 +50,13 @@ class Line:
         self.extend(limit_s)
 
     def extend(self, limit_s: float) -> None:
-        """From now on there are so many seconds."""
         self._until = time.monotonic() + limit_s
 
     def greet(self) -> None:
-        """Send `MAGIC`."""
         self._write(MAGIC)
 
     def expect_greeting(self) -> None:
-        """Read the other side's `MAGIC`.
-
-        Raises:
-            LineBroken: Something else came.
-        """
+        """Read the other side's `MAGIC`."""
         first = b""
         while len(first) < len(MAGIC):
             first += self._some(len(MAGIC) - len(first), first)
@@ -93,11 +71,7 @@ class Line:
         self._write(_LENGTH.pack(len(payload)) + payload)
 
     def receive(self) -> bytes:
-        """Read one frame.
-
-        Raises:
-            LineBroken: The connection ended, the time is up, or the frame is too long or was changed on its way.
-        """
+        """Read one frame."""
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         if length > MAX_FRAME:
             raise LineBroken(f"it sent a frame of {length} bytes")
@@ -112,7 +86,6 @@ class Line:
             raise LineBroken("what it sent was changed on its way") from error
 
     def seal(self, keys: Keys) -> None:
-        """From now on frames are sealed."""
         self._seals = ChaCha20Poly1305(keys.sending), ChaCha20Poly1305(keys.receiving)
 
     def _write(self, data: bytes) -> None:

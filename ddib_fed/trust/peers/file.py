@@ -108,11 +108,7 @@ def parse_peer(data: bytes, what: str) -> Peer:
 
 
 def compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:
-    """Compare the given fingerprints with the file, before anything else in the file is used.
-
-    Raises:
-        PolicyDenied: A fingerprint is of no root in the file, or a root that is not pinned has none.
-    """
+    """Compare the given fingerprints with the file, before anything else in the file is used."""
     hint = "compare it with the output of `ddib peer export` there; if it differs, stop"
     for text in fingerprints:
         if not any(same_fingerprint(own, text) for own in peer.fingerprints):
@@ -129,7 +125,6 @@ def compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certi
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without repeated keys: of two values a reader sees the first, a parser takes the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise InputError("a field is repeated")

@@ -107,7 +107,6 @@ class PeerStore:
             return self._snapshot
 
     def _changes_still(self, path: Path) -> bool:
-        """Whether a file changed so recently that it may still be being written."""
         try:
             return abs(self._clock_ns() - path.stat().st_ctime_ns) < _RACY_NS
         except OSError:
@@ -388,7 +387,6 @@ def _no_peer(institution: str, known: Iterable[str]) -> PeerNotFound:
 
 
 def _roots_in(content: bytes | str, path: Path) -> tuple[x509.Certificate, ...]:
-    """The certificates of a file, whose content as text is why there is none."""
     if isinstance(content, str):
         raise InputError(content, hint="ddib pki init, or ddib pki install")
     return parse_certificates(content, str(path), hint="ddib pki show says what puts it right")

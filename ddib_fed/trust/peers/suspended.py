@@ -21,25 +21,11 @@ UNREADABLE: Final = "since an unknown time: its file cannot be read"
 
 
 def mark(folder: Path, institution: str) -> Path:
-    """The file that suspends a peer."""
     return folder / f"{institution}{SUFFIX}"
 
 
 def suspend(folder: Path, institution: str, *, reason: str = "", now: datetime | None = None) -> bool:
-    """Suspend a peer; durable when this returns.
-
-    Args:
-        folder: Of the peer files.
-        institution: Whose node; a checked name.
-        reason: For the operators of this node, one line of at most `MAX_REASON` characters.
-        now: For the file.
-
-    Returns:
-        Whether it was not suspended before.
-
-    Raises:
-        InputError: The reason is longer, or not one printable line.
-    """
+    """Suspend a peer; durable when this returns."""
     if len(reason) > MAX_REASON or not reason.isprintable():
         raise InputError(f"a reason is one printable line of at most {MAX_REASON} characters")
     path = mark(folder, institution)
@@ -52,11 +38,7 @@ def suspend(folder: Path, institution: str, *, reason: str = "", now: datetime |
 
 
 def resume(folder: Path, institution: str) -> bool:
-    """Lift a suspension; durable when this returns.
-
-    Returns:
-        Whether the peer was suspended.
-    """
+    """Lift a suspension; durable when this returns."""
     path = mark(folder, institution)
     if not path.exists():
         return False
@@ -66,11 +48,7 @@ def resume(folder: Path, institution: str) -> bool:
 
 
 def describe(content: bytes | str) -> str:
-    """Since when and why a peer is suspended, one line.
-
-    Args:
-        content: Of its file; a text if it cannot be read.
-    """
+    """Since when and why a peer is suspended, one line."""
     try:
         found = json.loads(content)
         since, reason = str(found["since"])[:40], str(found["reason"])[:MAX_REASON]

@@ -95,11 +95,7 @@ def parse_withdrawn(data: bytes, what: str) -> Withdrawn:
 
 
 def _parse_line(line: str) -> list[Entry]:
-    """The entry of a line, when it is neither empty nor a comment.
-
-    Raises:
-        InputError: It is something else.
-    """
+    """The entry of a line, when it is neither empty nor a comment."""
     bare = line.removesuffix("\r")
     if any(unicodedata.category(character) in _BREAKING for character in bare if character != "\t"):
         raise InputError("it holds a control character")

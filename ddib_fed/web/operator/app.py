@@ -25,16 +25,13 @@ class Operator:
 
     @classmethod
     def of(cls, config: NodeConfig) -> Operator:
-        """The page of the node that `config` describes, which need not run."""
         return cls(Overview(config))
 
     def app(self) -> Starlette:
-        """The application."""
         return application([Route("/", answering(self.whole)), Route("/live", answering(self.live))])
 
     @property
     def _config_file(self) -> str:
-        """node.toml for a shell in any folder."""
         return shlex.quote(str(self.overview.config.path.resolve()))
 
     def whole(self, request: Request) -> Response:
@@ -53,7 +50,6 @@ class Operator:
         )
 
     def live(self, request: Request) -> Response:
-        """The part of the page that changes."""
         del request
         return page("live.html", live=self.overview.live(), config_file=self._config_file)
 

@@ -36,14 +36,7 @@ REFUSALS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """One certificate on the page.
-
-    Attributes:
-        what: Whose.
-        until: When it ends, UTC.
-        left: Time left, in words.
-        advice: What to do; empty while nothing is to be done.
-    """
+    """One certificate on the page."""
 
     what: str
     until: str
@@ -53,20 +46,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What changes from minute to minute.
-
-    Attributes:
-        at: When it was asked, local time.
-        state: Of the node, or that it does not answer.
-        good: Whether it serves.
-        problem: Why it does not answer, and what to do; empty if it does.
-        status: The node's answer; None if there is none.
-        uptime: In words.
-        queue: Jobs by state.
-        certificates: Its own and the pinned roots.
-        hours: The last day.
-        refused: (reason, times, meaning) of the last day.
-    """
+    """What changes from minute to minute."""
 
     at: str
     state: str
@@ -81,20 +61,14 @@ class Live:
 
     @property
     def busiest(self) -> int:
-        """Most items of an hour, both ways; at least 1."""
         return max([1, *(hour.sent_items + hour.received_items for hour in self.hours)])
 
     def total(self, name: str, hours: int) -> int:
-        """The sum of a figure over the last hours."""
         return sum(getattr(hour, name) for hour in self.hours[-hours:])
 
 
 class Overview:
-    """Asks the node and reads its files; for several threads.
-
-    Args:
-        config: Of the node.
-    """
+    """Asks the node and reads its files; for several threads."""
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
@@ -128,11 +102,7 @@ class Overview:
         )
 
     def facts(self) -> Facts:
-        """What the officer's page says of the node; gathered again after a minute.
-
-        Raises:
-            DdibError: The peers cannot be read.
-        """
+        """What the officer's page says of the node; gathered again after a minute."""
         with self._lock:
             if self._facts is None or time.monotonic() - self._facts[0] > FACTS_S:
                 self._facts = time.monotonic(), gather(self.config)
@@ -172,7 +142,6 @@ def _certificate(what: str, until: datetime, now: datetime, warn_days: float, ad
 
 
 def _queue(status: admin_pb2.StatusResponse) -> tuple[tuple[str, int], ...]:
-    """Jobs by state, those that wait and run first, also if there are none."""
     first = ("queued", "running")
     counts = {**dict.fromkeys(first, 0), **dict(status.jobs)}
     rest = sorted(state for state in counts if state not in first)

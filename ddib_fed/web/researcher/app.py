@@ -51,11 +51,7 @@ class Order(BaseModel):
     intensity: str = Field(default=AUTO, max_length=100)
 
     def asked(self) -> Asked:
-        """What is asked of the desk.
-
-        Raises:
-            UsageError: There is no such quality, plane or rule.
-        """
+        """What is asked of the desk."""
         if self.quality not in QUALITIES:
             raise UsageError(f"there is no quality {self.quality!r}", hint=f"one of {', '.join(QUALITIES)}")
         if self.slices not in {AUTO, *PLANES}:
@@ -67,15 +63,7 @@ class Order(BaseModel):
 
 @dataclass(slots=True)
 class Researcher:
-    """What the page works with.
-
-    Attributes:
-        desk: Submits, watches and fetches.
-        profile: Who the person is.
-        folder: A private one, for what is dropped.
-        out: Folder that the results go to.
-        closing: Whether the server is asked to stop.
-    """
+    """What the page works with."""
 
     desk: Desk
     profile: Profile
@@ -128,17 +116,14 @@ class Researcher:
         )
 
     def domains(self, request: Request) -> Response:
-        """The domains that the node can translate to."""
         del request
         return JSONResponse(_domains(self.desk.domains()))
 
     def files(self, request: Request) -> Response:
-        """The files in the tray."""
         del request
         return JSONResponse([_file(each) for each in self.tray.list()])
 
     async def add_file(self, request: Request) -> Response:
-        """Keep one file: its bytes are the body, its name is in the query."""
         added = await self.tray.add(request.query_params.get("name", ""), request.stream())
         return JSONResponse(_file(added))
 
@@ -149,7 +134,6 @@ class Researcher:
         return Response(status_code=204)
 
     def remove_file(self, request: Request) -> Response:
-        """Remove a file."""
         self.tray.remove(request.path_params["file"])
         return Response(status_code=204)
 
@@ -167,7 +151,6 @@ class Researcher:
         )
 
     async def events(self, request: Request) -> Response:
-        """Progress and results as server-sent events, until the job has ended."""
         return StreamingResponse(self._events(self._job(request)), media_type="text/event-stream")
 
     async def _events(self, job: Job) -> AsyncIterator[str]:
@@ -191,17 +174,14 @@ class Researcher:
                 return
 
     def cancel(self, request: Request) -> Response:
-        """Stop a translation, in all its jobs; what is finished stays."""
         self.jobs.cancel(self._job(request))
         return Response(status_code=204)
 
     def view(self, request: Request) -> Response:
-        """A picture that the browser can show of a file."""
         content, media = preview(self._job(request).file(request.path_params["item"], _part(request)))
         return Response(content, media_type=media)
 
     def download(self, request: Request) -> Response:
-        """A file as it is."""
         path = self._job(request).download(request.path_params["item"], _part(request))
         return FileResponse(path, filename=path.name)
 
@@ -227,11 +207,6 @@ class Researcher:
 
 
 def _part(request: Request) -> Part:
-    """The part in a path.
-
-    Raises:
-        ItemNotFound: It is none that is shown.
-    """
     name = request.path_params["part"]
     part = next((each for each in Part if each.value == name), None)
     if part is None or part is Part.LATENT:
@@ -240,18 +215,13 @@ def _part(request: Request) -> Part:
 
 
 def _archive(paths: Sequence[Path], root: Path, name: str) -> Response:
-    """Files below a folder as one archive."""
     return StreamingResponse(
         zipped(paths, root), media_type="application/zip", headers=_attached(f"{name}.zip")
     )
 
 
 async def _order(request: Request) -> Order:
-    """The order in the body of a request.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """The order in the body of a request."""
     body = b""
     async for chunk in request.stream():
         body += chunk

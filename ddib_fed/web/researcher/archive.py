@@ -32,12 +32,7 @@ class _Sink(io.RawIOBase):
 
 
 def zipped(paths: Sequence[Path], root: Path) -> Iterator[bytes]:
-    """The bytes of an archive of these files, not compressed again; files that are gone are left out.
-
-    Args:
-        paths: All below `root`.
-        root: Its name is that of the folder in the archive, below which the files have their paths.
-    """
+    """The bytes of an archive of these files, not compressed again; files that are gone are left out."""
     sink = _Sink()
     with zipfile.ZipFile(sink, "w") as archive:
         for path in paths:

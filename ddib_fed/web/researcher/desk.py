@@ -18,16 +18,7 @@ from ddib_fed.wire.jobs import Event
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the person chose.
-
-    Attributes:
-        target: `INSTITUTION/DOMAIN`.
-        quality: One of `ddib_fed.wire.jobs.QUALITIES`.
-        cycle: Whether each translation is translated back too, to judge it.
-        target_class: Class of the target; empty for none.
-        slices: Plane in which NIfTI volumes are cut.
-        intensity: Rule of `formats.intensity` for volumes and maps.
-    """
+    """What the person chose."""
 
     target: str
     quality: str = "standard"
@@ -39,14 +30,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Something to translate: a file, or a folder of DICOM files.
-
-    Attributes:
-        path: Where it lies.
-        name: What its results are called.
-        label: The name that the person knows.
-        is_study: Whether it is translated in items of pixels and put together again.
-    """
+    """Something to translate: a file, or a folder of DICOM files."""
 
     path: Path
     name: str
@@ -56,16 +40,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A series, a volume, a map or a picture of a further format, before it is translated.
-
-    Attributes:
-        label: The name that the person knows.
-        kind: The format, in words.
-        planes: Slices or tiles in all.
-        items: Those that are sent; the others show nothing.
-        plane_word: What a plane is called: slice, tile or picture.
-        warnings: What the person has to know.
-    """
+    """A series, a volume, a map or a picture of a further format, before it is translated."""
 
     label: str
     kind: str
@@ -77,16 +52,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A picture that is compared on the page.
-
-    Attributes:
-        label: The name that the person knows.
-        files: What is shown of it; the source is among them.
-        provenance: How it came about.
-        outputs: Its files in the folder of the results, with the record; empty for a slice, whose study has them.
-        study: Number of its study; None for a file of its own.
-        plane: In its study, from 1.
-    """
+    """A picture that is compared on the page."""
 
     label: str
     files: Mapping[Part, Path]
@@ -98,14 +64,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class PutTogether:
-    """The output of a study on the disk.
-
-    Attributes:
-        outputs: Its files; for a series all of them.
-        record: The provenance's file.
-        said: What was measured, in sentences.
-        provenance: What all items have in common.
-    """
+    """The output of a study on the disk."""
 
     outputs: tuple[Path, ...]
     record: Path
@@ -148,26 +107,12 @@ class Watcher(Protocol):
 class Desk(Protocol):
     """What the page needs of the client; every error has a hint."""
 
-    def domains(self) -> Domains:
-        """See `Client.domains`."""
+    def domains(self) -> Domains: ...
 
     def translate(
         self, given: Sequence[Given], asked: Asked, out: Path, views: Path, watcher: Watcher
     ) -> None:
-        """Translate files as `ddib translate` does, in as many jobs as the node's limits ask for.
-
-        Args:
-            given: The files.
-            asked: What was chosen.
-            out: Folder of the results.
-            views: A private folder for pictures that the page shows of slices.
-            watcher: Told how it goes.
-
-        Raises:
-            Cancelled: It was stopped; what is finished stays.
-            FilesLeftOut: Some were not translated, as the watcher was told.
-            DdibError: As `ddib translate`.
-        """
+        """Translate files as `ddib translate` does, in as many jobs as the node's limits ask for."""
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """Stop jobs; see `Client.cancel`."""

@@ -18,29 +18,7 @@ from ddib_fed.wire.jobs import Event
 
 @dataclass(slots=True)
 class Job:
-    """One translation, in as many jobs of the node as its limits ask for. A `Watcher`.
-
-    Attributes:
-        number: In this run.
-        count: How many files were dropped for it.
-        asked: What was chosen.
-        out: Folder of its results.
-        labels: The names that the person knows, by path.
-        items: Pictures, slices and tiles in all, for the bar; 0 before the files are read.
-        files: What was dropped, a folder of one series being one.
-        studies: Series, volumes and maps among them.
-        done_together: What of these is put together, by number.
-        jobs: Folder of the results of each job that the node accepted, by id.
-        running: Those that have not ended.
-        now: What happens at the moment, in words.
-        results: What can be compared, in the order in which it was written.
-        missing: (file, why) of what was not translated.
-        error: Why it ended early; None if it did not.
-        stopped: Whether the person stopped it.
-        ended: Whether it has ended.
-        version: Counts changes.
-        started: Seconds since the epoch.
-    """
+    """One translation, in as many jobs of the node as its limits ask for. A `Watcher`."""
 
     number: int
     count: int
@@ -66,13 +44,11 @@ class Job:
     _written: int = 0
 
     def opened(self, studies: Sequence[Study], items: int, files: int) -> None:
-        """See `Watcher`."""
         self.studies, self.items, self.files = tuple(studies), items, files
         self.now = "sending the pictures to your institution's node"
         self.version += 1
 
     def submitted(self, job_id: str, out: Path) -> None:
-        """See `Watcher`."""
         self.jobs[job_id] = out
         self.running.append(job_id)
         if len(self.running) == 1:
@@ -80,40 +56,34 @@ class Job:
         self.version += 1
 
     def event(self, event: Event, label: str) -> None:
-        """See `Watcher`."""
         self._moved = event.items_done
         if event.stage:
             self.now = event_in_words(event, label)
         self.version += 1
 
     def waiting(self, text: str) -> None:
-        """See `Watcher`."""
         self.now = text
         self.version += 1
 
     def written(self, result: Result | None) -> None:
-        """See `Watcher`."""
         self._written += 1
         if result is not None:
             self.results.append(result)
         self.version += 1
 
     def job_ended(self, job_id: str, items: int) -> None:
-        """See `Watcher`."""
         if job_id in self.running:
             self.running.remove(job_id)
         self._before, self._moved = self._before + items, 0
         self.version += 1
 
     def put_together(self, study: int, done: PutTogether, whole: Result | None) -> None:
-        """See `Watcher`."""
         if whole is not None:
             self.results.append(whole)
         self.done_together[study] = done
         self.version += 1
 
     def left_out(self, label: str, why: str) -> None:
-        """See `Watcher`."""
         self.missing.append((label, self._renamed(why).removeprefix(f"{label}: ")))
         self.version += 1
 
@@ -132,33 +102,21 @@ class Job:
         self.version += 1
 
     def file(self, item: int, part: Part) -> Path:
-        """A picture of a result, as it is shown.
-
-        Raises:
-            ItemNotFound: There is none (yet).
-        """
+        """A picture of a result, as it is shown."""
         found = self.results[item] if 0 <= item < len(self.results) else None
         if found is None or part not in found.files:
             raise ItemNotFound(f"item {item} has no {part} yet")
         return found.files[part]
 
     def download(self, item: int, part: Part) -> Path:
-        """A file of an item as it lies in the folder of the results, or as it was given.
-
-        Raises:
-            ItemNotFound: There is none (yet), or it is a part of a volume or map.
-        """
+        """A file of an item as it lies in the folder of the results, or as it was given."""
         path = self.file(item, part)
         if self.results[item].study is not None:
             raise ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
         return path
 
     def together(self, study: int) -> PutTogether:
-        """The output of a study.
-
-        Raises:
-            ItemNotFound: There is none (yet).
-        """
+        """The output of a study."""
         found = self.done_together.get(study)
         if found is None:
             raise ItemNotFound(f"volume or map {study} is not put together yet")

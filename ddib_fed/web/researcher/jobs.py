@@ -21,13 +21,7 @@ from ddib_fed.web.researcher.tray import Dropped, Tray
 
 
 class Jobs:
-    """All translations of this run.
-
-    Args:
-        desk: Does the work.
-        tray: Gives the files.
-        out: Folder in which each job gets one.
-    """
+    """All translations of this run."""
 
     def __init__(self, desk: Desk, tray: Tray, out: Path) -> None:
         self._desk = desk
@@ -39,11 +33,7 @@ class Jobs:
         self._lock = threading.Lock()
 
     def start(self, asked: Asked) -> Job:
-        """Translate all files of the tray; those of a job that is refused before it began come back to it.
-
-        Raises:
-            UsageError: There is no file.
-        """
+        """Translate all files of the tray; those of a job that is refused before it began come back to it."""
         files = self._tray.take()
         if not files:
             raise UsageError("there are no pictures to translate", hint="drop some first")
@@ -79,11 +69,7 @@ class Jobs:
         job.end(error)
 
     def get(self, number: int) -> Job:
-        """A job.
-
-        Raises:
-            JobNotFound: There is none of this number.
-        """
+        """A job."""
         found = self._jobs.get(number)
         if found is None:
             raise JobNotFound(
@@ -92,20 +78,13 @@ class Jobs:
         return found
 
     def list(self) -> tuple[Job, ...]:
-        """All, the newest first."""
         return tuple(sorted(self._jobs.values(), key=lambda job: -job.number))
 
     def cancel(self, job: Job) -> None:
-        """Submit nothing more of a translation, and stop all its jobs at the node.
-
-        Raises:
-            DdibError: The node refuses or cannot be reached.
-        """
         self._desk.cancel(job.stop())
 
 
 def _folder(out: Path, target: str, taken: Collection[Path]) -> Path:
-    """A new folder for the results of one job, called by time and domain; not made yet."""
     domain = plain_word(target.rpartition("/")[2], "translated")
     first = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{domain}"
     paths = (out / name for name in numbered(first))

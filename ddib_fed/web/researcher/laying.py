@@ -25,18 +25,7 @@ _SUFFIXES: Final = (".nii.gz",)
 
 
 def laid_out(files: Sequence[Dropped], folder: Path) -> tuple[Given, ...]:
-    """What there is to translate, with a name for the results of each, all different.
-
-    Folders become a part of the name. Files are linked, not copied; those that a node takes as they are stay where
-    they lie.
-
-    Args:
-        files: In the order in which they are shown.
-        folder: A private one of this job, which is made if it is needed.
-
-    Raises:
-        OSError: A file cannot be laid there.
-    """
+    """What there is to translate, with a name for the results of each, all different."""
     taken: set[str] = set()
     found = _series(files, folder / "dicom", taken)
     for each in files:
@@ -54,7 +43,6 @@ def laid_out(files: Sequence[Dropped], folder: Path) -> tuple[Given, ...]:
 
 
 def numbered(name: str) -> Iterator[str]:
-    """The name, then NAME-2, NAME-3, ..."""
     return itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
 
 
@@ -81,7 +69,6 @@ def _series(files: Sequence[Dropped], folder: Path, taken: set[str]) -> list[Giv
 
 
 def _parted(name: str) -> tuple[str, str]:
-    """Stem and suffix, which may have two parts."""
     for suffix in _SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)], suffix
@@ -90,24 +77,20 @@ def _parted(name: str) -> tuple[str, str]:
 
 
 def plain_word(text: str, otherwise: str) -> str:
-    """Letters, digits, dots, dashes and underscores of a text; another word if nothing is left."""
     return _UNSAFE.sub("_", text).strip("._") or otherwise
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    """A name that is new also where case does not count; taken from now on."""
     found = next(each for each in numbered(name) if each.casefold() not in taken)
     taken.add(found.casefold())
     return found
 
 
 def _free(folder: Path, name: str) -> str:
-    """A name that no file in a folder has."""
     return next(each for each in numbered(name) if not (folder / each).exists())
 
 
 def _lay(path: Path, at: Path) -> None:
-    """Link a file to another place, or copy it where the file system has no links."""
     at.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         os.link(path, at)

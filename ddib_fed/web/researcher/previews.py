@@ -31,15 +31,7 @@ _PNG_BITS_AT: Final = 24
 
 
 def preview(path: Path, window: Window | None = None) -> tuple[bytes, str]:
-    """Bytes and media type of what a browser shows.
-
-    Args:
-        path: The file.
-        window: The numbers that are black and white where a file has more than 8 bits; by default the file's own.
-
-    Raises:
-        DdibError: The file cannot be read, or is neither picture nor points.
-    """
+    """Bytes and media type of what a browser shows."""
     content = path.read_bytes()
     kind = image_format(content)
     if kind == "JPEG" or (kind == "PNG" and b"\x00" < content[_PNG_BITS_AT : _PNG_BITS_AT + 1] <= b"\x08"):
@@ -49,7 +41,6 @@ def preview(path: Path, window: Window | None = None) -> tuple[bytes, str]:
 
 
 def _is_points(content: bytes) -> bool:
-    """Whether a .npy is drawn as points: a table of few columns."""
     shape = read_header(content)[0].shape
     return len(shape) == 2 and shape[1] <= FEW_COLUMNS
 
@@ -81,11 +72,7 @@ def shown(values: Pixels, window: Window) -> NDArray[np.uint8]:
 
 
 def density(points: NDArray[Any]) -> NDArray[np.uint8]:
-    """A drawing (SIZE, SIZE, 1) of the first two coordinates of points (N, D): the darker, the more points.
-
-    Raises:
-        KindMismatch: The array is no set of points.
-    """
+    """A drawing (SIZE, SIZE, 1) of the first two coordinates of points (N, D): the darker, the more points."""
     if points.ndim != 2 or points.shape[0] == 0 or points.shape[1] == 0:
         raise KindMismatch(f"an array of shape {points.shape} is no set of points")
     across = points[:, 0].astype(np.float64)

@@ -47,16 +47,7 @@ class Recognised:
 
 
 def recognise(path: Path, called: Path) -> Recognised:
-    """What a file is, once it is known that it can be translated.
-
-    Args:
-        path: The file.
-        called: What warnings call it: its name, or that of the folder that was dropped.
-
-    Raises:
-        ExtraMissing: The package for its format is not installed.
-        DdibError: It is of no accepted kind, too large or damaged.
-    """
+    """What a file is, once it is known that it can be translated."""
     if format_of(path) is Format.DICOM and is_directory_file(path):
         raise InputError(
             f"{path} lists the files of a folder, and is no picture",
@@ -83,11 +74,7 @@ def _recognised(path: Path, called: Path) -> Recognised:
 
 
 def _dicom(path: Path, called: Path) -> Recognised:
-    """A slice of a series, decoded once.
-
-    Raises:
-        ImageUnreadable: It has no picture, or one that cannot be read here.
-    """
+    """A slice of a series, decoded once."""
     found = sort_files([path])
     for _, error in found.unreadable:
         raise error
@@ -98,11 +85,7 @@ def _dicom(path: Path, called: Path) -> Recognised:
 
 
 def _require_picture(path: Path) -> None:
-    """Return if a picture can be decoded.
-
-    Raises:
-        DdibError: It cannot; the detail names the file.
-    """
+    """Return if a picture can be decoded."""
     try:
         read_image(path)
     except DdibError as error:

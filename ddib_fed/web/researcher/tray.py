@@ -25,16 +25,7 @@ _DIGITS: Final = re.compile(r"(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """One file.
-
-    Attributes:
-        number: Of the file in this run.
-        label: Its name as the person knows it, with the folders that were dropped; shown, and never sent.
-        path: Where it lies.
-        size_bytes: Its size.
-        kind: How it is translated.
-        warnings: What the person has to know before it is sent.
-    """
+    """One file."""
 
     number: int
     label: str
@@ -45,11 +36,7 @@ class Dropped:
 
 
 class Tray:
-    """The files, by number; for several threads.
-
-    Args:
-        folder: A private folder.
-    """
+    """The files, by number; for several threads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,18 +45,7 @@ class Tray:
         self._lock = threading.Lock()
 
     async def add(self, label: str, chunks: AsyncIterator[bytes]) -> Dropped:
-        """Keep a file, once it is known that it can be sent.
-
-        Args:
-            label: Its name, with `/` between folders.
-            chunks: Its bytes.
-
-        Raises:
-            UsageError: It has no name, or there are too many files.
-            InputError: It is too large, of no accepted kind, or damaged.
-            ExtraMissing: The package for its format is not installed.
-            DiskFull: There is no room for it.
-        """
+        """Keep a file, once it is known that it can be sent."""
         shown = escape(label.strip())[:MAX_NAME]
         leaf = safe_name(shown.rpartition("/")[2])
         if not leaf:
@@ -95,16 +71,11 @@ class Tray:
         return dropped
 
     def list(self) -> tuple[Dropped, ...]:
-        """The files in the order of their names, numbers in them as numbers: slice-2 before slice-10."""
         with self._lock:
             return tuple(sorted(self._files.values(), key=lambda each: natural(each.label)))
 
     def remove(self, number: int) -> None:
-        """Remove a file.
-
-        Raises:
-            ItemNotFound: There is none of this number.
-        """
+        """Remove a file."""
         with self._lock:
             found = self._files.pop(number, None)
         if found is None:
@@ -112,7 +83,6 @@ class Tray:
         shutil.rmtree(found.path.parent, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove all files."""
         for each in self.list():
             self.remove(each.number)
 
@@ -125,7 +95,6 @@ class Tray:
         return taken
 
     def put_back(self, files: Sequence[Dropped]) -> None:
-        """Have files again that were taken, after a job with them was refused."""
         with self._lock:
             self._files.update({each.number: each for each in files})
 
@@ -138,7 +107,6 @@ def natural(name: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def safe_name(name: str) -> str:
-    """A name that is safe as a file's on this machine; empty if nothing of it is."""
     return _UNSAFE.sub("_", name).lstrip(". ")[-120:]
 
 
@@ -152,12 +120,7 @@ def renamed(error: DdibError, labels: dict[str, str]) -> DdibError:
 
 
 async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
-    """Write the bytes as they come; their number.
-
-    Raises:
-        InputError: There are more than one item may have.
-        DiskFull: There is no room.
-    """
+    """Write the bytes as they come; their number."""
     path.parent.mkdir(mode=0o700)
     size = 0
     try:
@@ -178,5 +141,4 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
 
 
 def _recognised(path: Path, label: str) -> Recognised:
-    """What the file is; warnings about a slice name the folder that was dropped, so that a series has one."""
     return recognise(path, Path(label.partition("/")[0]))

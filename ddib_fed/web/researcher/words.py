@@ -76,11 +76,6 @@ def hinted_in_words() -> Iterator[None]:
 
 
 def measured_in_words(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """What was measured of a volume or map, for people who have never read of slice flicker.
-
-    Args:
-        report: The section `study` of its record.
-    """
     return tuple(filter(None, (_flicker(report.get("flicker")), _seams(report.get("seams")))))
 
 
@@ -106,13 +101,11 @@ def _seams(found: Mapping[str, Any] | None) -> str:
 
 
 def event_in_words(event: Event, label: str) -> str:
-    """What happens to an item of this name."""
     step = f", step {event.step} of {event.steps}" if event.steps else ""
     return f"{label}: {STAGES.get(event.stage, event.stage)}{step}"
 
 
 def doubts_in_words(record: Translation) -> list[str]:
-    """Why it is doubtful; empty where it is not."""
     return [DOUBTS.get(each, each) for each in record.doubts or ()]
 
 

@@ -39,7 +39,6 @@ class _Field(NamedTuple):
 
 
 def _shortest(number: float) -> str:
-    """All digits that matter, so that two values that differ never look alike."""
     return repr(float(number)).removesuffix(".0")
 
 

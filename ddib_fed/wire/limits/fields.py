@@ -96,7 +96,6 @@ def _outside(limit: Checked, message: str, field: str, detail: str) -> DdibError
 def _limited(
     descriptor: Descriptor,
 ) -> tuple[tuple[FieldDescriptor, Checked], ...]:
-    """The fields of a message that are checked here."""
     limits = FIELDS[descriptor.name]
     return tuple(
         (field, limit) for field in descriptor.fields if not isinstance(limit := limits[field.name], Anything)

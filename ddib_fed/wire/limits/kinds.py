@@ -18,7 +18,6 @@ class Number:
     error: type[DdibError] = MessageInvalid
 
     def problem(self, value: Any) -> str:
-        """The problem with a value; empty if there is none."""
         return "" if self.low <= value <= self.high else f"must be from {self.low:g} to {self.high:g}"
 
 
@@ -46,7 +45,6 @@ class Bytes:
     error: type[DdibError] = MessageInvalid
 
     def problem(self, value: bytes) -> str:
-        """The problem with a value; empty if there is none."""
         return "" if self.least <= len(value) <= self.most else f"must be {self.least} to {self.most} bytes"
 
 
@@ -57,7 +55,6 @@ class Choice:
     error: type[DdibError] = MessageInvalid
 
     def problem(self, value: int) -> str:
-        """The problem with a value; empty if there is none."""
         return "" if value else "must be set"
 
 

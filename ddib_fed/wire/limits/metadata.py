@@ -10,13 +10,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key.
-
-    Attributes:
-        where: In which calls, and at which end of them.
-        most: Bytes of its value.
-        what: Its value.
-    """
+    """One key."""
 
     where: str
     most: int

@@ -58,5 +58,4 @@ COLLECTOR = Anything("client.results.Collector")
 
 
 def setting(low: float, high: float) -> Number:
-    """A setting of a solver: outside of it, the error says so and not that the message is invalid."""
     return Number(low, high, SettingsInvalid)

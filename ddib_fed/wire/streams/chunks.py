@@ -34,15 +34,7 @@ M = TypeVar("M", bound=Message)
 
 
 def pieces(data: bytes | memoryview, chunk_bytes: int = CHUNK) -> Iterator[memoryview]:
-    """Cut bytes into the data of chunks, in order, without a copy.
-
-    Args:
-        data: What to send.
-        chunk_bytes: Size of every chunk but the last.
-
-    Raises:
-        ValueError: `chunk_bytes` is not from `MIN_CHUNK` to `MAX_CHUNK`.
-    """
+    """Cut bytes into the data of chunks, in order, without a copy."""
     if not MIN_CHUNK <= chunk_bytes <= MAX_CHUNK:
         raise ValueError(f"a chunk holds {MIN_CHUNK} to {MAX_CHUNK} bytes, not {chunk_bytes}")
     view = memoryview(data).cast("B")
@@ -115,15 +107,7 @@ class Announced:
 
 
 class Joiner:
-    """Joins the chunks of one announced object; memory grows with the received bytes, not the announced size.
-
-    With a sink it does not grow at all.
-
-    After it has raised, or has returned the bytes, it accepts nothing more.
-
-    Args:
-        announced: From the header.
-    """
+    """Joins the chunks of one announced object; memory grows with the received bytes, not the announced size."""
 
     def __init__(self, announced: Announced) -> None:
         self._announced = announced
@@ -137,16 +121,10 @@ class Joiner:
 
     @property
     def received_bytes(self) -> int:
-        """The number of received bytes."""
         return self._received
 
     def feed(self, index: int, data: bytes | memoryview) -> None:
-        """Take the next chunk.
-
-        Raises:
-            ChunkCorrupt: Not the next index, or more bytes than were announced.
-            MessageInvalid: A chunk that is empty, too large, or too small and not the last; or none is due.
-        """
+        """Take the next chunk."""
         self._take()
         received = self._received + len(data)
         if index != self._next_index:
@@ -164,15 +142,7 @@ class Joiner:
         self._open = True
 
     def finish(self, chunks: int) -> bytes:
-        """The bytes, after the trailer; empty if they went to a sink, or landed.
-
-        Args:
-            chunks: How many chunks the trailer says were sent.
-
-        Raises:
-            ChunkCorrupt: Another count, size or digest than announced.
-            MessageInvalid: Nothing more is expected.
-        """
+        """The bytes, after the trailer; empty if they went to a sink, or landed."""
         self._take()
         if chunks != self._next_index:
             raise self._corrupt("chunks", expected=chunks, received=self._next_index)
@@ -186,7 +156,6 @@ class Joiner:
         return self._buffer.getvalue()
 
     def _take(self) -> None:
-        """Close until the step that was begun has succeeded: a joiner that raised stays closed."""
         if not self._open:
             raise MessageInvalid("bytes came after the end of what was announced", facts={"field": "chunk"})
         self._open = False

@@ -22,18 +22,11 @@ class Sendable(Protocol):
     """A message, or what is written as one."""
 
     def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
-        """Its bytes."""
         ...
 
 
 class ChunkFrame:
-    """A message that holds one chunk; the data are a view of what was sent or received, not a copy.
-
-    Args:
-        field: Number of the oneof field `chunk` in the stream's message.
-        index: Of the chunk.
-        data: Its bytes.
-    """
+    """A message that holds one chunk; the data are a view of what was sent or received, not a copy."""
 
     __slots__ = ("data", "field", "index")
 
@@ -43,12 +36,10 @@ class ChunkFrame:
         self.data = data
 
     def WhichOneof(self, group: str) -> Literal["chunk"]:  # noqa: N802, ARG002 - protobuf's name
-        """As of a protobuf message."""
         return "chunk"
 
     @property
     def chunk(self) -> ChunkFrame:
-        """The chunk: itself."""
         return self
 
     def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
@@ -60,7 +51,6 @@ class ChunkFrame:
 
 
 def serialised(message: Sendable) -> bytes:
-    """The bytes of a message or a frame: a serialiser for gRPC."""
     return message.SerializeToString()
 
 

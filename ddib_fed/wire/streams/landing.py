@@ -20,37 +20,24 @@ KEPT_BYTES: Final = 256 << 20
 
 
 class Landing:
-    """A buffer of announced size; memory is taken as it is written, not when it is made.
-
-    Args:
-        size_bytes: How many bytes will come.
-    """
+    """A buffer of announced size; memory is taken as it is written, not when it is made."""
 
     def __init__(self, size_bytes: int) -> None:
         self._memory = _memory(size_bytes)
         self._written = 0
 
     def write(self, data: bytes | memoryview, /) -> None:
-        """Write the next bytes.
-
-        Raises:
-            ValueError: More than announced.
-        """
+        """Write the next bytes."""
         end = self._written + len(data)
         self._memory[self._written : end] = data
         self._written = end
 
     def whole(self) -> memoryview:
-        """What was written, read-only."""
         return self._memory[: self._written].toreadonly()
 
 
 class Buffers:
-    """Large buffers, kept for the next object when the last view of one is gone.
-
-    Args:
-        most_bytes: Of kept buffers; what is more is given back to the system.
-    """
+    """Large buffers, kept for the next object when the last view of one is gone."""
 
     def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
         self._most_bytes = most_bytes
@@ -60,7 +47,6 @@ class Buffers:
 
     @property
     def kept_bytes(self) -> int:
-        """Of buffers that are not in use."""
         with self._lock:
             return sum(map(len, self._kept))
 

@@ -30,12 +30,10 @@ SMALL = Cells(channels=3, bins=4)
 
 
 def pictures(count: int = 200, channels: int = 3) -> np.ndarray:
-    """Pictures of 4 pixels a side."""
     return np.random.default_rng(1).uniform(-1, 1, (count, channels, 4, 4)).astype(np.float32)
 
 
 def made(**asked: object) -> Aggregate:
-    """An aggregate with repeatable noise."""
     return make_aggregate(pictures(), UNITS, "relief", generator=np.random.default_rng(2), **asked)  # type: ignore[arg-type]
 
 

@@ -65,7 +65,6 @@ def submit(
     recurrence=None,
     **options,
 ) -> Future[torch.Tensor]:
-    """Encode x by the network, or whatever the solver does."""
     work = Integration(x, solver or PLAN.encoder(x, cond), denoiser, 12, cond, recurrence)
     return batcher.submit(Given("encode", x, SETTINGS, flow=flow, weight=weight, work=work), **options)
 

@@ -34,7 +34,6 @@ def flows(*waiting: Running, rows: int = 64, overhead: float = 8.0, most: int = 
 
 
 def turn(queue: Flows) -> list[Running]:
-    """One call; who was in it."""
     chosen = queue.choose()
     queue.charge(chosen)
     return chosen

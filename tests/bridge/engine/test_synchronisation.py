@@ -1,8 +1,4 @@
-"""No step of a trajectory makes the host wait for the device: nothing of a tensor on it is read on the host.
-
-The device here is torch's meta device, whose tensors have no values: whatever would copy one to the host, turn it into
-a number or branch on it, raises.
-"""
+"""No step of a trajectory makes the host wait for the device: nothing of a tensor on it is read on the host."""
 
 import numpy as np
 import pytest

@@ -21,7 +21,6 @@ from tests.runs.tiny_models import pictures, tiny
 
 
 def rows(count: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
-    """Profiles of white latents of pictures that have nothing to do with them."""
     drawn = torch.Generator().manual_seed(seed)
     made = torch.randn(count, 2, 3, 16, 16, generator=drawn)
     return np.stack([profile(scale * z, x).numpy() for z, x in made])

@@ -14,7 +14,6 @@ from tests.runs.tiny_models import tiny, tiny_classifier
 
 @pytest.fixture(scope="module")
 def classy():
-    """Three classes, none for no class."""
     return tiny("classy", num_classes=3)
 
 

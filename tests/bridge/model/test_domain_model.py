@@ -19,13 +19,11 @@ FEW = SolverSettings("unipc", 3, 6)
 
 @pytest.fixture(scope="module")
 def classy():
-    """Three classes, none for no class."""
     return tiny("classy", num_classes=3)
 
 
 @pytest.fixture(scope="module")
 def dropped():
-    """Three classes, and one for none."""
     return tiny("dropped", num_classes=3, class_dropout=True)
 
 

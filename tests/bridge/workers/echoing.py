@@ -15,7 +15,6 @@ def echo(channel):
 
 
 def deaf(channel, word):
-    """Never read."""
     channel.send(word)
     while True:
         os.sched_yield()

@@ -1,7 +1,4 @@
-"""A process that starts workers and then waits to be killed; each worker holds a connection to the test while it lives.
-
-python -m tests.bridge.workers.orphans SOCKET worker|unwarned|spread
-"""
+"""A process that starts workers and then waits to be killed; each worker holds a connection to the test while it lives."""
 
 from __future__ import annotations
 
@@ -28,7 +25,6 @@ SOON_S = 30.0
 
 
 def children() -> list[int]:
-    """The processes that this one started and that have not been waited for."""
     with subprocess.Popen(["pgrep", "-P", str(os.getpid())], stdout=subprocess.PIPE, text=True) as search:
         found = [int(line) for line in search.communicate()[0].split()]
     return [process for process in found if process != search.pid]

@@ -1,7 +1,4 @@
-"""What every executor must do, whoever carries the work out: this process, processes of this machine, or actors of Ray.
-
-`make test-ray` installs Ray and runs these tests with it.
-"""
+"""What every executor must do, whoever carries the work out: this process, processes of this machine, or actors of Ray."""
 
 from __future__ import annotations
 

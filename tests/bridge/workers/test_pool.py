@@ -78,7 +78,6 @@ class Scene:
         pytest.fail("it did not come")
 
     def started(self, count):
-        """A worker that was started later."""
         self.wait_for(lambda: len(self.workers) >= count and len(self.pool.workers()) >= 1)
         return self.workers[count - 1]
 

@@ -117,7 +117,6 @@ class Heard:
 
 @pytest.fixture
 def worker(monkeypatch):
-    """Starts a worker of a pool that sends everything back; its first message is what a worker begins with."""
     monkeypatch.setattr(processes, "serve", echo)
     return lambda listener: processes._Process("recipe", "echo", listener)
 

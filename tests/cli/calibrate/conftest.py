@@ -31,12 +31,10 @@ def open_nodes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asking(open_nodes) -> Operators:
-    """Rotations are allowed, and every proposal waits for the operator."""
     return open_nodes(calibration='["rotation"]')
 
 
 @pytest.fixture
 def both(asking) -> Operators:
-    """The same, as on their first day."""
     asking.clear()
     return asking

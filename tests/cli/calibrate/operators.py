@@ -22,12 +22,10 @@ TO = "south.example/drawings"
 
 
 def run(*arguments: object, answer: str | None = None) -> str:
-    """A command that must succeed, what it says on stdout and stderr; its error is raised otherwise."""
     return _invoked(arguments, answer).output
 
 
 def printed(*arguments: object) -> str:
-    """The same; only what is on stdout."""
     return _invoked(arguments, None).stdout
 
 
@@ -66,7 +64,6 @@ class Operators:
             self._before[at] = len(self._lines(at))
 
     def acts(self, at: str) -> list[str]:
-        """In the audit log, since `clear`."""
         return [json.loads(line)["act"] for line in self._lines(at)[self._before.get(at, 0) :]]
 
     def _lines(self, at: str) -> list[str]:
@@ -95,7 +92,6 @@ class Operators:
         return sha256
 
     def propose(self, **changes) -> str:
-        """North proposes it; its digest."""
         file = self.anchored(**changes)
         run("--peer", TO, "--from", file, "--yes", "--config", self.north)
         return self.stored("north").list()[0].sha256.hex()

@@ -24,14 +24,12 @@ ROTATION_TO_THE_NEGATIVE = ((-1.0,),)
 
 
 def skewed(count: int, *, seed: int, negative: bool = False) -> np.ndarray:
-    """Grey pictures that are mostly dark, or mostly light."""
     dark = (blocks(count, seed=seed) + 1) ** 3 / 4 - 1
     return -dark if negative else dark
 
 
 @pytest.fixture(autouse=True)
 def noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One draw in some thousands chooses between maps that the pictures do not tell apart: always the same ones."""
     monkeypatch.setattr(aggregates, "secure_normal", np.random.default_rng(0).standard_normal)
 
 

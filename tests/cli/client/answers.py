@@ -78,25 +78,21 @@ def tls(chain: Path, key: Path, *, newest: ssl.TLSVersion | None = None) -> Answ
 
 
 def plain_http(connection: socket.socket) -> None:
-    """An HTTP server without TLS."""
     connection.recv(4096)
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
 
 def ssh(connection: socket.socket) -> None:
-    """An SSH server's first line."""
     connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
     connection.recv(4096)
 
 
 def silent(connection: socket.socket) -> None:
-    """Takes everything and says nothing."""
     while connection.recv(4096):
         pass
 
 
 def closed(connection: socket.socket) -> None:
-    """Closes after the first byte."""
     connection.recv(1)
 
 

@@ -1,8 +1,4 @@
-"""Set-ups in which a client cannot use its source node, each broken in one way, with real sockets and certificates.
-
-`ddib doctor` names the cause of each (`SETUPS`); the other commands of a client name the same where it is one of the
-connection, but never ask a proxy that the environment names. `python -m benchmarks.trust.doctor` prints what it says.
-"""
+"""Set-ups in which a client cannot use its source node, each broken in one way, with real sockets and certificates."""
 
 from __future__ import annotations
 
@@ -43,12 +39,7 @@ SOON = timedelta(hours=2)
 
 
 class World:
-    """North's source node, and Alice's profile for it, before something is broken.
-
-    Args:
-        folder: For all files.
-        stack: Ends what was started.
-    """
+    """North's source node, and Alice's profile for it, before something is broken."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self._stack = folder, stack
@@ -65,22 +56,18 @@ class World:
         return pki.load_authority(self.node.pki)
 
     def dial(self, address: str) -> None:
-        """Let the profile name another address."""
         text = self.profile.read_text()
         self.profile.write_text(text.replace(f"localhost:{self.node.port}", address))
 
     def in_its_place(self, answer: Answer) -> None:
-        """Something else listens at the address."""
         self.dial(self._stack.enter_context(listening(answer)))
 
     def restart(self, *, made: datetime | None = None, name: str = "node-1") -> None:
-        """The node comes back with another certificate of its own institution."""
         self.node.stop()
         pki.issue_to_folder(self.authority, self.node.pki, "node", name, now=made)
         self.node.start()
 
     def stranger(self, institution: str = NORTH) -> Institution:
-        """An institution with a root of its own."""
         return Institution(institution, self.folder / "stranger")
 
 
@@ -140,7 +127,6 @@ def _served(
     *,
     newest: ssl.TLSVersion | None = None,
 ) -> None:
-    """A server whose certificate that authority made for these names."""
     key, folder = new_key(), world.folder
     leaf = forge(authority, dns_names, start=NOW - SOON, end=NOW + OLD, subject_key=key.public_key())
     (folder / "other.pem").write_bytes(leaf)
@@ -221,7 +207,6 @@ def _clock(world: World) -> None:
 
 
 def _through(world: World, address: str) -> None:
-    """Let the profile name a proxy."""
     world.profile.write_text(f'{world.profile.read_text()}\nproxy = "http://{address}"\n')
 
 
@@ -255,16 +240,7 @@ def _loading(world: World) -> None:
 
 @dataclass(frozen=True)
 class Setup:
-    """One broken set-up.
-
-    Attributes:
-        what: What is broken.
-        break_it: Breaks it.
-        step: At which step of `ddib doctor`.
-        says: What the error says: the cause in brackets, or its words.
-        passing: Whether a command waits for it to pass before it names the cause.
-        others: What other commands than `ddib doctor` say; empty for the same.
-    """
+    """One broken set-up."""
 
     what: str
     break_it: Callable[[World], None]

@@ -18,7 +18,6 @@ EVERY_COMMAND = [
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cause that may pass is waited for; here not for long."""
     monkeypatch.setattr(connection, "FIRST_CONTACT_S", 0.2)
 
 

@@ -28,7 +28,6 @@ def north(tmp_path):
 
 @pytest.fixture
 def ddib(north):
-    """Runs `ddib WORDS... --profile ...`; the exit code."""
     return lambda *words: run([*map(str, words), "--profile", str(north.profile_path)])
 
 

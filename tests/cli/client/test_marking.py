@@ -44,7 +44,6 @@ def scans(tmp_path):
 
 @pytest.fixture
 def signer(tmp_path):
-    """The option's words."""
     (tmp_path / "signer").mkdir()
     return ["--credentials", *map(str, write_signer(tmp_path / "signer"))]
 

@@ -27,10 +27,7 @@ VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 
 
 class Ordinary:
-    """The ordinary path, by doubles of a node: each file's translation is its negative.
-
-    Some files are refused, and some are left without a result and without a refusal, as by a job that was cancelled.
-    """
+    """The ordinary path, by doubles of a node: each file's translation is its negative."""
 
     def __init__(
         self, refuses: tuple[str, ...] = (), request: str = ASKED, leaves: tuple[str, ...] = ()

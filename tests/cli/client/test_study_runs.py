@@ -69,7 +69,6 @@ class Requests(Ordinary):
 
 
 def in_memory() -> int:
-    """How many series are."""
     gc.collect()
     return sum(type(each) is DicomStudy for each in gc.get_objects())
 

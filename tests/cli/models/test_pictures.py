@@ -58,7 +58,6 @@ def place(tmp_path_factory):
 
 
 def call(group, *arguments):
-    """Run a command; errors of ours come out as they are."""
     return CliRunner().invoke(
         group, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False
     )

@@ -52,7 +52,6 @@ def public_bundle(path, *, name: str = "linear", steps: int = 1000):
 
 @pytest.fixture
 def there(tmp_path):
-    """A model of the public kind, 1,000 linear steps."""
     return public_bundle(tmp_path / "there")
 
 
@@ -166,10 +165,7 @@ def pair(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("drawn", [("--eta", 0.5), ("--ddpm",)], ids=str)
 def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, monkeypatch, drawn):
-    """The same seed, the same points, however many and in however many parts; another seed, others.
-
-    The latent has none of it.
-    """
+    """The same seed, the same points, however many and in however many parts; another seed, others."""
     points = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     clouds = {}
     for name, seed, count, together in (("one", 1, 60, 50), ("same", 1, 55, 20), ("other", 2, 20, 50)):

@@ -88,7 +88,6 @@ def test_a_name_beyond_ascii_is_shown_as_it_is_read(north: Path, tmp_path: Path)
 
 
 def told(config: Path) -> tuple[str, ...]:
-    """What an operator reads out."""
     return ("--fingerprint", own_peer(NodeConfig.load(config)).fingerprint)
 
 
@@ -285,7 +284,6 @@ def test_list_is_for_people_too(north: Path, south: Path) -> None:
 
 @pytest.fixture
 def listening(tmp_path: Path):
-    """West's target node on loopback."""
     node = Listening(Institution("west.example", tmp_path / "west"))
     yield node
     node.close()

@@ -18,7 +18,6 @@ ALICE = "spiffe://north.example/client/alice"
 
 @pytest.fixture
 def north(tmp_path):
-    """North's node.toml, with its root and certificate."""
     words = ["--institution", "north.example", "--role", "source", "--domain", "moons"]
     assert run(["init", "node", *words, "--out", str(tmp_path / "north")]) == 0
     return tmp_path / "north" / "node.toml"

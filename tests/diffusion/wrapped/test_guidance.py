@@ -20,7 +20,6 @@ LEVELS = [Level(math.cos(p), math.sin(p), p) for p in (0.1, 0.7, 1.4)]
 
 
 def angle(times, rows, x):
-    """The noise level of each row from log(alpha / sigma)."""
     lam = times if rows is None else times[rows]
     phi = torch.atan(torch.exp(-lam)).reshape(-1, 1).to(x.dtype)
     return torch.cos(phi), torch.sin(phi)

@@ -41,27 +41,22 @@ def describe(pair: Pair, folder: Path) -> decoding_pb2.DescribeDomainResponse:
 
 
 def stranger(pair: Pair, folder: Path) -> None:
-    """An institution that nobody admitted, with a root of its own."""
     pki.init_node_identity(folder, "evil.example", "node-1")
 
 
 def pretender(pair: Pair, folder: Path) -> None:
-    """A root of its own that calls itself north.example."""
     pki.init_node_identity(folder, "north.example", "node-1")
 
 
 def colleague(pair: Pair, folder: Path) -> None:
-    """North's own root signs, but for another node than the one that was admitted."""
     pki.issue_to_folder(pki.load_authority(pair.north.config.paths.pki), folder, "node", "node-2")
 
 
 def researcher(pair: Pair, folder: Path) -> None:
-    """A client of north, who has business with north's node only."""
     pki.issue_client(pair.north.config.paths.pki, folder, "mallory")
 
 
 def expired(pair: Pair, folder: Path) -> None:
-    """The right name from the right root, a day too late."""
     authority = pki.load_authority(pair.north.config.paths.pki)
     pki.issue_to_folder(authority, folder, "node", "node-1", now=datetime.now(UTC) - timedelta(days=2))
 
@@ -80,10 +75,7 @@ def expired(pair: Pair, folder: Path) -> None:
 def test_is_refused(
     pair: Pair, tmp_path: Path, who: Callable[[Pair, Path], None], error: type[DdibError]
 ) -> None:
-    """Wrong root, right name under the wrong root, wrong name under the right root, a client, an expired leaf.
-
-    What TLS refuses gets no answer at all; what only the call's own check refuses gets the reason.
-    """
+    """Wrong root, right name under the wrong root, wrong name under the right root, a client, an expired leaf."""
     who(pair, tmp_path / "pki")
     with pytest.raises(error):
         describe(pair, tmp_path / "pki")

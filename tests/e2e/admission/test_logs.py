@@ -36,7 +36,6 @@ def talkative(tmp_path: Path) -> Iterator[Pair]:
 
 
 def lines(node: Node) -> list[dict[str, object]]:
-    """What the node wrote to stdout and stderr, line by line."""
     return [json.loads(line) for line in (node.folder / "log.txt").read_text().splitlines()]
 
 

@@ -25,7 +25,6 @@ WINDOW = 32
 
 
 def windows(array: np.ndarray) -> list[bytes]:
-    """Runs of the array's bytes, a few from each part of it."""
     data = np.ascontiguousarray(array, dtype="<f4").tobytes()
     starts = range(0, max(1, len(data) - WINDOW), max(WINDOW, len(data) // 20 // 4 * 4))
     return [data[start : start + WINDOW] for start in starts if len(data[start : start + WINDOW]) == WINDOW]
@@ -71,10 +70,7 @@ def test_no_message_of_a_calibration_is_large_enough_for_pictures() -> None:
 
 @pytest.mark.promise("latents")
 def test_neither_folder_holds_the_other_side(pair: Pair) -> None:
-    """After translations, no file of one institution contains the other's weights or what its manifest says of them.
-
-    Of the other's model north knows the digest, which is where a translation came from; south knows nothing.
-    """
+    """After translations, no file of one institution contains the other's weights or what its manifest says of them."""
     with pair.client() as client:
         client.translate([npy(moons(20))], TARGET, cycle=True)
     for here, there in ((pair.north, pair.south), (pair.south, pair.north)):

@@ -21,14 +21,12 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 def pair(fresh_pair: Pair) -> Pair:
-    """North has one worker process."""
     fresh_pair.north.edit('# executor = "inline" ', 'executor = "processes" ')
     fresh_pair.north.edit("# workers = 0 ", "workers = 1 ")
     return fresh_pair.start()
 
 
 def workers(node: Node) -> list[int]:
-    """Process ids of those that are ready."""
     return [int(re.search(r"process (\d+)", line)[1]) for line in AdminClient(node.config).workers().ready]
 
 
@@ -43,10 +41,7 @@ def lives(process: int) -> bool:
 
 
 def test_a_job_outlives_its_worker_and_its_node(pair: Pair) -> None:
-    """A killed worker's work is done by another, and a killed node's by the next, whose worker it is not.
-
-    A drain ends with 0 and leaves no worker.
-    """
+    """A killed worker's work is done by another, and a killed node's by the next, whose worker it is not."""
     north = pair.north
     with pair.client() as client:
         job = client.submit(ITEMS, TARGET, Settings(evaluations=192))

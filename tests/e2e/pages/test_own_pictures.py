@@ -44,7 +44,6 @@ def textures(folder: Path, seed: int, count: int = 40) -> None:
 
 
 def node_train(node: Node) -> subprocess.Popen[str]:
-    """What the operator types, with its lines."""
     command = [sys.executable, "-m", f"{node.role}_node", "train", "--config", str(node.config_path)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 

@@ -1,8 +1,4 @@
-"""The README's own commands, from empty folders to pictures that are translated: what a stranger types, in its order.
-
-Each machine is an empty folder beside the checkout. Names of hosts become ports of loopback, the code that one node
-shows is what the other gets, and training is cut to a few steps. `pip` and `make` are not run.
-"""
+"""The README's own commands, from empty folders to pictures that are translated: what a stranger types, in its order."""
 
 from __future__ import annotations
 
@@ -54,7 +50,6 @@ SHORTER = {
 
 
 def blocks(page: str, language: str = "") -> list[str]:
-    """The fenced blocks of a language."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [text for name, text in found if name == language]
 
@@ -116,7 +111,6 @@ class Machines:
         return self.ports.setdefault(port, free_port())
 
     def _expanded(self, word: str) -> list[str]:
-        """The files of a `*`, as the shell gives them."""
         found = sorted(map(str, Path().glob(word))) if "*" in word else [word]
         assert found, word
         return found
@@ -290,9 +284,7 @@ def test_the_python_of_the_page_runs(pair: Machines) -> None:
 
 
 def test_a_calibration_is_agreed_on_and_used(pair: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the page's lines; the records name it, and the translations are others than without it.
-
-    After the test of the page's Python, whose translations are those without."""
+    """By the page's lines; the records name it, and the translations are others than without it."""
     # Of some hundred draws of the noise one is refused (decision 0057): this one is not.
     monkeypatch.setattr(aggregates, "secure_normal", np.random.default_rng(0).standard_normal)
     page = section("Calibrate")

@@ -64,18 +64,7 @@ def write_volume(path: Path, slices: np.ndarray) -> None:
 
 @dataclass
 class Hospital:
-    """North's client, all of whose bytes to its node are kept, after one translation.
-
-    Attributes:
-        pair: Both nodes.
-        given: Folder of the inputs.
-        out: Folder of the results.
-        slices: (3, 80, 80) of both inputs.
-        said: What the command printed.
-        again: What it printed when it was given once more.
-        secrets: Every value of the inputs' headers.
-        traffic: What crossed between the client and its node.
-    """
+    """North's client, all of whose bytes to its node are kept, after one translation."""
 
     pair: Pair
     given: Path

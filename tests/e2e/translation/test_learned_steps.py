@@ -42,7 +42,6 @@ def tuned(domain: str, order: int, *numbers: int) -> Bundle:
 
 @pytest.fixture
 def bundles() -> tuple[Bundle, Bundle]:
-    """South has learned one number that north has not."""
     return tuned("moons", 2, 20, 24), tuned("checkerboards", 4, 20)
 
 

@@ -59,7 +59,6 @@ HOP = {
 
 
 def scans(*, std: float = 0.5, **options: Any) -> Bundle:
-    """North's model; the smaller `std`, the further out a picture of full contrast lies for it."""
     manifest, weights = pictures_model("scans", seed=1, structure=LEAST, **options)
     return make_bundle(manifest.model_copy(update={"normalisation": Normalisation(std=std)}), weights)
 
@@ -70,7 +69,6 @@ def relief(**options: Any) -> Bundle:
 
 @pytest.fixture
 def shared_noise(monkeypatch):
-    """Both soften a picture by the same noise: a node's follows from its secret, a folder's from a seed."""
     monkeypatch.setattr(Softener, "for_picture", lambda self, picture, peer: same_noise(picture))
     monkeypatch.setattr(arrays, "_softening", lambda model, digest: same_noise)
 
@@ -303,7 +301,6 @@ def test_guidance_by_a_classifier_is_alike(tmp_path, open_nodes) -> None:
 
 
 def differs(guided: Compared, plain: Compared) -> bool:
-    """Whether guidance showed in a file at all; the two are of one node, which repeats itself to the bit."""
     pixels = [read_image(each.federated / "Ada-png.png").pixels.astype(int) for each in (guided, plain)]
     return bool(np.abs(pixels[0] - pixels[1]).max() > 0)
 
@@ -362,10 +359,7 @@ class Counting:
 
 
 def test_a_clients_file_is_decoded_once_and_hashed_once(tmp_path, open_nodes, monkeypatch) -> None:
-    """For submission, encoding, figures and cycle; its bytes are hashed on their way in and never again.
-
-    A .npy is the client's alone: all that is made here is PNG.
-    """
+    """For submission, encoding, figures and cycle; its bytes are hashed on their way in and never again."""
     decoded = Counting(images.npy_pixels)
     monkeypatch.setattr(images, "npy_pixels", decoded)
     nodes = open_nodes(scans(), relief())

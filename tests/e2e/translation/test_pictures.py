@@ -97,11 +97,7 @@ def test_pictures_come_back_at_their_own_size_and_as_deep_as_the_target(studio: 
 
 
 def test_a_round_trip_is_the_picture_again_in_the_sources_bits(studio: Studio) -> None:
-    """And its PSNR is recorded; what is written differs from the original by that and the rounding to 8 bits.
-
-    Rounding adds noise of variance q^2 / 12 for a quantisation step q; that it is not quite orthogonal to an error of
-    as many pixels moves the mean square by about 2 sqrt(MSE q^2 / 12 / pixels), here by 2 % at one deviation.
-    """
+    """And its PSNR is recorded; what is written differs from the original by that and the rounding to 8 bits."""
     assert studio.record("Ada-png")["picture"]["cycle_psnr"] > 35
     for name in ("Ada-png", "Ada-jpeg"):
         back = decode_image((studio.out / f"{name}.returned.png").read_bytes())

@@ -24,7 +24,6 @@ Translate = Callable[..., int]
 
 
 def unit(path: Path) -> np.ndarray:
-    """A picture's values from -1 to 1."""
     return np.asarray(Image.open(path)).astype(np.float64) / 127.5 - 1
 
 

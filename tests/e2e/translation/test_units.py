@@ -33,7 +33,6 @@ def pair() -> Iterator[Pair]:
 
 
 def photograph() -> np.ndarray:
-    """(32, 32, 3) uint8: a coast that the model has not seen, without any black: times 257 all of it is white."""
     return np.rint((load_shipped("satellite").held_out[5].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
 
 

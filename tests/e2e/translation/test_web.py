@@ -55,7 +55,6 @@ class Page:
             return json.loads(answer.read() or b"null")
 
     def drop(self, path: Path) -> None:
-        """A file, or the files below a folder with its name."""
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             name = f"{path.name}/{file.relative_to(path)}" if path.is_dir() else path.name
             self.post(f"files?name={quote(name)}", file.read_bytes())

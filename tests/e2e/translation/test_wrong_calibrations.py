@@ -41,7 +41,6 @@ class Pair:
         self.signed = agreed(self.north, self.south)
 
     def hold(self, at_source: SignedCalibration, at_target: SignedCalibration | None) -> None:
-        """What lies in the two stores."""
         self.nodes.source.node.calibrations.add(at_source)
         if at_target is not None:
             self.nodes.target.node.calibrations.add(at_target)
@@ -58,7 +57,6 @@ class Pair:
         return job.error.reason
 
     def sent(self) -> list[str]:
-        """Lines of the audit log of north on latents; there is no log before the first."""
         audit = self.nodes.source.node.config.paths.audit
         lines = audit.read_text().splitlines() if audit.exists() else []
         return [line for line in lines if "latent_sent" in line]
@@ -93,7 +91,6 @@ def test_the_calibration_that_both_signed_is_used(pair) -> None:
 
 
 def altered(signed: SignedCalibration) -> SignedCalibration:
-    """The map with one bit turned over: the sign of its one number."""
     return signed.model_copy(
         update={"calibration": signed.calibration.model_copy(update={"map": ChannelMap(rotation=((1.0,),))})}
     )
@@ -108,7 +105,6 @@ def by_west(pair: Pair) -> SignedCalibration:
 
 
 def other_units(pair: Pair) -> SignedCalibration:
-    """Made for a model that south has replaced since."""
     side = CalibratedSide(institution="south.example", domain="relief", units_sha256="0" * 64)
     return agreed(pair.north, pair.south, target=side)
 

@@ -71,5 +71,4 @@ def words_of(path: Path) -> set[str]:
 
 
 def _is_telling(text: str) -> bool:
-    """Neither short nor of a few characters over and over, as 0.0000 is, which any file may hold; no short number."""
     return len(text) >= (8 if text.isdecimal() else 6) and len(set(text)) >= 4

@@ -25,7 +25,6 @@ CUT = (132, 140, 200, 400, 700, 1000, 1100, 1400, 2000, 3000)
 
 
 def names(*paths):
-    """What the results of the series in some paths are called."""
     return sorted(origin.name for origin in open_paths(paths, Options()).studies.origins)
 
 

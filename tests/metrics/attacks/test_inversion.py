@@ -15,14 +15,12 @@ SIZE = 8
 
 
 def drawn(count, seed=0):
-    """Coarse random pictures of two channels."""
     noise = torch.randn(count, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
     places = torch.arange(float(SIZE))
     return (from_cosines(noise / (1.0 + torch.hypot(*torch.meshgrid(places, places, indexing="ij"))))).numpy()
 
 
 def share_left(inverter, latents, originals):
-    """Mean squared error as a share of the pictures' variance."""
     return float(np.square(inverter.inverse(latents) - originals).mean() / originals.var())
 
 

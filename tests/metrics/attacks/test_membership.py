@@ -10,7 +10,6 @@ from ddib_fed.metrics.attacks.membership import area, first, scores
 
 
 def people(count, seed=0):
-    """Histograms of eight cells."""
     return np.random.default_rng(seed).dirichlet(np.ones(8), size=count)
 
 

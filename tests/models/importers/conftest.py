@@ -12,5 +12,4 @@ def diffusers():
 
 @pytest.fixture(scope="session")
 def pipelines(diffusers):
-    """Small networks of the library."""
     return pytest.importorskip("tests.models.importers.pipelines")

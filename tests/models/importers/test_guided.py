@@ -83,14 +83,12 @@ def flag_values(line):
 
 
 def public_unet(line):
-    """The network that the public constructor makes of the flags."""
     values = {"dropout": 0.0, **flag_values(line)}
     return golden._unet(values, conditional=values.pop("class_cond"))
 
 
 @functools.cache
 def shapes_of(config):
-    """Big networks are looked at more than once."""
     return network_shapes(config)
 
 

@@ -36,7 +36,6 @@ def read(folder, **how):
 
 
 def index(folder, **changes):
-    """Change entries of model_index.json."""
     path = folder / "model_index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -173,7 +172,6 @@ def test_full_weights_come_before_a_variant_that_can_be_asked_for(pipeline):
 
 
 def sharded(pipeline):
-    """A sharded pipeline's unet/, its index, and the name of its first shard."""
     inside = pipeline(max_shard_size="100KB") / "unet"
     path = inside / f"{NAME}.safetensors.index.json"
     return inside, path, json.loads(path.read_text())

@@ -19,7 +19,6 @@ BENT = np.concatenate([[[0.2]] * 3, TURN, np.random.default_rng(4).normal(0, 0.0
 
 
 def rows(matrix):
-    """A matrix as a field of a map."""
     return tuple(map(tuple, np.asarray(matrix).tolist()))
 
 

@@ -1,7 +1,4 @@
-"""A stand-in for a CUDA graph: the operations of one call on the buffers, recorded and replayed without its Python.
-
-As a graph does, it keeps every value that the call read on the host as a constant, and shares only the buffers.
-"""
+"""A stand-in for a CUDA graph: the operations of one call on the buffers, recorded and replayed without its Python."""
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx

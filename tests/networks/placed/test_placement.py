@@ -128,7 +128,6 @@ def test_buckets_end_at_the_most_and_pad_by_less_than_half():
 
 
 def forgetful(network, buffers):
-    """A runner that has kept the time of its capture as a constant."""
     first = torch.full_like(buffers.times, POINTS.times[0])
     return lambda: network(buffers.x, first)
 

@@ -67,7 +67,6 @@ class Server:
 
 
 def enrolled(issuer: NodeConfig, folder: Path, identity: Identity, *, now: datetime | None = None) -> None:
-    """A certificate in a folder that does not issue."""
     authority = pki.load_authority(issuer.paths.pki)
     request = read_request(make_request(folder, identity))
     install(folder, sign_request(authority, request, (authority.certificate,), now=now), now=now)

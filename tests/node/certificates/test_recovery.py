@@ -27,7 +27,6 @@ NODE = Identity("north.example", "node", "node-2")
 
 @pytest.fixture
 def two(issuer: NodeConfig, server: Server, tmp_path: Path) -> NodeConfig:
-    """Node-2, enrolled by files, after its first renewal through the issuer."""
     config = second_node(issuer, tmp_path, f'issuer = "node-1@{server.address}"\n', age=17 * HOUR)
     assert "renewed" in (recover_at_start(config) or "")
     return config

@@ -125,7 +125,6 @@ def test_an_expired_node_is_not_renewed_by_the_issuer(
 
 
 def script(tmp_path: Path, body: str) -> str:
-    """A line of [identity] with a command that runs some Python."""
     path = tmp_path / "renew.py"
     path.write_text(body)
     return f"renew_command = ['{sys.executable}', '{path}']\n"

@@ -56,7 +56,6 @@ def side(form: PictureFormat, **changes):
 
 
 def grey(seed: int = 0) -> np.ndarray:
-    """(1, 1, 16, 16) float32."""
     return noise(seed=seed)[None, None].astype(np.float32)
 
 

@@ -20,7 +20,6 @@ from tests.source_node.conftest import wait_until
 
 @pytest.fixture
 def config(tmp_path):
-    """South's node, set up and not started, with a trained model."""
     return ready(tmp_path / "south", "south.example", "target")
 
 

@@ -61,10 +61,7 @@ def test_start_and_stop_have_their_lines(config: NodeConfig) -> None:
 def test_files_that_somebody_changed_by_hand_are_written_down(
     config: NodeConfig, running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A peer that no command admitted, its removal, a withdrawal, another certificate: each at the next look.
-
-    The node's log has a line for each, too.
-    """
+    """A peer that no command admitted, its removal, a withdrawal, another certificate: each at the next look."""
     caplog.set_level(logging.INFO, logger="ddib_fed.trust.audit.observed")
     north = make_institution(tmp_path / "north", "north.example")
     watch = running.daemon._watch

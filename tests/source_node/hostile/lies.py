@@ -1,7 +1,4 @@
-"""What a target may answer that is not true: each lie, and the reason for which its answer is refused.
-
-Played by `ScriptedTarget`: a real gRPC server over mutual TLS 1.3 with an admitted certificate.
-"""
+"""What a target may answer that is not true: each lie, and the reason for which its answer is refused."""
 
 from __future__ import annotations
 
@@ -41,14 +38,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 
 @dataclass(frozen=True)
 class Lie:
-    """One lie.
-
-    Attributes:
-        decodes: What the Decode call does; None where the lie is in an earlier call.
-        answer: The reason for which the answer is refused.
-        forge: Changes the answers of DescribeDomain and NegotiateContract.
-        job: Settings of the job.
-    """
+    """One lie."""
 
     answer: str
     decodes: Behaviour | None = None
@@ -57,7 +47,6 @@ class Lie:
 
 
 def _file(make: Callable[[np.ndarray], bytes]) -> Behaviour:
-    """Another file in place of the translation."""
     return instead(0, lambda target, item, latent: target.result(item, make(latent.data)))
 
 
@@ -156,7 +145,6 @@ def _progress(step: int, steps: int) -> Behaviour:
 
 
 def _refusal(error: DdibError) -> Behaviour:
-    """A reason that no target can have, for an item."""
     error.facts["item"] = "0"
     return fail(error)
 

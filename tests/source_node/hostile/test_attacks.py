@@ -37,7 +37,6 @@ AWAY = {"gone.example"}
 
 
 def again_and_again(submit_one: Callable[[], object]) -> None:
-    """More often than there are places."""
     for _ in range(20):
         submit_one()
 

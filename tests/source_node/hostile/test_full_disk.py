@@ -25,7 +25,6 @@ def moved(state, disk, place: str) -> None:
 
 
 def submit_many(served: Served) -> None:
-    """Jobs until one is refused: the last page of a file has room for some lines more."""
     for seed in range(1, 40):
         served.submit(npy(2_000, seed=seed))
 
@@ -70,7 +69,6 @@ def test_an_accepted_job_outlives_a_full_disk(tmp_path, institutions, target, en
 
 
 def write_on(served: Served) -> None:
-    """Until the log cannot take a line."""
     for _ in range(100):
         served.node.audit.write("padding", text="x" * 200)
 

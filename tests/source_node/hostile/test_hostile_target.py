@@ -31,7 +31,6 @@ def remotes(institutions, target):
 
 
 def reach(message, path: str):
-    """The message inside another at a path such as ``contract.target`` or ``versions.0``."""
     for name in filter(None, path.split(".")):
         message = message[int(name)] if name.isdigit() else getattr(message, name)
     return message

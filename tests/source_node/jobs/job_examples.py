@@ -52,7 +52,6 @@ def running(store: JobStore, *files: bytes, **changes) -> Job:
 
 
 def encode(store: JobStore, job: Job, item: int = 0) -> None:
-    """Take an item to ENCODED."""
     store.put_part(job.job_id, item, Part.ENCODED, b"latent")
     store.advance(job.job_id, item, "ENCODED", {"seconds": {"encode": 1.0}})
 
@@ -66,7 +65,6 @@ def decode(store: JobStore, job: Job, item: int = 0) -> bytes:
 
 
 def files(tmp_path: Path) -> set[str]:
-    """The names of all files in the spool."""
     return {path.name.partition("-")[0] for path in (tmp_path / "spool").rglob("*") if path.is_file()}
 
 

@@ -1,9 +1,4 @@
-"""A process that works on a job store and says what was done, until it is killed; run by test_job_kills.
-
-``python -m tests.source_node.jobs.killed_store FOLDER FIRST LAST``: submits requests FIRST to LAST, works each
-to its end, and writes a line to stdout after each verb has returned: what the store must
-still know whatever comes next.
-"""
+"""A process that works on a job store and says what was done, until it is killed; run by test_job_kills."""
 
 import json
 import sys
@@ -17,12 +12,10 @@ ITEMS = 2
 
 
 def request_id(number: int) -> str:
-    """The same for the same number, as a client that tries again sends it."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"request {number}"))
 
 
 def item_bytes(number: int, item: int, part: str) -> bytes:
-    """What a file must hold; some are larger than one page."""
     return f"{number} {item} {part} ".encode() * (1 + 200 * ((number + item) % 5))
 
 

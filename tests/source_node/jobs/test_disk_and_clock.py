@@ -86,13 +86,11 @@ def test_a_full_disk_and_our_own_bugs_are_told_apart(database: JobDatabase) -> N
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
-    """The machine's clock is wrong by so much from now on."""
     real = time.clock_gettime
     monkeypatch.setattr(time, "time", lambda: real(time.CLOCK_REALTIME) + by_s)
 
 
 def overdue(store: JobStore) -> list[bool]:
-    """Of each job that could be claimed now, whether its deadline has passed."""
     found: list[bool] = []
     store.claim(lambda due: found.extend(each.overdue for each in due))
     return found

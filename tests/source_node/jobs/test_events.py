@@ -18,7 +18,6 @@ def hub():
 
 
 def kept(hub, job="job", after=0) -> list:
-    """What a watcher reads at once."""
     return list(hub.subscribe(job, after, timeout_s=0))
 
 

@@ -45,7 +45,6 @@ class Ledger:
 
     @property
     def next_request(self) -> int:
-        """The one that may or may not have been accepted, or the next."""
         return max(self.jobs.values(), default=-1) + 1
 
 

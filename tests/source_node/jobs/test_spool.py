@@ -31,14 +31,12 @@ def job(spool):
 
 
 def stage(spool, job_id: str, data: bytes) -> None:
-    """Its first input, while it is received."""
     file = spool.stage(job_id, "0.input")
     file.write(data)
     file.close()
 
 
 def put(spool, job_id: str, name: str, data: bytes) -> None:
-    """One file, or what keeps it from being written."""
     for error in spool.put_together([ToWrite(job_id, name, data)]).values():
         raise error
 

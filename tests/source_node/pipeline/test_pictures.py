@@ -36,7 +36,6 @@ RETURNED = Latent.from_array(np.random.default_rng(3).standard_normal((1, 1, SIZ
 
 
 def scan(height: int = SIZE, width: int = SIZE) -> bytes:
-    """A 16-bit PNG of noise."""
     file = io.BytesIO()
     Image.fromarray(to_bits(noise(height, width), np.uint16)).save(file, "PNG")
     return file.getvalue()
@@ -73,7 +72,6 @@ class Scans(Source):
         return job.job_id
 
     def translated(self, **options) -> Job:
-        """It, once it has ended."""
         return self.ended(self.submitted(**options))
 
 
@@ -263,7 +261,6 @@ def test_a_target_of_an_older_release_is_asked_for_no_guidance(source, targets) 
 
 
 def offer(target: ScriptedTarget, terms: GuidanceTerms | None) -> None:
-    """Let a target offer guidance."""
     target.limits = dataclasses.replace(target.limits, guidance=terms)
 
 

@@ -38,7 +38,6 @@ def long_ago(source, target):
 
 
 def swallow(target, header, items, context):
-    """Take everything and say nothing."""
     for _ in items:
         pass
     yield from ()
@@ -154,7 +153,6 @@ def parse(file: bytes) -> np.ndarray:
 
 
 def numbers_of(*files: bytes) -> Numbers:
-    """As the job of these files has them."""
     items = [Item(n, ItemState.RECEIVED, 1, len(file), bytes(32), {}, None) for n, file in enumerate(files)]
     return Numbers(items, (2,))
 

@@ -17,7 +17,6 @@ FIRST, SECOND, OTHER = Piece(0, 0, 4), Piece(0, 4, 8), Piece(7, 0, 4)
 
 @pytest.fixture
 def made():
-    """Pieces in the order in which they were made, and on which thread."""
     return []
 
 

@@ -6,7 +6,6 @@ from tests.training.pictures.examples import spots_source
 
 @pytest.fixture
 def spots():
-    """56 pictures to train on and 8 held out, of two classes."""
     return spots_source()
 
 

@@ -10,7 +10,6 @@ from ddib_fed.training.pictures.batches import random_crop, random_flip
 
 
 def pictures(count: int, height: int, width: int, channels: int = 3) -> np.ndarray:
-    """All numbers different."""
     return np.arange(count * channels * height * width, dtype=np.uint16).reshape(
         count, channels, height, width
     )

@@ -22,7 +22,6 @@ def fill(root, dtype, count=16, channels=1):
 
 
 def source(root, **settings):
-    """What would be trained on, and what was said of it."""
     said = []
     return folder_source(PictureTrainConfig(images=root, **settings), say=said.append), said
 

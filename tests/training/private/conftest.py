@@ -6,7 +6,6 @@ from ddib_fed.training.settings.config import PointTrainConfig
 
 @pytest.fixture
 def points(tmp_path):
-    """A file of 600 points, 540 of them to train on."""
     path = tmp_path / "points.npy"
     np.save(path, np.random.default_rng(0).normal(3, 2, (600, 2)).astype(np.float32))
     return path

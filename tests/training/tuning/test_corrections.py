@@ -24,7 +24,6 @@ LITTLE = CorrectionEffort(hidden=16, fits=100, batch=256, rounds=1, rolls=10, ev
 
 @pytest.fixture
 def model():
-    """The shipped moons."""
     return DomainModel(pretrained("moons"))
 
 

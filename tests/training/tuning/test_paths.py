@@ -22,7 +22,6 @@ EVALUATIONS = 8
 
 @pytest.fixture
 def model():
-    """The shipped moons."""
     return DomainModel(pretrained("moons"))
 
 
@@ -64,7 +63,6 @@ def precise(size):
 
 
 def changed(corrections, factor):
-    """In float64, their results `factor` times as great."""
     tensors = {name: tensor.double() for name, tensor in corrections.named().items()}
     return Corrections(**{**tensors, "size": tensors["size"] * factor})
 

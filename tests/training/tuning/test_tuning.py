@@ -38,7 +38,6 @@ def silent(*_):
 
 @pytest.fixture
 def model():
-    """The shipped moons, whose ODE is worth tuning."""
     return DomainModel(pretrained("moons"))
 
 

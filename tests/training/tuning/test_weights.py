@@ -29,7 +29,6 @@ def silent(*_):
 
 @pytest.fixture
 def model():
-    """A network of pictures in float64, where difference quotients are exact."""
     return DomainModel(tiny(channels=3, spectral=True), dtype=torch.float64)
 
 

@@ -24,23 +24,15 @@ WATCH = "/grpc.health.v1.Health/Watch"
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame."""
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 def message(payload: bytes, *, compressed: bool = False, claimed: int | None = None) -> bytes:
-    """A gRPC message; `claimed` is the length that its head states."""
     return bytes([compressed]) + (len(payload) if claimed is None else claimed).to_bytes(4, "big") + payload
 
 
 class Raw:
-    """One connection; an end by the other side shows as `ended`, not as an error.
-
-    Args:
-        port: Of the node.
-        pki: Folder with a leaf and its key; None for no certificate.
-        window: Bytes that the node may send before it must wait for more window.
-    """
+    """One connection; an end by the other side shows as `ended`, not as an error."""
 
     def __init__(self, port: int, pki: Path | None, *, window: int = WINDOW) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -99,7 +91,6 @@ class Raw:
         return bytes(self._encoder.encode(fields))
 
     def open(self, path: str, *more: tuple[str, str], end: bool = False) -> int:
-        """Begin a call; its stream's number."""
         stream, self._next = self._next, self._next + 2
         self.send(frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), stream, self.headers(path, *more)))
         return stream

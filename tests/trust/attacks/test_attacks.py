@@ -1,8 +1,4 @@
-"""Strangers, holders of a certificate and admitted peers that try to take a node down: it serves all the while.
-
-The bound of memory is 64 MB above what the node held before: no attack here comes far enough to be charged to a budget
-of the node's (`decode_memory_mib`, `max_spool_bytes`), whose limits have tests of their own.
-"""
+"""Strangers, holders of a certificate and admitted peers that try to take a node down: it serves all the while."""
 
 from __future__ import annotations
 
@@ -48,13 +44,7 @@ Amount = Callable[[int, int], int]
 
 @dataclass
 class Scene:
-    """South, which admitted north, and certificates to come with.
-
-    Attributes:
-        south: The node under attack.
-        peer: Folder of the admitted node's certificate.
-        holder: Folder of a certificate that TLS lets in and that may call Health alone: a client of north.
-    """
+    """South, which admitted north, and certificates to come with."""
 
     south: Node
     peer: Path
@@ -86,7 +76,6 @@ def large_message(raw: Raw, path: str, size: int) -> None:
 
 @cache
 def bomb(size: int) -> bytes:
-    """gzip of `size` zeros: a thousandth of that."""
     packer = zlib.compressobj(6, zlib.DEFLATED, 31)
     parts = [packer.compress(bytes(MIB)) for _ in range(size // MIB)]
     return b"".join([*parts, packer.flush()])
@@ -145,7 +134,6 @@ def many_headers(raw: Raw, path: str, count: int) -> None:
 
 
 def pings(raw: Raw, _: str, count: int) -> None:
-    """Pings and settings, each of which must be answered."""
     for _number in range(count):
         if not raw.send(frame(PING, 0, 0, bytes(8)) + frame(SETTINGS, 0, 0)):
             return

@@ -163,7 +163,6 @@ def cpu_s(pid: int) -> float:
 
 
 def is_idle(pid: int) -> bool:
-    """Not even a starved thread decodes: for two seconds the node takes what it takes without work."""
     before = cpu_s(pid)
     threading.Event().wait(2)
     return cpu_s(pid) - before < 0.1

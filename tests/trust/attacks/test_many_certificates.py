@@ -1,7 +1,4 @@
-"""An admitted institution whose root issues certificates as it likes: their holders may ask for Health, and no more.
-
-They hold threads with calls that never send a request, places of streams with Watch, and memory with names of services.
-"""
+"""An admitted institution whose root issues certificates as it likes: their holders may ask for Health, and no more."""
 
 from __future__ import annotations
 
@@ -87,13 +84,7 @@ Attack = Callable[[Scene, Path, ExitStack], None]
 
 
 def by_frames(path: str, *, asked: bool = True, window: int = WINDOW) -> Attack:
-    """Calls of one identity, held open.
-
-    Args:
-        path: Of the call.
-        asked: Whether their request is sent.
-        window: Bytes of answers that the caller takes.
-    """
+    """Calls of one identity, held open."""
 
     def attack(scene: Scene, holder: Path, held: ExitStack) -> None:
         raw = held.enter_context(Raw(scene.south.port, holder, window=window))

@@ -21,13 +21,11 @@ PAUSE_S, LONGEST_S = 0.05, 60.0
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process holds."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096
 
 
 def cpu_s(node: Node) -> float:
-    """Seconds of CPU that a node's process has taken since its start."""
     assert node.process is not None
     fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
@@ -47,21 +45,12 @@ def _serves(channel: grpc.Channel) -> bool:
 
 
 def healthy(node: Node) -> bool:
-    """Whether Health answers a caller of the institution over mutual TLS, on a connection of its own."""
     with _channel(node) as channel:
         return _serves(channel)
 
 
 class Watch:
-    """While it is entered, asks Health, over new connections and over one that stays, and looks at the node's process.
-
-    Attributes:
-        grown_mb: How much more memory the node held at its most than before.
-        files: How many files it had open at its most.
-        threads_more: How many more threads it had at its most than before.
-        worst_s: The longest from asking Health to an answer; after a failure it is asked again until there is one.
-        asked: How often Health was asked.
-    """
+    """While it is entered, asks Health, over new connections and over one that stays, and looks at the node's process."""
 
     def __init__(self, node: Node) -> None:
         assert node.process is not None

@@ -61,14 +61,12 @@ def removed(path: Path) -> None:
 
 
 def cut_and_grown(path: Path) -> None:
-    """As long as before and longer, every line in its place by number and digest."""
     kept = b"".join(lines(path)[:6])
     head = Head(5, verify_bytes(path, kept))
     path.write_bytes(kept + chain(head, ["job_accepted"] * 12))
 
 
 def rewritten(path: Path) -> None:
-    """The whole chain anew, and longer."""
     path.write_bytes(chain(EMPTY, ["latent_sent"] * 40))
 
 
@@ -85,7 +83,6 @@ def replaced_by_a_copy(path: Path) -> None:
 
 
 def verify_bytes(path: Path, data: bytes) -> str:
-    """The head of a log of these bytes."""
     aside = path.with_suffix(".aside")
     aside.write_bytes(data)
     return verify(aside).head

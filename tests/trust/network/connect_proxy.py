@@ -10,16 +10,7 @@ from contextlib import contextmanager, suppress
 
 
 class ConnectProxy:
-    """Opens tunnels to anywhere on loopback, or answers with a status.
-
-    Args:
-        answer: The status line of every answer; None to open tunnels.
-        login: USER:PASSWORD that is asked for; empty for none.
-
-    Attributes:
-        asked: The addresses that tunnels were asked for.
-        carried: Every byte that passed, both ways, as it crossed the proxy.
-    """
+    """Opens tunnels to anywhere on loopback, or answers with a status."""
 
     def __init__(self, *, answer: str | None = None, login: str = "") -> None:
         self.asked: list[str] = []

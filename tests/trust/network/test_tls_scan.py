@@ -1,7 +1,4 @@
-"""Both ports under sslyze, a scanner of another project: versions, suites, curves, known holes, and the certificate.
-
-It needs an older `cryptography` than a node has, so it is a program in an environment of its own (`make tls-scan`).
-"""
+"""Both ports under sslyze, a scanner of another project: versions, suites, curves, known holes, and the certificate."""
 
 from __future__ import annotations
 
@@ -51,13 +48,7 @@ def pair() -> Iterator[Pair]:
 
 
 def scanned(node: Node, caller: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
-    """What sslyze finds at a node's port, and all that it says.
-
-    Args:
-        node: That listens.
-        caller: Folder of a certificate that may call; None to come without one.
-        folder: For its result.
-    """
+    """What sslyze finds at a node's port, and all that it says."""
     out = folder / "scan.json"
     own = () if caller is None else ("--cert", str(caller / "leaf.pem"), "--key", str(caller / "leaf.key"))
     trusted = ("--certinfo_ca_file", str(node.config.paths.pki / "roots.pem"))
@@ -71,7 +62,6 @@ def scanned(node: Node, caller: Path | None, folder: Path) -> tuple[dict[str, An
 
 
 def results(found: dict[str, Any]) -> dict[str, Any]:
-    """Of each scan that was asked for, by name."""
     assert found["scan_status"] == "COMPLETED", found
     attempts = found["scan_result"].items()
     return {name: each["result"] for name, each in attempts if each["status"] != "NOT_SCHEDULED"}
@@ -112,11 +102,7 @@ def test_a_port_speaks_tls_13_with_strong_suites_alone(
 
 
 def check_certificate(node: Node, caller: Path, deployment: dict[str, Any]) -> None:
-    """One day, P-256 and SHA-256, the node's one name, and a chain that OpenSSL verifies against the own root alone.
-
-    Where sslyze verifies it against that root, it stops at the root's constraint of names in URIs, which its library
-    does not know; so the chain is verified here, by OpenSSL, as the nodes' own library does.
-    """
+    """One day, P-256 and SHA-256, the node's one name, and a chain that OpenSSL verifies against the own root alone."""
     leaf = deployment["received_certificate_chain"][0]
     name = f"node-1.{node.institution}"
     assert leaf["subject_alternative_name"] == {"dns_names": [name], "ip_addresses": []}

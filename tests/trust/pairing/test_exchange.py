@@ -28,7 +28,6 @@ from tests.trust.pairing.sides import CODE, OTHER, Side, Waiting
 
 
 def end(waiting: Waiting, error: type[DdibError]) -> DdibError:
-    """How the waiting side ends."""
     caught = waiting.result.exception(timeout=20)
     assert isinstance(caught, error), caught
     return caught

@@ -32,7 +32,6 @@ def south(tmp_path: Path) -> Institution:
 
 
 def changed(peer: Peer, **fields: object) -> bytes:
-    """The peer file with some fields replaced; None leaves one out."""
     content = json.loads(peer.to_bytes()) | fields
     return json.dumps({key: value for key, value in content.items() if value is not None}).encode()
 
@@ -231,7 +230,6 @@ def test_a_change_within_the_resolution_of_time_stamps_is_seen(
 
 
 def damaged(pem: str, *, of: bytes, by: bytes) -> str:
-    """A certificate some of whose bytes are others."""
     der = x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER)
     assert der.count(of) == 1
     return DER_cert_to_PEM_cert(der.replace(of, by))

@@ -1,8 +1,4 @@
-"""The calls in what a tap kept: HTTP/2 frames put together again (RFC 9113), headers decoded (RFC 7541).
-
-gRPC cuts its messages into frames, and several calls share a connection: a search over bytes as they crossed misses
-what a frame's edge cuts. Here each call's data are one text again, and each message one.
-"""
+"""The calls in what a tap kept: HTTP/2 frames put together again (RFC 9113), headers decoded (RFC 7541)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Latents that crossed, judged by what pictures they are of: what a search for windows of bytes cannot find.
-
-values       how many numbers of a latent are numbers of the picture, in any order
-correlation  of any run of numbers with the picture, at any shift; a latent of the ODE correlates with its own
-             picture too, so the threshold comes from honest latents of other pictures
-residual     what is left of a latent after the one that the bundle and the node's noise give is taken away
-"""
+"""Latents that crossed, judged by what pictures they are of: what a search for windows of bytes cannot find."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Nodes that leak on purpose: each function is called in a node's process before the node, and changes its code.
-
-They show that the tap sees what it must see. They are tests, so no wheel has them. What a leak carries, it takes from
-where a dishonest build would: the picture in the model's units, the client's file, the keys and weights on the disk.
-"""
+"""Nodes that leak on purpose: each function is called in a node's process before the node, and changes its code."""
 
 from __future__ import annotations
 

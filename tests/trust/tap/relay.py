@@ -1,8 +1,4 @@
-"""A relay between two nodes that keeps every decrypted byte, connection by connection.
-
-Its two TLS ends have keys of their own. A tap holds the nodes' keys (`Tap`), or certificates of roots that each node
-was made to pin beside the true ones (`tests.trust.tap.third`), so that no node's key leaves its folder.
-"""
+"""A relay between two nodes that keeps every decrypted byte, connection by connection."""
 
 from __future__ import annotations
 

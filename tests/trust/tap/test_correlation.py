@@ -1,8 +1,4 @@
-"""Latents of the shipped model, which are noise: their correlation with the pictures, and what is left of them.
-
-A latent of the ODE correlates with its own picture. The threshold is what latents of other pictures, encoded here, do
-not reach; how much of a picture a dishonest latent can hold below it is measured, not assumed.
-"""
+"""Latents of the shipped model, which are noise: their correlation with the pictures, and what is left of them."""
 
 from __future__ import annotations
 

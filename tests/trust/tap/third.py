@@ -1,8 +1,4 @@
-"""A tap with keys and roots of its own, which both operators were made to admit beside the true ones.
-
-Each node pins two roots of the other institution, as while a root is rolled over: the true one, by which it verifies
-signatures of calibrations, and the tap's, by which its TLS ends are believed. The nodes' own keys stay where they are.
-"""
+"""A tap with keys and roots of its own, which both operators were made to admit beside the true ones."""
 
 from __future__ import annotations
 

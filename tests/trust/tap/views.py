@@ -1,8 +1,4 @@
-"""Every way in which bytes could hold other bytes, unwrapped: what a search looks through.
-
-bytes -> as they are; decoded from hex and base64; inflated (zlib, gzip, raw deflate); pixels of PNG files;
-         each byte lane of 2, 4 and 8 byte words; their lowest 1, 2 and 4 bits, packed; each of these again inside
-"""
+"""Every way in which bytes could hold other bytes, unwrapped: what a search looks through."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Both pages in a real Chromium, over two real nodes; skipped where the browser or axe-core is missing.
-
-`make test-web` installs Playwright from PyPI, Chromium from Debian's packages and axe-core from npm, and runs these.
-"""
+"""Both pages in a real Chromium, over two real nodes; skipped where the browser or axe-core is missing."""
 
 from __future__ import annotations
 
@@ -54,7 +51,6 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """The source of axe-core."""
     if not AXE.exists():
         pytest.skip(f"no {AXE.relative_to(ROOT)}: {INSTALL}")
     return AXE.read_text(encoding="utf-8")
@@ -126,7 +122,6 @@ def opened(browser: Browser) -> Iterator[Opened]:
 
 
 def unexpected(message: ConsoleMessage) -> bool:
-    """Whether a line of the console is an error; that a request was refused is what some tests are about."""
     return message.type == "error" and not message.text.startswith("Failed to load resource")
 
 
@@ -146,5 +141,4 @@ def findings(page: Page, axe: str) -> list[str]:
 
 
 def fits(page: Page) -> bool:
-    """Whether nothing sticks out to the right."""
     return bool(page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))

@@ -49,14 +49,12 @@ NARROW = {"viewport": {"width": 320, "height": 256}, "device_scale_factor": 4}
 
 @pytest.fixture
 def web(nodes: Pair, tmp_path: Path) -> Iterator[str]:
-    """The link of `ddib web`."""
     with serving("web", "--profile", nodes.profile, "--out", tmp_path / "out") as link:
         yield link
 
 
 @pytest.fixture
 def status(nodes: Pair) -> Iterator[str]:
-    """The link of `ddib status --web`."""
     with serving("status", "--web", "--config", nodes.north.config_path) as link:
         yield link
 
@@ -72,7 +70,6 @@ def tab_to(page: Page, wanted: Locator) -> None:
 
 
 def translate(page: Page) -> None:
-    """With the mouse, to the end."""
     page.set_input_files("#pick-files", sorted(PICTURES.glob("*.png")))
     page.get_by_role("button", name="Translate").click()
     page.get_by_text("Finished: 3 of 3").wait_for(timeout=FINISHED_MS)
@@ -336,5 +333,4 @@ def test_a_volume_is_scrolled(brains: Pair, opened: Opened, axe: str, tmp_path: 
 
 
 def shown(page: Page) -> str:
-    """What is compared."""
     return page.locator("#h-view").inner_text()

@@ -41,7 +41,6 @@ def page(north: SourceNodeDouble, tmp_path: Path) -> Iterator[Researcher]:
 
 @pytest.fixture
 def browser(page: Researcher) -> TestClient:
-    """What asks for it."""
     return TestClient(page.app())
 
 

@@ -18,7 +18,6 @@ SLICES = Study("Ada", "DICOM series (MR)", 4, 3, "slice", ("/private/Ada: burnt-
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """Of a series of three slices that show something, and of two files."""
     made = Job(1, 6, Asked("south.example/relief"), tmp_path / "out", {"/private/Ada": "Ada"})
     made.opened([SLICES], 5, 3)
     return made

@@ -26,7 +26,6 @@ VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 
 @pytest.fixture(autouse=True)
 def pictures(north) -> None:
-    """The double takes pictures, two in one job."""
     north.script.pictures = True
     north.script.most_items = 2
 
@@ -57,7 +56,6 @@ def volume(path: Path, count: int = 5) -> Path:
 
 
 def ended(told) -> dict:
-    """The last state."""
     assert told[-1][0] == "end"
     return told[-1][1]
 

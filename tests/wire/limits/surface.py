@@ -1,10 +1,4 @@
-"""Every call, message and field of the protos with its type and bound, and every key of metadata, as lines of text.
-
-    python -m tests.wire.limits.surface        writes tests/data/surface.txt again
-
-What crosses between machines can only be one of these lines. The file is committed: a change of the protos or of a
-limit is a change of this file, which a reviewer sees.
-"""
+"""Every call, message and field of the protos with its type and bound, and every key of metadata, as lines of text."""
 
 from __future__ import annotations
 

@@ -43,7 +43,6 @@ def announced(data: bytes, **changes) -> Announced:
 
 
 def split(data, chunk_bytes):
-    """The chunks of some bytes."""
     return (ChunkFrame(3, index, piece) for index, piece in enumerate(pieces(data, chunk_bytes)))
 
 

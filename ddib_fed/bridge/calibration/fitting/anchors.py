@@ -138,7 +138,6 @@ def _check(source: Floats, target: Floats, kind: Kind) -> None:
 
 
 def _squares(one: Floats, other: Floats) -> npt.NDArray[np.float64]:
-    """Mean squared difference of each picture, (k,)."""
     found: npt.NDArray[np.float64] = ((one.astype(np.float64) - other) ** 2).mean(axis=(1, 2, 3))
     return found
 
@@ -146,7 +145,6 @@ def _squares(one: Floats, other: Floats) -> npt.NDArray[np.float64]:
 def _figure(
     draws: npt.NDArray[np.int64], values: npt.NDArray[np.float64], over: npt.NDArray[np.float64] | None = None
 ) -> Figure:
-    """The mean of values (k,), or the ratio of two means, with its interval."""
     bottom = np.ones_like(values) if over is None else over
     found = values[draws].mean(1) / bottom[draws].mean(1)
     low, high = np.quantile(found, [0.025, 0.975])
@@ -154,5 +152,4 @@ def _figure(
 
 
 def _psnr(draws: npt.NDArray[np.int64], squares: npt.NDArray[np.float64]) -> Figure:
-    """Mean PSNR in dB of pictures in [-1, 1] with these mean squared errors."""
     return _figure(draws, 10 * np.log10(4 / np.maximum(squares, 1e-12)))

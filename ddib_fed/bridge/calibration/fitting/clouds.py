@@ -18,7 +18,6 @@ SMOOTHED_SIGMAS, SINGLE_SIGMAS = 2.0, 3.5
 
 
 def cleaned(aggregate: Aggregate) -> Numbers:
-    """The shares of an aggregate without most of its noise: none negative, sum 1, the shape of its cells."""
     return without_noise(aggregate.shares, aggregate.sigma)
 
 
@@ -47,10 +46,7 @@ def on_simplex(values: Numbers) -> Numbers:
 
 
 def drawn(shares: Numbers, cells: Cells, count: int, generator: np.random.Generator) -> Numbers:
-    """Pseudo-colours (count, C) of cleaned shares, in the target's units, in random order.
-
-    Independent draws of the cells would move the margin between two optima by as much as the published noise does.
-    """
+    """Pseudo-colours (count, C) of cleaned shares, in the target's units, in random order."""
     ends = np.cumsum(shares.ravel() / shares.sum())
     # The last end is 1 up to rounding.
     flat = np.searchsorted(ends[:-1], (np.arange(count) + generator.uniform()) / count, side="right")

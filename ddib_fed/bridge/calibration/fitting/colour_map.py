@@ -25,11 +25,7 @@ LEAST_SLOPE, FOLDED = 0.2, 0.02
 
 
 def transported(source: Numbers, target: Numbers, rotation: Numbers) -> Numbers:
-    """What each of the source's colours (N, C) is drawn to among the target's (M, C): (N, C), in the target's units.
-
-    Raises:
-        ExtraMissing: POT is not installed.
-    """
+    """What each of the source's colours (N, C) is drawn to among the target's (M, C): (N, C), in the target's units."""
     with extra("colours", "POT", "optimal transport of colours needs POT, which is not installed"):
         import ot
     shares = [np.full(len(side), 1 / len(side)) for side in (source, target)]
@@ -42,11 +38,6 @@ def transported(source: Numbers, target: Numbers, rotation: Numbers) -> Numbers:
 
 
 def fit_colour_map(source: Numbers, target: Numbers, rotation: Numbers) -> ChannelMap:
-    """The map of the source's colours (N, 3) onto the target's (M, 3), both in random order, near a rotation.
-
-    Raises:
-        ExtraMissing: POT is not installed.
-    """
     coupled = source[:COUPLED]
     return unfolded_fit(coupled, transported(coupled, target[:COUPLED], rotation), rotation)
 

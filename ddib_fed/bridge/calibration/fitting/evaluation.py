@@ -32,26 +32,16 @@ def colour_distance(source: Floats, target: Floats) -> float:
 
 
 def _along(colours: Floats) -> Numbers:
-    """Quantiles of colours (N, C) along each direction."""
     found: Numbers = quantiles(colours @ directions(colours.shape[1]).T) * np.sqrt(colours.shape[1])
     return found
 
 
 def _apart(source: Numbers, target: Numbers) -> float:
-    """Sliced W2 of two sides by their quantiles."""
     return float(np.sqrt(np.square(source - target).mean()))
 
 
 def effect_of(found: Search, mapped: ChannelMap, own: Numbers, target: Numbers, *, seed: int = 0) -> Effect:
-    """The figures of a map with their intervals.
-
-    Args:
-        found: The rotations that were found.
-        mapped: The map that is judged.
-        own: (N, P, C), P colours of each of the source's pictures, in its units.
-        target: (M, C), pseudo-colours of the target.
-        seed: Of the bootstrap.
-    """
+    """The figures of a map with their intervals."""
     maps: tuple[Callable[[Numbers], Floats], ...] = (
         lambda u: u,
         mapped.apply,
@@ -74,13 +64,11 @@ def _all(values: Numbers) -> Rows:
 
 
 def _rows(own: Numbers, target: Numbers, generator: np.random.Generator) -> tuple[Rows, Rows]:
-    """Pictures and pseudo-colours of a resample."""
     pictures = generator.integers(0, len(own), min(len(own), max(1, COMPARED // own.shape[1])))
     return pictures, generator.integers(0, len(target), min(len(target), COMPARED))
 
 
 def _distances(clouds: Sequence[Floats], target: Numbers, rows: Rows, theirs: Rows) -> Numbers:
-    """Of each cloud (N, P, C) the distance of its pictures `rows` to the target's colours `theirs`."""
     other = _along(target[theirs])
     return np.array([_apart(_along(cloud[rows].reshape(-1, cloud.shape[2])), other) for cloud in clouds])
 
@@ -92,6 +80,5 @@ def _margin(distances: Numbers) -> Numbers:
 
 
 def _figure(value: float | Numbers, drawn: Numbers) -> Figure:
-    """A value with the spread of its resamples; their mean is too large, since small samples lie farther apart."""
     low, high = np.quantile(drawn - drawn.mean(), [(1 - COVERED) / 2, (1 + COVERED) / 2])
     return Figure(value=float(value), low=float(value + low), high=float(value + high))

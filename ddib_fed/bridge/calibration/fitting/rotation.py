@@ -29,12 +29,7 @@ SETTLED = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Optimum:
-    """One optimum.
-
-    Attributes:
-        matrix: R, (C, C), orthogonal.
-        cost: Squared distance in the target's units.
-    """
+    """One optimum."""
 
     matrix: Numbers
     cost: float
@@ -42,24 +37,14 @@ class Optimum:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a search found.
-
-    Attributes:
-        best: The optimum.
-        other: The best one that is more than DISTINCT_DEGREES from it.
-    """
+    """What a search found."""
 
     best: Optimum
     other: Optimum
 
 
 class RotationCost:
-    """Cost of rotations of one cloud of colours onto another.
-
-    Args:
-        source: (N, C), the source's, in its model's units.
-        target: (M, C), the target's, in its model's units.
-    """
+    """Cost of rotations of one cloud of colours onto another."""
 
     def __init__(self, source: Numbers, target: Numbers) -> None:
         self._directions = directions(source.shape[1])
@@ -67,7 +52,6 @@ class RotationCost:
         self._target = quantiles(target @ self._directions.T)
 
     def __call__(self, rotation: Numbers) -> float:
-        """The cost of R (C, C)."""
         along = self._source @ (rotation.T @ self._directions.T)
         return float(np.square(quantiles(along) - self._target).mean()) * len(rotation)
 
@@ -90,14 +74,7 @@ class RotationCost:
 
 
 def search(source: Numbers, target: Numbers, *, seed: int = 0, starts: int = STARTS) -> Search:
-    """The best rotation and the next distinct one; of grey the two signs.
-
-    Args:
-        source: (N, C), the source's colours in random order.
-        target: (M, C), pseudo-colours of the target.
-        seed: Of the starts.
-        starts: Random rotations that are tried.
-    """
+    """The best rotation and the next distinct one; of grey the two signs."""
     cost = RotationCost(source[:FINE], target)
     if source.shape[1] == 1:
         found = [np.eye(1), -np.eye(1)]
@@ -141,17 +118,11 @@ def quantiles(values: Numbers) -> Numbers:
 
 
 def as_map(matrix: Numbers) -> ChannelMap:
-    """An orthogonal matrix (C, C) as a map."""
     return ChannelMap(rotation=tuple(tuple(float(number) for number in row) for row in matrix))
 
 
 def nearest_orthogonal(matrix: Numbers, *, proper: bool = False) -> Numbers:
-    """The orthogonal matrix nearest to a square one (Procrustes; Schoenemann, 1966).
-
-    Args:
-        matrix: (C, C).
-        proper: Only of determinant 1 (Kabsch, 1976); else of either.
-    """
+    """The orthogonal matrix nearest to a square one (Procrustes; Schoenemann, 1966)."""
     left, _, right = np.linalg.svd(matrix)
     if proper:
         left[:, -1] *= np.sign(np.linalg.det(left @ right))

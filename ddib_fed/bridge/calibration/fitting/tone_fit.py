@@ -42,12 +42,7 @@ class _Binned:
 
 @dataclass(frozen=True, slots=True)
 class _Branches:
-    """The best branch for each place of the jump and each bound on its values.
-
-    Attributes:
-        error: (P, bounds), weighted squares.
-        knots: (P, bounds, K, 2).
-    """
+    """The best branch for each place of the jump and each bound on its values."""
 
     error: Floats
     knots: Floats
@@ -97,11 +92,7 @@ def _better(data: _Binned, low: Floats, high: Floats, bounds: Floats, *, under: 
 
 
 def _branch(data: _Binned, low: Floats, high: Floats, least_v: Floats, *, rises: bool) -> _Branches:
-    """Branches from `low` to `high` (P,) whose values are at least `least_v` (bounds,).
-
-    With the least value e and the steps d_j >= slope: v = e + sum_j d_j c_j(u), c_j the share of piece j that u has
-    passed. Least squares over e and d by cyclic descent within the bounds.
-    """
+    """Branches from `low` to `high` (P,) whose values are at least `least_v` (bounds,)."""
     width = (high - low) / PIECES
     at = low[:, None] + width[:, None] * np.arange(PIECES + 1)
     passed = np.clip((data.u[:, None] - at[:, None, :-1]) / width[:, None, None], 0, 1)

@@ -12,11 +12,7 @@ from ddib_fed.client.profile import Profile
 
 
 class Clients:
-    """Opens clients in any thread.
-
-    Args:
-        profile: Who they are.
-    """
+    """Opens clients in any thread."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
@@ -26,12 +22,7 @@ class Clients:
 
     @contextmanager
     def opened(self, on_wait: OnWait | None = None, *, patience_s: float = PATIENCE_S) -> Iterator[Client]:
-        """A client, whose calls raise Cancelled once `close` was called.
-
-        Args:
-            on_wait: Told when a call waits for the node.
-            patience_s: How long a node that was reached may be away.
-        """
+        """A client, whose calls raise Cancelled once `close` was called."""
         with Client(self.profile, on_wait=on_wait, patience_s=patience_s) as client:
             with self._lock:
                 self._running.add(client)

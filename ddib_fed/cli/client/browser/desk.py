@@ -18,28 +18,21 @@ LIST_PATIENCE_S = 5.0
 
 
 class ClientDesk:
-    """Translates as `ddib translate` does.
-
-    Args:
-        profile: Who the client is.
-    """
+    """Translates as `ddib translate` does."""
 
     def __init__(self, profile: Profile) -> None:
         self._clients = Clients(profile)
 
     def domains(self) -> Domains:
-        """See `Desk`."""
         with hinted_in_words(), self._clients.opened(patience_s=LIST_PATIENCE_S) as client:
             return client.domains()
 
     def translate(
         self, given: Sequence[Given], asked: Asked, out: Path, views: Path, watcher: Watcher
     ) -> None:
-        """See `Desk`."""
         Translating(self._clients, given, asked, out, views, watcher).run()
 
     def cancel(self, job_ids: Sequence[str]) -> None:
-        """See `Desk`; one that cannot be stopped does not keep the others from being stopped."""
         if not job_ids:
             return
         failed: DdibError | None = None
@@ -53,5 +46,4 @@ class ClientDesk:
                 raise failed
 
     def close(self) -> None:
-        """See `Desk`."""
         self._clients.close()

@@ -21,15 +21,7 @@ Shown = Callable[[Input, Delivered], Result | None]
 
 
 class PageDisplay:
-    """Shows the jobs of one folder of results on the page.
-
-    Args:
-        clients: Opens the client.
-        watcher: The translation on the page.
-        out: The folder.
-        shown: What is shown of a result.
-        label: What the page calls an item, by the name under which it is sent.
-    """
+    """Shows the jobs of one folder of results on the page."""
 
     def __init__(
         self,
@@ -44,12 +36,10 @@ class PageDisplay:
 
     @contextmanager
     def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """See `Display`."""
         yield lambda done, total: self.watcher.waiting(f"{what}: {done:,} of {total:,}")
 
     @contextmanager
     def opened(self, profile: Profile) -> Iterator[tuple[Client, Progress]]:
-        """See `Display`; the profile is that of the clients."""
         del profile
 
         def wait(error: DdibError, delay_s: float) -> None:
@@ -60,12 +50,7 @@ class PageDisplay:
 
 
 class PageProgress:
-    """Tells the page of the jobs of one run. A `Progress`.
-
-    Args:
-        display: Where it is shown.
-        client: Cancels a job that was on its way when the person stopped the translation.
-    """
+    """Tells the page of the jobs of one run. A `Progress`."""
 
     def __init__(self, display: PageDisplay, client: Client) -> None:
         self._display, self._client = display, client
@@ -76,41 +61,30 @@ class PageProgress:
 
     @property
     def done(self) -> int:
-        """How many results are on the disk."""
         return self._done
 
     @property
     def stopped(self) -> bool:
-        """Whether the person stopped the translation."""
         return self._watcher.stopped
 
     def say(self, line: str) -> None:
-        """See `Progress`."""
         self._watcher.waiting(line)
 
     def whole(self, total: int, done: int) -> None:
-        """Nothing: the page counts the items of all its jobs."""
         del total
         self._done = done
 
     def submitted(self, job_id: str, items: int) -> None:
-        """See `Progress`; what was stopped meanwhile is cancelled at once.
-
-        Raises:
-            DdibError: It was stopped, and the node refuses that or cannot be reached.
-        """
         self._items[job_id] = items
         self._watcher.submitted(job_id, self._display.out)
         if self._watcher.stopped:
             self._client.cancel(job_id)
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
-        """See `Progress`."""
         self._names = names
         self._items[job_id] = len(names)
 
     def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
-        """See `Progress`; a job that waits for a quota says once until when."""
         said = False
 
         def on_event(event: Event) -> None:
@@ -124,11 +98,9 @@ class PageProgress:
         return on_event
 
     def written(self, given: Input, result: Delivered) -> None:
-        """See `Progress`."""
         self._done += 1
         self._watcher.written(self._display.shown(given, result))
 
     def ended(self, job_id: str, state: str) -> None:
-        """See `Progress`."""
         del state
         self._watcher.job_ended(job_id, self._items[job_id])

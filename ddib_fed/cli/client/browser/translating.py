@@ -49,16 +49,7 @@ _STEPS = 3
 
 @dataclass(frozen=True, slots=True)
 class Translating:
-    """One translation.
-
-    Attributes:
-        clients: Open clients of the source node.
-        given: What was dropped.
-        asked: What was chosen.
-        out: Folder of the results.
-        views: A private folder for pictures of slices.
-        watcher: Told how it goes.
-    """
+    """One translation."""
 
     clients: Clients
     given: Sequence[desk.Given]
@@ -68,13 +59,7 @@ class Translating:
     watcher: desk.Watcher
 
     def run(self) -> None:
-        """Translate everything.
-
-        Raises:
-            Cancelled: It was stopped.
-            FilesLeftOut: Something was not translated; of one thing alone its own error.
-            DdibError: The node refuses or cannot be reached.
-        """
+        """Translate everything."""
         try:
             self._run()
         except BaseException as error:
@@ -84,7 +69,6 @@ class Translating:
             raise
 
     def _tidy(self) -> None:
-        """Remove the folder of the results if nothing is in it but items that no job has."""
         found = [path for path in self.out.rglob("*") if path.is_file()]
         if all(path.parent.name == "items" for path in found):
             shutil.rmtree(self.out, ignore_errors=True)
@@ -118,12 +102,7 @@ class Translating:
             self._refuse(failed, total)
 
     def _refuse(self, failed: Sequence[tuple[str, DdibError]], total: int) -> None:
-        """Tell what was not translated.
-
-        Raises:
-            DdibError: Of one thing alone its own error.
-            FilesLeftOut: Of several.
-        """
+        """Tell what was not translated."""
         if total == 1:
             raise failed[0][1]
         for label, error in failed:
@@ -155,7 +134,6 @@ class Translating:
         return Studies(studies), failed, [plain[path] for path in found.plain if path in plain]
 
     def _called(self) -> Callable[[Path], str]:
-        """What the person calls a file or folder; DICOM files that were dropped without a folder have one name."""
         known = {each.path: each.label for each in self.given}
         loose = {
             each.path for each in self.given if each.is_study and each.path.is_file() and is_dicom(each.path)
@@ -163,7 +141,6 @@ class Translating:
         return lambda path: LOOSE if len(loose) > 1 and path in loose else known.get(path, path.name)
 
     def _labels(self, origins: Sequence[Origin]) -> list[str]:
-        """What the person calls each study: the file or folder, and which series of several in one folder."""
         called, alike = self._called(), Counter(origin.given for origin in origins)
         return [
             called(each.given) if alike[each.given] == 1 else f"{called(each.given)}, {each.name}"
@@ -171,11 +148,6 @@ class Translating:
         ]
 
     def _check_stopped(self) -> None:
-        """Return unless the person stopped it.
-
-        Raises:
-            Cancelled: That is so.
-        """
         if self.watcher.stopped:
             raise Cancelled("stopped; what was finished before is here")
 
@@ -217,12 +189,7 @@ class Translating:
         self.watcher.put_together(number, done, shown)
 
     def _translate_plain(self, plain: Sequence[desk.Given]) -> list[tuple[str, DdibError]]:
-        """Translate files that the node takes as they are; those that were left out, and why.
-
-        Raises:
-            Cancelled: A job was cancelled.
-            DdibError: The node refuses or cannot be reached.
-        """
+        """Translate files that the node takes as they are; those that were left out, and why."""
         sources = {each.name: each for each in plain}
         chosen = Chosen(
             tuple(each.path for each in plain), tuple(Input(each.name, each.label) for each in plain)
@@ -251,18 +218,15 @@ class Translating:
 
 
 def _not_shown(given: Input, result: Delivered) -> None:
-    """Of an item that is not shown by itself."""
     del given, result
 
 
 def _seen(study: Study, label: str) -> desk.Study:
-    """What the page knows of a study before it is translated."""
     word = "slice" if tiled_map(study) is None else "tile"
     return desk.Study(label, study.kind, study.planes, len(study.sent), word, study.warnings)
 
 
 def _step(error: DdibError) -> str:
-    """What can be done about it on the page."""
     if isinstance(error, FilesLeftOut) and error.hint:
         return error.hint  # the steps of what was left out
     if isinstance(error, PictureMisfit) and INTENSITY in error.facts:

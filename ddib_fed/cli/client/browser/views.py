@@ -31,22 +31,12 @@ MAP_SIDE: Final = 2048
 
 
 def tiled_map(study: Study) -> GeoTiffStudy | PictureStudy | None:
-    """A map or picture of several tiles, which is shown put together and not item by item; None for all else."""
     return study if isinstance(study, GeoTiffStudy | PictureStudy) and study.planes > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
 class SliceViews:
-    """Makes what the page shows of the items of a study.
-
-    Attributes:
-        number: Of the study.
-        label: The name that the person knows.
-        plane_word: What a plane is called; empty for a study of one plane.
-        items: What was sent, by name.
-        folder: Where the pictures go.
-        window: Of the source.
-    """
+    """Makes what the page shows of the items of a study."""
 
     number: int
     label: str
@@ -57,26 +47,16 @@ class SliceViews:
 
     @classmethod
     def of(cls, number: int, label: str, plane_word: str, paths: Sequence[Path], folder: Path) -> SliceViews:
-        """For the items at some paths.
-
-        Raises:
-            DdibError: One cannot be read.
-        """
+        """For the items at some paths."""
         return cls(
             number, label, plane_word, {path.stem: path for path in paths}, folder, source_window(paths)
         )
 
     def called(self, name: str) -> str:
-        """What the page calls an item that is sent under a name."""
         return f"{self.label}, {self.plane_word} {int(Path(name).stem)}" if self.plane_word else self.label
 
     def result(self, given: Input, result: Delivered) -> Result:
-        """What is shown of a result.
-
-        Raises:
-            OSError: A picture cannot be written.
-            DdibError: A picture cannot be read.
-        """
+        """What is shown of a result."""
         found = {Part.SOURCE: preview(self.items[given.name], self.window)[0]}
         figures = result.provenance.picture
         windows = {Part.TRANSLATION: target_window(figures), Part.RETURNED: None}
@@ -94,7 +74,6 @@ class SliceViews:
 
 
 def source_window(paths: Sequence[Path]) -> Window:
-    """The numbers between which the middle 99 % of a volume's values lie, of some of its slices."""
     step = max(1, len(paths) // LOOKED_AT)
     return own_window(np.concatenate([read_image(path).pixels.reshape(-1) for path in paths[::step]]))
 
@@ -110,18 +89,7 @@ def target_window(figures: PictureFigures | None) -> Window | None:
 def map_result(
     number: int, label: str, study: GeoTiffStudy | PictureStudy, written: WrittenStudy, folder: Path
 ) -> Result | None:
-    """What is shown of a map that was put together; None where all of it is of one colour.
-
-    Args:
-        number: Of the study.
-        label: The name that the person knows.
-        study: The map, or the picture.
-        written: Its output.
-        folder: Where the pictures go.
-
-    Raises:
-        OSError: A picture cannot be written.
-    """
+    """What is shown of a map that was put together; None where all of it is of one colour."""
     try:
         read = read_geotiff if isinstance(study, GeoTiffStudy) else read_picture
         made = read(written.shown, Options(intensity="values")).tiles.numbers
@@ -134,13 +102,11 @@ def map_result(
 
 
 def _reduced(pixels: Pixels) -> Pixels:
-    """Every n-th pixel of a picture (H, W, C), so that it has no more than `MAP_SIDE` on a side."""
     step = -(-max(pixels.shape[:2]) // MAP_SIDE)
     return pixels[::step, ::step]
 
 
 def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
-    """The files at `start.PART.png`."""
     start.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = {part: start.with_name(f"{start.name}.{part.value}.png") for part in contents}
     for part, path in files.items():

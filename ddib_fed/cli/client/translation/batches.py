@@ -47,6 +47,5 @@ def split(entries: Sequence[Entry], most_files: int) -> list[Batch]:
 
 
 def chosen_files(entries: Sequence[Entry]) -> Chosen:
-    """The files of one job."""
     classes = tuple(entry.classes for entry in entries if entry.classes is not None)
     return Chosen(tuple(entry.path for entry in entries), tuple(entry.given for entry in entries), classes)

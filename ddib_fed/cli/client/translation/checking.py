@@ -25,14 +25,7 @@ MOST_NAME = 255 - 18
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file as an item of a job.
-
-    Attributes:
-        path: The file.
-        given: What it and its results are called.
-        item: What is sent.
-        classes: Its own classes, where each file has them.
-    """
+    """One file as an item of a job."""
 
     path: Path
     given: Input
@@ -42,14 +35,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file that is not translated, and why.
-
-    Attributes:
-        path: The file.
-        reason: Of the error tree.
-        why: A sentence.
-        error: What was raised for this file alone; None where a node gave its reason beside that of others.
-    """
+    """A file that is not translated, and why."""
 
     path: Path
     reason: str
@@ -58,20 +44,16 @@ class LeftOut:
 
     @classmethod
     def of(cls, path: Path, error: DdibError) -> LeftOut:
-        """From the error, whose text may name the file already."""
         why = error.detail.replace(f"{path}: ", "").replace(f"{path} ", "").strip()
         return cls(path, error.reason, why, error)
 
     def as_error(self, hop: str) -> DdibError:
-        """What is wrong with this file alone."""
         return self.error or error_class(self.reason)(self.why, hop=hop)
 
     def line(self) -> str:
-        """For a list."""
         return f"{self.path}: {self.why}  [{self.reason}]"
 
     def as_json(self) -> dict[str, object]:
-        """For a document."""
         return {"file": self.path, "reason": self.reason, "why": self.why}
 
 
@@ -83,16 +65,7 @@ def read_files(
     decode: bool,
     on_read: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Entry], list[tuple[Path, DdibError]]]:
-    """Read each file; those that can be sent, and the bad ones with what is wrong.
-
-    Args:
-        chosen: The files.
-        order: What is asked for them.
-        institution: Whose node encodes.
-        decode: Whether pictures are decoded too: a node refuses a damaged one only when its job is submitted, and with
-            several jobs others are under way by then.
-        on_read: Called with (files read, total).
-    """
+    """Read each file; those that can be sent, and the bad ones with what is wrong."""
     entries: list[Entry] = []
     bad: list[tuple[Path, DdibError]] = []
     for number, (path, given) in enumerate(zip(chosen.paths, chosen.inputs, strict=True)):
@@ -116,11 +89,7 @@ def read_files(
 
 
 def _check_name(given: Input, path: Path) -> None:
-    """Return if results can have this name.
-
-    Raises:
-        InputError: It is no text, so that no record could hold it, or too long for a file system.
-    """
+    """Return if results can have this name."""
     try:
         longest = max(len(Path(name).name.encode()) for name, _ in given.file_names())
     except UnicodeEncodeError as error:
@@ -130,11 +99,7 @@ def _check_name(given: Input, path: Path) -> None:
 
 
 def _check_picture(item: Payload) -> None:
-    """Return if it is no picture, or one that can be decoded.
-
-    Raises:
-        ImageUnreadable: It is damaged.
-    """
+    """Return if it is no picture, or one that can be decoded."""
     if item.media is Media.NPY:
         return
     try:
@@ -148,14 +113,7 @@ def _check_picture(item: Payload) -> None:
 
 
 def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str, *, unnamed: int = 0) -> DdibError:
-    """The error that names every bad file; of one file alone its own.
-
-    Args:
-        bad: The files, and what is wrong with each.
-        total: How many files were given.
-        state: What became of the others, e.g. "nothing was submitted".
-        unnamed: How many more a node refused without naming them.
-    """
+    """The error that names every bad file; of one file alone its own."""
     if total == 1:
         return bad[0][1]
     kinds = {type(error) for _, error in bad}

@@ -64,12 +64,10 @@ class Terminal:
     """Bars, or lines now and then; Ctrl-C ends the client's calls. A `Display`."""
 
     def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """See `Display`."""
         return counted(what)
 
     @contextmanager
     def opened(self, profile: Profile) -> Iterator[tuple[Client, Progress]]:
-        """See `Display`."""
         with JobProgress() as progress, open_client(profile, on_wait=progress.wait) as client:
             yield client, progress
 

@@ -12,12 +12,7 @@ from ddib_fed.cli.output import print_json
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a command has to say as JSON, in parts.
-
-    Attributes:
-        is_wanted: Whether it is printed; otherwise the parts are said as text, and not kept.
-        values: So far.
-    """
+    """What a command has to say as JSON, in parts."""
 
     is_wanted: bool
     values: dict[str, Any] = field(default_factory=dict)
@@ -33,11 +28,7 @@ class Document:
 
 @contextmanager
 def one_document(output_format: str) -> Iterator[Document]:
-    """A document that is printed at the end, also by an error: what was translated before it is on the disk.
-
-    Args:
-        output_format: ``text`` or ``json``.
-    """
+    """A document that is printed at the end, also by an error: what was translated before it is on the disk."""
     document = Document(output_format == "json")
     try:
         yield document

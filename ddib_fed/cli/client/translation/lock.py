@@ -17,14 +17,7 @@ LOCK = ".ddib-translate.lock"
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Inside, this process alone writes results to a folder, which is made if it is missing.
-
-    The kernel frees the lock of a process that ends in any way. A folder that was made and stayed empty is removed.
-
-    Raises:
-        StateConflict: Another command is writing there.
-        OSError: The folder or the file in it cannot be made.
-    """
+    """Inside, this process alone writes results to a folder, which is made if it is missing."""
     made = not out.exists()
     durable_folder(out)
     descriptor = _take(out / LOCK)

@@ -39,21 +39,7 @@ def submit(
     request_id: str = "",
     while_busy: bool = True,
 ) -> tuple[Submitted, tuple[Input, ...]]:
-    """Submit the job, after writing the names of its items to disk.
-
-    Args:
-        client: Of the source node.
-        chosen: The files.
-        items: Their contents, in the same order.
-        order: What is asked for them.
-        out: Folder of the results, if it is known.
-        request_id: Of an earlier submission with the same content, whose answer was lost; empty for a new one.
-        while_busy: Whether a node that refuses because a limit is reached is waited for.
-
-    Raises:
-        Cancelled: Ctrl-C was pressed; the node may have accepted the job.
-        DdibError: As `Client.submit`.
-    """
+    """Submit the job, after writing the names of its items to disk."""
     split_target(order.target)
     request_id = request_id or str(uuid.uuid4())
     institution = client.profile.institution
@@ -110,24 +96,7 @@ def receive(
     without: Collection[int] = (),
     on_written: Callable[[Delivered], None] | None = None,
 ) -> tuple[JobView, list[Delivered]]:
-    """Watch a job to its end and write its results as they come, also if a part of it failed; in their order.
-
-    Args:
-        client: Of the source node.
-        job_id: The job.
-        inputs: Names of its items.
-        progress: Told of events.
-        out: Folder of the results.
-        force: Whether existing results are overwritten.
-        doubtful_below: As for `deliver`.
-        credentials: Likewise.
-        without: Items whose results stay at the node.
-        on_written: Called with each result when it is on the disk.
-
-    Raises:
-        Cancelled: Ctrl-C was pressed.
-        DdibError: As `deliver`.
-    """
+    """Watch a job to its end and write its results as they come, also if a part of it failed; in their order."""
     delivered: list[Delivered] = []
     with explaining_interruption(client, job_id, out):
         results = client.results(job_id, on_event=progress.watching(client, job_id))

@@ -28,23 +28,14 @@ class Order:
     latent_type: str = ""
 
     def digest(self, institution: str, classes: tuple[str, str] | None = None) -> str:
-        """SHA-256, hex, of all that decides what a file becomes; the deadline does not.
-
-        Args:
-            institution: Whose node encodes.
-            classes: (source class, target class) of the file, where each has its own.
-        """
+        """SHA-256, hex, of all that decides what a file becomes; the deadline does not."""
         asked = asdict(self) | {"institution": institution, "classes": classes}
         del asked["deadline_s"]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def order_of(target: str, asked: Mapping[str, Any]) -> Order:
-    """The request from the options of a command.
-
-    Raises:
-        SettingsInvalid: Both kinds of guidance, or a quality beside what it chooses.
-    """
+    """The request from the options of a command."""
     return Order(
         target,
         Settings(

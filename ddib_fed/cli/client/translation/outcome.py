@@ -16,18 +16,7 @@ from ddib_fed.wire.jobs import ItemState, JobState
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the files of one command.
-
-    Attributes:
-        total: How many files were given.
-        entries: Those that could be read.
-        delivered: Results on the disk, in the order of their files.
-        earlier: How many of them were there before.
-        jobs: Every job that was watched to its end.
-        left_out: Files that could not be read, or that the source node refused.
-        failed: Files whose item failed at a node.
-        not_submitted: Files that no job has: nothing more was submitted after a job failed, or it was stopped.
-    """
+    """What became of the files of one command."""
 
     total: int
     entries: tuple[Entry, ...]
@@ -40,12 +29,7 @@ class Outcome:
 
 
 def require_translated(outcome: Outcome, hop: str, *, skip_bad: bool) -> None:
-    """Return if every job succeeded; with `skip_bad`, also if only some of its items failed.
-
-    Raises:
-        JobFailed: A job, or an item of it, failed, or files were not submitted; every bad file is named.
-        Cancelled: A job was cancelled.
-    """
+    """Return if every job succeeded; with `skip_bad`, also if only some of its items failed."""
     bad = [*outcome.left_out, *outcome.failed]
     rest = len(outcome.not_submitted)
     unsent = f"{rest:,} of {outcome.total:,} files {'was' if rest == 1 else 'were'} not submitted"
@@ -70,5 +54,4 @@ def require_translated(outcome: Outcome, hop: str, *, skip_bad: bool) -> None:
 
 
 def failed_by_items(job: JobView) -> bool:
-    """Whether a job failed because every item of it did, each for a reason of its own."""
     return job.state is JobState.FAILED and all(item.state is ItemState.FAILED for item in job.items)

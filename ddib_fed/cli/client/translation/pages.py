@@ -26,16 +26,7 @@ _SLOW = 50
 
 
 def write_pages(outcome: Outcome, out: Path, whole: Sequence[WrittenStudy] = ()) -> Path | None:
-    """Write the page and the sheet; where the page is, or None if there is none.
-
-    Args:
-        outcome: What became of the plain files.
-        out: The folder.
-        whole: What was put together of items; pictures among it are shown too.
-
-    Raises:
-        DiskFull, InputError: They cannot be written; the results are all there.
-    """
+    """Write the page and the sheet; where the page is, or None if there is none."""
     pictures = [each for each in outcome.delivered if each.provenance.picture is not None]
     tiled = [each for each in whole if each.shown.suffix == ".png"]
     if len(pictures) + len(tiled) < FEWEST:

@@ -29,15 +29,7 @@ MOST_ROWS = 40
 def print_submitted(
     jobs: Sequence[Submitted], target: str, out: Path | None, output_format: str, profile: Path | None = None
 ) -> None:
-    """Print jobs and the commands to follow them.
-
-    Args:
-        jobs: In the order of their files.
-        target: INSTITUTION/DOMAIN.
-        out: Folder of the results, if it is known.
-        output_format: "text" or "json".
-        profile: The client's, where the command was given one.
-    """
+    """Print jobs and the commands to follow them."""
     if output_format == "json":
         listed = [
             {"job_id": j.job_id, "request_id": j.request_id, "state": j.state, "target": target} for j in jobs
@@ -81,16 +73,7 @@ def report(
 def report_outcome(
     outcome: Outcome, target: str, out: Path, document: Document, *, doubtful_below: float, page: Path | None
 ) -> None:
-    """Print what a whole command translated as a table, or add it to the JSON document.
-
-    Args:
-        outcome: Of the command.
-        target: INSTITUTION/DOMAIN.
-        out: Folder of the results.
-        document: Of the command.
-        doubtful_below: dB.
-        page: The page that shows them, where there is one.
-    """
+    """Print what a whole command translated as a table, or add it to the JSON document."""
     if document.is_wanted:
         document.add(_outcome_as_json(outcome, target, out, page))
         return
@@ -140,7 +123,6 @@ def _has_psnr(provenance: Translation) -> bool:
 
 
 def _say_table(delivered: Sequence[Delivered], *, cycle: bool) -> None:
-    """The results one by one, and the calibrations of them."""
     pictures = any(item.provenance.picture for item in delivered)
     columns, rows = (_picture_table if pictures else _point_table)(delivered, cycle=cycle)
     print_table("", columns, rows)
@@ -182,7 +164,6 @@ def _say_marks(delivered: Sequence[Delivered], doubtful_below: float) -> None:
 
 
 def _calibrated(delivered: Sequence[Delivered]) -> str:
-    """Under which calibration the items were encoded; empty for none."""
     found = {(p.calibration_kind, p.calibration_sha256[:12]) for p in (d.provenance for d in delivered)}
     return ", ".join(f"calibration: {kind} {sha256}" for kind, sha256 in sorted(found) if sha256)
 
@@ -199,7 +180,6 @@ def _say_doubtful(delivered: Sequence[Delivered], below: float) -> None:
 
 
 def _some(files: Sequence[str]) -> str:
-    """The first names of many."""
     return ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
 
 

@@ -61,34 +61,22 @@ def _is_written(path: Path, sha256: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A job of an earlier run.
-
-    Attributes:
-        job_file: Its names.
-        job_id: At the node; empty if the node lists no job of this request.
-        without: Items whose file, or what is asked for it, has changed since.
-    """
+    """A job of an earlier run."""
 
     job_file: JobFile
     job_id: str = ""
     without: frozenset[int] = field(default_factory=frozenset)
 
     def covers(self, entry: Entry) -> bool:
-        """Whether it translates this very file for this very request."""
         return entry.given in self.job_file.inputs
 
     def entries(self, known: Mapping[Input, Entry]) -> list[Entry] | None:
-        """Its items as files; None unless all are here unchanged."""
         found = [known.get(given) for given in self.job_file.inputs]
         return None if None in found else [entry for entry in found if entry is not None]
 
 
 def unfinished_files(entries: Sequence[Entry], out: Path) -> list[Unfinished]:
-    """The unfinished jobs in a folder that have one of these files, without their ids.
-
-    Raises:
-        ConfigError: The file of a job cannot be read.
-    """
+    """The unfinished jobs in a folder that have one of these files, without their ids."""
     current = {entry.given.name: entry.given for entry in entries}
     found = []
     for path in sorted(out.glob(f"{STATE_PREFIX}*.json")):
@@ -101,11 +89,7 @@ def unfinished_files(entries: Sequence[Entry], out: Path) -> list[Unfinished]:
 
 
 def with_ids(found: Sequence[Unfinished], client: Client) -> list[Unfinished]:
-    """The same jobs with the node's ids of those that it has, found by the request's id.
-
-    Raises:
-        DdibError: The node refuses or cannot be reached.
-    """
+    """The same jobs with the node's ids of those that it has, found by the request's id."""
     if not found:
         return []
     ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)}
@@ -124,7 +108,6 @@ def remove_broken(out: Path, entries: Sequence[Entry]) -> None:
 
 
 def _owner(name: str) -> str:
-    """The name that a result's file is called after: of scan.png, scan.json, scan.returned.png and scan.latent.npy."""
     stem = Path(name).stem
     for part in Part:
         stem = stem.removesuffix(f".{part.value}")

@@ -57,16 +57,7 @@ AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a command goes about its files.
-
-    Attributes:
-        out: Folder of the results.
-        force: Overwrite what is there of another file or request.
-        skip_bad: Leave out what the node refuses.
-        doubtful_below: dB.
-        credentials: With which results are marked as made by a machine; None for no mark.
-        again: Translate again what is there and matches, too.
-    """
+    """How a command goes about its files."""
 
     out: Path
     force: bool
@@ -77,17 +68,7 @@ class Manner:
 
 
 class Run:
-    """One command's files, from what an earlier run left to the last result.
-
-    Args:
-        client: Of the source node.
-        chosen: All files, for messages and classes.
-        entries: Those that can be sent.
-        order: What is asked for them.
-        manner: How.
-        progress: Told of jobs, events and results, and asked whether to go on.
-        left_out: Those that cannot.
-    """
+    """One command's files, from what an earlier run left to the last result."""
 
     def __init__(
         self,
@@ -114,18 +95,10 @@ class Run:
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Files that could not be read, or that the node refused, so far."""
         return tuple(self._left_out)
 
     def translate(self) -> Outcome:
-        """Translate everything that is not on the disk yet, or what was submitted before `progress` is stopped.
-
-        Raises:
-            UsageError: A result would replace an input.
-            AlreadyExists: Something else is where a result belongs, and `force` is not set.
-            Cancelled: Ctrl-C was pressed.
-            DdibError: The node refuses or cannot be reached.
-        """
+        """Translate everything that is not on the disk yet, or what was submitted before `progress` is stopped."""
         with self._explained():
             self._prepare()
             while self._pending or self._batches:
@@ -139,11 +112,7 @@ class Run:
         return self._outcome()
 
     def submit_all(self) -> list[Submitted]:
-        """Only submit what is neither on the disk nor in an unfinished job; the new jobs, in the order of their files.
-
-        Raises:
-            DdibError: As `translate`.
-        """
+        """Only submit what is neither on the disk nor in an unfinished job; the new jobs, in the order of their files."""
         with self._explained():
             self._prepare()
             while self._batches:
@@ -174,7 +143,6 @@ class Run:
             )
 
     def _take_finished(self, entries: Sequence[Entry]) -> None:
-        """Results of these files that are on the disk count; those without the credentials that are asked get them."""
         for result in finished(entries, self._manner.out):
             given = entries[result.item].given
             self._results[given.name] = mark_earlier(result, self._manner.credentials)
@@ -214,10 +182,7 @@ class Run:
 
     @property
     def _at_its_end(self) -> bool:
-        """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would.
-
-        Where bad files are left out, a job of bad files alone says nothing about the next.
-        """
+        """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would."""
         return self._progress.stopped or any(
             job.state in {JobState.FAILED, JobState.CANCELLED}
             and not any(item.state in {ItemState.DECODED, ItemState.DELIVERED} for item in job.items)
@@ -262,11 +227,7 @@ class Run:
         return True
 
     def _without_refused(self, batch: Batch, error: DdibError) -> list[Batch]:
-        """The batch without the files that the node refused.
-
-        Raises:
-            DdibError: `error` itself, if it is about no file; the list of the refused files, unless they are skipped.
-        """
+        """The batch without the files that the node refused."""
         numbers = {n: why for n, why in refused_items(error).items() if n < len(batch.entries)}
         if not isinstance(error, InputError) or not numbers:
             raise error
@@ -324,10 +285,7 @@ class Run:
                 self._failed.append(LeftOut(entry.path, reason, text))
 
     def _again(self, job: Running, view: JobView) -> list[Entry]:
-        """Files of an earlier run's ended job that have no result after all: it was cancelled, or a result was removed.
-
-        An item that was delivered before does not come again, and its result is looked for on the disk.
-        """
+        """Files of an earlier run's ended job that have no result after all: it was cancelled, or a result was removed."""
         states = {job.inputs[item.index]: item.state for item in view.items}
         entries = [
             entry

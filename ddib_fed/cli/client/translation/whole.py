@@ -35,23 +35,7 @@ def translate_files(
     display: Display = TERMINAL,
     whole: Sequence[WrittenStudy] = (),
 ) -> tuple[Outcome, Path | None]:
-    """Translate files into a folder, or what is missing there; what became of them, and the page.
-
-    Whether all were translated is for `conclude`.
-
-    Args:
-        profile: Of the source node's client.
-        chosen: The files.
-        order: What is asked for them.
-        manner: Where, and what is left out or overwritten.
-        page: Whether the page and the sheet are written.
-        display: Shows how it goes.
-        whole: Pictures in tiles of the same command, which the page shows too.
-
-    Raises:
-        StateConflict: Another translation is at work in the folder.
-        DdibError: A file cannot be used and is not to be left out, or the node refuses or cannot be reached.
-    """
+    """Translate files into a folder, or what is missing there; what became of them, and the page."""
     with locked(manner.out):
         entries, bad = _read(chosen, order, profile, display, skip_bad=manner.skip_bad)
         with display.opened(profile) as (client, progress):
@@ -68,21 +52,7 @@ def translate_parts(
     *,
     display: Display = TERMINAL,
 ) -> dict[Path, str]:
-    """Translate the items of a series, volume or map into a folder; why those that have no result were refused.
-
-    Args:
-        profile: Of the source node's client.
-        order: What is asked for them.
-        manner: Of the command.
-        paths: The items, as files.
-        out: The folder.
-        display: Shows how it goes.
-
-    Raises:
-        JobFailed: A job ended for a reason of its own: it was cancelled, its time was over, a peer failed. What it left
-            undone was not refused.
-        DdibError: The node refuses every item, or the node refuses or cannot be reached.
-    """
+    """Translate the items of a series, volume or map into a folder; why those that have no result were refused."""
     parts = replace(manner, out=out, skip_bad=True, credentials=None)  # of the whole, not of its parts
     outcome, _ = translate_files(profile, Chosen.files(paths), order, parts, page=False, display=display)
     if not outcome.delivered:
@@ -100,10 +70,7 @@ def translate_parts(
 def submit_files(
     profile: Profile, chosen: Chosen, order: Order, manner: Manner
 ) -> tuple[list[Submitted], FilesLeftOut | None]:
-    """Only submit what is missing in a folder; the new jobs, and what to end with if files were left out.
-
-    Arguments and errors as of `translate_files`.
-    """
+    """Only submit what is missing in a folder; the new jobs, and what to end with if files were left out."""
     with locked(manner.out):
         entries, bad = _read(chosen, order, profile, TERMINAL, skip_bad=manner.skip_bad)
         with TERMINAL.opened(profile) as (client, progress):
@@ -117,11 +84,7 @@ def submit_files(
 def _read(
     chosen: Chosen, order: Order, profile: Profile, display: Display, *, skip_bad: bool
 ) -> tuple[list[Entry], list[LeftOut]]:
-    """Read every file before anything is submitted; those that can be sent, and those that are left out.
-
-    Raises:
-        DdibError: A file cannot be used and `skip_bad` is not set, or none can; every such file is named.
-    """
+    """Read every file before anything is submitted; those that can be sent, and those that are left out."""
     many = len(chosen.paths) > JOB_FILES
     if many:
         with display.counted("reading files") as show:
@@ -134,12 +97,7 @@ def _read(
 
 
 def conclude(outcome: Outcome, out: Path, hop: str, *, skip_bad: bool) -> None:
-    """Return if every file was translated.
-
-    Raises:
-        JobFailed, Cancelled: As `require_translated`.
-        FilesLeftOut: Files were left out, as asked.
-    """
+    """Return if every file was translated."""
     require_translated(outcome, hop, skip_bad=skip_bad)
     missing = [*outcome.left_out, *(outcome.failed if skip_bad else ())]
     if missing:

@@ -39,7 +39,6 @@ _NEGATED = frozenset({"dequantise"})
 
 
 def spell(field: str) -> str:
-    """The command-line option of a field."""
     name = option_name(field).replace("_", "-")
     return f"--no-{name}" if field in _NEGATED else f"--{name}"
 
@@ -53,12 +52,6 @@ def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 
 
 def training_options(names: Iterable[str], kind: type[TrainConfig] | None = None) -> tuple[Decorator, ...]:
-    """Options for fields, in their order.
-
-    Args:
-        names: Fields of the configs.
-        kind: The config that they are for; None if the options decide between points and pictures; the help states it.
-    """
     return tuple(_option(name, kind) for name in names)
 
 
@@ -97,7 +90,6 @@ def _option(name: str, kind: type[TrainConfig] | None) -> Decorator:
 
 
 def _is_word(text: str) -> bool:
-    """Whether the first word is an ordinary one, and not RGB or AdamW."""
     first = text.split(maxsplit=1)[0]
     return first[1:] == first[1:].lower()
 

@@ -53,7 +53,6 @@ def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **sett
 
 
 def command_line() -> str:
-    """The command that this process was started with, to be recorded."""
     return shlex.join(["ddib", *sys.argv[1:]])[:2000]
 
 

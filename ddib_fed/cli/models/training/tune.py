@@ -110,7 +110,6 @@ def tune(
 
 
 def figures(tuned: Tuned) -> list[tuple[str, str]]:
-    """A line for each leg."""
     return [(_name(leg), _said(leg)) for leg in tuned.legs]
 
 

@@ -58,11 +58,7 @@ def _wanted(acts: tuple[str, ...], job: str, peer: str, since: str | None) -> Wa
 
 
 def _log(config_path: Path) -> Path:
-    """The node's log.
-
-    Raises:
-        FileMissing: It has none yet.
-    """
+    """The node's log."""
     from ddib_fed.node.config import NodeConfig
 
     path = NodeConfig.load(config_path).paths.audit

@@ -29,7 +29,6 @@ def pictures(count: int, seed: int, turn: Numbers | None = None) -> np.ndarray:
 
 
 def aggregate(epsilon: float = 1.0, turn: Numbers = TURN) -> Aggregate:
-    """What the target publishes."""
     return make_aggregate(
         pictures(2000, 1, turn), UNITS, "relief", epsilon=epsilon, generator=np.random.default_rng(5)
     )

@@ -29,25 +29,21 @@ def scans(tmp_path):
 
 @pytest.fixture
 def words(north, scans, tmp_path):
-    """The command's words."""
     return ["translate", str(scans), "--to", TARGET, "--out", str(tmp_path / "out"),
             "--profile", str(north.profile_path)]  # fmt: skip
 
 
 @pytest.fixture
 def translate(words):
-    """Runs `ddib translate FOLDER ...` with what else is given; the exit code."""
     return lambda *more: run([*words, *map(str, more)])
 
 
 @pytest.fixture
 def written(tmp_path):
-    """The paths below the folder of the results, hidden ones included."""
     out = tmp_path / "out"
     return lambda: sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
 @pytest.fixture
 def few_files(monkeypatch):
-    """Jobs of two files, so that five make three."""
     monkeypatch.setattr(batches, "JOB_FILES", 2)

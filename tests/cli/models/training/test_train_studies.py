@@ -48,7 +48,6 @@ CANARY = "Ada-Lovelace-1815"
 
 
 def smooth(*shape: int, seed: int = 0) -> np.ndarray:
-    """Whole numbers from 0 to 2000 that change slowly along the last two axes, and in every plane."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 2000, (*shape[:-2], shape[-2] // 4, shape[-1] // 4))
     return coarse.repeat(4, axis=-2).repeat(4, axis=-1)
@@ -63,7 +62,6 @@ def ct(folder: Path, number: int, **changes) -> list[Path]:
 
 
 def volume(path: Path, seed: int, dtype: type = np.int16) -> Path:
-    """(16, 12, 16): twelve coronal slices."""
     values = smooth(12, 16, 16, seed=seed).transpose(1, 0, 2).astype(dtype)
     nibabel.save(nibabel.Nifti1Image(values, np.diag([2.0, 2, 2, 1])), path)
     return path
@@ -94,13 +92,11 @@ def source(folder: Path, **settings) -> tuple[PictureSource, list[str]]:
 
 
 def numbers(item: bytes, rule: PictureRule) -> bytes:
-    """What a node of the model makes of an item, in the numbers that training keeps."""
     samples = fit_picture(decode_image(item), rule).samples
     return np.rint((samples + 1) * np.float32(rule.top / 2)).astype(f"u{rule.bits // 8}").tobytes()
 
 
 def sent(path: Path, options: Options, rule: PictureRule) -> dict[bytes, int]:
-    """The number of the study of each item that `ddib translate` sends."""
     studies = open_paths([path], options).studies
     return {numbers(item, rule): at for at in range(len(studies)) for item in studies[at].items()}
 
@@ -184,7 +180,6 @@ def test_slices_and_tiles_are_to_the_bit_what_translating_sends(given, tmp_path)
 
 
 def owners(folder: Path, found: PictureSource, options: Options) -> tuple[set[int], set[int]]:
-    """Numbers of the studies that the training pictures are of, and those that are held out."""
     of = sent(folder, options, rule_of(found))
     train, held = ({of[each.tobytes()] for each in part} for part in (found.train, found.held_out))
     return train, held

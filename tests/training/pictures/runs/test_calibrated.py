@@ -58,7 +58,6 @@ def tone(units=UNITS, **changed):
 
 
 def asked(tmp_path, calibration, **fields):
-    """A run with this calibration in a file."""
     write_calibration(calibration, tmp_path / "c.json")
     return PictureTrainConfig(init=tmp_path / "own", calibration=tmp_path / "c.json", **fields)
 
