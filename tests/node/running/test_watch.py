@@ -138,7 +138,9 @@ def knock(port: int, folder: Path | None, roots: bytes) -> None:
 def test_connections_that_tls_refuses_are_counted_by_address(
     config: NodeConfig, running: Running, tmp_path: Path
 ) -> None:
-    """40 of an unknown root or without a certificate: one line at once, the others when the node stops, none of them lost."""
+    """40 of an unknown root or without a certificate: one line at once, the others when the node stops, none
+    of them lost.
+    """
     west = Institution("west.example", tmp_path / "west")
     roots = certificate_pem(pki.load_authority(config.paths.pki).certificate)
     for folder in (west.pki, None) * KNOCKS:
