@@ -1,8 +1,7 @@
-"""The last day of an audit log, and what leaves in plain words."""
+"""What leaves in plain words."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,71 +9,8 @@ import pytest
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.officer.facts import gather
 from ddib_fed.node.officer.leaving import leaving
-from ddib_fed.node.officer.recent import HOURS, Recent
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_institution, save_model
-
-NOW = datetime(2030, 6, 2, 12, 30, tzinfo=UTC)
-
-
-def write(path: Path, hours_ago: float, act: str = RECEIPT, **values: object) -> None:
-    if act == RECEIPT:
-        values = Exchanged(2, 1_500, 1, 70_000).values()
-    AuditLog(path, clock=lambda: NOW - timedelta(hours=hours_ago)).write(act, **values)
-
-
-def test_hours_add_up(tmp_path: Path) -> None:
-    """24 of them, the running one last; what is older is not counted."""
-    path = tmp_path / "audit.jsonl"
-    for ago in (30, 23, 1, 0.1, 0):
-        write(path, ago)
-    write(path, 0, "refused", reason="PEER_UNKNOWN", identity="x", times=7)
-    write(path, 0, "refused", reason="NO_CALL")
-    hours = Recent(path).hours(NOW)
-    assert len(hours) == HOURS
-    assert hours[-1].start == datetime(2030, 6, 2, 12, tzinfo=UTC)
-    assert [hour.sent_items for hour in hours if hour.sent_items] == [2, 2, 4]
-    assert (hours[-1].sent_bytes, hours[-1].received_items, hours[-1].received_bytes) == (3_000, 2, 140_000)
-    assert hours[-1].refused == {"PEER_UNKNOWN": 7, "NO_CALL": 1}
-
-
-def test_a_log_is_read_on_where_it_ended(tmp_path: Path) -> None:
-    """Each line is counted once, half a line later, and a log that was begun anew from its beginning."""
-    path = tmp_path / "audit.jsonl"
-    recent = Recent(path)
-    assert not any(hour.sent_items for hour in recent.hours(NOW))
-    write(path, 0)
-    assert recent.hours(NOW)[-1].sent_items == 2
-    whole = path.read_bytes()
-    write(path, 0)
-    later = path.read_bytes()
-    path.write_bytes(later[:-10])
-    assert recent.hours(NOW)[-1].sent_items == 2
-    path.write_bytes(later)
-    assert recent.hours(NOW)[-1].sent_items == 4
-    path.write_bytes(whole)
-    assert recent.hours(NOW)[-1].sent_items == 2
-    assert recent.hours(NOW + timedelta(hours=2))[-3].sent_items == 2
-    assert not any(hour.sent_items for hour in recent.hours(NOW + timedelta(days=2)))
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"no JSON\n",
-        b"[]\n",
-        b'{"act":"receipt","time":"yesterday","sent_items":5}\n',
-        b'{"act":"receipt","time":"2030-06-02T12:00:00+00:00","sent_items":"many","sent_bytes":-4}\n',
-        b"\xff\x00\x9c{" * 16 + b"\n",
-    ],
-)
-def test_a_line_that_cannot_be_read_is_skipped(tmp_path: Path, line: bytes) -> None:
-    """`ddib audit verify` names it; the page goes on."""
-    path = tmp_path / "audit.jsonl"
-    path.write_bytes(line)
-    assert not any(hour.sent_items or hour.sent_bytes for hour in Recent(path).hours(NOW))
 
 
 def sentences(tmp_path: Path, role: str, **settings: object) -> str:

@@ -28,26 +28,14 @@ def _client(config_path: Path) -> AdminClient:
     return AdminClient(NodeConfig.load(config_path))
 
 
-@command(epilog="\b\nExamples:\n  ddib status --config node.toml\n  ddib status --config node.toml --web")
+@command()
 @options.CONFIG
 @options.FORMAT
-@click.option(
-    "--web", is_flag=True, help="Show it as a page in the browser, which updates itself, until Ctrl-C."
-)
-@options.PORT
-@options.BROWSER
-def status(config_path: Path, output_format: str, web: bool, port: int, browser: bool) -> None:
+def status(config_path: Path, output_format: str) -> None:
     """Show the state of the node on this machine.
 
-    State, model, peers, calibrations, jobs, and the certificate's expiry. The page of --web has the days left on every
-    certificate, the queue, throughput and refusals of the last day, and in plain words what leaves the node; it is
-    served on this machine's loopback only, to the browser that opens the printed link, and changes nothing.
+    State, model, peers, calibrations, jobs, and the certificate's expiry.
     """
-    if web:
-        options.refuse_idle(("output_format",), "is for the terminal", hint="leave --web or --format out")
-        _serve_page(config_path, port, browser=browser)
-        return
-    options.refuse_idle(("port", "browser"), "is for the page", hint="add --web")
     answer = _client(config_path).status()
     if output_format == "json":
         print_json(_values(answer))
@@ -75,17 +63,6 @@ def _values(message: Message) -> dict[str, Any]:
         else:
             found[field.name] = list(value) if field.is_repeated else value
     return found
-
-
-def _serve_page(config_path: Path, port: int, *, browser: bool) -> None:
-    """Serve the operator's page until Ctrl-C."""
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.web.operator.app import Operator
-    from ddib_fed.web.serving import serve, temporary_folder
-
-    page = Operator.of(NodeConfig.load(config_path))
-    with temporary_folder() as folder:
-        serve(page.app(), port=port, command="ddib status --web", folder=folder, browser=browser)
 
 
 def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
