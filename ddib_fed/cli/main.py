@@ -88,7 +88,6 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.node.audit.command:audit",
         "Read, follow, export and verify the node's audit log; exchange its ends with peers.",
     ),
-    "officer": Lazy("ddib_fed.cli.node.officer:officer", "Write the page that the security officer signs."),
     "try": Lazy(
         "ddib_fed.cli.models.training.trying:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
@@ -135,7 +134,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "workers",
         "drain",
         "audit",
-        "officer",
     ),
     "Work with models, without nodes": (
         "try",

@@ -12,6 +12,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.next_commands import with_config
 from ddib_fed.cli.output import moment, outcome, print_json
+from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -31,11 +32,24 @@ def _client(config_path: Path) -> AdminClient:
 @command()
 @options.CONFIG
 @options.FORMAT
-def status(config_path: Path, output_format: str) -> None:
+@click.option(
+    "--leaving",
+    is_flag=False,
+    flag_value="leaving.html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="[FILE]",
+    help="Write a page instead (leaving.html): what leaves to whom, under which settings, and the measured leak.",
+)
+def status(config_path: Path, output_format: str, leaving: Path | None) -> None:
     """Show the state of the node on this machine.
 
-    State, model, peers, calibrations, jobs, and the certificate's expiry.
+    State, model, peers, calibrations, jobs, and the certificate's expiry. The page of --leaving is made from node.toml
+    and the node's files, whether the node runs or not; it holds no secret.
     """
+    if leaving is not None:
+        options.refuse_idle(("output_format",), "is for the state", hint="leave --leaving or --format out")
+        _write_leaving(config_path, leaving)
+        return
     answer = _client(config_path).status()
     if output_format == "json":
         print_json(_values(answer))
@@ -63,6 +77,21 @@ def _values(message: Message) -> dict[str, Any]:
         else:
             found[field.name] = list(value) if field.is_repeated else value
     return found
+
+
+def _write_leaving(config_path: Path, path: Path) -> None:
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.leaving import Leaving
+
+    found = Leaving.of(NodeConfig.load(config_path))
+    try:
+        found.write(path)
+    except AlreadyExists as error:
+        error.hint = "another name for --leaving"
+        raise
+    say(f"wrote {path}")
+    for problem in found.problems:
+        say(f"warning: {problem}", err=True)
 
 
 def _show(answer: admin_pb2.StatusResponse, more: str) -> None:

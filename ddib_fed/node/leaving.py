@@ -1,0 +1,352 @@
+"""The page of what leaves a node, to whom, under which settings, and the measured leak (`ddib status --leaving`).
+
+Every line is what node.toml, the model's folder and the stores of peers and calibrations say; the node need not run.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.errors import DdibError
+from ddib_fed.models.allowances import GATE_FILE
+from ddib_fed.models.bundle_files import parse_manifest, read_file
+from ddib_fed.models.catalogue import MANIFEST_FILE
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.privacy import (
+    MAX_PRIVACY_BYTES,
+    PRIVACY_FILE,
+    Figure,
+    PrivacyReport,
+    Reading,
+    parse_privacy,
+)
+from ddib_fed.names import size_from
+from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.calibration.overview import Overview, overview
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.policy import uses_of
+from ddib_fed.node.settings.policy_table import EVERY
+from ddib_fed.pages import write_page
+from ddib_fed.trust.calibrations.store import CalibrationStore
+from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers.withdrawn import load_withdrawn
+
+BOUNDS = {
+    "peers": "what each admitted peer may be used for; * is every other one",
+    "clients": "where each client may translate to; * is every other one, and everywhere",
+    "least_soften_sigma": "least noise level to which pictures are softened",
+    "least_evaluations": "fewest network evaluations of a latent",
+    "evaluations_per_day": "network evaluations times samples for each peer in a day",
+    "client_evaluations_per_day": "network evaluations times samples for each own client in a day",
+    "quotas": "evaluations_per_day of single peers",
+    "round_trip": "whether a peer may have its translation encoded again",
+    "size_rule": "pictures of other sizes: fitted, or refused",
+    "samples_per_day": "samples decoded for each peer in a day; 0 is no limit",
+    "least_depth": "1 is pure noise; less keeps part of the picture visible",
+    "encoders": "ways to make latents; others than ode show more of the picture",
+    "max_guidance": "largest guidance scale; 0 is none",
+    "max_classifier_scale": "largest weight of a classifier; 0 is none",
+    "calibration": "kinds of calibration that may be agreed on; none by default",
+    "calibration_units": "whether peers may read the units of the model, without noise",
+    "weights": "shares of the machine",
+}
+"""What each setting of [policy] bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """An admitted peer, and what the policy, suspensions and withdrawals let it have now."""
+
+    peer: Peer
+    barred: str
+    latents: bool
+    translations: bool
+    calibrates: bool
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        names = {"latents": self.latents, "translations": self.translations, "calibrations": self.calibrates}
+        given = ", ".join(name for name, may in names.items() if may)
+        nothing = f"nothing: {self.barred}" if self.barred else "nothing: [policy.peers] or [policy.clients]"
+        return self.peer.institution, self.peer.identity.uri, self.peer.address, given or nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """What leaves a node at one moment."""
+
+    config: NodeConfig
+    manifest: Manifest | None
+    recipients: tuple[Recipient, ...]
+    calibrations: tuple[Overview, ...]
+    privacy: PrivacyReport | None
+    problems: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: NodeConfig) -> Leaving:
+        """What leaves the node of a configuration; changes nothing."""
+        problems: list[str] = []
+        manifest = privacy = None
+        bundle, store = config.paths.bundle, peer_store(config)
+        try:
+            manifest = parse_manifest((bundle / MANIFEST_FILE).read_bytes(), str(bundle))
+            if (bundle / PRIVACY_FILE).exists():
+                content = read_file(bundle, PRIVACY_FILE, MAX_PRIVACY_BYTES, str(bundle))
+                privacy = parse_privacy(content, manifest.weights_sha256, str(bundle))
+        except (DdibError, OSError) as error:
+            problems.append(f"the model {bundle} cannot be read: {error}")
+        if store.problem:
+            problems.append(store.problem)
+        return cls(
+            config,
+            manifest,
+            tuple(_recipients(config, store)),
+            tuple(overview(config, CalibrationStore(config.paths.calibrations), store)),
+            privacy,
+            tuple(problems),
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the page; a file that is there stays."""
+        node = self.config.node
+        write_page(
+            path,
+            "leaving.html",
+            overwrite=False,
+            title=f"What leaves node {node.name}.{node.institution}",
+            at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            config=self.config.path,
+            problems=self.problems,
+            sentences=self.sentences(),
+            recipients=[each.row for each in self.recipients],
+            settings=self.settings(),
+            privacy=self.privacy,
+            readings=[] if self.privacy is None else [self._reading(each) for each in self.privacy.readings],
+            measuring=f"ddib privacy report --model {shlex.quote(str(self.config.paths.bundle))} --data HELD_OUT",
+            share=_share,
+            read=_read,
+            found=_found,
+        )
+
+    def settings(self) -> list[tuple[str, str, str]]:
+        """(setting, value, what it bounds)."""
+        policy, limits = self.config.policy.model_dump(mode="json"), self.config.limits
+        rows = [(f"policy.{name}", _setting(value), BOUNDS.get(name, "")) for name, value in policy.items()]
+        days = "days for which results that were not fetched are kept"
+        return [*rows, ("limits.result_days", _setting(limits.result_days), days)]
+
+    def sentences(self) -> list[str]:
+        """What leaves, in plain words, the most important first."""
+        roles = self.config.node.roles
+        lines: list[str] = []
+        if "source" in roles:
+            to = _names(each for each in self.recipients if each.latents)
+            leaves = f"Latents of your clients' pictures or points leave, to {to}."
+            lines += [leaves if to else self._none("latents"), *self._latents()]
+        if "target" in roles:
+            to = _names(each for each in self.recipients if each.translations)
+            leaves = f"Translations leave: what this node makes of the latents of {to}."
+            lines += [leaves if to else self._none("translations"), *self._translations()]
+        for each in self.recipients:
+            institution = each.peer.institution
+            if each.barred:
+                lines.append(f"Nothing goes to {institution} and nothing is taken from it: {each.barred}.")
+                continue
+            if "source" in roles and not each.latents:
+                lines.append(
+                    f"No latents go to {institution}: [policy.peers] or [policy.clients] does not allow it."
+                )
+            if "target" in roles and not each.translations:
+                lines.append(f"No latents of {institution} are decoded: [policy.peers] does not allow it.")
+        return [
+            *lines,
+            *self._calibrations(),
+            *self._telemetry(),
+            (
+                "Your own pictures and points, their file names and the weights of your model never leave: no message "
+                "between nodes has a field for them."
+            ),
+        ]
+
+    def _none(self, what: str) -> str:
+        why = "no admitted peer may get any" if self.recipients else "no peer is admitted"
+        return f"No {what} leave: {why}."
+
+    def _latents(self) -> Iterator[str]:
+        policy, manifest = self.config.policy, self.manifest
+        yield (
+            "A latent is an invertible encoding: who has a model like yours can turn it back into the picture. Treat "
+            "it as the picture."
+        )
+        if manifest is not None:
+            shape, scene = manifest.sample_shape, self.config.model.scene
+            if scene is not None:
+                shape = (shape[0], *size_from(scene))
+            yield f"For each {manifest.sample_kind} it has {' x '.join(map(str, shape))} numbers."
+            if manifest.soften_sigma:
+                yield f"Pictures are softened first: noise of {manifest.soften_sigma:g} is added, and is not sent."
+        usual = (
+            "One that is unlike the usual ones of your model is encoded again, and kept back where the two differ. "
+            if (self.config.paths.bundle / GATE_FILE).is_file()
+            else "What is usual for pictures was not measured with your model (ddib model gate). "
+        )
+        yield (
+            f"Before it leaves, a latent of full depth is compared with noise, by bounds for every model. {usual}"
+            "That shows that an encoder ran; it does not show that nothing of the picture can be read from it."
+        )
+        if policy.least_depth < 1:
+            yield (
+                f"Latents of less than full depth may leave (down to {policy.least_depth:g}): part of the picture is "
+                "visible in them as it is. They are not noise, so they are not compared, and none is kept back."
+            )
+        else:
+            yield (
+                "Only latents of full depth leave; docs/latents.md says what could be read from them without your "
+                "model."
+            )
+        if others := ", ".join(each for each in policy.encoders if each != "ode"):
+            yield (
+                f"The encoder {others} is allowed: its latents show more of the picture, and are compared by wider "
+                "bounds, which are the same for every model."
+            )
+
+    def _translations(self) -> Iterator[str]:
+        policy = self.config.policy
+        yield (
+            "They are pictures or points of your model's domain, drawn by your model. How much of training pictures is "
+            "in them is what `ddib privacy report` measures."
+        )
+        if policy.round_trip:
+            yield "On request the latent of a translation goes back with it: the sender checks its round trip by it."
+        limit = policy.samples_per_day
+        yield (
+            f"Each peer gets at most {limit:,} samples a day."
+            if limit
+            else "How many samples a peer gets in a day is not limited ([policy] samples_per_day)."
+        )
+
+    def _calibrations(self) -> Iterator[str]:
+        policy, roles = self.config.policy, self.config.node.roles
+        if not policy.calibration:
+            yield "No calibration is allowed: nothing about the colours or values of your domain leaves."
+            return
+        peers = _names(each for each in self.recipients if each.calibrates)
+        yield (
+            f"Calibrations of the kind {', '.join(policy.calibration)} are allowed, "
+            f"{f'with {peers}' if peers else 'but with none of the peers'}."
+        )
+        if "source" in roles:
+            yield (
+                "For one that you propose, its map and its figures leave, signed: the numbers of the map tell roughly "
+                "how your values are distributed."
+            )
+        if "target" in roles:
+            yield (
+                "For one, a noised histogram of your colours or values leaves, once you publish it "
+                "(`ddib calibrate publish`); one that you sign leaves with your signature."
+            )
+            if policy.calibration_units:
+                yield (
+                    "Peers that calibrate with anchors get the units of your model, mean and deviation of the channels "
+                    "of its training data, without noise ([policy] calibration_units)."
+                )
+        for each in self.calibrations:
+            if each.state == "active":
+                yield (
+                    f"In use: {each.kind}, {each.source} to {each.target}, until {each.expires:%Y-%m-%d} "
+                    f"({each.sha256[:12]})."
+                )
+
+    def _telemetry(self) -> Iterator[str]:
+        telemetry = self.config.telemetry
+        if telemetry.endpoint is None:
+            yield "Telemetry is off: neither traces nor metrics are made, and no trace id crosses."
+            return
+        metrics = ", and metrics" if telemetry.metrics_every_s else ""
+        yield (
+            f"Telemetry: {telemetry.sample:.0%} of the traces{metrics} go to {telemetry.endpoint}: times, counts, "
+            "bytes, numbers of jobs, reasons of errors and names of institutions; no file names, no persons, nothing "
+            "of a sample."
+        )
+        if telemetry.peers:
+            yield (
+                f"Trace ids are shared with {', '.join(telemetry.peers)}, where it lists this institution too: each "
+                "Decode call then carries `traceparent`, 55 characters of which 24 bytes are random numbers, and the "
+                "target answers `ddib-trace` when a contract is agreed on. Nothing else of a trace crosses."
+            )
+
+    def _reading(self, reading: Reading) -> tuple[str, ...]:
+        policy = self.config.policy
+        kind = f"depth {reading.depth:g}, {reading.encoder}"
+        if reading.soften_sigma:
+            kind += f", softened to {reading.soften_sigma:g}"
+        if self.manifest is not None and reading.soften_sigma != self.manifest.soften_sigma:
+            kind += "; for comparison, this model softens otherwise"
+        elif reading.depth < policy.least_depth or reading.encoder not in policy.encoders:
+            kind += "; not allowed here"
+        return (
+            kind,
+            _found(reading.found_by_correlation),
+            _read(reading.read),
+            _found(reading.found_by_reading),
+            _read(reading.model_read),
+            _found(reading.found_by_model),
+        )
+
+
+def _recipients(config: NodeConfig, store: PeerStore) -> Iterator[Recipient]:
+    policy, roles = config.policy, config.node.roles
+    suspended = store.snapshot().suspended
+    withdrawn = {entry.identity for entry in load_withdrawn(config.paths.pki).entries}
+    targets = {target.partition("/")[0] for each in policy.clients.values() for target in each}
+    for peer in store.list():
+        barred = ""
+        if peer.identity in withdrawn:
+            barred = "its node is withdrawn"
+        elif peer.institution in suspended:
+            barred = f"suspended {suspended[peer.institution]}"
+        uses = () if barred else uses_of(peer.institution, policy)
+        yield Recipient(
+            peer,
+            barred,
+            latents="source" in roles and "send" in uses and bool({EVERY, peer.institution} & targets),
+            translations="target" in roles and "decode" in uses,
+            calibrates="calibrate" in uses and bool(policy.calibration),
+        )
+
+
+def _names(found: Iterable[Recipient]) -> str:
+    return ", ".join(each.peer.institution for each in found)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_setting(each)}" for key, each in value.items()) or "none"
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    )
+
+
+def _read(figure: Figure | None) -> str:
+    return "" if figure is None else f"{figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})"
+
+
+def _found(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    within = f" ({100 * figure.low:.3g} to {100 * figure.high:.3g})" if figure.low != figure.high else ""
+    return _share(figure.value) + within
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g} %"
