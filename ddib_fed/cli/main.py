@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from ddib_fed.cli.help import WIDEST, Group
+from ddib_fed.cli.help import WIDEST, Group, command
 from ddib_fed.errors import ExitCode
 from ddib_fed.terminal import escape, relay, say
 from ddib_fed.unexpected import explained
@@ -52,8 +52,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "Check the client's profile, its connection to the source node, and both clocks.",
     ),
     "completion": Lazy(
-        "ddib_fed.cli.completion:completion",
-        "Print the script that lets a shell complete commands, options, domains, jobs, classes, models and peers.",
+        "ddib_fed.cli.main:completion", "Print the script that lets a shell complete commands and options."
     ),
     "init": Lazy("ddib_fed.cli.node.init:init", "Write a node's configuration or a client's profile."),
     "pki": Lazy(
@@ -216,13 +215,29 @@ def cli() -> None:
     """
 
 
+@command(
+    epilog="\b\nTo have it in every new shell:\n"
+    "  bash  echo 'eval \"$(ddib completion bash)\"' >> ~/.bashrc\n"
+    "  zsh   echo 'eval \"$(ddib completion zsh)\"' >> ~/.zshrc\n"
+    "  fish  ddib completion fish > ~/.config/fish/completions/ddib.fish"
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that lets a shell complete commands and options. Bash must be 4.4 or newer."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    made = kind(cli, {}, "ddib", "_DDIB_COMPLETE")
+    # Not `source()`, which for bash starts the bash that is installed here and warns of its version.
+    say(*(made.source_template % made.source_vars()).rstrip("\n").split("\n"))
+
+
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
     _escape_warnings()
-    words = tuple(sys.argv[1:] if args is None else args)
     try:
-        # `obj` is for messages that name the command again (cli/typed.py).
-        result = cli.main(args=list(words), prog_name="ddib", standalone_mode=False, obj=words)
+        result = cli.main(args=args, prog_name="ddib", standalone_mode=False)
     except click.ClickException as error:
         relay(error.show)
         return error.exit_code
@@ -234,7 +249,7 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
-        return _explain(error, words)
+        return _explain(error)
     return result if isinstance(result, int) else ExitCode.OK
 
 
@@ -249,11 +264,11 @@ def _escape_warnings() -> None:
         logging.lastResort.setFormatter(Escaped())
 
 
-def _explain(raised: Exception, words: Sequence[str]) -> int:
+def _explain(raised: Exception) -> int:
     from ddib_fed.cli.output import show_error
 
     error = explained(raised)
-    show_error(error, words)
+    show_error(error)
     return error.exit_code
 
 

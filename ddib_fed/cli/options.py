@@ -10,7 +10,6 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ddib_fed.cli import completing
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, check_domain
@@ -166,7 +165,6 @@ TARGET = click.option(
     "target",
     required=True,
     metavar="INSTITUTION/DOMAIN",
-    shell_complete=completing.targets,
     help="Target, as listed by `ddib domains`.",
 )
 EVALUATIONS = click.option(
@@ -249,14 +247,12 @@ TARGET_CLASS = click.option(
     "target_class",
     default="",
     metavar="CLASS",
-    shell_complete=completing.target_classes,
     help="Class of the target to translate to, by name or number, if `ddib domains` lists classes.",
 )
 SOURCE_CLASS = click.option(
     "--source-class",
     default="",
     metavar="CLASS",
-    shell_complete=completing.source_classes,
     help="Class of the files, by name or number, if this institution's model has classes.",
 )
 GUIDANCE = click.option(
@@ -353,8 +349,8 @@ CREDENTIALS = click.option(
     help="Put signed content credentials (C2PA) into translated pictures: certificate chain and private key, PEM.",
 )
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-JOB_ID = click.argument("job_id", metavar="JOB", shell_complete=completing.jobs)
+JOB_ID = click.argument("job_id", metavar="JOB")
 MODEL_HELP = (
     "A shipped model's name (`ddib model list`), or the paper's index (0 to 5); or a bundle's folder."
 )
-MODEL = click.argument("which", metavar="MODEL", shell_complete=completing.models)
+MODEL = click.argument("which", metavar="MODEL")

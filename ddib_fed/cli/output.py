@@ -10,7 +10,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.cli.typed import with_profile
 from ddib_fed.errors import DdibError, KindMismatch, PeerFault, PictureMisfit
 from ddib_fed.terminal import console, is_aside, say, say_document, say_labelled
 
@@ -83,7 +82,7 @@ def next_steps(errors: Iterable[DdibError]) -> str:
     return "\n".join([*steps][:3])
 
 
-def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
+def show_error(error: DdibError) -> None:
     """Write the failure, its hop and the hint to stderr."""
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
@@ -100,7 +99,7 @@ def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
         say_labelled("  incident: ", error.incident)
     if error.differences:
         _show_differences(error)
-    step = with_profile(next_step(error), words)
+    step = next_step(error)
     if error.retry_after_s:
         step = (
             f"{step} (after {error.retry_after_s:.0f} s)"
