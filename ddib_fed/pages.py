@@ -32,14 +32,14 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: escape(value) if type(value) is str else value,
+        finalize=lambda value: value if isinstance(value, Markup) else escape(str(value)),
     )
     made.globals |= {"version": __version__, "generator": GENERATOR}
     made.globals["document_style"] = Markup((TEMPLATES / "document.css").read_text())  # noqa: S704 - our own file
     script = (TEMPLATES / "document.js").read_text()
     made.globals["document_script"] = Markup(script)  # noqa: S704 - our own file
     made.globals["script_digest"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    made.filters |= {"cell": cell, "data_uri": data_uri, "beside": beside}
+    made.filters |= {"cell": cell, "data_uri": data_uri, "lines": str.splitlines}
     return made
 
 

@@ -223,7 +223,10 @@ def cli() -> None:
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that lets a shell complete commands and options. Bash must be 4.4 or newer."""
+    """Print the script that lets a shell complete commands and options.
+
+    Bash must be 4.4 or newer.
+    """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)

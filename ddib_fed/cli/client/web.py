@@ -15,7 +15,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.web.researcher.job import Job
+    from ddib_fed.web.researcher import Job
 
 
 @command(epilog="\b\nExample:\n  ddib web --out translated")
@@ -41,8 +41,8 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
     is `ddib translate`: the same profile, certificate and checks.
     """
     from ddib_fed.cli.client.browser.desk import ClientDesk
-    from ddib_fed.web.researcher.app import Researcher
-    from ddib_fed.web.serving import serve, temporary_folder
+    from ddib_fed.web.guard import serve, temporary_folder
+    from ddib_fed.web.researcher import Researcher
 
     profile = Profile.load(profile_path)
     with temporary_folder() as folder:

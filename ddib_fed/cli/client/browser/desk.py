@@ -1,4 +1,4 @@
-"""The client, as the page uses it; see `ddib_fed.web.researcher.desk.Desk`."""
+"""The client, as the page uses it; see `ddib_fed.web.backend.Backend`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from ddib_fed.cli.client.browser.translating import Translating
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.errors import DdibError
-from ddib_fed.web.researcher.desk import Asked, Given, Watcher
-from ddib_fed.web.researcher.words import hinted_in_words
+from ddib_fed.web.backend import Source, TranslationRequest, Watcher, hinted_in_words
 
 LIST_PATIENCE_S = 5.0
 """How long a page waits for a node that is away, before it says so."""
@@ -28,9 +27,14 @@ class ClientDesk:
             return client.domains()
 
     def translate(
-        self, given: Sequence[Given], asked: Asked, out: Path, views: Path, watcher: Watcher
+        self,
+        sources: Sequence[Source],
+        request: TranslationRequest,
+        out: Path,
+        views: Path,
+        watcher: Watcher,
     ) -> None:
-        Translating(self._clients, given, asked, out, views, watcher).run()
+        Translating(self._clients, sources, request, out, views, watcher).run()
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         if not job_ids:

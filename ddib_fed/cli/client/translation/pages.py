@@ -46,7 +46,7 @@ def write_pages(outcome: Outcome, out: Path, whole: Sequence[WrittenStudy] = ())
 def _write(
     outcome: Outcome, pictures: list[Delivered], tiled: Sequence[WrittenStudy], page: Path, sheet: Path
 ) -> None:
-    from ddib_fed.reports.results_page import Results, ShownFile, write_results
+    from ddib_fed.reports.results import Results, ShownFile, write_results
 
     sources = {entry.given.file: entry.path for entry in outcome.entries}
     given = Counter(each.file for each in pictures)
@@ -80,7 +80,7 @@ def _write(
 
 def _places(out: Path, taken: set[str]) -> tuple[Path, Path]:
     """Where the page and the sheet go: in place of earlier ones of ours, and of nothing else."""
-    from ddib_fed.reports.html import GENERATOR
+    from ddib_fed.pages import GENERATOR
 
     number = 0
     while True:

@@ -8,9 +8,8 @@ import pytest
 
 from ddib_fed.bridge.records.translation_record import Part, Translation
 from ddib_fed.errors import ItemNotFound, JobFailed
-from ddib_fed.web.researcher.desk import Asked, PutTogether, Result, Study
-from ddib_fed.web.researcher.job import Job
-from ddib_fed.web.researcher.words import measured_in_words
+from ddib_fed.web.backend import PutTogether, Result, Study, TranslationRequest, measured_in_words
+from ddib_fed.web.researcher import Job
 from ddib_fed.wire.jobs import Event, JobState
 
 SLICES = Study("Ada", "DICOM series (MR)", 4, 3, "slice", ("/private/Ada: burnt-in text",))
@@ -18,7 +17,9 @@ SLICES = Study("Ada", "DICOM series (MR)", 4, 3, "slice", ("/private/Ada: burnt-
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    made = Job(1, 6, Asked("south.example/relief"), tmp_path / "out", {"/private/Ada": "Ada"})
+    made = Job(
+        1, 6, TranslationRequest(target="south.example/relief"), tmp_path / "out", {"/private/Ada": "Ada"}
+    )
     made.opened([SLICES], 5, 3)
     return made
 

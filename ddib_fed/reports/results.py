@@ -1,10 +1,11 @@
-"""One page and one contact sheet of what a command translated: verdict, pictures, provenance, glossary.
+"""The page and the contact sheet of what a command translated: verdict, pictures, provenance, glossary.
 
 The page holds reduced pictures, so that it stays one file that opens with 1,500 of them; the files beside are linked.
 """
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,20 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddib_fed.bridge.records.translation_record import PictureFigures, Translation, fitted_line
-from ddib_fed.reports import html
-from ddib_fed.reports.html import Cell, Html
-from ddib_fed.reports.page_script import SORT_AND_ENLARGE
-from ddib_fed.reports.previews import Preview, encoded, preview, squared
-from ddib_fed.reports.sheets import CELL, Stage, save_sheet
+from ddib_fed.errors import DdibError, UsageError
+from ddib_fed.metrics.pictures import Pictures
+from ddib_fed.pages import beside, write_page
+from ddib_fed.reports.sheets import CELL, Stage, save_sheet, to_pixels
+from ddib_fed.reports.translations import Scale
+from ddib_fed.samples.images import ImageLimits, PictureRule, encode_png, read_image, to_array
 
+MOST_BYTES = 1 << 30
+JPEG_FROM = 64
+"""Pixels of the longer side from which a preview is a JPEG: as a PNG it would have three times the bytes."""
+Preview = NDArray[np.uint8]
 MANY = 200
 """Pictures from which previews are smaller."""
 SIDE, SIDE_OF_MANY = 384, 192
@@ -31,22 +38,6 @@ COLUMNS: Final[Mapping[str, str]] = {
     "mutual_information": "mutual information",
 }
 _DOUBTS: Final = {"cycle_psnr": "round trip"}
-GLOSSARY: Final[Mapping[str, str]] = {
-    "Translation": "The picture of the other institution's domain that keeps the structure of the source: the source's "
-    "model encodes it to a latent, the target's model decodes the latent.",
-    "Latent": "What crosses between the institutions. It can be turned back into the picture by whoever has the model: "
-    "treat it like the picture.",
-    "Round trip": "The translation is translated back and compared with the source, as peak signal-to-noise ratio in "
-    "dB: more is better. It shows whether the path can be reversed, not whether the translation is right.",
-    "Edge correlation": "Agreement of the edges of source and translation, from -1 to 1.",
-    "Mutual information": "How much the values of the source tell about the translation's, in bits; 0 is nothing.",
-    "Doubtful": "The round trip is below the bound, or the structure is no better than that of unrelated pictures. A "
-    "doubtful translation must be looked at; one that is not marked can still be wrong.",
-    "Contract": "What both nodes agreed on beforehand: models, shapes, limits. Its digest is in each record.",
-    "Calibration": "A correspondence of colours or values that both operators signed for this pair of domains.",
-    "Evaluations": "How often each model's network was evaluated on its leg.",
-}
-
 
 Drawn = dict[str, Preview | None]
 """Pictures of one file, each under its kind: source, translated, returned."""
@@ -116,43 +107,28 @@ def write_results(
     ]
     chosen = set(np.linspace(0, len(files) - 1, min(MOST_ON_SHEET, len(files))).astype(int).tolist())
     on_sheet: list[tuple[ShownFile, Drawn]] = []
-    rows: list[list[Cell]] = []
-    columns = [key for key in COLUMNS if any(getattr(each.figures, key) is not None for each in files)]
+    rows = []
+    keys = [key for key in COLUMNS if any(getattr(each.figures, key) is not None for each in files)]
     for number, each in enumerate(files):
         drawn = each.stages(side)
         if number in chosen:
             on_sheet.append((each, drawn))
-        rows.append(_row(each, drawn, kinds, columns, page.parent))
+        rows.append(_row(each, drawn, kinds, keys, page.parent))
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
     _write_sheet(sheet, sorted(on_sheet, key=lambda found: found[0].name), kinds, results)
-    heads = ["file", "mark", "pixels", *kinds, *(COLUMNS[key] for key in columns)]
-    html.write_page(
+    write_page(
         page,
-        f"Translations to {results.target}",
-        _parts(results, heads, rows, sheet),
-        script=SORT_AND_ENLARGE,
+        "results.html",
+        title=f"Translations to {results.target}",
+        verdict=verdict(results),
+        remarks=_remarks(results),
+        missing=results.missing,
+        sheet=sheet.name,
+        columns=["file", "mark", "pixels", *kinds, *(COLUMNS[key] for key in keys)],
+        rows=rows,
+        provenance=provenance([each.record for each in results.files]),
     )
-
-
-def _parts(results: Results, heads: Sequence[str], rows: Sequence[Sequence[Cell]], sheet: Path) -> list[Html]:
-    parts = [html.verdict(verdict(results)), *map(html.paragraph, _remarks(results))]
-    if results.missing:
-        parts += [html.heading("Not translated"), html.text_table(("file", "why"), results.missing)]
-    return [
-        *parts,
-        html.heading("Pictures"),
-        html.paragraph(
-            "The doubtful and the worst first; a click on a column's name sorts, a click on a picture enlarges its row "
-            "(arrow keys for the next, Esc closes). Pictures here are reduced; the files are linked. "
-            f"A sheet: {sheet.name}"
-        ),
-        html.sortable(heads, rows),
-        html.heading("Provenance"),
-        html.text_table(("", ""), provenance([each.record for each in results.files])),
-        html.heading("Glossary"),
-        html.terms(GLOSSARY),
-    ]
 
 
 def verdict(results: Results) -> str:
@@ -217,26 +193,26 @@ def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
 
 
 def _row(
-    each: ShownFile,
-    drawn: Mapping[str, Preview | None],
-    kinds: Sequence[str],
-    columns: Sequence[str],
-    folder: Path,
-) -> list[Cell]:
-    doubts = ", ".join(_DOUBTS.get(doubt, doubt) for doubt in each.record.doubts or ())
-    mark: Cell = html.doubt(f"doubtful: {doubts}") if each.record.doubtful else ""
-    shown: list[Cell] = []
+    each: ShownFile, drawn: Drawn, kinds: Sequence[str], keys: Sequence[str], folder: Path
+) -> dict[str, object]:
+    pictures: list[tuple[bytes, str, int] | None] = []
     for kind in kinds:
         pixels = drawn.get(kind)
         if pixels is None:
-            shown.append(None)
+            pictures.append(None)
             continue
         width = max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
-        shown.append(html.picture(encoded(pixels), text=f"{each.name}, {kind}", width=width, zoom=True))
-    name = html.link(each.translated.relative_to(folder).as_posix(), each.name)
+        pictures.append((encoded(pixels), f"{each.name}, {kind}", width))
+    doubts = ", ".join(_DOUBTS.get(doubt, doubt) for doubt in each.record.doubts or ())
     at = f" at {each.figures.fitted_width}x{each.figures.fitted_height}" if each.figures.lost else ""
-    size = f"{each.figures.width}x{each.figures.height}{at}"
-    return [name, mark, size, *shown, *(getattr(each.figures, key) for key in columns)]
+    return {
+        "name": each.name,
+        "address": beside(each.translated.relative_to(folder).as_posix()),
+        "doubts": doubts if each.record.doubtful else None,
+        "size": f"{each.figures.width}x{each.figures.height}{at}",
+        "pictures": pictures,
+        "figures": [getattr(each.figures, key) for key in keys],
+    }
 
 
 def _write_sheet(
@@ -262,3 +238,49 @@ def _write_sheet(
         doubtful=[bool(each.record.doubtful) for each, _ in chosen],
         caption=f"To {results.target}. {verdict(results)}{some}",
     )
+
+
+def preview(
+    path: Path, side: int, *, span: tuple[float, float] | None, scale: tuple[float, float] = (1.0, 0.0)
+) -> Preview | None:
+    """The picture in a file, (H, W, 3) of 0 to 255, its longer side at most `side`; None if it cannot be drawn."""
+    try:
+        picture = read_image(path, ImageLimits(max_bytes=MOST_BYTES))
+        height, width = picture.pixels.shape[:2]
+        try:
+            low, high = Scale(1, 1, span).numbers(picture, path, scale)
+        except UsageError:
+            low, high = float(picture.pixels.min()), float(picture.pixels.max())
+        factor = min(1.0, side / max(height, width))
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+        rule = PictureRule(3, *size, "resize", low, max(high, low + 1e-6))
+        drawn: Preview = to_pixels(to_array(picture, rule)[0][None])[0]
+    except DdibError:
+        return None
+    return drawn
+
+
+def encoded(pixels: Preview) -> bytes:
+    """A preview as a file: PNG where it is small, else JPEG."""
+    if max(pixels.shape[:2]) < JPEG_FROM:
+        return encode_png(pixels)
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+def squared(pixels: Preview | None, side: int) -> Pictures:
+    """A preview in the middle of a white square, (3, side, side) in [-1, 1]; it is cut to every n-th pixel to fit."""
+    square = np.ones((3, side, side), np.float32)
+    if pixels is None:
+        return square
+    step = -(-max(pixels.shape[:2]) // side)
+    small = pixels[::step, ::step]
+    factor = max(1, side // max(small.shape[:2]))
+    small = small.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = small.shape[:2]
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, top : top + height, left : left + width] = small.transpose(2, 0, 1) / 127.5 - 1
+    return square

@@ -1,6 +1,6 @@
-"""The page of a rehearsal (`ddib try`): two folders, two models, two directions, and what to try next.
+"""The page of a rehearsal (`ddib try`), and that of a report on a folder of translations (`ddib evaluate`).
 
-Advice is based on a figure on the page, and names it.
+Advice after a rehearsal is based on a figure on the page, and names it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,29 @@ from typing import Any
 
 from ddib_fed.metrics.judgement import Figures
 from ddib_fed.metrics.latents import WHITE_RATIO
+from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.metrics.sample_verdict import SampleVerdict
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.reports import html
-from ddib_fed.reports.html import Cell, Html
-from ddib_fed.reports.tables import tables
+from ddib_fed.pages import write_page
+from ddib_fed.reports.folder import Table, per_picture, tables
+from ddib_fed.reports.sheets import to_pixels
+from ddib_fed.reports.translations import Translations
+from ddib_fed.samples.images import encode_png
 
 FEW_PICTURES = 1000
 POOR_CYCLE_DB = 30.0
 STD_BOUNDS = (0.97, 1.03)
 RISEN = 1.05
 NEAR = 0.5
+MOST_ROWS = 200
+THUMBNAIL = 128
+COLUMNS = {
+    "cycle_psnr": "round trip dB",
+    "psnr": "PSNR dB",
+    "ssim": "SSIM",
+    "edge_correlation": "edge correlation",
+    "mutual_information": "mutual information",
+}
 MORE_TIME = "The same command with more --time trains on from here."
 
 
@@ -52,18 +64,24 @@ class WayFound:
     sheet: bytes | None
     notes: tuple[str, ...] = ()
 
+    @property
+    def tables(self) -> list[Table]:
+        return tables(self.report) if self.report else []
+
 
 def write_rehearsal(
     path: Path, sides: tuple[SideFound, SideFound], ways: tuple[WayFound, WayFound], shared: Sequence[str]
 ) -> None:
     """Write the page; it appears completely or not at all."""
     names = " and ".join(side.manifest.domain for side in sides)
-    parts = [html.heading("What to try next"), *map(html.paragraph, advice(sides, ways, shared))]
-    for way in ways:
-        parts += _way(way)
-    for side in sides:
-        parts += _side(side)
-    html.write_page(path, f"Rehearsal of {names}", parts)
+    write_page(
+        path,
+        "rehearsal.html",
+        title=f"Rehearsal of {names}",
+        advice=advice(sides, ways, shared),
+        ways=ways,
+        sides=[_side(side) for side in sides],
+    )
 
 
 def advice(
@@ -161,46 +179,68 @@ def _of_way(way: WayFound) -> list[str]:
     return found
 
 
-def _way(way: WayFound) -> list[Html]:
-    caption = (
-        f"{way.title}: held-out pictures, their translations, and what came back. All of it: {way.folder}"
-    )
-    parts = [html.heading(way.title)]
-    if way.sheet is not None:
-        parts.append(html.figure(way.sheet, caption))
-    parts += [html.paragraph(note) for note in way.notes]
-    for table in tables(way.report) if way.report else ():
-        parts += [
-            html.paragraph(table.title),
-            html.table(table.columns, table.rows),
-            html.paragraph(table.note),
-        ]
-    return parts
-
-
-def _side(side: SideFound) -> list[Html]:
-    manifest = side.manifest
-    values: dict[str, Cell] = {
-        "bundle": str(side.bundle),
-        "size": " x ".join(map(str, manifest.sample_shape)),
-        "parameters": f"{manifest.parameters:,}",
-        "steps": f"{manifest.training.steps:,}",
-        **{key.replace("_", " "): _value(value) for key, value in manifest.training.figures.items()},
+def _side(side: SideFound) -> dict[str, Any]:
+    manifest, figures = side.manifest, side.manifest.training.figures
+    verdict = SampleVerdict.of_figures(figures)
+    return {
+        "domain": manifest.domain,
+        "folder": side.folder,
+        "lines": side.lines,
+        "figures": [
+            ("bundle", side.bundle),
+            ("size", " x ".join(map(str, manifest.sample_shape))),
+            ("parameters", f"{manifest.parameters:,}"),
+            ("steps", f"{manifest.training.steps:,}"),
+            *((key.replace("_", " "), value) for key, value in figures.items()),
+        ],
+        "verdict": "Too few pictures were held out to judge the samples."
+        if verdict is None
+        else verdict.sentence(manifest.training.steps),
+        "loss_chart": side.loss_chart,
+        "samples": side.samples,
+        "held_out": side.held_out,
     }
-    verdict = SampleVerdict.of_figures(manifest.training.figures)
-    said = "Too few pictures were held out to judge the samples." if verdict is None else ""
-    parts = [
-        html.heading(f"{manifest.domain}: folder and model"),
-        html.paragraph("\n".join([str(side.folder), *side.lines])),
-        html.figures(values),
-        html.figure(side.loss_chart, f"Losses of {manifest.domain} while it was trained"),
-        html.paragraph(said if verdict is None else verdict.sentence(manifest.training.steps)),
-        html.figure(side.samples, f"Samples of {manifest.domain}, from noise alone"),
-    ]
-    if side.held_out is not None:
-        parts.append(html.figure(side.held_out, f"Pictures of {manifest.domain} that were held out"))
-    return parts
 
 
-def _value(value: Any) -> Cell:
-    return float(value) if isinstance(value, int | float) else str(value)
+def write_report_page(
+    path: Path, title: str, report: Figures, found: Translations, *, most_rows: int = MOST_ROWS
+) -> None:
+    """Write the page of a report: the worst come first, and the page states how many it leaves out."""
+    stacks = {
+        "source": found.source,
+        "translated": found.translated,
+        "truth": found.truth,
+        "back": found.back,
+    }
+    stages = {title: stack for title, stack in stacks.items() if stack is not None}
+    rows = per_picture(report)
+    known = [key for key in COLUMNS if key in rows[0]]
+    where = {name: number for number, name in enumerate(found.names)}
+    write_page(
+        path,
+        "folder.html",
+        title=title,
+        notes=report["notes"],
+        tables=tables(report),
+        columns=["", *stages, *(COLUMNS[key] for key in known)],
+        rows=[
+            {
+                "name": row["name"],
+                "doubtful": row.get("doubtful"),
+                "pictures": [
+                    _thumbnail(stack, where[row["name"]], f"{row['name']}, {stage}")
+                    for stage, stack in stages.items()
+                ],
+                "figures": [row[key] for key in known],
+            }
+            for row in rows[:most_rows]
+        ],
+        left_out=max(0, len(rows) - most_rows),
+    )
+
+
+def _thumbnail(stack: Pictures, number: int, text: str) -> tuple[bytes, str, int]:
+    """The picture, what it is, and its width."""
+    height, width = stack.shape[2:]
+    shown = max(1, round(THUMBNAIL * width / max(height, width)))
+    return encode_png(to_pixels(stack[number : number + 1])[0]), text, shown

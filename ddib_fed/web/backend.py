@@ -1,14 +1,24 @@
-"""Figures, doubts and errors in plain words, and how doubtful a translation is, for the order on the page."""
+"""What the page asks of the client, what the client tells the page, and how the page says it in words.
+
+The client's side is `ddib_fed.cli.client.browser`, which is `ddib translate`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
 
-from ddib_fed.bridge.records.translation_record import Translation
-from ddib_fed.errors import DdibError, ExtraMissing
-from ddib_fed.wire.jobs import Event
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddib_fed.bridge.records.translation_record import Part, Translation
+from ddib_fed.client.views import Domains
+from ddib_fed.errors import DdibError, ExtraMissing, UsageError
+from ddib_fed.formats.intensity import AUTO, Rule
+from ddib_fed.formats.nifti import PLANES
+from ddib_fed.wire.jobs import QUALITIES, Event
 
 DOUBTS = {
     "cycle_psnr": "translated back, it differs visibly from the original",
@@ -55,6 +65,131 @@ STEPS: Final[Mapping[str, str]] = {
 
 STEADY = 1.25
 """Slice flicker up to this many times the source's is called the same."""
+
+
+class TranslationRequest(BaseModel):
+    """What the person chose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: str = Field(min_length=3, max_length=400)
+    quality: str = Field(default="standard", max_length=20)
+    cycle: bool = True
+    target_class: str = Field(default="", max_length=200)
+    slices: str = Field(default=AUTO, max_length=20)
+    intensity: str = Field(default=AUTO, max_length=100)
+
+    @classmethod
+    def parse(cls, body: bytes) -> TranslationRequest:
+        """The request in the body of a call."""
+        try:
+            found = cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise UsageError(
+                f"the request cannot be used: {where}: {first['msg']}", hint="load the page again"
+            ) from error
+        if found.quality not in QUALITIES:
+            raise UsageError(f"there is no quality {found.quality!r}", hint=f"one of {', '.join(QUALITIES)}")
+        if found.slices not in {AUTO, *PLANES}:
+            raise UsageError(f"there is no plane {found.slices!r}", hint=f"one of {', '.join(PLANES)}")
+        if found.intensity != AUTO:
+            Rule.parse(found.intensity)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Something to translate: a file, or a folder of DICOM files."""
+
+    path: Path
+    name: str
+    label: str
+    is_study: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A series, a volume, a map or a picture of a further format, before it is translated."""
+
+    label: str
+    kind: str
+    planes: int
+    items: int
+    plane_word: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A picture that is compared on the page."""
+
+    label: str
+    files: Mapping[Part, Path]
+    provenance: Translation
+    outputs: tuple[Path, ...] = ()
+    study: int | None = None
+    plane: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PutTogether:
+    """The output of a study on the disk."""
+
+    outputs: tuple[Path, ...]
+    record: Path
+    said: tuple[str, ...]
+    provenance: Translation
+
+
+class Watcher(Protocol):
+    """Told how a translation goes, from the thread in which it runs."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is to be submitted."""
+
+    def opened(self, studies: Sequence[Study], items: int, files: int) -> None:
+        """All files are read: the studies among them, how many items are translated, and of how many files."""
+
+    def submitted(self, job_id: str, out: Path) -> None:
+        """The node has a job on its disk, whose results go to this folder."""
+
+    def event(self, event: Event, label: str) -> None:
+        """The running job moved; `label` is what the event's item is called."""
+
+    def waiting(self, text: str) -> None:
+        """Something that takes time, such as a node that is away or busy."""
+
+    def written(self, result: Result | None) -> None:
+        """The result of an item is on the disk; None for one that is not shown by itself."""
+
+    def job_ended(self, job_id: str, items: int) -> None:
+        """A job of so many items has ended, and its results are written."""
+
+    def put_together(self, study: int, done: PutTogether, whole: Result | None) -> None:
+        """The output of a study is on the disk; `whole` shows it, where its items are not shown by themselves."""
+
+    def left_out(self, label: str, why: str) -> None:
+        """A file, a slice or a study was not translated."""
+
+
+class Backend(Protocol):
+    """What the page needs of the client; every error has a hint."""
+
+    def domains(self) -> Domains: ...
+
+    def translate(
+        self, sources: Sequence[Source], request: TranslationRequest, out: Path, views: Path, watcher: Watcher
+    ) -> None:
+        """Translate files as `ddib translate` does, in as many jobs as the node's limits ask for."""
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """Stop jobs; see `Client.cancel`."""
+
+    def close(self) -> None:
+        """End what runs; jobs go on at the node."""
 
 
 def step_in_words(error: DdibError) -> str:

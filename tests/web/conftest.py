@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from ddib_fed.cli.client.browser.desk import ClientDesk
 from ddib_fed.client.profile import Profile
-from ddib_fed.web.researcher.app import Researcher
+from ddib_fed.web.researcher import Researcher
 from tests.client.scripted_source import SourceNodeDouble
 
 

@@ -1,0 +1,526 @@
+"""The researcher's page: its addresses, what each answers, and the translations of this run, each in a thread.
+
+How files are submitted and results written is the backend's (`ddib_fed.cli.client.browser`), which is `ddib translate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import json
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from ddib_fed.bridge.records.translation_record import Part
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import Domains
+from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, error_class
+from ddib_fed.unexpected import explained as unexpected
+from ddib_fed.web.backend import (
+    Backend,
+    PutTogether,
+    Result,
+    Study,
+    TranslationRequest,
+    doubts_in_words,
+    event_in_words,
+    figures_in_words,
+    severity,
+)
+from ddib_fed.web.guard import answering, application, explained, page
+from ddib_fed.web.previews import preview
+from ddib_fed.web.uploads import Upload, Uploads, arranged, numbered, plain_word, renamed
+from ddib_fed.wire.jobs import Event
+
+MAX_JSON: Final = 1 << 20
+"""Bytes of a request other than a file."""
+EVERY_S: Final = 0.25
+"""How often a change of a job is looked for and told to the page."""
+KEEP_ALIVE_S: Final = 15.0
+STOP_S: Final = 2.0
+"""How long running translations have to write the result that they have, when the server stops."""
+ZIP_CHUNK: Final = 1 << 18
+
+
+@dataclass(slots=True)
+class Job:
+    """One translation, in as many jobs of the node as its limits ask for. A `Watcher`."""
+
+    number: int
+    count: int
+    request: TranslationRequest
+    out: Path
+    labels: dict[str, str] = field(default_factory=dict)
+    items: int = 0
+    files: int = 0
+    studies: tuple[Study, ...] = ()
+    done_together: dict[int, PutTogether] = field(default_factory=dict)
+    jobs: dict[str, Path] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
+    now: str = "reading the files"
+    results: list[Result] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    error: dict[str, str] | None = None
+    stopped: bool = False
+    ended: bool = False
+    version: int = 0
+    started: float = field(default_factory=time.time)
+    _before: int = 0
+    _moved: int = 0
+    _written: int = 0
+
+    def opened(self, studies: Sequence[Study], items: int, files: int) -> None:
+        self.studies, self.items, self.files = tuple(studies), items, files
+        self.now = "sending the pictures to your institution's node"
+        self.version += 1
+
+    def submitted(self, job_id: str, out: Path) -> None:
+        self.jobs[job_id] = out
+        self.running.append(job_id)
+        if len(self.running) == 1:
+            self.now = "waiting for its turn"
+        self.version += 1
+
+    def event(self, event: Event, label: str) -> None:
+        self._moved = event.items_done
+        if event.stage:
+            self.now = event_in_words(event, label)
+        self.version += 1
+
+    def waiting(self, text: str) -> None:
+        self.now = text
+        self.version += 1
+
+    def written(self, result: Result | None) -> None:
+        self._written += 1
+        if result is not None:
+            self.results.append(result)
+        self.version += 1
+
+    def job_ended(self, job_id: str, items: int) -> None:
+        if job_id in self.running:
+            self.running.remove(job_id)
+        self._before, self._moved = self._before + items, 0
+        self.version += 1
+
+    def put_together(self, study: int, done: PutTogether, whole: Result | None) -> None:
+        if whole is not None:
+            self.results.append(whole)
+        self.done_together[study] = done
+        self.version += 1
+
+    def left_out(self, label: str, why: str) -> None:
+        self.missing.append((label, self._renamed(why).removeprefix(f"{label}: ")))
+        self.version += 1
+
+    def stop(self) -> tuple[str, ...]:
+        """Have nothing more submitted; the jobs that are at the node now, for being cancelled there."""
+        self.stopped = True
+        self.now = "stopping"
+        self.version += 1
+        return tuple(self.running)
+
+    def end(self, error: DdibError | None) -> None:
+        """It has ended, well or with an error."""
+        if error is not None:
+            self.error = explained(renamed(error, self.labels))
+        self.now, self.ended = "", True
+        self.version += 1
+
+    def file(self, item: int, part: Part) -> Path:
+        """A picture of a result, as it is shown."""
+        found = self.results[item] if 0 <= item < len(self.results) else None
+        if found is None or part not in found.files:
+            raise ItemNotFound(f"item {item} has no {part} yet")
+        return found.files[part]
+
+    def download(self, item: int, part: Part) -> Path:
+        """A file of an item as it lies in the folder of the results, or as it was given."""
+        path = self.file(item, part)
+        if self.results[item].study is not None:
+            raise ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
+        return path
+
+    def together(self, study: int) -> PutTogether:
+        """The output of a study."""
+        found = self.done_together.get(study)
+        if found is None:
+            raise ItemNotFound(f"volume or map {study} is not put together yet")
+        return found
+
+    def outputs(self) -> list[Path]:
+        """Every file in the folder of the results so far."""
+        own = [path for result in list(self.results) for path in result.outputs]
+        whole = [
+            path for _, done in sorted(self.done_together.items()) for path in (*done.outputs, done.record)
+        ]
+        return [*own, *whole]
+
+    def progress(self) -> dict[str, object]:
+        """What the page shows of its progress: one count over all jobs."""
+        return {
+            "done": self._before + self._moved,
+            "items": self.items,
+            "files": self.files or self.count,
+            "here": len(self.done_together) + sum(result.study is None for result in self.results),
+            "written": self._written,
+            "now": self.now,
+            "ended": self.ended,
+            "stopped": self.stopped,
+            "error": self.error,
+            "job_id": next(iter(self.jobs), ""),
+            "missing": [f"{label}: {why}" for label, why in self.missing],
+            "studies": [self._study(number) for number in range(len(self.studies))],
+        }
+
+    def _study(self, number: int) -> dict[str, object]:
+        """What the page shows of a series, volume or map."""
+        study, done = self.studies[number], self.done_together.get(number)
+        return {
+            "label": study.label,
+            "kind": study.kind,
+            "planes": study.planes,
+            "items": study.items,
+            "plane_word": study.plane_word,
+            "warnings": [self._renamed(each) for each in study.warnings],
+            "said": list(done.said) if done is not None else [],
+            "files": len(done.outputs) if done is not None else 0,
+        }
+
+    def _renamed(self, text: str) -> str:
+        return renamed(DdibError(text), self.labels).detail
+
+    def result(self, item: int) -> dict[str, object]:
+        """What the page shows of a result."""
+        found = self.results[item]
+        record = found.provenance
+        return {
+            "item": item,
+            "label": found.label,
+            "study": found.study,
+            "plane": found.plane,
+            "doubtful": bool(record.doubtful),
+            "doubts": doubts_in_words(record),
+            "severity": severity(record),
+            "figures": figures_in_words(record),
+            "parts": sorted(part.value for part in found.files),
+        }
+
+
+class Jobs:
+    """All translations of this run."""
+
+    def __init__(self, backend: Backend, uploads: Uploads, out: Path) -> None:
+        self._backend = backend
+        self._uploads = uploads
+        self._out = out
+        self._jobs: dict[int, Job] = {}
+        self._numbers = itertools.count(1)
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def start(self, request: TranslationRequest) -> Job:
+        """Translate all files that were dropped; those of a job that is refused before it began are kept."""
+        files = self._uploads.take()
+        if not files:
+            raise UsageError("there are no pictures to translate", hint="drop some first")
+        with self._lock:
+            number = next(self._numbers)
+            taken = {each.out for each in self._jobs.values()}
+            job = Job(number, len(files), request, _folder(self._out, request.target, taken))
+            self._jobs[number] = job
+        thread = threading.Thread(target=self._run, args=(job, files), name=f"job-{number}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return job
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until all have ended, at most so long."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self, job: Job, files: Sequence[Upload]) -> None:
+        error: DdibError | None = None
+        folder = self._uploads.folder / f"job-{job.number}"
+        job.labels = {str(each.path): each.label for each in files}
+        try:
+            sources = arranged(files, folder)
+            job.labels |= {str(each.path): each.label for each in sources}
+            self._backend.translate(sources, job.request, job.out, folder / "views", job)
+        except Exception as raised:  # noqa: BLE001 - this is the edge of the thread: anything becomes a message
+            error = unexpected(raised)
+        if not job.jobs:
+            self._uploads.put_back(files)
+            shutil.rmtree(folder, ignore_errors=True)
+        job.end(error)
+
+    def get(self, number: int) -> Job:
+        """A job."""
+        found = self._jobs.get(number)
+        if found is None:
+            raise JobNotFound(
+                f"there is no translation {number} in this run", hint="go back to the start page"
+            )
+        return found
+
+    def list(self) -> tuple[Job, ...]:
+        return tuple(sorted(self._jobs.values(), key=lambda job: -job.number))
+
+    def cancel(self, job: Job) -> None:
+        self._backend.cancel(job.stop())
+
+
+def _folder(out: Path, target: str, taken: Collection[Path]) -> Path:
+    domain = plain_word(target.rpartition("/")[2], "translated")
+    first = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{domain}"
+    paths = (out / name for name in numbered(first))
+    return next(path for path in paths if path not in taken and not path.exists())
+
+
+@dataclass(slots=True)
+class Researcher:
+    """What the page works with."""
+
+    backend: Backend
+    profile: Profile
+    folder: Path
+    out: Path
+    closing: bool = False
+    uploads: Uploads = field(init=False)
+    jobs: Jobs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uploads = Uploads(self.folder)
+        self.jobs = Jobs(self.backend, self.uploads, self.out)
+
+    def close(self) -> None:
+        """The server stops: open answers end, and so do calls of the node."""
+        self.closing = True
+        self.backend.close()
+        self.jobs.wait(STOP_S)
+
+    def app(self) -> Starlette:
+        """The application."""
+        return application(
+            [
+                Route("/", answering(self.start_page)),
+                Route("/domains", answering(self.domains)),
+                Route("/files", answering(self.files)),
+                Route("/files", answering(self.add_file), methods=["POST"]),
+                Route("/files", answering(self.clear_files), methods=["DELETE"]),
+                Route("/files/{file:int}", answering(self.remove_file), methods=["DELETE"]),
+                Route("/jobs", answering(self.start_job), methods=["POST"]),
+                Route("/jobs/{job:int}", answering(self.job_page)),
+                Route("/jobs/{job:int}/events", answering(self.events)),
+                Route("/jobs/{job:int}/cancel", answering(self.cancel), methods=["POST"]),
+                Route("/jobs/{job:int}/all.zip", answering(self.download_all)),
+                Route("/jobs/{job:int}/studies/{study:int}/file", answering(self.download_study)),
+                Route("/jobs/{job:int}/{item:int}/{part}/view", answering(self.view)),
+                Route("/jobs/{job:int}/{item:int}/{part}/file", answering(self.download)),
+            ]
+        )
+
+    def start_page(self, request: Request) -> Response:
+        """Files, a domain and a quality."""
+        del request
+        return page(
+            "researcher.html",
+            profile=self.profile,
+            out=str(self.out.resolve()),
+            jobs=self.jobs.list(),
+            root=".",
+        )
+
+    def domains(self, request: Request) -> Response:
+        del request
+        return JSONResponse(_domains(self.backend.domains()))
+
+    def files(self, request: Request) -> Response:
+        del request
+        return JSONResponse([_file(each) for each in self.uploads.list()])
+
+    async def add_file(self, request: Request) -> Response:
+        added = await self.uploads.add(request.query_params.get("name", ""), request.stream())
+        return JSONResponse(_file(added))
+
+    def clear_files(self, request: Request) -> Response:
+        """Remove all files."""
+        del request
+        self.uploads.clear()
+        return Response(status_code=204)
+
+    def remove_file(self, request: Request) -> Response:
+        self.uploads.remove(request.path_params["file"])
+        return Response(status_code=204)
+
+    async def start_job(self, request: Request) -> Response:
+        """Translate what was dropped."""
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_JSON:
+                raise UsageError("the request is too large", hint="load the page again")
+        job = self.jobs.start(TranslationRequest.parse(body))
+        return JSONResponse({"job": job.number})
+
+    def job_page(self, request: Request) -> Response:
+        """Progress and results of a job."""
+        job = self._job(request)
+        return page(
+            "job.html", job=job, out=str(job.out.resolve()), profile=str(self.profile.path), root=".."
+        )
+
+    async def events(self, request: Request) -> Response:
+        return StreamingResponse(self._events(self._job(request)), media_type="text/event-stream")
+
+    async def _events(self, job: Job) -> AsyncIterator[str]:
+        told = 0
+        version, quiet_s = -1, 0.0
+        while not self.closing:
+            if job.version == version and not job.ended:
+                quiet_s += EVERY_S
+                if quiet_s >= KEEP_ALIVE_S:
+                    quiet_s = 0.0
+                    yield ": still here\n\n"
+                await asyncio.sleep(EVERY_S)
+                continue
+            version, ended, quiet_s = job.version, job.ended, 0.0
+            yield _event("progress", job.progress())  # first: a result is of one of the volumes in it
+            while told < len(job.results):
+                yield _event("result", job.result(told))
+                told += 1
+            if ended:
+                yield _event("end", job.progress())
+                return
+
+    def cancel(self, request: Request) -> Response:
+        self.jobs.cancel(self._job(request))
+        return Response(status_code=204)
+
+    def view(self, request: Request) -> Response:
+        content, media = preview(self._job(request).file(request.path_params["item"], _part(request)))
+        return Response(content, media_type=media)
+
+    def download(self, request: Request) -> Response:
+        path = self._job(request).download(request.path_params["item"], _part(request))
+        return FileResponse(path, filename=path.name)
+
+    def download_study(self, request: Request) -> Response:
+        """A volume or map, or a series as one archive."""
+        job = self._job(request)
+        done = job.together(request.path_params["study"])
+        if len(done.outputs) == 1:
+            return FileResponse(done.outputs[0], filename=done.outputs[0].name)
+        series = done.outputs[0].parent
+        return _archive(done.outputs, series, "-".join(series.relative_to(job.out).parts))
+
+    def download_all(self, request: Request) -> Response:
+        """Every file of the results so far, with their records, as one archive."""
+        job = self._job(request)
+        outputs = job.outputs()
+        if not outputs:
+            raise ItemNotFound("there are no results yet")
+        return _archive(outputs, job.out, job.out.name)
+
+    def _job(self, request: Request) -> Job:
+        return self.jobs.get(request.path_params["job"])
+
+
+def _part(request: Request) -> Part:
+    name = request.path_params["part"]
+    part = next((each for each in Part if each.value == name), None)
+    if part is None or part is Part.LATENT:
+        raise ItemNotFound(f"there is no part {name[:20]!r}")
+    return part
+
+
+def _archive(paths: Sequence[Path], root: Path, name: str) -> Response:
+    return StreamingResponse(
+        zipped(paths, root), media_type="application/zip", headers=_attached(f"{name}.zip")
+    )
+
+
+def _file(each: Upload) -> dict[str, Any]:
+    return {
+        "file": each.number,
+        "label": each.label,
+        "size": each.size_bytes,
+        "kind": each.kind,
+        "warnings": list(each.warnings),
+    }
+
+
+def _domains(found: Domains) -> dict[str, Any]:
+    """The domains, with words for the page."""
+    return {
+        "own": {"domain": found.domain, "institution": found.institution, "kind": found.sample_kind},
+        "targets": [
+            {
+                "target": each.target if each.domain else "",
+                "domain": each.domain,
+                "institution": each.institution,
+                "ready": each.status == "ready",
+                "why": "" if each.status == "ready" else error_class(each.status).sentence,
+                "classes": list(each.class_names) or [str(number) for number in range(each.classes)],
+                "calibration": each.calibration.kind if each.calibration is not None else "",
+            }
+            for each in found.targets
+        ],
+    }
+
+
+def _event(name: str, value: object) -> str:
+    return f"event: {name}\ndata: {json.dumps(value)}\n\n"
+
+
+def _attached(name: str) -> dict[str, str]:
+    return {"content-disposition": f"attachment; filename*=utf-8''{quote(name)}"}
+
+
+class _Sink(io.RawIOBase):
+    """What was written since it was last taken; cannot go back."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        with memoryview(data) as view:  # type: ignore[arg-type]
+            self._held += view
+            return view.nbytes
+
+    def take(self) -> bytes:
+        taken = bytes(self._held)
+        self._held.clear()
+        return taken
+
+
+def zipped(paths: Sequence[Path], root: Path) -> Iterator[bytes]:
+    """The bytes of an archive of these files, not compressed again; files that are gone are left out."""
+    sink = _Sink()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for path in paths:
+            if not path.is_file():
+                continue
+            about = zipfile.ZipInfo.from_file(path, path.relative_to(root.parent))
+            with path.open("rb") as file, archive.open(about, "w") as entry:
+                while chunk := file.read(ZIP_CHUNK):
+                    entry.write(chunk)
+                    yield sink.take()
+    yield sink.take()
