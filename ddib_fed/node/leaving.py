@@ -6,7 +6,7 @@ Every line is what node.toml, the model's folder and the stores of peers and cal
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,24 +114,23 @@ class Leaving:
 
     def write(self, path: Path) -> None:
         """Write the page; a file that is there stays."""
-        node = self.config.node
+        node, bundle = self.config.node, self.config.paths.bundle
         write_page(
             path,
             "leaving.html",
             overwrite=False,
             title=f"What leaves node {node.name}.{node.institution}",
             at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            config=self.config.path,
-            problems=self.problems,
-            sentences=self.sentences(),
-            recipients=[each.row for each in self.recipients],
+            found=self,
+            config=self.config,
+            shape=self._shape(),
+            usual_is_known=(bundle / GATE_FILE).is_file(),
             settings=self.settings(),
-            privacy=self.privacy,
             readings=[] if self.privacy is None else [self._reading(each) for each in self.privacy.readings],
-            measuring=f"ddib privacy report --model {shlex.quote(str(self.config.paths.bundle))} --data HELD_OUT",
+            measuring=f"ddib privacy report --model {shlex.quote(str(bundle))} --data HELD_OUT",
             share=_share,
-            read=_read,
-            found=_found,
+            interval=_interval,
+            share_interval=_share_interval,
         )
 
     def settings(self) -> list[tuple[str, str, str]]:
@@ -141,145 +140,17 @@ class Leaving:
         days = "days for which results that were not fetched are kept"
         return [*rows, ("limits.result_days", _setting(limits.result_days), days)]
 
-    def sentences(self) -> list[str]:
-        """What leaves, in plain words, the most important first."""
-        roles = self.config.node.roles
-        lines: list[str] = []
-        if "source" in roles:
-            to = _names(each for each in self.recipients if each.latents)
-            leaves = f"Latents of your clients' pictures or points leave, to {to}."
-            lines += [leaves if to else self._none("latents"), *self._latents()]
-        if "target" in roles:
-            to = _names(each for each in self.recipients if each.translations)
-            leaves = f"Translations leave: what this node makes of the latents of {to}."
-            lines += [leaves if to else self._none("translations"), *self._translations()]
-        for each in self.recipients:
-            institution = each.peer.institution
-            if each.barred:
-                lines.append(f"Nothing goes to {institution} and nothing is taken from it: {each.barred}.")
-                continue
-            if "source" in roles and not each.latents:
-                lines.append(
-                    f"No latents go to {institution}: [policy.peers] or [policy.clients] does not allow it."
-                )
-            if "target" in roles and not each.translations:
-                lines.append(f"No latents of {institution} are decoded: [policy.peers] does not allow it.")
-        return [
-            *lines,
-            *self._calibrations(),
-            *self._telemetry(),
-            (
-                "Your own pictures and points, their file names and the weights of your model never leave: no message "
-                "between nodes has a field for them."
-            ),
-        ]
+    def names(self, what: str) -> str:
+        """The peers that may have something."""
+        return ", ".join(each.peer.institution for each in self.recipients if getattr(each, what))
 
-    def _none(self, what: str) -> str:
-        why = "no admitted peer may get any" if self.recipients else "no peer is admitted"
-        return f"No {what} leave: {why}."
-
-    def _latents(self) -> Iterator[str]:
-        policy, manifest = self.config.policy, self.manifest
-        yield (
-            "A latent is an invertible encoding: who has a model like yours can turn it back into the picture. Treat "
-            "it as the picture."
-        )
-        if manifest is not None:
-            shape, scene = manifest.sample_shape, self.config.model.scene
-            if scene is not None:
-                shape = (shape[0], *size_from(scene))
-            yield f"For each {manifest.sample_kind} it has {' x '.join(map(str, shape))} numbers."
-            if manifest.soften_sigma:
-                yield f"Pictures are softened first: noise of {manifest.soften_sigma:g} is added, and is not sent."
-        usual = (
-            "One that is unlike the usual ones of your model is encoded again, and kept back where the two differ. "
-            if (self.config.paths.bundle / GATE_FILE).is_file()
-            else "What is usual for pictures was not measured with your model (ddib model gate). "
-        )
-        yield (
-            f"Before it leaves, a latent of full depth is compared with noise, by bounds for every model. {usual}"
-            "That shows that an encoder ran; it does not show that nothing of the picture can be read from it."
-        )
-        if policy.least_depth < 1:
-            yield (
-                f"Latents of less than full depth may leave (down to {policy.least_depth:g}): part of the picture is "
-                "visible in them as it is. They are not noise, so they are not compared, and none is kept back."
-            )
-        else:
-            yield (
-                "Only latents of full depth leave; docs/latents.md says what could be read from them without your "
-                "model."
-            )
-        if others := ", ".join(each for each in policy.encoders if each != "ode"):
-            yield (
-                f"The encoder {others} is allowed: its latents show more of the picture, and are compared by wider "
-                "bounds, which are the same for every model."
-            )
-
-    def _translations(self) -> Iterator[str]:
-        policy = self.config.policy
-        yield (
-            "They are pictures or points of your model's domain, drawn by your model. How much of training pictures is "
-            "in them is what `ddib privacy report` measures."
-        )
-        if policy.round_trip:
-            yield "On request the latent of a translation goes back with it: the sender checks its round trip by it."
-        limit = policy.samples_per_day
-        yield (
-            f"Each peer gets at most {limit:,} samples a day."
-            if limit
-            else "How many samples a peer gets in a day is not limited ([policy] samples_per_day)."
-        )
-
-    def _calibrations(self) -> Iterator[str]:
-        policy, roles = self.config.policy, self.config.node.roles
-        if not policy.calibration:
-            yield "No calibration is allowed: nothing about the colours or values of your domain leaves."
-            return
-        peers = _names(each for each in self.recipients if each.calibrates)
-        yield (
-            f"Calibrations of the kind {', '.join(policy.calibration)} are allowed, "
-            f"{f'with {peers}' if peers else 'but with none of the peers'}."
-        )
-        if "source" in roles:
-            yield (
-                "For one that you propose, its map and its figures leave, signed: the numbers of the map tell roughly "
-                "how your values are distributed."
-            )
-        if "target" in roles:
-            yield (
-                "For one, a noised histogram of your colours or values leaves, once you publish it "
-                "(`ddib calibrate publish`); one that you sign leaves with your signature."
-            )
-            if policy.calibration_units:
-                yield (
-                    "Peers that calibrate with anchors get the units of your model, mean and deviation of the channels "
-                    "of its training data, without noise ([policy] calibration_units)."
-                )
-        for each in self.calibrations:
-            if each.state == "active":
-                yield (
-                    f"In use: {each.kind}, {each.source} to {each.target}, until {each.expires:%Y-%m-%d} "
-                    f"({each.sha256[:12]})."
-                )
-
-    def _telemetry(self) -> Iterator[str]:
-        telemetry = self.config.telemetry
-        if telemetry.endpoint is None:
-            yield "Telemetry is off: neither traces nor metrics are made, and no trace id crosses."
-            return
-        metrics = ", and metrics" if telemetry.metrics_every_s else ""
-        yield (
-            f"Telemetry: {telemetry.sample:.0%} of the traces{metrics} go to {telemetry.endpoint}: times, counts, "
-            "bytes, numbers of jobs, reasons of errors and names of institutions; no file names, no persons, nothing "
-            "of a sample."
-        )
-        if telemetry.peers:
-            yield (
-                f"Trace ids are shared with {', '.join(telemetry.peers)}, where it lists this institution too: each "
-                "Decode call then carries `traceparent`, 55 characters of which 24 bytes are random numbers, and the "
-                "target answers `ddib-trace` when a contract is agreed on. Nothing else of a trace crosses."
-            )
+    def _shape(self) -> str:
+        if self.manifest is None:
+            return ""
+        shape, scene = self.manifest.sample_shape, self.config.model.scene
+        if scene is not None:
+            shape = (shape[0], *size_from(scene))
+        return " x ".join(map(str, shape))
 
     def _reading(self, reading: Reading) -> tuple[str, ...]:
         policy = self.config.policy
@@ -292,11 +163,11 @@ class Leaving:
             kind += "; not allowed here"
         return (
             kind,
-            _found(reading.found_by_correlation),
-            _read(reading.read),
-            _found(reading.found_by_reading),
-            _read(reading.model_read),
-            _found(reading.found_by_model),
+            _share_interval(reading.found_by_correlation),
+            _interval(reading.read),
+            _share_interval(reading.found_by_reading),
+            _interval(reading.model_read),
+            _share_interval(reading.found_by_model),
         )
 
 
@@ -321,10 +192,6 @@ def _recipients(config: NodeConfig, store: PeerStore) -> Iterator[Recipient]:
         )
 
 
-def _names(found: Iterable[Recipient]) -> str:
-    return ", ".join(each.peer.institution for each in found)
-
-
 def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -337,11 +204,11 @@ def _setting(value: Any) -> str:
     )
 
 
-def _read(figure: Figure | None) -> str:
+def _interval(figure: Figure | None) -> str:
     return "" if figure is None else f"{figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})"
 
 
-def _found(figure: Figure | None) -> str:
+def _share_interval(figure: Figure | None) -> str:
     if figure is None:
         return ""
     within = f" ({100 * figure.low:.3g} to {100 * figure.high:.3g})" if figure.low != figure.high else ""
