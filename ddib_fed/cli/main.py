@@ -6,13 +6,11 @@ without the [node] extra can run everything that needs no network of its own.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 import click
@@ -43,8 +41,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.client.web:web", "Translate in the browser: drop pictures, watch, compare, download."
     ),
     "domains": Lazy(
-        "ddib_fed.cli.client.domains:domains",
-        "List the available target domains, and whether each is ready.",
+        "ddib_fed.cli.client.domains:domains", "List the available target domains, and whether each is ready."
     ),
     "job": Lazy("ddib_fed.cli.client.job:job", "Submit, watch, fetch, cancel and delete jobs."),
     "doctor": Lazy(
@@ -76,8 +73,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.node.status:reload", "Make the node re-read its peers, certificates and policy."
     ),
     "workers": Lazy(
-        "ddib_fed.cli.node.status:workers",
-        "Show the node's workers, or change their number to COUNT.",
+        "ddib_fed.cli.node.status:workers", "Show the node's workers, or change their number to COUNT."
     ),
     "drain": Lazy(
         "ddib_fed.cli.node.status:drain",
@@ -91,10 +87,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.models.training.trying:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
     ),
-    "model": Lazy(
-        "ddib_fed.cli.models.model:model",
-        "List, copy, train, sample, show and import models.",
-    ),
+    "model": Lazy("ddib_fed.cli.models.model:model", "List, copy, train, sample, show and import models."),
     "classifier": Lazy(
         "ddib_fed.cli.models.training.classifier:classifier",
         "Train classifiers of noisy pictures, for guidance.",
@@ -165,8 +158,7 @@ class LazyGroup(Group):
         if lazy is None:
             return None
         module, _, attribute = lazy.target.partition(":")
-        with _uncollected():
-            command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(module), attribute)
         if not isinstance(command, click.Command):
             raise TypeError(f"{lazy.target} is no click command")
         return command
@@ -188,18 +180,6 @@ class LazyGroup(Group):
         for title, names in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), COMMANDS[name].help) for name in names])
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage is collected inside: modules make objects that stay, and the search through them cost a client 7 %."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 @click.group(
@@ -252,7 +232,11 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
-        return _explain(error)
+        from ddib_fed.cli.output import show_error
+
+        found = explained(error)
+        show_error(found)
+        return found.exit_code
     return result if isinstance(result, int) else ExitCode.OK
 
 
@@ -265,14 +249,6 @@ def _escape_warnings() -> None:
 
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(Escaped())
-
-
-def _explain(raised: Exception) -> int:
-    from ddib_fed.cli.output import show_error
-
-    error = explained(raised)
-    show_error(error)
-    return error.exit_code
 
 
 def main() -> NoReturn:

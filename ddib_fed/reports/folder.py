@@ -331,10 +331,7 @@ def _features(report: Figures) -> Table | None:
     note += "With few pictures the Frechet distance is too large: compare with the last line."
     columns = ("", "Frechet, block 5", "Frechet, block 11", "kernel, block 5", "kernel, block 11")
     return Table(
-        "Feature distance to the target domain",
-        columns,
-        (*rows, floor),
-        f"{note}{_of_intervals(report)}",
+        "Feature distance to the target domain", columns, (*rows, floor), f"{note}{_of_intervals(report)}"
     )
 
 

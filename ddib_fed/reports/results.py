@@ -91,11 +91,7 @@ class Results:
 
 
 def write_results(
-    page: Path,
-    sheet: Path,
-    results: Results,
-    *,
-    on_drawn: Callable[[int, int], None] | None = None,
+    page: Path, sheet: Path, results: Results, *, on_drawn: Callable[[int, int], None] | None = None
 ) -> None:
     """Write the page and the sheet; each appears completely or not at all."""
     files = sorted(results.files, key=ShownFile.doubt)
@@ -216,10 +212,7 @@ def _row(
 
 
 def _write_sheet(
-    path: Path,
-    chosen: Sequence[tuple[ShownFile, Drawn]],
-    kinds: Sequence[str],
-    results: Results,
+    path: Path, chosen: Sequence[tuple[ShownFile, Drawn]], kinds: Sequence[str], results: Results
 ) -> None:
     """These files with their pictures, in this order."""
     stages = [

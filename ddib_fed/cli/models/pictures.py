@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
-from ddib_fed.cli.class_names import Classes, parse_pairs
 from ddib_fed.cli.models.opening import open_model
+from ddib_fed.cli.options import Classes, parse_pairs
 from ddib_fed.cli.output import NEXT_STEPS, lines, outcome
 from ddib_fed.errors import LatentNotGaussian, UsageError
 from ddib_fed.terminal import say
