@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import io
-import itertools
 import json
 import shutil
 import threading
 import time
 import zipfile
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -76,8 +75,6 @@ class Job:
     error: dict[str, str] | None = None
     stopped: bool = False
     ended: bool = False
-    version: int = 0
-    started: float = field(default_factory=time.time)
     _before: int = 0
     _moved: int = 0
     _written: int = 0
@@ -85,52 +82,43 @@ class Job:
     def opened(self, studies: Sequence[Study], items: int, files: int) -> None:
         self.studies, self.items, self.files = tuple(studies), items, files
         self.now = "sending the pictures to your institution's node"
-        self.version += 1
 
     def submitted(self, job_id: str, out: Path) -> None:
         self.jobs[job_id] = out
         self.running.append(job_id)
         if len(self.running) == 1:
             self.now = "waiting for its turn"
-        self.version += 1
 
     def event(self, event: Event, label: str) -> None:
         self._moved = event.items_done
         if event.stage:
             self.now = event_in_words(event, label)
-        self.version += 1
 
     def waiting(self, text: str) -> None:
         self.now = text
-        self.version += 1
 
     def written(self, result: Result | None) -> None:
         self._written += 1
         if result is not None:
             self.results.append(result)
-        self.version += 1
 
     def job_ended(self, job_id: str, items: int) -> None:
         if job_id in self.running:
             self.running.remove(job_id)
         self._before, self._moved = self._before + items, 0
-        self.version += 1
 
     def put_together(self, study: int, done: PutTogether, whole: Result | None) -> None:
         if whole is not None:
             self.results.append(whole)
         self.done_together[study] = done
-        self.version += 1
 
     def left_out(self, label: str, why: str) -> None:
         self.missing.append((label, self._renamed(why).removeprefix(f"{label}: ")))
-        self.version += 1
 
     def stop(self) -> tuple[str, ...]:
         """Have nothing more submitted; the jobs that are at the node now, for being cancelled there."""
         self.stopped = True
         self.now = "stopping"
-        self.version += 1
         return tuple(self.running)
 
     def end(self, error: DdibError | None) -> None:
@@ -138,7 +126,6 @@ class Job:
         if error is not None:
             self.error = explained(renamed(error, self.labels))
         self.now, self.ended = "", True
-        self.version += 1
 
     def file(self, item: int, part: Part) -> Path:
         """A picture of a result, as it is shown."""
@@ -220,77 +207,6 @@ class Job:
         }
 
 
-class Jobs:
-    """All translations of this run."""
-
-    def __init__(self, backend: Backend, uploads: Uploads, out: Path) -> None:
-        self._backend = backend
-        self._uploads = uploads
-        self._out = out
-        self._jobs: dict[int, Job] = {}
-        self._numbers = itertools.count(1)
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-
-    def start(self, request: TranslationRequest) -> Job:
-        """Translate all files that were dropped; those of a job that is refused before it began are kept."""
-        files = self._uploads.take()
-        if not files:
-            raise UsageError("there are no pictures to translate", hint="drop some first")
-        with self._lock:
-            number = next(self._numbers)
-            taken = {each.out for each in self._jobs.values()}
-            job = Job(number, len(files), request, _folder(self._out, request.target, taken))
-            self._jobs[number] = job
-        thread = threading.Thread(target=self._run, args=(job, files), name=f"job-{number}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-        return job
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until all have ended, at most so long."""
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _run(self, job: Job, files: Sequence[Upload]) -> None:
-        error: DdibError | None = None
-        folder = self._uploads.folder / f"job-{job.number}"
-        job.labels = {str(each.path): each.label for each in files}
-        try:
-            sources = arranged(files, folder)
-            job.labels |= {str(each.path): each.label for each in sources}
-            self._backend.translate(sources, job.request, job.out, folder / "views", job)
-        except Exception as raised:  # noqa: BLE001 - this is the edge of the thread: anything becomes a message
-            error = unexpected(raised)
-        if not job.jobs:
-            self._uploads.put_back(files)
-            shutil.rmtree(folder, ignore_errors=True)
-        job.end(error)
-
-    def get(self, number: int) -> Job:
-        """A job."""
-        found = self._jobs.get(number)
-        if found is None:
-            raise JobNotFound(
-                f"there is no translation {number} in this run", hint="go back to the start page"
-            )
-        return found
-
-    def list(self) -> tuple[Job, ...]:
-        return tuple(sorted(self._jobs.values(), key=lambda job: -job.number))
-
-    def cancel(self, job: Job) -> None:
-        self._backend.cancel(job.stop())
-
-
-def _folder(out: Path, target: str, taken: Collection[Path]) -> Path:
-    domain = plain_word(target.rpartition("/")[2], "translated")
-    first = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{domain}"
-    paths = (out / name for name in numbered(first))
-    return next(path for path in paths if path not in taken and not path.exists())
-
-
 @dataclass(slots=True)
 class Researcher:
     """What the page works with."""
@@ -301,17 +217,52 @@ class Researcher:
     out: Path
     closing: bool = False
     uploads: Uploads = field(init=False)
-    jobs: Jobs = field(init=False)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    _threads: list[threading.Thread] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.uploads = Uploads(self.folder)
-        self.jobs = Jobs(self.backend, self.uploads, self.out)
 
     def close(self) -> None:
         """The server stops: open answers end, and so do calls of the node."""
         self.closing = True
         self.backend.close()
-        self.jobs.wait(STOP_S)
+        deadline = time.monotonic() + STOP_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def translate(self, request: TranslationRequest) -> Job:
+        """Translate all files that were dropped; those of a job that is refused before it began are kept."""
+        files = self.uploads.take()
+        if not files:
+            raise UsageError("there are no pictures to translate", hint="drop some first")
+        number = len(self.jobs) + 1
+        job = self.jobs[number] = Job(number, len(files), request, self._free_folder(request.target))
+        thread = threading.Thread(target=self._run, args=(job, files), name=f"job-{number}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return job
+
+    def _run(self, job: Job, files: Sequence[Upload]) -> None:
+        error: DdibError | None = None
+        folder = self.folder / f"job-{job.number}"
+        job.labels = {str(each.path): each.label for each in files}
+        try:
+            sources = arranged(files, folder)
+            job.labels |= {str(each.path): each.label for each in sources}
+            self.backend.translate(sources, job.request, job.out, folder / "views", job)
+        except Exception as raised:  # noqa: BLE001 - this is the edge of the thread: anything becomes a message
+            error = unexpected(raised)
+        if not job.jobs:
+            self.uploads.put_back(files)
+            shutil.rmtree(folder, ignore_errors=True)
+        job.end(error)
+
+    def _free_folder(self, target: str) -> Path:
+        domain = plain_word(target.rpartition("/")[2], "translated")
+        taken = {each.out for each in self.jobs.values()}
+        paths = (self.out / name for name in numbered(f"{time.strftime('%Y-%m-%d-%H%M%S')}-{domain}"))
+        return next(path for path in paths if path not in taken and not path.exists())
 
     def app(self) -> Starlette:
         """The application."""
@@ -341,7 +292,7 @@ class Researcher:
             "researcher.html",
             profile=self.profile,
             out=str(self.out.resolve()),
-            jobs=self.jobs.list(),
+            jobs=[*reversed(self.jobs.values())],
             root=".",
         )
 
@@ -374,7 +325,7 @@ class Researcher:
             body += chunk
             if len(body) > MAX_JSON:
                 raise UsageError("the request is too large", hint="load the page again")
-        job = self.jobs.start(TranslationRequest.parse(body))
+        job = self.translate(TranslationRequest.parse(body))
         return JSONResponse({"job": job.number})
 
     def job_page(self, request: Request) -> Response:
@@ -388,27 +339,28 @@ class Researcher:
         return StreamingResponse(self._events(self._job(request)), media_type="text/event-stream")
 
     async def _events(self, job: Job) -> AsyncIterator[str]:
-        told = 0
-        version, quiet_s = -1, 0.0
+        told, quiet_s = 0, 0.0
+        last: dict[str, object] = {}
         while not self.closing:
-            if job.version == version and not job.ended:
+            state = job.progress()
+            if state == last and told == len(job.results):
                 quiet_s += EVERY_S
                 if quiet_s >= KEEP_ALIVE_S:
                     quiet_s = 0.0
                     yield ": still here\n\n"
                 await asyncio.sleep(EVERY_S)
                 continue
-            version, ended, quiet_s = job.version, job.ended, 0.0
-            yield _event("progress", job.progress())  # first: a result is of one of the volumes in it
+            last, quiet_s = state, 0.0
+            yield _event("progress", state)  # first: a result is of one of the volumes in it
             while told < len(job.results):
                 yield _event("result", job.result(told))
                 told += 1
-            if ended:
-                yield _event("end", job.progress())
+            if state["ended"]:
+                yield _event("end", state)
                 return
 
     def cancel(self, request: Request) -> Response:
-        self.jobs.cancel(self._job(request))
+        self.backend.cancel(self._job(request).stop())
         return Response(status_code=204)
 
     def view(self, request: Request) -> Response:
@@ -437,7 +389,12 @@ class Researcher:
         return _archive(outputs, job.out, job.out.name)
 
     def _job(self, request: Request) -> Job:
-        return self.jobs.get(request.path_params["job"])
+        number = request.path_params["job"]
+        if number not in self.jobs:
+            raise JobNotFound(
+                f"there is no translation {number} in this run", hint="go back to the start page"
+            )
+        return self.jobs[number]
 
 
 def _part(request: Request) -> Part:
@@ -449,9 +406,8 @@ def _part(request: Request) -> Part:
 
 
 def _archive(paths: Sequence[Path], root: Path, name: str) -> Response:
-    return StreamingResponse(
-        zipped(paths, root), media_type="application/zip", headers=_attached(f"{name}.zip")
-    )
+    attached = {"content-disposition": f"attachment; filename*=utf-8''{quote(f'{name}.zip')}"}
+    return StreamingResponse(zipped(paths, root), media_type="application/zip", headers=attached)
 
 
 def _file(each: Upload) -> dict[str, Any]:
@@ -485,10 +441,6 @@ def _domains(found: Domains) -> dict[str, Any]:
 
 def _event(name: str, value: object) -> str:
     return f"event: {name}\ndata: {json.dumps(value)}\n\n"
-
-
-def _attached(name: str) -> dict[str, str]:
-    return {"content-disposition": f"attachment; filename*=utf-8''{quote(name)}"}
 
 
 class _Sink(io.RawIOBase):

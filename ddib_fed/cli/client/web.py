@@ -49,7 +49,7 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
         page = Researcher(ClientDesk(profile), profile, folder, out)
         say(f"results go to {out.resolve()}")
         serve(page.app(), port=port, command="ddib web", folder=folder, browser=browser, on_stop=page.close)
-    for job in page.jobs.list():
+    for job in page.jobs.values():
         _say_unfetched(job, f"--profile {shlex.quote(str(profile.path))}")
 
 
