@@ -37,7 +37,7 @@ from ddib_fed.errors import DdibError, InternalError, NotFoundError, UsageError
 from ddib_fed.files import write_file
 from ddib_fed.pages import render
 from ddib_fed.terminal import say
-from ddib_fed.unexpected import explained as unexpected
+from ddib_fed.unexpected import explained
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -174,7 +174,7 @@ def application(routes: Sequence[BaseRoute]) -> Starlette:
 
 
 def answering(handler: Callable[[Request], Response | Awaitable[Response]]) -> Handler:
-    """A handler whose errors are answers, as `explained`; it runs in a thread where it is no coroutine."""
+    """A handler whose errors are answers, as `error_values`; it runs in a thread where it is no coroutine."""
 
     @wraps(handler)
     async def guarded(request: Request) -> Response:
@@ -186,14 +186,14 @@ def answering(handler: Callable[[Request], Response | Awaitable[Response]]) -> H
         except (HTTPException, ClientDisconnect):
             raise
         except Exception as raised:  # noqa: BLE001 - this is the edge: anything becomes a message
-            return _error_answer(request, unexpected(raised))
+            return _error_answer(request, explained(raised))
 
     return guarded
 
 
 def _error_answer(request: Request, error: DdibError) -> Response:
     """A page for somebody who opened an address, JSON for a script of a page."""
-    found = explained(error)
+    found = error_values(error)
     status = 404 if isinstance(error, NotFoundError) else 500 if isinstance(error, InternalError) else 400
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse(found, status)
@@ -201,7 +201,7 @@ def _error_answer(request: Request, error: DdibError) -> Response:
     return page("error.html", status, error=found, root="/".join([".."] * below) or ".")
 
 
-def explained(error: DdibError) -> dict[str, str]:
+def error_values(error: DdibError) -> dict[str, str]:
     """What a page shows of an error: what failed, where, and what to try."""
     return {
         "detail": error.detail or error.sentence,

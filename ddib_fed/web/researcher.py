@@ -27,7 +27,7 @@ from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, error_class
-from ddib_fed.unexpected import explained as unexpected
+from ddib_fed.unexpected import explained
 from ddib_fed.web.backend import (
     Backend,
     PutTogether,
@@ -39,7 +39,7 @@ from ddib_fed.web.backend import (
     figures_in_words,
     severity,
 )
-from ddib_fed.web.guard import answering, application, explained, page
+from ddib_fed.web.guard import answering, application, error_values, page
 from ddib_fed.web.previews import preview
 from ddib_fed.web.uploads import Upload, Uploads, arranged, numbered, plain_word, renamed
 from ddib_fed.wire.jobs import Event
@@ -124,7 +124,7 @@ class Job:
     def end(self, error: DdibError | None) -> None:
         """It has ended, well or with an error."""
         if error is not None:
-            self.error = explained(renamed(error, self.labels))
+            self.error = error_values(renamed(error, self.labels))
         self.now, self.ended = "", True
 
     def file(self, item: int, part: Part) -> Path:
@@ -252,7 +252,7 @@ class Researcher:
             job.labels |= {str(each.path): each.label for each in sources}
             self.backend.translate(sources, job.request, job.out, folder / "views", job)
         except Exception as raised:  # noqa: BLE001 - this is the edge of the thread: anything becomes a message
-            error = unexpected(raised)
+            error = explained(raised)
         if not job.jobs:
             self.uploads.put_back(files)
             shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ LIST_PATIENCE_S = 5.0
 """How long a page waits for a node that is away, before it says so."""
 
 
-class ClientDesk:
+class ClientBackend:
     """Translates as `ddib translate` does."""
 
     def __init__(self, profile: Profile) -> None:
