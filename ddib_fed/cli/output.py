@@ -97,8 +97,9 @@ def show_error(error: DdibError) -> None:
         say_labelled(f"  {error.says} says: " if error.says else "  more: ", facts)
     if error.incident:
         say_labelled("  incident: ", error.incident)
-    if error.differences:
-        _show_differences(error)
+    if error.differences:  # of two contracts
+        rows = [[each.field, each.source, each.target, each.remedy] for each in error.differences]
+        print_table("", ["field", "source", "target", "what to do"], rows, err=True)
     step = next_step(error)
     if error.retry_after_s:
         step = (
@@ -110,18 +111,10 @@ def show_error(error: DdibError) -> None:
         say_labelled("  try:  ", step)
 
 
-def _show_differences(error: DdibError) -> None:
-    """The fields in which two contracts differ, as a table on stderr."""
-    table = [("field", "source", "target", "what to do")]
-    table += [(d.field, d.source, d.target, d.remedy) for d in error.differences]
-    widths = [max(len(row[column]) for row in table) for column in range(3)]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        say("    " + "  ".join([*cells, row[3]]), err=True)
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A small table on stdout."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False
+) -> None:
+    """A small table; a column is to the right with ">" before its name, and is not wrapped with "!"."""
     from rich import box
     from rich.measure import Measurement
     from rich.table import Table
@@ -138,7 +131,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         )
     for row in rows:
         table.add_row(*row)
-    target = console()
+    target = console(stderr=err)
     if any(column.startswith("!") for column in columns):
         anywhere = target.options.update(width=1 << 16)
         target.width = max(target.width, Measurement.get(target, anywhere, table).minimum)
