@@ -13,7 +13,6 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ddib_fed.files import write_file
 from ddib_fed.terminal import escape
@@ -32,13 +31,12 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else escape(str(value)),
+        finalize=lambda value: value if hasattr(value, "__html__") else escape(str(value)),
     )
+    style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("document.css", "document.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     made.globals |= {"version": __version__, "generator": GENERATOR}
-    made.globals["document_style"] = Markup((TEMPLATES / "document.css").read_text())  # noqa: S704 - our own file
-    script = (TEMPLATES / "document.js").read_text()
-    made.globals["document_script"] = Markup(script)  # noqa: S704 - our own file
-    made.globals["script_digest"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    made.globals |= {"document_style": style, "document_script": script, "script_digest": digest}
     made.filters |= {"cell": cell, "data_uri": data_uri, "lines": str.splitlines}
     return made
 
