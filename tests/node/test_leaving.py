@@ -99,7 +99,7 @@ def test_telemetry_is_said(tmp_path: Path) -> None:
         text = text[:at] + f"{key} = {value} #" + text[at + 1 :]
     config.path.write_text(text)
     on = said(NodeConfig.load(config.path))
-    assert "go to http://127.0.0.1:4318" in on
+    assert "Telemetry goes to http://127.0.0.1:4318" in on
     assert "Trace ids are shared with south.example" in on
     assert "`traceparent`, 55 characters" in on
 
