@@ -42,7 +42,9 @@ def test_the_contract_and_the_models_are_in_the_wheel(wheel: Path) -> None:
         f"ddib_fed/protos/ddib_fed/v1/{p.name}" for p in (ROOT / "protos/ddib_fed/v1").glob("*.proto")
     } <= inside
     assert "ddib_fed/py.typed" in inside
-    pages = [path for kind in ("static", "templates") for path in (ROOT / "ddib_fed/web" / kind).iterdir()]
+    pages = [
+        path for folder in ("web/static", "templates") for path in (ROOT / "ddib_fed" / folder).iterdir()
+    ]
     assert {path.relative_to(ROOT).as_posix() for path in pages} <= inside
     assert sum(name.endswith("model.safetensors") for name in inside) == len(shipped_names())
 

@@ -14,8 +14,8 @@ from benchmarks.pictures.pair import DEPTHS, DOCS, PAIRS, SIGMAS
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.files import write_file
 from ddib_fed.metrics.latents import WHITE_RATIO
+from ddib_fed.reports.folder import TITLES, tables
 from ddib_fed.reports.plots import DPI, FRAME, INK, save
-from ddib_fed.reports.tables import TITLES, tables
 
 Found = dict[str, Any]
 # Title, colour, style and value of each curve.

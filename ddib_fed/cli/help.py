@@ -49,10 +49,7 @@ class Command(click.Command):
 
     @property
     def is_folded(self) -> bool:
-        """Whether `--help` names some options without explaining them."""
-        return (
-            sum(isinstance(param, click.Option) and not param.hidden for param in self.params) >= FOLDED_FROM
-        )
+        return sum(isinstance(each, click.Option) and not each.hidden for each in self.params) >= FOLDED_FROM
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         params = super().get_params(ctx)

@@ -6,18 +6,16 @@ without the [node] extra can run everything that needs no network of its own.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 import click
 
-from ddib_fed.cli.help import WIDEST, Group
+from ddib_fed.cli.help import WIDEST, Group, command
 from ddib_fed.errors import ExitCode
 from ddib_fed.terminal import escape, relay, say
 from ddib_fed.unexpected import explained
@@ -43,8 +41,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.client.web:web", "Translate in the browser: drop pictures, watch, compare, download."
     ),
     "domains": Lazy(
-        "ddib_fed.cli.client.domains:domains",
-        "List the available target domains, and whether each is ready.",
+        "ddib_fed.cli.client.domains:domains", "List the available target domains, and whether each is ready."
     ),
     "job": Lazy("ddib_fed.cli.client.job:job", "Submit, watch, fetch, cancel and delete jobs."),
     "doctor": Lazy(
@@ -52,8 +49,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "Check the client's profile, its connection to the source node, and both clocks.",
     ),
     "completion": Lazy(
-        "ddib_fed.cli.completion:completion",
-        "Print the script that lets a shell complete commands, options, domains, jobs, classes, models and peers.",
+        "ddib_fed.cli.main:completion", "Print the script that lets a shell complete commands and options."
     ),
     "init": Lazy("ddib_fed.cli.node.init:init", "Write a node's configuration or a client's profile."),
     "pki": Lazy(
@@ -77,8 +73,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.node.status:reload", "Make the node re-read its peers, certificates and policy."
     ),
     "workers": Lazy(
-        "ddib_fed.cli.node.status:workers",
-        "Show the node's workers, or change their number to COUNT.",
+        "ddib_fed.cli.node.status:workers", "Show the node's workers, or change their number to COUNT."
     ),
     "drain": Lazy(
         "ddib_fed.cli.node.status:drain",
@@ -88,15 +83,11 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.node.audit.command:audit",
         "Read, follow, export and verify the node's audit log; exchange its ends with peers.",
     ),
-    "officer": Lazy("ddib_fed.cli.node.officer:officer", "Write the page that the security officer signs."),
     "try": Lazy(
         "ddib_fed.cli.models.training.trying:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
     ),
-    "model": Lazy(
-        "ddib_fed.cli.models.model:model",
-        "List, copy, train, sample, show and import models.",
-    ),
+    "model": Lazy("ddib_fed.cli.models.model:model", "List, copy, train, sample, show and import models."),
     "classifier": Lazy(
         "ddib_fed.cli.models.training.classifier:classifier",
         "Train classifiers of noisy pictures, for guidance.",
@@ -135,7 +126,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "workers",
         "drain",
         "audit",
-        "officer",
     ),
     "Work with models, without nodes": (
         "try",
@@ -168,8 +158,7 @@ class LazyGroup(Group):
         if lazy is None:
             return None
         module, _, attribute = lazy.target.partition(":")
-        with _uncollected():
-            command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(module), attribute)
         if not isinstance(command, click.Command):
             raise TypeError(f"{lazy.target} is no click command")
         return command
@@ -193,18 +182,6 @@ class LazyGroup(Group):
                 formatter.write_dl([(name.ljust(width), COMMANDS[name].help) for name in names])
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage is collected inside: modules make objects that stay, and the search through them cost a client 7 %."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
-
-
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
@@ -218,13 +195,32 @@ def cli() -> None:
     """
 
 
+@command(
+    epilog="\b\nTo have it in every new shell:\n"
+    "  bash  echo 'eval \"$(ddib completion bash)\"' >> ~/.bashrc\n"
+    "  zsh   echo 'eval \"$(ddib completion zsh)\"' >> ~/.zshrc\n"
+    "  fish  ddib completion fish > ~/.config/fish/completions/ddib.fish"
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that lets a shell complete commands and options.
+
+    Bash must be 4.4 or newer.
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    made = kind(cli, {}, "ddib", "_DDIB_COMPLETE")
+    # Not `source()`, which for bash starts the bash that is installed here and warns of its version.
+    say(*(made.source_template % made.source_vars()).rstrip("\n").split("\n"))
+
+
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
     _escape_warnings()
-    words = tuple(sys.argv[1:] if args is None else args)
     try:
-        # `obj` is for messages that name the command again (cli/typed.py).
-        result = cli.main(args=list(words), prog_name="ddib", standalone_mode=False, obj=words)
+        result = cli.main(args=args, prog_name="ddib", standalone_mode=False)
     except click.ClickException as error:
         relay(error.show)
         return error.exit_code
@@ -236,7 +232,11 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
-        return _explain(error, words)
+        from ddib_fed.cli.output import show_error
+
+        found = explained(error)
+        show_error(found)
+        return found.exit_code
     return result if isinstance(result, int) else ExitCode.OK
 
 
@@ -249,14 +249,6 @@ def _escape_warnings() -> None:
 
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(Escaped())
-
-
-def _explain(raised: Exception, words: Sequence[str]) -> int:
-    from ddib_fed.cli.output import show_error
-
-    error = explained(raised)
-    show_error(error, words)
-    return error.exit_code
 
 
 def main() -> NoReturn:

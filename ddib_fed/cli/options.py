@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from ddib_fed.cli import completing
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, check_domain
@@ -72,6 +72,40 @@ PROFILE = click.option(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes of a model: its name, their number, and their names if they have any."""
+
+    owner: str
+    count: int
+    names: Sequence[str] = ()
+
+    def number(self, text: str) -> int:
+        """The number of a class given by name or number."""
+        asked = text.strip()
+        if not self.count:
+            raise UsageError(f"{self.owner} has no classes", hint="omit the class")
+        if asked in self.names:
+            return self.names.index(asked)
+        if not asked.isdecimal() or int(asked) >= self.count:
+            known = ", ".join(self.names[:8]) or f"0 to {self.count - 1}"
+            raise UsageError(f"{self.owner} has no class {asked[:40]!r}", hint=f"its classes: {known}")
+        return int(asked)
+
+
+def parse_pairs(text: str, before: Classes, after: Classes) -> tuple[tuple[int, int], ...]:
+    """The pairs of `--pairs`, by numbers or by class names."""
+    from ddib_fed.datasets.imagenet import class_pairs
+
+    numbers = []
+    for part in text.split(","):
+        source, mark, target = part.partition(":")
+        if not mark:
+            raise UsageError(f"{part!r} is no pair of classes", hint="write 260:261, or cat:dog")
+        numbers.append(f"{before.number(source)}:{after.number(target)}")
+    return class_pairs(",".join(numbers), max(before.count, after.count))
+
+
 def domain_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """A domain's name as typed."""
     del ctx
@@ -103,14 +137,19 @@ BROWSER = click.option(
     show_default=True,
     help="Open the link in this machine's browser too.",
 )
-FORMAT = click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Output for people, or one JSON document for scripts.",
-)
+
+
+def _format(text: str, **attributes: Any) -> Decorator:
+    kinds = click.Choice(["text", "json"])
+    return click.option(
+        "--format",
+        "output_format",
+        type=kinds,
+        default="text",
+        show_default=True,
+        help=text,
+        **attributes,
+    )
 
 
 def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> None:
@@ -119,15 +158,11 @@ def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> 
         ctx.with_resource(sentences_aside())
 
 
-OUTCOME = click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
+FORMAT = _format("Output for people, or one JSON document for scripts.")
+OUTCOME = _format(
+    "Sentences for people, or one JSON document of what was done (sentences then go to stderr).",
     expose_value=False,
     callback=_sentences_aside,
-    help="Sentences for people, or one JSON document of what was done (sentences then go to stderr).",
 )
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the names or ids alone, one a line.")
 QUIET_DETACH = click.option("--quiet", "-q", is_flag=True, help="With --detach: print the job's id alone.")
@@ -141,9 +176,7 @@ OUT_RESULTS = click.option(
 )
 FORCE = click.option("--force", is_flag=True, help="Overwrite existing results.")
 FORCE_OTHERS = click.option(
-    "--force",
-    is_flag=True,
-    help="Overwrite results that do not match; those that match are kept.",
+    "--force", is_flag=True, help="Overwrite results that do not match; those that match are kept."
 )
 AGAIN = click.option(
     "--again",
@@ -162,12 +195,7 @@ PAGE = click.option(
     help="Write DIR/report.html and DIR/sheet.png when two or more pictures are translated.",
 )
 TARGET = click.option(
-    "--to",
-    "target",
-    required=True,
-    metavar="INSTITUTION/DOMAIN",
-    shell_complete=completing.targets,
-    help="Target, as listed by `ddib domains`.",
+    "--to", "target", required=True, metavar="INSTITUTION/DOMAIN", help="Target, as listed by `ddib domains`."
 )
 EVALUATIONS = click.option(
     "--evaluations",
@@ -214,9 +242,7 @@ DEPTH = click.option(
     help="Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it.",
 )
 CYCLE = click.option(
-    "--cycle",
-    is_flag=True,
-    help="Also translate back and report each item's round-trip error.",
+    "--cycle", is_flag=True, help="Also translate back and report each item's round-trip error."
 )
 KEEP_LATENTS = click.option(
     "--keep-latents",
@@ -249,14 +275,12 @@ TARGET_CLASS = click.option(
     "target_class",
     default="",
     metavar="CLASS",
-    shell_complete=completing.target_classes,
     help="Class of the target to translate to, by name or number, if `ddib domains` lists classes.",
 )
 SOURCE_CLASS = click.option(
     "--source-class",
     default="",
     metavar="CLASS",
-    shell_complete=completing.source_classes,
     help="Class of the files, by name or number, if this institution's model has classes.",
 )
 GUIDANCE = click.option(
@@ -353,8 +377,8 @@ CREDENTIALS = click.option(
     help="Put signed content credentials (C2PA) into translated pictures: certificate chain and private key, PEM.",
 )
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-JOB_ID = click.argument("job_id", metavar="JOB", shell_complete=completing.jobs)
+JOB_ID = click.argument("job_id", metavar="JOB")
 MODEL_HELP = (
     "A shipped model's name (`ddib model list`), or the paper's index (0 to 5); or a bundle's folder."
 )
-MODEL = click.argument("which", metavar="MODEL", shell_complete=completing.models)
+MODEL = click.argument("which", metavar="MODEL")

@@ -10,7 +10,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.cli.typed import with_profile
 from ddib_fed.errors import DdibError, KindMismatch, PeerFault, PictureMisfit
 from ddib_fed.terminal import console, is_aside, say, say_document, say_labelled
 
@@ -83,7 +82,7 @@ def next_steps(errors: Iterable[DdibError]) -> str:
     return "\n".join([*steps][:3])
 
 
-def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
+def show_error(error: DdibError) -> None:
     """Write the failure, its hop and the hint to stderr."""
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
@@ -98,9 +97,10 @@ def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
         say_labelled(f"  {error.says} says: " if error.says else "  more: ", facts)
     if error.incident:
         say_labelled("  incident: ", error.incident)
-    if error.differences:
-        _show_differences(error)
-    step = with_profile(next_step(error), words)
+    if error.differences:  # of two contracts
+        rows = [[each.field, each.source, each.target, each.remedy] for each in error.differences]
+        print_table("", ["field", "source", "target", "what to do"], rows, err=True)
+    step = next_step(error)
     if error.retry_after_s:
         step = (
             f"{step} (after {error.retry_after_s:.0f} s)"
@@ -111,18 +111,10 @@ def show_error(error: DdibError, words: Sequence[str] = ()) -> None:
         say_labelled("  try:  ", step)
 
 
-def _show_differences(error: DdibError) -> None:
-    """The fields in which two contracts differ, as a table on stderr."""
-    table = [("field", "source", "target", "what to do")]
-    table += [(d.field, d.source, d.target, d.remedy) for d in error.differences]
-    widths = [max(len(row[column]) for row in table) for column in range(3)]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        say("    " + "  ".join([*cells, row[3]]), err=True)
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A small table on stdout."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False
+) -> None:
+    """A small table; a column is to the right with ">" before its name, and is not wrapped with "!"."""
     from rich import box
     from rich.measure import Measurement
     from rich.table import Table
@@ -139,7 +131,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         )
     for row in rows:
         table.add_row(*row)
-    target = console()
+    target = console(stderr=err)
     if any(column.startswith("!") for column in columns):
         anywhere = target.options.update(width=1 << 16)
         target.width = max(target.width, Measurement.get(target, anywhere, table).minimum)

@@ -25,7 +25,7 @@ from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.processes import require_alone
-from ddib_fed.reports.rehearsal_page import SideFound, WayFound, write_rehearsal
+from ddib_fed.reports.pages import SideFound, WayFound, write_rehearsal
 from ddib_fed.runs.picture_recipe import SHEET_FILE, Recipe
 from ddib_fed.runs.picture_report import translated
 from ddib_fed.runs.picture_results import stages

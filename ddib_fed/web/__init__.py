@@ -1,1 +1,1 @@
-"""Pages on loopback: the researcher's (`ddib web`) and the operator's (`ddib status --web`)."""
+"""The researcher's page on loopback (`ddib web`)."""

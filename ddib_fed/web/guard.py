@@ -1,20 +1,43 @@
-"""Who may use a page on loopback: the browser that was given the one-time token, and no other page or program.
+"""Serves a page on loopback until Ctrl-C, to the browser that was given the one-time token and to nobody else.
 
-Steps, each of which a request must pass before an application sees it:
+A request passes the steps of `Guard._refusal` before an application sees it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import inspect
 import secrets
-from collections.abc import Mapping
+import signal
+import socket
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar, Final
 
+import uvicorn
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
-from starlette.requests import cookie_parser
-from starlette.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request, cookie_parser
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ddib_fed.errors import DdibError, InternalError, NotFoundError, UsageError
+from ddib_fed.files import write_file
+from ddib_fed.pages import render
+from ddib_fed.terminal import say
+from ddib_fed.unexpected import explained
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -31,10 +54,15 @@ HEADERS: Final[Mapping[str, str]] = {
 COOKIE: Final = "ddib"
 _OWN_SITES: Final = frozenset({"", "same-origin", "none"})
 _READS: Final = frozenset({"GET", "HEAD"})
-_PAGE: Final = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{more}</head>'
-    "<body><h1>{title}</h1><p>{text}</p></body></html>"
-)
+STATIC: Final = Path(__file__).parent / "static"
+STOP_S: Final = 2
+"""Seconds that open answers, such as the progress of a job, have to end."""
+REQUEST_S: Final = 10.0
+"""Seconds that a connection has for a request."""
+MOST_WAITING: Final = 64
+"""Connections without a request; a browser opens six."""
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(slots=True)
@@ -123,8 +151,7 @@ class Guard:
                 "The link was used",
                 f"It works once. Stop `{self._session.command}` with Ctrl-C and start it again for a new one.",
             )
-        more = '<link rel="icon" href="static/icon.svg"><meta http-equiv="refresh" content="0; url=./">'
-        answer = HTMLResponse(_PAGE.format(title="ddib", more=more, text='<a href="./">Continue</a>'))
+        answer = page("notice.html", title="ddib", text="", url="./", icon=True)
         answer.set_cookie(
             COOKIE, self._session.cookie, path=f"/{self._session.folder}/", httponly=True, samesite="strict"
         )
@@ -135,4 +162,184 @@ class Guard:
 
 
 def _refused(status: int, title: str, text: str) -> Response:
-    return HTMLResponse(_PAGE.format(title=title, text=text, more=""), status)
+    return page("notice.html", status, title=title, text=text, url="", icon=False)
+
+
+def page(template: str, status: int = 200, **values: Any) -> Response:
+    return HTMLResponse(render(template, **values), status)
+
+
+def application(routes: Sequence[BaseRoute]) -> Starlette:
+    return Starlette(routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))])
+
+
+def answering(handler: Callable[[Request], Response | Awaitable[Response]]) -> Handler:
+    """A handler whose errors are answers, as `error_values`; it runs in a thread where it is no coroutine."""
+
+    @wraps(handler)
+    async def guarded(request: Request) -> Response:
+        try:
+            if inspect.iscoroutinefunction(handler):
+                found: Response = await handler(request)
+                return found
+            return await asyncio.to_thread(handler, request)  # type: ignore[arg-type]
+        except (HTTPException, ClientDisconnect):
+            raise
+        except Exception as raised:  # noqa: BLE001 - this is the edge: anything becomes a message
+            return _error_answer(request, explained(raised))
+
+    return guarded
+
+
+def _error_answer(request: Request, error: DdibError) -> Response:
+    """A page for somebody who opened an address, JSON for a script of a page."""
+    found = error_values(error)
+    status = 404 if isinstance(error, NotFoundError) else 500 if isinstance(error, InternalError) else 400
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse(found, status)
+    below = request.scope["path"].removeprefix(request.scope.get("root_path", "")).count("/") - 1
+    return page("error.html", status, error=found, root="/".join([".."] * below) or ".")
+
+
+def error_values(error: DdibError) -> dict[str, str]:
+    """What a page shows of an error: what failed, where, and what to try."""
+    return {
+        "detail": error.detail or error.sentence,
+        "reason": error.reason,
+        "hop": error.hop,
+        "hint": error.hint,
+        "incident": error.incident,
+    }
+
+
+class _Connection(H11Protocol):
+    """Ends when it has no request for too long, or is the oldest of too many without one; uvicorn waits for ever."""
+
+    waiting: ClassVar[dict[_Connection, asyncio.TimerHandle]] = {}  # the oldest first
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._answering:
+            self._forget()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._answering:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self) -> None:
+        if self in self.waiting or self.transport.is_closing():
+            return
+        if len(self.waiting) >= MOST_WAITING:
+            next(iter(self.waiting)).end()
+        self.waiting[self] = self.loop.call_later(REQUEST_S, self.end)
+
+    def _forget(self) -> None:
+        timer = self.waiting.pop(self, None)
+        if timer is not None:
+            timer.cancel()
+
+    def end(self) -> None:
+        self._forget()
+        self.transport.close()
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ddib-web-") as name:
+        yield Path(name)
+
+
+def listening(port: int) -> socket.socket:
+    """A socket that listens on 127.0.0.1."""
+    opened = socket.socket()
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind(("127.0.0.1", port))
+        opened.listen()  # now, so that the link works from the moment that it is printed
+    except OSError as error:
+        opened.close()
+        raise UsageError(
+            f"port {port} of 127.0.0.1 cannot be used: {error.strerror}", hint="another --port, or none"
+        ) from error
+    return opened
+
+
+def serve(
+    app: ASGIApp,
+    *,
+    port: int,
+    command: str,
+    folder: Path,
+    browser: bool,
+    on_stop: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    with listening(port) as opened:
+        session = Session(opened.getsockname()[1], command)
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                on_stop()
+                await super().shutdown(sockets)
+
+        config = uvicorn.Config(
+            Guard(app, session),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            http=_Connection,
+            loop="asyncio",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=STOP_S,
+        )
+        say("open this link; it works once, on this machine only:")
+        say(f"  {session.link}")
+        say("stop with Ctrl-C")
+        if browser:
+            open_in_browser(session.link, folder)
+        with _ending_as_ctrl_c():
+            Server(config).run([opened])
+
+
+@contextmanager
+def _ending_as_ctrl_c() -> Iterator[None]:
+    """A closed terminal and SIGTERM end what is inside as Ctrl-C does, without an error: folders are removed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        signal.raise_signal(signal.SIGINT)
+
+    with suppress(KeyboardInterrupt):
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def open_in_browser(link: str, folder: Path) -> None:
+    """Open the link through a private file: others on the machine can read what a program was started with."""
+    path = folder / "open.html"
+    write_file(
+        path, render("notice.html", title="ddib", text="", url=link, icon=False).encode(), private=True
+    )
+    webbrowser.open(path.as_uri())

@@ -112,7 +112,6 @@ def test_with_json_sentences_are_aside(tmp_path, capsys):
         (["pki", "show"], "valid_until"),
         (["pki", "issue", "--client", "alice", "--out", str(tmp_path / "alice")], "valid_until"),
         (["pki", "request", "--out", str(tmp_path / "node.csr")], "identity"),
-        (["officer", "report", "--out", str(tmp_path / "page.md")], "warnings"),
     ):
         assert run([*line, *config, "--format", "json"]) == 0, line
         found = json.loads(capsys.readouterr().out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 import os
 import shlex
@@ -80,20 +79,6 @@ def test_every_command_is_listed_once():
     """The help's sections hold each command of the table."""
     listed = [name for names in SECTIONS.values() for name in names]
     assert sorted(listed) == sorted(COMMANDS)
-
-
-def test_garbage_is_not_collected_while_a_command_is_imported(monkeypatch):
-    """And is again afterwards, also when the import fails."""
-    during: list[bool] = []
-
-    def imported(name: str) -> None:
-        during.append(gc.isenabled())
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(entry.importlib, "import_module", imported)
-    with pytest.raises(ModuleNotFoundError):
-        entry.cli.get_command(click.Context(entry.cli), "domains")
-    assert (during, gc.isenabled()) == ([False], True)
 
 
 def test_a_misspelt_command_gets_a_suggestion(capsys):

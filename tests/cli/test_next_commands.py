@@ -14,7 +14,6 @@ import pytest
 
 from ddib_fed.cli.main import cli, run
 from ddib_fed.cli.next_commands import with_config
-from ddib_fed.cli.typed import with_profile
 from ddib_fed.errors import DiskFull
 from ddib_fed.node.command import node_command
 from ddib_fed.node.config import NodeConfig
@@ -132,27 +131,6 @@ def test_the_command_for_a_refused_file_can_be_pasted(place: Path, kind: OSError
     error = explained(kind)
     assert isinstance(error, DiskFull) == (kind.errno == 28)
     assert str(place / "a result.png") in shlex.split(error.hint)
-
-
-@pytest.mark.parametrize(
-    ("hint", "meant"),
-    [
-        ("ddib domains", "ddib domains --profile 'my client.toml'"),
-        (
-            "ddib job list, ddib job show JOB; or wait",
-            "ddib job list --profile 'my client.toml', ddib job show --profile 'my client.toml' JOB; or wait",
-        ),
-        ("ddib job watch 7\nddib job fetch 7 --out o --profile p",
-         "ddib job watch --profile 'my client.toml' 7\nddib job fetch 7 --out o --profile p"),
-        ("ddib translate --help lists solvers", "ddib translate --help lists solvers"),
-        ("ddib peer list --config node.toml", "ddib peer list --config node.toml"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("words", [["--profile", "my client.toml"], ["--profile=my client.toml"]])
-def test_commands_of_a_hint_have_the_profile_that_was_given(hint: str, meant: str, words: list[str]) -> None:
-    """Those that ask the node; an operator's, and one that has a profile, stay as they are."""
-    assert with_profile(hint, ["job", "show", "7", *words]) == meant
-    assert with_profile(hint, ["job", "show", "7", "--", *words]) == hint
 
 
 PRODUCT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 from ddib_fed.metrics.judgement import Beside, Domain, judge
 from ddib_fed.metrics.pictures import psnr
 from ddib_fed.metrics.structure import calibrate
-from ddib_fed.reports.tables import per_picture, tables
+from ddib_fed.reports.folder import per_picture, tables
 from tests.runs.picture_folders import blocks
 
 

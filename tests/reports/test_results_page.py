@@ -13,9 +13,17 @@ import pytest
 from PIL import Image
 
 from ddib_fed.bridge.records.translation_record import PictureFigures, Translation
-from ddib_fed.reports.page_script import SORT_AND_ENLARGE
-from ddib_fed.reports.previews import encoded, preview, squared
-from ddib_fed.reports.results_page import Results, ShownFile, provenance, verdict, write_results
+from ddib_fed.pages import TEMPLATES
+from ddib_fed.reports.results import (
+    Results,
+    ShownFile,
+    encoded,
+    preview,
+    provenance,
+    squared,
+    verdict,
+    write_results,
+)
 from ddib_fed.samples.images import encode_png
 
 TARGET = "south.example/relief"
@@ -67,12 +75,13 @@ def test_the_verdict_counts_files_doubts_and_what_was_left_out(page, results):
 
 def test_nothing_is_loaded_and_only_the_known_script_runs(page):
     """The policy names the script's digest; pictures are inside."""
-    digest = base64.b64encode(hashlib.sha256(SORT_AND_ENLARGE.encode()).digest()).decode()
+    script = (TEMPLATES / "document.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
     assert f"script-src 'sha256-{digest}'" in policy
     assert "default-src 'none'" in policy
     assert page.count("<script") == 1
-    assert re.search(r"<script>(.*)</script>", page, re.DOTALL)[1] == SORT_AND_ENLARGE
+    assert re.search(r"<script>(.*)</script>", page, re.DOTALL)[1] == script
     sources = re.findall(r'src="([^"]{0,30})', page)
     assert len(sources) == 6
     assert all(source.startswith("data:image/") for source in sources)

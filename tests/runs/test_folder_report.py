@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ddib_fed.bridge.records.translation_record import Translation, WrittenFile
-from ddib_fed.reports.folder_page import write_report_page
-from ddib_fed.reports.folder_report import Folders, evaluate_folder
+from ddib_fed.reports.folder import Folders, evaluate_folder
+from ddib_fed.reports.pages import write_report_page
 from tests.runs.picture_folders import blocks, record, write
 
 

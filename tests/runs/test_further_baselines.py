@@ -10,8 +10,7 @@ import pytest
 
 from ddib_fed.errors import InputError, ShapeMismatch
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.reports.folder_report import Folders, evaluate_folder
-from ddib_fed.reports.tables import tables
+from ddib_fed.reports.folder import Folders, evaluate_folder, tables
 from ddib_fed.runs import further_baselines
 from ddib_fed.runs.further_baselines import FurtherBaselines
 from ddib_fed.runs.supervised import supervised

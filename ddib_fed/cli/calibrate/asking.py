@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from ddib_fed.cli.typed import same_command
 from ddib_fed.errors import Cancelled, UsageError
 
 YES = click.option("--yes", is_flag=True, help="Do not ask; what would leave is still shown.")
@@ -21,4 +20,4 @@ def confirmed(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask on", hint="look at what is shown above, then add --yes")
     if not confirm(question):
-        raise Cancelled("not confirmed; nothing left and nothing was signed", hint=same_command())
+        raise Cancelled("not confirmed; nothing left and nothing was signed", hint="the same command again")

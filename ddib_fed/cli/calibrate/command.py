@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ddib_fed.cli import completing, options
+from ddib_fed.cli import options
 from ddib_fed.cli.calibrate import stored
 from ddib_fed.cli.calibrate.asking import YES
 from ddib_fed.cli.calibrate.publishing import publish
@@ -29,7 +29,6 @@ _OPTIONS = (
     click.option(
         "--peer",
         metavar="INSTITUTION/DOMAIN",
-        shell_complete=completing.peer_targets,
         help="Agree with this peer, on the machine of your source node: fetch what its operator published, fit with "
         "your own --pictures, show, ask, sign, send.",
     ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.cli import completing, options
+from ddib_fed.cli import options
 from ddib_fed.cli.calibrate.asking import YES, confirmed
 from ddib_fed.cli.calibrate.showing import how_jobs_use, show_calibration
 from ddib_fed.cli.help import command
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ddib_fed.trust.calibrations.signing import Side, SignedCalibration
     from ddib_fed.trust.calibrations.store import CalibrationStore, Stored
 
-NAME = click.argument("name", metavar="DIGEST", shell_complete=completing.calibrations)
+NAME = click.argument("name", metavar="DIGEST")
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddib_fed.cli import options
-from ddib_fed.cli.class_names import Classes, parse_pairs
 from ddib_fed.cli.client.delivery import Input
 from ddib_fed.cli.client.folders import find_files
 from ddib_fed.cli.client.session import open_client
+from ddib_fed.cli.options import Classes, parse_pairs
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domain, Domains

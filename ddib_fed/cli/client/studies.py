@@ -12,7 +12,6 @@ from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW, MOST_TILE
 from ddib_fed.cli import options
 from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.output import print_json
-from ddib_fed.cli.typed import same_command
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.errors import JobFailed, PictureMisfit, UsageError
@@ -199,7 +198,7 @@ def _check_missing(study: Study, parts: Parts, missing: Sequence[int], refused: 
         raise JobFailed(
             f"{what}, although no node refused them, so no {study.kind} was written; the others are in {parts.results}",
             hop="client",
-            hint=same_command(),
+            hint="the same command again",
         )
     if len(missing) == len(parts.items):
         reasons = "; ".join(dict.fromkeys(why for why in refused.values() if why))
@@ -290,7 +289,7 @@ def _in_the_studys_words(study: Study) -> Iterator[None]:
             f"{called}: its slices hold {error.facts.get('holds', 'other numbers')}; the model takes "
             f"{error.facts.get('takes', taken)}",
             hop=error.hop,
-            hint=f"{same_command(f'--intensity={rule}')} (docs/formats.md)",
+            hint=f"the same command with --intensity={rule} (docs/formats.md)",
             facts={**error.facts, INTENSITY: rule},
         ) from error
 

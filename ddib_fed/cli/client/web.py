@@ -15,7 +15,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.web.researcher.job import Job
+    from ddib_fed.web.researcher import Job
 
 
 @command(epilog="\b\nExample:\n  ddib web --out translated")
@@ -40,16 +40,16 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
     Dropped files stay in a private temporary folder that is removed at the end; results go to DIR. Towards the node it
     is `ddib translate`: the same profile, certificate and checks.
     """
-    from ddib_fed.cli.client.browser.desk import ClientDesk
-    from ddib_fed.web.researcher.app import Researcher
-    from ddib_fed.web.serving import serve, temporary_folder
+    from ddib_fed.cli.client.browser.backend import ClientBackend
+    from ddib_fed.web.guard import serve, temporary_folder
+    from ddib_fed.web.researcher import Researcher
 
     profile = Profile.load(profile_path)
     with temporary_folder() as folder:
-        page = Researcher(ClientDesk(profile), profile, folder, out)
+        page = Researcher(ClientBackend(profile), profile, folder, out)
         say(f"results go to {out.resolve()}")
         serve(page.app(), port=port, command="ddib web", folder=folder, browser=browser, on_stop=page.close)
-    for job in page.jobs.list():
+    for job in page.jobs.values():
         _say_unfetched(job, f"--profile {shlex.quote(str(profile.path))}")
 
 

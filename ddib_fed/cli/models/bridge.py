@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.bars import bar
-from ddib_fed.cli import completing, options
+from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import (
@@ -36,7 +36,6 @@ _SOURCE = click.option(
     "--source",
     required=True,
     metavar="MODEL",
-    shell_complete=completing.models,
     help=f"Model that encodes. {options.MODEL_HELP}",
 )
 
@@ -47,7 +46,6 @@ _OPTIONS = (
         "--target",
         required=True,
         metavar="MODEL",
-        shell_complete=completing.models,
         help=f"Model that decodes. {options.MODEL_HELP}",
     ),
     click.option("--input", "points", type=_FILE, metavar="FILE", help="Points (N, D) to translate, .npy."),
@@ -125,7 +123,6 @@ def cycle(**given: Any) -> None:
 @click.option(
     "--target",
     metavar="MODEL",
-    shell_complete=completing.models,
     help="Model that decodes, as for --source; default: the source.",
 )
 @click.option(

@@ -129,8 +129,8 @@ def evaluate(
 
     The page of --html embeds the pictures, the worst first.
     """
-    from ddib_fed.reports.folder_page import write_report_page
-    from ddib_fed.reports.folder_report import Folders, evaluate_folder
+    from ddib_fed.reports.folder import Folders, evaluate_folder
+    from ddib_fed.reports.pages import write_report_page
     from ddib_fed.runs.further_baselines import FurtherBaselines
     from ddib_fed.runs.picture_report import read_thresholds
 
@@ -172,7 +172,7 @@ def _refuse_idle(*, truth: Path | None, domain: Path | None, pairs: tuple[Path, 
 
 def _print(report: Figures, output_format: str) -> None:
     from ddib_fed.cli.output import number, print_json, print_table
-    from ddib_fed.reports.tables import tables
+    from ddib_fed.reports.folder import tables
 
     if output_format == "json":
         print_json(report)

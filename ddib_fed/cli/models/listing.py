@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.completing import shipped_models as completed
 from ddib_fed.cli.help import command
 from ddib_fed.cli.output import figures, print_ids, print_json, print_table
 from ddib_fed.terminal import say
@@ -54,7 +53,7 @@ def _row(each: Listed) -> list[str]:
 
 
 @command(epilog="\b\nExample:\n  ddib model get satellite --out models/satellite")
-@click.argument("name", shell_complete=completed)
+@click.argument("name")
 @click.option(
     "--out",
     required=True,

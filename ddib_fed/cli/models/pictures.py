@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
-from ddib_fed.cli.class_names import Classes, parse_pairs
 from ddib_fed.cli.models.opening import open_model
+from ddib_fed.cli.options import Classes, parse_pairs
 from ddib_fed.cli.output import NEXT_STEPS, lines, outcome
-from ddib_fed.cli.typed import same_command
 from ddib_fed.errors import LatentNotGaussian, UsageError
 from ddib_fed.terminal import say
 
@@ -100,7 +99,7 @@ def _require_all(report: dict[str, Any], out: Path) -> None:
         raise LatentNotGaussian(
             f"{report['refused']} pictures were refused, as a node would refuse them; the first, {first['path']}: "
             f"{first['reason']}; {out / 'report.json'} names all, and the others are translated",
-            hint=f"{NEXT_STEPS[LatentNotGaussian.reason]}\nwithout an error: {same_command('--skip-bad')}",
+            hint=f"{NEXT_STEPS[LatentNotGaussian.reason]}\nwithout an error: the same command with --skip-bad",
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.cli import completing, options
+from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.models.picture_options import THREADS
 from ddib_fed.cli.output import lines, print_json
@@ -28,7 +28,6 @@ def privacy() -> None:
     "which",
     required=True,
     metavar="MODEL",
-    shell_complete=completing.models,
     help="A bundle's folder, whose privacy.json is written; or the name of a shipped model, which is only attacked.",
 )
 @click.option(

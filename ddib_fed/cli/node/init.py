@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.cli import completing, options
+from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.next_commands import say_next, with_config
 from ddib_fed.cli.node.making import HELP, SourceNode, addresses, make_client, make_node
@@ -52,7 +52,6 @@ def init() -> None:
 @click.option(
     "--model",
     metavar="NAME|DIR",
-    shell_complete=completing.models,
     help="The model that it hosts: a shipped one (satellite, relief, moons, ...), which is copied, or a folder. "
     "Without it the model is trained later.",
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.cli import completing, options
+from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.next_commands import with_config
 from ddib_fed.cli.output import outcome, print_ids, print_json, print_table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ddib_fed.trust.peers.store import PeerStore
     from ddib_fed.v1 import decoding_pb2
 
-INSTITUTION = click.argument("institution", shell_complete=completing.peers)
+INSTITUTION = click.argument("institution")
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:

@@ -14,7 +14,6 @@ from ddib_fed.cli.help import group
 from ddib_fed.cli.next_commands import say_next, with_config
 from ddib_fed.cli.node.withdrawing import reinstate, withdraw, withdrawn
 from ddib_fed.cli.output import outcome, print_json
-from ddib_fed.cli.typed import same_command
 from ddib_fed.errors import Cancelled, UsageError
 from ddib_fed.terminal import say
 
@@ -195,7 +194,7 @@ def _sign(config: NodeConfig, request_file: Path, out: Path | None, *, yes: bool
     if not yes and not confirm(
         f"sign for {asked.identity}? Whoever has this request's key gets this identity"
     ):
-        raise Cancelled("not confirmed; nothing was signed", hint=same_command())
+        raise Cancelled("not confirmed; nothing was signed", hint="the same command again")
     roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
     path = out if out is not None else Path(f"{asked.identity.name}.pem")
     life = config.identity.life(asked.identity.kind)

@@ -12,6 +12,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.next_commands import with_config
 from ddib_fed.cli.output import moment, outcome, print_json
+from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -28,26 +29,27 @@ def _client(config_path: Path) -> AdminClient:
     return AdminClient(NodeConfig.load(config_path))
 
 
-@command(epilog="\b\nExamples:\n  ddib status --config node.toml\n  ddib status --config node.toml --web")
+@command()
 @options.CONFIG
 @options.FORMAT
 @click.option(
-    "--web", is_flag=True, help="Show it as a page in the browser, which updates itself, until Ctrl-C."
+    "--leaving",
+    is_flag=False,
+    flag_value="leaving.html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="[FILE]",
+    help="Write a page instead (leaving.html): what leaves to whom, under which settings, and the measured leak.",
 )
-@options.PORT
-@options.BROWSER
-def status(config_path: Path, output_format: str, web: bool, port: int, browser: bool) -> None:
+def status(config_path: Path, output_format: str, leaving: Path | None) -> None:
     """Show the state of the node on this machine.
 
-    State, model, peers, calibrations, jobs, and the certificate's expiry. The page of --web has the days left on every
-    certificate, the queue, throughput and refusals of the last day, and in plain words what leaves the node; it is
-    served on this machine's loopback only, to the browser that opens the printed link, and changes nothing.
+    State, model, peers, calibrations, jobs, and the certificate's expiry. The page of --leaving is made from node.toml
+    and the node's files, whether the node runs or not; it holds no secret.
     """
-    if web:
-        options.refuse_idle(("output_format",), "is for the terminal", hint="leave --web or --format out")
-        _serve_page(config_path, port, browser=browser)
+    if leaving is not None:
+        options.refuse_idle(("output_format",), "is for the state", hint="leave --leaving or --format out")
+        _write_leaving(config_path, leaving)
         return
-    options.refuse_idle(("port", "browser"), "is for the page", hint="add --web")
     answer = _client(config_path).status()
     if output_format == "json":
         print_json(_values(answer))
@@ -77,15 +79,19 @@ def _values(message: Message) -> dict[str, Any]:
     return found
 
 
-def _serve_page(config_path: Path, port: int, *, browser: bool) -> None:
-    """Serve the operator's page until Ctrl-C."""
+def _write_leaving(config_path: Path, path: Path) -> None:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.web.operator.app import Operator
-    from ddib_fed.web.serving import serve, temporary_folder
+    from ddib_fed.node.leaving import Leaving
 
-    page = Operator.of(NodeConfig.load(config_path))
-    with temporary_folder() as folder:
-        serve(page.app(), port=port, command="ddib status --web", folder=folder, browser=browser)
+    found = Leaving.of(NodeConfig.load(config_path))
+    try:
+        found.write(path)
+    except AlreadyExists as error:
+        error.hint = "another name for --leaving"
+        raise
+    say(f"wrote {path}")
+    for problem in found.problems:
+        say(f"warning: {problem}", err=True)
 
 
 def _show(answer: admin_pb2.StatusResponse, more: str) -> None:

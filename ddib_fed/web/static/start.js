@@ -1,4 +1,4 @@
-// The first page: files into the tray, the domains that the node offers, and the order.
+// The first page: files to be uploaded, the domains that the node offers, and the order.
 import { $, ask, bytes, complain, element, unreadable } from "./page.js";
 
 const AT_ONCE = 4;

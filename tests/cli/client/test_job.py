@@ -140,9 +140,8 @@ def test_fetching_an_unfinished_job_says_so(ddib, north, submitted, tmp_path, ca
     north.script.fail_items = set()
     assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == ExitCode.CONFLICT
     said = [line.strip() for line in capsys.readouterr().err.splitlines()]
-    profile = f"--profile {north.profile_path}"
-    assert f"try:  ddib job watch {profile} {submitted}" in said
-    assert f"ddib job fetch {profile} {submitted} --out {tmp_path / 'out'}" in said
+    assert f"try:  ddib job watch {submitted}" in said
+    assert f"ddib job fetch {submitted} --out {tmp_path / 'out'}" in said
 
 
 def test_watch_ends_with_the_jobs_state(ddib, submitted, capsys):

@@ -10,12 +10,12 @@ from click.testing import CliRunner
 
 from ddib_fed.bridge.calibration.files import write_calibration
 from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
-from ddib_fed.cli.class_names import parse_pairs
 from ddib_fed.cli.models.bridge import bridge
 from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.opening import open_model
 from ddib_fed.cli.models.pictures import classes_of
 from ddib_fed.cli.models.training.trying import try_
+from ddib_fed.cli.options import parse_pairs
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import (
     AlreadyExists,

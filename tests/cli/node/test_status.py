@@ -112,16 +112,3 @@ def test_workers_shows_who_computes_and_asks_for_more(admin, capsys):
     assert run(["workers", "3", "--config", str(admin)]) == 0
     assert "1 of 3 ready" in capsys.readouterr().out
     assert run(["workers", "257", "--config", str(admin)]) == 2
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--web", "--format", "json"], "--format is for the terminal"),
-        (["--port", "8"], "--port is for the page"),
-    ],
-)
-def test_options_of_the_page_and_of_the_terminal_are_not_mixed(config_path, words, said, capsys):
-    """One that would have no effect is refused."""
-    assert run(["status", "--config", str(config_path), *words]) == ExitCode.USAGE
-    assert said in capsys.readouterr().err

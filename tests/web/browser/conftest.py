@@ -1,4 +1,4 @@
-"""Both pages in a real Chromium, over two real nodes; skipped where the browser or axe-core is missing."""
+"""The page in a real Chromium, over two real nodes; skipped where the browser or axe-core is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both pages in a real Chromium over two real nodes: keyboard, zoom, accessibility, and nothing from elsewhere."""
+"""The page in a real Chromium over two real nodes: keyboard, zoom, accessibility, and nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -50,12 +50,6 @@ NARROW = {"viewport": {"width": 320, "height": 256}, "device_scale_factor": 4}
 @pytest.fixture
 def web(nodes: Pair, tmp_path: Path) -> Iterator[str]:
     with serving("web", "--profile", nodes.profile, "--out", tmp_path / "out") as link:
-        yield link
-
-
-@pytest.fixture
-def status(nodes: Pair) -> Iterator[str]:
-    with serving("status", "--web", "--config", nodes.north.config_path) as link:
         yield link
 
 
@@ -219,7 +213,7 @@ def test_a_file_that_changes_while_it_is_sent_is_named(web: str, opened: Opened,
 
 
 @pytest.mark.parametrize("size", [ZOOMED, NARROW], ids=["200 %", "400 %"])
-def test_nothing_is_lost_when_zoomed(web: str, status: str, opened: Opened, size: dict) -> None:
+def test_nothing_is_lost_when_zoomed(web: str, opened: Opened, size: dict) -> None:
     """Nothing sticks out to the right, and every control can be reached and used."""
     page = opened(web, **size)
     assert fits(page)
@@ -234,13 +228,11 @@ def test_nothing_is_lost_when_zoomed(web: str, status: str, opened: Opened, size
         assert box["x"] + box["width"] <= size["viewport"]["width"]
     page.locator(".card").last.click()
     assert page.locator("#h-view").evaluate("it => it.getBoundingClientRect().top < innerHeight")
-    operator = opened(status, **size)
-    assert fits(operator)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(web: str, status: str, opened: Opened, axe: str, scheme: str) -> None:
-    """On both pages: at the start, with files and a refusal, with results one over the other and side by side."""
+def test_axe_finds_nothing_serious(web: str, opened: Opened, axe: str, scheme: str) -> None:
+    """On the page: at the start, with files and a refusal, with results one over the other and side by side."""
     page = opened(web, color_scheme=scheme)
     page.get_by_text("of south.example").wait_for()
     assert findings(page, axe) == []
@@ -253,10 +245,6 @@ def test_axe_finds_nothing_serious(web: str, status: str, opened: Opened, axe: s
     assert findings(page, axe) == []
     page.get_by_label("side by side").check()
     assert findings(page, axe) == []
-    operator = opened(status, color_scheme=scheme)
-    for summary in operator.locator("summary").all():
-        summary.click()
-    assert findings(operator, axe) == []
 
 
 def test_motion_is_reduced_where_it_is_asked_for(web: str, opened: Opened) -> None:
@@ -266,26 +254,6 @@ def test_motion_is_reduced_where_it_is_asked_for(web: str, opened: Opened) -> No
         "[...document.querySelectorAll('*')].map(it => getComputedStyle(it).transitionDuration)"
     )
     assert set(durations) == {"0s"}
-
-
-def test_the_operators_page_follows_the_node(status: str, opened: Opened) -> None:
-    """State, certificates, and what leaves; what is open stays open, and it can be held still."""
-    page = opened(status)
-    assert page.locator(".badge").inner_text() == "serving"
-    row = page.get_by_role("row", name=re.compile("This node")).inner_text()
-    assert re.search(r"\d+ h \d+ min", row)
-    page.get_by_text("Hours as a table").click()
-    page.locator("h1").click()
-    before = page.locator(".state .hint").inner_text()
-    page.locator("#follow").focus()
-    page.wait_for_function(
-        "was => document.querySelector('.state .hint').innerText !== was", arg=before, timeout=15_000
-    )
-    assert page.locator("#live details").first.get_attribute("open") is not None
-    page.get_by_text("What crosses, to whom").click()
-    assert page.get_by_text(
-        "A latent is an invertible encoding: who has a model like yours"
-    ).first.is_visible()
 
 
 def test_the_link_does_not_open_a_second_browser(web: str, opened: Opened, browser) -> None:

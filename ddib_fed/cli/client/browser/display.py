@@ -13,7 +13,7 @@ from ddib_fed.cli.client.translation.display import Progress
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError, QuotaSpent
-from ddib_fed.web.researcher.desk import Result, Watcher
+from ddib_fed.web.backend import Result, Watcher
 from ddib_fed.wire.jobs import Event
 
 Shown = Callable[[Input, Delivered], Result | None]

@@ -37,8 +37,8 @@ from ddib_fed.errors import (
 from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.recognition import is_dicom
 from ddib_fed.formats.study import Studies, Study
-from ddib_fed.web.researcher import desk
-from ddib_fed.web.researcher.words import measured_in_words, step_in_words
+from ddib_fed.web import backend
+from ddib_fed.web.backend import measured_in_words, step_in_words
 from ddib_fed.wire.jobs import Settings
 
 LOOSE = "DICOM files"
@@ -52,11 +52,11 @@ class Translating:
     """One translation."""
 
     clients: Clients
-    given: Sequence[desk.Given]
-    asked: desk.Asked
+    given: Sequence[backend.Source]
+    asked: backend.TranslationRequest
     out: Path
     views: Path
-    watcher: desk.Watcher
+    watcher: backend.Watcher
 
     def run(self) -> None:
         """Translate everything."""
@@ -79,7 +79,7 @@ class Translating:
         total = len(studies) + len(failed) + len(plain)
         labels = self._labels(studies.origins)
 
-        def look(at: int, origin: Origin) -> desk.Study:
+        def look(at: int, origin: Origin) -> backend.Study:
             del origin
             self._check_stopped()
             return _seen(studies[at], labels[at])
@@ -112,7 +112,7 @@ class Translating:
             f"{len(failed):,} of {total:,} were not translated", hint="; ".join([*steps][:_STEPS])
         )
 
-    def _opened(self) -> tuple[Studies, list[tuple[str, DdibError]], list[desk.Given]]:
+    def _opened(self) -> tuple[Studies, list[tuple[str, DdibError]], list[backend.Source]]:
         """What is translated in items, none of it read yet; of what none can be made, with the reason; and the rest."""
         asked: dict[str, Any] = {
             "intensity": self.asked.intensity,
@@ -167,7 +167,7 @@ class Translating:
     def _manner(self) -> Manner:
         return Manner(self.out, force=False, skip_bad=True, doubtful_below=DOUBTFUL_BELOW)
 
-    def _translate_study(self, number: int, study: Study, seen: desk.Study) -> None:
+    def _translate_study(self, number: int, study: Study, seen: backend.Study) -> None:
         """Translate the items of a study, and put it together."""
         tiled = tiled_map(study)
 
@@ -185,10 +185,10 @@ class Translating:
         shown = map_result(number, seen.label, tiled, written, self.views) if tiled is not None else None
         refused = (written.refused,) if written.refused else ()
         said = (*refused, *measured_in_words(written.report), *written.said)
-        done = desk.PutTogether(written.files, written.record, said, written.provenance)
+        done = backend.PutTogether(written.files, written.record, said, written.provenance)
         self.watcher.put_together(number, done, shown)
 
-    def _translate_plain(self, plain: Sequence[desk.Given]) -> list[tuple[str, DdibError]]:
+    def _translate_plain(self, plain: Sequence[backend.Source]) -> list[tuple[str, DdibError]]:
         """Translate files that the node takes as they are; those that were left out, and why."""
         sources = {each.name: each for each in plain}
         chosen = Chosen(
@@ -196,11 +196,11 @@ class Translating:
         )
         check_names(chosen.paths, chosen.inputs, self.out)
 
-        def shown(given: Input, result: Delivered) -> desk.Result:
+        def shown(given: Input, result: Delivered) -> backend.Result:
             source = sources[given.name]
             files = {Part.SOURCE: source.path, **result.files}
             outputs = (*result.files.values(), result.record)
-            return desk.Result(source.label, files, result.provenance, outputs)
+            return backend.Result(source.label, files, result.provenance, outputs)
 
         outcome, _ = translate_files(
             self.clients.profile,
@@ -221,9 +221,9 @@ def _not_shown(given: Input, result: Delivered) -> None:
     del given, result
 
 
-def _seen(study: Study, label: str) -> desk.Study:
+def _seen(study: Study, label: str) -> backend.Study:
     word = "slice" if tiled_map(study) is None else "tile"
-    return desk.Study(label, study.kind, study.planes, len(study.sent), word, study.warnings)
+    return backend.Study(label, study.kind, study.planes, len(study.sent), word, study.warnings)
 
 
 def _step(error: DdibError) -> str:

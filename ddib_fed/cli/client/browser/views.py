@@ -21,8 +21,8 @@ from ddib_fed.formats.pictures import PictureStudy, read_picture
 from ddib_fed.formats.study import Options, Study
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.samples.images import encode_png, read_image
-from ddib_fed.web.researcher.desk import Result
-from ddib_fed.web.researcher.previews import Window, own_window, preview, shown
+from ddib_fed.web.backend import Result
+from ddib_fed.web.previews import Window, own_window, preview, shown
 
 LOOKED_AT: Final = 12
 """Slices of which the window of a volume is taken."""

@@ -13,7 +13,6 @@ from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Input
 from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.output import next_steps
-from ddib_fed.cli.typed import same_command
 from ddib_fed.client.payload import Payload, payload
 from ddib_fed.client.views import Media
 from ddib_fed.errors import DdibError, FilesLeftOut, ImageUnreadable, InputError, error_class
@@ -122,7 +121,7 @@ def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str, *, un
         (LeftOut.of(path, error) for path, error in bad), unnamed
     )
     first = bad[0][1].hint if len(bad) == 1 else ""
-    more = f"without {'it' if len(bad) == 1 else 'them'}: {same_command('--skip-bad')}"
+    more = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
     # What else the errors say of one file does not hold for all.
     return kind(detail, hint=f"{first}\n{more}" if first else more, hop=bad[0][1].hop)
 
@@ -132,7 +131,7 @@ def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     steps = next_steps(each.as_error("client") for each in found) or "repair them"
     return FilesLeftOut(
         f"left out: {len(found):,} of {total:,} files; {state}:\n{listed(found)}",
-        hint=f"{steps}\nthen, for what is missing: {same_command()}",
+        hint=f"{steps}\nthen, for what is missing: the same command again",
     )
 
 

@@ -15,7 +15,6 @@ from ddib_fed.cli.client.delivery import Delivered, Input, JobFile, deliver, nam
 from ddib_fed.cli.client.session import explaining_interruption
 from ddib_fed.cli.client.translation.display import Progress
 from ddib_fed.cli.client.translation.order import Order
-from ddib_fed.cli.typed import same_command
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import Payload, split_target
 from ddib_fed.client.views import JobView, Submitted
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
 
 
-RESUMES = "to resume:"
+RESUMES = "to resume: the same command again"
 """The line of a hint above the command that goes on."""
 
 
@@ -78,8 +77,7 @@ def submit(
             raise
         raise Cancelled(
             "interrupted while submitting: the node may have accepted the job",
-            hint=f"{RESUMES}\n{same_command()}\n"
-            f"ddib job list --profile {shlex.quote(str(client.profile.path))}",
+            hint=f"{RESUMES}\nddib job list --profile {shlex.quote(str(client.profile.path))}",
         ) from error
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut, listed
 from ddib_fed.cli.output import next_steps
-from ddib_fed.cli.typed import same_command
 from ddib_fed.client.views import JobView, require_finished
 from ddib_fed.errors import Cancelled, JobFailed
 from ddib_fed.wire.jobs import ItemState, JobState
@@ -42,15 +41,15 @@ def require_translated(outcome: Outcome, hop: str, *, skip_bad: bool) -> None:
             error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
             error.args = (error.detail,)
             if bad:
-                without = same_command("--skip-bad") if len(bad) < outcome.total else ""
+                without = "the same command with --skip-bad" if len(bad) < outcome.total else ""
                 others = f"without {'it' if len(bad) == 1 else 'them'}: {without}" if without else ""
                 steps = next_steps(each.as_error(hop) for each in bad)
                 error.hint = "\n".join(filter(None, [steps, others, error.hint]))
             if rest:
-                error.hint = "\n".join(filter(None, [error.hint, f"the rest: {same_command()}"]))
+                error.hint = "\n".join(filter(None, [error.hint, "the rest: the same command again"]))
             raise
     if rest:
-        raise JobFailed(unsent, hop="client", hint=same_command())
+        raise JobFailed(unsent, hop="client", hint="the same command again")
 
 
 def failed_by_items(job: JobView) -> bool:

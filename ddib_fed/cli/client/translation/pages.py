@@ -11,7 +11,6 @@ from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.client.progress import counted
 from ddib_fed.cli.client.translation.outcome import Outcome
-from ddib_fed.cli.typed import same_command
 from ddib_fed.errors import DiskFull, InputError
 from ddib_fed.files import is_disk_full
 
@@ -38,7 +37,7 @@ def write_pages(outcome: Outcome, out: Path, whole: Sequence[WrittenStudy] = ())
         kind = DiskFull if is_disk_full(error) else InputError
         raise kind(
             f"{error.filename or page} cannot be written: {error.strerror or error}; every result is in {out}",
-            hint=f"make room, then {same_command()}; or leave the page out with --no-page",
+            hint="make room, then the same command again; or leave the page out with --no-page",
             hop="client",
         ) from error
     return page
@@ -47,7 +46,7 @@ def write_pages(outcome: Outcome, out: Path, whole: Sequence[WrittenStudy] = ())
 def _write(
     outcome: Outcome, pictures: list[Delivered], tiled: Sequence[WrittenStudy], page: Path, sheet: Path
 ) -> None:
-    from ddib_fed.reports.results_page import Results, ShownFile, write_results
+    from ddib_fed.reports.results import Results, ShownFile, write_results
 
     sources = {entry.given.file: entry.path for entry in outcome.entries}
     given = Counter(each.file for each in pictures)
@@ -81,7 +80,7 @@ def _write(
 
 def _places(out: Path, taken: set[str]) -> tuple[Path, Path]:
     """Where the page and the sheet go: in place of earlier ones of ours, and of nothing else."""
-    from ddib_fed.reports.html import GENERATOR
+    from ddib_fed.pages import GENERATOR
 
     number = 0
     while True:

@@ -31,7 +31,6 @@ from ddib_fed.cli.client.translation.resuming import (
     unfinished_files,
     with_ids,
 )
-from ddib_fed.cli.typed import same_command
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import refused_items
 from ddib_fed.client.views import JobView, Submitted
@@ -317,11 +316,11 @@ class Run:
             error.detail += f"; {done:,} of {total:,} results are complete in {self._manner.out}"
             error.args = (error.detail,)
             if RESUMES not in error.hint:
-                error.hint = f"{RESUMES}\n{same_command()}\n{error.hint}"
+                error.hint = f"{RESUMES}\n{error.hint}"
             raise
         except DiskFull as error:
             if error.hop == "client":
-                error.hint += f"\nor, for all that is missing: {same_command()}"
+                error.hint += "\nor, for all that is missing: the same command again"
             raise
 
     def _outcome(self) -> Outcome:

@@ -16,7 +16,6 @@ from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.client.translation.outcome import Outcome, require_translated
 from ddib_fed.cli.client.translation.pages import write_pages
 from ddib_fed.cli.client.translation.run import Manner, Run
-from ddib_fed.cli.typed import same_command
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Submitted
 from ddib_fed.errors import Cancelled, FilesLeftOut, JobFailed
@@ -63,7 +62,7 @@ def translate_parts(
         require_translated(outcome, f"source {profile.institution}", skip_bad=True)
     except Cancelled as error:
         # Others of the command's studies go on; Ctrl-C is raised above.
-        raise JobFailed(error.detail, hint=same_command(), hop=error.hop) from error
+        raise JobFailed(error.detail, hint="the same command again", hop=error.hop) from error
     return {each.path: f"{each.why} [{each.reason}]" for each in (*outcome.left_out, *outcome.failed)}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddib_fed.cli import completing, options
+from ddib_fed.cli import options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.models.training import train as training
 from ddib_fed.cli.models.training.options import asked_for, training_options
@@ -27,7 +27,7 @@ _NAMES = (
 
 
 @command()
-@click.argument("teacher", metavar="MODEL", shell_complete=completing.models)
+@click.argument("teacher", metavar="MODEL")
 @training.OUT
 @with_options(training_options(_NAMES, DistilConfig))
 @training.RESUME

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.cli import completing, options
+from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.node.audit.reading import export, show, tail
 from ddib_fed.cli.output import outcome, print_json
@@ -113,7 +113,6 @@ def _show(path: Path, found: Verified, output_format: str, *, checked: int) -> N
     "institution",
     required=True,
     metavar="INSTITUTION",
-    shell_complete=completing.peers,
     help="Whose log they are of.",
 )
 @click.option(

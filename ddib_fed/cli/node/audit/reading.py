@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddib_fed.cli import completing, options
+from ddib_fed.cli import options
 from ddib_fed.cli.help import command
 from ddib_fed.cli.output import outcome, print_json
 from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing
@@ -35,7 +35,6 @@ _SELECT = (
         "--peer",
         default="",
         metavar="INSTITUTION",
-        shell_complete=completing.peers,
         help="Only what concerns this institution.",
     ),
     click.option(

@@ -1,0 +1,282 @@
+"""What the page asks of the client, what the client tells the page, and how the page says it in words.
+
+The client's side is `ddib_fed.cli.client.browser`, which is `ddib translate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddib_fed.bridge.records.translation_record import Part, Translation
+from ddib_fed.client.views import Domains
+from ddib_fed.errors import DdibError, ExtraMissing, UsageError
+from ddib_fed.formats.intensity import AUTO, Rule
+from ddib_fed.formats.nifti import PLANES
+from ddib_fed.wire.jobs import QUALITIES, Event
+
+DOUBTS = {
+    "cycle_psnr": "translated back, it differs visibly from the original",
+    "structure": "its edges or values agree with those of the original no better than an unrelated picture's",
+}
+
+STAGES = {
+    "encode": "encoding here, at your institution",
+    "send": "sending the latent",
+    "decode": "decoding at the other institution",
+    "return": "checking by translating back",
+    "done": "done",
+    "failed": "failed",
+    "wait": "waiting for the other institution",
+}
+
+# By reason, for somebody at the page: an error's own hint is for a shell. Parents of the class are tried after it.
+STEPS: Final[Mapping[str, str]] = {
+    "INTERNAL": "give the incident's number, where there is one, to the operator of your node",
+    "INPUT_INVALID": "correct the file, or leave it out, and drop it again",
+    "USAGE": "choose otherwise, or rename the file, and translate again",
+    "CONFIG_INVALID": "ask the operator of your node",
+    "IMAGE_UNREADABLE": "open it in a viewer and save it again as PNG, JPEG or TIFF, or leave it out",
+    "IMAGE_TOO_LARGE": "make it smaller, or cut it into several files",
+    "SETTINGS_INVALID": "choose otherwise on the start page",
+    "PICTURE_MISFIT": "bring its values to the range that the message names, or leave it out",
+    "CONTRACT_MISMATCH": "tell the operators of both nodes; choose another domain meanwhile",
+    "STATE_CONFLICT": "load the page again",
+    "REFUSED": "ask the operator of the node that refused",
+    "UNAUTHENTICATED": "ask the operator of your node for a new certificate",
+    "LATENT_NOT_GAUSSIAN": "leave it out, or drop a picture like those that your node's model was trained on",
+    "NOT_FOUND": "go back to the start page, and choose again",
+    "ALREADY_EXISTS": "move the earlier results away, and translate again",
+    "EXHAUSTED": "wait a while, and translate again; what is finished is here",
+    "DISK_FULL": "make room on the disk, and translate again; what is finished is here",
+    "UNAVAILABLE": "wait a while, and translate again; ask the operator of your node if it stays so",
+    "CHUNK_CORRUPT": "translate again: the bytes were damaged on the way",
+    "CANCELLED": "drop the rest again to continue",
+    "DEADLINE_EXCEEDED": "translate again, fewer files at once",
+    "JOB_FAILED": "translate again; ask the operator of your node if it fails again",
+    "FILES_LEFT_OUT": "repair what is listed, or choose otherwise, and drop it again; what was translated is here",
+    "PEER_FAULT": "tell the operator of that institution; choose another domain meanwhile",
+}
+
+STEADY = 1.25
+"""Slice flicker up to this many times the source's is called the same."""
+
+
+class TranslationRequest(BaseModel):
+    """What the person chose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: str = Field(min_length=3, max_length=400)
+    quality: str = Field(default="standard", max_length=20)
+    cycle: bool = True
+    target_class: str = Field(default="", max_length=200)
+    slices: str = Field(default=AUTO, max_length=20)
+    intensity: str = Field(default=AUTO, max_length=100)
+
+    @classmethod
+    def parse(cls, body: bytes) -> TranslationRequest:
+        """The request in the body of a call."""
+        try:
+            found = cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise UsageError(
+                f"the request cannot be used: {where}: {first['msg']}", hint="load the page again"
+            ) from error
+        if found.quality not in QUALITIES:
+            raise UsageError(f"there is no quality {found.quality!r}", hint=f"one of {', '.join(QUALITIES)}")
+        if found.slices not in {AUTO, *PLANES}:
+            raise UsageError(f"there is no plane {found.slices!r}", hint=f"one of {', '.join(PLANES)}")
+        if found.intensity != AUTO:
+            Rule.parse(found.intensity)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Something to translate: a file, or a folder of DICOM files."""
+
+    path: Path
+    name: str
+    label: str
+    is_study: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A series, a volume, a map or a picture of a further format, before it is translated."""
+
+    label: str
+    kind: str
+    planes: int
+    items: int
+    plane_word: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A picture that is compared on the page."""
+
+    label: str
+    files: Mapping[Part, Path]
+    provenance: Translation
+    outputs: tuple[Path, ...] = ()
+    study: int | None = None
+    plane: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PutTogether:
+    """The output of a study on the disk."""
+
+    outputs: tuple[Path, ...]
+    record: Path
+    said: tuple[str, ...]
+    provenance: Translation
+
+
+class Watcher(Protocol):
+    """Told how a translation goes, from the thread in which it runs."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is to be submitted."""
+
+    def opened(self, studies: Sequence[Study], items: int, files: int) -> None:
+        """All files are read: the studies among them, how many items are translated, and of how many files."""
+
+    def submitted(self, job_id: str, out: Path) -> None:
+        """The node has a job on its disk, whose results go to this folder."""
+
+    def event(self, event: Event, label: str) -> None:
+        """The running job moved; `label` is what the event's item is called."""
+
+    def waiting(self, text: str) -> None:
+        """Something that takes time, such as a node that is away or busy."""
+
+    def written(self, result: Result | None) -> None:
+        """The result of an item is on the disk; None for one that is not shown by itself."""
+
+    def job_ended(self, job_id: str, items: int) -> None:
+        """A job of so many items has ended, and its results are written."""
+
+    def put_together(self, study: int, done: PutTogether, whole: Result | None) -> None:
+        """The output of a study is on the disk; `whole` shows it, where its items are not shown by themselves."""
+
+    def left_out(self, label: str, why: str) -> None:
+        """A file, a slice or a study was not translated."""
+
+
+class Backend(Protocol):
+    """What the page needs of the client; every error has a hint."""
+
+    def domains(self) -> Domains: ...
+
+    def translate(
+        self, sources: Sequence[Source], request: TranslationRequest, out: Path, views: Path, watcher: Watcher
+    ) -> None:
+        """Translate files as `ddib translate` does, in as many jobs as the node's limits ask for."""
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """Stop jobs; see `Client.cancel`."""
+
+    def close(self) -> None:
+        """End what runs; jobs go on at the node."""
+
+
+def step_in_words(error: DdibError) -> str:
+    """What somebody at the page can do about an error, without a command of a shell where there is another way."""
+    if isinstance(error, ExtraMissing):
+        return f"in a terminal: {error.hint}; then start the page again"
+    reasons = (str(getattr(kind, "reason", "")) for kind in type(error).__mro__)
+    return next(STEPS[reason] for reason in reasons if reason in STEPS)
+
+
+@contextmanager
+def hinted_in_words() -> Iterator[None]:
+    """Errors that leave have the hint of `step_in_words`."""
+    try:
+        yield
+    except DdibError as error:
+        error.hint = step_in_words(error)
+        raise
+
+
+def measured_in_words(report: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(filter(None, (_flicker(report.get("flicker")), _seams(report.get("seams")))))
+
+
+def _flicker(found: Mapping[str, Any] | None) -> str:
+    ratio = None if found is None else found["ratio"]
+    if ratio is None:
+        return ""
+    if ratio <= STEADY:
+        return "From slice to slice the result changes no more than the source does."
+    return (
+        f"From slice to slice the result changes {ratio:.1f} times as much as the source: each slice is translated "
+        "alone, so look through them before you measure across slices."
+    )
+
+
+def _seams(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    here, there = found["translation"], found["source"]
+    verdict = "no seams to be expected" if here <= STEADY * max(there, 1.0) else "look for seams"
+    steep = f"{here:.2f} times as steep as elsewhere ({there:.2f} in the source)"
+    return f"Where tiles meet, the map is {steep}: {verdict}."
+
+
+def event_in_words(event: Event, label: str) -> str:
+    step = f", step {event.step} of {event.steps}" if event.steps else ""
+    return f"{label}: {STAGES.get(event.stage, event.stage)}{step}"
+
+
+def doubts_in_words(record: Translation) -> list[str]:
+    return [DOUBTS.get(each, each) for each in record.doubts or ()]
+
+
+def severity(record: Translation) -> float:
+    """The higher, the earlier it should be looked at: doubtful ones first, then by the worst round trip."""
+    rank = 1000.0 * len(record.doubts or ())
+    picture = record.picture
+    if picture is not None and picture.cycle_psnr is not None:
+        return rank - picture.cycle_psnr
+    if record.cycle is not None:
+        return rank + min(record.cycle.p99, 999.0)
+    if picture is not None and picture.edge_correlation is not None:
+        return rank - picture.edge_correlation
+    return rank
+
+
+def figures_in_words(record: Translation) -> list[tuple[str, str]]:
+    """Names and values, for a list of definitions."""
+    found: list[tuple[str, str]] = []
+    picture, cycle = record.picture, record.cycle
+    if picture is not None and picture.lost:
+        found.append(("Not at its own size", f"it {picture.lost}"))
+    if picture is not None and picture.cycle_psnr is not None:
+        found.append(("Round trip", f"{picture.cycle_psnr:.1f} dB (higher is better)"))
+    if picture is not None and picture.edge_correlation is not None:
+        found.append(("Edges in common", f"{picture.edge_correlation:.2f} of 1"))
+    if cycle is not None:
+        found.append(("Round trip, median point", f"{cycle.median:.3g} of a standard deviation"))
+        found.append(("Round trip, worst 1 %", f"{cycle.p99:.3g} of a standard deviation"))
+    if picture is not None and picture.width:
+        found.append(("Size", f"{picture.width} × {picture.height} pixels"))
+    if picture is not None and picture.clipped:
+        found.append(("Outside the model's range", f"{picture.clipped:,} values were clipped"))
+    if record.samples > 1:
+        found.append(("Points", f"{record.samples:,}"))
+    solver = record.solver
+    found.append(("Steps", f"{solver.evaluations} each way ({solver.solver})"))
+    found.append(("Time", f"{sum(record.seconds.values()):.1f} s"))
+    return found

@@ -1,0 +1,220 @@
+"""`ddib status --leaving`: the page says what the files say, and nothing on it is secret or markup of a peer."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode
+from ddib_fed.models.bundle_files import parse_manifest
+from ddib_fed.models.privacy import Figure, PrivacyReport, Reading
+from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.leaving import Leaving
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peers.withdrawn import withdraw
+from tests.node.institutions import Institution
+from tests.node.tiny_nodes import make_config, make_institution, save_model
+
+
+def make(folder: Path, role: str, admitted: tuple[str, ...] = ("south",), **settings: str) -> NodeConfig:
+    """North's node, which admits peers; the role "both" is source and target."""
+    made = make_config(folder / "north", "north.example", "target" if role == "target" else "source")
+    text = made.path.read_text()
+    if role == "both":
+        text = text.replace('roles = ["source"]', 'roles = ["source", "target"]')
+    lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
+    made.path.write_text(text.replace("[policy]\n", f"[policy]\n{lines}", 1))
+    north = make_institution(folder / "north", "north.example")
+    for name in admitted:
+        north.admit(Institution(f"{name}.example", folder / name), f"{name}.example:7555")
+    config = NodeConfig.load(made.path)
+    save_model(config)
+    return config
+
+
+def said(config: NodeConfig) -> str:
+    """The text of the page."""
+    path = config.folder / "page.html"
+    path.unlink(missing_ok=True)
+    assert run(["status", "--config", str(config.path), "--leaving", str(path)]) == 0
+    page = path.read_text()
+    assert page.startswith("<!doctype html>")
+    assert "PRIVATE KEY" not in page
+    assert (config.paths.pki / "leaf.key").read_text().splitlines()[1] not in page
+    body = html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body>") :]))
+    return " ".join(body.split())
+
+
+def test_a_source_sends_latents(tmp_path: Path) -> None:
+    """To whom, of what size, and that they are the picture."""
+    text = said(make(tmp_path, "source"))
+    assert "Latents of your clients' pictures or points leave, to south.example." in text
+    assert "Treat it as the picture" in text
+    assert "2 numbers." in text
+    assert "Only latents of full depth leave" in text
+    assert "Translations leave" not in text
+    assert "No calibration is allowed" in text
+    assert "by bounds for every model" in text
+    assert "it does not show that nothing of the picture can be read from it" in text
+
+
+def test_what_shows_more_is_said(tmp_path: Path) -> None:
+    """Depths, encoders and calibrations that a policy allows."""
+    config = make(
+        tmp_path, "source", least_depth="0.6", encoders='["ode", "mixed"]', calibration='["rotation"]'
+    )
+    (config.paths.bundle / "gate.json").write_text("{}")
+    text = said(config)
+    for part in ("down to 0.6", "mixed is allowed", "of the kind rotation", "its map and its figures leave"):
+        assert part in text
+    assert "Only latents of full depth" not in text
+    assert "histogram" not in text, "only a target publishes one"
+    assert "unlike the usual ones of your model is encoded again" in text
+
+
+def test_a_target_sends_translations(tmp_path: Path) -> None:
+    """How many; for calibrations the noised histogram, and units where the policy allows them."""
+    text = said(make(tmp_path, "target", samples_per_day="1000", calibration='["rotation"]'))
+    assert "Translations leave: what this node makes of the latents of south.example" in text
+    assert "at most 1,000 samples a day" in text
+    assert "Latents of your clients" not in text
+    assert "a noised histogram" in text
+    assert "mean and deviation" not in text
+    text = said(make(tmp_path / "more", "target", calibration='["rotation"]', calibration_units="true"))
+    assert "mean and deviation of the channels of its training data, without noise" in text
+
+
+def test_telemetry_is_said(tmp_path: Path) -> None:
+    """Off; or where traces go, and with whom trace ids are shared."""
+    config = make(tmp_path, "source")
+    assert "Telemetry is off" in said(config)
+    text = config.path.read_text()
+    for key, value in {"endpoint": '"http://127.0.0.1:4318"', "peers": '["south.example"]'}.items():
+        at = text.index(f"# {key} = ", text.index("[telemetry]"))
+        text = text[:at] + f"{key} = {value} #" + text[at + 1 :]
+    config.path.write_text(text)
+    on = said(NodeConfig.load(config.path))
+    assert "Telemetry goes to http://127.0.0.1:4318" in on
+    assert "Trace ids are shared with south.example" in on
+    assert "`traceparent`, 55 characters" in on
+
+
+@pytest.mark.parametrize(("role", "what"), [("source", "latents"), ("target", "translations")])
+def test_without_a_peer_nothing_leaves(tmp_path: Path, role: str, what: str) -> None:
+    """Said in plain words."""
+    text = said(make(tmp_path, role, admitted=()))
+    assert f"No {what} leave: no peer is admitted." in text
+    assert "No peer is admitted. Under" in text
+
+
+def test_recipients_are_those_of_the_policy(tmp_path: Path) -> None:
+    """A peer that may only send is no recipient of latents, and one that may only be sent to does not decode here."""
+    config = make(
+        tmp_path, "both", ("south", "west"), peers='{ "south.example" = ["send"], "*" = ["decode"] }',
+        calibration='["rotation"]',
+    )  # fmt: skip
+    text = said(config)
+    assert "leave, to south.example." in text
+    assert "Translations leave: what this node makes of the latents of west.example." in text
+    assert "No latents go to west.example" in text
+    assert "No latents of south.example are decoded" in text
+    assert "are allowed, but with none of the peers." in text
+    assert "spiffe://south.example/node/node-1 south.example:7555 latents west.example" in text
+    assert "west.example:7555 translations" in text
+
+
+def test_nobody_is_a_recipient_where_no_client_may_send(tmp_path: Path) -> None:
+    """[policy.clients] decides too."""
+    clients = '{ "alice" = ["south.example/relief"], "bob" = [] }'
+    text = said(make(tmp_path, "both", ("south", "west"), clients=clients))
+    assert "leave, to south.example." in text
+    assert "No latents go to west.example" in text
+    text = said(make(tmp_path / "again", "source", clients="{}"))
+    assert "No latents leave: no admitted peer may get any." in text
+
+
+@pytest.mark.parametrize("how", ["suspended", "withdrawn"])
+def test_a_peer_that_is_suspended_or_withdrawn_is_no_recipient(tmp_path: Path, how: str) -> None:
+    """Nothing goes to it and nothing is taken from it, with the reason."""
+    config = make(tmp_path, "both", ("south", "west"))
+    if how == "suspended":
+        peer_store(config).suspend("south.example", reason="a stolen disk")
+    else:
+        withdraw(config.paths.pki, Identity("south.example", "node", "node-1"))
+    text = said(config)
+    assert "Latents of your clients' pictures or points leave, to west.example." in text
+    assert "Nothing goes to south.example and nothing is taken from it: " in text
+    assert ("a stolen disk" if how == "suspended" else "its node is withdrawn") in text
+
+
+def test_the_settings_are_those_of_node_toml(tmp_path: Path) -> None:
+    """Every key of [policy]."""
+    config = make(tmp_path, "source", least_depth="0.7")
+    rows = {name: value for name, value, _ in Leaving.of(config).settings()}
+    assert rows["policy.least_depth"] == "0.7"
+    assert {f"policy.{name}" for name in type(config.policy).model_fields} <= set(rows)
+    assert "policy.least_depth 0.7 1 is pure noise" in said(config)
+
+
+def test_a_leak_is_shown_if_it_was_measured_on_these_weights(tmp_path: Path, capsys) -> None:
+    """Figures with their intervals, and which of them this policy does not allow; else the command that measures it."""
+    config = make(tmp_path, "source", least_depth="0.7")
+    bundle = config.paths.bundle
+    assert (
+        f"Not measured for this model. What an attacker reads from its latents: ddib privacy report --model {bundle}"
+        in (said(config))
+    )
+    shares = Figure(value=0.5, low=0.25, high=0.75)
+    reading = Reading(
+        soften_sigma=0.0, depth=1.0, encoder="ode", correlation=shares, found_by_correlation=shares,
+        surrogate="ridge", read=Figure(value=23.21, low=21.7, high=24.4), found_by_reading=shares,
+    )  # fmt: skip
+    report = PrivacyReport(
+        weights_sha256=parse_manifest((bundle / "manifest.json").read_bytes(), "").weights_sha256,
+        sample_kind="picture", known=512, attacked=128,
+        readings=(reading, reading.model_copy(update={"depth": 0.5}), reading.model_copy(update={"soften_sigma": 0.5})),
+    )  # fmt: skip
+    (bundle / "privacy.json").write_bytes(report.text())
+    text = said(config)
+    assert "right one of 128 by correlation read with 512 known pairs" in text
+    assert "depth 1, ode 50 % (25 to 75) 23.2 (21.7 to 24.4) 50 % (25 to 75)" in text
+    assert "depth 0.5, ode; not allowed here" in text
+    assert "softened to 0.5; for comparison, this model softens otherwise" in text
+    assert "guessing finds 0.781 %" in text
+    (bundle / "privacy.json").write_bytes(report.model_copy(update={"weights_sha256": "00" * 32}).text())
+    assert "is about other weights" in said(config)
+    assert "is about other weights" in capsys.readouterr().err
+
+
+def test_a_node_without_a_model_has_a_page(tmp_path: Path) -> None:
+    """Before its first start; what is missing is said."""
+    config = make_config(tmp_path / "south", "south.example", "target")
+    make_institution(tmp_path / "south", "south.example")
+    assert "Attention: the model" in said(config)
+
+
+def test_no_text_of_a_file_becomes_markup(tmp_path: Path) -> None:
+    """Whoever suspended a peer wrote the reason."""
+    config = make(tmp_path, "source")
+    peer_store(config).suspend("south.example", reason="<script>alert(1)</script>")
+    path = tmp_path / "page.html"
+    assert run(["status", "--config", str(config.path), "--leaving", str(path)]) == 0
+    page = path.read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_file_that_is_there_stays(tmp_path: Path, monkeypatch) -> None:
+    """Without a name it is leaving.html."""
+    config = make(tmp_path, "source")
+    monkeypatch.chdir(tmp_path)
+    assert run(["status", "--config", str(config.path), "--leaving"]) == 0
+    page = (tmp_path / "leaving.html").read_text()
+    assert run(["status", "--config", str(config.path), "--leaving"]) == ExitCode.CONFLICT
+    assert (tmp_path / "leaving.html").read_text() == page
