@@ -3,7 +3,7 @@
     python -m benchmarks.calibration.disclosure.margins
 
 A rotation is right when it is within 45 degrees of that of the pixels of the test pairs. JSON in
-docs/benchmarks/calibration/margins.json; decision 0057 has the choice.
+docs/benchmarks/calibration/margins.json.
 """
 
 from __future__ import annotations

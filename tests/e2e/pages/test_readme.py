@@ -285,7 +285,7 @@ def test_the_python_of_the_page_runs(pair: Machines) -> None:
 
 def test_a_calibration_is_agreed_on_and_used(pair: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the page's lines; the records name it, and the translations are others than without it."""
-    # Of some hundred draws of the noise one is refused (decision 0057): this one is not.
+    # Of some hundred draws of the noise one is refused: this one is not.
     monkeypatch.setattr(aggregates, "secure_normal", np.random.default_rng(0).standard_normal)
     page = section("Calibrate")
     line = blocks(page, "toml")[0].splitlines()[1]
