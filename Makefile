@@ -76,19 +76,19 @@ drift: $(VENV)/.dev
 
 install: $(VENV)/.dev  ## The virtual environment, with everything for development
 
-bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks.md, fails when a bound is missed
+bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks/speed, fails when a bound is missed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
-trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promise, but the chaos; writes docs/trust-report.md
+trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promise, but the chaos; writes docs/benchmarks/trust
 	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
 
 tls-scan: $(VENV)/.dev $(SSLYZE)  ## Both ports under sslyze: TLS 1.3 alone, suites, curves, known holes, certificates
 	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/trust/network/test_tls_scan.py
 
-chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/trust-report.md
+chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
 
-fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/trust-report.md
+fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS) --seconds $(FUZZ_S)
 
 sbom: $(VENV)/.node  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a node needs, and of the models that ship

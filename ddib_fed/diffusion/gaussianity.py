@@ -33,7 +33,7 @@ MEAN_ALLOWANCE = 0.15
 LOG_STD_ALLOWANCE = 0.56
 """Of -log(std): 0.57 at least."""
 LARGEST_STD = 10.0
-"""Masks among the training pictures of a model that was trained for four minutes have up to 6.5 (docs/latents.md)."""
+"""Masks among the training pictures of a model that was trained for four minutes have up to 6.5."""
 LIGHT_TAILS, HEAVY_TAILS = -0.6, 30.0
 """Excess kurtosis, at least and at most: an edge that a model has not learned is a few large numbers among many."""
 CORRELATION_ALLOWANCE = 0.2

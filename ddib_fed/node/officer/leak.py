@@ -21,7 +21,7 @@ def leak(facts: Facts) -> Section:
             TITLE,
             (
                 f"Not measured for this model. What an attacker reads from its latents: {command}",
-                "Measured for the shipped models: docs/latents.md.",
+                "Measured for the shipped models: SECURITY.md.",
             ),
         )
     unit = (

@@ -65,7 +65,7 @@ def _latents(facts: Facts) -> Iterator[str]:
         )
     else:
         yield (
-            "Only latents of full depth leave; docs/latents.md says what could be read from them without your model."
+            "Only latents of full depth leave; SECURITY.md says what could be read from them without your model."
         )
     if set(policy.encoders) != {"ode"}:
         yield "Encoders mixed or linear are allowed: their latents show more of the picture."

@@ -21,7 +21,7 @@ from ddib_fed.version import __version__
 
 IN_WORDS: Final = "What leaves, in plain words"
 AMOUNTS: Final = "What crosses, to whom, in which form and amount"
-THREATS: Final = "docs/threat-model.md"
+THREATS: Final = "SECURITY.md"
 ROLES: Final = {
     "source": "source: encodes pictures of its own clients to latents, and sends these",
     "target": "target: decodes latents of admitted peers to pictures of its own domain",

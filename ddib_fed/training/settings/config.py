@@ -40,7 +40,7 @@ from ddib_fed.training.settings.presets import PRESETS, Preset
 from ddib_fed.training.settings.private import DP_FIELDS, PrivateTrainConfig
 
 SOFTEN_SIGMA = 0.05
-"""From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
+"""From docs/quality.md: the least noise that makes the maps' latents white by its measure."""
 CALIBRATED_STEPS, CALIBRATED_RATE, CALIBRATED_EMA = 600, 1e-3, 0.99
 """Steps, peak of the learning rate and decay of the averages of a run with a calibration."""
 POINT_STEPS = 2_000
