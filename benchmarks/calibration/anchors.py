@@ -1,6 +1,6 @@
 """Heads with a tone curve from 8 anchors, the source's model retrained on its mapped pictures; both directions.
 
-    python -m benchmarks.calibration.anchors --fit --train --measure --page [--further] [--pairs PAIR] [--seeds 0]
+    python -m benchmarks.calibration.anchors --fit --train --measure [--further] [--pairs PAIR] [--seeds 0]
 
 Anchors are sheets through the slabs that the source alone is trained on, in both contrasts: as if one subject had
 travelled to both scanners. None is in the test part, and the target's model has seen none of them. A seed chooses the
@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import BUILD, OUT, ROOT, Directed
-from benchmarks.pages import between, markdown
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.calibration.files import write_calibration
 from ddib_fed.bridge.calibration.fitting.anchors import fit
@@ -40,13 +39,6 @@ from ddib_fed.training.run import train
 from ddib_fed.training.settings.config import PictureTrainConfig
 
 Way = tuple[float, float, str]
-COLUMNS = {
-    "psnr": "PSNR dB",
-    "ssim": "SSIM",
-    "partner": "partner among 5",
-    "cycle_psnr": "round trip dB",
-    "cycle_psnr_mapped": "the same in the mapped contrast",
-}
 HEADS = (("brain-t1", "brain-t2"), ("brain-t2", "brain-t1"))
 ANCHORS = 8
 STEPS, BATCH = 500, 16
@@ -79,7 +71,6 @@ def main() -> int:
     parser.add_argument("--pairs", nargs="+", choices=list(names), default=list(names))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "calibrated")
-    parser.add_argument("--page", action="store_true", help="write the table of docs/calibration.md")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for pair in asked.pairs:
@@ -99,8 +90,6 @@ def main() -> int:
                 result.parent.mkdir(parents=True, exist_ok=True)
                 before = json.loads(result.read_bytes()) if result.exists() else {}
                 write_json(result, measured(directed, where, seed, ways, before))
-    if asked.page:
-        write_page(ROOT / "docs" / "calibration.md")
     return 0
 
 
@@ -182,31 +171,6 @@ def measured(
     if not kept:
         _sheet([*shown, directed.test[1]], BUILD / f"anchors-{directed.name}-{seed}.png")
     return found
-
-
-def write_page(path: Path) -> None:
-    """Put the table of all results between the markers of a page."""
-    results = [json.loads(file.read_bytes()) for file in sorted((OUT / "anchors").glob("*.json"))]
-    rows: list[tuple[Any, ...]] = []
-    for result in results:
-        where = f"{result['source']} → {result['target']}, {result['seed']}"
-        rows.append((where, "the curve alone", *_cells(result["map_alone"])))
-        for run in result["runs"]:
-            way = f"depth {run['depth']:g}, softening {run['soften_sigma']:g}"
-            encoder = "" if run["encoder"] == "ode" else f", {run['encoder']} encoder"
-            rows.append((where, way + encoder, *_cells(run)))
-    columns = ("direction, seed", "way", *COLUMNS.values(), "patch correlation / noise")
-    table = markdown(columns, tuple(rows))
-    path.write_text(between(path.read_text(), "anchors", "benchmarks/calibration/anchors.py", table))
-
-
-def _cells(figures: dict[str, Any]) -> tuple[Any, ...]:
-    found: list[Any] = []
-    for name in COLUMNS:
-        digits = 1 if "psnr" in name else 2
-        parts = [f"{number:.{digits}f}" for number in figures.get(name, {}).values()]
-        found.append(f"{parts[0]} [{parts[1]}, {parts[2]}]" if parts else None)
-    return (*found, figures.get("latent_ratio"))
 
 
 def _sheet(rows: list[Pictures], path: Path) -> None:

@@ -1,7 +1,6 @@
 """What the noise of an aggregate costs: epsilon and number of pictures against the rotation that is found from it.
 
-    python -m benchmarks.calibration.disclosure.epsilon [--pairs satellite-relief ...]     measure and report
-    python -m benchmarks.calibration.disclosure.epsilon --report                          only docs/calibration.md
+    python -m benchmarks.calibration.epsilon [--pairs satellite-relief ...]
 
 Degrees from the rotation of the true pairs of all test pixels (Procrustes), the margin, and PSNR and SSIM of the test
 pictures whose colours are turned by it, without any network. Three draws of noise and search each; delta 1e-5. One
@@ -11,15 +10,12 @@ JSON a directed pair below docs/benchmarks/calibration/epsilon.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
-from benchmarks.pages import between
 from ddib_fed.bridge.calibration.aggregates import (
     Cells,
     Floats,
@@ -32,14 +28,13 @@ from ddib_fed.bridge.calibration.aggregates import (
 from ddib_fed.bridge.calibration.fitting.clouds import cleaned, drawn, own
 from ddib_fed.bridge.calibration.fitting.rotation import degrees, nearest_orthogonal, search
 from ddib_fed.bridge.calibration.fitting.unpaired import DRAWN, EACH, MOST_PICTURES
-from ddib_fed.files import write_file, write_json
+from ddib_fed.files import write_json
 from ddib_fed.metrics.pictures import compare
 
 EPSILONS: tuple[float | None, ...] = (0.1, 0.3, 1.0, 3.0, None)
 PICTURES = (500, 1500, 4000)
 DRAWS = 3
 FOLDER = OUT / "epsilon"
-PAGE = OUT.parents[1] / "calibration.md"
 COLOURS = [f"{source}-{target}" for source, target in DIRECTIONS if not source.startswith("brain")]
 
 
@@ -49,9 +44,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", nargs="+", choices=COLOURS, default=COLOURS[:1], metavar="SOURCE-TARGET")
-    parser.add_argument("--report", action="store_true", help="measure nothing")
     given = parser.parse_args()
-    for name in given.pairs if not given.report else ():
+    for name in given.pairs:
         directed = Directed(*next(pair for pair in DIRECTIONS if "-".join(pair) == name))
         points = [
             point(directed, pictures, epsilon, draw)
@@ -61,42 +55,7 @@ def main() -> int:
         ]
         FOLDER.mkdir(parents=True, exist_ok=True)
         write_json(FOLDER / f"{name}.json", {"delta": 1e-5, "without": plain(directed), "points": points})
-    text = PAGE.read_text(encoding="utf-8")
-    tables = "\n\n".join(table(path) for path in sorted(FOLDER.glob("*.json")))
-    write_file(
-        PAGE, between(text, "epsilon", "benchmarks/calibration/disclosure/epsilon.py", tables).encode()
-    )
     return 0
-
-
-def table(path: Path) -> str:
-    """The curve of one pair: medians and the worst of the draws."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    lines = [
-        f"{path.stem}, {DRAWS} draws, median (and the farthest):",
-        "",
-        "| pictures | epsilon | bytes | degrees from the paired rotation | PSNR dB | SSIM |",
-        "|---|---|---|---|---|---|",
-    ]
-    for pictures in PICTURES:
-        for epsilon in EPSILONS:
-            rows = [
-                one for one in found["points"] if (one["pictures"], one["epsilon"]) == (pictures, epsilon)
-            ]
-            turn, psnr, ssim = (
-                np.median([one[name] for one in rows]) for name in ("degrees", "psnr", "ssim")
-            )
-            farthest = max(one["degrees"] for one in rows)
-            noise, size = ("no noise", "") if epsilon is None else (f"{epsilon:g}", f"{rows[0]['bytes']:,}")
-            lines.append(
-                f"| {pictures:,} | {noise} | {size} | {turn:.0f} ({farthest:.0f}) | {psnr:.1f} | {ssim:.2f} |"
-            )
-    for title, name in (("no rotation", "none"), ("the rotation of the true pairs", "paired")):
-        one = found["without"][name]
-        lines.append(
-            f"| – | {title} | | {one.get('degrees', 0):.0f} | {one['psnr']:.1f} | {one['ssim']:.2f} |"
-        )
-    return "\n".join(lines)
 
 
 def point(directed: Directed, pictures: int, epsilon: float | None, draw: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What an aggregate reveals of one picture: attacks of `metrics.attacks.membership`, with and without its noise.
 
-    python -m benchmarks.calibration.disclosure.membership           relief's aggregates, then the table of latents.md
-    python -m benchmarks.calibration.disclosure.membership --report  only the table
+    python -m benchmarks.calibration.membership
 
 Two attackers. One knows the population: other pictures of the domain, none of those that were averaged. One knows all
 pictures but one. Membership: area under the curve over pictures in the mean and others (chance 0.5). Re-identification:
@@ -13,7 +12,6 @@ part.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -24,28 +22,20 @@ import numpy as np
 from benchmarks.calibration.directed import OUT
 from ddib_fed.bridge.calibration.aggregates import default_cells, histogram, noise_sigma
 from ddib_fed.datasets.shipped import load_shipped
-from ddib_fed.files import write_file, write_json
+from ddib_fed.files import write_json
 from ddib_fed.metrics import bootstrap
 from ddib_fed.metrics.attacks import membership
 from ddib_fed.models.shipped import pretrained
 
-PAGE = OUT.parents[1] / "latents.md"
-BEGIN, END = (
-    "<!-- membership: written by benchmarks/calibration/disclosure/membership.py -->",
-    "<!-- end of membership -->",
-)
 EPSILONS: tuple[float | None, ...] = (None, 8.0, 1.0, 0.1)
 PICTURES = (200, 1000, 4000)
 DELTA = 1e-5
 REFERENCE = 2_000
 """Pictures that stand for the population."""
-HEAD = """\
-| pictures averaged | epsilon | knows | membership, AUC | re-identified |
-|---|---|---|---|---|"""
 
 
 def main() -> int:
-    """Measure, then write the table."""
+    """Measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,14 +44,9 @@ def main() -> int:
     parser.add_argument(
         "--trials", type=int, default=3_000, help="of re-identification, and of one picture's membership"
     )
-    parser.add_argument("--report", action="store_true", help="measure nothing")
     given = parser.parse_args()
     path = OUT / "membership" / f"{given.domain}.json"
-    if not given.report:
-        measure(given, path)
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    write_file(PAGE, f"{before}{BEGIN}\n\n{table(path)}\n\n{END}{rest.split(END)[1]}".encode())
+    measure(given, path)
     return 0
 
 
@@ -171,28 +156,6 @@ def _histograms(bundle: Any, pictures: np.ndarray) -> np.ndarray:
     cells = default_cells(pictures.shape[1])
     units = bundle.manifest.normalisation.plain.apply(pictures)
     return np.stack([histogram(one[None], cells).ravel() for one in units]).astype(np.float32)
-
-
-def table(path: Path) -> str:
-    """The table of docs/latents.md."""
-    if not path.exists():
-        return ""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    rows = [
-        f"| {one['pictures']:,} | {'no noise' if one['epsilon'] is None else format(one['epsilon'], 'g')} | {knows} | "
-        f"{_said(one[knows]['auc'])} | {_said(one[knows]['re_identified'])} |"
-        for one in found["attacks"]
-        for knows in ("population", "all but one")
-    ]
-    note = (
-        f"Aggregates of {found['domain']}: {found['cells']:,} cells, delta {found['delta']:g}; {found['candidates']} "
-        f"candidates, re-identified by chance {found['chance']:.3f} of the time; {found['repetitions']} repetitions."
-    )
-    return "\n".join([note, "", HEAD, *rows])
-
-
-def _said(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"
 
 
 if __name__ == "__main__":

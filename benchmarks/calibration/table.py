@@ -7,7 +7,7 @@
 One JSON a variant and directed pair below docs/benchmarks/calibration/table; one that is there for the same models and
 settings is not measured again. Translations are kept in build/calibration, for sheets. All test pictures, one thread,
 float32; every figure with its bootstrap interval over clusters of overlapping pictures. `python -m
-benchmarks.calibration.report` writes docs/pictures.md from them.
+benchmarks.tables` makes the table of docs/quality.md from them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Solvers side by side on three pairs of domains: cost, cycle error, error against a converged reference.
 
-    python -m benchmarks.points.solvers                    measure what is missing, then write table and plot
+    python -m benchmarks.points.solvers                    measure what is missing
     python -m benchmarks.points.solvers --pair 0           one pair; another process may take another
-    python -m benchmarks.points.solvers --report           only table and plot, from what has been measured
 
 One JSON per (pair, setting) under docs/benchmarks/solvers; what is there for the same models is not measured again,
 and a leg that was finished before a stop is taken from build/benchmarks. 10,000 points, one thread, float32; the
@@ -15,13 +14,13 @@ import argparse
 import hashlib
 import json
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.points.report import report
-from benchmarks.points.settings import OUT, PAIRS, ROOT, SETTINGS, Setting
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.bridge import Side, integrate
 from ddib_fed.diffusion.plans import SolverSettings, plan
@@ -30,6 +29,59 @@ from ddib_fed.files import write_json
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.shipped import pretrained
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "docs" / "benchmarks" / "solvers"
+PAIRS = (
+    ("moons", "checkerboards"),
+    ("concentric-rings", "parallel-squares"),
+    ("concentric-squares", "parallel-rings"),
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table."""
+
+    settings: SolverSettings
+    carried: bool = False
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        s = self.settings
+        parts = [
+            s.solver,
+            str(s.evaluations),
+            "" if s.grid == "default" else s.grid,
+            "carried" if self.carried else "",
+        ]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def label(self) -> str:
+        s = self.settings
+        name = f"{s.solver}, order {s.order}" if s.order else s.solver
+        return f"{name}{self.note}"
+
+
+# The cheap ones first, so that a table is there soon.
+SETTINGS = (
+    *(Setting(SolverSettings("unipc", 3, n)) for n in (24, 32, 48, 100, 200)),
+    Setting(SolverSettings("alf", 2, 48), carried=True, note=", auxiliary carried"),
+    Setting(SolverSettings("alf", 2, 48), note=", auxiliary dropped"),
+    Setting(SolverSettings("alf", 2, 100), note=", auxiliary dropped"),
+    Setting(SolverSettings("alf", 2, 200), note=", auxiliary dropped"),
+    Setting(SolverSettings("rk4", 4, 48)),
+    Setting(SolverSettings("rk4", 4, 100)),
+    Setting(SolverSettings("rk4", 4, 200)),
+    Setting(SolverSettings("ddim", 1, 200)),
+    # The baseline: the public code's number of steps on its grid.
+    Setting(SolverSettings("ddim", 1, 4000, "integer"), note=", integer grid"),
+    Setting(SolverSettings("ddim", 1, 1000)),
+    # Not the baseline, but what our grid alone gives it.
+    Setting(SolverSettings("ddim", 1, 4000)),
+)
 
 LEGS = ROOT / "build" / "benchmarks"
 POINTS = 10_000
@@ -42,12 +94,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pair", type=int, choices=range(len(PAIRS)), help="Only this pair.")
-    parser.add_argument("--report", action="store_true", help="Measure nothing.")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if not options.report:
-        measure_all(PAIRS if options.pair is None else (PAIRS[options.pair],))
-    report()
+    measure_all(PAIRS if options.pair is None else (PAIRS[options.pair],))
 
 
 class Legs:
