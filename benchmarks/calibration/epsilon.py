@@ -54,7 +54,7 @@ def main() -> int:
             for draw in range(DRAWS)
         ]
         FOLDER.mkdir(parents=True, exist_ok=True)
-        write_json(FOLDER / f"{name}.json", {"delta": 1e-5, "without": plain(directed), "points": points})
+        write_json(FOLDER / f"{name}.json", {"delta": 1e-5, "points": points})
     return 0
 
 
@@ -125,15 +125,6 @@ def turned(directed: Directed, rotation: Numbers) -> dict[str, float]:
     made = np.clip(directed.bundles[1].manifest.normalisation.undo(v), -1.0, 1.0)
     same = compare(made, directed.test[1])
     return {"psnr": float(same.psnr.mean()), "ssim": float(same.ssim.mean())}
-
-
-def plain(directed: Directed) -> dict[str, Any]:
-    """The same without a rotation, and with that of the pairs."""
-    best = paired_rotation(directed)
-    return {
-        "none": turned(directed, np.eye(3)) | {"degrees": degrees(np.eye(3), best)},
-        "paired": turned(directed, best),
-    }
 
 
 if __name__ == "__main__":

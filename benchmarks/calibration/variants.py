@@ -20,7 +20,7 @@ from ddib_fed.bridge.party import Leg, ToDecode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.pictures import Pictures
-from ddib_fed.metrics.references.baselines import ColourMap, HistogramMatch, unchanged
+from ddib_fed.metrics.references.baselines import ColourMap, HistogramMatch
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
@@ -29,13 +29,7 @@ DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""
 
 
-def never(directed: Directed) -> bool:
-    del directed
-    return False
-
-
 COMMAND = "python -m benchmarks.calibration.table"
-ONCE = "aggregate once"
 
 
 @dataclass(frozen=True)
@@ -55,12 +49,8 @@ class Variant:
 
     name: str
     title: str
-    crosses: str
     make: Callable[[Directed, SolverSettings], Made]
     when: Callable[[Directed], bool] = bool
-
-    def crosses_of(self, pair: str) -> str:
-        return self.crosses.replace("CALIBRATION", "8 anchors" if pair.startswith("brain") else ONCE)
 
 
 def bridged(directed: Directed, settings: SolverSettings, **asked: Any) -> Made:
@@ -76,12 +66,6 @@ def through(
     found = translate_array(directed.test[0], *parties, Asked(settings, **asked))
     spent = round(time.process_time() - started, 1)
     return Made(found.translated, found.back, found.latent, {"translating_cpu_seconds": spent})
-
-
-def unchanged_source(directed: Directed, settings: SolverSettings) -> Made:
-    del settings
-    x, truth = directed.test
-    return Made(unchanged(x, truth.shape[1]))
 
 
 def histogram(directed: Directed, settings: SolverSettings) -> Made:
@@ -199,50 +183,15 @@ def has_trained(directed: Directed) -> bool:
 
 
 VARIANTS: tuple[Variant, ...] = (
-    Variant("source", "source unchanged", "–", unchanged_source),
-    Variant("histogram", "histogram matching", "quantiles", histogram),
-    Variant("plain", "as shipped", "latent", bridged),
-    Variant("calibrated", "**rotation without pairs**", f"latent, {ONCE}", calibrated(), colours),
-    Variant("calibrated-0.7", "the same at depth .7", f"partial latent, {ONCE}", calibrated(0.7), colours),
-    Variant("calibrated-0.5", "the same at depth .5", f"partial latent, {ONCE}", calibrated(0.5), colours),
+    Variant("histogram", "histogram matching", histogram),
+    Variant("plain", "as shipped", bridged),
+    Variant("calibrated", "rotation without pairs", calibrated(), colours),
+    Variant("retrained", "source retrained on its mapped pictures", retrained(), has_trained),
+    Variant("retrained-0.7", "the same at depth .7", retrained(0.7), has_trained),
     Variant(
-        "retrained",
-        "**source retrained on its mapped pictures**",
-        "latent, CALIBRATION",
-        retrained(),
-        has_trained,
+        "retrained-mixed", "the same with the mixed encoder", retrained(encoder="mixed", seeds=1), has_trained
     ),
-    Variant("retrained-0.85", "the same at depth .85", "partial latent, CALIBRATION", retrained(0.85), never),
-    Variant(
-        "retrained-0.7", "the same at depth .7", "partial latent, CALIBRATION", retrained(0.7), has_trained
-    ),
-    Variant(
-        "retrained-0.5", "the same at depth .5", "partial latent, CALIBRATION", retrained(0.5), has_trained
-    ),
-    Variant(
-        "retrained-mixed",
-        "the same with the mixed encoder",
-        "mixed latent, CALIBRATION",
-        retrained(encoder="mixed", seeds=1),
-        has_trained,
-    ),
-    Variant(
-        "mixed-calibrated",
-        "mixed encoder and rotation",
-        f"mixed latent, {ONCE}",
-        calibrated(encoder="mixed"),
-        colours,
-    ),
-    Variant(
-        "rotation-512-pairs",
-        "rotation from pixels of 512 pairs",
-        "latent, anchors",
-        rotation_of_pairs(512),
-        colours,
-    ),
-    Variant("tone", "the tone of 8 pairs alone, no model", "anchors", retrained(), never),
-    *(
-        Variant(f"colour-map-{k}", f"quadratic colour map on {k} pairs, no model", "anchors", colour_map(k))
-        for k in (2, 8, 32)
-    ),
+    Variant("mixed-calibrated", "mixed encoder and rotation", calibrated(encoder="mixed"), colours),
+    Variant("rotation-512-pairs", "rotation from pixels of 512 pairs", rotation_of_pairs(512), colours),
+    Variant("colour-map-8", "quadratic colour map on 8 pairs, no model", colour_map(8)),
 )
