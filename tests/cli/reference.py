@@ -11,13 +11,14 @@ import click
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import all_errors
 from ddib_fed.node.command import node_command
+from ddib_fed.node.template import render_node_toml
 from tests.wire.examples import contract
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT, PROTOCOL = DOCS / "cli.md", DOCS / "protocol.md"
 BEGIN, END = "<!-- contract: written by `python -m tests.cli.reference` -->", "<!-- end of contract -->"
 HEAD = """\
-# Commands, options and reasons
+# Commands, options, reasons and node.toml
 
 Written by `python -m tests.cli.reference` from the commands themselves.
 
@@ -93,9 +94,22 @@ def reasons() -> str:
     return "\n".join([*rows, ""])
 
 
+def settings() -> str:
+    """A node.toml as `ddib init node` writes it: every key with its default."""
+    made = render_node_toml(
+        institution="north.example",
+        name="node-1",
+        roles=("source",),
+        domain="photos",
+        listen="0.0.0.0:7443",
+        address="north.example:7443",
+    )
+    return f"## node.toml\n\n```toml\n{made.rstrip()}\n```\n"
+
+
 def document() -> str:
     """The whole of docs/cli.md."""
-    return f"{HEAD}\n{reasons()}\n{render()}"
+    return f"{HEAD}\n{reasons()}\n{render()}\n{settings()}"
 
 
 def with_contract(page: str) -> str:
