@@ -74,7 +74,7 @@ def test_the_page_has_a_command_for_each_public_script():
         "model sample",
         "model import",
         "model export",
-        "translate --source",
+        "translate samples/samples.npy",
     }
 
 

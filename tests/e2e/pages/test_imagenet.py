@@ -23,7 +23,7 @@ PAGE = WHOLE.partition("## Published checkpoints")[2].partition("\n## ")[0]
 PAIRS = [(260, 261), (261, 262), (282, 283), (283, 284)]
 SLOW = {
     "48": "6",
-    "--dtype float16": "--batch 1",
+    "--device cuda --dtype float16": "--batch 1",
     "--classifier-scale 1.0": "--classifier-scale 10",
 }
 """What the page asks of a machine with GPUs, and what is asked here; a random classifier says little with weight 1."""
