@@ -67,7 +67,7 @@ def found(pattern: str) -> list[Any]:
 
 def promises() -> Rows:
     """promise | by | on | tests | cases | failed | did not run
-    {promise} | make {by} | {date:.10} | {tests} | {cases} | {failed} | {skipped}"""
+    {promise} | make {by} | {date:.10} | {tests} | {cases:,} | {failed} | {skipped}"""
     for which in ("trust", "chaos"):
         run = read(f"trust/{which}")
         for name, sentence in PROMISES.items():
