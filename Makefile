@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # A scanner that needs an older `cryptography` than constraints.txt has: it lies in an environment of its own.
 SSLYZE := $(CURDIR)/build/sslyze/bin/sslyze
 
-.PHONY: demo test test-fast test-long test-ray test-web check format format-check lint types layers drift proto install clean bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
+.PHONY: demo test test-fast test-long test-ray test-web check format format-check lint types layers drift size proto install clean bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -50,7 +50,7 @@ test-web: $(VENV)/.browser  ## The pages in a real Chromium, over two real nodes
 	tar xzf axe-core-$(AXE).tgz --strip-components=1 package/axe.min.js; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/web
 
-check: format-check lint types layers drift  ## What CI runs: format, lint, types, layers, proto drift, tests
+check: format-check lint types layers drift size  ## What CI runs: format, lint, types, layers, proto drift, size, tests
 	$(MAKE) --no-print-directory test
 
 format: $(VENV)/.dev  ## Rewrite the sources as the formatter wants them
@@ -74,21 +74,24 @@ proto: $(VENV)/.dev  ## Generate ddib_fed/v1 from protos/
 drift: $(VENV)/.dev
 	$(BIN)/python protos/generate.py --check
 
+size: $(VENV)/.dev  ## Lines, modules, words, commands, options and keys beside benchmarks/budgets.toml
+	$(BIN)/python -m benchmarks.size
+
 install: $(VENV)/.dev  ## The virtual environment, with everything for development
 
-bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks.md, fails when a bound is missed
+bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks/speed, fails when a bound is missed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
-trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promise, but the chaos; writes docs/trust-report.md
+trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promise, but the chaos; writes docs/benchmarks/trust
 	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
 
 tls-scan: $(VENV)/.dev $(SSLYZE)  ## Both ports under sslyze: TLS 1.3 alone, suites, curves, known holes, certificates
 	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/trust/network/test_tls_scan.py
 
-chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/trust-report.md
+chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
 
-fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/trust-report.md
+fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS) --seconds $(FUZZ_S)
 
 sbom: $(VENV)/.node  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a node needs, and of the models that ship

@@ -44,9 +44,9 @@ NETWORK = {
 """Of pictures of 64 pixels: one level more, so that attention is where it is in those of 32; 0.25 s a step of 16."""
 KEPT = (500, 1_000, 2_000, 4_000)
 """Steps whose checkpoints stay, for benchmarks/pictures/training_curve.py."""
-# The level to which pictures are softened before they are encoded; docs/latents.md has the table that it is from.
+# The level to which pictures are softened before they are encoded; docs/quality.md has the table that it is from.
 SOFTEN_SIGMA = {"brain-t1": 0.1, "brain-t2": 0.1}
-# Light and dark are exchanged between sea and land of the two maps, hues are not; decision 0030.
+# Light and dark are exchanged between sea and land of the two maps, hues are not.
 COLOURS = {name: "opponent" for name, domain in SHIPPED.items() if domain.map}
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.pretrained_steps [--domain moons ...] [--evaluations 12 16 20] [--out DIR]
 
-One thread. The bundles' digests do not change. `python -m benchmarks.speed.solvers` measures translations with them.
+One thread. The bundles' digests do not change.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 
 @dataclass
 class Evidence:
-    """What a test found, for docs/trust-report.md."""
+    """What a test found, for docs/benchmarks/trust."""
 
     item: pytest.Item
 

@@ -32,7 +32,7 @@ def imported(file: Path) -> list[tuple[str, str]]:
 def test_what_benchmarks_import_exists() -> None:
     """A name that was moved fails here, not after an hour of measuring."""
     wanted = {pair: file for file in FILES for pair in imported(file)}
-    assert len(wanted) > 300
+    assert len(wanted) > 100
     missing = [
         f"{file.relative_to(ROOT)}: from {module} import {name}"
         for (module, name), file in wanted.items()
@@ -58,5 +58,5 @@ def test_commands_of_benchmarks_in_the_docs_exist() -> None:
         for path in TYPED
         for module in re.findall(r"python -m (benchmarks(?:\.[a-z_]+)+)(?![.\w])", path.read_text())
     }
-    assert len({module for _, module in commands}) > 30
+    assert len({module for _, module in commands}) > 15
     assert not [f"{path}: python -m {module}" for path, module in sorted(commands) if not runs(module)]

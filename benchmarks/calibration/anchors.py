@@ -1,12 +1,12 @@
 """Heads with a tone curve from 8 anchors, the source's model retrained on its mapped pictures; both directions.
 
-    python -m benchmarks.calibration.anchors --fit --train --measure --page [--further] [--pairs PAIR] [--seeds 0]
+    python -m benchmarks.calibration.anchors --fit --train --measure [--pairs PAIR] [--seeds 0]
 
 Anchors are sheets through the slabs that the source alone is trained on, in both contrasts: as if one subject had
 travelled to both scanners. None is in the test part, and the target's model has seen none of them. A seed chooses the
 anchors and is the seed of the retraining. `--fit` writes build/calibrated/SOURCE-TARGET-SEED.json, `--train` the bundle
-SOURCE-TARGET-SEED beside it, `--measure` one JSON a seed below docs/benchmarks/calibration/anchors, with all test
-slices, and a sheet in build/calibration.
+SOURCE-TARGET-SEED beside it, `--measure` one JSON a seed below docs/benchmarks/calibration/anchors of all test
+slices.
 
 A round trip is compared with the source's own picture, through the inverse of the curve (`cycle_psnr`), and in the
 contrast that the curve leads to (`cycle_psnr_mapped`).
@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration.directed import BUILD, OUT, ROOT, Directed
-from benchmarks.pages import between, markdown
+from benchmarks.calibration.directed import OUT, ROOT, Directed
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.calibration.files import write_calibration
 from ddib_fed.bridge.calibration.fitting.anchors import fit
@@ -33,36 +32,19 @@ from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Maki
 from ddib_fed.bridge.local_party import open_party
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
-from ddib_fed.metrics.pictures import Pictures, psnr
+from ddib_fed.metrics.pictures import psnr
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training.pictures.sheet import draw_sheet
 from ddib_fed.training.run import train
 from ddib_fed.training.settings.config import PictureTrainConfig
 
-Way = tuple[float, float, str]
-COLUMNS = {
-    "psnr": "PSNR dB",
-    "ssim": "SSIM",
-    "partner": "partner among 5",
-    "cycle_psnr": "round trip dB",
-    "cycle_psnr_mapped": "the same in the mapped contrast",
-}
 HEADS = (("brain-t1", "brain-t2"), ("brain-t2", "brain-t1"))
 ANCHORS = 8
 STEPS, BATCH = 500, 16
 """Of the retraining: about 140 s of one core."""
 SOFTENING = 0.02
 """Noise level from which the ODE encodes: with the shipped bundles' 0.1 no round trip is above about 30 dB."""
-WAYS = ((1.0, SOFTENING, "ode"), (0.85, SOFTENING, "ode"))
+WAYS = ((1.0, SOFTENING, "ode"), (0.85, SOFTENING, "ode"), (0.7, SOFTENING, "ode"))
 """Depth, softening and encoder that every seed is measured with."""
-FURTHER_WAYS = (
-    (0.7, SOFTENING, "ode"),
-    (0.5, SOFTENING, "ode"),
-    (1.0, 0.05, "ode"),
-    (1.0, 0.1, "ode"),
-    (1.0, SOFTENING, "mixed"),
-)
-"""With --further."""
 DAYS = 365
 
 
@@ -75,11 +57,9 @@ def main() -> int:
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--measure", action="store_true")
-    parser.add_argument("--further", action="store_true", help="measure further depths and softenings too")
     parser.add_argument("--pairs", nargs="+", choices=list(names), default=list(names))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "calibrated")
-    parser.add_argument("--page", action="store_true", help="write the table of docs/calibration.md")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for pair in asked.pairs:
@@ -94,13 +74,10 @@ def main() -> int:
             if asked.train:
                 train(retraining(directed, file, seed), where, _tell, resume=True, say=print)
             if asked.measure:
-                ways = WAYS + FURTHER_WAYS * asked.further
                 result = OUT / "anchors" / f"{pair}-{seed}.json"
                 result.parent.mkdir(parents=True, exist_ok=True)
                 before = json.loads(result.read_bytes()) if result.exists() else {}
-                write_json(result, measured(directed, where, seed, ways, before))
-    if asked.page:
-        write_page(ROOT / "docs" / "calibration.md")
+                write_json(result, measured(directed, where, seed, before))
     return 0
 
 
@@ -146,9 +123,7 @@ def retraining(directed: Directed, calibration: Path, seed: int) -> PictureTrain
     )
 
 
-def measured(
-    directed: Directed, where: Path, seed: int, ways: tuple[Way, ...], before: dict[str, Any]
-) -> dict[str, Any]:
+def measured(directed: Directed, where: Path, seed: int, before: dict[str, Any]) -> dict[str, Any]:
     """Figures of the retrained bundle for each depth, softening and encoder; what `before` has of it is kept."""
     bundle = load_bundle(where)
     kept = before["runs"] if before.get("digest") == bundle.digest else []
@@ -167,8 +142,7 @@ def measured(
         "map_alone": directed.figures(mapped),
         "runs": list(kept),
     }
-    shown = [x, mapped]
-    for depth, sigma, encoder in (way for way in ways if way not in there):
+    for depth, sigma, encoder in (way for way in WAYS if way not in there):
         settings = SolverSettings(depth=depth, encoder=encoder)
         asked = Asked(settings, cycle=True, soften=sigma, seed=0)
         made = translate_array(x, *parties, asked)
@@ -177,42 +151,8 @@ def measured(
         figures["cycle_psnr_mapped"] = directed.drawn.mean(psnr(again, mapped))
         way = {"depth": depth, "soften_sigma": sigma, "encoder": encoder}
         found["runs"].append({**way, **figures})
-        shown.append(made.translated)
         print(directed.name, seed, depth, sigma, encoder, _line(figures), flush=True)
-    if not kept:
-        _sheet([*shown, directed.test[1]], BUILD / f"anchors-{directed.name}-{seed}.png")
     return found
-
-
-def write_page(path: Path) -> None:
-    """Put the table of all results between the markers of a page."""
-    results = [json.loads(file.read_bytes()) for file in sorted((OUT / "anchors").glob("*.json"))]
-    rows: list[tuple[Any, ...]] = []
-    for result in results:
-        where = f"{result['source']} → {result['target']}, {result['seed']}"
-        rows.append((where, "the curve alone", *_cells(result["map_alone"])))
-        for run in result["runs"]:
-            way = f"depth {run['depth']:g}, softening {run['soften_sigma']:g}"
-            encoder = "" if run["encoder"] == "ode" else f", {run['encoder']} encoder"
-            rows.append((where, way + encoder, *_cells(run)))
-    columns = ("direction, seed", "way", *COLUMNS.values(), "patch correlation / noise")
-    table = markdown(columns, tuple(rows))
-    path.write_text(between(path.read_text(), "anchors", "benchmarks/calibration/anchors.py", table))
-
-
-def _cells(figures: dict[str, Any]) -> tuple[Any, ...]:
-    found: list[Any] = []
-    for name in COLUMNS:
-        digits = 1 if "psnr" in name else 2
-        parts = [f"{number:.{digits}f}" for number in figures.get(name, {}).values()]
-        found.append(f"{parts[0]} [{parts[1]}, {parts[2]}]" if parts else None)
-    return (*found, figures.get("latent_ratio"))
-
-
-def _sheet(rows: list[Pictures], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    some = np.linspace(0, len(rows[0]) - 1, len(rows)).astype(int)
-    draw_sheet(np.concatenate([row[some] for row in rows]), path)
 
 
 def _line(figures: dict[str, Any]) -> str:

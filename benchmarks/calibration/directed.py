@@ -41,10 +41,8 @@ DIRECTIONS = (
     ("brain-t1", "brain-t2"),
     ("brain-t2", "brain-t1"),
 )
-FURTHER = (("satellite-64", "relief-64"),)
-"""Directions whose models do not ship: with --models alone."""
 DOMAIN_PICTURES = 500
-"""Of the target's training part, for feature distances, as in benchmarks/pictures/measure.py."""
+"""Of the target's training part, for feature distances."""
 UNPAIRED_PICTURES = 4_000
 """Of each training part, evenly thinned, for what is fitted without pairs."""
 

@@ -5,8 +5,8 @@
 Two institutions with the shipped models in one folder, their nodes as processes. The target publishes one aggregate of
 its training pictures (epsilon 1, noise from the system's generator), the source calibrates to it, and for a colour map
 its model is trained again with what both signed. The client translates the same files before and after. Figures are of
-the files that the client wrote and of their records; JSON in docs/benchmarks/calibration/nodes, table in
-docs/calibration.md. With --measure FOLDER nothing runs but the figures of an earlier --out FOLDER.
+the files that the client wrote and of their records; JSON in docs/benchmarks/calibration/nodes. With --measure
+FOLDER nothing runs but the figures of an earlier --out FOLDER.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
-from benchmarks.calibration.nodes_page import write_page
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.cli.demo.album import Chosen, read_unit
 from ddib_fed.cli.demo.institutions import run_command
@@ -84,7 +83,7 @@ class Some(Directed):
 
 
 def main() -> int:
-    """Run, measure, write JSON and page."""
+    """Run, measure, write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -93,7 +92,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=["rotation", "colour-map"], default="colour-map")
     parser.add_argument("--steps", type=int, default=400, help="of the source's training")
     parser.add_argument(
-        "--count", type=int, default=0, help="translate so many test pictures; writes no page"
+        "--count", type=int, default=0, help="translate so many test pictures; writes no JSON"
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep everything in this new folder")
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help="only the figures of such a folder")
@@ -111,7 +110,6 @@ def main() -> int:
         return 0
     FOLDER.mkdir(parents=True, exist_ok=True)
     write_json(FOLDER / f"{given.pair}.json", found)
-    write_page(given.pair, found)
     return 0
 
 
@@ -205,7 +203,7 @@ def _timed(what: str) -> Iterator[None]:
 def measured(folder: Path, directed: Some) -> dict[str, Any]:
     """Figures of each job whose results are there, of histogram matching and of what crossed."""
     matched = HistogramMatch.fit(*directed.unpaired)(directed.test[0])
-    found = {
+    return {
         "source": directed.source_name,
         "target": directed.target_name,
         "count": len(directed.test[0]),
@@ -215,11 +213,6 @@ def measured(folder: Path, directed: Some) -> dict[str, Any]:
         "runs": {name: _figures(folder / name, directed) for name in NAMES if (folder / name).is_dir()},
         "crossed": json.loads((folder / CROSSED).read_text(encoding="utf-8")),
     }
-    for figures in found["runs"].values():
-        figures["less_than_uncalibrated"] = _lost(figures, found["runs"][PLAIN.name], directed)
-    for figures in found["runs"].values():
-        del figures["of_each"]
-    return found
 
 
 def _figures(folder: Path, directed: Some) -> dict[str, Any]:
@@ -253,15 +246,6 @@ def _figures(folder: Path, directed: Some) -> dict[str, Any]:
         "calibration": {"kind": first.calibration_kind, "sha256": first.calibration_sha256},
         "source_model_sha256": first.source_model_sha256,
         "target_model_sha256": first.target_model_sha256,
-        "of_each": each,
-    }
-
-
-def _lost(figures: dict[str, Any], plain: dict[str, Any], directed: Some) -> dict[str, Any]:
-    return {
-        name: directed.drawn.mean(np.array(plain["of_each"][name]) - np.array(values))
-        for name, values in figures["of_each"].items()
-        if name in plain["of_each"]
     }
 
 

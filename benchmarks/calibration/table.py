@@ -7,7 +7,7 @@
 One JSON a variant and directed pair below docs/benchmarks/calibration/table; one that is there for the same models and
 settings is not measured again. Translations are kept in build/calibration, for sheets. All test pictures, one thread,
 float32; every figure with its bootstrap interval over clusters of overlapping pictures. `python -m
-benchmarks.calibration.report` writes docs/pictures.md from them.
+benchmarks.tables` makes the table of docs/quality.md from them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration.directed import BUILD, DIRECTIONS, FURTHER, OUT, Directed
+from benchmarks.calibration.directed import BUILD, DIRECTIONS, OUT, Directed
 from benchmarks.calibration.variants import VARIANTS, Made, Variant
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
@@ -38,10 +38,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [f"{source}-{target}" for source, target in DIRECTIONS]
-    further = [f"{source}-{target}" for source, target in FURTHER]
-    parser.add_argument(
-        "--pairs", nargs="+", choices=[*names, *further], default=names, metavar="SOURCE-TARGET"
-    )
+    parser.add_argument("--pairs", nargs="+", choices=names, default=names, metavar="SOURCE-TARGET")
     parser.add_argument("--variants", nargs="+", default=[each.name for each in VARIANTS], metavar="NAME")
     parser.add_argument("--evaluations", type=int, default=24, help="of one leg")
     parser.add_argument(
@@ -56,7 +53,7 @@ def main() -> int:
         print("\n".join(f"{each.name:28}{each.title}" for each in chosen))
         return 0
     settings = SolverSettings(evaluations=given.evaluations)
-    for source, target in DIRECTIONS + FURTHER:
+    for source, target in DIRECTIONS:
         if f"{source}-{target}" in given.pairs:
             directed = Directed(source, target, given.models)
             for variant in chosen:

@@ -1,6 +1,6 @@
 """A crop of the satellite map of a test stripe to relief: fitted, in tiles that are averaged, and as one ODE.
 
-    python -m benchmarks.calibration.tiles      prints a line for each model and way; one thread, two minutes
+    python -m benchmarks.calibration.tiles      writes docs/benchmarks/calibration/tiles.json; one thread, two minutes
 
 Tiles are cut and averaged by `ddib_fed.formats.tiles`, as `ddib translate` does it between nodes.
 """
@@ -12,10 +12,12 @@ import time
 import numpy as np
 import torch
 
+from benchmarks.calibration.directed import OUT
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.local_party import open_party
 from ddib_fed.datasets.maps import cut_scene
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.files import write_json
 from ddib_fed.formats.tiles import Grid, blend, cut
 from ddib_fed.metrics.pictures import Pictures, compare, psnr
 from ddib_fed.models.shipped import open_bundle
@@ -68,18 +70,27 @@ def main() -> None:
         cut_scene(kind, STRIPE, ROWS, 1)[None].astype(np.float32) / np.float32(127.5) - np.float32(1)
         for kind in ("satellite", "relief")
     )
+    rows = []
     for model in ("satellite", "satellite-as-relief"):
-        for way in (fitted, averaged, one_ode):
+        for title, way in {"fitted": fitted, "tiles, averaged": averaged, "one ODE": one_ode}.items():
             began = time.process_time()
             there, back = (each.astype(np.float32) for each in way(x, model))
             spent = time.process_time() - began
             same = compare(there, truth)
             edges = np.abs(np.diff(there, axis=3)).mean() / np.abs(np.diff(truth, axis=3)).mean()
-            print(
-                f"{model:20} {way.__name__:9} PSNR {same.psnr[0]:.1f} SSIM {same.ssim[0]:.3f} edges {edges:.2f} "
-                f"round trip {psnr(back, x)[0]:.1f} CPU s {spent:.0f}",
-                flush=True,
+            rows.append(
+                {
+                    "model": model,
+                    "way": title,
+                    "psnr": float(same.psnr[0]),
+                    "ssim": float(same.ssim[0]),
+                    "edges": float(edges),
+                    "cycle_psnr": float(psnr(back, x)[0]),
+                    "cpu_seconds": round(spent, 1),
+                }
             )
+            print(rows[-1], flush=True)
+    write_json(OUT / "tiles.json", rows)
 
 
 if __name__ == "__main__":

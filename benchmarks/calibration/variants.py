@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,24 +20,16 @@ from ddib_fed.bridge.party import Leg, ToDecode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.pictures import Pictures
-from ddib_fed.metrics.references.baselines import ColourMap, HistogramMatch, unchanged
-from ddib_fed.metrics.references.gaussian_bridge import GaussianBridge
+from ddib_fed.metrics.references.baselines import ColourMap, HistogramMatch
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
-from ddib_fed.runs.supervised import supervised
 
 DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""
 
 
-def never(directed: Directed) -> bool:
-    del directed
-    return False
-
-
 COMMAND = "python -m benchmarks.calibration.table"
-ONCE = "aggregate once"
 
 
 @dataclass(frozen=True)
@@ -58,12 +49,8 @@ class Variant:
 
     name: str
     title: str
-    crosses: str
     make: Callable[[Directed, SolverSettings], Made]
     when: Callable[[Directed], bool] = bool
-
-    def crosses_of(self, pair: str) -> str:
-        return self.crosses.replace("CALIBRATION", "8 anchors" if pair.startswith("brain") else ONCE)
 
 
 def bridged(directed: Directed, settings: SolverSettings, **asked: Any) -> Made:
@@ -81,27 +68,10 @@ def through(
     return Made(found.translated, found.back, found.latent, {"translating_cpu_seconds": spent})
 
 
-def unchanged_source(directed: Directed, settings: SolverSettings) -> Made:
-    del settings
-    x, truth = directed.test
-    return Made(unchanged(x, truth.shape[1]))
-
-
 def histogram(directed: Directed, settings: SolverSettings) -> Made:
     del settings
     own, target = directed.unpaired
     return Made(HistogramMatch.fit(own, target)(directed.test[0]))
-
-
-def gaussian(directed: Directed, settings: SolverSettings) -> Made:
-    del settings
-    return Made(GaussianBridge.fit(*directed.unpaired, units=units(directed))(directed.test[0]))
-
-
-def oracle(directed: Directed, settings: SolverSettings) -> Made:
-    target = directed.parties[1]
-    found = translate_array(directed.test[1], target, target, Asked(settings))
-    return Made(found.translated, latent=found.latent)
 
 
 def colour_map(count: int) -> Callable[[Directed, SolverSettings], Made]:
@@ -130,18 +100,6 @@ def procrustes(directed: Directed, count: int, seed: int = 0) -> np.ndarray:
     return nearest_orthogonal(v.T.astype(np.float64) @ u, proper=True)
 
 
-def nearest_signed_permutation(rotation: np.ndarray) -> np.ndarray:
-    """Of the 2^C C! signed permutations the one nearest to a rotation (C, C)."""
-    channels = len(rotation)
-    every = (
-        np.diag(signs)[list(order)]
-        for order in itertools.permutations(range(channels))
-        for signs in itertools.product((1.0, -1.0), repeat=channels)
-    )
-    best: np.ndarray = max(every, key=lambda one: float((one * rotation).sum()))
-    return best
-
-
 def decoded(directed: Directed, settings: SolverSettings, rotation: np.ndarray) -> Made:
     """The latents of `plain`, rotated, decoded by the target: what a calibrated leg gives, without encoding again."""
     kept = BUILD / directed.name / "plain.npz"
@@ -155,18 +113,6 @@ def decoded(directed: Directed, settings: SolverSettings, rotation: np.ndarray) 
 
 def rotation_of_pairs(count: int) -> Callable[[Directed, SolverSettings], Made]:
     return lambda directed, settings: decoded(directed, settings, procrustes(directed, count))
-
-
-def signed_permutation(directed: Directed, settings: SolverSettings) -> Made:
-    return decoded(directed, settings, nearest_signed_permutation(procrustes(directed, 512)))
-
-
-def gaussian_rotated(directed: Directed, settings: SolverSettings) -> Made:
-    """The closed form in the rotated basis, without a network."""
-    del settings
-    rotation = procrustes(directed, 512)
-    bridge = GaussianBridge.fit(*directed.unpaired, units=units(directed), rotation=rotation)
-    return Made(bridge(directed.test[0]), notes={"rotation": rotation.tolist()})
 
 
 def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
@@ -202,10 +148,6 @@ def calibrated(depth: float = 1.0, encoder: str = "ode") -> Callable[[Directed, 
     return make
 
 
-def uncalibrated(depth: float = 1.0, encoder: str = "ode") -> Callable[[Directed, SolverSettings], Made]:
-    return lambda directed, settings: bridged(directed, replace(settings, depth=depth, encoder=encoder))
-
-
 def retrained(
     depth: float = 1.0, encoder: str = "ode", seeds: int | None = None
 ) -> Callable[[Directed, SolverSettings], Made]:
@@ -232,16 +174,6 @@ def trained(directed: Directed) -> list[Path]:
     return sorted(path.parent for path in CALIBRATED.glob(f"{directed.name}-[0-9]/manifest.json"))
 
 
-def supervised_on(count: int) -> Callable[[Directed, SolverSettings], Made]:
-    """By a small network that is trained on so many pairs."""
-
-    def make(directed: Directed, settings: SolverSettings) -> Made:
-        del settings
-        return Made(supervised(*directed.pairs(count, 0), directed.test[0]))
-
-    return make
-
-
 def colours(directed: Directed) -> bool:
     return directed.test[0].shape[1] > 1
 
@@ -251,80 +183,15 @@ def has_trained(directed: Directed) -> bool:
 
 
 VARIANTS: tuple[Variant, ...] = (
-    Variant("source", "source unchanged", "–", unchanged_source),
-    Variant("histogram", "histogram matching", "quantiles", histogram),
-    Variant("gaussian", "Gaussian bridge in closed form, no network", "mean, spectrum", gaussian),
-    Variant("plain", "as shipped", "latent", bridged),
-    Variant("calibrated", "**rotation without pairs**", f"latent, {ONCE}", calibrated(), colours),
-    Variant("calibrated-0.7", "the same at depth .7", f"partial latent, {ONCE}", calibrated(0.7), colours),
-    Variant("calibrated-0.5", "the same at depth .5", f"partial latent, {ONCE}", calibrated(0.5), colours),
+    Variant("histogram", "histogram matching", histogram),
+    Variant("plain", "as shipped", bridged),
+    Variant("calibrated", "rotation without pairs", calibrated(), colours),
+    Variant("retrained", "source retrained on its mapped pictures", retrained(), has_trained),
+    Variant("retrained-0.7", "the same at depth .7", retrained(0.7), has_trained),
     Variant(
-        "retrained",
-        "**source retrained on its mapped pictures**",
-        "latent, CALIBRATION",
-        retrained(),
-        has_trained,
+        "retrained-mixed", "the same with the mixed encoder", retrained(encoder="mixed", seeds=1), has_trained
     ),
-    Variant("retrained-0.85", "the same at depth .85", "partial latent, CALIBRATION", retrained(0.85), never),
-    Variant(
-        "retrained-0.7", "the same at depth .7", "partial latent, CALIBRATION", retrained(0.7), has_trained
-    ),
-    Variant(
-        "retrained-0.5", "the same at depth .5", "partial latent, CALIBRATION", retrained(0.5), has_trained
-    ),
-    Variant(
-        "retrained-mixed",
-        "the same with the mixed encoder",
-        "mixed latent, CALIBRATION",
-        retrained(encoder="mixed", seeds=1),
-        has_trained,
-    ),
-    Variant("linear", "linear encoder", "linear latent", uncalibrated(encoder="linear")),
-    Variant(
-        "linear-calibrated",
-        "linear encoder and rotation",
-        f"linear latent, {ONCE}",
-        calibrated(encoder="linear"),
-        colours,
-    ),
-    Variant("mixed", "mixed encoder", "mixed latent", uncalibrated(encoder="mixed")),
-    Variant(
-        "mixed-calibrated",
-        "mixed encoder and rotation",
-        f"mixed latent, {ONCE}",
-        calibrated(encoder="mixed"),
-        colours,
-    ),
-    Variant("oracle", "oracle: the truth's own latent, decoded", "–", oracle),
-    Variant(
-        "rotation-512-pairs",
-        "rotation from pixels of 512 pairs",
-        "latent, anchors",
-        rotation_of_pairs(512),
-        colours,
-    ),
-    Variant(
-        "rotation-2-pairs",
-        "rotation from pixels of 2 pairs",
-        "latent, anchors",
-        rotation_of_pairs(2),
-        colours,
-    ),
-    Variant("signed", "nearest signed permutation of the channels", "latent, 6 bits", signed_permutation),
-    Variant(
-        "gaussian-rotated",
-        "Gaussian bridge with the rotation of 512 pairs, no network",
-        "mean, spectrum, anchors",
-        gaussian_rotated,
-        colours,
-    ),
-    Variant("tone", "the tone of 8 pairs alone, no model", "anchors", retrained(), never),
-    *(
-        Variant(f"colour-map-{k}", f"quadratic colour map on {k} pairs, no model", "anchors", colour_map(k))
-        for k in (2, 8, 32)
-    ),
-    *(
-        Variant(f"supervised-{k}", f"small supervised network on {k} pairs", "anchors", supervised_on(k))
-        for k in (2, 8, 32)
-    ),
+    Variant("mixed-calibrated", "mixed encoder and rotation", calibrated(encoder="mixed"), colours),
+    Variant("rotation-512-pairs", "rotation from pixels of 512 pairs", rotation_of_pairs(512), colours),
+    Variant("colour-map-8", "quadratic colour map on 8 pairs, no model", colour_map(8)),
 )

@@ -1,6 +1,6 @@
 """The six bundles that ship: how far what they draw is from their domain, and how white their latents are.
 
-python -m benchmarks.points.models        writes docs/benchmarks/models.json and prints the table of docs/benchmarks.md
+python -m benchmarks.points.models        writes docs/benchmarks/models.json
 """
 
 from __future__ import annotations

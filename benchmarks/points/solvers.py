@@ -1,8 +1,7 @@
 """Solvers side by side on three pairs of domains: cost, cycle error, error against a converged reference.
 
-    python -m benchmarks.points.solvers                    measure what is missing, then write table and plot
+    python -m benchmarks.points.solvers                    measure what is missing
     python -m benchmarks.points.solvers --pair 0           one pair; another process may take another
-    python -m benchmarks.points.solvers --report           only table and plot, from what has been measured
 
 One JSON per (pair, setting) under docs/benchmarks/solvers; what is there for the same models is not measured again,
 and a leg that was finished before a stop is taken from build/benchmarks. 10,000 points, one thread, float32; the
@@ -15,21 +14,36 @@ import argparse
 import hashlib
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.points.report import report
-from benchmarks.points.settings import OUT, PAIRS, ROOT, SETTINGS, Setting
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.bridge import Side, integrate
 from ddib_fed.diffusion.plans import SolverSettings, plan
-from ddib_fed.diffusion.solvers import alf_pair
 from ddib_fed.files import write_json
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.shipped import pretrained
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "docs" / "benchmarks" / "solvers"
+PAIRS = (
+    ("moons", "checkerboards"),
+    ("concentric-rings", "parallel-squares"),
+    ("concentric-squares", "parallel-rings"),
+)
+
+
+# The cheap ones first, so that a table is there soon; the last is the public code's number of steps on its grid.
+SETTINGS = (
+    *(SolverSettings("unipc", 3, evaluations) for evaluations in (24, 48, 100)),
+    SolverSettings("alf", 2, 48),
+    SolverSettings("rk4", 4, 48),
+    SolverSettings("ddim", 1, 4000, "integer"),
+)
 
 LEGS = ROOT / "build" / "benchmarks"
 POINTS = 10_000
@@ -42,12 +56,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pair", type=int, choices=range(len(PAIRS)), help="Only this pair.")
-    parser.add_argument("--report", action="store_true", help="Measure nothing.")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if not options.report:
-        measure_all(PAIRS if options.pair is None else (PAIRS[options.pair],))
-    report()
+    measure_all(PAIRS if options.pair is None else (PAIRS[options.pair],))
 
 
 class Legs:
@@ -80,11 +91,11 @@ def measure_all(pairs: tuple[tuple[str, str], ...]) -> None:
             measure(*pair, setting)
 
 
-def measure(source: str, target: str, setting: Setting) -> None:
+def measure(source: str, target: str, setting: SolverSettings) -> None:
     """One setting on one pair, unless its file is there for these models."""
     bundles = pretrained(source), pretrained(target)
     digests = [bundle.digest for bundle in bundles]
-    path = OUT / f"{source}--{target}" / f"{setting.key}.json"
+    path = OUT / f"{source}--{target}" / f"{_key(setting)}.json"
     if path.exists() and json.loads(path.read_text())["digests"] == digests:
         return
     x = sample(source, POINTS, 0)
@@ -94,11 +105,9 @@ def measure(source: str, target: str, setting: Setting) -> None:
         "source": source,
         "target": target,
         "digests": digests,
-        "label": setting.label,
-        "solver": setting.settings.solver,
-        "grid": setting.settings.grid,
-        "carried": setting.carried,
-        "evaluations": setting.settings.evaluations,
+        "solver": setting.solver,
+        "grid": setting.grid,
+        "evaluations": setting.evaluations,
         "points": POINTS,
         "cpu_seconds": round(spent, 2),
         "cycle": cycle_error(x, stages[3]),
@@ -110,7 +119,13 @@ def measure(source: str, target: str, setting: Setting) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, figures)
     print(
-        source, target, setting.key, f"{spent:.0f} s", figures["cycle"], figures["target_error"], flush=True
+        source, target, _key(setting), f"{spent:.0f} s", figures["cycle"], figures["target_error"], flush=True
+    )
+
+
+def _key(setting: SolverSettings) -> str:
+    return f"{setting.solver}-{setting.evaluations}" + (
+        "" if setting.grid == "default" else f"-{setting.grid}"
     )
 
 
@@ -137,32 +152,18 @@ def run(side: Side, x: np.ndarray, settings: SolverSettings, encoding: bool) -> 
     return torch.cat([integrate(start(part), side.denoiser) for part in points.split(BATCH)]).numpy()
 
 
-def cycle(legs: Legs, x: np.ndarray, setting: Setting) -> tuple[list[np.ndarray], float]:
+def cycle(legs: Legs, x: np.ndarray, setting: SolverSettings) -> tuple[list[np.ndarray], float]:
     """The stages after each of four legs, and the CPU seconds of them all."""
-    if setting.carried:
-        return carried_cycle(legs, x, setting.settings)
     stages: list[np.ndarray] = []
     total, points = 0.0, x
     for number, (side, encoding) in enumerate(((0, True), (1, False), (1, True), (0, False))):
         (points,), spent = legs.get(
-            f"{setting.key}-{number}",
-            lambda p=points, s=side, e=encoding: [run(legs.sides[s], p, setting.settings, e)],
+            f"{_key(setting)}-{number}",
+            lambda p=points, s=side, e=encoding: [run(legs.sides[s], p, setting, e)],
         )
         stages.append(points)
         total += spent
     return stages, total
-
-
-def carried_cycle(legs: Legs, x: np.ndarray, settings: SolverSettings) -> tuple[list[np.ndarray], float]:
-    """As `cycle`, but each node keeps its auxiliary state from the way there for the way back."""
-    start = time.process_time()
-    source, target = legs.sides
-    outward = plan(settings, source.schedule).encode_grid, plan(settings, target.schedule).decode_grid
-    z, aux_source = integrate(alf_pair(torch.from_numpy(x), outward[0]), source.denoiser)
-    y, aux_target = integrate(alf_pair(z, outward[1]), target.denoiser)
-    z_again, _ = integrate(alf_pair(y, outward[1].reversed(), aux=aux_target), target.denoiser)
-    x_again, _ = integrate(alf_pair(z_again, outward[0].reversed(), aux=aux_source), source.denoiser)
-    return [t.numpy() for t in (z, y, z_again, x_again)], time.process_time() - start
 
 
 if __name__ == "__main__":

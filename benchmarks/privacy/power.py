@@ -1,17 +1,15 @@
 """The power of the latent gate: what share of latents that are none it refuses, and how many honest ones.
 
-    python -m benchmarks.privacy.power [--domain satellite ...]   measure, then write the tables of docs/latents.md
-    python -m benchmarks.privacy.power --report                   only the tables
+    python -m benchmarks.privacy.power [--domain satellite ...]
 
 Pictures: attacks on each test picture of a shipped domain, which neither training nor the bounds have seen, judged by
 whoever encodes (with gate.json, and by encoding again) and by whoever receives the latent. Points: sets of 1 to 1,024
-points. Intervals are Clopper and Pearson's, 95 %. One thread.
+points. One thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import beta
 from torch import Tensor
 
-from benchmarks.pages import between, markdown
 from benchmarks.privacy.usual import PARTS, encoded, honest_rows
 from ddib_fed.bridge.gate import Made, pass_latent
 from ddib_fed.bridge.model.domain_model import DomainModel
@@ -33,12 +29,11 @@ from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.datasets.synthetic import draw
 from ddib_fed.diffusion.bridge import soften
 from ddib_fed.errors import DdibError, LatentNotGaussian
-from ddib_fed.files import write_file, write_json
+from ddib_fed.files import write_json
 from ddib_fed.models.shipped import pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "benchmarks" / "privacy" / "gate"
-PAGE = ROOT / "docs" / "latents.md"
 PICTURES = ("satellite", "relief", "brain-t1", "brain-t2")
 POINTS = (
     "moons",
@@ -68,16 +63,15 @@ class Case:
 
 
 def main() -> int:
-    """Measure what was asked, then write the tables."""
+    """Measure what was asked."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--domain", nargs="+", default=[*POINTS, *PICTURES], choices=[*POINTS, *PICTURES])
-    parser.add_argument("--report", action="store_true", help="measure nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)
-    for domain in () if given.report else given.domain:
+    for domain in given.domain:
         found = measured_pictures(domain) if domain in PICTURES else measured_points(domain)
         write_json(OUT / f"{domain}.json", found)
         print(domain, flush=True)
@@ -86,10 +80,6 @@ def main() -> int:
                 f"  {row['name']} {row['strength']}: "
                 + ", ".join(f"{k} {row[k]}" for k in ("source", "target"))
             )
-    text = PAGE.read_text(encoding="utf-8")
-    for name, domains in (("gate-pictures", PICTURES), ("gate-points", POINTS)):
-        text = between(text, name, "benchmarks/privacy/power.py", table(domains))
-    write_file(PAGE, text.encode())
     return 0
 
 
@@ -246,37 +236,6 @@ def _refused(check: Callable[[Tensor, Made], object], z: Tensor, how: Made) -> b
     except DdibError as error:
         return error.reason == "POLICY_DENIED"
     return False
-
-
-def table(domains: tuple[str, ...]) -> str:
-    """Refused of all domains together, by case."""
-    there = [json.loads(path.read_text()) for domain in domains if (path := OUT / f"{domain}.json").exists()]
-    if not there:
-        return ""
-    total: dict[tuple[str, str], list[int]] = {}
-    for found in there:
-        for row in found["cases"]:
-            sums = total.setdefault((row["name"], row["strength"]), [0, 0, 0])
-            for place, key in enumerate(("count", "source", "target")):
-                sums[place] += row[key]
-    rows = tuple(
-        (name, strength or "–", count, *(_share(k, count) for k in refused))
-        for (name, strength), (count, *refused) in total.items()
-    )
-    columns = (
-        "latents",
-        "strength",
-        "judged",
-        "refused by the source",
-        "refused by the target",
-    )
-    return f"Of {', '.join(found['domain'] for found in there)}.\n\n" + markdown(columns, rows)
-
-
-def _share(refused: int, count: int) -> str:
-    low = 0.0 if refused == 0 else float(beta.ppf(0.025, refused, count - refused + 1))
-    high = 1.0 if refused == count else float(beta.ppf(0.975, refused + 1, count - refused))
-    return f"{refused / count:.3f} ({low:.3f}–{high:.3f})"
 
 
 if __name__ == "__main__":

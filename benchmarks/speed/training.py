@@ -1,4 +1,4 @@
-"""Training against a plain loop, with bfloat16, in two processes, and with DistributedDataParallel instead of our sum.
+"""Training against a plain loop, with bfloat16, and in two processes.
 
 python -m benchmarks.speed.training [--short]
 
@@ -14,21 +14,15 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.speed.shared.harness import ROOT, Form, Report, Times, interleaved, main, ratio
-from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConfig
 
 STEPS: Final = {"points": 20, "pictures": 3}
 """Steps of a turn: about a second of a core."""
 PRECISIONS: Final = ("float32", "bfloat16")
-QUALITY: Final = {"points": (200, 1_500), "pictures": (0, 200)}
-"""Steps, in the short and the long form, after which the two precisions are compared; 0 for not at all."""
 
 
 class Trainee:
@@ -100,7 +94,6 @@ def measure(form: Form) -> Report:
     for kind in STEPS:
         _against_plain(report, kind, cores[0], form.pick(4, 15))
         _together(report, kind, cores, form.pick(3, 10))
-        _quality(report, kind, form)
     return report
 
 
@@ -135,37 +128,12 @@ def _together(report: Report, kind: str, cores: Sequence[int], repeats: int) -> 
     asked = {
         f"{kind}, one process": (kind, "ours", "float32", cores[:1]),
         f"{kind}, two processes": (kind, "ours", "float32", cores[:2]),
-        f"{kind}, two processes with DistributedDataParallel": (kind, "ddp", "float32", cores[:2]),
     }
     with trainees(asked) as found:
         times = by_turns(found, "wall", repeats)
     report.add_times(times, "s of wall")
-    one, two, overlapping = asked
+    one, two = asked
     report.add(f"{kind}: one process / two", ratio(times, one, two), "x")
-    report.add(f"{kind}: DistributedDataParallel / our sum", ratio(times, overlapping, two), "x")
-
-
-def _quality(report: Report, kind: str, form: Form) -> None:
-    """What bfloat16 costs in the loss that the averaged weights have on held-out samples."""
-    steps = form.pick(*QUALITY[kind])
-    if not steps:
-        return
-    found: dict[str, float] = {}
-    for precision in PRECISIONS:
-        with tempfile.TemporaryDirectory() as folder:
-            bundle = train(_short_run(kind, steps, precision), Path(folder) / "model")
-            figures = bundle.manifest.training.figures
-        found[precision] = figures["held_out_loss"]
-        report.add(f"{kind}, {precision}: held-out loss after {steps} steps", [found[precision]], "")
-        if "sliced_w2" in figures:
-            report.add(f"{kind}, {precision}: sliced-W2 after {steps} steps", [figures["sliced_w2"]], "")
-    report.add(f"{kind}: held-out loss, bfloat16 / float32", [found["bfloat16"] / found["float32"]], "x")
-
-
-def _short_run(kind: str, steps: int, precision: Any) -> PointTrainConfig | PictureTrainConfig:
-    if kind == "points":
-        return PointTrainConfig(domain="moons", steps=steps, precision=precision)
-    return PictureTrainConfig(domain="satellite", steps=steps, precision=precision, flip=True, samples=4)
 
 
 def _free_port() -> int:

@@ -13,4 +13,4 @@ PROMISES: Final = {
     "bytes": "Untrusted bytes never crash or run code",
     "secrets": "No secret, no patient in a log or on disk",
 }
-"""The sentences are those that docs/trust-report.md states."""
+"""The sentences are those of SECURITY.md."""

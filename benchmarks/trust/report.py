@@ -1,4 +1,4 @@
-"""Runs the tests that hold promises, in their long form, and writes what came of it to docs/trust-report.md.
+"""Runs the tests that hold promises, in their long form, and writes what came of it to docs/benchmarks/trust.
 
     python -m benchmarks.trust.report trust            `make trust`: everything but the chaos
     python -m benchmarks.trust.report chaos            `make chaos`: tests/chaos
@@ -12,23 +12,22 @@ A test names its promise by `@pytest.mark.promise("latents")` (`benchmarks.trust
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from benchmarks.pages import between, markdown
-from benchmarks.trust.promises import PROMISES
 from ddib_fed.files import write_file
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PAGE: Final = ROOT / "docs" / "trust-report.md"
+OUT: Final = ROOT / "docs" / "benchmarks" / "trust"
 CHAOS: Final = "tests/chaos"
 SELECTED: Final = {"trust": ("tests", f"--ignore={CHAOS}"), "chaos": (CHAOS,)}
 
@@ -71,46 +70,16 @@ class Recorder:
         row.figures += figures
 
 
-def section(recorder: Recorder, *, form: str, seconds: float) -> str:
-    """What the page says of one run: the promises, then each test below its promise."""
-    columns = ("promise", "cases", "failed", "tests that did not run")
-    totals = tuple(
-        (
-            PROMISES[name],
-            *(sum(getattr(row, what) for row in rows.values()) for what in ("cases", "failed", "skipped")),
-        )
-        for name in PROMISES
-        if (rows := recorder.rows.get(name))
-    )
-    parts = [about(form, seconds), markdown(columns, totals)]
-    for name, sentence in PROMISES.items():
-        if rows := recorder.rows.get(name):
-            tests = tuple(
-                (
-                    row.fact.replace("|", "\\|"),
-                    f"`{test}`",
-                    row.cases,
-                    row.failed,
-                    "; ".join(dict.fromkeys(row.figures)),
-                )
-                for test, row in rows.items()
-            )
-            parts += [
-                f"### {sentence}",
-                markdown(("what holds", "test", "cases", "failed", "measured"), tests),
-            ]
-    return "\n\n".join(parts)
-
-
-def about(form: str, seconds: float) -> str:
+def about(form: str, seconds: float) -> dict[str, Any]:
     """Of which commit, when and where a run was."""
-    commit = _git("rev-parse", "--short", "HEAD")
-    changed = [line for line in _git("status", "--porcelain").splitlines() if not line.endswith(PAGE.name)]
-    tree = "a clean checkout" if not changed else f"a checkout with {len(changed)} changed files"
-    return (
-        f"The {form} form, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit} in {tree}, "
-        f"Python {platform.python_version()}, {seconds / 60:.0f} minutes."
-    )
+    return {
+        "form": form,
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "changed_files": len(_git("status", "--porcelain").splitlines()),
+        "python": platform.python_version(),
+        "minutes": round(seconds / 60),
+    }
 
 
 def _git(*words: str) -> str:
@@ -118,9 +87,10 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def write(which: str, text: str) -> None:
-    page = between(PAGE.read_text(encoding="utf-8"), which, f"make {which}", text)
-    write_file(PAGE, page.encode())
+def write(which: str, found: dict[str, Any]) -> None:
+    """The JSON of a run, and the table of SECURITY.md."""
+    write_file(OUT / f"{which}.json", (json.dumps(found, indent=1) + "\n").encode())
+    subprocess.run([sys.executable, "-m", "benchmarks.tables"], cwd=ROOT, check=True)
 
 
 def main() -> int:
@@ -140,10 +110,18 @@ def main() -> int:
     code = int(
         pytest.main([*SELECTED[given.which], "-q", "-m", "promise", *form, *further], plugins=[recorder])
     )
-    text = section(recorder, form="short" if given.short else "long", seconds=time.monotonic() - started)
+    tests = [
+        {"promise": name, "test": test, **asdict(row)} | {"figures": list(dict.fromkeys(row.figures))}
+        for name, rows in recorder.rows.items()
+        for test, row in rows.items()
+    ]
+    found = about("short" if given.short else "long", time.monotonic() - started)
     if not further:
-        write(given.which, text)
-    sys.stdout.write(text + "\n")
+        write(given.which, {**found, "tests": tests})
+    for test in tests:
+        sys.stdout.write(
+            f"{test['test']}: {test['cases']} cases, {test['failed']} failed, {test['skipped']} skipped\n"
+        )
     return code
 
 

@@ -1,6 +1,6 @@
 """The latent gate: a latent that no encoder makes neither leaves a party nor is decoded by one.
 
-What is judged is what is sent: numbers of the leg's latent type. Fixed bounds hold for both sides (decision 0085).
+What is judged is what is sent: numbers of the leg's latent type. Fixed bounds hold for both sides.
 Whoever encodes knows the model and the samples beside: what is unlike the model's usual latents (`models.allowances`),
 and some points of each set, it encodes again by the model itself, beside the engine, and compares. So an honest latent
 passes, however unusual its picture is, and one that the encoder did not make does not.
@@ -61,7 +61,7 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
 
     Those of an encoder that is linear, at least in part, have wider bounds.
     Latents of less than the whole depth are not noise, and none is refused. Nor is one on a leg that the wire cannot
-    carry (guided encoding, noise in decoding, the public code's respacings): it never reaches a node (decision 0055).
+    carry (guided encoding, noise in decoding, the public code's respacings): it never reaches a node.
 
     Args:
         latent: (N, D) of a set of points, or (N, C, H, W) of pictures, finite.

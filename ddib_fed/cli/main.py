@@ -185,7 +185,7 @@ class LazyGroup(Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
-    epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes are in docs/cli.md.",
+    epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes are in docs/troubleshooting.md.",
 )
 @click.version_option(__version__, "--version", prog_name="ddib", message="%(prog)s %(version)s")
 def cli() -> None:

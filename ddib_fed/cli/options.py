@@ -260,7 +260,7 @@ LATENT_TYPE = click.option(
     "--latent-type",
     type=click.Choice(list(LATENT_TYPES)),
     help="Number type in which latents cross: half the bytes with float16 or bfloat16, which round them "
-    "(docs/latents.md); both nodes must allow it ([policy] latent_types). Default: what the nodes prefer.",
+    "(SECURITY.md); both nodes must allow it ([policy] latent_types). Default: what the nodes prefer.",
 )
 DEADLINE = click.option(
     "--deadline",

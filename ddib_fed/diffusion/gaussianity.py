@@ -27,17 +27,17 @@ from torch import Tensor
 from ddib_fed.errors import LatentNotGaussian
 
 PATCH = 8
-# Allowances for one picture's latent at any size, decision 0032: somewhat more than the widest that the shipped models
+# Allowances for one picture's latent at any size: somewhat more than the widest that the shipped models
 # leave on test pictures. Correlation tells a picture from a latent; the others catch what is out of all proportion.
 MEAN_ALLOWANCE = 0.15
 LOG_STD_ALLOWANCE = 0.56
 """Of -log(std): 0.57 at least."""
 LARGEST_STD = 10.0
-"""Masks among the training pictures of a model that was trained for four minutes have up to 6.5 (docs/latents.md)."""
+"""Masks among the training pictures of a model that was trained for four minutes have up to 6.5."""
 LIGHT_TAILS, HEAVY_TAILS = -0.6, 30.0
 """Excess kurtosis, at least and at most: an edge that a model has not learned is a few large numbers among many."""
 CORRELATION_ALLOWANCE = 0.2
-# The same of latents of the linear encoder, decision 0063: a picture's own contrast and its edges are left in them. Of
+# The same of latents of the linear encoder: a picture's own contrast and its edges are left in them. Of
 # 169 test and 1,798 held-out crops, .44 to 1.8 and 35; of relief .44 to 2.2 and 27. Correlation needs no more.
 STRUCTURED_LOG_STD, STRUCTURED_TAILS = 1.1, 60.0
 SPREADS = 6.0

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 
 class ExitCode(IntEnum):
-    """What the `ddib` and node commands end with; documented in docs/cli.md and tested."""
+    """What the `ddib` and node commands end with; documented in docs/troubleshooting.md and tested."""
 
     OK = 0
     INTERNAL = 1

@@ -26,7 +26,7 @@ BINS = 16
 Thresholds = StructureThresholds
 QUANTILE = 0.05
 CHANCE_QUANTILE = 0.95
-"""On the test crops of the shipped maps this marks 97 % of unrelated pairs and 9 % of true ones (docs/pictures.md)."""
+"""On the test crops of the shipped maps this marks 97 % of unrelated pairs and 9 % of true ones (docs/quality.md)."""
 CHANCE_PAIRS = 2_000
 _FLAT = 1e-12
 _BLOCK_PIXELS = 1 << 22

@@ -1,7 +1,7 @@
 """What a model's own latents of pictures look like: gate.json beside the weights.
 
 It is measured when the model is trained, or by `ddib model gate`. It names the weights that it belongs to and is no
-part of the manifest, for the reasons of steps.json (decision 0066): it changes which latents the owner computes again
+part of the manifest, whose digest contracts and calibrations name: it changes which latents the owner computes again
 before they go, and not what the model computes. The file may come from anywhere: its size and every number are bounded
 before use.
 """

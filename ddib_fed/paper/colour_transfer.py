@@ -34,7 +34,7 @@ COUPLED = 1_000
 SINKHORN_REGULARISATION = 0.1
 """Of the entropy, for colours in [0, 1] and squared distances: what POT's own example of colours uses."""
 SMOOTH = 0.1
-"""Default sigma_s, in standard deviations of the photograph's colours; docs/colours.md shows others."""
+"""Default sigma_s, in standard deviations of the photograph's colours."""
 JUDGED = 5_000
 _JUDGED_SEED, _COUPLED_SEED, _COMPARED_SEED = 5, 42, 11
 _COMPARED = 10_000

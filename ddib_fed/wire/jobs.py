@@ -119,7 +119,7 @@ QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
         "exact": Settings(evaluations=96),
     }
 )
-"""What a quality stands for; docs/benchmarks.md publishes what each was measured to reach."""
+"""What a quality stands for; steps.json of a model says what its draft reaches."""
 
 
 @dataclass(frozen=True, slots=True)

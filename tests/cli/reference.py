@@ -1,4 +1,4 @@
-"""Writes the reference part of docs/cli.md from the commands themselves: `python -m tests.cli.reference`."""
+"""Writes docs/cli.md, and the example of docs/protocol.md, from the code: `python -m tests.cli.reference`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,27 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli.main import cli
+from ddib_fed.errors import all_errors
 from ddib_fed.node.command import node_command
+from ddib_fed.node.template import render_node_toml
+from tests.wire.examples import contract
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"
-BEGIN = "<!-- reference: written by `python -m tests.cli.reference` -->"
-END = "<!-- end of the reference -->"
+DOCS = Path(__file__).parents[2] / "docs"
+DOCUMENT, PROTOCOL = DOCS / "cli.md", DOCS / "protocol.md"
+BEGIN, END = "<!-- contract: written by `python -m tests.cli.reference` -->", "<!-- end of contract -->"
+HEAD = """\
+# Commands, options, reasons and node.toml
+
+Written by `python -m tests.cli.reference` from the commands themselves.
+
+- Results go to stdout, all else to stderr. With `--format json` stdout is one JSON document (`ddib job watch`: one
+  event a line): times are ISO 8601 in UTC, what is not known is `null`. `-q` prints ids or names alone.
+- `--help` explains the everyday options, `--help-all` all of them. The first characters of a job's id or a digest are
+  enough. `ddib completion` writes completions for bash, zsh and fish.
+- An option without effect is refused by name before anything is written. Existing files are not overwritten without
+  `--force`, inputs never. Files are written with mode 0600, in folders of mode 0700.
+- Several processes are supported only in training (`torchrun --nproc-per-node N --no-python ddib model train ...`).
+"""
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -50,7 +66,7 @@ def render() -> str:
     """The reference: a heading for each command, its text, and a table of its options."""
     lines: list[str] = []
     for name, command in commands():
-        lines += [f"### `{name}`", "", inspect.cleandoc(command.help or "").replace("\b\n", ""), ""]
+        lines += [f"## `{name}`", "", inspect.cleandoc(command.help or "").replace("\b\n", ""), ""]
         rows = list(parameters(command))
         arguments = " ".join(written for written, text in rows if not text)
         if arguments:
@@ -67,11 +83,43 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def replaced(document: str) -> str:
-    before, rest = document.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{render()}{END}{after}"
+def reasons() -> str:
+    """Each reason of an error with its sentence, exit code and gRPC status."""
+    rows = ["## Reasons", "", "| reason | sentence | exit code | gRPC status |", "|---|---|---|---|"]
+    rows += [
+        f"| `{kind.reason}` | {kind.sentence} | {int(kind.exit_code)} | {kind.status} |"
+        for kind in sorted(set(all_errors()), key=lambda kind: (int(kind.exit_code), kind.reason))
+        if kind.__module__.startswith("ddib_fed.")
+    ]
+    return "\n".join([*rows, ""])
+
+
+def settings() -> str:
+    """A node.toml as `ddib init node` writes it: every key with its default."""
+    made = render_node_toml(
+        institution="north.example",
+        name="node-1",
+        roles=("source",),
+        domain="photos",
+        listen="0.0.0.0:7443",
+        address="north.example:7443",
+    )
+    return f"## node.toml\n\n```toml\n{made.rstrip()}\n```\n"
+
+
+def document() -> str:
+    """The whole of docs/cli.md."""
+    return f"{HEAD}\n{reasons()}\n{render()}\n{settings()}"
+
+
+def with_contract(page: str) -> str:
+    """docs/protocol.md with the canonical JSON of a contract, and its digest."""
+    before, rest = page.split(BEGIN)
+    made = contract()
+    example = f"```json\n{made.canonical().decode()}\n```\n\nhas the digest `{made.digest.hex()}`."
+    return f"{before}{BEGIN}\n\n{example}\n\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(replaced(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    DOCUMENT.write_text(document(), encoding="utf-8")
+    PROTOCOL.write_text(with_contract(PROTOCOL.read_text(encoding="utf-8")), encoding="utf-8")

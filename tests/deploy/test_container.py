@@ -48,7 +48,7 @@ def test_any_image_is_probed(services) -> None:
     assert {name.replace("-", "_"): value for name, value in durations.items()} == {
         name: str(value) for name, value in check.items() if name != "test"
     }
-    for page in (FOLDER / "Containerfile", ROOT / "docs" / "operating.md"):
+    for page in (FOLDER / "Containerfile", ROOT / "docs" / "deploying.md"):
         builds = re.findall(r"podman build.*-f docs/deploy.*", page.read_text())
         assert builds
         assert all("--format docker" in build for build in builds)
@@ -102,7 +102,7 @@ def test_podman_starts_it_without_root(services) -> None:
 
 def test_documented_commands_name_the_profile(services) -> None:
     """podman-compose finds a service of a profile by `--profile` alone; docker compose takes the same command."""
-    text = COMPOSE + (ROOT / "docs" / "operating.md").read_text()
+    text = COMPOSE + (ROOT / "docs" / "deploying.md").read_text()
     commands = re.findall(r"podman compose ([^`\n]*(?:run --rm|up --detach)) (\w+)", text)
     assert {service for _, service in commands} == {"ddib", "node"}
     for options, service in commands:

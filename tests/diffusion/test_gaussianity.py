@@ -141,7 +141,7 @@ def _figures(count: int = 10**10, **changes: float) -> LatentStatistics:
     )
 
 
-# The last value that passes and the first that does not, docs/latents.md.
+# The last value that passes and the first that does not.
 EDGES = [
     ("mean", 0.149, 0.151), ("mean", -0.149, -0.151), ("std", 9.9, 10.1), ("std", 0.572, 0.570),
     ("kurtosis", 29.9, 30.1), ("kurtosis", -0.59, -0.61), ("correlation", 0.199, 0.201),

@@ -12,13 +12,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.speed.shared import plain_loops
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
@@ -35,25 +33,6 @@ from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConf
 STEPS = 100_000
 WARM = 3
 AnyTask = PointTask | PictureTask
-
-
-class Overlapping(Trainer):
-    """Ours with DistributedDataParallel in place of the sum after the backward pass."""
-
-    def __init__(self, task: AnyTask, world: World) -> None:
-        super().__init__(task, world)
-        self._wrapped = DistributedDataParallel(self.network)
-
-    def _gradients(self) -> Tensor:
-        self._optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros(self.batch)
-        pieces = self._pieces(self.step)
-        for piece, following in pairwise([*pieces, *self._pieces(self.step + 1)[:1]]):
-            share, found = self.task.loss(self._wrapped, piece, self._prefetch.get(piece, following))
-            (share * self.world.size).backward()  # DDP divides by the number of processes
-            losses[piece.first : piece.stop] = found.detach()
-        self.world.add([losses])
-        return losses
 
 
 def make_task(kind: str, precision: Any) -> AnyTask:
@@ -79,7 +58,7 @@ def make_step(who: str, task: AnyTask, world: World) -> Callable[[], object]:
         return plain_loops.pictures(task.config, network, sampler, train, task.normal)
     if who == "batches":
         return _batches_alone(task)
-    return (Overlapping if who == "ddp" else Trainer)(task, world).advance
+    return Trainer(task, world).advance
 
 
 def _batches_alone(task: AnyTask) -> Callable[[], object]:

@@ -9,7 +9,7 @@ from ddib_fed.errors import CalibrationIneffective
 
 LEAST_MARGIN: Final = 0.045
 """Of the lower bound of the margin, a share of the distance without a calibration: it lies between the bounds of right
-and of wrong rotations over draws of the noise (decision 0057)."""
+and of wrong rotations over draws of the noise."""
 
 
 def judge(effect: Effect) -> None:

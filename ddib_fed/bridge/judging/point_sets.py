@@ -1,6 +1,6 @@
 """Whether a set of points lies as densely as N(0, I) does, over whatever part of the space it fills.
 
-A user may translate any part of a domain, and the latents of a part fill a part of the space (decision 0004). Within
+A user may translate any part of a domain, and the latents of a part fill a part of the space. Within
 that part they are as dense as N(0, I), up to a factor: log p(z) = c - |z|^2 / 2. So the density around each point, from
 the distance r_k to its k-th neighbour, is regressed on its place,
 """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 DRAWS = 3
-"""Of the noise of what is published for a calibration: about one in a hundred supports none (decision 0057)."""
+"""Of the noise of what is published for a calibration: about one in a hundred supports none."""
 
 
 def show(command: str) -> None:

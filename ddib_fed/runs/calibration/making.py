@@ -60,7 +60,7 @@ def check_models(source: Manifest, target: Manifest, kind: Kind, *, anchored: bo
     if kind == "tone" and not anchored:
         raise UsageError(
             "a tone is fitted to anchors: nothing in a histogram of grey tells a contrast from its negative",
-            hint="--kind tone --anchors A_DIR B_DIR; docs/recipes/phantom.md",
+            hint="--kind tone --anchors A_DIR B_DIR; docs/calibration.md",
         )
 
 

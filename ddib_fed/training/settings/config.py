@@ -40,9 +40,9 @@ from ddib_fed.training.settings.presets import PRESETS, Preset
 from ddib_fed.training.settings.private import DP_FIELDS, PrivateTrainConfig
 
 SOFTEN_SIGMA = 0.05
-"""From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
+"""From docs/quality.md: the least noise that makes the maps' latents white by its measure."""
 CALIBRATED_STEPS, CALIBRATED_RATE, CALIBRATED_EMA = 600, 1e-3, 0.99
-"""Steps, peak of the learning rate and decay of the averages of a run with a calibration (decision 0058)."""
+"""Steps, peak of the learning rate and decay of the averages of a run with a calibration."""
 POINT_STEPS = 2_000
 """Steps of a run on points that is given neither steps nor time: about 100 s of one core for a 2-D domain."""
 
@@ -68,7 +68,7 @@ class PointTrainConfig(PrivateTrainConfig):
     levels: Annotated[int, says("Distinct noise levels in one batch; must divide it.", ge=1)] = 256
     reference: Annotated[
         int,
-        says("Points that a target's posterior runs over (decision 0016).", ge=0),
+        says("Points that a target's posterior runs over.", ge=0),
     ] = 1024
     learning_rate: Annotated[float, says(RATE, gt=0)] = 2e-3
     warmup: Annotated[int, says("Steps over which the learning rate grows.", ge=0)] = 100

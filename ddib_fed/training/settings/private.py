@@ -16,7 +16,7 @@ DpEpsilon = Annotated[
     says(
         "Differential privacy of each training sample: what the whole run may spend at most (DP-SGD; needs the extra "
         "dp). It bounds what the weights tell of one training sample, and hides no picture that is translated "
-        "(docs/differential-privacy.md).",
+        "(SECURITY.md).",
         gt=0,
         le=1000,
     ),

@@ -63,7 +63,7 @@ _MUST_MATCH = (
     _Field(
         "soften_sigma",
         lambda side: _shortest(side.soften_sigma),
-        "Set the same soften_sigma in both models' manifests; the recommended value is in docs/operating.md.",
+        "Set the same soften_sigma in both models' manifests; the recommended value is in docs/quality.md.",
     ),
 )
 

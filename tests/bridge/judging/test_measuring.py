@@ -39,7 +39,7 @@ def test_further_latents_of_the_same_kind_pass(allowed):
 
 @pytest.mark.parametrize("scale", [0.55, 1.8])
 def test_noise_of_another_scale_is_refused(allowed, scale):
-    """By its figures alone, of 16 x 16 pixels; smaller changes show beside the picture, see docs/latents.md."""
+    """By its figures alone, of 16 x 16 pixels; smaller changes show beside the picture, see SECURITY.md."""
     assert all(beyond(row, allowed) for row in rows(20, seed=2, scale=scale))
 
 

@@ -17,7 +17,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def run(block: str, names: dict[str, Any]) -> None:
-    """Run a block statement by statement; `#> TEXT` is what the statement before it shows or prints."""
+    """Run a block statement by statement; `# > TEXT` is what the statement before it shows or prints."""
     lines = block.splitlines()
     for statement in ast.parse(block).body:
         printed = io.StringIO()
@@ -28,8 +28,8 @@ def run(block: str, names: dict[str, Any]) -> None:
             else:
                 exec(code, names)
         following = lines[statement.end_lineno] if (statement.end_lineno or 0) < len(lines) else ""
-        if following.startswith("#> "):
-            assert printed.getvalue().strip() == following.removeprefix("#> "), code
+        if following.startswith("# > "):
+            assert printed.getvalue().strip() == following.removeprefix("# > "), code
 
 
 def test_the_page_says_what_happens(pair, tmp_path, monkeypatch) -> None:

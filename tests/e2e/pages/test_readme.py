@@ -44,7 +44,7 @@ SHORTER = {
     "--n 16": "--n 2 --evaluations 6",
     "--out there-and-back": "--evaluations 6 --out there-and-back",
     "--out painted": "--evaluations 12 --out painted",
-    "--out points": "--n 500 --out points",
+    "--out drawn": "--n 500 --out drawn",
     "calibrate publish": "calibrate publish --yes",
     "calibrate --peer": "calibrate --yes --peer",
     "calibrate accept": "calibrate accept --yes",
@@ -287,7 +287,7 @@ def test_the_python_of_the_page_runs(pair: Machines) -> None:
 
 def test_a_calibration_is_agreed_on_and_used(pair: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the page's lines; the records name it, and the translations are others than without it."""
-    # Of some hundred draws of the noise one is refused (decision 0057): this one is not.
+    # Of some hundred draws of the noise one is refused: this one is not.
     monkeypatch.setattr(aggregates, "secure_normal", np.random.default_rng(0).standard_normal)
     page = section("Calibrate")
     line = blocks(page, "toml")[0].splitlines()[1]
@@ -351,7 +351,7 @@ def test_the_commands_without_nodes_run(tmp_path: Path) -> None:
     assert (here / "there-and-back" / "coast-1.returned.png").exists()
     assert (here / "model-a" / "model.safetensors").exists()
     assert len(list((here / "samples").glob("sample_*.png"))) == 2
-    assert (here / "points" / "report.json").exists()
+    assert np.load(here / "points" / "samples.npy").shape == (500, 2)
 
 
 def test_no_command_of_the_page_is_left_out() -> None:

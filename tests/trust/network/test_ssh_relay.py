@@ -55,7 +55,7 @@ class Relay:
         self.folder, self.port, self.public = folder, free_port(), free_port()
         for name in ("host", "key"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-        # What docs/networks.md tells the relay's operator to write.
+        # What docs/troubleshooting.md tells the relay's operator to write.
         key = (folder / "key.pub").read_text()
         (folder / "authorized").write_text(f'restrict,port-forwarding,permitlisten="{self.public}" {key}')
         (folder / "sshd_config").write_text(SERVER.format(port=self.port, folder=folder))
@@ -73,7 +73,7 @@ class Relay:
 
     @contextmanager
     def tunnel(self, node_port: int) -> Iterator[None]:
-        """What docs/networks.md tells the node's operator to run."""
+        """What docs/troubleshooting.md tells the node's operator to run."""
         options = (
             "ExitOnForwardFailure=yes",
             "ServerAliveInterval=15",

@@ -1,0 +1,69 @@
+"""The pages: links lead somewhere, commands exist, tables are those of the JSON."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from benchmarks import tables
+from ddib_fed.cli.main import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+CODE = sorted(
+    path for name in ("ddib_fed", "source_node", "target_node") for path in (ROOT / name).rglob("*.py")
+)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """To files of this repository, and to headings of its pages."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        found = (page.parent / name) if name else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_every_image_is_shown() -> None:
+    """In a page; those of docs/images/satellite are what the README translates."""
+    text = "".join(page.read_text() for page in PAGES)
+    images = {path for path in (ROOT / "docs").rglob("*") if path.suffix in {".png", ".svg"}}
+    unused = {path for path in images if path.name not in text and path.parent.name != "satellite"}
+    assert not unused
+
+
+def test_commands_of_the_pages_exist() -> None:
+    """Each `ddib GROUP COMMAND`, in blocks and in sentences."""
+    context = click.Context(cli)
+    for page in PAGES:
+        for line in re.findall(r"(?:^|`|\$ |run --rm )ddib ([a-z][a-z -]*)", page.read_text(), re.MULTILINE):
+            command: click.Command | None = cli
+            for word in line.split():
+                if not isinstance(command, click.Group) or word.startswith("-"):
+                    break
+                command = command.get_command(context, word)
+                assert command is not None, f"{page.name}: ddib {line}"
+
+
+def test_pages_that_the_code_names_are_there() -> None:
+    """In hints, help and comments."""
+    for path in CODE:
+        for name in re.findall(r"docs/[\w/-]+\.md", path.read_text()):
+            assert (ROOT / name).exists(), f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_the_tables_are_those_of_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m benchmarks.tables` writes them."""
+    monkeypatch.setattr(sys, "argv", ["tables", "--check"])
+    assert tables.main() == 0
