@@ -74,7 +74,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "status": Lazy("ddib_fed.cli.node.status:status", "Show the state of the node on this machine."),
     "reload": Lazy(
-        "ddib_fed.cli.node.status:reload", "Make the node re-read its peers, certificates and policy."
+        "ddib_fed.cli.node.status:reload", "Make the node re-read its peers, withdrawals and certificates."
     ),
     "workers": Lazy(
         "ddib_fed.cli.node.status:workers",

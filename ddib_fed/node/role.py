@@ -17,7 +17,6 @@ from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, Draining, NotReady
-from ddib_fed.node.applied import Applied
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.pictures import class_names_of, size_rule_of, terms_of, value_range_of
@@ -37,7 +36,7 @@ from ddib_fed.wire.contracts.guidance import GuidanceTerms
 class NodeContext:
     """State shared by the services of one node."""
 
-    applied: Applied
+    config: NodeConfig
     peers: PeerStore
     audit: AuditLog
     metrics: Metrics
@@ -54,14 +53,6 @@ class NodeContext:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
         self.calibrations = CalibrationStore(self.config.paths.calibrations)
         self.quotas = Ledger(self.config.paths.quotas)
-
-    @property
-    def config(self) -> NodeConfig:
-        return self.applied.config
-
-    @config.setter
-    def config(self, config: NodeConfig) -> None:
-        self.applied.config = config
 
     @property
     def engine(self) -> ServingParty:

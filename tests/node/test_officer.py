@@ -93,7 +93,7 @@ def test_the_settings_are_those_of_node_toml(config: NodeConfig) -> None:
 
 
 def test_the_policy_that_the_node_applied_is_compared_with_the_file(config: NodeConfig) -> None:
-    """It was changed since, and not read again."""
+    """It was changed since, and the node was not restarted."""
     (policy,) = [row[1] for row in section(config, "The node").rows if row[0] == "policy"]
     assert policy_digest(config) in policy
     assert f"the node applied {'ab' * 32} last" in policy

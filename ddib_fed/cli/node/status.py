@@ -130,15 +130,14 @@ def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
 @options.CONFIG
 @options.OUTCOME
 def reload(config_path: Path) -> None:
-    """Make the node re-read its peers, certificates and policy.
+    """Make the node re-read its peers, withdrawals and certificates, at once instead of at the next call.
 
-    Calls of removed peers end, and calls that the new policy does not allow. Of node.toml only [policy] is applied; the
-    other tables need a restart. A file that cannot be used changes nothing: the applied policy stays, and the
-    node says that it is degraded.
+    Calls of removed peers end. node.toml, with its policy, is read only at a start: restart the node to apply a change.
     """
     changes = list(_client(config_path).reload())
     for change in changes:
         say(change)
+    say("node.toml is not read again: restart the node to apply a change in it, also in [policy]")
     outcome(changes=changes)
 
 

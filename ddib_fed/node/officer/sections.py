@@ -86,7 +86,7 @@ def _node(facts: Facts) -> Section:
 def _policy(facts: Facts) -> str:
     text = f"SHA-256 {facts.policy_sha256}"
     if facts.log.policy and facts.log.policy != facts.policy_sha256:
-        text += f"; the node applied {facts.log.policy} last: ddib reload, or a restart"
+        text += f"; the node applied {facts.log.policy} last: a restart applies the file"
     return text
 
 

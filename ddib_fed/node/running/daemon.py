@@ -17,13 +17,11 @@ from types import FrameType
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.applied import Applied
 from ddib_fed.node.certificates.issuer import IdentityServicer
 from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.policy_file import PolicyFile
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
 from ddib_fed.node.running import startup
 from ddib_fed.node.running.admin import AdminServicer, serve_admin, stop_admin
@@ -83,9 +81,7 @@ class Daemon:
         self._telemetry = node_telemetry(
             config.telemetry, metrics.registry, institution=config.node.institution, roles=config.node.roles
         )
-        self.node = NodeContext(
-            Applied(config), self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing
-        )
+        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._jobs = JobCount(self.roles)
         self._disk = DiskWatch((paths.state, paths.spool))
@@ -111,9 +107,8 @@ class Daemon:
             institution=institution,
             roles=config.node.roles,
             issuer=issuer,
-            section=lambda: self.node.config.policy,
+            section=config.policy,
         )
-        self._policy_file = PolicyFile(self.node)
         self._auth = AuthInterceptor(
             self.peers,
             policy,
@@ -296,26 +291,20 @@ class Daemon:
             self._disk.problem
             or self._credentials.problem
             or self.node.audit.problem
-            or self._policy_file.problem
             or self._renewal.problem
             or self.node.running_engine.problem
         )
         return f"degraded: {problem}" if problem else "serving"
 
     def reload(self) -> list[str]:
-        """Read the policy, peers and certificates again."""
-        changes = self._policy_file.reload()
-        changes += self.peers.reload()
+        """Read peers, withdrawals and certificates again."""
+        changes = [*self.peers.reload()]
         ended = self._peers_changed()
         if ended:
             changes.append(f"ended {ended} calls of peers that are no longer admitted")
         self._watch.look()
         self.node.audit.write("reload", changes=changes, policy=self.node.policy_sha256)
-        return [
-            *changes,
-            f"policy: {self.node.policy_sha256}",
-            f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}",
-        ]
+        return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
 
     def resize(self, workers: int) -> pb.WorkersResponse:
         """Have so many workers; 0 changes nothing. Who there is."""

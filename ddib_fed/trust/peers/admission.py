@@ -37,10 +37,6 @@ AuthContext = Mapping[str, Sequence[bytes]]
 class Authoriser(Protocol):
     """Authorises calls; see `policy.Policy`."""
 
-    @property
-    def version(self) -> object:
-        """Another object when what is allowed may have changed."""
-
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
         """Return, or raise PolicyDenied or PeerUnknown."""
 
@@ -109,7 +105,6 @@ class Admission:
         self._method = method
         self._verifier = verifier
         self._authoriser = authoriser
-        self._version = authoriser.version
         self._verified = verifier.verify(pem)
         authoriser.authorise(self._verified.identity, method, self._verified.snapshot)
 
@@ -140,10 +135,9 @@ class Admission:
             Unauthenticated, PeerUnknown, PolicyDenied: It was withdrawn, or has expired.
         """
         verified = self._verifier.verify(self._pem)
-        version = self._authoriser.version
-        if verified.snapshot is not self._verified.snapshot or version is not self._version:
+        if verified.snapshot is not self._verified.snapshot:
             self._authoriser.authorise(verified.identity, self._method, verified.snapshot)
-            self._verified, self._version = verified, version
+            self._verified = verified
 
 
 def presented_certificate(auth: AuthContext) -> bytes:
