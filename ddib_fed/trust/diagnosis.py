@@ -20,11 +20,10 @@ from cryptography import x509
 from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.rpc.proxy import Proxy, TunnelRefused
-from ddib_fed.trust.certificates import CLOCK_SKEW, is_root_of, parse_certificates
 from ddib_fed.trust.dialling import Way
 from ddib_fed.trust.finding import CLOCK_HINT, Finding, host_and_port, moment, short, span
 from ddib_fed.trust.handshake import ClosedEarly, Handshake, client_context, presented_certificate
-from ddib_fed.trust.pki import Credentials, load_identity
+from ddib_fed.trust.pki import CLOCK_SKEW, Credentials, is_root_of, load_identity, parse_certificates
 
 TIMEOUT_S: Final = 5.0
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -116,8 +115,8 @@ def own_validity(own: Credentials) -> Finding | None:
             "own-expired",
             f"our own certificate ({own.identity}) expired at {moment(own.not_after)}, {span(now - own.not_after)} ago "
             "by this machine's clock",
-            f"a node: start it, which renews it; a client: ddib pki issue --client {own.identity.name} at the issuing "
-            f"node, or ddib pki request and install; {CLOCK_HINT}",
+            f"a node: start it, which renews it; a client: ddib pki request --folder DIR --identity {own.identity}, have "
+            f"it signed, then ddib pki install; {CLOCK_HINT}",
         )
     if own.not_before - CLOCK_SKEW > now:
         return Finding(
@@ -196,7 +195,7 @@ class _Attempt:
         admit = (
             f"its operator must admit {mine.institution}: ddib peer export here, ddib peer add there"
             if mine.kind == "node"
-            else f"get a certificate from the new root at the issuing node: ddib pki issue --client {mine.name}"
+            else f"get a certificate from the new root: ddib pki request --folder DIR --identity {mine}"
         )
         age, left, clocks = now - self.own.not_before, self.own.not_after - now, ""
         if age < _YOUNG:

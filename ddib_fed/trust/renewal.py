@@ -16,16 +16,19 @@ from ddib_fed.errors import InputError, MessageInvalid, Unauthenticated
 from ddib_fed.files import write_file
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.rpc.proxy import Proxy
-from ddib_fed.trust.certificates import CLOCK_SKEW, certificate_pem, new_key, parse_certificates
 from ddib_fed.trust.diagnosis import explained
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.pki import (
+    CLOCK_SKEW,
     MAX_ROOTS,
     RECOVERY,
     Credentials,
+    certificate_pem,
     check_installable,
     load_identity,
     load_recovery,
+    new_key,
+    parse_certificates,
     write_identity,
 )
 from ddib_fed.trust.tls import channel

@@ -23,10 +23,10 @@ from ddib_fed.node.policy import (
     policy_digest,
 )
 from ddib_fed.node.settings.policy_table import PolicySection
-from ddib_fed.trust.certificates import new_authority
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.file import Peer
 from ddib_fed.trust.peers.snapshot import Snapshot
+from ddib_fed.trust.pki import new_authority
 from tests.node.tiny_nodes import make_config
 
 NORTH = new_authority("north.example").certificate

@@ -11,7 +11,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.officer.facts import gather
 from ddib_fed.node.officer.leaving import leaving
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.withdrawn import withdraw
+from ddib_fed.trust.withdrawn import withdraw
 from tests.node.institutions import Institution
 from tests.node.test_officer import row, section, text_of
 from tests.node.tiny_nodes import make_config, make_institution, save_model

@@ -69,8 +69,8 @@ def loose_root_and_leaf(tmp_path: Path, west: Institution):
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
-    from ddib_fed.trust.certificates import issue_leaf, new_key
     from ddib_fed.trust.peers.file import Peer
+    from ddib_fed.trust.pki import issue_leaf, new_key
 
     key, name = new_key(), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loose")])
     now = datetime.now(UTC)

@@ -13,7 +13,7 @@ from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import tls
-from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.contracts.contract import Contract, ContractSide

@@ -14,9 +14,9 @@ import pytest
 
 from ddib_fed.errors import PeerUnreachable
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.diagnosis import Finding, diagnose, explained
 from ddib_fed.trust.finding import may_pass
+from ddib_fed.trust.pki import certificate_pem
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
 

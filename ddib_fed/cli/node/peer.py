@@ -151,8 +151,8 @@ def list_(config_path: Path, quiet: bool, output_format: str) -> None:
 @INSTITUTION
 def test(config_path: Path, output_format: str, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
-    from ddib_fed.trust.certificates import certificate_pem
     from ddib_fed.trust.diagnosis import diagnose
+    from ddib_fed.trust.pki import certificate_pem
 
     config, store = _open(config_path)
     entry = store.get(institution)

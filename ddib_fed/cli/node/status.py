@@ -91,7 +91,7 @@ def _serve_page(config_path: Path, port: int, *, browser: bool) -> None:
 def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
     """Print it; `more` is what the commands that are named need to be about this node."""
     from ddib_fed.cli.client.job import when
-    from ddib_fed.trust.certificates import root_warning
+    from ddib_fed.trust.pki import root_warning
 
     say(f"node         {answer.name}.{answer.institution}  {answer.state}")
     say(f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s")

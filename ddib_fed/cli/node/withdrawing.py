@@ -36,8 +36,8 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
     own list: run this on each.
     """
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust import withdrawn as lists
     from ddib_fed.trust.audit.log import note
-    from ddib_fed.trust.peers import withdrawn as lists
 
     config = NodeConfig.load(config_path)
     named = _of_institution(config, identity)
@@ -57,8 +57,8 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
 def reinstate(config_path: Path, output_format: str, identity: str) -> None:
     """Reinstate an identity that was withdrawn on this node; its line in the list becomes a comment."""
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust import withdrawn as lists
     from ddib_fed.trust.audit.log import note
-    from ddib_fed.trust.peers import withdrawn as lists
 
     config = NodeConfig.load(config_path)
     named = _of_institution(config, identity)
@@ -76,7 +76,7 @@ def reinstate(config_path: Path, output_format: str, identity: str) -> None:
 def withdrawn(config_path: Path, output_format: str) -> None:
     """List the identities that are withdrawn on this node."""
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.trust.peers import withdrawn as lists
+    from ddib_fed.trust import withdrawn as lists
 
     folder = NodeConfig.load(config_path).paths.pki
     entries = lists.load_withdrawn(folder).entries
@@ -114,7 +114,7 @@ def _report(
     config: NodeConfig, identity: Identity, output_format: str, *, changed: bool, withdrawn: bool
 ) -> None:
     """Report what was done, when the node applies it, and where else to run the command."""
-    from ddib_fed.trust.peers.withdrawn import WITHDRAWN
+    from ddib_fed.trust.withdrawn import WITHDRAWN
 
     file = config.paths.pki / WITHDRAWN
     running = _obeyed(config)
@@ -151,7 +151,7 @@ def _obeyed(config: NodeConfig) -> bool:
     """Make the node on this state folder read the list now; returns whether one runs."""
     from ddib_fed.errors import InputError
     from ddib_fed.node.running.admin import AdminClient
-    from ddib_fed.trust.peers.withdrawn import WITHDRAWN
+    from ddib_fed.trust.withdrawn import WITHDRAWN
 
     lines = AdminClient(config).reload_if_running()
     if lines is None:

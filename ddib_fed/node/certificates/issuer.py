@@ -14,17 +14,18 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.quota import Charge, Ledger
 from ddib_fed.server.interceptors import caller
 from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.certificates import (
+from ddib_fed.trust.identity import UNREADABLE, Identity
+from ddib_fed.trust.pki import (
     MAX_REQUEST_BYTES,
     certificate_pem,
     check_request,
     fingerprint,
     issue_leaf,
+    load_authority,
+    load_identity,
 )
-from ddib_fed.trust.identity import UNREADABLE, Identity
-from ddib_fed.trust.peers.withdrawn import refuse_withdrawn
-from ddib_fed.trust.pki import load_authority, load_identity
 from ddib_fed.trust.renewal import Clock, utc_now
+from ddib_fed.trust.withdrawn import refuse_withdrawn
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 

@@ -19,9 +19,6 @@ from typing import Final
 from ddib_fed.errors import ConfigError, DdibError, Unauthenticated
 from ddib_fed.node.certificates.standing import not_accepted, own_authority, own_credentials
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.certificates import (
-    parse_certificates,
-)
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.pki import (
     Credentials,
@@ -29,6 +26,7 @@ from ddib_fed.trust.pki import (
     issue_to_folder,
     load_identity,
     load_recovery,
+    parse_certificates,
 )
 from ddib_fed.trust.renewal import Clock, check_successor, is_due, renew_through, utc_now
 

@@ -12,15 +12,16 @@ from pathlib import Path
 
 from ddib_fed.errors import ConfigError, Unauthenticated
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.certificates import check_root, parse_certificates
 from ddib_fed.trust.identity import Identity, verify_peer_certificate
 from ddib_fed.trust.pki import (
     Authority,
     Credentials,
+    check_root,
     has_authority,
     load_authority,
     load_identity,
     load_recovery,
+    parse_certificates,
 )
 
 

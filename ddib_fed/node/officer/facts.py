@@ -27,7 +27,7 @@ from ddib_fed.trust import pki
 from ddib_fed.trust.audit.verification import Verified, verify
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.file import Peer
-from ddib_fed.trust.peers.withdrawn import load_withdrawn
+from ddib_fed.trust.withdrawn import load_withdrawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from ddib_fed.server.ports import check_bindable
 from ddib_fed.telemetry.opening import check_telemetry
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
-from ddib_fed.trust.certificates import root_warning
+from ddib_fed.trust.pki import root_warning
 from ddib_fed.unexpected import as_config_error, explained
 
 # Space that a start itself needs: databases, an audit line, a socket.

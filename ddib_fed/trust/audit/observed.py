@@ -13,10 +13,9 @@ from pathlib import Path
 
 from ddib_fed.errors import DdibError
 from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.certificates import fingerprint, parse_certificates
 from ddib_fed.trust.peers.snapshot import Snapshot
 from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.trust.pki import load_identity
+from ddib_fed.trust.pki import fingerprint, load_identity, parse_certificates
 
 log = logging.getLogger(__name__)
 

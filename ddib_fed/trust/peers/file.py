@@ -14,11 +14,10 @@ from cryptography import x509
 
 from ddib_fed.errors import InputError, PolicyDenied, Unauthenticated
 from ddib_fed.rpc.addresses import split_address
-from ddib_fed.trust.certificates import certificate_pem, fingerprint, parse_certificates, same_fingerprint
 from ddib_fed.trust.identity import Identity, check_institution, check_root
+from ddib_fed.trust.pki import MAX_ROOTS, certificate_pem, fingerprint, parse_certificates, same_fingerprint
 
 FORMAT_VERSION: Final = 1
-MAX_ROOTS: Final = 2
 _HINT: Final = "ddib peer export writes one, on the other side"
 _SHOWN: Final = 40
 _FIELDS: Final = frozenset({"format_version", "institution", "identity", "address", "roots"})
@@ -32,7 +31,7 @@ class Peer:
         institution: DNS name.
         identity: Its node.
         address: ``host:port`` to dial.
-        roots: Its institution's roots; two during a roll-over.
+        roots: Its institution's roots, at most two.
     """
 
     institution: str

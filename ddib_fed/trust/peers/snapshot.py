@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from cryptography import x509
 
 from ddib_fed.errors import PeerSuspended
-from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.identity import Identity, Pins
 from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.pki import certificate_pem
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,12 +27,12 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import private_folder, read_small, sync_folder, write_file
 from ddib_fed.names import nearest, readable, resembles
-from ddib_fed.trust.certificates import parse_certificates
 from ddib_fed.trust.identity import Identity, check_institution
 from ddib_fed.trust.peers import suspended as suspensions
 from ddib_fed.trust.peers.file import Peer, compare, parse_peer
 from ddib_fed.trust.peers.snapshot import Snapshot
-from ddib_fed.trust.peers.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
+from ddib_fed.trust.pki import parse_certificates
+from ddib_fed.trust.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
 
 MAX_PEERS: Final = 256
 _PEER_FILES: Final = "[a-z0-9]*.json"

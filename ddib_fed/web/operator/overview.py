@@ -18,7 +18,7 @@ from ddib_fed.node.officer.facts import Facts, gather
 from ddib_fed.node.officer.recent import Hour, Recent
 from ddib_fed.node.running.admin import AdminClient
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import parse_certificates
+from ddib_fed.trust.pki import parse_certificates
 
 if TYPE_CHECKING:
     from ddib_fed.v1 import admin_pb2

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from ddib_fed.errors import NotReady
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import Authority, certificate_pem, new_key
+from ddib_fed.trust.pki import Authority, certificate_pem, new_key
 from tests.cli.client.answers import (
     Answer,
     closed,
@@ -130,7 +130,7 @@ def _served(
     key, folder = new_key(), world.folder
     leaf = forge(authority, dns_names, start=NOW - SOON, end=NOW + OLD, subject_key=key.public_key())
     (folder / "other.pem").write_bytes(leaf)
-    pki.write_key(folder / "other.key", key)
+    (folder / "other.key").write_bytes(pki._key_pem(key))
     world.in_its_place(tls(folder / "other.pem", folder / "other.key", newest=newest))
 
 

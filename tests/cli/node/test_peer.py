@@ -213,7 +213,7 @@ def test_what_is_no_peer_file_is_named(
 
 def test_a_root_without_name_constraints_is_accepted_only_when_asked(north: Path, south: Path) -> None:
     """A general CA of the other institution: the operator decides."""
-    from ddib_fed.trust.certificates import certificate_pem, fingerprint
+    from ddib_fed.trust.pki import certificate_pem, fingerprint
     from tests.trust.test_identity import unconstrained
 
     exported(north, "north.peer")

@@ -16,9 +16,9 @@ from ddib_fed.node.template import render_node_toml
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.enrolment import install, make_request, read_request, sign_request
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.pki import install, make_request, read_request, sign_request
 from ddib_fed.v1 import identity_pb2_grpc
 
 NOW = datetime.now(UTC)

@@ -13,11 +13,10 @@ import pytest
 
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.running.admin import AdminClient
-from ddib_fed.trust import pki
+from ddib_fed.trust import pki, withdrawn
 from ddib_fed.trust.audit.verification import verify
-from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import withdrawn
+from ddib_fed.trust.pki import certificate_pem
 from tests.node.institutions import Institution
 from tests.node.running.test_daemon import Running, ready
 from tests.node.tiny_nodes import make_institution

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ddib_fed.errors import AlreadyExists, InputError, PeerNotFound, PolicyDenied
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import certificate_pem, issue_leaf, new_key
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.file import Peer, parse_peer
 from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.pki import certificate_pem, issue_leaf, new_key
 from tests.node.institutions import Institution
 
 

@@ -14,7 +14,7 @@ from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.trust.peers.withdrawn import (
+from ddib_fed.trust.withdrawn import (
     LAST_WITHDRAWN,
     load_withdrawn,
     parse_withdrawn,
