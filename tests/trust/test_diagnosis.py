@@ -14,8 +14,7 @@ import pytest
 
 from ddib_fed.errors import PeerUnreachable
 from ddib_fed.trust import pki
-from ddib_fed.trust.diagnosis import Finding, diagnose, explained
-from ddib_fed.trust.finding import may_pass
+from ddib_fed.trust.diagnosis import Finding, diagnose, explained, may_pass
 from ddib_fed.trust.pki import certificate_pem
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
@@ -105,7 +104,7 @@ def test_what_answers_is_not_tls(north: Institution, south: Institution) -> None
     with answering(
         lambda connection: (connection.recv(4096), connection.sendall(b"HTTP/1.1 400\r\n\r\n"))
     ) as address:  # type: ignore[arg-type,return-value]
-        assert look(address, north, south).cause == "plain-http"
+        assert look(address, north, south).cause == "not-tls"
 
 
 def test_what_answers_speaks_tls_12_only(north: Institution, south: Institution) -> None:
@@ -117,7 +116,7 @@ def test_what_answers_speaks_tls_12_only(north: Institution, south: Institution)
 def test_what_answers_is_no_grpc_server(north: Institution, south: Institution) -> None:
     """TLS with the right certificate, and then something else."""
     with answering(serve_tls(south)) as address:
-        assert look(address, north, south).cause == "not-grpc"
+        assert look(address, north, south).cause == "wrong-server"
 
 
 def test_the_root_is_another(node: Listening, north: Institution, south: Institution) -> None:
@@ -127,7 +126,7 @@ def test_the_root_is_another(node: Listening, north: Institution, south: Institu
 
 def test_the_name_is_another(node: Listening, north: Institution, south: Institution) -> None:
     """Another node of the institution has the address now."""
-    assert look(node.address, north, south, server_name="node-2.south.example").cause == "wrong-name"
+    assert look(node.address, north, south, server_name="node-2.south.example").cause == "wrong-server"
 
 
 def test_the_nodes_certificate_has_expired(node: Listening, north: Institution, south: Institution) -> None:
@@ -135,14 +134,14 @@ def test_the_nodes_certificate_has_expired(node: Listening, north: Institution, 
     past = datetime.now(UTC) - timedelta(days=2)
     pki.issue_to_folder(south.authority, south.pki, "node", "node-1", now=past)
     # The root is newer than the leaf, which is no concern of TLS.
-    assert look(node.address, north, south).cause == "expired"
+    assert look(node.address, north, south).cause == "not-valid"
 
 
 def test_our_own_certificate_has_expired(node: Listening, north: Institution, south: Institution) -> None:
     """That is found before connecting."""
     past = datetime.now(UTC) - timedelta(days=2)
     pki.issue_to_folder(north.authority, north.pki, "node", "node-1", now=past)
-    assert look(node.address, north, south).cause == "own-expired"
+    assert look(node.address, north, south).cause == "own-certificate"
 
 
 def test_there_is_no_certificate(
@@ -182,7 +181,7 @@ def test_a_name_server_that_does_not_answer_is_no_missing_host(
 
     monkeypatch.setattr(socket, "getaddrinfo", away)
     finding = look("south.example:7443", north, south)
-    assert (finding.cause, may_pass(finding.cause)) == ("name-server", True)
+    assert (finding.cause, may_pass(finding.cause)) == ("no-connection", True)
     assert not may_pass("name-not-found")
 
 

@@ -40,8 +40,7 @@ from ddib_fed.errors import (
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.rpc.proxy import Proxy, TunnelRefused
 from ddib_fed.terminal import escape
-from ddib_fed.trust.dialling import Way
-from ddib_fed.trust.handshake import presented_certificate
+from ddib_fed.trust.diagnosis import Way, presented_certificate
 from ddib_fed.trust.pairing.line import MAGIC, Keys, Line, LineBroken
 from ddib_fed.trust.peers.file import Peer, parse_peer
 
@@ -58,7 +57,7 @@ _MAX_REFUSAL: Final = 300
 _NAMES: Final = (b"ddib pair: dialler", b"ddib pair: listener")
 _HINT: Final = "ddib pair --listen on one side shows a new code"
 _LOOK_TLS_S: Final = 3.0
-_OF_THE_PROXY: Final = frozenset({"proxy-unreachable", "proxy-login", "proxy-refused", "not-a-proxy"})
+_OF_THE_PROXY: Final = frozenset({"proxy-unreachable", "proxy-refused"})
 """Causes that say nothing of the other side."""
 
 T = TypeVar("T")
