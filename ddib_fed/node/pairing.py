@@ -23,7 +23,7 @@ from ddib_fed.server.ports import check_bindable
 from ddib_fed.terminal import say
 from ddib_fed.trust.pairing.code import new_code, parse_code
 from ddib_fed.trust.pairing.exchange import CODE_LIFE_S, Paired, dial, listen
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers import Peer
 
 
 @dataclass(frozen=True, slots=True)

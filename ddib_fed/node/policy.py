@@ -15,7 +15,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.quota import Charge
 from ddib_fed.node.settings.policy_table import EVERY, PolicySection, Use
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.snapshot import Snapshot
+from ddib_fed.trust.peers import Snapshot
 from ddib_fed.wire.canonical import canonical_json
 from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
 

@@ -27,7 +27,7 @@ from ddib_fed.server.metrics import Metrics
 from ddib_fed.telemetry.tracing import OFF, Tracing
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import PeerStore
 from ddib_fed.wire.contracts.contract import REFUSE, ContractSide
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
 

@@ -272,11 +272,11 @@ class Way:
 def _named_proxy(host: str) -> str | None:
     """``host:port`` of the HTTP proxy that the environment names for connections to a host."""
     from urllib.parse import urlsplit
-    from urllib.request import getproxies_environment, proxy_bypass_environment
+    from urllib.request import getproxies_environment, proxy_bypass
 
     named = getproxies_environment()
     value = named.get("https") or named.get("all")
-    if not value or proxy_bypass_environment(host, named):
+    if not value or proxy_bypass(host, named):
         return None
     try:
         url = urlsplit(value if "://" in value else f"http://{value}")

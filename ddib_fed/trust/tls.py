@@ -24,8 +24,7 @@ from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
 from ddib_fed.rpc.answers import CheckedChannel
 from ddib_fed.rpc.proxy import Proxy
 from ddib_fed.trust.diagnosis import explained
-from ddib_fed.trust.peers.file import Peer
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import Peer, PeerStore
 from ddib_fed.trust.pki import Credentials, certificate_pem, load_identity
 
 log = logging.getLogger(__name__)

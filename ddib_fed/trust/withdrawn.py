@@ -41,12 +41,7 @@ _SHOWN: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of the list.
-
-    Attributes:
-        identity: The withdrawn identity.
-        comment: What follows it, without the #.
-    """
+    """A line of the list: the withdrawn identity, and what follows it, without the #."""
 
     identity: Identity
     comment: str = ""
@@ -54,12 +49,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The content of a list.
-
-    Attributes:
-        entries: The lines with an identity.
-        problem: Why the list cannot be fully read; None if it can.
-    """
+    """The content of a list: the lines with an identity, and why it cannot be fully read, if it cannot."""
 
     entries: tuple[Entry, ...] = ()
     problem: str | None = None
@@ -71,12 +61,7 @@ class Withdrawn:
 
 
 def parse_withdrawn(data: bytes, what: str) -> Withdrawn:
-    """Read a list: UTF-8, one identity per line; valid lines count even if others are invalid.
-
-    Args:
-        data: The file's content.
-        what: What to call it in `problem`.
-    """
+    """Read a list, which `problem` calls `what`: valid lines count even if others are invalid."""
     if data.startswith(_UTF16):
         return Withdrawn(problem=f"{what} is UTF-16; a list of withdrawn identities is UTF-8")
     try:
@@ -154,11 +139,7 @@ def last_withdrawn(folder: Path) -> Withdrawn:
 
 
 def keep_last(folder: Path, identities: frozenset[Identity]) -> None:
-    """Record who is withdrawn now; writes nothing if nothing changed.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Record who is withdrawn now; writes nothing if nothing changed."""
     noted = last_withdrawn(folder)
     if noted.identities == identities and noted.problem is None:
         return
@@ -183,12 +164,7 @@ def load_withdrawn(folder: Path) -> Withdrawn:
 
 
 def refuse_withdrawn(folder: Path, identity: Identity) -> None:
-    """Return if the node whose certificates are in `folder` does not refuse `identity`.
-
-    Raises:
-        PolicyDenied: It does: a new certificate would be refused as well.
-        InputError: The list cannot be read.
-    """
+    """Return if the node whose certificates are in `folder` does not refuse `identity`, else PolicyDenied."""
     if identity in load_withdrawn(folder).identities:
         raise PolicyDenied(
             f"{identity} is withdrawn in {folder / WITHDRAWN}",
@@ -199,16 +175,13 @@ def refuse_withdrawn(folder: Path, identity: Identity) -> None:
 def withdraw(
     folder: Path, identity: Identity, *, comment: str = "", before: Callable[[], object] = lambda: None
 ) -> bool:
-    """Withdraw `identity`; durable when this returns.
+    """Withdraw `identity`, durably; whether it was not withdrawn before.
 
     Args:
         folder: Of the node's certificates.
         identity: Whom the node refuses from now on.
         comment: One line, for the list; by default the date.
         before: Called before the list changes, if it does; what it raises prevents that.
-
-    Returns:
-        Whether it was not withdrawn before.
 
     Raises:
         InputError: The list cannot be read, is full, or the comment is not one line.
@@ -223,19 +196,7 @@ def withdraw(
 
 
 def reinstate(folder: Path, identity: Identity, *, before: Callable[[], object] = lambda: None) -> bool:
-    """Reinstate `identity`: its lines become comments; durable when this returns.
-
-    Args:
-        folder: Of the node's certificates.
-        identity: Whom the node no longer refuses.
-        before: As for `withdraw`.
-
-    Returns:
-        Whether it was withdrawn before.
-
-    Raises:
-        InputError: The list cannot be read.
-    """
+    """Reinstate `identity`, durably: its lines become comments. Arguments and result as of `withdraw`."""
     with _edited(folder) as (text, entries):
         if identity not in entries.identities:
             return False

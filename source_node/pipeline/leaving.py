@@ -13,7 +13,7 @@ from ddib_fed.bridge.party import ToDecode
 from ddib_fed.errors import ContractUnknown
 from ddib_fed.node.role import NodeContext
 from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers import Peer
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent
 from source_node.pipeline.items import approved_latent

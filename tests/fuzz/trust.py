@@ -18,7 +18,7 @@ from ddib_fed.trust import pki
 from ddib_fed.trust.audit.verification import verify as verify_audit
 from ddib_fed.trust.calibrations.signing import parse_calibration, parse_signed
 from ddib_fed.trust.identity import Identity, verify_peer_certificate
-from ddib_fed.trust.peers.file import Peer, parse_peer
+from ddib_fed.trust.peers import Peer, parse_peer
 from ddib_fed.trust.pki import (
     certificate_pem,
     issue_leaf,

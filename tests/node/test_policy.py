@@ -24,8 +24,7 @@ from ddib_fed.node.policy import (
 )
 from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.file import Peer
-from ddib_fed.trust.peers.snapshot import Snapshot
+from ddib_fed.trust.peers import Peer, Snapshot
 from ddib_fed.trust.pki import new_authority
 from tests.node.tiny_nodes import make_config
 

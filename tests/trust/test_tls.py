@@ -16,7 +16,7 @@ import pytest
 
 from ddib_fed.errors import ConfigError, FileMissing, PeerNotFound, PeerUnreachable
 from ddib_fed.trust import pki, tls
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers import Peer
 from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.trust.withdrawn import withdraw
 from ddib_fed.v1 import decoding_pb2 as pb

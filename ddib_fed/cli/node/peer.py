@@ -17,7 +17,7 @@ from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.trust.peers.store import PeerStore
+    from ddib_fed.trust.peers import PeerStore
     from ddib_fed.v1 import decoding_pb2
 
 INSTITUTION = click.argument("institution", shell_complete=completing.peers)

@@ -26,7 +26,7 @@ from ddib_fed.node.running.admin import AdminClient
 from ddib_fed.trust import pki
 from ddib_fed.trust.audit.verification import Verified, verify
 from ddib_fed.trust.calibrations.store import CalibrationStore
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers import Peer
 from ddib_fed.trust.withdrawn import load_withdrawn
 
 

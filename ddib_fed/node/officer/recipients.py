@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ddib_fed.node.officer.facts import Facts
 from ddib_fed.node.policy import uses_of
 from ddib_fed.node.settings.policy_table import EVERY, PolicySection
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers import Peer
 
 
 @dataclass(frozen=True, slots=True)

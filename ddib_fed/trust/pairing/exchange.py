@@ -42,7 +42,7 @@ from ddib_fed.rpc.proxy import Proxy, TunnelRefused
 from ddib_fed.terminal import escape
 from ddib_fed.trust.diagnosis import Way, presented_certificate
 from ddib_fed.trust.pairing.line import MAGIC, Keys, Line, LineBroken
-from ddib_fed.trust.peers.file import Peer, parse_peer
+from ddib_fed.trust.peers import Peer, parse_peer
 
 CODE_LIFE_S: Final = 300.0
 """How long a code is good."""

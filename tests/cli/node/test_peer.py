@@ -26,7 +26,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.node.admitting import admit, own_peer
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.peers.file import parse_peer
+from ddib_fed.trust.peers import parse_peer
 from ddib_fed.trust.pki import init_node_identity
 from tests.cli.node.test_pki import write_config
 from tests.node.flipping import BitFlipper

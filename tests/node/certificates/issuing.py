@@ -17,7 +17,7 @@ from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import PeerStore
 from ddib_fed.trust.pki import install, make_request, read_request, sign_request
 from ddib_fed.v1 import identity_pb2_grpc
 

@@ -15,7 +15,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Policy
 from ddib_fed.trust import pki
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import PeerStore
 from ddib_fed.trust.pki import certificate_pem, issue_leaf, make_request, read_request
 from ddib_fed.trust.withdrawn import withdraw
 from tests.node.certificates.issuing import HOUR, NOW, Server, second_node
