@@ -47,14 +47,9 @@ def utc_now() -> datetime:
 
 
 def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> bool:
-    """Whether a certificate is to be replaced: two thirds of its lifetime are over, or it is not valid yet.
+    """Whether a certificate is to be replaced: two thirds of its lifetime are over, less the share `jitter`.
 
-    Args:
-        credentials: The certificate.
-        now: The time.
-        jitter: A share of its lifetime to be earlier by.
-
-    One that is not valid yet was made while a clock was wrong, which has been put right.
+    So is one that is not valid yet: it was made while a clock was wrong, which has been put right.
     """
     life = credentials.not_after - credentials.not_before
     due = credentials.not_before + life * (RENEW_AT - jitter)
@@ -159,11 +154,7 @@ def check_successor(
     now: datetime,
     what: str,
 ) -> None:
-    """Check that a certificate may replace the current one: same identity, from a trusted root.
-
-    Raises:
-        Unauthenticated: It may not.
-    """
+    """Return if a certificate may replace the current one: same identity, from a trusted root; else Unauthenticated."""
     known = parse_certificates(current.roots_pem, "roots.pem")
     if not set(known) & set(roots):
         raise Unauthenticated(f"{what} has none of the roots that are trusted here")

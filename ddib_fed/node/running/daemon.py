@@ -17,8 +17,7 @@ from types import FrameType
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.certificates.issuer import IdentityServicer
-from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
+from ddib_fed.node.certificates import IdentityServicer, RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.policy import Policy

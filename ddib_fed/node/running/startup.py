@@ -19,7 +19,7 @@ from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import overview, unusable_with
-from ddib_fed.node.certificates.standing import look_at_identity
+from ddib_fed.node.certificates import certificate_status
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.quota import Ledger
@@ -120,7 +120,7 @@ def _files(config: NodeConfig) -> Found:  # noqa: ARG001 - a step's signature
 
 
 def _identity(config: NodeConfig) -> Found:
-    text, *warnings = look_at_identity(config)
+    text, *warnings = certificate_status(config)
     return Found(text, tuple(warnings))
 
 

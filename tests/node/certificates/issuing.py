@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from ddib_fed.node.certificates.issuer import IdentityServicer
+from ddib_fed.node.certificates import IdentityServicer
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.quota import Ledger

@@ -14,7 +14,7 @@ from cryptography import x509
 from ddib_fed.client.profile import Profile, render_client_toml
 from ddib_fed.client.renewal import renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, PeerUnreachable, PolicyDenied, Unauthenticated
-from ddib_fed.node.certificates.renewal import (
+from ddib_fed.node.certificates import (
     CHECK_INTERVAL_S,
     JITTER,
     RenewalThread,
