@@ -6,7 +6,8 @@ A role is an entry point of the group `ddib_fed.roles`; the node knows no role b
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -16,11 +17,10 @@ import grpc
 from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
-from ddib_fed.errors import ConfigError, Draining, NotReady
+from ddib_fed.errors import ConfigError, DdibError, Draining, NotReady
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.pictures import class_names_of, size_rule_of, terms_of, value_range_of
-from ddib_fed.node.peer_problems import PeerProblems
 from ddib_fed.node.policy import offered_guidance, policy_digest
 from ddib_fed.node.quota import Ledger
 from ddib_fed.server.metrics import Metrics
@@ -30,6 +30,27 @@ from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers import PeerStore
 from ddib_fed.wire.contracts.contract import REFUSE, ContractSide
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
+
+
+class PeerProblems:
+    """The last failure of each peer since its last success; safe to use from any thread."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last: dict[str, tuple[float, str]] = {}
+
+    def failed(self, institution: str, error: DdibError) -> None:
+        with self._lock:
+            self._last[institution] = self._clock(), f"{error.detail} [{error.reason}]"
+
+    def answered(self, institution: str) -> None:
+        with self._lock:
+            self._last.pop(institution, None)
+
+    def of(self, institution: str) -> tuple[float, str]:
+        with self._lock:
+            return self._last.get(institution, (0.0, ""))
 
 
 @dataclass(slots=True)

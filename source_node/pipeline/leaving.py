@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ddib_fed.bridge.party import ToDecode
 from ddib_fed.errors import ContractUnknown
 from ddib_fed.node.role import NodeContext
-from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
+from ddib_fed.trust.audit.log import RECEIPT, Exchanged, anchor_of
 from ddib_fed.trust.peers import Peer
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent

@@ -15,7 +15,7 @@ from ddib_fed.bridge.calibration.aggregates import read_aggregate
 from ddib_fed.bridge.calibration.files import read_calibration
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.trust import pki
-from ddib_fed.trust.audit.verification import verify as verify_audit
+from ddib_fed.trust.audit.reading import verify as verify_audit
 from ddib_fed.trust.calibrations.signing import parse_calibration, parse_signed
 from ddib_fed.trust.identity import Identity, verify_peer_certificate
 from ddib_fed.trust.peers import Peer, parse_peer

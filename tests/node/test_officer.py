@@ -21,8 +21,7 @@ from ddib_fed.node.officer.section import Section
 from ddib_fed.node.officer.sections import sections
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.running.admin import AdminServicer, serve_admin, stop_admin
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged
+from ddib_fed.trust.audit.log import RECEIPT, AuditLog, Exchanged
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.wire.anchor import Anchor
 from tests.node.institutions import Institution

@@ -11,8 +11,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.officer.facts import gather
 from ddib_fed.node.officer.leaving import leaving
 from ddib_fed.node.officer.recent import HOURS, Recent
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged
+from ddib_fed.trust.audit.log import RECEIPT, AuditLog, Exchanged
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_institution, save_model
 

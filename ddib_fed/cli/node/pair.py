@@ -47,7 +47,7 @@ def pair(
     they admitted, and both fingerprints. Read the code out to somebody whose voice you know.
     """
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.pairing import Wanted, pair_dialling, pair_listening
+    from ddib_fed.node.pairing import PairOptions, pair_dialling, pair_listening
 
     if listens == (address is not None):
         raise UsageError("give --listen, or the address and the code that the other side shows")
@@ -56,11 +56,11 @@ def pair(
     if at is not None and not listens:
         raise UsageError("--at is for --listen")
     config = NodeConfig.load(config_path)
-    wanted = Wanted(expect, replace=replace, unconstrained_root=unconstrained_root)
+    settings = PairOptions(expect, replace=replace, unconstrained_root=unconstrained_root)
     if address is None or code is None:
-        paired = pair_listening(config, at=at, wanted=wanted)
+        paired = pair_listening(config, at=at, options=settings)
     else:
-        paired = pair_dialling(config, address, code, wanted=wanted)
+        paired = pair_dialling(config, address, code, options=settings)
     other, more = paired.other, with_config(config_path)
     say_next(
         [

@@ -24,7 +24,7 @@ from ddib_fed.node.officer.traffic import Logged, logged
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.running.admin import AdminClient
 from ddib_fed.trust import pki
-from ddib_fed.trust.audit.verification import Verified, verify
+from ddib_fed.trust.audit.reading import Verified, verify
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers import Peer
 from ddib_fed.trust.withdrawn import load_withdrawn

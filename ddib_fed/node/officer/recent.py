@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from ddib_fed.trust.audit.lines import parsed
-from ddib_fed.trust.audit.receipts import RECEIPT
+from ddib_fed.trust.audit.log import RECEIPT, parsed
 
 HOURS: Final = 24
 

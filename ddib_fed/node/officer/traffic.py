@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.trust.audit.lines import ALTERED, parsed
-from ddib_fed.trust.audit.receipts import RECEIPT
+from ddib_fed.trust.audit.log import ALTERED, RECEIPT, parsed
 
 
 @dataclass(slots=True)

@@ -12,8 +12,7 @@ from starlette.testclient import TestClient
 
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.running.admin import AdminServicer, serve_admin
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged
+from ddib_fed.trust.audit.log import RECEIPT, AuditLog, Exchanged
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.web.operator.app import Operator
 from ddib_fed.web.operator.overview import Overview, duration

@@ -6,9 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ddib_fed.trust.audit.lines import MAX_VALUE
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.observed import Observed
+from ddib_fed.node.running.watch import Observed
+from ddib_fed.trust.audit.log import MAX_VALUE, AuditLog
 from tests.node.institutions import Institution
 
 
