@@ -65,7 +65,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "Export this node's peer file; add, list, test, suspend, resume and remove peers.",
     ),
     "pair": Lazy(
-        "ddib_fed.cli.node.pair:pair",
+        "ddib_fed.cli.node.peer:pair",
         "Admit another institution's node, and be admitted there, with a code read out by telephone.",
     ),
     "calibrate": Lazy(

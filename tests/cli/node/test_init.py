@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.cli.node.naming import institution_here
+from ddib_fed.cli.node.init import institution_here
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ExitCode
 from ddib_fed.models.bundle import load_bundle, save_bundle
