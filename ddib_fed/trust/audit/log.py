@@ -21,11 +21,10 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from ddib_fed.errors import ConfigError
@@ -166,19 +165,6 @@ class _End:
     line: int
 
 
-class _Doing(AbstractContextManager[None]):
-    """Inside, what has been written down is done; told if that fails."""
-
-    def __init__(self, failed: Callable[[], None]) -> None:
-        self._failed = failed
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._failed()
-
-
 class AuditLog:
     """An audit log; several threads and processes may write to one.
 
@@ -255,7 +241,7 @@ class AuditLog:
         """As `write`, a line for each of several acts of one kind; all are on the disk when this returns."""
         return self._write(act, [record for values in each for record in checked(values)])
 
-    def doing(self, act: str, each: Sequence[Mapping[str, Value]]) -> AbstractContextManager[None]:
+    def doing(self, act: str, each: Sequence[Mapping[str, Value]]) -> AbstractContextManager[object]:
         """As `write_each`, of acts that are about to be done: `with log.doing(...):` and there they are done.
 
         What fails there was not done: the log gets as many lines `not_done`, with `what` for the act and its values. If
@@ -264,7 +250,9 @@ class AuditLog:
         """
         records = [record for values in each for record in checked(values)]
         self._write(act, records, failed=lambda written: self._owe(act, records[:written]))
-        return _Doing(lambda: self._take_back(act, records))
+        undo = ExitStack()
+        undo.push(lambda kind, _error, _trace: self._take_back(act, records) if kind else None)
+        return undo
 
     def done(self, act: str, **values: Value) -> None:
         """As `write`, of what has been done: what cannot be written now comes before the next line, marked `late`.
@@ -463,7 +451,7 @@ def note(path: Path, act: str, **values: Value) -> None:
     noting(path, act, **values)
 
 
-def noting(path: Path, act: str, **values: Value) -> AbstractContextManager[None]:
+def noting(path: Path, act: str, **values: Value) -> AbstractContextManager[object]:
     """As `note`; inside the context that is returned, the command does it. What fails there has a line `not_done`."""
     try:
         return AuditLog(path).doing(act, [values])
