@@ -106,12 +106,8 @@ class Peer:
 def parse_peer(data: bytes, what: str) -> Peer:
     """Read a peer file strictly: only the known fields, all checked, alone and together, before any is used.
 
-    Args:
-        data: The file's content.
-        what: What to call it in an error.
-
     Raises:
-        InputError: It is not a peer file, or its parts do not fit together.
+        InputError: It is not a peer file, or its parts do not fit together; the text begins with `what`.
     """
 
     def refuse(why: str, hint: str = _HINT) -> InputError:
@@ -341,11 +337,7 @@ class PeerStore:
             raise InputError(self._withdrawn_problem, hint=remedy(self._pki_folder))
 
     def keep_withdrawn(self) -> None:
-        """Record who is withdrawn now, so that the next start detects a list that disappeared while the node was down.
-
-        Raises:
-            OSError: It cannot be written.
-        """
+        """Record who is withdrawn now, so that the next start detects a list that disappeared while it was down."""
         keep_last(self._pki_folder, self.snapshot().withdrawn)
 
     def get(self, institution: str) -> Peer:
@@ -435,16 +427,12 @@ class PeerStore:
         """Refuse a peer, and do not call it, until it is resumed; durable when this returns.
 
         Args:
-            institution: Whose node.
-            reason: For the operators of this node, one line.
+            institution: Whose node; PeerNotFound if it is not admitted.
+            reason: For the operators of this node, one line; InputError otherwise.
             before: As for `remove`.
 
         Returns:
             Whether it was not suspended before.
-
-        Raises:
-            PeerNotFound: It is not admitted.
-            InputError: The reason cannot be used.
         """
         self._require(institution)
         if len(reason) > MAX_REASON or not reason.isprintable():
@@ -464,14 +452,11 @@ class PeerStore:
         return self._lift(institution)
 
     def remove(self, institution: str, *, before: Callable[[], object] = lambda: None) -> None:
-        """Remove a peer; it is refused from its next call. A suspension ends with it.
+        """Remove a peer, also one whose file cannot be read; it is refused from its next call. A suspension ends too.
 
         Args:
-            institution: Whose entry is removed, also one that cannot be read.
+            institution: Whose entry is removed; PeerNotFound if it is not there.
             before: Called for a peer that is there, before it is removed; what it raises prevents that.
-
-        Raises:
-            PeerNotFound: It is not there.
         """
         path = self._require(institution)
         before()

@@ -75,13 +75,7 @@ class Authority:
 class Credentials:
     """What TLS needs, read from a folder and checked to belong together; it may have expired.
 
-    Attributes:
-        cert_chain_pem: The leaf.
-        key_pem: Its private key, PKCS #8.
-        roots_pem: The institution's own roots.
-        identity: The identity in the leaf.
-        not_before: When the leaf's life began.
-        not_after: When it ends.
+    That is the leaf, its private key (PKCS #8), the institution's own roots, and the leaf's identity and life.
     """
 
     cert_chain_pem: bytes
@@ -217,12 +211,7 @@ def create_institution(folder: Path, institution: str, *, now: datetime | None =
 
 
 def load_authority(folder: Path) -> Authority:
-    """The root of a folder that issues.
-
-    Raises:
-        FileMissing: The folder does not issue.
-        InputError: Root and key cannot be read, or do not belong together.
-    """
+    """The root of a folder that issues; FileMissing if it does not, InputError if root and key do not fit."""
     hint = "certificates are issued on the node with ca.key: run this there"
     key = load_keys(read_private(folder / "ca.key", hint=hint), folder / "ca.key")[0]
     pem = read_small(folder / "ca.pem", hint=hint)
@@ -394,13 +383,7 @@ def issue_client(
 ) -> Credentials:
     """Create a client's key and leaf in its own folder, issued on this machine, for `ddib init client`.
 
-    Args:
-        issuer_folder: Holds the root's key.
-        client_folder: Gets key, leaf and roots.
-        name: The client's, one DNS label.
-        now: When it becomes valid.
-        lifetime: As of `issue_leaf`.
-        before: Called with the identity before it gets a certificate; what it raises prevents that.
+    `before` is called with the identity before it gets a certificate; what it raises prevents that.
 
     Raises:
         FileMissing: `issuer_folder` does not issue.
@@ -445,12 +428,7 @@ def write_identity(
 
 
 def load_identity(folder: Path) -> Credentials:
-    """The credentials of a folder.
-
-    Raises:
-        FileMissing: There are none.
-        InputError: They cannot be read, or key and certificate do not belong together.
-    """
+    """The credentials of a folder; FileMissing without any, InputError if they do not belong together."""
     return _load(folder, "leaf.pem")
 
 
@@ -544,12 +522,7 @@ def check_request(request: x509.CertificateSigningRequest) -> ec.EllipticCurvePu
 
 
 def read_request(pem: bytes) -> Request:
-    """The identity and public key of a request file, which asks for a node or a client.
-
-    Raises:
-        InputError: It is not a request as `make_request` writes it.
-        PolicyDenied, Unauthenticated: Its signature, its key or its kind is not accepted.
-    """
+    """The identity and public key of a request file, which asks for a node or a client; refused if it does not."""
     try:
         request = x509.load_pem_x509_csr(pem)
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -573,11 +546,7 @@ def sign_request(
     now: datetime | None = None,
     lifetime: timedelta | None = None,
 ) -> bytes:
-    """The certificate for a request, followed by the roots for its owner to trust; `now` and `lifetime` as of a leaf.
-
-    Raises:
-        PolicyDenied: It asks for an identity of another institution.
-    """
+    """The certificate for a request, followed by the roots for its owner to trust; the life is that of a leaf."""
     identity = request.identity
     if identity.institution != authority.institution:
         raise PolicyDenied(
@@ -593,19 +562,18 @@ def sign_request(
 def install(
     folder: Path, pem: bytes, *, expected: Identity | None = None, now: datetime | None = None
 ) -> Identity:
-    """Put a signed certificate in place, checked like one from a stranger.
+    """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger.
 
     Args:
-        folder: Where the key of the request is.
+        folder: Of a node or client.
         pem: The leaf, then the institution's roots; without roots those in the folder hold.
         expected: The identity that it must name.
         now: The time to check it at.
 
     Raises:
-        InputError: It is not of this form, or for another identity.
+        InputError, Unauthenticated: It is not of this form, for another identity, or would not be accepted anywhere.
         PolicyDenied: None of its roots is already trusted by the folder.
         FileMissing: The folder has no key for it.
-        Unauthenticated: It would not be accepted anywhere; the text says why.
     """
     leaf, *given = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
     roots = _roots_to_install(folder, tuple(given))

@@ -30,7 +30,7 @@ from ddib_fed.trust.tls import ServerCredentials
 log = logging.getLogger(__name__)
 
 LEAST_FREE_BYTES: Final = 8 << 20
-"""Below it the node is degraded: half of what a start asks for, room for the books of the jobs that it has."""
+"""Below it the node is degraded: half of what a start asks for, room for the databases of the jobs that it has."""
 PROBE_BYTES: Final = 64 << 10
 LOOK_EVERY_S: Final = 2.0
 _PROBE: Final = ".room"
