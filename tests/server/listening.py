@@ -98,7 +98,7 @@ class Listening:
         self.echo, self.outcomes, self.audit = Echo(), Outcomes(), Audit()
         self.now = lambda: datetime.now(UTC)
         self.peers = south.store
-        self.credentials = tls.server_credentials(south.pki, self.peers)
+        self.credentials = tls.ServerCredentials(south.pki, self.peers)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
         self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=self._clock, **limits)
         self.limiter = StreamLimiter(*streams)

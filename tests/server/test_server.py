@@ -44,7 +44,7 @@ class Served:
         self.south = make_institution(folder / "south", "south.example")
         self.south.admit(self.north)
         store = self.south.store
-        self.credentials = tls.server_credentials(self.south.pki, store).grpc
+        self.credentials = tls.ServerCredentials(self.south.pki, store).grpc
         policy = Policy(institution="south.example", roles=("target",), issuer=False)
         self.interceptors = [
             ErrorInterceptor("south.example"), AuthInterceptor(store, policy), StreamLimiter(2 * streams, streams)

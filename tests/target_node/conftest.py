@@ -44,7 +44,7 @@ class Target:
         limits = self.config.limits
         self.auth = AuthInterceptor(self.node.peers, policy, request_s=limits.request_s, idle_s=limits.idle_s)
         interceptors = [ErrorInterceptor(south.name), self.auth, StreamLimiter(8, 8)]
-        credentials = tls.server_credentials(south.pki, self.node.peers).grpc
+        credentials = tls.ServerCredentials(south.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
         self.service.register(self.server.grpc)
         self.server.start()

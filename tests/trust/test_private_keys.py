@@ -16,7 +16,7 @@ from ddib_fed.files import read_private, refuse_open_folder
 from ddib_fed.trust import pki
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.pki import install, make_request, read_request, sign_request
-from ddib_fed.trust.tls import server_credentials
+from ddib_fed.trust.tls import ServerCredentials
 from tests.node.institutions import Institution
 
 TWO = Identity("north.example", "node", "node-2")
@@ -39,7 +39,7 @@ READERS: list[tuple[str, Callable[[Institution], object]]] = [
     ("ca.key", lambda north: pki.load_authority(north.pki)),
     ("leaf.key", lambda north: pki.load_identity(north.pki)),
     ("leaf.key", lambda north: pki.issue_to_folder(north.authority, north.pki, "node", "node-1")),
-    ("leaf.key", lambda north: server_credentials(north.pki, north.store)),
+    ("leaf.key", lambda north: ServerCredentials(north.pki, north.store)),
     ("request.key", lambda north: make_request(north.pki, TWO)),
     ("softening.key", lambda north: load_key(north.pki / "softening.key")),
 ]
@@ -118,7 +118,7 @@ def test_somebody_elses_key_is_refused(north: Institution, monkeypatch: pytest.M
 
 def test_a_running_node_goes_on_with_the_last_good_key_and_says_so(north: Institution) -> None:
     """A backup that was put back with other modes: in the status, with the command."""
-    credentials = server_credentials(north.pki, north.store)
+    credentials = ServerCredentials(north.pki, north.store)
     assert credentials.problem is None
     (north.pki / "leaf.key").chmod(0o644)
     assert "chmod 600" in (credentials.problem or "")

@@ -95,7 +95,7 @@ class Daemon:
     def _server(self) -> NodeServer:
         config = self.config
         self._guard = InboundGuard(most_connections(file_limit()), on_unheard=self._unheard)
-        self._credentials = tls.server_credentials(
+        self._credentials = tls.ServerCredentials(
             config.paths.pki, self.peers, on_handshake=self._guard.handshake
         )
         institution = config.node.institution

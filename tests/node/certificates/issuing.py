@@ -53,7 +53,7 @@ class Server:
         audit = AuditLog(config.paths.audit)
         self.servicer = IdentityServicer(config, audit, self.quotas, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
-        self.credentials = tls.server_credentials(config.paths.pki, peers)
+        self.credentials = tls.ServerCredentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)
         self.grpc.start()
 
