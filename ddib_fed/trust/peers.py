@@ -37,7 +37,7 @@ from ddib_fed.rpc.addresses import split_address
 from ddib_fed.terminal import escape
 from ddib_fed.trust.identity import Identity, Pins, check_institution, check_root
 from ddib_fed.trust.pki import MAX_ROOTS, certificate_pem, fingerprint, parse_certificates, same_fingerprint
-from ddib_fed.trust.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
+from ddib_fed.trust.withdrawn import WITHDRAWN, judge, keep_last, remedy
 
 FORMAT_VERSION: Final = 1
 MAX_PEERS: Final = 256
@@ -551,15 +551,12 @@ class PeerStore:
 
     def _withdrawn(self, content: bytes | str | None, problems: _Lines) -> frozenset[Identity]:
         """The withdrawn identities; also the previous ones if the list cannot be read or may be half written."""
-        last = None if self._snapshot else last_withdrawn(self._pki_folder)
-        before = self._snapshot.withdrawn if self._snapshot else (last or Withdrawn()).identities
-        found = judge(content, before, self._withdrawn_file)
-        problem = found.problem or (last.problem if last and content is None else None)
-        self._withdrawn_problem, self._held = problem, frozenset()
-        if problem:
-            problems.append(problem)
-            return before | found.identities
-        if self._snapshot and self._changes_still(self._withdrawn_file):
+        before = self._snapshot.withdrawn if self._snapshot else None
+        found = judge(self._pki_folder, content, before)
+        self._withdrawn_problem, self._held = found.problem, frozenset()
+        if found.problem:
+            problems.append(found.problem)
+        elif before and self._changes_still(self._withdrawn_file):
             self._held = before - found.identities
         return found.identities | self._held
 

@@ -49,15 +49,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The content of a list: the lines with an identity, and why it cannot be fully read, if it cannot."""
+    """The content of a list: its entries; why it cannot be fully read, and whom it then still withdraws."""
 
     entries: tuple[Entry, ...] = ()
     problem: str | None = None
+    kept: frozenset[Identity] = frozenset()
 
     @property
     def identities(self) -> frozenset[Identity]:
         """Whom it withdraws."""
-        return frozenset(entry.identity for entry in self.entries)
+        return self.kept.union(entry.identity for entry in self.entries)
 
 
 def parse_withdrawn(data: bytes, what: str) -> Withdrawn:
@@ -95,22 +96,29 @@ def _parse_line(line: str) -> list[Entry]:
         ) from error
 
 
-def judge(content: bytes | str | None, before: frozenset[Identity], path: Path) -> Withdrawn:
-    """Read a list and report if it lost identities that it named before.
+def judge(folder: Path, content: bytes | str | None, before: frozenset[Identity] | None = None) -> Withdrawn:
+    """Read a list; if it cannot be fully read, or has lost everybody, whom it withdrew before stays withdrawn.
 
     Args:
-        content: Of the file; a text if it cannot be read (the reason); None if there is no file.
-        before: The identities that it withdrew when it was last read.
-        path: Of the file.
+        folder: Of the node's certificates.
+        content: Of its list; a text if it cannot be read (the reason); None if there is no list.
+        before: Whom it withdrew when it was last read; None for whom `keep_last` recorded.
     """
+    path, problem = folder / WITHDRAWN, None
+    if before is None:
+        last = last_withdrawn(folder)
+        before, problem = last.identities, last.problem if content is None else None
     if isinstance(content, str):
-        return Withdrawn(problem=content)
-    if before and (content is None or not content.removeprefix(_BOM).strip()):
+        found = Withdrawn(problem=content)
+    elif before and not (content or b"").removeprefix(_BOM).strip():
         how = "is gone" if content is None else "is empty"
-        return Withdrawn(
+        found = Withdrawn(
             problem=f"{path} {how}, and the identities it withdrew stay refused ({len(before)} in all)"
         )
-    return parse_withdrawn(content or b"", str(path))
+    else:
+        found = parse_withdrawn(content or b"", str(path))
+    problem = found.problem or problem
+    return Withdrawn(found.entries, problem, before if problem else frozenset())
 
 
 def remedy(folder: Path) -> str:
@@ -135,7 +143,10 @@ def _content(path: Path) -> bytes | str | None:
 def last_withdrawn(folder: Path) -> Withdrawn:
     """The identities that `keep_last` last recorded."""
     path = folder / LAST_WITHDRAWN
-    return judge(_content(path), frozenset(), path)
+    content = _content(path)
+    if isinstance(content, str):
+        return Withdrawn(problem=content)
+    return parse_withdrawn(content or b"", str(path))
 
 
 def keep_last(folder: Path, identities: frozenset[Identity]) -> None:
@@ -153,13 +164,9 @@ def load_withdrawn(folder: Path) -> Withdrawn:
     Raises:
         InputError: It cannot be read, or is missing although it withdrew somebody.
     """
-    path = folder / WITHDRAWN
-    content = _content(path)
-    last = last_withdrawn(folder)
-    found = judge(content, last.identities, path)
-    problem = found.problem or (last.problem if content is None else None)
-    if problem:
-        raise InputError(problem, hint=remedy(folder))
+    found = judge(folder, _content(folder / WITHDRAWN))
+    if found.problem:
+        raise InputError(found.problem, hint=remedy(folder))
     return found
 
 
