@@ -130,9 +130,10 @@ def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
 @options.CONFIG
 @options.OUTCOME
 def reload(config_path: Path) -> None:
-    """Make the node re-read its peers, withdrawals and certificates, at once instead of at the next call.
+    """Make the node re-read its peers, withdrawals and certificates.
 
-    Calls of removed peers end. node.toml, with its policy, is read only at a start: restart the node to apply a change.
+    It does so by itself at the next call; this ends calls of removed peers at once. node.toml, with its policy, is read
+    only at a start: restart the node to apply a change.
     """
     changes = list(_client(config_path).reload())
     for change in changes:
