@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddib_fed.errors import JobNotFound
-from ddib_fed.trust.audit.lines import NOT_DONE
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.recent import Recent, recent
+from ddib_fed.trust.audit.log import NOT_DONE, AuditLog
+from ddib_fed.trust.audit.reading import Recent, recent
 from ddib_fed.wire.jobs import JobState
 from source_node.jobs.records import Job
 from source_node.jobs.store import JobStore

@@ -82,7 +82,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         if not self._node.config.policy.calibration_units:
             raise PolicyDenied(
                 "policy.calibration_units is off: the units of the model are not given to peers",
-                hint=f"[policy] calibration_units = true in {self._node.config.path}, then ddib reload",
+                hint=f"[policy] calibration_units = true in {self._node.config.path}, then restart the node",
                 facts={"policy": "calibration_units"},
             )
         self._audit("units_served", peer=str(caller()), units=self._node.units_sha256)

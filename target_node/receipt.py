@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
 from ddib_fed.server.log_format import fields
-from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of, anchor_values
+from ddib_fed.trust.audit.log import RECEIPT, Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.anchor import Anchor, anchor_to_pb
 from ddib_fed.wire.contracts.contract import Contract
@@ -20,15 +18,11 @@ log = logging.getLogger(__name__)
 class Receipt:
     """Counts as a context; at its end the line is written, however the call ended."""
 
-    def __init__(
-        self, node: NodeContext, peer: str, request_id: str, contract: Contract, config: NodeConfig
-    ) -> None:
+    def __init__(self, node: NodeContext, peer: str, request_id: str, contract: Contract) -> None:
         self._node = node
         self._peer = peer
         self._request_id = request_id
         self._contract = contract
-        self._policy = config.policy
-        self._policy_sha256 = policy_digest(config)
         self.exchanged = Exchanged()
 
     def __enter__(self) -> None: ...
@@ -43,7 +37,7 @@ class Receipt:
                 peer=self._peer,
                 request=self._request_id,
                 contract=self._contract.digest.hex(),
-                policy=self._policy_sha256,
+                policy=self._node.policy_sha256,
                 **self.exchanged.values(),
             )
         except OSError:
@@ -66,9 +60,6 @@ class Receipt:
                 sent=exchanged.sent_items,
             ),
         )
-
-    def check_policy(self) -> None:
-        self._node.applied.require(self._policy)
 
     def received(self, size_bytes: int, anchor: Anchor | None) -> None:
         self.exchanged.received(size_bytes)

@@ -79,7 +79,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
-        self._agreed = AgreedContracts(node)
+        self._agreed = AgreedContracts()
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self.calls = RunningCalls()
@@ -135,7 +135,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 contract=contract.digest.hex(),
                 calibration=str(contract.calibration or ""),
             )
-        self._agreed.remember(contract, policy)
+        self._agreed.remember(contract)
         if entries := takes_entries(self._node.tracing, peer.institution):
             context.set_trailing_metadata(entries)
         return decoding_pb2.NegotiateContractResponse(
@@ -173,10 +173,10 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         with reading as messages:
             header = stream_header(messages)
             pace.end()
-            peer, config = caller().institution, self._node.config
+            peer = caller().institution
             contract = self._agreed.get(header.contract_sha256, peer)
             settings = self._settings(contract, header)
-            receipt = Receipt(self._node, str(caller()), header.request_id, contract, config)
+            receipt = Receipt(self._node, str(caller()), header.request_id, contract)
             decoding = DecodeStream(
                 self._node.running_engine,
                 settings,
@@ -266,7 +266,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             return Work(charges, (request_id, arrived.item, arrived.latent.sha256, asked))
 
         def on_items(arrived: Sequence[Arrived]) -> int:
-            receipt.check_policy()
             with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
                 count = self._node.quotas.charge_each([work(each) for each in arrived])
                 taken = [arrived[place] for place in range(count)]

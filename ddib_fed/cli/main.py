@@ -61,7 +61,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "Export this node's peer file; add, list, test, suspend, resume and remove peers.",
     ),
     "pair": Lazy(
-        "ddib_fed.cli.node.pair:pair",
+        "ddib_fed.cli.node.peer:pair",
         "Admit another institution's node, and be admitted there, with a code read out by telephone.",
     ),
     "calibrate": Lazy(
@@ -70,7 +70,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "status": Lazy("ddib_fed.cli.node.status:status", "Show the state of the node on this machine."),
     "reload": Lazy(
-        "ddib_fed.cli.node.status:reload", "Make the node re-read its peers, certificates and policy."
+        "ddib_fed.cli.node.status:reload", "Make the node re-read its peers, withdrawals and certificates."
     ),
     "workers": Lazy(
         "ddib_fed.cli.node.status:workers", "Show the node's workers, or change their number to COUNT."
@@ -185,7 +185,7 @@ class LazyGroup(Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
-    epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes are in docs/troubleshooting.md.",
+    epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes: docs/troubleshooting.md.",
 )
 @click.version_option(__version__, "--version", prog_name="ddib", message="%(prog)s %(version)s")
 def cli() -> None:

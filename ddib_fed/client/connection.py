@@ -21,8 +21,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, UnavailableError
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import tls
-from ddib_fed.trust.diagnosis import explained
-from ddib_fed.trust.finding import may_pass
+from ddib_fed.trust.diagnosis import explained, may_pass
 from ddib_fed.trust.pki import load_identity
 from ddib_fed.v1 import translation_pb2_grpc
 

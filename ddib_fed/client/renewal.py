@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 
 from ddib_fed.client.profile import Profile
@@ -19,7 +20,7 @@ def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
     if moment >= credentials.not_after:
         raise Unauthenticated(
             f"the certificate of {credentials.identity} expired at {credentials.not_after:%Y-%m-%d %H:%M} UTC",
-            hint=f"on the issuing node: ddib pki issue --client {credentials.identity.name}",
+            hint=f"ddib pki request --folder {shlex.quote(str(profile.pki_folder))} --identity {credentials.identity}",
         )
     renew_through(
         profile.pki_folder,

@@ -1,7 +1,7 @@
 """What attacks on a model's own latents and samples found: privacy.json beside the weights, by `ddib privacy report`.
 
-It names the weights that were attacked and is no part of the manifest, whose digest contracts name. The file may come from anywhere:
-its size and every number are bounded before use.
+It names the weights that were attacked and is no part of the manifest, whose digest contracts name.
+The file may come from anywhere: its size and every number are bounded before use.
 """
 
 from __future__ import annotations

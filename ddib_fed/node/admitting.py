@@ -16,8 +16,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.terminal import escape, say
 from ddib_fed.trust.audit.log import note
 from ddib_fed.trust.identity import Identity, has_name_constraints
-from ddib_fed.trust.peers.file import Peer, parse_peer
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import Peer, PeerStore, parse_peer
 
 
 def peer_store(config: NodeConfig) -> PeerStore:

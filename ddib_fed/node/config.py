@@ -225,12 +225,6 @@ class NodeConfig(Section):
         self._folder, self._name = place.parent, place.name
         return self
 
-    def with_policy(self, policy: PolicySection) -> NodeConfig:
-        """The same node under another policy."""
-        copy = self.model_copy(update={"policy": policy})
-        copy._folder, copy._name = self._folder, self._name  # noqa: SLF001 - its own private attributes
-        return copy
-
     def with_roles(self, roles: tuple[Role, ...]) -> NodeConfig:
         """The same node with only these roles."""
         copy = self.model_copy(update={"node": self.node.model_copy(update={"roles": roles})})

@@ -33,9 +33,8 @@ from ddib_fed.node.policy import uses_of
 from ddib_fed.node.settings.policy_table import EVERY
 from ddib_fed.pages import write_page
 from ddib_fed.trust.calibrations.store import CalibrationStore
-from ddib_fed.trust.peers.file import Peer
-from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.trust.peers.withdrawn import load_withdrawn
+from ddib_fed.trust.peers import Peer, PeerStore
+from ddib_fed.trust.withdrawn import load_withdrawn
 
 BOUNDS = {
     "peers": "what each admitted peer may be used for; * is every other one",

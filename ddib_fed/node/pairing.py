@@ -21,13 +21,12 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.rpc.addresses import is_loopback, split_address
 from ddib_fed.server.ports import check_bindable
 from ddib_fed.terminal import say
-from ddib_fed.trust.pairing.code import new_code, parse_code
-from ddib_fed.trust.pairing.exchange import CODE_LIFE_S, Paired, dial, listen
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.pairing import CODE_LIFE_S, Paired, dial, listen, new_code, parse_code
+from ddib_fed.trust.peers import Peer
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PairOptions:
     """Whom the operator is ready to admit."""
 
     institution: str | None = None
@@ -38,9 +37,9 @@ class Wanted:
 class _Here:
     """This node as a party of the exchange."""
 
-    def __init__(self, config: NodeConfig, wanted: Wanted) -> None:
+    def __init__(self, config: NodeConfig, options: PairOptions) -> None:
         self._config = config
-        self._wanted = wanted
+        self._options = options
         self.peer = own_peer(config)
 
     @property
@@ -48,23 +47,25 @@ class _Here:
         return self.peer.to_bytes()
 
     def judge(self, other: Peer) -> None:
-        wanted = self._wanted
-        if wanted.institution not in {None, other.institution}:
+        options = self._options
+        if options.institution not in {None, other.institution}:
             raise PolicyDenied(
-                f"{other.institution} has the code, but {wanted.institution} was expected",
+                f"{other.institution} has the code, but {options.institution} was expected",
                 hint="ask who answered the telephone; --expect names whom you mean",
             )
-        if not wanted.unconstrained_root:
+        if not options.unconstrained_root:
             require_name_constraints(other)
-        peer_store(self._config).judge(other, fingerprints=other.fingerprints, replace=wanted.replace)
+        peer_store(self._config).judge(other, fingerprints=other.fingerprints, replace=options.replace)
 
     def admit(self, other: Peer) -> None:
-        admit_peer(self._config, other, other.fingerprints, replace=self._wanted.replace)
+        admit_peer(self._config, other, other.fingerprints, replace=self._options.replace)
 
 
-def pair_listening(config: NodeConfig, *, at: str | None = None, wanted: Wanted = Wanted()) -> Paired:
+def pair_listening(
+    config: NodeConfig, *, at: str | None = None, options: PairOptions = PairOptions()
+) -> Paired:
     """Show a code, wait for the other side to come with it, and admit that side."""
-    here, code = _Here(config, wanted), new_code()
+    here, code = _Here(config, options), new_code()
     with _bound(config, at) as listener:
         shown = _shown(config, at, listener.getsockname()[1])
         say(
@@ -85,14 +86,16 @@ def pair_listening(config: NodeConfig, *, at: str | None = None, wanted: Wanted 
     return paired
 
 
-def pair_dialling(config: NodeConfig, address: str, code: str, *, wanted: Wanted = Wanted()) -> Paired:
+def pair_dialling(
+    config: NodeConfig, address: str, code: str, *, options: PairOptions = PairOptions()
+) -> Paired:
     """Connect to the side that waits, prove the code, and admit that side."""
     try:
         split_address(address)
     except ValueError as error:
         raise UsageError(str(error), hint="ddib pair HOST:PORT CODE, as the other side shows both") from error
     checked = parse_code(code)
-    here = _Here(config, wanted)
+    here = _Here(config, options)
     paired = dial(address, checked, here, proxy=config.proxy)
     _show(config, here.peer, paired)
     return paired

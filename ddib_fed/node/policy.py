@@ -6,7 +6,7 @@ Calls are denied by default. The certificate has already been verified; no I/O h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from ddib_fed.errors import PeerUnknown, PolicyDenied
@@ -15,7 +15,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.quota import Charge
 from ddib_fed.node.settings.policy_table import EVERY, PolicySection, Use
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.snapshot import Snapshot
+from ddib_fed.trust.peers import Snapshot
 from ddib_fed.wire.canonical import canonical_json
 from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
 
@@ -54,7 +54,7 @@ class Policy:
         institution: str,
         roles: Collection[str],
         issuer: bool,
-        section: Callable[[], PolicySection] = lambda: DEFAULTS,
+        section: PolicySection = DEFAULTS,
     ) -> None:
         self._section = section
         self._institution = institution
@@ -65,10 +65,6 @@ class Policy:
             self._services |= FOR_PEERS
         if issuer:
             self._services.add(IDENTITY)
-
-    @property
-    def version(self) -> object:
-        return self._section()
 
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
         """Return when `identity` may call ``/package.Service/Method``."""
@@ -83,11 +79,11 @@ class Policy:
         if (service == HEALTH and (own or full_method == HEALTH_CHECK)) or (service == IDENTITY and own):
             return
         if service == TRANSLATION and own and identity.kind == "client":
-            targets_of(identity.name, self._section())
+            targets_of(identity.name, self._section)
             return
         if service in FOR_PEERS and snapshot.is_admitted_node(identity):
             snapshot.refuse_suspended(identity.institution)
-            check_use(identity.institution, USES[service], self._section())
+            check_use(identity.institution, USES[service], self._section)
             return
         if service in FOR_PEERS and identity.kind == "node" and not own:
             raise PeerUnknown(
@@ -106,7 +102,7 @@ def check_use(institution: str, use: Use, policy: PolicySection) -> None:
     if use not in uses_of(institution, policy):
         raise PolicyDenied(
             f"{institution} is not allowed to be used for {use!r}",
-            hint=f'add "{use}" to "{institution}" in [policy.peers] of node.toml, then ddib reload',
+            hint=f'add "{use}" to "{institution}" in [policy.peers] of node.toml, then restart the node',
             facts={"policy": "peers", "use": use},
         )
 
@@ -117,7 +113,7 @@ def targets_of(client: str, policy: PolicySection) -> tuple[str, ...]:
     if not found:
         raise PolicyDenied(
             f"the client {client} may not translate",
-            hint=f'add "{client}" to [policy.clients] of node.toml, then ddib reload',
+            hint=f'add "{client}" to [policy.clients] of node.toml, then restart the node',
             facts={"policy": "clients"},
         )
     return found
@@ -129,7 +125,7 @@ def check_target(client: str, institution: str, domain: str, policy: PolicySecti
     if not {EVERY, institution, f"{institution}/{domain}"} & set(targets_of(client, policy)):
         raise PolicyDenied(
             f"the client {client} may not translate to {institution}/{domain}",
-            hint=f'add "{institution}/{domain}" to "{client}" in [policy.clients] of node.toml, then ddib reload',
+            hint=f'add "{institution}/{domain}" to "{client}" in [policy.clients] of node.toml, then restart the node',
             facts={"policy": "clients", "target": f"{institution}/{domain}"[:200]},
         )
 

@@ -6,7 +6,8 @@ A role is an entry point of the group `ddib_fed.roles`; the node knows no role b
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -16,28 +17,47 @@ import grpc
 from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
-from ddib_fed.errors import ConfigError, Draining, NotReady
-from ddib_fed.node.applied import Applied
+from ddib_fed.errors import ConfigError, DdibError, Draining, NotReady
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.pictures import class_names_of, size_rule_of, terms_of, value_range_of
-from ddib_fed.node.peer_problems import PeerProblems
 from ddib_fed.node.policy import offered_guidance, policy_digest
 from ddib_fed.node.quota import Ledger
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.telemetry.tracing import OFF, Tracing
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import PeerStore
 from ddib_fed.wire.contracts.contract import REFUSE, ContractSide
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
+
+
+class PeerProblems:
+    """The last failure of each peer since its last success; safe to use from any thread."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last: dict[str, tuple[float, str]] = {}
+
+    def failed(self, institution: str, error: DdibError) -> None:
+        with self._lock:
+            self._last[institution] = self._clock(), f"{error.detail} [{error.reason}]"
+
+    def answered(self, institution: str) -> None:
+        with self._lock:
+            self._last.pop(institution, None)
+
+    def of(self, institution: str) -> tuple[float, str]:
+        with self._lock:
+            return self._last.get(institution, (0.0, ""))
 
 
 @dataclass(slots=True)
 class NodeContext:
     """State shared by the services of one node."""
 
-    applied: Applied
+    config: NodeConfig
     peers: PeerStore
     audit: AuditLog
     metrics: Metrics
@@ -54,14 +74,6 @@ class NodeContext:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
         self.calibrations = CalibrationStore(self.config.paths.calibrations)
         self.quotas = Ledger(self.config.paths.quotas)
-
-    @property
-    def config(self) -> NodeConfig:
-        return self.applied.config
-
-    @config.setter
-    def config(self, config: NodeConfig) -> None:
-        self.applied.config = config
 
     @property
     def engine(self) -> ServingParty:

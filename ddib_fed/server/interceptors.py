@@ -23,9 +23,7 @@ from ddib_fed.rpc.clocks import time_entry
 from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
 from ddib_fed.server.open_calls import IDLE_S, REQUEST_S, OpenCall, OpenCalls
 from ddib_fed.server.slots import Slots
-from ddib_fed.trust.audit.refusals import Audit, Refusals
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.admission import (
+from ddib_fed.trust.admission import (
     Admission,
     AuthContext,
     Authoriser,
@@ -34,7 +32,9 @@ from ddib_fed.trust.peers.admission import (
     parse_message,
     presented_certificate,
 )
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.audit.refusals import Audit, Refusals
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peers import PeerStore
 from ddib_fed.wire.streams.frames import reading, writing
 
 log = logging.getLogger(__name__)

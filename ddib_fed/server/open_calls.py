@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from ddib_fed.errors import DeadlineExceeded, RefusedError, TooManyStreams
+from ddib_fed.trust.admission import Admission
 from ddib_fed.trust.audit.refusals import Refusals
-from ddib_fed.trust.peers.admission import Admission
 
 log = logging.getLogger(__name__)
 

@@ -16,16 +16,19 @@ from ddib_fed.errors import InputError, MessageInvalid, Unauthenticated
 from ddib_fed.files import write_file
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.rpc.proxy import Proxy
-from ddib_fed.trust.certificates import CLOCK_SKEW, certificate_pem, new_key, parse_certificates
 from ddib_fed.trust.diagnosis import explained
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.pki import (
+    CLOCK_SKEW,
     MAX_ROOTS,
     RECOVERY,
     Credentials,
+    certificate_pem,
     check_installable,
     load_identity,
     load_recovery,
+    new_key,
+    parse_certificates,
     write_identity,
 )
 from ddib_fed.trust.tls import channel
@@ -44,14 +47,9 @@ def utc_now() -> datetime:
 
 
 def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> bool:
-    """Whether a certificate is to be replaced: two thirds of its lifetime are over, or it is not valid yet.
+    """Whether a certificate is to be replaced: two thirds of its lifetime are over, less the share `jitter`.
 
-    Args:
-        credentials: The certificate.
-        now: The time.
-        jitter: A share of its lifetime to be earlier by.
-
-    One that is not valid yet was made while a clock was wrong, which has been put right.
+    So is one that is not valid yet: it was made while a clock was wrong, which has been put right.
     """
     life = credentials.not_after - credentials.not_before
     due = credentials.not_before + life * (RENEW_AT - jitter)
@@ -156,11 +154,7 @@ def check_successor(
     now: datetime,
     what: str,
 ) -> None:
-    """Check that a certificate may replace the current one: same identity, from a trusted root.
-
-    Raises:
-        Unauthenticated: It may not.
-    """
+    """Return if a certificate may replace the current one: same identity, from a trusted root; else Unauthenticated."""
     known = parse_certificates(current.roots_pem, "roots.pem")
     if not set(known) & set(roots):
         raise Unauthenticated(f"{what} has none of the roots that are trusted here")

@@ -23,11 +23,9 @@ import grpc
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
 from ddib_fed.rpc.answers import CheckedChannel
 from ddib_fed.rpc.proxy import Proxy
-from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.diagnosis import explained
-from ddib_fed.trust.peers.file import Peer
-from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.trust.pki import Credentials, load_identity
+from ddib_fed.trust.peers import Peer, PeerStore
+from ddib_fed.trust.pki import Credentials, certificate_pem, load_identity
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +38,6 @@ CONNECT_TIMEOUT_MS: Final = 10_000
 # A channel whose certificate was replaced is closed after the longest stream that may still use it.
 RETIRED_CHANNEL_S: Final = 25 * 3600.0
 _HANDSHAKE_RECORD: Final = 22
-_IDENTITY_FILES: Final = ("leaf.key", "leaf.pem", "roots.pem")
-# Time stamps are coarse: a file that changed within this time may change again without its stamp.
-_RACY_NS: Final = 2_000_000_000
 # After a look at the files, time without one, in the CPU time that it took: a flood costs a bounded share.
 _REST: Final = 10
 
@@ -65,12 +60,12 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 class ServerCredentials:
     """A server's credentials, updated from the files at each handshake.
 
-    gRPC asks for them for every connection, before it is authenticated: a file is re-read only after it changed.
+    gRPC asks for them for every connection, before it is authenticated: after a look at the files there is a time
+    without one, so that a flood of connections costs a bounded share.
 
     Args:
         pki_folder: Of the node.
         peers: Whose roots a caller's certificate may come from.
-        clock_ns: Unix time in nanoseconds, as time stamps of files have it.
         on_handshake: Called at the start of each handshake, on gRPC's thread.
 
     Raises:
@@ -83,14 +78,11 @@ class ServerCredentials:
         pki_folder: Path,
         peers: PeerStore,
         *,
-        clock_ns: Callable[[], int] = time.time_ns,
         on_handshake: Callable[[], object] = lambda: None,
     ) -> None:
         self._on_handshake = on_handshake
         self._pki_folder = pki_folder
         self._peers = peers
-        self._clock_ns = clock_ns
-        self._seen: tuple[tuple[tuple[int, int, int, int], ...], Credentials] | None = None
         self._lock = threading.Lock()
         self._problem: str | None = None
         self._next_look = 0.0
@@ -112,22 +104,7 @@ class ServerCredentials:
         return self._problem or self._peers.problem
 
     def _read(self) -> tuple[Credentials, bytes]:
-        return self._identity(), self._peers.snapshot().roots_pem
-
-    def _identity(self) -> Credentials:
-        """The node's credentials; the cached ones unless a file changed since, or just before."""
-        files = [self._pki_folder / name for name in _IDENTITY_FILES]
-        try:
-            # The folders' permissions count too.
-            found = [path.stat() for path in (self._pki_folder, files[0].resolve().parent, *files)]
-        except OSError:
-            return load_identity(self._pki_folder)  # which says what is missing
-        signature = tuple((f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in found)
-        rested = self._clock_ns() - max(f.st_ctime_ns for f in found) > _RACY_NS
-        if self._seen is not None and self._seen[0] == signature and rested:
-            return self._seen[1]
-        self._seen = (signature, load_identity(self._pki_folder))
-        return self._seen[1]
+        return load_identity(self._pki_folder), self._peers.snapshot().roots_pem
 
     def _look(self) -> tuple[Credentials, bytes] | None:
         """The files' current content; None, with a problem set, if they cannot be used."""
@@ -174,18 +151,6 @@ def _configuration(files: tuple[Credentials, bytes]) -> grpc.ServerCertificateCo
     credentials, roots = files
     pairs = [(credentials.key_pem, credentials.cert_chain_pem)]
     return grpc.ssl_server_certificate_configuration(pairs, root_certificates=roots)
-
-
-def server_credentials(
-    pki_folder: Path, peers: PeerStore, *, on_handshake: Callable[[], object] = lambda: None
-) -> ServerCredentials:
-    """Credentials of a node's port; `.grpc` is for `add_secure_port`, `.problem` for its health.
-
-    Raises:
-        FileMissing: The node has no certificate yet.
-        InputError: Its files cannot be used.
-    """
-    return ServerCredentials(pki_folder, peers, on_handshake=on_handshake)
 
 
 def channel(

@@ -66,7 +66,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reload(self, request, context):
-        """Read peers, certificates and [policy] again, and end the calls that are no longer allowed. The rest of node.toml needs a restart.
+        """Read peers, withdrawals and certificates again, and end the calls that are no longer allowed. node.toml needs a restart.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

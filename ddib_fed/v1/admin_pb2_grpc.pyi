@@ -33,7 +33,7 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     Status: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusResponse]
     Reload: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadResponse]
-    """Read peers, certificates and [policy] again, and end the calls that are no longer allowed. The rest of node.toml needs a restart."""
+    """Read peers, withdrawals and certificates again, and end the calls that are no longer allowed. node.toml needs a restart."""
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
     """Stop taking work, finish what runs, then exit 0."""
     Workers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WorkersRequest, _admin_pb2.WorkersResponse]
@@ -44,7 +44,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Status: _aio.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusResponse]  # type: ignore[assignment]
     Reload: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadResponse]  # type: ignore[assignment]
-    """Read peers, certificates and [policy] again, and end the calls that are no longer allowed. The rest of node.toml needs a restart."""
+    """Read peers, withdrawals and certificates again, and end the calls that are no longer allowed. node.toml needs a restart."""
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
     """Stop taking work, finish what runs, then exit 0."""
     Workers: _aio.UnaryUnaryMultiCallable[_admin_pb2.WorkersRequest, _admin_pb2.WorkersResponse]  # type: ignore[assignment]
@@ -64,7 +64,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ReloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ReloadResponse, _abc.Awaitable[_admin_pb2.ReloadResponse]]:
-        """Read peers, certificates and [policy] again, and end the calls that are no longer allowed. The rest of node.toml needs a restart."""
+        """Read peers, withdrawals and certificates again, and end the calls that are no longer allowed. node.toml needs a restart."""
 
     @_abc_1.abstractmethod
     def Drain(

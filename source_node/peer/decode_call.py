@@ -23,7 +23,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.rpc.ahead import ReadAhead
 from ddib_fed.rpc.peers import at_fault, failure_of_peer
-from ddib_fed.trust.audit.receipts import Exchanged
+from ddib_fed.trust.audit.log import Exchanged
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.anchor import anchor_from_pb
 from ddib_fed.wire.contracts.contract import Contract

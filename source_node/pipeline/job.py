@@ -102,7 +102,7 @@ class Pipeline:
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(spec.solver), floor, where=contract.target.institution)
         intake = self._intake(contract)
-        leaving = Leaving(self._node, self._job.job_id, peer, contract, self._config)
+        leaving = Leaving(self._node, self._job.job_id, peer, contract)
         target = RemoteParty(
             remote,
             contract,

@@ -1,7 +1,7 @@
 """What one try of a job sends to its peer: each latent is checked, and recorded in the audit log, before it leaves.
 
-A try has one contract, one policy and one entry of its peer. When a reload has replaced the policy, nothing more leaves
-under the old one; and nothing more over a connection that was verified by a root which is no longer pinned.
+A try has one contract and one entry of its peer: nothing leaves over a connection that was verified by a root which is
+no longer pinned.
 """
 
 from __future__ import annotations
@@ -11,31 +11,26 @@ from collections.abc import Sequence
 
 from ddib_fed.bridge.party import ToDecode
 from ddib_fed.errors import ContractUnknown
-from ddib_fed.node.applied import TRY_AGAIN_S
-from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
-from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.audit.log import RECEIPT, Exchanged, anchor_of
+from ddib_fed.trust.peers import Peer
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent
 from source_node.pipeline.items import approved_latent
 
 log = logging.getLogger(__name__)
 
+TRY_AGAIN_S = 0.1
+
 
 class Leaving:
     """The latents of one try, and the receipts of its calls."""
 
-    def __init__(
-        self, node: NodeContext, job_id: str, peer: Peer, contract: Contract, config: NodeConfig
-    ) -> None:
+    def __init__(self, node: NodeContext, job_id: str, peer: Peer, contract: Contract) -> None:
         self._node = node
         self._peer = peer
         self._job_id = job_id
         self._contract = contract
-        self._policy = config.policy
-        self._policy_sha256 = policy_digest(config)
 
     def approve(self, latents: Sequence[ToDecode]) -> list[ApprovedLatent]:
         """Latents that are fit to leave, recorded as sent."""
@@ -45,7 +40,6 @@ class Leaving:
                 f"the entry of {peer} was replaced meanwhile: a contract is agreed on over a new connection",
                 retry_after_s=TRY_AGAIN_S,
             )
-        self._node.applied.require(self._policy)
         approved = [approved_latent(latent, contract) for latent in latents]
         head = self._node.audit.write_each(
             "latent_sent",
@@ -73,7 +67,7 @@ class Leaving:
                 job=self._job_id,
                 peer=self._contract.target.institution,
                 contract=self._contract.digest.hex(),
-                policy=self._policy_sha256,
+                policy=self._node.policy_sha256,
                 **exchanged.values(),
             )
         except OSError:

@@ -12,7 +12,7 @@ LOOK_S = 0.25
 
 def plant() -> None:
     """In a node's process, before it starts: what it issues lives so long, and it looks often enough to renew it."""
-    from ddib_fed.node.certificates.renewal import RenewalThread
+    from ddib_fed.node.certificates import RenewalThread
     from ddib_fed.node.config import IdentitySection
 
     life = timedelta(seconds=float(os.environ[LIFE]))

@@ -17,8 +17,9 @@ import pytest
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError
+from ddib_fed.files import write_file
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import fingerprint, parse_certificates
+from ddib_fed.trust.pki import fingerprint, parse_certificates
 from ddib_fed.wire.jobs import Settings
 from tests.chaos import short_lives
 from tests.chaos.load import lines_of
@@ -189,10 +190,18 @@ def leaves(rotating: Rotating) -> dict[str, str]:
 
 
 def roll_over(rotating: Rotating, step: str) -> None:
-    """A step of north's new root, as the operators type it; after the first the peers get both roots."""
-    ddib("pki", "init", "--roll-over", step, "--config", rotating.north.config_path)
-    if step == "switch":
+    """A step of north's new root: trust both, issue from the new one, trust it alone; the peers get what is trusted."""
+    folder, new = rotating.north.config.paths.pki, rotating.folder / "new-root"
+    if step == "start":
+        pki.create_institution(new, "north.example")
+        roots = (folder / "roots.pem").read_bytes() + (new / "roots.pem").read_bytes()
+    elif step == "switch":
+        for name in ("ca.key", "ca.pem"):
+            write_file(folder / name, (new / name).read_bytes(), private=True)
         return
+    else:
+        roots = (new / "roots.pem").read_bytes()
+    write_file(folder / "roots.pem", roots, private=True)
     file = rotating.folder / f"north-{step}.peer"
     shown = ddib("peer", "export", "--config", rotating.north.config_path, "--out", file)
     prints = [word for word in shown.split() if word.startswith("SHA256:")]

@@ -110,7 +110,6 @@ def test_with_json_sentences_are_aside(tmp_path, capsys):
         (["peer", "export", "--out", str(tmp_path / "north.peer")], "fingerprints"),
         (["peer", "list"], None),
         (["pki", "show"], "valid_until"),
-        (["pki", "issue", "--client", "alice", "--out", str(tmp_path / "alice")], "valid_until"),
         (["pki", "request", "--out", str(tmp_path / "node.csr")], "identity"),
     ):
         assert run([*line, *config, "--format", "json"]) == 0, line

@@ -21,9 +21,8 @@ from ddib_fed.errors import PolicyDenied
 from ddib_fed.node.admitting import _ask
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.server.log_format import JsonFormatter, TextFormatter, fields
-from ddib_fed.trust.certificates import certificate_pem
-from ddib_fed.trust.peers.file import Peer
-from ddib_fed.trust.pki import init_node_identity
+from ddib_fed.trust.peers import Peer
+from ddib_fed.trust.pki import certificate_pem, init_node_identity
 from ddib_fed.wire.jobs import ItemState, JobState, Settings
 from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution

@@ -15,19 +15,20 @@ from ddib_fed.bridge.calibration.aggregates import read_aggregate
 from ddib_fed.bridge.calibration.files import read_calibration
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.trust import pki
-from ddib_fed.trust.audit.verification import verify as verify_audit
+from ddib_fed.trust.audit.reading import verify as verify_audit
 from ddib_fed.trust.calibrations.signing import parse_calibration, parse_signed
-from ddib_fed.trust.certificates import (
+from ddib_fed.trust.identity import Identity, verify_peer_certificate
+from ddib_fed.trust.peers import Peer, parse_peer
+from ddib_fed.trust.pki import (
     certificate_pem,
     issue_leaf,
+    make_request,
     new_authority,
     new_key,
     parse_certificates,
+    read_request,
 )
-from ddib_fed.trust.enrolment import make_request, read_request
-from ddib_fed.trust.identity import Identity, verify_peer_certificate
-from ddib_fed.trust.peers.file import Peer, parse_peer
-from ddib_fed.trust.peers.withdrawn import parse_withdrawn
+from ddib_fed.trust.withdrawn import parse_withdrawn
 from tests.fuzz.target import NOW, Target, as_file
 from tests.trust.calibrations.examples import calibration
 

@@ -14,8 +14,8 @@ from ddib_fed.latent import Latent
 from ddib_fed.rpc.error_details import from_detail, to_detail
 from ddib_fed.rpc.proxy import TunnelRefused, read_answer
 from ddib_fed.telemetry.context import parse_traceparent
-from ddib_fed.trust.finding import short
-from ddib_fed.trust.peers.admission import parse_message
+from ddib_fed.trust.admission import parse_message
+from ddib_fed.trust.diagnosis import short
 from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
 from ddib_fed.wire.contracts.agreement import confirm
 from ddib_fed.wire.contracts.contract import ContractLimits, ContractSide

@@ -15,7 +15,7 @@ from ddib_fed.networks.configs import ClassifierConfig
 from ddib_fed.networks.registry import network_shapes
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import ROOT_LIFETIME, issue_leaf, new_key
+from ddib_fed.trust.pki import ROOT_LIFETIME, issue_leaf, new_key
 from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import ready
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import PeerSuspended, PeerUnknown, PolicyDenied, RefusedError
-from ddib_fed.node.policy import Policy, check_depth, check_encoder, client_charges, peer_charges
+from ddib_fed.errors import ConfigError, PeerSuspended, PeerUnknown, PolicyDenied, RefusedError
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.policy import (
+    Policy,
+    check_depth,
+    check_encoder,
+    check_softening,
+    check_target,
+    check_use,
+    client_charges,
+    peer_charges,
+    policy_digest,
+)
 from ddib_fed.node.settings.policy_table import PolicySection
-from ddib_fed.trust.certificates import new_authority
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.file import Peer
-from ddib_fed.trust.peers.snapshot import Snapshot
+from ddib_fed.trust.peers import Peer, Snapshot
+from ddib_fed.trust.pki import new_authority
+from tests.node.tiny_nodes import make_config
 
 NORTH = new_authority("north.example").certificate
 SOUTH = new_authority("south.example").certificate
@@ -140,3 +152,116 @@ def test_quotas_of_evaluations_are_finite_unless_they_are_switched_off() -> None
     policy = PolicySection()
     assert policy.evaluations_per_day > 0
     assert policy.client_evaluations_per_day > 0
+
+
+def rewritten(config: NodeConfig, text: str) -> NodeConfig:
+    """A node.toml read with these lines in [policy]."""
+    before, _, after = config.path.read_text().partition("[policy]\n")
+    rest = after[after.index("# round_trip") :]
+    config.path.write_text(f"{before}[policy]\n{text}\n{rest}")
+    return NodeConfig.load(config.path)
+
+
+def allowed(policy: PolicySection, identity, method: str) -> bool:
+    authoriser = Policy(institution="north.example", roles=("source", "target"), issuer=False, section=policy)
+    try:
+        authoriser.authorise(identity, method, SNAPSHOT)
+    except PolicyDenied:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("uses", "decode", "sign"),
+    [
+        ({"*": ("send", "decode", "calibrate")}, True, True),
+        ({"*": ("decode",), "south.example": ("calibrate",)}, False, True),
+        ({}, False, False),
+        ({"west.example": ("decode",)}, False, False),
+        ({"south.example": ()}, False, False),
+        ({"south.example": ("decode",)}, True, False),
+        ({"south.example": ("calibrate", "send")}, False, True),
+    ],
+)
+def test_a_table_of_peers_denies_what_it_does_not_list(uses, decode: bool, sign: bool) -> None:
+    """An entry of its own counts instead of the star's."""
+    policy = PolicySection(peers=uses)
+    assert (allowed(policy, PEER_NODE, DECODE), allowed(policy, PEER_NODE, SIGN)) == (decode, sign)
+
+
+@pytest.mark.parametrize(
+    ("clients", "targets"),
+    [
+        ({"*": ("*",)}, {"south.example/relief", "south.example/other", "west.example/relief"}),
+        ({}, set()),
+        ({"bob": ("*",)}, set()),
+        ({"alice": ()}, set()),
+        ({"alice": ("south.example/relief",)}, {"south.example/relief"}),
+        ({"alice": ("south.example",)}, {"south.example/relief", "south.example/other"}),
+        ({"alice": (), "*": ("*",)}, set()),
+        ({"*": ("west.example/relief",)}, {"west.example/relief"}),
+    ],
+)
+def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[str]) -> None:
+    """Each name by itself, the star for the others; nothing allowed is no call at all."""
+    policy = PolicySection(clients=clients)
+    found = set()
+    for target in ("south.example/relief", "south.example/other", "west.example/relief"):
+        try:
+            check_target("alice", *target.split("/"), policy)
+        except PolicyDenied:
+            continue
+        found.add(target)
+    assert found == targets
+    assert allowed(policy, OWN_CLIENT, SUBMIT) == bool(targets)
+
+
+def test_a_peer_that_nothing_may_be_sent_to_is_no_target() -> None:
+    """Whoever asks."""
+    policy = PolicySection(peers={"south.example": ("decode",)})
+    with pytest.raises(PolicyDenied, match="'send'"):
+        check_target("alice", "south.example", "relief", policy)
+    check_use("south.example", "decode", policy)
+
+
+def test_by_default_admission_decides() -> None:
+    assert allowed(PolicySection(), PEER_NODE, DECODE)
+    check_target("alice", "south.example", "relief", PolicySection())
+
+
+def test_softening_has_a_floor() -> None:
+    """Of the contract, which is the models'."""
+    policy = PolicySection(least_soften_sigma=0.05)
+    check_softening(0.05, policy)
+    with pytest.raises(PolicyDenied, match=r"0\.02, where at least 0\.05"):
+        check_softening(0.02, policy)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'peers = { "South" = ["send"] }',
+        'peers = { "south.example" = ["read"] }',
+        'clients = { "Alice!" = [] }',
+        'clients = { "alice" = ["south.example/"] }',
+        'clients = { "alice" = ["relief"] }',
+        "least_soften_sigma = 2",
+        'peer = { "south.example" = [] }',
+    ],
+)
+def test_what_is_no_policy_is_refused(tmp_path: Path, text: str) -> None:
+    config = make_config(tmp_path / "north", "north.example", "source")
+    with pytest.raises(ConfigError, match="policy"):
+        rewritten(config, text)
+
+
+def test_the_digest_is_that_of_the_settings(tmp_path: Path) -> None:
+    """Not of the file: comments, order and defaults that are written out change nothing; each setting does."""
+    config = make_config(tmp_path / "north", "north.example", "source")
+    before = policy_digest(config)
+    assert policy_digest(rewritten(config, "# a comment\nleast_depth = 1.0\nmax_guidance = 10")) == before
+    digests = {before}
+    for text in ("least_depth = 0.9", "peers = {}", 'calibration = ["tone"]', "samples_per_day = 5"):
+        digests.add(policy_digest(rewritten(config, text)))
+    other = make_config(tmp_path / "other", "west.example", "target", result_days=1)
+    assert len(digests | {policy_digest(other)}) == 6

@@ -17,7 +17,6 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.configs import MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP
-from ddib_fed.node.applied import Applied
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.template import render_node_toml
@@ -89,7 +88,7 @@ def make_institution(folder, name: str) -> Institution:
 
 def make_context(config: NodeConfig, institution: Institution, engine: ServingParty | None) -> NodeContext:
     """What the roles of a node get, with the engine warm unless there is none."""
-    node = NodeContext(Applied(config), institution.store, AuditLog(config.paths.audit), Metrics())
+    node = NodeContext(config, institution.store, AuditLog(config.paths.audit), Metrics())
     if engine is not None:
         node.set_engine(engine)
     return node

@@ -11,7 +11,7 @@ from ddib_fed.errors import ConfigError, InputError
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.template import render_node_toml
 from ddib_fed.rpc.addresses import split_address
-from ddib_fed.trust.peers.file import parse_peer
+from ddib_fed.trust.peers import parse_peer
 from tests.node.institutions import Institution
 from tests.trust.peers.test_store import changed
 

@@ -19,7 +19,7 @@ from ddib_fed.server.health import HealthServicer
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter, caller
 from ddib_fed.server.server import RESERVED_THREADS
 from ddib_fed.trust import tls
-from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.version import versions_to_pb
@@ -98,7 +98,7 @@ class Listening:
         self.echo, self.outcomes, self.audit = Echo(), Outcomes(), Audit()
         self.now = lambda: datetime.now(UTC)
         self.peers = south.store
-        self.credentials = tls.server_credentials(south.pki, self.peers)
+        self.credentials = tls.ServerCredentials(south.pki, self.peers)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
         self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=self._clock, **limits)
         self.limiter = StreamLimiter(*streams)

@@ -187,7 +187,7 @@ def test_grpcs_word_for_a_caller_is_an_address(text: str, peer: tuple[str, int] 
 @pytest.mark.slow
 def test_a_handshake_that_is_not_finished_ends_soon(south: Institution, north: Institution) -> None:
     """Nothing at all, half a greeting, and TLS with a good certificate but without HTTP/2: gRPC ends each of them."""
-    server = NodeServer("127.0.0.1:0", tls.server_credentials(south.pki, south.store).grpc, [], max_streams=1)
+    server = NodeServer("127.0.0.1:0", tls.ServerCredentials(south.pki, south.store).grpc, [], max_streams=1)
     server.start()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

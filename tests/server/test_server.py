@@ -13,7 +13,7 @@ from ddib_fed.node.policy import Policy
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.server.server import RESERVED_THREADS, NodeServer
 from ddib_fed.trust import tls
-from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.version import versions_to_pb
@@ -44,7 +44,7 @@ class Served:
         self.south = make_institution(folder / "south", "south.example")
         self.south.admit(self.north)
         store = self.south.store
-        self.credentials = tls.server_credentials(self.south.pki, store).grpc
+        self.credentials = tls.ServerCredentials(self.south.pki, store).grpc
         policy = Policy(institution="south.example", roles=("target",), issuer=False)
         self.interceptors = [
             ErrorInterceptor("south.example"), AuthInterceptor(store, policy), StreamLimiter(2 * streams, streams)

@@ -66,7 +66,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.asked = threading.Event()
         self.release = threading.Event()
         self.contract: Contract | None = None
-        credentials = tls.server_credentials(south.pki, south.store).grpc
+        credentials = tls.ServerCredentials(south.pki, south.store).grpc
         interceptors = (ErrorInterceptor(south.name),)
         self.server = grpc.server(ThreadPoolExecutor(8), interceptors=interceptors)
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self, self.server)

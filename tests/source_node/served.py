@@ -36,7 +36,7 @@ class Served:
             AuthInterceptor(self.node.peers, policy),
             StreamLimiter(8, per_identity),
         ]
-        credentials = tls.server_credentials(north.pki, self.node.peers).grpc
+        credentials = tls.ServerCredentials(north.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
         self.service.register(self.server.grpc)
         self.server.start()

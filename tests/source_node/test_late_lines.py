@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from ddib_fed.trust.audit.recent import recent
-from ddib_fed.trust.audit.verification import verify
+from ddib_fed.trust.audit.reading import recent, verify
 from ddib_fed.wire.jobs import JobState
 from source_node import late_lines
 from source_node.late_lines import write_late_lines

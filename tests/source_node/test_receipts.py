@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ddib_fed.errors import PeerUnreachable
-from ddib_fed.trust.audit.lines import digest
+from ddib_fed.trust.audit.log import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.streams.chunks import file_header, stream

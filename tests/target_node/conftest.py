@@ -13,7 +13,7 @@ from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import tls
-from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
@@ -44,7 +44,7 @@ class Target:
         limits = self.config.limits
         self.auth = AuthInterceptor(self.node.peers, policy, request_s=limits.request_s, idle_s=limits.idle_s)
         interceptors = [ErrorInterceptor(south.name), self.auth, StreamLimiter(8, 8)]
-        credentials = tls.server_credentials(south.pki, self.node.peers).grpc
+        credentials = tls.ServerCredentials(south.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
         self.service.register(self.server.grpc)
         self.server.start()

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt, UnknownFields
-from ddib_fed.trust.audit.lines import digest
+from ddib_fed.trust.audit.log import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.version import SPOKEN, TRUST

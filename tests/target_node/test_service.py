@@ -24,7 +24,6 @@ from ddib_fed.errors import (
     UnknownFields,
 )
 from ddib_fed.latent import Latent
-from ddib_fed.node.quota import Ledger
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.contracts.contract import Contract
@@ -77,25 +76,6 @@ def test_a_contract_that_was_not_agreed_on_is_asked_for_again(target, north, ins
     for digest in (bytes(32), contract.digest):
         with pytest.raises(ContractUnknown):
             target.decode(north, header(contract, contract_sha256=digest))
-
-
-def test_a_contract_that_was_agreed_on_while_the_policy_changed_is_asked_for_again(
-    target, north, monkeypatch
-) -> None:
-    """It is one of the policy of before: nothing is decoded under it."""
-    charge, node = Ledger.charge, target.node
-
-    def meanwhile(ledger: Ledger, *given) -> None:
-        charge(ledger, *given)
-        node.config = node.config.with_policy(node.config.policy.model_copy(update={"max_guidance": 1.0}))
-
-    monkeypatch.setattr(Ledger, "charge", meanwhile)
-    contract = target.negotiate(north)
-    monkeypatch.undo()
-    with pytest.raises(ContractUnknown):
-        target.decode(north, header(contract), *sent(contract, gaussian(30)))
-    again = target.negotiate(north)
-    assert target.decode(north, header(again), *sent(again, gaussian(30)))
 
 
 def test_nobody_agrees_for_another(target, north) -> None:

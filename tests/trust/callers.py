@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import Authority, certificate_pem, new_authority, new_key
+from ddib_fed.trust.pki import Authority, certificate_pem, new_authority, new_key
 from tests.node.institutions import Institution, forge, names
 
 TIMEOUT_S = 10.0

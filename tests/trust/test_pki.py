@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from ddib_fed.errors import AlreadyExists, FileMissing, InputError
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import certificate_pem, issue_leaf, new_key, parse_certificates
+from ddib_fed.trust.pki import certificate_pem, issue_leaf, new_key, parse_certificates
 from tests.node.institutions import NOW, Institution
 
 

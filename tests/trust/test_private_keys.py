@@ -13,10 +13,10 @@ from ddib_fed import files as private_files
 from ddib_fed.bridge.softening import load_key
 from ddib_fed.errors import ConfigError, DdibError
 from ddib_fed.files import read_private, refuse_open_folder
-from ddib_fed.trust import pki, rollover
-from ddib_fed.trust.enrolment import install, make_request, read_request, sign_request
+from ddib_fed.trust import pki
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.tls import server_credentials
+from ddib_fed.trust.pki import install, make_request, read_request, sign_request
+from ddib_fed.trust.tls import ServerCredentials
 from tests.node.institutions import Institution
 
 TWO = Identity("north.example", "node", "node-2")
@@ -27,7 +27,6 @@ def north(tmp_path: Path) -> Institution:
     made = Institution("north.example", tmp_path / "no r'th")  # a name that a shell must be given in quotes
     load_key(made.pki / "softening.key")
     make_request(made.pki, TWO)
-    rollover.start(made.pki)
     return made
 
 
@@ -38,11 +37,9 @@ def signed(north: Institution) -> bytes:
 
 READERS: list[tuple[str, Callable[[Institution], object]]] = [
     ("ca.key", lambda north: pki.load_authority(north.pki)),
-    ("ca.key", lambda north: rollover.switch(north.pki)),
-    ("ca-next.key", lambda north: rollover.switch(north.pki)),
     ("leaf.key", lambda north: pki.load_identity(north.pki)),
     ("leaf.key", lambda north: pki.issue_to_folder(north.authority, north.pki, "node", "node-1")),
-    ("leaf.key", lambda north: server_credentials(north.pki, north.store)),
+    ("leaf.key", lambda north: ServerCredentials(north.pki, north.store)),
     ("request.key", lambda north: make_request(north.pki, TWO)),
     ("softening.key", lambda north: load_key(north.pki / "softening.key")),
 ]
@@ -121,7 +118,7 @@ def test_somebody_elses_key_is_refused(north: Institution, monkeypatch: pytest.M
 
 def test_a_running_node_goes_on_with_the_last_good_key_and_says_so(north: Institution) -> None:
     """A backup that was put back with other modes: in the status, with the command."""
-    credentials = server_credentials(north.pki, north.store)
+    credentials = ServerCredentials(north.pki, north.store)
     assert credentials.problem is None
     (north.pki / "leaf.key").chmod(0o644)
     assert "chmod 600" in (credentials.problem or "")
@@ -144,12 +141,10 @@ def test_what_we_write_can_be_read_again(tmp_path: Path) -> None:
     try:
         made = Institution("north.example", tmp_path / "north")
         pki.issue_client(made.pki, tmp_path / "alice", "alice")
-        rollover.start(made.pki)
-        rollover.switch(made.pki)
     finally:
         os.umask(before)
-    keys = [*made.pki.glob("*.key"), *made.pki.glob("old-*-ca.key"), *(tmp_path / "alice").glob("*.key")]
-    assert len(keys) >= 4
+    keys = [*made.pki.glob("*.key"), *(tmp_path / "alice").glob("*.key")]
+    assert len(keys) >= 3
     assert all(read_private(key) for key in keys)
     with pytest.raises(DdibError):
         pki.issue_client(made.pki, tmp_path / "alice", "alice")

@@ -50,7 +50,7 @@ class StubTarget:
             ),
             StreamLimiter(8, 8),
         ]
-        credentials = tls.server_credentials(south.pki, node.peers).grpc
+        credentials = tls.ServerCredentials(south.pki, node.peers).grpc
         self._server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
         TargetService(node).register(self._server.grpc)
         self.address = self._server.address

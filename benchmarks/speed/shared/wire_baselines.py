@@ -15,8 +15,8 @@ import grpc
 
 from ddib_fed.networks.placed.memory import keep_freed_memory, share_heaps
 from ddib_fed.server.server import OPTIONS
-from ddib_fed.trust.certificates import certificate_pem
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers import Peer
+from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.trust.tls import CHANNEL_OPTIONS
 from ddib_fed.wire.streams.chunks import pieces
 

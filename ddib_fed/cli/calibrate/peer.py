@@ -89,7 +89,7 @@ def _refuse_kind(config: NodeConfig, asked: Asked) -> None:
     if asked.existing is None and asked.kind not in config.policy.calibration:
         raise CalibrationKindDenied(
             f"policy.calibration of {config.path} does not list {asked.kind}",
-            hint=f"{allow(asked.kind, config.policy)} in {config.path}, then ddib reload",
+            hint=f"{allow(asked.kind, config.policy)} in {config.path}, then restart the node",
         )
 
 

@@ -117,4 +117,4 @@ def _show_published(config: NodeConfig, path: Path, aggregate: Aggregate, output
         return
     say(f"published    {config.paths.aggregate}; the noise was drawn once, every peer gets the same bytes")
     if not config.policy.calibration:
-        say(f'nobody gets it yet: [policy] calibration = ["rotation"] in {path}, then ddib reload')
+        say(f'nobody gets it yet: [policy] calibration = ["rotation"] in {path}, then restart the node')

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import re
 import shlex
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +16,19 @@ from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.next_commands import say_next, with_config
 from ddib_fed.cli.node.making import HELP, SourceNode, addresses, make_client, make_node
-from ddib_fed.cli.node.naming import institution_here, person_here
 from ddib_fed.cli.output import outcome
 from ddib_fed.client.profile import FOLDER, Profile, candidates
 from ddib_fed.errors import UsageError
-from ddib_fed.names import NODE_FILE
+from ddib_fed.names import NODE_FILE, is_institution, is_label
+from ddib_fed.rpc.addresses import is_loopback, split_address
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig, Role
+
+_PRIVATE = "internal"
+"""Top-level domain for private use, which is never delegated."""
+_NOBODY = "client-1"
 
 ROLES: Mapping[str, tuple[Role, ...]] = {
     "source": ("source",),
@@ -258,3 +265,35 @@ def _source_node(
     if institution is None or address is None:
         raise UsageError("give --node-config FILE, or --institution NAME and --address HOST:PORT", hint=HELP)
     return SourceNode(Identity(institution, "node", name or "node-1"), address, None)
+
+
+def institution_here(address: str | None, node_name: str) -> tuple[str, str]:
+    """A name for the institution, and where it comes from."""
+    if address is not None and (named := _of_host(address, node_name)):
+        return named, "the host of --address"
+    host = re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()).strip("-.")
+    domain = host.partition(".")[2]
+    for found in (domain, host):
+        if is_institution(found) and not host.startswith("localhost"):
+            return found, "from this machine's name"
+    label = host.partition(".")[0]
+    return f"{label if is_label(label) else 'node'}.{_PRIVATE}", "from this machine's name"
+
+
+def _of_host(address: str, node_name: str) -> str:
+    try:
+        host = split_address(address, bound=True)[0].lower().rstrip(".")
+    except ValueError:
+        return ""  # the address itself is refused later
+    host = host.removeprefix(f"{node_name}.")
+    return host if is_institution(host) and not is_loopback(host) else ""
+
+
+def person_here() -> str:
+    """The name of whoever types, as one DNS label."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):
+        return _NOBODY
+    label = re.sub(r"[^a-z0-9-]", "-", name.lower())[:63].strip("-")
+    return label if is_label(label) else _NOBODY

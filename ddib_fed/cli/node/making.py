@@ -165,7 +165,7 @@ class SourceNode:
 def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
     """Write client.toml with the client's key and its certificate, or a request for one; the profile's path."""
     from ddib_fed.client.profile import render_client_toml
-    from ddib_fed.trust import enrolment, pki
+    from ddib_fed.trust import pki
     from ddib_fed.trust.identity import Identity
 
     identity = Identity(source.identity.institution, "client", name)
@@ -185,7 +185,7 @@ def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
     if source.issuer is not None:
         pki.issue_client(source.issuer, out / "pki", name, lifetime=source.life, before=source.note_issue)
     else:
-        request.write_bytes(enrolment.make_request(out / "pki", identity))
+        request.write_bytes(pki.make_request(out / "pki", identity))
     _write_new(path, text)
     return path
 

@@ -1,4 +1,4 @@
-"""`ddib peer`: manages the peers that this node exchanges latents with."""
+"""`ddib peer` and `ddib pair`: the peers that this node exchanges latents with."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import group
-from ddib_fed.cli.next_commands import with_config
+from ddib_fed.cli.help import command, group
+from ddib_fed.cli.next_commands import say_next, with_config
 from ddib_fed.cli.output import outcome, print_ids, print_json, print_table
-from ddib_fed.errors import DdibError, PeerUnreachable
+from ddib_fed.errors import DdibError, PeerUnreachable, UsageError
 from ddib_fed.rpc.clocks import described
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.trust.peers.store import PeerStore
+    from ddib_fed.trust.peers import PeerStore
     from ddib_fed.v1 import decoding_pb2
 
 INSTITUTION = click.argument("institution")
+REPLACE = click.option(
+    "--replace", is_flag=True, help="Replace the entry: a new root, name or address of a peer."
+)
+UNCONSTRAINED = click.option(
+    "--unconstrained-root", is_flag=True, help="Accept a root without name constraints."
+)
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
@@ -79,8 +85,8 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     metavar="SHA256:...",
     help="The fingerprint read out by the other operator; without it, a terminal shows it and asks.",
 )
-@click.option("--replace", is_flag=True, help="Replace the entry: a new root, name or address of a peer.")
-@click.option("--unconstrained-root", is_flag=True, help="Accept a root without name constraints.")
+@REPLACE
+@UNCONSTRAINED
 @options.OUTCOME
 def add(
     config_path: Path, file: Path, fingerprints: tuple[str, ...], replace: bool, unconstrained_root: bool
@@ -151,8 +157,8 @@ def list_(config_path: Path, quiet: bool, output_format: str) -> None:
 @INSTITUTION
 def test(config_path: Path, output_format: str, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
-    from ddib_fed.trust.certificates import certificate_pem
     from ddib_fed.trust.diagnosis import diagnose
+    from ddib_fed.trust.pki import certificate_pem
 
     config, store = _open(config_path)
     entry = store.get(institution)
@@ -297,3 +303,61 @@ def _apply(config: NodeConfig, done: str) -> bool:
         else "no node runs on this state folder now; it is applied when one starts"
     )
     return running
+
+
+@command(
+    epilog="\b\nExamples:\n  ddib pair --listen\n  ddib pair west.example:7444 482-173-063   (on the other side)"
+)
+@options.CONFIG
+@click.argument("address", required=False, metavar="HOST:PORT")
+@click.argument("code", required=False)
+@click.option("--listen", "listens", is_flag=True, help="Show a code, and wait for the other side.")
+@click.option(
+    "--at",
+    metavar="HOST:PORT",
+    help="With --listen: address to bind; default: node.listen, which must be free.",
+)
+@click.option("--expect", metavar="INSTITUTION", help="Admit only this institution.")
+@REPLACE
+@UNCONSTRAINED
+@options.OUTCOME
+def pair(
+    config_path: Path,
+    address: str | None,
+    code: str | None,
+    listens: bool,
+    at: str | None,
+    expect: str | None,
+    replace: bool,
+    unconstrained_root: bool,
+) -> None:
+    """Admit another institution's node, and be admitted there, with a code read out by telephone.
+
+    One side runs `ddib pair --listen`, which shows an address and a code; the other `ddib pair HOST:PORT CODE`. The two
+    commands exchange the peer files over a connection that the code protects. A code is valid for one try within 5
+    minutes: somebody between the two sides can guess once, with a chance of one in 100 million. Both sides show whom
+    they admitted, and both fingerprints. Read the code out to somebody whose voice you know.
+    """
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.pairing import PairOptions, pair_dialling, pair_listening
+
+    if listens == (address is not None):
+        raise UsageError("give --listen, or the address and the code that the other side shows")
+    if address is not None and code is None:
+        raise UsageError("the code is missing", hint=f"ddib pair {address} CODE, as the other side shows it")
+    if at is not None and not listens:
+        raise UsageError("--at is for --listen")
+    config = NodeConfig.load(config_path)
+    settings = PairOptions(expect, replace=replace, unconstrained_root=unconstrained_root)
+    if address is None or code is None:
+        paired = pair_listening(config, at=at, options=settings)
+    else:
+        paired = pair_dialling(config, address, code, options=settings)
+    other, more = paired.other, with_config(config_path)
+    say_next(
+        [
+            (f"{config.command} serve{more}", "unless it runs already"),
+            (f"ddib peer test {other.institution}{more}", "once the other node serves too"),
+        ]
+    )
+    outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,8 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.next_commands import say_next, with_config
-from ddib_fed.cli.node.withdrawing import reinstate, withdraw, withdrawn
-from ddib_fed.cli.output import outcome, print_json
-from ddib_fed.errors import Cancelled, UsageError
+from ddib_fed.cli.output import outcome, print_json, print_table
+from ddib_fed.errors import AlreadyExists, Cancelled, InputError, PolicyDenied, UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -27,6 +25,7 @@ FOLDER = click.option(
     metavar="DIR",
     help="Folder of certificates, instead of the node's; for clients.",
 )
+IDENTITY = click.argument("identity", metavar="IDENTITY")
 OUT = click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="What to write."
 )
@@ -53,56 +52,22 @@ def pki() -> None:
     """Make the institution's CA; request, issue, install, show and withdraw certificates."""
 
 
-for _command in (withdraw, reinstate, withdrawn):
-    pki.add_command(_command)
-
-
 @pki.command(epilog="\b\nExample:\n  ddib pki init --config node.toml")
 @options.CONFIG
-@click.option(
-    "--roll-over",
-    type=click.Choice(["start", "switch", "finish"]),
-    help="Replace the root: also trust a new one, then issue from it, then trust only the new one.",
-)
 @options.OUTCOME
-def init(config_path: Path, roll_over: str | None) -> None:
+def init(config_path: Path) -> None:
     """Make the institution's root on this node, and the node's certificate from it.
 
     The root's key is in the node's state folder: anyone who has it can pose as any identity of this institution.
     """
     from ddib_fed.trust import pki as keys
-    from ddib_fed.trust import rollover
-    from ddib_fed.trust.audit.log import note
 
     config = _config(config_path)
-    if roll_over is None:
-        authority = keys.init_node_identity(config.paths.pki, config.node.institution, config.node.name)
-        say(f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}")
-    else:
-        steps: dict[str, Callable[[Path], keys.Authority]] = {
-            "start": rollover.start,
-            "switch": rollover.switch,
-            "finish": rollover.finish,
-        }
-        note(config.paths.audit, "root_rollover", step=roll_over)
-        authority = steps[roll_over](config.paths.pki)
-        say(_ROLL_OVER_NEXT[roll_over])
-    say(f"fingerprint  {keys.fingerprint(authority.certificate)}")
-    outcome(
-        institution=authority.institution,
-        folder=config.paths.pki,
-        roll_over=roll_over,
-        fingerprint=keys.fingerprint(authority.certificate),
-    )
-
-
-_ROLL_OVER_NEXT = {
-    "start": "both roots are trusted here now. Next: ddib peer export, have every peer add it with --replace; "
-    "when all have, ddib pki init --roll-over switch",
-    "switch": "certificates come from the new root now. Next: when the last old one was renewed (clients: 30 days), "
-    "ddib pki init --roll-over finish",
-    "finish": "the new root alone is trusted now. Next: ddib peer export again, for the peers to forget the old one",
-}
+    authority = keys.init_node_identity(config.paths.pki, config.node.institution, config.node.name)
+    root = keys.fingerprint(authority.certificate)
+    say(f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}")
+    say(f"fingerprint  {root}")
+    outcome(institution=authority.institution, folder=config.paths.pki, fingerprint=root)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki request --config node.toml --out node-2.csr")
@@ -117,8 +82,8 @@ _ROLL_OVER_NEXT = {
 @options.OUTCOME
 def request(config_path: Path, folder: Path | None, identity: str | None, out: Path | None) -> None:
     """Write a certificate request for the institution's issuer; its key stays here."""
-    from ddib_fed.trust.enrolment import make_request
     from ddib_fed.trust.identity import Identity
+    from ddib_fed.trust.pki import make_request
 
     place, owner = _place(config_path, folder)
     wanted = Identity.parse(identity) if identity is not None else owner
@@ -137,69 +102,36 @@ def request(config_path: Path, folder: Path | None, identity: str | None, out: P
     outcome(written=path, identity=wanted.uri)
 
 
-@pki.command(
-    epilog="\b\nExamples:\n  ddib pki issue node-2.csr\n  ddib pki issue --client alice --out alice/pki"
-)
+@pki.command(epilog="\b\nExample:\n  ddib pki issue node-2.csr")
 @options.CONFIG
-@click.argument("request_file", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "--client", "client_name", metavar="NAME", help="Make key and certificate of a client here, in --out."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="PATH", help="File, or with --client folder, to write."
-)
+@click.argument("request_file", type=click.Path(dir_okay=False, path_type=Path))
+@OUT
 @click.option(
     "--yes", is_flag=True, help="Do not ask whether the request comes from the identity that it names."
 )
 @options.OUTCOME
-def issue(
-    config_path: Path, request_file: Path | None, client_name: str | None, out: Path | None, yes: bool
-) -> None:
-    """Sign a request, or make a client's certificate; run it on the node with the root's key."""
-    from ddib_fed.trust import pki as keys
-
-    if (request_file is None) == (client_name is None):
-        raise UsageError("give a request file or --client NAME")
-    from ddib_fed.trust.audit.log import note
-
-    config = _config(config_path)
-    if client_name is not None:
-        where = out if out is not None else Path(client_name)
-        made = keys.issue_client(
-            config.paths.pki,
-            where,
-            client_name,
-            lifetime=config.identity.life("client"),
-            before=lambda identity: note(config.paths.audit, "certificate_issued", identity=identity.uri),
-        )
-        say(f"made key and certificate of {made.identity} in {where}, good until {_when(made.not_after)}")
-        outcome(written=where, identity=made.identity.uri, valid_until=made.not_after)
-    elif request_file is not None:
-        _sign(config, request_file, out, yes=yes)
-
-
-def _sign(config: NodeConfig, request_file: Path, out: Path | None, *, yes: bool) -> None:
+def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) -> None:
+    """Sign the request of a node or client on another machine; run it on the node with the root's key."""
     from ddib_fed.files import read_small
     from ddib_fed.node.admitting import confirm
     from ddib_fed.trust import pki as keys
     from ddib_fed.trust.audit.log import note
-    from ddib_fed.trust.certificates import parse_certificates
-    from ddib_fed.trust.enrolment import read_request, sign_request
-    from ddib_fed.trust.peers.withdrawn import refuse_withdrawn
+    from ddib_fed.trust.withdrawn import refuse_withdrawn
 
+    config = _config(config_path)
     folder = config.paths.pki
     authority = keys.load_authority(folder)
-    asked = read_request(read_small(request_file, pipe=True))
+    asked = keys.read_request(read_small(request_file, pipe=True))
     refuse_withdrawn(folder, asked.identity)
     if not yes and not confirm(
         f"sign for {asked.identity}? Whoever has this request's key gets this identity"
     ):
         raise Cancelled("not confirmed; nothing was signed", hint="the same command again")
-    roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
+    roots = keys.parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
     path = out if out is not None else Path(f"{asked.identity.name}.pem")
     life = config.identity.life(asked.identity.kind)
-    signed = sign_request(authority, asked, roots, lifetime=life)
-    leaf = parse_certificates(signed, "what was signed")[0]
+    signed = keys.sign_request(authority, asked, roots, lifetime=life)
+    leaf = keys.parse_certificates(signed, "what was signed")[0]
     note(
         config.paths.audit,
         "certificate_issued",
@@ -223,23 +155,17 @@ def _sign(config: NodeConfig, request_file: Path, out: Path | None, *, yes: bool
 def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
     """Install a signed certificate after checking its key, name and root."""
     from ddib_fed.files import read_small
-    from ddib_fed.trust import enrolment
+    from ddib_fed.trust import pki as keys
+    from ddib_fed.trust.audit.log import note
 
     place, owner = _place(config_path, folder)
     signed = read_small(certificate, pipe=True)
     if folder is None:
-        _note_install(config_path, signed)
-    identity = enrolment.install(place, signed, expected=owner)
+        leaf = keys.parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
+        note(_config(config_path).paths.audit, "certificate_given", certificate=keys.fingerprint(leaf))
+    identity = keys.install(place, signed, expected=owner)
     say(f"installed the certificate of {identity} in {place}")
     outcome(installed=identity.uri, folder=place)
-
-
-def _note_install(config_path: Path, signed: bytes) -> None:
-    from ddib_fed.trust.audit.log import note
-    from ddib_fed.trust.certificates import fingerprint, parse_certificates
-
-    leaf = parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
-    note(_config(config_path).paths.audit, "certificate_given", certificate=fingerprint(leaf))
 
 
 @pki.command()
@@ -269,10 +195,9 @@ def _describe(folder: Path) -> dict[str, Any]:
     from datetime import UTC, datetime
 
     from ddib_fed.trust import pki as keys
-    from ddib_fed.trust.certificates import parse_certificates
 
     own = keys.load_identity(folder)
-    roots = parse_certificates(own.roots_pem, "roots.pem")
+    roots = keys.parse_certificates(own.roots_pem, "roots.pem")
     return {
         "identity": own.identity.uri,
         "role": own.identity.kind,
@@ -291,8 +216,6 @@ def _when(moment: Any) -> str:
 
 
 def _write_new(path: Path, data: bytes) -> None:
-    from ddib_fed.errors import AlreadyExists, InputError
-
     try:
         with path.open("xb") as file:
             file.write(data)
@@ -300,3 +223,128 @@ def _write_new(path: Path, data: bytes) -> None:
         raise AlreadyExists(f"{path} exists and is not overwritten", hint="choose another --out") from error
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@pki.command(
+    epilog="\b\nExample:\n  ddib pki withdraw spiffe://north.example/client/alice --comment 'laptop lost'"
+)
+@options.CONFIG
+@options.FORMAT
+@click.option("--comment", default="", metavar="TEXT", help="Reason, for the list; default: the date.")
+@IDENTITY
+def withdraw(config_path: Path, output_format: str, comment: str, identity: str) -> None:
+    """Refuse a client or node of this institution although its certificate is valid, e.g. because its key was lost.
+
+    The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
+    own list: run this on each.
+    """
+    from ddib_fed.trust import withdrawn as lists
+    from ddib_fed.trust.audit.log import note
+
+    config = _config(config_path)
+    named = _of_institution(config, identity)
+    changed = lists.withdraw(
+        config.paths.pki,
+        named,
+        comment=comment,
+        before=lambda: note(config.paths.audit, "identity_withdrawn", identity=named.uri, comment=comment),
+    )
+    _report(config, named, output_format, changed=changed, withdrawn=True)
+
+
+@pki.command(epilog="\b\nExample:\n  ddib pki reinstate spiffe://north.example/client/alice")
+@options.CONFIG
+@options.FORMAT
+@IDENTITY
+def reinstate(config_path: Path, output_format: str, identity: str) -> None:
+    """Reinstate an identity that was withdrawn on this node; its line in the list becomes a comment."""
+    from ddib_fed.trust import withdrawn as lists
+    from ddib_fed.trust.audit.log import note
+
+    config = _config(config_path)
+    named = _of_institution(config, identity)
+    changed = lists.reinstate(
+        config.paths.pki,
+        named,
+        before=lambda: note(config.paths.audit, "identity_reinstated", identity=named.uri),
+    )
+    _report(config, named, output_format, changed=changed, withdrawn=False)
+
+
+@pki.command()
+@options.CONFIG
+@options.FORMAT
+def withdrawn(config_path: Path, output_format: str) -> None:
+    """List the identities that are withdrawn on this node."""
+    from ddib_fed.trust import withdrawn as lists
+
+    entries = lists.load_withdrawn(_config(config_path).paths.pki).entries
+    if output_format == "json":
+        print_json([{"identity": entry.identity.uri, "comment": entry.comment} for entry in entries])
+    elif entries:
+        print_table("", ["withdrawn", "comment"], [[entry.identity.uri, entry.comment] for entry in entries])
+    else:
+        say("nobody is withdrawn on this node: ddib pki withdraw IDENTITY")
+
+
+def _of_institution(config: NodeConfig, text: str) -> Identity:
+    """The identity, if this node's list can refuse it."""
+    from ddib_fed.trust.identity import Identity
+
+    institution = config.node.institution
+    try:
+        named = Identity.parse(text)
+    except InputError as error:
+        raise InputError(
+            f"{text!a} is no identity: {error.detail}",
+            hint=f"e.g. spiffe://{institution}/client/alice; `ddib pki show` prints a certificate's own",
+        ) from error
+    if named.institution != institution:
+        raise PolicyDenied(
+            f"{named} is not of {institution}, and a node withdraws identities of its own institution",
+            hint=f"to refuse another institution's node: ddib peer remove {named.institution}, or ddib peer suspend",
+        )
+    return named
+
+
+def _report(
+    config: NodeConfig, identity: Identity, output_format: str, *, changed: bool, withdrawn: bool
+) -> None:
+    """Make the node on this state read the list; say what was done, when it applies, and where else to run this."""
+    from ddib_fed.node.running.admin import AdminClient
+    from ddib_fed.trust.withdrawn import WITHDRAWN
+
+    file, lines = config.paths.pki / WITHDRAWN, AdminClient(config).reload_if_running()
+    running = lines is not None
+    if refused := [line for line in lines or () if line.startswith("not read:") and WITHDRAWN in line]:
+        raise InputError(
+            f"the list is written, and the running node does not obey it: {refused[0]}",
+            hint="run this as the node's own user, and let the file belong to that user",
+        )
+    if output_format == "json":
+        obeyed = ("now" if withdrawn else "in 2 seconds") if running else "at start"
+        print_json(
+            {
+                "identity": identity.uri,
+                "withdrawn": withdrawn,
+                "changed": changed,
+                "file": str(file),
+                "node_running": running,
+                "obeyed": obeyed,
+            }
+        )
+        return
+    if not changed and not withdrawn:
+        say(f"{identity} was not withdrawn, in {file}: nothing is changed")
+        return
+    done = "withdrawn" if withdrawn else "reinstated"
+    say(f"{identity} is {done} in {file}" if changed else f"{identity} was {done} already, in {file}")
+    if not running:
+        say("no node runs on this state now; it obeys the list from its start")
+    elif withdrawn:
+        say("the running node refuses it from now on, renewals too; its open calls are ended")
+    else:
+        say("the running node lets it in again within 2 seconds")
+    say(f"do the same on each other node of {identity.institution}: each has a list of its own")
+    if withdrawn and identity.kind == "node":
+        say(f"and tell the peers that admitted it: ddib peer remove {identity.institution}, there")

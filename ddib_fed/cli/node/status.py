@@ -97,7 +97,7 @@ def _write_leaving(config_path: Path, path: Path) -> None:
 def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
     """Print it; `more` is what the commands that are named need to be about this node."""
     from ddib_fed.cli.client.job import when
-    from ddib_fed.trust.certificates import root_warning
+    from ddib_fed.trust.pki import root_warning
 
     say(f"node         {answer.name}.{answer.institution}  {answer.state}")
     say(f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s")
@@ -136,15 +136,15 @@ def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
 @options.CONFIG
 @options.OUTCOME
 def reload(config_path: Path) -> None:
-    """Make the node re-read its peers, certificates and policy.
+    """Make the node re-read its peers, withdrawals and certificates.
 
-    Calls of removed peers end, and calls that the new policy does not allow. Of node.toml only [policy] is applied; the
-    other tables need a restart. A file that cannot be used changes nothing: the applied policy stays, and the
-    node says that it is degraded.
+    It does so by itself at the next call; this ends calls of removed peers at once. node.toml, with its policy, is read
+    only at a start: restart the node to apply a change.
     """
     changes = list(_client(config_path).reload())
     for change in changes:
         say(change)
+    say("node.toml is not read again: restart the node to apply a change in it, also in [policy]")
     outcome(changes=changes)
 
 

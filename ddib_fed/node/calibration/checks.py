@@ -69,7 +69,7 @@ def check_terms(
         raise CalibrationKindDenied(
             f"a calibration of the kind {calibration.kind}, where policy.calibration allows "
             f"{', '.join(policy.calibration) or 'none'}",
-            hint=f"{allow(calibration.kind, policy)} in node.toml, on both nodes, then ddib reload there",
+            hint=f"{allow(calibration.kind, policy)} in node.toml of both nodes, then restart them",
             facts={"policy": "calibration", "kind": calibration.kind, "side": side},
         )
 

@@ -12,8 +12,7 @@ from ddib_fed.errors import CalibrationModel, RefusedError
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.trust.calibrations.signing import verify
 from ddib_fed.trust.calibrations.store import CalibrationStore, Place, Stored, place_of
-from ddib_fed.trust.peers.snapshot import Snapshot
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import PeerStore, Snapshot
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig

@@ -18,7 +18,7 @@ from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.trust.calibrations.signing import SignedCalibration, refuse_expired, sign, verify, verify_side
 from ddib_fed.trust.calibrations.store import Place, place_of
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.snapshot import Snapshot
+from ddib_fed.trust.peers import Snapshot
 from ddib_fed.trust.pki import Credentials
 
 if TYPE_CHECKING:

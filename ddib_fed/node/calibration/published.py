@@ -20,7 +20,7 @@ from ddib_fed.errors import (
     InputError,
 )
 from ddib_fed.files import private_folder, read_small, write_file
-from ddib_fed.trust.audit.lines import parsed
+from ddib_fed.trust.audit.log import parsed
 from ddib_fed.trust.identity import Identity
 
 if TYPE_CHECKING:

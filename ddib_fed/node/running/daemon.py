@@ -11,32 +11,25 @@ import queue
 import signal
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from datetime import datetime
 from types import FrameType
 
 from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.errors import DdibError
 from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.applied import Applied
-from ddib_fed.node.certificates.issuer import IdentityServicer
-from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
+from ddib_fed.node.calibration.overview import overview
+from ddib_fed.node.certificates import IdentityServicer, RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.policy_file import PolicyFile
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
 from ddib_fed.node.running import startup
 from ddib_fed.node.running.admin import AdminServicer, serve_admin, stop_admin
-from ddib_fed.node.running.answers import (
-    calibration_statuses,
-    certificate_expires,
-    model_status,
-    peer_statuses,
-    root_expires,
-)
-from ddib_fed.node.running.disk import DiskWatch
-from ddib_fed.node.running.job_count import JobCount
-from ddib_fed.node.running.watch import Watch
+from ddib_fed.node.running.watch import DiskWatch, Watch
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.http import ProbeServer
 from ddib_fed.server.inbound import InboundGuard, file_limit, most_connections, raise_file_limit
@@ -44,8 +37,9 @@ from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, Stre
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.server.server import NodeServer, probe_own_port
 from ddib_fed.telemetry.opening import node_telemetry
-from ddib_fed.trust import pki, tls
+from ddib_fed.trust import tls
 from ddib_fed.trust.audit.log import AuditLog
+from ddib_fed.trust.pki import Credentials, has_authority, load_identity
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 from ddib_fed.version import __version__
@@ -83,11 +77,10 @@ class Daemon:
         self._telemetry = node_telemetry(
             config.telemetry, metrics.registry, institution=config.node.institution, roles=config.node.roles
         )
-        self.node = NodeContext(
-            Applied(config), self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing
-        )
+        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
-        self._jobs = JobCount(self.roles)
+        self._last_jobs: Counter[str] | None = None
+        self._jobs_lock = threading.Lock()
         self._disk = DiskWatch((paths.state, paths.spool))
         self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
         try:
@@ -102,18 +95,17 @@ class Daemon:
     def _server(self) -> NodeServer:
         config = self.config
         self._guard = InboundGuard(most_connections(file_limit()), on_unheard=self._unheard)
-        self._credentials = tls.server_credentials(
+        self._credentials = tls.ServerCredentials(
             config.paths.pki, self.peers, on_handshake=self._guard.handshake
         )
         institution = config.node.institution
-        issuer = pki.has_authority(config.paths.pki)
+        issuer = has_authority(config.paths.pki)
         policy = Policy(
             institution=institution,
             roles=config.node.roles,
             issuer=issuer,
-            section=lambda: self.node.config.policy,
+            section=config.policy,
         )
-        self._policy_file = PolicyFile(self.node)
         self._auth = AuthInterceptor(
             self.peers,
             policy,
@@ -157,8 +149,8 @@ class Daemon:
         metrics = self.node.metrics
         metrics.streams.set_function(lambda: float(self.limiter.active))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
-        metrics.certificate_expires.set_function(lambda: certificate_expires(self.config))
-        metrics.root_expires.set_function(lambda: root_expires(self.config))
+        metrics.certificate_expires.set_function(self._certificate_expires)
+        metrics.root_expires.set_function(self._root_expires)
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
@@ -242,7 +234,7 @@ class Daemon:
 
     def request_drain(self) -> int:
         """Drain and exit, as SIGTERM does; returns how many jobs run now."""
-        running = self._jobs.now().get("running", 0)
+        running = self._jobs()["running"]
         self._drain_asked.set()
         self._woken.put(None)
         return running
@@ -270,7 +262,7 @@ class Daemon:
         self._guard.stop()
         self._auth.calls.stop()
         self._renewal.stop()
-        self._jobs.keep()
+        self._keep_jobs()
         for role in self.roles:
             role.release()
         self.node.quotas.close()
@@ -280,6 +272,33 @@ class Daemon:
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
         log.info("stopped")
+
+    def _jobs(self) -> Counter[str]:
+        """Work of all roles by state; what it was last, once their stores are closed."""
+        with self._jobs_lock:
+            return self._count_jobs() if self._last_jobs is None else self._last_jobs
+
+    def _count_jobs(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for role in self.roles:
+            found.update(role.jobs())
+        return found
+
+    def _keep_jobs(self) -> None:
+        """Keep the present count: the operator is answered to the end, but a closed store cannot be counted."""
+        last: Counter[str] = Counter()
+        try:
+            last = self._count_jobs()
+        except Exception:
+            log.exception("the jobs could not be counted")
+        with self._jobs_lock:
+            self._last_jobs = last
+
+    def _certificate_expires(self) -> float:
+        return _ends(self.config, lambda own: own.not_after)
+
+    def _root_expires(self) -> float:
+        return _ends(self.config, lambda own: own.root_not_after)
 
     def _peers_changed(self) -> int:
         for role in self.roles:
@@ -296,26 +315,20 @@ class Daemon:
             self._disk.problem
             or self._credentials.problem
             or self.node.audit.problem
-            or self._policy_file.problem
             or self._renewal.problem
             or self.node.running_engine.problem
         )
         return f"degraded: {problem}" if problem else "serving"
 
     def reload(self) -> list[str]:
-        """Read the policy, peers and certificates again."""
-        changes = self._policy_file.reload()
-        changes += self.peers.reload()
+        """Read peers, withdrawals and certificates again."""
+        changes = [*self.peers.reload()]
         ended = self._peers_changed()
         if ended:
             changes.append(f"ended {ended} calls of peers that are no longer admitted")
         self._watch.look()
         self.node.audit.write("reload", changes=changes, policy=self.node.policy_sha256)
-        return [
-            *changes,
-            f"policy: {self.node.policy_sha256}",
-            f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}",
-        ]
+        return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
 
     def resize(self, workers: int) -> pb.WorkersResponse:
         """Have so many workers; 0 changes nothing. Who there is."""
@@ -346,16 +359,65 @@ class Daemon:
             listen=self.server.address,
             address=section.address,
             uptime_s=time.monotonic() - self._started,
-            certificate_expires=certificate_expires(self.config),
-            root_expires=root_expires(self.config),
+            certificate_expires=self._certificate_expires(),
+            root_expires=self._root_expires(),
             active_streams=self.limiter.active,
         )
         if self.node.loaded:
-            answer.model.CopyFrom(model_status(self.node))
-        answer.peers.extend(peer_statuses(self.node))
-        answer.jobs.update(self._jobs.now())
-        answer.calibrations.extend(calibration_statuses(self.node))
+            answer.model.CopyFrom(_model_status(self.node))
+        answer.peers.extend(_peer_statuses(self.node))
+        answer.jobs.update(self._jobs())
+        answer.calibrations.extend(_calibration_statuses(self.node))
         return answer
+
+
+def _model_status(node: NodeContext) -> pb.ModelStatus:
+    engine = node.running_engine
+    manifest = engine.model.bundle.manifest
+    return pb.ModelStatus(
+        domain=node.config.model.domain,
+        kind=manifest.sample_kind,
+        sample_shape=manifest.sample_shape,
+        sha256=engine.model.bundle.digest,
+        parameters=manifest.parameters,
+        device=engine.place,
+    )
+
+
+def _peer_statuses(node: NodeContext) -> Iterator[pb.PeerStatus]:
+    """Each admitted peer, with what was last wrong with it."""
+    suspended = node.peers.snapshot().suspended
+    for peer in node.peers.list():
+        failed, problem = node.peer_problems.of(peer.institution)
+        yield pb.PeerStatus(
+            institution=peer.institution,
+            identity=str(peer.identity),
+            address=peer.address,
+            fingerprint=" ".join(peer.fingerprints),
+            problem=problem,
+            failed=failed,
+            suspended=suspended.get(peer.institution, ""),
+        )
+
+
+def _calibration_statuses(node: NodeContext) -> Iterator[pb.CalibrationStatus]:
+    for each in overview(node.config, node.calibrations, node.peers):
+        yield pb.CalibrationStatus(
+            sha256=each.sha256,
+            kind=each.kind,
+            source=each.source,
+            target=each.target,
+            state=each.state,
+            expires=each.expires.timestamp(),
+            warning=each.warning,
+        )
+
+
+def _ends(config: NodeConfig, of: Callable[[Credentials], datetime]) -> float:
+    try:
+        return of(load_identity(config.paths.pki)).timestamp()
+    except (DdibError, OSError):
+        return 0.0
 
 
 def serve(config: NodeConfig) -> int:

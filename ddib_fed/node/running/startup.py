@@ -19,7 +19,7 @@ from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import overview, unusable_with
-from ddib_fed.node.certificates.standing import look_at_identity
+from ddib_fed.node.certificates import certificate_status
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.quota import Ledger
@@ -31,7 +31,7 @@ from ddib_fed.server.ports import check_bindable
 from ddib_fed.telemetry.opening import check_telemetry
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
-from ddib_fed.trust.certificates import root_warning
+from ddib_fed.trust.pki import root_warning
 from ddib_fed.unexpected import as_config_error, explained
 
 # Space that a start itself needs: databases, an audit line, a socket.
@@ -120,7 +120,7 @@ def _files(config: NodeConfig) -> Found:  # noqa: ARG001 - a step's signature
 
 
 def _identity(config: NodeConfig) -> Found:
-    text, *warnings = look_at_identity(config)
+    text, *warnings = certificate_status(config)
     return Found(text, tuple(warnings))
 
 

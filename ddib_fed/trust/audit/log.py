@@ -1,4 +1,4 @@
-"""The audit log: an append-only file whose lines are chained by digest.
+"""The audit log: an append-only file of JSON lines that are chained by digest.
 
 It records identities, actions, digests and peers, never the content of a picture, latent or file. An act is
 on the disk when `write` returns. What is written before it is done, and then is not done, is taken back by a line
@@ -11,40 +11,148 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import json
 import logging
+import math
 import os
+import re
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from ddib_fed.errors import ConfigError
-from ddib_fed.files import check_private_file
-from ddib_fed.trust.audit.lines import (
-    ALTERED,
-    EMPTY,
-    MAX_LINE,
-    NOT_DONE,
-    Head,
-    Value,
-    checked,
-    checked_act,
-    digest,
-    encoded,
-    follows,
-    number,
-)
+from ddib_fed.files import check_private_file, parse_json
+from ddib_fed.wire.anchor import Anchor
 
 log = logging.getLogger(__name__)
 
 MAX_CATCH_UP: Final = 64 << 20
 """Bytes that other processes may have added since the last look; commands add a few lines."""
+
+FIRST: Final = "0" * 64
+"""The previous digest in the first line."""
+
+MAX_VALUE: Final = 256
+"""Characters of one value; longer ones are cut, so that nothing large can hide in the log. Those of a list go on in the
+next value of the list."""
+
+MAX_VALUES: Final = 32
+"""Values of a list in one line; a longer list goes on in further lines."""
+
+GOES_ON: Final = "..."
+"""Begins a value of a list that continues the value before it."""
+
+MAX_LINE: Final = 1 << 20
+
+ALTERED: Final = "log_altered"
+"""The act of a line that a node writes where it found the log changed behind its back."""
+
+NOT_DONE: Final = "not_done"
+"""The act of a line that takes an earlier one back: what had been written down was not done."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
+_RESERVED = frozenset({"n", "time", "act", "previous", "part", "parts"})
+
+Scalar = str | int | float | bool | None
+Value = Scalar | Sequence[str | int]
+
+
+class Head(NamedTuple):
+    """The end of a log: number of its last line, from 0, and that line's SHA-256, hex; -1 and zeros without lines."""
+
+    n: int
+    sha256: str
+
+
+EMPTY: Final = Head(-1, FIRST)
+
+
+def checked_act(act: str) -> str:
+    """The name of an act."""
+    if not _NAME.match(act):
+        raise ValueError(f"{act!r} is no name of an act")
+    return act
+
+
+def checked(values: Mapping[str, Value]) -> list[dict[str, Value]]:
+    """The values of an act's line, long texts cut; those of several lines where a list is longer than one holds."""
+    whole = {key: _checked(key, value) for key, value in values.items()}
+    parts = max([1, *(-(-len(value) // MAX_VALUES) for value in whole.values() if isinstance(value, list))])
+    if parts == 1:
+        return [whole]
+    return [_part(whole, number, parts) for number in range(1, parts + 1)]
+
+
+def _part(whole: Mapping[str, Value], number: int, parts: int) -> dict[str, Value]:
+    end = number * MAX_VALUES
+    pieces = {
+        key: value[end - MAX_VALUES : end] if isinstance(value, list) else value
+        for key, value in whole.items()
+    }
+    return {**pieces, "part": number, "parts": parts}
+
+
+def _checked(key: str, value: Value) -> Value:
+    if not _NAME.match(key) or key in _RESERVED:
+        raise ValueError(f"{key!r} is no name for a value")
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return value[:MAX_VALUE]
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
+        return [piece for v in value for piece in ([v] if isinstance(v, int) else _pieces(str(v)))]
+    raise TypeError(f"{key} is a {type(value).__name__}: the audit log holds no content")
+
+
+def _pieces(text: str) -> list[str]:
+    step = MAX_VALUE - len(GOES_ON)
+    rest = (text[start : start + step] for start in range(MAX_VALUE, len(text), step))
+    return [text[:MAX_VALUE], *(GOES_ON + piece for piece in rest)]
+
+
+def encoded(head: Head, time: str, act: str, values: Mapping[str, Value]) -> bytes:
+    own: dict[str, Value] = {"n": head.n + 1, "time": time, "act": act, "previous": head.sha256}
+    return json.dumps({**own, **values}, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+
+
+def digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The object of a line; None if it is no JSON object."""
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def number(line: bytes) -> int:
+    found = (parsed(line) or {}).get("n")
+    return found if isinstance(found, int) else -1
+
+
+def follows(line: bytes, head: Head) -> str:
+    """Why a line does not follow `head`; empty if it does."""
+    record = parsed(line)
+    if record is None:
+        return "it is not JSON"
+    if record.get("act") == ALTERED:
+        what = str(record.get("what"))[:MAX_VALUE]
+        return f"the running node found here that the log {what}, and noted it"
+    if record.get("n") != head.n + 1:
+        return f"it is not number {head.n + 1}"
+    return "" if record.get("previous") == head.sha256 else "it does not follow the line before it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +163,6 @@ class _End:
     size: int
     head: Head
     line: int
-
-
-class _Doing(AbstractContextManager[None]):
-    """Inside, what has been written down is done; told if that fails."""
-
-    def __init__(self, failed: Callable[[], None]) -> None:
-        self._failed = failed
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._failed()
 
 
 class AuditLog:
@@ -146,7 +241,7 @@ class AuditLog:
         """As `write`, a line for each of several acts of one kind; all are on the disk when this returns."""
         return self._write(act, [record for values in each for record in checked(values)])
 
-    def doing(self, act: str, each: Sequence[Mapping[str, Value]]) -> AbstractContextManager[None]:
+    def doing(self, act: str, each: Sequence[Mapping[str, Value]]) -> AbstractContextManager[object]:
         """As `write_each`, of acts that are about to be done: `with log.doing(...):` and there they are done.
 
         What fails there was not done: the log gets as many lines `not_done`, with `what` for the act and its values. If
@@ -155,7 +250,9 @@ class AuditLog:
         """
         records = [record for values in each for record in checked(values)]
         self._write(act, records, failed=lambda written: self._owe(act, records[:written]))
-        return _Doing(lambda: self._take_back(act, records))
+        undo = ExitStack()
+        undo.push(lambda kind, _error, _trace: self._take_back(act, records) if kind else None)
+        return undo
 
     def done(self, act: str, **values: Value) -> None:
         """As `write`, of what has been done: what cannot be written now comes before the next line, marked `late`.
@@ -354,7 +451,7 @@ def note(path: Path, act: str, **values: Value) -> None:
     noting(path, act, **values)
 
 
-def noting(path: Path, act: str, **values: Value) -> AbstractContextManager[None]:
+def noting(path: Path, act: str, **values: Value) -> AbstractContextManager[object]:
     """As `note`; inside the context that is returned, the command does it. What fails there has a line `not_done`."""
     try:
         return AuditLog(path).doing(act, [values])
@@ -363,3 +460,51 @@ def noting(path: Path, act: str, **values: Value) -> AbstractContextManager[None
             f"the audit log {path} cannot be written, so nothing was done: {error.strerror or error}",
             hint="run this as the node's own user; df shows whether the disk is full",
         ) from error
+
+
+# What two nodes exchanged
+
+RECEIPT: Final = "receipt"
+"""The act of the line that each of two nodes writes of one call, with the end of the other's log."""
+
+
+@dataclass(slots=True)
+class Exchanged:
+    """What one call exchanged, without headers and framing, and the end of the peer's audit log that came with it.
+
+    A source sends latents, a target translations; a latent that a round trip returns belongs to its translation.
+    """
+
+    sent_items: int = 0
+    sent_bytes: int = 0
+    received_items: int = 0
+    received_bytes: int = 0
+    anchor: Anchor | None = None
+
+    def sent(self, size_bytes: int) -> None:
+        self.sent_items += 1
+        self.sent_bytes += size_bytes
+
+    def received(self, size_bytes: int) -> None:
+        self.received_items += 1
+        self.received_bytes += size_bytes
+
+    def values(self) -> dict[str, str | int]:
+        """Of the line of the audit log."""
+        return {
+            "sent_items": self.sent_items,
+            "sent_bytes": self.sent_bytes,
+            "received_items": self.received_items,
+            "received_bytes": self.received_bytes,
+            **anchor_values(self.anchor),
+        }
+
+
+def anchor_values(anchor: Anchor | None) -> dict[str, str | int]:
+    """An anchor of a peer as values of a line; none for a peer that sent none."""
+    return {} if anchor is None else {"peer_lines": anchor.lines, "peer_head": anchor.sha256}
+
+
+def anchor_of(head: Head) -> Anchor:
+    """The end of this log as it is sent to a peer; the log must have a line."""
+    return Anchor(head.n + 1, head.sha256)

@@ -1,7 +1,8 @@
-"""Reads the lines of an audit log that somebody asks for, and exports them with the head of the chain they come from.
+"""Reads an audit log: the lines that somebody asks for, its chain against what was noted elsewhere, and its end.
 
-Reading changes nothing, and what is not a line of the log is shown as such: whether the chain is whole is for
-`verification.verify`, which an export runs first.
+Reading changes nothing, and what is not a line of the log is shown as such. The ends of a peer's log that lie in the
+own one (anchors) are a file for that peer: a log that was cut, rolled back or rewritten after its end went to a peer
+lacks a line that the peer noted.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.errors import ChunkCorrupt, InputError
-from ddib_fed.trust.audit.lines import digest, parsed
+from ddib_fed.files import read_small
+from ddib_fed.trust.audit.log import EMPTY, FIRST, Head, digest, follows, parsed
+from ddib_fed.trust.identity import Identity
 
 POLL_S: Final = 0.25
 FIRST_COLUMNS: Final = ("n", "time", "act", "sha256")
@@ -30,6 +35,14 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _JOBS: Final = ("job", "request")
 _PEERS: Final = ("peer", "target", "identity")
+FORMAT: Final = "ddib-fed audit anchors 1"
+MAX_ANCHORS: Final = 256
+"""Of a file: the newest half, and of the others evenly spaced ones. A line between two of them is vouched for by the
+later one, since the lines are a chain."""
+ORDER_SLACK: Final = timedelta(hours=1)
+"""Calls that run side by side bring a peer's ends slightly out of order; by more than this the peer's log went back."""
+MAX_RECENT: Final = 8 << 20
+"""Bytes: some 30,000 lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LineFilter:
     """Which lines; an empty value asks for any.
 
     Attributes:
@@ -86,7 +99,7 @@ def _is_of(value: object, institution: str) -> bool:
     return text == institution or text.startswith(f"spiffe://{institution}/")
 
 
-def _time(record: dict[str, Any]) -> datetime:
+def _time(record: Mapping[str, Any]) -> datetime:
     try:
         found = datetime.fromisoformat(str(record.get("time")))
     except ValueError:
@@ -217,7 +230,7 @@ class Export:
         return hashlib.sha256(self.content).hexdigest()
 
 
-def export(path: Path, wanted: Wanted, *, lines: int, head: str, table: bool) -> Export:
+def export(path: Path, wanted: LineFilter, *, lines: int, head: str, table: bool) -> Export:
     """The lines that are asked for, out of a log whose chain was followed to `head`.
 
     Args:
@@ -242,3 +255,261 @@ def export(path: Path, wanted: Wanted, *, lines: int, head: str, table: bool) ->
         raise ChunkCorrupt(f"{path} changed while it was read", hint="ddib audit verify")
     content = b"".join(as_csv(kept) if table else as_json_lines(kept))
     return Export(content, len(kept), lines, head)
+
+
+# The chain
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The result of reading a whole log.
+
+    Attributes:
+        lines: Valid whole lines, from the first.
+        head: Digest of the last of them; a copy kept elsewhere detects a truncated log.
+        torn_bytes: Bytes after the last whole line: a write that a crash interrupted.
+        broken_line: Number (from 1) of the first line that breaks the chain, or None.
+        problem: What is wrong with it, or with the log as a whole.
+        anchors: How many of the anchors that were given are lines of the log.
+    """
+
+    lines: int
+    head: str
+    torn_bytes: int = 0
+    broken_line: int | None = None
+    problem: str = ""
+    anchors: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the chain of whole lines is unbroken; a torn end is a crash, not tampering."""
+        return not self.problem
+
+
+def verify(
+    path: Path, *, noted: str | None = None, anchors: Mapping[int, tuple[str, str]] | None = None
+) -> Verified:
+    """Read a whole log and follow its chain; it is not changed.
+
+    Args:
+        path: The log.
+        noted: A `head` of earlier, hex: one of the lines must have it as its digest, or the log was cut or replaced.
+        anchors: For numbers of lines (from 0): the digest that the line must have, hex, and who noted it and when.
+
+    A chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off,
+    or that the whole file was rewritten: for that compare `head` with a copy kept elsewhere, or use the anchors that
+    peers hold.
+
+    Raises:
+        FileNotFoundError: There is no log.
+    """
+    with path.open("rb") as file:
+        return verify_lines(file, noted=noted, anchors=anchors)
+
+
+def verify_lines(
+    lines: Iterable[bytes],
+    *,
+    noted: str | None = None,
+    anchors: Mapping[int, tuple[str, str]] | None = None,
+) -> Verified:
+    """As `verify`, of the lines of a log, each with its end; those behind a broken one are not taken."""
+    head, torn = EMPTY, 0
+    seen = noted is None or noted == FIRST
+    matched, differs = 0, ""
+    anchors = anchors or {}
+    for line in lines:
+        if not line.endswith(b"\n"):
+            torn = len(line)
+            break
+        problem = follows(line, head)
+        if problem:
+            return Verified(head.n + 1, head.sha256, broken_line=head.n + 2, problem=problem, anchors=matched)
+        head = Head(head.n + 1, digest(line))
+        seen = seen or noted == head.sha256
+        wanted = anchors.get(head.n)
+        if wanted is not None and wanted[0] == head.sha256:
+            matched += 1
+        elif wanted is not None and not differs:
+            differs = f"line {head.n + 1} is not the one that {wanted[1]}: the log was rewritten"
+    if not seen:
+        differs = "no line of it has the head that was noted"
+    last = max(anchors, default=-1)
+    if last > head.n and not differs:
+        differs = f"it has {head.n + 1} lines, and line {last + 1} is one that {anchors[last][1]}: its end was cut off"
+    return Verified(head.n + 1, head.sha256, torn, problem=differs, anchors=matched)
+
+
+# Anchors
+
+
+class Anchor(BaseModel):
+    """One line of the peer's log: its number from 1, its SHA-256, and when it was noted here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lines: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    noted: datetime
+
+
+class AnchorFile(BaseModel):
+    """What one node noted of another's audit log.
+
+    Attributes:
+        format: Of this file.
+        of: URI of the node whose log it is about.
+        noted_by: URI of the node that noted it.
+        anchors: By number of line.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["ddib-fed audit anchors 1"] = FORMAT
+    of: str
+    noted_by: str
+    anchors: tuple[Anchor, ...]
+
+    def to_bytes(self) -> bytes:
+        """As a file."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
+
+    def by_line(self) -> dict[int, tuple[str, str]]:
+        """For `verify`: digest and who noted it, by number of line from 0."""
+        return {
+            each.lines - 1: (each.sha256, f"{self.noted_by} noted on {each.noted:%Y-%m-%d at %H:%M} UTC")
+            for each in self.anchors
+        }
+
+
+class Held(NamedTuple):
+    """What the own log holds of one peer's."""
+
+    anchors: tuple[Anchor, ...]
+    contradiction: str
+
+
+def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
+    """A file of anchors that a peer's operator sent.
+
+    Args:
+        path: The file.
+        of: The node whose log it must be about.
+
+    Raises:
+        InputError: It is no such file, or about another node's log.
+        FileMissing: There is none.
+    """
+    try:
+        found = AnchorFile.model_validate_json(read_small(path, pipe=True))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{path} is no file of anchors: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            hint="the peer's operator writes one: ddib audit anchors --peer INSTITUTION --out FILE",
+        ) from error
+    if found.of != of.uri:
+        raise InputError(f"{path} is about the log of {found.of!a}, this node is {of}")
+    return found
+
+
+def held_of(log: Path, institution: str) -> Held:
+    """The anchors of one peer's log that lie in the own log.
+
+    Args:
+        log: The own log.
+        institution: The peer's.
+
+    Raises:
+        FileNotFoundError: There is no log.
+    """
+    anchors = tuple(_noted(log, institution))
+    return Held(anchors, _contradiction(anchors))
+
+
+def thinned(anchors: Sequence[Anchor]) -> tuple[Anchor, ...]:
+    """At most `MAX_ANCHORS`, by number of line, the newest among them."""
+    ordered = sorted({each.lines: each for each in anchors}.values(), key=lambda each: each.lines)
+    newest = MAX_ANCHORS // 2
+    older = ordered[:-newest]
+    step = -(-len(older) // newest) or 1
+    return (*older[::step], *ordered[-newest:])
+
+
+def _noted(log: Path, institution: str) -> Iterator[Anchor]:
+    with log.open("rb") as file:
+        for line in file:
+            if b'"peer_head"' not in line or (record := parsed(line)) is None:
+                continue
+            if _institution(str(record.get("peer"))) != institution:
+                continue
+            try:
+                yield Anchor(lines=record["peer_lines"], sha256=record["peer_head"], noted=record["time"])
+            except (KeyError, ValidationError):  # a line that somebody broke: `verify` finds it
+                continue
+
+
+def _institution(peer: str) -> str:
+    return peer.removeprefix("spiffe://").partition("/")[0]
+
+
+def _contradiction(anchors: Sequence[Anchor]) -> str:
+    digests: dict[int, Anchor] = {}
+    furthest: Anchor | None = None
+    for each in anchors:
+        known = digests.setdefault(each.lines, each)
+        if known.sha256 != each.sha256:
+            return (
+                f"its line {each.lines} was one thing on {known.noted:%Y-%m-%d %H:%M} and another on "
+                f"{each.noted:%Y-%m-%d %H:%M} UTC"
+            )
+        if furthest is not None and each.lines < furthest.lines and each.noted - furthest.noted > ORDER_SLACK:
+            return (
+                f"it had {furthest.lines} lines on {furthest.noted:%Y-%m-%d %H:%M} and {each.lines} on "
+                f"{each.noted:%Y-%m-%d %H:%M} UTC"
+            )
+        if furthest is None or each.lines > furthest.lines:
+            furthest = each
+    return ""
+
+
+# The end of the log, which a node looks at when it starts
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The end of a log.
+
+    Attributes:
+        lines: Oldest first; broken ones are left out, `verify` finds them.
+        whole: Whether these are all lines of the log.
+        since: Unix time in seconds of the first; infinity without lines.
+    """
+
+    lines: tuple[Mapping[str, Any], ...]
+    whole: bool
+    since: float
+
+
+def recent(path: Path, max_bytes: int = MAX_RECENT) -> Recent:
+    """Read the end of a log; a log that is not there is an empty one.
+
+    Args:
+        path: The log.
+        max_bytes: How much of it.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - max_bytes))
+            data = file.read(max_bytes)
+    except FileNotFoundError:
+        return Recent((), whole=True, since=float("inf"))
+    whole = size <= max_bytes
+    if not whole:
+        data = data.partition(b"\n")[2]  # the rest of a line
+    lines = tuple(line for raw in data.splitlines() if (line := parsed(raw)) is not None)
+    return Recent(lines, whole, min((_time(line).timestamp() for line in lines), default=float("inf")))

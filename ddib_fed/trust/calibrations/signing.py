@@ -28,7 +28,6 @@ from ddib_fed.errors import (
     CalibrationUnsigned,
     RefusedError,
 )
-from ddib_fed.trust.certificates import CLOCK_SKEW
 from ddib_fed.trust.identity import (
     MAX_CERTIFICATE_BYTES,
     Identity,
@@ -36,7 +35,7 @@ from ddib_fed.trust.identity import (
     read_certificates,
     verify_peer_certificate,
 )
-from ddib_fed.trust.pki import Credentials
+from ddib_fed.trust.pki import CLOCK_SKEW, Credentials
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.wire.canonical import canonical_json
 

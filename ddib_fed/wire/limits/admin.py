@@ -45,7 +45,7 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "institution": INSTITUTION,
         "identity": Text(1_000),
         "address": Text(300),
-        "fingerprint": Text(256),  # of two roots during a roll-over
+        "fingerprint": Text(256),  # of two roots
         "problem": Text(LONGEST_LINE),
         "failed": TIME,
         "suspended": Text(LONGEST_LINE),

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from ddib_fed.errors import NotReady
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import Authority, certificate_pem, new_key
+from ddib_fed.trust.pki import Authority, certificate_pem, new_key
 from tests.cli.client.answers import (
     Answer,
     closed,
@@ -130,7 +130,7 @@ def _served(
     key, folder = new_key(), world.folder
     leaf = forge(authority, dns_names, start=NOW - SOON, end=NOW + OLD, subject_key=key.public_key())
     (folder / "other.pem").write_bytes(leaf)
-    pki.write_key(folder / "other.key", key)
+    (folder / "other.key").write_bytes(pki._key_pem(key))
     world.in_its_place(tls(folder / "other.pem", folder / "other.key", newest=newest))
 
 
@@ -271,7 +271,7 @@ SETUPS = {
     ),
     "firewall": Setup("a firewall drops the connection", _firewall, "connection", "[timeout]", True),
     "silent": Setup(
-        "the port takes connections and is silent", _place(silent), "connection", "[silent]", True
+        "the port takes connections and is silent", _place(silent), "connection", "[timeout]", True
     ),
     "closed": Setup("the port closes connections", _place(closed), "connection", "[closed]", True),
     "relay": Setup(
@@ -286,21 +286,21 @@ SETUPS = {
         "the proxy asks for a login",
         _proxy("407 Proxy Authentication Required"),
         "connection",
-        "[proxy-login]",
+        "[proxy-refused]",
     ),
     "proxy-403": Setup(
         "the proxy forbids the address", _proxy("403 Forbidden"), "connection", "[proxy-refused]"
     ),
     "proxy-502": Setup(
-        "nothing listens behind the proxy", _no_way_behind_proxy, "connection", "[proxy-no-way]", True
+        "nothing listens behind the proxy", _no_way_behind_proxy, "connection", "[no-connection]", True
     ),
     "proxy-is-ssh": Setup(
-        "the configured proxy is an SSH server", _proxy_is_ssh, "connection", "[not-a-proxy]"
+        "the configured proxy is an SSH server", _proxy_is_ssh, "connection", "[proxy-refused]"
     ),
-    "plain-http": Setup("a plain HTTP server or proxy", _place(plain_http), "connection", "[plain-http]"),
+    "plain-http": Setup("a plain HTTP server or proxy", _place(plain_http), "connection", "[not-tls]"),
     "ssh": Setup("the port of an SSH server", _place(ssh), "connection", "[not-tls]"),
     "tls-1.2": Setup("a middlebox with TLS 1.2", _tls_12, "connection", "[tls-version]"),
-    "not-grpc": Setup("TLS with the right certificate, no gRPC", _not_grpc, "connection", "[not-grpc]"),
+    "not-grpc": Setup("TLS with the right certificate, no gRPC", _not_grpc, "connection", "[wrong-server]"),
     "impostor": Setup("another root under the node's name", _impostor, "connection", "[wrong-root]"),
     "inspection": Setup("TLS is opened by a gateway", _inspected, "connection", "[tls-inspection]"),
     "inspection-names": Setup(
@@ -333,17 +333,17 @@ SETUPS = {
         "the port of another institution's node", _another_institutions_node, "connection", "[wrong-server]"
     ),
     "wrong-name": Setup(
-        "the port of the institution's other node", _wrong_name, "connection", "[wrong-name]"
+        "the port of the institution's other node", _wrong_name, "connection", "[wrong-server]"
     ),
-    "expired": Setup("the node's certificate has expired", _expired, "connection", "[expired]"),
+    "expired": Setup("the node's certificate has expired", _expired, "connection", "[not-valid]"),
     "not-valid-yet": Setup(
-        "the node's certificate begins later", _not_valid_yet, "connection", "[not-valid-yet]"
+        "the node's certificate begins later", _not_valid_yet, "connection", "[not-valid]"
     ),
     "own-expired": Setup(
-        "the client's certificate has expired", _own_expired, "certificate", "[own-expired]"
+        "the client's certificate has expired", _own_expired, "certificate", "[own-certificate]"
     ),
     "own-later": Setup(
-        "the client's certificate begins later", _own_later, "certificate", "[own-not-valid-yet]"
+        "the client's certificate begins later", _own_later, "certificate", "[own-certificate]"
     ),
     "refused": Setup("the node does not know the client's root", _refused, "connection", "[refused-us]"),
     "no-key": Setup("the client's key is missing", _no_key, "certificate", "leaf.key"),

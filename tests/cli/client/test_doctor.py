@@ -9,8 +9,7 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, NotReady, PeerUnknown, PeerUnreachable, Unauthenticated
-from ddib_fed.trust.certificates import issue_leaf, new_authority, new_key
-from ddib_fed.trust.pki import write_identity
+from ddib_fed.trust.pki import issue_leaf, new_authority, new_key, write_identity
 from tests.client.scripted_source import SourceNodeDouble
 
 

@@ -12,9 +12,8 @@ from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import ExitCode
 from ddib_fed.node.admitting import admit, export_peer
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.receipts import anchor_of, anchor_values
-from ddib_fed.trust.audit.verification import verify
+from ddib_fed.trust.audit.log import AuditLog, anchor_of, anchor_values
+from ddib_fed.trust.audit.reading import verify
 
 
 @pytest.fixture

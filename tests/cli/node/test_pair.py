@@ -19,7 +19,7 @@ from ddib_fed.errors import ExitCode, UsageError
 from ddib_fed.node import command, pairing
 from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers import Peer
 from tests.e2e.harness import free_port
 from tests.trust.network.connect_proxy import proxying
 

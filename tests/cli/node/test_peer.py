@@ -26,7 +26,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.node.admitting import admit, own_peer
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.peers.file import parse_peer
+from ddib_fed.trust.peers import parse_peer
 from ddib_fed.trust.pki import init_node_identity
 from tests.cli.node.test_pki import write_config
 from tests.node.flipping import BitFlipper
@@ -213,7 +213,7 @@ def test_what_is_no_peer_file_is_named(
 
 def test_a_root_without_name_constraints_is_accepted_only_when_asked(north: Path, south: Path) -> None:
     """A general CA of the other institution: the operator decides."""
-    from ddib_fed.trust.certificates import certificate_pem, fingerprint
+    from ddib_fed.trust.pki import certificate_pem, fingerprint
     from tests.trust.test_identity import unconstrained
 
     exported(north, "north.peer")

@@ -104,12 +104,6 @@ def test_a_request_of_another_institution_is_not_signed(one: Path, tmp_path: Pat
         run("issue", "node-2.csr", "--config", one, "--yes")
 
 
-def test_a_client_is_issued_here(one: Path) -> None:
-    """Key and certificate in one folder, to be taken to the person's machine."""
-    run("issue", "--client", "alice", "--out", "alice", "--config", one)
-    assert shown("--folder", "alice")["identity"] == "spiffe://north.example/client/alice"
-
-
 def test_a_client_elsewhere_asks_with_its_folder(one: Path) -> None:
     """Its key is made on its own machine."""
     uri = "spiffe://north.example/client/bob"
@@ -119,13 +113,10 @@ def test_a_client_elsewhere_asks_with_its_folder(one: Path) -> None:
     assert shown("--folder", "bob")["role"] == "client"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["issue"], ["issue", "x.csr", "--client", "alice"], ["request", "--folder", "x"]]
-)
-def test_options_that_do_not_go_together_are_named(one: Path, arguments: list[str]) -> None:
+def test_a_request_of_a_folder_needs_a_name(one: Path) -> None:
     """Before anything is written."""
     with pytest.raises(UsageError):
-        run(*arguments, "--config", one)
+        run("request", "--folder", "x", "--config", one)
 
 
 def test_files_are_not_overwritten(one: Path, tmp_path: Path) -> None:
@@ -140,13 +131,3 @@ def test_a_missing_file_is_named(one: Path) -> None:
     """By its path."""
     with pytest.raises(FileMissing, match=r"none\.pem"):
         run("install", "none.pem", "--config", one)
-
-
-def test_a_roll_over_says_what_comes_next(one: Path) -> None:
-    """Three steps, each named by the one before."""
-    first = shown("--config", one)["roots"]
-    assert "--roll-over switch" in run("init", "--roll-over", "start", "--config", one).output
-    assert len(shown("--config", one)["roots"]) == 2  # type: ignore[arg-type]
-    assert "--roll-over finish" in run("init", "--roll-over", "switch", "--config", one).output
-    assert "peer export" in run("init", "--roll-over", "finish", "--config", one).output
-    assert shown("--config", one)["roots"] != first

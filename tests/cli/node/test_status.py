@@ -83,9 +83,11 @@ def test_status_shows_the_node(admin, capsys):
 
 
 def test_reload_and_drain_say_what_they_did(admin, capsys):
-    """One line for each change; how many jobs run still."""
+    """One line for each change, and that node.toml needs a restart; how many jobs run still."""
     assert run(["reload", "--config", str(admin)]) == 0
-    assert "added peer west.example" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "added peer west.example" in shown
+    assert "restart the node" in shown
     assert run(["drain", "--config", str(admin)]) == 0
     assert "2 jobs are still running" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.running.admin import AdminServicer, serve_admin
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import PeerStore
 from ddib_fed.v1 import admin_pb2 as pb
 
 ALICE = "spiffe://north.example/client/alice"
@@ -99,7 +99,7 @@ def test_a_list_that_cannot_be_read_is_an_error_of_each_command(north, capsys):
     """Exit 3, the line, and how to correct it; the file stays as it is."""
     path = north.parent / "state" / "pki" / "withdrawn.txt"
     path.write_text(f"{ALICE} spiffe://north.example/client/bob\n")
-    for words in (["withdrawn"], ["withdraw", ALICE], ["reinstate", ALICE], ["issue", "--client", "carol"]):
+    for words in (["withdrawn"], ["withdraw", ALICE], ["reinstate", ALICE]):
         assert run(["pki", *words, "--config", str(north)]) == ExitCode.BAD_INPUT
         shown = capsys.readouterr().err
         assert "withdrawn.txt, line 1" in shown
@@ -115,11 +115,13 @@ def test_a_node_that_cannot_read_the_new_list_makes_the_command_fail(north, node
 
 
 def test_no_certificate_is_signed_for_who_is_withdrawn(north, tmp_path, capsys):
-    """Neither from a request nor with --client."""
+    """Neither from a request nor by `ddib init client`."""
     assert run(["pki", "request", "--folder", str(tmp_path / "a"), "--identity", ALICE,
                 "--out", str(tmp_path / "alice.csr")]) == 0  # fmt: skip
     run(["pki", "withdraw", ALICE, "--config", str(north)])
-    for words in ([str(tmp_path / "alice.csr"), "--yes"], ["--client", "alice"]):
-        words += ["--config", str(north), "--out", str(tmp_path / "out")]
-        assert run(["pki", "issue", *words]) == ExitCode.REFUSED
-    assert "is withdrawn in" in capsys.readouterr().err
+    for words in (
+        ["pki", "issue", str(tmp_path / "alice.csr"), "--yes", "--config", str(north)],
+        ["init", "client", "--node-config", str(north), "--name", "alice"],
+    ):
+        assert run([*words, "--out", str(tmp_path / "out")]) == ExitCode.REFUSED
+        assert "is withdrawn in" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_an_admitted_peer_cannot_mint_anothers_name(fresh_pair: Pair, tmp_path: 
     ddib("peer", "add", peer_file, "--config", pair.south.config_path, "--fingerprint", fingerprint)
     pair.south.start()
     assert describe(pair, west.config.paths.pki).side.domain == "checkerboards"
-    from ddib_fed.trust.certificates import Authority
+    from ddib_fed.trust.pki import Authority
 
     authority = pki.load_authority(west.config.paths.pki)
     forger = Authority("north.example", authority.certificate, authority.key)

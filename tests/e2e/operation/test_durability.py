@@ -13,7 +13,7 @@ import pytest
 
 from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, QueueFull
-from ddib_fed.trust.audit.verification import verify
+from ddib_fed.trust.audit.reading import verify
 from ddib_fed.wire.jobs import Settings
 from tests.e2e import clocks
 from tests.e2e.harness import Node, Pair, moons, wait_until

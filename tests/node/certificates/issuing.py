@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from ddib_fed.node.certificates.issuer import IdentityServicer
+from ddib_fed.node.certificates import IdentityServicer
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.quota import Ledger
@@ -16,9 +16,9 @@ from ddib_fed.node.template import render_node_toml
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.enrolment import install, make_request, read_request, sign_request
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import PeerStore
+from ddib_fed.trust.pki import install, make_request, read_request, sign_request
 from ddib_fed.v1 import identity_pb2_grpc
 
 NOW = datetime.now(UTC)
@@ -53,7 +53,7 @@ class Server:
         audit = AuditLog(config.paths.audit)
         self.servicer = IdentityServicer(config, audit, self.quotas, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
-        self.credentials = tls.server_credentials(config.paths.pki, peers)
+        self.credentials = tls.ServerCredentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)
         self.grpc.start()
 

@@ -9,16 +9,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.errors import PolicyDenied, Unauthenticated
-from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
-from ddib_fed.node.certificates.standing import look_at_identity
+from ddib_fed.node.certificates import RenewalThread, certificate_status, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Policy
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import certificate_pem, issue_leaf
-from ddib_fed.trust.enrolment import make_request, read_request
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.trust.peers.withdrawn import withdraw
+from ddib_fed.trust.peers import PeerStore
+from ddib_fed.trust.pki import certificate_pem, issue_leaf, make_request, read_request
+from ddib_fed.trust.withdrawn import withdraw
 from tests.node.certificates.issuing import HOUR, NOW, Server, second_node
 
 DAY = timedelta(days=1)
@@ -45,7 +43,7 @@ def off_for(issuer: NodeConfig, config: NodeConfig, time: timedelta) -> None:
 def test_a_node_that_was_off_for_a_week_comes_back_by_itself(issuer: NodeConfig, two: NodeConfig) -> None:
     """`check` says so, the start does it, with a new key and a new certificate for the next time."""
     off_for(issuer, two, 8 * DAY)
-    assert "renewed at the start" in look_at_identity(two)[1]
+    assert "renewed at the start" in certificate_status(two)[1]
     before = (two.paths.pki / "recovery.pem").read_bytes()
     assert "renewed" in (recover_at_start(two) or "")
     assert pki.load_identity(two.paths.pki).not_after > datetime.now(UTC)
@@ -67,7 +65,7 @@ def test_a_running_node_comes_back_too(issuer: NodeConfig, two: NodeConfig) -> N
 def test_a_node_that_was_off_for_too_long_is_enrolled_again(issuer: NodeConfig, two: NodeConfig) -> None:
     """The certificate for recovery has expired as well; `check` and the start say the same."""
     off_for(issuer, two, 31 * DAY)
-    for call in (look_at_identity, recover_at_start):
+    for call in (certificate_status, recover_at_start):
         with pytest.raises(Unauthenticated, match="expired"):
             call(two)
 

@@ -14,7 +14,7 @@ from cryptography import x509
 from ddib_fed.client.profile import Profile, render_client_toml
 from ddib_fed.client.renewal import renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, PeerUnreachable, PolicyDenied, Unauthenticated
-from ddib_fed.node.certificates.renewal import (
+from ddib_fed.node.certificates import (
     CHECK_INTERVAL_S,
     JITTER,
     RenewalThread,
@@ -24,8 +24,8 @@ from ddib_fed.node.certificates.renewal import (
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki, tls
-from ddib_fed.trust.enrolment import make_request
 from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.pki import certificate_pem, issue_leaf, make_request, new_authority, new_key
 from ddib_fed.trust.renewal import is_due, renew_through
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
@@ -214,7 +214,7 @@ def test_a_client_that_has_expired_is_told_who_can_help(
     profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=31))
     with pytest.raises(Unauthenticated) as expired:
         renew_client(profile)
-    assert "ddib pki issue --client alice" in expired.value.hint
+    assert f"ddib pki request --folder {profile.pki_folder}" in expired.value.hint
 
 
 def renew(folder: Path, server: Server, request: bytes) -> pb.RenewResponse:
@@ -262,21 +262,19 @@ def test_a_request_whose_key_was_not_proven_is_refused(
         renew(issuer.paths.pki, server, bytes(request))
 
 
-def test_a_roll_over_reaches_a_client_with_its_renewal(
+def test_a_second_root_reaches_a_client_with_its_renewal(
     issuer: NodeConfig, server: Server, tmp_path: Path
 ) -> None:
     """Both roots come along, and the one that was trusted vouches for the other."""
-    from ddib_fed.trust import rollover
-
     profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=21))
-    rollover.start(issuer.paths.pki)
+    roots = issuer.paths.pki / "roots.pem"
+    roots.write_bytes(roots.read_bytes() + certificate_pem(new_authority("north.example").certificate))
     assert renew_client(profile)
-    assert (profile.pki_folder / "roots.pem").read_bytes() == (issuer.paths.pki / "roots.pem").read_bytes()
+    assert (profile.pki_folder / "roots.pem").read_bytes() == roots.read_bytes()
 
 
 def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig, tmp_path: Path) -> None:
     """An issuer that shows a good certificate and answers with strange roots changes nothing here."""
-    from ddib_fed.trust.certificates import certificate_pem, issue_leaf, new_authority, new_key
     from ddib_fed.trust.renewal import _install
 
     folder, key = issuer.paths.pki, new_key()

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import NotReady, QuotaSpent
-from ddib_fed.node.certificates.issuer import renewals_per_day
-from ddib_fed.node.certificates.renewal import retry_pause
+from ddib_fed.node.certificates import renewals_per_day, retry_pause
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.quota import Charge, Ledger
 from ddib_fed.trust import pki
@@ -32,8 +31,8 @@ def test_an_identity_renews_so_often_in_a_day_and_no_more(
     issuer: NodeConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Due or not; each is a line of the audit log. Others are not affected, and a restart gives nothing back."""
-    monkeypatch.setattr("ddib_fed.node.certificates.issuer.RENEWALS_PER_DAY", 2)
-    monkeypatch.setattr("ddib_fed.node.certificates.issuer.TRIES_PER_LIFE", 0)
+    monkeypatch.setattr("ddib_fed.node.certificates.RENEWALS_PER_DAY", 2)
+    monkeypatch.setattr("ddib_fed.node.certificates.TRIES_PER_LIFE", 0)
     one, other = (tmp_path / name for name in ("alice", "bob"))
     for folder in (one, other):
         enrolled(issuer, folder, Identity("north.example", "client", folder.name))

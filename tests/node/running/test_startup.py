@@ -92,7 +92,7 @@ def test_a_root_that_ends_soon_is_a_warning(node: Node) -> None:
     for days, warnings in ((100, 0), (10, 1)):
         node.root(days)
         found = startup.check(node.config)[1]
-        assert [("ends in 9 days" in text and "roll-over" in text) for text in found.found.warnings] == [
+        assert [("ends in 9 days" in text and "ddib pki init" in text) for text in found.found.warnings] == [
             True
         ] * warnings
 
@@ -102,7 +102,7 @@ def test_a_root_that_has_expired_says_what_to_do(node: Node, capsys, monkeypatch
     node.root(-1)
     for verb, code in (("check", 3), ("serve", 5)):
         ended, said = typed(node, verb, capsys, monkeypatch)
-        assert (ended, "the root of north.example expired" in said, "--roll-over switch" in said) == (
+        assert (ended, "the root of north.example expired" in said, "ddib pki init" in said) == (
             code,
             True,
             True,

@@ -13,11 +13,10 @@ import pytest
 
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.running.admin import AdminClient
-from ddib_fed.trust import pki
-from ddib_fed.trust.audit.verification import verify
-from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust import pki, withdrawn
+from ddib_fed.trust.audit.reading import verify
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import withdrawn
+from ddib_fed.trust.pki import certificate_pem
 from tests.node.institutions import Institution
 from tests.node.running.test_daemon import Running, ready
 from tests.node.tiny_nodes import make_institution
@@ -62,7 +61,7 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     config: NodeConfig, running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A peer that no command admitted, its removal, a withdrawal, another certificate: each at the next look."""
-    caplog.set_level(logging.INFO, logger="ddib_fed.trust.audit.observed")
+    caplog.set_level(logging.INFO, logger="ddib_fed.node.running.watch")
     north = make_institution(tmp_path / "north", "north.example")
     watch = running.daemon._watch
     file = config.paths.peers / "north.example.json"
@@ -79,17 +78,13 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     changes = [change for record in of_act(config, "trust_changed") for change in record["changes"]]
     fingerprint = pki.fingerprint(north.root)
     assert changes == [
-        "now peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443",
+        "added peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443",
         f"root {fingerprint} of north.example",
-        "no longer peer north.example",
-        "now withdrawn spiffe://south.example/client/bob",
-    ]
-    logged = [record.getMessage() for record in caplog.records if record.name.endswith("observed")]
-    assert logged == [
-        f"admitted peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443, {fingerprint}",
         "removed peer north.example",
-        "now: withdrawn spiffe://south.example/client/bob",
+        "withdrew spiffe://south.example/client/bob",
     ]
+    logged = [record.getMessage() for record in caplog.records if record.name.endswith("watch")]
+    assert logged == changes
     (changed,) = of_act(config, "certificate_changed")
     leaf = pki.parse_certificates(renewed.cert_chain_pem, "leaf")[0]
     assert changed["certificate"] == pki.fingerprint(leaf)

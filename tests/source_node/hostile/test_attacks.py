@@ -19,7 +19,7 @@ from ddib_fed.errors import DiskFull, MessageInvalid, QueueFull, QuotaSpent
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.trust import tls
-from ddib_fed.trust.audit.receipts import Exchanged
+from ddib_fed.trust.audit.log import Exchanged
 from ddib_fed.wire.latent import approve
 from source_node.jobs.staging import Staging
 from source_node.jobs.store import JobStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ddib_fed.trust import pki
-from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers import Peer
 from ddib_fed.wire.jobs import ItemState
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import npy

@@ -9,18 +9,16 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import InputError
-from ddib_fed.trust.audit.anchors import (
+from ddib_fed.trust.audit.log import EMPTY, AuditLog, Head, anchor_of, anchor_values, digest, encoded
+from ddib_fed.trust.audit.reading import (
     MAX_ANCHORS,
     Anchor,
     AnchorFile,
     held_of,
     read_anchors,
     thinned,
+    verify,
 )
-from ddib_fed.trust.audit.lines import EMPTY, Head, digest, encoded
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.receipts import anchor_of, anchor_values
-from ddib_fed.trust.audit.verification import verify
 from ddib_fed.trust.identity import Identity
 from ddib_fed.wire import anchor as wire
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.trust.audit.lines import EMPTY, Head, digest, encoded
-from ddib_fed.trust.audit.log import AuditLog, note
-from ddib_fed.trust.audit.verification import verify
+from ddib_fed.trust.audit.log import EMPTY, AuditLog, Head, digest, encoded, note
+from ddib_fed.trust.audit.reading import verify
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError
-from ddib_fed.trust.audit.lines import MAX_VALUE, MAX_VALUES
-from ddib_fed.trust.audit.log import AuditLog, noting
-from ddib_fed.trust.audit.verification import verify
+from ddib_fed.trust.audit.log import MAX_VALUE, MAX_VALUES, AuditLog, noting
+from ddib_fed.trust.audit.reading import verify
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ddib_fed.trust.audit.lines import FIRST, MAX_VALUE
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.verification import verify
+from ddib_fed.trust.audit.log import FIRST, MAX_VALUE, AuditLog
+from ddib_fed.trust.audit.reading import verify
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import pytest
 
 from ddib_fed.errors import ChunkCorrupt, InputError
 from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.reading import Wanted, entries, export, follow, parse_since
-from ddib_fed.trust.audit.verification import verify
+from ddib_fed.trust.audit.reading import LineFilter, entries, export, follow, parse_since, verify
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -33,24 +32,24 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "audit.jsonl"
 
 
-def acts(path: Path, wanted: Wanted) -> list[str]:
+def acts(path: Path, wanted: LineFilter) -> list[str]:
     return [entry.record["act"] for entry in entries(path) if entry in wanted]
 
 
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
-        (Wanted(acts=("job_*", "refused")), ["job_accepted", "job_finished", "refused"]),
-        (Wanted(job="a1"), ["job_accepted", "latent_sent", "job_finished"]),
-        (Wanted(job="c3d4"), ["latent_received"]),
-        (Wanted(peer="south.example"), ["job_accepted", "latent_sent"]),
-        (Wanted(peer="west.example"), ["refused", "latent_received"]),
-        (Wanted(peer="west"), []),
-        (Wanted(since=NOON + timedelta(minutes=4)), ["refused", "latent_received"]),
-        (Wanted(acts=("latent_*",), peer="south.example", since=NOON), ["latent_sent"]),
+        (LineFilter(acts=("job_*", "refused")), ["job_accepted", "job_finished", "refused"]),
+        (LineFilter(job="a1"), ["job_accepted", "latent_sent", "job_finished"]),
+        (LineFilter(job="c3d4"), ["latent_received"]),
+        (LineFilter(peer="south.example"), ["job_accepted", "latent_sent"]),
+        (LineFilter(peer="west.example"), ["refused", "latent_received"]),
+        (LineFilter(peer="west"), []),
+        (LineFilter(since=NOON + timedelta(minutes=4)), ["refused", "latent_received"]),
+        (LineFilter(acts=("latent_*",), peer="south.example", since=NOON), ["latent_sent"]),
     ],
 )
-def test_lines_are_asked_for(path: Path, wanted: Wanted, found: list[str]) -> None:
+def test_lines_are_asked_for(path: Path, wanted: LineFilter, found: list[str]) -> None:
     """By act, job, peer and time; all that are given must hold."""
     assert acts(path, wanted) == found
 
@@ -58,7 +57,7 @@ def test_lines_are_asked_for(path: Path, wanted: Wanted, found: list[str]) -> No
 def test_what_is_no_line_is_never_left_out(path: Path) -> None:
     """A broken line could have been any."""
     path.write_bytes(path.read_bytes() + b"rubbish\n")
-    assert [entry.line for entry in entries(path) if entry in Wanted(job="a1b2")] == [2, 3, 4, 7]
+    assert [entry.line for entry in entries(path) if entry in LineFilter(job="a1b2")] == [2, 3, 4, 7]
 
 
 @pytest.mark.parametrize(
@@ -123,14 +122,14 @@ def test_a_log_that_somebody_changes_is_not_followed(path: Path, how: str) -> No
         next(follow(path, after=6, pause=meanwhile))
 
 
-def exported(path: Path, wanted: Wanted, *, table: bool) -> bytes:
+def exported(path: Path, wanted: LineFilter, *, table: bool) -> bytes:
     found = verify(path)
     return export(path, wanted, lines=found.lines, head=found.head, table=table).content
 
 
 def test_an_export_has_the_digest_of_each_line(path: Path) -> None:
     """So the last line of a whole export is the head; nothing of a line is lost."""
-    lines = [json.loads(line) for line in exported(path, Wanted(), table=False).splitlines()]
+    lines = [json.loads(line) for line in exported(path, LineFilter(), table=False).splitlines()]
     assert [line.pop("sha256") for line in lines[:-1]] == [line["previous"] for line in lines[1:]]
     assert lines[-1].pop("sha256") == verify(path).head
     assert lines == [json.loads(line) for line in path.read_text().splitlines()]
@@ -138,7 +137,7 @@ def test_an_export_has_the_digest_of_each_line(path: Path) -> None:
 
 def test_a_table_has_a_column_for_each_name(path: Path) -> None:
     """Lists are words; what was not written is empty."""
-    rows = list(csv.DictReader(exported(path, Wanted(), table=True).decode().splitlines()))
+    rows = list(csv.DictReader(exported(path, LineFilter(), table=True).decode().splitlines()))
     assert [row["act"] for row in rows] == [entry.record["act"] for entry in entries(path)]
     assert rows[0]["peers"] == "south.example"
     assert (rows[2]["item"], rows[3]["item"]) == ("0", "")
@@ -149,7 +148,9 @@ def test_no_text_of_a_peer_is_a_formula(path: Path) -> None:
     log = AuditLog(path)
     for text in ('=HYPERLINK("http://west.example")', "+1", "-1", "@sum", "\t=1"):
         log.write("refused", detail=text)
-    rows = list(csv.DictReader(exported(path, Wanted(acts=("refused",)), table=True).decode().splitlines()))
+    rows = list(
+        csv.DictReader(exported(path, LineFilter(acts=("refused",)), table=True).decode().splitlines())
+    )
     assert [row["detail"][0] for row in rows[1:]] == ["'"] * 5
 
 
@@ -157,8 +158,8 @@ def test_lines_that_were_written_since_the_check_are_left_out(path: Path) -> Non
     """The head is of what was checked; a log that was rewritten meanwhile is no export."""
     found = verify(path)
     AuditLog(path).write("reload")
-    made = export(path, Wanted(), lines=found.lines, head=found.head, table=False)
+    made = export(path, LineFilter(), lines=found.lines, head=found.head, table=False)
     assert (made.exported, made.lines, made.head) == (6, 6, found.head)
     path.write_bytes(path.read_bytes().replace(b"job_finished", b"job_failed00"))
     with pytest.raises(ChunkCorrupt, match="changed while it was read"):
-        export(path, Wanted(), lines=7, head=found.head, table=False)
+        export(path, LineFilter(), lines=7, head=found.head, table=False)

@@ -13,9 +13,8 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
 from ddib_fed.rpc.proxy import Proxy, TunnelRefused, proxy_address
 from ddib_fed.trust import tls
-from ddib_fed.trust.certificates import certificate_pem
-from ddib_fed.trust.diagnosis import diagnose
-from ddib_fed.trust.finding import Finding, may_pass
+from ddib_fed.trust.diagnosis import Finding, diagnose, may_pass
+from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.cli.client.answers import listening
 from tests.node.institutions import Institution
@@ -120,9 +119,9 @@ def test_all_is_well_through_a_proxy(node: Listening, north: Institution) -> Non
     [
         ("403 Forbidden", "proxy-refused", "answered 403 (Forbidden)"),
         ("405 Method Not Allowed", "proxy-refused", "opens no tunnel"),
-        ("407 Proxy Authentication Required", "proxy-login", "it asks for a login"),
-        ("503 Service Unavailable", "proxy-no-way", "cannot reach"),
-        ("403 \x1b[2J", "not-a-proxy", "no HTTP proxy"),
+        ("407 Proxy Authentication Required", "proxy-refused", "it asks for a login"),
+        ("503 Service Unavailable", "no-connection", "cannot reach"),
+        ("403 \x1b[2J", "proxy-refused", "no HTTP proxy"),
     ],
 )
 def test_a_proxy_that_opens_no_tunnel_is_named(
@@ -133,14 +132,14 @@ def test_a_proxy_that_opens_no_tunnel_is_named(
         finding = look(node, north, Proxy(proxy.address))
     assert (finding.cause, words in finding.text, finding.text.isprintable()) == (cause, True, True), finding
     assert node.address in finding.remedy
-    assert may_pass(cause) == (cause == "proxy-no-way")
+    assert may_pass(cause) == (cause == "no-connection")
 
 
 def test_a_wrong_login_is_told_from_a_missing_one(node: Listening, north: Institution) -> None:
     """Neither is shown."""
     with proxying(login="north:right") as proxy:
         finding = look(node, north, Proxy(proxy.address, "north:wrong"))
-    assert finding.cause == "proxy-login"
+    assert finding.cause == "proxy-refused"
     assert "is not accepted" in finding.text
     assert "wrong" not in f"{finding.text}{finding.remedy}{Proxy(proxy.address, 'north:wrong')}"
 
@@ -149,7 +148,7 @@ def test_a_node_that_is_down_behind_a_working_proxy(node: Listening, north: Inst
     """The proxy says so, and not this machine's socket."""
     node.close()
     with proxying() as proxy:
-        assert look(node, north, Proxy(proxy.address)).cause == "proxy-no-way"
+        assert look(node, north, Proxy(proxy.address)).cause == "no-connection"
 
 
 def test_a_proxy_that_is_off_is_not_the_node(node: Listening, north: Institution) -> None:
@@ -182,7 +181,7 @@ def test_what_is_no_proxy(
 ) -> None:
     """Another server, one that closes, and one whose headers never end."""
     with listening(answer) as address:
-        assert look(node, north, Proxy(address), timeout_s=2.0).cause == "not-a-proxy"
+        assert look(node, north, Proxy(address), timeout_s=2.0).cause == "proxy-refused"
 
 
 def test_a_proxy_that_says_nothing_ends_in_time(node: Listening, north: Institution) -> None:

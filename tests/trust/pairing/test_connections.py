@@ -10,9 +10,8 @@ import pytest
 
 from ddib_fed.errors import PeerUnreachable
 from ddib_fed.rpc.proxy import Proxy
-from ddib_fed.trust.pairing import exchange
-from ddib_fed.trust.pairing.exchange import dial
-from ddib_fed.trust.pairing.line import MAGIC, MAX_FRAME
+from ddib_fed.trust import pairing
+from ddib_fed.trust.pairing import MAGIC, MAX_FRAME, dial
 from tests.cli.client.answers import listening, tls
 from tests.node.institutions import Institution
 from tests.trust.network.connect_proxy import proxying
@@ -48,12 +47,12 @@ def test_a_connection_that_says_nothing_keeps_the_dialler_out_for_a_moment_only(
     north: Side, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it stays: who pairs greets at once."""
-    monkeypatch.setattr(exchange, "GREETING_S", 0.2)
+    monkeypatch.setattr(pairing, "GREETING_S", 0.2)
     host, port = waiting.address.split(":")
     with socket.create_connection((host, int(port))):
         began = time.monotonic()
         dial(waiting.address, CODE, north)
-        assert time.monotonic() - began < exchange.STRANGER_S / 2
+        assert time.monotonic() - began < pairing.STRANGER_S / 2
     assert waiting.strangers == ["it did not answer in time"]
 
 

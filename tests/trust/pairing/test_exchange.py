@@ -20,9 +20,8 @@ from ddib_fed.errors import (
     PolicyDenied,
     Unauthenticated,
 )
-from ddib_fed.trust.pairing import exchange
-from ddib_fed.trust.pairing.exchange import dial
-from ddib_fed.trust.pairing.line import MAGIC
+from ddib_fed.trust import pairing
+from ddib_fed.trust.pairing import MAGIC, dial
 from tests.cli.client.answers import listening
 from tests.trust.pairing.sides import CODE, OTHER, Side, Waiting
 
@@ -205,7 +204,7 @@ def test_whoever_answers_in_place_of_the_listener_has_one_guess(north: Side) -> 
         theirs = read(connection, len(MAGIC) + 4 + 33)[-33:]
         connection.sendall(MAGIC + len(message).to_bytes(4, "big") + message)
         proof = read(connection, 4 + 32)[4:]
-        keys = exchange._keys(state.finish(theirs), "listener", message, theirs)
+        keys = pairing._keys(state.finish(theirs), "listener", message, theirs)
         heard.append(proof)
         assert proof != keys.other_proof
         connection.sendall((32).to_bytes(4, "big") + keys.own_proof)

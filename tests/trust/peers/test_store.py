@@ -14,10 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ddib_fed.errors import AlreadyExists, InputError, PeerNotFound, PolicyDenied
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import certificate_pem, issue_leaf, new_key
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.file import Peer, parse_peer
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import Peer, PeerStore, parse_peer
+from ddib_fed.trust.pki import certificate_pem, issue_leaf, new_key
 from tests.node.institutions import Institution
 
 
@@ -316,9 +315,10 @@ def test_reload_says_what_changed(north: Institution, south: Institution) -> Non
     store = north.store
     assert store.reload() == []
     north.admit(south)
-    assert store.reload() == ["added peer south.example"]
+    root = f"root {pki.fingerprint(south.root)} of south.example"
+    assert store.reload() == [f"added peer south.example: {south.identity} at {south.peer().address}", root]
     north.store.add(south.peer("elsewhere:1"), fingerprints=[], replace=True)
-    assert store.reload() == ["changed peer south.example"]
+    assert store.reload() == [f"changed peer south.example: {south.identity} at elsewhere:1", root]
     north.store.remove("south.example")
     assert store.reload() == ["removed peer south.example"]
     (north.pki / "withdrawn.txt").write_text("spiffe://north.example/client/alice\nbob\n")

@@ -10,7 +10,6 @@ import pytest
 from ddib_fed.errors import InputError, PeerNotFound, PeerSuspended
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import tls
-from ddib_fed.trust.peers import suspended
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import Institution
 from tests.server.listening import ASK, HOP, Listening, Requests, failure
@@ -48,7 +47,7 @@ def test_a_suspension_is_on_the_disk_and_ends_when_it_is_lifted(north: Instituti
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"since": 1}', b"x" * 100_000])
 def test_a_damaged_file_suspends_too(north: Institution, content: bytes) -> None:
     """Its presence counts: nobody is let in because a disk was full."""
-    suspended.mark(north.folder / "peers", "south.example").write_bytes(content)
+    (north.folder / "peers" / "south.example.suspended").write_bytes(content)
     with pytest.raises(PeerSuspended):
         north.store.get("south.example")
 

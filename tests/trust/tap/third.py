@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import parse_certificates
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.file import Peer
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import Peer, PeerStore
+from ddib_fed.trust.pki import parse_certificates
 from tests.e2e.harness import Node, Pair
 from tests.trust.tap.relay import Tap
 

@@ -18,7 +18,7 @@ from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.trust.audit.verification import Verified
+    from ddib_fed.trust.audit.reading import Verified
     from ddib_fed.trust.identity import Identity
 
 
@@ -69,8 +69,8 @@ def verify(config_path: Path, head: str | None, files: tuple[Path, ...], output_
     The chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off, or that
     the file was rewritten: for that, pass a head that was kept elsewhere, or the anchors that a peer holds.
     """
-    from ddib_fed.trust.audit import verification
-    from ddib_fed.trust.audit.anchors import read_anchors
+    from ddib_fed.trust.audit import reading
+    from ddib_fed.trust.audit.reading import read_anchors
 
     config, own = _node(config_path)
     path = config.paths.audit
@@ -79,7 +79,7 @@ def verify(config_path: Path, head: str | None, files: tuple[Path, ...], output_
     # Each file by itself: two peers may have noted the same line, one of them wrongly.
     for held in anchors or [{}]:
         try:
-            found = verification.verify(path, noted=head, anchors=held)
+            found = reading.verify(path, noted=head, anchors=held)
         except FileNotFoundError as error:
             raise _missing(path) from error
         if not found.ok:
@@ -129,7 +129,7 @@ def anchors(config_path: Path, institution: str, out: Path | None) -> None:
     numbers of lines, digests and times. Ends that contradict each other show that the peer's log was rewritten.
     """
     from ddib_fed.node.admitting import peer_store
-    from ddib_fed.trust.audit.anchors import AnchorFile, held_of, thinned
+    from ddib_fed.trust.audit.reading import AnchorFile, held_of, thinned
 
     config, own = _node(config_path)
     peer = peer_store(config).get(institution)

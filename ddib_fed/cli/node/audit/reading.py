@@ -17,8 +17,7 @@ from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.trust.audit.reading import Entry, Export, Wanted
-    from ddib_fed.trust.audit.verification import Verified
+    from ddib_fed.trust.audit.reading import Entry, Export, LineFilter, Verified
 
 _SELECT = (
     click.option(
@@ -50,10 +49,10 @@ def _selecting(command: Command) -> Command:
     return options.with_options(_SELECT)(command)
 
 
-def _wanted(acts: tuple[str, ...], job: str, peer: str, since: str | None) -> Wanted:
-    from ddib_fed.trust.audit.reading import Wanted, parse_since
+def _wanted(acts: tuple[str, ...], job: str, peer: str, since: str | None) -> LineFilter:
+    from ddib_fed.trust.audit.reading import LineFilter, parse_since
 
-    return Wanted(acts, job, peer, None if since is None else parse_since(since))
+    return LineFilter(acts, job, peer, None if since is None else parse_since(since))
 
 
 def _log(config_path: Path) -> Path:
@@ -168,7 +167,7 @@ def export(
     that is broken is not exported. In CSV a text that a spreadsheet would take for a formula begins with an apostrophe.
     """
     from ddib_fed.trust.audit.reading import export as made
-    from ddib_fed.trust.audit.verification import verify
+    from ddib_fed.trust.audit.reading import verify
 
     wanted, path = _wanted(acts, job, peer, since), _log(config_path)
     head_file = out.with_name(f"{out.name}.head.json")
@@ -191,7 +190,7 @@ def export(
 
 
 def _write(
-    config_path: Path, out: Path, head_file: Path, exported: Export, found: Verified, wanted: Wanted
+    config_path: Path, out: Path, head_file: Path, exported: Export, found: Verified, wanted: LineFilter
 ) -> None:
     from datetime import UTC, datetime
 

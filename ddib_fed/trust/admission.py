@@ -24,8 +24,7 @@ from ddib_fed.trust.identity import (
     read_certificates,
     verify_peer_certificate,
 )
-from ddib_fed.trust.peers.snapshot import Snapshot
-from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers import PeerStore, Snapshot
 from ddib_fed.wire.limits import fields
 
 MAX_CACHED: Final = 256
@@ -36,10 +35,6 @@ AuthContext = Mapping[str, Sequence[bytes]]
 
 class Authoriser(Protocol):
     """Authorises calls; see `policy.Policy`."""
-
-    @property
-    def version(self) -> object:
-        """Another object when what is allowed may have changed."""
 
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
         """Return, or raise PolicyDenied or PeerUnknown."""
@@ -53,12 +48,7 @@ class _Verified:
 
 
 class Verifier:
-    """Verifies certificates against the current snapshot; caches each result until the snapshot changes.
-
-    Args:
-        peers: Where the snapshots come from.
-        clock: Now, with a time zone.
-    """
+    """Verifies certificates against the current snapshot; caches each result until the snapshot changes."""
 
     def __init__(self, peers: PeerStore, clock: Callable[[], datetime]) -> None:
         self._peers = peers
@@ -67,12 +57,7 @@ class Verifier:
         self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
 
     def verify(self, pem: bytes) -> _Verified:
-        """The identity that the certificate proves now, under the current snapshot.
-
-        Raises:
-            Unauthenticated: It proves no identity.
-            PeerUnknown: Its institution is not known here.
-        """
+        """The identity that the certificate proves now; Unauthenticated or PeerUnknown where it proves none."""
         snapshot, now = self._peers.snapshot(), self._clock()
         with self._lock:
             known = self._cache.get(pem)
@@ -109,7 +94,6 @@ class Admission:
         self._method = method
         self._verifier = verifier
         self._authoriser = authoriser
-        self._version = authoriser.version
         self._verified = verifier.verify(pem)
         authoriser.authorise(self._verified.identity, method, self._verified.snapshot)
 
@@ -134,24 +118,15 @@ class Admission:
         return self.identity.uri if self.is_known else f"{self.identity.institution} beside its node"
 
     def check(self) -> None:
-        """Return while the permission still holds; a few stats when nothing has changed.
-
-        Raises:
-            Unauthenticated, PeerUnknown, PolicyDenied: It was withdrawn, or has expired.
-        """
+        """Return while the permission still holds, else raise; a few stats when nothing has changed."""
         verified = self._verifier.verify(self._pem)
-        version = self._authoriser.version
-        if verified.snapshot is not self._verified.snapshot or version is not self._version:
+        if verified.snapshot is not self._verified.snapshot:
             self._authoriser.authorise(verified.identity, self._method, verified.snapshot)
-            self._verified, self._version = verified, version
+            self._verified = verified
 
 
 def presented_certificate(auth: AuthContext) -> bytes:
-    """The certificate that the caller presented over TLS 1.3.
-
-    Raises:
-        Unauthenticated: There is none, or the transport is not TLS 1.3.
-    """
+    """The certificate that the caller presented over TLS 1.3, else Unauthenticated."""
     if list(auth.get("transport_security_type", ())) != [b"ssl"]:
         raise Unauthenticated("the call did not come over TLS")
     versions = list(auth.get("ssl_tls_version", ()))

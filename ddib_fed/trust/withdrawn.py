@@ -41,12 +41,7 @@ _SHOWN: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of the list.
-
-    Attributes:
-        identity: The withdrawn identity.
-        comment: What follows it, without the #.
-    """
+    """A line of the list: the withdrawn identity, and what follows it, without the #."""
 
     identity: Identity
     comment: str = ""
@@ -54,29 +49,20 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The content of a list.
-
-    Attributes:
-        entries: The lines with an identity.
-        problem: Why the list cannot be fully read; None if it can.
-    """
+    """The content of a list: its entries; why it cannot be fully read, and whom it then still withdraws."""
 
     entries: tuple[Entry, ...] = ()
     problem: str | None = None
+    kept: frozenset[Identity] = frozenset()
 
     @property
     def identities(self) -> frozenset[Identity]:
         """Whom it withdraws."""
-        return frozenset(entry.identity for entry in self.entries)
+        return self.kept.union(entry.identity for entry in self.entries)
 
 
 def parse_withdrawn(data: bytes, what: str) -> Withdrawn:
-    """Read a list: UTF-8, one identity per line; valid lines count even if others are invalid.
-
-    Args:
-        data: The file's content.
-        what: What to call it in `problem`.
-    """
+    """Read a list, which `problem` calls `what`: valid lines count even if others are invalid."""
     if data.startswith(_UTF16):
         return Withdrawn(problem=f"{what} is UTF-16; a list of withdrawn identities is UTF-8")
     try:
@@ -110,22 +96,29 @@ def _parse_line(line: str) -> list[Entry]:
         ) from error
 
 
-def judge(content: bytes | str | None, before: frozenset[Identity], path: Path) -> Withdrawn:
-    """Read a list and report if it lost identities that it named before.
+def judge(folder: Path, content: bytes | str | None, before: frozenset[Identity] | None = None) -> Withdrawn:
+    """Read a list; if it cannot be fully read, or has lost everybody, whom it withdrew before stays withdrawn.
 
     Args:
-        content: Of the file; a text if it cannot be read (the reason); None if there is no file.
-        before: The identities that it withdrew when it was last read.
-        path: Of the file.
+        folder: Of the node's certificates.
+        content: Of its list; a text if it cannot be read (the reason); None if there is no list.
+        before: Whom it withdrew when it was last read; None for whom `keep_last` recorded.
     """
+    path, problem = folder / WITHDRAWN, None
+    if before is None:
+        last = last_withdrawn(folder)
+        before, problem = last.identities, last.problem if content is None else None
     if isinstance(content, str):
-        return Withdrawn(problem=content)
-    if before and (content is None or not content.removeprefix(_BOM).strip()):
+        found = Withdrawn(problem=content)
+    elif before and not (content or b"").removeprefix(_BOM).strip():
         how = "is gone" if content is None else "is empty"
-        return Withdrawn(
+        found = Withdrawn(
             problem=f"{path} {how}, and the identities it withdrew stay refused ({len(before)} in all)"
         )
-    return parse_withdrawn(content or b"", str(path))
+    else:
+        found = parse_withdrawn(content or b"", str(path))
+    problem = found.problem or problem
+    return Withdrawn(found.entries, problem, before if problem else frozenset())
 
 
 def remedy(folder: Path) -> str:
@@ -150,15 +143,14 @@ def _content(path: Path) -> bytes | str | None:
 def last_withdrawn(folder: Path) -> Withdrawn:
     """The identities that `keep_last` last recorded."""
     path = folder / LAST_WITHDRAWN
-    return judge(_content(path), frozenset(), path)
+    content = _content(path)
+    if isinstance(content, str):
+        return Withdrawn(problem=content)
+    return parse_withdrawn(content or b"", str(path))
 
 
 def keep_last(folder: Path, identities: frozenset[Identity]) -> None:
-    """Record who is withdrawn now; writes nothing if nothing changed.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Record who is withdrawn now; writes nothing if nothing changed."""
     noted = last_withdrawn(folder)
     if noted.identities == identities and noted.problem is None:
         return
@@ -172,23 +164,14 @@ def load_withdrawn(folder: Path) -> Withdrawn:
     Raises:
         InputError: It cannot be read, or is missing although it withdrew somebody.
     """
-    path = folder / WITHDRAWN
-    content = _content(path)
-    last = last_withdrawn(folder)
-    found = judge(content, last.identities, path)
-    problem = found.problem or (last.problem if content is None else None)
-    if problem:
-        raise InputError(problem, hint=remedy(folder))
+    found = judge(folder, _content(folder / WITHDRAWN))
+    if found.problem:
+        raise InputError(found.problem, hint=remedy(folder))
     return found
 
 
 def refuse_withdrawn(folder: Path, identity: Identity) -> None:
-    """Return if the node whose certificates are in `folder` does not refuse `identity`.
-
-    Raises:
-        PolicyDenied: It does: a new certificate would be refused as well.
-        InputError: The list cannot be read.
-    """
+    """Return if the node whose certificates are in `folder` does not refuse `identity`, else PolicyDenied."""
     if identity in load_withdrawn(folder).identities:
         raise PolicyDenied(
             f"{identity} is withdrawn in {folder / WITHDRAWN}",
@@ -199,16 +182,13 @@ def refuse_withdrawn(folder: Path, identity: Identity) -> None:
 def withdraw(
     folder: Path, identity: Identity, *, comment: str = "", before: Callable[[], object] = lambda: None
 ) -> bool:
-    """Withdraw `identity`; durable when this returns.
+    """Withdraw `identity`, durably; whether it was not withdrawn before.
 
     Args:
         folder: Of the node's certificates.
         identity: Whom the node refuses from now on.
         comment: One line, for the list; by default the date.
         before: Called before the list changes, if it does; what it raises prevents that.
-
-    Returns:
-        Whether it was not withdrawn before.
 
     Raises:
         InputError: The list cannot be read, is full, or the comment is not one line.
@@ -223,19 +203,7 @@ def withdraw(
 
 
 def reinstate(folder: Path, identity: Identity, *, before: Callable[[], object] = lambda: None) -> bool:
-    """Reinstate `identity`: its lines become comments; durable when this returns.
-
-    Args:
-        folder: Of the node's certificates.
-        identity: Whom the node no longer refuses.
-        before: As for `withdraw`.
-
-    Returns:
-        Whether it was withdrawn before.
-
-    Raises:
-        InputError: The list cannot be read.
-    """
+    """Reinstate `identity`, durably: its lines become comments. Arguments and result as of `withdraw`."""
     with _edited(folder) as (text, entries):
         if identity not in entries.identities:
             return False

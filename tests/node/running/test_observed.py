@@ -6,9 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ddib_fed.trust.audit.lines import MAX_VALUE
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.observed import Observed
+from ddib_fed.node.running.watch import Observed
+from ddib_fed.trust.audit.log import MAX_VALUE, AuditLog
 from tests.node.institutions import Institution
 
 
@@ -26,7 +25,7 @@ def test_no_fingerprint_of_a_change_is_cut(tmp_path: Path) -> None:
     observed.look()
     (line,) = map(json.loads, log.read_text().splitlines())
     entry, *roots = line["changes"]
-    assert entry == f"now peer {name}: {peer.identity} at {peer.address}"
+    assert entry == f"added peer {name}: {peer.identity} at {peer.address}"
     assert roots == [f"root {text} of {name}" for text in peer.fingerprints]
     assert all(len(change) < MAX_VALUE for change in line["changes"])
 
@@ -48,6 +47,6 @@ def test_a_peer_that_is_suspended_or_resumed_by_hand_is_written_down(tmp_path: P
     observed.look()
     observed.look()
     changes = [json.loads(line)["changes"] for line in log.read_text().splitlines()]
-    assert changes == [["now suspended north.example"], ["no longer suspended north.example"]]
+    assert changes == [["suspended peer north.example"], ["resumed peer north.example"]]
     assert (free["suspended"], held["suspended"]) == ([], ["north.example"])
     assert held["trust"] != free["trust"] == observed.summary()["trust"]

@@ -12,9 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 from ddib_fed.errors import FileMissing, InputError, PolicyDenied, Unauthenticated
 from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import certificate_pem, new_key
-from ddib_fed.trust.enrolment import install, make_request, read_request, sign_request
 from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.pki import certificate_pem, install, make_request, new_key, read_request, sign_request
 from tests.node.institutions import Institution
 
 NODE_2 = Identity("north.example", "node", "node-2")

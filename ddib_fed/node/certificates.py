@@ -1,0 +1,364 @@
+"""The certificates of a node: the status of its own, its renewal, and the service that issues to its institution.
+
+A certificate is renewed before it expires: with the own root, through the issuer, or by a command. A private key is
+made where it is used and stays there; only a request and a certificate are sent. A node that cannot renew reports it in
+its health while the old certificate is still valid.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+
+from ddib_fed.errors import ConfigError, DdibError, MessageInvalid, NotReady, Unauthenticated
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.quota import Charge, Ledger
+from ddib_fed.server.interceptors import caller
+from ddib_fed.trust.audit.log import AuditLog
+from ddib_fed.trust.identity import UNREADABLE, Identity, verify_peer_certificate
+from ddib_fed.trust.pki import (
+    MAX_REQUEST_BYTES,
+    Authority,
+    Credentials,
+    certificate_pem,
+    check_request,
+    check_root,
+    fingerprint,
+    has_authority,
+    issue_leaf,
+    issue_to_folder,
+    load_authority,
+    load_identity,
+    load_recovery,
+    parse_certificates,
+)
+from ddib_fed.trust.renewal import Clock, check_successor, is_due, renew_through, utc_now
+from ddib_fed.trust.withdrawn import refuse_withdrawn
+from ddib_fed.v1 import identity_pb2 as pb
+from ddib_fed.v1 import identity_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+# Up to this share of the lifetime earlier, so that nodes started together do not all renew in the same minute.
+JITTER: Final = 0.05
+CHECK_INTERVAL_S: Final = 10.0
+COMMAND_TIMEOUT_S: Final = 300.0
+LONGEST_PAUSE_S: Final = 600.0
+TRIES_PER_LIFE: Final = 20
+"""At least so often, in the time of a certificate's life, is a renewal that failed tried again."""
+RENEWALS_PER_DAY: Final = 256
+"""Of one identity, by hand or otherwise; each is a line of the audit log."""
+AUDIT_RETRY_S: Final = 30.0
+
+
+# The status of the own certificate
+
+
+def own_authority(config: NodeConfig) -> Authority:
+    """The root in the node's folder."""
+    folder = config.paths.pki
+    authority = load_authority(folder)
+    if authority.institution != config.node.institution:
+        raise ConfigError(
+            f"the root in {folder} is of {authority.institution}, node.toml says {config.node.institution}",
+            hint="ddib pki show",
+        )
+    return authority
+
+
+def own_credentials(config: NodeConfig) -> Credentials:
+    """The node's certificate and key; they may have expired."""
+    credentials = load_identity(config.paths.pki)
+    expected = Identity(config.node.institution, "node", config.node.name)
+    if credentials.identity != expected:
+        raise ConfigError(
+            f"the certificate in {config.paths.pki} names {credentials.identity}, node.toml says {expected}",
+            hint="ddib pki show",
+        )
+    return credentials
+
+
+def not_accepted(credentials: Credentials, now: datetime) -> str | None:
+    """Why the certificate is not acceptable now: expired, not yet valid, of another root; None if it is."""
+    roots = parse_certificates(credentials.roots_pem, "roots.pem")
+    pins = {credentials.identity.institution: roots}
+    try:
+        verify_peer_certificate(credentials.cert_chain_pem, pins=pins, now=now)
+    except Unauthenticated as error:
+        return error.detail
+    return None
+
+
+def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
+    """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
+    moment, folder = now or datetime.now(UTC), config.paths.pki
+    issues, command, issuer = has_authority(folder), config.identity.renew_command, config.identity.issuer
+    if issues:
+        own_authority(config)
+    elif command is not None and shutil.which(command[0]) is None:
+        raise ConfigError(
+            f"identity.renew_command: there is no program {command[0]!a}",
+            hint=f"ls -l {shlex.quote(command[0])}; or correct identity.renew_command in {config.path}",
+        )
+    if issues and not (folder / "leaf.pem").exists():
+        return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]
+    credentials = own_credentials(config)
+    problem = not_accepted(credentials, moment)
+    if problem is None:
+        renewable = issues or command is not None or issuer is not None
+        nothing = "" if renewable else "nothing renews it: set identity.issuer or identity.renew_command"
+        text = f"{credentials.identity}, until {credentials.not_after:%Y-%m-%d %H:%M} UTC"
+        return [text, *filter(None, (nothing, credentials.root_warning(moment)))]
+    if issues:
+        check_root(own_authority(config), moment)
+    recovery = load_recovery(folder) if issuer is not None else None
+    recovers = recovery is not None and not_accepted(recovery, moment) is None
+    if issues or command is not None or recovers:
+        return [str(credentials.identity), f"{problem}; it is renewed at the start"]
+    raise Unauthenticated(
+        f"{problem}, and a start cannot renew it",
+        hint="compare the clock (date -u); else ddib pki request, have it signed by the issuer, then ddib pki install",
+    )
+
+
+# Renewal
+
+
+def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credentials:
+    """Renew a node's certificate in the way that its configuration and folder provide."""
+    folder, moment, identity = config.paths.pki, now or utc_now(), config.identity
+    if has_authority(folder):
+        authority = own_authority(config)
+        life = identity.life("node")
+        return issue_to_folder(authority, folder, "node", config.node.name, now=moment, lifetime=life)
+    if identity.renew_command is not None:
+        return _run_command(identity.renew_command, folder, moment)
+    if identity.issuer is None:
+        raise ConfigError(
+            "the certificate cannot be renewed: no ca.key here, and neither identity.issuer nor "
+            "identity.renew_command in node.toml",
+            hint='add [identity] issuer = "NODE@HOST:PORT", the issuing node of this institution',
+        )
+    name, _at, address = identity.issuer.partition("@")  # its form is the configuration's business
+    issuer = Identity(config.node.institution, "node", name)
+    return renew_through(
+        folder, address=address, server_name=issuer.dns_name, hop=f"issuer {issuer}", now=moment
+    )
+
+
+def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Credentials:
+    """Run the operator's command, which must leave a new leaf.pem, leaf.key and roots.pem in the folder."""
+    what, current = f"identity.renew_command {command[0]!r}", load_identity(folder)
+    environment = {**os.environ, "DDIB_PKI_FOLDER": str(folder)}
+    try:
+        done = subprocess.run(
+            command, env=environment, timeout=COMMAND_TIMEOUT_S, check=False, capture_output=True
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise ConfigError(f"{what} could not be run: {exc}") from exc
+    if done.returncode != 0:
+        text = done.stderr.decode(errors="replace").strip()[-500:]
+        raise ConfigError(f"{what} ended with {done.returncode}: {text}")
+    renewed = load_identity(folder)
+    if is_due(renewed, now):
+        raise ConfigError(f"{what} left no new certificate in {folder}")
+    certificate = parse_certificates(renewed.cert_chain_pem, "leaf.pem")[0]
+    roots = parse_certificates(renewed.roots_pem, "roots.pem")
+    try:
+        check_successor(current, certificate, roots, now, f"the files it left in {folder}")
+    except Unauthenticated as exc:
+        raise ConfigError(f"{what}: {exc.detail}") from exc
+    return renewed
+
+
+def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
+    """Renew an expired or due certificate before the port is bound; what was done."""
+    moment, folder = now or utc_now(), config.paths.pki
+    if has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
+        own_authority(config)
+        if not (folder / "leaf.pem").exists():
+            renew_node(config, now=moment)
+            return "made the node's first certificate"
+    credentials = own_credentials(config)
+    problem = not_accepted(credentials, moment)
+    if problem is None and not is_due(credentials, moment):
+        return None
+    try:
+        renewed = renew_node(config, now=moment)
+    except DdibError as error:
+        if problem is None:
+            return f"the certificate could not be renewed: {error.detail}"
+        raise Unauthenticated(
+            f"{problem}, and could not be renewed: {error.detail}",
+            hint=error.hint or "ddib pki request, have it signed by the issuer, then ddib pki install",
+        ) from error
+    return f"renewed the certificate, good until {renewed.not_after:%Y-%m-%d %H:%M} UTC"
+
+
+def retry_pause(failures: int, life: timedelta, interval_s: float) -> timedelta:
+    longest = max(interval_s, min(LONGEST_PAUSE_S, life.total_seconds() / TRIES_PER_LIFE))
+    return timedelta(seconds=min(longest, interval_s * 2.0 ** min(failures - 1, 16)))
+
+
+class RenewalThread:
+    """Renews a node's certificate while it runs."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        clock: Clock = utc_now,
+        on_tick: Callable[[], object] = lambda: None,
+        interval_s: float = CHECK_INTERVAL_S,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._on_tick = on_tick
+        self._interval_s = interval_s
+        self._jitter = random.uniform(0.0, JITTER)  # noqa: S311 - spreads load, keeps no secret
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
+        self._asked_early = False
+        self._failures = 0
+        self._failed_at: datetime | None = None
+        self.problem: str | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it when it was started."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.look()
+            self._stop.wait(self._interval_s)
+
+    def look(self) -> None:
+        """Renew if it is due; a failure becomes `problem` and is retried at a later check, see `retry_pause`."""
+        try:
+            self._on_tick()
+            own = load_identity(self._config.paths.pki)
+            if is_due(own, self._clock(), jitter=self._jitter) or self._first_recovery():
+                if self._pauses(own):
+                    return
+                self._renew()
+            self.problem = None
+        except Exception as error:  # the thread must outlive any failure
+            if self.problem is None:
+                log.error(  # noqa: TRY400 - a traceback only where nobody foresaw the error
+                    "the certificate could not be renewed; it is tried again: %s",
+                    error,
+                    exc_info=not isinstance(error, DdibError),
+                )
+            self.problem = f"renewal: {error}"
+
+    def _first_recovery(self) -> bool:
+        """Whether to renew early, once: a node just enrolled has no certificate for recovery yet."""
+        folder, identity = self._config.paths.pki, self._config.identity
+        asked, self._asked_early = self._asked_early, True
+        if asked or has_authority(folder) or identity.renew_command is not None or not identity.issuer:
+            return False
+        return load_recovery(folder) is None
+
+    def _pauses(self, own: Credentials) -> bool:
+        if self._failed_at is None:
+            return False
+        pause = retry_pause(self._failures, own.not_after - own.not_before, self._interval_s)
+        return timedelta(0) <= self._clock() - self._failed_at < pause
+
+    def _renew(self) -> None:
+        now = self._clock()
+        try:
+            renewed = renew_node(self._config, now=now)
+        except BaseException:
+            self._failures, self._failed_at = self._failures + 1, now
+            raise
+        self._failures, self._failed_at = 0, None
+        log.info("renewed the certificate, good until %s", renewed.not_after)
+        if warning := renewed.root_warning(now):
+            log.warning("%s", warning)
+
+
+# Issuing to others of the institution
+
+
+def renewals_per_day(life: timedelta) -> int:
+    return RENEWALS_PER_DAY + TRIES_PER_LIFE * int(timedelta(days=1) / life)
+
+
+class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
+    """Renews the certificates of the institution's own nodes and clients."""
+
+    def __init__(
+        self, config: NodeConfig, audit: AuditLog, quotas: Ledger, *, clock: Clock = utc_now
+    ) -> None:
+        self._folder = config.paths.pki
+        self._audit = audit
+        self._quotas = quotas
+        self._life = config.identity.life
+        self.recovery = timedelta(days=config.identity.recovery_days)
+        self._clock = clock
+
+    def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
+        """See identity.proto."""
+        data = request.certificate_request
+        if not 0 < len(data) <= MAX_REQUEST_BYTES:
+            raise MessageInvalid(
+                "a certificate request has 1 to 8192 bytes", facts={"max_bytes": MAX_REQUEST_BYTES}
+            )
+        try:
+            key = check_request(x509.load_der_x509_csr(data))
+        except (*UNREADABLE, Unauthenticated) as exc:
+            raise MessageInvalid("the certificate request cannot be used") from exc
+        identity, authority = self._renewed(caller()), load_authority(self._folder)
+        life, now = self._life(identity.kind), self._clock()
+        charges = [Charge("renewals_per_day", identity.uri, 1, renewals_per_day(life))]
+        self._quotas.charge(charges)
+        certificate = issue_leaf(
+            authority, identity.kind, identity.name, public_key=key, now=now, lifetime=life
+        )
+        try:
+            self._audit.write(  # before it is given out
+                "certificate_issued",
+                identity=identity.uri,
+                certificate=fingerprint(certificate),
+                until=certificate.not_valid_after_utc.isoformat(),
+                by="renewal",
+            )
+        except OSError as error:
+            self._quotas.refund(charges)
+            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
+        log.info("renewed %s, asked by %s: %s", identity, caller(), fingerprint(certificate))
+        answer = pb.RenewResponse(
+            certificate=certificate_pem(certificate).decode(),
+            roots=load_identity(self._folder).roots_pem.decode(),
+        )
+        if identity.kind == "node" and self.recovery:
+            recovery = issue_leaf(
+                authority, "recovery", identity.name, public_key=key, now=now, lifetime=self.recovery
+            )
+            answer.recovery = certificate_pem(recovery).decode()
+        return answer
+
+    def _renewed(self, asking: Identity) -> Identity:
+        """Whose certificate is renewed: the node's own, where it asks with the one for recovery."""
+        if asking.kind != "recovery":
+            return asking
+        node = Identity(asking.institution, "node", asking.name)
+        refuse_withdrawn(self._folder, node)
+        return node

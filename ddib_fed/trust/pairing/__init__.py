@@ -1,1 +1,0 @@
-"""Two operators admit each other's nodes with a short code that one reads to the other by telephone."""
