@@ -46,7 +46,7 @@ def job_message(job: Job, progress: Progress | None = None, *, expires: float = 
     return to_message(
         job.spec,
         translation_pb2.Job,
-        local=("owner", "deadline_s", "item_classes", "latent_type"),
+        local=("owner", "deadline_s", "item_classes"),
         job_id=job.job_id,
         state=f"JOB_STATE_{job.state.name}",
         solver=settings_to_pb(job.spec.solver),

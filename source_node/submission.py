@@ -10,6 +10,7 @@ from dataclasses import replace
 from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.model.checks import check_given
 from ddib_fed.errors import (
+    ContractMismatch,
     DdibError,
     ImageTooLarge,
     InputError,
@@ -138,11 +139,11 @@ class Submissions:
             return
         try:
             peer = remote.describe(DESCRIBE_TIMEOUT_S)
-        except PeerSuspended:
+        except (ContractMismatch, PeerSuspended):
             raise
         except DdibError:
             return
-        check_peer(spec, peer, remote.hop)
+        check_peer(spec, peer)
 
     def _opener(
         self, max_items: int, staging: Staging, pace: Pace

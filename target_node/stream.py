@@ -113,7 +113,6 @@ class DecodeStream:
             flow=flow,
             owner=owner,
             weight=weight,
-            latent_type=settings.contract.wire_type,
             least_evaluations=settings.contract.limits.min_evaluations,
         )
 

@@ -35,10 +35,9 @@ from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.contract import Contract, ContractSide
+from ddib_fed.wire.contracts.contract import PROTOCOL, Contract, ContractSide
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.streams.chunks import stream
-from ddib_fed.wire.version import versions_to_pb
 from tests.e2e.harness import Node, Pair, admit, moons
 
 POINTS = 50
@@ -61,9 +60,7 @@ class Hostile:
             institution="west.example", domain="moons", sample_kind="point", sample_shape=(2,),
             model_sha256=bytes(32), terminal_lambda=-5.0, initial_lambda=5.0,
         )  # fmt: skip
-        request = pb.NegotiateContractRequest(
-            versions=versions_to_pb(), source=to_message(own, pb.ContractSide)
-        )
+        request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=to_message(own, pb.ContractSide))
         return from_message(self.stub.NegotiateContract(request, timeout=20).contract, Contract)
 
     def header(self, evaluations: int, items: int) -> pb.DecodeRequest:
@@ -79,7 +76,6 @@ class Hostile:
     def latent(self, item: int, rows: int) -> Requests:
         latent = Latent.from_array(np.random.default_rng(item).standard_normal((rows, 2)).astype(np.float32))
         tensor = common_pb2.TensorHeader(
-            dtype=common_pb2.DATA_TYPE_FLOAT32,
             shape=latent.data.shape,
             size_bytes=latent.size_bytes,
             sha256=latent.sha256,

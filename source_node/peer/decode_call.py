@@ -25,9 +25,8 @@ from ddib_fed.rpc.ahead import ReadAhead
 from ddib_fed.rpc.peers import at_fault, failure_of_peer
 from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from ddib_fed.wire.anchor import anchor_from_pb
 from ddib_fed.wire.contracts.contract import Contract
-from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
+from ddib_fed.wire.latent import ApprovedLatent, LatentOpener, anchor_from_pb
 from ddib_fed.wire.limits.shared import MAX_EVALUATIONS
 from ddib_fed.wire.streams.chunks import Announced, Assembler, Whole, open_file
 
@@ -214,7 +213,7 @@ class DecodeCall:
             raise MessageInvalid(f"a result for item {header.item}, which is not due")
         if self._result is not None:
             raise MessageInvalid("two results where a latent was due")
-        anchor = anchor_from_pb(header, self._contract.version)
+        anchor = anchor_from_pb(header)
         self._sent.exchanged.anchor = anchor or self._sent.exchanged.anchor
         kind = self._contract.target.sample_kind
         return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})

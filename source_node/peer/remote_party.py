@@ -221,9 +221,7 @@ class RemoteParty:
     def _again(self, answer: Answer, count: int, leg: Leg) -> Encoded:
         returned = answer.round_trip
         assert returned is not None  # whoever asks has seen it
-        latent = Latent.from_bytes(
-            returned.data, self._contract.sample_shape, self._contract.wire_type, sha256=returned.sha256
-        )
+        latent = Latent.from_bytes(returned.data, self._contract.sample_shape, sha256=returned.sha256)
         if len(latent.data) != count:
             raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
         statistics = pass_latent(torch.from_numpy(latent.data.copy()), leg)

@@ -24,7 +24,7 @@ from ddib_fed.node.running.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged
 from ddib_fed.v1 import admin_pb2 as pb
-from ddib_fed.wire.anchor import Anchor
+from ddib_fed.wire.latent import Anchor
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_institution, save_model
 from tests.runs.tiny_models import tiny_classifier

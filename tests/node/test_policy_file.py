@@ -205,11 +205,11 @@ def test_of_a_long_table_what_changed_is_written_and_nothing_is_cut(node: NodeCo
 
 def test_an_order_that_means_something_is_written_whole() -> None:
     """A list of which only the order changed is written as it was and as it is."""
-    before = PolicySection(latent_types=("float32",), clients={"a": ("x.example", "y.example")})
-    after = PolicySection(latent_types=("float16", "float32"), clients={"a": ("y.example", "x.example")})
+    before = PolicySection(encoders=("ode", "mixed"), clients={"a": ("x.example", "y.example")})
+    after = PolicySection(encoders=("mixed", "ode"), clients={"a": ("y.example", "x.example")})
     assert policy_changes(before, after) == [
         "policy.clients['a']: ['x.example', 'y.example'] to ['y.example', 'x.example']",
-        "policy.latent_types: ['float32'] to ['float16', 'float32']",
+        "policy.encoders: ['ode', 'mixed'] to ['mixed', 'ode']",
     ]
 
 

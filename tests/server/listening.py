@@ -22,10 +22,10 @@ from ddib_fed.trust import tls
 from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.institutions import Institution
 
-ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
+ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
 DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"
 HOP = "target south.example"
 
@@ -46,7 +46,7 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
         if self.failure is not None:
             raise self.failure
         side = pb.ContractSide(institution=str(caller()))
-        return pb.DescribeDomainResponse(versions=versions_to_pb(), side=side, limits=pb.ContractLimits())
+        return pb.DescribeDomainResponse(protocol=PROTOCOL, side=side, limits=pb.ContractLimits())
 
     def NegotiateContract(self, request, context):
         context.set_trailing_metadata((("kept", "yes"),))

@@ -14,12 +14,10 @@ from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.calibration.overview import unusable_with
-from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import ItemState
 from source_node.calibrations import active_terms, calibration_of
 from source_node.jobs.records import Part, content_digest
 from source_node.messages import job_message, record_of
-from source_node.specs import _check_fields
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import make_institution
@@ -222,11 +220,3 @@ def test_jobs_of_earlier_releases_keep_their_content(source) -> None:
     assert content_digest(spec(request_id=JOB.request_id), ()) != content_digest(
         spec(request_id=JOB.request_id, no_calibration=True), ()
     )
-
-
-def test_an_older_version_knows_no_choice_of_calibration(source) -> None:
-    header = pb.JobHeader(items=1, no_calibration=True)
-    header.version.major, header.version.minor = 1, 2
-    with pytest.raises(UnknownFields) as refused:
-        _check_fields(header, JOB.guidance, source.config.limits)
-    assert refused.value.facts["field"] == "no_calibration"

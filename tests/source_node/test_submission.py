@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import (
+    ContractMismatch,
     DomainNotFound,
     Draining,
     ItemsTooMany,
@@ -19,7 +20,6 @@ from ddib_fed.errors import (
     PointsUnreadable,
     PolicyDenied,
     SettingsInvalid,
-    UnknownFields,
 )
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
@@ -48,7 +48,7 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
         ({"items": 0}, MessageInvalid),
         ({"items": 4}, ItemsTooMany),
         ({"items": 2}, MessageInvalid),
-        ({"version": common_pb2.ProtocolVersion(major=9)}, MessageInvalid),
+        ({"protocol": 9}, ContractMismatch),
         ({"request_id": "../../etc"}, MessageInvalid),
         ({"target_domain": "x" * 65}, MessageInvalid),
         ({"deadline_s": 86_401}, MessageInvalid),
@@ -59,39 +59,10 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
         ({"solver": common_pb2.SolverSettings(evaluations=8, depth=float("nan"))}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.6)}, PolicyDenied),
-        (
-            {
-                "solver": common_pb2.SolverSettings(evaluations=8, depth=0.6),
-                "version": common_pb2.ProtocolVersion(major=1),
-            },
-            UnknownFields,
-        ),
         ({"solver": common_pb2.SolverSettings(evaluations=8, encoder="linear")}, PolicyDenied),
-        (
-            {
-                "solver": common_pb2.SolverSettings(evaluations=8, encoder="linear"),
-                "version": common_pb2.ProtocolVersion(major=1, minor=2),
-            },
-            UnknownFields,
-        ),
-        (
-            {
-                "solver": common_pb2.SolverSettings(evaluations=8, grid="learned"),
-                "version": common_pb2.ProtocolVersion(major=1, minor=3),
-            },
-            UnknownFields,
-        ),
-        (
-            {
-                "solver": common_pb2.SolverSettings(evaluations=8, solver="flow-map"),
-                "version": common_pb2.ProtocolVersion(major=1, minor=3),
-            },
-            UnknownFields,
-        ),
         ({"source_class": "cat"}, SettingsInvalid),
         ({"target_class": "cat"}, SettingsInvalid),
         ({"target_class": "c" * 65}, MessageInvalid),
-        ({"target_class": "0", "version": common_pb2.ProtocolVersion(major=1)}, UnknownFields),
         ({"target_institution": "nobody.example"}, PeerNotFound),
         ({"target_domain": "moons"}, DomainNotFound),
     ],
@@ -113,10 +84,6 @@ def test_a_job_that_can_never_work_is_refused_before_it_is_accepted(served, chan
         ({"guidance": SCALES(classifier_scale=1e300)}, SettingsInvalid),
         ({"guidance": SCALES(guidance=1.0, classifier_scale=1.0)}, SettingsInvalid),
         ({"guidance": SCALES(guidance=1.0), "cycle": True}, SettingsInvalid),
-        (
-            {"guidance": SCALES(clip=True), "version": common_pb2.ProtocolVersion(major=1, minor=1)},
-            UnknownFields,
-        ),
         ({"item_classes": [pb.ItemClasses(), pb.ItemClasses()]}, MessageInvalid),
         ({"item_classes": [pb.ItemClasses(source_class="1")]}, SettingsInvalid),
         ({"item_classes": [pb.ItemClasses()], "target_class": "1"}, MessageInvalid),
@@ -125,7 +92,7 @@ def test_a_job_that_can_never_work_is_refused_before_it_is_accepted(served, chan
     ],
 )
 def test_guidance_and_classes_that_make_no_sense_are_refused_with_the_header(served, changes, error) -> None:
-    """Hostile scales, both kinds, a cycle that the own model cannot close, fields of a later version, and too many."""
+    """Hostile scales, both kinds, a cycle that the own model cannot close, and too many."""
     with pytest.raises(error) as caught:
         served.submit(npy(), **changes)
     assert type(caught.value) is error

@@ -24,9 +24,7 @@ def sent(contract, points: np.ndarray, item: int = 0) -> list[pb.DecodeRequest]:
     """The messages of one latent; whatever it holds, as a hostile peer would."""
     data = points.astype("<f4").tobytes()
     latent = Latent.from_array(points)
-    tensor = common_pb2.TensorHeader(
-        dtype=common_pb2.DATA_TYPE_FLOAT32, shape=points.shape, size_bytes=len(data), sha256=latent.sha256
-    )
+    tensor = common_pb2.TensorHeader(shape=points.shape, size_bytes=len(data), sha256=latent.sha256)
     head = pb.LatentHeader(item=item, tensor=tensor, contract_sha256=contract.digest)
     return list(stream(pb.DecodeRequest, "latent", head, data))
 

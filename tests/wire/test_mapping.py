@@ -15,7 +15,6 @@ from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.contracts.contract import ContractLimits, ContractSide, PictureTerms
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import Version
 
 
 class State(StrEnum):
@@ -110,7 +109,6 @@ VALUES = {
         sample_shape=st.lists(st.integers(0, 2**64 - 1), max_size=3).map(tuple),
         class_names=st.lists(TEXT, max_size=3).map(tuple),
     ),
-    common_pb2.ProtocolVersion: st.builds(Version, major=st.integers(0, 9), minor=st.integers(0, 9)),
 }
 
 

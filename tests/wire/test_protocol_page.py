@@ -15,9 +15,8 @@ from ddib_fed.errors import (
     UsageError,
     all_errors,
 )
-from ddib_fed.wire.contracts.contract import ContractSide
+from ddib_fed.wire.contracts.contract import PROTOCOL, ContractSide
 from ddib_fed.wire.streams.chunks import CHUNK, MAX_CHUNK, MIN_CHUNK
-from ddib_fed.wire.version import MAX_VERSIONS, SPOKEN, Version
 from tests.wire.examples import TERMS, contract
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -43,7 +42,7 @@ def test_no_reason_is_in_the_table_that_nobody_gives():
 def test_the_example_contract_and_its_digest_are_those_of_the_code():
     """The text between the fences, byte for byte."""
     (example,) = re.findall(r"```json\n(.*)\n```", PAGE)
-    made = contract(versions=[Version(1, 0)])
+    made = contract()
     assert example.encode() == made.canonical()
     assert f"`{made.digest.hex()}`" in PAGE
 
@@ -57,14 +56,13 @@ def test_the_example_of_a_calibration_is_that_of_the_code():
 
 def test_every_field_of_a_side_is_explained():
     """In the table of the contract."""
-    chapter = PAGE.partition("## The contract\n")[2].partition("### A latent type")[0]
+    chapter = PAGE.partition("## The contract\n")[2].partition("\n### ")[0]
     explained = set(re.findall(r"^\| `([a-z_0-9]+)` \|", chapter, re.MULTILINE))
     assert explained == set(ContractSide.__slots__)
 
 
 def test_the_limits_are_those_of_the_code():
-    """Of versions and chunks."""
-    assert f"**{SPOKEN[-1]}**" in PAGE
-    assert f"(1 to\n{MAX_VERSIONS})" in PAGE
+    """Of the version and of chunks."""
+    assert f"**{PROTOCOL}**" in PAGE
     assert f"1 byte to {MAX_CHUNK >> 20} MiB" in PAGE
     assert f"{MIN_CHUNK >> 10} KiB. This release sends {CHUNK >> 20} MiB" in PAGE

@@ -8,12 +8,6 @@ from ddib_fed.node.officer.facts import Facts
 from ddib_fed.node.officer.recipients import Recipient, left_out, recipients
 from ddib_fed.node.officer.telemetry import telemetry_lines
 
-TYPES = {
-    "float32": "32-bit numbers",
-    "float16": "16-bit numbers (float16)",
-    "bfloat16": "16-bit numbers (bfloat16)",
-}
-
 
 def leaving(facts: Facts) -> tuple[str, ...]:
     """Sentences, the most important first; each states what the configuration, the model and the peers say now."""
@@ -54,8 +48,7 @@ def _latents(facts: Facts) -> Iterator[str]:
     )
     if manifest is not None:
         shape = " x ".join(map(str, facts.sample_shape))
-        types = " or ".join(TYPES.get(each, each) for each in policy.latent_types)
-        yield f"For each {manifest.sample_kind} it has {shape} numbers, as {types}."
+        yield f"For each {manifest.sample_kind} it has {shape} numbers, as 32-bit numbers."
         if manifest.soften_sigma:
             yield f"Pictures are softened first: noise of {manifest.soften_sigma:g} is added, and is not sent."
     if policy.least_depth < 1:

@@ -139,7 +139,7 @@ def _form(facts: Facts, peer: Recipient | None, *, sent: bool) -> str:
     forms = []
     if peer is not None and peer.latents:
         depth = "full depth" if policy.least_depth == 1 else f"depth at least {policy.least_depth:g}"
-        latents = f"latents ({', '.join(policy.latent_types)}, {depth}"
+        latents = f"latents ({depth}"
         if manifest is not None and manifest.soften_sigma:
             latents += f", softened to {manifest.soften_sigma:g}"
         forms.append(f"{latents})" if sent else "translations, and latents of round trips")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ddib_fed.trust.audit.lines import Head
-from ddib_fed.wire.anchor import Anchor
+from ddib_fed.wire.latent import Anchor
 
 RECEIPT: Final = "receipt"
 """The act of such a line."""

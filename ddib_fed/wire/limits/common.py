@@ -7,7 +7,7 @@ from typing import Final
 
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
-from ddib_fed.wire.limits.kinds import Anything, Inner, Limit, Many, Number, Text
+from ddib_fed.wire.limits.kinds import Inner, Limit, Many, Number, Text
 from ddib_fed.wire.limits.shared import (
     ANY,
     CALIBRATION,
@@ -28,11 +28,10 @@ from ddib_fed.wire.limits.shared import (
 )
 
 MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
-    "ProtocolVersion": {"major": Anything("wire.version"), "minor": Anything("wire.version")},
     "Chunk": {"index": JOINER, "data": JOINER},  # not read here: it would be copied
     "Trailer": {"chunks": JOINER},
     "AuditHead": {"lines": Number(1, MOST_LINES), "sha256": DIGEST},
-    "TensorHeader": dict.fromkeys(("dtype", "shape", "size_bytes", "sha256"), TENSOR),
+    "TensorHeader": dict.fromkeys(("shape", "size_bytes", "sha256"), TENSOR),
     "FileHeader": dict.fromkeys(("media_type", "size_bytes", "sha256"), OPENED),
     "PictureTerms": dict.fromkeys(("low", "high", "bits"), TERMS),
     "SolverSettings": {

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.wire.limits.kinds import Anything, Choice, Inner, Limit, Many
-from ddib_fed.wire.limits.shared import ANY, CONTRACT, LIMITS, REMOTE, SIDE, TARGET, VERSIONS
+from ddib_fed.wire.limits.kinds import Anything, Inner, Limit
+from ddib_fed.wire.limits.shared import ANY, LIMITS, REMOTE, SIDE, TARGET
 
 MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
-    "DescribeDomainRequest": {"versions": VERSIONS},
+    "DescribeDomainRequest": {"protocol": ANY},
     "DescribeDomainResponse": {
-        "versions": VERSIONS,
+        "protocol": ANY,
         "side": Inner(required=True),
         "limits": Inner(required=True),
     },
@@ -23,7 +23,6 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
                 "domain",
                 "sample_kind",
                 "sample_shape",
-                "dtype",
                 "model_sha256",
                 "terminal_lambda",
                 "initial_lambda",
@@ -51,15 +50,13 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "guidance": Inner(),
     },
     "Contract": {
-        **dict.fromkeys(("version", "source", "target", "limits"), Inner(required=True)),
+        **dict.fromkeys(("source", "target", "limits"), Inner(required=True)),
         "calibration": Inner(),
-        "latent_type": CONTRACT,
     },
     "NegotiateContractRequest": {
-        "versions": VERSIONS,
+        "protocol": ANY,
         "source": Inner(required=True),
         "calibration": Inner(),
-        "latent_types": Many(Choice(), 8),
     },
     "NegotiateContractResponse": {
         "contract": Inner(required=True),

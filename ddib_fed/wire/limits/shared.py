@@ -7,8 +7,7 @@ from typing import Final
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES
 from ddib_fed.wire.contracts.contract import MAX_CLASS_NAME, MAX_CLASS_NAMES, MAX_SIDE_LENGTH
-from ddib_fed.wire.limits.kinds import Anything, Bytes, Inner, Many, Number, Text
-from ddib_fed.wire.version import MAX_VERSIONS
+from ddib_fed.wire.limits.kinds import Anything, Bytes, Many, Number, Text
 
 LAST_MOMENT: Final = 253_402_300_799.0
 """The end of the year 9999 in Unix seconds: no calendar goes further."""
@@ -39,7 +38,6 @@ JOB_ID = Text(64)
 SHAPE = Many(Number(1, MAX_SIDE_LENGTH), 5)
 CLASSES = Number(0, MAX_CLASSES)
 CLASS_NAMES = Many(CLASS, MAX_CLASS_NAMES)
-VERSIONS = Many(Inner(), MAX_VERSIONS, least=1)
 ANY = Anything()
 JOINER = Anything("wire.streams.chunks.Joiner")
 OPENED = Anything("wire.streams.chunks.open_file")
@@ -49,7 +47,6 @@ LIMITS = Anything("wire.contracts.contract.ContractLimits")
 TERMS = Anything("wire.contracts.contract.PictureTerms")
 GUIDANCE = Anything("wire.contracts.guidance.GuidanceTerms")
 CALIBRATION = Anything("wire.contracts.calibration.CalibrationTerms")
-CONTRACT = Anything("wire.contracts.contract.Contract")
 TARGET = Anything("target_node.service")
 SOURCE = Anything("source_node.service")
 STORE = Anything("source_node.jobs.store.JobStore")

@@ -59,7 +59,7 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
     },
     "SubmitJobRequest": dict.fromkeys(("header", "item", "chunk", "trailer"), Inner()),
     "JobHeader": {
-        "version": Inner(required=True),
+        "protocol": ANY,
         "request_id": Anything("source_node.jobs.records.JobSpec"),
         "target_institution": INSTITUTION,
         "target_domain": SOURCE,
@@ -74,7 +74,6 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "item_classes": Many(Inner(), MOST_ITEMS),
         "model_size": ANY,
         "no_calibration": ANY,
-        "latent_type": SOURCE,
     },
     "ItemClasses": dict.fromkeys(("source_class", "target_class"), CLASS),
     "SubmitJobResponse": {"job_id": JOB_ID, "state": Choice(), "repeated_request": ANY},
@@ -156,7 +155,6 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "calibration_sha256": DIGEST,
         "calibration_kind": NAME,
         "policy_sha256": DIGEST,
-        "latent_type": Choice(),
     },
     "PictureFigures": {
         **dict.fromkeys(("height", "width", "fitted_height", "fitted_width"), Number(1, 1 << 30)),

@@ -260,9 +260,6 @@ LIES: dict[str, Lie] = {
     "another institution in the contract": Lie(
         "CONTRACT_MISMATCH", forge=_at("contract.target.institution", "west.example")
     ),
-    "a type of latent that was not proposed": Lie(
-        "CONTRACT_MISMATCH", forge=_at("contract.latent_type", common_pb2.DATA_TYPE_BFLOAT16)
-    ),
     "limits that cannot be": Lie("MESSAGE_INVALID", forge=_at("contract.limits.max_evaluations", 0)),
     "a schedule that is not finite": Lie(
         "MESSAGE_INVALID", forge=_at("contract.target.terminal_lambda", float("nan"))

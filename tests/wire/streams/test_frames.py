@@ -95,5 +95,5 @@ def test_other_deserialisers_stay_as_they_are():
 def test_a_message_without_chunks_carries_no_stream():
     """A mistake of ours."""
     with pytest.raises(TypeError):
-        list(stream(decoding_pb2.DescribeDomainRequest, "versions", common_pb2.ProtocolVersion(), b""))
+        list(stream(decoding_pb2.DescribeDomainRequest, "protocol", common_pb2.Trailer(), b""))
     assert serialised(common_pb2.Trailer(chunks=2)) == b"\x08\x02"
