@@ -10,9 +10,9 @@ from ddib_fed.errors import Difference, StateConflict, error_class
 from ddib_fed.rpc.error_details import MAX_TEXT, to_detail
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.wire.contracts.calibration import LAST_MOMENT
 from ddib_fed.wire.contracts.guidance import guidance_to_pb
 from ddib_fed.wire.jobs import Event, settings_to_pb
-from ddib_fed.wire.limits.shared import LAST_MOMENT
 from ddib_fed.wire.mapping import enum_members, to_message
 from source_node.jobs.queries import Progress
 from source_node.jobs.records import PENDING_ITEMS

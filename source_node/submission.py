@@ -24,12 +24,12 @@ from ddib_fed.errors import (
 from ddib_fed.node.policy import client_charges
 from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
+from ddib_fed.rpc.refused import refused_facts
 from ddib_fed.server.pace import Pace, paced
 from ddib_fed.server.slots import Slots
 from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.v1 import common_pb2, translation_pb2
-from ddib_fed.wire.refused import refused_facts
-from ddib_fed.wire.streams.chunks import Announced, assemble, open_file
+from ddib_fed.wire.streams import Announced, assemble, open_file
 from source_node.calibrations import calibration_of
 from source_node.jobs.store import ItemSpec, Job, JobSpec, JobStore, Staging
 from source_node.peer.remote import Remotes

@@ -20,7 +20,7 @@ from ddib_fed.server.pace import Pace
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import Anchor, LatentOpener
-from ddib_fed.wire.streams.chunks import MAX_CHUNK, Announced, Assembler, Whole
+from ddib_fed.wire.streams import MAX_CHUNK, Announced, Assembler, Whole
 
 MAX_REQUEST_ID = 64
 AHEAD_BYTES: Final = 4 << 20
@@ -170,8 +170,7 @@ class Weighing:
 
 def _latent(whole: Whole, contract: Contract) -> Latent:
     try:
-        assert whole.landed is not None  # the opener asks for it
-        return Latent.from_bytes(whole.landed, contract.sample_shape, sha256=whole.header.tensor.sha256)
+        return Latent.from_bytes(whole.data, contract.sample_shape, sha256=whole.header.tensor.sha256)
     except InputError as error:
         error.facts["item"] = str(whole.header.item)
         raise

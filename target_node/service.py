@@ -43,7 +43,7 @@ from ddib_fed.wire.contracts.contract import (
 )
 from ddib_fed.wire.contracts.guidance import check_offered, guidance_from_pb
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams.chunks import file_header, stream
+from ddib_fed.wire.streams import file_header, stream
 from target_node.agreed import AgreedContracts
 from target_node.calibration import CalibrationServicer
 from target_node.calls import RunningCalls

@@ -37,7 +37,7 @@ from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.contracts.contract import PROTOCOL, Contract, ContractSide
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams.chunks import stream
+from ddib_fed.wire.streams import stream
 from tests.e2e.harness import Node, Pair, admit, moons
 
 POINTS = 50

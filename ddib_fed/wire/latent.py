@@ -28,7 +28,7 @@ from ddib_fed.latent import ITEM_BYTES, Latent, moments, require_finite, shape_t
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams.chunks import CHUNK, Announced, stream
+from ddib_fed.wire.streams import CHUNK, Announced, stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,7 +238,6 @@ def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announce
         header.sha256,
         contract.limits.max_latent_bytes,
         _too_large(contract),
-        landing=True,
     )
 
 

@@ -37,10 +37,10 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.rpc.peers import at_fault
+from ddib_fed.rpc.refused import FACT, is_number, refused_items
 from ddib_fed.telemetry.tracing import NOWHERE, Place, Span
 from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
-from ddib_fed.wire.refused import FACT, is_number, refused_items
 from source_node.peer.decode_call import Answer, DecodeCall, Progress
 from source_node.peer.latent_window import IDLE_S, Filler, LatentWindow, Release, Sending
 from source_node.peer.remote import Remote

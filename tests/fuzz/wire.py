@@ -21,8 +21,7 @@ from ddib_fed.wire.contracts.agreement import confirm
 from ddib_fed.wire.contracts.contract import PROTOCOL, ContractLimits, ContractSide
 from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams.chunks import Announced, Assembler, file_header, open_file, stream
-from ddib_fed.wire.streams.frames import reading
+from ddib_fed.wire.streams import Announced, Assembler, file_header, open_file, reading, stream
 from tests.fuzz.target import MOST, Target
 from tests.samples import picture_examples as pictures
 from tests.wire.examples import contract, latent, side
@@ -43,7 +42,7 @@ def message(data: bytes) -> None:
     """A message of any kind, the first byte says which, as an interceptor parses it."""
     if data:
         kind = _STREAMS[data[0] % len(_STREAMS)]
-        found = parse_message(data[1:], reading(kind.FromString), strict=True)
+        found = parse_message(data[1:], reading(kind.FromString))
         found.SerializeToString()
 
 
@@ -76,9 +75,9 @@ def assembled(data: bytes) -> None:
     parse = reading(decoding_pb2.DecodeResponse.FromString)
     assert parse is not None
     for record in _records(data):
-        whole = assembler.feed(parse_message(record, parse, strict=True))
-        if whole is not None and whole.landed is not None:
-            Latent.from_bytes(whole.landed, made.sample_shape, sha256=whole.header.tensor.sha256)
+        whole = assembler.feed(parse_message(record, parse))
+        if whole is not None and whole.kind == "latent":
+            Latent.from_bytes(whole.data, made.sample_shape, sha256=whole.header.tensor.sha256)
     assembler.end()
 
 
@@ -112,7 +111,7 @@ def _streams() -> list[bytes]:
 
 def agreed(data: bytes) -> None:
     """A target's answer to a proposal, and what it says of itself."""
-    answer = parse_message(data, decoding_pb2.NegotiateContractResponse.FromString, strict=True)
+    answer = parse_message(data, decoding_pb2.NegotiateContractResponse.FromString)
     confirm(answer, source=side(), target_institution="south.example")
 
 
@@ -125,7 +124,7 @@ def _answer() -> Message:
 
 def described(data: bytes) -> None:
     """A peer's half of a contract."""
-    answer = parse_message(data, decoding_pb2.DescribeDomainResponse.FromString, strict=True)
+    answer = parse_message(data, decoding_pb2.DescribeDomainResponse.FromString)
     from_message(answer.side, ContractSide)
     from_message(answer.limits, ContractLimits)
 

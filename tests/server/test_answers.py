@@ -22,10 +22,10 @@ from ddib_fed.rpc.clocks import clock_difference
 from ddib_fed.rpc.error_details import DETAIL_KEY, from_rpc_error
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.check import has_unknown_fields
 from ddib_fed.wire.contracts.contract import PROTOCOL
-from ddib_fed.wire.limits.fields import has_unknown_fields
 from tests.node.institutions import Institution
-from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests, failure
+from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests, described, failure
 
 
 def test_unknown_fields_are_refused_at_any_depth(node: Listening, north: Institution) -> None:
@@ -149,7 +149,7 @@ def test_abort_still_works(node: Listening, north: Institution) -> None:
     """A servicer may end a call in gRPC's own way, with its metadata."""
     with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
         stub.NegotiateContract(
-            pb.NegotiateContractRequest(protocol=PROTOCOL, source=pb.ContractSide()), timeout=5
+            pb.NegotiateContractRequest(protocol=PROTOCOL, source=described().side), timeout=5
         )
     assert (error.value.code(), error.value.details()) == (grpc.StatusCode.NOT_FOUND, "said by abort")
     assert dict(error.value.trailing_metadata()) == {"kept": "yes"}

@@ -18,7 +18,7 @@ from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.tiny_nodes import make_institution
-from tests.server.listening import Requests
+from tests.server.listening import Requests, described
 from tests.source_node.conftest import wait_until
 
 SERVICE = "ddib_fed.v1.DecodingService"
@@ -29,9 +29,7 @@ class Servicer(decoding_pb2_grpc.DecodingServiceServicer):
     """Describes at once; a stream lasts as long as its caller wants."""
 
     def DescribeDomain(self, request, context):
-        return pb.DescribeDomainResponse(
-            protocol=PROTOCOL, side=pb.ContractSide(), limits=pb.ContractLimits()
-        )
+        return described()
 
     def Decode(self, request_iterator, context):
         for _ in request_iterator:

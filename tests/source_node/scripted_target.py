@@ -22,7 +22,7 @@ from ddib_fed.wire.contracts.calibration import CalibrationTerms
 from ddib_fed.wire.contracts.contract import PROTOCOL, Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import Anchor, LatentOpener, approve
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams.chunks import assemble, file_header, stream
+from ddib_fed.wire.streams import assemble, file_header, stream
 from tests.node.institutions import Institution
 
 LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)
@@ -106,7 +106,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
         def items() -> Items:
             for whole in assemble(request_iterator, {"latent": opener}):
-                latent = Latent.from_bytes(whole.landed, self.contract.sample_shape)
+                latent = Latent.from_bytes(whole.data, self.contract.sample_shape)
                 seen[whole.header.item] = latent.sha256
                 self.anchors[whole.header.item] = opener.anchor
                 self.latents.append((whole.header.item, latent))

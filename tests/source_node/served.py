@@ -17,7 +17,7 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
 from ddib_fed.wire.contracts.contract import PROTOCOL
-from ddib_fed.wire.streams.chunks import file_header, stream
+from ddib_fed.wire.streams import file_header, stream
 from source_node.service import SourceService
 from tests.node.tiny_nodes import make_config, make_context
 

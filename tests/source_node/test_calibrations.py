@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.bridge.calibration.record import units_digest
-from ddib_fed.errors import CalibrationExpired, CalibrationModel, UnknownFields
+from ddib_fed.errors import CalibrationExpired, CalibrationModel
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.models.units.normalisation import Normalisation
@@ -122,21 +122,6 @@ def test_a_target_that_changes_the_calibration_ends_the_job(source, target, sign
     fields = [difference["field"] for difference in job.error["differences"]]
     assert sorted(fields) == ["calibration", "contract_sha256"]
     assert not target.latents
-
-
-def test_a_target_of_an_older_release_is_named_with_what_to_do(source, target, signed) -> None:
-    """It does not know the field; without the calibration the same job goes through."""
-
-    def refuse_unknown() -> None:
-        raise UnknownFields
-
-    target.negotiation = refuse_unknown
-    source.node.calibrations.add(signed)
-    job = source.start().translated()
-    (difference,) = job.error["differences"]
-    assert (job.error["reason"], difference["target"]) == ("CONTRACT_MISMATCH", "1.2, 1.1, 1.0")
-    target.negotiation = lambda: None
-    assert source.translated(no_calibration=True).state == "FINISHED"
 
 
 def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:

@@ -211,10 +211,16 @@ def test_progress_that_makes_no_sense_is_only_a_sign_of_life(remotes, target) ->
     assert [a for a in answers if isinstance(a, Progress)] == [Progress(0, "decode", 3, 8)]
 
 
-def test_seconds_that_are_no_number_are_not_recorded(remotes, target) -> None:
-    """NaN would make the record unreadable as JSON."""
-    target.decodes = [instead(0, lambda target, item, _: target.result(item, FILE, float("nan")))]
+def test_seconds_that_are_no_number_are_refused(remotes, target) -> None:
+    """NaN would make the record unreadable as JSON; a number that cannot be is not recorded."""
+
+    def lasting(seconds: float):
+        return instead(0, lambda target, item, _: target.result(item, FILE, seconds))
+
+    target.decodes = [lasting(1e9), lasting(float("nan"))]
     assert Call(remotes).run()[0].seconds == 0.0
+    with pytest.raises(PeerFault):
+        Call(remotes).run()
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from ddib_fed.errors import (
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.streams.chunks import file_header, stream
+from ddib_fed.wire.streams import file_header, stream
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.served import Served, job_header, messages
 

@@ -8,7 +8,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.streams.chunks import Announced, assemble, stream
+from ddib_fed.wire.streams import Announced, assemble, stream
 
 
 def header(contract, **changes) -> pb.DecodeRequest:
@@ -37,6 +37,6 @@ def results(messages) -> dict[int, np.ndarray]:
         return Announced(head.file.size_bytes, head.file.sha256, 1 << 20)
 
     return {
-        whole.header.item: parse_npy(whole.data, max_bytes=1 << 20, max_points=1000)
+        whole.header.item: parse_npy(bytes(whole.data), max_bytes=1 << 20, max_points=1000)
         for whole in assemble(said, {"result": opener})
     }

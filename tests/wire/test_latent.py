@@ -25,7 +25,7 @@ from ddib_fed.errors import (
 from ddib_fed.latent import Latent, moments
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.latent import ApprovedLatent, LatentOpener, approve, open_tensor
-from ddib_fed.wire.streams.chunks import Assembler, assemble
+from ddib_fed.wire.streams import Assembler, assemble
 from tests.wire.examples import LIMITS, Whiteness, contract, latent, picture_side
 
 CONTRACT = contract()
@@ -55,7 +55,7 @@ def test_a_latent_crosses_unchanged(samples, seed):
     sent = latent(samples, seed)
     leaving = approve(sent, CONTRACT, Whiteness(sent), item=3)
     (whole,) = assemble(leaving.stream(decoding_pb2.DecodeRequest), {"latent": LatentOpener(CONTRACT, 1)})
-    received = Latent.from_bytes(whole.landed, CONTRACT.sample_shape)
+    received = Latent.from_bytes(whole.data, CONTRACT.sample_shape)
     np.testing.assert_array_equal(received.data, sent.data)
     assert (received.sha256, whole.header.item) == (sent.sha256, 3)
 

@@ -16,7 +16,7 @@ from ddib_fed.errors import (
     all_errors,
 )
 from ddib_fed.wire.contracts.contract import PROTOCOL, ContractSide
-from ddib_fed.wire.streams.chunks import CHUNK, MAX_CHUNK, MIN_CHUNK
+from ddib_fed.wire.streams import CHUNK, MAX_CHUNK, MIN_CHUNK
 from tests.wire.examples import TERMS, contract
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
@@ -254,7 +253,7 @@ class Translation(_Section):
         """A record; None when it is none. A field that cannot be used counts as not known."""
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             return None
-        values = deepcopy(dict(raw))
+        values: dict[str, Any] = json.loads(json.dumps(raw))
         while True:
             try:
                 return cls.model_validate(values)

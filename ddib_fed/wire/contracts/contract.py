@@ -14,8 +14,7 @@ from typing import Final
 from ddib_fed.errors import ContractMismatch, Difference
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.canonical import Value, canonical_json
-from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
+from ddib_fed.wire.canonical import DIGEST_BYTES, MAX_CLASSES, Value, canonical_json, require, require_number
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
 
@@ -33,6 +32,7 @@ LAMBDA_RANGE = 1_000.0
 
 MAX_SIDE_LENGTH = 65_536
 MAX_SAMPLE_NUMBERS = 2**28
+MAX_EVALUATIONS = 10_000
 
 SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAMPLE_KIND_PICTURE}
 RANKS = {"point": 1, "picture": 3}
@@ -199,7 +199,7 @@ class ContractLimits:
         require_number(self.max_items_per_stream, 1, 1_000_000, "max_items_per_stream")
         require_number(self.max_samples_per_item, 1, 2**40, "max_samples_per_item")
         require_number(self.max_latent_bytes, 4, 2**40, "max_latent_bytes")
-        require_number(self.max_evaluations, 1, 10_000, "max_evaluations")
+        require_number(self.max_evaluations, 1, MAX_EVALUATIONS, "max_evaluations")
         require_number(self.min_evaluations, 0, self.max_evaluations, "min_evaluations")
 
     def values(self) -> dict[str, Value]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from ddib_fed.errors import PolicyDenied, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.canonical import Value
-from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
+from ddib_fed.wire.canonical import DIGEST_BYTES, MAX_CLASSES, Value, require, require_number
 
 MAX_GUIDANCE = 1000.0
 """The largest scale; published scales are 1 to 10."""

@@ -234,7 +234,7 @@ def test_refused_items_that_an_answer_has_no_room_for_are_counted(translate, sca
     others = [tmp_path / f"other{n}.npy" for n in range(3)]
     for number, other in enumerate(others):
         other.write_bytes(npy(points(3 + number)))
-    facts = {"item": 1, "refused": "1:IMAGE_TOO_LARGE", "refused_count": 3}
+    facts = {"item": 1, "refused_0": "IMAGE_TOO_LARGE:1", "refused_count": 3}
     north.script.refuse["SubmitJob"] = ImageTooLarge(facts=facts)
     assert translate(scan, *others) == ExitCode.BAD_INPUT
     said = capsys.readouterr().err

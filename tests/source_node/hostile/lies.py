@@ -28,7 +28,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.streams.chunks import file_header
+from ddib_fed.wire.streams import file_header
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.scripted_target import Behaviour, ScriptedTarget, fail, instead
 
@@ -187,8 +187,8 @@ LIES: dict[str, Lie] = {
     "a file of 2 MiB announced": Lie(
         "POINTS_TOO_MANY", _changed(lambda m: setattr(m.result.file, "size_bytes", 2 << 20))
     ),
-    "a file of an exbibyte announced": Lie(
-        "POINTS_TOO_MANY", _changed(lambda m: setattr(m.result.file, "size_bytes", 1 << 60))
+    "a file of a pebibyte announced": Lie(
+        "POINTS_TOO_MANY", _changed(lambda m: setattr(m.result.file, "size_bytes", 1 << 50))
     ),
     "a digest of three bytes": Lie(
         "MESSAGE_INVALID", _changed(lambda m: setattr(m.result.file, "sha256", b"abc"))

@@ -13,10 +13,10 @@ import pytest
 
 from ddib_fed.errors import LatentNotGaussian, PolicyDenied
 from ddib_fed.latent import Latent
+from ddib_fed.rpc.refused import refused_facts
 from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import ItemState, Settings
-from ddib_fed.wire.refused import refused_facts
 from source_node.jobs.records import Part
 from source_node.jobs.spool import Spool
 from source_node.pipeline import job as pipeline_job

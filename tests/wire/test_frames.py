@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
-from ddib_fed.wire.streams.chunks import stream
-from ddib_fed.wire.streams.frames import ChunkFrame, chunk_field, reading, serialised
+from ddib_fed.wire.streams import ChunkFrame, chunk_field, reading, serialised, stream
 
 STREAMS = [
     decoding_pb2.DecodeRequest,
