@@ -84,7 +84,7 @@ def file_message(record: PartRecord) -> common_pb2.FileHeader:
 
 
 def record_of(job: Job, item: Item) -> Translation:
-    """How a result came about, as the pipeline stored it; a job of an older release says less in its items."""
+    """How a result came about, as the pipeline stored it."""
     record, spec = Translation.parse(item.provenance), job.spec
     if record is None:
         raise StateConflict(f"item {item.index} of job {job.job_id} has no record")

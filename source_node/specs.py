@@ -15,14 +15,12 @@ from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
 from ddib_fed.trust.identity import Identity
 from ddib_fed.v1 import translation_pb2
-from ddib_fed.wire.contracts.contract import MAX_CLASS_NAME, PROTOCOL, require_protocol
+from ddib_fed.wire.contracts.contract import PROTOCOL, require_protocol
 from ddib_fed.wire.contracts.guidance import guidance_from_pb
 from ddib_fed.wire.jobs import Settings
 from source_node.classes import own_classes, target_classes
 from source_node.jobs.records import JobSpec
 from source_node.peer.remote import Described
-
-MAX_DOMAIN_NAME = 64
 
 
 def caller_uri() -> str:
@@ -95,10 +93,6 @@ def _check_fields(header: translation_pb2.JobHeader, limits: LimitsSection) -> N
         )
     if len(header.item_classes) not in {0, header.items}:
         raise MessageInvalid("classes for none of the items, or for each", facts={"field": "item_classes"})
-    if len(header.target_domain) > MAX_DOMAIN_NAME:
-        raise MessageInvalid("no domain has so long a name", facts={"field": "target_domain"})
-    if len(header.target_class) > MAX_CLASS_NAME:
-        raise MessageInvalid("no class has so long a name", facts={"field": "target_class"})
     if header.deadline_s > limits.job_deadline_s:
         raise MessageInvalid(
             f"a deadline of {header.deadline_s} s",

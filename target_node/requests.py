@@ -22,7 +22,6 @@ from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import Anchor, LatentOpener
 from ddib_fed.wire.streams import MAX_CHUNK, Announced, Assembler, Whole
 
-MAX_REQUEST_ID = 64
 AHEAD_BYTES: Final = 4 << 20
 """Of a Decode call's messages that are read before they are asked for; as much may have been handed over already."""
 LEAST_WEIGHT: Final = 16 << 10
@@ -63,8 +62,8 @@ def check_header(header: decoding_pb2.DecodeHeader, contract: Contract, config: 
             f"{header.items} items in one stream",
             facts={"items": header.items, "limit_items": limits.max_items_per_stream},
         )
-    if not 1 <= len(header.request_id) <= MAX_REQUEST_ID:
-        raise MessageInvalid("a request id of 1 to 64 characters is needed", facts={"field": "request_id"})
+    if not header.request_id:
+        raise MessageInvalid("a request id is needed", facts={"field": "request_id"})
     if header.solver.evaluations > limits.max_evaluations:
         raise SettingsInvalid(
             f"{header.solver.evaluations} evaluations",

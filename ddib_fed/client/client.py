@@ -20,12 +20,12 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.streams import CALL_S, JobStreams, get_job
 from ddib_fed.client.submission import job_header
 from ddib_fed.client.views import (
+    JOB_STATES,
     Domains,
     JobView,
     Result,
     Submitted,
     domains_view,
-    job_state,
     job_view,
     require_finished,
 )
@@ -168,7 +168,7 @@ class Client:
             while_busy: Whether a node that refuses because a limit is reached is waited for, as long as `busy_s` says.
 
         Raises:
-            ContractMismatch: The node is of an older release and does not support the request.
+            ContractMismatch: The node speaks another version of the protocol.
             PictureMisfit, KindMismatch: An item is not in the units, or not of the kind, of the node's model.
             InputError: An item or the target cannot be used; an item is named.
             DdibError: The node refuses or cannot be reached.
@@ -200,7 +200,7 @@ class Client:
             name_item(error, items)
             raise
         return Submitted(
-            answer.job_id, header.request_id, job_state(answer.state), repeated=answer.repeated_request
+            answer.job_id, header.request_id, JOB_STATES[answer.state], repeated=answer.repeated_request
         )
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
@@ -279,7 +279,7 @@ class Client:
             DdibError: The node refuses or cannot be reached.
         """
         request = pb.CancelJobRequest(job_id=job_id)
-        return job_state(self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S)).state)
+        return JOB_STATES[self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S)).state]
 
     def delete(self, job_id: str) -> None:
         """Remove an ended job and all its data at the node.

@@ -28,7 +28,6 @@ _DEFAULTS: Final[Mapping[int, tuple[float, float]]] = {
     FieldDescriptor.CPPTYPE_STRING: (0, 64),  # characters
     FieldDescriptor.CPPTYPE_DOUBLE: (-1e12, 1e12),
     FieldDescriptor.CPPTYPE_BOOL: (0, 1),
-    FieldDescriptor.CPPTYPE_ENUM: (1, 2**31),  # set; the reader decides about numbers of another release
     **dict.fromkeys(_WHOLE, (0, 2**53)),
 }
 
@@ -131,11 +130,11 @@ def _of_field(message: str, field: FieldDescriptor) -> Limits:
     kind, value = field.message_type, field
     if kind is not None and kind.GetOptions().map_entry:
         value = kind.fields_by_name["value"]
-    low, high = (
-        (DIGEST_BYTES, DIGEST_BYTES)
-        if value.type == value.TYPE_BYTES
-        else _DEFAULTS.get(value.cpp_type, (0, 0))
-    )
+    low, high = _DEFAULTS.get(value.cpp_type, (0, 0))
+    if value.type == value.TYPE_BYTES:
+        low = high = DIGEST_BYTES
+    elif value.enum_type is not None:
+        low, high = 1, max(value.enum_type.values_by_number)
     stated = {option.name: set_to for option, set_to in field.GetOptions().ListFields()}
     settings = SETTINGS & {message, "" if kind is None else kind.name}
     return Limits(

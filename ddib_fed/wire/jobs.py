@@ -16,8 +16,6 @@ from ddib_fed.wire.mapping import from_message, to_message
 class JobState(StrEnum):
     """State of a job; the names are those of translation.proto without their prefix."""
 
-    UNKNOWN = "UNKNOWN"
-    """A state of a later release."""
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
@@ -33,8 +31,6 @@ class JobState(StrEnum):
 class ItemState(StrEnum):
     """State of an item of a job; the names are those of translation.proto without their prefix."""
 
-    UNKNOWN = "UNKNOWN"
-    """A state of a later release."""
     RECEIVED = "RECEIVED"
     ENCODED = "ENCODED"
     DECODED = "DECODED"

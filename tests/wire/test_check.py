@@ -53,7 +53,11 @@ def outside(field, limits: Limits) -> list:
     most = 2**32 - 1 if field.cpp_type == field.CPPTYPE_UINT32 else 2**64 - 1
     if field.cpp_type in {field.CPPTYPE_UINT32, field.CPPTYPE_UINT64}:
         return [value for value in (0, most) if not limits.low <= value <= limits.high]
-    return [0] if field.enum_type is not None and limits.low else []
+    return (
+        []
+        if field.enum_type is None
+        else [value for value in (0, 99) if not limits.low <= value <= limits.high]
+    )
 
 
 def wrong(limits: Limits) -> list:

@@ -138,7 +138,7 @@ class CalibrationPeer:
         except grpc.RpcError as error:
             if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
                 raise PolicyDenied(
-                    f"{self.hop} does not know calibrations: it is no target, or a release before protocol 1.3",
+                    f"{self.hop} does not know calibrations: it is no target",
                     hop=self.hop,
                     hint=f"ddib peer test {self._institution}",
                 ) from error

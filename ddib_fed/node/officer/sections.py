@@ -104,7 +104,7 @@ def _crossing(facts: Facts) -> Section:
         + (f", since {_minute(facts.log.since)} UTC." if facts.log.since else "."),
     ]
     lines += [
-        f"{institution}: {sent:,} latents sent and {received:,} received without a receipt, by an earlier release or "
+        f"{institution}: {sent:,} latents sent and {received:,} received without a receipt, "
         "in calls that a kill ended; their bytes are not below."
         for institution, traffic in sorted(facts.log.peers.items())
         if (sent := max(0, traffic.latents_sent - traffic.sent_items))
