@@ -21,6 +21,7 @@ from ddib_fed.errors import (
     PolicyDenied,
     SettingsInvalid,
 )
+from ddib_fed.rpc.refused import refused_items
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -120,7 +121,7 @@ def test_every_bad_item_is_named_in_one_answer(served) -> None:
     with pytest.raises(NotFinite) as refused:
         served.ask("SubmitJob", iter([job_header(3), *messages([nan, npy(), b"no numbers"])]))
     assert refused.value.facts["item"] == "0"
-    assert refused.value.facts["refused"] == "0:NOT_FINITE 2:POINTS_UNREADABLE"
+    assert refused_items(refused.value.facts) == {0: "NOT_FINITE", 2: "POINTS_UNREADABLE"}
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_an_item_that_is_refused_by_its_header_does_not_hide_those_before(
     with pytest.raises(NotFinite) as refused:
         served.ask("SubmitJob", iter([job_header(3), *messages([nan, to_npy(gaussian(3))]), *sent]))
     assert refused.value.facts["item"] == "0"
-    assert refused.value.facts["refused"] == f"0:NOT_FINITE 2:{reason}"
+    assert refused_items(refused.value.facts) == {0: "NOT_FINITE", 2: reason}
     assert refused.value.facts["refused_count"] == "2"
     served.close()
 
