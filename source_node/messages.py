@@ -10,9 +10,9 @@ from ddib_fed.errors import Difference, StateConflict, error_class
 from ddib_fed.rpc.error_details import MAX_TEXT, to_detail
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.wire.contracts.calibration import LAST_MOMENT
 from ddib_fed.wire.contracts.guidance import guidance_to_pb
 from ddib_fed.wire.jobs import Event, settings_to_pb
-from ddib_fed.wire.limits.shared import LAST_MOMENT
 from ddib_fed.wire.mapping import enum_members, to_message
 from source_node.jobs.queries import Progress
 from source_node.jobs.records import PENDING_ITEMS
@@ -46,7 +46,7 @@ def job_message(job: Job, progress: Progress | None = None, *, expires: float = 
     return to_message(
         job.spec,
         translation_pb2.Job,
-        local=("owner", "deadline_s", "item_classes", "latent_type"),
+        local=("owner", "deadline_s", "item_classes"),
         job_id=job.job_id,
         state=f"JOB_STATE_{job.state.name}",
         solver=settings_to_pb(job.spec.solver),
@@ -84,7 +84,7 @@ def file_message(record: PartRecord) -> common_pb2.FileHeader:
 
 
 def record_of(job: Job, item: Item) -> Translation:
-    """How a result came about, as the pipeline stored it; a job of an older release says less in its items."""
+    """How a result came about, as the pipeline stored it."""
     record, spec = Translation.parse(item.provenance), job.spec
     if record is None:
         raise StateConflict(f"item {item.index} of job {job.job_id} has no record")

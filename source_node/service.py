@@ -32,7 +32,7 @@ from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from ddib_fed.wire.contracts.contract import SAMPLE_KINDS
 from ddib_fed.wire.jobs import JobState
 from ddib_fed.wire.mapping import to_message
-from ddib_fed.wire.streams.chunks import stream_file
+from ddib_fed.wire.streams import stream_file
 from source_node import messages
 from source_node.calibrations import active_terms
 from source_node.decisions import Decisions

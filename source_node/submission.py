@@ -10,6 +10,7 @@ from dataclasses import replace
 from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.model.checks import check_given
 from ddib_fed.errors import (
+    ContractMismatch,
     DdibError,
     ImageTooLarge,
     InputError,
@@ -23,12 +24,12 @@ from ddib_fed.errors import (
 from ddib_fed.node.policy import client_charges
 from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
+from ddib_fed.rpc.refused import refused_facts
 from ddib_fed.server.pace import Pace, paced
 from ddib_fed.server.slots import Slots
 from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.v1 import common_pb2, translation_pb2
-from ddib_fed.wire.refused import refused_facts
-from ddib_fed.wire.streams.chunks import Announced, assemble, open_file
+from ddib_fed.wire.streams import Announced, assemble, open_file
 from source_node.calibrations import calibration_of
 from source_node.jobs.store import ItemSpec, Job, JobSpec, JobStore, Staging
 from source_node.peer.remote import Remotes
@@ -138,11 +139,11 @@ class Submissions:
             return
         try:
             peer = remote.describe(DESCRIBE_TIMEOUT_S)
-        except PeerSuspended:
+        except (ContractMismatch, PeerSuspended):
             raise
         except DdibError:
             return
-        check_peer(spec, peer, remote.hop)
+        check_peer(spec, peer)
 
     def _opener(
         self, max_items: int, staging: Staging, pace: Pace

@@ -8,8 +8,9 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.server.log_format import fields
 from ddib_fed.trust.audit.log import RECEIPT, Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.anchor import Anchor, anchor_to_pb
 from ddib_fed.wire.contracts.contract import Contract
+from ddib_fed.wire.latent import Anchor
+from ddib_fed.wire.mapping import to_message
 from target_node.requests import Arrived
 
 log = logging.getLogger(__name__)
@@ -77,4 +78,5 @@ class Receipt:
         }
 
     def own_anchor(self) -> common_pb2.AuditHead | None:
-        return anchor_to_pb(anchor_of(self._node.audit.head), self._contract.version)
+        anchor = anchor_of(self._node.audit.head)
+        return None if anchor is None else to_message(anchor, common_pb2.AuditHead)

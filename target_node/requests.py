@@ -11,36 +11,23 @@ from typing import Final
 import grpc
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.errors import InputError, MessageInvalid, PolicyDenied, SettingsInvalid, UnknownFields
+from ddib_fed.errors import InputError, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.pace import Pace
 from ddib_fed.v1 import decoding_pb2
-from ddib_fed.wire.anchor import Anchor
 from ddib_fed.wire.contracts.contract import Contract
-from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS
-from ddib_fed.wire.latent import LatentOpener
-from ddib_fed.wire.latent_types import types_from_pb
-from ddib_fed.wire.streams.chunks import MAX_CHUNK, Announced, Assembler, Whole
-from ddib_fed.wire.version import CALIBRATION, ECONOMY, GUIDANCE, PICTURES, Version
+from ddib_fed.wire.latent import Anchor, LatentOpener
+from ddib_fed.wire.streams import MAX_CHUNK, Announced, Assembler, Whole
 
-MAX_REQUEST_ID = 64
 AHEAD_BYTES: Final = 4 << 20
 """Of a Decode call's messages that are read before they are asked for; as much may have been handed over already."""
 LEAST_WEIGHT: Final = 16 << 10
 """What the smallest message counts: at most 256 of them wait, a batch of small latents and no flood of empty ones."""
 SMALL_BYTES: Final = 64 << 10
 """Latents up to this size count as what they are."""
-
-
-def proposed_types(request: decoding_pb2.NegotiateContractRequest) -> tuple[str, ...]:
-    """In what a source would send latents; none for float32 alone."""
-    found = types_from_pb(request.latent_types)
-    if request.latent_types and not found:
-        raise MessageInvalid("latent types of another release", facts={"field": "latent_types"})
-    return found
 
 
 class Unanswered:
@@ -75,9 +62,8 @@ def check_header(header: decoding_pb2.DecodeHeader, contract: Contract, config: 
             f"{header.items} items in one stream",
             facts={"items": header.items, "limit_items": limits.max_items_per_stream},
         )
-    if not 1 <= len(header.request_id) <= MAX_REQUEST_ID:
-        raise MessageInvalid("a request id of 1 to 64 characters is needed", facts={"field": "request_id"})
-    _check_version(header, contract.version)
+    if not header.request_id:
+        raise MessageInvalid("a request id is needed", facts={"field": "request_id"})
     if header.solver.evaluations > limits.max_evaluations:
         raise SettingsInvalid(
             f"{header.solver.evaluations} evaluations",
@@ -89,18 +75,6 @@ def check_header(header: decoding_pb2.DecodeHeader, contract: Contract, config: 
     check_evaluations(settings, policy.least_evaluations, where=config.node.institution)
     if header.round_trip and not policy.round_trip:
         raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
-
-
-def _check_version(header: decoding_pb2.DecodeHeader, version: Version) -> None:
-    solver = header.solver
-    if version < PICTURES and (header.HasField("target_class") or solver.depth):
-        raise UnknownFields(f"protocol {version} knows neither classes nor depth")
-    if version < GUIDANCE and header.HasField("guidance"):
-        raise UnknownFields(f"protocol {version} knows no guidance")
-    if version < CALIBRATION and solver.encoder:
-        raise UnknownFields(f"protocol {version} knows no choice of the encoder")
-    if version < ECONOMY and (solver.solver in LATER_SOLVERS or solver.grid in LATER_GRIDS):
-        raise UnknownFields(f"protocol {version} knows neither learned grids nor flow maps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +169,7 @@ class Weighing:
 
 def _latent(whole: Whole, contract: Contract) -> Latent:
     try:
-        assert whole.landed is not None  # the opener asks for it
-        return Latent.from_bytes(
-            whole.landed, contract.sample_shape, contract.wire_type, sha256=whole.header.tensor.sha256
-        )
+        return Latent.from_bytes(whole.data, contract.sample_shape, sha256=whole.header.tensor.sha256)
     except InputError as error:
         error.facts["item"] = str(whole.header.item)
         raise

@@ -26,7 +26,6 @@ from ddib_fed.node.policy import (
 )
 from ddib_fed.node.quota import Charge, Work, evaluations_of
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.rpc.traces import takes_entries, trace_of
 from ddib_fed.server.interceptors import caller
@@ -35,16 +34,16 @@ from ddib_fed.telemetry.tracing import MOST_ITEMS, Span
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
-from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.contracts.contract import (
+    PROTOCOL,
+    Contract,
+    ContractLimits,
+    ContractSide,
+    require_protocol,
+)
 from ddib_fed.wire.contracts.guidance import check_offered, guidance_from_pb
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams.chunks import file_header, stream
-from ddib_fed.wire.version import (
-    SPOKEN,
-    highest_common,
-    versions_from_pb,
-    versions_to_pb,
-)
+from ddib_fed.wire.streams import file_header, stream
 from target_node.agreed import AgreedContracts
 from target_node.calibration import CalibrationServicer
 from target_node.calls import RunningCalls
@@ -58,7 +57,6 @@ from target_node.requests import (
     check_header,
     control_of,
     latents_of,
-    proposed_types,
     stream_header,
 )
 from target_node.stream import DecodeStream, StreamSettings, Translated
@@ -102,12 +100,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> decoding_pb2.DescribeDomainResponse:
         """See decoding.proto."""
         _ = self._node.engine  # refuses while loading or draining
-        common = highest_common(versions_from_pb(request.versions), SPOKEN)
-        side, limits = self._node.side(), self.limits()
+        require_protocol(request.protocol, PROTOCOL)
         return decoding_pb2.DescribeDomainResponse(
-            versions=versions_to_pb(),
-            side=to_message(side, decoding_pb2.ContractSide),
-            limits=to_message(limits.at(common), decoding_pb2.ContractLimits),
+            protocol=PROTOCOL,
+            side=to_message(self._node.side(), decoding_pb2.ContractSide),
+            limits=to_message(self.limits(), decoding_pb2.ContractLimits),
         )
 
     def NegotiateContract(
@@ -115,6 +112,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> decoding_pb2.NegotiateContractResponse:
         """See decoding.proto."""
         _ = self._node.engine
+        require_protocol(request.protocol, PROTOCOL)
         policy = self._node.config.policy
         source = from_message(request.source, ContractSide)
         peer = caller()
@@ -123,7 +121,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 f"{peer} proposed a contract for {source.institution}",
                 facts={"institution": source.institution},
             )
-        contract = self._agree(request, source, policy)
+        contract = self._agree(request, source)
         check_softening(contract.source.soften_sigma, policy)
         check_calibration(self._node, contract)
         if contract.digest not in self._agreed:
@@ -146,19 +144,14 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self,
         request: decoding_pb2.NegotiateContractRequest,
         source: ContractSide,
-        policy: PolicySection,
     ) -> Contract:
         """The contract of a model of this node with what a peer proposes."""
         proposed = request.calibration if request.HasField("calibration") else None
         return agree(
-            versions_from_pb(request.versions),
-            SPOKEN,
             source,
             self._node.side(),
             self.limits(),
             None if proposed is None else from_message(proposed, CalibrationTerms),
-            proposed_types(request),
-            policy.latent_types,
         )
 
     def Decode(

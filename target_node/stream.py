@@ -23,11 +23,11 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.node.model.pictures import rule_of, write_translation
+from ddib_fed.rpc.refused import refused_facts
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, approve
-from ddib_fed.wire.refused import refused_facts
 from target_node.requests import Arrived
 
 # Translations of one call that wait to be sent: one is written while another is on the wire.
@@ -113,7 +113,6 @@ class DecodeStream:
             flow=flow,
             owner=owner,
             weight=weight,
-            latent_type=settings.contract.wire_type,
             least_evaluations=settings.contract.limits.min_evaluations,
         )
 

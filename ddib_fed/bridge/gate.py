@@ -25,7 +25,6 @@ from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.wrapped.rotation import rotated
 from ddib_fed.errors import LatentNotGaussian, PolicyDenied
-from ddib_fed.latent_types import FLOAT32
 from ddib_fed.models.allowances import Allowances
 
 FLOW_MAP = "flow-map"
@@ -46,14 +45,6 @@ class Made:
     again: Callable[[list[int]], Tensor] | None = None
     allowances: Allowances | None = None
     given: npt.NDArray[np.float32] | None = None
-
-
-def rounded(latent: Tensor, leg: Leg) -> Tensor:
-    """A latent in the numbers that the leg's latent type has, to nearest, ties to even; float32 as it is."""
-    if leg.latent_type == FLOAT32:
-        return latent
-    narrow: torch.dtype = getattr(torch, leg.latent_type)
-    return latent.to(narrow).to(torch.float32)
 
 
 def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentStatistics:

@@ -25,7 +25,7 @@ from ddib_fed.bridge.engine.parts import Integrated, Part, Work, draw_of
 from ddib_fed.bridge.engine.shared_time import SharedTime
 from ddib_fed.bridge.engine.stream import Begun, flowing
 from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.gate import Made, pass_latent, rounded
+from ddib_fed.bridge.gate import Made, pass_latent
 from ddib_fed.bridge.model.checks import (
     check_calibration,
     check_decoding,
@@ -207,13 +207,13 @@ class LocalParty:
         for part, exact in zip(work.parts, found.split(work.parts), strict=True):
             with work.refusing(part.number):
                 # Judged on the host: on the device a judgement would wait for what is computed there for others.
-                latent = rounded(to_host(exact)(), leg)
+                latent = to_host(exact)()
                 count = found.evaluations
                 how = Made(count) if sigma is None else self._made(part, leg, sigma, count)
                 statistics = pass_latent(latent, leg, how)
                 array = latent.numpy()
                 check_samples(self.model, array)
-                made = Latent.from_array(array, leg.latent_type)
+                made = Latent.from_array(array)
                 encoded[part.number] = Encoded(part.number, made, statistics, found.seconds)
         return encoded
 

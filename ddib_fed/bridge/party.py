@@ -28,7 +28,6 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
-from ddib_fed.latent_types import FLOAT32
 from ddib_fed.models.units.channel_map import ChannelMap
 
 Array = NDArray[np.float32]
@@ -67,7 +66,6 @@ class Leg:
         weight: Of the owner, above 0: one of weight 2 gets twice the time of one of weight 1.
         stream_rows: Rows of the whole stream, about, where the other party decodes its first latents while later ones
             are encoded: a short stream is then encoded in smaller calls. 0 where it does not.
-        latent_type: A name in `LATENT_TYPES`, to which latents are rounded before the gate judges them.
         least_evaluations: Fewest network evaluations of a latent that may be given out; 0 for any number. Flow maps,
             which are trained for few, are not held to it.
 
@@ -86,7 +84,6 @@ class Leg:
     flow: str = ""
     weight: float = 1.0
     stream_rows: int = 0
-    latent_type: str = FLOAT32
     least_evaluations: int = 0
     owner: str = ""
 

@@ -30,7 +30,7 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
         "Solver": "evaluations solver order grid depth encoder soften",
         "Public code": "compat diffusion_steps noise_schedule timestep_respacing eta ddpm rescale_timesteps "
         "predict_xstart learn_sigma",
-        "Between nodes": "no_calibration latent_type deadline",
+        "Between nodes": "no_calibration deadline",
         "Reading pictures": "fit range classes held_out flip crop dequantise colours channels scene",
         "Volumes and maps": "intensity slices tile overlap keep_parts",
         "Learning": "batch microbatch learning_rate ema sampler checkpoint_every init parameterisation recipe seed",

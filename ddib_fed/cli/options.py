@@ -12,7 +12,6 @@ import click
 from click.core import ParameterSource
 
 from ddib_fed.errors import InputError, UsageError
-from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, check_domain
 from ddib_fed.terminal import sentences_aside
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
@@ -255,12 +254,6 @@ NO_CALIBRATION = click.option(
     "--no-calibration",
     is_flag=True,
     help="Leave out the calibration that both operators agreed on for this target (`ddib domains` lists it).",
-)
-LATENT_TYPE = click.option(
-    "--latent-type",
-    type=click.Choice(list(LATENT_TYPES)),
-    help="Number type in which latents cross: half the bytes with float16 or bfloat16, which round them "
-    "(SECURITY.md); both nodes must allow it ([policy] latent_types). Default: what the nodes prefer.",
 )
 DEADLINE = click.option(
     "--deadline",

@@ -18,21 +18,20 @@ from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, 
 from ddib_fed.client.payload import Payload, name_item, payloads, send_job
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.streams import CALL_S, JobStreams, get_job
-from ddib_fed.client.submission import job_header, too_old
+from ddib_fed.client.submission import job_header
 from ddib_fed.client.views import (
+    JOB_STATES,
     Domains,
     JobView,
     Result,
     Submitted,
     domains_view,
-    job_state,
     job_view,
     require_finished,
 )
 from ddib_fed.errors import (
     DdibError,
     JobNotFound,
-    UnknownFields,
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.telemetry.opening import client_tracing
@@ -146,7 +145,6 @@ class Client:
         classes: Sequence[tuple[str, str]] = (),
         model_size: bool = False,
         no_calibration: bool = False,
-        latent_type: str = "",
         while_busy: bool = True,
     ) -> Submitted:
         """Submit a job; returns once it is on the node's disk.
@@ -166,13 +164,11 @@ class Client:
             classes: (source class, target class) of each item, instead of one of each for all.
             model_size: Whether pictures come back at the models' size, each with the picture as the source's model saw
                 it (`Part.SOURCE`).
-            no_calibration: Leave out the calibration that is active for the target; needs protocol 1.3 at the node.
-            latent_type: In what latents must cross between the nodes: "float32", "float16" or "bfloat16"; both policies
-                must list it. Empty for what the nodes prefer; else it needs protocol 1.4 at the node.
+            no_calibration: Leave out the calibration that is active for the target.
             while_busy: Whether a node that refuses because a limit is reached is waited for, as long as `busy_s` says.
 
         Raises:
-            ContractMismatch: The node is of an older release and does not support the request.
+            ContractMismatch: The node speaks another version of the protocol.
             PictureMisfit, KindMismatch: An item is not in the units, or not of the kind, of the node's model.
             InputError: An item or the target cannot be used; an item is named.
             DdibError: The node refuses or cannot be reached.
@@ -192,7 +188,6 @@ class Client:
             classes=classes,
             model_size=model_size,
             no_calibration=no_calibration,
-            latent_type=latent_type,
         )
         try:
             values: dict[str, Value] = {"peer": header.target_institution, "items": len(items)}
@@ -201,13 +196,11 @@ class Client:
                     lambda stub: send_job(stub, header, items, span.context), while_busy=while_busy
                 )
             self._tracing.remember(answer.job_id, span.context)
-        except UnknownFields as error:
-            raise too_old(self.hop, header) from error
         except DdibError as error:
             name_item(error, items)
             raise
         return Submitted(
-            answer.job_id, header.request_id, job_state(answer.state), repeated=answer.repeated_request
+            answer.job_id, header.request_id, JOB_STATES[answer.state], repeated=answer.repeated_request
         )
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
@@ -286,7 +279,7 @@ class Client:
             DdibError: The node refuses or cannot be reached.
         """
         request = pb.CancelJobRequest(job_id=job_id)
-        return job_state(self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S)).state)
+        return JOB_STATES[self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S)).state]
 
     def delete(self, job_id: str) -> None:
         """Remove an ended job and all its data at the node.
@@ -324,7 +317,6 @@ class Client:
         classes: Sequence[tuple[str, str]] = (),
         model_size: bool = False,
         no_calibration: bool = False,
-        latent_type: str = "",
         on_event: Callable[[Event], None] | None = None,
         acknowledge: bool = True,
     ) -> tuple[Result, ...]:
@@ -350,7 +342,6 @@ class Client:
             classes=classes,
             model_size=model_size,
             no_calibration=no_calibration,
-            latent_type=latent_type,
         )
         fetched = list(self.results(job.job_id, on_event=on_event))
         self.require_finished(job.job_id)

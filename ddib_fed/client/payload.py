@@ -32,12 +32,12 @@ from ddib_fed.formats.recognition import (
     format_of,
     format_of_content,
 )
+from ddib_fed.rpc import refused
 from ddib_fed.rpc.traces import trace_entries
 from ddib_fed.telemetry.context import TraceContext
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
-from ddib_fed.wire import refused as wire
-from ddib_fed.wire.streams.chunks import stream
+from ddib_fed.wire.streams import stream
 
 MAX_ITEM_BYTES = 1 << 30
 """The client's limit on one item; the node's own limit is usually lower, and in its refusal."""
@@ -165,9 +165,9 @@ def _kept_here(name: str, kind: Format) -> InputError:
 
 def refused_items(error: DdibError) -> dict[int, str]:
     """Number and reason of each item for which a node refused a job; empty where it did not refuse one for an item."""
-    found = wire.refused_items(error.facts)
+    found = refused.refused_items(error.facts)
     first = error.facts.get("item", "")
-    if wire.is_number(first):
+    if refused.is_number(first):
         found.setdefault(int(first), error.reason)
     return found
 
@@ -175,7 +175,7 @@ def refused_items(error: DdibError) -> dict[int, str]:
 def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     """The error with the file's name, if the node named the item, and with what does not fit."""
     number = error.facts.get("item", "")
-    if not (wire.is_number(number) and int(number) < len(items)):
+    if not (refused.is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
     from ddib_fed.samples.kinds import name_file

@@ -13,7 +13,7 @@ from ddib_fed.client.views import MEDIA, PARTS, Result, ResultFile
 from ddib_fed.errors import ChunkCorrupt, MessageInvalid
 from ddib_fed.rpc.provenance import provenance_record
 from ddib_fed.v1 import translation_pb2
-from ddib_fed.wire.streams.chunks import Announced, Whole, assemble, open_file
+from ddib_fed.wire.streams import Announced, Whole, assemble, open_file
 
 MAX_PART_BYTES = 1 << 30
 
@@ -63,7 +63,7 @@ class Collector:
     def _take(self, whole: Whole) -> None:
         header: translation_pb2.ResultHeader = whole.header
         media = MEDIA[header.file.media_type]
-        self._files[PARTS[header.part]] = ResultFile(media, whole.data, header.file.sha256)
+        self._files[PARTS[header.part]] = ResultFile(media, bytes(whole.data), header.file.sha256)
 
     def _result(self) -> Result:
         assert self._item is not None

@@ -205,11 +205,7 @@ def domains_view(pb: translation_pb2.ListDomainsResponse) -> Domains:
     return from_message(pb, Domains, targets=tuple(from_message(domain, Domain) for domain in pb.domains))
 
 
-def job_state(number: int) -> JobState:
-    return _JOB_STATES.get(number, JobState.UNKNOWN)
-
-
-_JOB_STATES = enum_members(JobState, translation_pb2.JobState.DESCRIPTOR)
+JOB_STATES = enum_members(JobState, translation_pb2.JobState.DESCRIPTOR)
 
 
 def job_view(pb: translation_pb2.Job) -> JobView:

@@ -128,7 +128,6 @@ class NodeContext:
             domain=self.config.model.domain,
             sample_kind=manifest.sample_kind,
             sample_shape=tuple(manifest.sample_shape),
-            dtype="float32",
             model_sha256=bytes.fromhex(bundle.digest),
             terminal_lambda=schedule.lambda_min,
             initial_lambda=schedule.lambda_max,

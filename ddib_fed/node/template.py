@@ -79,7 +79,6 @@ seed = 0
 # least_depth = 1.0             # of a latent, in (0, 1]: less keeps structure, and some of the picture
 # least_evaluations = 8         # of a latent that leaves or is decoded here; 0 for any number, flow maps are exempt
 # encoders = ["ode"]            # also "mixed", "linear": latents that show more of the picture
-# latent_types = ["float32"]    # also "float16", "bfloat16": half the bytes; a source prefers the first of its list
 # max_guidance = 10.0           # largest --guidance; 0 for none
 # max_classifier_scale = 10.0   # largest --classifier-scale; 0 for none
 # calibration = []              # kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default

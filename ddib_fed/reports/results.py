@@ -171,7 +171,6 @@ def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
             f"{r.source_class} to {r.target_class}" if r.source_class or r.target_class else ""
         ),
         "guidance": lambda r: "" if r.guidance is None else str(r.guidance),
-        "latents crossed in": lambda r: r.latent_type or "float32",
         "calibration": lambda r: f"{r.calibration_kind} {r.calibration_sha256}".strip(),
         "contract": lambda r: r.contract_sha256,
         "source's model": lambda r: r.source_model_sha256,

@@ -1,7 +1,6 @@
 """Checks every answer of a server before it is used, as requests are checked.
 
-Every channel of this package is wrapped. Between institutions an unknown field is refused; a client and a
-node of one institution may be of different releases, and there a newer node's additional fields are ignored.
+Every channel of this package is wrapped.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import grpc
-from google.protobuf.message import Message
 
 from ddib_fed.errors import InputError, UnknownFields
 from ddib_fed.rpc.clocks import clock_difference
 from ddib_fed.rpc.peers import at_fault
 from ddib_fed.rpc.stuck_calls import StuckCalls
-from ddib_fed.wire.limits import fields
-from ddib_fed.wire.streams.frames import reading, writing
+from ddib_fed.wire.check import check
+from ddib_fed.wire.streams import reading, writing
 
 
 class _Check:
@@ -29,16 +27,14 @@ class _Check:
 
     def __call__(self, answer: Any) -> Any:
         try:
-            fields.check(answer, unknown=not self._own)
+            check(answer)
         except InputError as error:
             if not self._own:
                 raise at_fault(error, self._hop) from error
             error.hop = self._hop
             if isinstance(error, UnknownFields):
-                error.hint = "ddib --version at both institutions: the releases may be too far apart"
+                error.hint = "ddib --version on both machines: the releases may differ"
             raise
-        if self._own and isinstance(answer, Message):
-            answer.DiscardUnknownFields()
         return answer
 
 

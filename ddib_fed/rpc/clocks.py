@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final
 
-from ddib_fed.wire.limits.shared import LAST_MOMENT
+from ddib_fed.wire.contracts.calibration import LAST_MOMENT
 
 TIME_KEY: Final = "ddib-time"
 TOLERATED_S: Final = 60.0

@@ -34,7 +34,7 @@ from ddib_fed.errors import (
 from ddib_fed.rpc.clocks import TOLERATED_S, clock_difference, described
 from ddib_fed.terminal import escape
 from ddib_fed.v1 import common_pb2 as pb
-from ddib_fed.wire.limits.fields import has_unknown_fields
+from ddib_fed.wire.check import has_unknown_fields
 
 DETAIL_KEY: Final = "ddib-error-bin"
 MAX_DETAIL_BYTES: Final = 6 << 10
@@ -134,7 +134,7 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
         return None
     if not detail.reason:
         return None
-    if _is_foreign(hop) and has_unknown_fields(detail):
+    if has_unknown_fields(detail):
         return UnknownFields("its error has fields that this release does not know", hop=hop)
     kind, reason = error_class(detail.reason), _clean(detail.reason)
     said = _said_by(hop)

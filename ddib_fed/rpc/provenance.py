@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddib_fed.bridge.records.translation_record import PictureFigures, SolverUsed, Translation
+from ddib_fed.bridge.records.translation_record import PictureFigures, Translation
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.mapping import from_message, to_message
 
@@ -13,16 +13,10 @@ _TERMS = ("low", "high", "bits")
 
 def provenance_message(record: Translation) -> translation_pb2.Provenance:
     """The record of a finished translation, for the client."""
-    # Defaults are left out, so that earlier clients understand the message.
-    encoder = "" if record.solver.encoder == "ode" else record.solver.encoder
-    solver = to_message(
-        record.solver, common_pb2.SolverSettings, depth=record.solver.depth % 1.0, encoder=encoder
-    )
     return to_message(
         record,
         translation_pb2.Provenance,
         local=_LOCAL,
-        solver=solver,
         picture=_picture_message(record),
         classifier_sha256=bytes.fromhex(record.classifier_sha256) or None,
         calibration_sha256=bytes.fromhex(record.calibration_sha256) or None,
@@ -44,9 +38,6 @@ def provenance_record(pb: translation_pb2.Provenance) -> Translation:
         pb,
         Translation,
         local=_LOCAL,
-        solver=from_message(
-            pb.solver, SolverUsed, depth=pb.solver.depth or 1.0, encoder=pb.solver.encoder or "ode"
-        ),
         picture=_picture(pb.picture) if pb.HasField("picture") else None,
         # A map has another order in each process; a record that is written again must be the same bytes.
         seconds=dict(sorted(pb.seconds.items())),

@@ -35,7 +35,7 @@ from ddib_fed.trust.admission import (
 from ddib_fed.trust.audit.refusals import Audit, Refusals
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers import PeerStore
-from ddib_fed.wire.streams.frames import reading, writing
+from ddib_fed.wire.streams import reading, writing
 
 log = logging.getLogger(__name__)
 
@@ -218,13 +218,13 @@ class AuthInterceptor(Interceptor):
         handler, method = continuation(handler_call_details), handler_call_details.method
         if handler is None:
             return None
-        inner, strict = _behaviour(handler), not method.startswith(HEALTH_PREFIX)
+        inner, health = _behaviour(handler), method.startswith(HEALTH_PREFIX)
         deserialiser = reading(handler.request_deserializer)
 
         def parse(data: bytes) -> Any:
-            if not strict and len(data) > MAX_HEALTH_BYTES:
+            if health and len(data) > MAX_HEALTH_BYTES:
                 raise MessageInvalid("a request for health is larger than any name of a service")
-            return parse_message(data, deserialiser, strict=strict)
+            return parse_message(data, deserialiser)
 
         def request_of(call: OpenCall, raw: Iterator[bytes]) -> Any:
             if handler.request_streaming:

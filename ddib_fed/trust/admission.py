@@ -25,7 +25,7 @@ from ddib_fed.trust.identity import (
     verify_peer_certificate,
 )
 from ddib_fed.trust.peers import PeerStore, Snapshot
-from ddib_fed.wire.limits import fields
+from ddib_fed.wire.check import check
 
 MAX_CACHED: Final = 256
 _TLS_VERSION: Final = b"TLSv1.3"
@@ -151,13 +151,12 @@ def claimed_identity(pem: bytes) -> str:
         return ""
 
 
-def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None, *, strict: bool) -> Any:
+def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None) -> Any:
     """Parse what an authorised caller sent.
 
     Args:
         data: Serialised message.
         deserialiser: Of the servicer; none leaves the bytes as they are.
-        strict: Whether unknown fields, and values outside their limits, are refused.
 
     Raises:
         MessageInvalid: It cannot be parsed, or a value is outside its limits.
@@ -170,6 +169,5 @@ def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None, *, s
         message = deserialiser(data)
     except (DecodeError, ValueError) as exc:
         raise MessageInvalid("a message cannot be parsed") from exc
-    if strict:
-        fields.check(message)
+    check(message)
     return message

@@ -172,7 +172,7 @@ def channel(
         server_name: DNS name that the server's certificate must carry.
         pki_folder: Of the caller.
         hop: What the server is called in errors; its name when none is given.
-        own: Whether the server is of the caller's own institution: then unknown fields of a newer release are ignored.
+        own: Whether the server is of the caller's own institution.
         roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
         credentials: Others of the caller than those that its folder holds for every call.
         proxy: Through which it is dialled; None for a direct connection, whatever the environment says.

@@ -1,3 +1,4 @@
+from ddib_fed.v1 import limits_pb2 as _limits_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -13,13 +14,6 @@ class SampleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SAMPLE_KIND_POINT: _ClassVar[SampleKind]
     SAMPLE_KIND_PICTURE: _ClassVar[SampleKind]
 
-class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    DATA_TYPE_UNSPECIFIED: _ClassVar[DataType]
-    DATA_TYPE_FLOAT32: _ClassVar[DataType]
-    DATA_TYPE_FLOAT16: _ClassVar[DataType]
-    DATA_TYPE_BFLOAT16: _ClassVar[DataType]
-
 class MediaType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MEDIA_TYPE_UNSPECIFIED: _ClassVar[MediaType]
@@ -30,23 +24,11 @@ class MediaType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 SAMPLE_KIND_UNSPECIFIED: SampleKind
 SAMPLE_KIND_POINT: SampleKind
 SAMPLE_KIND_PICTURE: SampleKind
-DATA_TYPE_UNSPECIFIED: DataType
-DATA_TYPE_FLOAT32: DataType
-DATA_TYPE_FLOAT16: DataType
-DATA_TYPE_BFLOAT16: DataType
 MEDIA_TYPE_UNSPECIFIED: MediaType
 MEDIA_TYPE_NPY: MediaType
 MEDIA_TYPE_PNG: MediaType
 MEDIA_TYPE_JPEG: MediaType
 MEDIA_TYPE_TIFF: MediaType
-
-class ProtocolVersion(_message.Message):
-    __slots__ = ("major", "minor")
-    MAJOR_FIELD_NUMBER: _ClassVar[int]
-    MINOR_FIELD_NUMBER: _ClassVar[int]
-    major: int
-    minor: int
-    def __init__(self, major: _Optional[int] = ..., minor: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("index", "data")
@@ -63,16 +45,14 @@ class Trailer(_message.Message):
     def __init__(self, chunks: _Optional[int] = ...) -> None: ...
 
 class TensorHeader(_message.Message):
-    __slots__ = ("dtype", "shape", "size_bytes", "sha256")
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("shape", "size_bytes", "sha256")
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
-    dtype: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
     size_bytes: int
     sha256: bytes
-    def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class FileHeader(_message.Message):
     __slots__ = ("media_type", "size_bytes", "sha256")

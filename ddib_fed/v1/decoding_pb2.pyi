@@ -1,4 +1,5 @@
 from ddib_fed.v1 import common_pb2 as _common_pb2
+from ddib_fed.v1 import limits_pb2 as _limits_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -8,28 +9,27 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DescribeDomainRequest(_message.Message):
-    __slots__ = ("versions",)
-    VERSIONS_FIELD_NUMBER: _ClassVar[int]
-    versions: _containers.RepeatedCompositeFieldContainer[_common_pb2.ProtocolVersion]
-    def __init__(self, versions: _Optional[_Iterable[_Union[_common_pb2.ProtocolVersion, _Mapping]]] = ...) -> None: ...
+    __slots__ = ("protocol",)
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    def __init__(self, protocol: _Optional[int] = ...) -> None: ...
 
 class DescribeDomainResponse(_message.Message):
-    __slots__ = ("versions", "side", "limits")
-    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("protocol", "side", "limits")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SIDE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
-    versions: _containers.RepeatedCompositeFieldContainer[_common_pb2.ProtocolVersion]
+    protocol: int
     side: ContractSide
     limits: ContractLimits
-    def __init__(self, versions: _Optional[_Iterable[_Union[_common_pb2.ProtocolVersion, _Mapping]]] = ..., side: _Optional[_Union[ContractSide, _Mapping]] = ..., limits: _Optional[_Union[ContractLimits, _Mapping]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., side: _Optional[_Union[ContractSide, _Mapping]] = ..., limits: _Optional[_Union[ContractLimits, _Mapping]] = ...) -> None: ...
 
 class ContractSide(_message.Message):
-    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "dtype", "model_sha256", "terminal_lambda", "initial_lambda", "classes", "size_rule", "value_range", "soften_sigma", "picture", "class_names")
+    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "model_sha256", "terminal_lambda", "initial_lambda", "classes", "size_rule", "value_range", "soften_sigma", "picture", "class_names")
     INSTITUTION_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_KIND_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_SHAPE_FIELD_NUMBER: _ClassVar[int]
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     TERMINAL_LAMBDA_FIELD_NUMBER: _ClassVar[int]
     INITIAL_LAMBDA_FIELD_NUMBER: _ClassVar[int]
@@ -43,7 +43,6 @@ class ContractSide(_message.Message):
     domain: str
     sample_kind: _common_pb2.SampleKind
     sample_shape: _containers.RepeatedScalarFieldContainer[int]
-    dtype: _common_pb2.DataType
     model_sha256: bytes
     terminal_lambda: float
     initial_lambda: float
@@ -53,7 +52,7 @@ class ContractSide(_message.Message):
     soften_sigma: float
     picture: _common_pb2.PictureTerms
     class_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[_common_pb2.DataType, str]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ..., picture: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ..., picture: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ContractLimits(_message.Message):
     __slots__ = ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations", "guidance", "min_evaluations")
@@ -72,32 +71,26 @@ class ContractLimits(_message.Message):
     def __init__(self, max_items_per_stream: _Optional[int] = ..., max_samples_per_item: _Optional[int] = ..., max_latent_bytes: _Optional[int] = ..., max_evaluations: _Optional[int] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ..., min_evaluations: _Optional[int] = ...) -> None: ...
 
 class Contract(_message.Message):
-    __slots__ = ("version", "source", "target", "limits", "calibration", "latent_type")
-    VERSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("source", "target", "limits", "calibration")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
-    LATENT_TYPE_FIELD_NUMBER: _ClassVar[int]
-    version: _common_pb2.ProtocolVersion
     source: ContractSide
     target: ContractSide
     limits: ContractLimits
     calibration: _common_pb2.CalibrationTerms
-    latent_type: _common_pb2.DataType
-    def __init__(self, version: _Optional[_Union[_common_pb2.ProtocolVersion, _Mapping]] = ..., source: _Optional[_Union[ContractSide, _Mapping]] = ..., target: _Optional[_Union[ContractSide, _Mapping]] = ..., limits: _Optional[_Union[ContractLimits, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ..., latent_type: _Optional[_Union[_common_pb2.DataType, str]] = ...) -> None: ...
+    def __init__(self, source: _Optional[_Union[ContractSide, _Mapping]] = ..., target: _Optional[_Union[ContractSide, _Mapping]] = ..., limits: _Optional[_Union[ContractLimits, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
 
 class NegotiateContractRequest(_message.Message):
-    __slots__ = ("versions", "source", "calibration", "latent_types")
-    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("protocol", "source", "calibration")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
-    LATENT_TYPES_FIELD_NUMBER: _ClassVar[int]
-    versions: _containers.RepeatedCompositeFieldContainer[_common_pb2.ProtocolVersion]
+    protocol: int
     source: ContractSide
     calibration: _common_pb2.CalibrationTerms
-    latent_types: _containers.RepeatedScalarFieldContainer[_common_pb2.DataType]
-    def __init__(self, versions: _Optional[_Iterable[_Union[_common_pb2.ProtocolVersion, _Mapping]]] = ..., source: _Optional[_Union[ContractSide, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ..., latent_types: _Optional[_Iterable[_Union[_common_pb2.DataType, str]]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., source: _Optional[_Union[ContractSide, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
 
 class NegotiateContractResponse(_message.Message):
     __slots__ = ("contract", "sha256")

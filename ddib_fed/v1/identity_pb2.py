@@ -22,19 +22,28 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from ddib_fed.v1 import limits_pb2 as ddib__fed_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x64ib_fed/v1/identity.proto\x12\x0b\x64\x64ib_fed.v1\"+\n\x0cRenewRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"E\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x01(\t\x12\x10\n\x08recovery\x18\x03 \x01(\t2Q\n\x0fIdentityService\x12>\n\x05Renew\x12\x19.ddib_fed.v1.RenewRequest\x1a\x1a.ddib_fed.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x64ib_fed/v1/identity.proto\x12\x0b\x64\x64ib_fed.v1\x1a\x18\x64\x64ib_fed/v1/limits.proto\"C\n\x0cRenewRequest\x12\x33\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xc0@\"l\n\rRenewResponse\x12 \n\x0b\x63\x65rtificate\x18\x01 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xf0@\x12\x1a\n\x05roots\x18\x02 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xf0@\x12\x1d\n\x08recovery\x18\x03 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xf0@2Q\n\x0fIdentityService\x12>\n\x05Renew\x12\x19.ddib_fed.v1.RenewRequest\x1a\x1a.ddib_fed.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ddib_fed.v1.identity_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RENEWREQUEST']._serialized_start=43
-  _globals['_RENEWREQUEST']._serialized_end=86
-  _globals['_RENEWRESPONSE']._serialized_start=88
-  _globals['_RENEWRESPONSE']._serialized_end=157
-  _globals['_IDENTITYSERVICE']._serialized_start=159
-  _globals['_IDENTITYSERVICE']._serialized_end=240
+  _globals['_RENEWREQUEST'].fields_by_name['certificate_request']._loaded_options = None
+  _globals['_RENEWREQUEST'].fields_by_name['certificate_request']._serialized_options = b'\211\265\030\000\000\000\000\000\000\360?\221\265\030\000\000\000\000\000\000\300@'
+  _globals['_RENEWRESPONSE'].fields_by_name['certificate']._loaded_options = None
+  _globals['_RENEWRESPONSE'].fields_by_name['certificate']._serialized_options = b'\221\265\030\000\000\000\000\000\000\360@'
+  _globals['_RENEWRESPONSE'].fields_by_name['roots']._loaded_options = None
+  _globals['_RENEWRESPONSE'].fields_by_name['roots']._serialized_options = b'\221\265\030\000\000\000\000\000\000\360@'
+  _globals['_RENEWRESPONSE'].fields_by_name['recovery']._loaded_options = None
+  _globals['_RENEWRESPONSE'].fields_by_name['recovery']._serialized_options = b'\221\265\030\000\000\000\000\000\000\360@'
+  _globals['_RENEWREQUEST']._serialized_start=69
+  _globals['_RENEWREQUEST']._serialized_end=136
+  _globals['_RENEWRESPONSE']._serialized_start=138
+  _globals['_RENEWRESPONSE']._serialized_end=246
+  _globals['_IDENTITYSERVICE']._serialized_start=248
+  _globals['_IDENTITYSERVICE']._serialized_end=329
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from ddib_fed.v1 import common_pb2 as _common_pb2
+from ddib_fed.v1 import limits_pb2 as _limits_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -120,8 +121,8 @@ class SubmitJobRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., item: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
 
 class JobHeader(_message.Message):
-    __slots__ = ("version", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s", "source_class", "target_class", "guidance", "item_classes", "model_size", "no_calibration", "latent_type")
-    VERSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("protocol", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s", "source_class", "target_class", "guidance", "item_classes", "model_size", "no_calibration")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
     TARGET_DOMAIN_FIELD_NUMBER: _ClassVar[int]
@@ -136,8 +137,7 @@ class JobHeader(_message.Message):
     ITEM_CLASSES_FIELD_NUMBER: _ClassVar[int]
     MODEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     NO_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
-    LATENT_TYPE_FIELD_NUMBER: _ClassVar[int]
-    version: _common_pb2.ProtocolVersion
+    protocol: int
     request_id: str
     target_institution: str
     target_domain: str
@@ -152,8 +152,7 @@ class JobHeader(_message.Message):
     item_classes: _containers.RepeatedCompositeFieldContainer[ItemClasses]
     model_size: bool
     no_calibration: bool
-    latent_type: _common_pb2.DataType
-    def __init__(self, version: _Optional[_Union[_common_pb2.ProtocolVersion, _Mapping]] = ..., request_id: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., items: _Optional[int] = ..., deadline_s: _Optional[int] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., item_classes: _Optional[_Iterable[_Union[ItemClasses, _Mapping]]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ..., latent_type: _Optional[_Union[_common_pb2.DataType, str]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., request_id: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., items: _Optional[int] = ..., deadline_s: _Optional[int] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., item_classes: _Optional[_Iterable[_Union[ItemClasses, _Mapping]]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ...) -> None: ...
 
 class ItemClasses(_message.Message):
     __slots__ = ("source_class", "target_class")
@@ -330,7 +329,7 @@ class ResultHeader(_message.Message):
     def __init__(self, item: _Optional[int] = ..., part: _Optional[_Union[ResultPart, str]] = ..., file: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("job_id", "source_institution", "source_domain", "target_institution", "target_domain", "contract_sha256", "source_model_sha256", "target_model_sha256", "input_sha256", "latent_sha256", "solver", "soften_sigma", "latent", "wire_bytes", "seconds", "cycle", "samples", "picture", "source_class", "target_class", "guidance", "classifier_sha256", "calibration_sha256", "calibration_kind", "latent_type", "policy_sha256")
+    __slots__ = ("job_id", "source_institution", "source_domain", "target_institution", "target_domain", "contract_sha256", "source_model_sha256", "target_model_sha256", "input_sha256", "latent_sha256", "solver", "soften_sigma", "latent", "wire_bytes", "seconds", "cycle", "samples", "picture", "source_class", "target_class", "guidance", "classifier_sha256", "calibration_sha256", "calibration_kind", "policy_sha256")
     class SecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -362,7 +361,6 @@ class Provenance(_message.Message):
     CLASSIFIER_SHA256_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_SHA256_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_KIND_FIELD_NUMBER: _ClassVar[int]
-    LATENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     POLICY_SHA256_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     source_institution: str
@@ -388,9 +386,8 @@ class Provenance(_message.Message):
     classifier_sha256: bytes
     calibration_sha256: bytes
     calibration_kind: str
-    latent_type: _common_pb2.DataType
     policy_sha256: bytes
-    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[bytes] = ..., calibration_sha256: _Optional[bytes] = ..., calibration_kind: _Optional[str] = ..., latent_type: _Optional[_Union[_common_pb2.DataType, str]] = ..., policy_sha256: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[bytes] = ..., calibration_sha256: _Optional[bytes] = ..., calibration_kind: _Optional[str] = ..., policy_sha256: _Optional[bytes] = ...) -> None: ...
 
 class PictureFigures(_message.Message):
     __slots__ = ("height", "width", "size_rule", "terms", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept", "least_edge_correlation", "least_mutual_information", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "agreement", "least_agreement", "fitted_height", "fitted_width", "fit_psnr")

@@ -1,4 +1,4 @@
-"""Canonical JSON (RFC 8785, JSON Canonicalization Scheme) of the data that both parties hash.
+"""Canonical JSON (RFC 8785, JSON Canonicalization Scheme) of what both parties hash, and checks of its fields.
 
 Only objects, arrays, printable ASCII strings, booleans, integers below 2^53 and finite doubles occur: a second
 implementation cannot write any of them differently by mistake.
@@ -11,6 +11,10 @@ from typing import Any
 
 import rfc8785
 
+from ddib_fed.errors import MessageInvalid
+
+MAX_CLASSES = 1_000_000
+DIGEST_BYTES = 32
 MAX_SAFE_INTEGER = 2**53 - 1
 """Largest integer that every JSON implementation keeps exactly."""
 
@@ -40,3 +44,14 @@ def _narrowed(value: Value) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [_narrowed(item) for item in value]
     raise TypeError(f"{type(value).__name__} does not occur in what is hashed")
+
+
+def require(ok: bool, field: str, detail: str) -> None:
+    """For domain types, which check what they demand of their fields where they are made."""
+    if not ok:
+        raise MessageInvalid(f"{field}: {detail}", facts={"field": field})
+
+
+def require_number(value: float, low: float, high: float, field: str) -> None:
+    # Written so that NaN fails.
+    require(low <= value <= high, field, f"must be from {low:g} to {high:g}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -11,20 +11,11 @@ from typing import Final
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import CALIBRATION, ECONOMY, OLDEST, PICTURES, Version
-
-LATER_SOLVERS: Final[Mapping[str, Version]] = MappingProxyType({"flow-map": ECONOMY})
-"""Solvers that 1.0 does not have, with the first version of each."""
-
-LATER_GRIDS: Final[Mapping[str, Version]] = MappingProxyType({"learned": ECONOMY})
-"""The same of grids."""
 
 
 class JobState(StrEnum):
     """State of a job; the names are those of translation.proto without their prefix."""
 
-    UNKNOWN = "UNKNOWN"
-    """A state of a later release."""
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
@@ -40,8 +31,6 @@ class JobState(StrEnum):
 class ItemState(StrEnum):
     """State of an item of a job; the names are those of translation.proto without their prefix."""
 
-    UNKNOWN = "UNKNOWN"
-    """A state of a later release."""
     RECEIVED = "RECEIVED"
     ENCODED = "ENCODED"
     DECODED = "DECODED"
@@ -93,24 +82,6 @@ class Settings:
                 )
         return replace(chosen, depth=self.depth, encoder=self.encoder)
 
-    def later(self) -> Iterator[tuple[str, Version]]:
-        """The settings that 1.0 does not know, as an operator reads them, each with the first version that does."""
-        if self.depth != 1.0:
-            yield f"depth {self.depth:g}", PICTURES
-        if self.encoder != "ode":
-            yield f"encoder {self.encoder}", CALIBRATION
-        for what, name, since in (
-            ("solver", self.solver, LATER_SOLVERS),
-            ("grid", self.grid, LATER_GRIDS),
-        ):
-            if name in since:
-                yield f"{what} {name}", since[name]
-
-    @property
-    def needs(self) -> Version:
-        """The oldest version that can carry these settings."""
-        return max((version for _, version in self.later()), default=OLDEST)
-
 
 QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
     {
@@ -138,11 +109,8 @@ class Event:
 
 
 def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
-    """Settings as a message; depth and encoder are left out at their defaults, so that earlier peers understand it."""
-    encoder = "" if settings.encoder == "ode" else settings.encoder
-    return to_message(settings, common_pb2.SolverSettings, depth=settings.depth % 1.0, encoder=encoder)
+    return to_message(settings, common_pb2.SolverSettings)
 
 
 def settings_from_pb(message: common_pb2.SolverSettings) -> Settings:
-    """Settings read from the wire."""
-    return from_message(message, Settings, depth=message.depth or 1.0, encoder=message.encoder or "ode")
+    return from_message(message, Settings)

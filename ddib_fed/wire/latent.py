@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -24,13 +24,11 @@ from ddib_fed.errors import (
     PointsTooMany,
     ShapeMismatch,
 )
-from ddib_fed.latent import Latent, moments, require_finite, shape_text
-from ddib_fed.latent_types import LATENT_TYPES
+from ddib_fed.latent import ITEM_BYTES, Latent, moments, require_finite, shape_text
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from ddib_fed.wire.anchor import Anchor, anchor_from_pb, anchor_to_pb
 from ddib_fed.wire.contracts.contract import Contract
-from ddib_fed.wire.latent_types import TYPE_NUMBERS
-from ddib_fed.wire.streams.chunks import CHUNK, Announced, stream
+from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.streams import CHUNK, Announced, stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,16 +61,30 @@ class Statistics(Protocol):
     def count(self) -> int: ...
 
 
+class Anchor(NamedTuple):
+    """The end of a node's audit log: how many lines it has, and SHA-256 of the last, hex.
+
+    The nodes of a contract tell it each other with each latent and its answer. Whoever receives one writes it into its
+    own log: neither can then cut, roll back or rewrite its log up to that line without the other being able to show it.
+    """
+
+    lines: int
+    sha256: str
+
+
+def anchor_from_pb(header: decoding_pb2.LatentHeader | decoding_pb2.DecodedHeader) -> Anchor | None:
+    return from_message(header.audit, Anchor) if header.HasField("audit") else None
+
+
 _GUARD = object()
 
 
 class ApprovedLatent:
     """A latent that may be sent under one contract, with its bytes, which cannot be written. Made by `approve`."""
 
-    __slots__ = ("_payload", "audit", "contract_sha256", "dtype", "item", "sha256", "shape")
+    __slots__ = ("_payload", "audit", "contract_sha256", "item", "sha256", "shape")
     _payload: memoryview
     audit: common_pb2.AuditHead | None
-    dtype: str
     contract_sha256: bytes
     item: int
     sha256: bytes
@@ -85,14 +97,13 @@ class ApprovedLatent:
         item: int,
         payload: memoryview,
         shape: tuple[int, ...],
-        dtype: str,
         sha256: bytes,
         contract_sha256: bytes,
         audit: common_pb2.AuditHead | None = None,
     ) -> None:
         if guard is not _GUARD:
             raise TypeError("only approve() makes a latent fit to leave")
-        values = (payload, audit, contract_sha256, dtype, item, sha256, shape)
+        values = (payload, audit, contract_sha256, item, sha256, shape)
         for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -107,22 +118,16 @@ class ApprovedLatent:
         """How many bytes will cross."""
         return len(self._payload)
 
-    def recorded(self, anchor: Anchor, contract: Contract) -> ApprovedLatent:
-        """The same latent, to be sent with the end of the audit log that has its line.
-
-        Args:
-            anchor: The end of the own log.
-            contract: Under which it was approved; to a peer of an older version it goes without.
-        """
+    def recorded(self, anchor: Anchor) -> ApprovedLatent:
+        """The same latent, to be sent with the end of the audit log that has its line."""
         return ApprovedLatent(
             _GUARD,
             item=self.item,
             payload=self._payload,
             shape=self.shape,
-            dtype=self.dtype,
             sha256=self.sha256,
             contract_sha256=self.contract_sha256,
-            audit=anchor_to_pb(anchor, contract.version),
+            audit=to_message(anchor, common_pb2.AuditHead),
         )
 
     def stream(self, message: type[M], chunk_bytes: int = CHUNK) -> Iterator[M]:
@@ -135,7 +140,6 @@ class ApprovedLatent:
         header = decoding_pb2.LatentHeader(
             item=self.item,
             tensor=common_pb2.TensorHeader(
-                dtype=TYPE_NUMBERS[self.dtype],
                 shape=self.shape,
                 size_bytes=len(self._payload),
                 sha256=self.sha256,
@@ -149,7 +153,7 @@ class ApprovedLatent:
 def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item: int) -> ApprovedLatent:
     """The egress guard: the only function that approves a latent for sending.
 
-    1. It has the contract's shape and type and is within its limits.
+    1. It has the contract's shape and is within its limits.
     2. Every value is finite.
     3. The bytes that will be sent have the digest that the latent was made or stored with: nothing can have written
        them since (`Latent.sealed`), or the digest is computed again.
@@ -166,17 +170,12 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
 
     Raises:
         ShapeMismatch: 1, the shape.
-        MessageInvalid: 1, the type.
         PointsTooMany, ImageTooLarge: 1, the limits.
         NotFinite: 2.
         ChunkCorrupt: 3.
         LatentNotGaussian: 4.
     """
     _require_shape(latent.data.shape, contract)
-    if latent.dtype != contract.wire_type:
-        raise MessageInvalid(
-            f"a latent of {latent.dtype} where {contract.wire_type} was agreed", facts={"field": "dtype"}
-        )
     _require_within_limits(latent.data.shape[0], latent.size_bytes, contract)
     require_finite(latent.data)
     payload = latent.wire()
@@ -188,7 +187,6 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
         item=item,
         payload=payload,
         shape=latent.data.shape,
-        dtype=latent.dtype,
         sha256=latent.sha256,
         contract_sha256=contract.digest,
     )
@@ -213,7 +211,7 @@ class LatentOpener:
         self._last_item = -1
 
     def __call__(self, header: decoding_pb2.LatentHeader) -> Announced:
-        anchor = anchor_from_pb(header, self._contract.version)
+        anchor = anchor_from_pb(header)
         if header.contract_sha256 != self._contract_sha256:
             raise _other_contract(self._contract_sha256, header.contract_sha256)
         if header.item <= self._last_item or self._items_left <= 0:
@@ -227,13 +225,9 @@ class LatentOpener:
 
 def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announced:
     """Check the header of a tensor against a contract."""
-    if header.dtype != TYPE_NUMBERS[contract.wire_type]:
-        raise MessageInvalid(
-            f"data type {header.dtype} where {contract.wire_type} was agreed", facts={"field": "dtype"}
-        )
     shape = tuple(header.shape)
     _require_shape(shape, contract)
-    if header.size_bytes != math.prod(shape) * LATENT_TYPES[contract.wire_type]:
+    if header.size_bytes != math.prod(shape) * ITEM_BYTES:
         raise ShapeMismatch(
             f"{header.size_bytes} bytes were announced for shape {shape_text(shape)}",
             facts={"shape": shape_text(shape), "bytes": header.size_bytes},
@@ -244,7 +238,6 @@ def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announce
         header.sha256,
         contract.limits.max_latent_bytes,
         _too_large(contract),
-        landing=True,
     )
 
 

@@ -5,7 +5,7 @@
     X | None                          a field with presence, not set for None
     tuple[X, ...]                     repeated
     Mapping[str, X]                   map
-    Enum                              enum, by the member's name; UNKNOWN for a number that this release does not know
+    Enum                              enum, by the member's name
     str                               also an enum, by its name in lower case, or bytes, in hex
 
 Values are not checked here: received messages pass `fields.check` first, and domain types check themselves.
@@ -29,7 +29,7 @@ Domain = TypeVar("Domain")
 Wire = TypeVar("Wire", bound=Message)
 Member = TypeVar("Member", bound=Enum)
 UNKNOWN = "UNKNOWN"
-"""The name of an unspecified number, or of one from a later release."""
+"""The name of an unspecified number."""
 
 
 def to_message(value: object, kind: type[Wire], *, local: Collection[str] = (), **given: Any) -> Wire:
@@ -133,7 +133,7 @@ def _decoded_one(value: Any, field: FieldDescriptor, kind: Any) -> Any:
         return from_message(value, kind)
     if field.enum_type is not None:
         name = _enum_names(field.enum_type).get(value, UNKNOWN)
-        return name.lower() if kind is str else kind.__members__.get(name, kind[UNKNOWN])
+        return name.lower() if kind is str else kind[name]
     return value.hex() if field.type == field.TYPE_BYTES and kind is str else value
 
 

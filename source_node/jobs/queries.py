@@ -118,7 +118,7 @@ class JobQueries:
     def counts(self) -> Mapping[JobState, int]:
         """How many jobs are in each state."""
         rows = self._db.read("SELECT state, count(*) AS n FROM jobs GROUP BY state")
-        known = dict.fromkeys((state for state in JobState if state is not JobState.UNKNOWN), 0)
+        known = dict.fromkeys(JobState, 0)
         return known | {JobState(row["state"]): row["n"] for row in rows}
 
     @property

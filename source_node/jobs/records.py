@@ -97,7 +97,6 @@ class JobSpec:
     item_classes: tuple[tuple[str, str], ...] = ()
     model_size: bool = False
     no_calibration: bool = False
-    latent_type: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -126,22 +125,7 @@ class ItemSpec:
 
 def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
     """What decides whether the same request id has the same content: all but owner and request id."""
-    usual = JobSpec("", spec.request_id, "", "")
-    later = (
-        "source_class",
-        "target_class",
-        "guidance",
-        "item_classes",
-        "model_size",
-        "no_calibration",
-        "latent_type",
-    )
-    left_out = {"owner", "request_id"} | {k for k in later if getattr(spec, k) == getattr(usual, k)}
-    settings = {k: v for k, v in asdict(spec).items() if k not in left_out}
-    if spec.solver.depth == 1.0:
-        del settings["solver"]["depth"]
-    if spec.solver.encoder == "ode":
-        del settings["solver"]["encoder"]
+    settings = {k: v for k, v in asdict(spec).items() if k not in {"owner", "request_id"}}
     files = [[item.media_type, item.sha256.hex()] for item in items]
     return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).digest()
 

@@ -25,11 +25,9 @@ from ddib_fed.rpc.ahead import ReadAhead
 from ddib_fed.rpc.peers import at_fault, failure_of_peer
 from ddib_fed.trust.audit.log import Exchanged
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from ddib_fed.wire.anchor import anchor_from_pb
-from ddib_fed.wire.contracts.contract import Contract
-from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
-from ddib_fed.wire.limits.shared import MAX_EVALUATIONS
-from ddib_fed.wire.streams.chunks import Announced, Assembler, Whole, open_file
+from ddib_fed.wire.contracts.contract import MAX_EVALUATIONS, Contract
+from ddib_fed.wire.latent import ApprovedLatent, LatentOpener, anchor_from_pb
+from ddib_fed.wire.streams import Announced, Assembler, Whole, open_file
 
 # Beyond it, what a peer says of its own speed is not believed (and not recorded).
 MAX_SECONDS = 1e7
@@ -214,7 +212,7 @@ class DecodeCall:
             raise MessageInvalid(f"a result for item {header.item}, which is not due")
         if self._result is not None:
             raise MessageInvalid("two results where a latent was due")
-        anchor = anchor_from_pb(header, self._contract.version)
+        anchor = anchor_from_pb(header)
         self._sent.exchanged.anchor = anchor or self._sent.exchanged.anchor
         kind = self._contract.target.sample_kind
         return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})
@@ -233,18 +231,18 @@ class DecodeCall:
         """A finished item, once its last part is there."""
         if whole.kind == "result":
             if self._round_trip:
-                self._result = (whole.header, whole.data)
+                self._result = (whole.header, bytes(whole.data))
                 return None
-            return self._decoded(whole.header, whole.data, None)
+            return self._decoded(whole.header, bytes(whole.data), None)
         assert self._result is not None
         (header, file), self._result = self._result, None
-        latent = Returned(whole.landed or memoryview(b""), whole.header.tensor.sha256)
+        latent = Returned(whole.data, whole.header.tensor.sha256)
         return self._decoded(header, file, latent)
 
     def _decoded(self, header: decoding_pb2.DecodedHeader, file: bytes, latent: Returned | None) -> Answer:
         sent = self._sent.sizes.pop(header.item)
         self._sent.exchanged.received(len(file) + (0 if latent is None else len(latent.data)))
-        seconds = header.seconds if 0 <= header.seconds < MAX_SECONDS else 0.0
+        seconds = header.seconds if header.seconds < MAX_SECONDS else 0.0
         return Answer(header.item, file, seconds, sent, latent)
 
 

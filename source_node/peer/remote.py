@@ -6,7 +6,7 @@ the hop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import grpc
@@ -14,15 +14,12 @@ import grpc
 from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (
-    ContractMismatch,
     DdibError,
     DomainNotFound,
     MessageInvalid,
     PeerUnreachable,
-    UnknownFields,
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.latent_types import FLOAT32
 from ddib_fed.rpc.peers import checking_answers
 from ddib_fed.rpc.settings import settings_message
 from ddib_fed.rpc.traces import is_taken, trace_entries
@@ -31,22 +28,16 @@ from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import confirm
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
-from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.contracts.contract import (
+    PROTOCOL,
+    Contract,
+    ContractLimits,
+    ContractSide,
+    require_protocol,
+)
 from ddib_fed.wire.contracts.guidance import GuidanceTerms, guidance_to_pb
 from ddib_fed.wire.latent import ApprovedLatent
-from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import (
-    CALIBRATION,
-    ECONOMY,
-    OLDEST,
-    SPOKEN,
-    Version,
-    highest_common,
-    version_difference,
-    versions_from_pb,
-    versions_to_pb,
-)
 from source_node.peer.decode_call import DecodeCall, Sent, failure
 
 UNARY_TIMEOUT_S = 10.0
@@ -55,45 +46,10 @@ SILENCE_S = 120.0
 
 
 class Described(NamedTuple):
-    """What a peer says of itself: its half of a contract, the version that both speak, what guidance it offers."""
+    """What a peer says of itself: its half of a contract, what guidance it offers."""
 
     side: ContractSide
-    version: Version | None
     guidance: GuidanceTerms | None
-
-
-class _Proposal(NamedTuple):
-    """What a source proposes: its side, the calibration, and the latent types, none for float32 alone."""
-
-    own: ContractSide
-    calibration: CalibrationTerms | None
-    latent_types: tuple[str, ...]
-
-    def request(self) -> decoding_pb2.NegotiateContractRequest:
-        terms = self.calibration
-        return decoding_pb2.NegotiateContractRequest(
-            versions=versions_to_pb(),
-            source=to_message(self.own, decoding_pb2.ContractSide),
-            calibration=None if terms is None else to_message(terms, common_pb2.CalibrationTerms),
-            latent_types=[TYPE_NUMBERS[name] for name in self.latent_types],
-        )
-
-    def too_old(self, error: UnknownFields, hop: str) -> DdibError:
-        """What a peer means that does not know the fields of the request: it is of an older release."""
-        needed, what, instead = self.own.needs, "pictures and classes", ""
-        if self.calibration is not None:
-            needed, what, instead = CALIBRATION, "calibrations", "ddib translate --no-calibration"
-        if self.latent_types:
-            needed, what, instead = ECONOMY, "latents of 16 bits", "ddib translate --latent-type float32"
-        if needed <= OLDEST:
-            return error
-        older = [version for version in SPOKEN if version < needed]
-        return ContractMismatch(
-            f"{hop} does not know what protocol {needed} added for {what}",
-            hop=hop,
-            hint=instead and f"{instead}, or let its operator upgrade ddib-fed",
-            differences=(version_difference(SPOKEN, older),),
-        )
 
 
 class Remote:
@@ -111,20 +67,20 @@ class Remote:
 
     def describe(self, timeout_s: float = UNARY_TIMEOUT_S) -> Described:
         """What the peer decodes to."""
-        request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
+        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         try:
             answer = self._stub.DescribeDomain(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise failure(error, self.hop) from error
         except ValueError as error:
             raise self._closed() from error
+        require_protocol(PROTOCOL, answer.protocol, self.hop)
         with checking_answers(self.hop):
-            version = highest_common(SPOKEN, versions_from_pb(answer.versions))
             limits = from_message(answer.limits, ContractLimits)
             side = from_message(answer.side, ContractSide)
             if side.institution != self.institution:
                 raise MessageInvalid(f"its node calls itself {side.institution}")
-        return Described(side, version, limits.guidance)
+        return Described(side, limits.guidance)
 
     def negotiate(
         self,
@@ -132,28 +88,20 @@ class Remote:
         domain: str,
         control: Control,
         calibration: CalibrationTerms | None = None,
-        latent_types: Sequence[str] = (),
     ) -> Contract:
         """Agree with the peer, believing nothing that was not computed here."""
-        types = tuple(latent_types)
-        proposal = _Proposal(own, calibration, () if types == (FLOAT32,) else types)
-        try:
-            answer = self._propose(proposal, control)
-        except UnknownFields as error:
-            if FLOAT32 not in proposal.latent_types:
-                raise proposal.too_old(error, self.hop) from error
-            proposal = proposal._replace(latent_types=())
-            try:
-                answer = self._propose(proposal, control)
-            except UnknownFields as again:
-                raise proposal.too_old(again, self.hop) from again
+        request = decoding_pb2.NegotiateContractRequest(
+            protocol=PROTOCOL,
+            source=to_message(own, decoding_pb2.ContractSide),
+            calibration=None if calibration is None else to_message(calibration, common_pb2.CalibrationTerms),
+        )
+        answer = self._propose(request, control)
         with checking_answers(self.hop):
             contract = confirm(
                 answer,
                 source=own,
                 target_institution=self.institution,
                 calibration=calibration,
-                latent_types=proposal.latent_types,
             )
         if contract.target.domain != domain:
             raise DomainNotFound(
@@ -164,12 +112,13 @@ class Remote:
             )
         return contract
 
-    def _propose(self, proposal: _Proposal, control: Control) -> decoding_pb2.NegotiateContractResponse:
-        """One call of NegotiateContract; errors as `negotiate`, and UnknownFields of a peer that is too old."""
+    def _propose(
+        self, request: decoding_pb2.NegotiateContractRequest, control: Control
+    ) -> decoding_pb2.NegotiateContractResponse:
         remaining = control.remaining_s()
         timeout = UNARY_TIMEOUT_S if remaining is None else min(UNARY_TIMEOUT_S, remaining)
         try:
-            call = self._stub.NegotiateContract.future(proposal.request(), timeout=timeout)
+            call = self._stub.NegotiateContract.future(request, timeout=timeout)
             with control.interrupting(call.cancel):
                 answer: decoding_pb2.NegotiateContractResponse = call.result()
                 self.takes_traces = is_taken(call.trailing_metadata())

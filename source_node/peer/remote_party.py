@@ -37,10 +37,10 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.rpc.peers import at_fault
+from ddib_fed.rpc.refused import FACT, is_number, refused_items
 from ddib_fed.telemetry.tracing import NOWHERE, Place, Span
 from ddib_fed.trust.audit.log import Exchanged
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
-from ddib_fed.wire.refused import FACT, is_number, refused_items
 from source_node.peer.decode_call import Answer, DecodeCall, Progress
 from source_node.peer.latent_window import IDLE_S, Filler, LatentWindow, Release, Sending
 from source_node.peer.remote import Remote
@@ -221,9 +221,7 @@ class RemoteParty:
     def _again(self, answer: Answer, count: int, leg: Leg) -> Encoded:
         returned = answer.round_trip
         assert returned is not None  # whoever asks has seen it
-        latent = Latent.from_bytes(
-            returned.data, self._contract.sample_shape, self._contract.wire_type, sha256=returned.sha256
-        )
+        latent = Latent.from_bytes(returned.data, self._contract.sample_shape, sha256=returned.sha256)
         if len(latent.data) != count:
             raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
         statistics = pass_latent(torch.from_numpy(latent.data.copy()), leg)

@@ -20,7 +20,6 @@ from ddib_fed.errors import (
     PointsTooMany,
 )
 from ddib_fed.latent import Latent
-from ddib_fed.latent_types import FLOAT32
 from ddib_fed.node.role import NodeContext
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contracts.contract import Contract
@@ -113,15 +112,14 @@ class Intake:
         """The latents that were made before, to be sent as they are."""
         if record is None:
             return {}
-        before = record.source_model_sha256, record.calibration_sha256, record.latent_type or FLOAT32
+        before = record.source_model_sha256, record.calibration_sha256
         now = (
             self._contract.source.model_sha256.hex(),
             recorded(self._contract)["calibration_sha256"],
-            self._contract.wire_type,
         )
         if before != now:
             log.info(
-                "item %d of job %s is encoded again: the model, the calibration or the latent type was replaced",
+                "item %d of job %s is encoded again: the model or the calibration was replaced",
                 item.index,
                 self._job.job_id,
             )
@@ -161,7 +159,7 @@ class Intake:
         return made
 
     def _latent(self, data: bytes) -> Latent:
-        return Latent.from_bytes(data, self._node.running_engine.model.sample_shape, self._contract.wire_type)
+        return Latent.from_bytes(data, self._node.running_engine.model.sample_shape)
 
     def _input(self, item: Item, size_rule: str) -> Given:
         given = self._decoded(item, size_rule)
@@ -205,7 +203,6 @@ class Intake:
             "target_model_sha256": contract.target.model_sha256.hex(),
             "classifier_sha256": offered.classifier_sha256.hex() if guided and offered else "",
             "soften_sigma": contract.source.soften_sigma,
-            "latent_type": contract.latent_type,
             "policy_sha256": self._policy_sha256,
             **recorded(contract),
         }

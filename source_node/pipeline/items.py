@@ -100,7 +100,7 @@ class Work:
             return self.encoded[0].latent, self.encoded[0].statistics
         parts = [self.encoded[place].latent for place in range(len(self.ranges))]
         data = woven([part.data for part in parts])
-        return Latent.from_array(data, parts[0].dtype), measured(data)
+        return Latent.from_array(data), measured(data)
 
     @property
     def encode_seconds(self) -> float:
@@ -121,7 +121,7 @@ def split(latent: Latent) -> dict[int, Made]:
     """The ranges of a whole latent, as they were before they were joined."""
     made = {}
     for place, rows in enumerate(ranges_of(len(latent.data))):
-        part = Latent.from_array(np.ascontiguousarray(latent.data[rows]), latent.dtype)
+        part = Latent.from_array(np.ascontiguousarray(latent.data[rows]))
         made[place] = part, measured(part.data)
     return made
 

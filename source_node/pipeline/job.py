@@ -41,7 +41,7 @@ from source_node.pipeline.items import Numbers, Work, rows_about
 from source_node.pipeline.leaving import Leaving
 from source_node.pipeline.progress import JobProgress
 from source_node.samples import samples_of
-from source_node.specs import check_allowed, check_versions, latent_types
+from source_node.specs import check_allowed
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +94,9 @@ class Pipeline:
             spec.target_domain,
             self._control,
             None if calibration is None else calibration.terms,
-            latent_types(spec, policy),
         )
         self._on_answer()
         check_softening(contract.source.soften_sigma, policy)
-        check_versions(spec, contract.version, remote.hop)
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(spec.solver), floor, where=contract.target.institution)
         intake = self._intake(contract)
@@ -126,7 +124,6 @@ class Pipeline:
             owner=spec.owner,
             weight=self._node.weight_of(self._node.config.node.institution),
             stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
-            latent_type=contract.wire_type,
             least_evaluations=max(policy.least_evaluations, floor),
         )
         given = intake.each(items, self._begin, self._fail_item)

@@ -55,7 +55,7 @@ class Leaving:
                 for latent in latents
             ],
         )
-        return [each.recorded(anchor_of(head), contract) for each in approved]
+        return [each.recorded(anchor_of(head)) for each in approved]
 
     def receipt(self, exchanged: Exchanged) -> None:
         """Record what a call exchanged, and the peer's anchor; its latents are recorded already."""

@@ -24,7 +24,7 @@ from ddib_fed.trust.pki import load_identity
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
-from ddib_fed.wire.streams.chunks import assemble, file_header, open_file, stream
+from ddib_fed.wire.streams import assemble, file_header, open_file, stream
 
 NORTH, SOUTH = "north.example", "south.example"
 PNG = b"\x89PNG"
@@ -134,7 +134,7 @@ class ScriptedSource(rpc.TranslationServiceServicer):
         def opener(file: common_pb2.FileHeader) -> Any:
             return open_file(file, max_bytes=1 << 24, accepted=accepted)
 
-        inputs = [whole.data for whole in assemble(request_iterator, {"item": opener})]
+        inputs = [bytes(whole.data) for whole in assemble(request_iterator, {"item": opener})]
         if len(inputs) != header.items:  # the caller went away in the middle, as the real node notices too
             context.abort(grpc.StatusCode.CANCELLED, "")
         job_id = f"job-{header.request_id[:8]}"

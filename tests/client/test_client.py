@@ -289,23 +289,25 @@ def test_what_was_acknowledged_is_not_asked_for_when_a_job_is_watched_again(alic
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        ({"item": "3", "refused": "3:NOT_FINITE 17:PICTURE_MISFIT"}, {3: "NOT_FINITE", 17: "PICTURE_MISFIT"}),
+        (
+            {"item": "3", "refused_0": "NOT_FINITE:3", "refused_1": "PICTURE_MISFIT:17"},
+            {3: "NOT_FINITE", 17: "PICTURE_MISFIT"},
+        ),
         ({"item": "3"}, {3: "IMAGE_TOO_LARGE"}),
         (
             {
                 "item": "3",
-                "refused": "3:NOT_FINITE",
-                "refused_1": "20-22,30:NOT_FINITE",
+                "refused_0": "NOT_FINITE:3,20-22,30",
                 "refused_count": "5",
             },
             {3: "NOT_FINITE", **dict.fromkeys((20, 21, 22, 30), "NOT_FINITE")},
         ),
-        ({"item": "-1", "refused": "x:Y 99999999999:Z ,"}, {}),
+        ({"item": "-1", "refused_0": "Z:x,99999999999,"}, {}),
         ({}, {}),
     ],
 )
 def test_the_items_that_a_node_refused_are_read_from_its_facts(facts, expected):
-    """A node of an earlier release names one; words that are no numbers name none."""
+    """What is no number names none."""
     assert refused_items(ImageTooLarge(facts=facts)) == expected
 
 

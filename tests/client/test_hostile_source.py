@@ -8,8 +8,8 @@ import pytest
 
 from ddib_fed.cli.client.job import when
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode, MessageInvalid
-from ddib_fed.wire.limits.shared import LAST_MOMENT
+from ddib_fed.errors import ExitCode, MessageInvalid, UnknownFields
+from ddib_fed.wire.contracts.calibration import LAST_MOMENT
 from tests.client.scripted_source import TARGET, points
 
 STRANGE = b"\xfa\x07\x03new"
@@ -58,10 +58,11 @@ def test_an_answer_about_another_job_is_refused(alice, north, job_id) -> None:
         alice.get(job_id)
 
 
-def test_fields_of_a_newer_node_of_the_own_institution_are_passed_over(alice, north, job_id) -> None:
-    """Nodes are upgraded before laptops; what is not known is dropped unread."""
+def test_fields_that_nobody_knows_are_refused_from_the_own_node_too(alice, north, job_id) -> None:
     north.script.forge = lambda answer: answer.job.MergeFromString(STRANGE)
-    assert alice.get(job_id).job_id == job_id
+    with pytest.raises(UnknownFields) as caught:
+        alice.get(job_id)
+    assert "ddib --version" in caught.value.hint
 
 
 @pytest.mark.parametrize(

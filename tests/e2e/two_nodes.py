@@ -14,7 +14,7 @@ from ddib_fed.models.bundle import Bundle
 from ddib_fed.trust.calibrations.signing import SignedCalibration
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.streams.chunks import file_header, stream
+from ddib_fed.wire.streams import file_header, stream
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
 from tests.source_node.served import Served, job_header

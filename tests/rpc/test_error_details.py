@@ -17,6 +17,7 @@ from ddib_fed.errors import (
     PeerUnreachable,
     PolicyDenied,
     QueueFull,
+    UnknownFields,
 )
 from ddib_fed.rpc.error_details import DETAIL_KEY, MAX_DETAIL_BYTES, from_detail, from_rpc_error, to_detail
 from ddib_fed.rpc.peers import failure_of_peer
@@ -143,12 +144,12 @@ def test_a_refusal_says_whose_policy_it_is(hop: str) -> None:
 
 
 def test_a_peers_error_with_an_unknown_field_is_the_peers_fault() -> None:
-    """As in its answers; that of the own institution's newer release is read."""
+    """As in its answers."""
     newer = to_detail(QueueFull("x"), "south.example", "i").SerializeToString() + b"\xfa\x3f\x01x"
     found = failure_of_peer(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((DETAIL_KEY, newer),)), HOP)
     assert type(found) is PeerFault
     assert found.detail.startswith("south.example answered with what cannot be used: its error has fields")
-    assert type(from_detail(newer, "source north.example")) is QueueFull
+    assert type(from_detail(newer, "source north.example")) is UnknownFields
 
 
 def test_words_of_another_institution_are_quoted() -> None:

@@ -10,14 +10,14 @@ import pytest
 from ddib_fed.errors import DdibError, InternalError, MessageInvalid, NotFoundError, PeerUnreachable
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
 
 HOP = "target south.example"
 DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"
 DECODE = "/ddib_fed.v1.DecodingService/Decode"
-ASK = pb.DescribeDomainRequest(versions=versions_to_pb()).SerializeToString()
+ASK = pb.DescribeDomainRequest(protocol=PROTOCOL).SerializeToString()
 FIVE_MIB = ASK + b"\x0a\x00" * (5 << 19)
 
 

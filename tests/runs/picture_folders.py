@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from ddib_fed.bridge.records.translation_record import FORMAT
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.images import encode_png
+
+NO_FILES: Mapping[str, str] = {}
 
 
 def blocks(count: int, *, channels: int = 1, size: int = 16, seed: int = 0) -> np.ndarray:
@@ -28,17 +32,22 @@ def write(
     return folder
 
 
-def record(folder: Path, name: str, **fields: object) -> None:
-    """A record as `ddib bridge` writes it."""
+def record(
+    folder: Path,
+    name: str,
+    *,
+    files: Mapping[str, str] = NO_FILES,
+    translated: object = None,
+    **picture: object,
+) -> None:
+    """A record; `files` are those beside the translation, `picture` are its figures."""
+    named = {"translation": f"{name}.png" if translated is None else translated, **files}
+    figures = {"cycle_mse": 0.0004, "cycle_psnr": 40.0, "edge_correlation": 0.8, "mutual_information": 1.5}
     known = {
-        "source": f"{name}.png",
-        "translated": f"{name}.png",
-        "back": None,
-        "files": {f"{name}.png": "digest"},
-        "cycle_mse": 0.0004,
-        "cycle_psnr": 40.0,
-        "structure": {"edge_correlation": 0.8, "mutual_information": 1.5, "doubtful": False},
+        "format": FORMAT,
+        "files": {kind: {"file": file, "sha256": "digest"} for kind, file in named.items()},
+        "picture": {**figures, "structure_doubtful": False, **picture},
         "latent": {"mean": 0.0, "std": 1.0, "kurtosis": 0.1, "correlation": 0.1},
-        "output_scale": {"slope": 1.0, "intercept": 0.0},
+        "doubtful": picture.get("structure_doubtful", False),
     }
-    (folder / f"{name}.json").write_text(json.dumps(known | fields))
+    (folder / f"{name}.json").write_text(json.dumps(known))

@@ -28,8 +28,8 @@ def test_what_the_files_show_is_measured(tmp_path):
     write(source, blocks(2), names=["a", "b"])
     write(translated, blocks(2), names=["a_back", "b_back"])
     for name in ("a", "b"):
-        kept = {"edge_correlation": 0.1, "mutual_information": 0.1, "doubtful": name == "b"}
-        record(translated, name, back=f"{name}_back.png", structure=kept)
+        kept = {"edge_correlation": 0.1, "mutual_information": 0.1, "structure_doubtful": name == "b"}
+        record(translated, name, files={"returned": f"{name}_back.png"}, **kept)
     report, _ = evaluate_folder(Folders(translated, source=source))
     assert report["cycle"]["from"] == report["structure"]["from"] == "files"
     assert report["cycle"]["psnr"]["min"] == 120.0
@@ -42,7 +42,7 @@ def test_kept_latents_are_measured_together_beside_noise(tmp_path):
     z = np.random.default_rng(0).normal(size=(4, 1, 32, 32)).astype(np.float32)
     for number in range(4):
         np.save(tmp_path / f"p{number:02}_latent.npy", z[number])
-        record(tmp_path, f"p{number:02}", files={f"p{number:02}.png": "", f"p{number:02}_latent.npy": ""})
+        record(tmp_path, f"p{number:02}", files={"latent": f"p{number:02}_latent.npy"})
     report, _ = evaluate_folder(Folders(tmp_path))
     assert report["latent"]["from"] == "files"
     assert report["latent"]["ratio"] == pytest.approx(1.0, abs=0.15)
@@ -61,8 +61,8 @@ def test_a_plain_folder_has_what_its_pictures_show(tmp_path):
 def test_the_page_shows_the_worst_first_and_says_what_it_leaves_out(tmp_path):
     write(tmp_path / "t", blocks(3))
     for number, psnr in enumerate((33.0, 31.0, 35.0)):
-        kept = {"edge_correlation": 0.5, "mutual_information": 1.0, "doubtful": number == 1}
-        record(tmp_path / "t", f"p{number:02}", cycle_psnr=psnr, structure=kept)
+        kept = {"edge_correlation": 0.5, "mutual_information": 1.0, "structure_doubtful": number == 1}
+        record(tmp_path / "t", f"p{number:02}", cycle_psnr=psnr, **kept)
     report, found = evaluate_folder(Folders(tmp_path / "t"))
     write_report_page(tmp_path / "page.html", "<t>", report, found, most_rows=2)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -22,10 +22,19 @@ from ddib_fed.trust import tls
 from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.contracts.contract import PROTOCOL
+from ddib_fed.wire.mapping import to_message
 from tests.node.institutions import Institution
+from tests.wire.examples import side
 
-ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
+
+def described() -> pb.DescribeDomainResponse:
+    """A description that passes the checks."""
+    own = to_message(side(), pb.ContractSide)
+    return pb.DescribeDomainResponse(protocol=PROTOCOL, side=own, limits=pb.ContractLimits())
+
+
+ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
 DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"
 HOP = "target south.example"
 
@@ -45,8 +54,9 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
         self.on_describe()
         if self.failure is not None:
             raise self.failure
-        side = pb.ContractSide(institution=str(caller()))
-        return pb.DescribeDomainResponse(versions=versions_to_pb(), side=side, limits=pb.ContractLimits())
+        answer = described()
+        answer.side.institution = str(caller())
+        return answer
 
     def NegotiateContract(self, request, context):
         context.set_trailing_metadata((("kept", "yes"),))

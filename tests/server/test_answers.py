@@ -22,20 +22,21 @@ from ddib_fed.rpc.clocks import clock_difference
 from ddib_fed.rpc.error_details import DETAIL_KEY, from_rpc_error
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.limits.fields import has_unknown_fields
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.check import has_unknown_fields
+from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.institutions import Institution
-from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests, failure
+from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests, described, failure
 
 
 def test_unknown_fields_are_refused_at_any_depth(node: Listening, north: Institution) -> None:
     """At the top, in a nested message, in a repeated one, and in a stream."""
     unknown = b"\x98\x06\x01"  # field 99, a number
-    nested = pb.DescribeDomainRequest(versions=[common_pb2.ProtocolVersion(major=1)]).SerializeToString()
-    inner = b"\x0a" + bytes([2 + len(unknown)]) + b"\x08\x01" + unknown
-    for data in (nested + unknown, inner):
+    known = pb.DescribeDomainRequest(protocol=1).SerializeToString()
+    inner = b"\x12" + bytes([len(unknown)]) + unknown  # in NegotiateContractRequest.source
+    negotiate = DESCRIBE.replace("DescribeDomain", "NegotiateContract")
+    for method, data in ((DESCRIBE, known + unknown), (negotiate, known + inner)):
         with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
-            channel.unary_unary(DESCRIBE)(data, timeout=5)
+            channel.unary_unary(method)(data, timeout=5)
         assert type(from_rpc_error(error.value, HOP)) is UnknownFields
     with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
         list(channel.stream_stream("/ddib_fed.v1.DecodingService/Decode")(iter([unknown]), timeout=5))
@@ -148,7 +149,7 @@ def test_abort_still_works(node: Listening, north: Institution) -> None:
     """A servicer may end a call in gRPC's own way, with its metadata."""
     with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
         stub.NegotiateContract(
-            pb.NegotiateContractRequest(versions=versions_to_pb(), source=pb.ContractSide()), timeout=5
+            pb.NegotiateContractRequest(protocol=PROTOCOL, source=described().side), timeout=5
         )
     assert (error.value.code(), error.value.details()) == (grpc.StatusCode.NOT_FOUND, "said by abort")
     assert dict(error.value.trailing_metadata()) == {"kept": "yes"}

@@ -17,14 +17,14 @@ from ddib_fed.server.inbound import HANDSHAKE_TIMEOUT_S, PATIENCE_S, InboundGuar
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config
 from tests.server.listening import Listening
 from tests.source_node.conftest import wait_until
 from tests.trust.attacks.raw_http2 import HEALTH
 
-ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
+ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
 
 
 @pytest.fixture

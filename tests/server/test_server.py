@@ -16,9 +16,9 @@ from ddib_fed.trust import tls
 from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.tiny_nodes import make_institution
-from tests.server.listening import Requests
+from tests.server.listening import Requests, described
 from tests.source_node.conftest import wait_until
 
 SERVICE = "ddib_fed.v1.DecodingService"
@@ -29,9 +29,7 @@ class Servicer(decoding_pb2_grpc.DecodingServiceServicer):
     """Describes at once; a stream lasts as long as its caller wants."""
 
     def DescribeDomain(self, request, context):
-        return pb.DescribeDomainResponse(
-            versions=versions_to_pb(), side=pb.ContractSide(), limits=pb.ContractLimits()
-        )
+        return described()
 
     def Decode(self, request_iterator, context):
         for _ in request_iterator:
@@ -105,7 +103,7 @@ def test_unary_calls_and_health_are_answered_while_all_streams_are_taken(served)
         next(served.stub.Decode(iter([pb.DecodeRequest()]), timeout=10))
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     for _ in range(2 * RESERVED_THREADS):
-        served.stub.DescribeDomain(pb.DescribeDomainRequest(versions=versions_to_pb()), timeout=10)
+        served.stub.DescribeDomain(pb.DescribeDomainRequest(protocol=PROTOCOL), timeout=10)
         assert served.health() == "NOT_SERVING"
     for requests, call in open_streams:
         requests.close()
@@ -122,7 +120,7 @@ def test_all_threads_for_calls_are_there_from_the_start(tmp_path) -> None:
     served = Served(tmp_path)
     started = rpc_threads() - before
     assert len(started) == STREAMS + RESERVED_THREADS
-    request = pb.DescribeDomainRequest(versions=versions_to_pb())
+    request = pb.DescribeDomainRequest(protocol=PROTOCOL)
     for call in [served.stub.DescribeDomain.future(request, timeout=30) for _ in range(8)]:
         call.result()
     assert rpc_threads() - before == started
@@ -172,7 +170,7 @@ def test_a_server_that_stops_lets_running_calls_end(served) -> None:
 
 def refused(served) -> bool:
     try:
-        served.stub.DescribeDomain(pb.DescribeDomainRequest(versions=versions_to_pb()), timeout=10)
+        served.stub.DescribeDomain(pb.DescribeDomainRequest(protocol=PROTOCOL), timeout=10)
     except grpc.RpcError as error:
         return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     return False

@@ -11,22 +11,18 @@ import torch
 from google.protobuf.message import Message
 
 from ddib_fed.diffusion import gaussianity
-from ddib_fed.errors import UnknownFields
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.server.interceptors import ErrorInterceptor
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.anchor import Anchor
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
-from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide
-from ddib_fed.wire.latent import LatentOpener, approve
-from ddib_fed.wire.latent_types import types_from_pb
+from ddib_fed.wire.contracts.contract import PROTOCOL, Contract, ContractLimits, ContractSide
+from ddib_fed.wire.latent import Anchor, LatentOpener, approve
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams.chunks import assemble, file_header, stream
-from ddib_fed.wire.version import ECONOMY, SPOKEN, Version, versions_from_pb, versions_to_pb
+from ddib_fed.wire.streams import assemble, file_header, stream
 from tests.node.institutions import Institution
 
 LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)
@@ -51,10 +47,9 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.negotiation: Callable[[], object] = lambda: None
         self.forge: Callable[[Message], object] = lambda answer: None
         self.limits = LIMITS
-        self.spoken: tuple[Version, ...] = SPOKEN
+        self.protocol = PROTOCOL
         self.domain = "checkerboards"
         self.own: ContractSide | None = None
-        self.latent_types = ("float32",)
         self.translation: Callable[[Latent], bytes] = lambda latent: to_npy(latent.data)
         self.round_trip: Callable[[Latent], Latent] = lambda latent: latent
         self.media_type: int = common_pb2.MEDIA_TYPE_NPY
@@ -84,23 +79,17 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
     def DescribeDomain(self, request, context):
         self.negotiation()
         own = to_message(self._side(), pb.ContractSide)
-        limits = to_message(self.limits.at(max(self.spoken)), pb.ContractLimits)
-        answer = pb.DescribeDomainResponse(versions=versions_to_pb(self.spoken), side=own, limits=limits)
+        limits = to_message(self.limits, pb.ContractLimits)
+        answer = pb.DescribeDomainResponse(protocol=self.protocol, side=own, limits=limits)
         self.forge(answer)
         return answer
 
     def NegotiateContract(self, request, context):
         self.negotiation()
         source = from_message(request.source, ContractSide)
-        versions = versions_from_pb(request.versions)
         proposed = request.calibration if request.HasField("calibration") else None
         terms = None if proposed is None else from_message(proposed, CalibrationTerms)
-        if request.latent_types and max(self.spoken) < ECONOMY:
-            raise UnknownFields
-        types = types_from_pb(request.latent_types)
-        self.contract = agree(
-            versions, self.spoken, source, self._side(), self.limits, terms, types, self.latent_types
-        )
+        self.contract = agree(source, self._side(), self.limits, terms)
         answer = pb.NegotiateContractResponse(
             contract=to_message(self.contract, pb.Contract), sha256=self.contract.digest
         )
@@ -117,7 +106,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
         def items() -> Items:
             for whole in assemble(request_iterator, {"latent": opener}):
-                latent = Latent.from_bytes(whole.landed, self.contract.sample_shape, self.contract.wire_type)
+                latent = Latent.from_bytes(whole.data, self.contract.sample_shape)
                 seen[whole.header.item] = latent.sha256
                 self.anchors[whole.header.item] = opener.anchor
                 self.latents.append((whole.header.item, latent))

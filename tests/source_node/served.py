@@ -16,8 +16,8 @@ from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
-from ddib_fed.wire.streams.chunks import file_header, stream
-from ddib_fed.wire.version import SPOKEN
+from ddib_fed.wire.contracts.contract import PROTOCOL
+from ddib_fed.wire.streams import file_header, stream
 from source_node.service import SourceService
 from tests.node.tiny_nodes import make_config, make_context
 
@@ -80,9 +80,8 @@ class Served:
 
 
 def job_header(items: int, **changes) -> pb.SubmitJobRequest:
-    version = max(SPOKEN)
     fields = {
-        "version": common_pb2.ProtocolVersion(major=version.major, minor=version.minor),
+        "protocol": PROTOCOL,
         "request_id": str(uuid.uuid4()), "items": items,
         "target_institution": "south.example", "target_domain": "checkerboards",
         "solver": common_pb2.SolverSettings(evaluations=8), **changes,

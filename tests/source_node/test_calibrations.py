@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 
 from ddib_fed.bridge.calibration.record import units_digest
-from ddib_fed.errors import CalibrationExpired, CalibrationModel, UnknownFields
+from ddib_fed.errors import CalibrationExpired, CalibrationModel
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.calibration.overview import unusable_with
-from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import ItemState
 from source_node.calibrations import active_terms, calibration_of
 from source_node.jobs.records import Part, content_digest
 from source_node.messages import job_message, record_of
-from source_node.specs import _check_fields
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import make_institution
@@ -126,21 +124,6 @@ def test_a_target_that_changes_the_calibration_ends_the_job(source, target, sign
     assert not target.latents
 
 
-def test_a_target_of_an_older_release_is_named_with_what_to_do(source, target, signed) -> None:
-    """It does not know the field; without the calibration the same job goes through."""
-
-    def refuse_unknown() -> None:
-        raise UnknownFields
-
-    target.negotiation = refuse_unknown
-    source.node.calibrations.add(signed)
-    job = source.start().translated()
-    (difference,) = job.error["differences"]
-    assert (job.error["reason"], difference["target"]) == ("CONTRACT_MISMATCH", "1.2, 1.1, 1.0")
-    target.negotiation = lambda: None
-    assert source.translated(no_calibration=True).state == "FINISHED"
-
-
 def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:
     """Until a newer one replaces it; the error says how to go on without."""
     node = source.node
@@ -222,11 +205,3 @@ def test_jobs_of_earlier_releases_keep_their_content(source) -> None:
     assert content_digest(spec(request_id=JOB.request_id), ()) != content_digest(
         spec(request_id=JOB.request_id, no_calibration=True), ()
     )
-
-
-def test_an_older_version_knows_no_choice_of_calibration(source) -> None:
-    header = pb.JobHeader(items=1, no_calibration=True)
-    header.version.major, header.version.minor = 1, 2
-    with pytest.raises(UnknownFields) as refused:
-        _check_fields(header, JOB.guidance, source.config.limits)
-    assert refused.value.facts["field"] == "no_calibration"

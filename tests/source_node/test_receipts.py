@@ -10,8 +10,7 @@ from ddib_fed.errors import PeerUnreachable
 from ddib_fed.trust.audit.log import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.streams.chunks import file_header, stream
-from ddib_fed.wire.version import SPOKEN, TRUST
+from ddib_fed.wire.streams import file_header, stream
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
 from tests.source_node.scripted_target import ScriptedTarget, fail
@@ -68,27 +67,6 @@ def test_each_latent_goes_with_the_end_of_the_log_that_has_its_line(
         assert digest(lines[anchor.lines - 1]) == anchor.sha256
         before = [json.loads(line) for line in lines[: anchor.lines]]
         assert item in {record["item"] for record in before if record["act"] == "latent_sent"}
-
-
-def test_a_peer_of_the_previous_minor_is_told_nothing(source: Source, target: ScriptedTarget) -> None:
-    """It would refuse the field; its receipt counts bytes alone."""
-    target.spoken = tuple(version for version in SPOKEN if version < TRUST)
-    job = source.start().ended(source.submit(*THREE))
-    assert source.states(job) == ["DECODED"] * 3
-    assert set(target.anchors.values()) == {None}
-    wait_until(lambda: acts(source, "receipt"))
-    assert "peer_head" not in acts(source, "receipt")[0]
-
-
-def test_an_end_that_the_contracts_version_does_not_know_is_refused(
-    source: Source, target: ScriptedTarget
-) -> None:
-    """A peer that sends fields of a later version is not believed."""
-    target.spoken = tuple(version for version in SPOKEN if version < TRUST)
-    target.decodes = [telling(70)]
-    job = source.start().ended(source.submit(*THREE))
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "PEER_FAULT")
-    assert job.error["facts"]["answer"] == "UNKNOWN_FIELDS"
 
 
 @pytest.mark.slow

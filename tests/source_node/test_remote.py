@@ -24,7 +24,6 @@ from ddib_fed.errors import (
     PeerFault,
     PeerUnreachable,
     QuotaSpent,
-    UnknownFields,
 )
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
@@ -38,7 +37,6 @@ from source_node.peer.remote import Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.source_node.scripted_target import hang, honest, instead, side
-from tests.wire.examples import picture_side
 
 FILE = to_npy(gaussian(40))
 OWN = side("north.example", "moons")
@@ -76,24 +74,14 @@ class Call:
             return list(call)
 
 
-def test_a_peer_of_an_older_release_is_named_by_its_version(remotes, target) -> None:
-    """It refuses fields that it does not know; of a side that has none of them the refusal stays what it is."""
-
-    def does_not_know() -> None:
-        raise UnknownFields
-
-    target.negotiation = does_not_know
-    remote = remotes.get("south.example")
-    with pytest.raises(ContractMismatch) as caught:
-        remote.negotiate(picture_side(), "checkerboards", Control())
-    (difference,) = caught.value.differences
-    assert (difference.field, difference.source, difference.target) == (
-        "version",
-        "1.5, 1.4, 1.3, 1.2, 1.1, 1.0",
-        "1.0",
+def test_a_peer_of_another_protocol_is_named_with_both_versions(remotes, target) -> None:
+    target.protocol = 7
+    with pytest.raises(ContractMismatch, match="the node that answers 7") as caught:
+        remotes.get("south.example").describe()
+    assert (caught.value.hop, [each.field for each in caught.value.differences]) == (
+        "target south.example",
+        ["protocol"],
     )
-    with pytest.raises(UnknownFields):
-        remote.negotiate(OWN, "checkerboards", Control())
 
 
 def test_an_honest_peer_gives_each_item_once(remotes, target) -> None:
@@ -223,10 +211,16 @@ def test_progress_that_makes_no_sense_is_only_a_sign_of_life(remotes, target) ->
     assert [a for a in answers if isinstance(a, Progress)] == [Progress(0, "decode", 3, 8)]
 
 
-def test_seconds_that_are_no_number_are_not_recorded(remotes, target) -> None:
-    """NaN would make the record unreadable as JSON."""
-    target.decodes = [instead(0, lambda target, item, _: target.result(item, FILE, float("nan")))]
+def test_seconds_that_are_no_number_are_refused(remotes, target) -> None:
+    """NaN would make the record unreadable as JSON; a number that cannot be is not recorded."""
+
+    def lasting(seconds: float):
+        return instead(0, lambda target, item, _: target.result(item, FILE, seconds))
+
+    target.decodes = [lasting(1e9), lasting(float("nan"))]
     assert Call(remotes).run()[0].seconds == 0.0
+    with pytest.raises(PeerFault):
+        Call(remotes).run()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import (
+    ContractMismatch,
     DomainNotFound,
     Draining,
     ItemsTooMany,
@@ -19,12 +20,12 @@ from ddib_fed.errors import (
     PointsUnreadable,
     PolicyDenied,
     SettingsInvalid,
-    UnknownFields,
 )
+from ddib_fed.rpc.refused import refused_items
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.streams.chunks import file_header, stream
+from ddib_fed.wire.streams import file_header, stream
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.served import Served, job_header, messages
 
@@ -48,7 +49,7 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
         ({"items": 0}, MessageInvalid),
         ({"items": 4}, ItemsTooMany),
         ({"items": 2}, MessageInvalid),
-        ({"version": common_pb2.ProtocolVersion(major=9)}, MessageInvalid),
+        ({"protocol": 9}, ContractMismatch),
         ({"request_id": "../../etc"}, MessageInvalid),
         ({"target_domain": "x" * 65}, MessageInvalid),
         ({"deadline_s": 86_401}, MessageInvalid),
@@ -59,39 +60,10 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
         ({"solver": common_pb2.SolverSettings(evaluations=8, depth=float("nan"))}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.6)}, PolicyDenied),
-        (
-            {
-                "solver": common_pb2.SolverSettings(evaluations=8, depth=0.6),
-                "version": common_pb2.ProtocolVersion(major=1),
-            },
-            UnknownFields,
-        ),
         ({"solver": common_pb2.SolverSettings(evaluations=8, encoder="linear")}, PolicyDenied),
-        (
-            {
-                "solver": common_pb2.SolverSettings(evaluations=8, encoder="linear"),
-                "version": common_pb2.ProtocolVersion(major=1, minor=2),
-            },
-            UnknownFields,
-        ),
-        (
-            {
-                "solver": common_pb2.SolverSettings(evaluations=8, grid="learned"),
-                "version": common_pb2.ProtocolVersion(major=1, minor=3),
-            },
-            UnknownFields,
-        ),
-        (
-            {
-                "solver": common_pb2.SolverSettings(evaluations=8, solver="flow-map"),
-                "version": common_pb2.ProtocolVersion(major=1, minor=3),
-            },
-            UnknownFields,
-        ),
         ({"source_class": "cat"}, SettingsInvalid),
         ({"target_class": "cat"}, SettingsInvalid),
         ({"target_class": "c" * 65}, MessageInvalid),
-        ({"target_class": "0", "version": common_pb2.ProtocolVersion(major=1)}, UnknownFields),
         ({"target_institution": "nobody.example"}, PeerNotFound),
         ({"target_domain": "moons"}, DomainNotFound),
     ],
@@ -113,10 +85,6 @@ def test_a_job_that_can_never_work_is_refused_before_it_is_accepted(served, chan
         ({"guidance": SCALES(classifier_scale=1e300)}, SettingsInvalid),
         ({"guidance": SCALES(guidance=1.0, classifier_scale=1.0)}, SettingsInvalid),
         ({"guidance": SCALES(guidance=1.0), "cycle": True}, SettingsInvalid),
-        (
-            {"guidance": SCALES(clip=True), "version": common_pb2.ProtocolVersion(major=1, minor=1)},
-            UnknownFields,
-        ),
         ({"item_classes": [pb.ItemClasses(), pb.ItemClasses()]}, MessageInvalid),
         ({"item_classes": [pb.ItemClasses(source_class="1")]}, SettingsInvalid),
         ({"item_classes": [pb.ItemClasses()], "target_class": "1"}, MessageInvalid),
@@ -125,7 +93,7 @@ def test_a_job_that_can_never_work_is_refused_before_it_is_accepted(served, chan
     ],
 )
 def test_guidance_and_classes_that_make_no_sense_are_refused_with_the_header(served, changes, error) -> None:
-    """Hostile scales, both kinds, a cycle that the own model cannot close, fields of a later version, and too many."""
+    """Hostile scales, both kinds, a cycle that the own model cannot close, and too many."""
     with pytest.raises(error) as caught:
         served.submit(npy(), **changes)
     assert type(caught.value) is error
@@ -153,7 +121,7 @@ def test_every_bad_item_is_named_in_one_answer(served) -> None:
     with pytest.raises(NotFinite) as refused:
         served.ask("SubmitJob", iter([job_header(3), *messages([nan, npy(), b"no numbers"])]))
     assert refused.value.facts["item"] == "0"
-    assert refused.value.facts["refused"] == "0:NOT_FINITE 2:POINTS_UNREADABLE"
+    assert refused_items(refused.value.facts) == {0: "NOT_FINITE", 2: "POINTS_UNREADABLE"}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +142,7 @@ def test_an_item_that_is_refused_by_its_header_does_not_hide_those_before(
     with pytest.raises(NotFinite) as refused:
         served.ask("SubmitJob", iter([job_header(3), *messages([nan, to_npy(gaussian(3))]), *sent]))
     assert refused.value.facts["item"] == "0"
-    assert refused.value.facts["refused"] == f"0:NOT_FINITE 2:{reason}"
+    assert refused_items(refused.value.facts) == {0: "NOT_FINITE", 2: reason}
     assert refused.value.facts["refused_count"] == "2"
     served.close()
 

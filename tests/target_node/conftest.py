@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
@@ -16,10 +16,8 @@ from ddib_fed.trust import tls
 from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from ddib_fed.wire.contracts.contract import Contract, ContractSide
-from ddib_fed.wire.latent_types import TYPE_NUMBERS
+from ddib_fed.wire.contracts.contract import PROTOCOL, Contract, ContractSide
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import SPOKEN, Version, versions_to_pb
 from target_node.service import TargetService
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
@@ -59,17 +57,10 @@ class Target:
         ) as channel:
             yield decoding_pb2_grpc.DecodingServiceStub(channel)
 
-    def negotiate(
-        self,
-        who: Institution,
-        domain: str = "moons",
-        versions: Sequence[Version] = SPOKEN,
-        latent_types: Sequence[str] = (),
-    ) -> Contract:
+    def negotiate(self, who: Institution, domain: str = "moons", protocol: int = PROTOCOL) -> Contract:
         request = pb.NegotiateContractRequest(
-            versions=versions_to_pb(versions),
+            protocol=protocol,
             source=to_message(side(who.name, domain), pb.ContractSide),
-            latent_types=[TYPE_NUMBERS[name] for name in latent_types],
         )
         with self.called_by(who) as stub:
             return from_message(asking(stub.NegotiateContract, request).contract, Contract)

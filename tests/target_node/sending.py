@@ -8,7 +8,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.streams.chunks import Announced, assemble, stream
+from ddib_fed.wire.streams import Announced, assemble, stream
 
 
 def header(contract, **changes) -> pb.DecodeRequest:
@@ -24,9 +24,7 @@ def sent(contract, points: np.ndarray, item: int = 0) -> list[pb.DecodeRequest]:
     """The messages of one latent; whatever it holds, as a hostile peer would."""
     data = points.astype("<f4").tobytes()
     latent = Latent.from_array(points)
-    tensor = common_pb2.TensorHeader(
-        dtype=common_pb2.DATA_TYPE_FLOAT32, shape=points.shape, size_bytes=len(data), sha256=latent.sha256
-    )
+    tensor = common_pb2.TensorHeader(shape=points.shape, size_bytes=len(data), sha256=latent.sha256)
     head = pb.LatentHeader(item=item, tensor=tensor, contract_sha256=contract.digest)
     return list(stream(pb.DecodeRequest, "latent", head, data))
 
@@ -39,6 +37,6 @@ def results(messages) -> dict[int, np.ndarray]:
         return Announced(head.file.size_bytes, head.file.sha256, 1 << 20)
 
     return {
-        whole.header.item: parse_npy(whole.data, max_bytes=1 << 20, max_points=1000)
+        whole.header.item: parse_npy(bytes(whole.data), max_bytes=1 << 20, max_points=1000)
         for whole in assemble(said, {"result": opener})
     }

@@ -23,9 +23,8 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
-from ddib_fed.wire.contracts.contract import Contract
+from ddib_fed.wire.contracts.contract import PROTOCOL, Contract
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import versions_to_pb
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import SIZE, pictures_engine
 from tests.target_node.conftest import Target, asking
@@ -62,7 +61,7 @@ def negotiate(target: Target, who, terms: CalibrationTerms | None, **side) -> Co
     """The contract that a source of scans gets."""
     source = picture_side(institution=who.name, **{**SCANS, **side})
     request = pb.NegotiateContractRequest(
-        versions=versions_to_pb(),
+        protocol=PROTOCOL,
         source=to_message(source, pb.ContractSide),
         calibration=None if terms is None else to_message(terms, common_pb2.CalibrationTerms),
     )

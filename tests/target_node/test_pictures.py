@@ -19,7 +19,6 @@ from ddib_fed.samples.images import decode_image
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits, PictureTerms
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
-from ddib_fed.wire.version import SPOKEN
 from target_node.requests import Arrived
 from target_node.service import DecodingServicer
 from target_node.stream import DecodeStream, StreamSettings, Translated
@@ -30,7 +29,6 @@ from tests.wire.examples import picture_side
 
 SIDE = {"sample_shape": (1, SIZE, SIZE), "picture": PictureTerms(0.0, 65535.0, 16), "classes": 2}
 CONTRACT = Contract(
-    max(SPOKEN),
     picture_side(**SIDE),
     picture_side(**{**SIDE, "institution": "south.example"}),
     ContractLimits(100, 1, 4 * SIZE * SIZE, 100),

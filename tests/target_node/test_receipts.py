@@ -7,16 +7,14 @@ import logging
 
 import pytest
 
-from ddib_fed.errors import ChunkCorrupt, UnknownFields
+from ddib_fed.errors import ChunkCorrupt
 from ddib_fed.trust.audit.log import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.version import SPOKEN, TRUST
 from tests.node.tiny_nodes import gaussian
 from tests.target_node.sending import header, sent
 
 HEAD = common_pb2.AuditHead(lines=41, sha256=b"\x05" * 32)
-OLDER = [version for version in SPOKEN if version < TRUST]
 
 
 def with_head(messages, head: common_pb2.AuditHead = HEAD) -> list[pb.DecodeRequest]:
@@ -96,16 +94,6 @@ def test_an_answer_has_the_end_of_the_targets_log(target, north) -> None:
     assert digest(line) == answered.audit.sha256.hex()
     (received,) = acts(target, "latent_received")
     assert answered.audit.lines - 1 >= received["n"]
-
-
-@pytest.mark.parametrize("newest", OLDER[-1:])
-def test_a_source_of_the_previous_minor_is_told_nothing_and_may_tell_nothing(target, north, newest) -> None:
-    """It would refuse the field, and so does this node from it."""
-    contract = target.negotiate(north, versions=[version for version in SPOKEN if version <= newest])
-    (answered,) = result_headers(target.decode(north, header(contract), *sent(contract, gaussian(30))))
-    assert not answered.HasField("audit")
-    with pytest.raises(UnknownFields):
-        target.decode(north, header(contract), *with_head(sent(contract, gaussian(30))))
 
 
 def test_each_call_has_one_line_in_the_log(target, north, caplog) -> None:

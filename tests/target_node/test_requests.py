@@ -13,8 +13,7 @@ from ddib_fed.server.pace import Pace, paced
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits
-from ddib_fed.wire.streams.chunks import MAX_CHUNK
-from ddib_fed.wire.version import SPOKEN
+from ddib_fed.wire.streams import MAX_CHUNK
 from target_node.requests import AHEAD_BYTES, LEAST_WEIGHT, Arrived, Weighing, latents_of
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
@@ -22,7 +21,7 @@ from tests.target_node.conftest import side
 from tests.target_node.sending import sent
 
 LIMITS = ContractLimits(1_000, 10_000, 80_000, 10_000)
-CONTRACT = Contract(max(SPOKEN), side("north.example"), side("south.example"), LIMITS)
+CONTRACT = Contract(side("north.example"), side("south.example"), LIMITS)
 
 
 def latent(number: int, points: int = 1) -> list[pb.DecodeRequest]:

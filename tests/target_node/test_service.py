@@ -11,6 +11,7 @@ import torch
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.errors import (
     ChunkCorrupt,
+    ContractMismatch,
     ContractUnknown,
     DeadlineExceeded,
     Draining,
@@ -21,15 +22,13 @@ from ddib_fed.errors import (
     PolicyDenied,
     QuotaSpent,
     SettingsInvalid,
-    UnknownFields,
 )
 from ddib_fed.latent import Latent
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.contract import Contract
+from ddib_fed.wire.contracts.contract import PROTOCOL
 from ddib_fed.wire.latent import approve
-from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import SPOKEN, Version, versions_to_pb
+from ddib_fed.wire.mapping import to_message
 from target_node import service
 from target_node.agreed import MAX_CONTRACTS
 from tests.node.tiny_nodes import gaussian
@@ -81,7 +80,7 @@ def test_a_contract_that_was_not_agreed_on_is_asked_for_again(target, north, ins
 def test_nobody_agrees_for_another(target, north) -> None:
     """The source's side of a contract must be the caller's own."""
     request = pb.NegotiateContractRequest(
-        versions=versions_to_pb(), source=to_message(side("west.example"), pb.ContractSide)
+        protocol=PROTOCOL, source=to_message(side("west.example"), pb.ContractSide)
     )
     with target.called_by(north) as stub, pytest.raises(PolicyDenied):
         asking(stub.NegotiateContract, request)
@@ -119,40 +118,6 @@ def test_a_header_beyond_the_limits_is_refused(open_target, north, changes, erro
     target = open_target(max_items_per_job=4, max_evaluations=100, round_trip="false", least_depth=0.5)
     with pytest.raises(error):
         target.decode(north, header(target.negotiate(north), **changes))
-
-
-@pytest.mark.parametrize("count", [0, 20])
-def test_a_caller_lists_one_to_sixteen_versions(target, north, count) -> None:
-    """When it asks for the description too, where they decided nothing and were not looked at."""
-    versions = versions_to_pb()[:1] * count
-    with target.called_by(north) as stub:
-        for ask, request in (
-            (stub.DescribeDomain, pb.DescribeDomainRequest(versions=versions)),
-            (
-                stub.NegotiateContract,
-                pb.NegotiateContractRequest(
-                    versions=versions, source=to_message(side(north.name), pb.ContractSide)
-                ),
-            ),
-        ):
-            with pytest.raises(MessageInvalid) as refused:
-                asking(ask, request)
-            assert refused.value.facts["field"] == "versions"
-
-
-def test_under_a_contract_of_1_0_what_1_1_added_is_not_known(target, north) -> None:
-    """A class, and a depth."""
-    oldest = [Version(1, 0)]
-    request = pb.NegotiateContractRequest(
-        versions=versions_to_pb(oldest), source=to_message(side(north.name), pb.ContractSide)
-    )
-    with target.called_by(north) as stub:
-        contract = from_message(asking(stub.NegotiateContract, request).contract, Contract)
-    assert contract.version == oldest[0]
-    deep = common_pb2.SolverSettings(evaluations=8, depth=1.0)
-    for changes in ({"target_class": 0}, {"solver": deep}):
-        with pytest.raises(UnknownFields):
-            target.decode(north, header(contract, **changes))
 
 
 @pytest.mark.slow
@@ -194,22 +159,27 @@ def test_a_latent_that_is_no_noise_is_refused_by_its_number(target, north) -> No
     assert set(results(came)) == {3}
 
 
+def test_a_caller_of_another_protocol_is_told_both_versions(target, north) -> None:
+    """Whether it asks for the description or for a contract."""
+    source = to_message(side(north.name), pb.ContractSide)
+    with target.called_by(north) as stub:
+        for ask, request in (
+            (stub.DescribeDomain, pb.DescribeDomainRequest(protocol=PROTOCOL + 1)),
+            (stub.NegotiateContract, pb.NegotiateContractRequest(protocol=PROTOCOL + 1, source=source)),
+        ):
+            with pytest.raises(ContractMismatch) as refused:
+                asking(ask, request)
+            (difference,) = refused.value.differences
+            assert (difference.source, difference.target) == (str(PROTOCOL + 1), str(PROTOCOL))
+            assert "Update" in difference.remedy
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_points_that_are_no_latents_are_refused_as_a_set(target, north, value) -> None:
     """Each of them is within reach of N(0, I)."""
     contract = target.negotiate(north)
     with pytest.raises(LatentNotGaussian):
         target.decode(north, header(contract), *sent(contract, np.full((300, 2), value, np.float32)))
-
-
-@pytest.mark.parametrize("version", SPOKEN)
-def test_every_version_since_1_0_is_still_spoken(target, north, version) -> None:
-    """A source of that release gets its contract, without a field that it does not know, and its translation."""
-    contract = target.negotiate(north, versions=[version])
-    assert (contract.version, contract.wire_type) == (version, "float32")
-    assert b"latent_type" not in contract.canonical()
-    (points,) = results(target.decode(north, header(contract), *sent(contract, gaussian(30)))).values()
-    np.testing.assert_allclose(points, gaussian(30), atol=1e-5)
 
 
 def test_a_latent_with_nan_is_refused_by_its_number(target, north) -> None:

@@ -22,11 +22,10 @@ from ddib_fed.errors import (
 )
 from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
+from ddib_fed.rpc.refused import refused_items
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits
-from ddib_fed.wire.refused import refused_items
-from ddib_fed.wire.version import SPOKEN
 from target_node import stream
 from target_node.requests import Arrived
 from target_node.stream import MAX_PROGRESS, DecodeStream, StreamSettings, Translated
@@ -35,7 +34,7 @@ from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import side
 
 LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)
-CONTRACT = Contract(max(SPOKEN), side("north.example"), side("south.example"), LIMITS)
+CONTRACT = Contract(side("north.example"), side("south.example"), LIMITS)
 
 
 def latents(*sizes: int):

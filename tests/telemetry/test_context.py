@@ -12,8 +12,8 @@ from ddib_fed.rpc.error_details import DETAIL_KEY, MAX_DETAIL_BYTES
 from ddib_fed.rpc.traces import TAKES_KEY, TRACE_KEY, is_taken, takes_entries, trace_entries, trace_of
 from ddib_fed.telemetry.context import TRACEPARENT_CHARACTERS, TraceContext, parse_traceparent
 from ddib_fed.telemetry.tracing import OFF, Remembered, Tracing
-from ddib_fed.wire.limits.metadata import METADATA
-from ddib_fed.wire.limits.shared import LAST_MOMENT
+from ddib_fed.wire.contracts.calibration import LAST_MOMENT
+from tests.wire.surface import METADATA
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GOOD = f"00-{TRACE}-{SPAN}-01"

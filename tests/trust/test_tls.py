@@ -20,13 +20,13 @@ from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.trust.withdrawn import withdraw
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.flipping import BitFlipper
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
 from tests.source_node.conftest import wait_until
 
-ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
+ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 import numpy as np
 
 from ddib_fed.latent import Latent
-from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide, PictureTerms
-from ddib_fed.wire.version import SPOKEN
 
 LIMITS = ContractLimits(
     max_items_per_stream=8, max_samples_per_item=100_000, max_latent_bytes=2 << 20, max_evaluations=1_000
@@ -47,13 +45,10 @@ def picture_side(**changes) -> ContractSide:
 
 def contract(**changes) -> Contract:
     """A contract between two sides that agree."""
-    calibration, types = changes.pop("calibration", None), changes.pop("latent_types", ())
-    limits, versions = changes.pop("limits", LIMITS), changes.pop("versions", SPOKEN)
+    calibration, limits = changes.pop("calibration", None), changes.pop("limits", LIMITS)
     make = picture_side if changes.get("sample_kind") == "picture" else side
     target = {"institution": "south.example", "domain": "checkerboards", **changes}
-    return agree(
-        versions, versions, make(**changes), make(**target), limits, calibration, types, LATENT_TYPES
-    )
+    return agree(make(**changes), make(**target), limits, calibration)
 
 
 def latent(samples: int = 1_000, seed: int = 0) -> Latent:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +25,7 @@ from ddib_fed.errors import (
 from ddib_fed.latent import Latent, moments
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.latent import ApprovedLatent, LatentOpener, approve, open_tensor
-from ddib_fed.wire.streams.chunks import Assembler, assemble
+from ddib_fed.wire.streams import Assembler, assemble
 from tests.wire.examples import LIMITS, Whiteness, contract, latent, picture_side
 
 CONTRACT = contract()
@@ -40,7 +39,6 @@ def approved(samples: int = 1_000, item: int = 0) -> ApprovedLatent:
 def header(**changes) -> decoding_pb2.LatentHeader:
     """A good header of 10 points, changed."""
     tensor = {
-        "dtype": common_pb2.DATA_TYPE_FLOAT32,
         "shape": [10, 2],
         "size_bytes": 80,
         "sha256": bytes(32),
@@ -57,7 +55,7 @@ def test_a_latent_crosses_unchanged(samples, seed):
     sent = latent(samples, seed)
     leaving = approve(sent, CONTRACT, Whiteness(sent), item=3)
     (whole,) = assemble(leaving.stream(decoding_pb2.DecodeRequest), {"latent": LatentOpener(CONTRACT, 1)})
-    received = Latent.from_bytes(whole.landed, CONTRACT.sample_shape)
+    received = Latent.from_bytes(whole.data, CONTRACT.sample_shape)
     np.testing.assert_array_equal(received.data, sent.data)
     assert (received.sha256, whole.header.item) == (sent.sha256, 3)
 
@@ -68,39 +66,6 @@ def test_the_bytes_are_little_endian_row_major_float32():
     assert made.to_bytes() == bytes.fromhex("0000803f 000000c0 0000003f 00000000")
 
 
-@pytest.mark.parametrize(("dtype", "told"), [("float16", "003c 00c0"), ("bfloat16", "803f 00c0")])
-def test_the_bytes_of_the_narrow_types_are_little_endian(dtype, told):
-    """The upper half of float32 for bfloat16; half the bytes."""
-    made = Latent.from_array(np.array([[1.0, -2.0]], dtype=np.float32), dtype)
-    assert made.to_bytes() == bytes.fromhex(told)
-    assert made.size_bytes == 4
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_narrow_latent_is_rounded_as_torch_rounds(dtype):
-    """To nearest, ties to even, subnormals too; what is kept is what is sent, and rounding it again changes nothing."""
-    generator = np.random.default_rng(5)
-    bits = generator.integers(0, 2**32, 50_000, dtype=np.uint32).view(np.float32)
-    values = np.concatenate([generator.standard_normal(50_000, dtype=np.float32), bits])
-    most = 65_000 if dtype == "float16" else 3e38
-    array = values[np.abs(values) < most].reshape(-1, 1)
-    made = Latent.from_array(array, dtype)
-    expected = torch.from_numpy(array).to(getattr(torch, dtype)).to(torch.float32).numpy()
-    np.testing.assert_array_equal(made.data, expected)
-    back = Latent.from_bytes(made.to_bytes(), (1,), dtype)
-    np.testing.assert_array_equal(back.data, made.data)
-    assert back.sha256 == made.sha256 == Latent.from_array(made.data, dtype).sha256
-
-
-@pytest.mark.parametrize(
-    ("dtype", "value"), [("float16", 70_000.0), ("bfloat16", 3.4e38), ("bfloat16", np.nan)]
-)
-def test_a_number_that_a_narrow_type_cannot_hold_is_refused(dtype, value):
-    """Not sent as infinity."""
-    with pytest.raises(NotFinite):
-        Latent.from_array(np.full((1, 2), value, np.float32), dtype)
-
-
 @pytest.mark.parametrize("count", [1, 65_536, 65_537, 200_000])
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (300.0, 0.01), (-3.0, 0.0)])
 def test_moments_are_those_of_double_precision(count, mean, std):
@@ -109,23 +74,6 @@ def test_moments_are_those_of_double_precision(count, mean, std):
     array = noise * np.float32(std) + np.float32(mean)
     exact = array.astype(np.float64)
     assert moments(array) == pytest.approx((exact.mean(), exact.std()), rel=1e-5, abs=1e-6)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_narrow_latent_crosses_only_under_a_contract_of_its_type(dtype):
-    """In half the bytes; float32 under it is refused, and it under float32's contract, at both ends."""
-    agreed = contract(latent_types=[dtype])
-    made = Latent.from_array(np.random.default_rng(2).standard_normal((300, 2), dtype=np.float32), dtype)
-    messages = list(approve(made, agreed, Whiteness(made), item=0).stream(decoding_pb2.DecodeRequest))
-    (whole,) = assemble(messages, {"latent": LatentOpener(agreed, 1)})
-    assert len(whole.landed) == 300 * 2 * 2
-    np.testing.assert_array_equal(Latent.from_bytes(whole.landed, (2,), dtype).data, made.data)
-    for wrong, under in ((latent(300), agreed), (made, CONTRACT)):
-        with pytest.raises(MessageInvalid) as caught:
-            approve(wrong, under, Whiteness(wrong), item=0)
-        assert caught.value.facts["field"] == "dtype"
-    with pytest.raises(MessageInvalid):
-        open_tensor(messages[0].latent.tensor, CONTRACT)
 
 
 def test_an_array_in_another_order_becomes_row_major():
@@ -185,7 +133,6 @@ def test_only_the_guard_makes_an_approved_latent():
             item=0,
             payload=memoryview(b""),
             shape=(1, 2),
-            dtype="float32",
             sha256=b"",
             contract_sha256=b"",
         )
@@ -193,10 +140,10 @@ def test_only_the_guard_makes_an_approved_latent():
 
 def test_a_latent_cannot_be_written():
     """Through none of its arrays and views: its digest names them, and they are sent without a copy."""
-    for made in (latent(10), Latent.from_array(np.ones((2, 2), np.float32), "float16")):
-        with pytest.raises(ValueError, match="read-only"):
-            made.data[:] = 0
-        assert made.wire().readonly
+    made = latent(10)
+    with pytest.raises(ValueError, match="read-only"):
+        made.data[:] = 0
+    assert made.wire().readonly
 
 
 def test_an_approved_latent_cannot_be_changed():
@@ -257,11 +204,10 @@ def test_the_guard_refuses_what_is_not_finite():
         approve(made, CONTRACT, Whiteness(made), item=0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_latent_does_not_change_with_the_array_that_it_was_made_of(dtype):
+def test_a_latent_does_not_change_with_the_array_that_it_was_made_of():
     """The engine's memory is used again; what is sent has the digest that was taken."""
     array = np.random.default_rng(0).standard_normal((10, 2), dtype=np.float32)
-    made = Latent.from_array(array, dtype)
+    made = Latent.from_array(array)
     array[:] = 0
     assert made.sealed
     assert hashlib.sha256(made.wire()).digest() == made.sha256
@@ -312,7 +258,6 @@ def test_a_good_header_is_taken():
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"dtype": common_pb2.DATA_TYPE_UNSPECIFIED}, MessageInvalid),
         ({"shape": []}, ShapeMismatch),
         ({"shape": [10]}, ShapeMismatch),
         ({"shape": [10, 3]}, ShapeMismatch),
@@ -328,7 +273,7 @@ def test_a_good_header_is_taken():
     ],
 )
 def test_a_lying_tensor_header_is_refused(changes, error):
-    """In type, shape, size, digest or contract, before one byte of it is read."""
+    """In shape, size, digest or contract, before one byte of it is read."""
     with pytest.raises(error):
         LatentOpener(CONTRACT, 1)(header(**changes))
 
@@ -367,9 +312,7 @@ def test_a_picture_over_the_limit_is_an_image_too_large():
         picture=picture_side().picture,
         limits=LIMITS.__class__(8, 1, 1 << 20, 1_000),
     )
-    tensor = common_pb2.TensorHeader(
-        dtype=common_pb2.DATA_TYPE_FLOAT32, shape=[2, 3, 8, 8], size_bytes=1_536, sha256=bytes(32)
-    )
+    tensor = common_pb2.TensorHeader(shape=[2, 3, 8, 8], size_bytes=1_536, sha256=bytes(32))
     with pytest.raises(ImageTooLarge):
         open_tensor(tensor, pictures)
 

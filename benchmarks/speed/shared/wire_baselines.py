@@ -18,7 +18,7 @@ from ddib_fed.server.server import OPTIONS
 from ddib_fed.trust.peers import Peer
 from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.trust.tls import CHANNEL_OPTIONS
-from ddib_fed.wire.streams.chunks import pieces
+from ddib_fed.wire.streams import pieces
 
 LATENT_BYTES = 64 << 20
 PIECE = 1 << 20

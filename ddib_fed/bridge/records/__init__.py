@@ -1,1 +1,1 @@
-"""The record of a translation, and reading those that earlier releases wrote."""
+"""The record of a translation."""

@@ -1,4 +1,4 @@
-"""The provenance record of one translation, its versions, and the names of a translation's files.
+"""The provenance record of one translation, and the names of a translation's files.
 
 A node stores the record with each item of a job and sends it to the client as the protobuf message `Provenance`; the
 client and `ddib bridge` write it as JSON beside the translation.
@@ -14,7 +14,6 @@ from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.bridge.records.earlier_records import upgraded
 from ddib_fed.files import parse_json
 from ddib_fed.guidance import UNGUIDED, Guidance
 
@@ -211,7 +210,6 @@ class Translation(_Section):
     calibration_sha256: str = ""
     policy_sha256: str = ""
     calibration_kind: str = ""
-    latent_type: str | None = None
     samples: int = 1
     latent: LatentFigures = LatentFigures()
     wire_bytes: int = 0
@@ -252,18 +250,17 @@ class Translation(_Section):
 
     @classmethod
     def parse(cls, raw: object) -> Translation | None:
-        """A record of any version; None when it is none. A field that cannot be used counts as not known."""
-        if not isinstance(raw, Mapping):
+        """A record; None when it is none. A field that cannot be used counts as not known."""
+        if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             return None
-        values = upgraded(raw)
-        while values is not None:
+        values: dict[str, Any] = json.loads(json.dumps(raw))
+        while True:
             try:
                 return cls.model_validate(values)
             except ValidationError as error:
                 dropped = [_drop(values, fault["loc"]) for fault in error.errors()]
                 if not all(dropped):
                     return None
-        return None
 
     @classmethod
     def read(cls, path: Path) -> Translation | None:

@@ -64,7 +64,6 @@ def job() -> None:
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.NO_CALIBRATION
-@options.LATENT_TYPE
 @options.DEADLINE
 @options.QUIET
 @options.FORMAT

@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.NO_CALIBRATION
-@options.LATENT_TYPE
 @options.DEADLINE
 @options.FORCE_OTHERS
 @options.AGAIN

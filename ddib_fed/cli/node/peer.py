@@ -204,12 +204,12 @@ def _describe(
     from ddib_fed.rpc.peers import failure_of_peer
     from ddib_fed.trust.tls import PeerChannels
     from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
-    from ddib_fed.wire.version import versions_to_pb
+    from ddib_fed.wire.contracts.contract import PROTOCOL
 
     channels = PeerChannels(config.paths.pki, store, proxy=config.proxy)
     try:
         channel = channels.get(institution)
-        request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
+        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         answer = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10)
     except grpc.RpcError as error:
         if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:

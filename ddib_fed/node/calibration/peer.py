@@ -37,9 +37,8 @@ from ddib_fed.trust.diagnosis import TIMEOUT_S
 from ddib_fed.trust.tls import PeerChannels
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
-from ddib_fed.wire.contracts.contract import ContractSide
+from ddib_fed.wire.contracts.contract import PROTOCOL, ContractSide
 from ddib_fed.wire.mapping import from_message
-from ddib_fed.wire.version import versions_to_pb
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
@@ -87,7 +86,7 @@ class CalibrationPeer:
 
     def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:
         """How pictures of the peer's domain become the input of its model, from its side of a contract."""
-        request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
+        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         answer = self._ask(decoding_pb2_grpc.DecodingServiceStub(self._channel).DescribeDomain, request)
         with checking_answers(self.hop):
             side = from_message(answer.side, ContractSide)
@@ -139,7 +138,7 @@ class CalibrationPeer:
         except grpc.RpcError as error:
             if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
                 raise PolicyDenied(
-                    f"{self.hop} does not know calibrations: it is no target, or a release before protocol 1.3",
+                    f"{self.hop} does not know calibrations: it is no target",
                     hop=self.hop,
                     hint=f"ddib peer test {self._institution}",
                 ) from error

@@ -21,9 +21,10 @@ from ddib_fed.rpc.error_details import from_rpc_error, status_of
 from ddib_fed.server.inbound import HANDSHAKE_TIMEOUT_S
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
-from ddib_fed.wire.limits.shared import LONGEST_LINE
 
 CALL_TIMEOUT_S = 10.0
+LONGEST_LINE = 4_000
+"""As admin.proto says; longer lines are cut."""
 # Silent connections may hold only a few of the node's open files, for a short time.
 OPTIONS = (
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),

@@ -14,7 +14,6 @@ from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 Use = Literal["send", "decode", "calibrate"]
 EVERY = "*"
 """In the tables of peers and clients: every other one; as a target, every target."""
-LatentType = Literal["float32", "float16", "bfloat16"]
 
 
 def _every_use() -> dict[str, tuple[Use, ...]]:
@@ -54,8 +53,6 @@ class PolicySection(Section):
     least_soften_sigma: Annotated[float, Field(ge=0, le=1)] = 0.0
     # How latents that leave, or are decoded here, may be made: those of "mixed" and "linear" show more of the picture.
     encoders: tuple[Literal["ode", "mixed", "linear"], ...] = ("ode",)
-    # In what latents may cross, both ways: a source prefers the first, and a target takes the first that both list.
-    latent_types: Annotated[tuple[LatentType, ...], Field(min_length=1)] = ("float32",)
     # Largest scale of classifier-free guidance, and largest weight of the classifier, that a request may ask for; 0
     # for no guidance of that kind.
     max_guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 10.0

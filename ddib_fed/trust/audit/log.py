@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 
 from ddib_fed.errors import ConfigError
 from ddib_fed.files import check_private_file, parse_json
-from ddib_fed.wire.anchor import Anchor
+from ddib_fed.wire.latent import Anchor
 
 log = logging.getLogger(__name__)
 

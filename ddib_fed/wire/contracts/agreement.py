@@ -5,11 +5,10 @@ The same function runs at both ends; the caller computes the digest itself and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied
-from ddib_fed.latent_types import FLOAT32
+from ddib_fed.errors import ContractMismatch, Difference
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
 from ddib_fed.wire.contracts.contract import (
@@ -21,15 +20,6 @@ from ddib_fed.wire.contracts.contract import (
     ContractSide,
 )
 from ddib_fed.wire.mapping import from_message
-from ddib_fed.wire.version import (
-    CALIBRATION,
-    ECONOMY,
-    OLDEST,
-    SPOKEN,
-    Version,
-    highest_common,
-    needed_difference,
-)
 
 
 class _Field(NamedTuple):
@@ -54,7 +44,6 @@ _MUST_MATCH = (
         lambda side: "x".join(map(str, side.sample_shape)),
         "Serve models of one shape on both sides; train one of them again at the other's shape.",
     ),
-    _Field("dtype", lambda side: side.dtype, "Set the same tensor type in both nodes' configuration."),
     _Field(
         "value_range",
         lambda side: side.value_range,
@@ -107,81 +96,38 @@ def _ends(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
         )
 
 
-def differences(
-    source_versions: Iterable[Version],
-    target_versions: Iterable[Version],
-    source: ContractSide,
-    target: ContractSide,
-    calibration: CalibrationTerms | None = None,
-    latent_types: Collection[str] = (),
-) -> tuple[Difference, ...]:
+def differences(source: ContractSide, target: ContractSide) -> tuple[Difference, ...]:
     """Every field in which the two sides are incompatible; empty if there is none."""
-    proposal = OLDEST if calibration is None else CALIBRATION
-    if latent_types and FLOAT32 not in latent_types:
-        proposal = ECONOMY
-    version = needed_difference(source_versions, target_versions, max(source.needs, target.needs, proposal))
-    found = [*_mismatches(source, target), *_size_rule(source, target), *_ends(source, target)]
-    return (version, *found) if version else tuple(found)
+    return (*_mismatches(source, target), *_size_rule(source, target), *_ends(source, target))
 
 
 def agree(
-    source_versions: Iterable[Version],
-    target_versions: Iterable[Version],
     source: ContractSide,
     target: ContractSide,
     limits: ContractLimits,
     calibration: CalibrationTerms | None = None,
-    latent_types: Sequence[str] = (),
-    allowed_types: Collection[str] = (FLOAT32,),
 ) -> Contract:
-    """The contract between two sides: the highest common version, the target's limits.
+    """The contract between two sides, with the target's limits.
 
     Args:
-        source_versions: Every version that the source speaks.
-        target_versions: Every version that the target speaks.
         source: The source's side.
         target: The target's side.
         limits: What the target accepts.
         calibration: Under which the source encodes, checked by the target against its store and policy; None for none.
-        latent_types: In what the source would send latents, the preferred type first; none for float32 alone.
-        allowed_types: In what the target's policy lets latents cross.
 
     Raises:
         MessageInvalid: A calibration of points.
-        PolicyDenied: The target allows none of the types.
         ContractMismatch: The sides are incompatible; `differences` names each field, both values and what to do.
     """
-    ours, theirs = tuple(source_versions), tuple(target_versions)
-    found = differences(ours, theirs, source, target, calibration, latent_types)
-    version = highest_common(ours, theirs)
-    if found or version is None:
+    found = differences(source, target)
+    if found:
         names = ", ".join(difference.field for difference in found)
         raise ContractMismatch(
             f"{source.institution}/{source.domain} and {target.institution}/{target.domain}: {names} differ",
             hint="each difference names what to do about it",
             differences=found,
         )
-    chosen = _latent_type(version, latent_types or (FLOAT32,), allowed_types, target)
-    return Contract(version, source, target, limits.at(version), calibration, chosen)
-
-
-def _latent_type(
-    version: Version, wanted: Sequence[str], allowed: Collection[str], target: ContractSide
-) -> str | None:
-    """The first type that the target allows and the version has; None for float32."""
-    known = [name for name in wanted if name == FLOAT32 or version >= ECONOMY]
-    found = next((name for name in known if name in allowed), None)
-    if found is None:
-        raise PolicyDenied(
-            f"latents as {', '.join(wanted)}, where {target.institution} allows {', '.join(allowed) or 'none'}",
-            hint="omit --latent-type, or let the operators of both nodes add it to policy.latent_types",
-            facts={
-                "policy": "latent_types",
-                "asked": ", ".join(wanted),
-                "allowed": ", ".join(allowed) or "none",
-            },
-        )
-    return None if found == FLOAT32 else found
+    return Contract(source, target, limits, calibration)
 
 
 def confirm(
@@ -190,8 +136,6 @@ def confirm(
     source: ContractSide,
     target_institution: str,
     calibration: CalibrationTerms | None = None,
-    versions: Iterable[Version] = SPOKEN,
-    latent_types: Collection[str] = (),
 ) -> Contract:
     """The contract in a target's answer, after the source has verified it.
 
@@ -200,8 +144,6 @@ def confirm(
         source: The side that the source sent.
         target_institution: The institution that the source addressed.
         calibration: That the source proposed; None for none.
-        versions: The versions that the source speaks.
-        latent_types: In what the source proposed to send latents; none for float32 alone.
 
     Raises:
         MessageInvalid: A field is outside what docs/protocol.md allows.
@@ -210,10 +152,9 @@ def confirm(
     """
     contract = from_message(response.contract, Contract)
     found = [
-        *differences(versions, [contract.version], source, contract.target, calibration, latent_types),
+        *differences(source, contract.target),
         *_tampered(contract, source, target_institution, response.sha256),
         *_recalibrated(calibration, contract.calibration),
-        *_retyped(latent_types or (FLOAT32,), contract.wire_type),
     ]
     if found:
         names = ", ".join(difference.field for difference in found)
@@ -249,15 +190,4 @@ def _recalibrated(
             str(proposed or "none"),
             str(answered or "none"),
             "The target changed the calibration that was proposed; ask its operator to upgrade, and report it.",
-        )
-
-
-def _retyped(proposed: Collection[str], answered: str) -> Iterable[Difference]:
-    """The target chooses among the types that the source would send."""
-    if answered not in proposed:
-        yield Difference(
-            "latent_type",
-            ", ".join(proposed),
-            answered,
-            "The target chose a type that was not proposed; ask its operator to upgrade, and report it.",
         )

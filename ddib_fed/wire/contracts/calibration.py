@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddib_fed.wire.canonical import Value
-from ddib_fed.wire.checks import DIGEST_BYTES, require, require_number
+from ddib_fed.wire.canonical import DIGEST_BYTES, Value, require, require_number
 
 CALIBRATION_KINDS = ("rotation", "tone", "colour-map")
 """The kinds of docs/protocol.md."""
-LAST_SECOND = 253_402_300_799
+LAST_MOMENT = 253_402_300_799
 """The end of the year 9999 in Unix seconds."""
 
 
@@ -29,7 +28,7 @@ class CalibrationTerms:
         require(len(self.sha256) == DIGEST_BYTES, "calibration.sha256", "must be 32 bytes")
         kinds = ", ".join(CALIBRATION_KINDS)
         require(self.kind in CALIBRATION_KINDS, "calibration.kind", f"must be one of {kinds}")
-        require_number(self.expires, 1, LAST_SECOND, "calibration.expires")
+        require_number(self.expires, 1, LAST_MOMENT, "calibration.expires")
 
     def __str__(self) -> str:
         return f"{self.kind} {self.sha256.hex()}"

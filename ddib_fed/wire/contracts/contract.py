@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Final
 
-from ddib_fed.latent_types import FLOAT32, LATENT_TYPES
+from ddib_fed.errors import ContractMismatch, Difference
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.canonical import Value, canonical_json
-from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
+from ddib_fed.wire.canonical import DIGEST_BYTES, MAX_CLASSES, Value, canonical_json, require, require_number
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
-from ddib_fed.wire.version import (
-    CALIBRATION,
-    ECONOMY,
-    GUIDANCE,
-    OLDEST,
-    PICTURES,
-    TRUST,
-    Version,
-    require_version,
-)
+
+PROTOCOL: Final = 1
+"""The version of the protocol that this release speaks, its only one."""
 
 HIGHEST_TERMINAL_LAMBDA = -4.5
 """The largest terminal lambda: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
@@ -39,9 +32,9 @@ LAMBDA_RANGE = 1_000.0
 
 MAX_SIDE_LENGTH = 65_536
 MAX_SAMPLE_NUMBERS = 2**28
+MAX_EVALUATIONS = 10_000
 
 SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAMPLE_KIND_PICTURE}
-ITEM_BYTES = {"float32": 4}
 RANKS = {"point": 1, "picture": 3}
 VALUE_RANGES = {"point": ("unit-std",), "picture": ("minus-one-to-one", "minus-one-to-one-opponent")}
 """Value ranges of a sample, before a model normalises them; the first of each kind is the usual one."""
@@ -94,7 +87,6 @@ class ContractSide:
     terminal_lambda: float
     initial_lambda: float
     classes: int = 0
-    dtype: str = "float32"
     size_rule: str = "none"
     value_range: str = "unit-std"
     soften_sigma: float = 0.0
@@ -106,7 +98,6 @@ class ContractSide:
         require(is_domain(self.domain), "domain", f"must be {DOMAIN_RULE}")
         require(self.sample_kind in RANKS, "sample_kind", "must be point or picture")
         self._check_shape()
-        require(self.dtype in ITEM_BYTES, "dtype", "must be float32")
         require(len(self.model_sha256) == DIGEST_BYTES, "model_sha256", "must be 32 bytes")
         require_number(self.terminal_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "terminal_lambda")
         require_number(self.initial_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "initial_lambda")
@@ -149,11 +140,6 @@ class ContractSide:
         """Relative deviation of the variance of this side's latents from 1: exp(2 lambda)."""
         return math.exp(2 * min(self.terminal_lambda, 0.0))
 
-    @property
-    def needs(self) -> Version:
-        """The oldest protocol version that has every field which this side sets."""
-        return PICTURES if self.picture is not None or self.class_names else OLDEST
-
     def class_index(self, asked: str, classes: int | None = None) -> int | None:
         """The class of a name or of a decimal index; None if there is no such class.
 
@@ -171,19 +157,15 @@ class ContractSide:
         return index if 0 <= index < (self.classes if classes is None else classes) else None
 
     def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest; those that came with 1.1 only where they are set."""
-        later: dict[str, Value] = {}
-        if self.picture is not None:
-            later["picture"] = self.picture.values()
-        if self.class_names:
-            later["class_names"] = list(self.class_names)
-        return later | {
+        """The fields as they enter the digest."""
+        return {
+            "class_names": list(self.class_names),
             "classes": self.classes,
             "domain": self.domain,
-            "dtype": self.dtype,
             "initial_lambda": float(self.initial_lambda),
             "institution": self.institution,
             "model_sha256": self.model_sha256.hex(),
+            "picture": {} if self.picture is None else self.picture.values(),
             "sample_kind": self.sample_kind,
             "sample_shape": list(self.sample_shape),
             "size_rule": self.size_rule,
@@ -217,26 +199,18 @@ class ContractLimits:
         require_number(self.max_items_per_stream, 1, 1_000_000, "max_items_per_stream")
         require_number(self.max_samples_per_item, 1, 2**40, "max_samples_per_item")
         require_number(self.max_latent_bytes, 4, 2**40, "max_latent_bytes")
-        require_number(self.max_evaluations, 1, 10_000, "max_evaluations")
+        require_number(self.max_evaluations, 1, MAX_EVALUATIONS, "max_evaluations")
         require_number(self.min_evaluations, 0, self.max_evaluations, "min_evaluations")
 
-    def at(self, version: Version | None) -> ContractLimits:
-        """The same without fields that the version does not know."""
-        found = self
-        if version is None or version < GUIDANCE:
-            found = replace(found, guidance=None)
-        return found if version is not None and version >= TRUST else replace(found, min_evaluations=0)
-
     def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest; those that came later only where they are set."""
-        later: dict[str, Value] = {} if self.guidance is None else {"guidance": self.guidance.values()}
-        if self.min_evaluations:
-            later["min_evaluations"] = self.min_evaluations
-        return later | {
+        """The fields as they enter the digest."""
+        return {
+            "guidance": {} if self.guidance is None else self.guidance.values(),
             "max_evaluations": self.max_evaluations,
             "max_items_per_stream": self.max_items_per_stream,
             "max_latent_bytes": self.max_latent_bytes,
             "max_samples_per_item": self.max_samples_per_item,
+            "min_evaluations": self.min_evaluations,
         }
 
 
@@ -245,42 +219,25 @@ class Contract:
     """The agreement of both sides; every latent carries its `digest`.
 
     Attributes:
-        version: Of the protocol.
         source: Who encodes.
         target: Who decodes.
         limits: The target's.
         calibration: Under which the source encodes; None for none.
-        latent_type: In what latents cross, both ways, where it is not float32; None for float32.
         digest: SHA-256 over the canonical JSON, 32 bytes.
 
     Raises:
-        MessageInvalid: The version is invalid, the limits have fields that it does not know, or there is a calibration
-            that it does not know, or of points, or a latent type that it does not know.
+        MessageInvalid: A calibration of points.
     """
 
-    version: Version
     source: ContractSide
     target: ContractSide
     limits: ContractLimits
     calibration: CalibrationTerms | None = None
-    latent_type: str | None = None
     digest: bytes = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        require_version(self.version)
-        narrow = self.latent_type is not None
-        require(not narrow or self.version >= ECONOMY, "latent_type", f"came with {ECONOMY}")
-        others = [name for name in LATENT_TYPES if name != FLOAT32]
-        require(not narrow or self.latent_type in others, "latent_type", f"must be {' or '.join(others)}")
-        offered = self.limits.guidance is not None
-        require(not offered or self.version >= GUIDANCE, "guidance", f"came with {GUIDANCE}")
-        floor = self.limits.min_evaluations > 0
-        require(not floor or self.version >= TRUST, "min_evaluations", f"came with {TRUST}")
-        calibrated = self.calibration is not None
-        require(not calibrated or self.version >= CALIBRATION, "calibration", f"came with {CALIBRATION}")
-        require(
-            not calibrated or self.source.sample_kind == "picture", "calibration", "is for pictures alone"
-        )
+        if self.calibration is not None:
+            require(self.source.sample_kind == "picture", "calibration", "is for pictures alone")
         # Once: every latent carries it, and is recorded with it.
         object.__setattr__(self, "digest", hashlib.sha256(self.canonical()).digest())
 
@@ -288,11 +245,6 @@ class Contract:
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample, the same on both sides."""
         return self.target.sample_shape
-
-    @property
-    def wire_type(self) -> str:
-        """In what latents cross, both ways: a name in `LATENT_TYPES`."""
-        return self.latent_type or FLOAT32
 
     @property
     def size_rule(self) -> str:
@@ -306,17 +258,27 @@ class Contract:
 
     def canonical(self) -> bytes:
         """The canonical JSON that both sides hash; docs/protocol.md has an example."""
-        later: dict[str, Value] = {}
-        if self.calibration is not None:
-            later["calibration"] = self.calibration.values()
-        if self.latent_type is not None:
-            later["latent_type"] = self.latent_type
         return canonical_json(
-            later
-            | {
+            {
+                "calibration": {} if self.calibration is None else self.calibration.values(),
                 "limits": self.limits.values(),
+                "protocol": PROTOCOL,
                 "source": self.source.values(),
                 "target": self.target.values(),
-                "version": {"major": self.version.major, "minor": self.version.minor},
             }
+        )
+
+
+def require_protocol(caller: int, answering: int, hop: str = "") -> None:
+    """Raise `ContractMismatch` unless caller and answering node speak the same version of the protocol."""
+    if caller != answering:
+        raise ContractMismatch(
+            f"the caller speaks version {caller} of the protocol, the node that answers {answering}",
+            hop=hop,
+            hint="update ddib-fed where the version is lower",
+            differences=(
+                Difference(
+                    "protocol", str(caller), str(answering), "Update ddib-fed where the version is lower."
+                ),
+            ),
         )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
+from ddib_fed.errors import PolicyDenied, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.canonical import Value
-from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
-from ddib_fed.wire.version import GUIDANCE, Version
+from ddib_fed.wire.canonical import DIGEST_BYTES, MAX_CLASSES, Value, require, require_number
 
 MAX_GUIDANCE = 1000.0
 """The largest scale; published scales are 1 to 10."""
@@ -56,7 +54,7 @@ NO_GUIDANCE = GuidanceTerms()
 
 
 def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
-    """A request's guidance as a message; None for none, so that older peers understand the request.
+    """A request's guidance as a message; None for none.
 
     Raises:
         SettingsInvalid: Guided encoding, which works only in one process.
@@ -134,27 +132,3 @@ def _not_offered(option: str, of: str) -> SettingsInvalid:
     remedy = f"leave {option} out; `ddib domains` lists what each target offers"
     facts = {"of": of, "not_offered": option, "why": _LACKS[option], "remedy": remedy}
     return SettingsInvalid(f"{of} does not offer {option}: {_LACKS[option]}", hint=remedy, facts=facts)
-
-
-def check_version(asked: Guidance, version: Version, hop: str, spoken: tuple[Version, ...]) -> None:
-    """Return if the version agreed with `hop` can carry a request's guidance.
-
-    Raises:
-        ContractMismatch: It is older than guidance; names the versions and what to do.
-    """
-    if asked == UNGUIDED or version >= GUIDANCE:
-        return
-    ours = ", ".join(map(str, sorted(spoken, reverse=True)))
-    raise ContractMismatch(
-        f"guidance needs protocol {GUIDANCE}, and {hop} speaks {version}",
-        hop=hop,
-        hint="omit --guidance, --classifier-scale and --clip, or let its operator upgrade ddib-fed",
-        differences=(
-            Difference(
-                "version",
-                ours,
-                str(version),
-                f"Upgrade ddib-fed at {hop} to a release that speaks {GUIDANCE}, or ask for no guidance.",
-            ),
-        ),
-    )

@@ -234,7 +234,7 @@ def test_refused_items_that_an_answer_has_no_room_for_are_counted(translate, sca
     others = [tmp_path / f"other{n}.npy" for n in range(3)]
     for number, other in enumerate(others):
         other.write_bytes(npy(points(3 + number)))
-    facts = {"item": 1, "refused": "1:IMAGE_TOO_LARGE", "refused_count": 3}
+    facts = {"item": 1, "refused_0": "IMAGE_TOO_LARGE:1", "refused_count": 3}
     north.script.refuse["SubmitJob"] = ImageTooLarge(facts=facts)
     assert translate(scan, *others) == ExitCode.BAD_INPUT
     said = capsys.readouterr().err
@@ -319,25 +319,21 @@ def test_ctrl_c_while_submitting_says_that_nobody_knows(translate, scan, north, 
 
 
 def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
-    """Each option in the header, and the version that has it; without them the oldest."""
+    """Each option in the header; without them none."""
     assert translate(scan, "--target-class", "1", "--guidance", 2.5, "--clip") == 0
     assert translate(scan, "--force") == 0
     guided, plain = north.script.seen("SubmitJob")
-    assert (guided.version.minor, guided.guidance.guidance, guided.guidance.clip) == (2, 2.5, True)
+    assert (guided.guidance.guidance, guided.guidance.clip) == (2.5, True)
     assert not guided.guidance.HasField("classifier_scale")
-    assert (plain.version.minor, plain.HasField("guidance")) == (0, False)
+    assert not plain.HasField("guidance")
 
 
-def test_an_encoder_and_no_calibration_are_sent_with_the_version_that_has_them(translate, scan, north):
-    """Each alone needs 1.3; without them nothing of it is sent."""
+def test_an_encoder_and_no_calibration_are_sent(translate, scan, north):
     assert translate(scan, "--encoder", "mixed") == 0
     assert translate(scan, "--no-calibration", "--force") == 0
     assert translate(scan, "--encoder", "ode", "--force") == 0
-    sent = [
-        (header.version.minor, header.solver.encoder, header.no_calibration)
-        for header in north.script.seen("SubmitJob")
-    ]
-    assert sent == [(3, "mixed", False), (3, "", True), (0, "", False)]
+    sent = [(header.solver.encoder, header.no_calibration) for header in north.script.seen("SubmitJob")]
+    assert sent == [("mixed", False), ("ode", True), ("ode", False)]
 
 
 @pytest.mark.parametrize(

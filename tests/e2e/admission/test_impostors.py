@@ -15,7 +15,7 @@ from ddib_fed.node.running import startup
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.e2e.harness import Node, Pair, admit, ddib, free_port, moons, wait_until
 from tests.e2e.translation.test_translate import TARGET, npy
 from tests.trust.tap.relay import Tap
@@ -33,7 +33,7 @@ def describe(pair: Pair, folder: Path) -> decoding_pb2.DescribeDomainResponse:
         roots_pem=(south.config.paths.pki / "roots.pem").read_bytes(),
     )
     with channel:
-        request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
+        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         try:
             return decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10)
         except grpc.RpcError as error:

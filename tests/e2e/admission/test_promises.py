@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
-from ddib_fed.wire.limits.table import FIELDS
+from ddib_fed.wire.check import limits_of
 from tests.e2e.harness import Pair, find_any, moons, weight_windows
 from tests.e2e.translation.test_translate import TARGET, npy
 
@@ -55,10 +55,10 @@ def test_no_message_of_a_calibration_is_large_enough_for_pictures() -> None:
     messages = {kind for method in service.methods for kind in (method.input_type, method.output_type)}
     messages |= {field.message_type for kind in messages for field in kind.fields if field.message_type}
     bounds = {
-        f"{kind.name}.{field.name}": FIELDS[kind.name][field.name].most
+        f"{kind.name}.{each.field.name}": each.high
         for kind in messages
-        for field in kind.fields
-        if field.type == field.TYPE_BYTES
+        for each in limits_of(kind)
+        if each.field.type == each.field.TYPE_BYTES
     }
     assert bounds == {
         "GetAggregateResponse.aggregate": 64 << 10,

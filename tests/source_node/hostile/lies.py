@@ -28,7 +28,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.streams.chunks import file_header
+from ddib_fed.wire.streams import file_header
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.scripted_target import Behaviour, ScriptedTarget, fail, instead
 
@@ -187,8 +187,8 @@ LIES: dict[str, Lie] = {
     "a file of 2 MiB announced": Lie(
         "POINTS_TOO_MANY", _changed(lambda m: setattr(m.result.file, "size_bytes", 2 << 20))
     ),
-    "a file of an exbibyte announced": Lie(
-        "POINTS_TOO_MANY", _changed(lambda m: setattr(m.result.file, "size_bytes", 1 << 60))
+    "a file of a pebibyte announced": Lie(
+        "POINTS_TOO_MANY", _changed(lambda m: setattr(m.result.file, "size_bytes", 1 << 50))
     ),
     "a digest of three bytes": Lie(
         "MESSAGE_INVALID", _changed(lambda m: setattr(m.result.file, "sha256", b"abc"))
@@ -259,9 +259,6 @@ LIES: dict[str, Lie] = {
     "another digest of the contract": Lie("CONTRACT_MISMATCH", forge=_at("sha256", bytes(32))),
     "another institution in the contract": Lie(
         "CONTRACT_MISMATCH", forge=_at("contract.target.institution", "west.example")
-    ),
-    "a type of latent that was not proposed": Lie(
-        "CONTRACT_MISMATCH", forge=_at("contract.latent_type", common_pb2.DATA_TYPE_BFLOAT16)
     ),
     "limits that cannot be": Lie("MESSAGE_INVALID", forge=_at("contract.limits.max_evaluations", 0)),
     "a schedule that is not finite": Lie(

@@ -10,7 +10,6 @@ from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.trust import tls
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.version import versions_to_pb
 from source_node.peer.remote import Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.scripted_target import instead, side
@@ -44,16 +43,14 @@ def refused(call) -> DdibError:
     return caught.value
 
 
-@pytest.mark.parametrize("path", ["", "versions.0", "side", "limits"])
+@pytest.mark.parametrize("path", ["", "side", "limits"])
 def test_a_description_with_a_field_that_nobody_knows_is_refused(remotes, target, path) -> None:
     """At any depth: what is not understood could be anything."""
     target.forge = lambda answer: reach(answer, path).MergeFromString(STRANGE)
     assert refused(remotes.get("south.example").describe).facts["answer"] == "UNKNOWN_FIELDS"
 
 
-@pytest.mark.parametrize(
-    "path", ["", "contract", "contract.version", "contract.source", "contract.target", "contract.limits"]
-)
+@pytest.mark.parametrize("path", ["", "contract", "contract.source", "contract.target", "contract.limits"])
 def test_a_contract_with_a_field_that_nobody_knows_is_refused(remotes, target, path) -> None:
     """The digest does not cover such a field, so nothing else would notice it."""
     target.forge = lambda answer: reach(answer, path).MergeFromString(STRANGE)
@@ -83,20 +80,6 @@ def test_a_decoded_item_with_a_field_that_nobody_knows_is_refused(remotes, targe
 
     target.decodes = [instead(1, strange)]
     assert refused(Call(remotes, round_trip=True).run).facts["answer"] == "UNKNOWN_FIELDS"
-
-
-@pytest.mark.parametrize("count", [0, 20])
-def test_a_description_lists_one_to_sixteen_versions(remotes, target, count) -> None:
-    """As in a request."""
-
-    def forge(answer) -> None:
-        del answer.versions[:]
-        answer.versions.extend(versions_to_pb()[:1] * count)
-
-    target.forge = forge
-    error = refused(remotes.get("south.example").describe)
-    assert error.facts["answer"] == "MESSAGE_INVALID"
-    assert "versions" in error.facts["found"]
 
 
 @pytest.mark.parametrize("field", ["max_items_per_stream", "max_latent_bytes", "max_evaluations"])

@@ -1,7 +1,5 @@
 """How a job is accepted: once, whole, and only when there is room."""
 
-import hashlib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +13,7 @@ from ddib_fed.errors import (
     RequestIdConflict,
 )
 from ddib_fed.wire.jobs import ItemState, JobState, Settings
-from source_node.jobs.records import content_digest
-from source_node.jobs.store import ItemSpec, Part
+from source_node.jobs.store import Part
 from tests.source_node.jobs.job_examples import (
     ALICE,
     BOB,
@@ -136,19 +133,6 @@ def test_the_same_request_id_with_other_content_is_a_conflict(store, data, chang
         submit(store, *data, request_id=request, **changes)
     assert caught.value.facts == {"job": job.job_id}
     assert store.list(ALICE) == (replace(job, items=()),)
-
-
-def test_a_job_of_the_first_release_keeps_its_content_digest():
-    """A client that repeats its request after an upgrade of the node finds its job; classes are content too."""
-    item = ItemSpec(0, 1, 3, b"\xab" * 32)
-    solver = {"solver": "unipc", "order": 0, "evaluations": 48, "grid": "default"}
-    settings = {
-        "target_institution": "south.example", "target_domain": "checkerboards", "solver": solver,
-        "cycle": False, "keep_latent": False, "deadline_s": 0.0,
-    }  # fmt: skip
-    text = json.dumps([settings, [[1, "ab" * 32]]], sort_keys=True)
-    assert content_digest(spec(), [item]) == hashlib.sha256(text.encode()).digest()
-    assert content_digest(spec(target_class="cat"), [item]) != content_digest(spec(), [item])
 
 
 def test_the_same_request_id_of_another_client_is_another_job(store):

@@ -21,7 +21,6 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contracts.contract import ContractLimits, PictureTerms
 from ddib_fed.wire.contracts.guidance import GuidanceTerms, guidance_from_pb
 from ddib_fed.wire.jobs import ItemState
-from ddib_fed.wire.version import Version
 from source_node.jobs.records import Part
 from source_node.jobs.store import Job
 from source_node.messages import record_of
@@ -242,22 +241,6 @@ def test_guidance_that_a_side_does_not_offer_costs_neither_a_call_nor_an_evaluat
     job = source.translated(**{"source_class": "coast", "target_class": "delta", **changes})
     assert (str(job.state), job.error["reason"]) == ("FAILED", reason)
     assert (targets["south"].headers, source.node.running_engine.counters["calls"]) == ([], calls)
-
-
-def test_a_target_of_an_older_release_is_asked_for_no_guidance(source, targets) -> None:
-    """The refusal names the hop, both sides' versions and what to do; what is not guided goes on as before."""
-    south = targets["south"]
-    offer(south, GuidanceTerms(4.0))
-    south.spoken = (Version(1, 0), Version(1, 1))
-    job = source.translated(source_class="coast", target_class="delta", guidance=Guidance(2.0))
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "CONTRACT_MISMATCH")
-    (difference,) = job.error["differences"]
-    assert (difference["source"], difference["target"]) == ("1.5, 1.4, 1.3, 1.2, 1.1, 1.0", "1.1")
-    assert "target south.example" in difference["remedy"]
-    assert "Upgrade" in difference["remedy"]
-    assert south.headers == []
-    assert source.translated(source_class="coast", item_classes=()).state == "FINISHED"
-    assert south.contract.version == Version(1, 1)
 
 
 def offer(target: ScriptedTarget, terms: GuidanceTerms | None) -> None:

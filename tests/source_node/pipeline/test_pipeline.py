@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import threading
 import time
@@ -14,11 +13,10 @@ import pytest
 
 from ddib_fed.errors import LatentNotGaussian, PolicyDenied
 from ddib_fed.latent import Latent
+from ddib_fed.rpc.refused import refused_facts
 from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import ItemState, Settings
-from ddib_fed.wire.refused import refused_facts
-from ddib_fed.wire.version import SPOKEN
 from source_node.jobs.records import Part
 from source_node.jobs.spool import Spool
 from source_node.pipeline import job as pipeline_job
@@ -184,37 +182,6 @@ def test_a_stored_latent_is_sent_again_as_it_is(source, target, tmp_path, instit
     assert source.start().ended(job_id).state == "FINISHED"
     assert engine.counters["calls"] == calls
     assert set(target.seen[-1].values()) == {Latent.from_bytes(stored, (2,)).sha256}
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_narrow_latents_leave_as_they_are_stored(open_source, target, engine, dtype) -> None:
-    """Rounded once, before the gate: the stored bytes, those that crossed and the record's digest are one thing."""
-    source = open_source(latent_types=f'["{dtype}", "float32"]')
-    target.latent_types = ("float32", dtype)
-    target.decodes = [hang]
-    job_id = source.start().submit(cycle=True, keep_latent=True)
-    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
-    stored = Latent.from_bytes(source.store.read_part(job_id, 0, Part.ENCODED), (2,), dtype)
-    source.stop()
-    source.open(engine)
-    item = source.start().ended(job_id).items[0]
-    assert item.state == ItemState.DECODED
-    assert {latent.sha256 for _, latent in target.latents} == {stored.sha256}
-    assert item.provenance["latent_sha256"] == stored.sha256.hex()
-    assert item.provenance["latent_type"] == dtype
-    kept = np.load(io.BytesIO(source.store.read_part(job_id, 0, Part.LATENT)))
-    np.testing.assert_array_equal(kept, stored.data)
-
-
-def test_a_peer_of_before_1_4_gets_float32_where_the_policy_allows_it(open_source, target) -> None:
-    """The preference is dropped, not the job; what a client demands is a difference of versions."""
-    source = open_source(latent_types='["float16", "float32"]')
-    target.spoken = SPOKEN[:4]
-    source.start()
-    job = source.ended(source.submit())
-    assert (str(job.state), job.items[0].provenance.get("latent_type")) == ("FINISHED", None)
-    demanded = source.ended(source.submit(latent_type="float16"))
-    assert (str(demanded.state), demanded.error["reason"]) == ("FAILED", "CONTRACT_MISMATCH")
 
 
 def test_a_latent_of_a_model_that_was_replaced_is_made_again(source, target) -> None:

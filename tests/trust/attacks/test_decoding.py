@@ -35,7 +35,7 @@ from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2_grpc
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import Settings
-from ddib_fed.wire.streams.chunks import file_header, stream
+from ddib_fed.wire.streams import file_header, stream
 from tests.conftest import Evidence
 from tests.e2e.harness import Pair, ddib, wait_until
 from tests.node.picture_examples import noise, png_bytes, save_pictures_model, to_bits

@@ -12,12 +12,12 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ddib_fed.rpc.traces import TAKES_KEY, TRACE_KEY
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
-from ddib_fed.wire.limits.fields import has_unknown_fields
-from ddib_fed.wire.limits.metadata import METADATA
+from ddib_fed.wire.check import has_unknown_fields
 from tests.trust.tap.http2 import Call, calls
 from tests.trust.tap.relay import Connection
 from tests.trust.tap.secrets import Secrets, Windows
 from tests.trust.tap.views import parts, unwrapped
+from tests.wire.surface import METADATA
 
 SERVICES = {
     service.full_name: service

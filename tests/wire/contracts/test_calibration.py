@@ -1,4 +1,4 @@
-"""The calibration in a contract: its terms, the versions that know it, and answers that change it."""
+"""The calibration in a contract: its terms, and answers that change it."""
 
 import json
 from dataclasses import replace
@@ -13,10 +13,8 @@ from ddib_fed.wire.contracts.agreement import agree, confirm
 from ddib_fed.wire.contracts.calibration import CALIBRATION_KINDS, CalibrationTerms
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import SPOKEN, Version
 from tests.wire.examples import LIMITS, TERMS, contract, picture_side
 
-OLDER = [Version(1, 0), Version(1, 1), Version(1, 2)]
 SOUTH = {"institution": "south.example", "domain": "checkerboards"}
 
 
@@ -33,7 +31,7 @@ def confirmed(made: Contract, proposed: CalibrationTerms | None = TERMS) -> Cont
 
 
 def calibrated(terms: CalibrationTerms | None = TERMS, **changes) -> Contract:
-    return agree(SPOKEN, SPOKEN, picture_side(), picture_side(**SOUTH, **changes), LIMITS, terms)
+    return agree(picture_side(), picture_side(**SOUTH, **changes), LIMITS, terms)
 
 
 def test_the_kinds_are_those_of_the_signed_record():
@@ -62,15 +60,6 @@ def test_a_calibrated_contract_survives_the_wire_with_its_digest():
     assert json.loads(made.canonical())["calibration"] == {
         "expires": 1_798_761_600, "kind": "rotation", "sha256": TERMS.sha256.hex(),
     }  # fmt: skip
-
-
-def test_a_contract_without_one_is_hashed_as_before():
-    """The digest of 1.2 with pictures, from a release that knew no calibrations."""
-    made = contract(
-        sample_kind="picture", classes=2, class_names=("cat", "dog"), soften_sigma=1e-7, versions=OLDER
-    )
-    assert made.digest.hex() == "677eb1b205ca51d5618c6fd2890c3e6fdb88c750498f951816eb54a6044a8ef0"
-    assert b"calibration" not in made.canonical()
 
 
 @pytest.mark.parametrize(
@@ -111,22 +100,6 @@ def test_the_digest_covers_the_terms():
             calibration=replace(TERMS, expires=TERMS.expires + 1),
         )
     assert [difference.field for difference in caught.value.differences] == ["contract_sha256"]
-
-
-@pytest.mark.parametrize(("ours", "theirs"), [(SPOKEN, OLDER), (OLDER, SPOKEN)])
-def test_an_older_side_has_no_calibrations(ours, theirs):
-    """With both sides' versions; without a calibration the same two agree on 1.2."""
-    sides = picture_side(), picture_side(**SOUTH)
-    with pytest.raises(ContractMismatch) as caught:
-        agree(ours, theirs, *sides, LIMITS, TERMS)
-    assert [difference.field for difference in caught.value.differences] == ["version"]
-    assert agree(ours, theirs, *sides, LIMITS).version == Version(1, 2)
-
-
-def test_a_contract_of_an_older_version_holds_none():
-    with pytest.raises(MessageInvalid) as caught:
-        Contract(Version(1, 2), picture_side(), picture_side(**SOUTH), LIMITS, TERMS)
-    assert caught.value.facts == {"field": "calibration"}
 
 
 def test_points_have_no_calibration():

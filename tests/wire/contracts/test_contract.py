@@ -13,27 +13,25 @@ from ddib_fed.errors import MessageInvalid
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide, PictureTerms
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import Version
 from tests.wire.examples import LIMITS, contract, picture_side, side
 
 # The example of docs/protocol.md: a change of either is a change of the protocol.
 EXAMPLE = (
-    '{"limits":{"max_evaluations":1000,"max_items_per_stream":8,"max_latent_bytes":2097152,'
-    '"max_samples_per_item":100000},'
-    '"source":{"classes":0,"domain":"moons","dtype":"float32","initial_lambda":5.3,'
+    '{"calibration":{},"limits":{"guidance":{},"max_evaluations":1000,"max_items_per_stream":8,'
+    '"max_latent_bytes":2097152,"max_samples_per_item":100000,"min_evaluations":0},"protocol":1,'
+    '"source":{"class_names":[],"classes":0,"domain":"moons","initial_lambda":5.3,'
     '"institution":"north.example",'
-    '"model_sha256":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",'
+    '"model_sha256":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f","picture":{},'
     '"sample_kind":"point","sample_shape":[2],"size_rule":"none","soften_sigma":0,"terminal_lambda":-5,'
     '"value_range":"unit-std"},'
-    '"target":{"classes":0,"domain":"checkerboards","dtype":"float32","initial_lambda":5.3,'
+    '"target":{"class_names":[],"classes":0,"domain":"checkerboards","initial_lambda":5.3,'
     '"institution":"south.example",'
-    '"model_sha256":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",'
+    '"model_sha256":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f","picture":{},'
     '"sample_kind":"point","sample_shape":[2],"size_rule":"none","soften_sigma":0,"terminal_lambda":-5,'
-    '"value_range":"unit-std"},"version":{"major":1,"minor":0}}'
+    '"value_range":"unit-std"}}'
 )
-EXAMPLE_SHA256 = "6d3834be87e656cb06dbe0a288034206a8b2145ee03ff923f593bbf37e2efe6a"
+EXAMPLE_SHA256 = "51883bf9f75ecc80fcee32a49018dbd5bdb15adb09fbe729b76c0cb3d150effa"
 
-FIRST = [Version(1, 0)]
 CLASSES = picture_side(classes=2, class_names=("cat", "dog"))
 
 INVALID = [
@@ -53,7 +51,6 @@ INVALID = [
     ("sample_shape", (0,)),
     ("sample_shape", (2, 2)),
     ("sample_shape", (65_537,)),
-    ("dtype", "float16"),
     ("model_sha256", b""),
     ("model_sha256", bytes(31)),
     ("terminal_lambda", math.nan),
@@ -119,16 +116,10 @@ def test_a_floor_is_at_most_the_ceiling(value):
     assert caught.value.facts == {"field": "min_evaluations"}
 
 
-def test_a_floor_is_hashed_where_it_is_set_and_no_older_contract_has_one():
-    """Peers of before 1.5 refuse the field."""
+def test_a_floor_is_hashed():
     floor = replace(LIMITS, min_evaluations=8)
     assert contract(limits=floor).limits.min_evaluations == 8
     assert contract(limits=floor).digest != contract().digest
-    older = contract(limits=floor, versions=[Version(1, 4)])
-    assert older.limits.min_evaluations == 0
-    assert b"min_evaluations" not in older.canonical()
-    with pytest.raises(MessageInvalid):
-        Contract(Version(1, 4), older.source, older.target, floor)
 
 
 @pytest.mark.parametrize(
@@ -183,15 +174,14 @@ def test_a_contract_survives_the_wire():
     assert (read, read.digest) == (made, made.digest)
 
 
-@pytest.mark.parametrize("field", ["sample_kind", "dtype"])
-def test_an_enum_value_that_is_not_known_is_refused(field):
+@pytest.mark.parametrize("number", [0, 99])
+def test_a_kind_of_sample_that_is_not_known_is_refused(number):
     """Neither unspecified nor of a later release."""
-    for number in (0, 99):
-        message = to_message(side(), decoding_pb2.ContractSide)
-        setattr(message, field, number)
-        with pytest.raises(MessageInvalid) as caught:
-            from_message(message, ContractSide)
-        assert caught.value.facts == {"field": field}
+    message = to_message(side(), decoding_pb2.ContractSide)
+    message.sample_kind = number
+    with pytest.raises(MessageInvalid) as caught:
+        from_message(message, ContractSide)
+    assert caught.value.facts == {"field": "sample_kind"}
 
 
 def test_an_empty_side_is_refused():
@@ -201,9 +191,8 @@ def test_an_empty_side_is_refused():
 
 
 def test_the_canonical_json_is_the_documented_one():
-    """A second implementation can start from this text; later minors change nothing of points but the number."""
-    assert contract(versions=FIRST).canonical().decode() == EXAMPLE
-    assert contract().canonical().decode() == EXAMPLE.replace('"minor":0', '"minor":5')
+    """A second implementation can start from this text."""
+    assert contract().canonical().decode() == EXAMPLE
 
 
 def test_the_canonical_json_of_pictures_has_what_pictures_set():
@@ -212,28 +201,12 @@ def test_the_canonical_json_of_pictures_has_what_pictures_set():
     source = json.loads(made.canonical())["source"]
     assert source["picture"] == {"bits": 8, "high": 255, "low": 0}
     assert source["class_names"] == ["cat", "dog"]
-    assert "class_names" not in json.loads(contract(sample_kind="picture").canonical())["source"]
+    assert json.loads(contract(sample_kind="picture").canonical())["source"]["class_names"] == []
 
 
 def test_the_digest_is_over_the_canonical_json():
     """SHA-256, 32 bytes."""
-    assert (
-        contract(versions=FIRST).digest
-        == hashlib.sha256(EXAMPLE.encode()).digest()
-        == bytes.fromhex(EXAMPLE_SHA256)
-    )
-
-
-def test_the_digest_of_pictures_stays():
-    """Old and new releases compare digests: that of 1.1 with numbers that RFC 8785 writes in its own way."""
-    made = contract(
-        sample_kind="picture",
-        classes=2,
-        class_names=("cat", "dog"),
-        soften_sigma=1e-7,
-        versions=[Version(1, 1)],
-    )
-    assert made.digest.hex() == "d88edca2085ce07ec233a77af9e8a2571f2cf675bb005aaa30e946cd77b876ac"
+    assert contract().digest == hashlib.sha256(EXAMPLE.encode()).digest() == bytes.fromhex(EXAMPLE_SHA256)
 
 
 @given(st.randoms())
@@ -274,4 +247,4 @@ def test_the_prior_gap_is_the_larger_of_both_sides():
     assert contract(terminal_lambda=-5.0).prior_gap == pytest.approx(math.exp(-10))
     noisy, less = side(terminal_lambda=-6.0), side(terminal_lambda=-4.5)
     for source, target in ((noisy, less), (less, noisy)):
-        assert Contract(Version(1, 1), source, target, LIMITS).prior_gap == pytest.approx(math.exp(-9))
+        assert Contract(source, target, LIMITS).prior_gap == pytest.approx(math.exp(-9))

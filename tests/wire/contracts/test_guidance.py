@@ -2,20 +2,18 @@
 
 import pytest
 
-from ddib_fed.errors import ContractMismatch, DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
+from ddib_fed.errors import DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits
 from ddib_fed.wire.contracts.guidance import (
     GuidanceTerms,
     check_offered,
-    check_version,
     guidance_from_pb,
     guidance_to_pb,
 )
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import GUIDANCE, SPOKEN, Version
-from tests.wire.examples import LIMITS, contract
+from tests.wire.examples import contract
 
 TERMS = GuidanceTerms(4.0, 2.0, bytes(32), 10, clip=True)
 OFFERING = ContractLimits(8, 100_000, 2 << 20, 1_000, TERMS)
@@ -28,16 +26,6 @@ def test_the_terms_are_in_the_contract_and_its_digest() -> None:
     assert made.limits.guidance == TERMS
     other = ContractLimits(8, 100_000, 2 << 20, 1_000, GuidanceTerms(5.0, 2.0, bytes(32), 10, clip=True))
     assert len({made.digest, contract().digest, contract(limits=other).digest}) == 3
-
-
-@pytest.mark.parametrize("versions", [[Version(1, 0)], [Version(1, 0), Version(1, 1)]])
-def test_an_older_contract_has_no_terms(versions) -> None:
-    """Whatever the target offers: its message is one that the older release knows, and its digest is the older one."""
-    made = contract(limits=OFFERING, versions=versions)
-    assert made.limits.guidance is None
-    assert made == contract(limits=LIMITS, versions=versions)
-    with pytest.raises(MessageInvalid, match="guidance"):
-        Contract(max(versions), made.source, made.target, OFFERING)
 
 
 @pytest.mark.parametrize(
@@ -111,20 +99,3 @@ def test_what_is_not_offered_is_refused_by_name(asked, terms, error, said) -> No
     assert said in caught.value.facts.values()
     assert "south.example/relief" in caught.value.detail
     assert caught.value.facts["remedy"] == caught.value.hint
-
-
-@pytest.mark.parametrize("version", [Version(1, 0), Version(1, 1)])
-def test_an_older_peer_is_named_with_the_versions_and_what_to_do(version) -> None:
-    """Only where something is asked for that it does not know."""
-    check_version(UNGUIDED, version, "target south.example", SPOKEN)
-    check_version(Guidance(2.0), GUIDANCE, "target south.example", SPOKEN)
-    with pytest.raises(ContractMismatch, match=r"target south\.example speaks") as caught:
-        check_version(Guidance(2.0), version, "target south.example", SPOKEN)
-    (difference,) = caught.value.differences
-    assert (difference.field, difference.source, difference.target) == (
-        "version",
-        "1.5, 1.4, 1.3, 1.2, 1.1, 1.0",
-        str(version),
-    )
-    assert "Upgrade" in difference.remedy
-    assert "--guidance" in caught.value.hint

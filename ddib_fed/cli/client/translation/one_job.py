@@ -63,7 +63,6 @@ def submit(
             classes=chosen.classes,
             model_size=chosen.by_class,
             no_calibration=order.no_calibration,
-            latent_type=order.latent_type,
             while_busy=while_busy,
         )
 

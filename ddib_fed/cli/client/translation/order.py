@@ -25,7 +25,6 @@ class Order:
     target_class: str = ""
     guidance: Guidance = UNGUIDED
     no_calibration: bool = False
-    latent_type: str = ""
 
     def digest(self, institution: str, classes: tuple[str, str] | None = None) -> str:
         """SHA-256, hex, of all that decides what a file becomes; the deadline does not."""
@@ -53,5 +52,4 @@ def order_of(target: str, asked: Mapping[str, Any]) -> Order:
         asked["target_class"],
         Guidance(asked["guidance"], asked["classifier_scale"], clip=asked["clip"]),
         asked["no_calibration"],
-        asked["latent_type"] or "",
     )

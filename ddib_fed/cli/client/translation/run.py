@@ -44,8 +44,8 @@ from ddib_fed.errors import (
     JobFailed,
     error_class,
 )
+from ddib_fed.rpc.refused import refused_count
 from ddib_fed.wire.jobs import ItemState, JobState
-from ddib_fed.wire.refused import refused_count
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials

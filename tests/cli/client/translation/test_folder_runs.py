@@ -14,6 +14,7 @@ from ddib_fed.cli.client.delivery import Input, check_free
 from ddib_fed.cli.client.translation.lock import locked
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull, UsageError
+from ddib_fed.rpc.refused import refused_facts
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import npy, points
 
@@ -38,8 +39,8 @@ def refuse_bad(north, bad):
                 numbers.append(number)
         north.script.refuse.clear()
         if numbers:
-            refused = " ".join(f"{n}:NOT_FINITE" for n in numbers)
-            north.script.refuse["SubmitJob"] = NotFinite(facts={"item": numbers[0], "refused": refused})
+            refused = refused_facts(dict.fromkeys(numbers, "NOT_FINITE"))
+            north.script.refuse["SubmitJob"] = NotFinite(facts={"item": numbers[0], **refused})
         return taken(iter(messages), context)
 
     return submit

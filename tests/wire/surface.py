@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 
 from ddib_fed.v1 import admin_pb2, calibration_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2
-from ddib_fed.wire.limits.kinds import Anything, Bytes, Choice, Inner, Limit, Many, Number, Text
-from ddib_fed.wire.limits.metadata import METADATA
-from ddib_fed.wire.limits.table import FIELDS
+from ddib_fed.wire.check import Limits, limits_of
+
+
+class Entry(NamedTuple):
+    """One key of metadata: where, the most bytes, and what."""
+
+    where: str
+    most: int
+    what: str
+
 
 FILES = (common_pb2, decoding_pb2, calibration_pb2, translation_pb2, identity_pb2, admin_pb2)
-GOLDEN = Path(__file__).parents[2] / "data" / "surface.txt"
+GOLDEN = Path(__file__).parents[1] / "data" / "surface.txt"
+METADATA: Mapping[str, Entry] = {
+    "ddib-error-bin": Entry("end of a call that failed", 8_192, "ErrorDetail"),
+    "ddib-time": Entry("end of each call", 32, "Unix time of the answering node, in seconds"),
+    "ddib-trace": Entry(
+        "end of NegotiateContract, where the target's [telemetry] peers lists the caller", 1, '"1"'
+    ),
+    "traceparent": Entry(
+        "start of Decode, where both nodes' [telemetry] peers list each other; start of SubmitJob and "
+        "FetchResults of the own clients",
+        55,
+        "W3C Trace Context: numbers of a trace and a span, 24 random bytes, and a flag",
+    ),
+}
+"""The metadata that calls may carry beside their messages, by key: nothing else of ours crosses."""
 _SCALARS = {
     number: name.removeprefix("TYPE_").lower()
     for name, number in vars(FieldDescriptor).items()
@@ -23,7 +45,7 @@ _SCALARS = {
 
 def surface() -> str:
     """The whole text, one line for each call, enum value and field."""
-    fields = [line for module in FILES for line in _file(module.DESCRIPTOR)]
+    fields = [line for module in FILES for line in lines_of(module.DESCRIPTOR)]
     beside = [
         f"metadata {key}: {entry.where}; at most {entry.most} bytes; {entry.what}"
         for key, entry in METADATA.items()
@@ -31,7 +53,7 @@ def surface() -> str:
     return "\n".join([*fields, "# beside messages", *beside]) + "\n"
 
 
-def _file(file: FileDescriptor) -> Iterator[str]:
+def lines_of(file: FileDescriptor) -> Iterator[str]:
     yield f"# {file.name}"
     for service in file.services_by_name.values():
         for method in service.methods:
@@ -55,9 +77,9 @@ def _message(message: Descriptor) -> Iterator[str]:
         yield f"{message.name}: no fields"
     for inner in message.nested_types:
         assert inner.GetOptions().map_entry, inner.full_name
-    for field in message.fields:
-        limit = FIELDS[message.name][field.name]
-        yield f"{message.name}.{field.name} = {field.number}: {_type(field)}, {_bound(limit)}"
+    for limits in limits_of(message):
+        field = limits.field
+        yield f"{message.name}.{field.name} = {field.number}: {_type(field)}, {_bound(limits)}"
 
 
 def _type(field: FieldDescriptor) -> str:
@@ -72,22 +94,19 @@ def _type(field: FieldDescriptor) -> str:
     return f"{name} of oneof {oneof.name}" if oneof is not None and len(oneof.fields) > 1 else name
 
 
-def _bound(limit: Limit) -> str:
-    match limit:
-        case Number(low=low, high=high):
-            return f"{low!r} to {high!r}"
-        case Text(longest=longest, pattern=pattern):
-            return f"at most {longest} characters" + (f" of {pattern}" if pattern else "")
-        case Bytes(least=least, most=most):
-            return f"{least} to {most} bytes"
-        case Choice():
-            return "set"
-        case Inner(required=required):
-            return "set, its own fields" if required else "its own fields"
-        case Many(each=each, most=most, least=least):
-            return f"{least} to {most}, each {_bound(each)}"
-        case Anything(by=by):
-            return f"checked by {by.rpartition('.')[2]}" if by else "every value of the type"
+def _bound(limits: Limits) -> str:
+    field, each = limits.field, ""
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        kind, field = kind.fields_by_name["value"].message_type, kind.fields_by_name["value"]
+    if kind is not None:
+        each = "set, its own fields" if limits.required else "its own fields"
+    elif field.cpp_type != field.CPPTYPE_BOOL:
+        unit = {field.TYPE_STRING: " characters", field.TYPE_BYTES: " bytes"}.get(field.type, "")
+        each = f"{limits.low:.17g} to {limits.high:.17g}{unit}"
+    else:
+        each = "either"
+    return f"at most {limits.max_items}, each {each}" if limits.field.is_repeated else each
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
-from ddib_fed.wire.streams.chunks import stream
-from ddib_fed.wire.streams.frames import ChunkFrame, chunk_field, reading, serialised
+from ddib_fed.wire.streams import ChunkFrame, chunk_field, reading, serialised, stream
 
 STREAMS = [
     decoding_pb2.DecodeRequest,
@@ -95,5 +94,5 @@ def test_other_deserialisers_stay_as_they_are():
 def test_a_message_without_chunks_carries_no_stream():
     """A mistake of ours."""
     with pytest.raises(TypeError):
-        list(stream(decoding_pb2.DescribeDomainRequest, "versions", common_pb2.ProtocolVersion(), b""))
+        list(stream(decoding_pb2.DescribeDomainRequest, "protocol", common_pb2.Trailer(), b""))
     assert serialised(common_pb2.Trailer(chunks=2)) == b"\x08\x02"

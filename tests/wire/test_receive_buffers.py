@@ -3,27 +3,27 @@
 import numpy as np
 import pytest
 
-from ddib_fed.wire.streams.landing import Buffers, Landing
+from ddib_fed.wire.streams import Buffers, ReceiveBuffer
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_000, 5 << 20])
 def test_what_is_written_is_there_and_cannot_be_changed(size):
     """In small pages and in huge ones."""
-    landing, piece = Landing(size), bytes(range(250))
+    buffer, piece = ReceiveBuffer(size), bytes(range(250))
     written = b""
     while len(written) < min(size, 5_000):
-        landing.write(memoryview(piece)[: size - len(written)])
+        buffer.write(memoryview(piece)[: size - len(written)])
         written += piece[: size - len(written)]
-    assert landing.whole() == written
-    assert landing.whole().readonly
+    assert buffer.whole() == written
+    assert buffer.whole().readonly
 
 
 def test_more_than_announced_is_refused():
     """The joiner has refused it before."""
-    landing = Landing(3)
-    landing.write(b"abc")
+    buffer = ReceiveBuffer(3)
+    buffer.write(b"abc")
     with pytest.raises(ValueError, match="assignment"):
-        landing.write(b"d")
+        buffer.write(b"d")
 
 
 def test_a_large_buffer_is_used_again_once_its_last_view_is_gone():
@@ -66,9 +66,9 @@ def test_no_more_is_kept_than_allowed():
 
 def test_what_an_earlier_object_left_is_never_read():
     """Only what was written is given out."""
-    full = Landing(5 << 20)
+    full = ReceiveBuffer(5 << 20)
     full.write(b"x" * (5 << 20))
     del full
-    short = Landing(5 << 20)
+    short = ReceiveBuffer(5 << 20)
     short.write(b"ab")
     assert bytes(short.whole()) == b"ab"

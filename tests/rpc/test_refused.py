@@ -1,12 +1,12 @@
-"""Every refused item is named within the facts of one error, in a form that earlier releases can read in part."""
+"""Every refused item is named within the facts of one error, however many they are."""
 
 from __future__ import annotations
 
 import pytest
 
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.rpc.error_details import from_detail, to_detail
-from ddib_fed.wire.refused import MAX_FACT, MOST_ITEMS, refused_count, refused_facts, refused_items
+from ddib_fed.rpc.error_details import MAX_TEXT, from_detail, to_detail
+from ddib_fed.rpc.refused import MOST_ITEMS, refused_count, refused_facts, refused_items
 
 
 def crossed(refused: dict[int, str]) -> dict[str, str]:
@@ -34,7 +34,7 @@ def test_all_are_named_in_one_answer(refused: dict[int, str]) -> None:
     facts = crossed(refused)
     assert refused_items(facts) == refused
     assert refused_count(facts) == len(refused)
-    assert all(len(text) <= MAX_FACT for text in facts.values())
+    assert all(len(text) <= MAX_TEXT for text in facts.values())
 
 
 def test_what_has_no_room_is_counted() -> None:
@@ -47,28 +47,21 @@ def test_what_has_no_room_is_counted() -> None:
     assert refused_count(facts) == len(refused)
 
 
-def test_an_earlier_release_reads_the_first_ones() -> None:
-    """Its form is one number a word, in one fact."""
-    refused = dict.fromkeys(range(100), "IMAGE_UNREADABLE")
-    words = crossed(refused)["refused"].split()
-    assert words == [f"{n}:IMAGE_UNREADABLE" for n in range(len(words))]
-    assert len(words) >= 9
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("", {}),
-        ("x:Y -1:Z 5-:Z -5:Z 9-5:Z 1-2-3:Z 99999999999:Z , : ²:Z", {}),
-        ("4:A 6-7,9:B", {4: "A", 6: "B", 7: "B", 9: "B"}),
+        ("Z:x,-1,5-,-5,9-5,1-2-3,99999999999,,:,²", {}),
+        ("4", {}),
+        ("B:6-7,9", {6: "B", 7: "B", 9: "B"}),
     ],
 )
 def test_words_that_are_none_are_passed_over(text: str, expected: dict[int, str]) -> None:
     """Of a node that is not ours."""
-    assert refused_items({"refused": text}) == expected
+    assert refused_items({"refused_0": text}) == expected
 
 
 def test_a_range_without_end_takes_no_memory() -> None:
     """No job has so many items."""
-    assert len(refused_items({"refused": "0-999999999:A", "refused_1": "5-999999999:B"})) <= MOST_ITEMS
+    assert len(refused_items({"refused_0": "A:0-999999999", "refused_1": "B:5-999999999"})) <= MOST_ITEMS
     assert refused_count({"refused_count": "-4"}) == 0

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from ddib_fed.errors import ChunkCorrupt, ImageTooLarge, MessageInvalid, PointsTooMany
 from ddib_fed.v1 import common_pb2, translation_pb2
-from ddib_fed.wire.streams.chunks import (
+from ddib_fed.wire.streams import (
     CHUNK,
     MAX_CHUNK,
     MIN_CHUNK,
     Announced,
     Assembler,
+    ChunkFrame,
     Joiner,
     assemble,
     file_header,
@@ -24,7 +25,6 @@ from ddib_fed.wire.streams.chunks import (
     stream,
     stream_file,
 )
-from ddib_fed.wire.streams.frames import ChunkFrame
 
 LIMIT = 4 << 20
 NPY = common_pb2.MEDIA_TYPE_NPY

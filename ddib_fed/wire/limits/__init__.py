@@ -1,1 +1,0 @@
-"""The limits of every field, and the check of messages against them."""

@@ -1,1 +1,0 @@
-"""Large objects in chunks: written to a stream, joined and checked again."""
