@@ -7,7 +7,7 @@ import logging
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
-from ddib_fed.server.log_format import fields
+from ddib_fed.server.logs import fields
 from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.anchor import Anchor, anchor_to_pb

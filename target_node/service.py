@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import grpc
+from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.bridge.model.checks import check_decoding
 from ddib_fed.errors import (
@@ -28,10 +29,9 @@ from ddib_fed.node.quota import Charge, Work, evaluations_of
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.rpc.settings import solver_settings
-from ddib_fed.rpc.traces import takes_entries, trace_of
 from ddib_fed.server.interceptors import caller
 from ddib_fed.server.pace import Pace, paced
-from ddib_fed.telemetry.tracing import MOST_ITEMS, Span
+from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
@@ -210,11 +210,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> AbstractContextManager[Span]:
         tracing = self._node.tracing
         parent = trace_of(context.invocation_metadata(), tracing, peer)
-        return tracing.span("decode", kind="server", parent=parent, values={"peer": peer, "job": request_id})
+        return tracing.span("decode", kind=SpanKind.SERVER, parent=parent, peer=peer, job=request_id)
 
     def _trace(self, translated: Translated, receipt: Receipt, span: Span) -> None:
         if receipt.exchanged.sent_items < MOST_ITEMS:
-            self._node.tracing.record("decode item", translated.seconds, parent=span.context)
+            self._node.tracing.record("decode item", translated.seconds, parent=span)
 
     def _settings(self, contract: Contract, header: decoding_pb2.DecodeHeader) -> StreamSettings:
         """What the header of a call asks for, checked."""

@@ -25,7 +25,7 @@ from ddib_fed.node.settings.section import Section
 from ddib_fed.node.settings.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.rpc.proxy import Proxy, ProxyUrl
-from ddib_fed.telemetry.settings import NodeTelemetry
+from ddib_fed.telemetry import NodeTelemetry
 from ddib_fed.toml_files import load_toml, parse_toml
 
 Role = Literal["source", "target"]

@@ -24,8 +24,8 @@ from ddib_fed.node.model.pictures import class_names_of, size_rule_of, terms_of,
 from ddib_fed.node.peer_problems import PeerProblems
 from ddib_fed.node.policy import offered_guidance, policy_digest
 from ddib_fed.node.quota import Ledger
-from ddib_fed.server.metrics import Metrics
-from ddib_fed.telemetry.tracing import OFF, Tracing
+from ddib_fed.server.probes import Metrics
+from ddib_fed.telemetry import OFF, Tracing
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.store import PeerStore

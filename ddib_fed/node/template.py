@@ -108,7 +108,6 @@ seed = 0
 [telemetry]                     # to the institution's own OpenTelemetry collector; needs the packages of the extra otel
 # endpoint = "http://127.0.0.1:4318"  # OTLP over HTTP; https:// beyond loopback. Without it nothing is sent
 # sample = 1.0                  # share of the traces that are recorded
-# metrics_every_s = 60.0        # what /metrics shows is sent so often; 0 for traces alone
 # peers = ["south.example"]     # trace ids go to and come from these, where they list this institution too
 """
 

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 
-from ddib_fed.errors import Cancelled, DdibError, DiskFull, InternalError, MessageInvalid, RefusedError
+from ddib_fed.errors import (
+    Cancelled,
+    DdibError,
+    DeadlineExceeded,
+    DiskFull,
+    InternalError,
+    MessageInvalid,
+    RefusedError,
+    TooManyStreams,
+)
 from ddib_fed.files import RETRY_AFTER_S, is_disk_full
 from ddib_fed.rpc.clocks import time_entry
 from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
-from ddib_fed.server.open_calls import IDLE_S, REQUEST_S, OpenCall, OpenCalls
-from ddib_fed.server.slots import Slots
 from ddib_fed.trust.audit.refusals import Audit, Refusals
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.admission import (
@@ -58,6 +68,17 @@ MAX_WAITING: Final = 24
 # many as it likes. What of a request has arrived is in memory, up to 4 MiB of each.
 MAX_WAITING_OTHERS_OF_ONE: Final = 4
 MAX_WAITING_OTHERS: Final = 8
+REQUEST_S: Final = 20.0
+"""A request is one small message: what servers give a client for its headers."""
+IDLE_S: Final = 300.0
+LOOK_EVERY_S: Final = 1.0
+# A call is open until its caller has taken the answer, and takes some memory: far more than callers need that do.
+OPEN_OF_ONE: Final = 512
+OPEN_OF_OTHERS: Final = 64
+SHARE: Final = 2
+"""Somebody may have so many times as many places as are free."""
+KEPT: Final = 16
+"""One of so many places is for those who have none."""
 _BUILDERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
@@ -128,7 +149,8 @@ class ErrorInterceptor(Interceptor):
         outcome = "CANCELLED"
         try:
             yield
-            outcome = "OK" if context.is_active() else outcome
+            if context.is_active():
+                outcome = getattr(_code(context), "name", "OK")
             context.set_trailing_metadata((*(context.trailing_metadata() or ()), time_entry(self._clock())))
         except Exception as error:
             if _is_grpcs_own(error, context):
@@ -185,6 +207,222 @@ def _whole_stream(messages: Iterator[T], context: grpc.ServicerContext) -> Itera
     yield from messages
     if not context.is_active():
         raise Cancelled("the caller went away in the middle of its stream")
+
+
+def within_share(taken: int, free: int, total: int) -> bool:
+    return free > 0 and (taken == 0 or taken < SHARE * (free - total // KEPT))
+
+
+class Slots:
+    """Counts running work, in total and per identity, and refuses excess."""
+
+    def __init__(self, per_identity: int, total: int | None = None) -> None:
+        self._per_identity = per_identity
+        self._total = total
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def active(self) -> int:
+        with self._lock:
+            return self._taken.total()
+
+    @contextmanager
+    def taken(self, identity: str) -> Iterator[None]:
+        """Hold one place, or raise TooManyStreams at once."""
+        with self._lock:
+            if self._taken[identity] >= self._per_identity:
+                self._refuse(f"{identity} has {self._per_identity} calls open", self._per_identity)
+            if self._total is not None:
+                free = self._total - self._taken.total()
+                if free <= 0:
+                    self._refuse(f"{self._total} streams are open", self._total)
+                if not within_share(self._taken[identity], free, self._total):
+                    self._refuse(f"{identity} has its share of {self._total} streams", self._taken[identity])
+            self._taken[identity] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[identity] -= 1
+                if self._taken[identity] <= 0:
+                    del self._taken[identity]
+
+    @staticmethod
+    def _refuse(detail: str, limit: int) -> NoReturn:
+        raise TooManyStreams(detail, facts={"limit": limit}, retry_after_s=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """What the node waits for."""
+
+    until: float
+    fault: str
+
+
+class OpenCall:
+    """One call, while it runs."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        context: grpc.ServicerContext,
+        method: str,
+        *,
+        request_s: float,
+        idle_s: float,
+    ) -> None:
+        self.admission = admission
+        self.account = admission.account
+        self.context = context
+        self.method = method
+        self._request_s = request_s
+        self._idle_s = idle_s
+        self._wait: _Wait | None = None
+
+    @contextmanager
+    def waiting_for_request(self) -> Iterator[None]:
+        """Context while the request has not arrived."""
+        fault = f"the caller did not send its request within {self._request_s:g} s"
+        self._wait = _Wait(time.monotonic() + self._request_s, fault)
+        try:
+            yield
+        finally:
+            self._wait = None
+
+    def checked(self, messages: Iterable[T], *, sent: bool = False) -> Iterator[T]:
+        """The messages, for as long as the caller is admitted."""
+        iterator = iter(messages)
+        try:
+            for message in iterator:
+                self.admission.check()
+                if sent:
+                    self.answered()
+                yield message
+                if sent:
+                    self._wait = None
+        finally:
+            if sent:
+                self._wait = None
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+    def answered(self) -> None:
+        fault = f"the caller took nothing of the answers for {self._idle_s:g} s"
+        self._wait = _Wait(time.monotonic() + self._idle_s, fault)
+
+    def fault(self, now: float) -> str | None:
+        """What the caller has not done in time, once; None if nothing."""
+        wait = self._wait
+        if wait is None or now < wait.until:
+            return None
+        self._wait = None
+        return wait.fault
+
+    def end(self, sentence: str) -> None:
+        call: Any = self.context._rpc_event.call  # type: ignore[attr-defined]  # noqa: SLF001
+        call.cancel(grpc.StatusCode[DeadlineExceeded.status].value[0], sentence)
+
+
+class OpenCalls:
+    """All calls that run; safe to use from any thread."""
+
+    def __init__(
+        self,
+        refusals: Refusals,
+        *,
+        request_s: float = REQUEST_S,
+        idle_s: float = IDLE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._refusals = refusals
+        self._request_s = request_s
+        self._idle_s = idle_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: set[OpenCall] = set()
+        self._of: Counter[str] = Counter()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="open-calls", daemon=True)
+
+    @contextmanager
+    def opened(self, admission: Admission, context: grpc.ServicerContext, method: str) -> Iterator[OpenCall]:
+        """Context while a call of an admitted caller runs; it is open until its caller has taken all of the answer."""
+        call = OpenCall(admission, context, method, request_s=self._request_s, idle_s=self._idle_s)
+        most = OPEN_OF_ONE if admission.is_known else OPEN_OF_OTHERS
+        with self._lock:
+            if self._of[call.account] >= most:
+                raise TooManyStreams(
+                    f"{call.account} has {most} calls open", facts={"limit": most}, retry_after_s=1.0
+                )
+            self._of[call.account] += 1
+            self._open.add(call)
+        try:
+            yield call
+        finally:
+            call.answered()
+            if not context.add_callback(lambda: self._over(call)):
+                self._over(call)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._open)
+
+    def _over(self, call: OpenCall) -> None:
+        with self._lock:
+            self._open.discard(call)
+            self._of[call.account] -= 1
+            if not self._of[call.account]:
+                del self._of[call.account]
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it when it was started."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def sweep(self) -> int:
+        """Cancel calls of callers that are no longer admitted, idle streams included; returns how many."""
+        cancelled = 0
+        for call in self._all():
+            try:
+                call.admission.check()
+            except RefusedError as error:
+                self._refusals.record(
+                    call.context, "a running call", error, identity=call.admission.identity.uri
+                )
+                call.context.cancel()  # type: ignore[no-untyped-call]  # untyped in the stubs
+                cancelled += 1
+        return cancelled
+
+    def look(self) -> int:
+        """End the calls whose caller does not do its part in time; returns how many."""
+        ended: Counter[tuple[str, str, str]] = Counter()
+        now = self._clock()
+        for call in self._all():
+            fault = call.fault(now)
+            if fault is not None:
+                call.end(fault)
+                ended[call.account, call.method, fault] += 1
+        for (account, method, fault), times in ended.items():
+            log.info("%s: ended %d calls of %s: %s", account, times, method, fault)
+        return ended.total()
+
+    def _all(self) -> list[OpenCall]:
+        with self._lock:
+            return list(self._open)
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_EVERY_S):
+            try:
+                self.look()
+            except Exception:  # the thread must outlive any failure
+                log.exception("calls that wait for their callers could not be looked at")
 
 
 class AuthInterceptor(Interceptor):

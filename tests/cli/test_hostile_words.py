@@ -20,7 +20,7 @@ from ddib_fed.client.views import Failure, ItemView, JobView
 from ddib_fed.errors import PolicyDenied
 from ddib_fed.node.admitting import _ask
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.server.log_format import JsonFormatter, TextFormatter, fields
+from ddib_fed.server.logs import JsonFormatter, TextFormatter, fields
 from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.peers.file import Peer
 from ddib_fed.trust.pki import init_node_identity

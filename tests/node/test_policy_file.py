@@ -20,7 +20,7 @@ from ddib_fed.node.policy import (
 from ddib_fed.node.policy_file import PolicyFile, policy_changes
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings.policy_table import PolicySection
-from ddib_fed.server.metrics import Metrics
+from ddib_fed.server.probes import Metrics
 from ddib_fed.trust.audit.log import AuditLog
 from tests.node.test_policy import DECODE, OWN_CLIENT, PEER_NODE, SIGN, SNAPSHOT, SUBMIT
 from tests.node.tiny_nodes import make_config, make_institution

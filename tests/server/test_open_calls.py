@@ -13,7 +13,7 @@ import pytest
 
 from ddib_fed.errors import TooManyStreams
 from ddib_fed.rpc.error_details import from_rpc_error
-from ddib_fed.server import open_calls
+from ddib_fed.server import interceptors
 from ddib_fed.server.interceptors import MAX_WAITING_OF_ONE, MAX_WAITING_OTHERS_OF_ONE
 from ddib_fed.trust import pki
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -118,7 +118,7 @@ def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(
     listen, north: Institution, monkeypatch
 ) -> None:
     """Over all its connections; the excess is refused, which it hears, and another caller is served."""
-    monkeypatch.setattr(open_calls, "OPEN_OF_ONE", 20)
+    monkeypatch.setattr(interceptors, "OPEN_OF_ONE", 20)
     node = listen(idle_s=30.0)
     with ExitStack() as held:
         for _ in range(3):

@@ -9,9 +9,8 @@ def telemetry_lines(config: NodeConfig) -> list[str]:
     """What is in it, and to whom of the peers a trace id goes."""
     telemetry = config.telemetry
     if telemetry.endpoint is None:
-        return ["Telemetry is off: neither traces nor metrics are made, and no trace id crosses."]
+        return ["Telemetry is off: no traces are made, and no trace id crosses."]
     shares = f"{telemetry.sample:.0%} of the traces"
-    shares += ", and metrics" if telemetry.metrics_every_s else ""
     lines = [
         (
             f"Telemetry: {shares} go to {telemetry.endpoint}: times, counts, bytes, numbers of jobs, reasons of errors "
@@ -33,4 +32,4 @@ def telemetry_ports(config: NodeConfig) -> list[tuple[str, str, str, str]]:
     if endpoint is None:
         return []
     protection = "TLS" if endpoint.startswith("https:") else "plain HTTP on loopback"
-    return [("out", endpoint, protection, "traces and metrics, to the own collector")]
+    return [("out", endpoint, protection, "traces, to the own collector")]

@@ -38,12 +38,11 @@ from ddib_fed.node.running.disk import DiskWatch
 from ddib_fed.node.running.job_count import JobCount
 from ddib_fed.node.running.watch import Watch
 from ddib_fed.rpc.addresses import split_address
-from ddib_fed.server.http import ProbeServer
-from ddib_fed.server.inbound import InboundGuard, file_limit, most_connections, raise_file_limit
+from ddib_fed.server.connections import InboundGuard, file_limit, most_connections, raise_file_limit
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
-from ddib_fed.server.metrics import Metrics
+from ddib_fed.server.probes import Metrics, ProbeServer
 from ddib_fed.server.server import NodeServer, probe_own_port
-from ddib_fed.telemetry.opening import node_telemetry
+from ddib_fed.telemetry import open_tracing
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.v1 import admin_pb2 as pb
@@ -80,12 +79,13 @@ class Daemon:
             log.info("%s", report)
         self.peers = peer_store(config)
         metrics = Metrics()
-        self._telemetry = node_telemetry(
-            config.telemetry, metrics.registry, institution=config.node.institution, roles=config.node.roles
+        tracing = open_tracing(
+            config.telemetry,
+            institution=config.node.institution,
+            what="+".join(config.node.roles),
+            peers=config.telemetry.peers,
         )
-        self.node = NodeContext(
-            Applied(config), self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing
-        )
+        self.node = NodeContext(Applied(config), self.peers, AuditLog(paths.audit), metrics, tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._jobs = JobCount(self.roles)
         self._disk = DiskWatch((paths.state, paths.spool))
@@ -276,7 +276,7 @@ class Daemon:
         self.node.quotas.close()
         if self._engine is not None:
             self._engine.close()
-        self._telemetry.close()
+        self.node.tracing.close()
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
         log.info("stopped")
@@ -290,7 +290,7 @@ class Daemon:
         """loading, serving, draining, or degraded with the reason."""
         if self.node.draining:
             return "draining"
-        if not any(self.server.health.statuses().values()):  # the operator and /readyz see what Health says
+        if not self.server.serving:  # the operator and /readyz see what Health says
             return "draining" if self.stopping else "loading"
         problem = (
             self._disk.problem
