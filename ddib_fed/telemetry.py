@@ -17,7 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -61,8 +61,11 @@ class TelemetrySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    endpoint: str | None = None
-    sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    endpoint: str | None = Field(
+        None,
+        description="OTLP over HTTP; https:// beyond loopback. Without it nothing is sent",
+        examples=["http://127.0.0.1:4318"],
+    )
 
     @field_validator("endpoint")
     @classmethod
@@ -80,9 +83,13 @@ class TelemetrySettings(BaseModel):
 
 
 class NodeTelemetry(TelemetrySettings):
-    """The same table of node.toml."""
+    """To the institution's own OpenTelemetry collector; needs the packages of the extra otel."""
 
-    peers: tuple[str, ...] = ()
+    peers: tuple[str, ...] = Field(
+        (),
+        description="trace ids go to and come from these, where they list this institution too",
+        examples=[["south.example"]],
+    )
 
     @field_validator("peers")
     @classmethod
@@ -209,20 +216,18 @@ def open_tracing(
         institution=institution,
         what=what,
         peers=peers,
-        sample=settings.sample,
     )
 
 
 def tracing_to(
-    processor: SpanProcessor, *, institution: str, what: str, peers: Iterable[str] = (), sample: float = 1.0
+    processor: SpanProcessor, *, institution: str, what: str, peers: Iterable[str] = ()
 ) -> Tracing:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-    from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
+    from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
     provider = TracerProvider(
-        # By the trace's number alone: what a peer says of sampling decides nothing here.
-        sampler=TraceIdRatioBased(sample),
+        sampler=ALWAYS_ON,  # what a peer says of sampling decides nothing here
         resource=Resource(
             {
                 "service.name": f"ddib-fed-{what}",

@@ -312,9 +312,8 @@ class SourceService:
             JobLimits(
                 max_open_jobs=limits.max_open_jobs,
                 max_spool_bytes=limits.max_spool_bytes,
-                max_staged_bytes=limits.max_staged_bytes,
+                max_staged_bytes=limits.max_spool_bytes // 2,
                 retention_s=limits.result_days * 86_400,
-                default_deadline_s=limits.job_deadline_s,
             ),
         )
         try:  # before a call can come: jobs that are accepted from then on have lines of their own

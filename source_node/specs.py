@@ -13,10 +13,9 @@ from ddib_fed.errors import (
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent_types import FLOAT32
-from ddib_fed.node.config import LimitsSection, NodeConfig
+from ddib_fed.node.config import LimitsSection, NodeConfig, PolicySection
 from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations, check_target
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
 from ddib_fed.trust.identity import Identity
@@ -36,7 +35,7 @@ from ddib_fed.wire.version import (
     version_from_pb,
 )
 from source_node.classes import own_classes, target_classes
-from source_node.jobs.records import JobSpec
+from source_node.jobs.records import JOB_DEADLINE_S, JobSpec
 from source_node.peer.remote import Described
 
 MAX_DOMAIN_NAME = 64
@@ -167,10 +166,10 @@ def _check_fields(header: translation_pb2.JobHeader, guidance: Guidance, limits:
         raise MessageInvalid("no domain has so long a name", facts={"field": "target_domain"})
     if len(header.target_class) > MAX_CLASS_NAME:
         raise MessageInvalid("no class has so long a name", facts={"field": "target_class"})
-    if header.deadline_s > limits.job_deadline_s:
+    if header.deadline_s > JOB_DEADLINE_S:
         raise MessageInvalid(
             f"a deadline of {header.deadline_s} s",
-            facts={"field": "deadline_s", "limit_s": round(limits.job_deadline_s)},
+            facts={"field": "deadline_s", "limit_s": round(JOB_DEADLINE_S)},
         )
     if header.solver.evaluations > limits.max_evaluations:
         raise SettingsInvalid(

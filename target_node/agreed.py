@@ -6,8 +6,8 @@ import threading
 from collections import OrderedDict
 
 from ddib_fed.errors import ContractUnknown
+from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.wire.contracts.contract import Contract
 
 MAX_CONTRACTS = 8

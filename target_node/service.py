@@ -20,14 +20,13 @@ from ddib_fed.errors import (
     NotReady,
     PolicyDenied,
 )
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig, PolicySection
 from ddib_fed.node.policy import (
     check_softening,
     peer_charges,
 )
 from ddib_fed.node.quota import Charge, Work, evaluations_of
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
 from ddib_fed.server.pace import Pace, paced
@@ -87,7 +86,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def limits(self) -> ContractLimits:
         """What a contract with this node allows, as it is with one of its models."""
         limits, shape = self._node.config.limits, self._node.running_engine.model.sample_shape
-        samples = limits.max_points_per_item if len(shape) == 1 else PICTURES_PER_ITEM
+        samples = MAX_POINTS_PER_ITEM if len(shape) == 1 else PICTURES_PER_ITEM
         return ContractLimits(
             max_items_per_stream=limits.max_items_per_job,
             max_samples_per_item=samples,
@@ -194,7 +193,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 end_input=reading.end,
                 flow=header.request_id,
                 owner=peer,
-                weight=self._node.weight_of(peer),
             )
             with self.calls.counted(), receipt, self._span(context, peer, header.request_id) as span:
                 for event in decoding.run():

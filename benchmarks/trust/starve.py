@@ -31,7 +31,7 @@ from benchmarks.speed.shared.harness import ROOT
 from benchmarks.speed.shared.two_nodes import arrived, configure, npy_file
 from ddib_fed.errors import DdibError
 from ddib_fed.latent import Latent
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb

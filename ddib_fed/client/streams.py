@@ -13,7 +13,7 @@ from ddib_fed.client.connection import Connection, Patience
 from ddib_fed.client.results import Collector
 from ddib_fed.client.views import JobView, Result, event_view, job_view
 from ddib_fed.errors import ChunkCorrupt, DdibError, MessageInvalid, PeerUnreachable
-from ddib_fed.rpc.error_details import status_of
+from ddib_fed.rpc.details import status_of
 from ddib_fed.telemetry import OFF, Tracing, trace_entries
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import Event, ItemState

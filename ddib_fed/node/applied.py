@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ddib_fed.errors import ContractUnknown
-from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.settings.policy_table import PolicySection
+from ddib_fed.node.config import NodeConfig, PolicySection
 
 TRY_AGAIN_S = 0.1
 """After which the same work may begin again, under the new policy."""

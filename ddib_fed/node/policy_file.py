@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from ddib_fed.errors import DdibError
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, PolicySection
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings.policy_table import PolicySection
 
 log = logging.getLogger(__name__)
 

@@ -139,9 +139,6 @@ class NodeContext:
     def units_sha256(self) -> str:
         return units_digest(self.running_engine.model.bundle.manifest.normalisation)
 
-    def weight_of(self, institution: str) -> float:
-        return self.config.policy.weights.get(institution, 1.0)
-
     @property
     def translates_in_tiles(self) -> bool:
         picture = self.running_engine.model.bundle.manifest.picture

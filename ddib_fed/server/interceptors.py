@@ -31,8 +31,7 @@ from ddib_fed.errors import (
     TooManyStreams,
 )
 from ddib_fed.files import RETRY_AFTER_S, is_disk_full
-from ddib_fed.rpc.clocks import time_entry
-from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
+from ddib_fed.rpc.details import DETAIL_KEY, time_entry, to_detail
 from ddib_fed.trust.audit.refusals import Audit, Refusals
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.admission import (
@@ -522,8 +521,8 @@ class AuthInterceptor(Interceptor):
 class StreamLimiter(Interceptor):
     """Caps streams below the thread pool's size, so that unary calls and Health always find a thread."""
 
-    def __init__(self, total: int, per_identity: int) -> None:
-        self._slots = Slots(per_identity, total)
+    def __init__(self, total: int, per_identity: int | None = None) -> None:
+        self._slots = Slots(per_identity or total, total)
 
     @property
     def active(self) -> int:

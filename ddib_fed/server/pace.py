@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
 from ddib_fed.errors import DeadlineExceeded
-from ddib_fed.rpc.ahead import Late, ReadAhead
+from ddib_fed.rpc.calls import Late, ReadAhead
 
 SLOWEST_BYTES_PER_S: Final = 64 << 10
 """Something announced may take as long as its bytes at this rate: half of what a client itself waits for."""

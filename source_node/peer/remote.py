@@ -24,7 +24,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent_types import FLOAT32
-from ddib_fed.rpc.peers import checking_answers
+from ddib_fed.rpc.faults import checking_answers
 from ddib_fed.rpc.settings import settings_message
 from ddib_fed.telemetry import is_taken, trace_entries
 from ddib_fed.trust import tls

@@ -37,7 +37,7 @@ from ddib_fed.errors import (
     error_class,
 )
 from ddib_fed.latent import Latent
-from ddib_fed.rpc.peers import at_fault
+from ddib_fed.rpc.faults import at_fault
 from ddib_fed.telemetry import OFF, Tracing, named
 from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.wire.contracts.contract import Contract, ContractSide

@@ -126,7 +126,6 @@ class Pipeline:
             calibration=self._rotation,
             flow=self._job.job_id,
             owner=spec.owner,
-            weight=self._node.weight_of(self._node.config.node.institution),
             stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
             latent_type=contract.wire_type,
             least_evaluations=max(policy.least_evaluations, floor),

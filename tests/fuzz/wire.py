@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from ddib_fed.errors import DdibError, MessageInvalid, PeerUnreachable
 from ddib_fed.latent import Latent
-from ddib_fed.rpc.error_details import from_detail, to_detail
+from ddib_fed.rpc.details import from_detail, to_detail
 from ddib_fed.rpc.proxy import TunnelRefused, read_answer
 from ddib_fed.telemetry import parse_traceparent, trace_entries
 from ddib_fed.trust.finding import short

@@ -9,8 +9,8 @@ import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import PeerSuspended, PeerUnknown, PolicyDenied, RefusedError
+from ddib_fed.node.config import PolicySection
 from ddib_fed.node.policy import Policy, check_depth, check_encoder, client_charges, peer_charges
-from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.trust.certificates import new_authority
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.file import Peer

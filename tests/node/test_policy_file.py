@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.errors import ConfigError, PolicyDenied
 from ddib_fed.node.applied import Applied
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, PolicySection
 from ddib_fed.node.policy import (
     Policy,
     check_softening,
@@ -19,7 +19,6 @@ from ddib_fed.node.policy import (
 )
 from ddib_fed.node.policy_file import PolicyFile, policy_changes
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.server.probes import Metrics
 from ddib_fed.trust.audit.log import AuditLog
 from tests.node.test_policy import DECODE, OWN_CLIENT, PEER_NODE, SIGN, SNAPSHOT, SUBMIT

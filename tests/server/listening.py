@@ -14,7 +14,7 @@ from grpc_health.v1 import health
 
 from ddib_fed.errors import DdibError
 from ddib_fed.node.policy import Policy
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter, caller
 from ddib_fed.server.server import RESERVED_THREADS, health_handler
 from ddib_fed.trust import tls

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from ddib_fed.errors import DdibError, MessageInvalid, PeerSuspended
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.trust import pki
 from tests.node.institutions import Institution
 from tests.server.listening import HOP, Listening

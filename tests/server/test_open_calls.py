@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from ddib_fed.errors import TooManyStreams
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.server import interceptors
 from ddib_fed.server.interceptors import MAX_WAITING_OF_ONE, MAX_WAITING_OTHERS_OF_ONE
 from ddib_fed.trust import pki

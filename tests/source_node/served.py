@@ -9,7 +9,7 @@ import grpc
 
 from ddib_fed.client.profile import Profile
 from ddib_fed.node.policy import Policy
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import pki, tls

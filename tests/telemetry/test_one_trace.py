@@ -167,14 +167,9 @@ def test_an_error_is_its_reason_alone() -> None:
     assert NAME not in "".join(span.to_json() for span in party.spans)
 
 
-def test_a_share_of_the_traces_is_the_same_at_all_parties() -> None:
-    """By the number of the trace; a peer's flag decides nothing."""
-    one, other = (Traced(name, "source", sample=0.5) for name in ("north.example", "south.example"))
-    for number in range(1, 200):
-        trace = number * 0x9E3779B97F4A7C15 << 3 | 1
-        parent = parse_traceparent(f"00-{trace:032x}-{1:016x}-{number % 2:02x}")
-        for party in (one, other):
-            with party.tracing.span("decode", parent=parent):
-                pass
-    assert one.trace_ids() == other.trace_ids()
-    assert 50 < len(one.trace_ids()) < 150
+def test_a_peers_flag_decides_nothing() -> None:
+    """What is recorded is this institution's."""
+    party = Traced("north.example", "source")
+    with party.tracing.span("decode", parent=parse_traceparent(f"00-{7:032x}-{1:016x}-00")):
+        pass
+    assert party.trace_ids() == {7}

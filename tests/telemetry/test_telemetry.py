@@ -16,8 +16,7 @@ from pydantic import ValidationError
 
 from ddib_fed import telemetry
 from ddib_fed.errors import ExtraMissing
-from ddib_fed.rpc.clocks import TIME_KEY, time_entry
-from ddib_fed.rpc.error_details import DETAIL_KEY, MAX_DETAIL_BYTES
+from ddib_fed.rpc.details import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time_entry
 from ddib_fed.telemetry import (
     OFF,
     TAKES_KEY,

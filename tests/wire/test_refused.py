@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.rpc.error_details import from_detail, to_detail
+from ddib_fed.rpc.details import from_detail, to_detail
 from ddib_fed.wire.refused import MAX_FACT, MOST_ITEMS, refused_count, refused_facts, refused_items
 
 

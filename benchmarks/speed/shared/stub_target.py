@@ -12,6 +12,7 @@ from ddib_fed.node.policy import Policy
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import tls
+from target_node import service
 from target_node.service import TargetService
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_context, tiny_bundle
@@ -39,7 +40,8 @@ class StubTarget:
     """South's node over the identity that lies in `folder`; a context manager."""
 
     def __init__(self, folder: Path, points: int, rows_back: int) -> None:
-        config = make_config(folder, "south.example", "target", max_points_per_item=points)
+        config = make_config(folder, "south.example", "target")
+        service.MAX_POINTS_PER_ITEM = points  # larger latents than a node takes
         self._engine = StubEngine(rows_back)
         south = _Opened("south.example", folder / "state")
         node = make_context(config, south, self._engine)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ddib_fed.node.config import EVERY
 from ddib_fed.node.officer.facts import Facts
 from ddib_fed.node.officer.recipients import Recipient, recipients
 from ddib_fed.node.officer.section import Section
 from ddib_fed.node.officer.telemetry import telemetry_ports
-from ddib_fed.node.settings.policy_table import EVERY
 
 
 def callers(facts: Facts) -> Section:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ddib_fed.node.config import EVERY, PolicySection
 from ddib_fed.node.officer.facts import Facts
 from ddib_fed.node.policy import uses_of
-from ddib_fed.node.settings.policy_table import EVERY, PolicySection
 from ddib_fed.trust.peers.file import Peer
 
 

@@ -10,10 +10,9 @@ def telemetry_lines(config: NodeConfig) -> list[str]:
     telemetry = config.telemetry
     if telemetry.endpoint is None:
         return ["Telemetry is off: no traces are made, and no trace id crosses."]
-    shares = f"{telemetry.sample:.0%} of the traces"
     lines = [
         (
-            f"Telemetry: {shares} go to {telemetry.endpoint}: times, counts, bytes, numbers of jobs, reasons of errors "
+            f"Telemetry: traces go to {telemetry.endpoint}: times, counts, bytes, numbers of jobs, reasons of errors "
             "and names of institutions; no file names, no persons, nothing of a sample."
         )
     ]

@@ -23,11 +23,9 @@ def thresholds(facts: Facts) -> Section:
         "least_depth": "1 is pure noise; less keeps part of the picture visible",
         "encoders": "ways to make latents; mixed and linear show more of the picture",
         "latent_types": "number formats of latents",
-        "max_guidance": "largest guidance scale; 0 is none",
-        "max_classifier_scale": "largest weight of a classifier; 0 is none",
+        "max_guidance": "largest guidance scale, and largest weight of a classifier; 0 is none",
         "calibration": "kinds of calibration that may be agreed on; none by default",
         "calibration_units": "whether peers may read the units of the model, not noised",
-        "weights": "shares of the machine",
     }
     rows = [
         (f"policy.{name}", _setting(value), bounds.get(name, ""))

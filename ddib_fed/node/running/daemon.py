@@ -89,7 +89,7 @@ class Daemon:
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._jobs = JobCount(self.roles)
         self._disk = DiskWatch((paths.state, paths.spool))
-        self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
+        self.limiter = StreamLimiter(config.limits.max_streams)
         try:
             self.server = self._server()
         except BaseException:

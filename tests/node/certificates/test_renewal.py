@@ -22,7 +22,7 @@ from ddib_fed.node.certificates.renewal import (
     renew_node,
 )
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.enrolment import make_request
 from ddib_fed.trust.identity import Identity
