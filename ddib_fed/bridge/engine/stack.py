@@ -227,7 +227,9 @@ class Stack:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """Rows behind one another, of members that were behind one another in one stack before, or of one that was in none."""
+    """Rows behind one another, of members that were behind one another in one stack before, or of one that was
+    in none.
+    """
 
     stack: Stack | None
     rows: slice

@@ -38,7 +38,9 @@ class Warm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """Of what a node, or each of its workers, makes the model: the weights themselves, whatever its folder holds later."""
+    """Of what a node, or each of its workers, makes the model: the weights themselves, whatever its folder
+    holds later.
+    """
 
     bundle: Bundle
     classifier: Bundle | None = None

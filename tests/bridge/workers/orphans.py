@@ -1,4 +1,6 @@
-"""A process that starts workers and then waits to be killed; each worker holds a connection to the test while it lives."""
+"""A process that starts workers and then waits to be killed; each worker holds a connection to the test while
+it lives.
+"""
 
 from __future__ import annotations
 
