@@ -25,8 +25,9 @@ from ddib_fed.errors import (
 from ddib_fed.node.policy import client_charges
 from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
+from ddib_fed.rpc.calls import ReadAhead
 from ddib_fed.server.interceptors import Slots
-from ddib_fed.server.pace import Pace, paced
+from ddib_fed.server.pace import READ_AHEAD, Pace
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.refused import refused_facts
 from ddib_fed.wire.streams.chunks import Announced, assemble, open_file
@@ -63,7 +64,8 @@ class Submissions:
         """One job; whether its request had been accepted before."""
         stall_s = self._node.config.limits.stall_s
         pace = Pace(stall_s, between_s=stall_s)
-        with paced(messages, pace) as requests:
+        with ReadAhead(messages, READ_AHEAD, "upload") as ahead:
+            requests = pace.each(ahead)
             header = _job_header(requests)
             spec = spec_of(header, self._node)
             self._check_target(spec)

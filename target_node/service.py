@@ -27,9 +27,10 @@ from ddib_fed.node.policy import (
 )
 from ddib_fed.node.quota import Charge, Work, evaluations_of
 from ddib_fed.node.role import NodeContext
+from ddib_fed.rpc.calls import ReadAhead
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
-from ddib_fed.server.pace import Pace, paced
+from ddib_fed.server.pace import Pace
 from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import agree
@@ -168,8 +169,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         unanswered, limits = Unanswered(), self._node.config.limits
         pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: unanswered.any)
         pace.begin(0)  # the header stalls, it is not idle
-        reading = paced(request_iterator, pace, most=AHEAD_BYTES, weigh=Weighing())
-        with reading as messages:
+        with ReadAhead(request_iterator, AHEAD_BYTES, "upload", weigh=Weighing()) as ahead:
+            messages = pace.each(ahead)
             header = stream_header(messages)
             pace.end()
             peer, config = caller().institution, self._node.config
@@ -185,12 +186,12 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                     header.items,
                     pace,
                     receipt.received,
-                    ready=lambda: reading.ready,
+                    ready=lambda: ahead.ready,
                     most_rows=max(1, self._node.running_engine.window // 2),
                 ),
                 control_of(context),
                 self._on_items(header.request_id, settings, unanswered, receipt),
-                end_input=reading.end,
+                end_input=ahead.leave,
                 flow=header.request_id,
                 owner=peer,
             )
