@@ -1,6 +1,6 @@
 """Authentication, authorization, limits and error mapping of calls.
 
-The order is `ErrorInterceptor`, `AuthInterceptor`, `StreamLimiter`, then the servicer. A call is authorised
+The order is `ErrorInterceptor`, `AuthInterceptor`, then the servicer. A call is authorised
 before its message is parsed, and only the fixed sentence of an exception's class is sent.
 """
 
@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,6 +58,7 @@ Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 Continuation = Callable[[grpc.HandlerCallDetails], Handler | None]
 
 HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
+MAX_STREAMS: Final = 64
 MAX_HEALTH_BYTES: Final = 1 << 10
 # Calls whose request has not arrived: each holds a thread of the reserve for unary calls, which is larger
 # (`server.RESERVED_THREADS`). One person may have as many clients as a node works on jobs, and so many of the places.
@@ -425,7 +426,10 @@ class OpenCalls:
 
 
 class AuthInterceptor(Interceptor):
-    """Authorises each call before its message is read, and again for each message of a stream."""
+    """Authorises each call before its message is read, and again for each message of a stream.
+
+    Streams are capped below the thread pool's size, so that unary calls and Health always find a thread.
+    """
 
     def __init__(
         self,
@@ -438,12 +442,15 @@ class AuthInterceptor(Interceptor):
         on_admitted: Callable[[str, str], object] = lambda *_: None,
         request_s: float = REQUEST_S,
         idle_s: float = IDLE_S,
+        max_streams: int = MAX_STREAMS,
+        max_streams_of_one: int | None = None,
     ) -> None:
         self._on_called = on_called
         self._on_admitted = on_admitted
         self._verifier = Verifier(peers, clock)
         self._policy = policy
         self.refusals = Refusals(audit)
+        self.streams = Slots(max_streams_of_one or max_streams, max_streams)
         self._waiting = Slots(MAX_WAITING_OF_ONE, MAX_WAITING)
         self._waiting_others = Slots(MAX_WAITING_OTHERS_OF_ONE, MAX_WAITING_OTHERS)
         self.calls = OpenCalls(self.refusals, request_s=request_s, idle_s=idle_s)
@@ -468,12 +475,14 @@ class AuthInterceptor(Interceptor):
                 return _whole_stream(map(parse, self._heard(call, raw)), call.context)
             return parse(self._only_message(call, raw))
 
+        streams = bool(handler.request_streaming or handler.response_streaming)
+
         def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            with self._opened(context, method) as call:
+            with self._opened(context, method, streams=streams) as call:
                 return inner(request_of(call, raw), context)
 
         def many(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._opened(context, method) as call:
+            with self._opened(context, method, streams=streams) as call:
                 yield from call.checked(inner(request_of(call, raw), context), sent=True)
 
         return _rebuild(handler, many if handler.response_streaming else one, raw_requests=True)
@@ -497,12 +506,13 @@ class AuthInterceptor(Interceptor):
         return admission
 
     @contextmanager
-    def _opened(self, context: grpc.ServicerContext, method: str) -> Iterator[OpenCall]:
+    def _opened(self, context: grpc.ServicerContext, method: str, *, streams: bool) -> Iterator[OpenCall]:
         """Context while a call of an admitted caller runs."""
         admission = self._admit(context, method)
         _CALLER.set(admission)
         try:
-            with self.calls.opened(admission, context, method) as call:
+            place = self.streams.taken(admission.account) if streams else nullcontext()
+            with self.calls.opened(admission, context, method) as call, place:
                 yield call
         except RefusedError as error:  # by the servicer: a policy, a latent
             self.refusals.record(context, method, error, identity=admission.identity.uri)
@@ -518,33 +528,3 @@ class AuthInterceptor(Interceptor):
         if message is None:
             raise MessageInvalid("the call ended without its message")
         return message
-
-
-class StreamLimiter(Interceptor):
-    """Caps streams below the thread pool's size, so that unary calls and Health always find a thread."""
-
-    def __init__(self, total: int, per_identity: int | None = None) -> None:
-        self._slots = Slots(per_identity or total, total)
-
-    @property
-    def active(self) -> int:
-        return self._slots.active
-
-    def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
-        """See grpc.ServerInterceptor."""
-        handler = continuation(handler_call_details)
-        if handler is None or not (handler.request_streaming or handler.response_streaming):
-            return handler
-        inner = _behaviour(handler)
-
-        def one(request: Any, context: grpc.ServicerContext) -> Any:
-            with self._slots.taken(_CALLER.get().account):
-                return inner(request, context)
-
-        def many(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._slots.taken(_CALLER.get().account):
-                yield from inner(request, context)
-
-        return _rebuild(handler, many if handler.response_streaming else one)

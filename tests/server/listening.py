@@ -15,7 +15,7 @@ from grpc_health.v1 import health
 from ddib_fed.errors import DdibError
 from ddib_fed.node.policy import Policy
 from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter, caller
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, caller
 from ddib_fed.server.server import RESERVED_THREADS, health_handler
 from ddib_fed.trust import tls
 from ddib_fed.trust.certificates import certificate_pem
@@ -99,9 +99,16 @@ class Listening:
         self.peers = south.store
         self.credentials = tls.server_credentials(south.pki, self.peers)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
-        self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=self._clock, **limits)
-        self.limiter = StreamLimiter(*streams)
-        interceptors = (ErrorInterceptor(south.name, self.outcomes), self.auth, self.limiter)
+        self.auth = AuthInterceptor(
+            self.peers,
+            policy,
+            audit=self.audit,
+            clock=self._clock,
+            max_streams=streams[0],
+            max_streams_of_one=streams[1],
+            **limits,
+        )
+        interceptors = (ErrorInterceptor(south.name, self.outcomes), self.auth)
         self.server = grpc.server(
             ThreadPoolExecutor(streams[0] + RESERVED_THREADS), interceptors=interceptors
         )

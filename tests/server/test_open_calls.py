@@ -65,7 +65,7 @@ def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Insti
     with node.stub(north) as stub:
         call = stub.Decode(iter([pb.DecodeRequest()] * 50), timeout=30)
         assert node.echo.ended.wait(10)
-        wait_until(lambda: node.limiter.active == 0)
+        wait_until(lambda: node.auth.streams.active == 0)
         with pytest.raises(grpc.RpcError) as error:
             list(call)
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -9,7 +9,7 @@ from typing import Self
 from ddib_fed.bridge.party import Decoded, Failed, Leg, ToDecode
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.node.policy import Policy
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import tls
 from target_node import service
@@ -48,9 +48,11 @@ class StubTarget:
         interceptors = [
             ErrorInterceptor(south.name),
             AuthInterceptor(
-                node.peers, Policy(institution=south.name, roles=("target",), issuer=False), audit=node.audit
+                node.peers,
+                Policy(institution=south.name, roles=("target",), issuer=False),
+                audit=node.audit,
+                max_streams=8,
             ),
-            StreamLimiter(8, 8),
         ]
         credentials = tls.server_credentials(south.pki, node.peers).grpc
         self._server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)

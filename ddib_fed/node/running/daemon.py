@@ -39,7 +39,7 @@ from ddib_fed.node.running.job_count import JobCount
 from ddib_fed.node.running.watch import Watch
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.connections import InboundGuard, file_limit, most_connections, raise_file_limit
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.server.probes import Metrics, ProbeServer
 from ddib_fed.server.server import NodeServer, probe_own_port
 from ddib_fed.telemetry import open_tracing
@@ -89,7 +89,6 @@ class Daemon:
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._jobs = JobCount(self.roles)
         self._disk = DiskWatch((paths.state, paths.spool))
-        self.limiter = StreamLimiter(config.limits.max_streams)
         try:
             self.server = self._server()
         except BaseException:
@@ -122,6 +121,7 @@ class Daemon:
             on_admitted=self._guard.admitted,
             request_s=config.limits.request_s,
             idle_s=config.limits.idle_s,
+            max_streams=config.limits.max_streams,
         )
         self._watch = Watch(
             self.node, self._credentials, self._disk, self._auth.refusals, self._peers_changed
@@ -132,7 +132,6 @@ class Daemon:
             [
                 ErrorInterceptor(institution, on_outcome=self._count),
                 self._auth,
-                self.limiter,
             ],
             max_streams=config.limits.max_streams,
             on_crowd=self._guard.end,
@@ -155,7 +154,7 @@ class Daemon:
     def run(self) -> int:
         """Serve until told to stop; 0 after an orderly end."""
         metrics = self.node.metrics
-        metrics.streams.set_function(lambda: float(self.limiter.active))
+        metrics.streams.set_function(lambda: float(self._auth.streams.active))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
         metrics.certificate_expires.set_function(lambda: certificate_expires(self.config))
         metrics.root_expires.set_function(lambda: root_expires(self.config))
@@ -348,7 +347,7 @@ class Daemon:
             uptime_s=time.monotonic() - self._started,
             certificate_expires=certificate_expires(self.config),
             root_expires=root_expires(self.config),
-            active_streams=self.limiter.active,
+            active_streams=self._auth.streams.active,
         )
         if self.node.loaded:
             answer.model.CopyFrom(model_status(self.node))
