@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ddib_fed.errors import DdibError
 from ddib_fed.extras import extra
-from ddib_fed.names import is_institution
+from ddib_fed.toml_files import Institution
 from ddib_fed.version import __version__
 
 if TYPE_CHECKING:
@@ -85,19 +85,11 @@ class TelemetrySettings(BaseModel):
 class NodeTelemetry(TelemetrySettings):
     """To the institution's own OpenTelemetry collector; needs the packages of the extra otel."""
 
-    peers: tuple[str, ...] = Field(
+    peers: tuple[Institution, ...] = Field(
         (),
         description="trace ids go to and come from these, where they list this institution too",
         examples=[["south.example"]],
     )
-
-    @field_validator("peers")
-    @classmethod
-    def _peers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for institution in value:
-            if not is_institution(institution):
-                raise ValueError(f"{institution!a} is no institution, e.g. south.example")
-        return value
 
 
 class Tracing:

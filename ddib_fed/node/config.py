@@ -13,15 +13,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -41,7 +42,7 @@ from ddib_fed.names import (
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.rpc.proxy import Proxy, ProxyUrl
 from ddib_fed.telemetry import NodeTelemetry
-from ddib_fed.toml_files import load_toml, parse_toml
+from ddib_fed.toml_files import Institution, checked, load_toml, parse_toml
 from ddib_fed.training.settings.config import AnyConfig
 from ddib_fed.training.settings.options import (
     OPTIONS,
@@ -69,6 +70,31 @@ _TRAIN_FIELDS: Final = {option_name(name): name for name in OPTIONS if name != "
 _TRAIN_HINT: Final = "`ddib model train --help` explains the options"
 
 
+def _label(value: str) -> None:
+    if not is_label(value):
+        raise ValueError("a node's name is one DNS label in lower case, e.g. node-1")
+
+
+def _ray_address(value: str) -> None:
+    if value not in {"", LOCAL}:
+        split_address(value)
+
+
+def _issuer(value: str) -> None:
+    name, at, address = value.partition("@")
+    if not at or not is_label(name):
+        raise ValueError("an issuer is NODE@HOST:PORT, e.g. node-1@issuer.north.example:7443")
+    split_address(address)
+
+
+def _loopback(value: str) -> None:
+    if split_address(value, bound=True)[0] not in {"127.0.0.1", "::1", "localhost"}:
+        raise ValueError("http.listen is unencrypted and therefore only for 127.0.0.1, ::1 or localhost")
+
+
+Listen = Annotated[str, checked(partial(split_address, bound=True))]
+
+
 class Section(BaseModel):
     """A table of the file: frozen, no unknown keys."""
 
@@ -78,15 +104,15 @@ class Section(BaseModel):
 class NodeSection(Section):
     """Who the node is, where it listens, and how it reaches its peers."""
 
-    institution: str = Field(description="DNS name of the institution; its certificates carry it")
-    name: str = Field("node-1", description="the node's name, one DNS label")
+    institution: Institution = Field(description="DNS name of the institution; its certificates carry it")
+    name: Annotated[str, checked(_label)] = Field("node-1", description="the node's name, one DNS label")
     roles: tuple[Role, ...] = Field(
         ("source",),
         min_length=1,
         description='"source" encodes for its own clients, "target" decodes for admitted peers',
     )
-    listen: str = Field(description="address and port to bind")
-    address: str = Field(description="what clients and peers dial")
+    listen: Listen = Field(description="address and port to bind")
+    address: Annotated[str, checked(split_address)] = Field(description="what clients and peers dial")
     state: str = Field("state", description="keys, peers, jobs, audit; keep it private and backed up")
     proxy: ProxyUrl | None = Field(
         None,
@@ -97,38 +123,20 @@ class NodeSection(Section):
         None, description="a file with USER:PASSWORD for it, mode 600", examples=["proxy.login"]
     )
 
-    @field_validator("institution")
-    @classmethod
-    def _institution(cls, value: str) -> str:
-        if not is_institution(value):
-            raise ValueError("an institution is a DNS name in lower case, e.g. north.example")
-        return value
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not is_label(value):
-            raise ValueError("a node's name is one DNS label in lower case, e.g. node-1")
-        return value
-
-    @field_validator("listen", "address")
-    @classmethod
-    def _address(cls, value: str, info: ValidationInfo) -> str:
-        split_address(value, bound=info.field_name == "listen")
-        return value
-
 
 class ModelSection(Section):
     """The one model that the node hosts."""
 
-    domain: str = Field(description="the domain's name, as peers see it")
+    domain: Annotated[str, AfterValidator(check_domain)] = Field(
+        description="the domain's name, as peers see it"
+    )
     bundle: str = Field("model", description="manifest.json and model.safetensors; `train` writes them")
     classifier: str | None = Field(
         None,
         description="folder of a classifier of noisy pictures, for requests that are guided by it",
         examples=["classifier"],
     )
-    scene: str | None = Field(
+    scene: Annotated[str, checked(size_from)] | None = Field(
         None,
         description="HEIGHTxWIDTH of pictures, in overlapping tiles of the model's size; both nodes alike",
         examples=["512x512"],
@@ -138,18 +146,6 @@ class ModelSection(Section):
         description="what the bundle calls its domain, where that is another name on purpose",
         examples=["imported"],
     )
-
-    @field_validator("domain")
-    @classmethod
-    def _domain(cls, value: str) -> str:
-        return check_domain(value)
-
-    @field_validator("scene")
-    @classmethod
-    def _scene(cls, value: str | None) -> str | None:
-        if value is not None:
-            size_from(value)
-        return value
 
 
 class TrainSection(BaseModel):
@@ -259,7 +255,7 @@ class EngineSection(Section):
         le=MOST_WORKERS,
         description="of processes or ray; 0: one on each GPU, without any on each core",
     )
-    ray_address: str = Field(
+    ray_address: Annotated[str, checked(_ray_address)] = Field(
         "", description='"HOST:6379", the head of the Ray cluster; "local" starts one on this machine'
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one")
@@ -285,13 +281,6 @@ class EngineSection(Section):
         le=64,
         description="source: jobs worked on at once, of one client two thirds; small ones fill a batch",
     )
-
-    @field_validator("ray_address")
-    @classmethod
-    def _ray_address(cls, value: str) -> str:
-        if value not in {"", LOCAL}:
-            split_address(value)
-        return value
 
 
 class PolicySection(Section):
@@ -346,7 +335,7 @@ class PolicySection(Section):
         ge=0,
         description="target: quota of each peer, network evaluations x points or x pixels; 0 for none",
     )
-    quotas: dict[str, Annotated[int, Field(ge=0)]] = Field(
+    quotas: dict[Institution, Annotated[int, Field(ge=0)]] = Field(
         {}, description='target: the same for single peers, as { "south.example" = 1000000000000 }'
     )
     samples_per_day: int = Field(
@@ -378,19 +367,11 @@ class PolicySection(Section):
                     raise ValueError(f"{target!a} is no target, e.g. south.example/relief or south.example")
         return value
 
-    @field_validator("quotas")
-    @classmethod
-    def _institutions(cls, value: dict[str, int]) -> dict[str, int]:
-        for institution in value:
-            if not is_institution(institution):
-                raise ValueError(f"{institution!a} is no institution, e.g. south.example")
-        return value
-
 
 class IdentitySection(Section):
     """How the node's certificate is renewed, and how long those live that it issues."""
 
-    issuer: str | None = Field(
+    issuer: Annotated[str, checked(_issuer)] | None = Field(
         None,
         description="where another node of the institution issues the certificates",
         examples=["node-1@issuer.north.example:7443"],
@@ -417,16 +398,6 @@ class IdentitySection(Section):
         description="a node that renews here may be off for so long and come back by itself; 0 for never",
     )
 
-    @field_validator("issuer")
-    @classmethod
-    def _issuer(cls, value: str | None) -> str | None:
-        if value is not None:
-            name, at, address = value.partition("@")
-            if not at or not is_label(name):
-                raise ValueError("an issuer is NODE@HOST:PORT, e.g. node-1@issuer.north.example:7443")
-            split_address(address)
-        return value
-
     def life(self, kind: str) -> timedelta:
         return timedelta(seconds=self.node_life_s if kind == "node" else self.client_life_s)
 
@@ -434,16 +405,9 @@ class IdentitySection(Section):
 class HttpSection(Section):
     """Plain HTTP for probes and metrics; loopback only."""
 
-    listen: str | None = Field(
+    listen: Annotated[str, checked(_loopback)] | None = Field(
         None, description="/healthz, /readyz, /metrics; loopback only", examples=["127.0.0.1:9464"]
     )
-
-    @field_validator("listen")
-    @classmethod
-    def _loopback(cls, value: str | None) -> str | None:
-        if value is not None and split_address(value, bound=True)[0] not in {"127.0.0.1", "::1", "localhost"}:
-            raise ValueError("http.listen is unencrypted and therefore only for 127.0.0.1, ::1 or localhost")
-        return value
 
 
 class LogSection(Section):
