@@ -5,15 +5,35 @@ from __future__ import annotations
 import difflib
 import shlex
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from ddib_fed.errors import ConfigError, FileMissing
+from ddib_fed.names import is_institution
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def checked(check: Callable[[str], object]) -> AfterValidator:
+    """For a field of which a function raises ValueError when it is wrong."""
+
+    def value_of(value: str) -> str:
+        check(value)
+        return value
+
+    return AfterValidator(value_of)
+
+
+def _institution(value: str) -> None:
+    if not is_institution(value):
+        raise ValueError(f"{value!a} is no institution: a DNS name in lower case, e.g. north.example")
+
+
+Institution = Annotated[str, checked(_institution)]
 MAX_CONFIG_BYTES = 1 << 20
 
 

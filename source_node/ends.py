@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ddib_fed.server.log_format import fields
+from ddib_fed.server.logs import fields
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.queries import Progress
 from source_node.jobs.records import Job

@@ -7,7 +7,7 @@ from typing import Any
 
 from ddib_fed.bridge.records.translation_record import SolverUsed, Translation, guidance_used
 from ddib_fed.errors import Difference, StateConflict, error_class
-from ddib_fed.rpc.error_details import MAX_TEXT, to_detail
+from ddib_fed.rpc.details import MAX_TEXT, to_detail
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.contracts.calibration import LAST_MOMENT

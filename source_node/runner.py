@@ -35,8 +35,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import is_disk_full
 from ddib_fed.node.role import NodeContext
-from ddib_fed.server.slots import within_share
-from ddib_fed.telemetry.tracing import Place, Value
+from ddib_fed.server.interceptors import within_share
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.ends import log_end
 from source_node.jobs.events import EventHub
@@ -261,13 +260,14 @@ class JobRunner:
         if not left:
             return
         tracing, spec, target = self._node.tracing, job.spec, job.spec.target_institution
-        values: dict[str, Value] = {
-            "job": job.job_id,
-            "items": len(left),
-            "peer": target,
-            "evaluations": spec.solver.evaluations,
-        }
-        with tracing.span("job", parent=tracing.recall(trace_key(spec)), values=values) as span:
+        with tracing.span(
+            "job",
+            parent=tracing.recall(trace_key(spec)),
+            job=job.job_id,
+            items=len(left),
+            peer=target,
+            evaluations=spec.solver.evaluations,
+        ) as span:
             Pipeline(
                 self._node,
                 self._store,
@@ -276,7 +276,7 @@ class JobRunner:
                 job,
                 control,
                 lambda: self._reached(target),
-                Place(tracing, span.context),
+                span,
             ).run(left)
         self._node.peer_problems.answered(target)
 

@@ -27,7 +27,7 @@ from ddib_fed.metrics.pictures import mse as picture_mse
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.metrics.structure import doubtful, expected, structure
 from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.node.config import LimitsSection
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection
 from ddib_fed.node.model.pictures import (
     MEDIA_FORMATS,
     check_size,
@@ -233,7 +233,7 @@ class PointSamples:
     def _parse(self, content: bytes) -> Array:
         limits = self._limits
         return parse_npy(
-            content, max_bytes=limits.max_item_bytes, max_points=limits.max_points_per_item, dim=self._dim
+            content, max_bytes=limits.max_item_bytes, max_points=MAX_POINTS_PER_ITEM, dim=self._dim
         )
 
 

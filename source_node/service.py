@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import grpc
+from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.errors import (
     Cancelled,
@@ -25,8 +26,7 @@ from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.provenance import provenance_message
-from ddib_fed.rpc.traces import trace_of
-from ddib_fed.telemetry.tracing import Span
+from ddib_fed.telemetry import named, trace_of
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from ddib_fed.wire.contracts.contract import SAMPLE_KINDS
@@ -117,10 +117,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         _ = self._node.engine  # refuses while loading or draining
         with self._span("submit", context) as span:
             job, repeated = self._submissions.receive(
-                request_iterator, span.context, ended=lambda: not context.is_active()
+                request_iterator, span, ended=lambda: not context.is_active()
             )
             target = job.spec.target_institution
-            span.set({"job": job.job_id, "items": len(job.items), "peer": target, "repeated": repeated})
+            span.set_attributes(named(job=job.job_id, items=len(job.items), peer=target, repeated=repeated))
         if not repeated:
             self._tell(job.job_id)
             self._runner.accepted(job)
@@ -198,7 +198,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         if wanted:
             self._reserve.making_room(lambda: self._decisions.sending(job.job_id, wanted))
         with self._span("deliver", context, trace_key(job.spec)) as span:
-            span.set({"job": job.job_id, "items": len(wanted)})
+            span.set_attributes(named(job=job.job_id, items=len(wanted)))
             for index in wanted:
                 yield from self._result(job, index)
 
@@ -235,7 +235,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> AbstractContextManager[Span]:
         tracing = self._node.tracing
         parent = trace_of(context.invocation_metadata(), tracing, self._node.config.node.institution)
-        return tracing.span(name, kind="server", parent=parent or tracing.recall(otherwise))
+        return tracing.span(name, kind=SpanKind.SERVER, parent=parent or tracing.recall(otherwise))
 
     def _tell(self, job_id: str) -> None:
         published = None
@@ -312,9 +312,8 @@ class SourceService:
             JobLimits(
                 max_open_jobs=limits.max_open_jobs,
                 max_spool_bytes=limits.max_spool_bytes,
-                max_staged_bytes=limits.max_staged_bytes,
+                max_staged_bytes=limits.max_spool_bytes // 2,
                 retention_s=limits.result_days * 86_400,
-                default_deadline_s=limits.job_deadline_s,
             ),
         )
         try:  # before a call can come: jobs that are accepted from then on have lines of their own

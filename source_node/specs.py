@@ -19,7 +19,7 @@ from ddib_fed.wire.contracts.contract import PROTOCOL, require_protocol
 from ddib_fed.wire.contracts.guidance import guidance_from_pb
 from ddib_fed.wire.jobs import Settings
 from source_node.classes import own_classes, target_classes
-from source_node.jobs.records import JobSpec
+from source_node.jobs.records import JOB_DEADLINE_S, JobSpec
 from source_node.peer.remote import Described
 
 
@@ -93,10 +93,10 @@ def _check_fields(header: translation_pb2.JobHeader, limits: LimitsSection) -> N
         )
     if len(header.item_classes) not in {0, header.items}:
         raise MessageInvalid("classes for none of the items, or for each", facts={"field": "item_classes"})
-    if header.deadline_s > limits.job_deadline_s:
+    if header.deadline_s > JOB_DEADLINE_S:
         raise MessageInvalid(
             f"a deadline of {header.deadline_s} s",
-            facts={"field": "deadline_s", "limit_s": round(limits.job_deadline_s)},
+            facts={"field": "deadline_s", "limit_s": round(JOB_DEADLINE_S)},
         )
     if header.solver.evaluations > limits.max_evaluations:
         raise SettingsInvalid(

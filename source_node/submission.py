@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from opentelemetry.trace import Span
+
 from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.model.checks import check_given
 from ddib_fed.errors import (
@@ -24,10 +26,10 @@ from ddib_fed.errors import (
 from ddib_fed.node.policy import client_charges
 from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
+from ddib_fed.rpc.calls import ReadAhead
 from ddib_fed.rpc.refused import refused_facts
-from ddib_fed.server.pace import Pace, paced
-from ddib_fed.server.slots import Slots
-from ddib_fed.telemetry.context import TraceContext
+from ddib_fed.server.interceptors import Slots
+from ddib_fed.server.pace import READ_AHEAD, Pace
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.streams import Announced, assemble, open_file
 from source_node.calibrations import calibration_of
@@ -58,12 +60,13 @@ class Submissions:
         self._uploads = Slots(MAX_UPLOADS_PER_CLIENT, MAX_UPLOADS)
 
     def receive(
-        self, messages: Requests, trace: TraceContext | None = None, ended: Callable[[], bool] = lambda: False
+        self, messages: Requests, trace: Span | None = None, ended: Callable[[], bool] = lambda: False
     ) -> tuple[Job, bool]:
         """One job; whether its request had been accepted before."""
         stall_s = self._node.config.limits.stall_s
         pace = Pace(stall_s, between_s=stall_s)
-        with paced(messages, pace) as requests:
+        with ReadAhead(messages, READ_AHEAD, "upload") as ahead:
+            requests = pace.each(ahead)
             header = _job_header(requests)
             spec = spec_of(header, self._node)
             self._check_target(spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ddib_fed.node.role import NodeContext
-from ddib_fed.server.log_format import fields
+from ddib_fed.server.logs import fields
 from ddib_fed.trust.audit.log import RECEIPT, Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contracts.contract import Contract

@@ -13,24 +13,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import grpc
+from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.bridge.model.checks import check_decoding
 from ddib_fed.errors import (
     NotReady,
     PolicyDenied,
 )
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
 from ddib_fed.node.policy import (
     check_softening,
     peer_charges,
 )
 from ddib_fed.node.quota import Charge, Work, evaluations_of
 from ddib_fed.node.role import NodeContext
+from ddib_fed.rpc.calls import ReadAhead
 from ddib_fed.rpc.settings import solver_settings
-from ddib_fed.rpc.traces import takes_entries, trace_of
 from ddib_fed.server.interceptors import caller
-from ddib_fed.server.pace import Pace, paced
-from ddib_fed.telemetry.tracing import MOST_ITEMS, Span
+from ddib_fed.server.pace import Pace
+from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
@@ -85,7 +86,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def limits(self) -> ContractLimits:
         """What a contract with this node allows, as it is with one of its models."""
         limits, shape = self._node.config.limits, self._node.running_engine.model.sample_shape
-        samples = limits.max_points_per_item if len(shape) == 1 else PICTURES_PER_ITEM
+        samples = MAX_POINTS_PER_ITEM if len(shape) == 1 else PICTURES_PER_ITEM
         return ContractLimits(
             max_items_per_stream=limits.max_items_per_job,
             max_samples_per_item=samples,
@@ -162,8 +163,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         unanswered, limits = Unanswered(), self._node.config.limits
         pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: unanswered.any)
         pace.begin(0)  # the header stalls, it is not idle
-        reading = paced(request_iterator, pace, most=AHEAD_BYTES, weigh=Weighing())
-        with reading as messages:
+        with ReadAhead(request_iterator, AHEAD_BYTES, "upload", weigh=Weighing()) as ahead:
+            messages = pace.each(ahead)
             header = stream_header(messages)
             pace.end()
             peer = caller().institution
@@ -179,15 +180,14 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                     header.items,
                     pace,
                     receipt.received,
-                    ready=lambda: reading.ready,
+                    ready=lambda: ahead.ready,
                     most_rows=max(1, self._node.running_engine.window // 2),
                 ),
                 control_of(context),
                 self._on_items(header.request_id, settings, unanswered, receipt),
-                end_input=reading.end,
+                end_input=ahead.leave,
                 flow=header.request_id,
                 owner=peer,
-                weight=self._node.weight_of(peer),
             )
             with self.calls.counted(), receipt, self._span(context, peer, header.request_id) as span:
                 for event in decoding.run():
@@ -203,11 +203,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> AbstractContextManager[Span]:
         tracing = self._node.tracing
         parent = trace_of(context.invocation_metadata(), tracing, peer)
-        return tracing.span("decode", kind="server", parent=parent, values={"peer": peer, "job": request_id})
+        return tracing.span("decode", kind=SpanKind.SERVER, parent=parent, peer=peer, job=request_id)
 
     def _trace(self, translated: Translated, receipt: Receipt, span: Span) -> None:
         if receipt.exchanged.sent_items < MOST_ITEMS:
-            self._node.tracing.record("decode item", translated.seconds, parent=span.context)
+            self._node.tracing.record("decode item", translated.seconds, parent=span)
 
     def _settings(self, contract: Contract, header: decoding_pb2.DecodeHeader) -> StreamSettings:
         """What the header of a call asks for, checked."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+from opentelemetry.trace import SpanKind
+
 from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait
 from ddib_fed.client.payload import Payload, name_item, payloads, send_job
 from ddib_fed.client.profile import Profile
@@ -34,8 +36,7 @@ from ddib_fed.errors import (
     JobNotFound,
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.telemetry.opening import client_tracing
-from ddib_fed.telemetry.tracing import Tracing, Value
+from ddib_fed.telemetry import Tracing, open_tracing
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.jobs import Event, JobState, Settings
@@ -68,7 +69,9 @@ class Client:
         if busy_s is None:
             busy_s = BUSY_PATIENCE_S if patience_s > 0 else 0.0
         self._connection = Connection(profile, patience_s=patience_s, busy_s=busy_s, on_wait=on_wait)
-        self._tracing = tracing or client_tracing(profile.telemetry, profile.institution)
+        self._tracing = tracing or open_tracing(
+            profile.telemetry, institution=profile.institution, what="client"
+        )
         self._streams = JobStreams(self._connection, self._tracing)
 
     @classmethod
@@ -190,12 +193,13 @@ class Client:
             no_calibration=no_calibration,
         )
         try:
-            values: dict[str, Value] = {"peer": header.target_institution, "items": len(items)}
-            with self._tracing.span("submit", kind="client", values=values) as span:
+            with self._tracing.span(
+                "submit", kind=SpanKind.CLIENT, peer=header.target_institution, items=len(items)
+            ) as span:
                 answer = self._connection.call(
-                    lambda stub: send_job(stub, header, items, span.context), while_busy=while_busy
+                    lambda stub: send_job(stub, header, items, span), while_busy=while_busy
                 )
-            self._tracing.remember(answer.job_id, span.context)
+            self._tracing.remember(answer.job_id, span)
         except DdibError as error:
             name_item(error, items)
             raise

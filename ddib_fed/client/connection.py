@@ -19,7 +19,7 @@ import grpc
 
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, UnavailableError
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.trust import tls
 from ddib_fed.trust.diagnosis import explained, may_pass
 from ddib_fed.trust.pki import load_identity

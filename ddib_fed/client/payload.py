@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from opentelemetry.trace import Span
 
 from ddib_fed.client.views import Media
 from ddib_fed.errors import (
@@ -33,8 +34,7 @@ from ddib_fed.formats.recognition import (
     format_of_content,
 )
 from ddib_fed.rpc import refused
-from ddib_fed.rpc.traces import trace_entries
-from ddib_fed.telemetry.context import TraceContext
+from ddib_fed.telemetry import trace_entries
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.streams import stream
@@ -215,7 +215,7 @@ def send_job(
     stub: TranslationServiceStub,
     header: translation_pb2.JobHeader,
     items: Sequence[Payload],
-    trace: TraceContext | None = None,
+    trace: Span | None = None,
 ) -> translation_pb2.SubmitJobResponse:
     """One try of SubmitJob."""
     requests = Requests(header, items)

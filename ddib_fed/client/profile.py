@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, field_validator
 from ddib_fed.errors import ConfigError, FileMissing
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.rpc.proxy import Proxy, ProxyUrl
-from ddib_fed.telemetry.settings import TelemetrySettings
+from ddib_fed.telemetry import TelemetrySettings
 from ddib_fed.toml_files import load_toml
 
 FILE_NAME = "client.toml"

@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grpc
+from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.client.connection import Connection, Patience
 from ddib_fed.client.results import Collector
 from ddib_fed.client.views import JobView, Result, event_view, job_view
 from ddib_fed.errors import ChunkCorrupt, DdibError, MessageInvalid, PeerUnreachable
-from ddib_fed.rpc.error_details import status_of
-from ddib_fed.rpc.traces import trace_entries
-from ddib_fed.telemetry.context import TraceContext
-from ddib_fed.telemetry.tracing import OFF, Tracing
+from ddib_fed.rpc.details import status_of
+from ddib_fed.telemetry import OFF, Tracing, trace_entries
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import Event, ItemState
 
@@ -125,12 +124,12 @@ class JobStreams:
         self._connection.close()
 
     def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[Result]:
-        parent, values = self._tracing.recall(job_id), {"items": len(due)}
-        with self._tracing.span("deliver", kind="client", parent=parent, values=values) as span:
-            yield from self._results_in(job_id, due, parts, span.context)
+        parent = self._tracing.recall(job_id)
+        with self._tracing.span("deliver", kind=SpanKind.CLIENT, parent=parent, items=len(due)) as span:
+            yield from self._results_in(job_id, due, parts, span)
 
     def _results_in(
-        self, job_id: str, due: Sequence[int], parts: frozenset[Part], trace: TraceContext | None
+        self, job_id: str, due: Sequence[int], parts: frozenset[Part], trace: Span
     ) -> Iterator[Result]:
         request, beside = pb.FetchResultsRequest(job_id=job_id, items=due), trace_entries(trace)
         limit = self._connection.call_s

@@ -17,8 +17,7 @@ from ddib_fed.errors import ConfigError, DdibError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.processes import require_alone
-from ddib_fed.server.log_format import JsonFormatter, TextFormatter
-from ddib_fed.server.logs import route, silence_grpc
+from ddib_fed.server.logs import JsonFormatter, TextFormatter, route, silence_grpc
 from ddib_fed.terminal import relay, say, say_document, say_labelled
 from ddib_fed.unexpected import explained
 

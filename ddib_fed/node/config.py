@@ -1,160 +1,396 @@
-"""The configuration of a node: node.toml, checked; paths are relative to the file.
+"""The configuration of a node: node.toml, checked, and the commented one that `ddib init node` writes.
 
-The listening address and the dial address are two settings: behind a firewall they differ.
+Each key is a field whose description is its comment. Paths are relative to the file. The listening address and the
+dial address are two settings: behind a firewall they differ.
 """
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
     Field,
     PrivateAttr,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
+from ddib_fed.bridge.calibration.record import Kind
 from ddib_fed.bridge.workers.limits import LOCAL, MOST_WORKERS
-from ddib_fed.names import CONFIG_VARIABLE, check_domain, is_institution, is_label, size_from
-from ddib_fed.node.settings.paths import NodePaths, paths_of
-from ddib_fed.node.settings.policy_table import PolicySection
-from ddib_fed.node.settings.section import Section
-from ddib_fed.node.settings.train_table import TrainTable
+from ddib_fed.errors import DdibError
+from ddib_fed.names import (
+    CONFIG_VARIABLE,
+    check_domain,
+    is_domain,
+    is_institution,
+    is_label,
+    size_from,
+)
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.rpc.proxy import Proxy, ProxyUrl
-from ddib_fed.telemetry.settings import NodeTelemetry
-from ddib_fed.toml_files import load_toml, parse_toml
+from ddib_fed.telemetry import NodeTelemetry
+from ddib_fed.toml_files import Institution, checked, load_toml, parse_toml
+from ddib_fed.training.settings.config import AnyConfig
+from ddib_fed.training.settings.options import (
+    OPTIONS,
+    SHIPPED,
+    option_name,
+    refuse_idle,
+    seconds,
+    train_config,
+)
+from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 
 Role = Literal["source", "target"]
-Format = Literal["PNG", "JPEG", "TIFF", "NPY"]
-# A node looks every 10 s whether its certificate is due.
-LEAST_LIFE_S = 60.0
+Use = Literal["send", "decode", "calibrate"]
+EVERY: Final = "*"
+"""In the tables of peers and clients: every other one; as a target, every target."""
+LEAST_LIFE_S: Final = 60.0
+"""A node looks every 10 s whether its certificate is due."""
+MAX_POINTS_PER_ITEM: Final = 100_000
+"""Seconds of work: a larger set takes several files."""
+MAX_SOCKET_PATH: Final = 100
+"""sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero."""
+_TRAIN_PATHS: Final = frozenset({"data", "images", "init", "recipe", "calibration"})
+_TRAIN_FIELDS: Final = {option_name(name): name for name in OPTIONS if name != "name"}
+_TRAIN_HINT: Final = "`ddib model train --help` explains the options"
+
+
+def _label(value: str) -> None:
+    if not is_label(value):
+        raise ValueError("a node's name is one DNS label in lower case, e.g. node-1")
+
+
+def _ray_address(value: str) -> None:
+    if value not in {"", LOCAL}:
+        split_address(value)
+
+
+def _issuer(value: str) -> None:
+    name, at, address = value.partition("@")
+    if not at or not is_label(name):
+        raise ValueError("an issuer is NODE@HOST:PORT, e.g. node-1@issuer.north.example:7443")
+    split_address(address)
+
+
+def _loopback(value: str) -> None:
+    if split_address(value, bound=True)[0] not in {"127.0.0.1", "::1", "localhost"}:
+        raise ValueError("http.listen is unencrypted and therefore only for 127.0.0.1, ::1 or localhost")
+
+
+Listen = Annotated[str, checked(partial(split_address, bound=True))]
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class NodeSection(Section):
     """Who the node is, where it listens, and how it reaches its peers."""
 
-    institution: str
-    name: str = "node-1"
-    roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("source",)
-    listen: str
-    address: str
-    state: str = "state"
-    proxy: ProxyUrl | None = None
-    proxy_login: str | None = None
-
-    @field_validator("institution")
-    @classmethod
-    def _institution(cls, value: str) -> str:
-        if not is_institution(value):
-            raise ValueError("an institution is a DNS name in lower case, e.g. north.example")
-        return value
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not is_label(value):
-            raise ValueError("a node's name is one DNS label in lower case, e.g. node-1")
-        return value
-
-    @field_validator("listen", "address")
-    @classmethod
-    def _address(cls, value: str, info: ValidationInfo) -> str:
-        split_address(value, bound=info.field_name == "listen")
-        return value
+    institution: Institution = Field(description="DNS name of the institution; its certificates carry it")
+    name: Annotated[str, checked(_label)] = Field("node-1", description="the node's name, one DNS label")
+    roles: tuple[Role, ...] = Field(
+        ("source",),
+        min_length=1,
+        description='"source" encodes for its own clients, "target" decodes for admitted peers',
+    )
+    listen: Listen = Field(description="address and port to bind")
+    address: Annotated[str, checked(split_address)] = Field(description="what clients and peers dial")
+    state: str = Field("state", description="keys, peers, jobs, audit; keep it private and backed up")
+    proxy: ProxyUrl | None = Field(
+        None,
+        description="HTTP CONNECT proxy to all peers; https_proxy is never looked at",
+        examples=["http://proxy.north.example:3128"],
+    )
+    proxy_login: str | None = Field(
+        None, description="a file with USER:PASSWORD for it, mode 600", examples=["proxy.login"]
+    )
 
 
 class ModelSection(Section):
     """The one model that the node hosts."""
 
-    bundle: str = "model"
-    domain: str
-    bundle_domain: str | None = None
-    classifier: str | None = None
-    scene: str | None = None
+    domain: Annotated[str, AfterValidator(check_domain)] = Field(
+        description="the domain's name, as peers see it"
+    )
+    bundle: str = Field("model", description="manifest.json and model.safetensors; `train` writes them")
+    classifier: str | None = Field(
+        None,
+        description="folder of a classifier of noisy pictures, for requests that are guided by it",
+        examples=["classifier"],
+    )
+    scene: Annotated[str, checked(size_from)] | None = Field(
+        None,
+        description="HEIGHTxWIDTH of pictures, in overlapping tiles of the model's size; both nodes alike",
+        examples=["512x512"],
+    )
+    bundle_domain: str | None = Field(
+        None,
+        description="what the bundle calls its domain, where that is another name on purpose",
+        examples=["imported"],
+    )
 
-    @field_validator("domain")
-    @classmethod
-    def _domain(cls, value: str) -> str:
-        return check_domain(value)
 
-    @field_validator("scene")
-    @classmethod
-    def _scene(cls, value: str | None) -> str | None:
-        if value is not None:
-            size_from(value)
-        return value
+class TrainSection(BaseModel):
+    """The options of `ddib model train`, e.g. held_out for --held-out."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    def check(self, domain: str) -> None:
+        """Refuse unknown and contradicting options, as far as that needs no other file."""
+        for key in self.model_extra or {}:
+            if key not in _TRAIN_FIELDS:
+                close = difflib.get_close_matches(key, _TRAIN_FIELDS, n=1, cutoff=0.5)
+                raise ValueError(
+                    f"train.{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+                )
+        try:
+            given = self._given(Path(), domain)
+            if "recipe" in given:
+                refuse_idle(given, _spell, _TRAIN_HINT)
+            else:
+                train_config(given, spell=_spell, hint=_TRAIN_HINT)
+        except DdibError as error:
+            raise ValueError(f"train: {error.detail}; {error.hint}") from error
+
+    def config(self, folder: Path, domain: str, *, name: str, threads: int, command: str) -> AnyConfig:
+        given = {"threads": threads, **self._given(folder, domain), "name": name}
+        return train_config(given, spell=_spell, hint=_TRAIN_HINT, command=command)
+
+    @property
+    def names_data(self) -> bool:
+        return bool((self.model_extra or {}).keys() & {"domain", "data", "images"})
+
+    def pictures(self, folder: Path) -> str | None:
+        found = self.model_extra or {}
+        return str(folder / found["images"]) if found.get("images") else found.get("domain")
+
+    def _given(self, folder: Path, domain: str) -> dict[str, Any]:
+        given = {_TRAIN_FIELDS[key]: value for key, value in (self.model_extra or {}).items()}
+        for name, value in given.items():
+            if name in _TRAIN_PATHS:
+                given[name] = folder / value
+            elif name == "time_s" and isinstance(value, str):
+                given[name] = seconds(value)
+        return given if self.names_data else {"domain": domain, **given}
+
+
+def _spell(field: str) -> str:
+    return f"train.{option_name(field)}"
 
 
 class LimitsSection(Section):
-    """The node's limits; units are in the names."""
+    """Raise them only as far as the machine's memory goes."""
 
-    max_items_per_job: Annotated[int, Field(ge=1, le=100_000)] = 1_000
-    max_points_per_item: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
-    max_item_bytes: Annotated[int, Field(ge=1)] = 64 << 20
-    max_pixels: Annotated[int, Field(ge=1)] = 89_000_000
-    # Of one file. The decoders read one; the setting makes the limit visible.
-    max_frames: Literal[1] = 1
-    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("PNG", "JPEG", "TIFF", "NPY")
-    max_evaluations: Annotated[int, Field(ge=1, le=10_000)] = 2_000
-    max_open_jobs: Annotated[int, Field(ge=1)] = 64
-    max_spool_bytes: Annotated[int, Field(ge=1)] = 4 << 30
-    max_staged_bytes: Annotated[int, Field(ge=1)] = 2 << 30
-    decode_memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 220
-    stall_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    idle_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
-    request_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
-    result_days: Annotated[float, Field(gt=0)] = 7.0
-    job_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
-    max_streams: Annotated[int, Field(ge=1, le=256)] = 64
-    max_streams_per_identity: Annotated[int, Field(ge=1, le=256)] = 40
-    drain_s: Annotated[float, Field(ge=0)] = 60.0
+    max_item_bytes: int = Field(64 << 20, ge=1, description="of one file")
+    max_pixels: int = Field(89_000_000, ge=1, description="of one picture")
+    max_items_per_job: int = Field(1_000, ge=1, le=100_000, description="files of a job")
+    max_evaluations: int = Field(
+        2_000, ge=1, le=10_000, description="network evaluations of one leg, at most 10000"
+    )
+    max_open_jobs: int = Field(
+        64,
+        ge=1,
+        description="source: unfinished jobs, and as many that wait for a peer; more are refused for now",
+    )
+    max_spool_bytes: int = Field(
+        4 << 30,
+        ge=1,
+        description="source: files of jobs; one client has five eighths of them, and of open jobs",
+    )
+    decode_memory_mib: int = Field(
+        220, ge=64, le=1 << 20, description="source: what decoding or writing a picture may take"
+    )
+    stall_s: float = Field(
+        60.0, gt=0, le=3600, description="an upload whose next piece does not come within this is ended"
+    )
+    request_s: float = Field(
+        20.0, gt=0, le=3600, description="a call whose request does not come within this is ended"
+    )
+    idle_s: float = Field(
+        300.0,
+        gt=0,
+        le=86_400,
+        description="a stream whose caller sends and takes nothing, or whose job does not move, is ended",
+    )
+    result_days: float = Field(
+        7.0, gt=0, description="source: results that nobody fetches are removed after this"
+    )
+    max_streams: int = Field(
+        64,
+        ge=1,
+        le=256,
+        description="calls that stream at once, five eighths for one caller; each holds a thread",
+    )
+    drain_s: float = Field(60.0, ge=0, description="running work has this long after SIGTERM")
 
 
 class EngineSection(Section):
     """Where and how the network runs."""
 
-    executor: Literal["inline", "processes", "ray"] = "inline"
-    workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
-    ray_address: str = ""
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=0, le=256)] = 0
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    compile: Literal["auto", "none", "graphs", "compile"] = "auto"
-    merge_rows: Annotated[int, Field(ge=0)] = 0
-    merge_pixels: Annotated[int, Field(ge=0)] = 0
-    max_trajectories: Annotated[int, Field(ge=1, le=64)] = 64
-    running_jobs: Annotated[int, Field(ge=1, le=64)] = 24
+    executor: Literal["inline", "processes", "ray"] = Field(
+        "inline",
+        description='or "processes": one for each GPU or core; or "ray": actors on your own Ray cluster',
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        le=MOST_WORKERS,
+        description="of processes or ray; 0: one on each GPU, without any on each core",
+    )
+    ray_address: Annotated[str, checked(_ray_address)] = Field(
+        "", description='"HOST:6379", the head of the Ray cluster; "local" starts one on this machine'
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one")
+    threads: int = Field(
+        0, ge=0, le=256, description="CPU threads of the network; 0 measures at start and keeps the fastest"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="of the network; bfloat16 and float16 (GPUs) are less exact; states stay float32",
+    )
+    compile: Literal["auto", "none", "graphs", "compile"] = Field(
+        "auto",
+        description="none, graphs (CUDA), compile (torch.compile); auto takes graphs on a GPU if they check",
+    )
+    merge_pixels: int = Field(
+        0,
+        ge=0,
+        description="pixels of pictures in one network call; 0 measures at the first start what is best",
+    )
+    running_jobs: int = Field(
+        24,
+        ge=1,
+        le=64,
+        description="source: jobs worked on at once, of one client two thirds; small ones fill a batch",
+    )
 
-    @field_validator("ray_address")
+
+class PolicySection(Section):
+    """What peers and own clients may do beyond the protocol."""
+
+    peers: dict[str, tuple[Use, ...]] = Field(
+        {EVERY: ("send", "decode", "calibrate")},
+        description='what each peer may be used for; "*" is the others',
+    )
+    clients: dict[str, tuple[str, ...]] = Field(
+        {EVERY: (EVERY,)},
+        description='where each client may translate to, as { "alice" = ["south.example/relief"] }; "*" is the others',
+    )
+    least_soften_sigma: float = Field(
+        0.0, ge=0, le=1, description="of pictures, sigma / alpha; models say how much they have"
+    )
+    round_trip: bool = Field(
+        default=True, description="target: encode the output again for a peer that asks for a cycle check"
+    )
+    least_depth: float = Field(
+        1.0, gt=0, le=1, description="of a latent, in (0, 1]: less keeps structure, and some of the picture"
+    )
+    least_evaluations: int = Field(
+        8,
+        ge=0,
+        le=10_000,
+        description="of a latent that leaves or is decoded here; 0 for any number, flow maps are exempt",
+    )
+    encoders: tuple[Literal["ode", "mixed", "linear"], ...] = Field(
+        ("ode",), description='also "mixed", "linear": latents that show more of the picture'
+    )
+    max_guidance: float = Field(
+        10.0, ge=0, le=MAX_GUIDANCE, description="largest --guidance and --classifier-scale; 0 for none"
+    )
+    calibration: tuple[Kind, ...] = Field(
+        (), description='kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default'
+    )
+    calibration_units: bool = Field(
+        default=False,
+        description="target: tell peers that have anchors mean and deviation of the channels, not noised",
+    )
+    size_rule: Literal["model", "refuse"] = Field(
+        "model", description='pictures of other sizes: fitted as the model\'s manifest says, or "refuse"'
+    )
+    evaluations_per_day: int = Field(
+        20_000_000_000,
+        ge=0,
+        description="target: quota of each peer, network evaluations x points or x pixels; 0 for none",
+    )
+    quotas: dict[Institution, Annotated[int, Field(ge=0)]] = Field(
+        {}, description='target: the same for single peers, as { "south.example" = 1000000000000 }'
+    )
+    samples_per_day: int = Field(
+        0,
+        ge=0,
+        description="target: quota of each peer in points or pictures, 0 for none",
+    )
+    client_evaluations_per_day: int = Field(
+        20_000_000_000, ge=0, description="source: quota of each client, as evaluations_per_day"
+    )
+
+    @field_validator("peers")
     @classmethod
-    def _ray_address(cls, value: str) -> str:
-        if value not in {"", LOCAL}:
-            split_address(value)
+    def _peers(cls, value: dict[str, tuple[Use, ...]]) -> dict[str, tuple[Use, ...]]:
+        for institution in value:
+            if institution != EVERY and not is_institution(institution):
+                raise ValueError(f"{institution!a} is no institution, e.g. south.example, or {EVERY!r}")
+        return value
+
+    @field_validator("clients")
+    @classmethod
+    def _clients(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, targets in value.items():
+            if name != EVERY and not is_label(name):
+                raise ValueError(f"{name!a} is no client's name, e.g. alice, or {EVERY!r}")
+            for target in targets:
+                institution, slash, domain = target.partition("/")
+                if target != EVERY and not (is_institution(institution) and bool(slash) == is_domain(domain)):
+                    raise ValueError(f"{target!a} is no target, e.g. south.example/relief or south.example")
         return value
 
 
 class IdentitySection(Section):
     """How the node's certificate is renewed, and how long those live that it issues."""
 
-    issuer: str | None = None
-    renew_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    node_life_s: Annotated[float, Field(ge=LEAST_LIFE_S, le=366 * 86_400)] = 86_400.0
-    client_life_s: Annotated[float, Field(ge=LEAST_LIFE_S, le=366 * 86_400)] = 30 * 86_400.0
-    recovery_days: Annotated[float, Field(ge=0, le=366)] = 30.0
-
-    @field_validator("issuer")
-    @classmethod
-    def _issuer(cls, value: str | None) -> str | None:
-        if value is not None:
-            name, at, address = value.partition("@")
-            if not at or not is_label(name):
-                raise ValueError("an issuer is NODE@HOST:PORT, e.g. node-1@issuer.north.example:7443")
-            split_address(address)
-        return value
+    issuer: Annotated[str, checked(_issuer)] | None = Field(
+        None,
+        description="where another node of the institution issues the certificates",
+        examples=["node-1@issuer.north.example:7443"],
+    )
+    renew_command: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="or where a program of yours does",
+        examples=[["/usr/local/bin/renew"]],
+    )
+    node_life_s: float = Field(
+        86_400.0,
+        ge=LEAST_LIFE_S,
+        le=366 * 86_400,
+        description="of the certificates that this node issues, at least 60; renewed after two thirds",
+    )
+    client_life_s: float = Field(
+        30 * 86_400.0, ge=LEAST_LIFE_S, le=366 * 86_400, description="the same, of clients"
+    )
+    recovery_days: float = Field(
+        30.0,
+        ge=0,
+        le=366,
+        description="a node that renews here may be off for so long and come back by itself; 0 for never",
+    )
 
     def life(self, kind: str) -> timedelta:
         return timedelta(seconds=self.node_life_s if kind == "node" else self.client_life_s)
@@ -163,21 +399,46 @@ class IdentitySection(Section):
 class HttpSection(Section):
     """Plain HTTP for probes and metrics; loopback only."""
 
-    listen: str | None = None
-
-    @field_validator("listen")
-    @classmethod
-    def _loopback(cls, value: str | None) -> str | None:
-        if value is not None and split_address(value, bound=True)[0] not in {"127.0.0.1", "::1", "localhost"}:
-            raise ValueError("http.listen is unencrypted and therefore only for 127.0.0.1, ::1 or localhost")
-        return value
+    listen: Annotated[str, checked(_loopback)] | None = Field(
+        None, description="/healthz, /readyz, /metrics; loopback only", examples=["127.0.0.1:9464"]
+    )
 
 
 class LogSection(Section):
     """What is written to stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning, error"
+    )
+    format: Literal["text", "json"] = Field("text", description="or json, one object a line")
+
+
+@dataclass(frozen=True, slots=True)
+class NodePaths:
+    """The paths of a node's files, absolute."""
+
+    bundle: Path
+    classifier: Path | None
+    state: Path
+    pki: Path
+    peers: Path
+    jobs: Path
+    spool: Path
+    audit: Path
+    softening_key: Path
+    calibrations: Path
+    aggregate: Path
+    costs: Path
+    quotas: Path
+    admin_socket: Path
+
+
+def _socket_path(state: Path) -> Path:
+    plain = state / "admin.sock"
+    if len(str(plain).encode()) <= MAX_SOCKET_PATH:
+        return plain
+    name = hashlib.sha256(str(state).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"ddib-{name}" / "admin.sock"
 
 
 def command_of(roles: tuple[Role, ...]) -> str:
@@ -189,7 +450,7 @@ class NodeConfig(Section):
 
     node: NodeSection
     model: ModelSection
-    train: TrainTable = TrainTable()
+    train: TrainSection = TrainSection()
     limits: LimitsSection = LimitsSection()
     engine: EngineSection = EngineSection()
     policy: PolicySection = PolicySection()
@@ -264,7 +525,87 @@ class NodeConfig(Section):
 
     @property
     def paths(self) -> NodePaths:
-        """The paths of the node's files."""
-        return paths_of(
-            self._folder, self.node.state, bundle=self.model.bundle, classifier=self.model.classifier
+        state, classifier = self._folder / self.node.state, self.model.classifier
+        return NodePaths(
+            bundle=self._folder / self.model.bundle,
+            classifier=None if classifier is None else self._folder / classifier,
+            state=state,
+            pki=state / "pki",
+            peers=state / "peers",
+            jobs=state / "jobs.sqlite",
+            spool=state / "spool",
+            audit=state / "audit.jsonl",
+            softening_key=state / "softening.key",
+            calibrations=state / "calibrations",
+            aggregate=state / "aggregate.json",
+            costs=state / "engine.json",
+            quotas=state / "quotas.json",
+            admin_socket=_socket_path(state),
         )
+
+
+_TRAIN_BUILT_IN: Final = """\
+domain = "{domain}"             # a built-in domain, or instead of it points or pictures of your own:
+                                # data = "points.npy" of shape (N, D), or images = "FOLDER" with size = 64
+"""
+_TRAIN_OWN: Final = """\
+# images = "pictures"           # the folder with the pictures of {domain}, or instead data = "points.npy", shape (N, D)
+# size = 64                     # height and width for the network; both institutions need the same
+"""
+_TRAIN_REST: Final = """\
+# steps = 2000                  # or time = "2h"; without either the preset's steps
+# resume: the same command resumes a run that was stopped; --force starts it again
+seed = 0
+"""
+
+
+def render_node_toml(
+    *,
+    institution: str,
+    name: str,
+    roles: tuple[Role, ...],
+    domain: str,
+    listen: str,
+    address: str,
+    bundle: str = "model",
+    bundle_domain: str | None = None,
+    classifier: str | None = None,
+) -> str:
+    """A commented node.toml that `NodeConfig.load` accepts."""
+    from ddib_fed.datasets.synthetic import DOMAINS  # which needs numpy
+
+    node = NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
+    model = ModelSection(domain=domain, bundle=bundle, bundle_domain=bundle_domain, classifier=classifier)
+    said = {
+        "node": node.model_dump(exclude={"proxy", "proxy_login"}),
+        "model": model.model_dump(exclude_none=True),
+    }
+    text = (
+        "# A ddib-fed node. Paths are relative to this file.\n"
+        f"# `{command_of(roles)} check --config node.toml` says whether it can be used.\n"
+    )
+    for section, field in NodeConfig.model_fields.items():
+        kind = field.annotation
+        assert isinstance(kind, type)
+        text += f"\n# {kind.__doc__}\n[{section}]\n"
+        if section == "train":
+            built_in = domain in SHIPPED or domain in DOMAINS
+            text += (_TRAIN_BUILT_IN if built_in else _TRAIN_OWN).format(domain=domain) + _TRAIN_REST
+        elif issubclass(kind, BaseModel):
+            text += "".join(
+                _line(key, info, said.get(section, {})) for key, info in kind.model_fields.items()
+            )
+    return text
+
+
+def _line(key: str, info: FieldInfo, said: Mapping[str, Any]) -> str:
+    value = said.get(key, info.examples[0] if info.examples else info.default)
+    line = f"{'' if key in said else '# '}{key} = {_toml(value)}"
+    return f"{line:31} # {info.description}\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    return json.dumps(value, ensure_ascii=False)

@@ -28,9 +28,8 @@ from ddib_fed.models.privacy import (
 from ddib_fed.names import size_from
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import Overview, overview
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import EVERY, NodeConfig
 from ddib_fed.node.policy import uses_of
-from ddib_fed.node.settings.policy_table import EVERY
 from ddib_fed.pages import write_page
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers import Peer, PeerStore
@@ -49,11 +48,9 @@ BOUNDS = {
     "samples_per_day": "samples decoded for each peer in a day; 0 is no limit",
     "least_depth": "1 is pure noise; less keeps part of the picture visible",
     "encoders": "ways to make latents; others than ode show more of the picture",
-    "max_guidance": "largest guidance scale; 0 is none",
-    "max_classifier_scale": "largest weight of a classifier; 0 is none",
+    "max_guidance": "largest scale of guidance and of a classifier; 0 is none",
     "calibration": "kinds of calibration that may be agreed on; none by default",
     "calibration_units": "whether peers may read the units of the model, without noise",
-    "weights": "shares of the machine",
 }
 """What each setting of [policy] bounds."""
 

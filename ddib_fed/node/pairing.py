@@ -19,7 +19,7 @@ from ddib_fed.node.admitting import (
 )
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.rpc.addresses import is_loopback, split_address
-from ddib_fed.server.ports import check_bindable
+from ddib_fed.server.server import check_bindable
 from ddib_fed.terminal import say
 from ddib_fed.trust.pairing import CODE_LIFE_S, Paired, dial, listen, new_code, parse_code
 from ddib_fed.trust.peers import Peer

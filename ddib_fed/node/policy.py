@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from ddib_fed.errors import PeerUnknown, PolicyDenied
 from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
 from ddib_fed.node.quota import Charge
-from ddib_fed.node.settings.policy_table import EVERY, PolicySection, Use
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers import Snapshot
 from ddib_fed.wire.canonical import canonical_json
@@ -36,10 +35,8 @@ USES: Final[dict[str, Use]] = {DECODING: "decode", CALIBRATION: "calibrate"}
 """What a peer must be allowed to be used for."""
 POLICY_FORMAT: Final = "ddib-fed policy 1"
 AGREED_LIMITS: Final = (
-    "job_deadline_s",
     "max_evaluations",
     "max_items_per_job",
-    "max_points_per_item",
     "result_days",
 )
 DEFAULTS: Final = PolicySection()
@@ -204,10 +201,10 @@ def client_charges(policy: PolicySection, client: str, evaluations: int) -> tupl
 
 def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms | None:
     """The guidance that a node offers for decoding with a model; None for none."""
-    guide = model.classifier if policy.max_classifier_scale > 0 else None
+    guide = model.classifier if policy.max_guidance > 0 else None
     terms = GuidanceTerms(
         max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
-        max_classifier_scale=0.0 if guide is None else policy.max_classifier_scale,
+        max_classifier_scale=0.0 if guide is None else policy.max_guidance,
         classifier_sha256=b"" if guide is None else bytes.fromhex(guide.digest),
         classifier_classes=0 if guide is None else guide.manifest.num_classes or 0,
         clip=model.is_picture and model.manifest.normalisation == Normalisation(),

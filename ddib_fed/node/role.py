@@ -23,8 +23,8 @@ from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.pictures import class_names_of, size_rule_of, terms_of, value_range_of
 from ddib_fed.node.policy import offered_guidance, policy_digest
 from ddib_fed.node.quota import Ledger
-from ddib_fed.server.metrics import Metrics
-from ddib_fed.telemetry.tracing import OFF, Tracing
+from ddib_fed.server.probes import Metrics
+from ddib_fed.telemetry import OFF, Tracing
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers import PeerStore
@@ -149,9 +149,6 @@ class NodeContext:
     @property
     def units_sha256(self) -> str:
         return units_digest(self.running_engine.model.bundle.manifest.normalisation)
-
-    def weight_of(self, institution: str) -> float:
-        return self.config.policy.weights.get(institution, 1.0)
 
     @property
     def translates_in_tiles(self) -> bool:

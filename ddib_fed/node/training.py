@@ -14,8 +14,7 @@ from ddib_fed.training.settings.options import SHIPPED
 
 def train_node(config: NodeConfig, *, force: bool = False) -> None:
     """Train into the bundle that node.toml names, resuming an unfinished run of the same settings."""
-    named = config.train.model_fields_set & {"domain", "data", "images"}
-    if not named and config.model.domain not in {*DOMAINS, *SHIPPED}:
+    if not config.train.names_data and config.model.domain not in {*DOMAINS, *SHIPPED}:
         raise ConfigError(
             f"{config.path} does not say what to train on",
             hint='write images = "FOLDER" (pictures) or data = "points.npy" under [train]',

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Final
 
-from ddib_fed.rpc.error_details import MAX_TEXT
+from ddib_fed.rpc.details import MAX_TEXT
 
 FACT: Final = "refused"
 COUNT: Final = "refused_count"

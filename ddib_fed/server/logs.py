@@ -1,22 +1,29 @@
-"""Configures logging of a node's process: one handler, other libraries quiet.
+"""Configures logging of a node's process: one handler, other libraries quiet, one escaped line a record.
 
 Only our own loggers follow the configured level. Other libraries log from WARNING up, those that read
 pictures not at all (Pillow writes the metadata of a picture at debug), and gRPC's C core, which bypasses Python's
-logging and writes to stderr, is off.
+logging and writes to stderr, is off. A traceback after a record is indented: no text of a peer can start a line.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import threading
+import time
 from types import TracebackType
 from typing import Final
+
+from ddib_fed.terminal import escape
 
 OWN: Final = ("ddib_fed", "source_node", "target_node")
 # Their errors are also raised as exceptions, without the picture's metadata.
 READERS: Final = ("PIL", "tifffile")
+
+FIELDS: Final = "fields"
+"""Attribute of a record: values that a JSON line has beside the message, by name."""
 
 log = logging.getLogger(__name__)
 
@@ -55,3 +62,45 @@ def _uncaught_in_thread(hook: threading.ExceptHookArgs) -> None:
         name = hook.thread.name if hook.thread is not None else "?"
         trace = (hook.exc_type, hook.exc_value, hook.exc_traceback)
         log.error("thread %s ended by an exception", name, exc_info=trace)
+
+
+def fields(**values: str | float) -> dict[str, dict[str, str | float]]:
+    return {FIELDS: values}
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people, and below it the traceback, if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return escape(super().formatMessage(record))
+
+    def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802 - logging's name
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's name
+        return _indented(super().formatStack(stack_info))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line, for log collectors; exact, because JSON escapes control characters itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object."""
+        entry: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in getattr(record, FIELDS, {}).items():
+            entry.setdefault(name, value)
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {escape(line)}" for line in text.split("\n"))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, Generic, TypeVar
+from typing import Final, TypeVar
 
 from ddib_fed.errors import DeadlineExceeded
-from ddib_fed.rpc.ahead import Late, ReadAhead
+from ddib_fed.rpc.calls import Late, ReadAhead
 
 SLOWEST_BYTES_PER_S: Final = 64 << 10
 """Something announced may take as long as its bytes at this rate: half of what a client itself waits for."""
@@ -60,41 +60,12 @@ class Pace:
                 facts={"idle_s": f"{self._between_s:g}"},
             )
 
-
-class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
-    """The messages of a stream, read on a thread of its own; a context manager."""
-
-    def __init__(
-        self,
-        messages: Iterator[M],
-        pace: Pace,
-        *,
-        most: int = READ_AHEAD,
-        weigh: Callable[[M], int] = lambda _: 1,
-    ) -> None:
-        self._ahead = ReadAhead(messages, most, "upload", weigh=weigh)
-        self._pace = pace
-
-    def __enter__(self) -> Iterator[M]:
-        self._ahead.__enter__()
-        return self._taken()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.end()
-
-    @property
-    def ready(self) -> bool:
-        return self._ahead.ready
-
-    def end(self) -> None:
-        self._ahead.leave()
-
-    def _taken(self) -> Iterator[M]:
-        """The messages."""
+    def each(self, ahead: ReadAhead[M]) -> Iterator[M]:
+        """The messages of a stream that is read ahead."""
         while True:
             try:
-                yield from self._ahead.each(self._pace.wait_s)
+                yield from ahead.each(self.wait_s)
             except Late:
-                self._pace.late()
+                self.late()
             else:
                 return

@@ -5,18 +5,20 @@ Streams are capped below the number of threads, so that unary calls and Health a
 
 from __future__ import annotations
 
+import errno
+import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
 from ddib_fed.errors import ConfigError
 from ddib_fed.rpc.addresses import split_address
-from ddib_fed.server import inbound
-from ddib_fed.server.fair_pool import FairPool
-from ddib_fed.server.health import HealthServicer
+from ddib_fed.server import connections
 from ddib_fed.trust import tls
 
 # Threads beyond the streams' cap: for unary calls, Health, and calls that are refused at once. Of these at most
@@ -41,6 +43,13 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
+MOST_WAITING: Final = 1_024
+"""Calls of one connection that wait for a thread; more come only from callers that take calls back as they make them,
+because HTTP/2 limits how many are open at once (`MORE_OPEN_CALLS`)."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class NodeServer:
     """The node's one port."""
@@ -58,13 +67,13 @@ class NodeServer:
         self._pool = FairPool(self._threads, on_crowd)
         bounds = (
             ("grpc.max_concurrent_streams", 2 * max_streams + MORE_OPEN_CALLS),
-            *inbound.options(inbound.file_limit()),
+            *connections.options(connections.file_limit()),
         )
         self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=(*OPTIONS, *bounds))
-        self.health = HealthServicer()
+        self._health = health.HealthServicer()
         self._services: list[str] = [""]
         self.set_serving(serving=False)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
+        self.grpc.add_generic_rpc_handlers([health_handler(self._health)])
         host, port = split_address(listen, bound=True)
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -82,8 +91,10 @@ class NodeServer:
         self.set_serving(serving=False)
 
     def set_serving(self, *, serving: bool) -> None:
+        self.serving = serving
+        status = health_pb2.HealthCheckResponse
         for name in self._services:
-            self.health.set(name, serving=serving)
+            self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     def start(self) -> None:
         """Start all threads, then begin to accept connections."""
@@ -105,10 +116,154 @@ class NodeServer:
 
     def stop(self, grace_s: float) -> None:
         """Refuse new calls (gRPC does it with CANCELLED), give running ones `grace_s`, then close."""
-        self.health.close()
+        self._health.enter_graceful_shutdown()
         self.grpc.stop(grace_s).wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+def health_handler(servicer: health.HealthServicer) -> grpc.GenericRpcHandler[Any, Any]:
+    """Check alone: a Watch would hold a thread, and leave the name that its caller asked for."""
+    check = grpc.unary_unary_rpc_method_handler(
+        servicer.Check,
+        request_deserializer=health_pb2.HealthCheckRequest.FromString,
+        response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(health.SERVICE_NAME, {"Check": check})
+
+
 def probe_own_port(port: int, host: str) -> None:
     tls.probe_tls12("127.0.0.1" if host in {"0.0.0.0", "::", ""} else host, port)  # noqa: S104 - compared, not bound
+
+
+class _Work(NamedTuple):
+    future: Future[Any]
+    run: Callable[[], Any]
+
+
+class FairPool(ThreadPoolExecutor):
+    """Threads for calls, taken in turn by the connections whose calls wait: none waits behind all calls of another.
+
+    gRPC hands each call to a pool of threads in the order in which calls arrive, also those that their caller took
+    back meanwhile. With one queue, a caller of 10,000 calls delays everybody's Health by the time that all take.
+    """
+
+    def __init__(self, threads: int, on_crowd: Callable[[str], object]) -> None:
+        super().__init__(threads, thread_name_prefix="rpc")
+        self._on_crowd = on_crowd
+        self._lock = threading.Lock()
+        self._waiting: dict[str, deque[_Work]] = {}
+        self._turns: deque[str] = deque()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a function when its connection's turn comes; what is of no call has a turn of its own."""
+        future: Future[T] = Future()
+        caller = _connection(args)
+        with self._lock:
+            waiting = self._waiting.setdefault(caller, deque())
+            waiting.append(_Work(future, lambda: fn(*args, **kwargs)))
+            if len(waiting) == 1:
+                self._turns.append(caller)
+            crowded = bool(caller) and len(waiting) > MOST_WAITING
+        try:
+            super().submit(self._run_next)
+        except RuntimeError:
+            self._cancel()
+            raise
+        if crowded:
+            self._on_crowd(caller)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As of every executor."""
+        if cancel_futures:
+            self._cancel()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def _run_next(self) -> None:
+        work = self._next()
+        if work is None or not work.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = work.run()
+        except BaseException as error:  # noqa: BLE001 - the future's business, as in every executor
+            work.future.set_exception(error)
+        else:
+            work.future.set_result(result)
+
+    def _next(self) -> _Work | None:
+        with self._lock:
+            if not self._turns:  # it was cancelled
+                return None
+            caller = self._turns.popleft()
+            waiting = self._waiting[caller]
+            work = waiting.popleft()
+            if waiting:
+                self._turns.append(caller)
+            else:
+                del self._waiting[caller]
+        return work
+
+    def _cancel(self) -> None:
+        with self._lock:
+            all_waiting = [work for waiting in self._waiting.values() for work in waiting]
+            self._waiting.clear()
+            self._turns.clear()
+        for work in all_waiting:
+            work.future.cancel()
+
+
+def _connection(args: tuple[Any, ...]) -> str:
+    """GRPC's name of the connection of the call that a task is for; empty for a task of no call."""
+    for argument in args[:3]:
+        call = getattr(argument, "call", None)
+        if call is not None and hasattr(call, "peer"):
+            peer = call.peer()
+            return peer.decode() if isinstance(peer, bytes) else str(peer)
+    return ""
+
+
+def check_bindable(listen: str, setting: str) -> None:
+    """Bind an address and release it: gRPC and http.server only report that binding failed, not why."""
+    host, port = split_address(listen, bound=True)
+    what = f"{setting} = {listen!a}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"{what}: there is no host {host!a}", hint=_remedy(None, listen, setting)
+        ) from error
+    problems = [problem for family, _, _, _, place in found if (problem := _bind(family, place)) is not None]
+    busy = [problem for problem in problems if problem.errno == errno.EADDRINUSE]
+    if busy or len(problems) == len(found):
+        worst = (busy or problems)[0]
+        raise ConfigError(
+            f"{what} cannot be bound: {worst.strerror}", hint=_remedy(worst.errno, listen, setting)
+        ) from worst
+
+
+def _bind(family: int, place: tuple[object, ...]) -> OSError | None:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen(1)
+    except OSError as error:
+        return error
+    return None
+
+
+def _remedy(number: int | None, listen: str, setting: str) -> str:
+    port = split_address(listen, bound=True)[1]
+    match number:
+        case errno.EADDRINUSE:
+            return f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another {setting}"
+        case errno.EACCES:
+            return (
+                f"ports below 1024 need a privilege: choose a {setting} above, "
+                "or AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit"
+            )
+        case _:
+            return (
+                f"{setting} is an address of this machine (ip -brief address lists them), e.g. 0.0.0.0:{port}; "
+                "node.address is what others dial"
+            )

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.errors import InputError, MessageInvalid, Unauthenticated
 from ddib_fed.files import write_file
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.rpc.proxy import Proxy
 from ddib_fed.trust.diagnosis import explained
 from ddib_fed.trust.identity import Identity

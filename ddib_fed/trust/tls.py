@@ -21,7 +21,7 @@ from typing import Final
 import grpc
 
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
-from ddib_fed.rpc.answers import CheckedChannel
+from ddib_fed.rpc.calls import CheckedChannel
 from ddib_fed.rpc.proxy import Proxy
 from ddib_fed.trust.diagnosis import explained
 from ddib_fed.trust.peers import Peer, PeerStore

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ddib_fed.errors import QueueFull
-from ddib_fed.server.slots import within_share
+from ddib_fed.server.interceptors import within_share
 from ddib_fed.wire.jobs import JobState
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.records import OPEN_STATES, PENDING_ITEMS, JobLimits, JobSpec

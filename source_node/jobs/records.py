@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from ddib_fed.errors import DdibError, MessageInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
@@ -184,6 +184,10 @@ class Job:
         return self.deadline - self.spec.deadline_s
 
 
+JOB_DEADLINE_S: Final = 86_400.0
+"""A job is given up after this, counting time in which the node runs. No call lasts longer (`CONNECTION_GRACE_S`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobLimits:
     """What the store takes on."""
@@ -192,5 +196,5 @@ class JobLimits:
     max_spool_bytes: int = 4 << 30
     max_staged_bytes: int = 2 << 30
     retention_s: float = 7 * 86_400.0
-    default_deadline_s: float = 86_400.0
+    default_deadline_s: float = JOB_DEADLINE_S
     retry_after_s: float = 30.0

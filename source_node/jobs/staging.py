@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from ddib_fed.errors import MessageInvalid, QueueFull, RequestIdConflict
-from ddib_fed.server.slots import within_share
+from ddib_fed.server.interceptors import within_share
 from ddib_fed.v1 import common_pb2
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.records import (

@@ -21,8 +21,8 @@ from ddib_fed.errors import (
     MessageInvalid,
     PeerUnreachable,
 )
-from ddib_fed.rpc.ahead import ReadAhead
-from ddib_fed.rpc.peers import at_fault, failure_of_peer
+from ddib_fed.rpc.calls import ReadAhead
+from ddib_fed.rpc.faults import at_fault, failure_of_peer
 from ddib_fed.trust.audit.log import Exchanged
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contracts.contract import MAX_EVALUATIONS, Contract

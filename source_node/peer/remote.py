@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import grpc
+from opentelemetry.trace import Span
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.plans import SolverSettings
@@ -20,10 +21,9 @@ from ddib_fed.errors import (
     PeerUnreachable,
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.rpc.peers import checking_answers
+from ddib_fed.rpc.faults import checking_answers
 from ddib_fed.rpc.settings import settings_message
-from ddib_fed.rpc.traces import is_taken, trace_entries
-from ddib_fed.telemetry.context import TraceContext
+from ddib_fed.telemetry import is_taken, trace_entries
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import confirm
@@ -143,7 +143,7 @@ class Remote:
         control: Control,
         target_class: int | None = None,
         guidance: Guidance = UNGUIDED,
-        trace: TraceContext | None = None,
+        trace: Span | None = None,
     ) -> DecodeCall:
         """Send latents as they come and read translations as they come."""
         header = decoding_pb2.DecodeHeader(

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 import torch
+from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.gate import pass_latent
@@ -36,9 +37,9 @@ from ddib_fed.errors import (
     error_class,
 )
 from ddib_fed.latent import Latent
-from ddib_fed.rpc.peers import at_fault
+from ddib_fed.rpc.faults import at_fault
 from ddib_fed.rpc.refused import FACT, is_number, refused_items
-from ddib_fed.telemetry.tracing import NOWHERE, Place, Span
+from ddib_fed.telemetry import OFF, Tracing, named
 from ddib_fed.trust.audit.log import Exchanged
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
 from source_node.peer.decode_call import Answer, DecodeCall, Progress
@@ -99,9 +100,10 @@ class RemoteParty:
         receipt: Callable[[Exchanged], object],
         batch_rows: int,
         idle_s: float = IDLE_S,
-        place: Place = NOWHERE,
+        tracing: Tracing = OFF,
+        trace: Span | None = None,
     ) -> None:
-        self._place = place
+        self._tracing, self._trace = tracing, trace
         self._receipt = receipt
         self._batch_rows = batch_rows
         self._idle_s = idle_s
@@ -136,10 +138,8 @@ class RemoteParty:
     def _one_call(
         self, label: Labels, window: LatentWindow, filler: Filler, leg: Leg
     ) -> Iterator[Decoded | Failed]:
-        values = {"peer": self._remote.institution}
-        with self._place.tracing.span(
-            "wire", kind="client", parent=self._place.context, values=values
-        ) as span:
+        peer = self._remote.institution
+        with self._tracing.span("wire", kind=SpanKind.CLIENT, parent=self._trace, peer=peer) as span:
             yield from self._traced_call(label, window, filler, leg, span)
 
     def _traced_call(
@@ -158,7 +158,7 @@ class RemoteParty:
             items=most,
             latents=sending.latents(),
             control=control,
-            trace=span.context if self._place.tracing.shares_with(self._remote.institution) else None,
+            trace=span if self._tracing.shares_with(self._remote.institution) else None,
         )
         filler.call = call
         try:
@@ -176,13 +176,13 @@ class RemoteParty:
             filler.call = None
             window.end()
             self._receipt(call.exchanged)
-            span.set(
-                {
-                    "items_sent": call.exchanged.sent_items,
-                    "bytes_sent": call.exchanged.sent_bytes,
-                    "items_received": call.exchanged.received_items,
-                    "bytes_received": call.exchanged.received_bytes,
-                }
+            span.set_attributes(
+                named(
+                    items_sent=call.exchanged.sent_items,
+                    bytes_sent=call.exchanged.sent_bytes,
+                    items_received=call.exchanged.received_items,
+                    bytes_received=call.exchanged.received_bytes,
+                )
             )
 
     def _answers(self, call: DecodeCall, window: LatentWindow, leg: Leg) -> Iterator[Decoded | Failed]:

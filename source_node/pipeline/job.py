@@ -15,6 +15,8 @@ from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
+from opentelemetry.trace import Span
+
 from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.party import Decoded, Description, Encoded, Failed, Leg, ToDecode, ToEncode
@@ -26,7 +28,6 @@ from ddib_fed.node.policy import check_evaluations, check_softening, policy_dige
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
-from ddib_fed.telemetry.tracing import NOWHERE, Place
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.jobs import ItemState
 from ddib_fed.wire.latent import ApprovedLatent
@@ -63,9 +64,9 @@ class Pipeline:
         job: Job,
         control: Control,
         on_answer: Callable[[], object] = lambda: None,
-        place: Place = NOWHERE,
+        trace: Span | None = None,
     ) -> None:
-        self._node, self._place_in_trace = node, place
+        self._node, self._trace = node, trace
         self._config = node.config
         self._on_answer = on_answer
         self._engine = node.running_engine
@@ -75,7 +76,7 @@ class Pipeline:
         self._control = control
         self._samples = samples_of(self._engine, node.config.limits)
         self._numbers = Numbers(job.items, self._engine.model.sample_shape)
-        self._progress = JobProgress(events, node.metrics, job, self._numbers, place)
+        self._progress = JobProgress(events, node.metrics, job, self._numbers, node.tracing, trace)
         self._work: dict[int, Work] = {}
         self._failed: dict[int, DdibError] = {}
         self._storing: dict[int, Future[None]] = {}
@@ -109,7 +110,8 @@ class Pipeline:
             release=lambda latents: self._release(latents, leaving),
             receipt=leaving.receipt,
             batch_rows=max(1, self._engine.window // 2),
-            place=self._place_in_trace,
+            tracing=self._node.tracing,
+            trace=self._trace,
         )
         self._rotation = leg_map(calibration, self._engine.model.bundle.manifest)
         shape = self._engine.model.sample_shape
@@ -122,7 +124,6 @@ class Pipeline:
             calibration=self._rotation,
             flow=self._job.job_id,
             owner=spec.owner,
-            weight=self._node.weight_of(self._node.config.node.institution),
             stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
             least_evaluations=max(policy.least_evaluations, floor),
         )

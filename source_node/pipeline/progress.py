@@ -6,8 +6,10 @@ import threading
 import time
 from collections import Counter
 
-from ddib_fed.server.metrics import Metrics
-from ddib_fed.telemetry.tracing import MOST_ITEMS, NOWHERE, Place
+from opentelemetry.trace import Span
+
+from ddib_fed.server.probes import Metrics
+from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 from ddib_fed.wire.jobs import JobState
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS
@@ -23,13 +25,19 @@ class JobProgress:
     """Publishes the events of one job; safe to use from any thread."""
 
     def __init__(
-        self, events: EventHub, metrics: Metrics, job: Job, numbers: Numbers, place: Place = NOWHERE
+        self,
+        events: EventHub,
+        metrics: Metrics,
+        job: Job,
+        numbers: Numbers,
+        tracing: Tracing = OFF,
+        trace: Span | None = None,
     ) -> None:
         self._events = events
         self._metrics = metrics
         self._job = job
         self._numbers = numbers
-        self._place = place
+        self._tracing, self._trace = tracing, trace
         self._observed: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
@@ -72,15 +80,11 @@ class JobProgress:
         """Some samples have gone through a stage of the own model."""
         self._metrics.seconds.labels(stage).observe(seconds)
         self._metrics.samples.labels(stage).inc(samples)
-        if not self._place.tracing.on:
-            return
         with self._lock:
             self._observed[stage] += 1
             seen = self._observed[stage]
         if seen <= MOST_ITEMS:
-            self._place.tracing.record(
-                stage, seconds, parent=self._place.context, values={"samples": samples}
-            )
+            self._tracing.record(stage, seconds, parent=self._trace, samples=samples)
 
     def sent(self, size_bytes: int) -> None:
         self._metrics.latent_bytes.labels("out").inc(size_bytes)

@@ -11,7 +11,7 @@ import click
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import all_errors
 from ddib_fed.node.command import node_command
-from ddib_fed.node.template import render_node_toml
+from ddib_fed.node.config import render_node_toml
 from tests.wire.examples import contract
 
 DOCS = Path(__file__).parents[2] / "docs"

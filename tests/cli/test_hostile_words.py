@@ -20,7 +20,7 @@ from ddib_fed.client.views import Failure, ItemView, JobView
 from ddib_fed.errors import PolicyDenied
 from ddib_fed.node.admitting import _ask
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.server.log_format import JsonFormatter, TextFormatter, fields
+from ddib_fed.server.logs import JsonFormatter, TextFormatter, fields
 from ddib_fed.trust.peers import Peer
 from ddib_fed.trust.pki import certificate_pem, init_node_identity
 from ddib_fed.wire.jobs import ItemState, JobState, Settings

@@ -78,7 +78,7 @@ class Node:
 
 
 def other_domain(node: Node) -> None:
-    node.edit('domain = "moons"             #', 'domain = "checkerboards"     #')
+    node.edit('domain = "moons"                #', 'domain = "checkerboards"     #')
 
 
 def classifier(node: Node) -> None:

@@ -18,9 +18,9 @@ from ddib_fed.errors import (
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.calibration.checks import check_terms, usable_calibration
 from ddib_fed.node.calibration.overview import overview
+from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.running import startup
-from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.trust import pki
 from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine

@@ -10,11 +10,16 @@ import pytest
 from ddib_fed.cli.models.training import train as training
 from ddib_fed.cli.models.training.options import asked_for, spell
 from ddib_fed.errors import ConfigError, FileMissing
-from ddib_fed.node.config import EngineSection, LimitsSection, LogSection, NodeConfig
-from ddib_fed.node.settings.paths import MAX_SOCKET_PATH
-from ddib_fed.node.settings.policy_table import PolicySection
-from ddib_fed.node.template import render_node_toml
-from ddib_fed.training.settings.options import OPTIONS, option_name, train_config
+from ddib_fed.node.config import (
+    MAX_SOCKET_PATH,
+    EngineSection,
+    LimitsSection,
+    LogSection,
+    NodeConfig,
+    PolicySection,
+    render_node_toml,
+)
+from ddib_fed.training.settings.options import train_config
 
 
 def write(folder: Path, **replace: str) -> Path:
@@ -142,14 +147,12 @@ def test_train_takes_the_options_of_the_command_line(tmp_path: Path) -> None:
     written = config.train.config(tmp_path, "moons", name="hills", threads=1, command="")
     assert (written.name, written.images, written.init) == ("hills", tmp_path / "scans", tmp_path / "start")
     assert written.model_copy(update={"images": Path("scans"), "init": Path("start"), "name": None}) == typed
-    assert set(type(config.train).model_fields) >= {option_name(field) for field in OPTIONS} - {"name"}
 
 
 @pytest.mark.parametrize(
-    ("old", "length"), [("time_s = 90", 90.0), ('time = "2m"', 120.0), ('time = "1h30m"', 5400.0)]
+    ("old", "length"), [("time = 90", 90.0), ('time = "2m"', 120.0), ('time = "1h30m"', 5400.0)]
 )
 def test_a_time_is_seconds_or_a_text(tmp_path: Path, old: str, length: float) -> None:
-    """`time_s` is the key of earlier releases."""
     config = NodeConfig.load(write(tmp_path, **{"seed = 0": old}))
     assert config.train.config(tmp_path, "moons", name="moons", threads=1, command="").time_s == length
 

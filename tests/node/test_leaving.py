@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from ddib_fed.trust.peers.withdrawn import withdraw
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
@@ -17,6 +16,7 @@ from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.leaving import Leaving
 from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.withdrawn import withdraw
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_institution, save_model
 

@@ -10,7 +10,7 @@ import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ConfigError, PeerSuspended, PeerUnknown, PolicyDenied, RefusedError
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, PolicySection
 from ddib_fed.node.policy import (
     Policy,
     check_depth,
@@ -22,7 +22,6 @@ from ddib_fed.node.policy import (
     peer_charges,
     policy_digest,
 )
-from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers import Peer, Snapshot
 from ddib_fed.trust.pki import new_authority

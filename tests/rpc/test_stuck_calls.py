@@ -7,7 +7,7 @@ import threading
 import grpc
 import pytest
 
-from ddib_fed.rpc.answers import CheckedChannel
+from ddib_fed.rpc.calls import CheckedChannel
 from ddib_fed.trust import tls
 from tests.node.institutions import Institution
 from tests.server.listening import Listening

@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health
 
 from ddib_fed.errors import DdibError
 from ddib_fed.node.policy import Policy
-from ddib_fed.rpc.error_details import from_rpc_error
-from ddib_fed.server.health import HealthServicer
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter, caller
-from ddib_fed.server.server import RESERVED_THREADS
+from ddib_fed.rpc.details import from_rpc_error
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, caller
+from ddib_fed.server.server import RESERVED_THREADS, health_handler
 from ddib_fed.trust import tls
 from ddib_fed.trust.pki import certificate_pem
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
@@ -110,16 +109,22 @@ class Listening:
         self.peers = south.store
         self.credentials = tls.ServerCredentials(south.pki, self.peers)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
-        self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=self._clock, **limits)
-        self.limiter = StreamLimiter(*streams)
-        interceptors = (ErrorInterceptor(south.name, self.outcomes), self.auth, self.limiter)
+        self.auth = AuthInterceptor(
+            self.peers,
+            policy,
+            audit=self.audit,
+            clock=self._clock,
+            max_streams=streams[0],
+            max_streams_of_one=streams[1],
+            **limits,
+        )
+        interceptors = (ErrorInterceptor(south.name, self.outcomes), self.auth)
         self.server = grpc.server(
             ThreadPoolExecutor(streams[0] + RESERVED_THREADS), interceptors=interceptors
         )
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self.echo, self.server)
-        self.health = HealthServicer()
-        self.health.set("", serving=True)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        self.health = health.HealthServicer()
+        self.server.add_generic_rpc_handlers([health_handler(self.health)])
         self.port = self.server.add_secure_port("127.0.0.1:0", self.credentials.grpc)
         self.server.start()
         self.auth.calls.start()
@@ -148,7 +153,6 @@ class Listening:
             yield decoding_pb2_grpc.DecodingServiceStub(channel)
 
     def close(self) -> None:
-        self.health.close()
         self.auth.calls.stop()
         self.server.stop(None).wait()
 

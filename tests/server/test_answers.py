@@ -18,8 +18,7 @@ from ddib_fed.errors import (
     QueueFull,
     UnknownFields,
 )
-from ddib_fed.rpc.clocks import clock_difference
-from ddib_fed.rpc.error_details import DETAIL_KEY, from_rpc_error
+from ddib_fed.rpc.details import DETAIL_KEY, clock_difference, from_rpc_error
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.check import has_unknown_fields

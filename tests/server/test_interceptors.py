@@ -15,7 +15,7 @@ from ddib_fed.errors import (
     PolicyDenied,
     Unauthenticated,
 )
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.server.interceptors import caller
 from ddib_fed.trust import pki
 from ddib_fed.trust.admission import presented_certificate

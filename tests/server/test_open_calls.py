@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from ddib_fed.errors import TooManyStreams
-from ddib_fed.rpc.error_details import from_rpc_error
-from ddib_fed.server import open_calls
+from ddib_fed.rpc.details import from_rpc_error
+from ddib_fed.server import interceptors
 from ddib_fed.server.interceptors import MAX_WAITING_OF_ONE, MAX_WAITING_OTHERS_OF_ONE
 from ddib_fed.trust import pki
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -65,7 +65,7 @@ def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Insti
     with node.stub(north) as stub:
         call = stub.Decode(iter([pb.DecodeRequest()] * 50), timeout=30)
         assert node.echo.ended.wait(10)
-        wait_until(lambda: node.limiter.active == 0)
+        wait_until(lambda: node.auth.streams.active == 0)
         with pytest.raises(grpc.RpcError) as error:
             list(call)
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -118,7 +118,7 @@ def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(
     listen, north: Institution, monkeypatch
 ) -> None:
     """Over all its connections; the excess is refused, which it hears, and another caller is served."""
-    monkeypatch.setattr(open_calls, "OPEN_OF_ONE", 20)
+    monkeypatch.setattr(interceptors, "OPEN_OF_ONE", 20)
     node = listen(idle_s=30.0)
     with ExitStack() as held:
         for _ in range(3):

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ddib_fed.errors import ConfigError
 from ddib_fed.node.policy import Policy
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.server.server import RESERVED_THREADS, NodeServer
 from ddib_fed.trust import tls
 from ddib_fed.trust.pki import certificate_pem
@@ -45,7 +45,8 @@ class Served:
         self.credentials = tls.ServerCredentials(self.south.pki, store).grpc
         policy = Policy(institution="south.example", roles=("target",), issuer=False)
         self.interceptors = [
-            ErrorInterceptor("south.example"), AuthInterceptor(store, policy), StreamLimiter(2 * streams, streams)
+            ErrorInterceptor("south.example"),
+            AuthInterceptor(store, policy, max_streams=2 * streams, max_streams_of_one=streams),
         ]  # fmt: skip
         self.server = self.listen("127.0.0.1:0", streams)
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(Servicer(), self.server.grpc)

@@ -9,8 +9,8 @@ import grpc
 
 from ddib_fed.client.profile import Profile
 from ddib_fed.node.policy import Policy
-from ddib_fed.rpc.error_details import from_rpc_error
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.rpc.details import from_rpc_error
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import common_pb2
@@ -33,8 +33,7 @@ class Served:
         policy = Policy(institution="north.example", roles=("source",), issuer=False)
         interceptors = [
             ErrorInterceptor("north.example"),
-            AuthInterceptor(self.node.peers, policy),
-            StreamLimiter(8, per_identity),
+            AuthInterceptor(self.node.peers, policy, max_streams=8, max_streams_of_one=per_identity),
         ]
         credentials = tls.ServerCredentials(north.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)

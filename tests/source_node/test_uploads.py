@@ -114,7 +114,7 @@ def test_a_stream_that_says_nothing_after_its_header_is_ended(open_served) -> No
 
 def test_one_client_has_a_share_of_what_is_being_received(open_served) -> None:
     """By what was announced, and by what has come in all of its uploads at once."""
-    served = open_served(stall_s=20, max_staged_bytes=4 * MAX_CHUNK)
+    served = open_served(stall_s=20, max_spool_bytes=8 * MAX_CHUNK)
     first = Upload()
     thread = threading.Thread(target=refused, args=(served, first))
     thread.start()

@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from ddib_fed.node.policy import Policy
-from ddib_fed.rpc.error_details import from_rpc_error
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.rpc.details import from_rpc_error
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import tls
 from ddib_fed.trust.pki import certificate_pem
@@ -40,8 +40,10 @@ class Target:
         self.service = TargetService(self.node)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
         limits = self.config.limits
-        self.auth = AuthInterceptor(self.node.peers, policy, request_s=limits.request_s, idle_s=limits.idle_s)
-        interceptors = [ErrorInterceptor(south.name), self.auth, StreamLimiter(8, 8)]
+        self.auth = AuthInterceptor(
+            self.node.peers, policy, request_s=limits.request_s, idle_s=limits.idle_s, max_streams=8
+        )
+        interceptors = [ErrorInterceptor(south.name), self.auth]
         credentials = tls.ServerCredentials(south.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
         self.service.register(self.server.grpc)

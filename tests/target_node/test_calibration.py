@@ -38,7 +38,7 @@ from ddib_fed.node.calibration import peer as calibration_peer
 from ddib_fed.node.calibration.peer import calling
 from ddib_fed.node.calibration.published import keep_published
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.trust import pki
 from ddib_fed.trust.calibrations.signing import SignedCalibration, sign, signature_to_pb
 from ddib_fed.v1 import calibration_pb2 as pb

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt
-from ddib_fed.server.pace import Pace, paced
+from ddib_fed.rpc.calls import ReadAhead
+from ddib_fed.server.pace import Pace
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits
@@ -42,12 +43,12 @@ class Peer:
         self.done.set()
 
 
-def reading(peer: Peer) -> paced[pb.DecodeRequest]:
-    return paced(iter(peer), Pace(10, between_s=10), most=AHEAD_BYTES, weigh=Weighing())
+def reading(peer: Peer) -> ReadAhead[pb.DecodeRequest]:
+    return ReadAhead(iter(peer), AHEAD_BYTES, "upload", weigh=Weighing())
 
 
 def groups_of(
-    read: paced[pb.DecodeRequest], messages: Iterator[pb.DecodeRequest], most_rows: int = 16
+    read: ReadAhead[pb.DecodeRequest], messages: Iterator[pb.DecodeRequest], most_rows: int = 16
 ) -> Iterator[list[Arrived]]:
     return latents_of(
         messages, CONTRACT, 1_000, Pace(10, between_s=10), ready=lambda: read.ready, most_rows=most_rows
@@ -57,8 +58,8 @@ def groups_of(
 def test_what_has_arrived_comes_together_up_to_a_batch() -> None:
     """Twenty small latents are read before they are asked for."""
     peer = Peer(message for number in range(20) for message in latent(number))
-    read = reading(peer)
-    with read as messages:
+    with reading(peer) as read:
+        messages = read.each()
         assert peer.done.wait(5)
         found = [[each.item for each in group] for group in groups_of(read, messages)]
     assert found == [list(range(16)), list(range(16, 20))]
@@ -74,8 +75,8 @@ def test_no_latent_waits_for_one_that_is_half_here() -> None:
         more.wait(5)
         yield from second[1:]
 
-    read = reading(Peer(messages()))
-    with read as taken:
+    with reading(Peer(messages())) as read:
+        taken = read.each()
         groups = groups_of(read, taken)
         assert [each.item for each in next(groups)] == [0]
         more.set()
@@ -87,8 +88,8 @@ def test_what_came_before_a_broken_message_comes_before_its_error() -> None:
     peer = Peer(
         [*latent(0), *latent(1), latent(2)[0], pb.DecodeRequest(trailer=common_pb2.Trailer(chunks=0))]
     )
-    read = reading(peer)
-    with read as messages:
+    with reading(peer) as read:
+        messages = read.each()
         assert peer.done.wait(5)
         groups = groups_of(read, messages)
         assert [each.item for each in next(groups)] == [0, 1]
@@ -104,11 +105,11 @@ def test_ending_the_reading_wakes_whoever_waits_for_the_next_latent() -> None:
         yield from latent(0)
         silent.wait(10)
 
-    read = reading(Peer(messages()))
-    with read as taken:
+    with reading(Peer(messages())) as read:
+        taken = read.each()
         groups = groups_of(read, taken)
         next(groups)
-        threading.Timer(0.05, read.end).start()
+        threading.Timer(0.05, read.leave).start()
         assert list(groups) == []
     silent.set()
 
@@ -140,7 +141,8 @@ def lying() -> Iterator[pb.DecodeRequest]:
 def test_only_so_many_bytes_are_read_before_they_are_asked_for(messages, most) -> None:
     """Whatever the peer says of them, and however small they are."""
     peer = Peer(messages)
-    with reading(peer) as taken:
+    with reading(peer) as read:
+        taken = read.each()
         wait_until(lambda: peer.taken == most)
         threading.Event().wait(0.02)
         assert peer.taken == most

@@ -9,9 +9,10 @@ from typing import Self
 from ddib_fed.bridge.party import Decoded, Failed, Leg, ToDecode
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.node.policy import Policy
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import tls
+from target_node import service
 from target_node.service import TargetService
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_context, tiny_bundle
@@ -39,16 +40,19 @@ class StubTarget:
     """South's node over the identity that lies in `folder`; a context manager."""
 
     def __init__(self, folder: Path, points: int, rows_back: int) -> None:
-        config = make_config(folder, "south.example", "target", max_points_per_item=points)
+        config = make_config(folder, "south.example", "target")
+        service.MAX_POINTS_PER_ITEM = points  # larger latents than a node takes
         self._engine = StubEngine(rows_back)
         south = _Opened("south.example", folder / "state")
         node = make_context(config, south, self._engine)
         interceptors = [
             ErrorInterceptor(south.name),
             AuthInterceptor(
-                node.peers, Policy(institution=south.name, roles=("target",), issuer=False), audit=node.audit
+                node.peers,
+                Policy(institution=south.name, roles=("target",), issuer=False),
+                audit=node.audit,
+                max_streams=8,
             ),
-            StreamLimiter(8, 8),
         ]
         credentials = tls.ServerCredentials(south.pki, node.peers).grpc
         self._server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)

@@ -243,7 +243,7 @@ class Pool:
         return InternalError(
             f"{deaths} times a {self._what} {why} while it worked on one trajectory, which is given up: perhaps for "
             "want of memory",
-            hint="a smaller engine.merge_rows or merge_pixels in node.toml needs less; the log says what each said",
+            hint="a smaller engine.merge_pixels in node.toml needs less; the log says what each said",
         )
 
     def _cancelled(self, entry: Entry) -> None:

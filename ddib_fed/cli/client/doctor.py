@@ -12,7 +12,7 @@ from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_json
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ConfigError, DdibError, Unauthenticated
-from ddib_fed.rpc.clocks import TOLERATED_S, described
+from ddib_fed.rpc.details import TOLERATED_S, described
 from ddib_fed.terminal import say
 from ddib_fed.trust.diagnosis import diagnose, own_validity
 from ddib_fed.trust.pki import load_identity

@@ -59,8 +59,7 @@ def make_node(
 ) -> NodeConfig:
     """Write node.toml and what it needs."""
     from ddib_fed.files import check_private_folder
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.template import render_node_toml
+    from ddib_fed.node.config import NodeConfig, render_node_toml
     from ddib_fed.trust import pki
     from ddib_fed.trust.identity import Identity
 

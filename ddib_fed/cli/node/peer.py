@@ -12,7 +12,6 @@ from ddib_fed.cli.help import command, group
 from ddib_fed.cli.next_commands import say_next, with_config
 from ddib_fed.cli.output import outcome, print_ids, print_json, print_table
 from ddib_fed.errors import DdibError, PeerUnreachable, UsageError
-from ddib_fed.rpc.clocks import described
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -157,6 +156,7 @@ def list_(config_path: Path, quiet: bool, output_format: str) -> None:
 @INSTITUTION
 def test(config_path: Path, output_format: str, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
+    from ddib_fed.rpc.details import described
     from ddib_fed.trust.diagnosis import diagnose
     from ddib_fed.trust.pki import certificate_pem
 
@@ -200,8 +200,8 @@ def _describe(
     """The domain that the peer decodes to, None for a peer that is only a source; how far its clock is ahead in s."""
     import grpc
 
-    from ddib_fed.rpc.error_details import status_of
-    from ddib_fed.rpc.peers import failure_of_peer
+    from ddib_fed.rpc.details import status_of
+    from ddib_fed.rpc.faults import failure_of_peer
     from ddib_fed.trust.tls import PeerChannels
     from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
     from ddib_fed.wire.contracts.contract import PROTOCOL

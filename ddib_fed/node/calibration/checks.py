@@ -15,8 +15,8 @@ from ddib_fed.errors import (
     CalibrationUnits,
     CalibrationUnknown,
 )
+from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings.policy_table import PolicySection
 from ddib_fed.trust.calibrations.signing import RECALIBRATE, Side, verify
 from ddib_fed.trust.calibrations.store import Place, place_of
 

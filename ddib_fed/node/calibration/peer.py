@@ -24,8 +24,8 @@ from ddib_fed.errors import (
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.policy import check_use
-from ddib_fed.rpc.error_details import status_of
-from ddib_fed.rpc.peers import at_fault, checking_answers, failure_of_peer
+from ddib_fed.rpc.details import status_of
+from ddib_fed.rpc.faults import at_fault, checking_answers, failure_of_peer
 from ddib_fed.samples.fitting import Fit, PictureRule
 from ddib_fed.trust.calibrations.signing import (
     SignedCalibration,

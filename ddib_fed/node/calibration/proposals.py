@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import CalibrationForeign, CalibrationInvalid, CalibrationSigner
 from ddib_fed.node.calibration.checks import check_terms
-from ddib_fed.node.settings.policy_table import PolicySection
+from ddib_fed.node.config import PolicySection
 from ddib_fed.trust.calibrations.signing import SignedCalibration, refuse_expired, sign, verify, verify_side
 from ddib_fed.trust.calibrations.store import Place, place_of
 from ddib_fed.trust.identity import Identity

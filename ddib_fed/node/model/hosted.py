@@ -89,9 +89,8 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         "threads": section.threads,
         "dtype": section.dtype,
         "compiling": section.compile,
-        "merge_rows": section.merge_rows or (TRIAL_ROWS if trial else 0),
+        "merge_rows": TRIAL_ROWS if trial else 0,
         "merge_pixels": section.merge_pixels or (TRIAL_PIXELS if trial else 0),
-        "max_trajectories": section.max_trajectories,
         "costs": None if trial else config.paths.costs,
     }
     try:
@@ -113,7 +112,7 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryExhausted(
             f"the model {config.paths.bundle} does not fit into the memory of {section.device}",
-            hint="a smaller engine.merge_rows or merge_pixels, or another engine.device",
+            hint="a smaller engine.merge_pixels, or another engine.device",
         ) from error
     except RuntimeError as error:  # what torch raises for an operation that a device or dtype lacks
         raise ConfigError(

@@ -47,9 +47,7 @@ MEDIA_FORMATS = {
 
 def limits_of(section: LimitsSection) -> ImageLimits:
     """The limits on a client's picture, from node.toml."""
-    return ImageLimits(
-        max_bytes=section.max_item_bytes, max_pixels=section.max_pixels, formats=tuple(section.formats)
-    )
+    return ImageLimits(max_bytes=section.max_item_bytes, max_pixels=section.max_pixels)
 
 
 def terms_of(manifest: Manifest) -> PictureTerms | None:

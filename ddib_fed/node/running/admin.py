@@ -14,11 +14,10 @@ import grpc
 
 from ddib_fed.errors import ConfigError, PeerUnreachable, UnavailableError
 from ddib_fed.files import check_private_folder
-from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.settings.paths import MAX_SOCKET_PATH
-from ddib_fed.rpc.answers import CheckedChannel
-from ddib_fed.rpc.error_details import from_rpc_error, status_of
-from ddib_fed.server.inbound import HANDSHAKE_TIMEOUT_S
+from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
+from ddib_fed.rpc.calls import CheckedChannel
+from ddib_fed.rpc.details import from_rpc_error, status_of
+from ddib_fed.server.connections import HANDSHAKE_TIMEOUT_S
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
 

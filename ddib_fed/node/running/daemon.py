@@ -31,12 +31,11 @@ from ddib_fed.node.running import startup
 from ddib_fed.node.running.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.running.watch import DiskWatch, Watch
 from ddib_fed.rpc.addresses import split_address
-from ddib_fed.server.http import ProbeServer
-from ddib_fed.server.inbound import InboundGuard, file_limit, most_connections, raise_file_limit
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
-from ddib_fed.server.metrics import Metrics
+from ddib_fed.server.connections import InboundGuard, file_limit, most_connections, raise_file_limit
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.server.probes import Metrics, ProbeServer
 from ddib_fed.server.server import NodeServer, probe_own_port
-from ddib_fed.telemetry.opening import node_telemetry
+from ddib_fed.telemetry import open_tracing
 from ddib_fed.trust import tls
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.pki import Credentials, has_authority, load_identity
@@ -74,15 +73,17 @@ class Daemon:
             log.info("%s", report)
         self.peers = peer_store(config)
         metrics = Metrics()
-        self._telemetry = node_telemetry(
-            config.telemetry, metrics.registry, institution=config.node.institution, roles=config.node.roles
+        tracing = open_tracing(
+            config.telemetry,
+            institution=config.node.institution,
+            what="+".join(config.node.roles),
+            peers=config.telemetry.peers,
         )
-        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, self._telemetry.tracing)
+        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._last_jobs: Counter[str] | None = None
         self._jobs_lock = threading.Lock()
         self._disk = DiskWatch((paths.state, paths.spool))
-        self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
         try:
             self.server = self._server()
         except BaseException:
@@ -114,6 +115,7 @@ class Daemon:
             on_admitted=self._guard.admitted,
             request_s=config.limits.request_s,
             idle_s=config.limits.idle_s,
+            max_streams=config.limits.max_streams,
         )
         self._watch = Watch(
             self.node, self._credentials, self._disk, self._auth.refusals, self._peers_changed
@@ -124,7 +126,6 @@ class Daemon:
             [
                 ErrorInterceptor(institution, on_outcome=self._count),
                 self._auth,
-                self.limiter,
             ],
             max_streams=config.limits.max_streams,
             on_crowd=self._guard.end,
@@ -147,7 +148,7 @@ class Daemon:
     def run(self) -> int:
         """Serve until told to stop; 0 after an orderly end."""
         metrics = self.node.metrics
-        metrics.streams.set_function(lambda: float(self.limiter.active))
+        metrics.streams.set_function(lambda: float(self._auth.streams.active))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
         metrics.certificate_expires.set_function(self._certificate_expires)
         metrics.root_expires.set_function(self._root_expires)
@@ -268,7 +269,7 @@ class Daemon:
         self.node.quotas.close()
         if self._engine is not None:
             self._engine.close()
-        self._telemetry.close()
+        self.node.tracing.close()
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
         log.info("stopped")
@@ -309,7 +310,7 @@ class Daemon:
         """loading, serving, draining, or degraded with the reason."""
         if self.node.draining:
             return "draining"
-        if not any(self.server.health.statuses().values()):  # the operator and /readyz see what Health says
+        if not self.server.serving:  # the operator and /readyz see what Health says
             return "draining" if self.stopping else "loading"
         problem = (
             self._disk.problem
@@ -361,7 +362,7 @@ class Daemon:
             uptime_s=time.monotonic() - self._started,
             certificate_expires=self._certificate_expires(),
             root_expires=self._root_expires(),
-            active_streams=self.limiter.active,
+            active_streams=self._auth.streams.active,
         )
         if self.node.loaded:
             answer.model.CopyFrom(_model_status(self.node))

@@ -26,9 +26,9 @@ from ddib_fed.node.quota import Ledger
 from ddib_fed.node.role import find_roles
 from ddib_fed.node.running.admin import answers, check_alone, check_socket
 from ddib_fed.rpc.addresses import split_address
-from ddib_fed.server.inbound import attainable_files, few_files, most_connections
-from ddib_fed.server.ports import check_bindable
-from ddib_fed.telemetry.opening import check_telemetry
+from ddib_fed.server.connections import attainable_files, few_files, most_connections
+from ddib_fed.server.server import check_bindable
+from ddib_fed.telemetry import open_tracing
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.pki import root_warning
@@ -202,9 +202,11 @@ def _http(config: NodeConfig) -> Found:
 
 
 def _telemetry(config: NodeConfig) -> Found:
-    text = check_telemetry(config.telemetry)
+    if config.telemetry.endpoint is None:
+        return Found("off")
+    open_tracing(config.telemetry, institution=config.node.institution, what="check").close()
     shared = ", ".join(config.telemetry.peers)
-    return Found(f"{text}, traces shared with {shared}" if shared and config.telemetry.endpoint else text)
+    return Found(f"to {config.telemetry.endpoint}" + (f", traces shared with {shared}" if shared else ""))
 
 
 def _model(config: NodeConfig) -> Found:

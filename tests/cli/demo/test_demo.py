@@ -21,8 +21,7 @@ from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import AlreadyExists, ExitCode, InternalError, NotReady, OutOfBounds
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.template import render_node_toml
+from ddib_fed.node.config import NodeConfig, render_node_toml
 from tests.node.tiny_nodes import manifest, state
 
 

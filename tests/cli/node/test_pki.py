@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from ddib_fed.cli.node.pki import pki
 from ddib_fed.errors import AlreadyExists, Cancelled, FileMissing, PolicyDenied, UsageError
-from ddib_fed.node.template import render_node_toml
+from ddib_fed.node.config import render_node_toml
 
 
 def write_config(folder: Path, name: str = "node-1", institution: str = "north.example") -> Path:

@@ -12,7 +12,7 @@ import pytest
 
 from ddib_fed.errors import DdibError, PeerUnknown, PeerUnreachable, PolicyDenied
 from ddib_fed.node.running import startup
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.contract import PROTOCOL

@@ -9,10 +9,9 @@ from pathlib import Path
 import grpc
 
 from ddib_fed.node.certificates import IdentityServicer
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.quota import Ledger
-from ddib_fed.node.template import render_node_toml
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.audit.log import AuditLog
@@ -36,7 +35,7 @@ def configured(folder: Path, name: str = "node-1", extra: str = "") -> NodeConfi
         listen="127.0.0.1:0",
         address="127.0.0.1:7443",
     )
-    (folder / "node.toml").write_text(text.replace("\n[http]", f"{extra}\n[http]"))  # the end of [identity]
+    (folder / "node.toml").write_text(text.replace("[identity]\n", f"[identity]\n{extra}"))
     return NodeConfig.load(folder / "node.toml")
 
 

@@ -22,7 +22,7 @@ from ddib_fed.node.certificates import (
     renew_node,
 )
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.pki import certificate_pem, issue_leaf, make_request, new_authority, new_key

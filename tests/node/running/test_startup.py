@@ -125,7 +125,7 @@ def test_check_finds_everything_at_once(node: Node) -> None:
         lambda node: (node.folder / "node.toml").write_bytes(b"\xff\xfe["),
         lambda node: (node.folder / "node.toml").unlink(),
         folder_for("node.toml"),
-        lambda node: node.edit('domain = "moons"             #', 'domain = "My Moons"   #'),
+        lambda node: node.edit('domain = "moons"                #', 'domain = "My Moons"   #'),
         http("0.0.0.0:9464"),
         lambda node: node.edit('# renew_command = ["/usr/local/bin/renew"]', "renew_command = []"),
     ],
@@ -174,7 +174,7 @@ def test_a_certificate_that_a_start_renews_is_no_problem(node: Node) -> None:
 
 def test_a_bundle_of_another_name_is_served_where_that_is_meant(node: Node) -> None:
     """`bundle_domain` says so; older configurations have none, and it is that of the node."""
-    node.edit('domain = "moons"             # the', 'bundle_domain = "moons"\ndomain = "crescents" # the')
+    node.edit('domain = "moons"                # the', 'bundle_domain = "moons"\ndomain = "crescents" # the')
     assert problems(node) == {}
 
 
@@ -200,7 +200,7 @@ def test_a_state_folder_of_another_user_is_refused(node: Node, monkeypatch) -> N
 
 def test_a_path_that_is_too_long_for_a_socket_is_named(node: Node, monkeypatch) -> None:
     """The short one is in a temporary folder, which may have a long name itself."""
-    from ddib_fed.node.settings import paths as module
+    from ddib_fed.node import config as module
 
     monkeypatch.setattr(module.tempfile, "gettempdir", lambda: "/tmp/" + "t" * 100)
     node.edit('state = "state"', 'state = "' + "s" * 100 + '"')

@@ -27,7 +27,7 @@ from ddib_fed.errors import ImageTooLarge, PictureMisfit
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.model.decoding_memory import SMALL
 from ddib_fed.node.model.pictures import limits_of
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.samples.fitting import PictureRule
 from ddib_fed.samples.images import decode_image
 from ddib_fed.samples.picture_memory import memory_of

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from ddib_fed.errors import InputError, PeerNotFound, PeerSuspended
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.trust import tls
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import Institution

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from ddib_fed.errors import InputError, PeerUnknown, PolicyDenied
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.trust import pki
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers import PeerStore

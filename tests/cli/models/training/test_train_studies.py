@@ -16,7 +16,7 @@ from ddib_fed.errors import ExtraMissing, ImageUnreadable, InputError, SettingsI
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.node.settings.train_table import TrainTable
+from ddib_fed.node.config import TrainSection
 from ddib_fed.runs.calibration.pictures import count_pictures, domain_pictures
 from ddib_fed.samples.images import PictureRule, decode_image, encode_png, fit_picture
 from ddib_fed.training.pictures.sources import PictureSource, folder_source
@@ -149,14 +149,14 @@ def test_a_node_trains_on_series_by_its_table(given, tmp_path):
     """The keys of [train] are the options; paths are relative to node.toml."""
     for number in range(2):
         volume(given / f"{number}.nii", number)
-    table = TrainTable(images="given", intensity="window:1000,2000", slices="coronal", size=8)
+    table = TrainSection(images="given", intensity="window:1000,2000", slices="coronal", size=8)
     config = table.config(tmp_path, "ct", name="ct", threads=1, command="")
     assert isinstance(config, PictureTrainConfig)
     found = folder_source(config, say=print)
     assert found.picture is not None
     assert (found.picture.intensity, found.picture.slices) == ("window:1000,2000@0:255", "coronal")
     with pytest.raises(ValueError, match="slices"):
-        TrainTable(images="given", slices="oblique")
+        TrainSection(images="given", slices="oblique").check("ct")
 
 
 @pytest.mark.parametrize("rule", ["auto", "window:0,1000", "percentile:1,99@0:4095"])

@@ -14,8 +14,7 @@ from urllib.error import HTTPError
 import pytest
 
 from ddib_fed.errors import ConfigError
-from ddib_fed.server.http import LONGEST_S, MOST_CONNECTIONS, ProbeServer
-from ddib_fed.server.metrics import Metrics
+from ddib_fed.server.probes import LONGEST_S, MOST_CONNECTIONS, Metrics, ProbeServer
 
 
 class State:
@@ -60,9 +59,9 @@ def test_metrics_show_what_was_counted(probes: tuple[ProbeServer, State, Metrics
 
 def test_two_nodes_in_one_process_do_not_share_counters(probes: tuple[ProbeServer, State, Metrics]) -> None:
     """Each node has a registry of its own."""
-    _, _, metrics = probes
-    metrics.samples.labels("encode").inc()
-    assert b"ddib_samples_total{" not in Metrics().exposition()
+    server, _, _ = probes
+    Metrics().samples.labels("encode").inc()
+    assert "ddib_samples_total{" not in get(server, "/metrics")[1]
 
 
 def test_anything_else_is_not_found(probes: tuple[ProbeServer, State, Metrics]) -> None:
@@ -85,7 +84,7 @@ def test_the_loopback_of_ipv6_can_be_bound() -> None:
 
 def test_a_connection_that_says_nothing_is_closed(monkeypatch) -> None:
     """It would hold a thread for as long as it likes."""
-    monkeypatch.setattr("ddib_fed.server.http.LONGEST_S", 0.05)
+    monkeypatch.setattr("ddib_fed.server.probes.LONGEST_S", 0.05)
     server = ProbeServer("127.0.0.1:0", lambda: "serving", Metrics())
     host, _, port = server.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as silent:
@@ -121,7 +120,7 @@ def test_connections_that_say_nothing_keep_no_probe_out(probes: tuple[ProbeServe
 @pytest.mark.slow
 def test_a_connection_that_says_little_ends(probes: tuple[ProbeServer, State, Metrics], monkeypatch) -> None:
     """A byte now and then does not keep it: its whole time is bounded, not the time between two bytes."""
-    monkeypatch.setattr("ddib_fed.server.http.LONGEST_S", 0.3)
+    monkeypatch.setattr("ddib_fed.server.probes.LONGEST_S", 0.3)
     with connected(probes[0]) as slow:
         slow.settimeout(0.02)
         deadline = time.monotonic() + 20

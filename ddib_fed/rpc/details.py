@@ -4,12 +4,17 @@ Only an error's reason, fixed sentence, facts and differences are sent; text for
 the person at this machine stays here. Texts from a peer are made short and printable, and name the institution that
 they are from where it is not the caller's own. Our nodes attach a detail to every error: a status without one comes
 from gRPC or from the network.
+
+Every call of a node ends with the trailing metadata `ddib-time`: its Unix time in seconds. Certificates, calibrations
+and quotas depend on the clock, and a wrong one shows as a refusal whose text speaks of something else.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -31,10 +36,10 @@ from ddib_fed.errors import (
     UnknownFields,
     error_class,
 )
-from ddib_fed.rpc.clocks import TOLERATED_S, clock_difference, described
 from ddib_fed.terminal import escape
 from ddib_fed.v1 import common_pb2 as pb
 from ddib_fed.wire.check import has_unknown_fields
+from ddib_fed.wire.contracts.calibration import LAST_MOMENT
 
 DETAIL_KEY: Final = "ddib-error-bin"
 MAX_DETAIL_BYTES: Final = 6 << 10
@@ -43,6 +48,9 @@ MAX_DIFFERENCES: Final = 16
 MAX_TEXT: Final = 200
 MAX_INCIDENT: Final = 32
 MAX_RETRY_AFTER_MS: Final = 24 * 3600 * 1000
+TIME_KEY: Final = "ddib-time"
+TOLERATED_S: Final = 60.0
+"""Certificates are made to begin some minutes before they are issued: less than this refuses nothing."""
 
 # The meaning of a status without our detail. PeerUnreachable, the only class here that is retried, is for statuses
 # that the transport itself produces; the others would recur at each try.
@@ -229,3 +237,30 @@ def _as_call(error: Any) -> grpc.Call | None:
 
 def _clean(text: str) -> str:
     return escape(text[:MAX_TEXT])[:MAX_TEXT]
+
+
+def time_entry(now: float) -> tuple[str, str]:
+    return TIME_KEY, f"{now:.3f}"
+
+
+def clock_difference(trailing: Iterable[Any] | None) -> float | None:
+    """Seconds by which the other clock is ahead of this one, too low by the time that the answer took to arrive."""
+    for key, value in trailing or ():
+        if key == TIME_KEY and isinstance(value, str):
+            try:
+                said = float(value[:32])
+            except ValueError:
+                return None
+            return said - time.time() if math.isfinite(said) and 0 <= said <= LAST_MOMENT else None
+    return None
+
+
+def described(difference_s: float) -> str:
+    """A difference between two clocks, for a person, from this machine's side."""
+    size = abs(difference_s)
+    for unit, seconds in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if size >= 2 * seconds:
+            return (
+                f"{size / seconds:.0f} {unit} {'ahead of' if difference_s > 0 else 'behind'} this machine's"
+            )
+    return f"{size:.0f} s {'ahead of' if difference_s > 0 else 'behind'} this machine's"

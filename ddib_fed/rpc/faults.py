@@ -33,7 +33,7 @@ from ddib_fed.errors import (
     UnavailableError,
     UnknownFields,
 )
-from ddib_fed.rpc.error_details import MAX_TEXT, from_rpc_error
+from ddib_fed.rpc.details import MAX_TEXT, from_rpc_error
 from ddib_fed.terminal import escape
 
 # What the node of another institution may say of a request: of its own state, policy and model, and of the protocol.

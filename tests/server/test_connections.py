@@ -13,7 +13,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from ddib_fed.server.inbound import HANDSHAKE_TIMEOUT_S, PATIENCE_S, InboundGuard, most_connections, peer_of
+from ddib_fed.server.connections import (
+    HANDSHAKE_TIMEOUT_S,
+    PATIENCE_S,
+    InboundGuard,
+    most_connections,
+    peer_of,
+)
 from ddib_fed.server.server import NodeServer
 from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -222,12 +228,12 @@ def test_the_file_limit_is_raised_as_far_as_it_goes(tmp_path) -> None:
         "from pathlib import Path\n"
         "from ddib_fed.node import config\n"
         "from ddib_fed.node.running import startup\n"
-        "from ddib_fed.server import inbound\n"
+        "from ddib_fed.server import connections\n"
         "for hard in (2_048, 512):\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))\n"
         "    found = startup.check(config.NodeConfig.load(Path('node.toml')))\n"
         "    warnings = next(finding.found.warnings for finding in found if finding.step == 'files')\n"
-        "    print(json.dumps([inbound.raise_file_limit(), *warnings]))\n"
+        "    print(json.dumps([connections.raise_file_limit(), *warnings]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path

@@ -1,1 +1,0 @@
-"""Parts of node.toml: where the files are, and the table of training."""

@@ -1,1 +1,0 @@
-"""Traces and metrics for an institution's own OpenTelemetry collector: off by default, and nothing is imported then."""

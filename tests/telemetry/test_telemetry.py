@@ -1,0 +1,250 @@
+"""Telemetry is off by default, goes nowhere unencrypted but on this machine, and believes one form of another side."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from pydantic import ValidationError
+
+from ddib_fed import telemetry
+from ddib_fed.errors import ExtraMissing
+from ddib_fed.rpc.details import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time_entry
+from ddib_fed.telemetry import (
+    OFF,
+    TAKES_KEY,
+    TRACE_KEY,
+    TRACEPARENT_CHARACTERS,
+    NodeTelemetry,
+    TelemetrySettings,
+    Tracing,
+    is_taken,
+    open_tracing,
+    parse_traceparent,
+    takes_entries,
+    trace_entries,
+    trace_of,
+)
+from ddib_fed.wire.contracts.calibration import LAST_MOMENT
+from tests.node.tiny_nodes import make_config
+from tests.wire.surface import METADATA
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+GOOD = f"00-{TRACE}-{SPAN}-01"
+ON = Tracing(shared=["north.example"])
+
+
+class Collector(ThreadingHTTPServer):
+    """Keeps what is sent to it."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, bytes]] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.server.got.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """The environment names a proxy, which is not used, and things to add to a resource, which are not."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "host.name=secret-host")
+    made = Collector()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def opened(endpoint: str | None, what: str = "target") -> Tracing:
+    return open_tracing(NodeTelemetry(endpoint=endpoint), institution="south.example", what=what)
+
+
+def test_what_is_left_is_sent_at_the_end(collector: Collector) -> None:
+    """Whose the spans are is the institution and the roles, and nothing of the machine."""
+    tracing = opened(f"http://127.0.0.1:{collector.server_address[1]}")
+    with tracing.span("decode", peer="north.example"):
+        pass
+    tracing.close()
+    ((path, body),) = collector.got
+    assert path == "/v1/traces"
+    (spans,) = ExportTraceServiceRequest.FromString(body).resource_spans
+    named = {each.key: each.value.string_value for each in spans.resource.attributes}
+    assert named.pop("service.version")
+    assert named == {"service.name": "ddib-fed-target", "service.namespace": "south.example"}
+    (span,) = spans.scope_spans[0].spans
+    assert (span.name, span.attributes[0].key, span.attributes[0].value.string_value) == (
+        "decode", "ddib.peer", "north.example",
+    )  # fmt: skip
+
+
+def test_a_collector_that_is_away_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A span costs a moment, the end waits some seconds at most, and the log says it."""
+    tracing = opened("http://127.0.0.1:1")
+    with tracing.span("decode"):
+        pass
+    tracing.close()
+    assert "127.0.0.1" in caplog.text or "Connection" in caplog.text
+
+
+def test_it_is_off_by_default() -> None:
+    """Nothing is recorded or kept, and no trace id is sent."""
+    assert opened(None) is OFF
+    with OFF.span("anything", a=1) as span:
+        assert trace_entries(span) == {}
+        OFF.remember("job", span)
+    assert OFF.recall("job") is None
+
+
+@pytest.mark.slow
+def test_the_sdk_is_not_imported_while_it_is_off() -> None:
+    """By a client and a node."""
+    code = (
+        "import sys, ddib_fed.client.client, ddib_fed.node.running.daemon; "
+        "print({'opentelemetry.sdk', 'opentelemetry.exporter', 'requests'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, not when the first span ends."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
+    with pytest.raises(ExtraMissing) as caught:
+        opened("http://127.0.0.1:4318")
+    assert "-m pip install opentelemetry-exporter-otlp-proto-http" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://collector.north.example:4318",
+        "http://10.0.0.1:4318",
+        "grpc://localhost:4317",
+        "localhost:4318",
+        "https://",
+        "https://a:b@collector:4318",
+        "https://collector:4318?key=1",
+    ],
+)
+def test_an_endpoint_that_is_not_allowed(endpoint: str) -> None:
+    """Plain HTTP beyond loopback, other schemes, logins."""
+    with pytest.raises(ValidationError, match=r"unencrypted|not the URL|login"):
+        TelemetrySettings(endpoint=endpoint)
+
+
+def test_endpoints_that_are_allowed() -> None:
+    """Without the slash at their end."""
+    for endpoint in ("http://127.0.0.1:4318/", "http://[::1]:4318", "https://collector.north.example/otlp/"):
+        assert TelemetrySettings(endpoint=endpoint).endpoint == endpoint.rstrip("/")
+
+
+def test_peers_are_institutions() -> None:
+    """No pattern stands for all."""
+    assert NodeTelemetry(peers=("south.example",)).peers == ("south.example",)
+    with pytest.raises(ValidationError, match="no institution"):
+        NodeTelemetry(peers=("*",))
+
+
+def test_the_keys_of_the_template_are_settings(tmp_path) -> None:
+    """Each is in node.toml as a comment."""
+    text = (make_config(tmp_path, "north.example", "source").path).read_text().partition("[telemetry]")[2]
+    assert all(f"# {name} = " in text for name in NodeTelemetry.model_fields)
+
+
+@pytest.mark.parametrize("flags", ["00", "01", "fe"])
+def test_a_traceparent_is_read_and_written_again(flags: str) -> None:
+    """The example of the standard."""
+    text = f"{GOOD[:-2]}{flags}"
+    assert len(text) == TRACEPARENT_CHARACTERS
+    assert trace_entries(parse_traceparent(text)) == {"metadata": ((TRACE_KEY, text),)}
+
+
+BAD = [
+    "",
+    GOOD.upper(),
+    GOOD[:-1],
+    GOOD + "-00",
+    GOOD + "\n",
+    f"01-{TRACE}-{SPAN}-01",
+    f"ff-{TRACE}-{SPAN}-01",
+    f"00-{'0' * 32}-{SPAN}-01",
+    f"00-{TRACE}-{'0' * 16}-01",
+    f"00-{TRACE[:-1]}\u0661-{SPAN}-01",
+    f"00-{TRACE}-{SPAN}-0g",
+    "00-" + "a" * 10_000,
+    f"00_{TRACE}_{SPAN}_01",
+]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_everything_else_says_nothing(text: str) -> None:
+    """Also what a later version of the standard may allow."""
+    assert parse_traceparent(text) is None
+    assert trace_of([(TRACE_KEY, text)], ON, "north.example") is None
+
+
+def test_a_trace_is_taken_from_those_with_whom_it_is_shared() -> None:
+    """One value, from the authenticated institution; nothing while it is off."""
+    sent = [(TRACE_KEY, GOOD), ("tracestate", "a=b"), ("baggage", "a=b")]
+    found = trace_of(sent, ON, "north.example")
+    assert trace_entries(found) == {"metadata": ((TRACE_KEY, GOOD),)}
+    assert trace_of(sent, ON, "west.example") is None
+    assert trace_of(sent, OFF, "north.example") is None
+    assert trace_of([*sent, *sent], ON, "north.example") is None
+    assert trace_of([(TRACE_KEY, GOOD.encode())], ON, "north.example") is None
+    assert trace_of(None, ON, "north.example") is None
+
+
+def test_that_traces_are_taken_is_said_to_those_alone() -> None:
+    """And believed in one form."""
+    assert is_taken(takes_entries(ON, "north.example"))
+    assert takes_entries(ON, "west.example") == ()
+    assert takes_entries(OFF, "north.example") == ()
+    for said in (None, (), [(TAKES_KEY, "yes")], [(TAKES_KEY, b"1")], [("other", "1")]):
+        assert not is_taken(said)
+
+
+def test_the_newest_places_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not grow with the jobs."""
+    monkeypatch.setattr(telemetry, "MOST_REMEMBERED", 3)
+    tracing = Tracing()
+    for number in range(1, 6):
+        tracing.remember(str(number), parse_traceparent(GOOD))
+    assert [tracing.recall(str(number)) is None for number in range(1, 6)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_the_list_of_metadata_is_what_the_code_sends() -> None:
+    """Keys and bounds; it is part of tests/data/surface.txt."""
+    assert set(METADATA) == {DETAIL_KEY, TIME_KEY, TRACE_KEY, TAKES_KEY}
+    assert len(time_entry(LAST_MOMENT)[1]) <= METADATA[TIME_KEY].most
+    assert METADATA[TRACE_KEY].most == TRACEPARENT_CHARACTERS
+    assert METADATA[DETAIL_KEY].most >= MAX_DETAIL_BYTES
+
+
+def test_the_protocols_page_has_the_same_list() -> None:
+    """Each key once, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    table = page.partition("### Metadata")[2].partition("\n\n`ddib-trace`")[0]
+    assert re.findall(r"(?m)^\| `([a-z-]+)` \|", table) == list(METADATA)
