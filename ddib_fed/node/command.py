@@ -147,7 +147,7 @@ def _admit(
     if pair and pair_with:
         raise UsageError("one side waits with --pair, the other comes with --pair-with")
     if pair or pair_with:
-        from ddib_fed.node.pairing import pair_dialling, pair_listening
+        from ddib_fed.node.admitting import pair_dialling, pair_listening
 
         paired = pair_dialling(config, *pair_with) if pair_with else pair_listening(config)
         log.info("admitted %s", paired.other.identity)

@@ -338,8 +338,8 @@ def pair(
     minutes: somebody between the two sides can guess once, with a chance of one in 100 million. Both sides show whom
     they admitted, and both fingerprints. Read the code out to somebody whose voice you know.
     """
+    from ddib_fed.node.admitting import PairOptions, pair_dialling, pair_listening
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.pairing import PairOptions, pair_dialling, pair_listening
 
     if listens == (address is not None):
         raise UsageError("give --listen, or the address and the code that the other side shows")

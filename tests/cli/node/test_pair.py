@@ -16,7 +16,7 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import ExitCode, UsageError
-from ddib_fed.node import command, pairing
+from ddib_fed.node import admitting, command
 from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust.peers import Peer
@@ -43,20 +43,20 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, threa
     def start(config: Path, *words: str) -> tuple[str, threading.Thread, list[int]]:
         shown, ended = threading.Event(), list[int]()
         codes: list[str] = []
-        made = pairing.new_code
+        made = admitting.new_code
 
         def new_code() -> str:
             codes.append(made())
             return codes[-1]
 
-        monkeypatch.setattr(pairing, "new_code", new_code)
-        original = pairing.listen
+        monkeypatch.setattr(admitting, "new_code", new_code)
+        original = admitting.listen
 
         def listen(*arguments, **options):
             shown.set()
             return original(*arguments, **options)
 
-        monkeypatch.setattr(pairing, "listen", listen)
+        monkeypatch.setattr(admitting, "listen", listen)
         thread = threading.Thread(
             target=lambda: ended.append(run(["pair", "--listen", "--config", str(config), *words]))
         )
@@ -185,9 +185,9 @@ def test_serve_pairs_before_it_serves(two, monkeypatch, caplog) -> None:
     """`--pair` on one side, `--pair-with` on the other; the line of the log comes after what the terminal shows."""
     north, south = (NodeConfig.load(path) for path in two)
     codes: list[str] = []
-    shown, made, listens = threading.Event(), pairing.new_code, pairing.listen
-    monkeypatch.setattr(pairing, "new_code", lambda: codes.append(made()) or codes[-1])
-    monkeypatch.setattr(pairing, "listen", lambda *given, **more: shown.set() or listens(*given, **more))
+    shown, made, listens = threading.Event(), admitting.new_code, admitting.listen
+    monkeypatch.setattr(admitting, "new_code", lambda: codes.append(made()) or codes[-1])
+    monkeypatch.setattr(admitting, "listen", lambda *given, **more: shown.set() or listens(*given, **more))
     caplog.set_level(logging.INFO, logger="ddib_fed.node.command")
     thread = threading.Thread(
         target=command._admit, args=(south, ()), kwargs={"pair": True, "pair_with": None}
