@@ -22,7 +22,7 @@ from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.audit.receipts import anchor_of, anchor_values
 from ddib_fed.trust.audit.verification import verify
 from ddib_fed.trust.identity import Identity
-from ddib_fed.wire import anchor as wire
+from ddib_fed.wire import latent as wire
 
 NORTH = Identity("north.example", "node", "node-1")
 SOUTH = Identity("south.example", "node", "node-1")
