@@ -16,7 +16,7 @@ from ddib_fed.rpc.details import clock_difference
 from ddib_fed.rpc.faults import at_fault
 from ddib_fed.rpc.stuck_calls import StuckCalls
 from ddib_fed.wire.check import check
-from ddib_fed.wire.streams import reading, writing
+from ddib_fed.wire.streams import frame_deserialiser, frame_serialiser
 
 T = TypeVar("T")
 
@@ -107,19 +107,19 @@ class CheckedChannel(grpc.Channel):
         return _Method(self._channel.unary_unary(*args, **kwargs), self, streams=False)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        sent = {**kwargs, "request_serializer": writing(kwargs.get("request_serializer"))}
+        sent = {**kwargs, "request_serializer": frame_serialiser(kwargs.get("request_serializer"))}
         return _Method(self._channel.stream_unary(*args, **sent), self, streams=False)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        read = {**kwargs, "response_deserializer": reading(kwargs.get("response_deserializer"))}
+        read = {**kwargs, "response_deserializer": frame_deserialiser(kwargs.get("response_deserializer"))}
         return _Method(self._channel.unary_stream(*args, **read), self, streams=True)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
         both = {
             **kwargs,
-            "request_serializer": writing(kwargs.get("request_serializer")),
-            "response_deserializer": reading(kwargs.get("response_deserializer")),
+            "request_serializer": frame_serialiser(kwargs.get("request_serializer")),
+            "response_deserializer": frame_deserialiser(kwargs.get("response_deserializer")),
         }
         return _Method(self._channel.stream_stream(*args, **both), self, streams=True)
 

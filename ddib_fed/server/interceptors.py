@@ -44,7 +44,7 @@ from ddib_fed.trust.admission import (
 from ddib_fed.trust.audit.refusals import Audit, Refusals
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers import PeerStore
-from ddib_fed.wire.streams import reading, writing
+from ddib_fed.wire.streams import frame_deserialiser, frame_serialiser
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def _rebuild(handler: Any, behaviour: Behaviour, *, raw_requests: bool = False) 
     deserialiser = None if raw_requests else handler.request_deserializer
     serialiser = handler.response_serializer
     if handler.response_streaming:
-        serialiser = writing(serialiser)
+        serialiser = frame_serialiser(serialiser)
     built: Handler = build(behaviour, request_deserializer=deserialiser, response_serializer=serialiser)
     return built
 
@@ -463,7 +463,7 @@ class AuthInterceptor(Interceptor):
         if handler is None:
             return None
         inner, health = _behaviour(handler), method.startswith(HEALTH_PREFIX)
-        deserialiser = reading(handler.request_deserializer)
+        deserialiser = frame_deserialiser(handler.request_deserializer)
 
         def parse(data: bytes) -> Any:
             if health and len(data) > MAX_HEALTH_BYTES:

@@ -375,13 +375,13 @@ class ChunkFrame:
         return b"".join((bytes([self.field << 3 | _LENGTH_DELIMITED]), outer, inner, self.data))
 
 
-def serialised(message: Sendable) -> bytes:
+def serialise(message: Sendable) -> bytes:
     return message.SerializeToString()
 
 
-def writing(serialise: Callable[..., bytes] | None) -> Callable[..., bytes] | None:
+def frame_serialiser(usual: Callable[..., bytes] | None) -> Callable[..., bytes] | None:
     """A serialiser that takes frames too, in place of a message's; None, for bytes as they are, stays None."""
-    return None if serialise is None else serialised
+    return None if usual is None else serialise
 
 
 def chunk_field(kind: type[Message]) -> int | None:
@@ -391,7 +391,7 @@ def chunk_field(kind: type[Message]) -> int | None:
     return field.number if field is not None and is_chunk else None
 
 
-def reading(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+def frame_deserialiser(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
     """A deserialiser that reads chunks as frames, and everything else as `parse` does.
 
     Args:

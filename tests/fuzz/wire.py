@@ -21,7 +21,7 @@ from ddib_fed.wire.contracts.agreement import confirm
 from ddib_fed.wire.contracts.contract import PROTOCOL, ContractLimits, ContractSide
 from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams import Announced, Assembler, file_header, open_file, reading, stream
+from ddib_fed.wire.streams import Announced, Assembler, file_header, frame_deserialiser, open_file, stream
 from tests.fuzz.target import MOST, Target
 from tests.samples import picture_examples as pictures
 from tests.wire.examples import contract, latent, side
@@ -42,7 +42,7 @@ def message(data: bytes) -> None:
     """A message of any kind, the first byte says which, as an interceptor parses it."""
     if data:
         kind = _STREAMS[data[0] % len(_STREAMS)]
-        found = parse_message(data[1:], reading(kind.FromString))
+        found = parse_message(data[1:], frame_deserialiser(kind.FromString))
         found.SerializeToString()
 
 
@@ -72,7 +72,7 @@ def assembled(data: bytes) -> None:
     made = contract()
     opener = LatentOpener(made, max_items=4)
     assembler = Assembler({"latent": opener, "result": _open_result})
-    parse = reading(decoding_pb2.DecodeResponse.FromString)
+    parse = frame_deserialiser(decoding_pb2.DecodeResponse.FromString)
     assert parse is not None
     for record in _records(data):
         whole = assembler.feed(parse_message(record, parse))

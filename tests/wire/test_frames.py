@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
-from ddib_fed.wire.streams import ChunkFrame, chunk_field, reading, serialised, stream
+from ddib_fed.wire.streams import ChunkFrame, chunk_field, frame_deserialiser, serialise, stream
 
 STREAMS = [
     decoding_pb2.DecodeRequest,
@@ -32,7 +32,9 @@ def test_a_frame_is_written_as_protobuf_writes_it(kind, index, data):
 @given(index=INDICES, data=st.binary(min_size=1, max_size=300))
 def test_what_protobuf_writes_is_read_as_a_frame(kind, index, data):
     """Without a copy of the data."""
-    read = reading(kind.FromString)(kind(chunk=common_pb2.Chunk(index=index, data=data)).SerializeToString())
+    read = frame_deserialiser(kind.FromString)(
+        kind(chunk=common_pb2.Chunk(index=index, data=data)).SerializeToString()
+    )
     assert isinstance(read, ChunkFrame)
     assert (read.WhichOneof("message"), read.chunk.index, read.chunk.data) == ("chunk", index, data)
 
@@ -44,7 +46,7 @@ def test_damaged_bytes_are_read_as_protobuf_reads_them(data, place, byte):
         decoding_pb2.DecodeRequest(chunk=common_pb2.Chunk(index=5, data=data)).SerializeToString()
     )
     written[place % len(written)] = byte
-    read = reading(decoding_pb2.DecodeRequest.FromString)
+    read = frame_deserialiser(decoding_pb2.DecodeRequest.FromString)
     try:
         expected = decoding_pb2.DecodeRequest.FromString(bytes(written))
     except Exception as error:  # noqa: BLE001 - protobuf's own kinds
@@ -66,7 +68,7 @@ def test_a_message_with_more_than_a_chunk_is_left_to_protobuf(more):
     """So that its checks see what is beside or inside the chunk."""
     written = decoding_pb2.DecodeRequest(chunk=common_pb2.Chunk(index=1, data=b"x")).SerializeToString()
     try:
-        read = reading(decoding_pb2.DecodeRequest.FromString)(written + more)
+        read = frame_deserialiser(decoding_pb2.DecodeRequest.FromString)(written + more)
     except Exception:  # noqa: BLE001 - protobuf refuses it
         return
     assert not isinstance(read, ChunkFrame)
@@ -75,24 +77,24 @@ def test_a_message_with_more_than_a_chunk_is_left_to_protobuf(more):
 def test_a_chunk_longer_than_its_message_is_left_to_protobuf():
     """Which refuses it: the data would begin inside the chunk and end outside."""
     with pytest.raises(DecodeError):
-        reading(decoding_pb2.DecodeRequest.FromString)(bytes([0x1A, 3, 0x12, 5]) + b"abcde")
+        frame_deserialiser(decoding_pb2.DecodeRequest.FromString)(bytes([0x1A, 3, 0x12, 5]) + b"abcde")
 
 
 def test_an_unknown_field_inside_a_chunk_is_left_to_protobuf():
     """It could hold a picture."""
     inner = common_pb2.Chunk(data=b"x").SerializeToString() + b"\x1a\x01y"
     written = bytes([0x1A, len(inner)]) + inner
-    assert not isinstance(reading(decoding_pb2.DecodeRequest.FromString)(written), ChunkFrame)
+    assert not isinstance(frame_deserialiser(decoding_pb2.DecodeRequest.FromString)(written), ChunkFrame)
 
 
 def test_other_deserialisers_stay_as_they_are():
     """Of messages without chunks, of none, and of somebody else's functions."""
     for parse in (decoding_pb2.DescribeDomainRequest.FromString, None, bytes.decode):
-        assert reading(parse) == parse
+        assert frame_deserialiser(parse) == parse
 
 
 def test_a_message_without_chunks_carries_no_stream():
     """A mistake of ours."""
     with pytest.raises(TypeError):
         list(stream(decoding_pb2.DescribeDomainRequest, "protocol", common_pb2.Trailer(), b""))
-    assert serialised(common_pb2.Trailer(chunks=2)) == b"\x08\x02"
+    assert serialise(common_pb2.Trailer(chunks=2)) == b"\x08\x02"

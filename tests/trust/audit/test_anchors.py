@@ -20,7 +20,7 @@ from ddib_fed.trust.audit.reading import (
     verify,
 )
 from ddib_fed.trust.identity import Identity
-from ddib_fed.wire import anchor as wire
+from ddib_fed.wire import latent as wire
 
 NORTH = Identity("north.example", "node", "node-1")
 SOUTH = Identity("south.example", "node", "node-1")

@@ -66,7 +66,7 @@ def _change_latents(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> N
 
     def approve(latent: Latent, contract: Any, statistics: Any, *, item: int) -> Any:
         changed = change(latent.data.copy(), PICTURES[item % len(PICTURES)]).astype(np.float32)
-        made = Latent.from_array(changed, latent.dtype)
+        made = Latent.from_array(changed)
         return honest(made, contract, gaussianity.measure(torch.from_numpy(changed)), item=item)
 
     items.approve = approve

@@ -76,19 +76,12 @@ class Tensor:
     """A latent that crossed."""
 
     where: str
-    dtype: int
     shape: tuple[int, ...]
     data: bytes
 
     def values(self) -> np.ndarray:
         """Float32, of its shape."""
-        if self.dtype == 1:
-            words = np.frombuffer(self.data, "<f4")
-        elif self.dtype == 2:
-            words = np.frombuffer(self.data, "<f2").astype(np.float32)
-        else:
-            words = (np.frombuffer(self.data, "<u2").astype("<u4") << 16).view("<f4")
-        return words.reshape(self.shape)
+        return np.frombuffer(self.data, "<f4").reshape(self.shape)
 
 
 class Traffic:
@@ -168,7 +161,7 @@ class Traffic:
     def _tensor(self, where: str, header: Message | None, data: bytes) -> None:
         if isinstance(header, decoding_pb2.LatentHeader):
             tensor = header.tensor
-            self.tensors.append(Tensor(where, tensor.dtype, tuple(tensor.shape), data))
+            self.tensors.append(Tensor(where, tuple(tensor.shape), data))
 
     def look(self, secrets: Secrets) -> list[Found]:
         """The secrets that are in it, each once for each place; unknown fields and headers count as one."""
