@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.executor import CallingThread
+from ddib_fed.bridge.engine.executors import CallingThread
 from ddib_fed.bridge.engine.joining import submit_ranges
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.engine.warm import Recipe

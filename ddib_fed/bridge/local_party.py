@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.executor import CallingThread, Executor
+from ddib_fed.bridge.engine.executors import CallingThread, Executor
 from ddib_fed.bridge.engine.joining import done, submit_ranges, then
 from ddib_fed.bridge.engine.parts import Integrated, Part, Work, draw_of
 from ddib_fed.bridge.engine.shared_time import SharedTime

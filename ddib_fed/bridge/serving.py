@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ddib_fed.bridge.engine.executors import Pool
 from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.bridge.model.domain_model import DomainModel
-from ddib_fed.bridge.workers.pool import Pool
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle
 

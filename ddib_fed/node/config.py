@@ -17,7 +17,6 @@ from pydantic import (
     model_validator,
 )
 
-from ddib_fed.bridge.workers.limits import LOCAL, MOST_WORKERS
 from ddib_fed.names import CONFIG_VARIABLE, check_domain, is_institution, is_label, size_from
 from ddib_fed.node.settings.paths import NodePaths, paths_of
 from ddib_fed.node.settings.policy_table import PolicySection
@@ -118,7 +117,7 @@ class EngineSection(Section):
     """Where and how the network runs."""
 
     executor: Literal["inline", "processes", "ray"] = "inline"
-    workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
     ray_address: str = ""
     device: str = "auto"
     threads: Annotated[int, Field(ge=0, le=256)] = 0
@@ -132,7 +131,7 @@ class EngineSection(Section):
     @field_validator("ray_address")
     @classmethod
     def _ray_address(cls, value: str) -> str:
-        if value not in {"", LOCAL}:
+        if value not in {"", "local"}:
             split_address(value)
         return value
 

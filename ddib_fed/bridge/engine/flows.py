@@ -77,7 +77,13 @@ class Flows:
     def __iter__(self) -> Iterator[Running]:
         return (running for flow in list(self._all()) for running in list(flow.waiting))
 
-    def add(self, running: Running) -> None:
+    def resize(self, rows: int) -> None:
+        """Have calls of up to so many rows."""
+        self._rows = rows
+        self._best.cache_clear()
+        self._choose_anew()
+
+    def add(self, running: Running, *, first: bool = False) -> None:
         """Take a trajectory in; without a name of a flow, or of an owner, it is one of its own."""
         self._choose_anew()
         owner = self._owners.get(running.owner)
@@ -89,7 +95,10 @@ class Flows:
         flow = owner.flows.get(running.flow)
         if flow is None:
             flow = owner.flows[running.flow] = Flow(owner, owner.now)
-        flow.waiting.append(running)
+        if first:
+            flow.waiting.appendleft(running)
+        else:
+            flow.waiting.append(running)
         flow.rows += running.cost_rows
         self._count += 1
 
@@ -113,18 +122,20 @@ class Flows:
         elif running.trajectory.owner or running.trajectory.flow:
             self._resting[running.owner] = owner.time
 
-    def charge(self, members: Sequence[Running]) -> None:
-        """Divide the cost of a call among the flows whose rows were in it."""
+    def charge(self, members: Sequence[Running], calls: int = 1) -> None:
+        """Divide the cost of calls among the flows whose rows are in them."""
         if members is self._kept:
-            self._owed += 1
+            self._owed += calls
         else:
-            self._charge(members, 1)
+            self._charge(members, calls)
 
-    def choose(self) -> Sequence[Running]:
-        """The trajectories of the next call, at least one, in the order in which they came."""
+    def choose(self, limit: int | None = None) -> Sequence[Running]:
+        """The trajectories of the next call, at least one, of at most `limit` rows, in the order in which they came."""
+        if limit is not None:
+            return self._chosen(limit)
         if self._kept is None:
             self._kept = self._everything()
-        return self._kept or self._chosen()
+        return self._kept or self._chosen(self._rows)
 
     def _all(self) -> Iterator[Flow]:
         return (flow for owner in self._owners.values() for flow in owner.flows.values())
@@ -173,11 +184,11 @@ class Flows:
             flows = list(islice((flow for rank in ranks for flow in rank if flow is not None), self._most))
         return sorted(flows, key=lambda flow: (flow.owner.time, flow.owner.number, flow.time))
 
-    def _chosen(self) -> Sequence[Running]:
+    def _chosen(self, limit: int) -> Sequence[Running]:
         turns = self._under_way()
         self._now = turns[0].owner.time
-        most = self._most_rows(turns)
-        if most < self._rows:
+        most = min(limit, self._most_rows(turns))
+        if most < limit:
             turns = self._by_arrival(turns)
         first = turns[0].waiting[0]
         chosen, rows = [first], first.cost_rows
@@ -190,7 +201,7 @@ class Flows:
         allowed = self._turns_of(turns[0].owner) * self._cost(rows)
         for flow in turns[1:]:
             # Beside a longer stream a shorter one takes the room that the call was given less.
-            room = most if flow.stream_rows >= turns[0].stream_rows else self._rows
+            room = most if flow.stream_rows >= turns[0].stream_rows else limit
             for running in flow.waiting:
                 total = rows + running.cost_rows
                 if total > room or self._cost(total) > allowed:

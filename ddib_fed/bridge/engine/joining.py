@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.executor import Executor
+from ddib_fed.bridge.engine.executors import Executor
 from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
 from ddib_fed.diffusion.bridge import OnStep
 

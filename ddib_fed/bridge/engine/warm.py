@@ -12,7 +12,6 @@ import torch
 
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.engine.budget import Budget, key_of, measured, remembered
-from ddib_fed.bridge.engine.executor import Executor
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.model.domain_model import DTYPES, DomainModel, pixels
 from ddib_fed.diffusion.plans import SolverSettings
@@ -91,7 +90,7 @@ class Recipe:
         return budget
 
 
-def _warm_up(model: DomainModel, executor: Executor) -> None:
+def _warm_up(model: DomainModel, executor: Batcher) -> None:
     """Run short legs of two sizes, and one guided by the classifier, so that the first request pays for nothing."""
     settings = SolverSettings(evaluations=2 if model.is_picture else 8)
     guided = [Guidance(classifier_scale=1.0)] if model.classifier is not None else []

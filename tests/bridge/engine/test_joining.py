@@ -17,7 +17,7 @@ from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine import batcher as batching
 from ddib_fed.bridge.engine import joining
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executor import CallingThread
+from ddib_fed.bridge.engine.executors import CallingThread
 from ddib_fed.bridge.engine.joining import submit_ranges
 from ddib_fed.bridge.engine.stack import Stack
 from ddib_fed.bridge.engine.trajectory import Trajectory

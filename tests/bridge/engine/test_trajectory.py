@@ -11,7 +11,7 @@ import torch
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executor import CallingThread
+from ddib_fed.bridge.engine.executors import CallingThread
 from ddib_fed.bridge.engine.joining import done, submit_ranges, then
 from ddib_fed.bridge.engine.shared_time import SharedTime
 from ddib_fed.bridge.engine.trajectory import Trajectory
