@@ -27,7 +27,7 @@ from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.metrics.points import CycleError, cycle_error
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.configs import SyntheticConfig
-from ddib_fed.networks.placed.memory import keep_freed_memory
+from ddib_fed.networks.placement import keep_freed_memory
 from ddib_fed.networks.registry import build_network
 
 PAIR: Final = ("moons", "checkerboards")

@@ -27,7 +27,7 @@ class ServingParty(LocalParty):
         merge_pixels: int = 65_536,
         max_trajectories: int = 64,
         classifier: Bundle | None = None,
-        compiling: str = "auto",
+        compiling: bool = False,
         costs: Path | None = None,
         pool: Pool | None = None,
     ) -> None:

@@ -122,7 +122,7 @@ class EngineSection(Section):
     device: str = "auto"
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    compile: Literal["auto", "none", "graphs", "compile"] = "auto"
+    compile: bool = False
     merge_rows: Annotated[int, Field(ge=0)] = 0
     merge_pixels: Annotated[int, Field(ge=0)] = 0
     max_trajectories: Annotated[int, Field(ge=1, le=64)] = 64

@@ -65,7 +65,7 @@ seed = 0
 # threads = 0                   # CPU threads of the network; 0 measures at start and keeps the fastest
 # dtype = "float32"             # of the network; bfloat16 (error 1e-2 of deviation 1 in a latent of pictures, 2e-3 of
 #                                 points) and float16 (7e-4, 1e-4; GPUs only) are less exact; the state stays float32
-# compile = "auto"              # none, graphs (CUDA), compile (torch.compile); auto takes graphs on a GPU if they check
+# compile = false               # true: by torch.compile, on a GPU as CUDA graphs; the first calls take minutes
 # merge_rows = 0                # points in one network call; 0 measures at the first start what is best
 # merge_pixels = 0              # pictures: their pixels together; 0 measures
 # max_trajectories = 64         # jobs and peers' calls that are integrated at once; more wait

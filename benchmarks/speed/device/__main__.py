@@ -1,4 +1,4 @@
-"""How fast, and how exactly, a network computes where it is placed: types, memory formats, CUDA graphs, torch.compile.
+"""How fast, and how exactly, a network computes where it is placed: types, memory formats, torch.compile.
 
 Run it on the day a GPU is there: `python -m benchmarks.speed.device`. It takes the first GPU, or else the CPU. On
 a GPU it measures, beside the shipped models, a network of the shape of guided-diffusion's class-conditional ADM at
@@ -21,7 +21,6 @@ from benchmarks.speed.shared.harness import Form, Report, interleaved, main, rat
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import SettingsInvalid
 
 SETTINGS = SolverSettings()
 CONVERGED = 8
@@ -53,14 +52,11 @@ def measure(form: Form) -> Report:
 
 def _measure(subject: Subject, device: torch.device, form: Form, report: Report) -> None:
     ways: dict[str, Placed] = {}
-    for variant in variants(device, form, pictures=len(subject.probe.sample_shape) > 1):
-        try:
-            ways[str(variant)] = Placed.of(subject, variant, device)
-        except SettingsInvalid as error:
-            report.note(f"{subject.name}, {variant}: {error.detail}")
+    for variant in variants(device, form, pictures=len(subject.sample_shape) > 1):
+        ways[str(variant)] = Placed.of(subject, variant, device)
     for rows in subject.rows:
         x = _noise(subject, rows).to(device)
-        cond = {"y": torch.arange(rows, device=device)} if subject.probe.classes else None
+        cond = {"y": torch.arange(rows, device=device)} if subject.classes else None
         fast = {
             name: way
             for name, way in ways.items()
@@ -97,8 +93,8 @@ def _errors(
     subject: Subject, ways: Mapping[str, Placed], device: torch.device, form: Form, report: Report
 ) -> None:
     """Of one call, and of both legs beside the solver's own error."""
-    x = _noise(subject, form.pick(4, 16) if subject.probe.sample_shape[1:] else 256).to(device)
-    cond = {"y": torch.arange(len(x), device=device)} if subject.probe.classes else None
+    x = _noise(subject, form.pick(4, 16) if subject.sample_shape[1:] else 256).to(device)
+    cond = {"y": torch.arange(len(x), device=device)} if subject.classes else None
     exact = ways[str(BASELINE)].denoiser
     with torch.no_grad():
         v = exact(x, subject.level, cond)
@@ -136,14 +132,14 @@ def _rms(difference: Tensor) -> float:
 
 
 def _noise(subject: Subject, rows: int) -> Tensor:
-    return torch.randn(rows, *subject.probe.sample_shape, generator=torch.Generator().manual_seed(rows))
+    return torch.randn(rows, *subject.sample_shape, generator=torch.Generator().manual_seed(rows))
 
 
 MEMORY = """
 import statistics, sys, time, torch
 torch.set_num_threads(1)
 from ddib_fed.models.shipped import pretrained
-from ddib_fed.networks.placed import memory, placement
+from ddib_fed.networks import placement
 if sys.argv[1] == "returned":
     placement.keep_freed_memory = lambda: False
 bundle = pretrained("satellite")

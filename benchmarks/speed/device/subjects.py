@@ -16,7 +16,7 @@ from ddib_fed.diffusion.running import Plain, Run
 from ddib_fed.diffusion.schedule import Level
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.shipped import pretrained
-from ddib_fed.networks.placed.placement import Probe, placed
+from ddib_fed.networks.placement import placed
 from ddib_fed.networks.registry import build_network
 
 SECONDS = 0.4
@@ -29,13 +29,14 @@ class Variant:
 
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
-    compiling: str | None = "none"
+    compiling: bool | None = False
+    """None: the network is called, and nothing remembered."""
 
     def __str__(self) -> str:
         words = [str(self.dtype).removeprefix("torch.")]
         words += ["channels_last"] if self.channels_last else []
-        words += ["nothing remembered"] if self.compiling is None else []
-        return ", ".join([*words, *([self.compiling] if self.compiling not in (None, "none") else [])])
+        words += {None: ["nothing remembered"], False: [], True: ["compiled"]}[self.compiling]
+        return ", ".join(words)
 
 
 BASELINE = Variant()
@@ -53,12 +54,11 @@ def variants(device: torch.device, form: Form, *, pictures: bool) -> Iterator[Va
     if device.type == "cuda":
         yield Variant(torch.float16)
         for dtype in (torch.float32, *HALF):
-            for compiling in ("graphs", "compile"):
-                yield Variant(dtype, pictures and dtype in HALF, compiling)
+            yield Variant(dtype, pictures and dtype in HALF, compiling=True)
     else:
         yield Variant(torch.float16)  # without instructions for it; see `_measure` of the command
         if not form.short:
-            yield Variant(compiling="compile")
+            yield Variant(compiling=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class Subject:
 
     name: str
     make: Callable[[], nn.Module]
-    probe: Probe
+    sample_shape: tuple[int, ...]
+    classes: int
     level: Level
     rows: tuple[int, ...]
     bundle: Bundle | None = None
@@ -76,7 +77,7 @@ class Subject:
 def shipped(domain: str, rows: tuple[int, ...]) -> Subject:
     bundle = pretrained(domain)
     level = bundle.schedule.level(0.5)
-    return Subject(domain, bundle.network, bundle.probe(), level, rows, bundle)
+    return Subject(domain, bundle.network, tuple(bundle.manifest.sample_shape), 0, level, rows, bundle)
 
 
 def adm() -> Subject:
@@ -91,9 +92,7 @@ def adm() -> Subject:
                     parameter.normal_(std=0.02)
             return network
 
-    return Subject(
-        "ADM-256", make, Probe((3, 256, 256), (300.0, 700.0), 1000), Level(0.8, 0.6, 300.0), (1, 4, 16)
-    )
+    return Subject("ADM-256", make, (3, 256, 256), 1000, Level(0.8, 0.6, 300.0), (1, 4, 16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ class Placed:
             network = network.to(memory_format=torch.channels_last)
         run: Run = Plain(network)
         if variant.compiling is not None:
-            run = placed(network, variant.compiling, subject.probe)
+            run = placed(network, compiling=variant.compiling)
         if subject.bundle is None:
             return cls(Denoiser(network, "eps", "timestep", run))
         manifest = subject.bundle.manifest

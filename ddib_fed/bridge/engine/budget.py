@@ -130,12 +130,13 @@ def remembered(path: Path | None, key: str, measure: Callable[[], Budget]) -> Bu
     return found
 
 
-def key_of(model: DomainModel, *, dtype: str, threads: int, compiling: str) -> str:
+def key_of(model: DomainModel, *, dtype: str, threads: int, compiling: bool) -> str:
     """Names what a budget depends on."""
     device = model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     used = threads if device.type == "cpu" else 0
-    parts = (model.bundle.digest, name, dtype, compiling, f"{used} threads", f"torch {torch.__version__}")
+    parts = [model.bundle.digest, name, dtype, f"{used} threads", f"torch {torch.__version__}"]
+    parts += ["compiled"] * compiling
     return ", ".join([*parts, *(f"{side}" for side in model.sample_shape[1:])])
 
 

@@ -47,7 +47,7 @@ class Recipe:
     merge_rows: int = 2_048
     merge_pixels: int = 65_536
     max_trajectories: int = 64
-    compiling: str = "auto"
+    compiling: bool = False
     costs: Path | None = None
 
     def warm(self) -> Warm:

@@ -49,7 +49,7 @@ class DomainModel:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        compiling: str = "auto",
+        compiling: bool = False,
         classifier: Bundle | None = None,
     ) -> None:
         if bundle.manifest.role != "generator":
@@ -82,7 +82,7 @@ class DomainModel:
 
     @cached_property
     def plain(self) -> Denoiser:
-        return self.bundle.denoiser(self._dtype, self.device, self._compiling)
+        return self.bundle.denoiser(self._dtype, self.device, compiling=self._compiling)
 
     def denoiser(
         self,

@@ -102,13 +102,6 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         else:
             pool = ray_pool(recipe, address=_address(config), workers=section.workers)
         return ServingParty(bundle, classifier=classifier, threads=section.threads, pool=pool)
-    except SettingsInvalid as error:
-        if error.facts.get("field") != "compile":
-            raise
-        raise ConfigError(
-            f"engine.compile = {section.compile!a} cannot be used: {error.detail}",
-            hint='engine.compile = "auto" uses CUDA graphs where they work, "none" works everywhere',
-        ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryExhausted(
             f"the model {config.paths.bundle} does not fit into the memory of {section.device}",

@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from types import FrameType
 
 from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.networks.placed.memory import share_heaps
+from ddib_fed.networks.placement import share_heaps
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.applied import Applied
 from ddib_fed.node.certificates.issuer import IdentityServicer
