@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ddib_fed.bridge.engine.budget import Recipe
 from ddib_fed.bridge.engine.executors import Pool
-from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.errors import SettingsInvalid

@@ -13,7 +13,6 @@ from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.placement import MOST_LEVELS, MOST_TABLES, Remembering, placed
 from ddib_fed.networks.unet import UNet
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's compilers
 
 

@@ -48,7 +48,7 @@ MODES = (
 )
 HEAD = """\
 | encoder | depth | calibration | patch correlation / noise's | correlation | read, dB | read, SSIM | found | PSNR dB | SSIM | partner | distance |
-|---|---|---|---|---|---|---|---|---|---|---|---|"""  # noqa: E501
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 KINDS = ("none", "rotation")
 QUALITY = {"psnr": 1, "ssim": 3, "partner": 2, "frechet_early": 0}
 ALONG = {"ode": (0.3, 0.5, 0.7, 0.85), "mixed": (), "linear": ()}

@@ -28,10 +28,9 @@ import torch
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.flows import Flows
-from ddib_fed.bridge.engine.stack import Running
-from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
-from ddib_fed.bridge.engine.warm import Recipe
+from ddib_fed.bridge.engine.batcher import Scheduler
+from ddib_fed.bridge.engine.budget import Recipe
+from ddib_fed.bridge.engine.stack import Ending, Running, Trajectory
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import OnStep, integrate
@@ -429,7 +428,7 @@ class Pool:
     ) -> None:
         self._launch, self._what, self._remedy, self._end = launch, what, remedy, end
         self._changed = threading.Condition()
-        self._scheduler = Flows(1, lambda rows: rows + OVERHEAD_ROWS, most=MOST_FLOWS)
+        self._scheduler = Scheduler(1, lambda rows: rows + OVERHEAD_ROWS, most=MOST_FLOWS)
         self._entries: dict[int, _Entry] = {}
         self._slots: list[_Slot] = []
         self._numbers = itertools.count(1)

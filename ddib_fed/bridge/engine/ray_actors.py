@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from multiprocessing.managers import BaseManager
 from typing import Any, Final
 
+from ddib_fed.bridge.engine.budget import Recipe
 from ddib_fed.bridge.engine.executors import (
     LOOK_S,
     Answer,
@@ -28,7 +29,6 @@ from ddib_fed.bridge.engine.executors import (
     pack,
     unpack,
 )
-from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.errors import ConfigError, NotReady
 from ddib_fed.extras import missing
 from ddib_fed.version import __version__

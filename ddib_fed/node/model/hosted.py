@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from ddib_fed.bridge.engine.budget import Recipe
 from ddib_fed.bridge.engine.executors import Pool, process_pool
 from ddib_fed.bridge.engine.ray_actors import ray_pool
-from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle
