@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ddib_fed.bridge.calibration.applied import leg_map
-from ddib_fed.bridge.model.checks import check_given
+from ddib_fed.bridge.model import check_given
 from ddib_fed.errors import (
     DdibError,
     ImageTooLarge,

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 
 import grpc
 
-from ddib_fed.bridge.model.checks import check_decoding
+from ddib_fed.bridge.model import check_decoding
 from ddib_fed.errors import (
     NotReady,
     PolicyDenied,

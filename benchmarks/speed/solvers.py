@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.speed.shared.harness import Figure, Form, Report, interleaved, main
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.datasets.shipped import available, load_shipped, shipped_clusters
 from ddib_fed.datasets.synthetic import draw
 from ddib_fed.diffusion.bridge import integrate

@@ -26,14 +26,15 @@ from ddib_fed.bridge.engine.executors import CallingThread, Executor
 from ddib_fed.bridge.engine.stack import Trajectory
 from ddib_fed.bridge.engine.streams import Begun, done, flowing, submit_ranges, then
 from ddib_fed.bridge.gate import Made, pass_latent, rounded
-from ddib_fed.bridge.model.checks import (
+from ddib_fed.bridge.model import (
+    DTYPES,
+    DomainModel,
     check_calibration,
     check_decoding,
     check_encoding,
     check_given,
     check_samples,
 )
-from ddib_fed.bridge.model.domain_model import DTYPES, DomainModel
 from ddib_fed.bridge.party import (
     Array,
     Decoded,

@@ -8,7 +8,7 @@ from pathlib import Path
 from ddib_fed.bridge.engine.budget import Recipe
 from ddib_fed.bridge.engine.executors import Pool
 from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle
 

@@ -17,7 +17,7 @@ from ddib_fed.bridge.arrays import (
 )
 from ddib_fed.bridge.engine.executors import CallingThread
 from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.bridge.model.checks import check_samples
+from ddib_fed.bridge.model import check_samples
 from ddib_fed.bridge.seeded_noise import seeded_noise
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.plans import SolverSettings

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.calibration.directed import BUILD, OUT, Directed
 from ddib_fed.bridge.calibration.fitting.rotation import nearest_orthogonal
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.files import write_file, write_json

@@ -17,7 +17,7 @@ from benchmarks.speed.shared.harness import Form, Report, interleaved, ratio
 from ddib_fed.bridge.engine.budget import Recipe
 from ddib_fed.bridge.engine.executors import CallingThread, Executor, Pool
 from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.models.shipped import pretrained
 

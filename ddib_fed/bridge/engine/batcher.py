@@ -22,7 +22,7 @@ import torch
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.stack import Ending, Running, Stack, Trajectory
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.errors import DdibError, Draining
 

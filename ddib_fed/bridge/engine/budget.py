@@ -23,7 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.model.domain_model import DTYPES, DomainModel, pixels
+from ddib_fed.bridge.model import DTYPES, DomainModel, pixels
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ConfigError, NotReady
 from ddib_fed.files import read_json, write_json

@@ -31,7 +31,7 @@ from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.batcher import Scheduler
 from ddib_fed.bridge.engine.budget import Recipe
 from ddib_fed.bridge.engine.stack import Ending, Running, Trajectory
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import OnStep, integrate
 from ddib_fed.errors import DdibError, Draining, InternalError, NotReady, SettingsInvalid

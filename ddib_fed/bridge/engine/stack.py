@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.party import RowDraw, Stage
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places, Query
@@ -120,7 +120,7 @@ class Trajectory:
             model.denoiser(self.guidance, self.calibration, self.encoder),
             laid.evaluations,
             cond,
-            model.plans.recurrence(settings, self.sigma, encoding=encoding),
+            model.recurrence(settings, self.sigma, encoding=encoding),
         )
 
 

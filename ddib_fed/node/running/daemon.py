@@ -21,7 +21,7 @@ from ddib_fed.node.applied import Applied
 from ddib_fed.node.certificates.issuer import IdentityServicer
 from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model.hosted import open_engine
+from ddib_fed.node.model import open_engine
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.policy_file import PolicyFile
 from ddib_fed.node.role import NodeContext, RoleService, find_roles

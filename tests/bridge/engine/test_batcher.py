@@ -15,7 +15,7 @@ import torch
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.engine.stack import Integration, Trajectory
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule

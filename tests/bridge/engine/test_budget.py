@@ -17,7 +17,7 @@ from ddib_fed.bridge.engine.budget import (
     remembered,
     sweep,
 )
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from tests.node.tiny_nodes import tiny_bundle
 from tests.runs.tiny_models import tiny
 

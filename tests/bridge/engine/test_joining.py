@@ -21,7 +21,7 @@ from ddib_fed.bridge.engine.executors import CallingThread
 from ddib_fed.bridge.engine.stack import Stack, Trajectory
 from ddib_fed.bridge.engine.streams import submit_ranges
 from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.party import Leg, ToDecode, ToEncode
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings

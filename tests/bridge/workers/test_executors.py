@@ -20,7 +20,7 @@ from ddib_fed.bridge.engine.budget import Recipe
 from ddib_fed.bridge.engine.executors import CallingThread, process_pool
 from ddib_fed.bridge.engine.ray_actors import ray_pool
 from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining, InternalError, SettingsInvalid
 from tests.bridge.workers.deadly import Broken, Deadly

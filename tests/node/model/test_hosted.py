@@ -8,7 +8,7 @@ import pytest
 
 from ddib_fed.errors import ConfigError, SettingsInvalid
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model.hosted import load_hosted, open_engine
+from ddib_fed.node.model import load_hosted, open_engine
 from ddib_fed.node.template import render_node_toml
 from tests.node.picture_examples import save_pictures_model
 from tests.node.tiny_nodes import make_config, save_model, tiny_engine
