@@ -272,34 +272,23 @@ class WorkerLost(Exception):  # noqa: N818 - what happened to it
 
 
 class Worker(Protocol):
-    """A worker elsewhere; one thread uses it, and any may kill it."""
+    """A worker elsewhere. One thread uses it, and any may kill it; whoever uses one that is gone gets `WorkerLost`."""
 
-    @property
-    def name(self) -> str:
-        """For the operator, who and where it is."""
-
-    @property
-    def rows(self) -> int:
-        """How many samples its network calls take best; known when it is ready."""
+    name: str
+    rows: int
+    """How many samples its network calls take best; known when it is ready."""
 
     def ready(self) -> None:
         """Return when its model is warm."""
 
-    def begin(self, batch: bytes) -> None:
-        """Hand it a batch."""
+    def begin(self, batch: bytes) -> None: ...
 
     def look(self, over: Sequence[int]) -> Steps | Answer:
-        """Wait up to `LOOK_S` for the answer; else cancel these places, and say how far the others are.
+        """Wait up to `LOOK_S` for the answer; else cancel these places, and tell how far the others are."""
 
-        Raises:
-            WorkerLost: It is gone.
-        """
+    def kill(self) -> None: ...
 
-    def kill(self) -> None:
-        """End it at once."""
-
-    def close(self) -> None:
-        """End it, and let go what it took here."""
+    def close(self) -> None: ...
 
 
 class ProcessWorker:
@@ -330,7 +319,7 @@ class ProcessWorker:
             raise InternalError(f"worker {self.name} ended before it was ready") from error
 
     def begin(self, batch: bytes) -> None:
-        with _lost(BrokenProcessPool):
+        with _lost(BrokenProcessPool, blame=False):  # it ended while it had nothing
             self._future = self._executor.submit(_run, batch)
 
     def look(self, over: Sequence[int]) -> Steps | Answer:
@@ -357,11 +346,11 @@ class ProcessWorker:
 
 
 @contextlib.contextmanager
-def _lost(*errors: type[BaseException]) -> Iterator[None]:
+def _lost(*errors: type[BaseException], blame: bool = True) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        raise WorkerLost("ended") from error
+        raise WorkerLost("ended", blame=blame) from error
 
 
 # The pool
@@ -401,17 +390,7 @@ class _Slot:
 
 
 class Pool:
-    """An `Executor` whose workers are elsewhere.
-
-    Args:
-        launch: Begins to start a worker, by its number.
-        count: Workers.
-        what: One worker, for sentences.
-        remedy: Where the operator looks when one does not start.
-        least: Workers to wait for; None for all.
-        ready_s: How long.
-        end: Called when all workers have ended.
-    """
+    """An `Executor` whose workers are elsewhere. It waits for `least` of them, or all, up to `ready_s`."""
 
     beside = True
 
@@ -640,7 +619,7 @@ class Pool:
             self._do_again(worker, batch, lost)
             raise
         except Exception as error:  # noqa: BLE001 - out of memory, say: the waiting calls must hear
-            found = Answer([portable(error)] * len(batch), {}, 0, 0)
+            found = Answer([error] * len(batch), {}, 0, 0)
         with self._changed:
             self._calls += found.calls
             self._evaluated += found.rows
