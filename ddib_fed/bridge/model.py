@@ -64,7 +64,7 @@ class DomainModel:
         self.bundle = bundle
         self.classifier = classifier
         self.device = torch.device(device)
-        self._dtype = dtype
+        self.dtype = dtype
         self._compiling = compiling
         self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
         self._plan = lru_cache(MAX_PLANS)(self._make_plan)
@@ -85,7 +85,7 @@ class DomainModel:
 
     @cached_property
     def plain(self) -> Denoiser:
-        return self.bundle.denoiser(self._dtype, self.device, compiling=self._compiling)
+        return self.bundle.denoiser(self.dtype, self.device, compiling=self._compiling)
 
     def denoiser(
         self,
@@ -204,7 +204,7 @@ class DomainModel:
     @cached_property
     def _classifier(self) -> Classifier:
         assert self.classifier is not None  # `check_guidance` was asked before
-        return self.classifier.classifier(self._dtype, self.device)
+        return self.classifier.classifier(self.dtype, self.device)
 
     def _rotation(self, calibration: ChannelMap) -> Tensor:
         return torch.from_numpy(calibration.matrix).to(self.device, torch.float32)

@@ -19,8 +19,9 @@ from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, Draining, NotReady
 from ddib_fed.node.applied import Applied
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.decoding import DecodingMemory
 from ddib_fed.node.peer_problems import PeerProblems
-from ddib_fed.node.pictures import DecodingMemory, class_names_of, size_rule_of, terms_of, value_range_of
+from ddib_fed.node.pictures import class_names_of, size_rule_of, terms_of, value_range_of
 from ddib_fed.node.policy import offered_guidance, policy_digest
 from ddib_fed.node.quota import Ledger
 from ddib_fed.server.metrics import Metrics
