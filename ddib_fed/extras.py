@@ -26,7 +26,9 @@ def missing(name: str, package: str, what: str, *, otherwise: str = "") -> Extra
 
 
 def install_command(name: str, package: str) -> str:
-    """A line for a shell that installs what is missing of an extra into the Python that runs; arguments as of `extra`."""
+    """A line for a shell that installs what is missing of an extra into the Python that runs; arguments as of
+    `extra`.
+    """
     from importlib import metadata  # which only an error needs
 
     try:

@@ -34,7 +34,9 @@ _aside: ContextVar[bool] = ContextVar("sentences go to stderr", default=False)
 
 
 def escape(text: str) -> str:
-    r"""The text with each character that does not print as itself as a backslash escape, e.g. ``\x1b`` or ``\u202e``."""
+    r"""The text with each character that does not print as itself as a backslash escape, e.g. ``\x1b`` or
+    ``\u202e``.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

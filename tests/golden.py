@@ -1,4 +1,6 @@
-"""Rebuilds a network of the public code from a golden file and compares what it computes with what that code computed."""
+"""Rebuilds a network of the public code from a golden file and compares what it computes with what that code
+computed.
+"""
 
 from __future__ import annotations
 

@@ -184,7 +184,9 @@ def _naming(study: Study) -> Iterator[None]:
 
 
 def _place(study: Study, made: Assembled, record: bytes, out: Path) -> None:
-    """Write an output beside an earlier one, and let it take its place once all of it is on the disk, the record last."""
+    """Write an output beside an earlier one, and let it take its place once all of it is on the disk, the
+    record last.
+    """
     placing = _placing(study.name, out)
     staged = placing.with_name("output")
     for each in (staged, placing):

@@ -189,7 +189,9 @@ def format_of_content(content: bytes) -> Format | None:
 
 
 def beginning(content: bytes, path: Path) -> tuple[str, str]:
-    """What a file is by its first bytes (352 are enough), in words, and what helps where it should be something else."""
+    """What a file is by its first bytes (352 are enough), in words, and what helps where it should be
+    something else.
+    """
     found = next((suffix for suffix, openings in _OPENINGS.items() if content.startswith(openings)), "")
     if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
         found = DICOM_SUFFIX

@@ -61,7 +61,9 @@ class Errors(_Frozen):
 
 
 class LearnedWeights(_Frozen):
-    """Weights of the values of v at each step, the newest first, in the place of those of the polynomial through them."""
+    """Weights of the values of v at each step, the newest first, in the place of those of the polynomial
+    through them.
+    """
 
     predictors: Rows
     correctors: Rows

@@ -61,7 +61,9 @@ class Embedded:
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation, over 32 groups as a rule: statistics in float32 at least, rounded once to the input's dtype."""
+    """Group normalisation, over 32 groups as a rule: statistics in float32 at least, rounded once to the
+    input's dtype.
+    """
 
     def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__(groups, channels)

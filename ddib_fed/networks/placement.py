@@ -163,7 +163,7 @@ def keep_freed_memory() -> bool:
 
 @lru_cache(maxsize=1)
 def share_heaps() -> bool:
-    """Have two heaps for all threads: each of eight a core would keep the memory of the largest job that it has seen."""
+    """Have two heaps for all threads: else each of eight a core keeps the memory of the largest job it has seen."""
     return _mallopt({_ARENA_MAX: 2})
 
 

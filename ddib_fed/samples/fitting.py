@@ -171,7 +171,9 @@ def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None
 
 
 def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
-    """Mean squared error, values from -1 to 1, of a model's array whose fit is undone to the picture that was fitted."""
+    """Mean squared error, values from -1 to 1, of a model's array whose fit is undone to the picture that was
+    fitted.
+    """
     geometry = Geometry(*picture.pixels.shape[:2])
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     top, left = (

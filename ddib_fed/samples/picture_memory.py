@@ -56,7 +56,9 @@ def cost_of(content: bytes, limits: ImageLimits) -> Cost:
 
 
 def _png(content: bytes) -> Cost:
-    """Pillow's picture (4 bytes a pixel but for grey) and the pixels; then these and what is flat, or upright, of them."""
+    """Pillow's picture (4 bytes a pixel but for grey) and the pixels; then these and what is flat, or upright,
+    of them.
+    """
     width, height, depth, colour = png_header(content)
     samples = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}.get(colour, 4)
     itemsize = 2 if depth == 16 else 1

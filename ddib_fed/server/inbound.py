@@ -44,8 +44,10 @@ STRANGERS: Final = 0.5
 # One of so many parts of all connections is for one caller, whose calls are authorised.
 CALLERS: Final = 8
 LOOK_EVERY_S: Final = 0.05
-# After a look, time without one, in the CPU time that it took.
+# After a look, time without one, in the CPU time that it took. Up to so many sockets there is none: each connection is
+# then seen, also one that TLS refuses within milliseconds; of a flood only those that a look meets are counted.
 REST: Final = 4
+FEW_SOCKETS: Final = 64
 SAY_EVERY_S: Final = 60.0
 # What a connection may send without a call or a message: gRPC keeps every header of a block that does not end, at up to
 # ten times its size. Before an authorised call it is TLS and the headers of a call, after it parts of messages.
@@ -194,7 +196,8 @@ class InboundGuard:
 
     def handshake(self) -> None:
         """Note who is connected, at the start of a handshake: one that TLS refuses is over in milliseconds."""
-        if not self._port or time.monotonic() < self._next_look or not self._looks.acquire(blocking=False):
+        few = len(self._known) <= FEW_SOCKETS
+        if not self._port or time.monotonic() < self._next_look or not self._looks.acquire(blocking=few):
             return
         try:
             self._refresh()
@@ -297,7 +300,8 @@ class InboundGuard:
         with self._lock:
             self._unheard.update(_written(host) for host, _ in gone - self._heard)
             self._heard -= gone
-        self._next_look = time.monotonic() + REST * (time.thread_time() - started)
+        if len(files) > FEW_SOCKETS:
+            self._next_look = time.monotonic() + REST * (time.thread_time() - started)
         return files
 
     def _inspect(self, fd: int, inode: int, now: float) -> _Connection | None:

@@ -272,7 +272,9 @@ class AuthInterceptor(Interceptor):
             raise
 
     def _only_message(self, call: OpenCall, raw: Iterator[bytes]) -> bytes:
-        """The request of a unary call; it may never arrive, so the number of waiting calls and their time are bounded."""
+        """The request of a unary call; it may never arrive, so the number of waiting calls and their time are
+        bounded.
+        """
         waiting = self._waiting if call.admission.is_known else self._waiting_others
         with waiting.taken(call.admission.account), call.waiting_for_request():
             message = next(raw, None)

@@ -99,7 +99,9 @@ class Objective:
         )
 
     def _posterior(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For times (B,): beta, beta~, the coefficient of x_0 in the mean, and 1 where the step is the last; float64."""
+        """For times (B,): beta, beta~, the coefficient of x_0 in the mean, and 1 where the step is the last;
+        float64.
+        """
         last = t - self._step < self._first - 1e-9
         later = torch.where(last, self._first + self._step, t)
         rate_s, rate_t = self._schedule.rate(later - self._step), self._schedule.rate(later)

@@ -137,7 +137,9 @@ def serve(
 
 @contextmanager
 def _ending_as_ctrl_c() -> Iterator[None]:
-    """A closed terminal and SIGTERM end what is inside as Ctrl-C does, which is no error, so that folders are removed."""
+    """A closed terminal and SIGTERM end what is inside as Ctrl-C does, which is no error, so that folders are
+    removed.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         del number, frame

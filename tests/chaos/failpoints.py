@@ -1,4 +1,6 @@
-"""Points of a node at which a test kills it with -9: one before and after everything that is made durable or crosses."""
+"""Points of a node at which a test kills it with -9: one before and after everything that is made durable or
+crosses.
+"""
 
 from __future__ import annotations
 

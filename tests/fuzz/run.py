@@ -1,4 +1,6 @@
-"""Tries each parser of tests/fuzz/targets.py with atheris, and writes executions and crashes to docs/trust-report.md."""
+"""Tries each parser of tests/fuzz/targets.py with atheris, and writes executions and crashes to
+docs/trust-report.md.
+"""
 
 from __future__ import annotations
 

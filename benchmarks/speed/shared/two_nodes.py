@@ -49,7 +49,9 @@ def pinned(core: int) -> Iterator[None]:
 
 @contextmanager
 def two_nodes(source: str, target: str, settings: Mapping[str, object] | None = None) -> Iterator[Pair]:
-    """North with the shipped model of `source`, south with that of `target`: started by their commands, pinned, warm."""
+    """North with the shipped model of `source`, south with that of `target`: started by their commands,
+    pinned, warm.
+    """
     with tempfile.TemporaryDirectory(prefix="ddib-speed-") as folder:
         pair = Pair.create(Path(folder), target, domain=source)
         try:

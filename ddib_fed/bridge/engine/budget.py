@@ -67,7 +67,7 @@ class Warm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """Of what a node, or each of its workers, makes the model: the weights themselves, whatever its folder holds later."""
+    """What a node, or each of its workers, makes the model of: the weights themselves, not their folder."""
 
     bundle: Bundle
     classifier: Bundle | None = None

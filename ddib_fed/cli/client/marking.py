@@ -50,7 +50,9 @@ def refuse_without_pictures(studies: Sequence[Path]) -> None:
 
 
 def mark_earlier(each: Delivered, credentials: Credentials | None) -> Delivered:
-    """Put credentials into the PNG or JPEG of a result that an earlier run has written, and its digest into the record."""
+    """Put credentials into the PNG or JPEG of a result that an earlier run has written, and its digest into
+    the record.
+    """
     path = each.files[Part.TRANSLATION]
     if credentials is None:
         return each

@@ -119,7 +119,9 @@ def _dataset(path: Path, **how: Any) -> Any:
 def readable(
     members: Sequence[tuple[Path, Any]],
 ) -> tuple[list[tuple[Path, Any]], list[tuple[Path, DdibError]]]:
-    """The slices of a series whose pixels can be read, and why others cannot; all where none can, or there is but one."""
+    """The slices of a series whose pixels can be read, and why others cannot; all where none can, or there is
+    but one.
+    """
     good: list[tuple[Path, Any]] = []
     bad: list[tuple[Path, DdibError]] = []
     for path, header in members if len(members) > 1 else ():

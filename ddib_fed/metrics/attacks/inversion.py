@@ -155,7 +155,9 @@ MOST_POINTS = 1_500
 
 
 def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
-    """Kernel ridge regression of points on their latents, each (N, D): width and penalty by pairs that are set aside."""
+    """Kernel ridge regression of points on their latents, each (N, D): width and penalty by pairs that are set
+    aside.
+    """
     if latents.shape != originals.shape or latents.ndim != 2 or len(latents) < FEWEST:
         raise ShapeMismatch(f"latents {latents.shape} with points {originals.shape}")
     latents, originals = latents[:MOST_POINTS], originals[:MOST_POINTS]

@@ -72,7 +72,9 @@ def publications(config: NodeConfig) -> tuple[Publication, ...]:
 
 
 def spent(published: Sequence[Publication | Aggregate]) -> str:
-    """The privacy of all of them together, for one that is in each: epsilons and deltas add up, whoever compares them."""
+    """The privacy of all of them together, for one that is in each: epsilons and deltas add up, whoever
+    compares them.
+    """
     epsilon, delta = sum(each.epsilon for each in published), sum(each.delta for each in published)
     unit = "group" if all(each.unit == "group" for each in published) else "picture"
     whose = f" that is in all {len(published)}" if len(published) > 1 else ""

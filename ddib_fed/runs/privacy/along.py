@@ -33,7 +33,9 @@ def latents_along(
     sigma: float = 0.0,
     seed: int = 0,
 ) -> Latents:
-    """Latents of samples in the model's units: of full depth (1.0), and at `depths` on the way, at exactly that level."""
+    """Latents of samples in the model's units: of full depth (1.0), and at `depths` on the way, at exactly
+    that level.
+    """
     schedule = model.bundle.schedule
     start = None if sigma == 0.0 else -math.log(sigma)
     levels = list(make_grid(schedule, "default", evaluations, lambda_max=start).levels)

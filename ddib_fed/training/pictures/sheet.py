@@ -40,7 +40,9 @@ NEAR = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Nearness:
-    """How far pictures are from the nearest training picture, in units of how far they are from the mean one; medians."""
+    """How far pictures are from the nearest training picture, in units of how far they are from the mean one;
+    medians.
+    """
 
     samples: float
     held_out: float

@@ -93,7 +93,9 @@ def with_preset(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_fields(asked: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a network from a table, or from texts such as model_channels=48; the text public is {"public": True}."""
+    """Fields of a network from a table, or from texts such as model_channels=48; the text public is {"public":
+    True}.
+    """
     if isinstance(asked, Mapping):
         return dict(asked)
     texts = [asked] if isinstance(asked, str) else asked

@@ -44,7 +44,9 @@ class Linearised:
     end: Tensor
 
     def walked(self, leg: TuningLeg, steps: LearnedSteps, x: Tensor, which: Tensor) -> Tensor:
-        """The end (K, D) of rows `which` (K,) by `steps` on the linearised paths; differentiable by their corrections."""
+        """The end (K, D) of rows `which` (K,) by `steps` on the linearised paths; differentiable by their
+        corrections.
+        """
         solver = learned_solver(steps, x, leg.walked(steps), None, None)
         query, i = next(solver), 0
         while True:

@@ -97,7 +97,9 @@ def _score(leg: TuningLeg, steps: LearnedSteps) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A leg with weights that can be changed one by one, from any step on. The rule: it computes what the solver does."""
+    """A leg with weights that can be changed one by one, from any step on. The rule: it computes what the
+    solver does.
+    """
 
     leg: TuningLeg
     steps: LearnedSteps

@@ -1,4 +1,6 @@
-"""What every executor must do, whoever carries the work out: this process, processes of this machine, or actors of Ray."""
+"""What every executor must do, whoever carries the work out: this process, processes of this machine, or
+actors of Ray.
+"""
 
 from __future__ import annotations
 

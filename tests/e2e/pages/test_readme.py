@@ -1,4 +1,6 @@
-"""The README's own commands, from empty folders to pictures that are translated: what a stranger types, in its order."""
+"""The README's own commands, from empty folders to pictures that are translated: what a stranger types, in its
+order.
+"""
 
 from __future__ import annotations
 

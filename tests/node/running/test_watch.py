@@ -118,6 +118,9 @@ def test_a_reload_is_a_line(config: NodeConfig, running: Running) -> None:
     assert len(of_act(config, "reload")) == 1
 
 
+KNOCKS = 20
+
+
 def knock(port: int, folder: Path | None, roots: bytes) -> None:
     """A TLS handshake with a certificate that nobody admitted, or none; the node closes it."""
     context = ssl.create_default_context(cadata=roots.decode())
@@ -135,10 +138,12 @@ def knock(port: int, folder: Path | None, roots: bytes) -> None:
 def test_connections_that_tls_refuses_are_counted_by_address(
     config: NodeConfig, running: Running, tmp_path: Path
 ) -> None:
-    """An unknown root, no certificate: one line at once, the others when the node stops, none of them lost."""
+    """40 of an unknown root or without a certificate: one line at once, the others when the node stops, none
+    of them lost.
+    """
     west = Institution("west.example", tmp_path / "west")
     roots = certificate_pem(pki.load_authority(config.paths.pki).certificate)
-    for folder in (west.pki, None, west.pki):
+    for folder in (west.pki, None) * KNOCKS:
         knock(running.daemon.server.port, folder, roots)
 
     def counted() -> int:
@@ -147,9 +152,9 @@ def test_connections_that_tls_refuses_are_counted_by_address(
     def all_counted() -> bool:
         running.daemon._guard.look()  # the server may not have let go of the last connection yet
         running.daemon._auth.refusals.flush(everything=True)
-        return counted() >= 3
+        return counted() >= 2 * KNOCKS
 
     wait_until(lambda: counted() > 0)
     wait_until(all_counted)
-    assert counted() == 3
+    assert counted() == 2 * KNOCKS
     assert {each["address"] for each in of_act(config, "refused")} == {"ipv4:127.0.0.1"}

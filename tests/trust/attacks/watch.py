@@ -50,7 +50,9 @@ def healthy(node: Node) -> bool:
 
 
 class Watch:
-    """While it is entered, asks Health, over new connections and over one that stays, and looks at the node's process."""
+    """While it is entered, asks Health, over new connections and over one that stays, and looks at the node's
+    process.
+    """
 
     def __init__(self, node: Node) -> None:
         assert node.process is not None

@@ -112,7 +112,9 @@ class Run:
         return self._outcome()
 
     def submit_all(self) -> list[Submitted]:
-        """Only submit what is neither on the disk nor in an unfinished job; the new jobs, in the order of their files."""
+        """Only submit what is neither on the disk nor in an unfinished job; the new jobs, in the order of
+        their files.
+        """
         with self._explained():
             self._prepare()
             while self._batches:
@@ -285,7 +287,9 @@ class Run:
                 self._failed.append(LeftOut(entry.path, reason, text))
 
     def _again(self, job: Running, view: JobView) -> list[Entry]:
-        """Files of an earlier run's ended job that have no result after all: it was cancelled, or a result was removed."""
+        """Files of an earlier run's ended job that have no result after all: it was cancelled, or a result was
+        removed.
+        """
         states = {job.inputs[item.index]: item.state for item in view.items}
         entries = [
             entry

@@ -83,7 +83,9 @@ def test_a_rehearsal_ends_with_a_page_two_models_and_results_both_ways(two):
 
 
 def test_a_rehearsal_whose_latents_are_no_noise_ends_with_a_page_that_says_so(two):
-    """Of 1 evaluation hardly a latent is noise: the page promises nothing of a way on which nodes refuse every picture."""
+    """Of 1 evaluation hardly a latent is noise: the page promises nothing of a way on which nodes refuse every
+    picture.
+    """
     page = rehearse(replace(wanted(two), config=CONFIG.model_copy(update={"steps": 2}), evaluations=1))
     ways = [page.parent / way for way in ("a-to-b", "b-to-a")]
     refused = sum(not any(way.glob("[0-9]*.png")) for way in ways)
