@@ -24,7 +24,7 @@ from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.stack import Ending, Running, Stack, Trajectory
 from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import OnStep
-from ddib_fed.errors import DdibError, Draining
+from ddib_fed.errors import Draining
 
 log = logging.getLogger(__name__)
 
@@ -336,9 +336,7 @@ class Batcher:
             return
         self._cancelled, self._due = False, math.inf
         for running in self._scheduler:
-            try:
-                running.control.check()
-            except DdibError as error:
+            if (error := running.control.error) is not None:
                 self._fail(running, error)
             else:
                 self._expect(running.control)

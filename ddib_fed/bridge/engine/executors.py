@@ -34,7 +34,7 @@ from ddib_fed.bridge.engine.stack import Ending, Running, Trajectory
 from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import OnStep, integrate
-from ddib_fed.errors import DdibError, Draining, InternalError, NotReady, SettingsInvalid
+from ddib_fed.errors import Draining, InternalError, NotReady, SettingsInvalid
 
 log = logging.getLogger(__name__)
 
@@ -371,15 +371,6 @@ class _Entry(Running):
             else:
                 self.future.end(*end)
 
-    @property
-    def verdict(self) -> DdibError | None:
-        """Why its control says that it is over; None when it does not."""
-        try:
-            self.control.check()
-        except DdibError as error:
-            return error
-        return None
-
 
 @dataclass(slots=True, eq=False)
 class _Slot:
@@ -447,7 +438,7 @@ class Pool:
         entry = _Entry(trajectory, control or Control(), on_step, next(self._numbers))
         # Batches are of one kind, whose members end together.
         entry.kind = entry.kind, trajectory.stage, trajectory.settings
-        refusal = entry.verdict
+        refusal = entry.control.error
         if trajectory.draw is not None:  # it is a function of this process
             refusal = SettingsInvalid(
                 f"decoding that draws noise at each step is not done by a {self._what}",
@@ -526,12 +517,12 @@ class Pool:
         with self._changed:
             while not self._closed:
                 for entry in list(self._entries.values()):
-                    if (verdict := entry.verdict) is None:
+                    if (error := entry.control.error) is None:
                         continue
                     if entry.waiting:
                         self._scheduler.remove(entry)
                         del self._entries[entry.number]
-                    entry.answer(verdict)
+                    entry.answer(error)
                 self._changed.wait(LOOK_S)
 
     # What the thread of a slot does
