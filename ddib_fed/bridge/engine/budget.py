@@ -11,13 +11,13 @@ import logging
 import math
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -145,39 +145,18 @@ def _fastest_threads(model: DomainModel) -> int:
     cores = torch.get_num_threads()
     if model.device.type != "cpu" or cores == 1:
         return 1
-    rows = 1 if model.is_picture else WARM_UP_ROWS
-    laid = model.plan(SolverSettings(evaluations=8))
-    query = next(laid.decoder(_noise(model, rows), model.condition(_any_label(model), rows)))
-
-    def evaluate() -> None:
-        with torch.no_grad():
-            model.denoiser()(query.x, query.level, query.cond, query.to)
-
-    timings = {count: _median_seconds(evaluate, count) for count in (1, cores)}
-    torch.set_num_threads(cores)
+    call = _call(model, 1 if model.is_picture else WARM_UP_ROWS)
+    seconds = {}
+    for count in (1, cores):
+        torch.set_num_threads(count)
+        seconds[count] = _least(call, time.perf_counter)
     # A second thread must pay clearly: it is taken from gRPC and from the other node on a small machine.
-    return cores if timings[cores] < 0.7 * timings[1] else 1
+    return cores if seconds[cores] < 0.7 * seconds[1] else 1
 
 
 def _noise(model: DomainModel, rows: int) -> torch.Tensor:
     noise = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(0))
     return noise.to(model.device)
-
-
-def _any_label(model: DomainModel) -> int | None:
-    return 0 if model.manifest.num_classes else None
-
-
-def _median_seconds(call: Callable[[], None], threads: int, repeats: int = 5) -> float:
-    """Median wall time of `call` with that many threads, after one call that is not counted."""
-    torch.set_num_threads(threads)
-    call()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[repeats // 2]
 
 
 def _device(name: str) -> torch.device:
@@ -200,18 +179,9 @@ class Budget:
     seconds: Mapping[int, float]
 
     def cost(self, rows: int) -> float:
-        return OWN_S + self._of_the_network(rows)
-
-    def _of_the_network(self, rows: int) -> float:
         sizes = sorted(self.seconds)
-        at = bisect_left(sizes, rows)
-        if at == 0:
-            return self.seconds[sizes[0]]
-        if at == len(sizes):
-            return self.seconds[sizes[-1]] * rows / sizes[-1]
-        low, high = sizes[at - 1], sizes[at]
-        part = (rows - low) / (high - low)
-        return (1.0 - part) * self.seconds[low] + part * self.seconds[high]
+        beyond = max(1.0, rows / sizes[-1])
+        return OWN_S + beyond * float(np.interp(rows, sizes, [self.seconds[size] for size in sizes]))
 
 
 def budget_of(seconds: Mapping[int, float]) -> Budget:
@@ -299,7 +269,7 @@ def _sizes(model: DomainModel) -> Iterator[int]:
 def _call(model: DomainModel, rows: int) -> Callable[[], None]:
     """A call of the plain network on noise."""
     laid = model.plan(SolverSettings(evaluations=8))
-    x = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    x = _noise(model, rows)
     cond = model.condition(0 if model.manifest.num_classes else None, rows)
     level = laid.decode_grid.levels[4]
     denoiser = model.denoiser()
