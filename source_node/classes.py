@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddib_fed.bridge.model.checks import check_decoding, check_encoding
+from ddib_fed.bridge.model import check_decoding, check_encoding
 from ddib_fed.errors import InputError, PolicyDenied, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.node.role import NodeContext

@@ -28,7 +28,7 @@ from ddib_fed.metrics.points import cycle_error
 from ddib_fed.metrics.structure import doubtful, expected, structure
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection
-from ddib_fed.node.model.pictures import (
+from ddib_fed.node.pictures import (
     MEDIA_FORMATS,
     check_size,
     limits_of,

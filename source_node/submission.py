@@ -10,7 +10,7 @@ from dataclasses import replace
 from opentelemetry.trace import Span
 
 from ddib_fed.bridge.calibration.applied import leg_map
-from ddib_fed.bridge.model.checks import check_given
+from ddib_fed.bridge.model import check_given
 from ddib_fed.errors import (
     ContractMismatch,
     DdibError,

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.bridge.model.checks import check_decoding
+from ddib_fed.bridge.model import check_decoding
 from ddib_fed.errors import (
     NotReady,
     PolicyDenied,

@@ -22,7 +22,7 @@ from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.node.model.pictures import rule_of, write_translation
+from ddib_fed.node.pictures import rule_of, write_translation
 from ddib_fed.rpc.refused import refused_facts
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2, decoding_pb2

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.privacy.usual import PARTS, encoded, honest_rows
 from ddib_fed.bridge.gate import Made, pass_latent
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.party import Leg
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.datasets.synthetic import draw

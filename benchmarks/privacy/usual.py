@@ -20,7 +20,7 @@ from torch import Tensor
 from ddib_fed.bridge.judging.measuring import Samples, bounds
 from ddib_fed.bridge.judging.point_sets import SIZES, SetFigures, set_figures
 from ddib_fed.bridge.judging.usual import FILE
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.datasets.synthetic import DOMAINS, draw
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings

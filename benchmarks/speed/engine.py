@@ -17,11 +17,11 @@ import torch
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.executor import CallingThread
-from ddib_fed.bridge.engine.joining import submit_ranges
-from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.engine.warm import Recipe
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.engine.budget import Recipe
+from ddib_fed.bridge.engine.executors import CallingThread
+from ddib_fed.bridge.engine.stack import Trajectory
+from ddib_fed.bridge.engine.streams import submit_ranges
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.models.shipped import pretrained

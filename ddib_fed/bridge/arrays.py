@@ -14,8 +14,14 @@ import numpy as np
 import torch
 
 from ddib_fed.bridge.local_party import LocalParty, only
-from ddib_fed.bridge.model.checks import check_calibration, check_decoding, check_encoding, check_given
-from ddib_fed.bridge.model.domain_model import Array, DomainModel
+from ddib_fed.bridge.model import (
+    Array,
+    DomainModel,
+    check_calibration,
+    check_decoding,
+    check_encoding,
+    check_given,
+)
 from ddib_fed.bridge.party import Failed, Labels, Leg, Noise, Stage, ToDecode, ToEncode
 from ddib_fed.bridge.seeded_noise import picture_draw, point_draw, seeded_noise
 from ddib_fed.bridge.translate import Item, Translated, translate

@@ -53,18 +53,21 @@ class Control:
 
     @property
     def error(self) -> DdibError | None:
-        return self._error if self.cancelled else None
+        """Why the work is over; None while it may go on."""
+        if self._cancelled.is_set():
+            return self._error
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            return DeadlineExceeded()
+        return None
 
     @property
     def over(self) -> bool:
-        return self.cancelled or (self.deadline is not None and time.monotonic() > self.deadline)
+        return self.error is not None
 
     def remaining_s(self) -> float | None:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def check(self) -> None:
         """Return when the work may go on."""
-        if self._cancelled.is_set():
-            raise self._error or Cancelled()
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise DeadlineExceeded
+        if (error := self.error) is not None:
+            raise error

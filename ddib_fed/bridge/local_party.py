@@ -8,9 +8,12 @@ calling thread items are integrated together.
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,47 +22,110 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.executor import CallingThread, Executor
-from ddib_fed.bridge.engine.joining import done, submit_ranges, then
-from ddib_fed.bridge.engine.parts import Integrated, Part, Work, draw_of
-from ddib_fed.bridge.engine.shared_time import SharedTime
-from ddib_fed.bridge.engine.stream import Begun, flowing
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.executors import CallingThread, Executor
+from ddib_fed.bridge.engine.stack import Trajectory
+from ddib_fed.bridge.engine.streams import Begun, done, flowing, submit_ranges, then
 from ddib_fed.bridge.gate import Made, pass_latent
-from ddib_fed.bridge.model.checks import (
+from ddib_fed.bridge.model import (
+    DTYPES,
+    DomainModel,
     check_calibration,
     check_decoding,
     check_encoding,
     check_given,
     check_samples,
 )
-from ddib_fed.bridge.model.domain_model import DTYPES, DomainModel
 from ddib_fed.bridge.party import (
+    Array,
     Decoded,
     Description,
     Encoded,
     Failed,
+    Labels,
     Leg,
+    RowDraw,
     Stage,
     ToDecode,
     ToEncode,
 )
-from ddib_fed.bridge.sharding import parse_devices
 from ddib_fed.diffusion.bridge import OnStep, integrate
 from ddib_fed.diffusion.transfers import on_device, to_host
-from ddib_fed.errors import SettingsInvalid
+from ddib_fed.errors import InputError, LatentNotGaussian, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.allowances import Allowances
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.devices import device_problem
 
 PICTURES_TOGETHER = 16
 POINTS_TOGETHER = 5_000
 """Enough to keep a core busy, few enough to report progress often."""
 
+ITEM_ERRORS = (InputError, LatentNotGaussian)
+"""What is wrong with one item and no other."""
+
 _Item = TypeVar("_Item", ToEncode, ToDecode)
 _Outcome = TypeVar("_Outcome")
 _Found = TypeVar("_Found", Encoded, Decoded)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One item's rows, in the model's units and the leg's basis, on its device; as given too, to be encoded."""
+
+    number: int
+    x: Tensor
+    label: Labels
+    draw: RowDraw | None = None
+    given: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Integrated:
+    """What became of the rows of some parts, one under the other."""
+
+    x: Tensor
+    seconds: float
+    evaluations: int = 0
+
+    def split(self, parts: Sequence[Part]) -> tuple[Tensor, ...]:
+        return torch.split(self.x, [len(part.x) for part in parts]) if parts else ()
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """Items that are integrated together: those that are fit for it, and what is wrong with the others."""
+
+    numbers: Sequence[int]
+    parts: list[Part] = field(default_factory=list)
+    failed: dict[int, Failed] = field(default_factory=dict)
+
+    @contextmanager
+    def refusing(self, number: int) -> Iterator[None]:
+        """What is wrong with one item does not end the others."""
+        try:
+            yield
+        except ITEM_ERRORS as error:
+            self.failed[number] = Failed(number, error)
+
+    def outcomes(self, found: dict[int, _Found]) -> list[_Found | Failed]:
+        return [found[number] if number in found else self.failed[number] for number in self.numbers]
+
+
+def draw_of(parts: Sequence[Part]) -> RowDraw:
+    """The noise of a step for rows of all parts, one under the other."""
+
+    def draw(step: int, rows: slice) -> Array:
+        drawn, start = [], 0
+        for part in parts:
+            stop = start + len(part.x)
+            within = slice(max(rows.start, start) - start, min(rows.stop, stop) - start)
+            if within.start < within.stop and part.draw is not None:
+                drawn.append(part.draw(step, within))
+            start = stop
+        return np.concatenate(drawn)
+
+    return draw
 
 
 class LocalParty:
@@ -68,7 +134,9 @@ class LocalParty:
     def __init__(self, model: DomainModel, executor: Executor) -> None:
         self.model = model
         self.executor = executor
-        self._time = SharedTime()
+        self._lock = threading.Lock()
+        self._ended = 0.0
+        """When an integration last came to its end."""
 
     def describe(self) -> Description:
         manifest = self.model.manifest
@@ -300,21 +368,22 @@ class LocalParty:
         trajectory = self._trajectory(x, label, stage, leg, guidance, encoder, sigma)
         if stage == "decode" and leg.settings.stochastic:
             trajectory = replace(trajectory, draw=draw_of(parts))
-        end = self._time.begin(trajectory.rows)
+        started = time.perf_counter()
         tell = _tell(leg, parts[0].number, stage)
-        try:
-            future = submit_ranges(self.executor, trajectory, control=leg.control, on_step=tell)
-        except BaseException:
-            end()
-            raise
-        seconds = 0.0
+        future = submit_ranges(self.executor, trajectory, control=leg.control, on_step=tell)
 
-        def ended(_: Future[Tensor]) -> None:
-            nonlocal seconds
-            seconds = end() / len(parts)
+        def ended(x: Tensor) -> Future[Integrated]:
+            seconds = self._seconds_since(started) / len(parts)
+            return done(Integrated(x, seconds, future.evaluations))
 
-        future.add_done_callback(ended)
-        return then(future, lambda x: done(Integrated(x, seconds, future.evaluations)))
+        return then(future, ended)
+
+    def _seconds_since(self, started: float) -> float:
+        """Seconds of an integration that ends now: none that another was given, so that they add up."""
+        with self._lock:
+            now, last = time.perf_counter(), self._ended
+            self._ended = now
+            return now - max(started, last)
 
     @staticmethod
     def _trajectory(
@@ -356,10 +425,13 @@ def open_party(
     """A party that integrates on the calling thread."""
     if dtype not in DTYPES:
         raise SettingsInvalid(f"there is no dtype {dtype!r}", hint=", ".join(DTYPES))
-    found = parse_devices(device)
-    if len(found) != 1:
-        raise SettingsInvalid(f"{device!r} is more than one device", hint="name one: cpu or cuda:0")
-    model = DomainModel(bundle, device=found[0], dtype=DTYPES[dtype], classifier=classifier)
+    if problem := device_problem(device):
+        raise SettingsInvalid(
+            f"there is no device {device[:40]!r} here: {problem}",
+            hint="--device cpu works everywhere",
+            facts={"device": device},
+        )
+    model = DomainModel(bundle, device=device, dtype=DTYPES[dtype], classifier=classifier)
     usual = PICTURES_TOGETHER if model.is_picture else POINTS_TOGETHER
     return LocalParty(model, CallingThread(model, together or usual, threads))
 

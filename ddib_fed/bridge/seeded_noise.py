@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.party import Array, RowDraw
 from ddib_fed.datasets.synthetic import normals, uniforms
 

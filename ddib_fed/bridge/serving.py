@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
-from ddib_fed.bridge.engine.warm import Recipe
+from ddib_fed.bridge.engine.budget import Recipe
+from ddib_fed.bridge.engine.executors import Pool
 from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.model.domain_model import DomainModel
-from ddib_fed.bridge.workers.pool import Pool
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle
 
@@ -17,37 +17,15 @@ class ServingParty(LocalParty):
     """A node's model, warm."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        device: str = "auto",
-        threads: int = 0,
-        dtype: str = "float32",
-        merge_rows: int = 2_048,
-        merge_pixels: int = 65_536,
-        max_trajectories: int = 64,
-        classifier: Bundle | None = None,
-        compiling: str = "auto",
-        costs: Path | None = None,
-        pool: Pool | None = None,
+        self, bundle: Bundle, *, classifier: Bundle | None = None, pool: Pool | None = None, **recipe: Any
     ) -> None:
+        """Warm it up here, with the other fields of a `Recipe`; or leave that to a pool's workers."""
         self.pool = pool
         if pool is not None:  # here is only what checks, and turns units into the model's
-            self.threads = threads or 1
+            self.threads = recipe.get("threads") or 1
             super().__init__(DomainModel(bundle, classifier=classifier), pool)
             return
-        made = Recipe(
-            bundle,
-            classifier,
-            device=device,
-            threads=threads,
-            dtype=dtype,
-            merge_rows=merge_rows,
-            merge_pixels=merge_pixels,
-            max_trajectories=max_trajectories,
-            compiling=compiling,
-            costs=costs,
-        ).warm()
+        made = Recipe(bundle, classifier, **recipe).warm()
         self.threads = made.threads
         super().__init__(made.model, made.batcher)
 

@@ -1,11 +1,10 @@
-"""How threads share the cores: how many torch takes for one computation, and whether this one runs in real time.
+"""How many threads torch takes for one computation.
 
 One thread by default; a second one on a busy machine makes small networks much slower.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,10 +20,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def runs_in_real_time() -> bool:
-    """Whether this thread has a real-time policy, under which no thread of equal priority interrupts it."""
-    if not hasattr(os, "sched_getscheduler"):  # other systems than Linux
-        return False
-    return os.sched_getscheduler(0) in {os.SCHED_FIFO, os.SCHED_RR}

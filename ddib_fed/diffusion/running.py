@@ -1,4 +1,4 @@
-"""How a denoiser's network is run: called as it is here, or by whatever else answers the same (`networks.placed`)."""
+"""How a denoiser's network is run: called as it is here, or by what answers the same (`networks.placement`)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.bridge import Side
-from ddib_fed.diffusion.denoiser import Denoiser, network_times
+from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.levels.learned import LearnedLegs
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.diffusion.wrapped.guidance import Classifier
@@ -46,7 +46,7 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.privacy import MAX_PRIVACY_BYTES, PRIVACY_FILE, PrivacyReport, parse_privacy
 from ddib_fed.models.tuned import MAX_STEPS_BYTES, Tuned, parse_tuned
 from ddib_fed.names import DOMAIN_RULE, is_domain
-from ddib_fed.networks.placed.placement import Probe, placed
+from ddib_fed.networks.placement import placed
 from ddib_fed.networks.registry import network_with
 
 BESIDE = (STEPS_FILE, GATE_FILE, PRIVACY_FILE)
@@ -95,28 +95,20 @@ class Bundle:
         self,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        compiling: str = "none",
+        *,
+        compiling: bool = False,
     ) -> Denoiser:
         """Its network as a function that predicts v; it computes in `dtype`, inputs and outputs keep their own.
 
-        Of a model of scenes it takes tiles; see `over_samples`. How it is run is one of `placement.COMPILE`.
+        Of a model of scenes it takes tiles; see `over_samples`.
 
         Raises:
-            SettingsInvalid: It is a classifier, or cannot be compiled so.
+            SettingsInvalid: It is a classifier.
         """
         self._must_be("generator")
         network = self.network(dtype, device)
-        run = placed(network, compiling, self.probe())
+        run = placed(network, compiling=compiling)
         return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input, run)
-
-    def probe(self) -> Probe:
-        """What the check of a way to run its network asks."""
-        manifest = self.manifest
-        table = torch.tensor(self.schedule.levels(torch.tensor([0.5, -1.5])), dtype=torch.float64)
-        first, second = network_times(table, manifest.time_input).tolist()
-        shape = (*manifest.sample_shape[:1], *(self.tile or manifest.sample_shape[1:]))
-        flow_map = bool(getattr(manifest.network, "flow_map", False))
-        return Probe(shape, (first, second), manifest.num_classes or 0, flow_map)
 
     def over_samples(self, denoiser: Denoiser) -> Denoiser:
         """A denoiser of what the network takes as one of whole samples: itself, or in tiles where these are scenes."""

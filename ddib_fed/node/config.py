@@ -29,7 +29,6 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from ddib_fed.bridge.calibration.record import Kind
-from ddib_fed.bridge.workers.limits import LOCAL, MOST_WORKERS
 from ddib_fed.errors import DdibError
 from ddib_fed.names import (
     CONFIG_VARIABLE,
@@ -75,7 +74,7 @@ def _label(value: str) -> None:
 
 
 def _ray_address(value: str) -> None:
-    if value not in {"", LOCAL}:
+    if value not in {"", "local"}:
         split_address(value)
 
 
@@ -251,7 +250,7 @@ class EngineSection(Section):
     workers: int = Field(
         0,
         ge=0,
-        le=MOST_WORKERS,
+        le=256,
         description="of processes or ray; 0: one on each GPU, without any on each core",
     )
     ray_address: Annotated[str, checked(_ray_address)] = Field(
@@ -265,9 +264,9 @@ class EngineSection(Section):
         "float32",
         description="of the network; bfloat16 and float16 (GPUs) are less exact; states stay float32",
     )
-    compile: Literal["auto", "none", "graphs", "compile"] = Field(
-        "auto",
-        description="none, graphs (CUDA), compile (torch.compile); auto takes graphs on a GPU if they check",
+    compile: bool = Field(
+        default=False,
+        description="true: by torch.compile, on a GPU as CUDA graphs; the first calls take minutes",
     )
     merge_pixels: int = Field(
         0,

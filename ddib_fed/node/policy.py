@@ -19,7 +19,7 @@ from ddib_fed.wire.canonical import canonical_json
 from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
 
 if TYPE_CHECKING:
-    from ddib_fed.bridge.model.domain_model import DomainModel
+    from ddib_fed.bridge.model import DomainModel
     from ddib_fed.diffusion.plans import SolverSettings
 
 TRANSLATION: Final = "ddib_fed.v1.TranslationService"

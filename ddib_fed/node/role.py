@@ -19,8 +19,8 @@ from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, DdibError, Draining, NotReady
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model.decoding_memory import DecodingMemory
-from ddib_fed.node.model.pictures import class_names_of, size_rule_of, terms_of, value_range_of
+from ddib_fed.node.decoding import DecodingMemory
+from ddib_fed.node.pictures import class_names_of, size_rule_of, terms_of, value_range_of
 from ddib_fed.node.policy import offered_guidance, policy_digest
 from ddib_fed.node.quota import Ledger
 from ddib_fed.server.probes import Metrics

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.bridge.arrays import Counter
 from ddib_fed.bridge.local_party import POINTS_TOGETHER
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.gaussianity import measure

@@ -18,7 +18,7 @@ import torch
 from ddib_fed.bridge.arrays import Asked, Stages, translate_array, uncertainty
 from ddib_fed.bridge.calibration.applied import map_between, rotation_of
 from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.bridge.model.domain_model import Array
+from ddib_fed.bridge.model import Array
 from ddib_fed.bridge.records.translation_record import (
     UNCERTAINTY,
     FolderRun,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddib_fed.bridge.judging.measuring import Samples, Told, measure_allowances, unmeasurable
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.errors import InputError
 from ddib_fed.models.allowances import GATE_FILE, Allowances
 from ddib_fed.models.bundle import load_bundle, put_beside

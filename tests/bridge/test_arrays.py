@@ -15,9 +15,9 @@ from ddib_fed.bridge.arrays import (
     translate_array,
     uncertainty,
 )
-from ddib_fed.bridge.engine.executor import CallingThread
+from ddib_fed.bridge.engine.executors import CallingThread
 from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.bridge.model.checks import check_samples
+from ddib_fed.bridge.model import check_samples
 from ddib_fed.bridge.seeded_noise import seeded_noise
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.plans import SolverSettings

@@ -10,9 +10,9 @@ import torch
 
 from ddib_fed.bridge.arrays import Asked, draw_samples, interpolate_pictures, translate_array
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.stack import Trajectory
 from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.party import Leg, ToEncode
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.gaussianity import measure

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.trajectory import Ending
+from ddib_fed.bridge.engine.stack import Ending
 from ddib_fed.bridge.gate import Made, pass_latent
 from ddib_fed.bridge.judging.profile import NAMES
 from ddib_fed.bridge.local_party import LocalParty, open_party

@@ -10,7 +10,7 @@ import pytest
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executor import CallingThread
+from ddib_fed.bridge.engine.executors import CallingThread
 from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.bridge.party import Decoded, Encoded, Failed, Leg, ToDecode, ToEncode
 from ddib_fed.diffusion.plans import SolverSettings

@@ -108,7 +108,7 @@ def test_a_model_that_answers_nan_never_becomes_ready() -> None:
 
 def test_threads_are_measured_only_when_not_configured(monkeypatch) -> None:
     """0 measures one against all cores and gives one of the two; a number is taken as it is."""
-    monkeypatch.setattr("ddib_fed.bridge.engine.warm.WARM_UP_ROWS", 64)
+    monkeypatch.setattr("ddib_fed.bridge.engine.budget.WARM_UP_ROWS", 64)
     before = torch.get_num_threads()
     told = tiny_engine()
     told.close()

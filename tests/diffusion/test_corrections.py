@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ddib_fed.bridge.model.kept_plans import KeptPlans
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.corrections import Corrections, corrections_of, features_of
 from ddib_fed.diffusion.levels.learned import LearnedLegs
@@ -101,9 +102,10 @@ def test_a_row_is_corrected_by_itself():
 def test_corrected_steps_follow_no_recurrence():
     """What they add depends on the point; read as a recurrence, it would be lost."""
     for corrections, follows in ((None, True), (some(), False)):
-        plans = KeptPlans(SCHEDULE, corrected_legs(corrections))
+        laid = plan(LEARNED, SCHEDULE, learned=corrected_legs(corrections))
+        model = SimpleNamespace(plan=lambda *_, laid=laid: laid)
         for encoding in (True, False):
-            assert (plans.recurrence(LEARNED, 0.0, encoding=encoding) is not None) == follows
+            assert (DomainModel._make_recurrence(model, LEARNED, 0.0, encoding) is not None) == follows
 
 
 def test_steps_walked_in_reverse_are_not_corrected():

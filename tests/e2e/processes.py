@@ -90,6 +90,8 @@ def _module(role: str) -> str:
 
 def _serve(role: str, config: str, log: str, environment: dict[str, str], open_files: int | None) -> None:
     os.environ.update(environment)
+    # A node is a daemon of the tests alone: as one it could have no workers.
+    multiprocessing.process.current_process()._config["daemon"] = False
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)

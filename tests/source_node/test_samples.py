@@ -10,7 +10,7 @@ from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.model.pictures import terms_of, value_range_of
+from ddib_fed.node.pictures import terms_of, value_range_of
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.images import encode_png
 from ddib_fed.wire.contracts.contract import ContractSide

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, ratio
-from ddib_fed.bridge.engine.executor import CallingThread, Executor
-from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.engine.warm import Recipe
-from ddib_fed.bridge.model.domain_model import DomainModel
-from ddib_fed.bridge.workers.pool import Pool
+from ddib_fed.bridge.engine.budget import Recipe
+from ddib_fed.bridge.engine.executors import CallingThread, Executor, Pool
+from ddib_fed.bridge.engine.stack import Trajectory
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.models.shipped import pretrained
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from ddib_fed.networks.placed.memory import keep_freed_memory, share_heaps
+from ddib_fed.networks.placement import keep_freed_memory, share_heaps
 from ddib_fed.server.server import OPTIONS
 from ddib_fed.trust.peers import Peer
 from ddib_fed.trust.pki import certificate_pem

@@ -1,7 +1,8 @@
-"""How many rows one network call takes best, and what calls of other sizes cost: measured at start, and remembered.
+"""What a model is made of, and its warming up: the model on its device, with a batcher that knows what calls cost.
 
-The budget is the smallest batch whose cost per row is within 1 % of the best: larger ones only make others wait. The
-measured seconds are the cost model of fair queueing.
+How many rows one network call takes best, and what calls of other sizes cost, is measured at the first start and
+remembered. The budget is the smallest batch whose cost per row is within 1 % of the best: larger ones only make others
+wait. The measured seconds are the cost model of fair queueing.
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ import logging
 import math
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ddib_fed.bridge.model.domain_model import DomainModel, pixels
+from ddib_fed.bridge.engine.batcher import Batcher
+from ddib_fed.bridge.engine.stack import Trajectory
+from ddib_fed.bridge.model import DTYPES, DomainModel, pixels
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import ConfigError, NotReady
 from ddib_fed.files import read_json, write_json
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.devices import device_problem
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +52,123 @@ _Rows = Annotated[int, Field(ge=1, le=MOST_PIXELS * ON_GPU)]
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _COSTS = TypeAdapter(Annotated[dict[_Rows, _Seconds], Field(min_length=1)])
 _WRITING = threading.Lock()
+WARM_UP_ROWS = 4_096
+"""Samples of the call with which threads are measured: large enough that a second thread could pay off."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Warm:
+    """A model that works."""
+
+    model: DomainModel
+    batcher: Batcher
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """What a node, or each of its workers, makes the model of: the weights themselves, not their folder."""
+
+    bundle: Bundle
+    classifier: Bundle | None = None
+    device: str = "auto"
+    threads: int = 0
+    dtype: str = "float32"
+    merge_rows: int = 2_048
+    merge_pixels: int = 65_536
+    max_trajectories: int = 64
+    compiling: bool = False
+    costs: Path | None = None
+
+    def warm(self) -> Warm:
+        """The model in this process."""
+        model = DomainModel(
+            self.bundle,
+            device=_device(self.device),
+            dtype=DTYPES[self.dtype],
+            classifier=self.classifier,
+            compiling=self.compiling,
+        )
+        threads = self.threads or _fastest_threads(model)
+        budget = self._budget(model, threads)
+        batcher = Batcher(
+            model,
+            rows=budget.rows if budget is not None else self._stated_rows(model),
+            cost=None if budget is None else budget.cost,
+            flows=self.max_trajectories,
+            threads=threads if model.device.type == "cpu" else None,
+        )
+        try:
+            _warm_up(model, batcher)
+        except BaseException:
+            batcher.close()
+            raise
+        return Warm(model, batcher, threads)
+
+    def _stated_rows(self, model: DomainModel) -> int:
+        if not model.is_picture:
+            return self.merge_rows
+        return max(1, self.merge_pixels // pixels(model)) if self.merge_pixels else 0
+
+    def _budget(self, model: DomainModel, threads: int) -> Budget | None:
+        """What calls cost, where the size of a call is to be measured."""
+        if self._stated_rows(model):
+            return None
+        key = key_of(model, dtype=self.dtype, threads=threads, compiling=self.compiling)
+        budget = remembered(self.costs, key, lambda: measured(model, threads))
+        log.info("a network call takes %d rows, %.3g s", budget.rows, budget.cost(budget.rows))
+        return budget
+
+
+def _warm_up(model: DomainModel, executor: Batcher) -> None:
+    """Run short legs of two sizes, and one guided by the classifier, so that the first request pays for nothing."""
+    settings = SolverSettings(evaluations=2 if model.is_picture else 8)
+    guided = [Guidance(classifier_scale=1.0)] if model.classifier is not None else []
+    for guidance, rows in [
+        (UNGUIDED, 1),
+        (UNGUIDED, min(2, executor.rows) if model.is_picture else 64),
+        *((each, 1) for each in guided),
+    ]:
+        label = 0 if model.classes(guidance) else None
+        classes = model.class_rows(label, rows, guidance)
+        noise = Trajectory("decode", _noise(model, rows), settings, guidance=guidance, label=classes)
+        out = executor.submit(noise).result()
+        if not torch.isfinite(out).all():
+            raise NotReady(
+                "the model answers with NaN or infinity to noise",
+                hint="ddib model show BUNDLE; train it again",
+            )
+
+
+def _fastest_threads(model: DomainModel) -> int:
+    """1 or all cores, whichever evaluates a large batch faster now (a busy second core makes OpenMP crawl)."""
+    cores = torch.get_num_threads()
+    if model.device.type != "cpu" or cores == 1:
+        return 1
+    call = _call(model, 1 if model.is_picture else WARM_UP_ROWS)
+    seconds = {}
+    for count in (1, cores):
+        torch.set_num_threads(count)
+        seconds[count] = _least(call, time.perf_counter)
+    # A second thread must pay clearly: it is taken from gRPC and from the other node on a small machine.
+    return cores if seconds[cores] < 0.7 * seconds[1] else 1
+
+
+def _noise(model: DomainModel, rows: int) -> torch.Tensor:
+    noise = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(model.device)
+
+
+def _device(name: str) -> torch.device:
+    """The device of a name in node.toml."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if problem := device_problem(name):
+        raise ConfigError(
+            f"engine.device = {name!a} cannot be used: {problem}",
+            hint='engine.device = "auto" takes a GPU where there is one, "cpu" works everywhere',
+        )
+    return torch.device(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +179,9 @@ class Budget:
     seconds: Mapping[int, float]
 
     def cost(self, rows: int) -> float:
-        return OWN_S + self._of_the_network(rows)
-
-    def _of_the_network(self, rows: int) -> float:
         sizes = sorted(self.seconds)
-        at = bisect_left(sizes, rows)
-        if at == 0:
-            return self.seconds[sizes[0]]
-        if at == len(sizes):
-            return self.seconds[sizes[-1]] * rows / sizes[-1]
-        low, high = sizes[at - 1], sizes[at]
-        part = (rows - low) / (high - low)
-        return (1.0 - part) * self.seconds[low] + part * self.seconds[high]
+        beyond = max(1.0, rows / sizes[-1])
+        return OWN_S + beyond * float(np.interp(rows, sizes, [self.seconds[size] for size in sizes]))
 
 
 def budget_of(seconds: Mapping[int, float]) -> Budget:
@@ -130,12 +245,13 @@ def remembered(path: Path | None, key: str, measure: Callable[[], Budget]) -> Bu
     return found
 
 
-def key_of(model: DomainModel, *, dtype: str, threads: int, compiling: str) -> str:
+def key_of(model: DomainModel, *, dtype: str, threads: int, compiling: bool) -> str:
     """Names what a budget depends on."""
     device = model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     used = threads if device.type == "cpu" else 0
-    parts = (model.bundle.digest, name, dtype, compiling, f"{used} threads", f"torch {torch.__version__}")
+    parts = [model.bundle.digest, name, dtype, f"{used} threads", f"torch {torch.__version__}"]
+    parts += ["compiled"] * compiling
     return ", ".join([*parts, *(f"{side}" for side in model.sample_shape[1:])])
 
 
@@ -153,7 +269,7 @@ def _sizes(model: DomainModel) -> Iterator[int]:
 def _call(model: DomainModel, rows: int) -> Callable[[], None]:
     """A call of the plain network on noise."""
     laid = model.plan(SolverSettings(evaluations=8))
-    x = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    x = _noise(model, rows)
     cond = model.condition(0 if model.manifest.num_classes else None, rows)
     level = laid.decode_grid.levels[4]
     denoiser = model.denoiser()

@@ -1,26 +1,127 @@
-"""Trajectories that are stepped together: one state for all their rows, one network call, one update.
+"""Trajectories, and those that are stepped together: one state for all their rows, one network call, one update.
 
-Rows keep their own level, class and weights. While the same trajectories are stepped again, their state stays in one
-piece; who joins or leaves costs one copy. A trajectory whose solver follows no recurrence has its rows written into
-the state by its generator.
+A `Trajectory` is one leg of some rows, as a piece of work that any holder of the same bundle can do. In a `Stack`, rows
+keep their own level, class and weights. While the same trajectories are stepped again, their state stays in one piece;
+whoever joins or leaves costs one copy. A trajectory whose solver follows no recurrence has its rows written into the
+state by its generator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.trajectory import Ending, Integration, Trajectory
+from ddib_fed.bridge.model import DomainModel
+from ddib_fed.bridge.party import RowDraw, Stage
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places, Query
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.recurrence import Recurrence, Table, table_of
 from ddib_fed.diffusion.schedule import Level
+from ddib_fed.diffusion.solvers import Solver
 from ddib_fed.diffusion.transfers import on_device
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.models.units.channel_map import ChannelMap
+
+
+class Ending(Future[Tensor]):
+    """Where a trajectory ends, with how it came there."""
+
+    evaluations: int = 0
+
+    def end(self, x: Tensor, evaluations: int) -> None:
+        self.evaluations = evaluations
+        self.set_result(x)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Integration:
+    """A trajectory on one model."""
+
+    x: Tensor
+    solver: Solver
+    denoiser: Denoiser
+    evaluations: int
+    cond: Condition = None
+    recurrence: Recurrence | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """One leg of some rows, whole and checked; it can be pickled where `draw` is None."""
+
+    stage: Stage
+    x: Tensor
+    settings: SolverSettings
+    sigma: float = 0.0
+    guidance: Guidance = UNGUIDED
+    calibration: ChannelMap | None = None
+    encoder: str = "ode"
+    label: NDArray[np.int64] | None = None
+    draw: RowDraw | None = None
+    flow: str = ""
+    weight: float = 1.0
+    stream_rows: int = 0
+    owner: str = ""
+
+    @property
+    def rows(self) -> int:
+        return len(self.x)
+
+    @property
+    def doubled(self) -> int:
+        return self.guidance.predictions
+
+    @property
+    def kind(self) -> Hashable:
+        return self.guidance, self.calibration, self.encoder, self.label is None
+
+    def part(self, start: int, stop: int) -> Trajectory:
+        """Its rows from `start` to before `stop`, as a trajectory of their own."""
+        draw = self.draw
+        return replace(
+            self,
+            x=self.x[start:stop],
+            label=None if self.label is None else self.label[start:stop],
+            draw=None
+            if draw is None
+            else lambda step, rows: draw(step, slice(start + rows.start, start + rows.stop)),
+        )
+
+    def on(self, model: DomainModel) -> Integration:
+        """The work on a model."""
+        encoding = self.stage == "encode"
+        settings = self.settings.of_the_ode() if encoding else self.settings
+        laid = model.plan(settings, self.sigma)
+        x = on_device(self.x, model.device)
+        cond = model.condition_of(self.label)
+        frame = None if laid.learned is None else model.frame(self.calibration)
+        if encoding:
+            solver = laid.encoder(x, cond, frame=frame)
+        else:
+            draw = self.draw
+            solver = laid.decoder(
+                x,
+                cond,
+                None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows))),
+                frame=frame,
+            )
+        return Integration(
+            x,
+            solver,
+            model.denoiser(self.guidance, self.calibration, self.encoder),
+            laid.evaluations,
+            cond,
+            model.recurrence(settings, self.sigma, encoding=encoding),
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +178,12 @@ class Running:
             return self.stack.rows_of(self.stack.x, self)
         return self.begun.x if self._query is None else self._query.x
 
+    def velocity(self, age: int) -> Tensor | None:
+        """The velocity of an age, 0 for the newest; None where it was not kept."""
+        if self.stack is None or age >= len(self.stack.velocities):
+            return None
+        return self.stack.rows_of(self.stack.velocities[age], self)
+
     def drive(self, v: Tensor) -> Tensor:
         self._query = self.begun.solver.send(v)
         return self._query.x
@@ -95,8 +202,7 @@ class Stack:
     def __init__(self, chosen: Sequence[Running]) -> None:
         self.chosen = chosen
         self.members = list(chosen)
-        runs = _runs(chosen)
-        states = [run.x for run in runs]
+        states = [member.state() for member in chosen]
         # A copy in any case: a trajectory's start is its caller's, and a slice would hold the rows of all.
         self.x = torch.cat(states) if len(states) > 1 else states[0].clone()
         recurrences = {m.recurrence for m in chosen if m.recurrence is not None}
@@ -106,7 +212,7 @@ class Stack:
         self._uniform = not self.driven and all(
             m.recurrence is first.recurrence and m.step == first.step for m in chosen
         )
-        self.velocities = _merged_velocities(runs, self._window - 1)
+        self.velocities = _merged_velocities(chosen, self._window - 1)
         self._cond = merge_conditions([member.begun.cond for member in chosen])
         self._rows: Tensor | None = None
         self._places: Places | None = None
@@ -115,7 +221,8 @@ class Stack:
         if not self._uniform and not self.driven:
             self.table = table_of(tuple(sorted(recurrences, key=id)), self.x.device)
             self._numbers = self._of_rows(self.table.numbers)
-            self.steps = torch.cat([run.steps(self.table) for run in runs])
+            places = [self.table.starts[m.recurrence] + m.step for m in chosen if m.recurrence is not None]
+            self.steps = self._for_each_row(places)
             if getattr(first.begun.denoiser.network, "remembers_tables", False):
                 self._places = Places.by_row(self.x, self.table.levels, self.steps)
         self._starts: list[int] = []
@@ -219,68 +326,24 @@ class Stack:
 
     def _each_row(self) -> Tensor:
         if self._rows is None:
-            counts = torch.tensor([member.rows for member in self.members])
-            rows = torch.repeat_interleave(torch.arange(len(self.members)), counts)
-            self._rows = on_device(rows, self.x.device)
+            self._rows = self._for_each_row(range(len(self.members)))
         return self._rows
 
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """Rows behind one another, of members that were behind one another in one stack before, or of one that was
-    in none.
-    """
-
-    stack: Stack | None
-    rows: slice
-    members: list[Running]
-
-    @property
-    def x(self) -> Tensor:
-        return self.members[0].state() if self.stack is None else self.stack.x[self.rows]
-
-    def velocity(self, age: int) -> Tensor | None:
-        """The velocity of an age, 0 for the newest; None where it was not kept."""
-        if self.stack is None or age >= len(self.stack.velocities):
-            return None
-        return self.stack.velocities[age][self.rows]
-
-    def steps(self, table: Table) -> Tensor:
-        """The place of each row in a table."""
-        if self.stack is not None and self.stack.table is table:
-            return self.stack.steps[self.rows]
-        device = self.x.device
-        places = ((m.rows, table.starts[m.recurrence] + m.step) for m in self.members if m.recurrence)
-        return torch.cat([torch.full((rows,), place, device=device) for rows, place in places])
+    def _for_each_row(self, numbers: Sequence[int]) -> Tensor:
+        """A number of each member, for each of its rows."""
+        counts = torch.tensor([member.rows for member in self.members])
+        return on_device(torch.tensor(numbers).repeat_interleave(counts), self.x.device)
 
 
-def _runs(members: Sequence[Running]) -> list[_Run]:
-    """The members' rows in as few pieces as there are: who stays beside its neighbour is copied with it."""
-    runs: list[_Run] = []
-    for member in members:
-        rows = slice(member.start, member.start + member.rows)
-        if member.stack is None:
-            runs.append(_Run(None, rows, [member]))
-        elif runs and runs[-1].stack is member.stack and runs[-1].rows.stop == rows.start:
-            runs[-1].rows = slice(runs[-1].rows.start, rows.stop)
-            runs[-1].members.append(member)
-        else:
-            runs.append(_Run(member.stack, rows, [member]))
-    return runs
-
-
-def _merged_velocities(runs: Sequence[_Run], ages: int) -> list[Tensor]:
+def _merged_velocities(members: Sequence[Running], ages: int) -> list[Tensor]:
     """The last velocities of all members, newest first, as many as the next step needs; 0 where a member has none."""
     merged = []
     for age in range(ages):
-        kept = [run.velocity(age) for run in runs]
+        kept = [member.velocity(age) for member in members]
         if all(v is None for v in kept):
             break
-        merged.append(
-            torch.cat(
-                [torch.zeros_like(run.x) if v is None else v for v, run in zip(kept, runs, strict=True)]
-            )
-        )
+        pairs = zip(kept, members, strict=True)
+        merged.append(torch.cat([torch.zeros_like(each.state()) if v is None else v for v, each in pairs]))
     return merged
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.bridge.judging.profile import LEAST_SIDE, NAMES, PAIR_NAMES, profile
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import integrate, soften
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.models.allowances import Allowances, PictureAllowances

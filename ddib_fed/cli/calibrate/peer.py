@@ -57,7 +57,7 @@ def run(config_path: Path, asked: Asked, output_format: str) -> None:
     from ddib_fed.node.calibration.agreeing import require_role, send
     from ddib_fed.node.calibration.peer import calling
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.model.hosted import load_hosted
+    from ddib_fed.node.model import load_hosted
 
     config = NodeConfig.load(config_path)
     require_role(config, "source", "ddib calibrate --peer")

@@ -84,7 +84,7 @@ def publish(
     from ddib_fed.node.calibration import agreeing
     from ddib_fed.node.calibration.published import publications, spent
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.model.hosted import load_hosted
+    from ddib_fed.node.model import load_hosted
     from ddib_fed.runs.calibration.pictures import count_pictures
 
     config = NodeConfig.load(config_path)

@@ -40,7 +40,7 @@ def show_calibration(calibration: Calibration) -> None:
 def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
     """What a source does, once both have signed, so that its jobs use it: lines for its operator."""
     from ddib_fed.bridge.calibration.applied import fits
-    from ddib_fed.node.model.hosted import load_hosted
+    from ddib_fed.node.model import load_hosted
     from ddib_fed.training.settings.options import SHIPPED
 
     short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path

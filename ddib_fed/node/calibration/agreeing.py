@@ -19,7 +19,7 @@ from ddib_fed.node.calibration.peer import CalibrationPeer
 from ddib_fed.node.calibration.proposals import Target, countersign
 from ddib_fed.node.calibration.published import find_published, keep_published
 from ddib_fed.node.certificates import not_accepted, own_credentials
-from ddib_fed.node.model.hosted import load_hosted
+from ddib_fed.node.model import load_hosted
 from ddib_fed.trust.audit.log import note
 from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
 from ddib_fed.trust.calibrations.store import CalibrationStore, Place, Stored, place_of

@@ -19,12 +19,12 @@ from types import FrameType
 
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import DdibError
-from ddib_fed.networks.placed.memory import share_heaps
+from ddib_fed.networks.placement import share_heaps
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import overview
 from ddib_fed.node.certificates import IdentityServicer, RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model.hosted import open_engine
+from ddib_fed.node.model import open_engine
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
 from ddib_fed.node.running import startup

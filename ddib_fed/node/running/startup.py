@@ -21,7 +21,7 @@ from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import overview, unusable_with
 from ddib_fed.node.certificates import certificate_status
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model.hosted import open_engine
+from ddib_fed.node.model import open_engine
 from ddib_fed.node.quota import Ledger
 from ddib_fed.node.role import find_roles
 from ddib_fed.node.running.admin import answers, check_alone, check_socket

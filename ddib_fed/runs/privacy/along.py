@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import soften
 from ddib_fed.diffusion.levels.grids import Grid, grid_of, make_grid

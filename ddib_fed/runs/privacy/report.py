@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import InputError
 from ddib_fed.models.bundle import Bundle

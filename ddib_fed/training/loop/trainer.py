@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ddib_fed.errors import MemoryExhausted
 from ddib_fed.models.dp import DifferentialPrivacy
-from ddib_fed.networks.placed.memory import keep_freed_memory
+from ddib_fed.networks.placement import keep_freed_memory
 from ddib_fed.training.loop.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from ddib_fed.training.loop.distributed import World
 from ddib_fed.training.loop.ema import Ema

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import integrate, soften
 from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.learned_solver import learned_solver

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.levels.learned import LearnedSteps, Stage
 from ddib_fed.errors import SettingsInvalid

@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine import batcher as batching
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.engine.stack import Integration, Trajectory
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
@@ -122,28 +121,6 @@ def test_merged_trajectories_give_what_each_gives_alone(batcher: Batcher, denois
         torch.testing.assert_close(future.result(10), alone(denoiser, cloud), atol=1e-5, rtol=1e-5)
     first.result(10)
     assert batcher.counters["calls"] < 12 * (1 + len(clouds))
-
-
-@pytest.mark.parametrize("real_time", [True, False])
-def test_only_under_a_real_time_policy_the_worker_rests_after_long_calls(
-    monkeypatch, denoiser: Denoiser, real_time
-) -> None:
-    monkeypatch.setattr(batching, "LONG_S", 0.0)
-    monkeypatch.setattr(batching, "runs_in_real_time", lambda: real_time)
-    engine = make_batcher()
-    rests: list[float] = []
-    wait = engine._wake.wait
-
-    def resting(timeout: float | None = None) -> bool:
-        if timeout is not None:
-            rests.append(timeout)
-        return wait(timeout)
-
-    monkeypatch.setattr(engine._wake, "wait", resting)
-    x = points(3, 5)
-    assert torch.allclose(submit(engine, denoiser, x).result(), alone(denoiser, x), atol=1e-6)
-    engine.close()
-    assert bool(rests) == real_time
 
 
 def test_small_requests_share_calls(batcher: Batcher, denoiser: Denoiser) -> None:

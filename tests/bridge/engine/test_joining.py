@@ -15,14 +15,13 @@ import torch
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine import batcher as batching
-from ddib_fed.bridge.engine import joining
+from ddib_fed.bridge.engine import streams
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executor import CallingThread
-from ddib_fed.bridge.engine.joining import submit_ranges
-from ddib_fed.bridge.engine.stack import Stack
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.executors import CallingThread
+from ddib_fed.bridge.engine.stack import Stack, Trajectory
+from ddib_fed.bridge.engine.streams import submit_ranges
 from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.party import Leg, ToDecode, ToEncode
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings
@@ -118,7 +117,7 @@ def without_memory(*_):
 
 def test_ranges_that_cannot_be_joined_end_in_an_error(monkeypatch) -> None:
     """There is no memory for all rows at once: whoever waits hears it."""
-    monkeypatch.setattr(joining, "torch", SimpleNamespace(cat=without_memory))
+    monkeypatch.setattr(streams, "torch", SimpleNamespace(cat=without_memory))
     executor = CallingThread(DomainModel(pretrained("moons")), 8)
     future = submit_ranges(
         executor, Trajectory("decode", points(20, 0), SETTINGS), control=None, on_step=None
@@ -168,7 +167,7 @@ def test_every_leg_ends_whatever_meets_its_ranges(amount, monkeypatch) -> None:
             fails = chance.random() < 0.1
         return without_memory() if fails else torch.cat(parts)
 
-    monkeypatch.setattr(joining, "torch", SimpleNamespace(cat=join))
+    monkeypatch.setattr(streams, "torch", SimpleNamespace(cat=join))
 
     def legs(owner: int, rounds: int) -> None:
         own = random.Random(owner)

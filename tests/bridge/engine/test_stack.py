@@ -9,8 +9,7 @@ import torch
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.batcher import _stack_of
-from ddib_fed.bridge.engine.stack import Running
-from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
+from ddib_fed.bridge.engine.stack import Integration, Running, Trajectory
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.recurrence import recurrence_of

@@ -6,9 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executor import CallingThread
-from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.engine.executors import CallingThread
+from ddib_fed.bridge.engine.stack import Trajectory
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.shipped import pretrained

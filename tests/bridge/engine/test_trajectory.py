@@ -11,11 +11,10 @@ import torch
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executor import CallingThread
-from ddib_fed.bridge.engine.joining import done, submit_ranges, then
-from ddib_fed.bridge.engine.shared_time import SharedTime
-from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.engine.executors import CallingThread
+from ddib_fed.bridge.engine.stack import Trajectory
+from ddib_fed.bridge.engine.streams import done, submit_ranges, then
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import Cancelled, Draining
 from tests.runs.tiny_models import tiny
@@ -101,20 +100,3 @@ def test_a_second_leg_follows_on_no_thread_of_its_own() -> None:
     with pytest.raises(Draining):
         then(then(first, refused), done).result(0)
     assert threading.active_count() <= threads
-
-
-def test_seconds_are_shared_by_rows_and_add_up() -> None:
-    """Alone for 1 s, beside three times as many rows for 4 s, then those alone for 2 s."""
-    now = 10.0
-    shared = SharedTime(lambda: now)
-    first = shared.begin(1)
-    now += 1
-    second = shared.begin(3)
-    now += 4
-    assert first() == pytest.approx(1 + 1)
-    now += 2
-    assert second() == pytest.approx(3 + 2)
-    now += 100
-    third = shared.begin(5)
-    now += 1
-    assert third() == pytest.approx(1)

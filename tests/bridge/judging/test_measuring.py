@@ -15,7 +15,7 @@ from ddib_fed.bridge.judging.measuring import (
     upper_bound,
 )
 from ddib_fed.bridge.judging.profile import NAMES, profile
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from tests.node.tiny_nodes import tiny_bundle
 from tests.runs.tiny_models import pictures, tiny
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.bridge.model.checks import check_guidance, check_label
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel, check_guidance, check_label
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.units.normalisation import Normalisation

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.model.checks import check_decoding, check_encoding
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.engine.stack import Trajectory
+from ddib_fed.bridge.model import DomainModel, check_decoding, check_encoding
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid

@@ -7,7 +7,7 @@ import pytest
 
 from ddib_fed.bridge.arrays import Asked, check_translation, draw_samples, translate_array
 from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import multiprocessing.resource_tracker
 import os
 import re
 import signal
@@ -16,13 +17,12 @@ import pytest
 import torch
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.executor import CallingThread
-from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.engine.warm import Recipe
-from ddib_fed.bridge.model.domain_model import DomainModel
-from ddib_fed.bridge.workers import hanging
-from ddib_fed.bridge.workers.processes import process_pool
-from ddib_fed.bridge.workers.ray_actors import ray_pool
+from ddib_fed.bridge.engine import executors
+from ddib_fed.bridge.engine.budget import Recipe
+from ddib_fed.bridge.engine.executors import CallingThread, process_pool
+from ddib_fed.bridge.engine.ray_actors import ray_pool
+from ddib_fed.bridge.engine.stack import Trajectory
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining, InternalError, SettingsInvalid
 from tests.bridge.workers.deadly import Broken, Deadly
@@ -185,28 +185,44 @@ def lose_nothing(pool, fate):
     os.kill(victim, fate)
     for each, future in zip(work, futures, strict=True):
         torch.testing.assert_close(future.result(PATIENCE_S), expected(each), atol=1e-3, rtol=1e-3)
-    until(lambda: pool.counters["ready"] == 2, "the worker is replaced")
-    assert victim not in processes_of(pool)
+    return victim
 
 
 def test_a_killed_worker_loses_nothing(pool):
-    """A new process takes the dead one's place, and its work is done again."""
-    before = dict(pool.counters)
     lose_nothing(pool, signal.SIGKILL)
-    assert pool.counters["replaced"] == before["replaced"] + 1
-    assert pool.counters["redone"] > before["redone"]
     assert pool.problem is None
 
 
-def test_a_stopped_worker_loses_nothing(pool, monkeypatch):
-    """The process is there, and says nothing."""
-    monkeypatch.setattr(hanging, "ASK_EVERY_S", 0.2)
-    monkeypatch.setattr(hanging, "SILENT_S", 3.0)
-    lose_nothing(pool, signal.SIGSTOP)
+@pytest.mark.slow
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_process_that_ends_or_hangs_is_replaced(made, fate, monkeypatch):
+    """A new process takes its place, and its work is done again."""
+    monkeypatch.setattr(executors, "SILENT_S", 3.0)
+    pool = made["processes"] if "processes" in made else made.setdefault("processes", make("processes"))
+    before = dict(pool.counters)
+    victim = lose_nothing(pool, fate)
+    until(lambda: pool.counters["ready"] == 2, "the worker is replaced")
+    assert victim not in processes_of(pool)
+    assert pool.counters["replaced"] == before["replaced"] + 1
+    assert pool.counters["redone"] > before["redone"]
+
+
+@pytest.mark.slow
+def test_a_terminal_and_a_service_manager_do_not_end_a_worker(made):
+    """Both signal all processes of a node that is to drain first."""
+    pool = made["processes"] if "processes" in made else made.setdefault("processes", make("processes"))
+    there = processes_of(pool)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for process in there:
+            os.kill(process, number)
+    work = [Trajectory("decode", noise(5, seed), SETTINGS) for seed in range(4)]
+    for future in [pool.submit(each) for each in work]:
+        future.result(PATIENCE_S)
+    assert processes_of(pool) == there
 
 
 def test_work_that_kills_its_workers_is_given_up(pool):
-    """After three deaths, the last one alone; its neighbours come through."""
+    """The last death was of a worker that had nothing else; its neighbours come through."""
     neighbour = Trajectory("decode", noise(5), SETTINGS)
     deadly = pool.submit(Deadly("decode", noise(5), SETTINGS))
     others = [pool.submit(neighbour) for _ in range(3)]
@@ -243,6 +259,7 @@ def test_noise_that_is_drawn_here_is_refused_by_a_worker(pool):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_closed_executor(kind):
     """It fails what it has, takes no more, and leaves no process."""
+    multiprocessing.resource_tracker.ensure_running()  # of Python: one for all that this process spawns
     before = set(children())
     made = make(kind, workers=1)
     begun = threading.Event()

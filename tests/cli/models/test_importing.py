@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.cli.models.model import model
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, UsageError
 from ddib_fed.guidance import Guidance

@@ -14,7 +14,7 @@ from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import copy_shipped
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model.hosted import load_hosted
+from ddib_fed.node.model import load_hosted
 from ddib_fed.trust.peers import parse_peer
 from ddib_fed.trust.pki import load_identity
 from tests.node.tiny_nodes import manifest, state

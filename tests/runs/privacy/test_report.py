@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.privacy import privacy
 from ddib_fed.errors import BundleInvalid, InputError, ShapeMismatch, UsageError

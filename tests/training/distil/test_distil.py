@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.model.checks import check_decoding, check_encoding
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel, check_decoding, check_encoding
 from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, SettingsInvalid

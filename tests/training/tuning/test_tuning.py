@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.learned_solver import learned_solver

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.levels.grids import make_grid
 from ddib_fed.diffusion.levels.learned import LearnedSteps
 from ddib_fed.models.bundle import load_bundle, save_bundle

@@ -25,8 +25,8 @@ from PIL import Image
 from ddib_fed.client.client import Client
 from ddib_fed.errors import ImageTooLarge, PictureMisfit
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.model.decoding_memory import SMALL
-from ddib_fed.node.model.pictures import limits_of
+from ddib_fed.node.decoding import SMALL
+from ddib_fed.node.pictures import limits_of
 from ddib_fed.rpc.details import from_rpc_error
 from ddib_fed.samples.fitting import PictureRule
 from ddib_fed.samples.images import decode_image

@@ -17,7 +17,7 @@ from ddib_fed.errors import DdibError
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.node.model.pictures import limits_of, read_picture, rule_of
+from ddib_fed.node.pictures import limits_of, read_picture, rule_of
 from ddib_fed.samples.images import decode_image, encode_png
 from ddib_fed.trust import pki
 from ddib_fed.wire.jobs import Settings

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.training import train as training
 from ddib_fed.cli.models.training.classifier import classifier

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddib_fed.bridge.model.checks import check_label
+from ddib_fed.bridge.model import check_label
 from ddib_fed.bridge.softening import Softener
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.model.pictures import (
+from ddib_fed.node.pictures import (
     check_size,
     limits_of,
     read_answer,

@@ -8,13 +8,13 @@ import pytest
 
 from ddib_fed.errors import ConfigError, SettingsInvalid
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.node.model.hosted import load_hosted, open_engine
+from ddib_fed.node.model import load_hosted, open_engine
 from tests.node.picture_examples import save_pictures_model
 from tests.node.tiny_nodes import make_config, save_model, tiny_engine
 
 
-def configured(folder: Path, scene: str = "512x512", **engine: str) -> NodeConfig:
-    """A node of scans of 16 x 16 with this scene and these settings of the engine; read, not made."""
+def configured(folder: Path, scene: str) -> NodeConfig:
+    """A node of scans of 16 x 16 with this scene; read, not made."""
     text = render_node_toml(
         institution="north.example",
         name="node-1",
@@ -24,11 +24,7 @@ def configured(folder: Path, scene: str = "512x512", **engine: str) -> NodeConfi
         address="localhost:7441",
     )
     assert '# scene = "512x512"' in text
-    if not engine:
-        text = text.replace('# scene = "512x512"', f'scene = "{scene}"')
-    for name, value in engine.items():
-        assert f'# {name} = "auto"' in text
-        text = text.replace(f'# {name} = "auto"', f'{name} = "{value}"')
+    text = text.replace('# scene = "512x512"', f'scene = "{scene}"')
     (folder / "node.toml").write_text(text)
     save_pictures_model(folder / "model", "scans", seed=1)
     return NodeConfig.load(folder / "node.toml")
@@ -46,12 +42,6 @@ def test_a_scene_that_cannot_be_is_refused_with_its_text(tmp_path: Path, scene: 
     with pytest.raises(ConfigError, match=said) as refused:
         load_hosted(configured(tmp_path, scene))
     assert "scene" in refused.value.detail
-
-
-def test_cuda_graphs_without_a_gpu_end_the_start_with_the_name_of_the_setting(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"engine.compile = 'graphs' .* need a CUDA device") as refused:
-        open_engine(configured(tmp_path, device="cpu", compile="graphs"))
-    assert 'engine.compile = "auto"' in str(refused.value.hint)
 
 
 def test_the_executor_ray_needs_an_address(tmp_path):

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from ddib_fed.bridge.engine.warm import Recipe
+from ddib_fed.bridge.engine.budget import Recipe
+from ddib_fed.bridge.engine.executors import Pool, process_pool
+from ddib_fed.bridge.engine.ray_actors import ray_pool
 from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.bridge.workers.pool import Pool
-from ddib_fed.bridge.workers.processes import process_pool
-from ddib_fed.bridge.workers.ray_actors import ray_pool
 from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import check_guide
@@ -102,13 +101,6 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         else:
             pool = ray_pool(recipe, address=_address(config), workers=section.workers)
         return ServingParty(bundle, classifier=classifier, threads=section.threads, pool=pool)
-    except SettingsInvalid as error:
-        if error.facts.get("field") != "compile":
-            raise
-        raise ConfigError(
-            f"engine.compile = {section.compile!a} cannot be used: {error.detail}",
-            hint='engine.compile = "auto" uses CUDA graphs where they work, "none" works everywhere',
-        ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryExhausted(
             f"the model {config.paths.bundle} does not fit into the memory of {section.device}",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.flows import Flows
-from ddib_fed.bridge.engine.stack import Running
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.batcher import Scheduler
+from ddib_fed.bridge.engine.stack import Running, Trajectory
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.guidance import Guidance
 
@@ -26,14 +23,14 @@ def running(rows: int, flow: str = "", weight: float = 1.0, **changes) -> Runnin
     return Running(work, Control(), None, next(numbers))
 
 
-def flows(*waiting: Running, rows: int = 64, overhead: float = 8.0, most: int = 64) -> Flows:
-    made = Flows(rows, lambda count: count + overhead, most)
+def flows(*waiting: Running, rows: int = 64, overhead: float = 8.0, most: int = 64) -> Scheduler:
+    made = Scheduler(rows, lambda count: count + overhead, most)
     for each in waiting:
         made.add(each)
     return made
 
 
-def turn(queue: Flows) -> list[Running]:
+def turn(queue: Scheduler) -> list[Running]:
     chosen = queue.choose()
     queue.charge(chosen)
     return chosen
@@ -116,40 +113,6 @@ def test_a_choice_is_kept_until_somebody_comes_or_goes() -> None:
     assert [turn(crowded)[0].flow for _ in range(4)] == ["a", "b", "a", "b"]
 
 
-class Anew(Flows):
-    """Keeps no choice."""
-
-    def _is_the_only_one(self, chosen: Sequence[Running]) -> bool:
-        return False
-
-
-def test_a_kept_choice_is_charged_like_one_that_is_made_each_turn() -> None:
-    """Flows of several sizes and weights that come and go: the same turns as without keeping."""
-    draw = random.Random(0)
-    # Costs without rounding, so that equal times are equal in whatever order they were added up.
-    kept, anew = (made(16, lambda count: 16.0 * count, 64) for made in (Flows, Anew))
-    there: list[Running] = []
-    again = 0
-    before: list[Running] = []
-    for _ in range(1_000):
-        if not there or draw.random() < 0.1 / len(there):
-            rows, flow, weight = draw.choice([1, 2, 8]), draw.choice(["", "a", "b"]), draw.choice([1.0, 2.0])
-            there.append(running(rows, flow, weight))
-            kept.add(there[-1])
-            anew.add(there[-1])
-        elif draw.random() < 0.05:
-            gone = there.pop(draw.randrange(len(there)))
-            kept.remove(gone)
-            anew.remove(gone)
-        assert len(kept) == len(there)
-        if there:
-            chosen = turn(kept)
-            assert chosen == turn(anew)
-            again += chosen is before
-            before = chosen
-    assert 100 < again < 900
-
-
 def test_only_so_many_flows_run_at_once() -> None:
     """The next one has its turn when one has ended."""
     waiting = [running(60, name) for name in "abc"]
@@ -229,7 +192,7 @@ def test_a_shorter_stream_joins_the_call_of_a_longer_one() -> None:
     assert chosen == long[:8] + short
 
 
-def spent_by(queue: Flows, turns: int, *, overhead: float = 8.0) -> Counter[str]:
+def spent_by(queue: Scheduler, turns: int, *, overhead: float = 8.0) -> Counter[str]:
     """What each owner was given of so many turns."""
     spent: Counter[str] = Counter()
     for _ in range(turns):

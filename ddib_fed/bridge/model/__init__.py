@@ -1,1 +1,0 @@
-"""A bundle that is ready to encode and decode, and what it can be asked for."""
