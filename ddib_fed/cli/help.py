@@ -33,7 +33,7 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
         "Between nodes": "no_calibration latent_type deadline",
         "Reading pictures": "fit range classes held_out flip crop dequantise colours channels scene",
         "Volumes and maps": "intensity slices tile overlap keep_parts",
-        "Learning": "batch microbatch learning_rate ema sampler checkpoint_every init parameterisation recipe seed",
+        "Learning": "batch microbatch learning_rate ema sampler checkpoint_every init parameterisation seed",
         "Network": "width blocks schedule network preset variant",
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
         "Machine": "device devices threads precision dtype",

@@ -101,10 +101,6 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.models.training.classifier:classifier",
         "Train classifiers of noisy pictures, for guidance.",
     ),
-    "recipe": Lazy(
-        "ddib_fed.cli.models.training.recipe:recipe",
-        "Share training settings, but no data, with another institution.",
-    ),
     "colours": Lazy(
         "ddib_fed.cli.models.colours:colours",
         "Give one photograph the colours of another; compare with optimal transport.",
@@ -141,7 +137,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "try",
         "model",
         "classifier",
-        "recipe",
         "bridge",
         "colours",
         "evaluate",

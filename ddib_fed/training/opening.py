@@ -83,7 +83,6 @@ def _open_pictures(
     found: dict[str, Any] = {}
     name = config.domain or pictures.name
     if config.images is not None:
-        # What most pictures have becomes a setting, so that a recipe of this run carries it.
         found["channels"] = pictures.shape[0]
     start = open_start(config, pictures)
     if start.bundle is not None:

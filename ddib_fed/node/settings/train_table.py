@@ -13,12 +13,11 @@ from ddib_fed.training.settings.options import (
     OPTIONS,
     field_of,
     option_name,
-    refuse_idle,
     seconds,
     train_config,
 )
 
-_PATHS = frozenset({"data", "images", "init", "recipe", "calibration"})
+_PATHS = frozenset({"data", "images", "init", "calibration"})
 _NOT_HERE = frozenset({"name"})
 """The bundle is named after the domain that the node hosts."""
 _FIELDS = {option_name(name): name for name in OPTIONS if name not in _NOT_HERE} | {"time_s": "time_s"}
@@ -42,10 +41,7 @@ class _Table(BaseModel):
         """Refuse contradicting options, as far as that needs no other file."""
         given = self._given(Path(), domain)
         try:
-            if "recipe" in given:
-                refuse_idle(given, spell, _HINT)
-            else:
-                train_config(given, spell=spell, hint=_HINT)
+            train_config(given, spell=spell, hint=_HINT)
         except DdibError as error:
             raise ValueError(f"train: {error.detail}; {error.hint}") from error
 
@@ -69,8 +65,6 @@ def _fields() -> dict[str, Any]:
     for key, name in _FIELDS.items():
         if name == "network":
             found[key] = (str | list[str] | dict[str, Any] | None, None)
-        elif name == "recipe":
-            found[key] = (Path | None, None)
         else:
             found[key] = (
                 Annotated[_annotation(name) | None, BeforeValidator(_duration)]

@@ -1,1 +1,1 @@
-"""What a run is asked to do: configs, their fields and presets, the options they are read from, recipes."""
+"""What a run is asked to do: configs, their fields and presets, the options they are read from."""

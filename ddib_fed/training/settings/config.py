@@ -158,7 +158,7 @@ class PictureTrainConfig(PrivateTrainConfig):
     kind = "pictures"
     free = frozenset(
         {
-            "images", "name", "init", "command", "recipe", "checkpoint_every", "samples", "dtype", "time_s",
+            "images", "name", "init", "command", "checkpoint_every", "samples", "dtype", "time_s",
             "microbatch", "skip_bad", "soften_sigma", "device", "generator", "calibration", "timed_s",
         }
     )  # fmt: skip
@@ -263,7 +263,6 @@ class PictureTrainConfig(PrivateTrainConfig):
     checkpoint_every: Annotated[int | None, says("Steps between checkpoints and sample sheets.", ge=1)] = None
     samples: Annotated[int, says("Pictures on the sample sheet.", ge=1)] = 16
     command: Annotated[str, says("The command to be recorded in the manifest.")] = ""
-    recipe: Annotated[str, says("Digest of the recipe that this run follows, or empty.")] = ""
     calibration: Annotated[
         Path | None,
         says(

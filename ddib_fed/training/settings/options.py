@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
@@ -14,7 +13,6 @@ from ddib_fed.errors import UsageError
 from ddib_fed.training.settings.config import AnyConfig, PictureTrainConfig, PointTrainConfig
 from ddib_fed.training.settings.fields import TrainConfig
 from ddib_fed.training.settings.presets import PUBLIC
-from ddib_fed.training.settings.recipes import read_recipe
 
 Config = TypeVar("Config", bound=TrainConfig)
 Spell = Callable[[str], str]
@@ -22,13 +20,12 @@ Spell = Callable[[str], str]
 
 SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2")
 """As `ddib_fed.datasets.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
-RECIPE: Final = "Settings that were agreed on, from `ddib recipe export`; see also --init."
 OPTIONS: Final = (
     "domain", "data", "images", "name", "steps", "time_s", "seed", "batch", "learning_rate", "width", "blocks",
     "schedule", "diffusion_steps", "threads", "precision", "dtype", "preset", "size", "channels", "network", "fit",
     "range", "intensity", "slices", "classes", "skip_bad", "held_out", "flip", "crop", "dequantise", "colours",
     "sampler", "microbatch", "ema", "checkpoint_every", "device", "label_dropout", "parameterisation", "learn_sigma",
-    "init", "calibration", "soften_sigma", "recipe", "dp_epsilon", "dp_delta", "dp_clip", "dp_draws", "dp_accountant",
+    "init", "calibration", "soften_sigma", "dp_epsilon", "dp_delta", "dp_clip", "dp_draws", "dp_accountant",
 )  # fmt: skip
 """Fields of the configs that can be asked for, in the order of the help."""
 RENAMED: Final = {"time_s": "time", "parameterisation": "predict", "schedule": "noise_schedule"}
@@ -111,10 +108,9 @@ def seconds(text: str) -> float:
 
 def _picture_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(given)
-    path = fields.pop("recipe", None)
     if "network" in fields:
         fields["network"] = network_fields(fields["network"])
-    return with_preset(fields) if path is None else read_recipe(Path(path)).settings(fields)
+    return with_preset(fields)
 
 
 def _point_fields(given: Mapping[str, Any], spell: Spell) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Commands that train: models, classifiers, distilled models, learned steps, recipes, and `ddib try`."""
+"""Commands that train: models, classifiers, distilled models, learned steps, and `ddib try`."""

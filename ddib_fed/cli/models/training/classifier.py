@@ -18,7 +18,7 @@ from ddib_fed.training.settings.options import OF_PICTURES, OPTIONS, checked, ne
 from ddib_fed.training.settings.private import DP_FIELDS
 
 _LEAST = DP_FIELDS | {
-    "label_dropout", "parameterisation", "learn_sigma", "init", "soften_sigma", "recipe", "domain",
+    "label_dropout", "parameterisation", "learn_sigma", "init", "soften_sigma", "domain",
 }  # fmt: skip
 """Options of a run on pictures that a classifier has no use for."""
 _NAMES = tuple(name for name in OPTIONS if name in OF_PICTURES - _LEAST and name != "images")

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConfig
 from ddib_fed.training.settings.fields import TrainConfig
-from ddib_fed.training.settings.options import OF_PICTURES, OF_POINTS, RECIPE, field_of, option_name, seconds
+from ddib_fed.training.settings.options import OF_PICTURES, OF_POINTS, field_of, option_name, seconds
 from ddib_fed.training.settings.presets import PRESETS
 
 Decorator = Callable[[Any], Any]
@@ -30,10 +30,9 @@ _METAVARS: Mapping[str, str] = {
     "intensity": "RULE",
     "init": "BUNDLE",
     "generator": "BUNDLE",
-    "recipe": "FILE",
     "calibration": "FILE",
 }
-_FILES = frozenset({"data", "recipe", "calibration"})
+_FILES = frozenset({"data", "calibration"})
 _NEGATED = frozenset({"dequantise"})
 """Flags that are on by default: their option switches them off."""
 
@@ -56,7 +55,7 @@ def training_options(names: Iterable[str], kind: type[TrainConfig] | None = None
 
 
 def asked_for(ctx: click.Context, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given on the command line: only these override a recipe or a preset."""
+    """The options given on the command line: only these override a preset."""
     return {
         name: value
         for name, value in settings.items()
@@ -66,7 +65,7 @@ def asked_for(ctx: click.Context, settings: Mapping[str, Any]) -> dict[str, Any]
 
 def _option(name: str, kind: type[TrainConfig] | None) -> Decorator:
     info = field_of(name) if kind is None else kind.model_fields[name]
-    text = RECIPE if name == "recipe" else str(info.description)
+    text = str(info.description)
     if kind is None and (name in OF_POINTS) != (name in OF_PICTURES) and name not in {"data", "images"}:
         first = text[0].lower() if _is_word(text) else text[0]
         text = f"{'Points' if name in OF_POINTS else 'Pictures'}: {first}{text[1:]}"
@@ -96,11 +95,7 @@ def _is_word(text: str) -> bool:
 
 def _is_shown(name: str, info: FieldInfo, kind: type[TrainConfig] | None) -> bool:
     """Whether the help ends with the default: where the text does not say what happens without the option."""
-    if (
-        info.default is None
-        or name in {"network", "recipe", "preset"}
-        or "default" in str(info.description).lower()
-    ):
+    if info.default is None or name in {"network", "preset"} or "default" in str(info.description).lower():
         return False
     others = [
         k.model_fields[name].default for k in (PointTrainConfig, PictureTrainConfig) if name in k.model_fields
@@ -121,7 +116,7 @@ def _type(name: str, inner: Any, info: FieldInfo) -> Any:
         return click.Choice(list(PRESETS))
     if get_origin(inner) is Literal:
         return click.Choice([value for value in get_args(inner) if value != "given"])
-    if inner is Path or name == "recipe":
+    if inner is Path:
         return click.Path(dir_okay=name not in _FILES, file_okay=name in _FILES, path_type=Path)
     limits: dict[str, Any] = {}
     for limit in info.metadata:

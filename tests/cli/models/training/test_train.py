@@ -1,4 +1,4 @@
-"""`ddib model train` on pictures: a folder, classes, recipes, initial weights; refusals come before any training."""
+"""`ddib model train` on pictures: a folder, classes, initial weights; refusals come before any training."""
 
 import json
 
@@ -11,10 +11,9 @@ from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.training import train as training
 from ddib_fed.cli.models.training.classifier import classifier
-from ddib_fed.cli.models.training.recipe import recipe
 from ddib_fed.cli.models.training.trying import try_
 from ddib_fed.datasets.shipped import SHIPPED
-from ddib_fed.errors import ImageUnreadable, InputError, SettingsInvalid, UsageError
+from ddib_fed.errors import ImageUnreadable, SettingsInvalid, UsageError
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.settings import options, presets
@@ -85,49 +84,6 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     made = load_bundle(tmp_path / "m").manifest
     assert made.sample_shape == (1, 8, 8)
     assert (made.picture.low, made.picture.high, made.picture.bits) == (-1000, 1550, 16)
-
-
-@pytest.mark.slow
-def test_two_parties_train_by_one_recipe_from_one_start(ddib, folder, tmp_path):
-    ddib(model, "train", "--images", folder, "--out", tmp_path / "start", *SMALL)
-    begin = ("train", "--images", folder, "--init", tmp_path / "start")
-    ddib(model, *begin, "--out", tmp_path / "a", *SMALL, "--seed", 7)
-    ddib(recipe, "export", tmp_path / "a", "--out", tmp_path / "r.json")
-    content = json.loads((tmp_path / "r.json").read_text())
-    assert content["start"] == load_bundle(tmp_path / "start").digest
-    assert content["agreed"]["seed"] == 7
-    assert content["agreed"]["channels"] == 3
-    assert str(tmp_path) not in (tmp_path / "r.json").read_text()
-    ddib(model, *begin, "--out", tmp_path / "b", "--recipe", tmp_path / "r.json")
-    weights = [load_bundle(tmp_path / name).manifest.weights_sha256 for name in "ab"]
-    assert weights[0] == weights[1]
-    with pytest.raises(UsageError, match="seed"):
-        ddib(model, *begin, "--out", tmp_path / "c", "--recipe", tmp_path / "r.json", "--seed", 8)
-    with pytest.raises(UsageError, match="initial weights"):
-        ddib(model, "train", "--images", folder, "--out", tmp_path / "c", "--recipe", tmp_path / "r.json")
-    wrong = ("train", "--images", folder, "--init", tmp_path / "a", "--recipe", tmp_path / "r.json")
-    with pytest.raises(SettingsInvalid, match="digest"):
-        ddib(model, *wrong, "--out", tmp_path / "c")
-    with pytest.raises(SettingsInvalid, match="not the start"):
-        ddib(recipe, "use", tmp_path / "r.json", "--init", tmp_path / "a")
-    used = ddib(recipe, "use", tmp_path / "r.json", "--init", tmp_path / "start")
-    assert "ddib model train" in used.output
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"agreed": {"images": "/data"}}, "images"),
-        ({"agreed": {"learning_rat": 1}}, "learning_rat"),
-        ({"start": "abc"}, "start"),
-        ({"weights": "x"}, "weights"),
-    ],
-)
-def test_what_is_no_recipe_is_refused(ddib, tmp_path, change, said):
-    content = {"format": "ddib recipe 1", "agreed": {"preset": "tiny-32"}, "start": ""} | change
-    (tmp_path / "r.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=said):
-        ddib(recipe, "use", tmp_path / "r.json")
 
 
 @pytest.mark.parametrize(
@@ -202,11 +158,6 @@ def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
 @pytest.mark.slow
 def test_a_zero_is_an_answer(ddib, folder, tmp_path):
     """Unlike an option that was not given."""
-    ddib(model, "train", "--images", folder, "--out", tmp_path / "a", *SMALL, "--soften-sigma", 0.02)
-    ddib(recipe, "export", tmp_path / "a", "--out", tmp_path / "r.json")
-    by = ("train", "--images", folder, "--recipe", tmp_path / "r.json", "--out", tmp_path / "b")
-    with pytest.raises(UsageError, match="soften_sigma"):
-        ddib(model, *by, "--soften-sigma", 0)
     ddib(model, "train", "--images", folder, "--out", tmp_path / "c", *SMALL, "--ema", 0)
     assert json.loads((tmp_path / "c" / "run" / "run.json").read_text())["ema"] == 0
 
