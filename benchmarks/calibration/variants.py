@@ -279,14 +279,6 @@ VARIANTS: tuple[Variant, ...] = (
         retrained(encoder="mixed", seeds=1),
         has_trained,
     ),
-    Variant("linear", "linear encoder", "linear latent", uncalibrated(encoder="linear")),
-    Variant(
-        "linear-calibrated",
-        "linear encoder and rotation",
-        f"linear latent, {ONCE}",
-        calibrated(encoder="linear"),
-        colours,
-    ),
     Variant("mixed", "mixed encoder", "mixed latent", uncalibrated(encoder="mixed")),
     Variant(
         "mixed-calibrated",

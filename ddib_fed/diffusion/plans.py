@@ -32,7 +32,7 @@ FLOW_MAP = "flow-map"
 # Fields of `SolverSettings` that the first release did not have.
 LATER_FIELDS = frozenset({"encoder", "levels", "eta", "ancestral"})
 # How the source takes a picture to its latent; `networks.encoders` says what they are.
-ENCODERS = ("ode", "mixed", "linear")
+ENCODERS = ("ode", "mixed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,10 +99,10 @@ def test_a_source_sends_latents(tmp_path: Path) -> None:
 def test_what_shows_more_is_said(tmp_path: Path) -> None:
     """Depths, encoders and calibrations that a policy allows."""
     said = sentences(
-        tmp_path, "source", least_depth=0.6, encoders='["ode", "linear"]', calibration='["rotation"]',
+        tmp_path, "source", least_depth=0.6, encoders='["ode", "mixed"]', calibration='["rotation"]',
         latent_types='["float16"]',
     )  # fmt: skip
-    for text in ("down to 0.6", "linear are allowed", "of the kind rotation", "16-bit numbers"):
+    for text in ("down to 0.6", "mixed is allowed", "of the kind rotation", "16-bit numbers"):
         assert text in said
     assert "Only latents of full depth" not in said
     assert "its map and its figures leave" in said

@@ -66,10 +66,10 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
             },
             UnknownFields,
         ),
-        ({"solver": common_pb2.SolverSettings(evaluations=8, encoder="linear")}, PolicyDenied),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, encoder="mixed")}, PolicyDenied),
         (
             {
-                "solver": common_pb2.SolverSettings(evaluations=8, encoder="linear"),
+                "solver": common_pb2.SolverSettings(evaluations=8, encoder="mixed"),
                 "version": common_pb2.ProtocolVersion(major=1, minor=2),
             },
             UnknownFields,

@@ -15,7 +15,7 @@ from ddib_fed.wire.version import CALIBRATION, ECONOMY, OLDEST, PICTURES
         (Settings(depth=0.6), PICTURES, ["depth 0.6"]),
         (Settings(depth=0.6, encoder="mixed"), CALIBRATION, ["depth 0.6", "encoder mixed"]),
         (Settings(grid="learned"), ECONOMY, ["grid learned"]),
-        (Settings(solver="flow-map", encoder="linear"), ECONOMY, ["encoder linear", "solver flow-map"]),
+        (Settings(solver="flow-map", encoder="mixed"), ECONOMY, ["encoder mixed", "solver flow-map"]),
     ],
 )
 def test_settings_need_the_version_of_their_latest_name(settings, needed, named):

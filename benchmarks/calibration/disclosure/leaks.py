@@ -44,14 +44,13 @@ PAGE = OUT.parents[1] / "latents.md"
 MODES = (
     *(("ode", depth) for depth in (1.0, 0.85, 0.7, 0.5, 0.3)),
     ("mixed", 1.0),
-    ("linear", 1.0),
 )
 HEAD = """\
 | encoder | depth | calibration | patch correlation / noise's | correlation | read, dB | read, SSIM | found | PSNR dB | SSIM | partner | distance |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""  # noqa: E501
 KINDS = ("none", "rotation")
 QUALITY = {"psnr": 1, "ssim": 3, "partner": 2, "frechet_early": 0}
-ALONG = {"ode": (0.3, 0.5, 0.7, 0.85), "mixed": (), "linear": ()}
+ALONG = {"ode": (0.3, 0.5, 0.7, 0.85), "mixed": ()}
 TOGETHER = 16
 ANCHORS = 32
 DECODING, EVERY = 32, 2

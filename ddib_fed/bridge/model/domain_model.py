@@ -26,7 +26,7 @@ from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import check_guide
 from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.networks.encoders import SHARES, SharedWithLinear, spectrum_of
+from ddib_fed.networks.encoders import SharedWithLinear, spectrum_of
 from ddib_fed.networks.spectral_frame import SpectralFrame
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class DomainModel:
                 found = self._guided(guidance)
                 if encoder != "ode":
                     self.check_encoder(encoder, guidance)
-                    found = SharedWithLinear(found, SHARES[encoder])
+                    found = SharedWithLinear(found)
                 found = self.bundle.over_samples(found)
                 if calibration is not None:
                     found = Rotated(found, self._rotation(calibration))

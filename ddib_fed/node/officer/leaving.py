@@ -68,7 +68,7 @@ def _latents(facts: Facts) -> Iterator[str]:
             "Only latents of full depth leave; docs/latents.md says what could be read from them without your model."
         )
     if set(policy.encoders) != {"ode"}:
-        yield "Encoders mixed or linear are allowed: their latents show more of the picture."
+        yield "The encoder mixed is allowed: its latents show more of the picture."
     yield from _gate(facts)
 
 
@@ -87,7 +87,7 @@ def _gate(facts: Facts) -> Iterator[str]:
     if policy.least_depth < 1:
         yield "A latent of less depth is not noise: it is not compared, and none is kept back."
     if set(policy.encoders) != {"ode"}:
-        yield "Latents of mixed or linear encoders are compared by wider bounds, which are the same for every model."
+        yield "Latents of the encoder mixed are compared by wider bounds, which are the same for every model."
 
 
 def _translations(facts: Facts) -> Iterator[str]:

@@ -21,7 +21,7 @@ def thresholds(facts: Facts) -> Section:
         "size_rule": "pictures of other sizes: fitted, or refused",
         "samples_per_day": "samples decoded for each peer in a day; 0 is no limit",
         "least_depth": "1 is pure noise; less keeps part of the picture visible",
-        "encoders": "ways to make latents; mixed and linear show more of the picture",
+        "encoders": "ways to make latents; mixed shows more of the picture",
         "latent_types": "number formats of latents",
         "max_guidance": "largest guidance scale; 0 is none",
         "max_classifier_scale": "largest weight of a classifier; 0 is none",

@@ -52,8 +52,8 @@ class PolicySection(Section):
     least_evaluations: Annotated[int, Field(ge=0, le=10_000)] = 8
     # The least softening of pictures, sigma / alpha of the contract; their models say how much they have.
     least_soften_sigma: Annotated[float, Field(ge=0, le=1)] = 0.0
-    # How latents that leave, or are decoded here, may be made: those of "mixed" and "linear" show more of the picture.
-    encoders: tuple[Literal["ode", "mixed", "linear"], ...] = ("ode",)
+    # How latents that leave, or are decoded here, may be made: those of "mixed" show more of the picture.
+    encoders: tuple[Literal["ode", "mixed"], ...] = ("ode",)
     # In what latents may cross, both ways: a source prefers the first, and a target takes the first that both list.
     latent_types: Annotated[tuple[LatentType, ...], Field(min_length=1)] = ("float32",)
     # Largest scale of classifier-free guidance, and largest weight of the classifier, that a request may ask for; 0

@@ -41,7 +41,7 @@ class Data:
 def readings(
     model: DomainModel, data: Data, *, evaluations: int, surrogate_s: float, seed: int, say: Say
 ) -> Iterator[Reading]:
-    """One of each kind of latent: softened and not, of each depth, and of the linear encoders where there are."""
+    """One of each kind of latent: softened and not, of each depth, and of the encoder mixed where it works."""
     own = model.manifest.soften_sigma
     attacker = None
     if surrogate_s > 0:
@@ -71,7 +71,7 @@ def readings(
 
 
 def encoders(model: DomainModel) -> Sequence[str]:
-    return ("ode", "mixed", "linear") if model.frame() is not None else ("ode",)
+    return ("ode", "mixed") if model.frame() is not None else ("ode",)
 
 
 def trained(model: DomainModel, known: Array, seconds: float, seed: int) -> DomainModel:

@@ -222,8 +222,8 @@ def test_what_a_distilled_step_does_not_know_is_refused(distilled):
     check_encoding(model, STEPS, None)
     with pytest.raises(SettingsInvalid, match="clipping is no part of it"):
         check_decoding(model, STEPS, None, Guidance(clip=True))
-    with pytest.raises(SettingsInvalid, match="the encoder linear is no part of it"):
-        check_encoding(model, SolverSettings("flow-map", evaluations=8, encoder="linear"), None)
+    with pytest.raises(SettingsInvalid, match="the encoder mixed is no part of it"):
+        check_encoding(model, SolverSettings("flow-map", evaluations=8, encoder="mixed"), None)
     check_decoding(model, SolverSettings(), None, Guidance(clip=True))
 
 
