@@ -35,9 +35,9 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
 from ddib_fed.metrics.pictures import Pictures, psnr
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures.sheet import draw_sheet
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 Way = tuple[float, float, str]
 COLUMNS = {
@@ -131,10 +131,11 @@ def calibrate(directed: Directed, seed: int) -> Calibration:
     )
 
 
-def retraining(directed: Directed, calibration: Path, seed: int) -> PictureTrainConfig:
+def retraining(directed: Directed, calibration: Path, seed: int) -> TrainConfig:
     """What `ddib model train --init OWN --calibration FILE` does."""
     name = directed.source_name
-    return PictureTrainConfig(
+    return TrainConfig(
+        kind="pictures",
         domain=name,
         init=ROOT / "ddib_fed" / "models" / "pretrained" / name,
         calibration=calibration,

@@ -28,8 +28,8 @@ from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics import retrieval
 from ddib_fed.metrics.pictures import compare
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures.sources import array_source
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 DOMAINS = ("satellite", "relief")
 HELD_OUT = 128
@@ -75,7 +75,8 @@ def halved(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
 def _train(
     out: Path, train: NDArray[np.float32], held_out: NDArray[np.float32], steps: int, init: Path | None
 ) -> Bundle:
-    config = PictureTrainConfig(
+    config = TrainConfig(
+        kind="pictures",
         name=out.name,
         network={"channel_mult": (1, 2), "attention_resolutions": (2,)} if init is None else {},
         steps=steps,

@@ -30,11 +30,12 @@ from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.files import write_file, write_json
+from ddib_fed.lab.config import PrivateTrainConfig
 from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.networks.registry import network_with
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PointTrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND = ROOT / "docs" / "benchmarks" / "privacy" / "dp.json"
@@ -102,7 +103,8 @@ def measured(settings: dict[str, Any], form: Form, seed: int) -> dict[str, float
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "points.npy"
         np.save(data, draw(DOMAIN, POINTS, 7_000 + seed))
-        config = PointTrainConfig(
+        kind = PrivateTrainConfig if "dp_epsilon" in settings else TrainConfig
+        config = kind(
             data=data, steps=form.steps, batch=BATCH, levels=BATCH, width=64, blocks=2, seed=seed, samples=1_000,
             checkpoint_every=form.steps, **{"reference": 0, **private},
         )  # fmt: skip

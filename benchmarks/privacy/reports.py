@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.pages import between, markdown
 from ddib_fed.files import write_file
+from ddib_fed.lab.report import Wanted, privacy_report
 from ddib_fed.models.bundle import load_bundle, put_beside
 from ddib_fed.models.privacy import PRIVACY_FILE, Figure, PrivacyReport
-from ddib_fed.runs.privacy.report import Wanted, privacy_report
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "ddib_fed" / "models" / "pretrained"

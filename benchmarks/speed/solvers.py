@@ -7,8 +7,8 @@ the same two models, both legs; of points Euclidean, of pictures the root mean s
 held out: points that neither training nor tuning drew, test pictures of places that neither model was trained on.
 Intervals are bootstraps over samples, of pictures over clusters of neighbouring places.
 
-An evaluation of learned steps costs a little more than one of the default, where steps have corrections or whitened
-coordinates: the CPU time of a translation is measured too, interleaved with that of the default at 48.
+An evaluation of learned steps costs a little more than one of the default, in whitened coordinates:
+the CPU time of a translation is measured too, interleaved with that of the default at 48.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.metrics.bootstrap import Interval, resample
 from ddib_fed.models.shipped import pretrained
-from ddib_fed.training.tuning.legs import Rows, distances, reference, softened
+from ddib_fed.training.tune import Rows, distances, reference, softened
 
 PAIRS = (
     ("moons", "checkerboards"),

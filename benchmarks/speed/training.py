@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.speed.shared.harness import ROOT, Form, Report, Times, interleaved, main, ratio
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConfig
 
 STEPS: Final = {"points": 20, "pictures": 3}
 """Steps of a turn: about a second of a core."""
@@ -162,10 +162,12 @@ def _quality(report: Report, kind: str, form: Form) -> None:
     report.add(f"{kind}: held-out loss, bfloat16 / float32", [found["bfloat16"] / found["float32"]], "x")
 
 
-def _short_run(kind: str, steps: int, precision: Any) -> PointTrainConfig | PictureTrainConfig:
+def _short_run(kind: str, steps: int, precision: Any) -> TrainConfig:
     if kind == "points":
-        return PointTrainConfig(domain="moons", steps=steps, precision=precision)
-    return PictureTrainConfig(domain="satellite", steps=steps, precision=precision, flip=True, samples=4)
+        return TrainConfig(kind="points", domain="moons", steps=steps, precision=precision)
+    return TrainConfig(
+        kind="pictures", domain="satellite", steps=steps, precision=precision, flip=True, samples=4
+    )
 
 
 def _free_port() -> int:

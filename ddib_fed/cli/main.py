@@ -90,7 +90,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "officer": Lazy("ddib_fed.cli.node.officer:officer", "Write the page that the security officer signs."),
     "try": Lazy(
-        "ddib_fed.cli.models.training.trying:try_",
+        "ddib_fed.cli.models.trying:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
     ),
     "model": Lazy(
@@ -98,7 +98,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "List, copy, train, sample, show and import models.",
     ),
     "classifier": Lazy(
-        "ddib_fed.cli.models.training.classifier:classifier",
+        "ddib_fed.cli.models.train:classifier",
         "Train classifiers of noisy pictures, for guidance.",
     ),
     "colours": Lazy(
@@ -109,8 +109,8 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.models.bridge:bridge", "Translate between two models in one process, without nodes."
     ),
     "privacy": Lazy(
-        "ddib_fed.cli.models.privacy:privacy",
-        "Attack a model's own latents and samples, and report what an attacker recovers.",
+        "ddib_fed.lab.commands:privacy",
+        "Attack a model's own latents and samples, train with differential privacy, and distil.",
     ),
     "evaluate": Lazy(
         "ddib_fed.cli.models.evaluate:evaluate",

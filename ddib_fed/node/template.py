@@ -6,7 +6,7 @@ import json
 
 from ddib_fed.datasets.synthetic import DOMAINS
 from ddib_fed.node.config import ModelSection, NodeSection, Role, command_of
-from ddib_fed.training.settings.options import SHIPPED
+from ddib_fed.training.config import SHIPPED
 
 _TEMPLATE = """\
 # A ddib-fed node. Paths are relative to this file.

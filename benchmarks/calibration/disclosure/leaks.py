@@ -4,7 +4,7 @@
     python -m benchmarks.calibration.disclosure.leaks --report       only the table of docs/latents.md
 
 For each encoder and depth: latents of pictures of the source's training part and their pictures fit the surrogates
-(`metrics.attacks.inversion`), latents of the test part are inverted. PSNR and SSIM of what is read, and how often the
+(`lab.attacks`), latents of the test part are inverted. PSNR and SSIM of what is read, and how often the
 picture among all test pictures that is nearest to it is the right one; beside them the quality of the translation of
 the same latents, with a rotation and, at full depth, without, for every second picture. Latents of partial depth are
 read off on the way to full depth, at exactly that level.
@@ -32,12 +32,11 @@ from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.files import write_file, write_json
+from ddib_fed.lab.attacks import correlation_matrix, fit_inverter
+from ddib_fed.lab.report import Latents, latents_along
 from ddib_fed.metrics import bootstrap, features, retrieval
-from ddib_fed.metrics.attacks.inversion import fit_inverter
-from ddib_fed.metrics.attacks.reading import correlation_matrix
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import compare
-from ddib_fed.runs.privacy.along import Latents, latents_along
 
 LEAKS = OUT / "leaks"
 PAGE = OUT.parents[1] / "latents.md"

@@ -1,4 +1,4 @@
-"""What an aggregate reveals of one picture: attacks of `metrics.attacks.membership`, with and without its noise.
+"""What an aggregate reveals of one picture: attacks of `lab.attacks`, with and without its noise.
 
     python -m benchmarks.calibration.disclosure.membership           relief's aggregates, then the table of latents.md
     python -m benchmarks.calibration.disclosure.membership --report  only the table
@@ -25,8 +25,8 @@ from benchmarks.calibration.directed import OUT
 from ddib_fed.bridge.calibration.aggregates import default_cells, histogram, noise_sigma
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.files import write_file, write_json
+from ddib_fed.lab import attacks as membership
 from ddib_fed.metrics import bootstrap
-from ddib_fed.metrics.attacks import membership
 from ddib_fed.models.shipped import pretrained
 
 PAGE = OUT.parents[1] / "latents.md"

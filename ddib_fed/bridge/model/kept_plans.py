@@ -37,6 +37,6 @@ def _recurrence(
 ) -> Recurrence | None:
     laid = _laid(schedule, learned, settings, soften_sigma)
     steps = None if laid.learned is None else laid.learned[0 if encoding else 1]
-    if steps is not None and (steps.coordinates != "angle" or steps.corrections is not None):
-        return None  # its numbers differ from frequency to frequency, or from point to point
+    if steps is not None and steps.coordinates != "angle":
+        return None  # its numbers differ from frequency to frequency
     return recurrence_of(laid.encoder if encoding else laid.decoder, laid.evaluations)

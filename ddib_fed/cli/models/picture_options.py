@@ -33,8 +33,8 @@ ENCODER = click.option(
     type=click.Choice(["ode", "mixed"]),
     default="ode",
     show_default=True,
-    help="Pictures: how the source encodes: by its network, or mixed, half by it and half by the mean and spectrum of its "
-    "pictures. That keeps more structure, and the latent then shows more of the picture.",
+    help="Pictures: how the source encodes: ode, by its network; mixed, half so and half by the mean and spectrum of its "
+    "pictures, which keeps more structure, and the latent then shows more of the picture.",
 )
 SOFTEN = click.option(
     "--soften-sigma",

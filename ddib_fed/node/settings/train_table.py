@@ -3,84 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
 from ddib_fed.errors import DdibError
-from ddib_fed.training.settings.config import AnyConfig
-from ddib_fed.training.settings.options import (
-    OPTIONS,
-    field_of,
-    option_name,
-    seconds,
-    train_config,
-)
+from ddib_fed.training.config import TrainConfig, checked, options_of
 
 _PATHS = frozenset({"data", "images", "init", "calibration"})
-_NOT_HERE = frozenset({"name"})
-"""The bundle is named after the domain that the node hosts."""
-_FIELDS = {option_name(name): name for name in OPTIONS if name not in _NOT_HERE} | {"time_s": "time_s"}
 _HINT = "`ddib model train --help` explains the options"
 
 
-def _duration(value: Any) -> Any:
-    return seconds(value) if isinstance(value, str) else value
-
-
-def spell(field: str) -> str:
-    return f"train.{option_name(field)}"
-
-
 class _Table(BaseModel):
-    """The methods of `TrainTable`, whose fields are made from those of the training configs."""
+    """The methods of `TrainTable`, whose keys are the options of a training run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def check(self, domain: str) -> None:
         """Refuse contradicting options, as far as that needs no other file."""
-        given = self._given(Path(), domain)
         try:
-            train_config(given, spell=spell, hint=_HINT)
+            checked(TrainConfig, self._given(Path(), domain), _HINT)
         except DdibError as error:
             raise ValueError(f"train: {error.detail}; {error.hint}") from error
 
-    def config(self, folder: Path, domain: str, *, name: str, threads: int, command: str) -> AnyConfig:
-        given = {"threads": threads, **self._given(folder, domain), "name": name}
-        return train_config(given, spell=spell, hint=_HINT, command=command)
+    def config(self, folder: Path, domain: str, *, name: str, threads: int, command: str) -> TrainConfig:
+        given = {"threads": threads, **self._given(folder, domain), "name": name, "command": command}
+        return checked(TrainConfig, given, _HINT)
 
     def pictures(self, folder: Path) -> str | None:
-        found = {_FIELDS[key]: getattr(self, key) for key in self.model_fields_set}
-        return str(folder / found["images"]) if found.get("images") else found.get("domain")
+        given = self._given(folder, "")
+        return str(given["images"]) if "images" in given else given["domain"] or None
 
     def _given(self, folder: Path, domain: str) -> dict[str, Any]:
-        values = {_FIELDS[key]: getattr(self, key) for key in self.model_fields_set}
-        given = {name: folder / value if name in _PATHS else value for name, value in values.items()}
-        return given if given.keys() & {"domain", "data", "images"} else {"domain": domain, **given}
+        found = {
+            _KEYS[key]: value for key in self.model_fields_set if (value := getattr(self, key)) is not None
+        }
+        found |= {name: folder / found[name] for name in _PATHS & found.keys()}
+        return found if found.keys() & {"domain", "data", "images"} else {"domain": domain, **found}
 
 
-def _fields() -> dict[str, Any]:
-    """Type and default of each key."""
-    found: dict[str, Any] = {}
-    for key, name in _FIELDS.items():
-        if name == "network":
-            found[key] = (str | list[str] | dict[str, Any] | None, None)
-        else:
-            found[key] = (
-                Annotated[_annotation(name) | None, BeforeValidator(_duration)]
-                if name == "time_s"
-                else _annotation(name) | None,
-                None,
-            )
-    return found
-
-
-def _annotation(name: str) -> Any:
-    info = field_of(name)
-    return Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-
-
+# The bundle is named after the domain that the node hosts.
+_KEYS = {name.removesuffix("_s"): name for name in options_of("points", "pictures") if name != "name"}
 if TYPE_CHECKING:
     TrainTable = _Table
 else:
-    TrainTable = create_model("TrainTable", __base__=_Table, **_fields())
+    TrainTable = create_model("TrainTable", __base__=_Table, **dict.fromkeys(_KEYS, (Any, None)))
