@@ -110,7 +110,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "privacy": Lazy(
         "ddib_fed.lab.commands:privacy",
-        "Attack a model's own latents and samples, train with differential privacy, and distil.",
+        "Attack a model's own latents and samples; train with differential privacy.",
     ),
     "evaluate": Lazy(
         "ddib_fed.cli.models.evaluate:evaluate",

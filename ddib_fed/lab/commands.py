@@ -20,7 +20,7 @@ from ddib_fed.training.config import checked, options_of
 
 @group(context_settings={"help_option_names": ["-h", "--help"]})
 def privacy() -> None:
-    """Attack a model's own latents and samples; train so that its weights tell little of each training sample."""
+    """Attack a model's own latents and samples; train with differential privacy."""
 
 
 @privacy.command()

@@ -514,7 +514,8 @@ def checked(config: type[Config], fields: Mapping[str, Any], hint: str) -> Confi
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"][:1]))
         message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{where + ': ' if where else ''}{message}", hint=hint) from error
+        named = f"{option(where) if where in config.model_fields else where}: " if where else ""
+        raise UsageError(f"{named}{message}", hint=hint) from error
 
 
 def network_fields(asked: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
