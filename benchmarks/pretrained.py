@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ddib_fed.datasets.synthetic import DOMAINS, domain_name
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.loop.trainer import Progress
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PointTrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "ddib_fed" / "models" / "pretrained"
@@ -39,7 +39,9 @@ def make(domain: str, steps: int, *, force: bool) -> None:
     command = (
         f"ddib model train --domain {domain} --steps {steps} --seed {SEED} --dtype float16 --out {domain}"
     )
-    config = PointTrainConfig(domain=domain, steps=steps, seed=SEED, dtype="float16", command=command)
+    config = TrainConfig(
+        kind="points", domain=domain, steps=steps, seed=SEED, dtype="float16", command=command
+    )
 
     def show(progress: Progress) -> None:
         if progress.step % 100 == 0:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.models.bundle import amend_bundle, load_bundle
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.loop.trainer import Progress
 from ddib_fed.training.pictures.sheet import thresholds
 from ddib_fed.training.pictures.sources import shipped_source
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 STEPS = {
     "satellite": 8_000,
@@ -50,9 +50,10 @@ SOFTEN_SIGMA = {"brain-t1": 0.1, "brain-t2": 0.1}
 COLOURS = {name: "opponent" for name, domain in SHIPPED.items() if domain.map}
 
 
-def config(domain: str) -> PictureTrainConfig:
+def config(domain: str) -> TrainConfig:
     """The run of one domain."""
-    return PictureTrainConfig(
+    return TrainConfig(
+        kind="pictures",
         domain=domain,
         name=domain,
         preset="tiny-32",

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from ddib_fed.cli.models.training.tune import figures
+from ddib_fed.cli.models.tune import figures
 from ddib_fed.models.tuned import Tuned
-from ddib_fed.training.tuning.run import Wanted, tune_bundle
+from ddib_fed.training.tune import Wanted, tune_bundle
 
 DOMAINS = (
     *(
@@ -39,12 +39,6 @@ def main() -> int:
     parser.add_argument("--domain", nargs="+", default=list(DOMAINS), choices=DOMAINS)
     parser.add_argument("--evaluations", nargs="+", type=int, default=[12, 16, 20])
     parser.add_argument("--out", type=Path, default=Path("ddib_fed/models/pretrained"))
-    parser.add_argument(
-        "--keep-levels",
-        action="store_true",
-        help="keep levels that are there; learn corrections and weights alone",
-    )
-    parser.add_argument("--stage", nargs="+", default=["encode", "decode"], choices=["encode", "decode"])
     parser.add_argument("--effort", type=float, default=1.0, help="as `ddib model tune --effort`")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -52,11 +46,8 @@ def main() -> int:
     for domain in asked.domain:
         started = time.process_time()
         command = f"ddib model tune MODEL --evaluations {' '.join(map(str, numbers))}"
-        command += " --keep-levels" if asked.keep_levels else ""
         command += f" --effort {asked.effort:g}" if asked.effort != 1.0 else ""
-        wanted = Wanted(
-            numbers, stages=tuple(asked.stage), keep_levels=asked.keep_levels, effort=asked.effort
-        )
+        wanted = Wanted(numbers, effort=asked.effort)
         tuned = tune_bundle(asked.out / domain, wanted, command=command, say=_tell)
         _show(domain, tuned, time.process_time() - started)
     return 0

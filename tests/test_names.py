@@ -9,7 +9,7 @@ from ddib_fed.errors import BundleInvalid, InputError, MessageInvalid
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.names import domain_from, is_domain, is_institution, size_from
 from ddib_fed.node.config import ModelSection, NodeSection
-from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConfig
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.trust.identity import check_institution
 from tests.node.tiny_nodes import manifest, state
 from tests.wire.examples import side
@@ -37,8 +37,8 @@ def test_a_domain_is_accepted_everywhere_or_nowhere(name: str) -> None:
         "bundle": accepts(
             lambda: make_bundle(manifest(domain=name), state()), ValidationError, BundleInvalid
         ),
-        "points": accepts(lambda: PointTrainConfig(data="x.npy", name=name), ValidationError),
-        "pictures": accepts(lambda: PictureTrainConfig(images="x", name=name), ValidationError),
+        "points": accepts(lambda: TrainConfig(kind="points", data="x.npy", name=name), ValidationError),
+        "pictures": accepts(lambda: TrainConfig(kind="pictures", images="x", name=name), ValidationError),
     }
     assert len(set(found.values())) == 1, found
 
@@ -65,8 +65,8 @@ def test_a_bundle_of_before_with_a_long_domain_is_read() -> None:
 
 def test_a_file_of_any_name_names_a_domain() -> None:
     """Before, training on `my points.npy` ended after its last step in a ValidationError, and the model was lost."""
-    assert PointTrainConfig(data="my points.npy").label == "my-points"
-    assert PointTrainConfig(data="é.npy").label == "points"
+    assert TrainConfig(kind="points", data="my points.npy").label == "my-points"
+    assert TrainConfig(kind="points", data="é.npy").label == "points"
     for text in ("my points", "..hidden", "x" * 300, "a/b\n"):
         assert is_domain(domain_from(text))
 

@@ -34,8 +34,8 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
 from ddib_fed.metrics.pictures import psnr
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 HEADS = (("brain-t1", "brain-t2"), ("brain-t2", "brain-t1"))
 ANCHORS = 8
@@ -108,10 +108,11 @@ def calibrate(directed: Directed, seed: int) -> Calibration:
     )
 
 
-def retraining(directed: Directed, calibration: Path, seed: int) -> PictureTrainConfig:
+def retraining(directed: Directed, calibration: Path, seed: int) -> TrainConfig:
     """What `ddib model train --init OWN --calibration FILE` does."""
     name = directed.source_name
-    return PictureTrainConfig(
+    return TrainConfig(
+        kind="pictures",
         domain=name,
         init=ROOT / "ddib_fed" / "models" / "pretrained" / name,
         calibration=calibration,

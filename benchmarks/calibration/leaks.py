@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from benchmarks.calibration.directed import BUILD, OUT, Directed
-from ddib_fed.bridge.model.domain_model import DomainModel
-from ddib_fed.files import write_json
-from ddib_fed.metrics import retrieval
 from ddib_fed.metrics.attacks.inversion import fit_inverter
 from ddib_fed.metrics.attacks.reading import correlation_matrix
+from ddib_fed.runs.privacy.along import Latents, latents_along
+
+from benchmarks.calibration.directed import BUILD, OUT, Directed
+from ddib_fed.bridge.model import DomainModel
+from ddib_fed.files import write_json
+from ddib_fed.metrics import retrieval
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import compare
-from ddib_fed.runs.privacy.along import Latents, latents_along
 
 MODES = (*(("ode", depth) for depth in (1.0, 0.85, 0.7, 0.5, 0.3)), ("mixed", 1.0))
 ALONG = {"ode": (0.3, 0.5, 0.7, 0.85), "mixed": ()}

@@ -34,11 +34,11 @@ from ddib_fed.models.bundle import amend_bundle, load_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.shipped import CALIBRATION_FILE
 from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.loop.trainer import Progress
 from ddib_fed.training.pictures.sheet import thresholds
 from ddib_fed.training.pictures.sources import shipped_source
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 MADE = ROOT / "build" / "calibrated"
 PRETRAINED = ROOT / "ddib_fed" / "models" / "pretrained"
@@ -146,7 +146,8 @@ def aggregate(directed: Directed, seed: int, epsilon: float) -> Aggregate:
 def retrain(directed: Directed, seed: int, folder: Path) -> None:
     """The source's model on its mapped pictures."""
     name, started = directed.source_name, time.process_time()
-    config = PictureTrainConfig(
+    config = TrainConfig(
+        kind="pictures",
         domain=name,
         name=name,
         preset="tiny-32",

@@ -63,8 +63,8 @@ def translate(
         grid: "default", "uniform-lambda", "karras", "integer", "integer:T" or "learned" (both models tuned).
         depth: Fraction of the way to noise, in (0, 1]; below 1 the latent keeps some of the sample.
         quality: "draft", "standard" or "exact", instead of solver, order, evaluations and grid.
-        encoder: How the source encodes pictures: "ode", "mixed" or "linear"; other than "ode" the latent shows more of
-            the picture, and between nodes both policies must allow it.
+        encoder: How the source encodes pictures: "ode" or "mixed"; with "mixed" the latent shows more of the picture,
+            and between nodes both policies must allow it.
         source_class: Class of the samples, by number (between nodes by name too), where the source's model has classes.
         target_class: Class to translate to.
         guidance: Scale of classifier-free guidance at the target; None for none.

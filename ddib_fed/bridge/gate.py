@@ -50,7 +50,7 @@ class Made:
 def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentStatistics:
     """Statistics of one item's latent, refused when it is not one that an encoder makes.
 
-    Those of an encoder that is linear, at least in part, have wider bounds.
+    Those of the encoder mixed have wider bounds.
     Latents of less than the whole depth are not noise, and none is refused. Nor is one on a leg that the wire cannot
     carry (guided encoding, noise in decoding, the public code's respacings): it never reaches a node.
 

@@ -27,7 +27,7 @@ from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest, check_guide
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.networks.encoders import SHARES, SharedWithLinear, spectrum_of
+from ddib_fed.networks.encoders import SharedWithLinear, spectrum_of
 from ddib_fed.networks.spectral_frame import SpectralFrame
 
 Array = NDArray[np.float32]
@@ -101,7 +101,7 @@ class DomainModel:
                 found = self._guided(guidance)
                 if encoder != "ode":
                     self.check_encoder(encoder, guidance)
-                    found = SharedWithLinear(found, SHARES[encoder])
+                    found = SharedWithLinear(found)
                 found = self.bundle.over_samples(found)
                 if calibration is not None:
                     found = Rotated(found, self._rotation(calibration))
@@ -128,7 +128,7 @@ class DomainModel:
     ) -> Recurrence | None:
         laid = self.plan(settings, soften_sigma)
         steps = None if laid.learned is None else laid.learned[0 if encoding else 1]
-        if steps is not None and (steps.coordinates != "angle" or steps.corrections is not None):
+        if steps is not None and steps.coordinates != "angle":
             return None  # its numbers differ from frequency to frequency, or from point to point
         return recurrence_of(laid.encoder if encoding else laid.decoder, laid.evaluations)
 

@@ -7,8 +7,10 @@ that the same option is found in the same place in every command; one that is in
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -33,8 +35,8 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
         "Between nodes": "no_calibration deadline",
         "Reading pictures": "fit range classes held_out flip crop dequantise colours channels scene",
         "Volumes and maps": "intensity slices tile overlap keep_parts",
-        "Learning": "batch microbatch learning_rate ema sampler checkpoint_every init parameterisation recipe seed",
-        "Network": "width blocks schedule network preset variant",
+        "Learning": "batch microbatch learning_rate ema sampler checkpoint_every init predict seed",
+        "Network": "width blocks network preset variant",
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
         "Machine": "device devices threads precision dtype",
         "Results": "thresholds uncertainty keep_latents keep_latent doubtful_below samples soften_sigma reference page "
@@ -88,6 +90,24 @@ class Group(click.Group):
 
     command_class = Command
     group_class = type
+
+    def __init__(
+        self, *args: Any, hooks: Mapping[str, str] = MappingProxyType({}), **attributes: Any
+    ) -> None:
+        super().__init__(*args, **attributes)
+        self.hooks = hooks
+        """Commands of leaf packages: `module:attribute` by name, imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.hooks])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find the command."""
+        if (place := self.hooks.get(cmd_name)) is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = place.partition(":")
+        found: click.Command = getattr(importlib.import_module(module), attribute)
+        return found
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

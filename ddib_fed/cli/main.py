@@ -84,17 +84,13 @@ COMMANDS: Mapping[str, Lazy] = {
         "Read, follow, export and verify the node's audit log; exchange its ends with peers.",
     ),
     "try": Lazy(
-        "ddib_fed.cli.models.training.trying:try_",
+        "ddib_fed.cli.models.trying:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
     ),
     "model": Lazy("ddib_fed.cli.models.model:model", "List, copy, train, sample, show and import models."),
     "classifier": Lazy(
-        "ddib_fed.cli.models.training.classifier:classifier",
+        "ddib_fed.cli.models.train:classifier",
         "Train classifiers of noisy pictures, for guidance.",
-    ),
-    "recipe": Lazy(
-        "ddib_fed.cli.models.training.recipe:recipe",
-        "Share training settings, but no data, with another institution.",
     ),
     "colours": Lazy(
         "ddib_fed.cli.models.colours:colours",
@@ -104,8 +100,8 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.models.bridge:bridge", "Translate between two models in one process, without nodes."
     ),
     "privacy": Lazy(
-        "ddib_fed.cli.models.privacy:privacy",
-        "Attack a model's own latents and samples, and report what an attacker recovers.",
+        "ddib_fed.lab.commands:privacy",
+        "Attack a model's own latents and samples; train with differential privacy.",
     ),
     "evaluate": Lazy(
         "ddib_fed.cli.models.evaluate:evaluate",
@@ -131,7 +127,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "try",
         "model",
         "classifier",
-        "recipe",
         "bridge",
         "colours",
         "evaluate",

@@ -313,11 +313,11 @@ LIMIT = click.option(
 )
 ENCODER = click.option(
     "--encoder",
-    type=click.Choice(["ode", "mixed", "linear"]),
+    type=click.Choice(["ode", "mixed"]),
     default="ode",
     show_default=True,
-    help="How the source encodes pictures. Latents of mixed and linear keep more structure and show more of the "
-    "picture; both nodes must allow them ([policy] encoders).",
+    help="How the source encodes pictures. Latents of mixed keep more structure and show more of the picture; both "
+    "nodes must allow them ([policy] encoders).",
 )
 SOLVING = (EVALUATIONS, SOLVER, ORDER, GRID, QUALITY, DEPTH, ENCODER)
 GUIDING = (GUIDANCE, CLASSIFIER_SCALE, CLIP)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.denoiser import Condition
-from ddib_fed.diffusion.learned_solver import learned_solver
 from ddib_fed.diffusion.levels.grids import Grid, check_grid, make_grid
 from ddib_fed.diffusion.levels.learned import LEARNED_GRID, Frame, LearnedLegs, LearnedSteps
 from ddib_fed.diffusion.levels.public import PublicLevels, public_grids
@@ -32,7 +31,7 @@ FLOW_MAP = "flow-map"
 # Fields of `SolverSettings` that the first release did not have.
 LATER_FIELDS = frozenset({"encoder", "levels", "eta", "ancestral"})
 # How the source takes a picture to its latent; `networks.encoders` says what they are.
-ENCODERS = ("ode", "mixed", "linear")
+ENCODERS = ("ode", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +266,25 @@ def _learned_plan(settings: SolverSettings, schedule: Schedule, sigma: float, le
     softened = data if sigma == 0.0 else min(data, -math.log(sigma))
     grids = encode.grid(schedule, softened, noise), decode.grid(schedule, data, noise).reversed()
     return Plan(settings, SOLVERS["unipc"], *grids, (encode, decode))
+
+
+def learned_solver(
+    steps: LearnedSteps, x: Tensor, grid: Grid, cond: Condition, frame: Frame | None
+) -> Solver:
+    """The generator that walks learned steps, laid on `grid`; arguments as in `Plan.encoder`.
+
+    Raises:
+        SettingsInvalid: They were learned in coordinates that this model, at this size of pictures, does not have.
+    """
+    if steps.coordinates == "angle":
+        return solvers.unipc(x, grid, order=steps.order, cond=cond)
+    if frame is None:
+        raise SettingsInvalid(
+            "the learned steps are for pictures of the model's own size, whitened by its spectrum",
+            hint="use --grid default here",
+            facts={"grid": LEARNED_GRID},
+        )
+    return solvers.unipc_in(frame, x, grid, order=steps.order, cond=cond)
 
 
 def lambda_at(schedule: Schedule, depth: float) -> float:

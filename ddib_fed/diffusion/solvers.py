@@ -18,10 +18,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.corrections import DIFFERENCES, Corrections, features_of
 from ddib_fed.diffusion.denoiser import Condition, Query
 from ddib_fed.diffusion.levels.grids import Grid
-from ddib_fed.diffusion.levels.learned import Frame, StepWeights
+from ddib_fed.diffusion.levels.learned import Frame
 from ddib_fed.diffusion.schedule import Level
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.
@@ -116,9 +115,7 @@ def rk4(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
     return x
 
 
-def unipc(
-    x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None, weights: StepWeights | None = None
-) -> Solver:
+def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> Solver:
     """Predictor-corrector multistep on v (after UniPC, arXiv 2302.04867); one evaluation an interval.
 
     The predictor integrates the polynomial through the last `order` values of v; v is evaluated there once, and
@@ -130,12 +127,11 @@ def unipc(
         grid: Levels to walk.
         order: Values of v that the predictor uses, 1 to 4.
         cond: Handed through to the network.
-        weights: In the place of those of the polynomials (`unipc_weights`), as many.
 
     Returns:
         x at the last level.
     """
-    predictors, correctors = unipc_weights(grid.phis, order) if weights is None else weights
+    predictors, correctors = unipc_weights(grid.phis, order)
     x = x.clone()
     guess = x
     history: deque[Tensor] = deque(maxlen=order + 1)
@@ -148,18 +144,9 @@ def unipc(
     return guess
 
 
-def unipc_in(
-    frame: Frame,
-    x: Tensor,
-    grid: Grid,
-    *,
-    order: int = 3,
-    cond: Condition = None,
-    weights: StepWeights | None = None,
-) -> Solver:
+def unipc_in(frame: Frame, x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> Solver:
     """`unipc` on the states of a frame, over lambda; arguments and result as there, x outside of the frame."""
-    lams = tuple(level.lam for level in grid.levels)
-    predictors, correctors = unipc_weights(lams, order) if weights is None else weights
+    predictors, correctors = unipc_weights(tuple(level.lam for level in grid.levels), order)
     first, last = grid.levels[0], grid.levels[-1]
     state = frame.enter(x, first.alpha, first.sigma)
     guess = state
@@ -174,33 +161,6 @@ def unipc_in(
     return frame.leave(guess, last.alpha, last.sigma)
 
 
-def unipc_corrected(
-    corrections: Corrections, x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None
-) -> Solver:
-    """`unipc` with what `corrections` add to each step; arguments and result as there.
-
-    Nothing is changed in place, so that gradients can be taken through it.
-    """
-    predictors, correctors = unipc_weights(grid.phis, order)
-    corrections = corrections.like(x)
-    guess = x
-    history: deque[Tensor] = deque(maxlen=1 + max(order, DIFFERENCES))
-    for i, level in enumerate(grid.levels[:-1]):
-        v = yield Query(guess, level, cond)
-        history.appendleft(v)
-        ahead, behind = corrections.at(i, features_of(grid.phis, i, guess, history))
-        if i > 0:
-            x = _weighted(x + behind, correctors[i - 1], history)
-        guess = _weighted(x + ahead, predictors[i], history)
-    return guess
-
-
-def _weighted(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
-    for weight, v in zip(weights, history, strict=False):
-        x = torch.add(x, v, alpha=weight)
-    return x
-
-
 def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
     for weight, v in zip(weights, history, strict=False):
         x.add_(v, alpha=weight)
@@ -208,7 +168,7 @@ def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
 
 
 @lru_cache(maxsize=128)
-def unipc_weights(phis: tuple[float, ...], order: int) -> StepWeights:
+def unipc_weights(phis: tuple[float, ...], order: int) -> tuple[tuple[Weights, ...], tuple[Weights, ...]]:
     """Predictor and corrector weights of every interval of the angles `phis`, newest value of v first."""
     predictors, correctors = [], []
     for i, (start, end) in enumerate(pairwise(phis)):

@@ -7,42 +7,24 @@ and not the ODE. The file may come from anywhere: its size, every count and ever
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
-from ddib_fed.diffusion.corrections import Corrections, corrections_of
-from ddib_fed.diffusion.levels.learned import Coordinates, LearnedLegs, LearnedSteps, Stage, StepWeights
+from ddib_fed.diffusion.levels.learned import Coordinates, LearnedLegs, LearnedSteps, Stage
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.models.catalogue import STEPS_FILE
 
 MAX_STEPS_BYTES = 1 << 22
-MAX_CORRECTIONS = 1 << 20
-"""Characters of one leg's corrections."""
-HALF = 65_504.0
-"""The largest float16."""
-WITH_WEIGHTS = 3
-"""`format_version` of a file in which a leg has weights."""
 MAX_LEGS = 64
 MAX_LEARNED = 64
 """Evaluations of a leg that can be learned; with more the default grid is as good as exact."""
 MAX_LAMBDA = 30.0
 LEAST_STEP = 1e-4
 """In lambda, between two levels: below, the weights of an order-5 step lose all digits."""
-MAX_WEIGHT = 1e3
-"""Of a value of v; those of the shipped models are below 10."""
-Row = Annotated[
-    tuple[Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)], ...],
-    Field(max_length=6),
-]
-Rows = Annotated[tuple[Row, ...], Field(max_length=MAX_LEARNED)]
 Small = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
 
@@ -58,26 +40,6 @@ class Errors(_Frozen):
     high: Small
     median: Small
     p99: Small
-
-
-class LearnedWeights(_Frozen):
-    """Weights of the values of v at each step, the newest first, in the place of those of the polynomial
-    through them.
-    """
-
-    predictors: Rows
-    correctors: Rows
-
-    @classmethod
-    def of(cls, weights: StepWeights) -> LearnedWeights:
-        return cls(predictors=weights[0], correctors=weights[1])
-
-    def check(self, evaluations: int, order: int) -> None:
-        """Return when the counts fit."""
-        wanted = [min(i + 1, order) for i in range(evaluations)]
-        found = [len(row) for row in self.predictors], [len(row) for row in self.correctors]
-        if found != (wanted, [count + 1 for count in wanted[:-1]]):
-            raise ValueError(f"the weights do not fit {evaluations} steps of order {order}")
 
 
 class TunedLeg(_Frozen):
@@ -97,8 +59,6 @@ class TunedLeg(_Frozen):
     yardstick: int = Field(ge=2, le=10_000)
     yardstick_error: Errors
     reference_gap: Small
-    corrections: str | None = Field(default=None, max_length=MAX_CORRECTIONS)
-    weights: LearnedWeights | None = None
 
     @model_validator(mode="after")
     def _falls(self) -> TunedLeg:
@@ -106,14 +66,6 @@ class TunedLeg(_Frozen):
             raise ValueError(f"{self.evaluations} evaluations have {self.evaluations + 1} levels")
         if any(high - low < LEAST_STEP for high, low in pairwise(self.lams)):
             raise ValueError(f"lambda must fall by at least {LEAST_STEP} at each step")
-        if self.corrections is not None:
-            if self.coordinates != "angle":
-                raise ValueError("corrections are of steps over the angle")
-            read_corrections(self.corrections, self.evaluations)
-        if self.weights is not None:
-            if self.corrections is not None:
-                raise ValueError("steps have learned weights or corrections, not both")
-            self.weights.check(self.evaluations, self.order)
         return self
 
     @property
@@ -122,36 +74,13 @@ class TunedLeg(_Frozen):
 
     def steps(self) -> LearnedSteps:
         """Without the figures."""
-        found = None if self.corrections is None else read_corrections(self.corrections, self.evaluations)
-        weights = None if self.weights is None else (self.weights.predictors, self.weights.correctors)
-        return LearnedSteps(
-            self.stage, self.evaluations, self.sigma, self.order, self.coordinates, self.lams, found, weights
-        )
-
-
-def corrections_text(corrections: Corrections) -> str:
-    """As a leg holds them: weights in float16, sizes and features' scales in float32."""
-    wide = ("centre", "spread", "size")
-    tensors = {
-        name: (tensor if name in wide else tensor.clamp(-HALF, HALF).half()).cpu().contiguous()
-        for name, tensor in corrections.named().items()
-    }
-    return base64.b64encode(save(tensors)).decode()
-
-
-def read_corrections(text: str, evaluations: int) -> Corrections:
-    """The corrections in `text` (see `corrections_text`) for so many steps."""
-    try:
-        tensors = load(base64.b64decode(text, validate=True))
-    except (binascii.Error, SafetensorError) as error:
-        raise ValueError(f"the corrections cannot be read: {error}") from error
-    return corrections_of(tensors, evaluations)
+        return LearnedSteps(self.stage, self.evaluations, self.sigma, self.order, self.coordinates, self.lams)
 
 
 class Tuned(_Frozen):
     """The content of steps.json."""
 
-    format_version: Literal[1, 2, 3] = 1
+    format_version: Literal[1] = 1
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     command: str = Field(default="", max_length=2000)
     legs: tuple[TunedLeg, ...] = Field(default=(), max_length=MAX_LEGS)
@@ -160,10 +89,6 @@ class Tuned(_Frozen):
     def _each_once(self) -> Tuned:
         if len({leg.key for leg in self.legs}) != len(self.legs):
             raise ValueError("two legs are of one direction, softening and number")
-        if self.format_version == 1 and any(leg.corrections is not None for leg in self.legs):
-            raise ValueError("corrections belong to format_version 2")
-        if self.format_version < WITH_WEIGHTS and any(leg.weights is not None for leg in self.legs):
-            raise ValueError(f"weights belong to format_version {WITH_WEIGHTS}")
         return self
 
     @property
@@ -182,33 +107,19 @@ class Tuned(_Frozen):
         new = {leg.key for leg in legs}
         kept = [leg for leg in self.legs if leg.key not in new]
         every = sorted([*kept, *legs], key=lambda leg: leg.key)
-        corrected = any(leg.corrections is not None for leg in every)
-        weighted = any(leg.weights is not None for leg in every)
-        return Tuned(
-            format_version=WITH_WEIGHTS if weighted else 2 if corrected else 1,
-            weights_sha256=self.weights_sha256,
-            command=command,
-            legs=tuple(every),
-        )
+        return Tuned(weights_sha256=self.weights_sha256, command=command, legs=tuple(every))
 
     def figures(self) -> dict[str, Any]:
-        """JSON values for people: whether a leg has corrections or weights, and not their numbers."""
-        values = self._values()
-        for leg in values["legs"]:
-            for name in ("corrections", "weights"):
-                leg[name] = leg.get(name) is not None
-        return values
-
-    def _values(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude_none=True)
+        """Its fields as JSON values."""
+        return self.model_dump(mode="json")
 
     def text(self) -> bytes:
-        return (json.dumps(self._values(), indent=1) + "\n").encode()
+        return (json.dumps(self.figures(), indent=1) + "\n").encode()
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, hex: names exactly these steps."""
         return hashlib.sha256(
-            json.dumps(self._values(), sort_keys=True, separators=(",", ":")).encode()
+            json.dumps(self.figures(), sort_keys=True, separators=(",", ":")).encode()
         ).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Encoders between the network's ODE and a linear map: the source's latent keeps more of the picture's structure.
+"""The encoder mixed, between the network's ODE and a linear map: the latent keeps more of the picture's structure.
 
 v = v_lin + share (v_net - v_lin),   v_lin = E[v | x] if pictures were Gaussian of the network's mean and spectrum
 """
@@ -13,14 +13,11 @@ from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.diffusion.wrapped.guidance import Wrapped
 from ddib_fed.networks.spectrum import Spectrum
 
-SHARES = {"ode": 1.0, "mixed": 0.5, "linear": 0.0}
-"""Share of the network by the encoders' names, `diffusion.plans.ENCODERS`."""
-
 
 class SharedWithLinear(Wrapped):
     """A denoiser mixed with the linear estimate of its network's spectrum."""
 
-    def __init__(self, denoiser: Denoiser, share: float) -> None:
+    def __init__(self, denoiser: Denoiser, share: float = 0.5) -> None:
         super().__init__(denoiser)
         spectrum = spectrum_of(self.network)
         if spectrum is None:
@@ -33,8 +30,6 @@ class SharedWithLinear(Wrapped):
         wide = torch.promote_types(x.dtype, torch.float32)
         times = on_device(network_times(places.table, "scaled-lambda"), x.device, wide)
         linear = self._spectrum.ask(x, times, places.rows).expected().to(x.dtype)
-        if self.share == 0.0:
-            return linear
         return linear.lerp_(self.inner.at(x, places, cond), self.share)
 
 

@@ -42,15 +42,8 @@ from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.rpc.proxy import Proxy, ProxyUrl
 from ddib_fed.telemetry import NodeTelemetry
 from ddib_fed.toml_files import Institution, checked, load_toml, parse_toml
-from ddib_fed.training.settings.config import AnyConfig
-from ddib_fed.training.settings.options import (
-    OPTIONS,
-    SHIPPED,
-    option_name,
-    refuse_idle,
-    seconds,
-    train_config,
-)
+from ddib_fed.training.config import SHIPPED, TrainConfig, options_of
+from ddib_fed.training.config import checked as checked_config
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 
 Role = Literal["source", "target"]
@@ -63,8 +56,10 @@ MAX_POINTS_PER_ITEM: Final = 100_000
 """Seconds of work: a larger set takes several files."""
 MAX_SOCKET_PATH: Final = 100
 """sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero."""
-_TRAIN_PATHS: Final = frozenset({"data", "images", "init", "recipe", "calibration"})
-_TRAIN_FIELDS: Final = {option_name(name): name for name in OPTIONS if name != "name"}
+_TRAIN_PATHS: Final = frozenset({"data", "images", "init", "calibration"})
+_TRAIN_FIELDS: Final = {
+    name.removesuffix("_s"): name for name in options_of("points", "pictures") if name != "name"
+}
 _TRAIN_HINT: Final = "`ddib model train --help` explains the options"
 
 
@@ -160,17 +155,13 @@ class TrainSection(BaseModel):
                     f"train.{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
                 )
         try:
-            given = self._given(Path(), domain)
-            if "recipe" in given:
-                refuse_idle(given, _spell, _TRAIN_HINT)
-            else:
-                train_config(given, spell=_spell, hint=_TRAIN_HINT)
+            checked_config(TrainConfig, self._given(Path(), domain), _TRAIN_HINT)
         except DdibError as error:
             raise ValueError(f"train: {error.detail}; {error.hint}") from error
 
-    def config(self, folder: Path, domain: str, *, name: str, threads: int, command: str) -> AnyConfig:
-        given = {"threads": threads, **self._given(folder, domain), "name": name}
-        return train_config(given, spell=_spell, hint=_TRAIN_HINT, command=command)
+    def config(self, folder: Path, domain: str, *, name: str, threads: int, command: str) -> TrainConfig:
+        given = {"threads": threads, **self._given(folder, domain), "name": name, "command": command}
+        return checked_config(TrainConfig, given, _TRAIN_HINT)
 
     @property
     def names_data(self) -> bool:
@@ -182,16 +173,8 @@ class TrainSection(BaseModel):
 
     def _given(self, folder: Path, domain: str) -> dict[str, Any]:
         given = {_TRAIN_FIELDS[key]: value for key, value in (self.model_extra or {}).items()}
-        for name, value in given.items():
-            if name in _TRAIN_PATHS:
-                given[name] = folder / value
-            elif name == "time_s" and isinstance(value, str):
-                given[name] = seconds(value)
+        given |= {name: folder / given[name] for name in _TRAIN_PATHS & given.keys()}
         return given if self.names_data else {"domain": domain, **given}
-
-
-def _spell(field: str) -> str:
-    return f"train.{option_name(field)}"
 
 
 class LimitsSection(Section):
@@ -307,8 +290,8 @@ class PolicySection(Section):
         le=10_000,
         description="of a latent that leaves or is decoded here; 0 for any number, flow maps are exempt",
     )
-    encoders: tuple[Literal["ode", "mixed", "linear"], ...] = Field(
-        ("ode",), description='also "mixed", "linear": latents that show more of the picture'
+    encoders: tuple[Literal["ode", "mixed"], ...] = Field(
+        ("ode",), description='also "mixed": latents that show more of the picture'
     )
     max_guidance: float = Field(
         10.0, ge=0, le=MAX_GUIDANCE, description="largest --guidance and --classifier-scale; 0 for none"

@@ -9,7 +9,7 @@ from ddib_fed.errors import ConfigError
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.runs.training import train_at_terminal
 from ddib_fed.terminal import say
-from ddib_fed.training.settings.options import SHIPPED
+from ddib_fed.training.config import SHIPPED
 
 
 def train_node(config: NodeConfig, *, force: bool = False) -> None:

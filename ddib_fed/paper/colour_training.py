@@ -24,8 +24,8 @@ from ddib_fed.paper.colour_transfer import Palette
 from ddib_fed.processes import require_alone
 from ddib_fed.samples.images import encode_png
 from ddib_fed.samples.points import to_npy
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PointTrainConfig
 
 STEPS = 1_500
 """Optimiser steps of a model: about a minute of one core."""
@@ -104,7 +104,8 @@ def palette(
     model_folder(folder.parent)
     points = folder.with_name(f"{label}.npy")
     write_file(points, content, private=True)
-    config = PointTrainConfig(
+    config = TrainConfig(
+        kind="points",
         data=points,
         name=f"colours-{label}",
         seed=settings.seed,

@@ -34,10 +34,10 @@ from ddib_fed.samples import folders
 from ddib_fed.samples.images import read_fitted
 from ddib_fed.samples.scans import Entry, Folder, require_outside
 from ddib_fed.training import record
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures.sources import name_of
 from ddib_fed.training.run import train
 from ddib_fed.training.run_folder import RUN_FOLDER
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9
@@ -54,7 +54,7 @@ class Rehearsal:
     a: Path
     b: Path
     out: Path
-    config: PictureTrainConfig
+    config: TrainConfig
     time_s: float | None = None
     test_a: Path | None = None
     test_b: Path | None = None
@@ -133,7 +133,7 @@ def _channels(a: _Side, b: _Side) -> int:
 def _train(
     side: _Side,
     both: tuple[_Side, _Side],
-    config: PictureTrainConfig,
+    config: TrainConfig,
     wanted: Rehearsal,
     show: OnProgress,
     say: Callable[[str], None],
@@ -143,7 +143,7 @@ def _train(
     """The model of a side, trained or found."""
     alike = both[0].name == both[1].name
     time_s = None if wanted.time_s is None else TRAINING_SHARE * wanted.time_s / 2
-    config = PictureTrainConfig.model_validate(
+    config = TrainConfig.model_validate(
         config.model_dump()
         | {
             "images": side.folder.root,
@@ -183,7 +183,7 @@ def _translate(
     source: _Side,
     target: _Side,
     models: tuple[Bundle, Bundle],
-    config: PictureTrainConfig,
+    config: TrainConfig,
     wanted: Rehearsal,
     show: OnProgress,
 ) -> WayFound:

@@ -14,12 +14,12 @@ from types import FrameType
 from ddib_fed.bars import bar
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.terminal import say
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.loop.trainer import Progress
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import AnyConfig
 
 
-def train_at_terminal(config: AnyConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
+def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
     """Train with a progress bar on stderr; Ctrl-C and SIGTERM stop it so that it can be resumed."""
     with bar("training") as show, bar("checking") as look, _stopping() as stop:
 

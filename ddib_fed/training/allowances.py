@@ -9,7 +9,7 @@ from ddib_fed.bridge.model import DomainModel
 from ddib_fed.errors import InputError
 from ddib_fed.models.allowances import GATE_FILE, Allowances
 from ddib_fed.models.bundle import load_bundle, put_beside
-from ddib_fed.training.tuning.samples import Counts, own_samples
+from ddib_fed.training.own_samples import Counts, own_samples
 
 PICTURES = 300
 """Pictures that are encoded, where there are so many."""

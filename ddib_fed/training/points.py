@@ -32,13 +32,11 @@ from ddib_fed.networks.registry import build_network
 from ddib_fed.reports import plots
 from ddib_fed.samples.kinds import name_file, refuse_picture
 from ddib_fed.samples.points import parse_npy
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.levels import LambdaSampler
 from ddib_fed.training.loop.prefetch import Piece
 from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.objective import PointBatch, make_batch, make_step_batch
-from ddib_fed.training.private.gradients import Draws
-from ddib_fed.training.private.key import RunKey
-from ddib_fed.training.settings.config import PointTrainConfig
 
 Floats = NDArray[np.float32]
 
@@ -66,7 +64,7 @@ class PointSource:
 
 
 class PointTask:
-    def __init__(self, config: PointTrainConfig, source: PointSource) -> None:
+    def __init__(self, config: TrainConfig, source: PointSource) -> None:
         self.config, self.source = config, source
         self.figures: dict[str, float] = {}
         self._schedule = schedule_from_config(_schedule(config))
@@ -89,27 +87,9 @@ class PointTask:
         x0 = self.source.take(u[:, :DATA_COLUMNS])
         return self._questions(x0, u, config.levels, config.reference, piece, device)
 
-    @property
-    def training_samples(self) -> int:
-        return len(self.source.train)
-
-    def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        count, dim = self.config.dp_draws, self.source.dim
-        shape = (len(chosen), count)
-        u = torch.from_numpy((np.arange(count) + key.uniforms("levels", step, shape)) / count).reshape(-1)
-        eps = torch.from_numpy(key.normals("noise of points", step, (u.numel(), dim))).float()
-        x0 = torch.from_numpy(self.source.train[chosen]).repeat_interleave(count, 0)
-        if self.config.network == "public":
-            assert isinstance(self._schedule, DiscreteSchedule)
-            batch = make_step_batch(x0, eps, u, self._schedule)
-        else:
-            batch = make_batch(x0, eps, self._lambdas(u), reference=0)
-        x, target = (part.reshape(*shape, dim) for part in (batch.x, batch.target))
-        return Draws(x, batch.times.reshape(shape), target)
-
     def loss(self, network: nn.Module, piece: Piece, samples: PointBatch) -> tuple[Tensor, Tensor]:
         config = self.config
-        if config.dropout:
+        if config.network.get("dropout"):
             # The masks are the one thing that the cut of a batch changes.
             seeds = np.random.SeedSequence([config.seed, piece.step, piece.first])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
@@ -165,7 +145,7 @@ class PointTask:
     def restore(self, state: dict[str, Tensor]) -> None: ...
 
     def manifest(self) -> dict[str, Any]:
-        mlp = self.config.network == "mlp"
+        mlp = not self.config.public
         return {
             "sample_shape": (self.source.dim,),
             "network": self._network(),
@@ -181,15 +161,10 @@ class PointTask:
 
     def _network(self) -> MlpConfig | SyntheticConfig:
         config, dim = self.config, self.source.dim
-        if config.network == "mlp":
+        if not config.public:
             return MlpConfig(dim=dim, width=config.width, blocks=config.blocks)
-        return SyntheticConfig(
-            in_channels=dim,
-            out_channels=dim,
-            num_channels=config.num_channels,
-            num_res_blocks=config.num_res_blocks,
-            dropout=config.dropout,
-        )
+        fields = {name: value for name, value in config.network.items() if name != "public"}
+        return SyntheticConfig(in_channels=dim, out_channels=dim, **fields)
 
     def _held_out_batch(self) -> PointBatch:
         """As `_batch`, on held-out points, with plain targets where there are too few for a posterior."""
@@ -216,25 +191,25 @@ class PointTask:
         normals = np.concatenate([synthetic.normals(own[:, i : i + 2]) for i in pairs], axis=1)
         noise = on_device(torch.from_numpy(normals[:, : self.source.dim]).float(), device)
         points = on_device(torch.from_numpy(x0), device)
-        if self.config.network == "public":
+        if self.config.public:
             assert isinstance(self._schedule, DiscreteSchedule)
             return make_step_batch(points, noise, spread, self._schedule, first=piece.first)
         lams = on_device(self._lambdas(spread), device)
         return make_batch(points, noise, lams, reference=reference, first=piece.first)
 
 
-def _schedule(config: PointTrainConfig) -> ScheduleConfig:
-    return ScheduleConfig(name=config.schedule, steps=config.diffusion_steps)
+def _schedule(config: TrainConfig) -> ScheduleConfig:
+    return ScheduleConfig(name=str(config.noise_schedule), steps=config.diffusion_steps)
 
 
-def open_points(config: PointTrainConfig) -> PointSource:
+def open_points(config: TrainConfig) -> PointSource:
     """The points that `config` names."""
     if config.domain is not None:
         return _domain(synthetic.domain_name(config.domain), config)
     return points_source(Path(str(config.data)), config.batch)
 
 
-def _domain(name: str, config: PointTrainConfig) -> PointSource:
+def _domain(name: str, config: TrainConfig) -> PointSource:
     held_out = synthetic.draw(name, config.batch, _HELD_OUT_SEED, step=config.seed)
     return PointSource(
         2, 0.0, 1.0, f"domain:{name}", lambda u: synthetic.from_uniforms(name, u), held_out, held_out[:0]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ddib_fed.files import write_file
 from ddib_fed.reports import plots
+from ddib_fed.training.config import learning_rate
 from ddib_fed.training.loop.trainer import Progress, Trainer
-from ddib_fed.training.settings.config import learning_rate
 
 FIELDS = ("step", "loss", "held_out", "learning_rate", "seconds", "cpu_seconds")
 LOG_EVERY = 10
@@ -101,7 +101,7 @@ class Log:
 
     def draw(self, trainer: Trainer, *, last: bool = False) -> None:
         """Renew loss.png and samples.png, and compare the samples with training data."""
-        if last or trainer.config.kind == "pictures":
+        if last or trainer.config.kind != "points":
             draw_loss(read_progress(self._file.path), self._folder / "loss.png")
         self._say(trainer, "near", trainer.task.show(trainer, self._folder, last=last))
 

@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,18 +18,15 @@ from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.training.allowances import after_training
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.loop.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.loop.distributed import World, open_world
 from ddib_fed.training.loop.losses import Losses
 from ddib_fed.training.loop.trainer import PROBE_MARGIN, OnProgress, Trainer, measure, settle
 from ddib_fed.training.opening import OnScan, Opened, Say, open_data
 from ddib_fed.training.pictures.sources import PictureSource
-from ddib_fed.training.private.accounting import require_opacus
-from ddib_fed.training.private.key import forget_key, key_of_run
-from ddib_fed.training.private.trainer import PrivateTask, PrivateTrainer, require_private
 from ddib_fed.training.record import LOG_EVERY, Log
 from ddib_fed.training.run_folder import DTYPES, RunFolder, run_identity
-from ddib_fed.training.settings.config import AnyConfig, PictureTrainConfig
 
 MEASURE_S = 3.0
 """Seconds in which the cost of a step is measured before the first."""
@@ -45,7 +41,7 @@ UNSAVED_S, WRITING_SHARE = 60.0, 50.0
 
 
 def train(
-    config: AnyConfig,
+    config: TrainConfig,
     out: Path,
     on_progress: OnProgress | None = None,
     *,
@@ -59,17 +55,13 @@ def train(
     """Train a model and write its bundle; under torchrun, together with the other processes."""
     with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
         say = say if say is not None and world.leads else None
-        if config.dp_epsilon is not None:
-            require_opacus()  # before anything is read
         opened = open_data(config, source, out, say, on_scan if world.leads else None)
-        require_private(opened.config, opened.samples, world.size)
         run = _open_run(opened, out, world, say, resume=resume, force=force, lengthen=lengthen)
         if not world.decide(run.finished):
             with closing(run.trainer()) as trainer:
                 run.follow(trainer, on_progress)
             world.decide(lambda: run.finish(trainer))
-        if config.dp_epsilon is not None:
-            forget_key(run.place.run)
+        opened.after(run.place.run)
         return world.decide(lambda: load_bundle(out))
 
 
@@ -77,7 +69,7 @@ def train(
 class _Run:
     """One run in its folder."""
 
-    config: AnyConfig
+    config: TrainConfig
     opened: Opened
     place: RunFolder
     world: World
@@ -141,14 +133,7 @@ class _Run:
 
     def _at_start(self, checkpoint: Checkpoint | None) -> Trainer:
         task = self.opened.task(self.config)
-        if self.config.dp_epsilon is None:
-            return Trainer(task, self.world)
-        begun = checkpoint is not None and checkpoint.info.step < self.config.total_steps
-        key = key_of_run(self.place.run, begun=begun)
-        trainer = PrivateTrainer(cast("PrivateTask", task), self.world, key)
-        if self.say is not None:
-            self.say(f"differential privacy: {trainer.planned()}")
-        return trainer
+        return self.opened.trainer(task, self.world, self.place.run, checkpoint)
 
     def follow(self, trainer: Trainer, on_progress: OnProgress | None) -> None:
         """Take the steps that remain, with lines in progress.csv, checkpoints, sheets and reports."""
@@ -161,7 +146,7 @@ class _Run:
             loss = trainer.advance()
             losses.add(trainer.step, loss)
             last = trainer.step == trainer.steps
-            due = last or trainer.step % int(self.config.checkpoint_every or 1) == 0
+            due = last or trainer.step % self.config.checkpoint_every == 0
             validate = last or trainer.step % self.config.validate_every == 0
             save = due or (log is not None and pause.over())
             # Waits for the device where a line or a checkpoint is due, which must not hold what is not finite, and
@@ -194,9 +179,7 @@ class _Run:
         trainer.notes.clear()
 
     def checkpoint(self, trainer: Trainer) -> None:
-        settings = self.config.model_dump(mode="json")
-        if "microbatch" in settings:
-            settings["microbatch"] = trainer.microbatch
+        settings = {**self.config.model_dump(mode="json"), "microbatch": trainer.microbatch}
         info = CheckpointInfo(
             step=trainer.step,
             config=settings,
@@ -276,7 +259,7 @@ class _Pace:
         config, self.next = self._run.world.decide(self._plan)
         self._run.config = self._trainer.config = config
 
-    def _plan(self) -> tuple[AnyConfig, int]:
+    def _plan(self) -> tuple[TrainConfig, int]:
         config, step, now = self._run.config, self._trainer.step, self._run.seconds
         left, since = float(config.timed_s or 0.0) * PROBE_MARGIN - now, step - self._step
         if not since:  # the first look: nothing was measured yet
@@ -298,18 +281,18 @@ def _open_run(
 ) -> _Run:
     """The run in `out`, new or found, settled and with run.json written."""
     config = opened.config
-    place = RunFolder(out, config.kind)
+    place = RunFolder(out, config.learns_from)
     stored = world.decide(lambda: place.found(type(config), resume=resume, force=force))
     if stored is not None:
         return _found_run(stored, opened, place, world, say, lengthen=lengthen)
     cost = None
-    told = say is not None and config.kind == "pictures" and config.dp_epsilon is None
+    told = say is not None and config.preset != "" and not opened.fixed_length
     if world.decide(lambda: config.time_s is not None or told):
         cost = measure(config, opened.task, world, within_s=MEASURE_S)
-    if say is not None and cost is not None and isinstance(config, PictureTrainConfig):
+    if say is not None and cost is not None and config.preset:
         say(f"{config.preset}: {cost}")
 
-    def write() -> AnyConfig:
+    def write() -> TrainConfig:
         settled = settle(config, cost)
         place.begin(settled)
         return settled
@@ -318,7 +301,7 @@ def _open_run(
 
 
 def _found_run(
-    stored: AnyConfig, opened: Opened, place: RunFolder, world: World, say: Say | None, *, lengthen: bool
+    stored: TrainConfig, opened: Opened, place: RunFolder, world: World, say: Say | None, *, lengthen: bool
 ) -> _Run:
     """The run in a folder, as long as it was, or longer; what no weight depends on becomes what is asked for."""
     config = opened.config
@@ -336,7 +319,7 @@ def _found_run(
     elif say is not None and config.time_s not in {None, stored.timed_s}:
         length = f"{stored.steps} steps" if stored.timed_s is None else f"{stored.timed_s:g} s"
         say(f"this run was begun with {length}; --force starts again with another time")
-    own = {name: getattr(asked, name) for name in CHANGEABLE if name in type(config).model_fields}
+    own = {name: getattr(asked, name) for name in CHANGEABLE}
     changed = any(getattr(stored, name) != value for name, value in own.items())
     if changed:
         stored = stored.model_copy(update=own)
@@ -344,12 +327,10 @@ def _found_run(
     return _Run(stored, opened, place, world, say, changed)
 
 
-def _longer(stored: AnyConfig, opened: Opened, place: RunFolder, world: World) -> PictureTrainConfig | None:
+def _longer(stored: TrainConfig, opened: Opened, place: RunFolder, world: World) -> TrainConfig | None:
     """The settings of the run with the steps or the time that are asked for now; None if these are not more."""
     asked = opened.config
-    if not isinstance(stored, PictureTrainConfig) or not isinstance(asked, PictureTrainConfig):
-        return None
-    if stored.dp_epsilon is not None:
+    if opened.fixed_length or not asked.preset:
         return None
     checkpoint = latest_checkpoint(place.run)
     done, seconds = (0, 0.0) if checkpoint is None else (checkpoint.info.step, checkpoint.info.seconds)

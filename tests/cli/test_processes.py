@@ -14,8 +14,8 @@ from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.paper.colour_training import ColourSettings, transfer
 from ddib_fed.processes import require_alone
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PointTrainConfig
 from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny
 
@@ -113,7 +113,7 @@ def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatc
     monkeypatch.setenv(variable, "2")
     if variable != "WORLD_SIZE":
         with pytest.raises(UsageError, match="torchrun alone"):
-            train(PointTrainConfig(domain="moons", steps=1), tmp_path / "out")
+            train(TrainConfig(kind="points", domain="moons", steps=1), tmp_path / "out")
     with pytest.raises(UsageError, match="one process"):
         transfer(None, None, ColourSettings(), tmp_path / "out")
     monkeypatch.setenv(variable, "1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import pickle
 
@@ -12,9 +11,8 @@ from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models import tuned as module
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import STEPS_FILE
-from ddib_fed.models.tuned import Errors, Tuned, TunedLeg, corrections_text, parse_tuned, read_corrections
-from ddib_fed.training.tuning.run import put_legs
-from tests.diffusion.test_corrections import some
+from ddib_fed.models.tuned import Errors, Tuned, TunedLeg, parse_tuned
+from ddib_fed.training.tune import put_legs
 from tests.models.examples import manifest, state
 
 ERROR = Errors(mean=0.02, low=0.01, high=0.03, median=0.015, p99=0.1)
@@ -139,106 +137,3 @@ def test_numbers_without_steps_name_the_model(saved):
     put_legs(saved, [leg()])
     with pytest.raises(SettingsInvalid, match="small has learned steps of 4 evaluations"):
         load_bundle(saved).learned.find("decode", 5)
-
-
-CORRECTIONS = corrections_text(some(evaluations=4))
-
-
-def test_corrections_come_back_to_the_rounding_of_float16(saved):
-    """In a file of version 2; a file without any stays of version 1, which earlier releases read."""
-    put_legs(saved, [leg(corrections=CORRECTIONS), leg("encode")])
-    tuned = load_bundle(saved).tuned
-    assert tuned.format_version == 2
-    found = load_bundle(saved).learned.find("decode", 4).corrections.named()
-    for name, tensor in some(evaluations=4).named().items():
-        assert found[name].sub(tensor).abs().max() <= 2e-3
-    assert load_bundle(saved).learned.find("encode", 4).corrections is None
-    assert tuned.figures()["legs"][0]["corrections"] is True
-    put_legs(saved, [leg()])
-    assert load_bundle(saved).tuned.format_version == 1
-    assert b"corrections" not in (saved / STEPS_FILE).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"corrections": "%%%"}, "cannot be read"),
-        ({"corrections": "AAAA"}, "cannot be read"),
-        ({"corrections": CORRECTIONS[: len(CORRECTIONS) // 2]}, "cannot be read"),
-        ({"corrections": corrections_text(some(evaluations=5))}, "of 4 steps"),
-        ({"corrections": CORRECTIONS, "coordinates": "spectrum"}, "over the angle"),
-        ({"corrections": "A" * ((1 << 20) + 1)}, "at most"),
-    ],
-)
-def test_corrections_that_cannot_be_used_are_refused(saved, change, message):
-    """When the bundle is loaded, not when it is walked."""
-
-    def damage(fields):
-        fields["format_version"] = 2
-        fields["legs"][0].update(change)
-
-    assert message in damaged(saved, damage)
-
-
-def test_a_file_of_version_1_has_no_corrections(saved):
-    """An earlier release would refuse the field, so nobody may write it under that version."""
-    assert "format_version 2" in damaged(
-        saved, lambda fields: fields["legs"][0].update(corrections=CORRECTIONS)
-    )
-
-
-WEIGHTS = {
-    "predictors": ((0.5,), (0.5, -0.1), (0.5, -0.1, 0.1), (0.5, -0.1, 0.1)),
-    "correctors": ((0.2, 0.3), (0.2, 0.3, 0.0), (0.2, 0.3, 0.0, 0.1)),
-}
-"""Of 4 steps of order 3."""
-
-
-def test_weights_are_read_as_they_were_written(saved):
-    """Under format_version 3, beside legs without."""
-    put_legs(saved, [leg(weights=WEIGHTS), leg("encode")])
-    bundle = load_bundle(saved)
-    assert bundle.learned.find("decode", 4).weights == (WEIGHTS["predictors"], WEIGHTS["correctors"])
-    assert bundle.learned.find("encode", 4).weights is None
-    assert bundle.tuned.format_version == 3
-    assert bundle.tuned.figures()["legs"][0]["weights"] is True
-
-
-def test_weights_of_decoding_do_not_serve_its_reverse(saved):
-    """Data that were not softened are encoded along the levels of decoding alone."""
-    put_legs(saved, [leg(weights=WEIGHTS)])
-    assert load_bundle(saved).learned.find("encode", 4).weights is None
-
-
-@pytest.mark.parametrize(
-    ("version", "change", "message"),
-    [
-        (2, {}, "format_version 3"),
-        (3, {"predictors": WEIGHTS["predictors"][:3]}, "do not fit 4 steps"),
-        (3, {"correctors": WEIGHTS["predictors"][:3]}, "do not fit 4 steps"),
-        (3, {"correctors": ((1e4, 0.3), *WEIGHTS["correctors"][1:])}, "less than or equal to"),
-    ],
-)
-def test_weights_that_cannot_be_used_are_refused(saved, version, change, message):
-    """When the bundle is loaded."""
-
-    def damage(fields):
-        fields["format_version"] = version
-        fields["legs"][0]["weights"] = {**WEIGHTS, **change}
-
-    assert message in damaged(saved, damage)
-
-
-def test_a_leg_has_weights_or_corrections(saved):
-    """Corrections add to the rule that they were learned with."""
-    both = {"weights": WEIGHTS, "corrections": CORRECTIONS}
-    assert "not both" in damaged(
-        saved, lambda fields: (fields.update(format_version=3), fields["legs"][0].update(both))
-    )
-
-
-def test_reading_corrections_runs_nothing():
-    """safetensors holds numbers; a pickle in its place is refused."""
-    text = base64.b64encode(pickle.dumps(some(evaluations=4).named())).decode()
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_corrections(text, 4)

@@ -60,7 +60,7 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
         ({"solver": common_pb2.SolverSettings(evaluations=8, depth=float("nan"))}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.6)}, PolicyDenied),
-        ({"solver": common_pb2.SolverSettings(evaluations=8, encoder="linear")}, PolicyDenied),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, encoder="mixed")}, PolicyDenied),
         ({"source_class": "cat"}, SettingsInvalid),
         ({"target_class": "cat"}, SettingsInvalid),
         ({"target_class": "c" * 65}, MessageInvalid),

@@ -1,12 +1,13 @@
 import pytest
 
-from ddib_fed.training.settings.config import PointTrainConfig
+from ddib_fed.training.config import TrainConfig
 
 
 @pytest.fixture
 def tiny():
     """A run of a second."""
-    return PointTrainConfig(
+    return TrainConfig(
+        kind="points",
         domain="moons",
         steps=40,
         batch=64,

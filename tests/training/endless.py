@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PointTrainConfig
 from tests.training.saying import require_no_threads_of_a_group, said
 
 train(
-    PointTrainConfig.model_validate_json(sys.argv[1]),
+    TrainConfig.model_validate_json(sys.argv[1]),
     Path(sys.argv[2]),
     said,
     resume=True,

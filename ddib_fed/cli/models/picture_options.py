@@ -30,11 +30,11 @@ DEPTH = click.option(
 )
 ENCODER = click.option(
     "--encoder",
-    type=click.Choice(["ode", "mixed", "linear"]),
+    type=click.Choice(["ode", "mixed"]),
     default="ode",
     show_default=True,
-    help="Pictures: how the source encodes: by its network, by the mean and spectrum of its pictures alone, or by half "
-    "of each. Other than ode keeps more structure, and the latent then shows more of the picture.",
+    help="Pictures: how the source encodes: ode, by its network; mixed, half so and half by the mean and spectrum of its "
+    "pictures, which keeps more structure, and the latent then shows more of the picture.",
 )
 SOFTEN = click.option(
     "--soften-sigma",

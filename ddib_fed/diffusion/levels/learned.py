@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor
 
-from ddib_fed.diffusion.corrections import Corrections
 from ddib_fed.diffusion.levels.grids import Grid, grid_of
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.errors import SettingsInvalid
@@ -24,8 +23,6 @@ LEARNED_GRID = "learned"
 Coordinates = Literal["angle", "spectrum"]
 """In which a leg is integrated: x itself over the angle phi, or whitened pictures over lambda (`Frame`)."""
 Stage = Literal["encode", "decode"]
-StepWeights = tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]
-"""Of each predictor, and of each corrector: the weights of the values of v, the newest first."""
 Scale = float | Tensor
 # How far an end of learned steps may lie from that of the leg, in lambda; a fortieth of the smallest step in use.
 END_TOLERANCE = 1e-3
@@ -59,9 +56,6 @@ class LearnedSteps:
         order: Of unipc, 1 to 5.
         coordinates: In which it integrates.
         lams: lambda of each level, strictly falling: from data to noise, also of decoding.
-        corrections: What is added to each step, in the direction of the stage; None for the rule alone.
-        weights: Of predictors and correctors in the direction of the stage, in the place of those that follow from the
-            levels; None for these.
     """
 
     stage: Stage
@@ -70,8 +64,6 @@ class LearnedSteps:
     order: int
     coordinates: Coordinates
     lams: tuple[float, ...]
-    corrections: Corrections | None = None
-    weights: StepWeights | None = None
 
     def grid(self, schedule: Schedule, start: float, end: float) -> Grid:
         """The grid from data to noise, its ends set to lambda `start` and `end` exactly.
@@ -120,7 +112,7 @@ class LearnedLegs:
                 return leg
         reverse = next((leg for leg in there if leg.stage == "decode"), None)
         if stage == "encode" and sigma == 0.0 and reverse is not None:
-            return replace(reverse, corrections=None, weights=None)
+            return reverse
         levels = sorted({leg.sigma for leg in there if leg.stage == stage})
         raise SettingsInvalid(
             f"{self.model} has learned to {stage} from softening {_listed(levels)}, not from {sigma:g}",

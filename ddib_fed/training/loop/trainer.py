@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from ddib_fed.errors import MemoryExhausted
 from ddib_fed.models.dp import DifferentialPrivacy
 from ddib_fed.networks.placement import keep_freed_memory
+from ddib_fed.training.config import TrainConfig, learning_rate
 from ddib_fed.training.loop.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from ddib_fed.training.loop.distributed import World
 from ddib_fed.training.loop.ema import Ema
 from ddib_fed.training.loop.prefetch import Piece, Prefetch, pays
-from ddib_fed.training.settings.config import AnyConfig, learning_rate
 
 _PROBE_STEPS = 12
 PROBE_MARGIN = 0.93
@@ -41,7 +41,7 @@ class Task(Protocol):
     figures: dict[str, float]
 
     @property
-    def config(self) -> AnyConfig:
+    def config(self) -> TrainConfig:
         """The run, settled."""
 
     def initial_network(self) -> nn.Module:
@@ -99,17 +99,17 @@ class Trainer:
         self.task, self.world, self.config = task, world, task.config
         config = self.config
         self.step = 0
-        self.batch = int(config.batch or 1)
-        self.microbatch = int(config.microbatch or self.batch)
+        self.batch = config.batch
+        self.microbatch = config.microbatch
         self.notes: list[str] = []
         if world.device.type == "cpu":
             keep_freed_memory()  # a step of points takes 5,000 page faults without, a fifth of its time
         self.network = task.initial_network().to(world.device)
-        self.ema = Ema(self.network, float(config.ema or 0.0))
+        self.ema = Ema(self.network, config.ema)
         self._parameters = [p for p in self.network.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._parameters,
-            lr=float(config.learning_rate or 0.0),
+            lr=config.learning_rate,
             betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
             fused=True,
@@ -172,7 +172,7 @@ class Trainer:
         self.microbatch = int(checkpoint.info.config.get("microbatch") or self.microbatch)
 
     def _bound_gradient(self) -> None:
-        if self.config.clip is not None:
+        if self.config.clip:
             nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
 
     def _learn(self, losses: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class Trainer:
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
         before, self.microbatch = self.microbatch, max(1, self.microbatch // 2)
-        what = self.config.kind
+        what = self.config.learns_from
         self.notes.append(f"out of memory with {before} {what} at once: continuing with {self.microbatch}")
 
     def _arrange(self) -> None:
@@ -247,11 +247,13 @@ class Cost:
         return f"{size}, {self.seconds:.3g} s a step, {self.microbatch} pictures at once"
 
 
-def measure(config: AnyConfig, task: Callable[[AnyConfig], Task], world: World, *, within_s: float) -> Cost:
+def measure(
+    config: TrainConfig, task: Callable[[TrainConfig], Task], world: World, *, within_s: float
+) -> Cost:
     """Take a few steps of one microbatch for about `within_s` seconds, on a network that is thrown away."""
     settled = config.settled(1_000_000)
-    batch = int(settled.batch or 1)
-    small = min(batch, int(settled.microbatch or batch) * world.size)
+    batch = settled.batch
+    small = min(batch, settled.microbatch * world.size)
     trial = Trainer(task(settled.model_copy(update={"batch": small})), world)
     begun = time.monotonic()
     float(trial.advance())  # waits for it
@@ -267,7 +269,7 @@ def measure(config: AnyConfig, task: Callable[[AnyConfig], Task], world: World, 
     return Cost(parameters, seconds, _memory(world), trial.microbatch)
 
 
-def settle(config: AnyConfig, cost: Cost | None) -> AnyConfig:
+def settle(config: TrainConfig, cost: Cost | None) -> TrainConfig:
     """The config with its number of steps, and a microbatch that fits, settled."""
     if cost is None:
         return config.settled()

@@ -18,14 +18,13 @@ from ddib_fed.datasets.synthetic import uniforms
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures.sources import PictureSource
-from ddib_fed.training.private.key import RunKey
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 Floats = NDArray[np.float32]
 
-_COLUMNS = 5
-_FLIP, _TOP, _LEFT, _DROP, _LEVEL = range(_COLUMNS)
+COLUMNS = 5
+FLIP, TOP, LEFT, DROP, LEVEL = range(COLUMNS)
 _EPOCH_KEY = 2**63
 """Added to an epoch's number, so that its order and a step's numbers never share a key."""
 _HELD_OUT_STEP = 2**62
@@ -43,35 +42,21 @@ class Samples:
 class Batches:
     """The samples of a run."""
 
-    def __init__(self, config: PictureTrainConfig, source: PictureSource, normal: Normalisation) -> None:
+    def __init__(self, config: TrainConfig, source: PictureSource, normal: Normalisation) -> None:
         self._config, self._source, self._normal = config, source, normal
-        self._batch = int(config.batch or 1)
+        self._batch = config.batch
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def levels(self, step: int) -> Tensor:
-        u = uniforms(self._config.seed, step, self._batch, _COLUMNS)[:, _LEVEL]
+        u = uniforms(self._config.seed, step, self._batch, COLUMNS)[:, LEVEL]
         return torch.from_numpy((np.arange(self._batch) + u) / self._batch)
 
     def take(self, step: int, first: int, count: int) -> Samples:
         """Samples `first` to `first + count` of a step."""
-        u = uniforms(self._config.seed, step, count, _COLUMNS, first=first)
+        u = uniforms(self._config.seed, step, count, COLUMNS, first=first)
         chosen = self._chosen(step * self._batch + first, count)
-        x0, eps = self._noisy(self._changed(chosen, u), self._config.seed, step, first)
-        return Samples(x0, eps, self._labels(chosen, u[:, _DROP]))
-
-    def private(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> tuple[Samples, Tensor]:
-        """Draws of pictures for a private run, and uniforms of their levels; all that is random comes from its key."""
-        count = self._config.dp_draws
-        each = np.repeat(chosen, count)
-        u = key.uniforms("pictures", step, (len(each), _COLUMNS))
-        x = self._changed(each, u)
-        if self._config.dequantise:
-            filled = key.uniforms("quantisation", step, x.shape) - 0.5
-            x = x + (filled * self._source.quantum).astype(np.float32)
-        eps = torch.from_numpy(key.normals("noise of pictures", step, x.shape)).float()
-        x0 = torch.from_numpy(self._normal.apply(x))
-        levels = (np.tile(np.arange(count), len(chosen)) + u[:, _LEVEL]) / count
-        return Samples(x0, eps, self._labels(each, u[:, _DROP])), torch.from_numpy(levels)
+        x0, eps = self._noisy(self.changed(chosen, u), self._config.seed, step, first)
+        return Samples(x0, eps, self.labels(chosen, u[:, DROP]))
 
     def held_out(self, most: int) -> Samples:
         """The first `most` held-out pictures, always with the same noise."""
@@ -83,13 +68,13 @@ class Batches:
         given = self._config.classes is not None and labels is not None
         return Samples(x0, eps, torch.from_numpy(labels[:most]) if given and labels is not None else None)
 
-    def _changed(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Floats:
+    def changed(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Floats:
         """Training pictures in [-1, 1], flipped and cut as the run has it."""
         pixels = self._source.train[chosen]
         if self._source.size is not None:
-            pixels = random_crop(pixels, (self._source.size,) * 2, u[:, [_TOP, _LEFT]])
+            pixels = random_crop(pixels, (self._source.size,) * 2, u[:, [TOP, LEFT]])
         if self._config.flip:
-            pixels = random_flip(pixels, u[:, _FLIP])
+            pixels = random_flip(pixels, u[:, FLIP])
         return expand(pixels)
 
     def _chosen(self, first: int, count: int) -> NDArray[np.int64]:
@@ -118,7 +103,7 @@ class Batches:
             x = x + (filled - np.float32(0.5)) * np.float32(self._source.quantum)
         return torch.from_numpy(self._normal.apply(x)), torch.from_numpy(eps)
 
-    def _labels(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Tensor | None:
+    def labels(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Tensor | None:
         if self._config.classes is None or self._source.labels is None:
             return None
         withheld = u < self._config.label_dropout

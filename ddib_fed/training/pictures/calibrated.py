@@ -11,10 +11,10 @@ from ddib_fed.errors import CalibrationExpired, CalibrationForeign, CalibrationU
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.config import TrainConfig
 
 
-def calibrated_units(config: PictureTrainConfig, made: Manifest) -> Normalisation:
+def calibrated_units(config: TrainConfig, made: Manifest) -> Normalisation:
     """From pictures in [-1, 1] to the units of the model that they are translated to."""
     found = read_calibration(config.calibration) if config.calibration is not None else None
     if found is None:
@@ -47,7 +47,7 @@ def map_digest(found: ChannelMap) -> str:
     return hashlib.sha256(found.model_dump_json(exclude_none=True).encode()).hexdigest()
 
 
-def _check_domain(config: PictureTrainConfig, made: Manifest, found: Calibration) -> None:
+def _check_domain(config: TrainConfig, made: Manifest, found: Calibration) -> None:
     own = {name for name in (made.domain, made.name, config.name, config.domain) if name is not None}
     if found.source.domain not in own:
         raise CalibrationForeign(

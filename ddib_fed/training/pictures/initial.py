@@ -23,9 +23,9 @@ from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures.calibrated import calibrated_units
 from ddib_fed.training.pictures.sources import PictureSource
-from ddib_fed.training.settings.config import ClassifierTrainConfig, PictureTrainConfig
 
 Config = TypeVar("Config", UNetConfig, ClassifierConfig)
 
@@ -50,14 +50,14 @@ class Start:
         return isinstance(self.network, ClassifierConfig)
 
 
-def open_start(config: PictureTrainConfig, source: PictureSource) -> Start:
+def open_start(config: TrainConfig, source: PictureSource) -> Start:
     """The start that `config` asks for."""
-    if isinstance(config, ClassifierTrainConfig):
+    if config.kind == "classifier":
         return _classifier_start(config, source)
     if config.init is None:
-        fields = {**config.preset_network(), **config.network, **_demanded(config, source)}
-        schedule = ScheduleConfig(name=config.schedule or "cosine")
-        return Start(_network(fields), schedule, config.parameterisation or "v", "scaled-lambda")
+        fields = {**config.network, **_demanded(config, source)}
+        schedule = ScheduleConfig(name=config.noise_schedule or "cosine")
+        return Start(_network(fields), schedule, config.predict or "v", "scaled-lambda")
     bundle = load_bundle(config.init)
     made = bundle.manifest
     if not isinstance(made.network, UNetConfig):
@@ -120,14 +120,14 @@ def fitted(
     return found
 
 
-def _classifier_start(config: ClassifierTrainConfig, source: PictureSource) -> Start:
+def _classifier_start(config: TrainConfig, source: PictureSource) -> Start:
     """Fresh weights, for the levels and the units of the model to be guided."""
     channels, height, _ = source.shape
     demanded = {"image_size": height, "in_channels": channels, "out_channels": len(source.classes)}
     _refuse_overridden(config, demanded)
-    network = _validated(ClassifierConfig, {**config.preset_network(), **config.network, **demanded})
+    network = _validated(ClassifierConfig, {**config.network, **demanded})
     if config.generator is None:
-        return Start(network, ScheduleConfig(name=config.schedule or "cosine"), "v", "scaled-lambda")
+        return Start(network, ScheduleConfig(name=config.noise_schedule or "cosine"), "v", "scaled-lambda")
     bundle = load_bundle(config.generator)
     made = bundle.manifest
     facts: dict[str, tuple[object, object]] = {"sample_shape": (made.sample_shape, source.shape)}
@@ -145,7 +145,7 @@ def _classifier_start(config: ClassifierTrainConfig, source: PictureSource) -> S
     return Start(network, made.schedule, "v", made.time_input, normal=made.normalisation)
 
 
-def _demanded(config: PictureTrainConfig, source: PictureSource) -> dict[str, Any]:
+def _demanded(config: TrainConfig, source: PictureSource) -> dict[str, Any]:
     """Fields that follow from pictures and run."""
     channels, height, _ = source.shape
     classes = len(source.classes) if config.classes is not None else None
@@ -160,7 +160,7 @@ def _demanded(config: PictureTrainConfig, source: PictureSource) -> dict[str, An
     return demanded
 
 
-def _refuse_overridden(config: PictureTrainConfig, demanded: Mapping[str, Any]) -> None:
+def _refuse_overridden(config: TrainConfig, demanded: Mapping[str, Any]) -> None:
     """A field of the network that follows from pictures and run may not be overridden."""
     for key, value in demanded.items():
         if config.network.get(key, value) != value:
@@ -192,12 +192,12 @@ def _validated(kind: type[Config], fields: Mapping[str, Any]) -> Config:
     return network
 
 
-def _refuse_contradictions(config: PictureTrainConfig, bundle: Bundle, network: UNetConfig) -> None:
+def _refuse_contradictions(config: TrainConfig, bundle: Bundle, network: UNetConfig) -> None:
     """What is asked for beside a bundle must be what the bundle has."""
     made = bundle.manifest
     asked: dict[str, tuple[object, object]] = {
-        "parameterisation": (config.parameterisation, made.parameterisation),
-        "schedule": (config.schedule, made.schedule.name),
+        "parameterisation": (config.predict, made.parameterisation),
+        "schedule": (config.noise_schedule, made.schedule.name),
     }
     fields = network.model_dump()
     for key, value in config.network.items():

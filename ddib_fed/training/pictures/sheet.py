@@ -19,7 +19,7 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.files import write_file
-from ddib_fed.metrics.attacks import copies
+from ddib_fed.metrics import copies
 from ddib_fed.metrics.sample_verdict import FEWEST, SampleVerdict, judge_samples
 from ddib_fed.metrics.structure import Thresholds, calibrate_by_chance
 from ddib_fed.models.units.normalisation import Normalisation

@@ -27,8 +27,8 @@ from ddib_fed.samples.folders import expand
 from ddib_fed.samples.images import PictureRule
 from ddib_fed.samples.scans import Progress
 from ddib_fed.samples.surveys import Survey
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures.studies import scan_studies
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
 Floats = NDArray[np.float32]
@@ -111,7 +111,7 @@ def shipped_source(name: str) -> PictureSource:
     return array_source(name, pictures.train, pictures.held_out, picture=form, note=data_note(domain))
 
 
-def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalisation:
+def normalisation(config: TrainConfig, source: PictureSource) -> Normalisation:
     """Mean and deviation of the training pictures as the config wants them, rounded to what a manifest shows well."""
     if config.normalise == "none":
         return Normalisation(colours=config.colours)
@@ -132,7 +132,7 @@ def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalis
 
 
 def open_source(
-    config: PictureTrainConfig,
+    config: TrainConfig,
     source: PictureSource | None = None,
     *,
     say: Callable[[str], None] | None = None,
@@ -160,7 +160,7 @@ def open_source(
 
 
 def folder_source(
-    config: PictureTrainConfig, *, say: Callable[[str], None], progress: Progress | None = None
+    config: TrainConfig, *, say: Callable[[str], None], progress: Progress | None = None
 ) -> PictureSource:
     """The pictures of `config.images`, decoded, fitted and split."""
     root = Path(str(config.images))
@@ -206,19 +206,19 @@ def folder_source(
             tiles=studies is not None and studies.of_maps,
         ),
         note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
-        size=(config.size or config.defaults.size) if config.crop else None,
+        size=config.usual_size if config.crop else None,
         quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
     )
 
 
-def as_trained(manifest: Manifest, images: Path, **fields: Any) -> PictureTrainConfig:
+def as_trained(manifest: Manifest, images: Path, **fields: Any) -> TrainConfig:
     """How pictures are read for a model: as its manifest says that its own were; `fields` are further settings."""
     channels, height, _ = manifest.sample_shape
     found: dict[str, Any] = {"images": images, "channels": channels, "size": height, **fields}
     if (made := manifest.picture) is not None:
         found |= {"fit": made.fit, "range": f"{made.low!r}:{made.high!r}"}
         found |= {"intensity": made.intensity, "slices": made.slices}
-    return PictureTrainConfig.model_validate(found)
+    return TrainConfig.model_validate(found)
 
 
 def own_volumes(manifest: Manifest, folder: Path) -> PictureSource | None:
@@ -229,18 +229,18 @@ def own_volumes(manifest: Manifest, folder: Path) -> PictureSource | None:
 
 
 def _scan_pictures(
-    root: Path, config: PictureTrainConfig, classes: folders.Classes, progress: Progress | None
+    root: Path, config: TrainConfig, classes: folders.Classes, progress: Progress | None
 ) -> folders.Folder:
     check = folders.range_check(config.range)
     return folders.scan(root, classes=classes, skip_bad=config.skip_bad, check=check, progress=progress)
 
 
-def _side(config: PictureTrainConfig) -> int:
-    size = config.size or config.defaults.size
+def _side(config: TrainConfig) -> int:
+    size = config.usual_size
     return size + (size // CROP_ROOM if config.crop else 0)
 
 
-def _rule_of(config: PictureTrainConfig, facts: Survey, low: float, high: float) -> PictureRule:
+def _rule_of(config: TrainConfig, facts: Survey, low: float, high: float) -> PictureRule:
     """How each picture is fitted: of the run's size, and as much larger as crops are moved."""
     side = _side(config)
     return PictureRule(
@@ -261,9 +261,7 @@ def name_of(root: Path) -> str:
     return domain_from(name) or "pictures"
 
 
-def _named(
-    config: PictureTrainConfig, say: Callable[[str], None], progress: Progress | None
-) -> PictureSource:
+def _named(config: TrainConfig, say: Callable[[str], None], progress: Progress | None) -> PictureSource:
     if config.domain is not None:
         return shipped_source(config.domain)
     return folder_source(config, say=say, progress=progress)

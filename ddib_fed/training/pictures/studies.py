@@ -27,7 +27,7 @@ from ddib_fed.samples.scans import (
     label_of,
     require_one_domain,
 )
-from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from ddib_fed.formats.origin import Bad
@@ -162,9 +162,7 @@ class _Seen:
     tiles: tuple[_Tile, ...]
 
 
-def scan_studies(
-    root: Path, config: PictureTrainConfig, side: int, *, progress: Progress | None
-) -> Scanned | None:
+def scan_studies(root: Path, config: TrainConfig, side: int, *, progress: Progress | None) -> Scanned | None:
     """The planes of all studies below a folder; None for a folder of pictures."""
     from ddib_fed.formats.recognition import Format, recognise
 
@@ -203,7 +201,7 @@ def scan_studies(
     return _scanned(folder, config, seen, options.slices if formats == {Format.NIFTI} else None)
 
 
-def _look(at: int, studies: Studies, planes: _Planes, config: PictureTrainConfig, bad: Bad) -> _Seen | None:
+def _look(at: int, studies: Studies, planes: _Planes, config: TrainConfig, bad: Bad) -> _Seen | None:
     """What is seen of a study; None for one that cannot be used, which is bad."""
     origin, classes = studies.origins[at], None if config.classes == "given" else config.classes
     try:
@@ -241,7 +239,7 @@ def _look(at: int, studies: Studies, planes: _Planes, config: PictureTrainConfig
     )
 
 
-def _scanned(folder: Folder, config: PictureTrainConfig, seen: list[_Seen], slices: str | None) -> Scanned:
+def _scanned(folder: Folder, config: TrainConfig, seen: list[_Seen], slices: str | None) -> Scanned:
     first = seen[0]
     lines = list(dict.fromkeys(warning for each in seen for warning in each.warnings))
     settled, empty = range_of(first.rule, config.range), sum(each.empty for each in seen)

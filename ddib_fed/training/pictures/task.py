@@ -22,6 +22,7 @@ from ddib_fed.networks.registry import network_with
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import UNet
 from ddib_fed.samples.folders import expand
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.levels import level_sampler
 from ddib_fed.training.loop.prefetch import Piece
 from ddib_fed.training.loop.trainer import Trainer
@@ -30,9 +31,6 @@ from ddib_fed.training.pictures import sheet
 from ddib_fed.training.pictures.batches import Batches, Samples
 from ddib_fed.training.pictures.initial import Start, channels_last, new_network
 from ddib_fed.training.pictures.sources import PictureSource, normalisation
-from ddib_fed.training.private.gradients import Draws
-from ddib_fed.training.private.key import RunKey
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 HELD_OUT_PICTURES = 256
 MEASURED_PICTURES, MEASURED_NUMBERS = 8_192, 1 << 28
@@ -41,7 +39,10 @@ _MEASURED_AT_ONCE = 64
 
 
 class PictureTask:
-    def __init__(self, config: PictureTrainConfig, source: PictureSource, start: Start) -> None:
+    private = False
+    """Whether training pictures may tell nothing but through gradients: then figures are of held-out pictures alone."""
+
+    def __init__(self, config: TrainConfig, source: PictureSource, start: Start) -> None:
         self.config, self.source, self.start = config, source, start
         self.figures: dict[str, float] = {}
         self.normal = start.normal or normalisation(config, source)
@@ -60,8 +61,8 @@ class PictureTask:
 
     def initial_network(self) -> nn.Module:
         network = new_network(self.start, self.config.seed)
-        private = self.config.dp_epsilon is not None  # then the spectrum stays that of the initial weights
-        if isinstance(network, UNet) and network.spectrum is not None and not private:
+        # Of a private run the spectrum stays that of the initial weights.
+        if isinstance(network, UNet) and network.spectrum is not None and not self.private:
             network.spectrum.measure(self._moments())
         return network
 
@@ -81,18 +82,6 @@ class PictureTask:
         found = self._losses(network, samples, lams[part])
         own = on_device(weights[part].float(), found.device)
         return (found * own).sum() / len(lams), found
-
-    @property
-    def training_samples(self) -> int:
-        return len(self.source.train)
-
-    def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        samples, u = self._batches.private(step, chosen, key)
-        question = self._objective.ask(samples.x0, samples.eps, self._levels.draw(u)[0])
-        shape = (len(chosen), self.config.dp_draws)
-        x, target = (part.reshape(*shape, *part.shape[1:]) for part in (question.x, question.target))
-        labels = None if samples.labels is None else samples.labels.reshape(shape)
-        return Draws(x, question.times.reshape(shape), target, labels)
 
     def learn(self, step: int, losses: Tensor) -> Tensor:
         lams, weights = self._draw(step)
@@ -122,8 +111,7 @@ class PictureTask:
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         if self.start.classifies:
             return ""
-        private = self.config.dp_epsilon is not None
-        judged = last and sheet.can_judge(self.source, private=private)
+        judged = last and sheet.can_judge(self.source, private=self.private)
         drawn = sheet.draw(
             trainer.averaged(),
             self.start,
@@ -137,7 +125,7 @@ class PictureTask:
         shown = drawn[: self.config.samples]
         sheet.draw_sheet(shown, folder / "samples.png")
         near = sheet.nearness(self.source, shown, flip=self.config.flip)
-        if not private:  # else it would tell of training pictures what no noise hides
+        if not self.private:
             self.figures = {
                 "nearest_training_picture": round(near.samples, 5),
                 "nearest_training_picture_held_out": round(near.held_out, 5),
@@ -146,14 +134,14 @@ class PictureTask:
             real = sheet.middle(self.source.held_out[: self.config.samples], self.source.shape[1:])
             sheet.draw_sheet(expand(real), folder / "held-out.png")
         if judged:
-            self._judge(trainer, drawn, private=private)
+            self._judge(trainer, drawn)
         return near.warning
 
-    def _judge(self, trainer: Trainer, drawn: NDArray[np.float32], *, private: bool) -> None:
+    def _judge(self, trainer: Trainer, drawn: NDArray[np.float32]) -> None:
         """Compare samples with held-out pictures: have it said, and recorded among the figures."""
         try:
             found = sheet.verdict(
-                self.source, drawn, private=private, by_class=self.config.classes is not None
+                self.source, drawn, private=self.private, by_class=self.config.classes is not None
             )
         except ExtraMissing as error:
             trainer.notes.append(
@@ -190,8 +178,7 @@ class PictureTask:
         }
 
     def _thresholds(self) -> Thresholds | None:
-        private = self.config.dp_epsilon is not None
-        return sheet.thresholds(self.source, self.normal, private=private)
+        return sheet.thresholds(self.source, self.normal, private=self.private)
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor]:
         if self._drawn is None or self._drawn[0] != step:

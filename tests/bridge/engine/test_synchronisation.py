@@ -75,7 +75,7 @@ def test_no_step_of_pictures_reads_from_the_device(how, merged):
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["one", "merged"])
-@pytest.mark.parametrize("encoder", ["ode", "mixed", "linear"])
+@pytest.mark.parametrize("encoder", ["ode", "mixed"])
 def test_no_step_of_an_encoder_reads_from_the_device(encoder, merged):
     model = on_meta(tiny(spectral=True))
     executor = Batcher(model, rows=64) if merged else CallingThread(model, 64)

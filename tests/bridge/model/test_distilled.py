@@ -69,8 +69,8 @@ def test_what_a_step_does_not_know_is_refused(pictures):
     """Another encoder, clipping, and a scene of several tiles are no part of the ODE that was distilled."""
     check_encoding(pictures, FLOW_MAP, None)
     check_decoding(pictures, FLOW_MAP, None)
-    with pytest.raises(SettingsInvalid, match="the encoder linear is no part of it"):
-        check_encoding(pictures, SolverSettings("flow-map", evaluations=4, encoder="linear"), None)
+    with pytest.raises(SettingsInvalid, match="the encoder mixed is no part of it"):
+        check_encoding(pictures, SolverSettings("flow-map", evaluations=4, encoder="mixed"), None)
     with pytest.raises(SettingsInvalid, match="clipping is no part of it"):
         check_decoding(pictures, FLOW_MAP, None, Guidance(clip=True))
     scenes = DomainModel(pictures.bundle.of_scenes(16, 16))

@@ -162,7 +162,7 @@ def test_a_deadline_ends_the_work(executor):
 
 def test_errors_of_the_model_reach_the_caller_as_they_are(executor):
     """Ours with its facts; one of torch's as itself."""
-    work = Trajectory("encode", noise(4), SETTINGS, encoder="linear")
+    work = Trajectory("encode", noise(4), SETTINGS, encoder="mixed")
     with pytest.raises(SettingsInvalid) as caught:
         executor.submit(work).result(PATIENCE_S)
     assert caught.value.facts == {"field": "encoder"}

@@ -14,7 +14,7 @@ from ddib_fed.cli.models.bridge import bridge
 from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.opening import open_model
 from ddib_fed.cli.models.pictures import classes_of
-from ddib_fed.cli.models.training.trying import try_
+from ddib_fed.cli.models.trying import try_
 from ddib_fed.cli.options import parse_pairs
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import (

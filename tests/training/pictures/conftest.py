@@ -1,6 +1,6 @@
 import pytest
 
-from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.config import TrainConfig
 from tests.training.pictures.examples import spots_source
 
 
@@ -12,7 +12,8 @@ def spots():
 @pytest.fixture
 def tiny():
     """A run of about a second."""
-    return PictureTrainConfig(
+    return TrainConfig(
+        kind="pictures",
         network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1},
         batch=8,
         steps=12,

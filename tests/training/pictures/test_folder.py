@@ -5,8 +5,8 @@ import pytest
 
 from ddib_fed.errors import ImageUnreadable, KindMismatch, PictureMisfit
 from ddib_fed.samples.images import encode_png
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures.sources import folder_source
-from ddib_fed.training.settings.config import PictureTrainConfig
 
 DTYPES = {"uint8": 1.0, "uint16": 257.0, "float32": 1 / 255}
 
@@ -23,7 +23,7 @@ def fill(root, dtype, count=16, channels=1):
 
 def source(root, **settings):
     said = []
-    return folder_source(PictureTrainConfig(images=root, **settings), say=said.append), said
+    return folder_source(TrainConfig(kind="pictures", images=root, **settings), say=said.append), said
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])

@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid, ShapeMismatch
+from ddib_fed.training.config import TrainConfig, learning_rate
 from ddib_fed.training.pictures.sources import array_source, normalisation, open_source
-from ddib_fed.training.settings.config import PictureTrainConfig, learning_rate
 from tests.training.pictures.examples import blobs
 
 GOOD = blobs(12)
@@ -77,7 +77,7 @@ def test_settings_that_do_not_fit_the_pictures_are_refused(tiny, change, with_so
 )
 def test_contradictions_and_unknown_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
-        PictureTrainConfig(**wrong)
+        TrainConfig(kind="pictures", **wrong)
 
 
 def test_what_changes_no_weight_is_not_part_of_a_run(tiny):

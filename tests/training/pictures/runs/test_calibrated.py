@@ -28,10 +28,9 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.models.units.normalisation import Normalisation
 from ddib_fed.networks.configs import UNetConfig
+from ddib_fed.training.config import CALIBRATED_STEPS, TrainConfig, checked
 from ddib_fed.training.pictures.calibrated import calibrated_units
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import CALIBRATED_STEPS, PictureTrainConfig
-from ddib_fed.training.settings.options import train_config
 from tests.networks.picture_networks import manifest
 from tests.training.pictures.examples import spots_source
 from tests.training.pictures.runs.test_run import stop_at
@@ -59,7 +58,7 @@ def tone(units=UNITS, **changed):
 
 def asked(tmp_path, calibration, **fields):
     write_calibration(calibration, tmp_path / "c.json")
-    return PictureTrainConfig(init=tmp_path / "own", calibration=tmp_path / "c.json", **fields)
+    return TrainConfig(kind="pictures", init=tmp_path / "own", calibration=tmp_path / "c.json", **fields)
 
 
 @pytest.fixture
@@ -111,23 +110,22 @@ def test_a_calibration_that_is_not_the_runs_is_refused(made, tmp_path, calibrati
 
 def test_a_calibration_needs_its_file_and_an_initial_model(made, tmp_path):
     """The command line says so in its own words."""
-    config = PictureTrainConfig(init=tmp_path, calibration=tmp_path / "none.json")
+    config = TrainConfig(kind="pictures", init=tmp_path, calibration=tmp_path / "none.json")
     with pytest.raises(FileMissing, match="none"):
         calibrated_units(config, made)
     given = {"domain": "satellite", "calibration": tmp_path / "none.json"}
     with pytest.raises(UsageError, match="calibration needs init"):
-        train_config(given, spell=str, hint="")
+        checked(TrainConfig, given, "")
 
 
-def test_a_run_with_a_calibration_is_short_and_runs_without_keep_their_identity(tiny, tmp_path):
+def test_a_run_with_a_calibration_is_short(tmp_path):
     """The file's place does not count, its map does."""
-    config = PictureTrainConfig(init=tmp_path, calibration=tmp_path / "c.json")
+    config = TrainConfig(kind="pictures", init=tmp_path, calibration=tmp_path / "c.json")
     assert config.settled().total_steps == CALIBRATED_STEPS
     assert config.model_copy(update={"steps": 7}).settled().total_steps == 7
     moved = config.model_copy(update={"calibration": tmp_path / "d.json"})
     assert moved.identity() == config.identity()
     assert config.model_copy(update={"calibration_digest": "0" * 64}).identity() != config.identity()
-    assert "calibration" not in tiny.settled().model_dump_json(exclude={*tiny.free, *tiny.later})
 
 
 @pytest.mark.slow
@@ -139,8 +137,14 @@ def test_a_calibrated_run_goes_on_where_it_was_stopped_and_not_with_another_map(
     first = tiny.model_copy(update={"network": network, "steps": 2, "soften_sigma": 0.07})
     own = train(first, tmp_path / "own", source=source).manifest
     write_calibration(tone(own.normalisation), tmp_path / "c.json")
-    config = PictureTrainConfig(
-        init=tmp_path / "own", calibration=tmp_path / "c.json", batch=8, steps=4, samples=1, dtype="float32"
+    config = TrainConfig(
+        kind="pictures",
+        init=tmp_path / "own",
+        calibration=tmp_path / "c.json",
+        batch=8,
+        steps=4,
+        samples=1,
+        dtype="float32",
     )
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "made", stop_at(2), source=renamed)

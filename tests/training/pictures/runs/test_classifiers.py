@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures.sources import array_source
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import ClassifierTrainConfig
 from tests.training.pictures.examples import blobs
 
 
@@ -21,7 +21,8 @@ def dark_and_bright():
 
 @pytest.fixture
 def config():
-    return ClassifierTrainConfig(
+    return TrainConfig(
+        kind="classifier",
         network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1},
         classes="given",
         batch=16,
@@ -60,4 +61,4 @@ def test_stopped_and_gone_on_with_it_is_the_same(config, dark_and_bright, tmp_pa
 @pytest.mark.parametrize("change", [{"classes": None}, {"label_dropout": 0.1}, {"learn_sigma": True}])
 def test_what_a_classifier_cannot_be_told_is_refused(config, change):
     with pytest.raises(ValidationError):
-        ClassifierTrainConfig.model_validate(config.model_dump() | change)
+        TrainConfig.model_validate(config.model_dump() | change)

@@ -8,12 +8,12 @@ import pytest
 
 from ddib_fed.errors import StateConflict
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training.config import TrainConfig, learning_rate
 from ddib_fed.training.run import train
-from ddib_fed.training.settings.config import PictureTrainConfig, learning_rate
 from tests.training.pictures.runs.test_run import stop_at
 
 
-def longer(config: PictureTrainConfig, steps: int) -> PictureTrainConfig:
+def longer(config: TrainConfig, steps: int) -> TrainConfig:
     return config.model_copy(update={"steps": steps})
 
 
@@ -51,8 +51,8 @@ def test_a_resumed_run_is_not_lengthened_unless_told(tiny, spots, tmp_path):
         train(longer(tiny, 20), tmp_path, source=spots, resume=True)
 
 
-def settled(**changes: object) -> PictureTrainConfig:
-    return PictureTrainConfig(size=8).settled(**{"steps": 100, **changes})
+def settled(**changes: object) -> TrainConfig:
+    return TrainConfig(kind="pictures", size=8).settled(**{"steps": 100, **changes})
 
 
 @pytest.mark.slow
@@ -80,16 +80,6 @@ def test_a_run_knows_its_earlier_identities():
 def test_a_run_that_has_not_begun_is_only_as_long_as_asked():
     """Without a step there is nothing that its weights could depend on."""
     assert settled().replanned(0, 200).identity() == settled(steps=200).identity()
-
-
-@pytest.mark.slow
-def test_private_runs_keep_their_length(tiny, spots, tmp_path):
-    """Their noise was chosen for it."""
-    pytest.importorskip("opacus")
-    private = tiny.model_copy(update={"dp_epsilon": 8.0, "flip": False})
-    train(private, tmp_path, source=spots)
-    with pytest.raises(StateConflict):
-        train(longer(private, 20), tmp_path, source=spots, resume=True, lengthen=True)
 
 
 def test_the_rate_goes_on_where_the_length_is_planned_again():

@@ -56,7 +56,8 @@ def test_the_spectrum_is_that_of_the_pictures_as_the_network_gets_them(tiny, spo
 
 def test_networks_of_eps_and_grey_pictures_have_no_use_for_either(tiny, spots):
     """A spectrum is for v, opponent colours for colours."""
-    eps = tiny.model_copy(update={"parameterisation": "eps"})
+    network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+    eps = type(tiny)(**{**tiny.model_dump(), "predict": "eps", "network": network})
     assert trainer(eps, spots).network.spectrum is None
     with pytest.raises(SettingsInvalid, match="grey"):
         open_source(tiny.model_copy(update={"colours": "opponent"}), spots_source(channels=1))
@@ -65,7 +66,7 @@ def test_networks_of_eps_and_grey_pictures_have_no_use_for_either(tiny, spots):
 SHORT_OF_MEMORY = """
 import resource
 import torch
-from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.pictures.initial import open_start
 from ddib_fed.training.pictures.task import PictureTask
@@ -73,7 +74,7 @@ from ddib_fed.training.loop.distributed import World
 from tests.training.pictures.examples import spots_source
 torch.set_num_threads(1)
 network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "spectral": False}
-config = PictureTrainConfig(network=network, batch=1024, microbatch=1024, steps=5).settled()
+config = TrainConfig(kind="pictures", network=network, batch=1024, microbatch=1024, steps=5).settled()
 source = spots_source()
 one = Trainer(PictureTask(config, source, open_start(config, source)), World(0, 1, torch.device("cpu")))
 one.microbatch = 64

@@ -12,12 +12,13 @@ from ddib_fed.errors import StateConflict, UsageError
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
 from ddib_fed.samples.images import encode_png
-from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.config import TrainConfig
 from tests.training.pictures.examples import blobs
 
 pytestmark = pytest.mark.slow
 
-CONFIG = PictureTrainConfig(
+CONFIG = TrainConfig(
+    kind="pictures",
     size=8,
     network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 1, "spectral": True},
     batch=8,

@@ -18,7 +18,7 @@ from tests.training.pictures.examples import spots_source
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """Weights of RGB pictures whose last layer is no longer zero."""
-    from ddib_fed.training.settings.config import PictureTrainConfig
+    from ddib_fed.training.config import TrainConfig
 
     network = {
         "model_channels": 32,
@@ -28,8 +28,8 @@ def begun(tmp_path_factory):
         "global_mean": True,
         "spectral": False,
     }
-    config = PictureTrainConfig(
-        network=network, batch=8, steps=3, warmup=0, samples=1, dtype="float32", ema=0.0
+    config = TrainConfig(
+        kind="pictures", network=network, batch=8, steps=3, warmup=0, samples=1, dtype="float32", ema=0.0
     )
     out = tmp_path_factory.mktemp("begun")
     train(config, out, source=spots_source())
@@ -106,8 +106,8 @@ def test_a_variance_and_classes_that_are_new_start_fresh(asked, spots):
     ("change", "said"),
     [
         ({"network": {"model_channels": 64}}, "model_channels"),
-        ({"parameterisation": "eps"}, "parameterisation"),
-        ({"schedule": "linear"}, "schedule"),
+        ({"predict": "eps"}, "parameterisation"),
+        ({"noise_schedule": "linear"}, "schedule"),
         ({"init_digest": "0" * 64}, "digest"),
     ],
 )

@@ -1,1 +1,0 @@
-"""Commands that train: models, classifiers, distilled models, learned steps, recipes, and `ddib try`."""

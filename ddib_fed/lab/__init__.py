@@ -1,0 +1,1 @@
+"""Trials beside the product: differential privacy, distillation, attacks. Nothing else may import this package."""

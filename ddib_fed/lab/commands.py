@@ -1,0 +1,169 @@
+"""`ddib privacy` and `ddib model distil`. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.help import command, group
+from ddib_fed.cli.models.model import attacked_lines, distilled_lines
+from ddib_fed.cli.models.picture_options import THREADS
+from ddib_fed.cli.models.train import FORCE, OUT, RESUME, given, run, train_options, trained
+from ddib_fed.cli.output import lines, outcome, print_json
+from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
+from ddib_fed.terminal import say
+from ddib_fed.training.config import checked, options_of
+
+
+@group(context_settings={"help_option_names": ["-h", "--help"]})
+def privacy() -> None:
+    """Attack a model's own latents and samples; train with differential privacy."""
+
+
+@privacy.command()
+@click.option(
+    "--model",
+    "which",
+    required=True,
+    metavar="MODEL",
+    help="A bundle's folder, whose privacy.json is written; or the name of a shipped model, which is only attacked.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Folder of pictures of the domain that the model was not trained on, or a .npy file of such points; default: "
+    "the domain that ships.",
+)
+@click.option(
+    "--training",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The same for its training data, for the attacks on membership; default: the domain that ships.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(96, 10_000),
+    default=256,
+    show_default=True,
+    help="Samples that the attacker knows; half as many are attacked.",
+)
+@click.option(
+    "--surrogate-seconds",
+    type=click.FloatRange(0, 86_400),
+    default=60.0,
+    show_default=True,
+    help="How long the attacker trains a model of their own; 0 for none.",
+)
+@click.option(
+    "--evaluations",
+    type=click.IntRange(4, 1_000),
+    default=24,
+    show_default=True,
+    help="Evaluations of encoding.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=41, show_default=True, help="Seed of all random draws."
+)
+@THREADS
+@options.FORMAT
+def report(
+    *,
+    which: str,
+    data: Path | None,
+    training: Path | None,
+    samples: int,
+    surrogate_seconds: float,
+    evaluations: int,
+    seed: int,
+    threads: int,
+    output_format: str,
+) -> None:
+    """Attack the latents of your own data, and the samples of your model, and print what an attacker gets.
+
+    The attacker knows other samples with their latents, like anybody who sent some through your node, and fits
+    inverters to them; then trains a model of the domain on these samples and decodes with it. The result is a lower
+    bound: with more samples or more time an attacker recovers more. The figures are written into privacy.json beside
+    the weights; the digest does not change.
+    """
+    from ddib_fed.bridge.threads import torch_threads
+    from ddib_fed.cli.models.opening import open_model
+    from ddib_fed.lab.report import Wanted, privacy_report
+    from ddib_fed.models.bundle import put_beside
+    from ddib_fed.models.privacy import PRIVACY_FILE
+    from ddib_fed.models.shipped import shipped_name
+
+    words = _command(data, training, samples, surrogate_seconds, evaluations, seed)
+    wanted = Wanted(data, training, samples, evaluations, surrogate_seconds, seed, words)
+    with torch_threads(threads):
+        found = privacy_report(open_model(which), wanted, say=lambda what: say(what, err=True))
+    if shipped_name(which) is None:
+        put_beside(Path(which), PRIVACY_FILE, found.text())
+    if output_format == "json":
+        print_json(found.values())
+        return
+    lines(dict(attacked_lines(found)))
+
+
+def _command(
+    data: Path | None, training: Path | None, samples: int, seconds: float, evaluations: int, seed: int
+) -> str:
+    words = ["ddib privacy report --model MODEL"]
+    words += ["--data PATH"] if data else []
+    words += ["--training PATH"] if training else []
+    return " ".join(
+        [
+            *words,
+            f"--samples {samples} --surrogate-seconds {seconds:g} --evaluations {evaluations} --seed {seed}",
+        ]
+    )
+
+
+@privacy.command("train")
+@OUT
+@train_options(options_of("points", "pictures", config=PrivateTrainConfig), PrivateTrainConfig, mixed=True)
+@RESUME
+@FORCE
+@options.OUTCOME
+def train_private(*, out: Path, resume: bool, force: bool, **settings: Any) -> None:
+    """Train a model with differential privacy of each training sample (DP-SGD; needs the extra dp).
+
+    Otherwise as `ddib model train`, with its options. It bounds what the weights tell of one training sample, and hides
+    no picture that is translated (docs/differential-privacy.md).
+    """
+    config = checked(PrivateTrainConfig, given(settings), "ddib privacy train --help")
+    run(config, out, resume=resume, force=force)
+
+
+_NAMES = (
+    "domain", "data", "images", "classes", "skip_bad", "name", "steps", "time_s", "seed", "batch", "learning_rate",
+    "ema", "precision", "microbatch", "device", "threads", "dtype", "samples", "checkpoint_every",
+)  # fmt: skip
+
+
+@command()
+@click.argument("teacher", metavar="MODEL")
+@OUT
+@train_options(_NAMES, DistilConfig)
+@RESUME
+@FORCE
+@options.OUTCOME
+def distil(*, teacher: str, out: Path, resume: bool, force: bool, **settings: Any) -> None:
+    """Distil a model into one that encodes and decodes in 1, 2, 4 or 8 evaluations.
+
+    It needs the model and samples of its domain, and nothing of another party: --data or --images, or nothing for a
+    model of a domain that packages carry. The new model follows the ODE of the old one; its manifest names that and the
+    measured error. Both models distilled, use --solver flow-map --evaluations 8; other solvers work with it too.
+
+    MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
+    """
+    config = checked(DistilConfig, given(settings, teacher=teacher), "ddib model distil --help")
+    done = run(config, out, resume=resume, force=force)
+    if done is None or done.manifest.distilled is None:
+        return
+    lines(distilled_lines(done.manifest.distilled))
+    say(f"{out}: {done.manifest.parameters:,} parameters, digest {done.digest[:16]}")
+    outcome(**trained(done, out), distilled=done.manifest.distilled)

@@ -1,0 +1,367 @@
+"""Training with differential privacy: DP-SGD (Abadi et al., arXiv 1607.00133) through opacus.
+
+With g_i the gradient of sample i, the mean over its K draws of noise level and noise (Dockhorn et al., arXiv
+2210.09929, section 3.2), a step takes the noised mean of clipped g_i over a Poisson sample.
+
+All that is random in the steps follows from a key of the run alone, and not from the seed, which the bundle names:
+whoever knew which samples take part in a step, or its noise, could subtract the noise from the weights. The key lies in
+the run's folder, so that a run that was killed takes the same steps again and spends nothing twice, and is removed once
+the bundle is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from ddib_fed.datasets.synthetic import normals
+from ddib_fed.diffusion.schedule import DiscreteSchedule
+from ddib_fed.errors import SettingsInvalid, StateConflict
+from ddib_fed.files import write_file
+from ddib_fed.lab.accounting import Ledger, noise_for, require_opacus
+from ddib_fed.lab.config import PrivateTrainConfig
+from ddib_fed.models.dp import DifferentialPrivacy
+from ddib_fed.training.loop.checkpoint import Checkpoint
+from ddib_fed.training.loop.distributed import World
+from ddib_fed.training.loop.trainer import Task, Trainer
+from ddib_fed.training.objective import make_batch, make_step_batch
+from ddib_fed.training.opening import OnScan, Opened, Say, open_run
+from ddib_fed.training.pictures.batches import COLUMNS, DROP, LEVEL
+from ddib_fed.training.pictures.sources import PictureSource
+from ddib_fed.training.pictures.task import PictureTask
+from ddib_fed.training.points import PointTask
+
+KEY_FILE = "noise.key"
+KEY_BYTES = 32
+GRADIENT_BYTES = 1 << 28
+"""What the gradients of the samples that are computed together may take."""
+_MASKS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True, slots=True)
+class RunKey:
+    """The key of a run."""
+
+    secret: bytes = field(repr=False)
+
+    def uniforms(self, purpose: str, step: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Uniform numbers in [0, 1), a function of key, purpose and step; a longer stream begins as a shorter one."""
+        name = hashlib.sha256(self.secret + f"{purpose} {step}".encode()).digest()
+        stream = Cipher(ChaCha20(name, bytes(16)), mode=None).encryptor().update(bytes(8 * math.prod(shape)))
+        bits = np.frombuffer(stream, np.uint64) >> np.uint64(11)
+        return (bits.astype(np.float64) * 2.0**-53).reshape(shape)
+
+    def normals(self, purpose: str, step: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Standard normal numbers, likewise."""
+        count = math.prod(shape)
+        pairs = normals(self.uniforms(purpose, step, ((count + 1) // 2, 2)))
+        return pairs.reshape(-1)[:count].reshape(shape)
+
+    def chosen(self, step: int, total: int, rate: float) -> NDArray[np.int64]:
+        return np.flatnonzero(self.uniforms("chosen", step, (total,)) < rate)
+
+
+def key_of_run(folder: Path, *, begun: bool) -> RunKey:
+    """The key of the run in `folder`; a new one where there is none."""
+    path = folder / KEY_FILE
+    if path.exists():
+        secret = path.read_bytes()
+        if len(secret) == KEY_BYTES:
+            return RunKey(secret)
+    if begun:
+        raise StateConflict(
+            f"{path} is missing or damaged: steps that were taken since the last checkpoint would be taken with "
+            "other noise, and spend twice",
+            hint="--force starts the run again",
+        )
+    key = RunKey(secrets.token_bytes(KEY_BYTES))
+    write_file(path, key.secret, private=True)
+    return key
+
+
+def forget_key(folder: Path) -> None:
+    (folder / KEY_FILE).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Samples with several draws of noise level and noise each."""
+
+    x: Tensor
+    times: Tensor
+    target: Tensor
+    labels: Tensor | None = None
+
+    def parts(self, size: int, device: torch.device) -> Iterator[Draws]:
+        """At most `size` samples at a time, on the device."""
+        for first in range(0, len(self.x), size):
+            part = slice(first, first + size)
+            fields = (self.x, self.times, self.target, self.labels)
+            yield Draws(*(None if field is None else field[part].to(device) for field in fields))  # type: ignore[arg-type]
+
+
+class SampleGradients:
+    """Gradients of single samples."""
+
+    def __init__(self, network: nn.Module) -> None:
+        refuse_layers(network)
+        self._network = network
+        self._buffers = dict(network.named_buffers())
+        size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+        self.at_once = max(1, GRADIENT_BYTES // size)
+
+    def __call__(self, draws: Draws) -> tuple[list[Tensor], Tensor]:
+        weights = {name: value.detach() for name, value in self._network.named_parameters()}
+        labels = None if draws.labels is None else 0
+        each = vmap(grad_and_value(self._loss), in_dims=(None, 0, 0, 0, labels))
+        gradients, losses = each(weights, draws.x, draws.times, draws.target, draws.labels)
+        return list(gradients.values()), losses
+
+    def _loss(
+        self, weights: dict[str, Tensor], x: Tensor, times: Tensor, target: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        extra = {} if labels is None else {"y": labels}
+        answer = functional_call(self._network, (weights, self._buffers), (x, times), extra)
+        loss: Tensor = (answer - target).square().mean()
+        return loss
+
+
+def refuse_layers(network: nn.Module) -> None:
+    """Return if no layer mixes samples."""
+    for name, layer in network.named_modules():
+        drops = isinstance(layer, _MASKS) and layer.p > 0
+        if drops or isinstance(layer, _BATCHES) or getattr(layer, "running_mean", None) is not None:
+            raise SettingsInvalid(
+                f"{name} of the network is a {type(layer).__name__}, which differential privacy does not allow: "
+                "the gradient of a sample would depend on the others of its batch",
+                hint="start from a network of group normalisation without dropout",
+            )
+
+
+class PrivatePoints(PointTask):
+    config: PrivateTrainConfig
+
+    @property
+    def training_samples(self) -> int:
+        return len(self.source.train)
+
+    def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
+        count, dim = self.config.dp_draws, self.source.dim
+        shape = (len(chosen), count)
+        u = torch.from_numpy((np.arange(count) + key.uniforms("levels", step, shape)) / count).reshape(-1)
+        eps = torch.from_numpy(key.normals("noise of points", step, (u.numel(), dim))).float()
+        x0 = torch.from_numpy(self.source.train[chosen]).repeat_interleave(count, 0)
+        if self.config.public:
+            assert isinstance(self._schedule, DiscreteSchedule)
+            batch = make_step_batch(x0, eps, u, self._schedule)
+        else:
+            batch = make_batch(x0, eps, self._lambdas(u), reference=0)
+        x, target = (part.reshape(*shape, dim) for part in (batch.x, batch.target))
+        return Draws(x, batch.times.reshape(shape), target)
+
+
+class PrivatePictures(PictureTask):
+    """No figure, spectrum or threshold is measured of training pictures: no noise would hide what it tells of them."""
+
+    config: PrivateTrainConfig
+    private = True
+
+    @property
+    def training_samples(self) -> int:
+        return len(self.source.train)
+
+    def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
+        count = self.config.dp_draws
+        each = np.repeat(chosen, count)
+        u = key.uniforms("pictures", step, (len(each), COLUMNS))
+        x = self._batches.changed(each, u)
+        if self.config.dequantise:
+            filled = key.uniforms("quantisation", step, x.shape) - 0.5
+            x = x + (filled * self.source.quantum).astype(np.float32)
+        eps = torch.from_numpy(key.normals("noise of pictures", step, x.shape)).float()
+        levels = torch.from_numpy((np.tile(np.arange(count), len(chosen)) + u[:, LEVEL]) / count)
+        x0 = torch.from_numpy(self.normal.apply(x))
+        question = self._objective.ask(x0, eps, self._levels.draw(levels)[0])
+        shape = (len(chosen), count)
+        xs, target = (part.reshape(*shape, *part.shape[1:]) for part in (question.x, question.target))
+        labels = self._batches.labels(each, u[:, DROP])
+        return Draws(
+            xs, question.times.reshape(shape), target, None if labels is None else labels.reshape(shape)
+        )
+
+
+def clipped_sums(
+    optimizer: torch.optim.Optimizer, noise: float, clip: float, expected: int, key: RunKey
+) -> Any:
+    """opacus' optimiser: it clips gradients of samples, sums them and adds a step's noise, which follows from
+    the key.
+    """
+    from opacus.optimizers import DPOptimizer
+
+    class ClippedSums(DPOptimizer):  # type: ignore[misc]
+        taken = 0
+
+        def add(self, gradients: Sequence[Tensor]) -> None:
+            """Clip gradients (n, *shape) of some samples, in the order of the parameters, and add them up."""
+            for parameter, gradient in zip(self.params, gradients, strict=True):
+                parameter.grad_sample = gradient
+            self.clip_and_accumulate()
+
+        def finish(self, step: int) -> None:
+            """Put the noised mean of what was added into the gradients; without samples it is noise alone."""
+            if self.params[0].summed_grad is None:
+                self.add([torch.empty((0, *each.shape), device=each.device) for each in self.params])
+            self.taken = step
+            self.add_noise()
+            self.scale_grad()
+
+        def add_noise(self) -> None:
+            deviation = self.noise_multiplier * self.max_grad_norm
+            for number, parameter in enumerate(self.params):
+                drawn = key.normals(f"noise {number}", self.taken, tuple(parameter.shape))
+                total = parameter.summed_grad
+                parameter.grad = total + torch.from_numpy(deviation * drawn).to(total.device, total.dtype)
+
+    return ClippedSums(optimizer, noise_multiplier=noise, max_grad_norm=clip, expected_batch_size=expected)
+
+
+class PrivateTask(Task, Protocol):
+    """A task whose samples can be taken one by one."""
+
+    @property
+    def training_samples(self) -> int:
+        """How many samples there are to train on."""
+
+    def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
+        """The samples of these numbers (n,), n > 0, on the CPU; each depends on no other one."""
+
+
+class PrivateTrainer(Trainer):
+    task: PrivateTask
+
+    def __init__(self, task: PrivateTask, world: World, key: RunKey) -> None:
+        super().__init__(task, world, ahead=False)
+        config = self.config
+        assert isinstance(config, PrivateTrainConfig)
+        self._private, self._key = config, key
+        self._each = SampleGradients(self.network)
+        rate = self.batch / task.training_samples
+        noise = noise_for(
+            config.dp_accountant,
+            epsilon=config.dp_epsilon,
+            delta=config.dp_delta,
+            rate=rate,
+            steps=self.steps,
+        )
+        self._ledger = Ledger(config.dp_accountant, rate, noise)
+        self._sums = clipped_sums(self._optimizer, noise, config.dp_clip, self.batch, key)
+        self._last_loss = torch.zeros((), dtype=torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        history = {f"privacy.{name}": value for name, value in self._ledger.tensors().items()}
+        return {**super().tensors(), **history}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        super().restore(checkpoint)
+        self._ledger.restore(checkpoint.part("privacy"))
+        self._sums.noise_multiplier = self._ledger.noise_multiplier
+
+    def planned(self) -> str:
+        """What all steps together are going to spend."""
+        config = self._private
+        return (
+            f"{self.steps} steps with noise multiplier {self._ledger.noise_multiplier:.4g} and sampling rate "
+            f"{self._ledger.rate:.4g} spend at most epsilon {config.dp_epsilon:g} at delta {config.dp_delta:g}"
+        )
+
+    def spent(self) -> DifferentialPrivacy:
+        """What the steps so far have spent."""
+        config = self._private
+        return DifferentialPrivacy(
+            epsilon=self._ledger.epsilon(config.dp_delta),
+            delta=config.dp_delta,
+            noise_multiplier=self._ledger.noise_multiplier,
+            clip=config.dp_clip,
+            sampling_rate=self._ledger.rate,
+            steps=self._ledger.steps,
+            draws=config.dp_draws,
+            accountant=config.dp_accountant,
+            initial=config.init_digest,
+        )
+
+    def _accumulate(self) -> Tensor:
+        self._sums.zero_grad(set_to_none=True)
+        losses = [torch.zeros(0, device=self.world.device)]
+        chosen = self._key.chosen(self.step, self.task.training_samples, self._ledger.rate)
+        if len(chosen):
+            draws = self.task.draws(self.step, chosen, self._key)
+            for part in draws.parts(min(self.microbatch, self._each.at_once), self.world.device):
+                gradients, found = self._each(part)
+                self._sums.add(gradients)
+                losses.append(found)
+        self._sums.finish(self.step)
+        return torch.cat(losses)
+
+    def _bound_gradient(self) -> None: ...
+
+    def _learn(self, losses: Tensor) -> Tensor:
+        self._ledger.count()
+        if len(losses):
+            self._last_loss = losses.double().mean()
+        return self._last_loss
+
+
+def require_private(config: PrivateTrainConfig, samples: int, processes: int) -> None:
+    """Return if a run can be private."""
+    if processes > 1:
+        raise SettingsInvalid(
+            "a run with differential privacy has one process: samples are drawn and noised once",
+            hint="start it without torchrun",
+        )
+    if config.batch > samples:
+        raise SettingsInvalid(
+            f"a step takes {config.batch} of {samples} training samples on average, which are too few",
+            hint=f"--batch {max(1, samples // 10)}",
+        )
+    if config.dp_delta >= 1 / samples:
+        raise SettingsInvalid(
+            f"delta {config.dp_delta:g} is not less than 1 / {samples} training samples: publishing one of them would "
+            "be allowed",
+            hint=f"--dp-delta {0.1 / samples:.0e}",
+        )
+
+
+def open_private(
+    config: PrivateTrainConfig,
+    source: PictureSource | None,
+    out: Path,
+    say: Say | None,
+    on_scan: OnScan | None,
+) -> Opened:
+    require_opacus()  # before anything is read
+    opened = open_run(config, source, out, say, on_scan, (PrivatePoints, PrivatePictures))
+    require_private(config, opened.samples, int(os.environ.get("WORLD_SIZE", "1")))
+
+    def trainer(task: PrivateTask, world: World, run: Path, checkpoint: Checkpoint | None) -> Trainer:
+        begun = checkpoint is not None and checkpoint.info.step < task.config.total_steps
+        found = PrivateTrainer(task, world, key_of_run(run, begun=begun))
+        if say is not None:
+            say(f"differential privacy: {found.planned()}")
+        return found
+
+    return replace(opened, trainer=trainer, fixed_length=True, after=forget_key)

@@ -1,0 +1,398 @@
+"""The privacy report of a bundle: attacks on its owner's own latents and samples, stored beside the weights.
+
+What an attacker reads from latents, by correlation, by surrogate inverters, and by a model of their own; whether a
+sample was among the training data, and whether the model draws these again.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddib_fed.bridge.model import DomainModel
+from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.diffusion import solvers
+from ddib_fed.diffusion.bridge import integrate, soften
+from ddib_fed.diffusion.levels.grids import Grid, grid_of, make_grid
+from ddib_fed.diffusion.plans import SolverSettings, lambda_at
+from ddib_fed.errors import InputError
+from ddib_fed.lab import attacks
+from ddib_fed.lab.attacks import (
+    Inverter,
+    correlation_matrix,
+    first_by_correlation,
+    fit_inverter,
+    fit_point_inverter,
+)
+from ddib_fed.metrics import bootstrap, copies, retrieval
+from ddib_fed.metrics.pictures import compare
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.carried import carried_domain
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.privacy import Copies, Figure, Membership, PrivacyReport, Reading
+from ddib_fed.training.config import TrainConfig
+from ddib_fed.training.own_samples import Counts, own_samples
+from ddib_fed.training.pictures.sources import array_source
+from ddib_fed.training.run import train
+
+Array = NDArray[np.float32]
+Latents = dict[float, Array]
+"""By depth, each (N, *sample_shape)."""
+TOGETHER = 16
+"""Pictures that are integrated together."""
+Say = Callable[[str], None]
+DEPTHS = (0.85, 0.7, 0.5)
+STEPS = 150
+"""Of the training of a convolutional inverter; latents of full depth alone."""
+DECODING = SolverSettings(evaluations=24)
+DRAWS = 400
+LEVELS = (2.0, 1.0, 0.0, -1.0)
+"""Lambda at which the loss is taken."""
+NOISES = 2
+"""Draws of noise at each."""
+DRAWING = SolverSettings(evaluations=24)
+FEWEST = 32
+SEED = 41
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is attacked, and how hard."""
+
+    data: Path | None = None
+    training: Path | None = None
+    samples: int = 256
+    evaluations: int = 24
+    surrogate_s: float = 60.0
+    seed: int = SEED
+    command: str = ""
+
+
+def privacy_report(bundle: Bundle, wanted: Wanted, *, say: Say) -> PrivacyReport:
+    """Attack the latents and samples of a model."""
+    model, manifest = DomainModel(bundle), bundle.manifest
+    known, attacked, others = _data(manifest, wanted)
+    if min(map(len, (known, attacked, others))) < FEWEST:
+        raise InputError(
+            f"{len(attacked) + len(known)} samples are too few for an attack",
+            hint=f"give {3 * FEWEST} or more",
+        )
+    found = tuple(
+        readings(
+            model,
+            Data(known, attacked),
+            evaluations=wanted.evaluations,
+            surrogate_s=wanted.surrogate_s,
+            seed=wanted.seed,
+            say=say,
+        )
+    )
+    members = _training(manifest, wanted)
+    calibrated = manifest.normalisation.calibrated
+    return PrivacyReport(
+        weights_sha256=manifest.weights_sha256,
+        command=wanted.command,
+        sample_kind=manifest.sample_kind,
+        calibration="" if calibrated is None else "its own map",
+        known=len(known),
+        attacked=len(attacked),
+        surrogate_s=wanted.surrogate_s,
+        readings=found,
+        membership=() if members is None else _membership(model, members, others, wanted, say),
+        copies=None if members is None else _copies(model, members, others, wanted, say),
+    )
+
+
+def _data(manifest: Manifest, wanted: Wanted) -> tuple[Array, Array, Array]:
+    """The attacker's samples, those that are attacked, and some that the model was not trained on."""
+    few = wanted.samples // 2
+    if wanted.data is None and (name := _carried_pictures(manifest)) is not None:
+        shipped = load_shipped(name)
+        # Heads are held out by the handful: their test slabs stand in, and the attacker knows training pictures.
+        enough = len(shipped.held_out) >= 2 * FEWEST
+        known, others = (shipped.held_out, shipped.held_out) if enough else (shipped.train, shipped.test)
+        return _some(known, wanted.samples), _some(shipped.test, few), _some(others, wanted.samples)
+    counts = Counts(fit=2, choose=wanted.samples, held_out=few)
+    _, known, attacked = own_samples(manifest, wanted.data, counts)
+    return known, attacked, known
+
+
+def _some(samples: Array, count: int) -> Array:
+    chosen: Array = samples[
+        np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int))
+    ]
+    return chosen
+
+
+def _membership(
+    model: DomainModel, members: Array, others: Array, wanted: Wanted, say: Say
+) -> tuple[Membership, ...]:
+    own = model.manifest.soften_sigma
+    chosen = members[np.linspace(0, len(members) - 1, min(len(others), len(members))).round().astype(int)]
+    found = []
+    for sigma in (own, 0.0) if own else (0.0,):
+        say(f"membership, softened {sigma:g}")
+        found.append(
+            membership_of(
+                model, chosen, others, sigma=sigma, evaluations=wanted.evaluations, seed=wanted.seed
+            )
+        )
+    return tuple(found)
+
+
+def _copies(model: DomainModel, members: Array, others: Array, wanted: Wanted, say: Say) -> Copies | None:
+    if not model.is_picture:
+        return None
+    say("training pictures in what the model draws")
+    return copies_of(model, members, others, count=min(64, len(others)), seed=wanted.seed)
+
+
+def _training(manifest: Manifest, wanted: Wanted) -> Array | None:
+    """Samples that the model was trained on; None where nobody says which. Those of synthetic domains are endless."""
+    if wanted.training is not None:
+        counts = Counts(fit=2, choose=2, held_out=4 * wanted.samples)
+        return own_samples(manifest, wanted.training, counts)[2]
+    if wanted.data is None and (name := _carried_pictures(manifest)) is not None:
+        return load_shipped(name).train
+    return None
+
+
+def _carried_pictures(manifest: Manifest) -> str | None:
+    return carried_domain(manifest) if manifest.sample_kind == "picture" else None
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Samples in the units of the data, each (N, *sample_shape)."""
+
+    known: Array
+    attacked: Array
+
+
+def readings(
+    model: DomainModel, data: Data, *, evaluations: int, surrogate_s: float, seed: int, say: Say
+) -> Iterator[Reading]:
+    """One of each kind of latent: softened and not, of each depth, and of the encoder mixed where it works."""
+    own = model.manifest.soften_sigma
+    attacker = None
+    if surrogate_s > 0:
+        say(f"the attacker trains a model of {model.manifest.domain}")
+        attacker = trained(model, data.known, surrogate_s, seed)
+    for sigma in (own, 0.0) if own else (0.0,):
+        for encoder in encoders(model) if sigma == own else ("ode",):
+            say(f"latents of the encoder {encoder}, softened {sigma:g}")
+            depths = DEPTHS if encoder == "ode" and model.is_picture else ()
+            known, attacked = (
+                latents_along(
+                    model,
+                    model.normalise(samples),
+                    depths=depths,
+                    encoder=encoder,
+                    evaluations=evaluations,
+                    sigma=sigma,
+                    seed=seed + turn,
+                )
+                for turn, samples in enumerate((data.known, data.attacked))
+            )
+            for depth in sorted(known, reverse=True):
+                found = _reading(
+                    model, data, (known[depth], attacked[depth]), attacker if depth == 1.0 else None, seed
+                )
+                yield Reading(soften_sigma=sigma, depth=depth, encoder=encoder, **found)
+
+
+def encoders(model: DomainModel) -> Sequence[str]:
+    return ("ode", "mixed") if model.frame() is not None else ("ode",)
+
+
+def trained(model: DomainModel, known: Array, seconds: float, seed: int) -> DomainModel:
+    """The attacker's model of the domain, trained on what he knows for so many seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "model"
+        if model.is_picture:
+            cut = max(8, len(known) // 10)
+            source = array_source("attacker", known[cut:], known[:cut])
+            size = model.sample_shape[-1]
+            config = TrainConfig(kind="pictures", size=size, time_s=seconds, seed=seed, samples=4)
+            return DomainModel(train(config, out, source=source))
+        np.save(Path(folder) / "known.npy", known)
+        points = TrainConfig(kind="points", data=Path(folder) / "known.npy", time_s=seconds, seed=seed)
+        return DomainModel(train(points, out))
+
+
+def _reading(
+    model: DomainModel, data: Data, latents: tuple[Array, Array], attacker: DomainModel | None, seed: int
+) -> dict[str, object]:
+    known, attacked = (model.normalise(samples) for samples in (data.known, data.attacked))
+    drawn = bootstrap.resample(len(attacked))
+    found = correlation_matrix(latents[1], attacked)
+    inverter = _fitted(model, latents[0], known, seed)
+    read = inverter.inverse(latents[1])
+    quality, hits = _judged(model, model.denormalise(read), data.attacked)
+    answer: dict[str, object] = {
+        "correlation": Figure(**drawn.mean(np.diagonal(found))),
+        "found_by_correlation": Figure(**drawn.mean(first_by_correlation(found))),
+        "surrogate": inverter.name,
+        "read": Figure(**drawn.mean(quality)),
+        "found_by_reading": Figure(**drawn.mean(hits)),
+    }
+    if attacker is not None:
+        laid = attacker.plan(DECODING)
+        parts = torch.split(torch.from_numpy(latents[1]), 16 if model.is_picture else 4_096)
+        back = torch.cat([integrate(laid.decoder(part), attacker.denoiser()) for part in parts])
+        quality, hits = _judged(model, attacker.denormalise(back.numpy()), data.attacked)
+        answer |= {"model_read": Figure(**drawn.mean(quality)), "found_by_model": Figure(**drawn.mean(hits))}
+    return answer
+
+
+def _fitted(model: DomainModel, latents: Array, known: Array, seed: int) -> Inverter:
+    if model.is_picture:
+        return fit_inverter(latents, known, steps=STEPS, seed=seed)
+    return fit_point_inverter(latents, known)
+
+
+def _judged(model: DomainModel, read: Array, truth: Array) -> tuple[np.ndarray, np.ndarray]:
+    if model.is_picture:
+        cut = np.clip(read, -1.0, 1.0).astype(np.float32)
+        return compare(cut, truth).psnr, retrieval.hits_by_pixels(cut, truth, nearest=1)
+    errors = np.sqrt(np.square((read - truth) / truth.std(axis=0)).mean(axis=1))
+    return errors, retrieval.ranks(read, truth) < 1
+
+
+def latents_along(
+    model: DomainModel,
+    x: Array,
+    *,
+    depths: Sequence[float] = (),
+    encoder: str = "ode",
+    evaluations: int = 24,
+    sigma: float = 0.0,
+    seed: int = 0,
+) -> Latents:
+    """Latents of samples in the model's units: of full depth (1.0), and at `depths` on the way, at exactly
+    that level.
+    """
+    schedule = model.bundle.schedule
+    start = None if sigma == 0.0 else -math.log(sigma)
+    levels = list(make_grid(schedule, "default", evaluations, lambda_max=start).levels)
+    at: dict[int, float] = {}
+    for depth in depths:
+        lam = lambda_at(schedule, depth)
+        free = (i for i in range(1, len(levels) - 1) if i not in at)
+        nearest = min(free, key=lambda i: abs(levels[i].lam - lam))
+        levels[nearest], at[nearest] = schedule.level(lam), depth
+    grid = grid_of(schedule, tuple(levels))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    found: dict[float, list[Tensor]] = {depth: [] for depth in (*depths, 1.0)}
+    size = TOGETHER if model.is_picture else 4_096
+    for part in torch.split(soften(torch.from_numpy(x), sigma, noise), size):
+        for depth, z in _along(part, grid, model, encoder, at):
+            found[depth].append(z)
+    return {depth: torch.cat(parts).numpy() for depth, parts in found.items()}
+
+
+def _along(
+    x: Tensor, grid: Grid, model: DomainModel, encoder: str, at: dict[int, float]
+) -> Iterator[tuple[float, Tensor]]:
+    """The states of one integration at the nodes `at`, by the depths that they are at, and its end."""
+    denoiser, solver = model.denoiser(encoder=encoder), solvers.unipc(x, grid, order=3)
+    cond = model.condition(None, len(x))
+    with torch.no_grad():
+        query = next(solver)
+        for node in range(len(grid) + 1):
+            if node in at:
+                yield at[node], query.x.clone()
+            try:
+                query = solver.send(denoiser(query.x, query.level, cond))
+            except StopIteration as end:
+                yield 1.0, end.value
+                return
+
+
+def membership_of(
+    model: DomainModel, members: Array, others: Array, *, sigma: float, evaluations: int, seed: int
+) -> Membership:
+    """How well training samples are distinguished from others, by the norm of the latent and by the model's loss."""
+    norms, losses = [], []
+    for turn, samples in enumerate((members, others)):
+        x = model.normalise(samples)
+        z = latents_along(model, x, evaluations=evaluations, sigma=sigma, seed=seed + turn)[1.0]
+        norms.append(np.linalg.norm(z.reshape(len(z), -1), axis=1))
+        losses.append(-_losses(model, torch.from_numpy(x), seed))
+    return Membership(
+        soften_sigma=sigma,
+        members=len(members),
+        others=len(others),
+        norm=_area(norms[0], norms[1]),
+        loss=_area(losses[0], losses[1]),
+    )
+
+
+def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
+    """Mean squared error of the predicted v of each sample, (N,), with the same noise for all."""
+    schedule, denoiser = model.bundle.schedule, model.denoiser()
+    total = torch.zeros(len(x), dtype=torch.float64)
+    size = 16 if model.is_picture else 4_096
+    with torch.no_grad():
+        for lam in LEVELS:
+            level = schedule.level(lam)
+            for turn in range(NOISES):
+                generator = torch.Generator().manual_seed(seed * NOISES + turn)
+                noise = torch.randn(x.shape[1:], generator=generator)
+                for start in range(0, len(x), size):
+                    part = x[start : start + size]
+                    v = denoiser(
+                        level.alpha * part + level.sigma * noise, level, model.condition(None, len(part))
+                    )
+                    wrong = v - (level.alpha * noise - level.sigma * part)
+                    total[start : start + size] += wrong.double().flatten(1).square().mean(1)
+    found: NDArray[np.float64] = (total / (len(LEVELS) * NOISES)).numpy()
+    return found
+
+
+def _area(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> Figure:
+    """The area under the curve, whichever way it tells, with its interval over samples of both sides."""
+    value = attacks.area(inside, outside)
+    sign = 1.0 if value >= 0.5 else -1.0
+    rng = np.random.default_rng(0)
+    drawn = [
+        attacks.area(*(sign * rng.choice(each, len(each)) for each in (inside, outside)))
+        for _ in range(DRAWS)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Figure(value=max(value, 1.0 - value), low=float(low), high=float(high))
+
+
+def copies_of(model: DomainModel, train: Array, held_out: Array, *, count: int, seed: int) -> Copies:
+    """How near what the model draws is to its training pictures (N, C, H, W), beside pictures held out."""
+    noise = torch.randn(count, *model.sample_shape, generator=torch.Generator().manual_seed(seed))
+    laid = model.plan(DRAWING)
+    parts = torch.split(noise, 16)
+    drawn = torch.cat(
+        [integrate(laid.decoder(part, model.condition(None, len(part))), model.denoiser()) for part in parts]
+    )
+    pictures = np.clip(model.denormalise(drawn.numpy()), -1.0, 1.0).astype(np.float32)
+    own = copies.reduced(train)
+    samples, others = (copies.nearest(copies.reduced(each), own) for each in (pictures, held_out))
+    near = samples < np.quantile(others, 0.01)
+    return Copies(
+        drawn=count,
+        samples=_median(samples),
+        held_out=_median(others),
+        near=Figure(**bootstrap.resample(count).mean(near)),
+    )
+
+
+def _median(values: NDArray[np.float64]) -> Figure:
+    rng = np.random.default_rng(0)
+    drawn = [float(np.median(rng.choice(values, len(values)))) for _ in range(DRAWS)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Figure(value=float(np.median(values)), low=float(low), high=float(high))

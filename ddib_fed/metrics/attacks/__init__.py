@@ -1,1 +1,0 @@
-"""What someone can learn from what crosses: pictures from latents, members from published histograms."""

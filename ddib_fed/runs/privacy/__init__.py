@@ -1,1 +1,0 @@
-"""Attacks an owner's own latents and samples, and says what an attacker gets."""

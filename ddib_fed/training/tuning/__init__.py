@@ -1,1 +1,0 @@
-"""`ddib model tune`: learns where the solver steps on one model, from that model alone."""

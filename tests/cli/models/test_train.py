@@ -1,0 +1,175 @@
+"""`ddib model train` on pictures: a folder, classes, initial weights; refusals come before any training."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from ddib_fed.bridge.model import DomainModel
+from ddib_fed.cli.models import train as training
+from ddib_fed.cli.models.model import model
+from ddib_fed.cli.models.train import classifier
+from ddib_fed.cli.models.trying import try_
+from ddib_fed.datasets.shipped import SHIPPED
+from ddib_fed.errors import ImageUnreadable, SettingsInvalid, UsageError
+from ddib_fed.guidance import Guidance
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training import config as presets
+from ddib_fed.training.config import SOFTEN_SIGMA
+from tests.training.pictures.examples import blobs
+
+SMALL = (
+    *("--size", 8, "--network", "model_channels=32", "--network", "channel_mult=1"),
+    *("--network", "num_res_blocks=1", "--batch", 8, "--steps", 2),
+)
+
+
+@pytest.fixture
+def ddib():
+    """Run a command of a group; errors of ours come out as they are."""
+
+    def call(group, *arguments):
+        arguments = [str(a) for a in arguments]
+        return CliRunner().invoke(group, arguments, catch_exceptions=False, standalone_mode=False)
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """30 RGB pictures in two sub-folders."""
+    for number, pixels in enumerate(blobs(30)):
+        path = tmp_path / "scans" / ("even", "odd")[number % 2] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+    return tmp_path / "scans"
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, tmp_path):
+    out = tmp_path / "m"
+    options = ("--classes", "folders", "--label-dropout", 0.2, "--fit", "crop", "--range", "0:200", "--flip")
+    result = ddib(model, "train", "--images", folder, "--out", out, *SMALL, *options)
+    made = load_bundle(out).manifest
+    assert (made.domain, made.sample_shape, made.classes) == ("scans", (3, 8, 8), ("even", "odd"))
+    assert made.null_class == 2
+    assert (made.picture.fit, made.picture.low, made.picture.high) == ("crop", 0, 200)
+    assert "30 pictures, 0 left out" in result.stderr
+    assert "parameters" in result.stderr
+    assert "s a step" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_damaged_file_is_refused_before_training_or_left_out_when_asked(ddib, folder, tmp_path):
+    (folder / "even" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    with pytest.raises(ImageUnreadable, match=r"bad\.png"):
+        ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
+    assert not (tmp_path / "m").exists()
+    result = ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL, "--skip-bad")
+    assert "bad.png" in result.stderr
+    assert load_bundle(tmp_path / "m").manifest.training.steps == 2
+
+
+@pytest.mark.slow
+def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_path):
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for number, pixels in enumerate(blobs(12, channels=1, size=20)):
+        np.save(folder / f"{number}.npy", pixels[0].astype(np.int16) * 10 - 1000)
+    ddib(
+        model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL, "--range", "-1000:1550", "--crop"
+    )
+    made = load_bundle(tmp_path / "m").manifest
+    assert made.sample_shape == (1, 8, 8)
+    assert (made.picture.low, made.picture.high, made.picture.bits) == (-1000, 1550, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--domain", "moons", "--flip"), "--flip is for pictures"),
+        (("--images", "x", "--width", 8), "--width is for points"),
+        (("--domain", "moons", "--range", "0:1"), "--range is for pictures"),
+        (("--images", "x", "--domain", "relief"), "give one of: domain"),
+        (("--images", "x", "--label-dropout", 0.1), "needs classes"),
+        (("--images", "x", "--network", "model_channels"), "FIELD=VALUE"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(ddib, tmp_path, options, said):
+    with pytest.raises(UsageError, match=said):
+        ddib(model, "train", *options, "--out", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_presets_are_listed_with_what_they_need(ddib):
+    listed = json.loads(ddib(model, "presets", "--format", "json").output)
+    assert tuple(listed) == tuple(presets.PRESETS)
+    assert listed["tiny-32"]["parameters"] < 2_000_000
+    assert 550e6 < listed["adm-256"]["parameters"] < 556e6
+
+
+def test_names_that_the_command_line_knows_without_importing_are_the_real_ones():
+    """And every option of a run is one of the command."""
+    assert tuple(SHIPPED) == presets.SHIPPED
+    known = presets.options_of("points", "pictures")
+    assert [p.name for p in training.train.params if p.name in known] == known
+
+
+@pytest.mark.slow
+def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_path):
+    """It takes the model's units and levels, so that the two fit."""
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
+    network = (
+        "--network",
+        "model_channels=32",
+        "--network",
+        "channel_mult=1",
+        "--network",
+        "num_res_blocks=1",
+    )
+    made_for = ("train", "--images", folder, "--for", tmp_path / "m", *network, "--batch", 8, "--steps", 3)
+    result = ddib(classifier, *made_for, "--out", tmp_path / "c")
+    assert "held-out loss" in result.output
+    model_bundle, guide = (load_bundle(tmp_path / name) for name in "mc")
+    assert (guide.manifest.role, guide.manifest.classes) == ("classifier", ("even", "odd"))
+    assert guide.manifest.normalisation == model_bundle.manifest.normalisation
+    assert DomainModel(model_bundle, classifier=guide).denoiser(Guidance(classifier_scale=1.0)) is not None
+
+
+@pytest.mark.slow
+def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
+    with pytest.raises(SettingsInvalid, match="sample_shape"):
+        ddib(
+            classifier,
+            "train",
+            "--images",
+            folder,
+            "--for",
+            tmp_path / "m",
+            "--size",
+            16,
+            "--out",
+            tmp_path / "c",
+        )
+
+
+@pytest.mark.slow
+def test_a_zero_is_an_answer(ddib, folder, tmp_path):
+    """Unlike an option that was not given."""
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "c", *SMALL, "--ema", 0)
+    assert json.loads((tmp_path / "c" / "run" / "run.json").read_text())["ema"] == 0
+
+
+def test_a_model_among_its_pictures_is_refused_at_once(ddib, folder):
+    with pytest.raises(UsageError, match="lies among"):
+        ddib(model, "train", "--images", folder, "--out", folder / "m", *SMALL)
+
+
+def test_the_softening_that_the_help_names_is_the_default():
+    """The commands do not import what has it."""
+    found = {parameter.name: parameter for parameter in try_.params + training.train.params}
+    assert found["soften"].default == SOFTEN_SIGMA
+    assert f"default: {SOFTEN_SIGMA:g}." in found["soften_sigma"].help

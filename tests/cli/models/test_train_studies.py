@@ -1,0 +1,333 @@
+"""`ddib model train --images` on DICOM series, NIfTI and maps: what is learned is what `ddib translate` sends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ddib_fed.cli.models.model import model
+from ddib_fed.errors import ExtraMissing, ImageUnreadable, InputError, SettingsInvalid, UsageError
+from ddib_fed.formats.opening import open_paths
+from ddib_fed.formats.study import Options
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.node.config import TrainSection
+from ddib_fed.runs.calibration.pictures import count_pictures, domain_pictures
+from ddib_fed.samples.images import PictureRule, decode_image, encode_png, fit_picture
+from ddib_fed.training.config import TrainConfig
+from ddib_fed.training.own_samples import Counts, own_samples
+from ddib_fed.training.pictures.sources import PictureSource, folder_source
+from tests.formats.dicom.files import words_of, write_series
+from tests.formats.maps import write_map
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine"),
+]
+TINY = (
+    *(
+        "--size",
+        8,
+        "--network",
+        "model_channels=32",
+        "--network",
+        "channel_mult=1",
+        "--batch",
+        8,
+        "--steps",
+        2,
+    ),
+    *("--network", "num_res_blocks=1"),
+)
+CANARY = "Ada-Lovelace-1815"
+
+
+def smooth(*shape: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 2000, (*shape[:-2], shape[-2] // 4, shape[-1] // 4))
+    return coarse.repeat(4, axis=-2).repeat(4, axis=-1)
+
+
+def ct(folder: Path, number: int, **changes) -> list[Path]:
+    """A series of ten slices of 16 x 16, the first of them empty, in Hounsfield units from -1024 on."""
+    values = smooth(10, 16, 16, seed=number)
+    values[0] = 0
+    changes = {"header": "CT_small.dcm", "intercept": -1024.0, "RescaleType": "HU", **changes}
+    return write_series(folder / f"s{number}", values, SeriesNumber=number, **changes)
+
+
+def volume(path: Path, seed: int, dtype: type = np.int16) -> Path:
+    values = smooth(12, 16, 16, seed=seed).transpose(1, 0, 2).astype(dtype)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([2.0, 2, 2, 1])), path)
+    return path
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    (folder := tmp_path / "given").mkdir()
+    return folder
+
+
+@pytest.fixture
+def ddib(given: Path, tmp_path: Path):
+    """Train on the folder; errors of ours come out as they are."""
+
+    def call(*words: object, on: Path = given) -> Result:
+        words = ("train", "--images", on, "--out", tmp_path / "m", *TINY, *words)
+        return CliRunner().invoke(
+            model, [str(w) for w in words], catch_exceptions=False, standalone_mode=False
+        )
+
+    return call
+
+
+def source(folder: Path, **settings) -> tuple[PictureSource, list[str]]:
+    said: list[str] = []
+    return folder_source(
+        TrainConfig(kind="pictures", images=folder, size=8, **settings), say=said.append
+    ), said
+
+
+def numbers(item: bytes, rule: PictureRule) -> bytes:
+    samples = fit_picture(decode_image(item), rule).samples
+    return np.rint((samples + 1) * np.float32(rule.top / 2)).astype(f"u{rule.bits // 8}").tobytes()
+
+
+def sent(path: Path, options: Options, rule: PictureRule) -> dict[bytes, int]:
+    studies = open_paths([path], options).studies
+    return {numbers(item, rule): at for at in range(len(studies)) for item in studies[at].items()}
+
+
+def rule_of(found: PictureSource) -> PictureRule:
+    assert found.picture is not None
+    return PictureRule(1, 8, 8, found.picture.fit, found.picture.low, found.picture.high, found.picture.bits)
+
+
+def pictures(found: PictureSource) -> set[bytes]:
+    return {each.tobytes() for each in (*found.train, *found.held_out)}
+
+
+def test_a_folder_of_ct_becomes_a_model_of_hounsfield_units(ddib, given, tmp_path):
+    for number in range(3):
+        ct(given, number)
+    result = ddib()
+    made = load_bundle(tmp_path / "m").manifest
+    assert made.picture is not None
+    assert (made.picture.intensity, made.picture.slices) == ("hu", None)
+    assert (made.picture.low, made.picture.high, made.picture.bits) == (-1000, 2000, 16)
+    assert "3 x DICOM series (CT), 27 planes that show something, 3 left out" in result.stderr
+    shown = CliRunner().invoke(model, ["show", str(tmp_path / "m")], standalone_mode=False).output
+    assert "intensity hu" in shown
+    window, _ = source(given, range="-160:240")
+    assert window.picture is not None
+    assert (window.picture.intensity, window.picture.low, window.picture.high) == ("hu", -160, 240)
+
+
+def test_volumes_become_a_model_of_the_plane_and_the_rule_that_were_asked(ddib, given, tmp_path):
+    for number in range(3):
+        volume(given / f"{number}.nii.gz", number)
+    ddib("--slices", "coronal", "--intensity", "percentile:1,99@0:4095", "--fit", "pad")
+    made = load_bundle(tmp_path / "m").manifest.picture
+    assert made is not None
+    assert (made.intensity, made.slices) == ("percentile:1,99@0:4095", "coronal")
+    assert (made.fit, made.low, made.high, made.bits) == ("pad", 0, 4095, 16)
+
+
+def test_one_map_becomes_a_model_of_its_tiles(ddib, given, tmp_path):
+    write_map(given / "map.tif", smooth(1, 40, 64).astype(np.uint16))
+    ddib()
+    made = load_bundle(tmp_path / "m").manifest
+    assert made.picture is not None
+    assert (made.sample_shape, made.picture.intensity) == ((1, 8, 8), "percentile:0.5,99.5@0:255")
+    assert made.picture.tiles
+
+
+def test_a_node_trains_on_series_by_its_table(given, tmp_path):
+    """The keys of [train] are the options; paths are relative to node.toml."""
+    for number in range(2):
+        volume(given / f"{number}.nii", number)
+    table = TrainSection(images="given", intensity="window:1000,2000", slices="coronal", size=8)
+    config = table.config(tmp_path, "ct", name="ct", threads=1, command="")
+    assert isinstance(config, TrainConfig)
+    found = folder_source(config, say=print)
+    assert found.picture is not None
+    assert (found.picture.intensity, found.picture.slices) == ("window:1000,2000@0:255", "coronal")
+    with pytest.raises(ValueError, match="slices"):
+        TrainSection(images="given", slices="oblique").check("ct")
+
+
+@pytest.mark.parametrize("rule", ["auto", "window:0,1000", "percentile:1,99@0:4095"])
+def test_slices_of_ct_are_to_the_bit_what_translating_sends(given, rule):
+    for number in range(2):
+        ct(given, number)
+    found, _ = source(given, intensity=rule)
+    assert pictures(found) == sent(given, Options(rule), rule_of(found)).keys()
+
+
+def test_slices_and_tiles_are_to_the_bit_what_translating_sends(given, tmp_path):
+    for number in range(2):
+        volume(given / f"{number}.nii", number)
+    found, _ = source(given, slices="sagittal")
+    assert pictures(found) == sent(given, Options(slices="sagittal"), rule_of(found)).keys()
+    (maps := tmp_path / "maps").mkdir()
+    for number in range(2):
+        write_map(maps / f"{number}.tif", smooth(1, 20, 28, seed=number).astype(np.uint16))
+    found, _ = source(maps)
+    assert pictures(found) == sent(maps, Options(tile=(8, 8)), rule_of(found)).keys()
+
+
+def owners(folder: Path, found: PictureSource, options: Options) -> tuple[set[int], set[int]]:
+    of = sent(folder, options, rule_of(found))
+    train, held = ({of[each.tobytes()] for each in part} for part in (found.train, found.held_out))
+    return train, held
+
+
+def test_whole_volumes_are_held_out(given):
+    for number in range(5):
+        volume(given / f"{number}.nii", number)
+    found, said = source(given, slices="coronal")
+    train, held = owners(given, found, Options(slices="coronal"))
+    assert (len(train), len(held), len(found.held_out)) == (4, 1, 12)
+    assert not train & held
+    assert any("whole files or series, of 5" in line for line in said)
+
+
+def test_series_of_one_patient_are_held_out_together(given):
+    """Three patients of two series each, whose slices may show the same; a share of a fifth holds one out."""
+    for number in range(6):
+        ct(given, number, PatientID=f"{CANARY}-{number // 2}")
+    found, said = source(given, intensity="window:0,2000", held_out=0.2)
+    train, held = owners(given, found, Options("window:0,2000"))
+    assert len(held) == 2
+    assert len({at // 2 for at in held}) == 1
+    assert not train & held
+    assert any("whole patients, of 3" in line for line in said)
+    assert not any(CANARY in line for line in said)
+
+
+def test_the_end_of_a_map_is_held_out_and_no_tile_overlaps_it(given):
+    """Every pixel has a number of its own, so that a tile says where it lies."""
+    write_map(given / "map.tif", np.arange(24 * 40, dtype=np.uint16).reshape(1, 24, 40))
+    found, _ = source(given, intensity="window:32767.5,65535@0:65535")
+    train, held = ({int(number) for number in part.ravel()} for part in (found.train, found.held_out))
+    assert held
+    assert not train & held
+    assert {number % 40 for number in held} == set(range(32, 40))
+
+
+def test_what_is_measured_of_a_model_later_is_read_as_it_was_trained(ddib, given, tmp_path):
+    """Steps are tuned and calibrations fitted on volumes; a histogram counts files, so it is refused."""
+    for number in range(3):
+        volume(given / f"{number}.nii", number)
+    ddib("--slices", "coronal")
+    made = load_bundle(tmp_path / "m")
+    assert [len(part) for part in own_samples(made.manifest, given, Counts(12, 6, 6))] == [12, 6, 6]
+    found = domain_pictures(made, str(given))
+    assert (len(found.train), len(found.held_out)) == (24, 12)
+    with pytest.raises(UsageError, match="trained on volumes or maps"):
+        count_pictures(made, str(given), epsilon=1.0)
+
+
+def test_one_volume_alone_is_refused(ddib, given):
+    volume(given / "a.nii", 0)
+    with pytest.raises(InputError, match=r"one NIfTI volume below .* whole ones are held out"):
+        ddib("--slices", "coronal")
+
+
+def test_what_is_not_of_one_kind_is_refused(ddib, given, tmp_path):
+    ct(given, 0)
+    ct(given, 1, Modality="MR")
+    with pytest.raises(InputError, match=r"not of one kind.*series \(CT\); DICOM series \(MR\)"):
+        ddib("--intensity", "percentile:1,99")
+    volume(given / "head.nii", 0)
+    with pytest.raises(InputError, match=r"not of one kind.*DICOM file; NIfTI volume"):
+        ddib()
+    (tmp_path / "two").mkdir()
+    volume(tmp_path / "two" / "a.nii", 0)
+    volume(tmp_path / "two" / "b.nii", 1, np.uint8)
+    with pytest.raises(InputError, match=r"intensity percentile:0.5,99.5@0:255; intensity values") as caught:
+        ddib(on=tmp_path / "two")
+    assert "--intensity RULE" in caught.value.hint
+
+
+def test_ct_without_units_is_refused_or_left_out_when_asked(ddib, given):
+    """Also beside CT in Hounsfield units, by whatever rule."""
+    for number in range(2):
+        ct(given, number)
+    ct(given, 2, RescaleType="US")
+    with pytest.raises(ImageUnreadable, match=r"(?s)1 of 19 .*no Hounsfield units"):
+        ddib()
+    assert "no Hounsfield units" in ddib("--skip-bad").stderr
+    with pytest.raises(InputError, match=r"not of one kind.*without Hounsfield units"):
+        ddib("--intensity", "percentile:1,99", "--force")
+
+
+def test_a_damaged_volume_is_refused_or_left_out_when_asked(ddib, given, tmp_path):
+    for number in range(3):
+        volume(given / f"{number}.nii", number)
+    (given / "cut.nii").write_bytes((given / "0.nii").read_bytes()[:1000])
+    with pytest.raises(ImageUnreadable, match=r"(?s)1 of 37 .*cut\.nii") as caught:
+        ddib("--slices", "coronal")
+    assert "--skip-bad" in caught.value.hint
+    assert "cut.nii" in ddib("--slices", "coronal", "--skip-bad").stderr
+    assert load_bundle(tmp_path / "m").manifest.training.steps == 2
+
+
+@pytest.mark.parametrize("name", ["look.png", "look.bmp"])
+def test_pictures_among_series_are_refused(ddib, given, name):
+    """Also with --skip-bad: they can be read, and either may be meant."""
+    ct(given, 0)
+    (given / name).write_bytes(encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)))
+    with pytest.raises(InputError, match=rf"both pictures \(1 {name[-4:]}\) and another kind \(DICOM file\)"):
+        ddib("--skip-bad")
+
+
+def test_a_range_that_the_rule_does_not_make_is_refused(ddib, given):
+    for number in range(2):
+        volume(given / f"{number}.nii", number)
+    with pytest.raises(
+        SettingsInvalid, match=r"range is -1000:2000, and intensity .* from 0 to 255"
+    ) as caught:
+        ddib("--range=-1000:2000")
+    assert "--intensity percentile:0.5,99.5@LOW:HIGH" in caught.value.hint
+
+
+@pytest.mark.parametrize("option", [("--intensity", "hu"), ("--slices", "coronal")])
+def test_a_rule_for_volumes_is_refused_for_pictures(ddib, given, option):
+    for number in range(9):
+        (given / f"{number}.png").write_bytes(
+            encode_png(smooth(8, 8, seed=number).astype(np.uint8)[..., None])
+        )
+    with pytest.raises(SettingsInvalid, match="there is none below"):
+        ddib(*option)
+
+
+def test_a_missing_package_is_named_with_its_installation(ddib, given, monkeypatch):
+    write_map(given / "map.tif", smooth(1, 40, 64).astype(np.uint16))
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(ExtraMissing, match="TIFF needs rasterio"):
+        ddib()
+
+
+def test_nothing_of_a_header_is_in_the_bundle(ddib, given, tmp_path):
+    """Neither the canaries, nor any other text of the headers, nor a name of a file; in no file of the run either."""
+    for number in range(2):
+        ct(
+            given,
+            number,
+            PatientName=CANARY,
+            PatientID=f"{CANARY}-{number}",
+            StudyDescription=f"{CANARY}-study",
+        )
+    said = ddib()
+    words = {word for path in given.rglob("IM*") for word in words_of(path)} | {CANARY}
+    manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
+    assert manifest["picture"]["intensity"] == "hu"
+    texts = [path.read_bytes().decode("latin-1") for path in (tmp_path / "m").rglob("*") if path.is_file()]
+    found = {word for word in words for text in (*texts, said.output, said.stderr) if word in text}
+    assert not found

@@ -1,0 +1,76 @@
+"""What a run spends is what opacus' own accountants say of the same steps."""
+
+import sys
+import warnings
+
+import pytest
+
+from ddib_fed.errors import ExtraMissing, SettingsInvalid
+from ddib_fed.lab.accounting import Ledger, noise_for, require_opacus
+
+pytest.importorskip("opacus")
+
+
+@pytest.mark.parametrize("mechanism", ["rdp", "prv"])
+def test_the_figure_is_that_of_opacus(mechanism):
+    from opacus.accountants import create_accountant
+
+    noise = noise_for(mechanism, epsilon=3.0, delta=1e-4, rate=0.1, steps=50)
+    ledger, own = Ledger(mechanism, 0.1, noise), create_accountant(mechanism)
+    for _ in range(50):
+        ledger.count()
+        own.step(noise_multiplier=noise, sample_rate=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = own.get_epsilon(1e-4)
+    assert ledger.epsilon(1e-4) == expected
+    assert 2.9 < expected <= 3.0
+
+
+def test_prv_needs_less_noise_than_rdp():
+    settings = {"epsilon": 3.0, "delta": 1e-4, "rate": 0.1, "steps": 50}
+    assert noise_for("prv", **settings) < noise_for("rdp", **settings)
+
+
+def test_one_step_with_everybody_is_the_gaussian_mechanism():
+    """Its epsilon is known in closed form (Balle and Wang, arXiv 1805.06530, theorem 8)."""
+    from math import erfc, exp, sqrt
+
+    def delta_of(epsilon, sigma):
+        below = [0.5 * erfc((epsilon * sigma + sign / (2 * sigma)) / sqrt(2)) for sign in (-1, 1)]
+        return below[0] - exp(epsilon) * below[1]
+
+    ledger = Ledger("prv", 1.0, 2.0)
+    ledger.count()
+    found = ledger.epsilon(1e-5)
+    assert delta_of(found, 2.0) <= 1e-5 <= delta_of(found - 0.05, 2.0)
+
+
+def test_a_history_that_was_stored_goes_on():
+    ledger = Ledger("rdp", 0.1, 1.5)
+    assert ledger.epsilon(1e-5) == 0.0
+    for _ in range(10):
+        ledger.count()
+    again = Ledger("rdp", 0.1, 1.4)
+    again.restore(ledger.tensors())
+    assert (again.steps, again.noise_multiplier) == (10, 1.5)
+    ledger.count()
+    again.count()
+    assert again.epsilon(1e-5) == ledger.epsilon(1e-5)
+    empty = Ledger("rdp", 0.1, 1.4)
+    empty.restore(Ledger("rdp", 0.1, 1.5).tensors())
+    assert (empty.steps, empty.noise_multiplier) == (0, 1.4)
+
+
+def test_an_epsilon_that_no_noise_reaches_is_refused():
+    with pytest.raises(SettingsInvalid, match="no noise is enough"):
+        noise_for("rdp", epsilon=0.001, delta=1e-9, rate=1.0, steps=1000)
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opacus"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opacus", None)
+    with pytest.raises(ExtraMissing, match="differential privacy") as caught:
+        require_opacus()
+    assert caught.value.hint.endswith("-m pip install opacus, or leave --dp-epsilon out")

@@ -1,0 +1,78 @@
+"""Surrogates read what there is to read, and nothing from noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.lab.attacks import fit_inverter
+from ddib_fed.networks.spectrum import cosines
+from ddib_fed.networks.spectrum import pictures as from_cosines
+
+SIZE = 8
+
+
+def drawn(count, seed=0):
+    noise = torch.randn(count, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    places = torch.arange(float(SIZE))
+    return (from_cosines(noise / (1.0 + torch.hypot(*torch.meshgrid(places, places, indexing="ij"))))).numpy()
+
+
+def share_left(inverter, latents, originals):
+    return float(np.square(inverter.inverse(latents) - originals).mean() / originals.var())
+
+
+def test_a_whitened_picture_is_read():
+    """A linear map by frequency, with the channels turned: the first surrogate finds it from few pairs."""
+    turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]])
+    places = torch.arange(float(SIZE))
+    gain = 1.0 + torch.hypot(*torch.meshgrid(places, places, indexing="ij"))
+
+    def whiten(x):
+        white = from_cosines(gain * cosines(torch.from_numpy(x)))
+        return torch.einsum("ij,njhw->nihw", turn, white).numpy()
+
+    known, other = drawn(64), drawn(32, seed=1)
+    inverter = fit_inverter(whiten(known), known, steps=0)
+    assert inverter.name == "frequency"
+    assert share_left(inverter, whiten(other), other) < 0.01
+
+
+def test_what_depends_on_all_numbers_is_read_by_the_ridge():
+    """Here a permutation of the pixels."""
+    order = np.random.default_rng(0).permutation(2 * SIZE * SIZE)
+
+    def shuffle(x):
+        return x.reshape(len(x), -1)[:, order].reshape(x.shape)
+
+    known, other = drawn(256), drawn(32, seed=1)
+    inverter = fit_inverter(shuffle(known), known, steps=0)
+    assert inverter.name == "ridge"
+    assert share_left(inverter, shuffle(other), other) < 0.2
+
+
+def test_nothing_is_read_from_noise():
+    """The best is then about the mean picture."""
+    noise = np.random.default_rng(0).normal(size=(192, 2, SIZE, SIZE)).astype(np.float32)
+    known, other = drawn(160), drawn(32, seed=1)
+    inverter = fit_inverter(noise[:160], known, steps=0)
+    assert share_left(inverter, noise[160:], other) > 0.95
+
+
+@pytest.mark.slow
+def test_the_network_reads_what_is_not_linear():
+    """Cubes of a picture's numbers; and it is the same for a seed."""
+    known, other = 4 * drawn(96), 4 * drawn(32, seed=1)
+    linear, found, again = (fit_inverter(known**3, known, steps=steps) for steps in (0, 80, 80))
+    assert found.name == "network"
+    assert share_left(found, other**3, other) < 0.8 * share_left(linear, other**3, other)
+    assert np.array_equal(found.inverse(other**3), again.inverse(other**3))
+
+
+def test_refuses_too_few_pairs():
+    with pytest.raises(ShapeMismatch):
+        fit_inverter(drawn(15), drawn(15))
+    with pytest.raises(ShapeMismatch):
+        fit_inverter(drawn(32), drawn(31))

@@ -1,0 +1,179 @@
+"""The attacks read what can be read, and nothing of noise; the report is stored beside the weights and shown."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ddib_fed.bridge.model import DomainModel
+from ddib_fed.cli.models.model import model
+from ddib_fed.errors import BundleInvalid, InputError, ShapeMismatch, UsageError
+from ddib_fed.lab.attacks import correlation_matrix, first_by_correlation, fit_point_inverter
+from ddib_fed.lab.commands import privacy
+from ddib_fed.lab.report import DEPTHS, Wanted, copies_of, latents_along, membership_of, privacy_report
+from ddib_fed.metrics import copies
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.privacy import PRIVACY_FILE
+from tests.models.examples import manifest, state
+from tests.runs.tiny_models import pictures, tiny
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_a_latent_that_is_its_sample_is_found_and_noise_is_not():
+    """By correlation; constants and ties find nothing."""
+    x = noise(20, 1, 8, 8)
+    assert first_by_correlation(correlation_matrix(x, x)).all()
+    assert first_by_correlation(correlation_matrix(noise(20, 1, 8, 8, seed=1), x)).mean() < 0.3
+    assert not first_by_correlation(correlation_matrix(np.ones_like(x), x)).any()
+    with pytest.raises(ShapeMismatch):
+        correlation_matrix(x, x[..., :4])
+
+
+def test_points_are_read_through_a_smooth_map_and_not_through_none():
+    """Kernel ridge regression, on pairs that it was not fitted to."""
+    z = noise(400, 2)
+    x = np.stack([z[:, 0] + 0.3 * np.sin(z[:, 1]), z[:, 1]], axis=1).astype(np.float32)
+    read = fit_point_inverter(z[:300], x[:300]).inverse(z[300:])
+    assert np.sqrt(np.square(read - x[300:]).mean()) < 0.1
+    other = fit_point_inverter(noise(300, 2, seed=5), x[:300]).inverse(z[300:])
+    assert np.sqrt(np.square(other - x[300:]).mean()) > 0.7
+    with pytest.raises(ShapeMismatch):
+        fit_point_inverter(z[:8], x[:8])
+
+
+def test_a_copy_is_near_and_a_blurred_picture_is_not():
+    """Over the distance from the mean picture."""
+    train = copies.reduced(pictures(40, size=16))
+    assert copies.nearest(train[:5], train) == pytest.approx(np.zeros(5), abs=1e-3)
+    assert copies.nearest(copies.reduced(pictures(5, size=16, seed=3)), train).min() > 0.5
+    with pytest.raises(ShapeMismatch):
+        copies.nearest(train[:, :3], train)
+
+
+def test_latents_of_all_depths_come_from_one_way():
+    """Those of full depth are the same with and without a look on the way; less depth is nearer to the picture."""
+    owner = DomainModel(tiny("north", soften_sigma=0.05))
+    x = pictures(4)
+    found = latents_along(owner, x, depths=DEPTHS, evaluations=16, sigma=0.05)
+    assert set(found) == {*DEPTHS, 1.0}
+    near = [float(np.diagonal(correlation_matrix(found[depth], x)).mean()) for depth in sorted(found)]
+    assert near == sorted(near, reverse=True)
+    again = latents_along(owner, x, evaluations=16, sigma=0.05)[1.0]
+    assert np.abs(found[1.0] - again).max() < 0.2
+
+
+def test_members_are_told_by_the_loss_where_the_others_are_of_another_kind():
+    """And not where both sides are the same."""
+    owner = DomainModel(tiny("north"))
+    some, others = pictures(24), np.zeros((24, 1, 8, 8), np.float32)
+    told = membership_of(owner, others, some, sigma=0.0, evaluations=6, seed=0)
+    assert told.loss.value > 0.95
+    same = membership_of(owner, some, some, sigma=0.0, evaluations=6, seed=0)
+    assert same.loss.value == pytest.approx(0.5)
+
+
+def test_what_a_model_draws_is_held_against_its_training_pictures():
+    """Medians with their intervals."""
+    owner = DomainModel(tiny("north"))
+    found = copies_of(owner, pictures(30), pictures(12, seed=4), count=6, seed=0)
+    assert found.drawn == 6
+    assert found.samples.low <= found.samples.value <= found.samples.high
+
+
+@pytest.fixture
+def small(tmp_path):
+    save_bundle(tmp_path / "m", manifest(), state())
+    return tmp_path / "m"
+
+
+@pytest.fixture
+def points(tmp_path):
+    np.save(tmp_path / "points.npy", noise(300, 2))
+    return tmp_path / "points.npy"
+
+
+def run(group, *arguments):
+    """Run a command; errors of ours come out as they are."""
+    return (
+        CliRunner()
+        .invoke(group, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+        .stdout
+    )
+
+
+def test_the_command_attacks_stores_and_shows(small, points):
+    """The digest stays."""
+    before = load_bundle(small)
+    asked = (
+        "--model",
+        small,
+        "--data",
+        points,
+        "--samples",
+        96,
+        "--surrogate-seconds",
+        0,
+        "--evaluations",
+        6,
+    )
+    said = run(privacy, "report", *asked)
+    after = load_bundle(small)
+    assert after.digest == before.digest
+    assert "kernel ridge reads" in said
+    assert "kernel ridge reads" in run(model, "show", small)
+    assert after.privacy.readings[0].found_by_model is None
+    assert after.privacy.command.startswith("ddib privacy report --model MODEL --data PATH --samples 96")
+    shown = json.loads(run(privacy, "report", *asked, "--format", "json"))
+    assert shown == after.privacy.values()
+
+
+def test_membership_needs_training_data(small, points, tmp_path):
+    """Given as a file of their own."""
+    np.save(tmp_path / "own.npy", noise(200, 2, seed=8))
+    wanted = Wanted(points, tmp_path / "own.npy", samples=96, evaluations=6, surrogate_s=0.0)
+    found = privacy_report(load_bundle(small), wanted, say=lambda _: None)
+    assert found.membership[0].members > 30
+    assert found.copies is None
+    plain = privacy_report(
+        load_bundle(small), Wanted(points, samples=96, evaluations=6, surrogate_s=0.0), say=lambda _: None
+    )
+    assert plain.membership == ()
+
+
+def test_a_users_model_that_is_called_as_a_domain_is_not_attacked_by_the_domains_pictures():
+    """The figures would say nothing about its own."""
+    with pytest.raises(UsageError, match="data that do not ship"):
+        privacy_report(tiny("relief", channels=3, size=32), Wanted(), say=lambda _: None)
+
+
+def test_too_few_samples_are_refused(small, tmp_path):
+    """An attack on a handful says nothing."""
+    np.save(tmp_path / "few.npy", noise(60, 2))
+    with pytest.raises(InputError, match="too few"):
+        privacy_report(load_bundle(small), Wanted(tmp_path / "few.npy"), say=lambda _: None)
+
+
+def test_a_report_of_other_weights_is_refused(small, points):
+    """It may come from anywhere."""
+    run(privacy, "report", "--model", small, "--data", points, "--samples", 96, "--surrogate-seconds", 0)
+    fields = json.loads((small / PRIVACY_FILE).read_text())
+    fields["weights_sha256"] = "0" * 64
+    (small / PRIVACY_FILE).write_text(json.dumps(fields))
+    with pytest.raises(BundleInvalid, match="other weights"):
+        load_bundle(small)
+
+
+@pytest.mark.slow
+def test_the_attacker_trains_a_model_of_his_own(tmp_path):
+    """For a bounded time, on what he knows."""
+    save_bundle(tmp_path / "m", manifest(), state())
+    np.save(tmp_path / "points.npy", noise(400, 2))
+    wanted = Wanted(tmp_path / "points.npy", samples=200, evaluations=6, surrogate_s=3.0)
+    found = privacy_report(load_bundle(tmp_path / "m"), wanted, say=lambda _: None)
+    assert found.readings[0].model_read is not None

@@ -1,0 +1,247 @@
+"""Tuning: the differentiable leg is the solver's, a search never ends worse than it began, figures are held out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.bridge.model import DomainModel
+from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures
+from ddib_fed.diffusion.bridge import integrate
+from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.diffusion.levels.learned import LearnedSteps
+from ddib_fed.diffusion.plans import learned_solver
+from ddib_fed.errors import InputError, SettingsInvalid, UsageError
+from ddib_fed.models.bundle import load_bundle, make_bundle
+from ddib_fed.models.manifest import DataNote
+from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.training import own_samples as samples
+from ddib_fed.training import tune as run
+from ddib_fed.training.own_samples import Counts, own_samples
+from ddib_fed.training.tune import (
+    Effort,
+    Rule,
+    Wanted,
+    distances,
+    errors,
+    lams_of,
+    learn,
+    objective,
+    roll,
+    shares_of,
+    tune,
+    tuning_leg,
+)
+from tests.models.examples import manifest, state
+from tests.runs.tiny_models import tiny
+
+FEW = Counts(fit=24, choose=16, held_out=16)
+
+
+def silent(*_):
+    """No progress."""
+
+
+@pytest.fixture
+def model():
+    return DomainModel(pretrained("moons"))
+
+
+def leg_of(model, stage="decode", *, counts=FEW, evaluations=64):
+    generator = torch.Generator().manual_seed(1)
+    starts = [
+        torch.randn(n, *model.sample_shape, generator=generator)
+        for n in (counts.fit, counts.choose, counts.held_out)
+    ]
+    return tuning_leg(
+        model, stage, tuple(starts), (None,) * 3, sigma=0.0, evaluations=evaluations, tell=silent
+    )
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+@pytest.mark.parametrize(("coordinates", "order"), [("angle", 3), ("angle", 4), ("spectrum", 2)])
+def test_the_differentiable_leg_is_what_the_solver_computes(stage, coordinates, order):
+    """Gradients are of the very steps that are taken later."""
+    model = DomainModel(tiny(channels=3, spectral=True), dtype=torch.float64)
+    schedule, frame = model.bundle.schedule, model.frame()
+    grid = make_grid(schedule, "default", 6)
+    lams = tuple(level.lam for level in grid.levels)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    steps = LearnedSteps(stage, 6, 0.0, order, coordinates, lams)
+    walked = grid if stage == "encode" else grid.reversed()
+    wanted = integrate(learned_solver(steps, x, walked, None, frame), model.denoiser())
+    rule = Rule(stage, order, coordinates, model.denoiser(), schedule, frame)
+    found = roll(rule, x, torch.tensor(lams, dtype=torch.float64))
+    assert torch.allclose(found, wanted, atol=1e-9)
+
+
+def test_the_gradient_is_that_of_a_difference_quotient(model):
+    """Through network, times and weights of the solver, in float64."""
+    model = DomainModel(model.bundle, dtype=torch.float64)
+    leg = leg_of(model, evaluations=32)
+    rule = Rule("decode", 3, "angle", model.denoiser(), model.bundle.schedule, None)
+    lams = torch.tensor([level.lam for level in make_grid(model.bundle.schedule, "default", 6).levels])
+    x, end = leg.choose.x.double(), leg.choose.end.double()
+
+    def loss(u):
+        return objective(roll(rule, x, lams_of(u, 5.3, -5.0)), end)
+
+    u = shares_of(lams.double()).requires_grad_()
+    loss(u).backward()
+    push = torch.zeros(6, dtype=torch.float64)
+    push[2] = 1e-5
+    with torch.no_grad():
+        quotient = (loss(u + push) - loss(u - push)) / 2e-5
+    # Networks round times to float32 at least.
+    assert float(u.grad[2]) == pytest.approx(float(quotient), rel=2e-2)
+
+
+def test_shares_give_their_grid_back():
+    """And any numbers give a falling grid between the ends."""
+    lams = torch.tensor([5.3, 2.0, 1.0, -5.0], dtype=torch.float64)
+    assert torch.allclose(lams_of(shares_of(lams), 5.3, -5.0), lams)
+    wild = lams_of(torch.tensor([9.0, -9.0, 3.0], dtype=torch.float64), 5.3, -5.0)
+    assert wild[0] == 5.3
+    assert wild[-1] == -5.0
+    assert bool((wild[1:] < wild[:-1]).all())
+
+
+@pytest.mark.slow
+def test_learning_lowers_the_error_on_rows_that_it_did_not_learn_from(model):
+    """Eight evaluations of decoding moons, against the default grid at eight."""
+    leg = leg_of(model, counts=Counts(256, 128, 512))
+    steps = learn(leg, 8, Effort((3,), 128, 10, 40, 1, 0.05), tell=silent)
+    figures = run.measured(leg, steps)
+    assert figures.error.median < 0.75 * figures.default_error.median
+    assert figures.reference_gap < 0.1 * figures.error.mean
+
+
+def test_a_search_that_finds_nothing_keeps_the_best_start(model):
+    """A rate that ruins the grid costs time, not accuracy."""
+    leg = leg_of(model)
+    ruined = learn(leg, 4, Effort((3,), 8, 1, 2, 1, rate=50.0, every=1), tell=silent)
+    start = [
+        float(
+            objective(leg.learned_end(replace(ruined, lams=_lams(leg, name, 4)), leg.choose), leg.choose.end)
+        )
+        for name in ("default", "uniform-lambda")
+    ]
+    now = float(objective(leg.learned_end(ruined, leg.choose), leg.choose.end))
+    assert now <= min(start) + 1e-6
+
+
+def _lams(leg, name, n):
+    grid = make_grid(leg.model.bundle.schedule, name, n)
+    return tuple(level.lam for level in grid.levels)
+
+
+def test_distances_are_euclidean_of_points_and_root_mean_square_of_pictures():
+    """The units that the figures are published in; what is not finite counts as the greatest error."""
+    assert distances(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).tolist() == [5.0]
+    assert distances(torch.full((1, 1, 2, 2), 2.0), torch.zeros(1, 1, 2, 2)).tolist() == [2.0]
+    found = errors(torch.tensor([[float("nan"), 0.0], [0.0, 0.0]]), torch.zeros(2, 2))
+    assert found.mean == 5e5
+
+
+def test_both_directions_of_a_softened_model_are_learned(monkeypatch):
+    """Encoding from its softening, decoding from noise; the file then plans both."""
+    monkeypatch.setattr(run, "PICTURES", (Counts(4, 2, 2), Effort((2,), 2, 1, 1, 1)))
+    monkeypatch.setattr(run, "REFERENCE", 8)
+    bundle = tiny(channels=3, spectral=True, soften_sigma=0.1)
+    monkeypatch.setattr(run, "own_samples", lambda *_: _pictures(bundle))
+    legs = tune(bundle, Wanted((3, 2)), say=silent)
+    assert [leg.key for leg in legs] == [
+        ("encode", 0.1, 3),
+        ("encode", 0.1, 2),
+        ("decode", 0.0, 3),
+        ("decode", 0.0, 2),
+    ]
+    assert {leg.held_out for leg in legs} == {2}
+
+
+def _pictures(bundle):
+    generator = np.random.default_rng(0)
+    shape = bundle.manifest.sample_shape
+    return tuple(generator.uniform(-1, 1, (n, *shape)).astype(np.float32) for n in (4, 2, 2))
+
+
+def test_decoding_is_learned_from_latents_beside_noise(monkeypatch):
+    """What a node decodes are latents of pictures."""
+    bundle = tiny(channels=3, spectral=True)
+    monkeypatch.setattr(run, "own_samples", lambda *_: _pictures(bundle))
+    monkeypatch.setattr(run, "REFERENCE", 8)
+    encode, decode = run._legs(DomainModel(bundle), Wanted((4,), soften=0.1), Counts(4, 2, 2), silent)
+    for decoded, encoded in ((decode.fit, encode.fit), (decode.held_out, encode.held_out)):
+        torch.testing.assert_close(decoded.x[::2], encoded.end[::2])
+        assert not torch.allclose(decoded.x[1::2], encoded.end[1::2])
+
+
+def test_own_samples_are_of_three_sets_without_a_common_point():
+    """What decides was not learned from."""
+    sets = own_samples(manifest(), None, Counts(20, 10, 10))
+    assert [len(each) for each in sets] == [20, 10, 10]
+    assert len(np.unique(np.concatenate(sets), axis=0)) == 40
+
+
+def test_a_file_of_points_is_split_too(tmp_path):
+    """A user's own points, and too few of them."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32))
+    sets = own_samples(manifest(), tmp_path / "x.npy", Counts(80, 40, 40))
+    assert [len(each) for each in sets] == [20, 10, 10]
+    np.save(tmp_path / "few.npy", np.zeros((5, 2), np.float32))
+    with pytest.raises(InputError, match="at least 12"):
+        own_samples(manifest(), tmp_path / "few.npy", Counts(80, 40, 40))
+
+
+def test_a_domain_that_does_not_ship_needs_data():
+    """The error names the option."""
+    with pytest.raises(UsageError, match="data that do not ship") as refused:
+        own_samples(manifest().model_copy(update={"domain": "mine"}), None, FEW)
+    assert "--data" in str(refused.value.hint)
+
+
+def test_a_users_own_data_are_not_taken_for_those_of_a_domain_of_the_same_name():
+    """`--data moons.npy` names a model moons, and a folder called brain-t1 one of pictures."""
+    points = manifest().model_copy(update={"normalisation": Normalisation(mean=5.0, std=2.0)})
+    assert points.domain == "moons"
+    pictures = pretrained("brain-t1").manifest
+    pictures = pictures.model_copy(update={"data": DataNote(source="90 pictures of a user's folder")})
+    for own in (points, pictures):
+        with pytest.raises(UsageError, match="data that do not ship"):
+            own_samples(own, None, FEW)
+
+
+def test_numbers_that_cannot_be_learned_are_refused_before_anything_is_computed():
+    """Beyond 64 the default grid is as good as exact."""
+    with pytest.raises(SettingsInvalid, match="65 evaluations cannot be learned"):
+        tune(make_bundle(manifest(), state()), Wanted((65,)), say=silent)
+
+
+def test_a_tuned_bundle_translates_with_the_grid_learned(tmp_path, monkeypatch):
+    """From the command that learns to the plan that uses it."""
+    from ddib_fed.models.bundle import save_bundle
+
+    monkeypatch.setattr(run, "POINTS", (Counts(16, 8, 8), Effort((3,), 8, 1, 1, 1)))
+    monkeypatch.setattr(run, "REFERENCE", 8)
+    save_bundle(tmp_path / "m", manifest(), state())
+    run.tune_bundle(tmp_path / "m", Wanted((4,)), say=silent)
+    bundle = load_bundle(tmp_path / "m")
+    laid = DomainModel(bundle).plan(replace(run.YARDSTICK, evaluations=4, grid="learned"))
+    assert laid.evaluations == 4
+    assert laid.learned is not None
+
+
+def test_a_domain_that_holds_few_pictures_back_fills_the_sets_with_others_that_are_not_learned_from(
+    monkeypatch,
+):
+    """As of the heads: no picture is in two sets."""
+    every = np.random.default_rng(0).uniform(-1, 1, (60, 1, 48, 48)).astype(np.float32)
+    parts = ShippedPictures(SHIPPED["brain-t1"], every[:50], every[50:52], every[52:])
+    monkeypatch.setattr(samples, "load_shipped", lambda name: parts)
+    sets = own_samples(pretrained("brain-t1").manifest, None, Counts(12, 3, 12))
+    assert [len(each) for each in sets] == [12, 3, 12]
+    assert len(np.unique(np.concatenate(sets).reshape(27, -1), axis=0)) == 27
