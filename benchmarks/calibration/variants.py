@@ -20,13 +20,11 @@ from ddib_fed.bridge.local_party import LocalParty, only, open_party
 from ddib_fed.bridge.party import Leg, ToDecode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.latent import Latent
+from ddib_fed.metrics.baselines import ColourMap, HistogramMatch, unchanged
 from ddib_fed.metrics.pictures import Pictures
-from ddib_fed.metrics.references.baselines import ColourMap, HistogramMatch, unchanged
-from ddib_fed.metrics.references.gaussian_bridge import GaussianBridge
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
-from ddib_fed.runs.supervised import supervised
 
 DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""
@@ -93,11 +91,6 @@ def histogram(directed: Directed, settings: SolverSettings) -> Made:
     return Made(HistogramMatch.fit(own, target)(directed.test[0]))
 
 
-def gaussian(directed: Directed, settings: SolverSettings) -> Made:
-    del settings
-    return Made(GaussianBridge.fit(*directed.unpaired, units=units(directed))(directed.test[0]))
-
-
 def oracle(directed: Directed, settings: SolverSettings) -> Made:
     target = directed.parties[1]
     found = translate_array(directed.test[1], target, target, Asked(settings))
@@ -159,14 +152,6 @@ def rotation_of_pairs(count: int) -> Callable[[Directed, SolverSettings], Made]:
 
 def signed_permutation(directed: Directed, settings: SolverSettings) -> Made:
     return decoded(directed, settings, nearest_signed_permutation(procrustes(directed, 512)))
-
-
-def gaussian_rotated(directed: Directed, settings: SolverSettings) -> Made:
-    """The closed form in the rotated basis, without a network."""
-    del settings
-    rotation = procrustes(directed, 512)
-    bridge = GaussianBridge.fit(*directed.unpaired, units=units(directed), rotation=rotation)
-    return Made(bridge(directed.test[0]), notes={"rotation": rotation.tolist()})
 
 
 def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
@@ -232,16 +217,6 @@ def trained(directed: Directed) -> list[Path]:
     return sorted(path.parent for path in CALIBRATED.glob(f"{directed.name}-[0-9]/manifest.json"))
 
 
-def supervised_on(count: int) -> Callable[[Directed, SolverSettings], Made]:
-    """By a small network that is trained on so many pairs."""
-
-    def make(directed: Directed, settings: SolverSettings) -> Made:
-        del settings
-        return Made(supervised(*directed.pairs(count, 0), directed.test[0]))
-
-    return make
-
-
 def colours(directed: Directed) -> bool:
     return directed.test[0].shape[1] > 1
 
@@ -253,7 +228,6 @@ def has_trained(directed: Directed) -> bool:
 VARIANTS: tuple[Variant, ...] = (
     Variant("source", "source unchanged", "–", unchanged_source),
     Variant("histogram", "histogram matching", "quantiles", histogram),
-    Variant("gaussian", "Gaussian bridge in closed form, no network", "mean, spectrum", gaussian),
     Variant("plain", "as shipped", "latent", bridged),
     Variant("calibrated", "**rotation without pairs**", f"latent, {ONCE}", calibrated(), colours),
     Variant("calibrated-0.7", "the same at depth .7", f"partial latent, {ONCE}", calibrated(0.7), colours),
@@ -311,20 +285,9 @@ VARIANTS: tuple[Variant, ...] = (
         colours,
     ),
     Variant("signed", "nearest signed permutation of the channels", "latent, 6 bits", signed_permutation),
-    Variant(
-        "gaussian-rotated",
-        "Gaussian bridge with the rotation of 512 pairs, no network",
-        "mean, spectrum, anchors",
-        gaussian_rotated,
-        colours,
-    ),
     Variant("tone", "the tone of 8 pairs alone, no model", "anchors", retrained(), never),
     *(
         Variant(f"colour-map-{k}", f"quadratic colour map on {k} pairs, no model", "anchors", colour_map(k))
-        for k in (2, 8, 32)
-    ),
-    *(
-        Variant(f"supervised-{k}", f"small supervised network on {k} pairs", "anchors", supervised_on(k))
         for k in (2, 8, 32)
     ),
 )

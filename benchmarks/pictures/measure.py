@@ -40,7 +40,7 @@ from ddib_fed.bridge.arrays import Asked, Stages, draw_samples
 from ddib_fed.datasets.shipped import shipped_clusters
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.metrics import features, retrieval
-from ddib_fed.metrics.judgement import Beside, judge
+from ddib_fed.metrics.judgement import judge
 from ddib_fed.metrics.pictures import compare, mse, psnr, spread
 from ddib_fed.metrics.structure import Thresholds, calibrate, structure
 from ddib_fed.reports.sheets import Stage, latent_pictures
@@ -94,7 +94,7 @@ def _quality(pair: Pair, rows: np.ndarray) -> dict[str, Any]:
         back=found.back,
         domain=pair.domain,
         thresholds=thresholds,
-        beside=Beside(clusters=shipped_clusters(pair.domains[0])[rows]),
+        clusters=shipped_clusters(pair.domains[0])[rows],
     )
     each = figures.pop("pictures")
     shown = np.linspace(0, len(x) - 1, min(SHOWN, len(x))).round().astype(int)

@@ -7,7 +7,7 @@ rounding; the latent, which is in no file) is used, and the report states which 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,15 +17,12 @@ import torch
 
 from ddib_fed.bridge.records.translation_record import PictureFigures, Translation
 from ddib_fed.metrics.bootstrap import resample
-from ddib_fed.metrics.judgement import Beside, Domain, Figures, OnStep, intervals_of, judge, put
+from ddib_fed.metrics.judgement import Domain, Figures, OnStep, intervals_of, judge, put
 from ddib_fed.metrics.latents import whiteness
-from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.reports.translations import OnRead, Translations, read_domain, read_translations
 
 DOMAIN_PICTURES = 1000
-Further = Callable[[Translations, OnStep], Mapping[str, Pictures]]
-"""Makes further baselines of the pictures that were read."""
 FROM_FILES, FROM_RECORDS = "files", "records"
 
 
@@ -47,7 +44,6 @@ def evaluate_folder(
     folders: Folders,
     *,
     thresholds: Thresholds | None = None,
-    further: Further | None = None,
     on_read: OnRead | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Figures, Translations]:
@@ -60,7 +56,6 @@ def evaluate_folder(
         span=folders.span,
         on_read=on_read,
     )
-    others = {} if further is None else further(found, on_step or _silent)
     clusters = np.array([str(PurePosixPath(name).parent) for name in found.names])
     report = judge(
         found.translated,
@@ -69,7 +64,7 @@ def evaluate_folder(
         back=found.back,
         domain=_domain(folders, found),
         thresholds=thresholds,
-        beside=Beside(others, clusters if folders.by_folder else None),
+        clusters=clusters if folders.by_folder else None,
         on_step=on_step,
     )
     rows = report.pop("pictures")
@@ -90,10 +85,6 @@ def _calibrations(records: Sequence[Translation]) -> list[str]:
         f"{count} of {len(records)} pictures were translated under the {kind} calibration {sha256}."
         for (kind, sha256), count in named.items()
     ]
-
-
-def _silent(step: str) -> None:
-    del step
 
 
 def _domain(folders: Folders, found: Translations) -> Domain | None:

@@ -21,24 +21,10 @@ TITLES = {
     "histogram": "histogram match, unpaired",
     "mean": "mean picture of the domain",
     "random": "random picture of the domain",
-    "gaussian": "Gaussian bridge in closed form, unpaired",
     "colour_map": "quadratic colour map, fitted on half of these pairs",
-    "oracle": "oracle: the truth's own latent, decoded",
     "truth": "the truth itself",
     "floor": "real pictures among themselves",
 }
-
-
-COUNTED = {
-    "colour_map": "quadratic colour map on {} pairs",
-    "supervised": "small supervised network on {} pairs",
-}
-"""Of baselines of so many pairs, whose keys end in the number."""
-
-
-def title_of(name: str) -> str:
-    kind, _, count = name.rpartition("_")
-    return TITLES.get(name) or COUNTED[kind].format(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +57,7 @@ def _quality(report: Figures) -> Table | None:
         (TITLES["translated"], *(_ranged(paired[n]["mean"], bounds["translated"].get(n)) for n in names))
     ]
     rows += [
-        (title_of(name), *(_ranged(means[n], bounds["baselines"].get(name, {}).get(n)) for n in names))
+        (TITLES[name], *(_ranged(means[n], bounds["baselines"].get(name, {}).get(n)) for n in names))
         for name, means in report["baselines"].items()
     ]
     note = "Means over the pictures. PSNR rewards blur: the mean picture of a domain beats many good translations."
@@ -137,7 +123,7 @@ def _retrieval(report: Figures) -> Table | None:
     bounds = (report.get("intervals") or {}).get("retrieval", {})
     rows = tuple(
         (
-            title_of(name),
+            TITLES[name],
             *(
                 _ranged(one[by]["found"], bounds.get(name, {}).get(by)) if by in one else None
                 for by in ("pixels", "features")
@@ -159,7 +145,7 @@ def _features(report: Figures) -> Table | None:
     keys = ("frechet_early", "frechet_late", "kernel_early", "kernel_late")
     bounds = (report.get("intervals") or {}).get("features", {})
     rows = tuple(
-        (title_of(name), *(_ranged(one[key], bounds.get(name, {}).get(key)) for key in keys))
+        (TITLES[name], *(_ranged(one[key], bounds.get(name, {}).get(key)) for key in keys))
         for name, one in found["distance"].items()
     )
     floor = (TITLES["floor"], *(found["floor"][key] for key in keys))

@@ -57,24 +57,6 @@ class Span(click.ParamType[tuple[float, float]]):
     help="Other pictures of the source domain, for histogram matching; without it the sources themselves.",
 )
 @click.option(
-    "--pairs",
-    nargs=2,
-    type=_FOLDER,
-    metavar="SOURCES TRUTHS",
-    help="Two folders of other true pairs, by the same names: colour maps on 2, 8 and 32 of them as baselines.",
-)
-@click.option(
-    "--supervised",
-    is_flag=True,
-    help="Also train a small network on the same pairs; a minute each on one core.",
-)
-@click.option(
-    "--target-model",
-    type=_FOLDER,
-    metavar="MODEL",
-    help="The target's model: the truth's own latent, decoded, as a baseline that no bridge can beat.",
-)
-@click.option(
     "--by-folder",
     is_flag=True,
     help="Intervals draw whole folders of pictures, such as the slices of one patient, instead of single pictures.",
@@ -110,9 +92,6 @@ def evaluate(
     source: Path | None,
     domain: Path | None,
     source_domain: Path | None,
-    pairs: tuple[Path, Path] | None,
-    supervised: bool,
-    target_model: Path | None,
     by_folder: bool,
     thresholds: Path | None,
     size: int | None,
@@ -131,18 +110,19 @@ def evaluate(
     """
     from ddib_fed.reports.folder_page import write_report_page
     from ddib_fed.reports.folder_report import Folders, evaluate_folder
-    from ddib_fed.runs.further_baselines import FurtherBaselines
     from ddib_fed.runs.picture_report import read_thresholds
 
     if html is not None and html.exists() and not force:
         raise AlreadyExists(f"{html} exists", hint="choose another file, or --force")
-    _refuse_idle(truth=truth, domain=domain, pairs=pairs)
+    if domain is None:
+        options.refuse_idle(
+            ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
+        )
     folders = Folders(folder, source, truth, domain, source_domain, size, span, by_folder)
     with bar("reading") as show:
         report, found = evaluate_folder(
             folders,
             thresholds=None if thresholds is None else read_thresholds(thresholds),
-            further=FurtherBaselines(pairs, supervised, target_model),
             on_read=lambda done, total: show(done, total, ""),
         )
     if report["structure"] is None or report["structure"]["from"] != "files":
@@ -154,20 +134,6 @@ def evaluate(
     if html is not None:
         write_report_page(html, f"Translations in {folder.name}", report, found)
     _print(report, output_format)
-
-
-def _refuse_idle(*, truth: Path | None, domain: Path | None, pairs: tuple[Path, Path] | None) -> None:
-    """Options that would have no effect without another one."""
-    if domain is None:
-        options.refuse_idle(
-            ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
-        )
-    if pairs is None:
-        options.refuse_idle(("supervised",), "trains on pairs", hint="add --pairs SOURCES TRUTHS")
-    if truth is None:
-        options.refuse_idle(
-            ("pairs", "target_model"), "makes a baseline for the truth", hint="add --truth FOLDER"
-        )
 
 
 def _print(report: Figures, output_format: str) -> None:

@@ -157,9 +157,6 @@ def test_training_and_import_refuse_what_they_would_not_use(refused, place, line
         (("--source-domain", "other"), "--domain"),
         (("--domain", "other", "--source-domain", "other"), "--source"),
         (("--thresholds", "held.json"), "--source"),
-        (("--pairs", "in", "in"), "--truth"),
-        (("--target-model", "in"), "--truth"),
-        (("--truth", "in", "--supervised"), "--pairs"),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch, words, named):
