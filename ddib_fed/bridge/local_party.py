@@ -44,7 +44,6 @@ from ddib_fed.bridge.party import (
     ToDecode,
     ToEncode,
 )
-from ddib_fed.bridge.sharding import parse_devices
 from ddib_fed.diffusion.bridge import OnStep, integrate
 from ddib_fed.diffusion.transfers import on_device, to_host
 from ddib_fed.errors import SettingsInvalid
@@ -52,6 +51,7 @@ from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.allowances import Allowances
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.devices import device_problem
 
 PICTURES_TOGETHER = 16
 POINTS_TOGETHER = 5_000
@@ -356,10 +356,13 @@ def open_party(
     """A party that integrates on the calling thread."""
     if dtype not in DTYPES:
         raise SettingsInvalid(f"there is no dtype {dtype!r}", hint=", ".join(DTYPES))
-    found = parse_devices(device)
-    if len(found) != 1:
-        raise SettingsInvalid(f"{device!r} is more than one device", hint="name one: cpu or cuda:0")
-    model = DomainModel(bundle, device=found[0], dtype=DTYPES[dtype], classifier=classifier)
+    if problem := device_problem(device):
+        raise SettingsInvalid(
+            f"there is no device {device[:40]!r} here: {problem}",
+            hint="--device cpu works everywhere",
+            facts={"device": device},
+        )
+    model = DomainModel(bundle, device=device, dtype=DTYPES[dtype], classifier=classifier)
     usual = PICTURES_TOGETHER if model.is_picture else POINTS_TOGETHER
     return LocalParty(model, CallingThread(model, together or usual, threads))
 

@@ -8,7 +8,6 @@ out/report.json          all records in one, written last
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ddib_fed.bridge.arrays import check_translation
-from ddib_fed.bridge.sharding import spread
 from ddib_fed.datasets.imagenet import paired_pictures, source_name
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (
@@ -180,7 +178,7 @@ def run(
     out: Path,
     *,
     opener: Opener,
-    devices: Sequence[str] = ("cpu",),
+    device: str = "cpu",
     batch: int = 16,
     threads: int = 1,
     limits: ImageLimits | None = None,
@@ -200,13 +198,14 @@ def run(
         for piece in batches(found.tasks, batch)
         if not all(finished(task, recipe, settled.digests, out) for task in piece)
     ]
-    start = functools.partial(
-        Translator, recipe=recipe, out=out, opener=opener, batch=batch, threads=threads, limits=limits
-    )
     done = _Progress(len(left) * recipe.legs * recipe.settings.evaluations, on_progress or _silent)
     done.pictures = len(found.tasks) - sum(map(len, left))
-    for count in spread(left, devices, start, done.tick):
-        done.pictures += count
+    if left:
+        work = Translator(
+            device, recipe=recipe, out=out, opener=opener, batch=batch, threads=threads, limits=limits
+        )
+        for piece in left:
+            done.pictures += work(piece, done.tick)
     return finish(
         settled,
         found.tasks,

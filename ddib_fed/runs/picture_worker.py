@@ -26,7 +26,6 @@ from ddib_fed.bridge.records.translation_record import (
     Translation,
     WrittenFile,
 )
-from ddib_fed.bridge.sharding import OnTick
 from ddib_fed.errors import DdibError, MemoryExhausted
 from ddib_fed.files import write_file
 from ddib_fed.models.bundle import Bundle
@@ -44,6 +43,7 @@ from ddib_fed.samples.images import (
 
 # A deviation of this much, in units of [-1, 1], is white on the map.
 UNCERTAINTY_WHITE = 0.5
+OnTick = Callable[[int], None]
 Opener = Callable[[str], Bundle]
 
 

@@ -210,7 +210,7 @@ def _translate(
             found,
             out,
             opener=open_folder,
-            devices=("cuda:0",) if on_gpu else ("cpu",),
+            device="cuda:0" if on_gpu else "cpu",
             threads=config.threads,
             force=True,  # the folder is the rehearsal's own; what is finished for these settings is not done again
             on_progress=functools.partial(show, f"translating {title}"),

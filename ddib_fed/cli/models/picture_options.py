@@ -91,13 +91,6 @@ DTYPE = click.option(
     "deviation 1); bfloat16 adds 5e-3 and 1e-2, float16 1e-4 and 7e-4. On a CPU with instructions for it bfloat16 is "
     "faster from about 4 pictures at once; float16 is for GPUs.",
 )
-DEVICES = click.option(
-    "--devices",
-    default="cpu",
-    show_default=True,
-    metavar="LIST",
-    help="Pictures: all (every GPU, else one worker per core), cpu:4, or cuda:0,cuda:1; the output is the same.",
-)
 DEVICE = click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="Pictures: cpu, cuda or cuda:1."
 )
@@ -172,7 +165,7 @@ TRANSLATING = (
     CALIBRATION,
     BATCH,
     DTYPE,
-    DEVICES,
+    DEVICE,
 )
 SAMPLING = (
     click.option(

@@ -54,7 +54,6 @@ def translate(
     **given: Any,
 ) -> None:
     """Translate a folder of pictures, or one picture: `ddib bridge translate` and `ddib bridge cycle`."""
-    from ddib_fed.bridge.sharding import parse_devices
     from ddib_fed.runs.picture_report import read_thresholds
     from ddib_fed.runs.picture_run import own_scene, run, usual_scene
 
@@ -67,7 +66,6 @@ def translate(
     recipe = _recipe(source, target, settings, cycle=cycle, seed=seed, compat=compat, clip=clip, given=given)
     if not settings.stochastic:
         _refuse_seed(source, recipe.soften)
-    devices = parse_devices(given["devices"])
     thresholds = read_thresholds(given["thresholds"]) if given["thresholds"] is not None else None
     found = _found(folder, recipe, given)
     _name_bad(found)
@@ -81,7 +79,7 @@ def translate(
             found,
             out,
             opener=open_model,
-            devices=devices,
+            device=given["device"],
             batch=given["batch"],
             threads=threads,
             thresholds=thresholds,

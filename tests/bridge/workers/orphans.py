@@ -10,10 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
-from ddib_fed.bridge.sharding import spread
 from ddib_fed.bridge.workers.process import WorkerProcess
 from ddib_fed.processes import PR_SET_PDEATHSIG
 
@@ -45,17 +43,6 @@ def hold(channel, address, *, unwarned=False):
     line = tell(address)
     while line:
         sum(range(1000))
-
-
-def holder(device, *, address):
-    """The same for `spread`."""
-    line = tell(address)
-
-    def work(piece, on_tick):
-        threading.Event().wait()
-        return line, piece
-
-    return work
 
 
 @contextlib.contextmanager
@@ -92,16 +79,10 @@ def all_ended(lines) -> bool:
 
 
 def main(address: str, kind: str) -> None:
-    from tests.bridge.workers.orphans import (
-        hold,
-        holder,
-    )  # by a name that workers can import, which __main__ is not
+    from tests.bridge.workers.orphans import hold  # by a name that workers can import, which __main__ is not
 
-    if kind == "spread":
-        list(spread([1, 2], ["cpu", "cpu"], functools.partial(holder, address=address), lambda count: None))
-    else:
-        worker = WorkerProcess(functools.partial(hold, unwarned=kind == "unwarned"), (address,), name="held")
-        worker.channel.receive()
+    worker = WorkerProcess(functools.partial(hold, unwarned=kind == "unwarned"), (address,), name="held")
+    worker.channel.receive()
 
 
 if __name__ == "__main__":

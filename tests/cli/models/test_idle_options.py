@@ -80,7 +80,7 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
     "option",
     ["--classifier classifier", "--classifier-scale 2", "--guidance 2", "--guide both", "--soften 0.1",
      "--source-class 1", "--target-class 1", "--pairs 0:1", "--labels in", "--limit 1", "--skip-bad",
-     "--uncertainty 2", "--keep-latents", "--thresholds r.json", "--batch 4", "--dtype bfloat16", "--devices cpu"],
+     "--uncertainty 2", "--keep-latents", "--thresholds r.json", "--batch 4", "--dtype bfloat16", "--device cpu"],
 )  # fmt: skip
 def test_options_for_pictures_are_refused_on_points(refused, option):
     assert option.split()[0] in refused(f"{POINTS} {option}")

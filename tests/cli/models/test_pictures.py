@@ -213,7 +213,7 @@ def test_samples_of_a_class(place, tmp_path):
         ),
         (("in", "--source", "classy", "--target", "classy", "--pairs", "0:1,0:1"), SettingsInvalid),
         (("in", "--source", "classy", "--target", "classy"), SettingsInvalid),
-        (("in", "--source", "north", "--target", "south", "--devices", "abacus"), SettingsInvalid),
+        (("in", "--source", "north", "--target", "south", "--device", "abacus"), SettingsInvalid),
         (("in", "--source", "moons", "--target", "moons"), UsageError),
     ],
 )
