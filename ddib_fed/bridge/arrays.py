@@ -227,20 +227,23 @@ def turns(party: LocalParty, rows: int) -> int:
 
 def _items(x: Array, source: DomainModel, target: DomainModel, asked: Asked) -> Iterator[Item]:
     if not source.is_picture:
-        there, back = (point_draw(asked.seed, leg, x.shape[1]) for leg in (0, 1))
-        yield Item(0, x, asked.source_class, asked.target_class, there=there, back=back)
+        yield item_of(0, x, source, target, asked)
         return
     for row in range(len(x)):
-        digest = _digest(x[row], asked.seed)
-        yield Item(
-            row,
-            x[row : row + 1],
-            _label_of(asked.source_class, row),
-            _label_of(asked.target_class, row),
-            _softening(source, digest),
-            picture_draw(target, digest, "there"),
-            picture_draw(source, digest, "back"),
-        )
+        own, other = _label_of(asked.source_class, row), _label_of(asked.target_class, row)
+        labelled = replace(asked, source_class=own, target_class=other)
+        yield item_of(row, x[row : row + 1], source, target, labelled)
+
+
+def item_of(number: int, samples: Array, source: DomainModel, target: DomainModel, asked: Asked) -> Item:
+    """One picture (1, C, H, W), or one set of points (N, D), with the noise that follows from the seed."""
+    classes = asked.source_class, asked.target_class
+    if not source.is_picture:
+        there, back = (point_draw(asked.seed, leg, samples.shape[1]) for leg in (0, 1))
+        return Item(number, samples, *classes, there=there, back=back)
+    digest = _digest(samples[0], asked.seed)
+    draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
+    return Item(number, samples, *classes, _softening(source, digest), *draws)
 
 
 def _stages(

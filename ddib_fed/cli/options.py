@@ -161,14 +161,20 @@ PAGE = click.option(
     show_default=True,
     help="Write DIR/report.html and DIR/sheet.png when two or more pictures are translated.",
 )
-TARGET = click.option(
-    "--to",
-    "target",
-    required=True,
-    metavar="INSTITUTION/DOMAIN",
-    shell_complete=completing.targets,
-    help="Target, as listed by `ddib domains`.",
-)
+
+
+def target(*, required: bool = True) -> Decorator:
+    return click.option(
+        "--to",
+        "target",
+        required=required,
+        metavar="INSTITUTION/DOMAIN",
+        shell_complete=completing.targets,
+        help="Target, as listed by `ddib domains`.",
+    )
+
+
+TARGET = target()
 EVALUATIONS = click.option(
     "--evaluations",
     "--steps",
@@ -273,9 +279,10 @@ CLASSIFIER_SCALE = click.option(
     help="Guidance towards --target-class by the target's own classifier, with this weight.",
 )
 CLIP = click.option(
-    "--clip",
-    is_flag=True,
-    help="The target clamps predictions of the picture to [-1, 1] while it decodes, as the public code does.",
+    "--clip/--no-clip",
+    default=None,
+    help="The target clamps predictions of the picture to [-1, 1] while it decodes, as the public code does. By default "
+    "only with --compat ddib.",
 )
 PAIRS = click.option(
     "--pairs",

@@ -86,7 +86,7 @@ def test_every_mean_share_and_distance_has_its_interval(whole):
         for name, found in whole["features"]["distance"].items()
         for key, value in found.items()
     ]
-    assert len(figures) > 50
+    assert len(figures) > 40
     for value, interval in figures:
         assert interval["value"] == pytest.approx(value)
         assert interval["low"] <= value <= interval["high"]

@@ -62,7 +62,7 @@ class DomainModel:
         self.bundle = bundle
         self.classifier = classifier
         self.device = torch.device(device)
-        self._dtype = dtype
+        self.dtype = dtype
         self._compiling = compiling
         self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
         self.plans = KeptPlans(bundle.schedule, bundle.learned)
@@ -82,7 +82,7 @@ class DomainModel:
 
     @cached_property
     def plain(self) -> Denoiser:
-        return self.bundle.denoiser(self._dtype, self.device, self._compiling)
+        return self.bundle.denoiser(self.dtype, self.device, self._compiling)
 
     def denoiser(
         self,
@@ -182,7 +182,7 @@ class DomainModel:
     @cached_property
     def _classifier(self) -> Classifier:
         assert self.classifier is not None  # `check_guidance` was asked before
-        return self.classifier.classifier(self._dtype, self.device)
+        return self.classifier.classifier(self.dtype, self.device)
 
     def _rotation(self, calibration: ChannelMap) -> Tensor:
         return torch.from_numpy(calibration.matrix).to(self.device, torch.float32)

@@ -142,7 +142,7 @@ class Pair:
         with JobProgress(names) as progress, open_client(profile, on_wait=progress.wait) as client:
             submitted, inputs = submit(client, Chosen.files(files), payloads(files), order, out)
             job, delivered = receive(client, submitted.job_id, inputs, progress, out, force=False)
-        require_finished(job, f"source {profile.institution}")
+        require_finished(job, profile.hop)
         return sorted(delivered, key=lambda result: result.item)
 
     def calibrate(self, kind: str) -> Calibration:

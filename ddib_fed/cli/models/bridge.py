@@ -78,6 +78,7 @@ _OPTIONS = (
     options.QUALITY,
     options.ORDER,
     *PUBLIC_CODE,
+    options.CLIP,
     *TRANSLATING,
     THREADS,
     options.OUT_RESULTS,

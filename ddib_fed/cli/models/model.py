@@ -65,6 +65,7 @@ def presets(*, output_format: str) -> None:
 @options.QUALITY
 @options.ORDER
 @with_options(PUBLIC_CODE)
+@options.CLIP
 @with_options(SAMPLING)
 @THREADS
 @options.FORCE

@@ -46,26 +46,25 @@ SOFTEN = click.option(
 )
 
 
-class SceneSize(click.ParamType[tuple[int, int] | str]):
-    """HEIGHTxWIDTH as (height, width), or "own"."""
+class SceneSize(click.ParamType[tuple[int, int]]):
+    """HEIGHTxWIDTH as (height, width)."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "own" or isinstance(value, tuple):
+        if isinstance(value, tuple):
             return value
         try:
             return size_from(value)
         except ValueError as error:
-            return self.fail(f"{error}; or own", param, ctx)
+            return self.fail(str(error), param, ctx)
 
 
 SCENE = click.option(
     "--scene",
     type=SceneSize(),
     metavar="SIZE",
-    help="Pictures larger than the models': translate them at this size, HEIGHTxWIDTH, or at their own size (own), in "
-    "overlapping tiles of the models' size.",
+    help="Pictures: bring all to this size, HEIGHTxWIDTH, and translate them so in overlapping tiles by one ODE.",
 )
 BATCH = click.option(
     "--batch",
@@ -94,10 +93,11 @@ DTYPE = click.option(
 DEVICE = click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="Pictures: cpu, cuda or cuda:1."
 )
+CLASSIFIER = click.option(
+    "--classifier", metavar="MODEL", help="Pictures: bundle of the classifier for guidance to a class."
+)
 GUIDING = (
-    click.option(
-        "--classifier", metavar="MODEL", help="Pictures: bundle of the classifier for guidance to a class."
-    ),
+    CLASSIFIER,
     click.option(
         "--classifier-scale",
         type=float,
