@@ -144,9 +144,9 @@ def _here(
         sizes.setdefault(scene, []).append(number)
     found: dict[int, Result] = {}
     for scene, numbers in sizes.items():
-        parties = [(each if scene is None else each.of_scene(*scene)).party for each in models]
+        source, target = ((each if scene is None else each.of_scene(*scene)).party for each in models)
         with _naming(numbers):
-            client = InProcess(*parties, here)
+            client = InProcess(source, target, here)
             made = client.translate([files[n] for n in numbers], client.target, settings, **request)
         found |= {numbers[each.item]: each for each in made}
     return (found[number] for number in range(len(files)))

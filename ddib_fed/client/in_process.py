@@ -401,9 +401,8 @@ def scene_for(model: DomainModel, content: bytes, settings: Settings) -> tuple[i
     one_size = settings.solver == "flow-map" or settings.grid == "learned" or model.bundle.tile is not None
     if form is None or not form.tiles or one_size:
         return None
-    size = decode_image(content).pixels.shape[:2]
-    _, height, width = model.sample_shape
-    return size if 0 < tiles_in(*size, (height, width)) <= MOST_TILES else None
+    (high, wide), (_, height, width) = decode_image(content).pixels.shape[:2], model.sample_shape
+    return (high, wide) if 0 < tiles_in(high, wide, (height, width)) <= MOST_TILES else None
 
 
 def _file(media: Media, data: bytes) -> ResultFile:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddib_fed.cli import completing, options
-from ddib_fed.cli.models.picture_options import (
+from ddib_fed.cli.model_options import (
     BATCH,
     CALIBRATION,
     CLASSIFIER,
@@ -19,15 +18,15 @@ from ddib_fed.cli.models.picture_options import (
     SCENE,
     SOFTEN,
     THREADS,
+    read_given,
 )
-from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
+from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.errors import UsageError
 from ddib_fed.guidance import Guidance
 from ddib_fed.processes import require_alone
 from ddib_fed.wire.jobs import Settings
 
 if TYPE_CHECKING:
-    from ddib_fed.bridge.calibration.record import Calibration
     from ddib_fed.bridge.local_party import LocalParty
     from ddib_fed.client.in_process import InProcess
     from ddib_fed.models.bundle import Bundle
@@ -149,13 +148,6 @@ def _parties(
                 threads=given["threads"],
             )
     return made[bundles[0].digest], made[bundles[1].digest]
-
-
-def read_given(path: Path | None) -> Calibration | None:
-    """The calibration in the file of --calibration; None without."""
-    from ddib_fed.bridge.calibration.files import read_calibration
-
-    return None if path is None else read_calibration(path)
 
 
 def _refuse_idle(

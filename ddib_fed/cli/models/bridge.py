@@ -11,8 +11,7 @@ import click
 from ddib_fed.bars import bar
 from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import group
-from ddib_fed.cli.models.opening import open_model, refuse_overwriting
-from ddib_fed.cli.models.picture_options import (
+from ddib_fed.cli.model_options import (
     BATCH,
     DEPTH,
     DEVICE,
@@ -21,9 +20,10 @@ from ddib_fed.cli.models.picture_options import (
     THREADS,
     TRANSLATING,
 )
-from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
+from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines, outcome
+from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.errors import UsageError
 
 if TYPE_CHECKING:

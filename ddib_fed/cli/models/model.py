@@ -10,18 +10,18 @@ import click
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group
+from ddib_fed.cli.model_options import SAMPLING, THREADS
 from ddib_fed.cli.models.importing import import_
 from ddib_fed.cli.models.listing import get, list_
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
-from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
 from ddib_fed.cli.models.privacy import figures as read
-from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.models.training.distil import described, distil
 from ddib_fed.cli.models.training.gate import gate, said
 from ddib_fed.cli.models.training.train import train
 from ddib_fed.cli.models.training.tune import figures, tune
 from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines, outcome
+from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.errors import AlreadyExists
 
 if TYPE_CHECKING:

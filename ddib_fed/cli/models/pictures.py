@@ -16,7 +16,6 @@ from ddib_fed.errors import LatentNotGaussian, UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.bridge.calibration.record import Calibration
     from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.manifest import Manifest
@@ -135,13 +134,6 @@ def _recipe(
         public_names=given["pairs"] is not None,
         calibration=read_given(given["calibration"]),
     )
-
-
-def read_given(path: Path | None) -> Calibration | None:
-    """The calibration in the file of --calibration; None without."""
-    from ddib_fed.bridge.calibration.files import read_calibration
-
-    return None if path is None else read_calibration(path)
 
 
 def sample(

@@ -9,7 +9,7 @@ import click
 
 from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import group
-from ddib_fed.cli.models.picture_options import THREADS
+from ddib_fed.cli.model_options import THREADS
 from ddib_fed.cli.output import lines, print_json
 from ddib_fed.terminal import say
 

@@ -1,16 +1,17 @@
-"""Options that commands on pictures share."""
+"""Options that commands on models of this process share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddib_fed.names import size_from
 
-Command = Callable[..., None]
+if TYPE_CHECKING:
+    from ddib_fed.bridge.calibration.record import Calibration
+
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 THREADS = click.option(
@@ -176,3 +177,10 @@ SAMPLING = (
     DTYPE,
     DEVICE,
 )
+
+
+def read_given(path: Path | None) -> Calibration | None:
+    """The calibration in the file of --calibration; None without."""
+    from ddib_fed.bridge.calibration.files import read_calibration
+
+    return None if path is None else read_calibration(path)
