@@ -21,7 +21,7 @@ from ddib_fed.bridge.seeded_noise import picture_draw, point_draw, seeded_noise
 from ddib_fed.bridge.translate import Item, Translated, translate
 from ddib_fed.diffusion.interpolation import Way, interpolate
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import DdibError, SettingsInvalid, ShapeMismatch
+from ddib_fed.errors import DdibError, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.units.channel_map import ChannelMap
@@ -117,33 +117,6 @@ def translate_array(
         else:
             done.append(outcome)
     return _stages(done, x, source.model, target.model, failed, cycle=asked.cycle)
-
-
-def uncertainty(
-    x: Array,
-    source: LocalParty,
-    target: LocalParty,
-    asked: Asked = PLAIN,
-    *,
-    times: int,
-    on_progress: OnProgress | None = None,
-) -> Array:
-    """How much translations of pictures differ between fresh softenings of the same picture."""
-    if times < 2 or check_translation(source, target, asked) == 0.0:
-        raise SettingsInvalid(
-            "uncertainty is the spread over at least 2 softenings, and without softening there is none",
-            hint="soften by 0.05, for example",
-        )
-    total, squares = np.zeros(x.shape), np.zeros(x.shape)
-    tell = Counter(asked.settings.evaluations * 2 * turns(source, len(x)) * times, on_progress)
-    for turn in range(times):
-        again = replace(asked, seed=asked.seed + turn, cycle=False)
-        found = translate_array(x, source, target, again, on_progress=tell).translated.astype(np.float64)
-        total += found
-        squares += found**2
-    variance = np.maximum(squares - total**2 / times, 0.0) / (times - 1)
-    deviation: Array = np.sqrt(variance.mean(axis=1)).astype(np.float32)
-    return deviation
 
 
 def draw_samples(

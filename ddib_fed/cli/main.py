@@ -37,7 +37,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "translate": Lazy(
         "ddib_fed.cli.client.translate:translate",
-        "Translate files and folders to another institution's domain.",
+        "Translate files and folders to another domain.",
     ),
     "web": Lazy(
         "ddib_fed.cli.client.web:web", "Translate in the browser: drop pictures, watch, compare, download."
@@ -109,9 +109,6 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.models.colours:colours",
         "Give one photograph the colours of another; compare with optimal transport.",
     ),
-    "bridge": Lazy(
-        "ddib_fed.cli.models.bridge:bridge", "Translate between two models in one process, without nodes."
-    ),
     "privacy": Lazy(
         "ddib_fed.cli.models.privacy:privacy",
         "Attack a model's own latents and samples, and report what an attacker recovers.",
@@ -142,7 +139,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "model",
         "classifier",
         "recipe",
-        "bridge",
         "colours",
         "evaluate",
         "privacy",

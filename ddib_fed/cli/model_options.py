@@ -12,7 +12,6 @@ from ddib_fed.names import size_from
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.record import Calibration
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 THREADS = click.option(
     "--threads",
@@ -28,14 +27,6 @@ DEPTH = click.option(
     show_default=True,
     help="Stop encoding, and start decoding, at this fraction of the schedule's angle. Less than 1 keeps more "
     "structure, and the latent then contains some of the picture.",
-)
-ENCODER = click.option(
-    "--encoder",
-    type=click.Choice(["ode", "mixed", "linear"]),
-    default="ode",
-    show_default=True,
-    help="Pictures: how the source encodes: by its network, by the mean and spectrum of its pictures alone, or by half "
-    "of each. Other than ode keeps more structure, and the latent then shows more of the picture.",
 )
 SOFTEN = click.option(
     "--soften-sigma",
@@ -111,62 +102,6 @@ GUIDING = (
         metavar="SCALE",
         help="Pictures: classifier-free guidance towards a class, for models trained with dropped labels; 1 is none.",
     ),
-)
-TRANSLATING = (
-    DEPTH,
-    ENCODER,
-    SOFTEN,
-    click.option("--source-class", metavar="CLASS", help="Pictures: class of all inputs, by number or name."),
-    click.option("--target-class", metavar="CLASS", help="Pictures: class to translate all inputs to."),
-    click.option(
-        "--pairs",
-        metavar="FROM:TO,...",
-        help="Pictures: translate classes to classes (260:261,282:283) under the public code's names.",
-    ),
-    click.option(
-        "--labels",
-        type=_FOLDER,
-        metavar="DIR",
-        help="Pictures: ImageNet's development kit, if --pairs needs it to determine classes.",
-    ),
-    SCENE,
-    *GUIDING,
-    click.option(
-        "--guide",
-        type=click.Choice(["decode", "both"]),
-        default="decode",
-        show_default=True,
-        help="Pictures: guide only decoding, as the public code does, or also encoding, so that a cycle closes; with "
-        "--classifier or --guidance.",
-    ),
-    click.option(
-        "--limit", type=click.IntRange(1), metavar="N", help="Pictures: only the first N (of each class)."
-    ),
-    click.option(
-        "--skip-bad", is_flag=True, help="Pictures: list unreadable and refused ones, and continue."
-    ),
-    click.option(
-        "--uncertainty",
-        type=click.IntRange(2),
-        metavar="N",
-        help="Pictures: translate with N fresh softenings and write a map of the deviation.",
-    ),
-    click.option(
-        "--keep-latents",
-        is_flag=True,
-        help="Pictures: also write latents. Protect a latent like the picture.",
-    ),
-    click.option(
-        "--thresholds",
-        type=click.Path(path_type=Path),
-        metavar="REPORT",
-        help="Pictures: report.json of a run over held-out pictures, or a model's folder; a picture with less "
-        "structure is doubtful. Without it the source model's own thresholds count.",
-    ),
-    CALIBRATION,
-    BATCH,
-    DTYPE,
-    DEVICE,
 )
 SAMPLING = (
     click.option(

@@ -67,7 +67,7 @@ PROFILE = click.option(
     "profile_path",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The client's profile; default: $DDIB_PROFILE, or the first of ./client.toml, ./client/client.toml and "
+    help="The client's profile; default: $DDIB_PROFILE, ./client.toml, ./client/client.toml or "
     "~/.config/ddib/client.toml.",
 )
 
@@ -153,7 +153,7 @@ AGAIN = click.option(
 SKIP_BAD_FILES = click.option(
     "--skip-bad",
     is_flag=True,
-    help="Leave out files that cannot be read or that a node refuses, list them, and end with exit code 15.",
+    help="Leave out files that are unreadable or refused, list them, and end with exit code 15.",
 )
 PAGE = click.option(
     "--page/--no-page",

@@ -61,6 +61,7 @@ INSTITUTION = "here"
 """What targets are called: `here/relief`."""
 MAX_POINTS = 100_000_000
 _MEDIA = {"NPY": Media.NPY, "PNG": Media.PNG}
+DEFAULT_SETTINGS = SolverSettings()
 _NOBODY = Profile.model_construct(institution="", name="", source_address="", source_identity="")
 
 
@@ -80,7 +81,7 @@ class Here:
     seed: int = 0
     calibration: Calibration | None = None
     guide_encoding: bool = False
-    settings: SolverSettings = SolverSettings()
+    settings: SolverSettings = DEFAULT_SETTINGS
 
     def solver(self, asked: Settings) -> SolverSettings:
         return SolverSettings(
@@ -94,6 +95,9 @@ class Here:
             self.settings.eta,
             self.settings.ancestral,
         )
+
+
+NOTHING = Here()
 
 
 @dataclass(slots=True)
@@ -132,7 +136,7 @@ class InProcess(Client):
     clock_s = None
     profile = _NOBODY
 
-    def __init__(self, source: LocalParty, target: LocalParty, here: Here = Here()) -> None:
+    def __init__(self, source: LocalParty, target: LocalParty, here: Here = NOTHING) -> None:
         self._source, self._target, self._here = source, target, here
         manifests = source.model.manifest, target.model.manifest
         self._rotation = map_between(here.calibration, *manifests)
@@ -211,7 +215,7 @@ class InProcess(Client):
         guidance: Guidance = UNGUIDED,
         classes: Sequence[tuple[str, str]] = (),
         model_size: bool = False,
-        **idle: Any,  # a node's own: deadline, latent type, calibration, limits
+        **idle: Any,  # noqa: ARG002 - of nodes: deadline, latent type, calibration, limits
     ) -> Submitted:
         items, settings = payloads(files), settings or Settings()
         labels = list(classes) or [(source_class, target_class)] * len(items)

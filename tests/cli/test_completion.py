@@ -51,7 +51,8 @@ def test_commands_options_and_models_are_completed():
     for words in (
         ["init", "node", "--model"],
         ["privacy", "report", "--model"],
-        ["bridge", "interpolate", "a.npy", "b.npy", "--target"],
+        ["model", "interpolate", "a.npy", "b.npy", "--target"],
+        ["translate", "a.npy", "--source"],
     ):
         assert completed(words, "moo") == ["moons"]
 

@@ -37,14 +37,14 @@ MODELS = (
         "source_model",
         metavar="MODEL",
         shell_complete=completing.models,
-        help=f"Without nodes: the model that encodes, in this process. {options.MODEL_HELP}",
+        help="Without nodes: model that encodes, its name or folder.",
     ),
     click.option(
         "--target",
         "target_model",
         metavar="MODEL",
         shell_complete=completing.models,
-        help="Without nodes: the model that decodes, as for --source.",
+        help="Without nodes: model that decodes.",
     ),
 )
 ALONE = (

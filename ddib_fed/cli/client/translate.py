@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 @command(
     epilog="\b\nExamples:\n"
     "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
-    "  ddib translate scans --to south.example/relief --out out --skip-bad\n"
     "  ddib translate SERIES_FOLDER --to south.example/brain-t2 --out out\n"
     "  ddib translate points.npy --to south.example/checkerboards --out out\n"
     "  ddib translate scans --source MODEL_A --target MODEL_B --out out --cycle"
@@ -95,7 +94,7 @@ def translate(
     profile_path: Path | None,
     **asked: Any,
 ) -> None:
-    """Translate files and folders to another institution's domain, or from one model to another.
+    """Translate files and folders to another domain.
 
     A picture (PNG, JPEG, TIFF, .npy) becomes DIR/NAME.png at its own size, points DIR/NAME.npy; DIR/NAME.json beside it
     is its provenance. With --cycle there is DIR/NAME.returned.png too, with --keep-latents DIR/NAME.latent.npy. The

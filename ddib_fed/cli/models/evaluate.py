@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,14 @@ import click
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.errors import AlreadyExists
+from ddib_fed.errors import AlreadyExists, InputError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.metrics.judgement import Figures
+    from ddib_fed.metrics.structure import Thresholds
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(path_type=Path)
 
 
 class Span(click.ParamType[tuple[float, float]]):
@@ -63,10 +64,9 @@ class Span(click.ParamType[tuple[float, float]]):
 )
 @click.option(
     "--thresholds",
-    type=_FILE,
-    metavar="REPORT",
-    help="The report.json of a translation of held-out pictures, or a model's folder: what has less structure is "
-    "doubtful. Without it the marks in the records count.",
+    metavar="MODEL",
+    help="A model with thresholds of structure (`ddib model thresholds`): what has less is doubtful. Without it the "
+    "marks in the records count.",
 )
 @click.option(
     "--size",
@@ -93,7 +93,7 @@ def evaluate(
     domain: Path | None,
     source_domain: Path | None,
     by_folder: bool,
-    thresholds: Path | None,
+    thresholds: str | None,
     size: int | None,
     span: tuple[float, float] | None,
     html: Path | None,
@@ -102,15 +102,14 @@ def evaluate(
 ) -> None:
     """Evaluate a folder of translated pictures against references.
 
-    The folder is the output of `ddib bridge translate`, `ddib bridge cycle` or `ddib translate`, or any folder of
-    pictures. Everything else is optional; figures that need a missing input are left out. Pictures are matched
-    by their path below their folder, ignoring the suffix. Each mean has its bootstrap interval of 95 % in brackets.
+    The folder is the output of `ddib translate`, or any folder of pictures. Everything else is optional; figures that
+    need a missing input are left out. Pictures are matched by their path below their folder, ignoring the suffix. Each
+    mean has its bootstrap interval of 95 % in brackets.
 
     The page of --html embeds the pictures, the worst first.
     """
     from ddib_fed.reports.folder_page import write_report_page
     from ddib_fed.reports.folder_report import Folders, evaluate_folder
-    from ddib_fed.runs.picture_report import read_thresholds
 
     if html is not None and html.exists() and not force:
         raise AlreadyExists(f"{html} exists", hint="choose another file, or --force")
@@ -122,7 +121,7 @@ def evaluate(
     with bar("reading") as show:
         report, found = evaluate_folder(
             folders,
-            thresholds=None if thresholds is None else read_thresholds(thresholds),
+            thresholds=None if thresholds is None else _thresholds(thresholds),
             on_read=lambda done, total: show(done, total, ""),
         )
     if report["structure"] is None or report["structure"]["from"] != "files":
@@ -134,6 +133,18 @@ def evaluate(
     if html is not None:
         write_report_page(html, f"Translations in {folder.name}", report, found)
     _print(report, output_format)
+
+
+def _thresholds(which: str) -> Thresholds:
+    from ddib_fed.models.shipped import open_bundle
+
+    found = open_bundle(which).manifest.structure
+    if found is None:
+        raise InputError(
+            f"the model {which} has no thresholds of structure",
+            hint=f"ddib model thresholds {shlex.quote(which)} --images FOLDER",
+        )
+    return found
 
 
 def _print(report: Figures, output_format: str) -> None:

@@ -70,8 +70,7 @@ def test_the_page_has_a_command_for_each_public_script():
         "model sample",
         "model import",
         "model export",
-        "bridge translate",
-        "bridge cycle",
+        "translate samples/samples.npy",
     }
 
 

@@ -22,7 +22,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "recipes" / "imagenet.md").read_tex
 PAIRS = [(260, 261), (261, 262), (282, 283), (283, 284)]
 SLOW = {
     "48": "6",
-    "--devices all --dtype float16": "--batch 1",
+    "--device cuda --dtype float16": "--batch 1",
     "--classifier-scale 1.0": "--classifier-scale 10",
 }
 """What the page asks of a machine with GPUs, and what is asked here; a random classifier says little with weight 1."""
@@ -91,7 +91,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_the_page_makes_the_same_pictures_in_one_process_and_through_two_nodes(place: Path) -> None:
     """Under the public code's names, at the model's size, and guided: the target's classifier is in the record."""
-    (local,), (federated,) = commands("bridge", "translate"), commands("translate")
+    local, federated = commands("translate")
     ddib(*local[1:])
     pair = nodes(place)
     try:

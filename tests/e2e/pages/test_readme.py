@@ -42,7 +42,7 @@ SHORTER = {
     "--n 16": "--n 2 --evaluations 6",
     "--out there-and-back": "--evaluations 6 --out there-and-back",
     "--out painted": "--evaluations 12 --out painted",
-    "--out points": "--n 500 --out points",
+    "--out drawn": "--n 500 --out drawn",
     "calibrate publish": "calibrate publish --yes",
     "calibrate --peer": "calibrate --yes --peer",
     "calibrate accept": "calibrate accept --yes",
@@ -349,7 +349,7 @@ def test_the_commands_without_nodes_run(tmp_path: Path) -> None:
     assert (here / "there-and-back" / "coast-1.returned.png").exists()
     assert (here / "model-a" / "model.safetensors").exists()
     assert len(list((here / "samples").glob("sample_*.png"))) == 2
-    assert (here / "points" / "report.json").exists()
+    assert np.load(here / "points" / "samples.npy").shape == (500, 2)
 
 
 def test_no_command_of_the_page_is_left_out() -> None:
