@@ -5,13 +5,14 @@ A table explains its figures and what to compare them with; unknown figures have
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ddib_fed.metrics.features import NAME
 from ddib_fed.metrics.judgement import Figures
-from ddib_fed.metrics.ranking import worst_first
 
 Cell = str | float | None
 
@@ -171,3 +172,25 @@ def _latent(report: Figures) -> Table | None:
         rows.append(("true noise", 0.0, 1.0, 0.0, latent["noise_correlation"]))
         note = "Mean correlation of two pixels of a patch of 8 x 8; few patches make that of true noise large too."
     return Table("Latents", ("", "mean", "std", "kurtosis", "correlation"), tuple(rows), note)
+
+
+RANKED = ("cycle_psnr", "psnr", "ssim", "edge_correlation", "mutual_information")
+"""For all of them, more is better."""
+
+
+def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Indices of pictures: those marked as doubtful first, then by each one's worst rank in any of its figures."""
+    if not rows:
+        return []
+    known = [key for key in RANKED if all(row.get(key) is not None for row in rows)]
+    # With equal figures equal ranks: the share of pictures that are worse.
+    ranks = [_ranks(np.array([float(row[key]) for row in rows])) for key in known] or [
+        np.zeros(len(rows), np.int64)
+    ]
+    worst, mean = np.min(ranks, axis=0), np.mean(ranks, axis=0)
+    return sorted(range(len(rows)), key=lambda i: (not rows[i].get("doubtful"), worst[i], mean[i], i))
+
+
+def _ranks(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    values = np.where(np.isnan(values), -np.inf, values)  # a missing measurement ranks as bad
+    return np.searchsorted(np.sort(values), values)
