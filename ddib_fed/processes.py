@@ -60,7 +60,7 @@ def require_alone(what: str) -> None:
         raise UsageError(
             f"{what} runs in one process, and {starter} started {count}",
             hint=f"the same command without {starter}; `ddib model train` and `ddib classifier train` share their work "
-            "among processes, `ddib bridge translate --devices` among devices",
+            "among processes",
         )
 
 

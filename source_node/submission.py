@@ -23,11 +23,14 @@ from ddib_fed.errors import (
     PictureMisfit,
     PointsTooMany,
 )
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM
+from ddib_fed.node.pictures import MEDIA_FORMATS, limits_of
 from ddib_fed.node.policy import client_charges
 from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.calls import ReadAhead
 from ddib_fed.rpc.refused import refused_facts
+from ddib_fed.runs.samples import Samples, samples_of
 from ddib_fed.server.interceptors import Slots
 from ddib_fed.server.pace import READ_AHEAD, Pace
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -35,7 +38,6 @@ from ddib_fed.wire.streams import Announced, assemble, open_file
 from source_node.calibrations import calibration_of
 from source_node.jobs.store import ItemSpec, Job, JobSpec, JobStore, Staging
 from source_node.peer.remote import Remotes
-from source_node.samples import samples_of
 from source_node.specs import check_peer, spec_of
 
 DESCRIBE_TIMEOUT_S = 3.0
@@ -154,17 +156,18 @@ class Submissions:
         """Checks the header of each item; its bytes go to the disk as they come."""
         seen = 0
         limits = self._node.config.limits
-        samples = samples_of(self._node.engine, limits)
+        samples = self._samples()
+        accepted = {media for media, name in MEDIA_FORMATS.items() if name in samples.formats}
 
         def opener(header: common_pb2.FileHeader) -> Announced:
             nonlocal seen
             seen += 1
             if seen > max_items:
                 raise MessageInvalid("more items than announced", facts={"announced": max_items})
-            if header.media_type not in samples.accepted:
-                raise self._of_item(seen - 1, samples.refusal(header.media_type))
+            if header.media_type not in accepted:
+                raise self._of_item(seen - 1, samples.refusal(MEDIA_FORMATS.get(header.media_type, "")))
             try:
-                announced = open_file(header, max_bytes=limits.max_item_bytes, accepted=samples.accepted)
+                announced = open_file(header, max_bytes=limits.max_item_bytes, accepted=accepted)
             except (ImageTooLarge, PointsTooMany) as error:
                 raise self._of_item(seen - 1, error) from None
             pace.begin(header.size_bytes)
@@ -174,8 +177,7 @@ class Submissions:
 
     def _check_item(self, staging: Staging, item: ItemSpec, ended: Callable[[], bool]) -> int:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
-        engine = self._node.engine
-        samples, size_rule = samples_of(engine, self._node.config.limits), self._node.size_rule
+        samples, size_rule = self._samples(), self._node.size_rule
 
         def cost(content: bytes) -> int:
             samples.check_header(content, size_rule)
@@ -187,12 +189,16 @@ class Submissions:
         try:
             with self._node.decoding.file(staging.owner, item.size_bytes, load, cost, ended=ended) as content:
                 given = samples.read(content, size_rule)
-                check_given(engine.model, given.samples)
+                check_given(self._node.engine.model, given.samples)
                 staging.keep_decoded(given.to_bytes(samples.rule))
                 return len(given.samples)
         except InputError as error:
             self._of_item(item.index, error)
             raise
+
+    def _samples(self) -> Samples:
+        limits = self._node.config.limits
+        return samples_of(self._node.engine.model, limits_of(limits), MAX_POINTS_PER_ITEM)
 
     def _of_item(self, number: int, error: DdibError) -> DdibError:
         error.facts["item"] = str(number)

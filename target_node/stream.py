@@ -22,8 +22,9 @@ from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.node.pictures import rule_of, write_translation
+from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.rpc.refused import refused_facts
+from ddib_fed.samples.images import encode_png, from_array
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract
@@ -196,7 +197,9 @@ class DecodeStream:
     def _file(self, decoded: Decoded) -> tuple[bytes, int]:
         manifest = self._engine.model.bundle.manifest
         if manifest.sample_kind == "picture":
-            return write_translation(decoded.samples, rule_of(manifest)), common_pb2.MEDIA_TYPE_PNG
+            return encode_png(
+                from_array(decoded.samples[0], picture_rule(manifest))
+            ), common_pb2.MEDIA_TYPE_PNG
         return to_npy(decoded.samples), common_pb2.MEDIA_TYPE_NPY
 
     def _approved(self, again: Encoded) -> ApprovedLatent:

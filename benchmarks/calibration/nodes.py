@@ -32,9 +32,9 @@ from ddib_fed.cli.demo.album import Chosen, read_unit
 from ddib_fed.cli.demo.institutions import run_command
 from ddib_fed.cli.demo.nodes import Pair, Site
 from ddib_fed.files import write_json
+from ddib_fed.metrics.baselines import HistogramMatch
 from ddib_fed.metrics.bootstrap import Resamples, resample
 from ddib_fed.metrics.pictures import Pictures
-from ddib_fed.metrics.references.baselines import HistogramMatch
 
 FOLDER = OUT / "nodes"
 INSTITUTIONS = ("east.example", "west.example")

@@ -19,8 +19,8 @@ from ddib_fed.bridge.local_party import LocalParty, only, open_party
 from ddib_fed.bridge.party import Leg, ToDecode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.latent import Latent
+from ddib_fed.metrics.baselines import ColourMap, HistogramMatch
 from ddib_fed.metrics.pictures import Pictures
-from ddib_fed.metrics.references.baselines import ColourMap, HistogramMatch
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side

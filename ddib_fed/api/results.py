@@ -31,7 +31,7 @@ class Translated:
 
     Attributes:
         files: Contents of its files by `Part`: the translation (PNG or .npy), the one returned by a cycle, the latent.
-        record: Its provenance and figures, the same that `ddib translate` and `ddib bridge` write as JSON.
+        record: Its provenance and figures, the same that `ddib translate` writes as JSON.
     """
 
     files: Mapping[str, bytes]

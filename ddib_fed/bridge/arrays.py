@@ -27,7 +27,7 @@ from ddib_fed.bridge.seeded_noise import picture_draw, point_draw, seeded_noise
 from ddib_fed.bridge.translate import Item, Translated, translate
 from ddib_fed.diffusion.interpolation import Way, interpolate
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import DdibError, SettingsInvalid, ShapeMismatch
+from ddib_fed.errors import DdibError, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.units.channel_map import ChannelMap
@@ -125,33 +125,6 @@ def translate_array(
     return _stages(done, x, source.model, target.model, failed, cycle=asked.cycle)
 
 
-def uncertainty(
-    x: Array,
-    source: LocalParty,
-    target: LocalParty,
-    asked: Asked = PLAIN,
-    *,
-    times: int,
-    on_progress: OnProgress | None = None,
-) -> Array:
-    """How much translations of pictures differ between fresh softenings of the same picture."""
-    if times < 2 or check_translation(source, target, asked) == 0.0:
-        raise SettingsInvalid(
-            "uncertainty is the spread over at least 2 softenings, and without softening there is none",
-            hint="soften by 0.05, for example",
-        )
-    total, squares = np.zeros(x.shape), np.zeros(x.shape)
-    tell = Counter(asked.settings.evaluations * 2 * turns(source, len(x)) * times, on_progress)
-    for turn in range(times):
-        again = replace(asked, seed=asked.seed + turn, cycle=False)
-        found = translate_array(x, source, target, again, on_progress=tell).translated.astype(np.float64)
-        total += found
-        squares += found**2
-    variance = np.maximum(squares - total**2 / times, 0.0) / (times - 1)
-    deviation: Array = np.sqrt(variance.mean(axis=1)).astype(np.float32)
-    return deviation
-
-
 def draw_samples(
     party: LocalParty,
     count: int,
@@ -233,20 +206,23 @@ def turns(party: LocalParty, rows: int) -> int:
 
 def _items(x: Array, source: DomainModel, target: DomainModel, asked: Asked) -> Iterator[Item]:
     if not source.is_picture:
-        there, back = (point_draw(asked.seed, leg, x.shape[1]) for leg in (0, 1))
-        yield Item(0, x, asked.source_class, asked.target_class, there=there, back=back)
+        yield item_of(0, x, source, target, asked)
         return
     for row in range(len(x)):
-        digest = _digest(x[row], asked.seed)
-        yield Item(
-            row,
-            x[row : row + 1],
-            _label_of(asked.source_class, row),
-            _label_of(asked.target_class, row),
-            _softening(source, digest),
-            picture_draw(target, digest, "there"),
-            picture_draw(source, digest, "back"),
-        )
+        own, other = _label_of(asked.source_class, row), _label_of(asked.target_class, row)
+        labelled = replace(asked, source_class=own, target_class=other)
+        yield item_of(row, x[row : row + 1], source, target, labelled)
+
+
+def item_of(number: int, samples: Array, source: DomainModel, target: DomainModel, asked: Asked) -> Item:
+    """One picture (1, C, H, W), or one set of points (N, D), with the noise that follows from the seed."""
+    classes = asked.source_class, asked.target_class
+    if not source.is_picture:
+        there, back = (point_draw(asked.seed, leg, samples.shape[1]) for leg in (0, 1))
+        return Item(number, samples, *classes, there=there, back=back)
+    digest = _digest(samples[0], asked.seed)
+    draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
+    return Item(number, samples, *classes, _softening(source, digest), *draws)
 
 
 def _stages(

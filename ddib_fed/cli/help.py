@@ -29,18 +29,17 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
     for title, names in {
         "Classes, guidance": "target_class source_class class_ pairs labels guidance classifier classifier_scale guide "
         "clip label_dropout limit",
-        "Solver": "evaluations solver order grid depth encoder soften",
+        "Solver": "quality evaluations solver order grid depth encoder soften calibration",
         "Public code": "compat diffusion_steps noise_schedule timestep_respacing eta ddpm rescale_timesteps "
         "predict_xstart learn_sigma",
-        "Between nodes": "no_calibration deadline",
-        "Reading pictures": "fit range classes held_out flip crop dequantise colours channels scene",
-        "Volumes and maps": "intensity slices tile overlap keep_parts",
+        "Between nodes": "no_calibration deadline detach quiet",
+        "Reading pictures": "fit range classes held_out flip crop dequantise colours channels",
+        "Volumes and maps": "intensity slices tile overlap keep_parts scene",
         "Learning": "batch microbatch learning_rate ema sampler checkpoint_every init predict seed",
         "Network": "width blocks network preset variant",
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
-        "Machine": "device devices threads precision dtype",
-        "Results": "thresholds uncertainty keep_latents keep_latent doubtful_below samples soften_sigma reference page "
-        "credentials again",
+        "Machine": "device threads precision dtype",
+        "Results": "thresholds keep_latent doubtful_below samples soften_sigma page credentials again",
     }.items()
 }
 EVERYDAY = "Options"

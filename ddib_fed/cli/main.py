@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "translate": Lazy(
         "ddib_fed.cli.client.translate:translate",
-        "Translate files and folders to another institution's domain.",
+        "Translate files and folders to another domain.",
     ),
     "web": Lazy(
         "ddib_fed.cli.client.web:web", "Translate in the browser: drop pictures, watch, compare, download."
@@ -96,9 +96,6 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.models.colours:colours",
         "Give one photograph the colours of another; compare with optimal transport.",
     ),
-    "bridge": Lazy(
-        "ddib_fed.cli.models.bridge:bridge", "Translate between two models in one process, without nodes."
-    ),
     "privacy": Lazy(
         "ddib_fed.lab.commands:privacy",
         "Attack a model's own latents and samples; train with differential privacy.",
@@ -127,7 +124,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "try",
         "model",
         "classifier",
-        "bridge",
         "colours",
         "evaluate",
         "privacy",

@@ -66,7 +66,7 @@ PROFILE = click.option(
     "profile_path",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The client's profile; default: $DDIB_PROFILE, or the first of ./client.toml, ./client/client.toml and "
+    help="The client's profile; default: $DDIB_PROFILE, ./client.toml, ./client/client.toml or "
     "~/.config/ddib/client.toml.",
 )
 
@@ -185,7 +185,7 @@ AGAIN = click.option(
 SKIP_BAD_FILES = click.option(
     "--skip-bad",
     is_flag=True,
-    help="Leave out files that cannot be read or that a node refuses, list them, and end with exit code 15.",
+    help="Leave out files that are unreadable or refused, list them, and end with exit code 15.",
 )
 PAGE = click.option(
     "--page/--no-page",
@@ -193,9 +193,19 @@ PAGE = click.option(
     show_default=True,
     help="Write DIR/report.html and DIR/sheet.png when two or more pictures are translated.",
 )
-TARGET = click.option(
-    "--to", "target", required=True, metavar="INSTITUTION/DOMAIN", help="Target, as listed by `ddib domains`."
-)
+
+
+def target(*, required: bool = True) -> Decorator:
+    return click.option(
+        "--to",
+        "target",
+        required=required,
+        metavar="INSTITUTION/DOMAIN",
+        help="Target, as listed by `ddib domains`.",
+    )
+
+
+TARGET = target()
 EVALUATIONS = click.option(
     "--evaluations",
     "--steps",
@@ -290,9 +300,10 @@ CLASSIFIER_SCALE = click.option(
     help="Guidance towards --target-class by the target's own classifier, with this weight.",
 )
 CLIP = click.option(
-    "--clip",
-    is_flag=True,
-    help="The target clamps predictions of the picture to [-1, 1] while it decodes, as the public code does.",
+    "--clip/--no-clip",
+    default=None,
+    help="The target clamps predictions of the picture to [-1, 1] while it decodes, as the public code does. "
+    "By default only with --compat ddib.",
 )
 PAIRS = click.option(
     "--pairs",

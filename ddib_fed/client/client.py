@@ -57,6 +57,9 @@ class Client:
         tracing: Records its calls; by default what the profile's `[telemetry]` says.
     """
 
+    keeps_jobs = True
+    """Whether jobs outlive the command, at a node."""
+
     def __init__(
         self,
         profile: Profile,

@@ -99,7 +99,7 @@ class Connection:
 
     def __init__(self, profile: Profile, *, patience_s: float, busy_s: float, on_wait: OnWait | None) -> None:
         self.profile = profile
-        self.hop = f"source {profile.institution}"
+        self.hop = profile.hop
         self._patience_s = patience_s
         self._busy_s = busy_s
         self._on_wait = on_wait

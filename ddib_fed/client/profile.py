@@ -63,6 +63,11 @@ class Profile(BaseModel):
         return Proxy.of(self.proxy, login)
 
     @property
+    def hop(self) -> str:
+        """What its node is called in errors."""
+        return f"source {self.institution}" if self.institution else ""
+
+    @property
     def path(self) -> Path:
         return self._path
 

@@ -26,7 +26,7 @@ def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
         profile.pki_folder,
         address=profile.source_address,
         server_name=profile.source_identity,
-        hop=f"source {profile.institution}",
+        hop=profile.hop,
         proxy=profile.way,
         now=moment,
     )

@@ -238,7 +238,7 @@ def require_finished(job: JobView, hop: str) -> JobView:
     if job.state is not JobState.FAILED and not bad:
         return job
     what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
-    hint = f"ddib job show {job.job_id}"
+    hint = f"ddib job show {job.job_id}" if hop else ""  # in one process nothing is kept
     if failure is None:
         raise JobFailed(f"{what} failed", hop=hop, hint=hint)
     raise failure.as_error(f"{what} failed: {failure.text} ({failure.reason})", hop, JobFailed, hint=hint)

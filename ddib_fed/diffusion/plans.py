@@ -196,7 +196,7 @@ class Plan:
         if draw is None:
             raise SettingsInvalid(
                 "decoding with eta above 0, or as DDPM, draws noise, and there is none here",
-                hint="use eta 0, or `ddib bridge translate` in one process",
+                hint="use eta 0, or `ddib translate --source` in one process",
             )
         eta = 1.0 if self.settings.ancestral else self.settings.eta
         large = self.settings.ancestral

@@ -9,8 +9,8 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command, group
+from ddib_fed.cli.model_options import THREADS
 from ddib_fed.cli.models.model import attacked_lines, distilled_lines
-from ddib_fed.cli.models.picture_options import THREADS
 from ddib_fed.cli.models.train import FORCE, OUT, RESUME, given, run, train_options, trained
 from ddib_fed.cli.output import lines, outcome, print_json
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig

@@ -7,16 +7,15 @@ compared with (baselines, chance, the distance between real pictures) and with i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.metrics import bootstrap, features, pictures, retrieval
+from ddib_fed.metrics import baselines, bootstrap, features, pictures, retrieval
 from ddib_fed.metrics.features import Features
 from ddib_fed.metrics.pictures import Pictures
-from ddib_fed.metrics.references import baselines
 from ddib_fed.metrics.structure import Thresholds, calibrate, structure
 
 Figures = dict[str, Any]
@@ -35,17 +34,6 @@ class Domain:
     source: Pictures | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """What else the figures are taken of and over."""
-
-    others: Mapping[str, Pictures] = field(default_factory=dict)
-    clusters: NDArray[Any] | None = None
-
-
-NOTHING = Beside()
-
-
 def judge(
     translated: Pictures,
     *,
@@ -54,13 +42,13 @@ def judge(
     back: Pictures | None = None,
     domain: Domain | None = None,
     thresholds: Thresholds | None = None,
-    beside: Beside = NOTHING,
+    clusters: NDArray[Any] | None = None,
     on_step: OnStep | None = None,
 ) -> Figures:
-    """All figures of translations (N, C, H, W) in [-1, 1], as JSON values."""
+    """All figures of translations (N, C, H, W) in [-1, 1], as JSON values; intervals draw whole clusters."""
     tell = on_step or _silent
     rows: list[Figures] = [{} for _ in translated]
-    drawn = bootstrap.resample(len(translated), beside.clusters) if len(translated) >= FEWEST else None
+    drawn = bootstrap.resample(len(translated), clusters) if len(translated) >= FEWEST else None
     report: Figures = {"count": len(translated), "shape": list(translated.shape[1:])}
     tell("pairs")
     report["paired"] = None if truth is None else _paired(translated, truth, rows)
@@ -68,13 +56,13 @@ def judge(
     report["structure"] = None if source is None else _structure(source, translated, thresholds, rows)
     report["pictures"] = rows
     tell("baselines")
-    others = _others(translated, source, truth, domain) | dict(beside.others)
+    others = _others(translated, source, truth, domain)
     report["retrieval"] = report["features"] = report["intervals"] = None
     compared = {} if truth is None else {name: pictures.compare(x, truth) for name, x in others.items()}
     report["baselines"] = None if truth is None else {name: one.means() for name, one in compared.items()}
     if drawn is None:
         return report
-    report["intervals"] = _intervals(rows, compared, drawn, beside)
+    report["intervals"] = _intervals(rows, compared, drawn, clusters)
     judged = {"translated": translated} | {k: x for k, x in others.items() if k not in WITHOUT_SOURCE}
     if truth is not None:
         _retrieval(judged, truth, report, drawn)
@@ -97,12 +85,15 @@ def _others(
 
 
 def _intervals(
-    rows: list[Figures], compared: Mapping[str, pictures.Paired], drawn: bootstrap.Resamples, beside: Beside
+    rows: list[Figures],
+    compared: Mapping[str, pictures.Paired],
+    drawn: bootstrap.Resamples,
+    clusters: NDArray[Any] | None,
 ) -> Figures:
     """Of the means of the figures that each picture has, and of the baselines'."""
     return {
         "level": bootstrap.LEVEL,
-        "clusters": None if beside.clusters is None else drawn.counts.shape[1],
+        "clusters": None if clusters is None else drawn.counts.shape[1],
         "translated": intervals_of(rows, drawn),
         "baselines": {
             name: {key: drawn.mean(getattr(one, key)) for key in ("psnr", "ssim", "mse")}

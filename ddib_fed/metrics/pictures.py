@@ -170,15 +170,16 @@ def output_terms(rule: PictureRule) -> dict[str, float | int]:
 
 def picture_rule(manifest: Manifest) -> PictureRule:
     """The rule in a picture model's manifest for converting files to its input and back."""
+    from ddib_fed.models.manifest import PictureFormat
     from ddib_fed.samples.images import PictureRule
 
-    if manifest.sample_kind != "picture" or manifest.picture is None:
+    if manifest.sample_kind != "picture":
         raise UsageError(
             f"{manifest.name} is a model of {manifest.sample_kind}s, not of pictures",
             hint="ddib model show MODEL says what a model is of",
         )
     channels, height, width = manifest.sample_shape
-    form = manifest.picture
+    form = manifest.picture or PictureFormat()  # without it in the manifest, 8-bit files are resized
     return PictureRule(
         channels=channels,
         height=height,

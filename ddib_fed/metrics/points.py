@@ -105,15 +105,7 @@ def distances_to_domain(cloud: Points, domain: str) -> Distances:
     """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it."""
     _check_pair(cloud, cloud)
     count = min(len(cloud), SLICED_POINTS)
-    return _distances(cloud, reference_points(domain, count), _pool(domain), count)
-
-
-def distances_to_points(cloud: Points, data: Points) -> Distances:
-    _check_pair(cloud, data)
-    return _distances(cloud, data, data, min(len(cloud), len(data), SLICED_POINTS))
-
-
-def _distances(cloud: Points, data: Points, pool: Points, count: int) -> Distances:
+    data, pool = reference_points(domain, count), _pool(domain)
     return Distances(
         sliced_w2=sliced_w2(cloud, data),
         sliced_w2_floor=sliced_w2_floor(pool, count),

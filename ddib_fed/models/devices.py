@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+import torch
+
 KINDS: Final = ("cpu", "cuda", "mps")
 
 
 def device_problem(name: str) -> str | None:
     """Why there is no such device here; None if there is."""
-    import torch  # not above: see bridge/sharding.py
-
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -7,7 +7,7 @@ rounding; the latent, which is in no file) is used, and the report states which 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,10 +18,8 @@ import torch
 from ddib_fed.bridge.records.translation_record import PictureFigures, Translation
 from ddib_fed.metrics.bootstrap import resample
 from ddib_fed.metrics.features import NAME
-from ddib_fed.metrics.judgement import Beside, Domain, Figures, OnStep, intervals_of, judge, put
+from ddib_fed.metrics.judgement import Domain, Figures, OnStep, intervals_of, judge, put
 from ddib_fed.metrics.latents import whiteness
-from ddib_fed.metrics.pictures import Pictures
-from ddib_fed.metrics.ranking import worst_first
 from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.reports.translations import OnRead, Translations, read_domain, read_translations
 
@@ -33,21 +31,11 @@ TITLES = {
     "histogram": "histogram match, unpaired",
     "mean": "mean picture of the domain",
     "random": "random picture of the domain",
-    "gaussian": "Gaussian bridge in closed form, unpaired",
     "colour_map": "quadratic colour map, fitted on half of these pairs",
-    "oracle": "oracle: the truth's own latent, decoded",
     "truth": "the truth itself",
     "floor": "real pictures among themselves",
 }
-COUNTED = {
-    "colour_map": "quadratic colour map on {} pairs",
-    "supervised": "small supervised network on {} pairs",
-}
-"""Of baselines of so many pairs, whose keys end in the number."""
-
 DOMAIN_PICTURES = 1000
-Further = Callable[[Translations, OnStep], Mapping[str, Pictures]]
-"""Makes further baselines of the pictures that were read."""
 FROM_FILES, FROM_RECORDS = "files", "records"
 
 
@@ -69,7 +57,6 @@ def evaluate_folder(
     folders: Folders,
     *,
     thresholds: Thresholds | None = None,
-    further: Further | None = None,
     on_read: OnRead | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Figures, Translations]:
@@ -82,7 +69,6 @@ def evaluate_folder(
         span=folders.span,
         on_read=on_read,
     )
-    others = {} if further is None else further(found, on_step or _silent)
     clusters = np.array([str(PurePosixPath(name).parent) for name in found.names])
     report = judge(
         found.translated,
@@ -91,7 +77,7 @@ def evaluate_folder(
         back=found.back,
         domain=_domain(folders, found),
         thresholds=thresholds,
-        beside=Beside(others, clusters if folders.by_folder else None),
+        clusters=clusters if folders.by_folder else None,
         on_step=on_step,
     )
     rows = report.pop("pictures")
@@ -112,10 +98,6 @@ def _calibrations(records: Sequence[Translation]) -> list[str]:
         f"{count} of {len(records)} pictures were translated under the {kind} calibration {sha256}."
         for (kind, sha256), count in named.items()
     ]
-
-
-def _silent(step: str) -> None:
-    del step
 
 
 def _domain(folders: Folders, found: Translations) -> Domain | None:
@@ -200,11 +182,6 @@ def _measured(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.flo
     return None if None in values else np.array(values, np.float64)
 
 
-def title_of(name: str) -> str:
-    kind, _, count = name.rpartition("_")
-    return TITLES.get(name) or COUNTED[kind].format(count)
-
-
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table of figures."""
@@ -235,7 +212,7 @@ def _quality(report: Figures) -> Table | None:
         (TITLES["translated"], *(_ranged(paired[n]["mean"], bounds["translated"].get(n)) for n in names))
     ]
     rows += [
-        (title_of(name), *(_ranged(means[n], bounds["baselines"].get(name, {}).get(n)) for n in names))
+        (TITLES[name], *(_ranged(means[n], bounds["baselines"].get(name, {}).get(n)) for n in names))
         for name, means in report["baselines"].items()
     ]
     note = "Means over the pictures. PSNR rewards blur: the mean picture of a domain beats many good translations."
@@ -301,7 +278,7 @@ def _retrieval(report: Figures) -> Table | None:
     bounds = (report.get("intervals") or {}).get("retrieval", {})
     rows = tuple(
         (
-            title_of(name),
+            TITLES[name],
             *(
                 _ranged(one[by]["found"], bounds.get(name, {}).get(by)) if by in one else None
                 for by in ("pixels", "features")
@@ -323,7 +300,7 @@ def _features(report: Figures) -> Table | None:
     keys = ("frechet_early", "frechet_late", "kernel_early", "kernel_late")
     bounds = (report.get("intervals") or {}).get("features", {})
     rows = tuple(
-        (title_of(name), *(_ranged(one[key], bounds.get(name, {}).get(key)) for key in keys))
+        (TITLES[name], *(_ranged(one[key], bounds.get(name, {}).get(key)) for key in keys))
         for name, one in found["distance"].items()
     )
     floor = (TITLES["floor"], *(found["floor"][key] for key in keys))
@@ -346,3 +323,25 @@ def _latent(report: Figures) -> Table | None:
         rows.append(("true noise", 0.0, 1.0, 0.0, latent["noise_correlation"]))
         note = "Mean correlation of two pixels of a patch of 8 x 8; few patches make that of true noise large too."
     return Table("Latents", ("", "mean", "std", "kurtosis", "correlation"), tuple(rows), note)
+
+
+RANKED = ("cycle_psnr", "psnr", "ssim", "edge_correlation", "mutual_information")
+"""For all of them, more is better."""
+
+
+def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Indices of pictures: those marked as doubtful first, then by each one's worst rank in any of its figures."""
+    if not rows:
+        return []
+    known = [key for key in RANKED if all(row.get(key) is not None for row in rows)]
+    # With equal figures equal ranks: the share of pictures that are worse.
+    ranks = [_ranks(np.array([float(row[key]) for row in rows])) for key in known] or [
+        np.zeros(len(rows), np.int64)
+    ]
+    worst, mean = np.min(ranks, axis=0), np.mean(ranks, axis=0)
+    return sorted(range(len(rows)), key=lambda i: (not rows[i].get("doubtful"), worst[i], mean[i], i))
+
+
+def _ranks(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    values = np.where(np.isnan(values), -np.inf, values)  # a missing measurement ranks as bad
+    return np.searchsorted(np.sort(values), values)

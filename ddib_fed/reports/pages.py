@@ -100,13 +100,11 @@ def advice(
         found += _of_way(way)
     if not found:
         found.append("Nothing stands out. More training time is what usually helps next.")
-    places = (sides[0].bundle, sides[1].bundle, ways[0].folder / "report.json")
-    first, second, report = (shlex.quote(str(place)) for place in places)
+    first, second = (shlex.quote(str(side.bundle)) for side in sides)
     found.append(
-        f"Both models can be used as they are: ddib bridge translate --source {first} --target {second} FOLDER "
-        f"--out DIR marks pictures that keep no more structure than unrelated ones share; --thresholds {report} marks "
-        "those that keep less than nineteen in twenty here. A node serves a model by `bundle` under [model] in its "
-        "node.toml."
+        f"Both models can be used as they are: ddib translate FOLDER --source {first} --target {second} --out DIR "
+        "marks pictures that keep no more structure than unrelated ones share. A node serves a model by `bundle` "
+        "under [model] in its node.toml."
     )
     return found
 
@@ -164,7 +162,7 @@ def _of_way(way: WayFound) -> list[str]:
             found.append(
                 f"{way.title}: edges agree by {edges:.2f}, those of pictures that do not belong together by "
                 f"{chance:.2f}: hardly any structure is kept. Start both models from one public bundle (ddib model "
-                "train --init), train for longer, or try ddib bridge translate --depth 0.6, which reveals more of the "
+                "train --init), train for longer, or try ddib translate --depth 0.6, which reveals more of the "
                 "picture."
             )
     features = report.get("features")

@@ -75,14 +75,6 @@ def draw_rows(rows: Sequence[Sequence[Panel]], path: Path, *, caption: str = "")
     save(figure, path)
 
 
-def scatter(points: Points, path: Path, *, title: str = "") -> None:
-    draw_rows([[Panel(title, points)]], path)
-
-
-def heatmap(points: Points, path: Path, *, title: str = "") -> None:
-    draw_rows([[Panel(title, points, "heatmap")]], path)
-
-
 def stages(clouds: Sequence[tuple[str, Points]], path: Path, *, caption: str = "") -> None:
     """The stages of a translation or of a cycle: dots above, heat maps beneath."""
     above = [Panel(title, points) for title, points in clouds]

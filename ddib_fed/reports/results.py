@@ -159,8 +159,8 @@ def _remarks(results: Results) -> list[str]:
 def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
     """Each fact with its value, or with its values and how many pictures have each."""
     facts: Mapping[str, Callable[[Translation], str]] = {
-        "source": lambda r: f"{r.source_institution}/{r.source_domain}",
-        "target": lambda r: f"{r.target_institution}/{r.target_domain}",
+        "source": lambda r: f"{r.source_institution}/{r.source_domain}".lstrip("/"),
+        "target": lambda r: f"{r.target_institution}/{r.target_domain}".lstrip("/"),
         "jobs": lambda r: r.job_id,
         "solver": lambda r: (
             f"{r.solver.solver}, {r.solver.evaluations} evaluations a leg, grid {r.solver.grid}, "

@@ -1,6 +1,6 @@
 """Loads a folder of translations, with sources and truths, as stacks of pictures of one size and scale.
 
-A folder written by `ddib bridge` or `ddib translate` has a record beside each picture (NAME.json), which names the
+A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the
 files; in any other folder every picture is a translation. Sources and truths are found by name: the same path
 below their folder, whatever the suffix.
 """

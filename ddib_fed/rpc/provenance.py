@@ -6,7 +6,7 @@ from ddib_fed.bridge.records.translation_record import PictureFigures, Translati
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.mapping import from_message, to_message
 
-_LOCAL = ("format", "input", "files", "doubtful", "doubts", "asked_sha256", "run")
+_LOCAL = ("format", "input", "files", "doubtful", "doubts", "asked_sha256")
 """What the client adds to the record."""
 _TERMS = ("low", "high", "bits")
 

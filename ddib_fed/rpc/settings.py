@@ -28,6 +28,6 @@ def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:
     if settings.in_one_process:
         raise SettingsInvalid(
             "noise in decoding, and the public code's schedules and respacings, do not travel between nodes",
-            hint="leave them out, or use `ddib bridge translate` in one process",
+            hint="leave them out, or use `ddib translate --source` in one process",
         )
     return settings_to_pb(Settings(*(getattr(settings, field.name) for field in fields(Settings))))

@@ -2,7 +2,7 @@
 
 Values are raw and never rescaled. A picture is refused if its type cannot hold the model's range,
 or if its values are clearly of another scale; a few values outside the range are clipped and counted,
-and kept in the reference for results. Nodes, `ddib bridge`, `ddib try`, `ddib evaluate` and training use this check.
+and kept in the reference for results. Nodes, `ddib translate`, `ddib try`, `ddib evaluate` and training use this check.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class Settings:
             each node's own model was tuned to.
         depth: Fraction of the path to noise, in (0, 1]; below 1 the latent keeps some of the picture, and
             both nodes' policies must allow it.
-        encoder: ``ode`` or ``mixed``: how the source encodes; the latents of ``mixed`` show more of the picture, and both
-            nodes' policies must allow them.
+        encoder: ``ode`` or ``mixed``: how the source encodes; the latents of ``mixed`` show more of the picture,
+            and both nodes' policies must allow them.
     """
 
     solver: str = "unipc"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ddib_fed.bridge.party import Array
-from ddib_fed.bridge.records.translation_record import KEPT_SMALL, Translation
+from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.bridge.translate import Item as Sample
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import (
@@ -21,6 +21,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import NodeContext
+from ddib_fed.runs.samples import Given, Samples
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.jobs import ItemState
@@ -29,7 +30,6 @@ from source_node.classes import own_classes, target_classes
 from source_node.jobs.records import JobSpec, Part
 from source_node.jobs.store import Change, Item, Job, JobStore
 from source_node.pipeline.items import Made, Numbers, Work, measured, ranges_of, split
-from source_node.samples import Given, Samples
 
 log = logging.getLogger(__name__)
 # What is wrong with one item and no other.
@@ -163,9 +163,7 @@ class Intake:
 
     def _input(self, item: Item, size_rule: str) -> Given:
         given = self._decoded(item, size_rule)
-        if self._job.spec.model_size and given.picture is not None:
-            given = replace(given, picture=given.picture.model_copy(update=KEPT_SMALL))
-        return replace(given, model_size=self._job.spec.model_size)
+        return given.at_model_size() if self._job.spec.model_size else given
 
     def _decoded(self, item: Item, size_rule: str) -> Given:
         """The item's samples: as they were decoded when the job was submitted, by any model of the same rule."""

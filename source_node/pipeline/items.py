@@ -21,10 +21,10 @@ from ddib_fed.bridge.translate import Translated
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.latent import Latent
+from ddib_fed.runs.samples import Given
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, approve
 from source_node.jobs.records import Item
-from source_node.samples import Given
 
 RANGE_ROWS = 2_048
 """Points of a range. Not the engine's own measure: a restart, or another engine, must find the same ranges."""

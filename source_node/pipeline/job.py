@@ -24,9 +24,12 @@ from ddib_fed.bridge.records.translation_record import LatentFigures, Translatio
 from ddib_fed.bridge.translate import Translated, translate
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM
+from ddib_fed.node.pictures import MEDIA_TYPES, limits_of, rule_of_side
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
+from ddib_fed.runs.samples import samples_of
 from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.jobs import ItemState
@@ -41,7 +44,6 @@ from source_node.pipeline.intake import Intake
 from source_node.pipeline.items import Numbers, Work, rows_about
 from source_node.pipeline.leaving import Leaving
 from source_node.pipeline.progress import JobProgress
-from source_node.samples import samples_of
 from source_node.specs import check_allowed
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,8 @@ class Pipeline:
         self._remotes = remotes
         self._job = job
         self._control = control
-        self._samples = samples_of(self._engine, node.config.limits)
+        limits = node.config.limits
+        self._samples = samples_of(self._engine.model, limits_of(limits), MAX_POINTS_PER_ITEM)
         self._numbers = Numbers(job.items, self._engine.model.sample_shape)
         self._progress = JobProgress(events, node.metrics, job, self._numbers, node.tracing, trace)
         self._work: dict[int, Work] = {}
@@ -106,7 +109,7 @@ class Pipeline:
             remote,
             contract,
             request_id=self._job.job_id,
-            read=lambda file, count: self._samples.answer(file, contract.target, count),
+            read=lambda file, count: self._samples.answer(file, rule_of_side(contract.target), count),
             release=lambda latents: self._release(latents, leaving),
             receipt=leaving.receipt,
             batch_rows=max(1, self._engine.window // 2),
@@ -265,18 +268,20 @@ class Pipeline:
         def add(part: Part, make: Callable[[], Any]) -> Translation:
             with self._node.decoding.work(self._job.spec.owner, self._samples.output_memory(work.given)):
                 made = make()
-            files.append(NewFile(part, made.file, self._samples.media_type))
+            files.append(NewFile(part, made.file, MEDIA_TYPES[self._samples.format]))
             return record.with_(**made.figures)
 
         given = work.given
         record = add(
             Part.TRANSLATION,
-            lambda: self._samples.translation(there.samples, contract.target, given, self._rotation),
+            lambda: self._samples.translation(
+                there.samples, rule_of_side(contract.target), given, self._rotation
+            ),
         )
         if given.model_size:
             record = add(Part.SOURCE, lambda: self._samples.source(given))
         if back is not None:
-            record = add(Part.RETURNED, lambda: self._samples.returned(self._engine, given, back))
+            record = add(Part.RETURNED, lambda: self._samples.returned(given, back))
             record = record.with_(seconds={"return": back.seconds})
             if given.is_fitted:
                 record = record.with_(picture=self._at_own_size(work.item, back))

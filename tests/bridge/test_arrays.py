@@ -13,7 +13,6 @@ from ddib_fed.bridge.arrays import (
     draw_samples,
     interpolate_pictures,
     translate_array,
-    uncertainty,
 )
 from ddib_fed.bridge.engine.executors import CallingThread
 from ddib_fed.bridge.local_party import LocalParty, open_party
@@ -132,16 +131,6 @@ def test_every_evaluation_is_told_once(north, south):
         on_progress=lambda *now: told.append(now),
     )
     assert told == [(k, 48) for k in range(1, 49)]
-
-
-@pytest.mark.slow
-def test_uncertainty_is_the_deviation_over_fresh_softenings(north, south):
-    x = pictures(2)
-    found = uncertainty(x, north, south, Asked(FEW, seed=7), times=3)
-    runs = [translate_array(x, north, south, Asked(FEW, seed=7 + turn)).translated for turn in range(3)]
-    assert np.allclose(found, np.std(runs, axis=0, ddof=1)[:, 0], atol=1e-5)
-    with pytest.raises(SettingsInvalid):
-        uncertainty(x, north, south, Asked(FEW, soften=0.0), times=3)
 
 
 def test_samples_are_numbered(north):

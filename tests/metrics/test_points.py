@@ -97,9 +97,3 @@ def test_another_domain_is_far_beyond_the_floor():
 @pytest.mark.slow
 def test_the_floor_falls_with_the_number_of_points():
     assert metrics.domain_sliced_w2_floor("moons", 4_000) < metrics.domain_sliced_w2_floor("moons", 400)
-
-
-@pytest.mark.slow
-def test_points_of_ones_own_are_their_own_pool(cloud):
-    found = metrics.distances_to_points(cloud[:1_000], cloud[1_000:])
-    assert found["sliced_w2"] < 2 * found["sliced_w2_floor"]

@@ -13,21 +13,19 @@ from ddib_fed.bridge.model import check_label
 from ddib_fed.bridge.softening import Softener
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, ShapeMismatch
+from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.pictures import (
-    check_size,
-    limits_of,
-    read_answer,
-    read_picture,
-    rule_of,
-    rule_of_side,
-    terms_of,
-    write_own,
-    write_translated,
-    write_translation,
+from ddib_fed.node.pictures import limits_of, rule_of_side, terms_of
+from ddib_fed.runs.samples import check_size, in_numbers, read_answer
+from ddib_fed.samples.images import (
+    Geometry,
+    ImageLimits,
+    decode_image,
+    encode_png,
+    fit_picture,
+    from_array,
 )
-from ddib_fed.samples.images import Geometry, ImageLimits, decode_image, encode_png
 from ddib_fed.wire.contracts.contract import PictureTerms
 from tests.node.institutions import Institution
 from tests.node.picture_examples import (
@@ -49,10 +47,23 @@ def manifest(**options):
     return pictures_model("scans", **{"seed": 0, **options})[0]
 
 
-def side(form: PictureFormat, **changes):
-    return picture_side(
-        sample_shape=(1, SIZE, SIZE), picture=PictureTerms(form.low, form.high, form.bits), **changes
+def side(form: PictureFormat):
+    """The rule of the other side's pictures."""
+    return rule_of_side(
+        picture_side(sample_shape=(1, SIZE, SIZE), picture=PictureTerms(form.low, form.high, form.bits))
     )
+
+
+def sent_by(form: PictureFormat) -> bytes:
+    return encode_png(from_array(grey()[0], picture_rule(manifest(form=form))))
+
+
+def at_home(values, rule, fit: str, size: tuple[int, int]) -> bytes:
+    return encode_png(from_array(values[0], in_numbers(replace(rule, fit=fit)), Geometry(*size)))
+
+
+def read_picture(content: bytes, rule, limits):
+    return fit_picture(decode_image(content, limits), rule)
 
 
 def grey(seed: int = 0) -> np.ndarray:
@@ -72,25 +83,23 @@ def grey(seed: int = 0) -> np.ndarray:
 )
 def test_a_translation_comes_home_as_exactly_as_its_file_has_bits(form):
     """Whatever the target's units are; at the model's own size the file is the very one that the target wrote."""
-    sent = write_translation(grey(), rule_of(manifest(form=form)))
-    values = read_answer(sent, side(form, size_rule="resize"))
-    home = write_translated(values, side(form, size_rule="resize"), "resize", Geometry(SIZE, SIZE))
-    assert home == sent
-    levels = (form.high - form.low) / rule_of_side(side(form)).output_scale[0]
+    sent, rule = sent_by(form), side(form)
+    values = read_answer(sent, rule)
+    assert at_home(values, rule, "resize", (SIZE, SIZE)) == sent
+    levels = (form.high - form.low) / rule.output_scale[0]
     np.testing.assert_allclose(values, grey(), atol=1.01 / levels)
 
 
 def test_it_comes_home_at_the_pictures_own_size():
     """The source undoes what it did; the target never learns the size."""
-    sent = write_translation(grey(), rule_of(manifest()))
+    sent, south = sent_by(PictureFormat()), side(PictureFormat())
     for rule, size, expected in (
         ("resize", (40, 24), (40, 24)),
         ("crop", (48, 32), (32, 32)),
         ("pad", (8, 12), (8, 12)),
         ("pad", (32, 64), (32, 64)),
     ):
-        south = side(PictureFormat(), size_rule=rule)
-        home = write_translated(read_answer(sent, south), south, rule, Geometry(*size))
+        home = at_home(read_answer(sent, south), south, rule, size)
         assert decode_image(home).pixels.shape[:2] == expected
 
 
@@ -103,7 +112,7 @@ def test_what_a_peer_hides_in_its_file_does_not_come_home():
     text.add_text("Comment", "hello")
     Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(content, "PNG", pnginfo=text)
     south = side(PictureFormat())
-    home = write_translated(read_answer(content.getvalue(), south), south, "resize", Geometry(SIZE, SIZE))
+    home = at_home(read_answer(content.getvalue(), south), south, "resize", (SIZE, SIZE))
     assert set(chunks(home)) == {b"IHDR", b"IDAT", b"IEND"}
 
 
@@ -127,7 +136,7 @@ def test_an_answer_that_was_not_agreed_is_refused(content, error):
 
 def test_refusing_other_sizes_names_both():
     """Where either node says so; the model's own size is taken."""
-    rule, limits = rule_of(manifest()), ImageLimits()
+    rule, limits = picture_rule(manifest()), ImageLimits()
     with pytest.raises(ShapeMismatch) as caught:
         check_size(read_picture(png_bytes(noise(20, 16)), rule, limits).geometry, rule, "refuse")
     assert (caught.value.facts["size"], caught.value.facts["expected"]) == ("20x16", "16x16")
@@ -140,15 +149,14 @@ def test_the_limits_are_node_tomls():
     """Bytes and pixels."""
     few = limits_of(LimitsSection(max_pixels=300))
     with pytest.raises(ImageTooLarge):
-        read_picture(png_bytes(noise(20, 20)), rule_of(manifest()), few)
+        read_picture(png_bytes(noise(20, 20)), picture_rule(manifest()), few)
 
 
 def test_a_manifest_without_a_picture_format_means_8_bits_resized():
     """Imported models have none."""
     bare = manifest().model_copy(update={"picture": None})
     assert terms_of(bare) == PictureTerms(0.0, 255.0, 8)
-    assert rule_of(bare).fit == "resize"
-    assert decode_image(write_own(grey(), rule_of(bare), Geometry(8, 8))).pixels.shape == (8, 8, 1)
+    assert picture_rule(bare).fit == "resize"
 
 
 # The engine

@@ -32,12 +32,6 @@ def test_a_cycle_has_five_columns_of_dots_and_heat(cloud, tmp_path):
     assert 2 < width / height < 2.6
 
 
-@pytest.mark.parametrize("draw", [plots.scatter, plots.heatmap])
-def test_one_cloud_can_be_drawn_alone(draw, cloud, tmp_path):
-    draw(cloud, tmp_path / "cloud.png", title="moons")
-    assert size_of(tmp_path / "cloud.png")[0] > 100
-
-
 @pytest.mark.parametrize("title", ["$\\frac$", "a$b$c", "x\u202ey\x1b\n"])
 def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
     """A bundle's name may hold anything; matplotlib would set dollars as mathematics, or raise."""
@@ -48,7 +42,7 @@ def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
 
 def test_the_same_cloud_gives_the_same_picture(cloud, tmp_path):
     for name in ("a.png", "b.png"):
-        plots.scatter(cloud, tmp_path / name)
+        plots.stages([("moons", cloud)], tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -67,5 +61,5 @@ def test_points_of_any_dimension_are_drawn_in_the_plane(columns, expected):
 @pytest.mark.parametrize("shape", [(0, 2), (3,), (3, 0), (3, 2, 2)])
 def test_what_is_no_cloud_is_refused(shape, tmp_path):
     with pytest.raises(ShapeMismatch):
-        plots.scatter(np.zeros(shape), tmp_path / "x.png")
+        plots.stages([("x", np.zeros(shape))], tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

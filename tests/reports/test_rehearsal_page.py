@@ -37,7 +37,7 @@ def test_where_nothing_stands_out_nothing_is_wrong():
     """The last piece is always how to go on."""
     found = advice(GOOD, WAYS, ())
     assert found[0].startswith("Nothing stands out")
-    assert "ddib bridge translate" in found[-1]
+    assert "ddib translate FOLDER --source" in found[-1]
     assert len(found) == 2
 
 

@@ -7,37 +7,26 @@ import pytest
 
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.pictures import terms_of, value_range_of
 from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.samples.images import encode_png
-from ddib_fed.wire.contracts.contract import ContractSide
-from source_node.samples import PictureSamples
+from ddib_fed.runs.samples import PictureSamples
+from ddib_fed.samples.images import ImageLimits, encode_png
 from tests.node.picture_examples import pictures_engine
-
-
-def side_of(manifest) -> ContractSide:
-    """A peer's half of a contract, as far as its pictures go."""
-    return ContractSide(
-        institution="south.example", domain=manifest.domain, sample_kind="picture", sample_shape=manifest.sample_shape,
-        model_sha256=b"m" * 32, terminal_lambda=-5.0, initial_lambda=5.0, size_rule="resize",
-        value_range=value_range_of(manifest), picture=terms_of(manifest),
-    )  # fmt: skip
 
 
 @pytest.fixture
 def samples():
     engine = ServingParty(pretrained("satellite"), device="cpu", threads=1)
-    yield PictureSamples(engine, LimitsSection())
+    yield PictureSamples(engine.model, ImageLimits())
     engine.close()
 
 
 def figures(samples, source, translated, rotation=None):
     """The record of one picture (C, H, W) in [-1, 1] and its translation."""
     given = samples.read(encode_png(to_pixels(source[None])[0]), "resize")
-    side = side_of(pretrained("relief").manifest)
+    side = picture_rule(pretrained("relief").manifest)
     came = samples.answer(encode_png(to_pixels(translated[None])[0]), side, 1)
     return samples.translation(came, side, given, rotation).figures["picture"]
 
@@ -75,9 +64,9 @@ def test_land_and_sea_exchanged_is_doubtful_under_a_calibration(samples):
 def test_a_model_without_thresholds_marks_nothing():
     """As bundles of older releases."""
     engine = pictures_engine()
-    samples = PictureSamples(engine, LimitsSection())
+    samples = PictureSamples(engine.model, ImageLimits())
     picture = encode_png(np.arange(256, dtype=np.uint8).reshape(16, 16, 1))
-    side = side_of(engine.model.bundle.manifest)
+    side = picture_rule(engine.model.bundle.manifest)
     found = samples.translation(samples.answer(picture, side, 1), side, samples.read(picture, "resize"))
     engine.close()
     assert "structure_doubtful" not in found.figures["picture"]

@@ -8,14 +8,11 @@ import pytest
 from ddib_fed.bridge.party import Decoded
 from ddib_fed.errors import KindMismatch, PictureMisfit
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.node.config import LimitsSection
-from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contracts.contract import PictureTerms
-from source_node.samples import samples_of
+from ddib_fed.runs.samples import samples_of
+from ddib_fed.samples.images import ImageLimits, PictureRule
 from tests.client.scripted_source import npy
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes
 from tests.node.tiny_nodes import tiny_engine
-from tests.wire.examples import picture_side
 
 CT = PictureFormat(low=-1000.0, high=2000.0, bits=16)
 
@@ -37,19 +34,19 @@ def scan(metal: float = 0.0) -> np.ndarray:
 
 def test_a_round_trip_is_measured_against_the_picture_as_given(scanner) -> None:
     """Metal of 3071 is clipped to 2000 for the model: what comes back perfectly else has that error, not none."""
-    samples = samples_of(scanner, LimitsSection())
+    samples = samples_of(scanner.model, ImageLimits(), 1000)
     given = samples.read(npy(scan(metal=3071)), "resize")
     assert given.picture.clipped == 4
     assert given.samples.max() == 1
     perfect = Decoded(0, given.samples, given.samples, 0.0)
-    figures = samples.returned(scanner, given, perfect).figures["picture"]
+    figures = samples.returned(given, perfect).figures["picture"]
     assert figures["cycle_mse"] == pytest.approx(4 / SIZE**2 * (2 * 1071 / 3000) ** 2, rel=1e-4)
     assert figures["cycle_psnr"] < 30
     whole = samples.read(npy(scan()), "resize")
     assert whole.original is not None
     assert (
         whole.picture.clipped,
-        samples.returned(scanner, whole, Decoded(0, whole.samples, whole.samples, 0.0)).figures,
+        samples.returned(whole, Decoded(0, whole.samples, whole.samples, 0.0)).figures,
     ) == (
         0,
         {"picture": {"cycle_mse": 0.0, "cycle_psnr": 120.0}},
@@ -58,8 +55,8 @@ def test_a_round_trip_is_measured_against_the_picture_as_given(scanner) -> None:
 
 def test_structure_is_measured_against_the_picture_as_given(scanner) -> None:
     """And the number of clipped values is recorded beside it."""
-    samples = samples_of(scanner, LimitsSection())
-    side = picture_side(sample_shape=(1, SIZE, SIZE), picture=PictureTerms(0.0, 255.0, 8), size_rule="resize")
+    samples = samples_of(scanner.model, ImageLimits(), 1000)
+    side = PictureRule(1, SIZE, SIZE, "resize", 0.0, 255.0, 8)
     answer = png_bytes(noise())
     given = [samples.read(npy(scan(metal)), "resize") for metal in (0, 2000, 3071)]
     assert [each.picture.clipped for each in given] == [0, 0, 4]
@@ -79,21 +76,21 @@ def test_structure_is_measured_against_the_picture_as_given(scanner) -> None:
 def test_other_units_are_refused(scanner, array) -> None:
     """With the problem, what is held and what is taken as facts, for the client's message."""
     with pytest.raises(PictureMisfit) as caught:
-        samples_of(scanner, LimitsSection()).read(npy(array), "resize")
+        samples_of(scanner.model, ImageLimits(), 1000).read(npy(array), "resize")
     assert caught.value.facts["takes"] == "-1000 to 2000"
     assert array.dtype.name in caught.value.facts["holds"]
 
 
 def test_points_are_no_picture_and_pictures_no_points(scanner) -> None:
     """By their shapes, and by their formats before their bytes are read."""
-    pictures = samples_of(scanner, LimitsSection())
+    pictures = samples_of(scanner.model, ImageLimits(), 1000)
     with pytest.raises(KindMismatch, match="points, 40 x 2"):
         pictures.read(npy(np.zeros((40, 2), np.float32)), "resize")
     engine = tiny_engine()
-    points = samples_of(engine, LimitsSection())
+    points = samples_of(engine.model, ImageLimits(), 1000)
     for array in (np.zeros((8, 8, 3), np.uint8), np.zeros((3, 8, 8)), np.zeros((8, 8), np.uint16)):
         with pytest.raises(KindMismatch, match=r"a picture, .* takes points"):
             points.read(npy(array), "none")
-    assert isinstance(points.refusal(common_pb2.MEDIA_TYPE_TIFF), KindMismatch)
+    assert isinstance(points.refusal("TIFF"), KindMismatch)
     assert points.read(npy(np.zeros((40, 2), np.uint8)), "none").samples.shape == (40, 2)
     engine.close()

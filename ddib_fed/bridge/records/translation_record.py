@@ -1,7 +1,7 @@
 """The provenance record of one translation, and the names of a translation's files.
 
 A node stores the record with each item of a job and sends it to the client as the protobuf message `Provenance`; the
-client and `ddib bridge` write it as JSON beside the translation.
+client writes it as JSON beside the translation.
 """
 
 from __future__ import annotations
@@ -34,10 +34,6 @@ class Part(StrEnum):
     LATENT = "latent"
     SOURCE = "source"
     """The picture as the source's model saw it, at the model's size."""
-
-
-UNCERTAINTY = "uncertainty"
-"""A further file of `ddib bridge`: the map of the deviation over softenings."""
 
 
 def file_name(name: str, part: str, suffix: str) -> str:
@@ -166,25 +162,6 @@ KEPT_SMALL: Final[Mapping[str, None]] = dict.fromkeys(("fitted_height", "fitted_
 """What `PictureFigures` says of results that keep the models' size: nothing is enlarged again."""
 
 
-class Refusal(_Section):
-    """Why there is no translation: the error's reason, its text and its facts."""
-
-    reason: str
-    detail: str
-    facts: Mapping[str, str] = Field(default_factory=dict)
-
-
-class FolderRun(_Section):
-    """What `ddib bridge` adds: what the record answers, and figures over the batch or over further softenings."""
-
-    request: str = ""
-    pixels_sha256: str = ""
-    settings: Mapping[str, Any] = Field(default_factory=dict)
-    chance: Mapping[str, float] | None = None
-    uncertainty: Mapping[str, float] | None = None
-    refused: Refusal | None = None
-
-
 class Translation(_Section):
     """How one translation came about. Digests are SHA-256 in hex; what names a hop is empty in one process."""
 
@@ -219,7 +196,6 @@ class Translation(_Section):
     doubtful: bool | None = None
     doubts: tuple[str, ...] | None = None
     asked_sha256: str | None = None
-    run: FolderRun | None = None
 
     def with_(self, **changes: Any) -> Self:
         """A copy with other values; `picture` and `seconds` may be mappings, which are merged into what is there."""

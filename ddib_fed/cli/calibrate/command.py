@@ -13,7 +13,7 @@ from ddib_fed.cli.calibrate import stored
 from ddib_fed.cli.calibrate.asking import YES
 from ddib_fed.cli.calibrate.publishing import publish
 from ddib_fed.cli.help import group
-from ddib_fed.cli.models.picture_options import THREADS
+from ddib_fed.cli.model_options import THREADS
 from ddib_fed.cli.options import with_options
 from ddib_fed.errors import UsageError
 

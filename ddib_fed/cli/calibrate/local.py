@@ -118,7 +118,7 @@ def _next(found: Calibration, local: tuple[str, str], out: Path) -> str:
             f"ddib model train {_data(found, first)} --init {first} --calibration {file} --steps 600 "
             f"--out {shlex.quote(found.source.domain)}-calibrated"
         )
-    return f"ddib bridge translate PICTURES --source {first} --target {second} --calibration {file} --out calibrated"
+    return f"ddib translate PICTURES --source {first} --target {second} --calibration {file} --out calibrated"
 
 
 def _data(found: Calibration, model: str) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddib_fed.cli import options
 from ddib_fed.cli.client.delivery import Input
 from ddib_fed.cli.client.folders import find_files
-from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.options import Classes, parse_pairs
 from ddib_fed.client.payload import split_target
-from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domain, Domains
 from ddib_fed.datasets.imagenet import paired_pictures, source_name, translated_name
 from ddib_fed.errors import DomainNotFound, UsageError
@@ -61,7 +59,7 @@ class Chosen:
 
 def choose(
     files: Sequence[Path],
-    profile: Profile,
+    ask: Callable[[], Domains],
     target: str,
     *,
     pairs: str | None,
@@ -72,7 +70,7 @@ def choose(
     taken: Iterable[str] = (),
     without: Iterable[Path] = (),
 ) -> Chosen:
-    """The files given to `ddib translate`."""
+    """The files given to `ddib translate`; `ask` asks the node for its domains, where classes are paired."""
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
         return Chosen.files(files, out, apart=apart, taken=taken, without=without)
@@ -84,8 +82,7 @@ def choose(
             f"--pairs takes one folder, and {len(files)} files are given",
             hint="ddib translate FOLDER --pairs 260:261",
         )
-    with open_client(profile) as client:
-        domains = client.domains()
+    domains = ask()
     own, other = _own_classes(domains), _target_classes(domains, target)
     found = paired_pictures(
         files[0], parse_pairs(pairs, own, other), class_names=own.names, labels=labels, limit=limit

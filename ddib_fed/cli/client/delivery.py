@@ -197,11 +197,13 @@ def _saying_what_is_left(client: Client, job_id: str, out: Path) -> Iterator[Non
     except OSError as error:
         full = is_disk_full(error)
         job, where = shlex.quote(job_id), shlex.quote(str(out))
-        rest = f"ddib job fetch {job} --out {where} --profile {shlex.quote(str(client.profile.path))}"
+        rest, kept = "the same command again", "what was written before is complete"
+        if client.keeps_jobs:
+            rest = f"ddib job fetch {job} --out {where} --profile {shlex.quote(str(client.profile.path))}"
+            kept = f"the node keeps the rest of job {job_id}"
         first = f"df -h {where}" if full else f"namei -l {shlex.quote(str(error.filename or out))}"
         raise (DiskFull if full else InputError)(
-            f"{error.filename or out} cannot be written: {error.strerror or error}; the node keeps the rest of job "
-            f"{job_id}",
+            f"{error.filename or out} cannot be written: {error.strerror or error}; {kept}",
             hop="client",
             hint=f"{first}, then: {rest}",
         ) from error

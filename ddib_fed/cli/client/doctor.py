@@ -96,7 +96,7 @@ def _connection(profile: Profile) -> str:
         asks_environment=True,
     )
     if not finding.ok:
-        raise finding.as_error(f"source {profile.institution}")
+        raise finding.as_error(profile.hop)
     through = f" through the proxy {profile.way.address}" if profile.way is not None else ""
     return f"{profile.source_address}{through}: {finding.text}"
 
@@ -108,7 +108,7 @@ def _clock(profile: Profile, ahead_s: float | None) -> str:
     if abs(ahead_s) >= TOLERATED_S:
         raise ConfigError(
             f"the clock of the node is {described(ahead_s)}",
-            hop=f"source {profile.institution}",
+            hop=profile.hop,
             hint="compare both with a third: `timedatectl` shows whether this machine's is synchronised",
         )
     return f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"

@@ -26,7 +26,7 @@ from ddib_fed.cli.help import group
 from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, print_table, size
 from ddib_fed.client.payload import Payload, payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import Failure, JobView, require_finished
+from ddib_fed.client.views import Domains, Failure, JobView, require_finished
 from ddib_fed.errors import InputError, ItemNotFound, StateConflict
 from ddib_fed.guidance import Guidance
 from ddib_fed.terminal import say
@@ -82,7 +82,12 @@ def submit(
 ) -> None:
     """Submit FILES to the source node as a job and return at once."""
     order, profile = order_of(target, asked), Profile.load(profile_path)
-    chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out)
+
+    def ask() -> Domains:
+        with open_client(profile) as client:
+            return client.domains()
+
+    chosen = choose(files, ask, target, pairs=pairs, labels=labels, limit=limit, out=out)
     items = _payloads(chosen, target, out, profile_path)
     with open_client(profile) as client:
         submitted, _ = submit_order(client, chosen, items, order, out)

@@ -27,11 +27,17 @@ from ddib_fed.errors import Cancelled, DdibError, DomainNotFound, PeerNotFound
 
 @contextlib.contextmanager
 def open_client(
-    profile: Profile | Path | None, *, on_wait: OnWait | None = None, patience_s: float = PATIENCE_S
+    profile: Profile | Path | None,
+    *,
+    on_wait: OnWait | None = None,
+    patience_s: float = PATIENCE_S,
+    client: Client | None = None,
 ) -> Iterator[Client]:
-    """A client for one command."""
-    found = profile if isinstance(profile, Profile) else Profile.load(profile)
-    with Client(found, patience_s=patience_s, on_wait=on_wait or SayOnce()) as client, _interruptible(client):
+    """A client for one command; or the given one."""
+    if client is None:
+        found = profile if isinstance(profile, Profile) else Profile.load(profile)
+        client = Client(found, patience_s=patience_s, on_wait=on_wait or SayOnce())
+    with client, _interruptible(client):
         try:
             yield client
         except (DomainNotFound, PeerNotFound) as error:
@@ -58,7 +64,9 @@ def _interruptible(client: Client) -> Iterator[None]:
         yield
     except DdibError as error:
         if client.aborted and not error.hint:
-            raise Cancelled("interrupted", hop=client.hop, hint="ddib job list") from error
+            raise Cancelled(
+                "interrupted", hop=client.hop, hint="ddib job list" if client.keeps_jobs else ""
+            ) from error
         raise
     finally:
         for number, handler in before.items():
@@ -71,7 +79,7 @@ def explaining_interruption(client: Client, job_id: str, out: Path | None = None
     try:
         yield
     except DdibError as error:
-        if not client.aborted:
+        if not (client.aborted and client.keeps_jobs):
             raise
         # The id comes from the node, and these lines are meant to be pasted.
         job, more = shlex.quote(job_id), f" --profile {shlex.quote(str(client.profile.path))}"

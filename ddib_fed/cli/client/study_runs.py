@@ -24,6 +24,7 @@ from ddib_fed.cli.client.studies import (
     translate_study,
 )
 from ddib_fed.cli.client.translation.checking import LeftOut, left_out, read_files, refused
+from ddib_fed.cli.client.translation.display import TERMINAL, Display
 from ddib_fed.cli.client.translation.document import Document
 from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.client.profile import Profile
@@ -74,11 +75,18 @@ class Plan:
 
 
 def plan_studies(
-    files: Sequence[Path], profile: Profile, asked: Mapping[str, Any], order: Order, manner: StudyManner
+    files: Sequence[Path],
+    profile: Profile,
+    asked: Mapping[str, Any],
+    order: Order,
+    manner: StudyManner,
+    display: Display = TERMINAL,
 ) -> Plan | None:
     """The studies among some files and below folders, each read once to know that it can be; None without any."""
     bad: Bad = []
-    choice = open_studies(files, asked, profile, out=manner.out, bad=bad, detach=manner.detach)
+    choice = open_studies(
+        files, asked, profile, out=manner.out, bad=bad, detach=manner.detach, display=display
+    )
     if choice is None:
         return None
     refuse_detached(choice, detach=manner.detach)

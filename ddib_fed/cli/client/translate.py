@@ -11,15 +11,16 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import check_names
+from ddib_fed.cli.client.in_process import ALONE, MODELS, open_in_process
 from ddib_fed.cli.client.marking import (
     load_credentials,
     may_be_points,
     refuse_points,
     refuse_without_pictures,
 )
-from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.client.studies import StudyManner
 from ddib_fed.cli.client.study_runs import Ending, Plan, check_plan, plan_studies, translate_studies
+from ddib_fed.cli.client.translation.display import Display, Terminal
 from ddib_fed.cli.client.translation.document import Document, one_document
 from ddib_fed.cli.client.translation.order import Order, order_of
 from ddib_fed.cli.client.translation.outcome import Outcome
@@ -31,6 +32,8 @@ from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_ids
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import Domains
+from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -40,12 +43,13 @@ if TYPE_CHECKING:
 @command(
     epilog="\b\nExamples:\n"
     "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
-    "  ddib translate scans --to south.example/relief --out out --skip-bad\n"
     "  ddib translate SERIES_FOLDER --to south.example/brain-t2 --out out\n"
-    "  ddib translate points.npy --to south.example/checkerboards --out out"
+    "  ddib translate points.npy --to south.example/checkerboards --out out\n"
+    "  ddib translate scans --source MODEL_A --target MODEL_B --out out --cycle"
 )
 @options.FILES
-@options.TARGET
+@options.target(required=False)
+@options.with_options(MODELS)
 @options.OUT_RESULTS
 @options.TARGET_CLASS
 @options.SOURCE_CLASS
@@ -67,9 +71,12 @@ if TYPE_CHECKING:
 @options.QUIET_DETACH
 @options.FORMAT
 @options.PROFILE
+@options.with_options(ALONE)
 def translate(
     files: tuple[Path, ...],
-    target: str,
+    target: str | None,
+    source_model: str | None,
+    target_model: str | None,
     out: Path,
     pairs: str | None,
     labels: Path | None,
@@ -86,7 +93,7 @@ def translate(
     profile_path: Path | None,
     **asked: Any,
 ) -> None:
-    """Translate files and folders to another institution's domain.
+    """Translate files and folders to another domain.
 
     A picture (PNG, JPEG, TIFF, .npy) becomes DIR/NAME.png at its own size, points DIR/NAME.npy; DIR/NAME.json beside it
     is its provenance. With --cycle there is DIR/NAME.returned.png too, with --keep-latents DIR/NAME.latent.npy. The
@@ -102,11 +109,23 @@ def translate(
     With --pairs FILES is one folder: of sub-folders called by class names, numbers or WordNet ids, or ImageNet's
     validation part with --labels. Results have the public code's names and the models' size: 260_1.PNG,
     260_1_translated_261.PNG.
+
+    With --source and --target instead of --to, two models of this process do the same, without nodes.
     """
-    order, force = order_of(target, asked), force or again
-    _refuse_idle(order, detach=detach)
+    pair, solver = open_in_process(source_model, target_model, asked)
+    if pair is not None:
+        if target is not None:
+            raise UsageError("--to is for nodes, --source and --target for models", hint="omit one of them")
+        target = pair.target
+    elif target is None:
+        raise UsageError(
+            "where to translate is missing", hint="--to INSTITUTION/DOMAIN, or --source MODEL --target MODEL"
+        )
+    order, force = order_of(target, asked, solver, "" if pair is None else pair.digest), force or again
+    _refuse_idle(order, detach=detach, alone=pair is not None)
     split_target(target)
-    profile, signer = Profile.load(profile_path), load_credentials(credentials)
+    profile = Profile.load(profile_path) if pair is None else pair.profile
+    display, signer = Terminal(pair), load_credentials(credentials)
     manner = Manner(
         out,
         force=force,
@@ -126,14 +145,14 @@ def translate(
             keep_parts=order.keep_latent,
             doubtful_below=doubtful_below,
         )
-        plan = plan_studies(files, profile, asked, order, written)
+        plan = plan_studies(files, profile, asked, order, written, display)
         files = files if plan is None else plan.choice.plain
     chosen = None
     if files:
         taken = () if plan is None else plan.file_names
         chosen = choose(
             files,
-            profile,
+            partial(_domains, profile, display),
             target,
             pairs=pairs,
             labels=labels,
@@ -147,16 +166,17 @@ def translate(
         if chosen.said:
             say(chosen.said, err=True)
     if signer is not None:
-        _check_marked(profile, plan, chosen)
+        _check_marked(profile, display, plan, chosen)
     if chosen is not None and detach:
         _submit(profile, chosen, order, manner, quiet=quiet, output_format=output_format, given=profile_path)
         return
     with one_document(output_format) as document:
-        _translate(profile, plan, chosen, order, manner, document, page=page)
+        _translate(profile, display, plan, chosen, order, manner, document, page=page)
 
 
 def _translate(
     profile: Profile,
+    display: Display,
     plan: Plan | None,
     chosen: Chosen | None,
     order: Order,
@@ -171,15 +191,17 @@ def _translate(
     if plan is not None:
         check_plan(plan, chosen, order, profile.institution, skip_bad=manner.skip_bad)
         with ending.held():
-            parts = partial(translate_parts, profile, order, manner)
+            parts = partial(translate_parts, profile, order, manner, display=display)
             translate_studies(plan, parts, document, skip_bad=manner.skip_bad, done=done)
     if chosen is not None:
-        outcome, shown = translate_files(profile, chosen, order, manner, page=page, whole=done)
+        outcome, shown = translate_files(
+            profile, chosen, order, manner, page=page, display=display, whole=done
+        )
         report_outcome(
             outcome, order.target, manner.out, document, doubtful_below=manner.doubtful_below, page=shown
         )
         with ending.held():
-            conclude(outcome, manner.out, f"source {profile.institution}", skip_bad=manner.skip_bad)
+            conclude(outcome, manner.out, profile.hop, skip_bad=manner.skip_bad)
     elif page and (shown := write_pages(Outcome(0, (), (), 0, (), (), ()), manner.out, done)) is not None:
         document.add({"page": shown})
         if not document.is_wanted:
@@ -187,24 +209,29 @@ def _translate(
     ending.conclude()
 
 
-def _refuse_idle(order: Order, *, detach: bool) -> None:
+def _domains(profile: Profile, display: Display) -> Domains:
+    with display.opened(profile) as (client, _):
+        return client.domains()
+
+
+def _refuse_idle(order: Order, *, detach: bool, alone: bool) -> None:
     """Return if no option that was given is without effect."""
     if not order.cycle:
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
     if detach:
         of_results = ("doubtful_below", "credentials")
         options.refuse_idle(of_results, "applies only to fetched results", hint="give it to `ddib job fetch`")
-    else:
+    elif not alone:
         options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
 
 
-def _check_marked(profile: Profile, plan: Plan | None, chosen: Chosen | None) -> None:
+def _check_marked(profile: Profile, display: Display, plan: Plan | None, chosen: Chosen | None) -> None:
     """Return if --credentials has an effect, and say of what it has none."""
     studies = [] if plan is None else [origin.given for origin in plan.choice.studies.origins]
     if chosen is None and studies:
         refuse_without_pictures(studies)
     elif chosen is not None and may_be_points(chosen.paths):
-        with open_client(profile) as client:
+        with display.opened(profile) as (client, _):
             refuse_points(client)
     if studies:
         say("content credentials are put into PNG alone (docs/formats.md)", err=True)

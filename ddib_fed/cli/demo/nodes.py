@@ -128,22 +128,18 @@ class Pair:
 
     def translate(self, files: Sequence[Path], order: Order, out: Path, *, shown: str) -> list[Delivered]:
         """Translate like `ddib translate --cycle --keep-latents`, through the client."""
+        from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW
         from ddib_fed.cli.client.choosing import Chosen
-        from ddib_fed.cli.client.progress import JobProgress
-        from ddib_fed.cli.client.session import open_client
-        from ddib_fed.cli.client.translation.one_job import receive, submit
-        from ddib_fed.client.payload import payloads
+        from ddib_fed.cli.client.translation.run import Manner
+        from ddib_fed.cli.client.translation.whole import conclude, translate_files
         from ddib_fed.client.profile import Profile
-        from ddib_fed.client.views import require_finished
 
         show(_command(shown, order, out, self.profile))
         profile = Profile.load(self.profile)
-        names = [path.name for path in files]
-        with JobProgress(names) as progress, open_client(profile, on_wait=progress.wait) as client:
-            submitted, inputs = submit(client, Chosen.files(files), payloads(files), order, out)
-            job, delivered = receive(client, submitted.job_id, inputs, progress, out, force=False)
-        require_finished(job, f"source {profile.institution}")
-        return sorted(delivered, key=lambda result: result.item)
+        manner = Manner(out, force=False, skip_bad=False, doubtful_below=DOUBTFUL_BELOW)
+        outcome, _ = translate_files(profile, Chosen.files(files), order, manner, page=False)
+        conclude(outcome, out, profile.hop, skip_bad=False)
+        return list(outcome.delivered)
 
     def calibrate(self, kind: str) -> Calibration:
         """Publish, and agree on a calibration; where the published noise does not support one, publish again."""

@@ -23,14 +23,14 @@ from ddib_fed.cli.demo.report import Bound, Outcome
 from ddib_fed.cli.output import number, print_table, size
 from ddib_fed.datasets.shipped import ShippedPictures, available, load_shipped, shipped_domain
 from ddib_fed.extras import install_command
-from ddib_fed.metrics.latents import WHITE_RATIO, noise_statistics, whiteness
-from ddib_fed.metrics.pictures import Spread, mse, spread, to_psnr
-from ddib_fed.metrics.references.baselines import (
+from ddib_fed.metrics.baselines import (
     HistogramMatch,
     cross_fitted_colour_map,
     random_pictures,
     unchanged,
 )
+from ddib_fed.metrics.latents import WHITE_RATIO, noise_statistics, whiteness
+from ddib_fed.metrics.pictures import Spread, mse, spread, to_psnr
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.reports.sheets import Stage, save_sheet
 from ddib_fed.terminal import say

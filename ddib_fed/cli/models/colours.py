@@ -12,8 +12,8 @@ import click
 from ddib_fed.bars import Show, bar
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
+from ddib_fed.cli.model_options import THREADS
 from ddib_fed.cli.models.opening import refuse_overwriting
-from ddib_fed.cli.models.picture_options import THREADS
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.terminal import say
 

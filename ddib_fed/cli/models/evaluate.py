@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,14 @@ import click
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.errors import AlreadyExists
+from ddib_fed.errors import AlreadyExists, InputError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.metrics.judgement import Figures
+    from ddib_fed.metrics.structure import Thresholds
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(path_type=Path)
 
 
 class Span(click.ParamType[tuple[float, float]]):
@@ -57,34 +58,15 @@ class Span(click.ParamType[tuple[float, float]]):
     help="Other pictures of the source domain, for histogram matching; without it the sources themselves.",
 )
 @click.option(
-    "--pairs",
-    nargs=2,
-    type=_FOLDER,
-    metavar="SOURCES TRUTHS",
-    help="Two folders of other true pairs, by the same names: colour maps on 2, 8 and 32 of them as baselines.",
-)
-@click.option(
-    "--supervised",
-    is_flag=True,
-    help="Also train a small network on the same pairs; a minute each on one core.",
-)
-@click.option(
-    "--target-model",
-    type=_FOLDER,
-    metavar="MODEL",
-    help="The target's model: the truth's own latent, decoded, as a baseline that no bridge can beat.",
-)
-@click.option(
     "--by-folder",
     is_flag=True,
     help="Intervals draw whole folders of pictures, such as the slices of one patient, instead of single pictures.",
 )
 @click.option(
     "--thresholds",
-    type=_FILE,
-    metavar="REPORT",
-    help="The report.json of a translation of held-out pictures, or a model's folder: what has less structure is "
-    "doubtful. Without it the marks in the records count.",
+    metavar="MODEL",
+    help="A model with thresholds of structure (`ddib model thresholds`): what has less is doubtful. Without it the "
+    "marks in the records count.",
 )
 @click.option(
     "--size",
@@ -110,11 +92,8 @@ def evaluate(
     source: Path | None,
     domain: Path | None,
     source_domain: Path | None,
-    pairs: tuple[Path, Path] | None,
-    supervised: bool,
-    target_model: Path | None,
     by_folder: bool,
-    thresholds: Path | None,
+    thresholds: str | None,
     size: int | None,
     span: tuple[float, float] | None,
     html: Path | None,
@@ -123,26 +102,26 @@ def evaluate(
 ) -> None:
     """Evaluate a folder of translated pictures against references.
 
-    The folder is the output of `ddib bridge translate`, `ddib bridge cycle` or `ddib translate`, or any folder of
-    pictures. Everything else is optional; figures that need a missing input are left out. Pictures are matched
-    by their path below their folder, ignoring the suffix. Each mean has its bootstrap interval of 95 % in brackets.
+    The folder is the output of `ddib translate`, or any folder of pictures. Everything else is optional; figures that
+    need a missing input are left out. Pictures are matched by their path below their folder, ignoring the suffix. Each
+    mean has its bootstrap interval of 95 % in brackets.
 
     The page of --html embeds the pictures, the worst first.
     """
     from ddib_fed.reports.folder import Folders, evaluate_folder
     from ddib_fed.reports.pages import write_report_page
-    from ddib_fed.runs.further_baselines import FurtherBaselines
-    from ddib_fed.runs.picture_report import read_thresholds
 
     if html is not None and html.exists() and not force:
         raise AlreadyExists(f"{html} exists", hint="choose another file, or --force")
-    _refuse_idle(truth=truth, domain=domain, pairs=pairs)
+    if domain is None:
+        options.refuse_idle(
+            ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
+        )
     folders = Folders(folder, source, truth, domain, source_domain, size, span, by_folder)
     with bar("reading") as show:
         report, found = evaluate_folder(
             folders,
-            thresholds=None if thresholds is None else read_thresholds(thresholds),
-            further=FurtherBaselines(pairs, supervised, target_model),
+            thresholds=None if thresholds is None else _thresholds(thresholds),
             on_read=lambda done, total: show(done, total, ""),
         )
     if report["structure"] is None or report["structure"]["from"] != "files":
@@ -156,18 +135,16 @@ def evaluate(
     _print(report, output_format)
 
 
-def _refuse_idle(*, truth: Path | None, domain: Path | None, pairs: tuple[Path, Path] | None) -> None:
-    """Options that would have no effect without another one."""
-    if domain is None:
-        options.refuse_idle(
-            ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
+def _thresholds(which: str) -> Thresholds:
+    from ddib_fed.models.shipped import open_bundle
+
+    found = open_bundle(which).manifest.structure
+    if found is None:
+        raise InputError(
+            f"the model {which} has no thresholds of structure",
+            hint=f"ddib model thresholds {shlex.quote(which)} --images FOLDER",
         )
-    if pairs is None:
-        options.refuse_idle(("supervised",), "trains on pairs", hint="add --pairs SOURCES TRUTHS")
-    if truth is None:
-        options.refuse_idle(
-            ("pairs", "target_model"), "makes a baseline for the truth", hint="add --truth FOLDER"
-        )
+    return found
 
 
 def _print(report: Figures, output_format: str) -> None:

@@ -12,12 +12,10 @@ from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.models.importing import import_
 from ddib_fed.cli.models.listing import get, list_
-from ddib_fed.cli.models.opening import open_model, refuse_overwriting
-from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
-from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
+from ddib_fed.cli.models.opening import open_model
+from ddib_fed.cli.models.sampling import interpolate, sample
 from ddib_fed.cli.models.train import train
 from ddib_fed.cli.models.tune import figures, gate, said, tune
-from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import AlreadyExists
 
@@ -36,7 +34,7 @@ def model() -> None:
     """List, copy, train, sample, show and import models."""
 
 
-for each in (list_, get, train, tune, gate):
+for each in (list_, get, train, tune, gate, sample, interpolate, import_):
     model.add_command(each)
 
 
@@ -58,76 +56,6 @@ def _preset(row: dict[str, Any]) -> str:
     size, parameters, memory = row["size"], row["parameters"] / 1e6, row["memory"] / 2**30
     needs = f"{parameters:.1f} M parameters, {memory:.2f} GiB and activations"
     return f"{size} x {size}, {needs}, batch {row['batch']}: {row['purpose']}"
-
-
-@model.command()
-@options.MODEL
-@options.OUT_RESULTS
-@click.option(
-    "--n", "count", type=click.IntRange(1), help="Number of samples; default: 10,000 points or 64 pictures."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
-@options.EVALUATIONS
-@options.SOLVER
-@options.GRID
-@options.QUALITY
-@options.ORDER
-@with_options(PUBLIC_CODE)
-@with_options(SAMPLING)
-@THREADS
-@options.FORCE
-@options.OUTCOME
-def sample(
-    *,
-    which: str,
-    out: Path,
-    count: int | None,
-    seed: int,
-    force: bool,
-    threads: int,
-    **given: Any,
-) -> None:
-    """Draw points or pictures from a model.
-
-    Points: samples.npy, latent.npy, samples.png and report.json. Pictures: sample_0.png and on, sheet.png and
-    report.json.
-
-    MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
-    """
-    from ddib_fed.cli.models import pictures
-    from ddib_fed.runs import experiment
-
-    refuse_overwriting(out, force=force)
-    bundle = open_model(which)
-    settings = take_settings(given, [bundle.manifest])
-    if bundle.manifest.sample_kind == "picture":
-        pictures.sample(bundle, out, count or 64, seed, settings, threads=threads, **given)
-        outcome(out=out, samples=count or 64, digest=bundle.digest)
-        return
-    clip = bool(given.pop("clip"))
-    given.pop("compat")
-    options.refuse_idle(given, f"is for pictures, and {which} is a model of points", hint="leave it out")
-    with bar("sampling") as show:
-        report = experiment.draw(
-            bundle,
-            count or 10_000,
-            seed,
-            settings,
-            out,
-            clip=clip,
-            on_step=lambda done, total: show(done, total, ""),
-            threads=threads,
-        )
-    cloud = report["target_cloud"]
-    lines({"points": str(out / "samples.npy"), **({"sliced-W2": _distance(cloud)} if cloud else {})})
-    outcome(out=out, samples=count or 10_000, digest=bundle.digest, target_cloud=cloud or None)
-
-
-def _distance(cloud: dict[str, float]) -> str:
-    return f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})"
-
-
-model.add_command(import_)
 
 
 @model.command()

@@ -13,8 +13,7 @@ import click
 from ddib_fed.bars import Show, bar
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.cli.models.picture_options import CALIBRATION, THREADS
-from ddib_fed.cli.models.pictures import read_given
+from ddib_fed.cli.model_options import CALIBRATION, THREADS, read_given
 from ddib_fed.cli.models.train import given, train_options, trained
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import UsageError
@@ -22,7 +21,7 @@ from ddib_fed.terminal import say
 from ddib_fed.training.config import TrainConfig, checked, seconds
 
 if TYPE_CHECKING:
-    from ddib_fed.runs.rehearsal import OnProgress
+    from ddib_fed.cli.models.rehearsal import OnProgress
 
 _TRAINING = ("size", "preset", "fit", "range", "flip", "colours", "batch", "skip_bad", "seed")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -106,8 +105,8 @@ def try_(
     trainB is accepted instead of two. After `ddib calibrate --local DIR/a DIR/b`, the same command with --calibration
     translates again, under the calibration.
     """
+    from ddib_fed.cli.models.rehearsal import Rehearsal, rehearse, sides_of
     from ddib_fed.models.bundle import load_bundle
-    from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
 
     if time_s is not None and steps is not None:
         raise UsageError("--time and --steps both say how long", hint="omit one of them")

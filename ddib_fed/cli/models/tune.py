@@ -10,7 +10,7 @@ import click
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.cli.models.picture_options import THREADS
+from ddib_fed.cli.model_options import THREADS
 from ddib_fed.cli.output import lines, print_json
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ def calibrated_units(config: TrainConfig, made: Manifest) -> Normalisation:
     if found.kind not in RETRAINED:
         raise SettingsInvalid(
             f"{config.calibration} is a {found.kind}, for which no model is trained: the one there is works with it",
-            hint=f"translate with it: ddib bridge translate --calibration {shlex.quote(str(config.calibration))}",
+            hint=f"ddib translate --source A --target B --calibration {shlex.quote(str(config.calibration))}",
         )
     if found.expired():
         raise CalibrationExpired(

@@ -62,7 +62,7 @@ def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
     if asked.encoding:
         raise SettingsInvalid(
             "nodes guide decoding alone: the latent of a guided encoding is not noise and is not sent",
-            hint="omit --guide, or use `ddib bridge translate` in one process",
+            hint="omit --guide, or use `ddib translate --source` in one process",
         )
     if asked == UNGUIDED:
         return None

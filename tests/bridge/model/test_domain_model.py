@@ -11,7 +11,6 @@ from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance
-from ddib_fed.runs.picture_recipe import Recipe
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
 
 FEW = SolverSettings("unipc", 3, 6)
@@ -68,16 +67,9 @@ def test_guidance_that_acts_on_nothing_cannot_be_made(parts):
     """Neither for a leg nor for a recipe."""
     with pytest.raises(SettingsInvalid):
         Guidance(**parts)
-    named = {"scale": "guidance", "encoding": "guide_encoding"}
-    with pytest.raises(SettingsInvalid):
-        Recipe("a", "b", FEW, **{named.get(key, key): value for key, value in parts.items()})
 
 
 def test_a_weight_without_a_classifier_is_refused(classy):
-    """By the recipe, and by a model that has none; a weight that is not given is 1 in requests, as in older runs."""
-    with pytest.raises(SettingsInvalid):
-        Recipe("a", "b", FEW, classifier_scale=3.0)
-    assert Recipe("a", "b", FEW).described()["classifier_scale"] == 1.0
     with pytest.raises(SettingsInvalid, match="has none"):
         drawn(open_party(classy), 0, Guidance(classifier_scale=3.0))
 

@@ -62,7 +62,7 @@ def test_anchors_give_a_rotation_and_the_next_command(desk: Path) -> None:
     assert (found.expires - found.made.created).days == 30
     assert found.made.command == "ddib calibrate --local north south --kind rotation --seed 0 --anchors"
     assert "crosses      nothing but the calibration itself" in shown
-    assert "ddib bridge translate PICTURES --source north --target south --calibration swap.json" in shown
+    assert "ddib translate PICTURES --source north --target south --calibration swap.json" in shown
     before = (desk / "swap.json").read_bytes()
     _, raised = run("north", "south", "--anchors", "A", "B", "--out", "swap.json")
     assert isinstance(raised, AlreadyExists)

@@ -8,7 +8,10 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.models.evaluate import evaluate
 from ddib_fed.errors import AlreadyExists, FileMissing, InputError
+from ddib_fed.metrics.structure import Thresholds
+from ddib_fed.models.bundle import save_bundle
 from tests.runs.picture_folders import blocks, record, write
+from tests.runs.tiny_models import tiny
 
 
 @pytest.fixture
@@ -46,24 +49,23 @@ def test_a_table_a_page_and_json_say_the_same(ddib, folders):
     assert "Doubtful: 0 of 5." in text
 
 
-def test_thresholds_come_from_a_report_on_held_out_pictures(ddib, folders):
+def test_thresholds_are_those_of_a_model(ddib, folders):
+    """One that has none says which command measures them."""
     write(folders / "s", blocks(5, seed=4))
-    found = {
-        "edge_correlation": 0.9,
-        "mutual_information": 0.1,
-        "chance_edge_correlation": 0.2,
-        "chance_mutual_information": 0.1,
-        "quantile": 0.05,
-        "count": 30,
-    }
-    (folders / "report.json").write_text(json.dumps({"structure": {"calibrated": found}}))
+    found = Thresholds(
+        edge_correlation=0.9, mutual_information=0.1, chance_edge_correlation=0.2, chance_mutual_information=0.1,
+        quantile=0.05, count=30,
+    )  # fmt: skip
+    for name, structure in (("marked", found), ("plain", None)):
+        made = tiny(name, structure=structure)
+        save_bundle(folders / name, made.manifest, made.state)
     options = ("--source", folders / "s", "--format", "json", "--thresholds")
-    said = json.loads(ddib(folders / "t", *options, folders / "report.json").stdout)
+    said = json.loads(ddib(folders / "t", *options, folders / "marked").stdout)
     assert said["structure"]["doubtful"] == 5
-    assert said["structure"]["thresholds"] == found | {"basis": "translations", "agreement": None}
-    (folders / "report.json").write_text("{}")
-    with pytest.raises(InputError):
-        ddib(folders / "t", *options, folders / "report.json")
+    assert said["structure"]["thresholds"] == found.model_dump()
+    with pytest.raises(InputError, match="no thresholds") as caught:
+        ddib(folders / "t", *options, folders / "plain")
+    assert "ddib model thresholds" in caught.value.hint
 
 
 def test_a_page_is_not_overwritten_unless_told_so(ddib, folders):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ddib_fed.cli.models.bridge import bridge
+from ddib_fed.cli.client.translate import translate
 from ddib_fed.cli.models.model import model
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import AlreadyExists, SettingsInvalid, UsageError
@@ -111,9 +111,8 @@ def test_options_of_another_network_are_refused_before_training(ddib, tmp_path, 
 )
 def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, options, evaluations):
     """--steps where it is given, else the respacing, else all of --diffusion-steps, else 48."""
-    ddib(bridge, "translate", *pair(there), *PUBLIC, *options, "--n", 4, "--out", tmp_path / "t")
-    report = json.loads((tmp_path / "t" / "report.json").read_text())
-    assert report["settings"]["evaluations"] == evaluations
+    ddib(translate, points(tmp_path, 4), *pair(there), *PUBLIC, *options, "--out", tmp_path / "t")
+    assert json.loads((tmp_path / "t" / "points.json").read_text())["solver"]["evaluations"] == evaluations
 
 
 @pytest.mark.parametrize(
@@ -135,8 +134,8 @@ def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, options
 def test_what_contradicts_the_model_or_itself_is_refused(ddib, there, tmp_path, options, error, word):
     """Nothing is ignored, and nothing is written."""
     with pytest.raises(error, match=word):
-        ddib(bridge, "translate", *pair(there), *options, "--n", 4, "--out", tmp_path / "t")
-    assert not (tmp_path / "t").exists()
+        ddib(translate, points(tmp_path, 4), *pair(there), *options, "--out", tmp_path / "t")
+    assert not list((tmp_path / "t").glob("points*"))
 
 
 def test_a_model_of_fewer_steps_than_the_default_takes_all_of_them(ddib, tmp_path):
@@ -153,33 +152,43 @@ def test_a_model_of_fewer_steps_than_the_default_takes_all_of_them(ddib, tmp_pat
 def test_two_models_of_other_steps_are_translated_where_both_keep_as_many(ddib, there, tmp_path):
     """ddim50 of 1,000 and of 4,000; sections of both sizes cannot be all steps."""
     other = public_bundle(tmp_path / "other", name="cosine", steps=400)
-    both = ("--source", there, "--target", other, *PUBLIC, "--n", 4)
-    ddib(bridge, "translate", *both, "--timestep-respacing", "ddim50", "--out", tmp_path / "t")
-    assert np.isfinite(np.load(tmp_path / "t" / "target.npy")).all()
+    both = ("--source", there, "--target", other, *PUBLIC, "--timestep-respacing", "ddim50")
+    ddib(translate, points(tmp_path, 4), *both, "--out", tmp_path / "t")
+    assert np.isfinite(np.load(tmp_path / "t" / "points.npy")).all()
 
 
 def pair(path):
     return ("--source", path, "--target", path)
 
 
+def points(folder, count):
+    folder.mkdir(exist_ok=True)
+    drawn = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    np.save(folder / "points.npy", drawn[:count])
+    return folder / "points.npy"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("drawn", [("--eta", 0.5), ("--ddpm",)], ids=str)
 def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, monkeypatch, drawn):
     """The same seed, the same points, however many and in however many parts; another seed, others."""
-    points = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     clouds = {}
     for name, seed, count, together in (("one", 1, 60, 50), ("same", 1, 55, 20), ("other", 2, 20, 50)):
         monkeypatch.setattr("ddib_fed.bridge.local_party.POINTS_TOGETHER", together)
-        monkeypatch.setattr("ddib_fed.runs.experiment.BATCH", together)
-        np.save(tmp_path / f"{name}.npy", points[:count])
-        given = ("--input", tmp_path / f"{name}.npy", "--seed", seed, "--out", tmp_path / name)
-        ddib(bridge, "translate", *pair(there), *PUBLIC, "--steps", 4, *drawn, *given)
-        clouds[name] = [np.load(tmp_path / name / f"{stage}.npy") for stage in ("latent", "target")]
+        given = (
+            points(tmp_path / name, count),
+            "--seed",
+            seed,
+            "--keep-latents",
+            "--out",
+            tmp_path / name / "t",
+        )
+        ddib(translate, *pair(there), *PUBLIC, "--steps", 4, *drawn, *given)
+        clouds[name] = [np.load(tmp_path / name / "t" / f"points{part}.npy") for part in (".latent", "")]
     (latent, one), (_, same), (again, other) = (clouds[name] for name in ("one", "same", "other"))
     assert np.allclose(one[:55], same, atol=1e-4)
     assert np.allclose(latent[:20], again, atol=1e-5)
     assert not np.allclose(one[:20], other, atol=1e-2)
-    assert json.loads((tmp_path / "one" / "report.json").read_text())["seed"] == 1
 
 
 @pytest.mark.slow

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.cli.models.bridge import bridge
+from ddib_fed.cli.client.translate import translate
 from ddib_fed.cli.models.model import model
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
@@ -55,17 +56,19 @@ def test_several_numbers_are_learned_and_told(ddib, small):
 def test_learned_steps_translate_and_what_was_not_learned_is_refused(ddib, small, tmp_path):
     """The number must be one of those learned, and the error names them."""
     ddib(model, "tune", small, "--evaluations", 4)
-    way = ("translate", "--source", small, "--target", small, "--n", 20, "--grid", "learned", "--out")
-    ddib(bridge, *way, tmp_path / "out", "--evaluations", 4)
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["grid"] == "learned"
+    np.save(tmp_path / "p.npy", np.random.default_rng(0).normal(size=(20, 2)))
+    way = (tmp_path / "p.npy", "--source", small, "--target", small, "--grid", "learned", "--out")
+    ddib(translate, *way, tmp_path / "out", "--evaluations", 4)
+    assert json.loads((tmp_path / "out" / "p.json").read_text())["solver"]["grid"] == "learned"
     with pytest.raises(SettingsInvalid, match="small has learned steps of 4 evaluations, not of 5"):
-        ddib(bridge, *way, tmp_path / "no", "--evaluations", 5)
+        ddib(translate, *way, tmp_path / "no", "--evaluations", 5)
 
 
 def test_a_quality_stands_for_settings_and_goes_with_no_others(ddib, small, tmp_path):
     """Draft needs learned steps; beside --evaluations it is refused."""
-    way = ("translate", "--source", small, "--target", small, "--n", 20, "--out", tmp_path / "out")
+    np.save(tmp_path / "p.npy", np.random.default_rng(0).normal(size=(20, 2)))
+    way = (tmp_path / "p.npy", "--source", small, "--target", small, "--out", tmp_path / "out")
     with pytest.raises(SettingsInvalid, match="no evaluations, not of 12"):
-        ddib(bridge, *way, "--quality", "draft")
+        ddib(translate, *way, "--quality", "draft")
     with pytest.raises(SettingsInvalid, match="chooses evaluations itself"):
-        ddib(bridge, *way, "--quality", "exact", "--evaluations", 50)
+        ddib(translate, *way, "--quality", "exact", "--evaluations", 50)

@@ -17,18 +17,19 @@ from ddib_fed.bridge.local_party import open_party
 from ddib_fed.bridge.records.translation_record import Part, Translation, file_name
 from ddib_fed.bridge.softening import Softener
 from ddib_fed.cli.client.delivery import Input, write_result
+from ddib_fed.client.in_process import Here, InProcess
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import CalibrationModel
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.manifest import StructureThresholds
 from ddib_fed.models.units.channel_map import ChannelMap
 from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.runs.picture_recipe import Recipe
-from ddib_fed.runs.picture_run import folder_tasks, run
 from ddib_fed.samples import images
 from ddib_fed.samples.images import read_image
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.jobs import Settings, settings_to_pb
 from source_node.jobs import queries
 from tests.e2e.two_nodes import TwoNodes, same_noise
 from tests.node.agreed_calibrations import agreed
@@ -39,6 +40,7 @@ from tests.runs.tiny_models import tiny_classifier
 pytestmark = pytest.mark.e2e
 
 EVALUATIONS = 8
+HERE = Here()
 LEAST = StructureThresholds(
     edge_correlation=0.25, mutual_information=0.5, chance_edge_correlation=0.0, chance_mutual_information=0.4,
     quantile=0.95, count=100, basis="chance",
@@ -148,46 +150,40 @@ def compare(
     depth: float = 1.0,
     encoder: str = "ode",
     header: dict[str, Any] | None = None,
-    recipe: dict[str, Any] | None = None,
-    opener: Callable[[str], Bundle] | None = None,
+    here: Here = HERE,
+    guidance: Guidance = UNGUIDED,
+    classifier: Bundle | None = None,
 ) -> Compared:
     """Translate four files of several formats and sizes both ways."""
     (folder / "in").mkdir()
     files = write_files(folder / "in")
-    solver = SolverSettings(evaluations=EVALUATIONS, encoder=encoder)
-    bundles = {
-        name: party.model.bundle for name, party in zip(("north", "south"), nodes.parties, strict=True)
+    parties = (open_party(party.model.bundle, classifier=classifier) for party in nodes.parties)
+    client = InProcess(*parties, here)
+    labels = {
+        f"{side}_class": str(label)
+        for side, label in zip(("source", "target"), classes, strict=True)
+        if label is not None
     }
-    asked = Recipe("north", "south", solver, depth=depth, cycle=cycle, keep_latents=True, **(recipe or {}))
-    run(
-        asked,
-        folder_tasks(folder / "in", classes=classes),
-        folder / "local",
-        opener=opener or bundles.__getitem__,
+    settings = Settings(evaluations=EVALUATIONS, depth=depth, encoder=encoder)
+    local = client.translate(
+        files.paths, client.target, settings, cycle=cycle, keep_latent=True, guidance=guidance, **labels
     )
     job_id = nodes.submit(
         *files.paths,
-        solver=common_pb2.SolverSettings(
-            evaluations=EVALUATIONS,
-            depth=0.0 if depth == 1.0 else depth,
-            encoder="" if encoder == "ode" else encoder,
-        ),
+        solver=settings_to_pb(settings),
         cycle=cycle,
         keep_latent=True,
-        **{
-            f"{side}_class": str(label)
-            for side, label in zip(("source", "target"), classes, strict=True)
-            if label is not None
-        },
+        **labels,
         **(header or {}),
     )
     parts = [Part.LATENT, *([Part.RETURNED] if cycle else [])]
-    (folder / "federated").mkdir()
-    results = nodes.results(job_id, *parts)
-    assert sorted(results) == list(range(len(files.paths)))
-    for number, path in enumerate(files.paths):
-        given = Input(path.stem, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-        write_result(folder / "federated", results[number], given, force=False)
+    federated = nodes.results(job_id, *parts)
+    assert sorted(federated) == list(range(len(files.paths)))
+    for name, results in (("local", dict(enumerate(local))), ("federated", federated)):
+        (folder / name).mkdir()
+        for number, path in enumerate(files.paths):
+            given = Input(path.stem, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+            write_result(folder / name, results[number], given, force=False)
     return Compared(folder / "local", folder / "federated", list(files.sizes))
 
 
@@ -209,7 +205,7 @@ def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> No
     nodes = open_nodes(scans(), relief(), calibration='["rotation"]')
     signed = agreed(*nodes.institutions)
     nodes.agree_on(signed)
-    compared = compare(tmp_path, nodes, cycle=True, recipe={"calibration": signed.calibration})
+    compared = compare(tmp_path, nodes, cycle=True, here=Here(calibration=signed.calibration))
     compared.check(Part.RETURNED, Part.LATENT)
     mine, theirs = compared.records("Ada-png")
     assert mine.calibration_sha256 == theirs.calibration_sha256 == signed.sha256.hex()
@@ -235,7 +231,7 @@ def test_a_mixed_encoder_with_a_calibration_is_alike(tmp_path, open_nodes) -> No
     signed = agreed(*nodes.institutions)
     nodes.agree_on(signed)
     compared = compare(
-        tmp_path, nodes, cycle=True, encoder="mixed", recipe={"calibration": signed.calibration}
+        tmp_path, nodes, cycle=True, encoder="mixed", here=Here(calibration=signed.calibration)
     )
     compared.check(Part.RETURNED, Part.LATENT)
     records = compared.records("Ada-png")
@@ -251,7 +247,7 @@ def test_a_model_trained_with_a_calibration_goes_alike(tmp_path, open_nodes) -> 
     nodes = open_nodes(make_bundle(manifest, trained.state), relief(), calibration='["tone"]')
     signed = agreed(*nodes.institutions, kind="tone", map=tone)
     nodes.agree_on(signed)
-    compared = compare(tmp_path, nodes, cycle=True, recipe={"calibration": signed.calibration})
+    compared = compare(tmp_path, nodes, cycle=True, here=Here(calibration=signed.calibration))
     compared.check(Part.RETURNED, Part.LATENT)
     assert compared.records("Ada-png")[1].calibration_kind == "tone"
     (tmp_path / "plain").mkdir()
@@ -275,7 +271,7 @@ def test_classifier_free_guidance_is_alike(tmp_path, open_nodes) -> None:
     nodes = open_nodes(*(make(classes=("coast", "ridge"), class_dropout=True) for make in (scans, relief)))
     guidance = common_pb2.GuidanceSettings(guidance=3.0)
     compared = compare(
-        tmp_path, nodes, classes=(0, 1), cycle=True, recipe={"guidance": 3.0}, header={"guidance": guidance}
+        tmp_path, nodes, classes=(0, 1), cycle=True, guidance=Guidance(3.0), header={"guidance": guidance}
     )
     compared.check(Part.RETURNED, Part.LATENT)
     (tmp_path / "plain").mkdir()
@@ -288,11 +284,10 @@ def test_guidance_by_a_classifier_is_alike(tmp_path, open_nodes) -> None:
     """Of models without classes, by a classifier of the target's."""
     guide = tiny_classifier(size=SIZE, normalisation=Normalisation(std=0.5))
     nodes = open_nodes(scans(), relief(), classifier=guide)
-    bundles = {"north": nodes.parties[0].model.bundle, "south": nodes.parties[1].model.bundle, "guide": guide}
     guidance = common_pb2.GuidanceSettings(classifier_scale=10.0)
     compared = compare(
-        tmp_path, nodes, classes=(None, 1), opener=bundles.__getitem__, header={"guidance": guidance},
-        recipe={"classifier": "guide", "classifier_scale": 10.0},
+        tmp_path, nodes, classes=(None, 1), header={"guidance": guidance},
+        guidance=Guidance(classifier_scale=10.0), classifier=guide,
     )  # fmt: skip
     compared.check(Part.LATENT)
     assert compared.records("Ada-png")[0].classifier_sha256 == guide.digest
@@ -334,17 +329,15 @@ def test_a_latent_that_is_no_noise_is_refused_by_both(tmp_path, open_nodes) -> N
     (folder / "noise.png").write_bytes(png_bytes(noise()))
     bundles = scans(std=0.35), relief()
     nodes = open_nodes(*bundles)
-    recipe = Recipe("north", "south", SolverSettings(evaluations=EVALUATIONS))
-    by_name = dict(zip(("north", "south"), bundles, strict=True))
-    run(recipe, folder_tasks(folder), tmp_path / "local", opener=by_name.__getitem__)
-    solver = common_pb2.SolverSettings(evaluations=EVALUATIONS)
-    job = nodes.ended(nodes.submit(folder / "white.png", folder / "noise.png", solver=solver))
-    refused = Translation.read(tmp_path / "local" / "white.json")
+    client = InProcess(*map(open_party, bundles))
+    paths = (folder / "white.png", folder / "noise.png")
+    mine = client.submit(paths, client.target, Settings(evaluations=EVALUATIONS)).job_id
+    assert [result.item for result in client.results(mine)] == [1]
+    job = nodes.ended(nodes.submit(*paths, solver=common_pb2.SolverSettings(evaluations=EVALUATIONS)))
+    refused = client.get(mine).items[0].failure
     assert refused is not None
-    assert refused.run is not None
-    assert refused.run.refused is not None
-    assert refused.run.refused.reason == job.items[0].error.reason == "LATENT_NOT_GAUSSIAN"
-    assert dict(refused.run.refused.facts) == dict(job.items[0].error.facts)
+    assert refused.reason == job.items[0].error.reason == "LATENT_NOT_GAUSSIAN"
+    assert dict(refused.facts) == dict(job.items[0].error.facts)
 
 
 class Counting:

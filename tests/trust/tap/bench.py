@@ -14,11 +14,12 @@ from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError
+from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.node.pictures import limits_of, read_picture, rule_of
-from ddib_fed.samples.images import decode_image, encode_png
+from ddib_fed.node.pictures import limits_of
+from ddib_fed.samples.images import decode_image, encode_png, fit_picture
 from ddib_fed.trust import pki
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, Pair
@@ -192,8 +193,8 @@ class Bench:
     def seen(self, content: bytes) -> np.ndarray:
         """The samples (C, H, W) in [-1, 1] that north makes of a file's content, to the last bit."""
         config = self.pair.north.config
-        rule = rule_of(load_bundle(config.paths.bundle).manifest)
-        return read_picture(content, rule, limits_of(config.limits)).samples
+        rule = picture_rule(load_bundle(config.paths.bundle).manifest)
+        return fit_picture(decode_image(content, limits_of(config.limits)), rule).samples
 
     def latents(
         self, *, label: int | None = None, calibration: ChannelMap | None = None

@@ -211,7 +211,7 @@ class Translating:
             display=self._display(self.out, shown),
         )
         self._check_stopped()
-        hop = f"source {self.clients.profile.institution}"
+        hop = self.clients.profile.hop
         require_translated(outcome, hop, skip_bad=True)
         labels = {each.path: each.label for each in plain}
         return [(labels[each.path], each.as_error(hop)) for each in (*outcome.left_out, *outcome.failed)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ddib_fed.cli.client.delivery import Delivered, Input
@@ -60,15 +61,21 @@ class Display(Protocol):
         """A client of the source node, and the display of its jobs' progress."""
 
 
+@dataclass(frozen=True, slots=True)
 class Terminal:
-    """Bars, or lines now and then; Ctrl-C ends the client's calls. A `Display`."""
+    """Bars, or lines now and then; Ctrl-C ends the client's calls. A `Display`; by default of the profile's client."""
+
+    client: Client | None = None
 
     def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
         return counted(what)
 
     @contextmanager
     def opened(self, profile: Profile) -> Iterator[tuple[Client, Progress]]:
-        with JobProgress() as progress, open_client(profile, on_wait=progress.wait) as client:
+        with (
+            JobProgress() as progress,
+            open_client(profile, on_wait=progress.wait, client=self.client) as client,
+        ):
             yield client, progress
 
 

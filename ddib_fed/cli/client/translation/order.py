@@ -25,6 +25,8 @@ class Order:
     target_class: str = ""
     guidance: Guidance = UNGUIDED
     no_calibration: bool = False
+    in_process: str = ""
+    """Digest of two models of this process and of what is asked of them alone; empty between nodes."""
 
     def digest(self, institution: str, classes: tuple[str, str] | None = None) -> str:
         """SHA-256, hex, of all that decides what a file becomes; the deadline does not."""
@@ -33,11 +35,14 @@ class Order:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def order_of(target: str, asked: Mapping[str, Any]) -> Order:
-    """The request from the options of a command."""
+def order_of(
+    target: str, asked: Mapping[str, Any], solver: Settings | None = None, in_process: str = ""
+) -> Order:
+    """The request from the options of a command, or from these and the solver of two models in one process."""
     return Order(
         target,
-        Settings(
+        solver
+        or Settings(
             asked["solver"],
             asked["order"],
             asked["evaluations"],
@@ -50,6 +55,7 @@ def order_of(target: str, asked: Mapping[str, Any]) -> Order:
         asked["deadline"],
         asked["source_class"],
         asked["target_class"],
-        Guidance(asked["guidance"], asked["classifier_scale"], clip=asked["clip"]),
+        Guidance(asked["guidance"], asked["classifier_scale"], clip=bool(asked["clip"])),
         asked["no_calibration"],
+        in_process,
     )

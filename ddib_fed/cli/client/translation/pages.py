@@ -69,7 +69,10 @@ def _write(
     missing += [(str(path), "was not submitted") for path in outcome.not_submitted]
     first = files[0].record
     results = Results(
-        f"{first.target_institution}/{first.target_domain}", outcome.total + len(tiled), files, tuple(missing)
+        f"{first.target_institution}/{first.target_domain}".lstrip("/"),
+        outcome.total + len(tiled),
+        files,
+        tuple(missing),
     )
     if len(files) < _SLOW:
         write_results(page, sheet, results)

@@ -59,7 +59,7 @@ def translate_parts(
             if each.error is not None:
                 raise each.error
     try:
-        require_translated(outcome, f"source {profile.institution}", skip_bad=True)
+        require_translated(outcome, profile.hop, skip_bad=True)
     except Cancelled as error:
         # Others of the command's studies go on; Ctrl-C is raised above.
         raise JobFailed(error.detail, hint="the same command again", hop=error.hop) from error

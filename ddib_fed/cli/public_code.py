@@ -53,12 +53,6 @@ PUBLIC_CODE = (
         is_flag=True,
         help="With --compat ddib: decode by ancestral sampling with the larger variance, the public code's p_sample.",
     ),
-    click.option(
-        "--clip/--no-clip",
-        default=None,
-        help="Clamp predictions of the data to [-1, 1], in the model's units, while decoding: the public code's "
-        "clip_denoised. By default only pictures with --compat ddib are clipped.",
-    ),
 )
 _OF_LEVELS = ("noise_schedule", "diffusion_steps", "timestep_respacing", "ddpm")
 

@@ -1,29 +1,78 @@
-"""Pictures that a model draws, as files: samples from noise, and what lies between two pictures.
+"""What a model draws, as files: points and pictures from noise, and what lies between two pictures.
 
 What a folder holds is listed in its report.json, which is written last.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ddib_fed.bridge.arrays import Asked, OnProgress, draw_samples, interpolate_pictures
+from ddib_fed.bridge.arrays import (
+    Asked,
+    Counter,
+    OnProgress,
+    draw_samples,
+    interpolate_pictures,
+    turns,
+)
 from ddib_fed.bridge.local_party import LocalParty
+from ddib_fed.bridge.party import ToDecode
+from ddib_fed.bridge.seeded_noise import point_draw
+from ddib_fed.datasets.synthetic import DOMAINS
 from ddib_fed.diffusion.interpolation import Way
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.files import write_file, write_json
+from ddib_fed.latent import Latent
 from ddib_fed.metrics.pictures import picture_rule
+from ddib_fed.metrics.points import distances_to_domain
+from ddib_fed.models.carried import carried_domain
+from ddib_fed.reports import plots
 from ddib_fed.reports.sheets import Stage, save_sheet
 from ddib_fed.samples.images import ImageLimits, encode_png, from_array, read_fitted
+from ddib_fed.samples.points import to_npy
 
 SHEET_PICTURES = 64
 
 
-def draw(
+def draw_points(
+    party: LocalParty, count: int, asked: Asked, folder: Path, *, on_progress: OnProgress | None = None
+) -> dict[str, Any]:
+    """Decode points from noise, and write samples.npy, latent.npy, samples.png and report.json."""
+    manifest, settings = party.model.manifest, asked.settings
+    dim = manifest.sample_shape[0]
+    noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(asked.seed))
+    if dim > 1:
+        noise = noise[torch.argsort(torch.atan2(noise[:, 1], noise[:, 0]))]
+    wall, cpu = time.monotonic(), time.process_time()
+    counter = Counter(settings.evaluations * turns(party, count), on_progress)
+    latent = ToDecode(0, Latent.from_array(noise.numpy()), draw=point_draw(asked.seed, 0, dim))
+    decoded = party.decode(latent, asked.leg(counter.step))
+    cloud = party.model.normalise(decoded.samples)
+    domain = carried_domain(manifest)
+    report = {
+        "model": _model(party),
+        "points": count,
+        "seed": asked.seed,
+        "settings": settings.described(),
+        "clip": asked.guidance.clip,
+        "seconds": {"wall": round(time.monotonic() - wall, 3), "cpu": round(time.process_time() - cpu, 3)},
+        "target_cloud": dict(distances_to_domain(cloud, domain)) if domain in DOMAINS else None,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "samples.npy", to_npy(decoded.samples))
+    write_file(folder / "latent.npy", to_npy(noise.numpy()))
+    plots.stages([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png")
+    write_json(folder / "report.json", report)
+    return report
+
+
+def draw_pictures(
     party: LocalParty,
     count: int,
     asked: Asked,

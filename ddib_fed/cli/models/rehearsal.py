@@ -1,14 +1,15 @@
 """A rehearsal (`ddib try`): two folders are checked, trained on, translated both ways and evaluated.
 
 out/a, out/b                   the two models, as `train` writes them
-out/a-to-b, out/b-to-a         held-out pictures there and back, as `picture_run.run` writes them
+out/a-to-b, out/b-to-a         held-out pictures there and back, as `ddib translate` writes them
 out/index.html                 one page, written last
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,39 @@ import numpy as np
 import torch
 
 from ddib_fed.bridge.calibration.record import Calibration
-from ddib_fed.bridge.records.translation_record import Part
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import ExtraMissing, LatentNotGaussian, PictureMisfit, UsageError
+from ddib_fed.bridge.local_party import open_party
+from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW, Part, fitted_line
+from ddib_fed.cli.client.choosing import Chosen
+from ddib_fed.cli.client.delivery import Input
+from ddib_fed.cli.client.progress import JobProgress, counted
+from ddib_fed.cli.client.session import open_client
+from ddib_fed.cli.client.translation.display import Progress
+from ddib_fed.cli.client.translation.order import Order
+from ddib_fed.cli.client.translation.outcome import Outcome
+from ddib_fed.cli.client.translation.pages import SHEET
+from ddib_fed.cli.client.translation.run import Manner
+from ddib_fed.cli.client.translation.whole import translate_files
+from ddib_fed.client.client import Client
+from ddib_fed.client.in_process import Here, InProcess
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import ExtraMissing, PictureMisfit, UsageError
 from ddib_fed.metrics.judgement import Domain, Figures, judge
 from ddib_fed.metrics.latents import whiteness
-from ddib_fed.metrics.pictures import picture_rule
-from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.metrics.pictures import Pictures, picture_rule
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
 from ddib_fed.reports.pages import SideFound, WayFound, write_rehearsal
-from ddib_fed.runs.picture_recipe import SHEET_FILE, Recipe
-from ddib_fed.runs.picture_report import translated
-from ddib_fed.runs.picture_results import stages
-from ddib_fed.runs.picture_run import Found, entry_tasks, run
+from ddib_fed.runs.samples import in_numbers
 from ddib_fed.samples import folders
-from ddib_fed.samples.images import read_fitted
+from ddib_fed.samples.images import PictureRule, read_fitted, read_image, to_array
 from ddib_fed.samples.scans import Entry, Folder, require_outside
 from ddib_fed.training import record
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures.sources import name_of
 from ddib_fed.training.run import train
 from ddib_fed.training.run_folder import RUN_FOLDER
+from ddib_fed.wire.jobs import Event, Settings
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9
@@ -191,73 +204,97 @@ def _translate(
     out = wanted.out / f"{source.letter}-to-{target.letter}"
     domains = models[0].manifest.domain, models[1].manifest.domain
     title = " to ".join(domains)
-    calibration = wanted.calibration
-    leads = calibration is not None and domains == (calibration.source.domain, calibration.target.domain)
-    recipe = Recipe(
-        str(wanted.out / source.letter),
-        str(wanted.out / target.letter),
-        SolverSettings(evaluations=wanted.evaluations),
-        cycle=True,
-        keep_latents=True,
-        seed=config.seed,
-        calibration=calibration if leads else None,
-    )
-    found = Found(source.held_root, entry_tasks(source.held_root, source.held_out), ())
+    agreed = wanted.calibration
+    if agreed is not None and domains != (agreed.source.domain, agreed.target.domain):
+        agreed = None
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    try:
-        fitted = run(
-            recipe,
-            found,
-            out,
-            opener=open_folder,
-            devices=("cuda:0",) if on_gpu else ("cpu",),
-            threads=config.threads,
-            force=True,  # the folder is the rehearsal's own; what is finished for these settings is not done again
-            on_progress=functools.partial(show, f"translating {title}"),
-        )["fitted"]
-    except LatentNotGaussian as error:
-        return WayFound(title, out, {}, None, (f"Refused, as a node would refuse it: {error.detail}",))
-    report, notes = _judge(found, out, recipe, models, target)
-    if fitted:
-        notes.insert(0, f"{fitted}.")
-    if recipe.calibration is not None:
-        notes.insert(
-            0, f"Under the {recipe.calibration.kind} calibration {recipe.calibration.sha256.hex()[:12]}."
-        )
-    return WayFound(title, out, report, (out / SHEET_FILE).read_bytes(), tuple(notes))
-
-
-def open_folder(which: str) -> Bundle:
-    return load_bundle(Path(which))
-
-
-def _judge(
-    found: Found, out: Path, recipe: Recipe, models: tuple[Bundle, Bundle], target: _Side
-) -> tuple[Figures, list[str]]:
-    tasks, records, refused = translated(found.tasks, recipe, out)
-    files = [task.files(recipe) for task in tasks]
-    stacks = {s.title: s.pictures for s in stages(tasks, records, out, _manifests(models))}
-    rule = picture_rule(models[1].manifest)
-    domain = Domain(folders.load(target.train[:DOMAIN_PICTURES], rule))
-    own = picture_rule(models[0].manifest)
-    given: dict[str, Any] = {
-        "source": np.stack([read_fitted(task.path, own).original for task in tasks]),
-        "back": stacks["back"],
-        "thresholds": models[0].manifest.structure,
-    }
-    notes = []
+    device = "cuda:0" if on_gpu else "cpu"
+    own, other = (open_party(model, device, threads=config.threads) for model in models)
+    client = InProcess(own, other, Here(seed=config.seed, calibration=agreed))
+    order = Order(
+        client.target,
+        Settings(evaluations=wanted.evaluations),
+        cycle=True,
+        keep_latent=True,
+        deadline_s=None,
+        in_process=client.digest,
+    )
+    # The folder is the rehearsal's own; what is finished for these settings is not done again.
+    manner = Manner(out, force=True, skip_bad=True, doubtful_below=DOUBTFUL_BELOW)
+    names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
+    inputs = tuple(map(Input, names_apart(names), names))
+    outcome, page = translate_files(
+        client.profile,
+        Chosen(tuple(entry.path for entry in source.held_out), inputs),
+        order,
+        manner,
+        page=True,
+        display=_Display(client, functools.partial(show, f"translating {title}")),
+    )
+    refused = [*outcome.left_out, *outcome.failed]
+    if not outcome.delivered:
+        why = f"none of {len(refused)} pictures could be translated; the first, {refused[0].line()}"
+        return WayFound(title, out, {}, None, (f"Refused, as a node would refuse it: {why}",))
+    report, notes = _judge(outcome, models, target)
     if refused:
         notes.append(
-            f"Refused, as a node would refuse them: {len(refused)} of {len(found.tasks)} pictures; the first, "
-            f"{refused[0][0].name}: {refused[0][1]}"
+            f"Refused, as a node would refuse them: {len(refused)} of {len(names)} pictures; the first, "
+            f"{refused[0].line()}"
         )
+    if fitted := fitted_line([(each.file, each.provenance) for each in outcome.delivered]):
+        notes.insert(0, f"{fitted}.")
+    if agreed is not None:
+        notes.insert(0, f"Under the {agreed.kind} calibration {agreed.sha256.hex()[:12]}.")
+    return WayFound(title, out, report, (out / SHEET).read_bytes() if page else None, tuple(notes))
+
+
+class _Display(JobProgress):
+    """Shows the network evaluations of what is integrated together. A `Display` and its `Progress`."""
+
+    def __init__(self, client: InProcess, show: Callable[[int, int, str], None]) -> None:
+        super().__init__(show=False)
+        self._client, self._show = client, show
+
+    def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        return counted(what)
+
+    @contextmanager
+    def opened(self, profile: Profile) -> Iterator[tuple[Client, Progress]]:
+        with open_client(profile, client=self._client) as client:
+            yield client, self
+
+    def say(self, line: str) -> None: ...
+
+    def event(self, event: Event) -> None:
+        if event.steps:
+            self._show(event.step, event.steps, f"{event.items_done} of {event.items} pictures")
+
+
+def _judge(outcome: Outcome, models: tuple[Bundle, Bundle], target: _Side) -> tuple[Figures, list[str]]:
+    own, theirs = (picture_rule(model.manifest) for model in models)
+    paths = {entry.given.file: entry.path for entry in outcome.entries}
+    delivered = outcome.delivered
+
+    def stack(part: Part, rule: PictureRule) -> Pictures:
+        files = [each.files[part] for each in delivered]
+        return np.stack([to_array(read_image(path), in_numbers(rule))[0] for path in files])
+
+    given: dict[str, Any] = {
+        "source": np.stack([read_fitted(paths[each.file], own).original for each in delivered]),
+        "back": stack(Part.RETURNED, own),
+        "thresholds": models[0].manifest.structure,
+    }
+    # In the files the source's fit is undone, on whatever side they are.
+    translated = stack(Part.TRANSLATION, replace(theirs, fit=own.fit))
+    domain = Domain(folders.load(target.train[:DOMAIN_PICTURES], theirs))
+    notes = []
     try:
-        report = judge(stacks["translated"], domain=domain, **given)
+        report = judge(translated, domain=domain, **given)
     except ExtraMissing as error:
         notes.append(f"Not measured: the distance to the target domain. {error.detail}: {error.hint}")
-        report = judge(stacks["translated"], **given)
+        report = judge(translated, **given)
     measured = whiteness(
-        torch.from_numpy(np.concatenate([np.load(out / each[Part.LATENT]) for each in files]))
+        torch.from_numpy(np.concatenate([np.load(each.files[Part.LATENT]) for each in delivered]))
     )
     report["latent"] = {
         **asdict(measured.latent),
@@ -265,10 +302,6 @@ def _judge(
         "ratio": measured.ratio,
     }
     return report, notes
-
-
-def _manifests(models: tuple[Bundle, Bundle]) -> Any:
-    return models[0].manifest, models[1].manifest
 
 
 def _found(side: _Side, model: Bundle, out: Path) -> SideFound:

@@ -1,7 +1,7 @@
-"""Files of clients as samples of the node's model, and what came back as files for the client.
+"""Files as samples of a model, and what came back as files: the same for a source node and for one process.
 
-Points and pictures differ here and nowhere else in the source node. A file is decoded once, when its job is submitted;
-`Given.to_bytes` lies in the spool beside it from then on.
+Points and pictures differ here and nowhere else. No metadata survives: output files are written from pixels. A source
+node decodes a file once, when its job is submitted; `Given.to_bytes` lies in the spool beside it from then on.
 """
 
 from __future__ import annotations
@@ -17,39 +17,35 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddib_fed.bridge.model import DomainModel
 from ddib_fed.bridge.party import Decoded
-from ddib_fed.bridge.records.translation_record import CycleError, PictureFigures
-from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.bridge.records.translation_record import KEPT_SMALL, CycleError, PictureFigures
 from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.files import parse_json
-from ddib_fed.metrics.pictures import given_figures, output_terms, own_size_error, psnr
+from ddib_fed.metrics.pictures import given_figures, output_terms, own_size_error, picture_rule, psnr
 from ddib_fed.metrics.pictures import mse as picture_mse
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.metrics.structure import doubtful, expected, structure
 from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection
-from ddib_fed.node.pictures import (
-    MEDIA_FORMATS,
-    check_size,
-    limits_of,
-    read_answer,
-    read_picture,
-    rule_of,
-    rule_of_side,
-    write_own,
-    write_translated,
-    write_translation,
-)
 from ddib_fed.samples.fitting import output_bytes
-from ddib_fed.samples.images import Geometry, decode_image
+from ddib_fed.samples.images import (
+    Geometry,
+    ImageLimits,
+    PictureRule,
+    decode_image,
+    encode_png,
+    fit_picture,
+    from_array,
+    to_array,
+)
 from ddib_fed.samples.kinds import picture_for_points, refuse_picture
 from ddib_fed.samples.picture_memory import cost_of, fixed_bytes, memory_of
 from ddib_fed.samples.points import parse_npy, read_header, to_npy
 from ddib_fed.samples.units import check_type
-from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contracts.contract import ContractSide
 
 Array = NDArray[np.float32]
+REFUSE = "refuse"
+"""The size rule that accepts pictures of the model's own size alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +68,11 @@ class Given:
         if self.model_size:
             return Geometry(*self.samples.shape[-2:])
         return Geometry(self.picture.height, self.picture.width)
+
+    def at_model_size(self) -> Given:
+        """The same for results that keep the models' size."""
+        picture = None if self.picture is None else self.picture.model_copy(update=KEPT_SMALL)
+        return dataclasses.replace(self, picture=picture, model_size=True)
 
     def to_bytes(self, rule: str) -> bytes:
         """For the spool: a line of JSON, then the arrays, float32, little-endian."""
@@ -115,19 +116,19 @@ class Samples(Protocol):
     """One kind of sample."""
 
     @property
-    def media_type(self) -> int:
-        """Of the files that come out."""
+    def format(self) -> str:
+        """Of the files that come out: NPY or PNG."""
 
     @property
-    def accepted(self) -> frozenset[int]:
-        """Media types of the files that go in."""
+    def formats(self) -> frozenset[str]:
+        """Of the files that go in."""
 
     @property
     def rule(self) -> str:
         """What the result of `read` depends on beside the file."""
 
-    def refusal(self, media_type: int) -> DdibError:
-        """The error for a file of a type that is not accepted."""
+    def refusal(self, given: str) -> DdibError:
+        """The error for a file of a format that is not accepted."""
 
     def read(self, content: bytes, size_rule: str) -> Given:
         """Decode a client's file."""
@@ -144,15 +145,15 @@ class Samples(Protocol):
     def output_memory(self, given: Given) -> int:
         """Bytes that writing a file of this size takes at most."""
 
-    def answer(self, file: bytes, side: ContractSide, count: int) -> Array:
-        """The samples in a peer's answer to a latent of `count` samples; `side` is the peer's half of the contract."""
+    def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:
+        """The samples in a peer's answer to a latent of `count` samples; `rule` is that of its pictures."""
 
     def translation(
-        self, samples: Array, side: ContractSide, given: Given, rotation: ChannelMap | None = None
+        self, samples: Array, rule: PictureRule | None, given: Given, rotation: ChannelMap | None = None
     ) -> Result:
-        """What was decoded, as the client gets it."""
+        """What was decoded, as the client gets it; `rule` is that of the target's pictures."""
 
-    def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
+    def returned(self, given: Given, back: Decoded) -> Result:
         """What came back over the cycle, as the client gets it, and how far it is from what was given."""
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
@@ -165,23 +166,22 @@ class Samples(Protocol):
 class PointSamples:
     """Clouds of points, .npy in and out."""
 
-    media_type: int = common_pb2.MEDIA_TYPE_NPY
-    accepted: frozenset[int] = frozenset({common_pb2.MEDIA_TYPE_NPY})
+    format: str = "NPY"
+    formats: frozenset[str] = frozenset({"NPY"})
 
-    def __init__(self, engine: ServingParty, limits: LimitsSection) -> None:
-        self._dim = engine.model.sample_shape[0]
-        self._limits = limits
+    def __init__(self, model: DomainModel, max_bytes: int, max_points: int) -> None:
+        self._model, self._dim = model, model.sample_shape[0]
+        self._max_bytes, self._max_points = max_bytes, max_points
 
     @property
     def rule(self) -> str:
         return f"points {self._dim}"
 
-    def refusal(self, media_type: int) -> DdibError:
-        formats = {int(media): name for media, name in MEDIA_FORMATS.items()}
-        if media_type in formats:
-            return picture_for_points(formats[media_type], self._dim)
+    def refusal(self, given: str) -> DdibError:
+        if given:
+            return picture_for_points(given, self._dim)
         return PointsUnreadable(
-            f"media type {media_type} for a model of points", facts={"takes": ".npy files of points"}
+            "an unknown media type for a model of points", facts={"takes": ".npy files of points"}
         )
 
     def read(self, content: bytes, size_rule: str) -> Given:  # noqa: ARG002 - points have no size
@@ -204,7 +204,7 @@ class PointSamples:
     def output_memory(self, given: Given) -> int:
         return 3 * given.samples.nbytes
 
-    def answer(self, file: bytes, side: ContractSide, count: int) -> Array:  # noqa: ARG002
+    def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:  # noqa: ARG002
         points = self._parse(file)
         if len(points) != count:
             raise ShapeMismatch(f"{len(points)} samples came back for {count}")
@@ -213,7 +213,7 @@ class PointSamples:
     def translation(
         self,
         samples: Array,
-        side: ContractSide,  # noqa: ARG002
+        rule: PictureRule | None,  # noqa: ARG002
         given: Given,  # noqa: ARG002
         rotation: ChannelMap | None = None,  # noqa: ARG002
     ) -> Result:
@@ -225,43 +225,41 @@ class PointSamples:
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:  # noqa: ARG002
         return {}
 
-    def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
-        assert back.normalised is not None  # the node's own model decoded it
-        error = CycleError(**cycle_error(engine.model.normalise(given.samples), back.normalised))
+    def returned(self, given: Given, back: Decoded) -> Result:
+        assert back.normalised is not None  # the own model decoded it
+        error = CycleError(**cycle_error(self._model.normalise(given.samples), back.normalised))
         return Result(to_npy(back.samples), {"cycle": error})
 
     def _parse(self, content: bytes) -> Array:
-        limits = self._limits
-        return parse_npy(
-            content, max_bytes=limits.max_item_bytes, max_points=MAX_POINTS_PER_ITEM, dim=self._dim
-        )
+        return parse_npy(content, max_bytes=self._max_bytes, max_points=self._max_points, dim=self._dim)
 
 
 class PictureSamples:
     """Pictures, one a file, PNG out."""
 
-    media_type: int = common_pb2.MEDIA_TYPE_PNG
+    format: str = "PNG"
 
-    def __init__(self, engine: ServingParty, limits: LimitsSection) -> None:
-        self._rule = rule_of(engine.model.bundle.manifest)
-        self._manifest = engine.model.bundle.manifest
-        self._limits = limits_of(limits)
+    def __init__(self, model: DomainModel, limits: ImageLimits) -> None:
+        self._manifest = model.bundle.manifest
+        self._rule = picture_rule(self._manifest)
+        self._limits = limits
 
     @property
-    def accepted(self) -> frozenset[int]:
-        return frozenset(media for media, name in MEDIA_FORMATS.items() if name in self._limits.formats)
+    def formats(self) -> frozenset[str]:
+        return frozenset(self._limits.formats)
 
     @cached_property
     def rule(self) -> str:
         return json.dumps(dataclasses.asdict(self._rule))
 
-    def refusal(self, media_type: int) -> DdibError:
+    def refusal(self, given: str) -> DdibError:
         return ImageUnreadable(
-            f"media type {media_type} is not accepted", facts={"formats": ", ".join(self._limits.formats)}
+            f"{given or 'an unknown media type'} is not accepted",
+            facts={"formats": ", ".join(self._limits.formats)},
         )
 
     def read(self, content: bytes, size_rule: str) -> Given:
-        fitted = read_picture(content, self._rule, self._limits)
+        fitted = fit_picture(decode_image(content, self._limits), self._rule)
         check_size(fitted.geometry, self._rule, size_rule)
         figures = given_figures(fitted, self._rule, size_rule)
         samples = fitted.samples[None]
@@ -294,17 +292,22 @@ class PictureSamples:
             output_bytes(given.geometry, rule) for rule in (self._rule, deep)
         )
 
-    def answer(self, file: bytes, side: ContractSide, count: int) -> Array:  # noqa: ARG002 - one a file
-        return read_answer(file, side)
+    def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:  # noqa: ARG002 - one a file
+        assert rule is not None
+        return read_answer(file, rule)
 
     def translation(
-        self, samples: Array, side: ContractSide, given: Given, rotation: ChannelMap | None = None
+        self, samples: Array, rule: PictureRule | None, given: Given, rotation: ChannelMap | None = None
     ) -> Result:
         assert given.picture is not None
-        file = write_translated(samples, side, given.picture.size_rule, given.geometry)
+        assert rule is not None
+        # The fit that was done to the source is what is undone; where sizes are refused there is nothing to undo.
+        own = given.picture.size_rule
+        fit: Any = "resize" if own == REFUSE else own
+        file = _file(samples, in_numbers(dataclasses.replace(rule, fit=fit)), given.geometry)
         kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
         figures: dict[str, float | None] = {
-            **output_terms(rule_of_side(side)),
+            **output_terms(rule),
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),
         }
@@ -320,22 +323,58 @@ class PictureSamples:
         return Result(file, {"picture": figures})
 
     def source(self, given: Given) -> Result:
-        return Result(write_translation(given.samples, self._rule), {})
+        return Result(_file(given.samples, self._rule), {})
 
-    def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:  # noqa: ARG002
+    def returned(self, given: Given, back: Decoded) -> Result:
         written = back.samples.clip(-1.0, 1.0)
         figures = {
             "cycle_mse": float(picture_mse(written, given.original)[0]),
             "cycle_psnr": float(psnr(written, given.original)[0]),
         }
-        return Result(write_own(back.samples, self._rule, given.geometry), {"picture": figures})
+        return Result(_file(back.samples, self._rule, given.geometry), {"picture": figures})
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
         return own_size_error(back.samples[0], self._rule, decode_image(content, self._limits))
 
 
-def samples_of(engine: ServingParty, limits: LimitsSection) -> Samples:
-    """What the node's model is of."""
-    if engine.model.bundle.manifest.sample_kind == "picture":
-        return PictureSamples(engine, limits)
-    return PointSamples(engine, limits)
+def samples_of(model: DomainModel, limits: ImageLimits, max_points: int) -> Samples:
+    """What a model is of."""
+    if model.is_picture:
+        return PictureSamples(model, limits)
+    return PointSamples(model, limits.max_bytes, max_points)
+
+
+def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
+    """Return if a size rule accepts a picture of this size."""
+    if size_rule == REFUSE and (geometry.height, geometry.width) != (rule.height, rule.width):
+        said, wanted = f"{geometry.height}x{geometry.width}", f"{rule.height}x{rule.width}"
+        raise ShapeMismatch(
+            f"a picture of {said} pixels where {wanted} alone is taken",
+            hint="resize it to that size, or let both operators set policy.size_rule to model",
+            facts={"size": said, "expected": wanted, "size_rule": REFUSE},
+        )
+
+
+def read_answer(content: bytes, rule: PictureRule) -> Array:
+    """The picture (1, C, H, W) that a peer answered with, at the model's size."""
+    limits = ImageLimits(max_bytes=len(content), max_pixels=rule.height * rule.width, formats=("PNG",))
+    picture = decode_image(content, limits)
+    agreed = (rule.height, rule.width, rule.channels)
+    if picture.pixels.shape != agreed or picture.bits != rule.bits:
+        said = f"{'x'.join(map(str, picture.pixels.shape))} of {picture.bits} bits"
+        wanted = f"{'x'.join(map(str, agreed))} of {rule.bits} bits"
+        raise ShapeMismatch(
+            f"a picture of {said} came, {wanted} was agreed", facts={"got": said, "agreed": wanted}
+        )
+    return to_array(picture, in_numbers(rule))[0][None]
+
+
+def in_numbers(rule: PictureRule) -> PictureRule:
+    """The same rule for the numbers of a file, where these are not the raw values."""
+    if rule.output_scale == (1.0, 0.0):
+        return rule
+    return dataclasses.replace(rule, low=0.0, high=float(rule.top))
+
+
+def _file(samples: Array, rule: PictureRule, geometry: Geometry | None = None) -> bytes:
+    return encode_png(from_array(samples[0], rule, geometry))

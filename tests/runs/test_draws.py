@@ -11,7 +11,7 @@ from ddib_fed.bridge.arrays import Asked
 from ddib_fed.bridge.local_party import open_party
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.runs.picture_draws import between, draw
+from ddib_fed.runs.draws import between, draw_pictures
 from ddib_fed.samples.images import encode_png, read_image
 from tests.runs.tiny_models import tiny
 
@@ -25,8 +25,8 @@ def side():
 
 def test_samples_are_numbered_files_in_a_sheet_and_a_report(side, tmp_path):
     """The first are the same however many are drawn."""
-    draw(side, 11, Asked(FEW, seed=5), tmp_path / "many")
-    report = draw(side, 2, Asked(FEW, seed=5), tmp_path / "few")
+    draw_pictures(side, 11, Asked(FEW, seed=5), tmp_path / "many")
+    report = draw_pictures(side, 2, Asked(FEW, seed=5), tmp_path / "few")
     assert report["pictures"] == ["sample_0.png", "sample_1.png"]
     assert json.loads((tmp_path / "few" / "report.json").read_text()) == report
     assert (tmp_path / "few" / "sheet.png").exists()

@@ -5,7 +5,6 @@ histogram         each channel's values through the monotone map from the source
                   to the target domain's; both domains' training parts, unpaired
 mean              the mean picture of the target's training part, whatever was asked
 random            a picture of the target's training part, whatever was asked
-Gaussian bridge   both sides' means and spectra, in closed form; both domains' training parts, unpaired
 colour map        a polynomial of degree 2 in the channels of a pixel, least squares on pairs
 """
 
@@ -18,14 +17,11 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.metrics.pictures import Pictures, to_channels
-from ddib_fed.metrics.references import gaussian_bridge
 from ddib_fed.models.units.channel_map import monomials
 
 QUANTILES = 1025
 MOST_PIXELS = 2_000_000
 """Of a domain, evenly thinned, that distributions and fits are taken over."""
-COUNTS_OF_PAIRS = (2, 8, 32)
-"""Of which a colour map and a network are fitted, as far as there are so many."""
 
 
 def unpaired(
@@ -41,26 +37,7 @@ def unpaired(
     if source is not None:
         own = source if own is None else own
         found["histogram"] = HistogramMatch.fit(own, target)(source)
-        if _have_spectra(own, target):
-            found["gaussian"] = gaussian_bridge.GaussianBridge.fit(own, target)(source)
     return found | {"mean": mean_picture(target, count), "random": random_pictures(target, count)}
-
-
-def paired(source: Pictures, pairs: tuple[Pictures, Pictures]) -> dict[str, Pictures]:
-    """The sources (N, C, H, W) by colour maps fitted on the first 2, 8, 32 other pairs, by name; errors as `fit`."""
-    return {
-        f"colour_map_{count}": ColourMap.fit(pairs[0][:count], pairs[1][:count])(source)
-        for count in COUNTS_OF_PAIRS
-        if count <= len(pairs[0])
-    }
-
-
-def _have_spectra(own: Pictures, target: Pictures) -> bool:
-    return (
-        own.shape[2:] == target.shape[2:]
-        and own.shape[2] == own.shape[3]
-        and min(len(own), len(target)) >= gaussian_bridge.FEWEST
-    )
 
 
 def unchanged(source: Pictures, channels: int) -> Pictures:

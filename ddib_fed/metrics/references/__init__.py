@@ -1,1 +1,0 @@
-"""Translations that translations are compared with: baselines without a network, the bridge between Gaussians."""

@@ -1,0 +1,311 @@
+"""`ddib translate --source MODEL --target MODEL`: the command between nodes, over two models of this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ddib_fed.bridge.calibration.files import write_calibration
+from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
+from ddib_fed.cli.main import cli
+from ddib_fed.client.in_process import InProcess
+from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.datasets.synthetic import sample
+from ddib_fed.errors import (
+    AlreadyExists,
+    CalibrationForeign,
+    Cancelled,
+    ExitCode,
+    FilesLeftOut,
+    ImageUnreadable,
+    InputError,
+    JobFailed,
+    ModelNotFound,
+    PictureMisfit,
+    SettingsInvalid,
+    ShapeMismatch,
+    UsageError,
+)
+from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.samples.images import encode_png, read_image
+from tests.runs.tiny_models import tiny, tiny_classifier
+from tests.trust.calibrations.examples import calibration
+
+FEW = ("--evaluations", "3", "--depth", "0.5")
+PAIR = ("--source", "north", "--target", "south", *FEW)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Some models, and a classifier."""
+    root = tmp_path_factory.mktemp("models")
+    parts = PictureFormat(tiles=True)
+    made = {
+        "north": tiny("north", seed=1, soften_sigma=0.02, picture=PictureFormat(fit="pad")),
+        "south": tiny("south", seed=2, soften_sigma=0.02),
+        "deep": tiny("deep", seed=2, soften_sigma=0.02, picture=PictureFormat(low=0, high=4000, bits=16)),
+        "parts": tiny("parts", seed=3, soften_sigma=0.02, picture=parts),
+        "others": tiny("others", seed=4, soften_sigma=0.02, picture=parts),
+        "classy": tiny("classy", num_classes=3),
+        "classifier": tiny_classifier(3),
+    }
+    for name, bundle in made.items():
+        save_bundle(root / name, bundle.manifest, bundle.state)
+    return root
+
+
+@pytest.fixture
+def place(models, tmp_path, monkeypatch) -> Path:
+    """A folder with pictures of two sizes, one in a sub-folder; the models are here by their names."""
+    monkeypatch.chdir(tmp_path)
+    for model in models.iterdir():
+        (tmp_path / model.name).symlink_to(model)
+    put(tmp_path / "in" / "a.png", 12, 10)
+    put(tmp_path / "in" / "b.png", 8, 8)
+    put(tmp_path / "in" / "sub" / "c.png", 12, 10)
+    return tmp_path
+
+
+def put(path: Path, height: int, width: int, seed: int = 0, top: int = 255) -> None:
+    pixels = np.random.default_rng(seed + height).integers(0, top, (height, width, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(pixels.astype(np.uint8 if top < 256 else np.uint16)))
+
+
+def translate(*words: object, out: str = "out") -> str:
+    line = ["translate", *map(str, words), "--out", out]
+    return CliRunner().invoke(cli, line, catch_exceptions=False, standalone_mode=False).stdout
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a command wrote, but for the times in records."""
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*.*"))
+        if path.is_file() and path.suffix not in {".html", ".json"} and path.name != "sheet.png"
+    }
+    return found | {str(path): b"" for path in folder.rglob("*.json")}
+
+
+def record(name: str, out: str = "out") -> dict:
+    return json.loads(Path(out, f"{name}.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_folder_goes_there_and_back_and_is_not_translated_twice(place):
+    """At their own sizes, with records and a page; a file that was changed is made again, and it alone."""
+    said = translate("in", *PAIR, "--cycle")
+    assert "3 of 3 items" in said
+    for name, size in (("a", (12, 10)), ("b", (8, 8)), ("sub/c", (12, 10))):
+        found = record(name)
+        assert {part: each["file"] for part, each in found["files"].items()} == {
+            "translation": f"{Path(name).name}.png",
+            "returned": f"{Path(name).name}.returned.png",
+        }
+        for suffix in (".png", ".returned.png"):
+            assert read_image(place / "out" / f"{name}{suffix}").pixels.shape == (*size, 1)
+        assert (found["source_domain"], found["target_domain"]) == ("north", "south")
+        assert (found["picture"]["height"], found["picture"]["width"]) == size
+        assert found["solver"]["depth"] == 0.5
+    assert (place / "out" / "report.html").exists()
+    whole, times = files(place / "out"), (place / "out" / "b.png").stat().st_mtime_ns
+    returned = read_image(place / "out" / "a.returned.png").pixels.astype(int)
+    assert "3 of them were there before" in translate("in", *PAIR, "--cycle")
+    (place / "out" / "a.returned.png").write_bytes(b"{}")
+    assert "2 of them were there before" in translate("in", *PAIR, "--cycle", "--force")
+    again = read_image(place / "out" / "a.returned.png").pixels
+    assert np.abs(again - returned).max() <= 1  # alone, it was beside two others before
+    kept = files(place / "out").keys() - {"a.png", "a.returned.png"}
+    assert kept == whole.keys() - {"a.png", "a.returned.png"}
+    assert (place / "out" / "b.png").stat().st_mtime_ns == times
+    for other in (("--seed", "1"), ("--soften-sigma", "0.05"), ("--dtype", "bfloat16")):
+        with pytest.raises(AlreadyExists):
+            translate("in", *PAIR, "--cycle", *other)
+
+
+@pytest.mark.slow
+def test_what_was_interrupted_goes_on_and_ends_the_same(place, monkeypatch):
+    """As after Ctrl-C: the hint is the command, and what was written is not made again."""
+    translate("in", *PAIR, "--batch", "1", out="whole")
+    real, made = InProcess._result, []
+
+    def result(self, *given):
+        made.append(real(self, *given))
+        if len(made) == 2:
+            self.abort()
+        return made[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(InProcess, "_result", result)
+        with pytest.raises(Cancelled) as caught:
+            translate("in", *PAIR, "--batch", "1")
+    assert "to resume" in caught.value.hint
+    assert "job" not in caught.value.hint
+    there = [path.name for path in (place / "out").rglob("[abc].json")]
+    assert 1 <= len(there) < 3
+    assert f"{len(there)} of them were there before" in translate("in", *PAIR, "--batch", "1")
+    assert {n.removeprefix("out/") for n in files(Path("out"))} == {
+        n.removeprefix("whole/") for n in files(Path("whole"))
+    }
+    assert (place / "out" / "b.png").read_bytes() == (place / "whole" / "b.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_pictures_larger_than_a_model_of_parts_keep_their_size_in_tiles(place):
+    put(place / "large" / "a.png", 16, 20)
+    translate("large", "--source", "parts", "--target", "others", *FEW)
+    assert read_image(place / "out" / "a.png").pixels.shape == (16, 20, 1)
+    assert "tiles" in json.dumps(record("a"))
+    said = translate("large", "--source", "parts", "--target", "others", *FEW, "--tile", "none", out="fitted")
+    assert "was translated at 8x8 pixels, not at its own 20x16" in said
+    at_once = ("--scene", "16x20", "--tile", "none")
+    translate("large", "--source", "parts", "--target", "others", *FEW, *at_once, out="scene")
+    assert "fitted_height" not in record("a", "scene")["picture"]
+
+
+@pytest.mark.slow
+def test_models_of_16_bits_write_16_bits(place):
+    translate("in", "--source", "north", "--target", "deep", *FEW, "--cycle")
+    assert read_image(place / "out" / "a.png").pixels.dtype == np.uint16
+    assert read_image(place / "out" / "a.returned.png").pixels.dtype == np.uint8
+
+
+@pytest.mark.slow
+def test_a_calibration_in_a_file_is_applied_and_named(place):
+    """One of other domains is refused before anything is written."""
+    units = units_digest(Normalisation())
+    sides = {
+        side: CalibratedSide(domain=domain, units_sha256=units)
+        for side, domain in (("source", "north"), ("target", "south"))
+    }
+    made = calibration(**sides, map=ChannelMap(rotation=((-1.0,),)))
+    write_calibration(made, Path("c.json"))
+    translate("in", *PAIR, "--calibration", "c.json")
+    assert record("a")["calibration_sha256"] == made.sha256.hex()
+    assert record("a")["calibration_kind"] == "rotation"
+    with pytest.raises(CalibrationForeign):
+        translate("in", "--source", "south", "--target", "north", *FEW, "--calibration", "c.json", out="back")
+    assert not Path("back").exists()
+
+
+@pytest.mark.slow
+def test_a_picture_that_a_node_would_refuse_is_refused_and_the_others_are_translated(place):
+    """A checkerboard is no satellite picture: its latent has a deviation of about 15."""
+    test = load_shipped("satellite").test[0]
+    pixels = np.rint((test.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+    board = np.indices(test.shape[1:]).sum(axis=0) % 2 * 255
+    (place / "sent").mkdir()
+    (place / "sent" / "map.png").write_bytes(encode_png(pixels))
+    (place / "sent" / "board.png").write_bytes(
+        encode_png(np.repeat(board[..., None], 3, axis=2).astype(np.uint8))
+    )
+    pair = ("sent", "--source", "satellite", "--target", "relief", "--evaluations", "12")
+    with pytest.raises(JobFailed, match="LATENT_NOT_GAUSSIAN") as refused:
+        translate(*pair)
+    assert "train the source's model longer" in refused.value.hint
+    assert "--skip-bad" in refused.value.hint
+    assert (place / "out" / "map.png").exists()
+    with pytest.raises(FilesLeftOut, match=r"board\.png") as left:
+        translate(*pair, "--skip-bad")
+    assert left.value.exit_code == ExitCode.LEFT_OUT
+
+
+def test_bad_pictures_are_named_before_any_is_translated(place):
+    put(place / "in" / "deep.png", 8, 8, top=60_000)
+    with pytest.raises(PictureMisfit, match=r"deep\.png"):
+        translate("in", *PAIR)
+    (place / "in" / "deep.png").unlink()
+    (place / "in" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(ImageUnreadable, match=r"bad\.png"):
+        translate("in", *PAIR)
+    assert not list((place / "out").glob("*.png")) if Path("out").exists() else True
+    with pytest.raises(FilesLeftOut, match=r"bad\.png"):
+        translate("in", *PAIR, "--skip-bad")
+    assert (place / "out" / "a.png").exists()
+
+
+@pytest.mark.slow
+def test_class_to_class_with_a_classifier_and_the_public_codes_levels(place):
+    """Under its names, at the model's size; it neither softens nor leaves values unclipped."""
+    for number in (0, 1):
+        put(place / "classes" / "0" / f"{number}.png", 12, 10, seed=number)
+    translate(
+        *("classes", "--source", "classy", "--target", "classy", "--pairs", "0:2", "--limit", "1"),
+        *("--classifier", "classifier", "--classifier-scale", "2"),
+        *("--compat", "ddib", "--solver", "ddim", "--evaluations", "50"),
+    )
+    assert read_image(place / "out" / "0_1_translated_2.PNG").pixels.shape == (8, 8, 1)
+    assert read_image(place / "out" / "0_1.PNG").pixels.shape == (8, 8, 1)
+    assert not (place / "out" / "0_2.PNG").exists()
+    found = record("0_1_translated_2")
+    assert (found["solver"]["grid"], found["soften_sigma"]) == ("ddib", 0.0)
+    assert found["guidance"] == {"classifier_scale": 2.0, "clip": True}
+    assert (found["source_class"], found["target_class"]) == ("0", "2")
+
+
+@pytest.mark.slow
+def test_guided_encoding_closes_the_cycle(place):
+    """`--guide both`, which no node does."""
+    line = (
+        "in/b.png",
+        "--source",
+        "classy",
+        "--target",
+        "classy",
+        "--source-class",
+        "0",
+        "--target-class",
+        "0",
+    )
+    guided = ("--classifier", "classifier", "--classifier-scale", "30", "--evaluations", "24", "--cycle")
+    for guide in ("decode", "both"):
+        translate(*line, *guided, "--guide", guide, "--depth", "0.3", out=guide)
+    psnr = {guide: record("b", guide)["picture"]["cycle_psnr"] for guide in ("decode", "both")}
+    assert psnr["both"] > psnr["decode"] + 3
+
+
+@pytest.mark.slow
+def test_points_come_back(place):
+    np.save("points.npy", sample("moons", 300, 5))
+    translate("points.npy", "--source", "moons", "--target", "1", "--cycle", "--keep-latents")
+    returned, latent = (np.load(f"out/points.{part}.npy") for part in ("returned", "latent"))
+    gap = np.linalg.norm(sample("moons", 300, 5) - returned, axis=1)
+    assert gap.max() == pytest.approx(record("points")["cycle"]["max"], rel=1e-2)
+    assert record("points")["cycle"]["median"] < 3e-4
+    translate(
+        "points.npy", "--source", "moons", "--target", "1", "--depth", "0.2", "--keep-latents", out="near"
+    )
+    given, near = sample("moons", 300, 5)[:, 0], np.load("near/points.latent.npy")[:, 0]
+    assert np.corrcoef(given, near)[0, 1] > max(0.95, np.corrcoef(given, latent[:, 0])[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("in",), UsageError),
+        (("in", "--source", "north"), UsageError),
+        (("in", *PAIR, "--to", "a.example/b"), UsageError),
+        (("in", *PAIR, "--labels", "in"), UsageError),
+        (("in", *PAIR, "--pairs", "0:1"), UsageError),
+        (("in", *PAIR, "--detach"), UsageError),
+        (("in", *PAIR, "--device", "abacus"), SettingsInvalid),
+        (("in", *PAIR, "--eta", "0.5"), SettingsInvalid),
+        (("in", "--source", "north", "--target", "nowhere"), ModelNotFound),
+        (("in", "--source", "classy", "--target", "classy", *FEW), SettingsInvalid),
+        (("in", "--source", "classy", "--target", "classy", "--pairs", "0:1,0:1"), InputError),
+        (("in/a.png", "--source", "moons", "--target", "moons"), InputError),
+        (("in/a.png", "--source", "north", "--target", "satellite"), ShapeMismatch),
+        (("in", "--source", "north", "--target", "south", "--solver", "rk4", "--evaluations", "47"), SettingsInvalid),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_translated(place, words, error):
+    with pytest.raises(error):
+        translate(*words)
+    assert not [path for path in Path("out").rglob("*") if path.name[0] != "."]
