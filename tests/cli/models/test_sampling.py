@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from ddib_fed.cli.class_names import Classes, parse_pairs
-from ddib_fed.cli.models.training.trying import try_
+from ddib_fed.cli.options import Classes, parse_pairs
+from ddib_fed.cli.models.trying import try_
 
 from ddib_fed.bridge.calibration.files import write_calibration
 from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
