@@ -47,7 +47,7 @@ from ddib_fed.client.views import (
     Submitted,
 )
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import DdibError, InputError, MemoryExhausted, SettingsInvalid
+from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.rpc.refused import refused_facts
@@ -168,7 +168,7 @@ class InProcess(Client):
     def close(self) -> None: ...
 
     def abort(self) -> None:
-        self._control.cancel()
+        self._control.cancel(Cancelled("interrupted"))
 
     @property
     def aborted(self) -> bool:

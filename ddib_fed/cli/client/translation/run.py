@@ -316,7 +316,7 @@ class Run:
             error.detail += f"; {done:,} of {total:,} results are complete in {self._manner.out}"
             error.args = (error.detail,)
             if RESUMES not in error.hint:
-                error.hint = f"{RESUMES}\n{error.hint}"
+                error.hint = f"{RESUMES}\n{error.hint}".rstrip()
             raise
         except DiskFull as error:
             if error.hop == "client":
