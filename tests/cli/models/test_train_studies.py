@@ -158,7 +158,7 @@ def test_a_node_trains_on_series_by_its_table(given, tmp_path):
     assert found.picture is not None
     assert (found.picture.intensity, found.picture.slices) == ("window:1000,2000@0:255", "coronal")
     with pytest.raises(ValueError, match="slices"):
-        TrainTable(images="given", slices="oblique")
+        TrainTable(images="given", slices="oblique").check("ct")
 
 
 @pytest.mark.parametrize("rule", ["auto", "window:0,1000", "percentile:1,99@0:4095"])
