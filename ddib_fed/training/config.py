@@ -210,7 +210,7 @@ class TrainConfig(BaseModel):
         Literal["grid", "uniform", "loss-second-moment"],
         says("How noise levels are drawn; grid: as the solvers place their steps.", SEEN),
     ] = "grid"
-    microbatch: Annotated[int, says("How many at once; halved when memory runs out.", SEEN, ge=1)] = PRESET
+    microbatch: Annotated[int, says("How many at once; halved when memory runs out.", ANY, ge=1)] = PRESET
     ema: Annotated[float, says("Decay of the averaged weights.", ANY, ge=0, lt=1)] = PRESET
     checkpoint_every: Annotated[int, says("Steps between checkpoints and sample sheets.", ANY, ge=1)] = PRESET
     device: Annotated[

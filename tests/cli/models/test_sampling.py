@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from ddib_fed.cli.options import Classes, parse_pairs
-from ddib_fed.cli.models.trying import try_
 
 from ddib_fed.bridge.calibration.files import write_calibration
 from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
 from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.opening import open_model
+from ddib_fed.cli.models.trying import try_
+from ddib_fed.cli.options import Classes, parse_pairs
 from ddib_fed.errors import (
     UsageError,
 )

@@ -19,10 +19,10 @@ from PIL import Image, UnidentifiedImageError
 from ddib_fed.bridge.softening import Softener
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.latent import Latent
+from ddib_fed.runs import samples
 from ddib_fed.samples.images import encode_png
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.wire.streams import ChunkFrame
-from ddib_fed.runs import samples
 from source_node.peer import remote
 from source_node.peer.decode_call import Sent
 from source_node.pipeline import items

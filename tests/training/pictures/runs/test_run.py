@@ -82,7 +82,7 @@ def test_stopped_between_checkpoints_and_gone_on_with_is_the_run_that_was_not(ti
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_is_random_comes_again_after_a_stop(tiny, spots, tmp_path, change):
-    config = tiny.model_copy(update={"steps": 6, **change})
+    config = type(tiny)(**{**tiny.model_dump(), "steps": 6, **change})
     whole = train(config, tmp_path / "whole", source=spots)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "halves", stop_at(3), source=spots)
