@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from ddib_fed.bridge.calibration.aggregates import Floats
 from ddib_fed.bridge.calibration.fitting.proposal import Proposal
 from ddib_fed.bridge.calibration.fitting.rotation import as_map, nearest_orthogonal
 from ddib_fed.bridge.calibration.fitting.tone_fit import fit_tone
@@ -24,7 +25,6 @@ from ddib_fed.errors import InputError, ShapeMismatch
 from ddib_fed.models.units.channel_map import ChannelMap, monomials
 from ddib_fed.models.units.normalisation import Normalisation
 
-Floats = npt.NDArray[np.floating]
 FEWEST = 2
 """Anchors of which one can be left out."""
 FREE = 4
