@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddib_fed.samples.points import to_npy
+from ddib_fed.data.points import to_npy
 from tests.chaos.load import STUB_TARGET, check_lines, lines_of, stub_pair
 from tests.e2e.harness import Pair
 from tests.node.tiny_nodes import npy

@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
-from ddib_fed.networks.registry import build_network
-from ddib_fed.samples.images import encode_png
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network
 
 # The public README's MODEL_FLAGS for the class-conditional model of 256 x 256 pixels.
 FLAGS = (

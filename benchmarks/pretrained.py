@@ -12,11 +12,11 @@ import argparse
 import shutil
 from pathlib import Path
 
-from ddib_fed.datasets.synthetic import DOMAINS, domain_name
+from ddib_fed.data.synthetic import DOMAINS, domain_name
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.loop.trainer import Progress
 from ddib_fed.training.run import train
+from ddib_fed.training.trainer import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "ddib_fed" / "models" / "pretrained"

@@ -3,7 +3,7 @@
     python -m benchmarks.pretrained_pictures [--domain satellite ...] [--out ddib_fed/models/pretrained] [--resume]
     python -m benchmarks.pretrained_pictures --thresholds     measure the thresholds of structure again, train nothing
 
-What is learned from, and what is kept apart for testing, is decided in ddib_fed/datasets/maps.py and heads.py. The
+What is learned from, and what is kept apart for testing, is decided in ddib_fed/data/shipped.py and heads.py. The
 weights are the moving averages, stored as float16. What ships is manifest.json and model.safetensors of each
 folder; train elsewhere (--out build/pretrained) and copy the two.
 """
@@ -16,13 +16,13 @@ import sys
 import time
 from pathlib import Path
 
-from ddib_fed.datasets.shipped import SHIPPED
+from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.models.bundle import amend_bundle, load_bundle
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.loop.trainer import Progress
-from ddib_fed.training.pictures.sheet import thresholds
-from ddib_fed.training.pictures.sources import shipped_source
+from ddib_fed.training.pictures import thresholds
 from ddib_fed.training.run import train
+from ddib_fed.training.sources import shipped_source
+from ddib_fed.training.trainer import Progress
 
 STEPS = {
     "satellite": 8_000,

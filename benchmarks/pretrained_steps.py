@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from ddib_fed.cli.models.tune import figures
-from ddib_fed.models.tuned import Tuned
+from ddib_fed.cli.tune import tuned_figures
+from ddib_fed.models.sidecars import Tuned
 from ddib_fed.training.tune import Wanted, tune_bundle
 
 DOMAINS = (
@@ -60,7 +60,7 @@ def _tell(what: str, done: int, total: int) -> None:
 
 def _show(domain: str, tuned: Tuned, spent: float) -> None:
     print(f"{domain}: {spent:.0f} CPU seconds", flush=True)
-    for name, said in figures(tuned):
+    for name, said in tuned_figures(tuned):
         print(f"  {name}: {said}", flush=True)
 
 

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ddib_fed.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ddib_fed.api.model import Model as Model
-    from ddib_fed.api.model import load as load
-    from ddib_fed.api.results import Translated as Translated
-    from ddib_fed.api.results import Translations as Translations
-    from ddib_fed.api.translate import translate as translate
+    from ddib_fed.api import Model, Translated, Translations, load, translate
     from ddib_fed.client.client import Client as Client
     from ddib_fed.errors import DdibError as DdibError
 
@@ -23,11 +19,11 @@ __all__ = ["Client", "DdibError", "Model", "Translated", "Translations", "load",
 _HOMES = {
     "Client": "ddib_fed.client.client",
     "DdibError": "ddib_fed.errors",
-    "Model": "ddib_fed.api.model",
-    "Translated": "ddib_fed.api.results",
-    "Translations": "ddib_fed.api.results",
-    "load": "ddib_fed.api.model",
-    "translate": "ddib_fed.api.translate",
+    "Model": "ddib_fed.api",
+    "Translated": "ddib_fed.api",
+    "Translations": "ddib_fed.api",
+    "load": "ddib_fed.api",
+    "translate": "ddib_fed.api",
 }
 
 

@@ -34,8 +34,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ddib_fed.errors import DdibError
-from ddib_fed.extras import extra
+from ddib_fed.errors import DdibError, extra
 from ddib_fed.toml_files import Institution
 from ddib_fed.version import __version__
 

@@ -7,18 +7,27 @@ line and cannot control the terminal.
 from __future__ import annotations
 
 import io
+import os
+import shlex
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from ddib_fed.errors import ConfigError, DdibError, DiskFull, InputError, InternalError
+from ddib_fed.files import is_disk_full
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Task, TextColumn
+    from rich.progress import Progress, Task, TextColumn
     from rich.text import Text
+
 
 # Without a terminal lines are not wrapped: scripts that read a pipe expect one row on each line.
 PIPE_WIDTH = 240
@@ -135,3 +144,112 @@ def _column_class() -> Any:
             return Text(escape(self.text_format.format(task=task)), justify=self.justify)
 
     return Plain
+
+
+Show = Callable[[int, int, str], None]
+_LINES = 10
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Show]:
+    """A function that shows progress, called with (done, total, remark)."""
+    if sys.stderr.isatty():
+        with _drawn(what) as show:
+            yield show
+    else:
+        yield _Spoken(what)
+
+
+@contextmanager
+def _drawn(what: str) -> Iterator[Show]:
+    with drawing("{task.description}", "{task.fields[remark]}", left=True) as progress:
+        task = progress.add_task(what, total=None, remark="")
+        yield lambda done, total, remark: progress.update(task, completed=done, total=total, remark=remark)
+
+
+def drawing(
+    name: str, remark: str = "", *, left: bool = False, transient: bool = False, disable: bool = False
+) -> Progress:
+    """Bars on stderr, drawn by rich, to be entered; texts are escaped."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [
+        column(name),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        *([column(remark)] if remark else []),
+        TimeElapsedColumn(),
+        *([TimeRemainingColumn()] if left else []),
+    ]
+    return Progress(*columns, console=console(stderr=True), transient=transient, disable=disable)
+
+
+class _Spoken:
+    """Ten lines in all, with the time that the rest takes at the same pace."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._said = 0
+        self._begun: tuple[int, float] | None = None
+
+    def __call__(self, done: int, total: int, remark: str) -> None:
+        if self._begun is None:  # what was done before counts for nothing: a run may go on
+            self._begun = done, time.monotonic()
+        first, since = self._begun
+        tenth = done * _LINES // total
+        if tenth > self._said:
+            self._said = tenth
+            rest = remark
+            if first < done < total:
+                left = (time.monotonic() - since) / (done - first) * (total - done)
+                rest = f"{remark}  {timedelta(seconds=round(left))} left"
+            say(f"{self._what} {done}/{total}  {rest.strip()}".rstrip(), err=True)
+
+
+NODE_EXTRA = {
+    "grpc_health": "grpcio-health-checking",
+    "matplotlib": "matplotlib",
+    "prometheus_client": "prometheus-client",
+    "safetensors": "safetensors",
+    "scipy": "scipy",
+    "skimage": "scikit-image",
+    "spake2": "spake2",
+    "torch": "torch",
+}
+"""What the extra `node` installs, by the name under which it is imported."""
+
+
+def debugging() -> bool:
+    return os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
+
+
+def explained(error: Exception) -> DdibError:
+    """The error itself when it is one of ours, else one that says the same; shows the traceback where one is wanted."""
+    if debugging():
+        say(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
+    if isinstance(error, DdibError):
+        return error
+    if isinstance(error, ImportError) and (package := NODE_EXTRA.get((error.name or "").partition(".")[0])):
+        from ddib_fed.errors import missing
+
+        return missing("node", package, f"this command needs {package}, which is not installed")
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        kind = DiskFull if is_disk_full(error) else InputError
+        return kind(f"{where}{error.strerror}", hint=_look(error))
+    hint = "" if debugging() else "the same command with DDIB_DEBUG=1 in front shows where it happened"
+    return InternalError(f"unexpected {type(error).__name__}: {error}", hint=hint)
+
+
+def _look(error: OSError) -> str:
+    """What shows why the operating system refused."""
+    if error.filename is None:
+        return "the same command with DDIB_DEBUG=1 in front shows where it happened"
+    place = shlex.quote(str(error.filename))
+    if is_disk_full(error):
+        return f"df -h {place}"
+    return f"namei -l {place} shows each folder of the path and who may write there"
+
+
+def as_config_error(error: OSError, what: str) -> ConfigError:
+    return ConfigError(f"{error.filename or what}: {error.strerror or error}", hint=_look(error))

@@ -10,6 +10,7 @@ with its reason. Clients share the workers: who has fewest jobs running is next.
 from __future__ import annotations
 
 import logging
+import random
 import secrets
 import threading
 import time
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from ddib_fed.bridge.control import Control
+from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -27,30 +28,96 @@ from ddib_fed.errors import (
     ExhaustedError,
     InternalError,
     JobNotFound,
+    NotReady,
     PeerFault,
+    PeerSuspended,
     PeerUnreachable,
     QuotaSpent,
     StateConflict,
+    Unauthenticated,
     UnavailableError,
 )
 from ddib_fed.files import is_disk_full
+from ddib_fed.node.interceptors import within_share
 from ddib_fed.node.role import NodeContext
-from ddib_fed.server.interceptors import within_share
-from ddib_fed.wire.jobs import ItemState, JobState
-from source_node.ends import log_end
-from source_node.jobs.events import EventHub
-from source_node.jobs.queries import Progress
-from source_node.jobs.queue import Due
-from source_node.jobs.records import PENDING_ITEMS, error_record, last_cause
-from source_node.jobs.store import Job, JobStore
-from source_node.peer.remote import Remotes
-from source_node.pipeline.items import rows_about
-from source_node.pipeline.job import Pipeline
-from source_node.pipeline.reach import Reach
+from ddib_fed.node.server import fields
+from ddib_fed.protocol.messages import ItemState, JobState
+from source_node.events import EventHub
+from source_node.job import Pipeline
+from source_node.pipeline import rows_about
+from source_node.records import PENDING_ITEMS, Job, error_record, last_cause
+from source_node.remote import FIRST_PAUSE_S, LONGEST_PAUSE_S, Reach, Remotes
+from source_node.staging import Due
+from source_node.store import JobStore, Progress
 from source_node.submission import trace_key
-from source_node.waiting import ABSENT, PASSING, Pauses, deadline_of, renews_in_time
 
 log = logging.getLogger(__name__)
+
+
+def log_end(
+    job: Job, state: JobState, progress: Progress, now: float, reason: str = "", detail: str = ""
+) -> None:
+    """Log that a job has ended; file names are not known here, and never in the log."""
+    failed = progress.count(ItemState.FAILED)
+    translated = progress.done - failed
+    spec, client = job.spec, job.spec.owner.rpartition("/")[2]
+    seconds = max(0.0, now - job.accepted)
+    why = f": {reason} {detail}".rstrip() if reason else ""
+    log.info(
+        "job %s %s after %.1f s: %d of %d items of %s to %s/%s%s%s",
+        job.job_id,
+        state.lower(),
+        seconds,
+        translated,
+        progress.items,
+        client,
+        spec.target_institution,
+        spec.target_domain,
+        f", {failed} failed" if failed else "",
+        why,
+        extra=fields(
+            job=job.job_id,
+            state=state.lower(),
+            client=client,
+            target=f"{spec.target_institution}/{spec.target_domain}",
+            items=progress.items,
+            translated=translated,
+            failed=failed,
+            seconds=round(seconds, 3),
+            reason=reason,
+        ),
+    )
+
+
+PASSING = (PeerSuspended, Unauthenticated)
+"""Refusals that pass: an operator resumes the peer, or a certificate that has expired is renewed."""
+ABSENT = (PeerUnreachable, NotReady, Draining)
+"""Errors of a peer that takes no job at all now."""
+
+
+def renews_in_time(error: QuotaSpent, job: Job, now: float) -> bool:
+    return error.retry_after_s is not None and now + error.retry_after_s < job.deadline
+
+
+def deadline_of(job: Job, now: float) -> float:
+    return time.monotonic() + (job.deadline - now)
+
+
+class Pauses:
+    """Pauses between the tries of each job, which grow while nothing moves."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}
+
+    def next(self, job_id: str) -> float:
+        """Seconds until the next try, with jitter; twice as long each time."""
+        pause = self._next.get(job_id, FIRST_PAUSE_S)
+        self._next[job_id] = min(2 * pause, LONGEST_PAUSE_S)
+        return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+
+    def end(self, job_id: str) -> None:
+        self._next.pop(job_id, None)
+
 
 # Of a peer that did not answer: a worker is held as long.
 DIAGNOSE_TIMEOUT_S = 2.0

@@ -11,44 +11,125 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Any
 
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
+from ddib_fed.engine.record import SolverUsed, Translation, guidance_used
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
+    Difference,
     ItemNotFound,
     MessageInvalid,
+    StateConflict,
     TooManyStreams,
+    error_class,
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.role import NodeContext
-from ddib_fed.rpc.provenance import provenance_message
+from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_to_pb
+from ddib_fed.protocol.details import MAX_TEXT, to_detail
+from ddib_fed.protocol.job_messages import provenance_message
+from ddib_fed.protocol.messages import Event, JobState, enum_members, settings_to_pb, to_message
+from ddib_fed.protocol.streams import stream_file
+from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
-from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
-from ddib_fed.wire.contracts.contract import SAMPLE_KINDS
-from ddib_fed.wire.jobs import JobState
-from ddib_fed.wire.mapping import to_message
-from ddib_fed.wire.streams import stream_file
-from source_node import messages
-from source_node.calibrations import active_terms
-from source_node.decisions import Decisions
-from source_node.ends import log_end
-from source_node.jobs.database import rehearse
-from source_node.jobs.events import EventHub
-from source_node.jobs.queries import NOTHING_YET
-from source_node.jobs.store import Job, JobLimits, JobStore
-from source_node.late_lines import accepted_values, write_late_lines
-from source_node.peer.remote import Remotes
-from source_node.reserve import Reserve
-from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
-from source_node.specs import caller_uri
-from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, trace_key
+from source_node.audit_lines import Decisions, accepted_values, write_late_lines
+from source_node.database import rehearse
+from source_node.events import EventHub
+from source_node.records import PENDING_ITEMS, Item, Job, JobLimits, Part, PartRecord
+from source_node.remote import Remotes
+from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner, log_end
+from source_node.spool import Reserve
+from source_node.store import NOTHING_YET, JobStore, Progress
+from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
+
+PARTS = tuple(enum_members(Part, translation_pb2.ResultPart.DESCRIPTOR).values())
+"""The files that a client fetches."""
+
+
+def error_message(record: Mapping[str, Any] | None) -> common_pb2.ErrorDetail | None:
+    """A kept error for the wire, cut as every error that crosses is."""
+    if not record:
+        return None
+    kept = error_class(record["reason"])(
+        record["sentence"],
+        facts=record.get("facts", {}),
+        differences=tuple(Difference(**difference) for difference in record.get("differences", ())),
+    )
+    detail = to_detail(kept, record.get("institution", ""), record.get("incident", ""))
+    detail.reason, detail.sentence = record["reason"], record["sentence"][:MAX_TEXT]
+    return detail
+
+
+def event_message(event: Event) -> translation_pb2.WatchJobResponse:
+    return to_message(event, translation_pb2.WatchJobResponse)
+
+
+def job_message(job: Job, progress: Progress | None = None, *, expires: float = 0.0) -> translation_pb2.Job:
+    """A job with its items; or without them, but with how many there are, from `progress`. `expires` is Unix time."""
+    done = sum(item.state not in PENDING_ITEMS for item in job.items) if progress is None else progress.done
+    return to_message(
+        job.spec,
+        translation_pb2.Job,
+        local=("owner", "deadline_s", "item_classes"),
+        job_id=job.job_id,
+        state=f"JOB_STATE_{job.state.name}",
+        solver=settings_to_pb(job.spec.solver),
+        created=job.created,
+        finished=job.finished,
+        expires=min(expires, LAST_MOMENT),  # `result_days` has no upper limit
+        items=[item_message(job, item) for item in job.items],
+        item_count=len(job.items) if progress is None else progress.items,
+        items_done=done,
+        error=error_message(job.error),
+        guidance=guidance_to_pb(job.spec.guidance),
+    )
+
+
+def item_message(job: Job, item: Item) -> translation_pb2.Item:
+    """One item of a job."""
+    own, other = job.spec.classes_of(item.index)
+    classes = translation_pb2.ItemClasses(source_class=own, target_class=other)
+    return to_message(
+        item,
+        translation_pb2.Item,
+        local=("media_type", "provenance"),
+        error=error_message(item.error),
+        classes=classes if job.spec.item_classes else None,
+    )
+
+
+def file_message(record: PartRecord) -> common_pb2.FileHeader:
+    """The header of a file in the spool."""
+    return common_pb2.FileHeader(
+        media_type=common_pb2.MediaType.Name(record.media_type),
+        size_bytes=record.size_bytes,
+        sha256=record.sha256,
+    )
+
+
+def record_of(job: Job, item: Item) -> Translation:
+    """How a result came about, as the pipeline stored it."""
+    record, spec = Translation.parse(item.provenance), job.spec
+    if record is None:
+        raise StateConflict(f"item {item.index} of job {job.job_id} has no record")
+    source_class, target_class = spec.classes_of(item.index)
+    return record.with_(
+        job_id=job.job_id,
+        solver=SolverUsed.model_validate(solver_settings(spec.solver).described()),
+        source_class=source_class,
+        target_class=target_class,
+        guidance=guidance_used(spec.guidance),
+    )
+
 
 log = logging.getLogger(__name__)
+
 
 # ListDomains at once: each holds one of the threads that are kept for unary calls for as long as peers are silent.
 MAX_LISTINGS = 2
@@ -142,7 +223,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             idle_s=self._node.config.limits.idle_s,
             stop=lambda: not context.is_active(),
         ):
-            yield messages.event_message(event)
+            yield event_message(event)
 
     def GetJob(
         self, request: translation_pb2.GetJobRequest, context: grpc.ServicerContext
@@ -150,7 +231,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """See translation.proto."""
         job = self._store.get(request.job_id, caller_uri())
         expires = self._store.unix_time(job.expires)
-        return translation_pb2.GetJobResponse(job=messages.job_message(job, expires=expires))
+        return translation_pb2.GetJobResponse(job=job_message(job, expires=expires))
 
     def ListJobs(
         self, request: translation_pb2.ListJobsRequest, context: grpc.ServicerContext
@@ -160,7 +241,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         progress = self._store.progress_of([job.job_id for job in jobs])
         return translation_pb2.ListJobsResponse(
             jobs=[
-                messages.job_message(
+                job_message(
                     job,
                     progress.get(job.job_id, NOTHING_YET),
                     expires=self._store.unix_time(job.expires),
@@ -276,14 +357,14 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
     def _result(self, job: Job, index: int) -> Iterator[translation_pb2.FetchResultsResponse]:
         item = self._store.item(job.job_id, index)
-        provenance: translation_pb2.Provenance | None = provenance_message(messages.record_of(job, item))
+        provenance: translation_pb2.Provenance | None = provenance_message(record_of(job, item))
         kept = self._store.parts(job.job_id, index)
-        for part in [part for part in messages.PARTS if part in kept]:
+        for part in [part for part in PARTS if part in kept]:
             record = kept[part]
             header = translation_pb2.ResultHeader(
                 item=index,
                 part=f"RESULT_PART_{part.name}",
-                file=messages.file_message(record),
+                file=file_message(record),
                 provenance=provenance,
             )
             provenance = None

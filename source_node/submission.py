@@ -6,39 +6,252 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from opentelemetry.trace import Span
 
-from ddib_fed.bridge.calibration.applied import leg_map
-from ddib_fed.bridge.model import check_given
+from ddib_fed.calibration.record import Calibration, fits, leg_map
+from ddib_fed.calibration.signed import Place
+from ddib_fed.engine.model import check_decoding, check_encoding, check_given
 from ddib_fed.errors import (
+    CalibrationRefused,
     ContractMismatch,
     DdibError,
+    DomainNotFound,
     ImageTooLarge,
     InputError,
+    ItemsTooMany,
     KindMismatch,
     MessageInvalid,
     PeerNotFound,
     PeerSuspended,
     PictureMisfit,
     PointsTooMany,
+    PolicyDenied,
+    SettingsInvalid,
 )
-from ddib_fed.node.config import MAX_POINTS_PER_ITEM
-from ddib_fed.node.pictures import MEDIA_FORMATS, limits_of
-from ddib_fed.node.policy import client_charges
-from ddib_fed.node.quota import Charge, evaluations_of
-from ddib_fed.node.role import NodeContext
-from ddib_fed.rpc.calls import ReadAhead
-from ddib_fed.rpc.refused import refused_facts
-from ddib_fed.runs.samples import Samples, samples_of
-from ddib_fed.server.interceptors import Slots
-from ddib_fed.server.pace import READ_AHEAD, Pace
+from ddib_fed.evaluation.samples import Samples, samples_of
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.node.calibrations import usable_calibration
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
+from ddib_fed.node.interceptors import READ_AHEAD, Pace, Slots, caller
+from ddib_fed.node.model import MEDIA_FORMATS, limits_of
+from ddib_fed.node.policy import (
+    Charge,
+    check_depth,
+    check_encoder,
+    check_evaluations,
+    check_target,
+    client_charges,
+    evaluations_of,
+)
+from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.protocol.calls import ReadAhead
+from ddib_fed.protocol.contract import (
+    MAX_CLASS_NAME,
+    PROTOCOL,
+    CalibrationTerms,
+    Contract,
+    ContractSide,
+    GuidanceTerms,
+    check_offered,
+    guidance_from_pb,
+    require_protocol,
+)
+from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.messages import Settings
+from ddib_fed.protocol.streams import Announced, assemble, open_file
+from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
-from ddib_fed.wire.streams import Announced, assemble, open_file
-from source_node.calibrations import calibration_of
-from source_node.jobs.store import ItemSpec, Job, JobSpec, JobStore, Staging
-from source_node.peer.remote import Remotes
-from source_node.specs import check_peer, spec_of
+from source_node.records import JOB_DEADLINE_S, ItemSpec, Job, JobSpec
+from source_node.remote import Described, Remotes
+from source_node.staging import Staging
+from source_node.store import JobStore
+
+
+def calibration_of(node: NodeContext, spec: JobSpec) -> Calibration | None:
+    target = spec.target_institution, spec.target_domain
+    return None if spec.no_calibration else _active(node, target)
+
+
+def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
+    """What `ddib domains` lists: the terms of the calibration that jobs use; None for none, or one that is refused."""
+    try:
+        found = _active(node, target)
+    except CalibrationRefused:
+        return None
+    return None if found is None else found.terms
+
+
+def recorded(contract: Contract) -> dict[str, str]:
+    """What an item's record says of the contract's calibration: digest in hex and kind, empty for none."""
+    terms = contract.calibration
+    return {
+        "calibration_sha256": "" if terms is None else terms.sha256.hex(),
+        "calibration_kind": "" if terms is None else terms.kind,
+    }
+
+
+def _active(node: NodeContext, target: Place) -> Calibration | None:
+    source, now = (node.config.node.institution, node.config.model.domain), datetime.now(UTC)
+    held = node.calibrations.between(source, target)
+    active = [stored for stored in held if stored.state(now) == "active"]
+    ended = [stored for stored in held if stored.state(now) == "expired"]
+    manifest = node.running_engine.model.manifest
+    fitting = [stored for stored in active if fits(stored.signed.calibration, manifest)]
+    stored = next(iter((*fitting, *active, *ended)), None)
+    if stored is None:
+        return None
+    try:
+        return usable_calibration(node, stored.sha256, source=source, target=target, side="source", now=now)
+    except CalibrationRefused as error:
+        error.hint = f"{error.hint}; ddib translate --no-calibration leaves it out"
+        raise
+
+
+MAX_LISTED = 200
+
+
+def class_index(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
+    """The index of a class of one side; None when none was asked for."""
+    if not asked:
+        return None
+    index = side.class_index(asked, classes)
+    if index is None:
+        names = ", ".join(side.class_names)
+        facts: dict[str, str | int] = {
+            "class": asked[:MAX_CLASS_NAME],
+            "of": f"{side.institution}/{side.domain}",
+            "classes": names[:MAX_LISTED] if names else side.classes if classes is None else classes,
+        }
+        raise SettingsInvalid(f"{side.institution}/{side.domain} has no class {asked!r}", facts=facts)
+    return index
+
+
+def decoded_class(
+    side: ContractSide, terms: GuidanceTerms | None, asked: str, guidance: Guidance
+) -> int | None:
+    """The index of the class that a side is to decode to, so guided; None when none was asked for."""
+    of = f"{side.institution}/{side.domain}"
+    check_offered(guidance, terms, of)
+    by_classifier = guidance.classifier_scale is not None and terms is not None
+    index = class_index(side, asked, terms.classifier_classes if by_classifier and terms else None)
+    if index is None and guidance.steers:
+        remedy = "--target-class CLASS (for a cycle --source-class too), or --pairs"
+        raise SettingsInvalid(
+            f"guidance needs a class of {of}, and none is given",
+            hint=remedy,
+            facts={"of": of, "guidance": "needs a class", "remedy": remedy},
+        )
+    return index
+
+
+def own_classes(node: NodeContext, spec: JobSpec) -> dict[str, int | None]:
+    """The indices of the source classes of a job; guidance is checked where a cycle comes back to the own model."""
+    side, terms, model = node.side(), node.guidance(), node.running_engine.model
+    settings, back = solver_settings(spec.solver), spec.guidance if spec.cycle else UNGUIDED
+    found: dict[str, int | None] = {}
+    try:
+        for asked in dict.fromkeys(own for own, _ in spec.class_pairs()):
+            found[asked] = decoded_class(side, terms, asked, back)
+            check_encoding(model, settings, found[asked])
+            if spec.cycle:
+                check_decoding(model, settings, found[asked], back)
+    except (InputError, PolicyDenied) as error:
+        if back != UNGUIDED:
+            error.facts["cycle"] = (
+                "is guided on its way back as well, by the source's own model: leave --cycle out"
+            )
+        raise
+    return found
+
+
+def target_classes(side: ContractSide, terms: GuidanceTerms | None, spec: JobSpec) -> dict[str, int | None]:
+    asked = dict.fromkeys(other for _, other in spec.class_pairs())
+    return {each: decoded_class(side, terms, each, spec.guidance) for each in asked}
+
+
+def caller_uri() -> str:
+    return str(caller())
+
+
+def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
+    """What the calling client asks for."""
+    _check_fields(header, node.config.limits)
+    settings = solver_settings(header.solver)
+    spec = JobSpec(
+        request_id=header.request_id,
+        owner=caller_uri(),
+        target_institution=header.target_institution,
+        target_domain=header.target_domain,
+        solver=Settings(
+            settings.solver,
+            settings.order,
+            settings.evaluations,
+            settings.grid,
+            settings.depth,
+            settings.encoder,
+        ),
+        cycle=header.cycle,
+        keep_latent=header.keep_latent,
+        deadline_s=float(header.deadline_s),
+        source_class=header.source_class,
+        target_class=header.target_class,
+        guidance=guidance_from_pb(header.guidance),
+        item_classes=tuple((each.source_class, each.target_class) for each in header.item_classes),
+        model_size=header.model_size,
+        no_calibration=header.no_calibration,
+    )
+    check_allowed(spec, node.config)
+    if spec.model_size and not node.engine.model.is_picture:
+        raise MessageInvalid("points have no size", facts={"field": "model_size"})
+    own_classes(node, spec)
+    return spec
+
+
+def check_allowed(spec: JobSpec, config: NodeConfig) -> None:
+    """Return if the policy allows a job: when it is submitted, and at each try, for it may be another one by then."""
+    policy, settings = config.policy, solver_settings(spec.solver)
+    client = Identity.parse(spec.owner).name
+    check_target(client, spec.target_institution, spec.target_domain, policy)
+    check_depth(settings, policy)
+    check_encoder(settings, policy)
+    check_evaluations(settings, policy.least_evaluations, where=config.node.institution)
+
+
+def check_peer(spec: JobSpec, peer: Described) -> None:
+    """Refuse at once what can never work with the peer as it is now."""
+    if peer.side.domain != spec.target_domain:
+        raise DomainNotFound(
+            f"{spec.target_institution} serves {peer.side.domain}, not {spec.target_domain}",
+            facts={"asked": spec.target_domain[:100], "served": peer.side.domain},
+        )
+    target_classes(peer.side, peer.guidance, spec)
+
+
+def _check_fields(header: translation_pb2.JobHeader, limits: LimitsSection) -> None:
+    """What the header alone says."""
+    require_protocol(header.protocol, PROTOCOL)
+    if not header.items:
+        raise MessageInvalid("a job without items", facts={"field": "items"})
+    if header.items > limits.max_items_per_job:
+        raise ItemsTooMany(
+            f"a job of {header.items} items",
+            facts={"items": header.items, "limit_items": limits.max_items_per_job},
+        )
+    if len(header.item_classes) not in {0, header.items}:
+        raise MessageInvalid("classes for none of the items, or for each", facts={"field": "item_classes"})
+    if header.deadline_s > JOB_DEADLINE_S:
+        raise MessageInvalid(
+            f"a deadline of {header.deadline_s} s",
+            facts={"field": "deadline_s", "limit_s": round(JOB_DEADLINE_S)},
+        )
+    if header.solver.evaluations > limits.max_evaluations:
+        raise SettingsInvalid(
+            f"{header.solver.evaluations} evaluations",
+            facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
+        )
+
 
 DESCRIBE_TIMEOUT_S = 3.0
 # Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).

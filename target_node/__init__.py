@@ -1,3 +1,3 @@
 """The target node: latent to picture, for admitted peers."""
 
-import ddib_fed.rpc  # noqa: F401 - TLS options must be set before grpc is imported
+import ddib_fed.protocol  # noqa: F401 - TLS options must be set before grpc is imported

@@ -16,38 +16,47 @@ from typing import Final
 
 import grpc
 
-from ddib_fed.bridge.calibration.record import plain_units
+from ddib_fed.calibration.record import Calibration, check_target, plain_units
+from ddib_fed.calibration.signed import (
+    SignedCalibration,
+    Stored,
+    parse_calibration,
+    signature_from_pb,
+    signature_to_pb,
+)
 from ddib_fed.errors import (
     CalibrationForeign,
     CalibrationRefused,
     CalibrationUnknown,
+    ContractMismatch,
+    Difference,
     DomainNotFound,
     NotReady,
     PolicyDenied,
     QuotaSpent,
 )
-from ddib_fed.node.calibration.proposals import Target, check_proposal
-from ddib_fed.node.calibration.published import find_published, served_aggregate
-from ddib_fed.node.quota import Charge
-from ddib_fed.node.role import NodeContext
-from ddib_fed.server.interceptors import caller
-from ddib_fed.trust.calibrations.signing import (
-    SignedCalibration,
-    parse_calibration,
-    signature_from_pb,
-    signature_to_pb,
+from ddib_fed.node.calibrations import (
+    Target,
+    check_proposal,
+    find_published,
+    served_aggregate,
+    usable_calibration,
 )
-from ddib_fed.trust.calibrations.store import Stored
+from ddib_fed.node.interceptors import caller
+from ddib_fed.node.policy import Charge
+from ddib_fed.node.role import NodeContext
+from ddib_fed.protocol.contract import Contract
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc
+
+log = logging.getLogger(__name__)
+
 
 CALLS_PER_DAY: Final = 200
 """Of one peer, to all methods of the service."""
 MAX_WAITING: Final = 8
 """Proposals of one peer that wait for the operator."""
 AUDIT_RETRY_S: Final = 30.0
-
-log = logging.getLogger(__name__)
 
 
 class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
@@ -185,3 +194,37 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
 
 def _waits(stored: Stored, peer: str, now: datetime) -> bool:
     return stored.state(now) == "proposed" and stored.signed.calibration.source.institution == peer
+
+
+def check_calibration(node: NodeContext, contract: Contract) -> None:
+    """Return if latents under the contract's calibration, or without one, are decoded here."""
+    terms = contract.calibration
+    if terms is None:
+        return
+    found = usable_calibration(
+        node,
+        terms.sha256,
+        source=(contract.source.institution, contract.source.domain),
+        target=(contract.target.institution, contract.target.domain),
+        side="target",
+    )
+    _require_terms(found, contract)
+    check_target(node.running_engine.model.manifest)
+
+
+def _require_terms(found: Calibration, contract: Contract) -> None:
+    if found.terms != contract.calibration:
+        terms, proposed = found.terms, contract.calibration
+        assert proposed is not None  # the caller looked
+        raise ContractMismatch(
+            f"{contract.source.institution} proposed the calibration {proposed} until {proposed.expires}, and both "
+            f"institutions signed {terms} until {terms.expires}",
+            differences=(
+                Difference(
+                    "calibration",
+                    f"{proposed}, {proposed.expires}",
+                    f"{terms}, {terms.expires}",
+                    "Upgrade ddib-fed at the source: it must propose the terms that were signed.",
+                ),
+            ),
+        )

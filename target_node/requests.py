@@ -4,23 +4,60 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import grpc
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.errors import InputError, MessageInvalid, PolicyDenied, SettingsInvalid
+from ddib_fed.engine.party import Control
+from ddib_fed.errors import ContractUnknown, InputError, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.interceptors import Pace
 from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations
-from ddib_fed.rpc.settings import solver_settings
-from ddib_fed.server.pace import Pace
+from ddib_fed.node.role import solver_settings
+from ddib_fed.protocol.contract import Contract
+from ddib_fed.protocol.latent import Anchor, LatentOpener
+from ddib_fed.protocol.streams import MAX_CHUNK, Announced, Assembler, Whole
 from ddib_fed.v1 import decoding_pb2
-from ddib_fed.wire.contracts.contract import Contract
-from ddib_fed.wire.latent import Anchor, LatentOpener
-from ddib_fed.wire.streams import MAX_CHUNK, Announced, Assembler, Whole
+
+MAX_CONTRACTS = 8
+"""Remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way."""
+
+
+class AgreedContracts:
+    """Contracts by digest; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._contracts: OrderedDict[bytes, Contract] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, sha256: bytes) -> bool:
+        with self._lock:
+            return sha256 in self._contracts
+
+    def remember(self, contract: Contract) -> None:
+        """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer."""
+        institution = contract.source.institution
+        with self._lock:
+            self._contracts[contract.digest] = contract
+            self._contracts.move_to_end(contract.digest)
+            own = [
+                digest for digest, each in self._contracts.items() if each.source.institution == institution
+            ]
+            for digest in own[:-MAX_CONTRACTS]:
+                del self._contracts[digest]
+
+    def get(self, sha256: bytes, institution: str) -> Contract:
+        """The contract of this digest with a peer."""
+        with self._lock:
+            contract = self._contracts.get(sha256)
+        if contract is None or contract.source.institution != institution:
+            raise ContractUnknown("a contract that was not agreed on with this process", retry_after_s=0.1)
+        return contract
+
 
 AHEAD_BYTES: Final = 4 << 20
 """Of a Decode call's messages that are read before they are asked for; as much may have been handed over already."""

@@ -15,43 +15,41 @@ from contextlib import AbstractContextManager
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.bridge.model import check_decoding
+from ddib_fed.engine.model import check_decoding
 from ddib_fed.errors import (
     NotReady,
     PolicyDenied,
 )
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
+from ddib_fed.node.interceptors import Pace, caller
 from ddib_fed.node.policy import (
+    Charge,
+    Work,
     check_softening,
+    evaluations_of,
     peer_charges,
 )
-from ddib_fed.node.quota import Charge, Work, evaluations_of
-from ddib_fed.node.role import NodeContext
-from ddib_fed.rpc.calls import ReadAhead
-from ddib_fed.rpc.settings import solver_settings
-from ddib_fed.server.interceptors import caller
-from ddib_fed.server.pace import Pace
-from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
-from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
-from ddib_fed.wire.contracts.agreement import agree
-from ddib_fed.wire.contracts.calibration import CalibrationTerms
-from ddib_fed.wire.contracts.contract import (
+from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.protocol.agreement import agree
+from ddib_fed.protocol.calls import ReadAhead
+from ddib_fed.protocol.contract import (
     PROTOCOL,
+    CalibrationTerms,
     Contract,
     ContractLimits,
     ContractSide,
+    check_offered,
+    guidance_from_pb,
     require_protocol,
 )
-from ddib_fed.wire.contracts.guidance import check_offered, guidance_from_pb
-from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams import file_header, stream
-from target_node.agreed import AgreedContracts
-from target_node.calibration import CalibrationServicer
-from target_node.calls import RunningCalls
-from target_node.contract_calibration import check_calibration
-from target_node.receipt import Receipt
+from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.protocol.streams import file_header, stream
+from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
+from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
+from target_node.calibration import CalibrationServicer, check_calibration
 from target_node.requests import (
     AHEAD_BYTES,
+    AgreedContracts,
     Arrived,
     Unanswered,
     Weighing,
@@ -60,7 +58,7 @@ from target_node.requests import (
     latents_of,
     stream_header,
 )
-from target_node.stream import DecodeStream, StreamSettings, Translated
+from target_node.stream import DecodeStream, Receipt, RunningCalls, StreamSettings, Translated
 
 # Each picture is an item of its own, with its own result, quota and record.
 PICTURES_PER_ITEM = 1

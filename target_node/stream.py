@@ -8,28 +8,131 @@ memory, `READY` the files.
 from __future__ import annotations
 
 import hashlib
+import logging
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.party import Decoded, Encoded, Failed, Leg, Stage, ToDecode
-from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.data.fitting import from_array
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.party import Control, Decoded, Encoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
+from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.metrics.pictures import picture_rule
-from ddib_fed.rpc.refused import refused_facts
-from ddib_fed.samples.images import encode_png, from_array
-from ddib_fed.samples.points import to_npy
+from ddib_fed.node.role import NodeContext
+from ddib_fed.node.server import fields
+from ddib_fed.protocol.contract import Contract
+from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.latent import Anchor, ApprovedLatent, approve
+from ddib_fed.protocol.messages import to_message
+from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from ddib_fed.wire.contracts.contract import Contract
-from ddib_fed.wire.latent import ApprovedLatent, approve
 from target_node.requests import Arrived
+
+
+class RunningCalls:
+    """Counts calls from any thread."""
+
+    def __init__(self) -> None:
+        self._active = 0
+        self._idle = threading.Condition()
+
+    @property
+    def active(self) -> int:
+        return self._active
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Inside, one call more runs."""
+        with self._idle:
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._active -= 1
+                self._idle.notify_all()
+
+    def wait_idle(self, timeout_s: float) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: not self._active, max(0.0, timeout_s))
+
+
+log = logging.getLogger(__name__)
+
+
+class Receipt:
+    """Counts as a context; at its end the line is written, however the call ended."""
+
+    def __init__(self, node: NodeContext, peer: str, request_id: str, contract: Contract) -> None:
+        self._node = node
+        self._peer = peer
+        self._request_id = request_id
+        self._contract = contract
+        self.exchanged = Exchanged()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc_info: object) -> None:
+        if not self.exchanged.received_items:
+            return
+        self._log(exc_info[0])
+        try:
+            self._node.audit.write(
+                RECEIPT,
+                peer=self._peer,
+                request=self._request_id,
+                contract=self._contract.digest.hex(),
+                policy=self._node.policy_sha256,
+                **self.exchanged.values(),
+            )
+        except OSError:
+            log.exception("the receipt of request %s could not be written", self._request_id)
+
+    def _log(self, failure: object) -> None:
+        """One line for the call: a job of the peer, or what was left of one."""
+        exchanged, peer = self.exchanged, self._peer.removeprefix("spiffe://").partition("/")[0]
+        log.info(
+            "request %s from %s %s: received %d latents, sent %d translations",
+            self._request_id,
+            peer,
+            "ended" if failure is None else "broke off",
+            exchanged.received_items,
+            exchanged.sent_items,
+            extra=fields(
+                request=self._request_id,
+                peer=peer,
+                received=exchanged.received_items,
+                sent=exchanged.sent_items,
+            ),
+        )
+
+    def received(self, size_bytes: int, anchor: Anchor | None) -> None:
+        self.exchanged.received(size_bytes)
+        self.exchanged.anchor = anchor or self.exchanged.anchor
+
+    def line(self, arrived: Arrived) -> dict[str, str | int]:
+        """What the log says of a latent that came."""
+        return {
+            "peer": self._peer,
+            "request": self._request_id,
+            "item": arrived.item,
+            "latent": arrived.latent.sha256.hex(),
+            "contract": self._contract.digest.hex(),
+            **anchor_values(arrived.anchor),
+        }
+
+    def own_anchor(self) -> common_pb2.AuditHead | None:
+        anchor = anchor_of(self._node.audit.head)
+        return None if anchor is None else to_message(anchor, common_pb2.AuditHead)
+
 
 # Translations of one call that wait to be sent: one is written while another is on the wire.
 READY = 2

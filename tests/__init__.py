@@ -4,4 +4,4 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import ddib_fed.rpc  # noqa: F401
+import ddib_fed.protocol  # noqa: F401

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
-from ddib_fed.diffusion.levels.grids import Grid, ddib_compat_grids
+from ddib_fed.diffusion.grids import Grid, ddib_compat_grids
+from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.diffusion.schedule import Level, discrete_schedule
 from ddib_fed.diffusion.solvers import ddim
-from ddib_fed.diffusion.wrapped.guidance import Classifier, ClassifierGuided, Clipped
-from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
-from ddib_fed.networks.registry import build_network
-from ddib_fed.networks.vector_unet import SyntheticModel
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network
+from ddib_fed.networks.mlp import SyntheticModel
 from tests import golden_float64
 
 TOLERANCE = 1e-4

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ddib_fed.diffusion.bridge import Side, cycle, translate
 from ddib_fed.diffusion.denoiser import Denoiser
-from ddib_fed.diffusion.levels.grids import space_timesteps
-from ddib_fed.diffusion.levels.public import PublicLevels
+from ddib_fed.diffusion.grids import PublicLevels, space_timesteps
+from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import DiscreteSchedule, discrete_schedule
-from ddib_fed.diffusion.wrapped.guidance import Classifier, ClassifierGuided, Clipped
-from ddib_fed.networks.registry import build_network
-from ddib_fed.networks.vector_unet import SyntheticModel
+from ddib_fed.networks.config import build_network
+from ddib_fed.networks.mlp import SyntheticModel
 from ddib_fed.training.objective import make_step_batch
 
 # Measured: at most 3e-12 (clipped and guided by a classifier), 1e-14 as a rule.

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from ddib_fed.errors import ExtraMissing
-from ddib_fed.extras import extra
+from ddib_fed.errors import ExtraMissing, extra
 
 
 def test_a_missing_package_is_an_error_with_the_command(monkeypatch):
@@ -25,13 +24,13 @@ def test_a_missing_package_is_an_error_with_the_command(monkeypatch):
 
 def test_networks_of_diffusers_name_their_extra(monkeypatch):
     """A bundle with one can be read without the library, and not computed."""
-    from ddib_fed.networks.diffusers.config import DiffusersDiTConfig
-    from ddib_fed.networks.registry import build_network
+    from ddib_fed.networks.config import build_network
+    from ddib_fed.networks.diffusers import DiffusersDiTConfig
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.delitem(sys.modules, "ddib_fed.networks.diffusers.networks", raising=False)
+    monkeypatch.delitem(sys.modules, "ddib_fed.networks.diffusers", raising=False)
     with pytest.raises(ExtraMissing) as caught:
         build_network(DiffusersDiTConfig(in_channels=1, out_channels=1))
     assert shlex.split(caught.value.hint)[1:] == ["-m", "pip", "install", "diffusers"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddib_fed.diffusion.levels.grids import space_timesteps
-from ddib_fed.networks.vector_unet import SyntheticModel
+from ddib_fed.diffusion.grids import space_timesteps
+from ddib_fed.networks.mlp import SyntheticModel
 from tests import golden
 
 FILE = Path(__file__).parent / "data" / "synthetic_linear.safetensors"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddib_fed.diffusion.levels.grids import space_timesteps
+from ddib_fed.diffusion.grids import space_timesteps
 from ddib_fed.networks.classifier import NoisyClassifier
 from ddib_fed.networks.unet import UNet
 from tests import golden

@@ -9,8 +9,8 @@ from ddib_fed.errors import BundleInvalid, InputError, MessageInvalid
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.names import domain_from, is_domain, is_institution, size_from
 from ddib_fed.node.config import ModelSection, NodeSection
+from ddib_fed.security.identity import check_institution
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.trust.identity import check_institution
 from tests.node.tiny_nodes import manifest, state
 from tests.wire.examples import side
 

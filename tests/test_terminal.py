@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 import ddib_fed
-from ddib_fed.bars import drawing
-from ddib_fed.terminal import console, escape, say, say_labelled
+from ddib_fed.terminal import console, drawing, escape, say, say_labelled
 
 ROOT = Path(ddib_fed.__file__).parents[1]
 # One of each kind: C0, DEL, C1, directions, no width, separators, a surrogate, a tag, a private one.
@@ -106,7 +105,7 @@ def test_bars_are_drawn_in_one_place() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if re.search(r"\bProgress\(\*|rich\.(?:live|status)|\btqdm\b|click\.progressbar", path.read_text())
     }
-    assert drawers == {"ddib_fed/bars.py"}
+    assert drawers == {"ddib_fed/terminal.py"}
 
 
 def test_nothing_is_printed_past_it() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-from ddib_fed.cli.demo.command import NODES
+from ddib_fed.cli.demo import NODES
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.latent import Latent

@@ -25,14 +25,13 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import OUT, ROOT, Directed
-from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.calibration.files import write_calibration
-from ddib_fed.bridge.calibration.fitting.anchors import fit
-from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Making, units_digest
-from ddib_fed.bridge.local_party import open_party
+from ddib_fed.calibration.fit import fit
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, units_digest, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.evaluation.metrics import psnr
 from ddib_fed.files import write_json
-from ddib_fed.metrics.pictures import psnr
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train

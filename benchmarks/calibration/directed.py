@@ -13,18 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.datasets.heads import cut_head
-from ddib_fed.datasets.maps import cut_map
-from ddib_fed.datasets.shipped import ShippedPictures, load_shipped, shipped_clusters
-from ddib_fed.metrics import bootstrap, features, retrieval
-from ddib_fed.metrics.features import Features
-from ddib_fed.metrics.latents import whiteness
-from ddib_fed.metrics.pictures import Pictures, compare, psnr
-from ddib_fed.metrics.structure import structure
-from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.data.shipped import ShippedPictures, cut_head, cut_map, load_shipped, shipped_clusters
+from ddib_fed.engine.local_party import LocalParty, open_party
+from ddib_fed.evaluation import bootstrap, features, metrics
+from ddib_fed.evaluation.features import Features
+from ddib_fed.evaluation.metrics import Pictures, compare, psnr, whiteness
+from ddib_fed.evaluation.structure import structure
+from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
-from ddib_fed.models.shipped import pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "benchmarks" / "calibration"
@@ -128,7 +124,7 @@ class Directed:
         return {
             "psnr": self.drawn.mean(same.psnr),
             "ssim": self.drawn.mean(same.ssim),
-            "partner": self.drawn.mean(retrieval.hits_by_pixels(translated, truth)),
+            "partner": self.drawn.mean(metrics.hits_by_pixels(translated, truth)),
         }
 
     def figures(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
-from ddib_fed.bridge.calibration.aggregates import (
+from ddib_fed.calibration.aggregate import (
     Cells,
     Floats,
     Numbers,
@@ -25,11 +25,19 @@ from ddib_fed.bridge.calibration.aggregates import (
     make_aggregate,
     thinned,
 )
-from ddib_fed.bridge.calibration.fitting.clouds import cleaned, drawn, own
-from ddib_fed.bridge.calibration.fitting.rotation import degrees, nearest_orthogonal, search
-from ddib_fed.bridge.calibration.fitting.unpaired import DRAWN, EACH, MOST_PICTURES
+from ddib_fed.calibration.fit import (
+    DRAWN,
+    EACH,
+    MOST_PICTURES,
+    cleaned,
+    degrees,
+    drawn,
+    nearest_orthogonal,
+    own,
+    search,
+)
+from ddib_fed.evaluation.metrics import compare
 from ddib_fed.files import write_json
-from ddib_fed.metrics.pictures import compare
 
 EPSILONS: tuple[float | None, ...] = (0.1, 0.3, 1.0, 3.0, None)
 PICTURES = (500, 1500, 4000)

@@ -3,7 +3,7 @@
     python -m benchmarks.calibration.leaks          satellite -> relief, measure what is missing
 
 For each encoder and depth, latents of pictures of the source's training part and their pictures fit the surrogates
-(`metrics.attacks.inversion`), and latents of the test part are inverted: PSNR and SSIM of what is read, and how often
+(`lab.report`), and latents of the test part are inverted: PSNR and SSIM of what is read, and how often
 the nearest of all test pictures is the right one. Latents of partial depth are read off on the way to full depth. A
 calibrated latent is the plain one, rotated by a matrix that the contract holds, so it reveals the same. Latents are
 kept in build/calibration/leaks. One thread, float32; intervals are bootstrapped over clusters of pictures.
@@ -19,16 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ddib_fed.metrics.attacks.inversion import fit_inverter
-from ddib_fed.metrics.attacks.reading import correlation_matrix
 from ddib_fed.runs.privacy.along import Latents, latents_along
 
 from benchmarks.calibration.directed import BUILD, OUT, Directed
-from ddib_fed.bridge.model import DomainModel
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.evaluation import metrics
+from ddib_fed.evaluation.metrics import compare, whiteness
 from ddib_fed.files import write_json
-from ddib_fed.metrics import retrieval
-from ddib_fed.metrics.latents import whiteness
-from ddib_fed.metrics.pictures import compare
+from ddib_fed.lab.report import correlation_matrix, fit_inverter
 
 MODES = (*(("ode", depth) for depth in (1.0, 0.85, 0.7, 0.5, 0.3)), ("mixed", 1.0))
 ALONG = {"ode": (0.3, 0.5, 0.7, 0.85), "mixed": ()}
@@ -88,7 +86,7 @@ def _leak(
         "correlation": drawn.mean(np.diagonal(correlation_matrix(z[1], units[1]))),
         "psnr_read": drawn.mean(same.psnr),
         "ssim_read": drawn.mean(same.ssim),
-        "re_identified": drawn.mean(retrieval.hits_by_pixels(read, x, nearest=1)),
+        "re_identified": drawn.mean(metrics.hits_by_pixels(read, x, nearest=1)),
         "chance": 1.0 / len(x),
         "latent_ratio": white.ratio,
         "latent_std": white.latent.std,

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration.directed import OUT
-from ddib_fed.bridge.calibration.aggregates import default_cells, histogram, noise_sigma
-from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.calibration.aggregate import default_cells, histogram, noise_sigma
+from ddib_fed.data.shipped import load_shipped
+from ddib_fed.evaluation import bootstrap
 from ddib_fed.files import write_json
-from ddib_fed.metrics import bootstrap
-from ddib_fed.metrics.attacks import membership
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.lab.report import area
+from ddib_fed.models.bundle import pretrained
 
 EPSILONS: tuple[float | None, ...] = (None, 8.0, 1.0, 0.1)
 PICTURES = (200, 1000, 4000)
@@ -90,7 +90,7 @@ def _attacked(
             - np.square(steps).sum(1) / 2
             for held in (asked, another)
         ]
-        areas.append(membership.area(*scored))
+        areas.append(area(*scored))
     return bootstrap.resample(len(areas)).mean(areas)
 
 

@@ -27,14 +27,13 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
-from ddib_fed.bridge.records.translation_record import Translation
-from ddib_fed.cli.demo.album import Chosen, read_unit
-from ddib_fed.cli.demo.institutions import run_command
-from ddib_fed.cli.demo.nodes import Pair, Site
+from ddib_fed.cli.demo_nodes import Pair, Site, run_command
+from ddib_fed.cli.demo_pictures import Chosen, read_unit
+from ddib_fed.engine.record import Translation
+from ddib_fed.evaluation.bootstrap import Resamples, resample
+from ddib_fed.evaluation.judgement import HistogramMatch
+from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.files import write_json
-from ddib_fed.metrics.baselines import HistogramMatch
-from ddib_fed.metrics.bootstrap import Resamples, resample
-from ddib_fed.metrics.pictures import Pictures
 
 FOLDER = OUT / "nodes"
 INSTITUTIONS = ("east.example", "west.example")

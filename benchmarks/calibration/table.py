@@ -26,8 +26,8 @@ import torch
 from benchmarks.calibration.directed import BUILD, DIRECTIONS, OUT, Directed
 from benchmarks.calibration.variants import VARIANTS, Made, Variant
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.files import write_json
-from ddib_fed.metrics.pictures import Pictures
 
 TABLE = OUT / "table"
 

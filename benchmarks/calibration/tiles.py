@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration.tiles      writes docs/benchmarks/calibration/tiles.json; one thread, two minutes
 
-Tiles are cut and averaged by `ddib_fed.formats.tiles`, as `ddib translate` does it between nodes.
+Tiles are cut and averaged by `ddib_fed.formats.geotiff`, as `ddib translate` does it between nodes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import OUT
-from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.local_party import open_party
-from ddib_fed.datasets.maps import cut_scene
+from ddib_fed.data.decoding import Picture
+from ddib_fed.data.fitting import PictureRule, to_array, to_raw
+from ddib_fed.data.shipped import cut_scene
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.evaluation.metrics import Pictures, compare, psnr
 from ddib_fed.files import write_json
-from ddib_fed.formats.tiles import Grid, blend, cut
-from ddib_fed.metrics.pictures import Pictures, compare, psnr
-from ddib_fed.models.shipped import open_bundle
-from ddib_fed.samples.fitting import PictureRule, to_array, to_raw
-from ddib_fed.samples.images import Picture
+from ddib_fed.formats.geotiff import Grid, blend, cut
+from ddib_fed.models.bundle import open_bundle
 
 STRIPE, ROWS, SIDE, TOGETHER = 3, (200, 456), 32, 64
 ASKED = Asked(SolverSettings(evaluations=24), cycle=True)

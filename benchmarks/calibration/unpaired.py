@@ -22,23 +22,21 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, ROOT, Directed
-from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.calibration.aggregates import Aggregate, make_aggregate
-from ddib_fed.bridge.calibration.files import read_calibration, write_calibration
-from ddib_fed.bridge.calibration.record import Calibration, Kind
-from ddib_fed.bridge.local_party import open_party
+from ddib_fed.calibration.aggregate import Aggregate, make_aggregate
+from ddib_fed.calibration.record import Calibration, Kind, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.files import write_json
-from ddib_fed.models.bundle import amend_bundle, load_bundle
+from ddib_fed.models.bundle import CALIBRATION_FILE, amend_bundle, load_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
-from ddib_fed.models.shipped import CALIBRATION_FILE
-from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
+from ddib_fed.training.calibrating import Wanted, from_aggregate, side
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.loop.trainer import Progress
-from ddib_fed.training.pictures.sheet import thresholds
-from ddib_fed.training.pictures.sources import shipped_source
+from ddib_fed.training.pictures import thresholds
 from ddib_fed.training.run import train
+from ddib_fed.training.sources import shipped_source
+from ddib_fed.training.trainer import Progress
 
 MADE = ROOT / "build" / "calibrated"
 PRETRAINED = ROOT / "ddib_fed" / "models" / "pretrained"

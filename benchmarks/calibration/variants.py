@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
-from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.calibration.aggregates import make_aggregate
-from ddib_fed.bridge.calibration.files import read_calibration, write_calibration
-from ddib_fed.bridge.calibration.fitting.rotation import degrees, nearest_orthogonal
-from ddib_fed.bridge.local_party import LocalParty, only, open_party
-from ddib_fed.bridge.party import Leg, ToDecode
+from ddib_fed.calibration.aggregate import make_aggregate
+from ddib_fed.calibration.fit import degrees, nearest_orthogonal
+from ddib_fed.calibration.record import read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.local_party import LocalParty, only, open_party
+from ddib_fed.engine.party import Leg, ToDecode
+from ddib_fed.evaluation.judgement import ColourMap, HistogramMatch
+from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.latent import Latent
-from ddib_fed.metrics.baselines import ColourMap, HistogramMatch
-from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
+from ddib_fed.models.units import ChannelMap
+from ddib_fed.training.calibrating import Wanted, from_aggregate, side
 
 DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""

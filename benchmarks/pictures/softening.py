@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.local_party import open_party
-from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.evaluation.metrics import compare, psnr, spread, whiteness
 from ddib_fed.files import write_json
-from ddib_fed.metrics.latents import whiteness
-from ddib_fed.metrics.pictures import compare, psnr, spread
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.bundle import pretrained
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "pictures"
 PAIRS = {"satellite-relief": ("satellite", "relief"), "brain": ("brain-t1", "brain-t2")}

@@ -25,13 +25,13 @@ import torch
 from benchmarks.calibration.directed import CALIBRATED, DIRECTIONS, THRESHOLDS, Directed
 from benchmarks.calibration.table import kept
 from benchmarks.calibration.variants import agreed, bridged, colours, procrustes, units
-from ddib_fed.bridge.calibration.files import read_calibration
-from ddib_fed.bridge.calibration.fitting.rotation import as_map
+from ddib_fed.calibration.fit import as_map
+from ddib_fed.calibration.record import read_calibration
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.evaluation.metrics import Pictures
+from ddib_fed.evaluation.structure import Expected, agreement, doubtful, structure
 from ddib_fed.files import write_json
-from ddib_fed.metrics.pictures import Pictures
-from ddib_fed.metrics.structure import Expected, agreement, doubtful, structure
-from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units import ChannelMap
 
 SHIFTS = (20, 50, 80, 110)
 """Partners that are so many test crops away show another place."""

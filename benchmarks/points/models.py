@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from ddib_fed.datasets.synthetic import DOMAINS, draw, sample
+from ddib_fed.data.synthetic import DOMAINS, draw, sample
 from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.gaussianity import check, measure
+from ddib_fed.evaluation.metrics import POOL_SEED, domain_sliced_w2_floor, sliced_w2
 from ddib_fed.files import write_json
-from ddib_fed.metrics.points import POOL_SEED, domain_sliced_w2_floor, sliced_w2
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.bundle import pretrained
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "models.json"
 POINTS = 10_000

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.datasets.synthetic import sample
+from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.bridge import Side, integrate
 from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.evaluation.metrics import cycle_error
 from ddib_fed.files import write_json
-from ddib_fed.metrics.points import cycle_error
-from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.bundle import Bundle, pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "benchmarks" / "solvers"

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.privacy.usual import PARTS, encoded, honest_rows
-from ddib_fed.bridge.gate import Made, pass_latent
-from ddib_fed.bridge.model import DomainModel
-from ddib_fed.bridge.party import Leg
-from ddib_fed.datasets.shipped import load_shipped
-from ddib_fed.datasets.synthetic import draw
+from ddib_fed.data.shipped import load_shipped
+from ddib_fed.data.synthetic import draw
 from ddib_fed.diffusion.bridge import soften
+from ddib_fed.engine.gate import Made, pass_latent
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import Leg
 from ddib_fed.errors import DdibError, LatentNotGaussian
 from ddib_fed.files import write_json
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.bundle import pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "benchmarks" / "privacy" / "gate"

@@ -17,16 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.bridge.judging.measuring import Samples, bounds
-from ddib_fed.bridge.judging.point_sets import SIZES, SetFigures, set_figures
-from ddib_fed.bridge.judging.usual import FILE
-from ddib_fed.bridge.model import DomainModel
-from ddib_fed.datasets.synthetic import DOMAINS, draw
+from ddib_fed.data.synthetic import DOMAINS, draw
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.gate import FILE, SIZES, Samples, SetFigures, bounds, set_figures
+from ddib_fed.engine.model import DomainModel
 from ddib_fed.files import write_json
-from ddib_fed.models.allowances import SetAllowances
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.sidecars import SetAllowances
 
 INTO = Path(__file__).resolve().parents[2] / "ddib_fed" / "bridge" / "judging" / FILE
 POINTS, TOGETHER = 8_192, 4_096

@@ -14,7 +14,7 @@ from benchmarks.speed.shared.two_nodes import EVALUATIONS, Pair, arrived, png_fi
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
 
 CLIENTS = 16
 EACH = 2

@@ -16,15 +16,15 @@ from itertools import cycle, islice
 import torch
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.budget import Recipe
-from ddib_fed.bridge.engine.executors import CallingThread
-from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.engine.streams import submit_ranges
-from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.executors import CallingThread
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import Control
+from ddib_fed.engine.stack import Trajectory
+from ddib_fed.engine.streams import submit_ranges
+from ddib_fed.models.bundle import pretrained
 
 REQUESTERS = 16
 MIXES = {

@@ -21,8 +21,8 @@ from benchmarks.speed.shared.two_nodes import (
     processor_seconds,
     two_nodes,
 )
-from ddib_fed.datasets.synthetic import sample
-from source_node.pipeline.items import RANGE_ROWS
+from ddib_fed.data.synthetic import sample
+from source_node.pipeline import RANGE_ROWS
 
 BATCHES = 16, 32, 64
 """Pictures of a network call in both processes; the fastest of them is the baseline."""

@@ -35,15 +35,15 @@ from benchmarks.speed.shared.wire_baselines import (
     serve_bare,
     serve_raw,
 )
-from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.party import Control
 from ddib_fed.latent import Latent, moments
-from ddib_fed.trust import tls
-from ddib_fed.wire.contracts.contract import Contract, ContractSide
-from ddib_fed.wire.latent import ApprovedLatent, approve
-from source_node.peer.decode_call import Answer
-from source_node.peer.remote import Remote, Remotes
+from ddib_fed.protocol.contract import Contract, ContractSide
+from ddib_fed.protocol.latent import ApprovedLatent, approve
+from ddib_fed.security import tls
+from source_node.decode_call import Answer
+from source_node.remote import Remote, Remotes
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_institution
 

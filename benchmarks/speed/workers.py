@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from benchmarks.speed.shared.harness import Form, Report, main
 from benchmarks.speed.shared.pools import DOMAIN, TOGETHER, measure_pools, recipe
-from ddib_fed.bridge.engine.executors import process_pool
+from ddib_fed.engine.executors import process_pool
 
 
 def measure(form: Form) -> Report:

@@ -8,14 +8,18 @@ that the same option is found in the same place in every command; one that is in
 from __future__ import annotations
 
 import importlib
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import click
 
-from ddib_fed.names import nearest
+from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, nearest
+from ddib_fed.terminal import say
 
 FOLDED_FROM = 13
 """Options from which on a command's help is folded."""
@@ -171,3 +175,15 @@ def command(name: str | None = None, **attributes: Any) -> Callable[[Callable[..
 
 def group(**attributes: Any) -> Callable[[Callable[..., Any]], Group]:
     return click.group(cls=Group, **attributes)
+
+
+def with_config(path: Path) -> str:
+    found = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
+    return "" if path == found else f" --config {shlex.quote(str(path))}"
+
+
+def say_next(steps: Sequence[tuple[str, str]]) -> None:
+    """Print the next commands, each on a line of its own below its purpose."""
+    say("next:")
+    for command, purpose in steps:
+        say(f"  {purpose}:", f"    {command}")

@@ -17,8 +17,7 @@ import click
 
 from ddib_fed.cli.help import WIDEST, Group, command
 from ddib_fed.errors import ExitCode
-from ddib_fed.terminal import escape, relay, say
-from ddib_fed.unexpected import explained
+from ddib_fed.terminal import escape, explained, relay, say
 from ddib_fed.version import __version__
 
 
@@ -30,70 +29,66 @@ class Lazy(NamedTuple):
 
 
 COMMANDS: Mapping[str, Lazy] = {
-    "demo": Lazy(
-        "ddib_fed.cli.demo.command:demo", "Two institutions on this machine translate there and back."
-    ),
+    "demo": Lazy("ddib_fed.cli.demo:demo", "Two institutions on this machine translate there and back."),
     "translate": Lazy(
-        "ddib_fed.cli.client.translate:translate",
+        "ddib_fed.cli.translate:translate",
         "Translate files and folders to another domain.",
     ),
-    "web": Lazy(
-        "ddib_fed.cli.client.web:web", "Translate in the browser: drop pictures, watch, compare, download."
-    ),
+    "web": Lazy("ddib_fed.cli.web:web", "Translate in the browser: drop pictures, watch, compare, download."),
     "domains": Lazy(
-        "ddib_fed.cli.client.domains:domains", "List the available target domains, and whether each is ready."
+        "ddib_fed.cli.job:domains", "List the available target domains, and whether each is ready."
     ),
-    "job": Lazy("ddib_fed.cli.client.job:job", "Submit, watch, fetch, cancel and delete jobs."),
+    "job": Lazy("ddib_fed.cli.job:job", "Submit, watch, fetch, cancel and delete jobs."),
     "doctor": Lazy(
-        "ddib_fed.cli.client.doctor:doctor",
+        "ddib_fed.cli.job:doctor",
         "Check the client's profile, its connection to the source node, and both clocks.",
     ),
     "completion": Lazy(
         "ddib_fed.cli.main:completion", "Print the script that lets a shell complete commands and options."
     ),
-    "init": Lazy("ddib_fed.cli.node.init:init", "Write a node's configuration or a client's profile."),
+    "init": Lazy("ddib_fed.cli.init:init", "Write a node's configuration or a client's profile."),
     "pki": Lazy(
-        "ddib_fed.cli.node.pki:pki",
+        "ddib_fed.cli.pki:pki",
         "Make the institution's CA; request, issue, install, show and withdraw certificates.",
     ),
     "peer": Lazy(
-        "ddib_fed.cli.node.peer:peer",
+        "ddib_fed.cli.peer:peer",
         "Export this node's peer file; add, list, test, suspend, resume and remove peers.",
     ),
     "pair": Lazy(
-        "ddib_fed.cli.node.peer:pair",
+        "ddib_fed.cli.peer:pair",
         "Admit another institution's node, and be admitted there, with a code read out by telephone.",
     ),
     "calibrate": Lazy(
-        "ddib_fed.cli.calibrate.command:calibrate",
+        "ddib_fed.cli.calibrate:calibrate",
         "Agree with a peer on how two domains correspond; evaluate such a calibration.",
     ),
-    "status": Lazy("ddib_fed.cli.node.status:status", "Show the state of the node on this machine."),
+    "status": Lazy("ddib_fed.cli.status:status", "Show the state of the node on this machine."),
     "reload": Lazy(
-        "ddib_fed.cli.node.status:reload", "Make the node re-read its peers, withdrawals and certificates."
+        "ddib_fed.cli.status:reload", "Make the node re-read its peers, withdrawals and certificates."
     ),
     "workers": Lazy(
-        "ddib_fed.cli.node.status:workers", "Show the node's workers, or change their number to COUNT."
+        "ddib_fed.cli.status:workers", "Show the node's workers, or change their number to COUNT."
     ),
     "drain": Lazy(
-        "ddib_fed.cli.node.status:drain",
+        "ddib_fed.cli.status:drain",
         "Drain the node: accept no more work, finish running work, and exit.",
     ),
     "audit": Lazy(
-        "ddib_fed.cli.node.audit.command:audit",
+        "ddib_fed.cli.audit:audit",
         "Read, follow, export and verify the node's audit log; exchange its ends with peers.",
     ),
     "try": Lazy(
-        "ddib_fed.cli.models.trying:try_",
+        "ddib_fed.cli.train:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
     ),
-    "model": Lazy("ddib_fed.cli.models.model:model", "List, copy, train, sample, show and import models."),
+    "model": Lazy("ddib_fed.cli.model:model", "List, copy, train, sample, show and import models."),
     "classifier": Lazy(
-        "ddib_fed.cli.models.train:classifier",
+        "ddib_fed.cli.train:classifier",
         "Train classifiers of noisy pictures, for guidance.",
     ),
     "colours": Lazy(
-        "ddib_fed.cli.models.colours:colours",
+        "ddib_fed.paper.commands:colours",
         "Give one photograph the colours of another; compare with optimal transport.",
     ),
     "privacy": Lazy(
@@ -101,7 +96,7 @@ COMMANDS: Mapping[str, Lazy] = {
         "Attack a model's own latents and samples; train with differential privacy.",
     ),
     "evaluate": Lazy(
-        "ddib_fed.cli.models.evaluate:evaluate",
+        "ddib_fed.cli.evaluate:evaluate",
         "Evaluate a folder of translated pictures against references.",
     ),
 }

@@ -9,10 +9,10 @@ import click
 from click.core import ParameterSource
 
 from ddib_fed.errors import UsageError
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
 
 if TYPE_CHECKING:
-    from ddib_fed.diffusion.levels.public import PublicLevels
+    from ddib_fed.diffusion.grids import PublicLevels
     from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.models.manifest import Manifest
 
@@ -59,7 +59,7 @@ _OF_LEVELS = ("noise_schedule", "diffusion_steps", "timestep_respacing", "ddpm")
 
 def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> SolverSettings:
     """Remove the integration options from `given`; contradictions are usage errors."""
-    from ddib_fed.diffusion.levels.public import PublicLevels
+    from ddib_fed.diffusion.grids import PublicLevels
     from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
 
     evaluations, solver, grid, order = (

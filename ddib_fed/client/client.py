@@ -10,17 +10,24 @@ nothing of gRPC.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 from opentelemetry.trace import SpanKind
 
-from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait
-from ddib_fed.client.payload import Payload, name_item, payloads, send_job
+from ddib_fed.client.connection import (
+    BUSY_PATIENCE_S,
+    CALL_S,
+    PATIENCE_S,
+    Connection,
+    JobStreams,
+    OnWait,
+    get_job,
+)
+from ddib_fed.client.payload import Payload, name_item, payloads, send_job, split_target
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.streams import CALL_S, JobStreams, get_job
-from ddib_fed.client.submission import job_header
 from ddib_fed.client.views import (
     JOB_STATES,
     Domains,
@@ -31,15 +38,51 @@ from ddib_fed.client.views import (
     job_view,
     require_finished,
 )
-from ddib_fed.errors import (
-    DdibError,
-    JobNotFound,
-)
+from ddib_fed.errors import DdibError, JobNotFound
 from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
+from ddib_fed.protocol.messages import Event, JobState, Settings, settings_to_pb
 from ddib_fed.telemetry import Tracing, open_tracing
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
-from ddib_fed.wire.jobs import Event, JobState, Settings
+
+
+def job_header(
+    target: str,
+    settings: Settings,
+    *,
+    items: int,
+    cycle: bool,
+    keep_latent: bool,
+    request_id: str | None,
+    deadline_s: float | None,
+    source_class: str,
+    target_class: str,
+    guidance: Guidance,
+    classes: Sequence[tuple[str, str]],
+    model_size: bool,
+    no_calibration: bool,
+) -> pb.JobHeader:
+    """The header of a job of that many items; the other arguments are those of `Client.submit`."""
+    institution, domain = split_target(target)
+    return pb.JobHeader(
+        protocol=PROTOCOL,
+        request_id=request_id or str(uuid.uuid4()),
+        target_institution=institution,
+        target_domain=domain,
+        solver=settings_to_pb(settings),
+        cycle=cycle,
+        keep_latent=keep_latent,
+        items=items,
+        deadline_s=int(deadline_s or 0),
+        source_class=source_class,
+        target_class=target_class,
+        guidance=guidance_to_pb(guidance),
+        item_classes=[pb.ItemClasses(source_class=own, target_class=other) for own, other in classes],
+        model_size=model_size,
+        no_calibration=no_calibration,
+    )
+
 
 Origin = str | Path | bytes | Payload
 
@@ -166,7 +209,7 @@ class Client:
             deadline_s: Seconds until the job fails; by default the node's.
             source_class: Name or index of the class that the items are of, where the node's model has classes.
             target_class: Name or index of the class that they become, where the target has classes.
-            guidance: How the target guides decoding towards the class; needs protocol 1.2 at both nodes.
+            guidance: How the target guides decoding towards the class.
             classes: (source class, target class) of each item, instead of one of each for all.
             model_size: Whether pictures come back at the models' size, each with the picture as the source's model saw
                 it (`Part.SOURCE`).

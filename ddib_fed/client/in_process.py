@@ -15,23 +15,7 @@ from typing import Any
 
 import torch
 
-from ddib_fed.bridge.arrays import Asked, check_translation, item_of
-from ddib_fed.bridge.calibration.applied import map_between
-from ddib_fed.bridge.calibration.record import Calibration
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.model import DomainModel, check_given
-from ddib_fed.bridge.party import Failed
-from ddib_fed.bridge.records.translation_record import (
-    MOST_TILES,
-    LatentFigures,
-    Part,
-    SolverUsed,
-    Translation,
-    guidance_used,
-    tiles_in,
-)
-from ddib_fed.bridge.translate import Item, Translated, translate
+from ddib_fed.calibration.record import Calibration, map_between
 from ddib_fed.client.client import Client, Origin
 from ddib_fed.client.payload import MAX_ITEM_BYTES, Payload, name_item, payloads
 from ddib_fed.client.profile import Profile
@@ -46,15 +30,29 @@ from ddib_fed.client.views import (
     ResultFile,
     Submitted,
 )
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, check_translation, item_of
+from ddib_fed.engine.local_party import LocalParty
+from ddib_fed.engine.model import DomainModel, check_given
+from ddib_fed.engine.party import Control, Failed, Item, Translated, translate
+from ddib_fed.engine.record import (
+    MOST_TILES,
+    LatentFigures,
+    Part,
+    SolverUsed,
+    Translation,
+    guidance_used,
+    tiles_in,
+)
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
+from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.evaluation.samples import Given, samples_of
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.metrics.pictures import picture_rule
-from ddib_fed.rpc.refused import refused_facts
-from ddib_fed.runs.samples import Given, samples_of
-from ddib_fed.samples.images import ImageLimits, decode_image
-from ddib_fed.samples.points import to_npy
-from ddib_fed.wire.jobs import Event, ItemState, JobState, Settings
+from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.messages import Event, ItemState, JobState, Settings
 
 INSTITUTION = "here"
 """What targets are called: `here/relief`."""

@@ -33,11 +33,11 @@ from ddib_fed.formats.recognition import (
     format_of,
     format_of_content,
 )
-from ddib_fed.rpc import refused
+from ddib_fed.protocol import job_messages
+from ddib_fed.protocol.streams import stream
 from ddib_fed.telemetry import trace_entries
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
-from ddib_fed.wire.streams import stream
 
 MAX_ITEM_BYTES = 1 << 30
 """The client's limit on one item; the node's own limit is usually lower, and in its refusal."""
@@ -165,9 +165,9 @@ def _kept_here(name: str, kind: Format) -> InputError:
 
 def refused_items(error: DdibError) -> dict[int, str]:
     """Number and reason of each item for which a node refused a job; empty where it did not refuse one for an item."""
-    found = refused.refused_items(error.facts)
+    found = job_messages.refused_items(error.facts)
     first = error.facts.get("item", "")
-    if refused.is_number(first):
+    if job_messages.is_number(first):
         found.setdefault(int(first), error.reason)
     return found
 
@@ -175,10 +175,10 @@ def refused_items(error: DdibError) -> dict[int, str]:
 def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     """The error with the file's name, if the node named the item, and with what does not fit."""
     number = error.facts.get("item", "")
-    if not (refused.is_number(number) and int(number) < len(items)):
+    if not (job_messages.is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
-    from ddib_fed.samples.kinds import name_file
+    from ddib_fed.data.pictures import name_file
 
     origin = items[int(number)].origin
     name = f"item {number}" if isinstance(origin, bytes) else str(origin)

@@ -6,14 +6,17 @@ The private key and the certificates are in a folder beside the file, never in i
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, field_validator
 
-from ddib_fed.errors import ConfigError, FileMissing
-from ddib_fed.rpc.addresses import split_address
-from ddib_fed.rpc.proxy import Proxy, ProxyUrl
+from ddib_fed.errors import ConfigError, FileMissing, Unauthenticated
+from ddib_fed.protocol.addresses import Proxy, ProxyUrl, split_address
+from ddib_fed.security.pki import load_identity
+from ddib_fed.security.renewal import is_due, renew_through, utc_now
 from ddib_fed.telemetry import TelemetrySettings
 from ddib_fed.toml_files import load_toml
 
@@ -140,3 +143,25 @@ def render_client_toml(
         identity=source_identity,
         pki=pki,
     )
+
+
+def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
+    """Renew a client's certificate through its source node when two thirds of its life are over."""
+    moment = now or utc_now()
+    credentials = load_identity(profile.pki_folder)
+    if not is_due(credentials, moment):
+        return False
+    if moment >= credentials.not_after:
+        raise Unauthenticated(
+            f"the certificate of {credentials.identity} expired at {credentials.not_after:%Y-%m-%d %H:%M} UTC",
+            hint=f"ddib pki request --folder {shlex.quote(str(profile.pki_folder))} --identity {credentials.identity}",
+        )
+    renew_through(
+        profile.pki_folder,
+        address=profile.source_address,
+        server_name=profile.source_identity,
+        hop=profile.hop,
+        proxy=profile.way,
+        now=moment,
+    )
+    return True

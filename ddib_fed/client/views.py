@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ddib_fed.bridge.records.translation_record import Part, Translation
+from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -17,11 +17,17 @@ from ddib_fed.errors import (
     error_class,
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.protocol.contract import NO_GUIDANCE, CalibrationTerms, GuidanceTerms, guidance_from_pb
+from ddib_fed.protocol.messages import (
+    Event,
+    ItemState,
+    JobState,
+    Settings,
+    enum_members,
+    from_message,
+    settings_from_pb,
+)
 from ddib_fed.v1 import common_pb2, translation_pb2
-from ddib_fed.wire.contracts.calibration import CalibrationTerms
-from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms, guidance_from_pb
-from ddib_fed.wire.jobs import Event, ItemState, JobState, Settings, settings_from_pb
-from ddib_fed.wire.mapping import enum_members, from_message
 
 
 class Media(StrEnum):

@@ -8,17 +8,19 @@ A driver advances a solver under `no_grad`, on one thread, and always closes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Condition, Denoiser
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places
+from ddib_fed.diffusion.guidance import Wrapped
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.diffusion.solvers import Draw, Solver
-from ddib_fed.errors import SettingsInvalid
+from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 
 # Told (evaluations done, evaluations in all) after each evaluation.
 OnStep = Callable[[int, int], None]
@@ -254,3 +256,73 @@ def _over_legs(on_step: OnStep | None, legs: int) -> Callable[[int], OnStep | No
         return lambda done, total: on_step(index * total + done, legs * total)
 
     return of_leg
+
+
+Way = Literal["slerp", "lerp"]
+# Nearer to 0 or pi than this the formula divides by nothing, or the way round is not determined.
+SMALLEST_ANGLE = 1e-4
+
+
+def interpolate(start: Tensor, end: Tensor, weights: Sequence[float], *, way: Way = "slerp") -> Tensor:
+    """Latents on the way from `start` to `end`.
+
+    Args:
+        start: One latent (*sample_shape), floating, not zero.
+        end: Another, of the same shape, dtype and device.
+        weights: Where on the way, each in [0, 1]; 0 gives `start`, 1 gives `end`.
+        way: "slerp" on the sphere, "lerp" on the straight line.
+
+    Returns:
+        (number of weights, *sample_shape), dtype of `start`.
+
+    Raises:
+        ShapeMismatch: The two differ in shape.
+        SettingsInvalid: A weight outside [0, 1], or a way that does not exist.
+    """
+    if start.shape != end.shape:
+        raise ShapeMismatch(
+            f"there is no way between latents of shapes {tuple(start.shape)} and {tuple(end.shape)}"
+        )
+    if way not in get_args(Way):
+        raise SettingsInvalid(f"there is no way {way!r} between latents", hint="slerp or lerp")
+    if not all(0.0 <= weight <= 1.0 for weight in weights):
+        raise SettingsInvalid("weights between two latents are in [0, 1]")
+    theta = angle(start, end)
+    straight = way == "lerp" or not SMALLEST_ANGLE < theta < math.pi - SMALLEST_ANGLE
+    shares = [(1.0 - w, w) if straight else _shares(w, theta) for w in weights]
+    return torch.stack([a * start + b * end for a, b in shares])
+
+
+def angle(start: Tensor, end: Tensor) -> float:
+    """The angle between two latents seen as vectors, in [0, pi]; pi / 2 within a few percent for independent ones."""
+    a, b = start.double().flatten(), end.double().flatten()
+    # atan2 of the two halves keeps its digits where acos of a product near 1 loses them (Kahan).
+    a, b = a / a.norm(), b / b.norm()
+    return 2.0 * math.atan2(float((a - b).norm()), float((a + b).norm()))
+
+
+def _shares(weight: float, theta: float) -> tuple[float, float]:
+    return math.sin((1.0 - weight) * theta) / math.sin(theta), math.sin(weight * theta) / math.sin(theta)
+
+
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """R x for x (N, C, ...) and R (C, C) of its dtype and device."""
+    return torch.einsum("ij,nj...->ni...", rotation, x)
+
+
+class Rotated(Wrapped):
+    """A denoiser that works in the rotated basis.
+
+    Args:
+        denoiser: In the model's own basis, with whatever guides or clips it.
+        rotation: R, (C, C), orthogonal.
+    """
+
+    def __init__(self, denoiser: Denoiser, rotation: Tensor) -> None:
+        super().__init__(denoiser)
+        self.rotation = rotation
+
+    def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
+        """As `Denoiser.at`, x and v in the rotated basis."""
+        rotation = self.rotation.to(x.dtype)
+        return rotated(self.inner.at(rotated(x, rotation.T), places, cond), rotation)

@@ -14,18 +14,104 @@ that x_s = x + (phi_s - phi_t) u in one evaluation (Geng et al., MeanFlow, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.running import Plain, Run
 from ddib_fed.diffusion.schedule import Level
-from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import SettingsInvalid
+
+
+def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """`tensor` on `device` in `dtype`; from the host to a GPU by way of pinned memory, without waiting.
+
+    The host may reuse nothing of it earlier than the copy is done: the allocator of pinned memory sees to that.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, dtype or tensor.dtype)
+
+
+def to_host(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy `tensor` to the host; what is returned waits for that copy alone, and gives it.
+
+    The copy takes the values that work queued so far leaves in `tensor`, beside whatever is queued later.
+    """
+    if tensor.device.type != "cuda":
+        host = tensor.cpu()
+        return lambda: host
+    stream = _copies(tensor.device)
+    stream.wait_stream(torch.cuda.current_stream(tensor.device))
+    with torch.cuda.stream(stream):
+        staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        staged.copy_(tensor, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(stream)
+    tensor.record_stream(stream)  # its memory is not given to another tensor before the copy is done
+
+    def arrived() -> Tensor:
+        done.synchronize()
+        return staged
+
+    return arrived
+
+
+_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    if device not in _STREAMS:
+        _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _STREAMS[device]
+
+
+class Run(Protocol):
+    """Answers for a network."""
+
+    def __call__(
+        self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]
+    ) -> Tensor: ...
+
+
+class Plain:
+    """Calls the network.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+        self.device = parameter.device
+
+    def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
+        there, further = self.placed(times, extra)
+        return self._answer(x, there, rows, {**extra, **further})
+
+    def _answer(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Any]) -> Tensor:
+        """Call the network; without gradients in inference mode, in which a call of few rows costs 4 to 7 % less."""
+        if torch.is_grad_enabled():
+            out: Tensor = self.network(x, times, rows=rows, **extra)
+            return out
+        network = self.network_for(len(x))
+        with torch.inference_mode():
+            out = network(x, times, rows=rows, **extra)
+        return out.clone()  # a tensor that may be written outside of it
+
+    def network_for(self, rows: int) -> nn.Module:  # noqa: ARG002 - for classes that have several
+        """The network that is called for so many rows without gradients."""
+        return self.network
+
+    def placed(self, times: Tensor, extra: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The times, and those of "to" where they are asked, on the network's device."""
+        further = {"to": on_device(extra["to"], self.device)} if "to" in extra else {}
+        return on_device(times, self.device), further
+
 
 Parameterisation = Literal["eps", "x0", "v"]
 TimeInput = Literal["timestep", "lambda", "scaled-lambda"]

@@ -15,9 +15,17 @@ from torch import Tensor
 
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.denoiser import Condition
-from ddib_fed.diffusion.levels.grids import Grid, check_grid, make_grid
-from ddib_fed.diffusion.levels.learned import LEARNED_GRID, Frame, LearnedLegs, LearnedSteps
-from ddib_fed.diffusion.levels.public import PublicLevels, public_grids
+from ddib_fed.diffusion.grids import (
+    LEARNED_GRID,
+    Frame,
+    Grid,
+    LearnedLegs,
+    LearnedSteps,
+    PublicLevels,
+    check_grid,
+    make_grid,
+    public_grids,
+)
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.diffusion.solvers import Draw, Solver
 from ddib_fed.errors import SettingsInvalid

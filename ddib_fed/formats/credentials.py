@@ -18,9 +18,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from ddib_fed.bridge.records.translation_record import Translation
-from ddib_fed.errors import ConfigError, InputError
-from ddib_fed.extras import extra
+from ddib_fed.engine.record import Translation
+from ddib_fed.errors import ConfigError, InputError, extra
 from ddib_fed.files import read_private, read_small
 from ddib_fed.version import __version__
 

@@ -19,13 +19,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ddib_fed.data.decoding import Pixels
 from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.formats.intensity import chosen_rule
-from ddib_fed.formats.origin import Origin
 from ddib_fed.formats.recognition import COPY, beginning_of
-from ddib_fed.formats.slices import Slices
-from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Translated
-from ddib_fed.samples.formats.decoded import Pixels
+from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Origin, Slices, Translated
 from ddib_fed.version import __version__
 
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from ddib_fed.errors import DdibError, UsageError
-from ddib_fed.formats.dicom.finding import is_directory_file, listed_files
-from ddib_fed.formats.dicom.study import FoundSeries, find_dicom
+from ddib_fed.formats.dicom import is_directory_file, listed_files
+from ddib_fed.formats.dicom_writing import FoundSeries, find_dicom
 from ddib_fed.formats.geotiff import geotiff_origin, read_geotiff
 from ddib_fed.formats.nifti import nifti_origin, read_nifti
-from ddib_fed.formats.origin import Bad, Origin
 from ddib_fed.formats.pictures import picture_origin, read_picture
 from ddib_fed.formats.recognition import Format, Recognised, Sighting, recognise
-from ddib_fed.formats.study import Choice, Options, Studies, Study, Unread
+from ddib_fed.formats.study import Bad, Choice, Options, Origin, Studies, Study, Unread
 
 _READERS: Final[
     dict[Format, tuple[Callable[[Path, Options, str], Origin], Callable[[Path, Options, str], Study]]]

@@ -15,23 +15,23 @@ from typing import Any, Final
 
 import numpy as np
 
-from ddib_fed.bridge.records.translation_record import tiles_in
-from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
-from ddib_fed.formats.intensity import AUTO, Rule
-from ddib_fed.formats.origin import Origin
-from ddib_fed.formats.recognition import PICTURES
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Translated
-from ddib_fed.formats.tiles import Grid, Tiles
-from ddib_fed.samples.formats.decoded import (
+from ddib_fed.data.decoding import (
+    ORIENTATION,
     ImageLimits,
     Pixels,
     faults_as_unreadable,
+    open_pillow,
+    pillow_pixels,
     too_many_frames,
     upright,
 )
-from ddib_fed.samples.formats.png_jpeg_npy import ORIENTATION, open_pillow, pillow_pixels
-from ddib_fed.samples.images import decode_image, encode_png, image_format, read_content
-from ddib_fed.samples.picture_memory import cost_of
+from ddib_fed.data.pictures import cost_of, decode_image, encode_png, image_format, read_content
+from ddib_fed.engine.record import tiles_in
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
+from ddib_fed.formats.geotiff import Grid, Tiles
+from ddib_fed.formats.intensity import AUTO, Rule
+from ddib_fed.formats.recognition import PICTURES
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated
 
 _LOSSLESS: Final[dict[str, dict[str, Any]]] = {
     "JPEG2000": {"irreversible": False},

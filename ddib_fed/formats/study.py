@@ -5,6 +5,7 @@ The rule: an item holds pixels, their type and their shape, and no value of the 
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +14,78 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ddib_fed.bridge.records.translation_record import Translation
-from ddib_fed.errors import InputError, ItemNotFound
-from ddib_fed.formats.intensity import AUTO
-from ddib_fed.formats.origin import Origin
-from ddib_fed.samples.formats.decoded import Pixels
-from ddib_fed.samples.images import decode_image
+from ddib_fed.data.decoding import Pixels
+from ddib_fed.data.pictures import decode_image
+from ddib_fed.engine.record import Translation
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError, ItemNotFound
+from ddib_fed.formats.intensity import AUTO, Rule, is_empty, item_bytes, measure_flicker
+
+Bad = list[tuple[Path, DdibError]]
+"""What cannot be read, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a study is made from: the same origin makes the same items."""
+
+    given: Path
+    name: str
+    outputs: tuple[str, ...]
+    inputs: tuple[Path, ...]
+    settings: Mapping[str, Any]
+    label: str = ""
+    also: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    suffix: str = ""
+    series_sha256: str = ""
+
+    @classmethod
+    def of_file(
+        cls,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        suffix: str,
+        within: str = "",
+        results: Sequence[str] = (),
+        beside: Sequence[str] = (),
+    ) -> Origin:
+        """Of a file that becomes a file of the same kind."""
+        called = within + safe_name(path.name[: len(path.name) - len(suffix)])
+        outputs, others = (
+            tuple(f"{called}{each}" for each in names) for names in (results or (suffix,), beside)
+        )
+        return cls(path, called, outputs, (path,), settings, beside=others, suffix=suffix)
+
+    def renamed(self, name: str) -> Origin:
+        """The same, whose results are called otherwise."""
+        outputs, beside = (
+            tuple(name + each.removeprefix(self.name) for each in names)
+            for names in (self.outputs, self.beside)
+        )
+        return replace(self, name=name, outputs=outputs, beside=beside)
+
+    @property
+    def called(self) -> str:
+        return self.label or str(self.given)
+
+    def sha256(self) -> str:
+        """Digest of all that is read, hex: of a file its own, of several that of their sorted digests."""
+        digests = []
+        for path in self.inputs:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return (
+            digests[0] if len(digests) == 1 else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+        )
+
+
+def safe_name(text: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-.")
+    return kept or "study"
+
 
 MAX_BYTES: Final = 3 << 29
 """Of the values of a volume or a map as they are read; about three times as much is in memory at once."""
@@ -312,3 +378,63 @@ def require_size(plane: Pixels, size: tuple[int, int]) -> None:
             f"results have {found} pixels, {sent} were sent: the model crops pictures, so they cannot be put together",
             hint="a source whose model has the size rule resize or pad (ddib domains)",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """A volume in the numbers that a model takes."""
+
+    numbers: Pixels
+    sent: tuple[int, ...]
+    intensity: dict[str, Any]
+    rule: str
+
+    @classmethod
+    def of(cls, values: NDArray[Any], rule: Rule) -> Slices:
+        """The slices of a volume."""
+        intensity = rule.on(values)
+        # What is sent as it is has one type for the whole volume; all else is made slice by slice, to save memory.
+        whole = intensity.as_it_is
+        numbers = intensity.numbers(values) if whole else np.stack([intensity.numbers(v) for v in values])
+        least, most = float(numbers.min()), float(numbers.max())
+        sent = tuple(
+            at for at, plane in enumerate(numbers) if not is_empty(plane, least, max(most - least, 1e-9))
+        )
+        if not sent:
+            raise ImageUnreadable("none of its slices shows anything but background")
+        return cls(numbers, sent, intensity.record(values), rule.text)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return int(self.numbers.shape[1]), int(self.numbers.shape[2])
+
+    def items(self) -> Iterator[bytes]:
+        for at in self.sent:
+            yield item_bytes(self.numbers[at])
+
+    def stack(self, translated: Translated) -> Pixels:
+        return translated.stack(self.sent, len(self.numbers), self.size)
+
+    def missing(self, translated: Translated) -> list[int]:
+        return [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None]
+
+    def report(self, translated: Translated, stack: Pixels) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Sections of the provenance, and lines for the person."""
+        empty = sorted(set(range(len(self.numbers))) - set(self.sent))
+        first, last = self.sent[0], self.sent[-1] + 1
+        flicker = measure_flicker(self.numbers[first:last], stack[first:last])
+        report = {
+            "intensity": self.intensity,
+            "output": translated.record(),
+            "slices": {
+                "count": len(self.numbers),
+                "sent": len(self.sent),
+                "empty": empty,
+                "refused": self.missing(translated),
+            },
+            "flicker": None if flicker is None else flicker.record(),
+        }
+        said = [] if flicker is None else [flicker.say()]
+        if empty:
+            said.append(f"{len(empty)} of {len(self.numbers)} slices are background and were not sent")
+        return report, tuple(said)

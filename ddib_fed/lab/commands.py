@@ -9,10 +9,10 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command, group
-from ddib_fed.cli.model_options import THREADS
-from ddib_fed.cli.models.model import attacked_lines, distilled_lines
-from ddib_fed.cli.models.train import FORCE, OUT, RESUME, given, run, train_options, trained
+from ddib_fed.cli.model import attacked_lines, distilled_lines
+from ddib_fed.cli.options import THREADS
 from ddib_fed.cli.output import lines, outcome, print_json
+from ddib_fed.cli.train import FORCE, OUT, RESUME, given, run, train_options, trained
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
 from ddib_fed.terminal import say
 from ddib_fed.training.config import checked, options_of
@@ -89,12 +89,11 @@ def report(
     bound: with more samples or more time an attacker recovers more. The figures are written into privacy.json beside
     the weights; the digest does not change.
     """
-    from ddib_fed.bridge.threads import torch_threads
-    from ddib_fed.cli.models.opening import open_model
+    from ddib_fed.cli.opening import open_model
     from ddib_fed.lab.report import Wanted, privacy_report
-    from ddib_fed.models.bundle import put_beside
-    from ddib_fed.models.privacy import PRIVACY_FILE
-    from ddib_fed.models.shipped import shipped_name
+    from ddib_fed.models.bundle import put_beside, shipped_name
+    from ddib_fed.models.sidecars import PRIVACY_FILE
+    from ddib_fed.networks.placement import torch_threads
 
     words = _command(data, training, samples, surrogate_seconds, evaluations, seed)
     wanted = Wanted(data, training, samples, evaluations, surrogate_seconds, seed, words)
@@ -132,7 +131,7 @@ def train_private(*, out: Path, resume: bool, force: bool, **settings: Any) -> N
     """Train a model with differential privacy of each training sample (DP-SGD; needs the extra dp).
 
     Otherwise as `ddib model train`, with its options. It bounds what the weights tell of one training sample, and hides
-    no picture that is translated (docs/differential-privacy.md).
+    no picture that is translated (SECURITY.md).
     """
     config = checked(PrivateTrainConfig, given(settings), "ddib privacy train --help")
     run(config, out, resume=resume, force=force)

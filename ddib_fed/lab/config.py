@@ -29,7 +29,7 @@ class PrivateTrainConfig(TrainConfig):
         float,
         says(
             "What the whole run may spend at most. It bounds what the weights tell of one training sample, and hides "
-            "no picture that is translated (docs/differential-privacy.md).",
+            "no picture that is translated (SECURITY.md).",
             MODELS,
             gt=0,
             le=1000,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddib_fed.data.folder import Progress, require_outside
 from ddib_fed.diffusion.bridge import decode, integrate, soften
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, plan
@@ -18,18 +19,13 @@ from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.lab.config import DistilConfig
 from ddib_fed.lab.teacher import Pool, Questions, Say, Starts, Teacher, asked, open_starts
-from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.bundle import Bundle, open_bundle
 from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
-from ddib_fed.models.shipped import open_bundle
-from ddib_fed.networks.configs import MlpConfig, UNetConfig
-from ddib_fed.networks.registry import build_network, network_with
-from ddib_fed.samples.scans import Progress, require_outside
-from ddib_fed.training.loop.prefetch import Piece
-from ddib_fed.training.loop.trainer import Trainer
-from ddib_fed.training.opening import OnScan, Opened
-from ddib_fed.training.pictures.initial import channels_last
-from ddib_fed.training.pictures.sources import PictureSource
+from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network, network_with
+from ddib_fed.training.run import OnScan, Opened
 from ddib_fed.training.run_folder import DTYPES
+from ddib_fed.training.sources import PictureSource, channels_last
+from ddib_fed.training.trainer import Piece, Trainer
 
 _OF_THE_TEACHER = (
     "sample_kind", "sample_shape", "parameterisation", "time_input", "schedule", "normalisation", "value_range",

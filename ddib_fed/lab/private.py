@@ -15,10 +15,12 @@ import hashlib
 import math
 import os
 import secrets
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,22 +30,95 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from ddib_fed.datasets.synthetic import normals
+from ddib_fed.data.synthetic import normals
 from ddib_fed.diffusion.schedule import DiscreteSchedule
-from ddib_fed.errors import SettingsInvalid, StateConflict
+from ddib_fed.errors import SettingsInvalid, StateConflict, extra
 from ddib_fed.files import write_file
-from ddib_fed.lab.accounting import Ledger, noise_for, require_opacus
 from ddib_fed.lab.config import PrivateTrainConfig
-from ddib_fed.models.dp import DifferentialPrivacy
-from ddib_fed.training.loop.checkpoint import Checkpoint
-from ddib_fed.training.loop.distributed import World
-from ddib_fed.training.loop.trainer import Task, Trainer
+from ddib_fed.models.manifest import DifferentialPrivacy
+from ddib_fed.training.checkpoint import Checkpoint
+from ddib_fed.training.distributed import World
 from ddib_fed.training.objective import make_batch, make_step_batch
-from ddib_fed.training.opening import OnScan, Opened, Say, open_run
-from ddib_fed.training.pictures.batches import COLUMNS, DROP, LEVEL
-from ddib_fed.training.pictures.sources import PictureSource
-from ddib_fed.training.pictures.task import PictureTask
+from ddib_fed.training.pictures import COLUMNS, DROP, LEVEL, PictureTask
 from ddib_fed.training.points import PointTask
+from ddib_fed.training.run import OnScan, Opened, Say, open_run
+from ddib_fed.training.sources import PictureSource
+from ddib_fed.training.trainer import Task, Trainer
+
+Mechanism = Literal["prv", "rdp"]
+
+
+def require_opacus() -> None:
+    """Return if the extra is installed."""
+    with extra(
+        "dp", "opacus", "training with differential privacy needs opacus", otherwise="leave --dp-epsilon out"
+    ):
+        import opacus  # noqa: F401
+
+
+def noise_for(mechanism: Mechanism, *, epsilon: float, delta: float, rate: float, steps: int) -> float:
+    """The least noise multiplier with which `steps` steps spend at most `epsilon`, to 0.01 of it."""
+    require_opacus()
+    from opacus.accountants.utils import get_noise_multiplier
+
+    try:
+        with _quiet():
+            found: float = get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=rate,
+                steps=steps,
+                accountant=mechanism,
+            )
+    except ValueError as error:
+        raise SettingsInvalid(
+            f"no noise is enough for epsilon {epsilon:g} at delta {delta:g} by the accountant {mechanism}",
+            hint="a larger --dp-epsilon, or --dp-accountant prv",
+        ) from error
+    return found
+
+
+class Ledger:
+    """What the steps of a run have spent."""
+
+    def __init__(self, mechanism: Mechanism, rate: float, noise_multiplier: float) -> None:
+        require_opacus()
+        from opacus.accountants import create_accountant
+
+        self.rate, self.noise_multiplier = rate, noise_multiplier
+        self._accountant = create_accountant(mechanism)
+
+    @property
+    def steps(self) -> int:
+        return int(sum(steps for _, _, steps in self._accountant.history))
+
+    def count(self) -> None:
+        self._accountant.step(noise_multiplier=self.noise_multiplier, sample_rate=self.rate)
+
+    def epsilon(self, delta: float) -> float:
+        """What was spent; 0 before the first step."""
+        if not self._accountant.history:
+            return 0.0
+        with _quiet():
+            return float(self._accountant.get_epsilon(delta))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"history": torch.tensor(self._accountant.history, dtype=torch.float64).reshape(-1, 3)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take a history that was stored; what follows has the noise of its last step."""
+        rows = tensors["history"].tolist()
+        self._accountant.history = [(noise, rate, int(steps)) for noise, rate, steps in rows]
+        if rows:
+            self.noise_multiplier = rows[-1][0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
 
 KEY_FILE = "noise.key"
 KEY_BYTES = 32

@@ -15,35 +15,249 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddib_fed.bridge.model import DomainModel
-from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import integrate, soften
-from ddib_fed.diffusion.levels.grids import Grid, grid_of, make_grid
+from ddib_fed.diffusion.grids import Grid, grid_of, make_grid
 from ddib_fed.diffusion.plans import SolverSettings, lambda_at
-from ddib_fed.errors import InputError
-from ddib_fed.lab import attacks
-from ddib_fed.lab.attacks import (
-    Inverter,
-    correlation_matrix,
-    first_by_correlation,
-    fit_inverter,
-    fit_point_inverter,
-)
-from ddib_fed.metrics import bootstrap, copies, retrieval
-from ddib_fed.metrics.pictures import compare
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.errors import InputError, ShapeMismatch
+from ddib_fed.evaluation import bootstrap, metrics
+from ddib_fed.evaluation.metrics import compare
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.carried import carried_domain
-from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.privacy import Copies, Figure, Membership, PrivacyReport, Reading
+from ddib_fed.models.manifest import Manifest, carried_domain
+from ddib_fed.models.sidecars import Copies, Figure, Membership, PrivacyReport, Reading
+from ddib_fed.networks.spectrum import cosines, pictures
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.own_samples import Counts, own_samples
-from ddib_fed.training.pictures.sources import array_source
 from ddib_fed.training.run import train
+from ddib_fed.training.sources import array_source
 
 Array = NDArray[np.float32]
+
+Numbers = NDArray[np.floating]
+TINY = 1e-9
+Inverse = Callable[[Array], Array]
+"""From latents (N, C, H, W) to pictures of that shape."""
+FEWEST_SAMPLES = 16
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+"""Of a regression, as multiples of the mean square of what it sees."""
+SET_ASIDE = 8
+"""One pair in so many chooses penalties and the inverter."""
+WIDTH, BLOCKS, BATCH, RATE = 24, (1, 2, 4), 24, 2e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Inverter:
+    """The best of the surrogates."""
+
+    name: str
+    inverse: Inverse
+    errors: dict[str, float]
+
+
+def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: int = 0) -> Inverter:
+    """Fit the surrogates to latents and their pictures (N, C, H, W), any units."""
+    if latents.shape != originals.shape or latents.ndim != 4 or len(latents) < FEWEST_SAMPLES:
+        raise ShapeMismatch(f"latents {latents.shape} with pictures {originals.shape}")
+    aside = np.arange(len(latents)) % SET_ASIDE == SET_ASIDE - 1
+    fitted, held = (latents[~aside], originals[~aside]), (latents[aside], originals[aside])
+    found: dict[str, Inverse] = {
+        name: _best([fit(*fitted, penalty) for penalty in PENALTIES], held)
+        for name, fit in (("frequency", _by_frequency), ("ridge", _ridge))
+    }
+    if steps:
+        found["network"] = _network(*fitted, found["frequency"], steps, seed)
+    errors = {name: _error(inverse, held) for name, inverse in found.items()}
+    best = min(errors, key=errors.__getitem__)
+    return Inverter(best, found[best], errors)
+
+
+def _error(inverse: Inverse, pairs: tuple[Array, Array]) -> float:
+    return float(np.square(inverse(pairs[0]).astype(np.float64) - pairs[1]).mean())
+
+
+def _best(candidates: list[Inverse], pairs: tuple[Array, Array]) -> Inverse:
+    return min(candidates, key=lambda inverse: _error(inverse, pairs))
+
+
+def _by_frequency(latents: Array, originals: Array, penalty: float) -> Inverse:
+    """For each frequency x = m_x + W (z - m_z) over the channels: (H, W, C, C)."""
+    z, x = (cosines(torch.from_numpy(each).double()) for each in (latents, originals))
+    centres = z.mean(0), x.mean(0)
+    seen, wanted = ((each - centre).permute(2, 3, 0, 1) for each, centre in zip((z, x), centres, strict=True))
+    second = seen.mT @ seen
+    size = penalty * second.diagonal(dim1=2, dim2=3).mean(-1) + 1e-9
+    second = second + size[..., None, None] / len(latents) ** 0.5 * torch.eye(z.shape[1], dtype=z.dtype)
+    weights = torch.linalg.solve(second, seen.mT @ wanted)
+
+    def inverse(given: Array) -> Array:
+        found = cosines(torch.from_numpy(given).double()) - centres[0]
+        answer = (found.permute(2, 3, 0, 1) @ weights).permute(2, 3, 0, 1) + centres[1]
+        return pictures(answer).float().numpy()
+
+    return inverse
+
+
+def _ridge(latents: Array, originals: Array, penalty: float) -> Inverse:
+    """In the dual: as many unknowns as pairs."""
+    z, x = (torch.from_numpy(each.reshape(len(each), -1)).double() for each in (latents, originals))
+    centres = z.mean(0), x.mean(0)
+    z, x = z - centres[0], x - centres[1]
+    kernel = z @ z.T
+    size = penalty * kernel.diagonal().mean()
+    dual = torch.linalg.solve(kernel + size * torch.eye(len(z), dtype=z.dtype), x)
+
+    def inverse(given: Array) -> Array:
+        rows = torch.from_numpy(given.reshape(len(given), -1)).double() - centres[0]
+        found: Array = (rows @ z.T @ dual + centres[1]).float().numpy().reshape(given.shape)
+        return found
+
+    return inverse
+
+
+class _Corrector(nn.Module):
+    """Residual convolutions with growing reach; starts as the estimate that it corrects."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(2 * channels, WIDTH, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Conv2d(WIDTH, WIDTH, 3, padding=reach, dilation=reach),
+                nn.SiLU(),
+                nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
+            )
+            for reach in BLOCKS
+        )
+        self.leave = nn.Conv2d(WIDTH, channels, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+
+    def forward(self, latent: Tensor, estimate: Tensor) -> Tensor:
+        h = self.enter(torch.cat([latent, estimate], dim=1))
+        for block in self.blocks:
+            h = h + block(h)
+        found: Tensor = estimate + self.leave(nn.functional.silu(h))
+        return found
+
+
+def _network(latents: Array, originals: Array, first: Inverse, steps: int, seed: int) -> Inverse:
+    z, guess, x = (torch.from_numpy(each) for each in (latents, first(latents), originals))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _Corrector(z.shape[1])
+    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    with torch.enable_grad():
+        for _ in range(steps):
+            rows = torch.randint(len(z), (BATCH,), generator=generator)
+            loss = (network(z[rows], guess[rows]) - x[rows]).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            fall.step()
+    network.requires_grad_(requires_grad=False)
+
+    def inverse(given: Array) -> Array:
+        found: Array = network(torch.from_numpy(given), torch.from_numpy(first(given))).numpy()
+        return found
+
+    return inverse
+
+
+WIDTHS = (0.3, 1.0, 3.0)
+"""Of the kernel, in deviations of the latents."""
+MOST_POINTS = 1_500
+"""Pairs of points that are fitted to; the time grows with their cube."""
+
+
+def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
+    """Kernel ridge regression of points on their latents, each (N, D): width and penalty by pairs that are set
+    aside.
+    """
+    if latents.shape != originals.shape or latents.ndim != 2 or len(latents) < FEWEST_SAMPLES:
+        raise ShapeMismatch(f"latents {latents.shape} with points {originals.shape}")
+    latents, originals = latents[:MOST_POINTS], originals[:MOST_POINTS]
+    aside = np.arange(len(latents)) % SET_ASIDE == SET_ASIDE - 1
+    fitted, held = (latents[~aside], originals[~aside]), (latents[aside], originals[aside])
+    candidates = [
+        _kernel_ridge(*fitted, width, penalty) for width in WIDTHS for penalty in (1e-6, 1e-3, 1e-1)
+    ]
+    best = _best(candidates, held)
+    return Inverter("kernel ridge", best, {"kernel ridge": _error(best, held)})
+
+
+def _kernel_ridge(latents: Array, originals: Array, width: float, penalty: float) -> Inverse:
+    scale = width * float(latents.std())
+    own = torch.from_numpy(latents).double() / scale
+    x = torch.from_numpy(originals).double()
+    centre = x.mean(0)
+
+    def kernel(given: Tensor) -> Tensor:
+        return torch.exp(-torch.cdist(given, own).square() / 2)
+
+    eye = torch.eye(len(own), dtype=own.dtype)
+    dual = torch.linalg.solve(kernel(own) + penalty * eye, x - centre)
+
+    def inverse(given: Array) -> Array:
+        found: Array = (kernel(torch.from_numpy(given).double() / scale) @ dual + centre).float().numpy()
+        return found
+
+    return inverse
+
+
+def correlation_matrix(latents: Numbers, originals: Numbers) -> NDArray[np.float64]:
+    """Correlation of the numbers of each latent with those of each sample, (N, M); 0 for one that is constant."""
+    if latents.shape[1:] != originals.shape[1:]:
+        raise ShapeMismatch(f"latents {latents.shape} beside samples {originals.shape}")
+    flat = [each.reshape(len(each), -1).astype(np.float64) for each in (latents, originals)]
+    flat = [each - each.mean(axis=1, keepdims=True) for each in flat]
+    unit = [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), TINY) for each in flat]
+    found: NDArray[np.float64] = unit[0] @ unit[1].T
+    return found
+
+
+def first_by_correlation(found: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each latent correlates most with its own sample, of (N, N); a tie counts against it."""
+    own = np.diagonal(found)
+    hits: NDArray[np.bool_] = (found >= own[:, None]).sum(axis=1) == 1
+    return hits
+
+
+def scores(
+    residuals: Numbers, candidates: Numbers, population: Numbers, pictures: int
+) -> NDArray[np.float64]:
+    """The score of each candidate for each published histogram."""
+    if not candidates.shape[-1] == population.shape[-1] == residuals.shape[-1]:
+        raise ShapeMismatch(
+            f"cells of {residuals.shape}, {candidates.shape} and {population.shape} do not agree"
+        )
+    steps = (candidates - population).astype(np.float64) / pictures
+    found: NDArray[np.float64] = residuals @ steps.T - np.square(steps).sum(1) / 2
+    return found
+
+
+def area(inside: Numbers, outside: Numbers) -> float:
+    """Area under the curve of hits over false alarms: how often a member's score is above a stranger's, ties half."""
+    if 0 in (inside.size, outside.size):
+        raise ShapeMismatch("an area needs scores of members and of strangers")
+    ordered = np.sort(outside.ravel())
+    below, upto = (np.searchsorted(ordered, inside.ravel(), side=side) for side in ("left", "right"))
+    return float((below + upto).mean() / 2 / ordered.size)
+
+
+def first(found: Numbers, own: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Whether the candidate `own` (R,) has the best score of all in each row of (R, N); a tie counts against it."""
+    mine = np.take_along_axis(found, own[:, None], axis=1)
+    hits: NDArray[np.bool_] = (found >= mine).sum(axis=1) == 1
+    return hits
+
+
 Latents = dict[float, Array]
 """By depth, each (N, *sample_shape)."""
 TOGETHER = 16
@@ -262,9 +476,9 @@ def _fitted(model: DomainModel, latents: Array, known: Array, seed: int) -> Inve
 def _judged(model: DomainModel, read: Array, truth: Array) -> tuple[np.ndarray, np.ndarray]:
     if model.is_picture:
         cut = np.clip(read, -1.0, 1.0).astype(np.float32)
-        return compare(cut, truth).psnr, retrieval.hits_by_pixels(cut, truth, nearest=1)
+        return compare(cut, truth).psnr, metrics.hits_by_pixels(cut, truth, nearest=1)
     errors = np.sqrt(np.square((read - truth) / truth.std(axis=0)).mean(axis=1))
-    return errors, retrieval.ranks(read, truth) < 1
+    return errors, metrics.ranks(read, truth) < 1
 
 
 def latents_along(
@@ -360,13 +574,10 @@ def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
 
 def _area(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> Figure:
     """The area under the curve, whichever way it tells, with its interval over samples of both sides."""
-    value = attacks.area(inside, outside)
+    value = area(inside, outside)
     sign = 1.0 if value >= 0.5 else -1.0
     rng = np.random.default_rng(0)
-    drawn = [
-        attacks.area(*(sign * rng.choice(each, len(each)) for each in (inside, outside)))
-        for _ in range(DRAWS)
-    ]
+    drawn = [area(*(sign * rng.choice(each, len(each)) for each in (inside, outside))) for _ in range(DRAWS)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Figure(value=max(value, 1.0 - value), low=float(low), high=float(high))
 
@@ -380,8 +591,8 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, *, count: int, 
         [integrate(laid.decoder(part, model.condition(None, len(part))), model.denoiser()) for part in parts]
     )
     pictures = np.clip(model.denormalise(drawn.numpy()), -1.0, 1.0).astype(np.float32)
-    own = copies.reduced(train)
-    samples, others = (copies.nearest(copies.reduced(each), own) for each in (pictures, held_out))
+    own = metrics.reduced(train)
+    samples, others = (metrics.nearest(metrics.reduced(each), own) for each in (pictures, held_out))
     near = samples < np.quantile(others, 0.01)
     return Copies(
         drawn=count,

@@ -17,26 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.datasets import synthetic
-from ddib_fed.datasets.synthetic import UNIFORMS_PER_POINT, uniforms
+from ddib_fed.data import synthetic
+from ddib_fed.data.folder import Progress, expand
+from ddib_fed.data.synthetic import UNIFORMS_PER_POINT, uniforms
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import soften
 from ddib_fed.diffusion.denoiser import Denoiser, network_times
-from ddib_fed.diffusion.levels.grids import Grid, grid_of
+from ddib_fed.diffusion.grids import Grid, grid_of
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.lab.config import DistilConfig
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.carried import carried_domain
-from ddib_fed.models.manifest import Manifest
-from ddib_fed.networks.encoders import spectrum_of
-from ddib_fed.networks.spectral_frame import SpectralFrame
-from ddib_fed.samples.folders import expand
-from ddib_fed.samples.scans import Progress
+from ddib_fed.models.manifest import Manifest, carried_domain
+from ddib_fed.networks.spectrum import SpectralFrame, spectrum_of
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.levels import LambdaSampler
-from ddib_fed.training.pictures.sources import PictureSource, as_trained, open_source
+from ddib_fed.training.objective import LambdaSampler
 from ddib_fed.training.points import points_source
+from ddib_fed.training.sources import PictureSource, as_trained, open_source
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]

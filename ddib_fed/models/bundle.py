@@ -8,46 +8,190 @@ completely or not at all.
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ddib_fed.data.synthetic import domain_name
 from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Denoiser
-from ddib_fed.diffusion.levels.learned import LearnedLegs
+from ddib_fed.diffusion.grids import LearnedLegs
+from ddib_fed.diffusion.guidance import Classifier
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
-from ddib_fed.diffusion.wrapped.guidance import Classifier
-from ddib_fed.diffusion.wrapped.tiles import Tiled, starts
-from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid
-from ddib_fed.files import move_into_place, sync_folder, write_file
-from ddib_fed.models.allowances import GATE_FILE, MAX_GATE_BYTES, Allowances, parse_allowances
-from ddib_fed.models.bundle_files import (
-    MAX_MANIFEST_BYTES,
-    MAX_WEIGHTS_BYTES,
-    check_state,
-    invalid,
-    manifest_text,
-    parse_manifest,
-    plain_tensors,
-    read_file,
-    read_weights,
-    write_weights,
+from ddib_fed.diffusion.tiles import Tiled, starts
+from ddib_fed.errors import (
+    AlreadyExists,
+    BundleInvalid,
+    DomainNotFound,
+    ModelNotFound,
+    SettingsInvalid,
+    UsageError,
 )
-from ddib_fed.models.catalogue import MANIFEST_FILE, STEPS_FILE, WEIGHTS_FILE
+from ddib_fed.files import move_into_place, parse_json, sync_folder, write_file
+from ddib_fed.models.catalogue import (
+    MANIFEST_FILE,
+    STEPS_FILE,
+    WEIGHTS_FILE,
+    require_shipped,
+    shipped_folder,
+    shipped_names,
+)
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.privacy import MAX_PRIVACY_BYTES, PRIVACY_FILE, PrivacyReport, parse_privacy
-from ddib_fed.models.tuned import MAX_STEPS_BYTES, Tuned, parse_tuned
-from ddib_fed.names import DOMAIN_RULE, is_domain
+from ddib_fed.models.sidecars import (
+    GATE_FILE,
+    MAX_GATE_BYTES,
+    MAX_PRIVACY_BYTES,
+    MAX_STEPS_BYTES,
+    PRIVACY_FILE,
+    Allowances,
+    PrivacyReport,
+    Tuned,
+    parse_allowances,
+    parse_privacy,
+    parse_tuned,
+)
+from ddib_fed.names import DOMAIN_RULE, is_domain, nearest
+from ddib_fed.networks.config import network_shapes, network_with
 from ddib_fed.networks.placement import placed
-from ddib_fed.networks.registry import network_with
+
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_WEIGHTS_BYTES = 8 << 30
+REMAKE = "train or import the model again, or copy the whole folder again"
+
+
+def parse_manifest(data: bytes, source: str) -> Manifest:
+    """The manifest in `data`, its digest verified."""
+    try:
+        fields = parse_json(data)
+    except ValueError as error:
+        raise invalid(source, MANIFEST_FILE, "", "it is not JSON") from error
+    if not isinstance(fields, dict):
+        raise invalid(source, MANIFEST_FILE, "", "it is not a JSON object")
+    digest = fields.pop("digest", None)
+    try:
+        manifest = Manifest.model_validate(fields)
+        schedule_from_config(manifest.schedule)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise invalid(source, MANIFEST_FILE, ".".join(map(str, first["loc"])), first["msg"]) from error
+    except SettingsInvalid as error:
+        raise invalid(source, MANIFEST_FILE, "schedule", error.detail) from error
+    if digest != manifest.digest():
+        raise invalid(source, MANIFEST_FILE, "digest", "the manifest was changed after it was written")
+    return manifest
+
+
+def manifest_text(manifest: Manifest) -> bytes:
+    return (json.dumps({"digest": manifest.digest(), **manifest.fields()}, indent=2) + "\n").encode()
+
+
+def check_state(manifest: Manifest, state: Mapping[str, Tensor], source: str) -> None:
+    """Return if the weights are those of the manifest's network."""
+    expected = network_shapes(manifest.network)
+    for key in sorted(expected.keys() | state.keys()):
+        problem = state_problem(key, expected, state)
+        if problem:
+            raise invalid(source, WEIGHTS_FILE, key, problem)
+
+
+def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """The problem with `key` of a state dict, or an empty text."""
+    if key not in expected:
+        return "the network has no such tensor"
+    if key not in state:
+        return "the tensor is missing"
+    if state[key].shape != expected[key].shape:
+        return f"its shape is {tuple(state[key].shape)}, the network's {tuple(expected[key].shape)}"
+    if not torch.isfinite(state[key]).all():
+        return "it holds NaN or infinity"
+    return ""
+
+
+def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
+
+
+def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, float32 on the CPU."""
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
+    # One by one, to avoid a second copy of all.
+    return {key: tensors.pop(key).float() for key in list(tensors)}
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write a safetensors file directly from the tensors; returns its SHA-256, hex."""
+    safetensors.torch.save_file(tensors, path)
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest
+
+
+def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
+    """One file of a bundle, read once."""
+    try:
+        with (folder / name).open("rb") as file:
+            data: bytes = file.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if name == WEIGHTS_FILE:
+            raise invalid(source, WEIGHTS_FILE, "", "the file is missing") from error
+        raise ModelNotFound(
+            f"there is no model bundle in {source}", hint="train one: ddib model train"
+        ) from error
+    except OSError as error:
+        look = (
+            f"namei -l {shlex.quote(str(folder / name))} shows each folder of the path and who may read there"
+        )
+        raise invalid(source, name, "", f"it cannot be read: {error.strerror}", hint=look) from error
+    if len(data) > max_bytes:
+        raise invalid(source, name, "", f"it is larger than {max_bytes} bytes")
+    return data
+
+
+def invalid(source: str, file: str, name: str, problem: str, *, hint: str = REMAKE) -> BundleInvalid:
+    """The error for a problem with a file of the bundle `source`, or with the field or tensor `name` in it."""
+    where = f"{source}: {file}" + (f", {name}" if name else "")
+    facts: dict[str, Any] = {"file": file, "field": name[:100]} if name else {"file": file}
+    return BundleInvalid(f"{where}: {problem}", hint=hint, facts=facts)
+
+
+KINDS: Final = ("cpu", "cuda", "mps")
+
+
+def device_problem(name: str) -> str | None:
+    """Why there is no such device here; None if there is."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return f"a device is {', '.join(KINDS)} or cuda:N"
+    if device.type not in KINDS:
+        return f"networks run on {', '.join(KINDS)} or cuda:N"
+    if device.type == "mps":
+        return None if torch.backends.mps.is_available() else "torch finds no Metal GPU here"
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and not count:
+        return "torch finds no CUDA GPU here (see nvidia-smi, and whether this torch was built with CUDA)"
+    if device.type == "cuda" and (device.index or 0) >= count:
+        return f"torch sees {count} GPUs here, counted from 0"
+    return None
+
 
 BESIDE = (STEPS_FILE, GATE_FILE, PRIVACY_FILE)
 """Files beside the weights that name them, and hold for no others."""
@@ -298,3 +442,54 @@ def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str
 def _bundle(manifest: Manifest, state: Mapping[str, Tensor]) -> Bundle:
     own = {key: tensor.to(torch.float32, copy=True) for key, tensor in state.items()}
     return Bundle(manifest, own, manifest.digest())
+
+
+CALIBRATION_FILE = "calibration.json"
+"""Of a shipped model that was trained with one."""
+
+
+def pretrained(domain: str) -> Bundle:
+    require_shipped(domain)
+    return read_bundle(shipped_folder() / domain, f"pretrained {domain}")
+
+
+def shipped_calibration(name: str) -> bytes | None:
+    file = shipped_folder() / name / CALIBRATION_FILE
+    return file.read_bytes() if name in shipped_names() and file.is_file() else None
+
+
+def open_bundle(which: str) -> Bundle:
+    """The shipped model of a domain given by name or index, else the bundle in a folder."""
+    domain = shipped_name(which)
+    if domain is not None:
+        return pretrained(domain)
+    close = nearest(which, shipped_names())
+    if close and not Path(which).exists():
+        raise ModelNotFound(
+            f"{which!a} is neither a model that ships nor a folder",
+            hint=f"did you mean {close}? `ddib model list` lists the models that ship",
+        )
+    return load_bundle(Path(which))
+
+
+def shipped_name(which: str) -> str | None:
+    """The domain of the shipped model that `which` names; None when it is to be a folder."""
+    try:
+        domain = domain_name(which)
+    except DomainNotFound:
+        domain = which
+    if domain not in shipped_names():
+        return None
+    if _holds_a_bundle(Path(which)):
+        raise UsageError(
+            f"{which} is a model that ships, and a bundle in a folder here",
+            hint=f"./{which} is the folder; to have the one that ships, call the folder otherwise",
+        )
+    return domain
+
+
+def _holds_a_bundle(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST_FILE).is_file()
+    except PermissionError:
+        return False

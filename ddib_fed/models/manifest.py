@@ -13,20 +13,40 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+from ddib_fed.data.shipped import SHIPPED, ShippedDomain
+from ddib_fed.data.synthetic import DOMAINS
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.dp import DifferentialPrivacy
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import Normalisation
 from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
-from ddib_fed.networks.configs import (
-    ClassifierConfig,
-    MlpConfig,
-    NetworkConfig,
-    SyntheticConfig,
-    UNetConfig,
-)
-from ddib_fed.networks.diffusers.config import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.config import ClassifierConfig, MlpConfig, NetworkConfig, SyntheticConfig, UNetConfig
+from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
+
+
+class DifferentialPrivacy(BaseModel):
+    """What was spent, and on what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: Literal["sample"] = "sample"
+    epsilon: float = Field(gt=0, le=1e6)
+    delta: float = Field(gt=0, lt=1)
+    noise_multiplier: float = Field(gt=0, le=1e7)
+    clip: float = Field(gt=0, allow_inf_nan=False)
+    sampling_rate: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
+    draws: int = Field(default=1, ge=1)
+    accountant: Literal["prv", "rdp"] = "prv"
+    initial: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+
+    def __str__(self) -> str:
+        return (
+            f"epsilon {self.epsilon:.4g} at delta {self.delta:g} for each training {self.unit}, by the accountant "
+            f"{self.accountant}: {self.steps} steps, noise multiplier {self.noise_multiplier:.4g}, clip {self.clip:g}, "
+            f"sampling rate {self.sampling_rate:.4g}, {self.draws} draws of a sample"
+        )
+
 
 # Fields of `Manifest` that the first release did not have.
 LATER_FIELDS = frozenset(
@@ -287,3 +307,28 @@ def check_guide(generator: Manifest, classifier: Manifest) -> None:
                 hint="use a classifier that was trained on the same pictures, classes and schedule",
                 facts={"field": field_name},
             )
+
+
+POINT = (2,)
+"""Shape of a sample of a synthetic domain."""
+
+
+def data_note(domain: ShippedDomain) -> DataNote:
+    return DataNote(source=domain.package, licence=domain.licence, note=domain.note)
+
+
+def carried_domain(manifest: Manifest) -> str | None:
+    trained = _on_pictures(manifest) if manifest.sample_kind == "picture" else _on_points(manifest)
+    return manifest.domain if trained else None
+
+
+def _on_points(manifest: Manifest) -> bool:
+    units = manifest.normalisation
+    return manifest.domain in DOMAINS and manifest.sample_shape == POINT and units == Normalisation()
+
+
+def _on_pictures(manifest: Manifest) -> bool:
+    domain = SHIPPED.get(manifest.domain)
+    if domain is None:
+        return False
+    return manifest.sample_shape == domain.shape and manifest.data == data_note(domain)

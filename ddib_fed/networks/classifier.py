@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ddib_fed.networks.blocks import BlockSettings, TimeEmbed, descend, middle, pointwise, zeroed
-from ddib_fed.networks.layers import Embedded, GroupNorm32
+from ddib_fed.networks.layers import (
+    BlockSettings,
+    Embedded,
+    GroupNorm32,
+    TimeEmbed,
+    descend,
+    middle,
+    pointwise,
+    zeroed,
+)
 
 HIDDEN = 2048
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")

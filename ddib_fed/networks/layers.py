@@ -1,13 +1,15 @@
-"""Layers that several networks share: time features, and layers with one time for all rows or one for each.
+"""Building blocks of the UNet and of the noisy classifier: residual blocks, attention, resampling.
 
-A time embedding has one row per distinct time; `rows` spreads it over the batch, or it broadcasts.
+From Dhariwal, Nichol, Diffusion Models Beat GANs (arXiv 2105.05233), section 3 and appendix A. Names and
+shapes in the state dict are those of the public checkpoints; the computation is our own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
@@ -105,3 +107,270 @@ def activated(x: Tensor) -> Tensor:
 
 def joined(x: Tensor, branch: Tensor) -> Tensor:
     return x + branch if torch.is_grad_enabled() else branch.add_(x)
+
+
+Layer = TypeVar("Layer", nn.Conv1d, nn.Conv2d)
+_FEW = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSettings:
+    """Settings shared by all blocks of a network."""
+
+    emb_channels: int
+    dropout: float
+    scale_shift: bool
+    head_channels: int
+    new_order: bool
+    conv_resample: bool
+    resblock_updown: bool
+    groups: int = 32
+
+    def residual(self, channels: int, out_channels: int | None = None, *, resample: str = "") -> ResBlock:
+        """A residual block of these settings; arguments as of `ResBlock`."""
+        return ResBlock(
+            channels,
+            self.emb_channels,
+            self.dropout,
+            out_channels,
+            scale_shift=self.scale_shift,
+            resample=resample,
+            groups=self.groups,
+        )
+
+    def attention(self, channels: int, heads: int) -> AttentionBlock:
+        """An attention block of these settings with `heads` heads, unless their width is given."""
+        if self.head_channels != -1:
+            heads = channels // self.head_channels
+        return AttentionBlock(channels, heads, new_order=self.new_order, groups=self.groups)
+
+    def down(self, channels: int) -> nn.Module:
+        """The layer that halves height and width."""
+        if self.resblock_updown:
+            return self.residual(channels, resample="down")
+        return Downsample(channels, learned=self.conv_resample)
+
+    def up(self, channels: int) -> nn.Module:
+        """The layer that doubles height and width."""
+        if self.resblock_updown:
+            return self.residual(channels, resample="up")
+        return Upsample(channels, learned=self.conv_resample)
+
+
+@dataclass(slots=True)
+class Descent:
+    """The down path, from pictures to the coarsest features."""
+
+    blocks: nn.ModuleList
+    widths: list[int] = field(default_factory=list)
+    factor: int = 1
+
+
+def descend(
+    settings: BlockSettings,
+    in_channels: int,
+    widths: Sequence[int],
+    num_res_blocks: int,
+    attention: Sequence[int],
+    heads: int,
+) -> Descent:
+    """The blocks of the down path."""
+    channels = widths[0]
+    way = Descent(nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels])
+    for level, width in enumerate(widths):
+        for _ in range(num_res_blocks):
+            layers: list[nn.Module] = [settings.residual(channels, width)]
+            channels = width
+            if way.factor in attention:
+                layers.append(settings.attention(channels, heads))
+            way.blocks.append(Timed(*layers))
+            way.widths.append(channels)
+        if level < len(widths) - 1:
+            way.blocks.append(Timed(settings.down(channels)))
+            way.widths.append(channels)
+            way.factor *= 2
+    return way
+
+
+def middle(settings: BlockSettings, channels: int, heads: int) -> Timed:
+    """Two residual blocks with attention between them."""
+    return Timed(
+        settings.residual(channels), settings.attention(channels, heads), settings.residual(channels)
+    )
+
+
+class TimeEmbed(nn.Sequential):
+    """From times to their embeddings: two linear layers on `timestep_embedding`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
+        self.channels = channels
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Embed times (K,): (K, 4 channels)."""
+        emb = timestep_embedding(times, self.channels).to(next(self.parameters()).dtype)
+        for layer in self:
+            emb = layer(emb)
+        return emb
+
+
+class SpanEmbed(nn.Sequential):
+    """What a flow map adds to the embedding of its first time: of the second, and of their difference; 0 at first."""
+
+    def __init__(self, channels: int) -> None:
+        last = nn.Linear(4 * channels, 4 * channels)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(nn.Linear(2 * channels, 4 * channels), nn.SiLU(), last)
+        self.channels = channels
+
+    def forward(self, times: Tensor, to: Tensor) -> Tensor:  # type: ignore[override]
+        """Embed steps from times (K,) to `to` (K,): (K, 4 channels)."""
+        parts = [timestep_embedding(part, self.channels) for part in (to, to - times)]
+        emb = torch.cat(parts, dim=1).to(next(self.parameters()).dtype)
+        for layer in self:
+            emb = layer(emb)
+        return emb
+
+
+class Timed(nn.Sequential):
+    """Layers in sequence; those that depend on the time receive its embedding."""
+
+    def forward(self, x: Tensor, embedded: Embedded) -> Tensor:  # type: ignore[override]
+        """Pass x (N, C, H, W) through, at the embedded levels."""
+        for layer in self:
+            x = layer(x, embedded) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repetition, with a convolution after it when `learned`."""
+
+    def __init__(self, channels: int, *, learned: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a convolution of stride 2 when `learned`, else by the mean of four."""
+
+    def __init__(self, channels: int, *, learned: bool = False) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x)
+        return out
+
+
+class ResBlock(nn.Module):
+    """skip(x) + out_layers(in_layers(x), time); with `resample`, both branches double or halve height and width."""
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int | None = None,
+        *,
+        scale_shift: bool = False,
+        resample: str = "",
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        width = out_channels or channels
+        self.scale_shift = scale_shift
+        self.resamples = bool(resample)
+        self.in_layers = nn.Sequential(
+            GroupNorm32(channels, groups), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
+        )
+        self.h_upd, self.x_upd = _resampler(channels, resample), _resampler(channels, resample)
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * width if scale_shift else width)
+        )
+        last = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.out_layers = nn.Sequential(GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(dropout), last)
+        self.skip_connection = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
+
+    def forward(self, x: Tensor, embedded: Embedded) -> Tensor:
+        """Pass x (N, C, H, W) through the block, at the embedded levels."""
+        norm, _, enter = self.in_layers
+        h = activated(norm(x))
+        if self.resamples:
+            h, x = self.h_upd(h), self.x_upd(x)
+        h = self._modulated(enter(h), embedded)
+        _, _, *rest = self.out_layers
+        h = activated(h)
+        for layer in rest:
+            h = layer(h)
+        return joined(self.skip_connection(x), h)
+
+    def _modulated(self, h: Tensor, embedded: Embedded) -> Tensor:
+        """The second normalisation, with the time before or after it; h (N, C, H, W) is this block's own."""
+        norm = cast("GroupNorm32", self.out_layers[0])
+        factors = embedded.through(self.emb_layers)
+        if not self.scale_shift:
+            return cast("Tensor", norm(joined(spread(factors, embedded.rows)[:, :, None, None], h)))
+        # Scale and shift go into the normalisation's weights instead of over all pixels.
+        made = remembered(embedded.kept, norm, lambda: norm.modulated(*factors.chunk(2, dim=1)))
+        weight, bias = (part[0] if embedded.shared else spread(part, embedded.rows) for part in made)
+        return norm.scaled(h, weight, bias)
+
+
+def _resampler(channels: int, resample: str) -> nn.Module:
+    if not resample:
+        return nn.Identity()
+    return Upsample(channels) if resample == "up" else Downsample(channels)
+
+
+class AttentionBlock(nn.Module):
+    """x + proj_out(attention(qkv(norm(x)))) over all positions of a picture."""
+
+    def __init__(self, channels: int, heads: int, *, new_order: bool = False, groups: int = 32) -> None:
+        super().__init__()
+        self.heads = heads
+        self.new_order = new_order
+        self.norm = GroupNorm32(channels, groups)
+        # Convolutions of length 1 in name and shape, as in checkpoints; computed as linear layers.
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over x (N, C, H, W)."""
+        count, channels, height, width = x.shape
+        # (N, T, C): a view where the memory is channels-last.
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = pointwise(self.qkv, tokens)
+        if self.new_order:
+            qkv = qkv.reshape(count, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            qkv = qkv.reshape(count, -1, self.heads, 3, channels // self.heads).permute(3, 0, 2, 1, 4)
+        query, key, value = qkv.unbind(0)
+        seen = attention(query, key, value)
+        out = pointwise(self.proj_out, seen.transpose(1, 2).reshape(count, -1, channels))
+        return x + out.transpose(1, 2).reshape(count, channels, height, width)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(D)) value, each (N, heads, T, D)."""
+    few = query.shape[2] <= _FEW and query.device.type == "cpu"
+    if not (few and query.requires_grad and torch.is_grad_enabled()):
+        return functional.scaled_dot_product_attention(query, key, value)
+    products = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
+    return torch.matmul(torch.softmax(products, dim=-1).to(value.dtype), value)
+
+
+def pointwise(layer: nn.Conv1d, tokens: Tensor) -> Tensor:
+    return functional.linear(tokens, layer.weight.squeeze(-1), layer.bias)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """`layer` with weights and bias 0: a residual branch that starts as zero."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

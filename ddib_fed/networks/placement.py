@@ -12,16 +12,30 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.running import Plain, Run
+from ddib_fed.diffusion.denoiser import Plain, Run
 from ddib_fed.networks.layers import Kept
 
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run with `count` threads of torch, and put the former number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 log = logging.getLogger(__name__)
+
 
 CALLS_AHEAD = 2
 """Calls that the host may be ahead of a CUDA device: else it would queue whole trajectories, report progress too early,

@@ -13,7 +13,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
+from ddib_fed.diffusion.bridge import rotated
+from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Condition, Denoiser, Places, network_times, on_device
+from ddib_fed.diffusion.grids import Scale
+from ddib_fed.diffusion.guidance import Wrapped
 from ddib_fed.networks.layers import Kept, remembered, spread
 
 LEAST_VARIANCE = 1e-8
@@ -173,3 +176,57 @@ def _basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         basis = torch.cos(math.pi / side * (places[:, None] + 0.5) * places) * math.sqrt(2.0 / side)
         basis[:, 0] /= math.sqrt(2.0)
         return basis.to(device, dtype)
+
+
+class SharedWithLinear(Wrapped):
+    """A denoiser mixed with the linear estimate of its network's spectrum."""
+
+    def __init__(self, denoiser: Denoiser, share: float = 0.5) -> None:
+        super().__init__(denoiser)
+        spectrum = spectrum_of(self.network)
+        if spectrum is None:
+            raise ValueError("the network has no spectrum")
+        self.share = share
+        self._spectrum = spectrum
+
+    def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
+        """As `Denoiser.at`."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        times = on_device(network_times(places.table, "scaled-lambda"), x.device, wide)
+        linear = self._spectrum.ask(x, times, places.rows).expected().to(x.dtype)
+        return linear.lerp_(self.inner.at(x, places, cond), self.share)
+
+
+def spectrum_of(network: nn.Module) -> Spectrum | None:
+    found = getattr(network, "spectrum", None)
+    return found if isinstance(found, Spectrum) else None
+
+
+class SpectralFrame:
+    def __init__(self, spectrum: Spectrum, rotation: Tensor | None = None) -> None:
+        self._mean = cosines(spectrum.mean.float())
+        self._variance = spectrum.log_variance.float().exp()
+        self._rotation = rotation
+
+    def enter(self, x: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        spread = self._spread(alpha, sigma, x.dtype)
+        return (self._found(x) - alpha * self._mean.to(x.dtype)) * spread.rsqrt()
+
+    def leave(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        """The x of w."""
+        spread = self._spread(alpha, sigma, state.dtype)
+        x = pictures(state * spread.sqrt() + alpha * self._mean.to(state.dtype))
+        return x if self._rotation is None else rotated(x, self._rotation.to(x.dtype))
+
+    def slope(self, v: Tensor, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        """dw/dlambda."""
+        spread = self._spread(alpha, sigma, v.dtype)
+        linear = alpha * sigma * (1.0 - self._variance.to(v.dtype)) / spread
+        found = (self._found(v) + sigma * self._mean.to(v.dtype)) * spread.rsqrt()
+        return (found - linear * state) * (-alpha * sigma)
+
+    def _found(self, x: Tensor) -> Tensor:
+        return cosines(x if self._rotation is None else rotated(x, self._rotation.to(x.dtype).T))
+
+    def _spread(self, alpha: Scale, sigma: Scale, dtype: torch.dtype) -> Tensor:
+        return alpha**2 * self._variance.to(dtype) + sigma**2

@@ -14,15 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ddib_fed.networks.blocks import BlockSettings, SpanEmbed, Timed, TimeEmbed, descend, middle, zeroed
 from ddib_fed.networks.layers import (
+    BlockSettings,
     Embedded,
     GroupNorm32,
     Kept,
+    SpanEmbed,
+    Timed,
+    TimeEmbed,
     activated,
+    descend,
+    middle,
     remembered,
     spread,
     without_autocast,
+    zeroed,
 )
 from ddib_fed.networks.spectrum import Spectrum
 

@@ -15,13 +15,13 @@ from ddib_fed.errors import AlreadyExists, ConfigError, InputError, PolicyDenied
 from ddib_fed.files import read_small
 from ddib_fed.names import readable
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.rpc.addresses import is_loopback, split_address
-from ddib_fed.server.server import check_bindable
+from ddib_fed.node.server import check_bindable
+from ddib_fed.protocol.addresses import is_loopback, split_address
+from ddib_fed.security.audit import note
+from ddib_fed.security.identity import Identity, has_name_constraints
+from ddib_fed.security.pairing import CODE_LIFE_S, Paired, dial, listen, new_code, parse_code
+from ddib_fed.security.peers import Peer, PeerStore, parse_peer
 from ddib_fed.terminal import escape, say
-from ddib_fed.trust.audit.log import note
-from ddib_fed.trust.identity import Identity, has_name_constraints
-from ddib_fed.trust.pairing import CODE_LIFE_S, Paired, dial, listen, new_code, parse_code
-from ddib_fed.trust.peers import Peer, PeerStore, parse_peer
 
 
 def peer_store(config: NodeConfig) -> PeerStore:

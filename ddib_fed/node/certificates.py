@@ -23,11 +23,11 @@ from cryptography import x509
 
 from ddib_fed.errors import ConfigError, DdibError, MessageInvalid, NotReady, Unauthenticated
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.quota import Charge, Ledger
-from ddib_fed.server.interceptors import caller
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.identity import UNREADABLE, Identity, verify_peer_certificate
-from ddib_fed.trust.pki import (
+from ddib_fed.node.interceptors import caller
+from ddib_fed.node.policy import Charge, Ledger
+from ddib_fed.security.audit import AuditLog
+from ddib_fed.security.identity import UNREADABLE, Identity, verify_peer_certificate
+from ddib_fed.security.pki import (
     MAX_REQUEST_BYTES,
     Authority,
     Credentials,
@@ -43,8 +43,8 @@ from ddib_fed.trust.pki import (
     load_recovery,
     parse_certificates,
 )
-from ddib_fed.trust.renewal import Clock, check_successor, is_due, renew_through, utc_now
-from ddib_fed.trust.withdrawn import refuse_withdrawn
+from ddib_fed.security.renewal import Clock, check_successor, is_due, renew_through, utc_now
+from ddib_fed.security.withdrawn import refuse_withdrawn
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 

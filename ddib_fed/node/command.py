@@ -16,13 +16,12 @@ import click
 from ddib_fed.errors import ConfigError, DdibError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE
 from ddib_fed.node.config import NodeConfig, Role
+from ddib_fed.node.server import JsonFormatter, TextFormatter, route, silence_grpc
 from ddib_fed.processes import require_alone
-from ddib_fed.server.logs import JsonFormatter, TextFormatter, route, silence_grpc
-from ddib_fed.terminal import relay, say, say_document, say_labelled
-from ddib_fed.unexpected import explained
+from ddib_fed.terminal import explained, relay, say, say_document, say_labelled
 
 if TYPE_CHECKING:
-    from ddib_fed.node.running.startup import Finding
+    from ddib_fed.node.startup import Finding
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +122,7 @@ def _add_serve(group: click.Group, role: Role | None) -> None:
         set_up_logging(config)
         try:
             _admit(config, peer_files, pair=pair, pair_with=pair_with)
-            from ddib_fed.node.running import daemon  # imports grpc
+            from ddib_fed.node import daemon  # imports grpc
 
             sys.exit(daemon.serve(config))
         except click.Abort:
@@ -161,7 +160,7 @@ def _add_check(group: click.Group, role: Role | None) -> None:
         """Check whether the node could serve: run each step of a start, changing nothing."""
         require_alone("checking a node")
         silence_grpc()
-        from ddib_fed.node.running import startup  # imports grpc
+        from ddib_fed.node import startup  # imports grpc
 
         findings = startup.check(_load(path, role))
         if output_format == "json":
@@ -229,7 +228,7 @@ def _load(path: Path, role: Role | None) -> NodeConfig:
 
 
 def _train(config: NodeConfig, *, force: bool) -> None:
-    from ddib_fed.node.training import train_node
+    from ddib_fed.node.role import train_node
 
     train_node(config, force=force)
 

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from ddib_fed.bridge.calibration.record import Kind
+from ddib_fed.calibration.record import Kind
 from ddib_fed.errors import DdibError
 from ddib_fed.names import (
     CONFIG_VARIABLE,
@@ -38,13 +38,12 @@ from ddib_fed.names import (
     is_label,
     size_from,
 )
-from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
-from ddib_fed.rpc.proxy import Proxy, ProxyUrl
+from ddib_fed.protocol.addresses import Proxy, ProxyUrl, is_every_address, is_loopback, split_address
+from ddib_fed.protocol.contract import MAX_GUIDANCE
 from ddib_fed.telemetry import NodeTelemetry
 from ddib_fed.toml_files import Institution, checked, load_toml, parse_toml
 from ddib_fed.training.config import SHIPPED, TrainConfig, options_of
 from ddib_fed.training.config import checked as checked_config
-from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 
 Role = Literal["source", "target"]
 Use = Literal["send", "decode", "calibrate"]
@@ -554,7 +553,7 @@ def render_node_toml(
     classifier: str | None = None,
 ) -> str:
     """A commented node.toml that `NodeConfig.load` accepts."""
-    from ddib_fed.datasets.synthetic import DOMAINS  # which needs numpy
+    from ddib_fed.data.synthetic import DOMAINS  # which needs numpy
 
     node = NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
     model = ModelSection(domain=domain, bundle=bundle, bundle_domain=bundle_domain, classifier=classifier)

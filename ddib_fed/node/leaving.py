@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ddib_fed.calibration.signed import CalibrationStore
 from ddib_fed.errors import DdibError
-from ddib_fed.models.allowances import GATE_FILE
-from ddib_fed.models.bundle_files import parse_manifest, read_file
+from ddib_fed.models.bundle import parse_manifest, read_file
 from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.privacy import (
+from ddib_fed.models.sidecars import (
+    GATE_FILE,
     MAX_PRIVACY_BYTES,
     PRIVACY_FILE,
     Figure,
@@ -27,13 +28,12 @@ from ddib_fed.models.privacy import (
 )
 from ddib_fed.names import size_from
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibration.overview import Overview, overview
+from ddib_fed.node.calibrations import Overview, overview
 from ddib_fed.node.config import EVERY, NodeConfig
 from ddib_fed.node.policy import uses_of
 from ddib_fed.pages import write_page
-from ddib_fed.trust.calibrations.store import CalibrationStore
-from ddib_fed.trust.peers import Peer, PeerStore
-from ddib_fed.trust.withdrawn import load_withdrawn
+from ddib_fed.security.peers import Peer, PeerStore
+from ddib_fed.security.withdrawn import load_withdrawn
 
 BOUNDS = {
     "peers": "what each admitted peer may be used for; * is every other one",

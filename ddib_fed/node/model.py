@@ -2,20 +2,168 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 
-from ddib_fed.bridge.engine.budget import Recipe
-from ddib_fed.bridge.engine.executors import Pool, process_pool
-from ddib_fed.bridge.engine.ray_actors import ray_pool
-from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted, SettingsInvalid
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.fitting import PictureRule
+from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.executors import Pool, process_pool
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.ray_actors import ray_pool
+from ddib_fed.errors import (
+    BundleInvalid,
+    Cancelled,
+    ConfigError,
+    DdibError,
+    ImageTooLarge,
+    MemoryExhausted,
+    SettingsInvalid,
+)
+from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import Bundle, load_bundle
-from ddib_fed.models.manifest import check_guide
+from ddib_fed.models.manifest import Manifest, PictureFormat, check_guide
 from ddib_fed.names import size_from
-from ddib_fed.node.config import NodeConfig
-from ddib_fed.wire.contracts.contract import HIGHEST_TERMINAL_LAMBDA
+from ddib_fed.node.config import LimitsSection, NodeConfig
+from ddib_fed.protocol.contract import (
+    HIGHEST_TERMINAL_LAMBDA,
+    MAX_CLASS_NAMES,
+    REFUSE,
+    VALUE_RANGES,
+    ContractSide,
+    PictureTerms,
+    is_class_name,
+)
+from ddib_fed.v1 import common_pb2
+
+MIB = 1 << 20
+SMALL: Final = 4
+"""Small files share a quarter of the budget in addition to it."""
+LOOK_S: Final = 0.5
+"""How often a waiting file looks whether its call has ended."""
+
+
+class DecodingMemory:
+    """The budget of one node, shared by its threads."""
+
+    def __init__(self, total_bytes: int, of_one: int = max(1, (os.cpu_count() or 1) // 2)) -> None:
+        self._total = total_bytes
+        self._of_one = of_one
+        self._small, self._large = _Part(total_bytes // SMALL), _Part(total_bytes)
+        self._running: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    @property
+    def taken_bytes(self) -> int:
+        return sum(part.total_bytes - part.free_bytes for part in (self._small, self._large))
+
+    @property
+    def waiting(self) -> int:
+        with self._changed:
+            return sum(len(files) for part in (self._small, self._large) for files in part.waiting.values())
+
+    @contextmanager
+    def file(
+        self,
+        client: str,
+        size_bytes: int,
+        load: Callable[[], bytes],
+        cost: Callable[[bytes], int],
+        *,
+        ended: Callable[[], bool] = lambda: False,
+        too_large: type[DdibError] = ImageTooLarge,
+    ) -> Iterator[bytes]:
+        """A file's content, with its memory reserved while it is used."""
+        with self.work(client, size_bytes, ended=ended, too_large=too_large):
+            need = size_bytes + cost(load())
+        with self.work(client, need, ended=ended, too_large=too_large):
+            yield load()
+
+    @contextmanager
+    def work(
+        self,
+        client: str,
+        size_bytes: int,
+        *,
+        ended: Callable[[], bool] = lambda: False,
+        too_large: type[DdibError] = ImageTooLarge,
+    ) -> Iterator[None]:
+        """Reserve memory."""
+        if size_bytes > self._total:
+            raise too_large(
+                f"it takes {size_bytes // MIB} MiB of memory to decode, {self._total // MIB} are the limit",
+                hint="make the picture smaller, or let the node's operator raise limits.decode_memory_mib",
+                facts={"memory_mib": size_bytes // MIB, "limit_mib": self._total // MIB},
+            )
+        part = self._large if size_bytes > self._small.total_bytes else self._small
+        file = _File(client, size_bytes)
+        with self._changed:
+            part.waiting.setdefault(client, deque()).append(file)
+        try:
+            with self._changed:
+                self._hand_out()
+                while not ended():
+                    if file.has_memory:
+                        break
+                    self._changed.wait(LOOK_S)
+                else:
+                    raise Cancelled("the call has ended for which a file was to be decoded")
+            yield
+        finally:
+            with self._changed:
+                if file.has_memory:
+                    part.free_bytes += size_bytes
+                    self._running[client] -= 1
+                    self._running += Counter()  # forgets clients that have none
+                else:
+                    part.take(file)
+                self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Memory to those whose turn it is."""
+        for part in (self._small, self._large):
+            while (file := self._next(part)) is not None:
+                part.take(file)
+                part.free_bytes -= file.size_bytes
+                file.has_memory = True
+                self._running[file.client] += 1
+        self._changed.notify_all()
+
+    def _next(self, part: _Part) -> _File | None:
+        for client, files in part.waiting.items():
+            if self._running[client] < self._of_one:
+                return files[0] if files[0].size_bytes <= part.free_bytes else None
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class _File:
+    client: str
+    size_bytes: int
+    has_memory: bool = False
+
+
+class _Part:
+    """A part of the budget, and the clients' files that wait for it, in the order of the clients' turns."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = self.free_bytes = total_bytes
+        self.waiting: dict[str, deque[_File]] = {}
+
+    def take(self, file: _File) -> None:
+        """A file waits no longer: its client's next turn is after those of all others."""
+        files = self.waiting.pop(file.client)
+        files.remove(file)
+        if files:
+            self.waiting[file.client] = files
+
 
 TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
 """Sizes of calls where nobody looks which are best."""
@@ -112,3 +260,52 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
             f"engine.dtype = {section.dtype!a}: {str(error).partition(chr(10))[0]}",
             hint='engine.dtype = "float32", or another engine.device',
         ) from error
+
+
+MEDIA_FORMATS = {
+    common_pb2.MEDIA_TYPE_NPY: "NPY",
+    common_pb2.MEDIA_TYPE_PNG: "PNG",
+    common_pb2.MEDIA_TYPE_JPEG: "JPEG",
+    common_pb2.MEDIA_TYPE_TIFF: "TIFF",
+}
+
+MEDIA_TYPES = {name: media for media, name in MEDIA_FORMATS.items()}
+
+
+def limits_of(section: LimitsSection) -> ImageLimits:
+    """The limits on a client's picture, from node.toml."""
+    return ImageLimits(max_bytes=section.max_item_bytes, max_pixels=section.max_pixels)
+
+
+def terms_of(manifest: Manifest) -> PictureTerms | None:
+    """The contract's description of the values in this model's files; None for points."""
+    if manifest.sample_kind != "picture":
+        return None
+    form = manifest.picture or PictureFormat()
+    return PictureTerms(form.low, form.high, form.bits)
+
+
+def value_range_of(manifest: Manifest) -> str:
+    usual, *others = VALUE_RANGES[manifest.sample_kind]
+    return usual if manifest.normalisation.colours == "rgb" else others[0]
+
+
+def class_names_of(manifest: Manifest) -> tuple[str, ...]:
+    names = manifest.classes
+    return tuple(names) if len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names)) else ()
+
+
+def size_rule_of(manifest: Manifest, *, allowed: str) -> str:
+    """How a node fits pictures to a model's size, as a contract names it; `allowed` is `[policy] size_rule`."""
+    if manifest.sample_kind != "picture":
+        return "none"
+    return REFUSE if allowed == REFUSE else picture_rule(manifest).fit
+
+
+def rule_of_side(side: ContractSide) -> PictureRule | None:
+    """How the other side's pictures become files; its fit is not known here. None for points."""
+    if side.picture is None:
+        return None
+    channels, height, width = side.sample_shape
+    terms = side.picture
+    return PictureRule(channels, height, width, "resize", terms.low, terms.high, terms.bits)

@@ -5,31 +5,36 @@ A role is an entry point of the group `ddib_fed.roles`; the node knows no role b
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import Protocol
 
 import grpc
 
-from ddib_fed.bridge.calibration.record import units_digest
-from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.bridge.softening import Softener, load_key
-from ddib_fed.errors import ConfigError, DdibError, Draining, NotReady
+from ddib_fed.calibration.record import units_digest
+from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.data.synthetic import DOMAINS
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.softening import Softener, load_key
+from ddib_fed.errors import ConfigError, DdibError, Draining, NotReady, SettingsInvalid
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.decoding import DecodingMemory
-from ddib_fed.node.pictures import class_names_of, size_rule_of, terms_of, value_range_of
-from ddib_fed.node.policy import offered_guidance, policy_digest
-from ddib_fed.node.quota import Ledger
-from ddib_fed.server.probes import Metrics
+from ddib_fed.node.model import DecodingMemory, class_names_of, size_rule_of, terms_of, value_range_of
+from ddib_fed.node.policy import Ledger, offered_guidance, policy_digest
+from ddib_fed.node.probes import Metrics
+from ddib_fed.protocol.contract import REFUSE, ContractSide, GuidanceTerms
+from ddib_fed.protocol.messages import Settings, settings_to_pb
+from ddib_fed.security.audit import AuditLog
+from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import OFF, Tracing
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.calibrations.store import CalibrationStore
-from ddib_fed.trust.peers import PeerStore
-from ddib_fed.wire.contracts.contract import REFUSE, ContractSide
-from ddib_fed.wire.contracts.guidance import GuidanceTerms
+from ddib_fed.terminal import say
+from ddib_fed.training.config import SHIPPED
+from ddib_fed.training.run import train_at_terminal
+from ddib_fed.v1 import common_pb2
 
 
 class PeerProblems:
@@ -210,3 +215,51 @@ def find_roles(names: Iterable[str]) -> list[Role]:
             hint="install ddib-fed again, as at first; or correct node.roles in node.toml",
         )
     return [installed[name].load() for name in names]
+
+
+def train_node(config: NodeConfig, *, force: bool = False) -> None:
+    """Train into the bundle that node.toml names, resuming an unfinished run of the same settings."""
+    if not config.train.names_data and config.model.domain not in {*DOMAINS, *SHIPPED}:
+        raise ConfigError(
+            f"{config.path} does not say what to train on",
+            hint='write images = "FOLDER" (pictures) or data = "points.npy" under [train]',
+        )
+    settings = config.train.config(
+        config.folder,
+        config.model.domain,
+        name=config.model.bundle_domain or config.model.domain,
+        threads=config.engine.threads or 1,
+        command=f"{config.command} train --config node.toml",
+    )
+    bundle = train_at_terminal(settings, config.paths.bundle, resume=not force, force=force)
+    if bundle is None:
+        return
+    say(
+        f"model of {config.model.domain}: {bundle.manifest.parameters:,} parameters, digest {bundle.digest[:12]}, "
+        f"in {config.paths.bundle}",
+        f"next: {config.command} serve --config {shlex.quote(str(config.path))}",
+        err=True,
+    )
+
+
+def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSettings:
+    """Settings for the engine; an empty name or a zero means the default."""
+    default = SolverSettings()
+    return SolverSettings(
+        solver=like.solver or default.solver,
+        order=like.order or default.order,
+        evaluations=like.evaluations or default.evaluations,
+        grid=like.grid or default.grid,
+        depth=like.depth or default.depth,
+        encoder=like.encoder or default.encoder,
+    )
+
+
+def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:
+    """Settings for the wire."""
+    if settings.in_one_process:
+        raise SettingsInvalid(
+            "noise in decoding, and the public code's schedules and respacings, do not travel between nodes",
+            hint="leave them out, or use `ddib translate --source` in one process",
+        )
+    return settings_to_pb(Settings(*(getattr(settings, field.name) for field in fields(Settings))))

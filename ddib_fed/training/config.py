@@ -27,9 +27,9 @@ from pydantic import (
 )
 
 from ddib_fed.errors import SettingsInvalid, UsageError
-from ddib_fed.models.units.normalisation import Colours
+from ddib_fed.models.units import Colours
 from ddib_fed.names import check_domain, domain_from
-from ddib_fed.networks.configs import ClassifierConfig, SyntheticConfig, UNetConfig
+from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 
 Config = TypeVar("Config", bound="TrainConfig")
 Preset = Mapping[str, Any]
@@ -39,7 +39,7 @@ _TABLES: Final[Mapping[str, Preset]] = tomllib.loads(
 PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in table}
 """Of pictures, by name."""
 SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2")
-"""As `ddib_fed.datasets.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
+"""As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
 SOFTEN_SIGMA = 0.05
 """From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}
@@ -82,7 +82,7 @@ class TrainConfig(BaseModel):
         }
     )  # fmt: skip
     """Fields that no weight depends on."""
-    opener: ClassVar[str] = "ddib_fed.training.opening:open_run"
+    opener: ClassVar[str] = "ddib_fed.training.run:open_run"
     """What reads the data of such a run, imported when it is trained; leaf packages name their own."""
 
     kind: Annotated[str, says("points, pictures or classifier.")]
@@ -553,7 +553,7 @@ def _divisor(batch: int, most: int) -> int:
 
 def preset_costs() -> dict[str, dict[str, Any]]:
     """What each preset needs on RGB pictures."""
-    from ddib_fed.networks.registry import network_shapes  # imports torch
+    from ddib_fed.networks.config import network_shapes  # imports torch
 
     found = {}
     for name, preset in PRESETS.items():

@@ -8,16 +8,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.datasets.shipped import load_shipped
-from ddib_fed.datasets.synthetic import draw
+from ddib_fed.data import folder as folders
+from ddib_fed.data.fitting import check_fit
+from ddib_fed.data.points import parse_npy
+from ddib_fed.data.shipped import load_shipped
+from ddib_fed.data.synthetic import draw
+from ddib_fed.engine.gate import Samples, Told, measure_allowances, unmeasurable
+from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, UsageError
-from ddib_fed.metrics.pictures import picture_rule
-from ddib_fed.models.carried import carried_domain
-from ddib_fed.models.manifest import Manifest
-from ddib_fed.samples import folders
-from ddib_fed.samples.images import check_fit
-from ddib_fed.samples.points import parse_npy
-from ddib_fed.training.pictures.sources import own_volumes
+from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.models.bundle import load_bundle, put_beside
+from ddib_fed.models.manifest import Manifest, carried_domain
+from ddib_fed.models.sidecars import GATE_FILE, Allowances
+from ddib_fed.training.sources import own_volumes
 
 Array = NDArray[np.float32]
 MAX_POINTS_BYTES = 1 << 28
@@ -97,3 +100,47 @@ def _spread(pictures: Array, count: int) -> Array:
     which = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int))
     chosen: Array = pictures[np.random.default_rng(SEED).permutation(which)]
     return chosen
+
+
+PICTURES = 300
+"""Pictures that are encoded, where there are so many."""
+SHARE = 0.05
+"""Of a run's CPU seconds, that its allowances may take; the fewest that are needed are encoded anyway."""
+
+
+def put_allowances(
+    folder: Path,
+    data: Path | None = None,
+    *,
+    command: str = "",
+    device: str = "cpu",
+    seed: int = 0,
+    tell: Told | None = None,
+) -> Allowances:
+    """Measure what the latents of the bundle in `folder` look like, and write it beside its weights."""
+    bundle = load_bundle(folder, without=[GATE_FILE])
+    model = DomainModel(bundle, device=device)
+    _require(model, PICTURES)
+    _, _, held_out = own_samples(bundle.manifest, data, Counts(fit=2, choose=2, held_out=PICTURES))
+    _require(model, len(held_out))
+    found = measure_allowances(model, held_out, command=command, seed=seed, tell=tell)
+    put_beside(folder, GATE_FILE, found.text())
+    return found
+
+
+def _require(model: DomainModel, count: int) -> None:
+    if why := unmeasurable(model, count):
+        raise InputError(
+            f"the usual latents of {model.manifest.name} cannot be measured: {why}",
+            hint=f"ddib model show {model.manifest.name} says what the model is; --data names a folder of pictures",
+        )
+
+
+def after_training(folder: Path, samples: Samples, *, command: str, spent_s: float) -> str:
+    """The same at the end of a run, within a small share of what the run took; why not, where it cannot be."""
+    model = DomainModel(load_bundle(folder))
+    if why := unmeasurable(model, len(samples)):
+        return why
+    found = measure_allowances(model, samples[:PICTURES], command=command, within_s=SHARE * spent_s)
+    put_beside(folder, GATE_FILE, found.text())
+    return ""

@@ -19,24 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddib_fed.datasets import synthetic
+from ddib_fed.data import synthetic
+from ddib_fed.data.pictures import name_file, refuse_picture
+from ddib_fed.data.points import parse_npy
 from ddib_fed.diffusion.bridge import decode
-from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.denoiser import Denoiser, on_device
 from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedule_from_config
-from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import FileMissing, InputError
-from ddib_fed.metrics import points as metrics
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.networks.configs import MlpConfig, SyntheticConfig
-from ddib_fed.networks.registry import build_network
-from ddib_fed.reports import plots
-from ddib_fed.samples.kinds import name_file, refuse_picture
-from ddib_fed.samples.points import parse_npy
+from ddib_fed.evaluation import metrics, plots
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig, build_network
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.levels import LambdaSampler
-from ddib_fed.training.loop.prefetch import Piece
-from ddib_fed.training.loop.trainer import Trainer
-from ddib_fed.training.objective import PointBatch, make_batch, make_step_batch
+from ddib_fed.training.objective import LambdaSampler, PointBatch, make_batch, make_step_batch
+from ddib_fed.training.trainer import Piece, Trainer
 
 Floats = NDArray[np.float32]
 

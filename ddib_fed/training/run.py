@@ -5,28 +5,126 @@ out/run/progress.csv, loss.png, samples.png   as it goes; everything else as `ru
 
 from __future__ import annotations
 
+import importlib
+import os
+import signal
+import threading
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddib_fed.bridge.threads import torch_threads
+from ddib_fed.data.folder import require_outside
+from ddib_fed.data.synthetic import domain_name
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
-from ddib_fed.training.allowances import after_training
+from ddib_fed.networks.placement import torch_threads
+from ddib_fed.terminal import bar, say
+from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.loop.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
-from ddib_fed.training.loop.distributed import World, open_world
-from ddib_fed.training.loop.losses import Losses
-from ddib_fed.training.loop.trainer import PROBE_MARGIN, OnProgress, Trainer, measure, settle
-from ddib_fed.training.opening import OnScan, Opened, Say, open_data
-from ddib_fed.training.pictures.sources import PictureSource
-from ddib_fed.training.record import LOG_EVERY, Log
+from ddib_fed.training.distributed import World, open_world
+from ddib_fed.training.own_samples import after_training
+from ddib_fed.training.pictures import PictureTask
+from ddib_fed.training.points import PointTask, open_points
+from ddib_fed.training.report import LOG_EVERY, Log
 from ddib_fed.training.run_folder import DTYPES, RunFolder, run_identity
+from ddib_fed.training.sources import PictureSource, map_digest, open_source, open_start
+from ddib_fed.training.trainer import (
+    PROBE_MARGIN,
+    Losses,
+    OnProgress,
+    Progress,
+    Task,
+    Trainer,
+    measure,
+    settle,
+)
+
+Say = Callable[[str], None]
+OnScan = Callable[[int, int], None]
+
+
+def _ordinary(task: Task, world: World, run: Path, checkpoint: Checkpoint | None) -> Trainer:
+    del run, checkpoint
+    return Trainer(task, world)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A run whose data were read."""
+
+    config: Any
+    name: str
+    digest: str
+    task: Callable[[Any], Task]
+    samples: int = 0
+    trainer: Callable[[Any, World, Path, Checkpoint | None], Trainer] = _ordinary
+    """What takes the steps, given the run's folder and the checkpoint that it resumes from."""
+    fixed_length: bool = False
+    """Whether the number of steps is never fitted to a time, nor added to."""
+    after: Callable[[Path], None] = lambda _: None
+    """Called with the run's folder once the bundle is there."""
+
+
+def open_run(
+    config: TrainConfig,
+    source: PictureSource | None,
+    out: Path,
+    say: Say | None,
+    on_scan: OnScan | None,
+    tasks: tuple[type[PointTask], type[PictureTask]] = (PointTask, PictureTask),
+) -> Opened:
+    """Read what a run on points or pictures learns from."""
+    if config.kind == "points":
+        if config.domain is not None:
+            config = config.model_copy(update={"domain": domain_name(config.domain)})
+        points = open_points(config)
+        return Opened(
+            config, config.label, points.digest, lambda settled: tasks[0](settled, points), len(points.train)
+        )
+    if config.images is not None:
+        require_outside(out, config.images)
+    pictures = open_source(config, source, say=say, progress=on_scan)
+    found: dict[str, Any] = {}
+    name = config.domain or pictures.name
+    if config.images is not None:
+        found["channels"] = pictures.shape[0]
+    start = open_start(config, pictures)
+    if start.bundle is not None:
+        found["init_digest"] = start.bundle.digest
+    if start.bundle is not None and start.normal is not None and start.normal.calibrated is not None:
+        found["calibration_digest"] = map_digest(start.normal.calibrated)
+        name = start.bundle.manifest.domain  # the calibration's: a node of that domain is to serve it
+        if "soften_sigma" not in config.model_fields_set:
+            # Both sides of a bridge soften alike, so the run keeps what the model had.
+            found["soften_sigma"] = start.bundle.manifest.soften_sigma
+    if config.generator is not None:
+        found["generator_digest"] = load_bundle(config.generator).digest
+    return Opened(
+        config.model_copy(update=found),
+        name,
+        pictures.digest,
+        lambda settled: tasks[1](settled, pictures, start),
+        len(pictures.train),
+    )
+
+
+def open_data(
+    config: TrainConfig, source: PictureSource | None, out: Path, say: Say | None, on_scan: OnScan | None
+) -> Opened:
+    """The run with its data read, by what the type of its settings names."""
+    module, _, name = config.opener.partition(":")
+    found: Opened = getattr(importlib.import_module(module), name)(config, source, out, say, on_scan)
+    return found
+
 
 MEASURE_S = 3.0
 """Seconds in which the cost of a step is measured before the first."""
@@ -365,3 +463,56 @@ def _shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
     }
     world.hand_out(list(tensors.values()))
     return Checkpoint(info, tensors)
+
+
+def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
+    """Train with a progress bar on stderr; Ctrl-C and SIGTERM stop it so that it can be resumed."""
+    with bar("training") as show, bar("checking") as look, _stopping() as stop:
+
+        def on_progress(progress: Progress) -> None:
+            held_out = "" if progress.held_out is None else f"  held out {progress.held_out:.4f}"
+            show(
+                progress.step,
+                progress.steps,
+                f"loss {progress.loss:.4f}{held_out}  {progress.rate:.2g} steps/s",
+            )
+            stop(progress.step)
+
+        done = train(
+            config,
+            out,
+            on_progress,
+            resume=resume,
+            force=force,
+            say=partial(say, err=True),
+            on_scan=lambda count, total: look(count, total, "pictures"),
+        )
+    return done if os.environ.get("RANK", "0") == "0" else None
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[int], None]]:
+    """Let Ctrl-C and SIGTERM end a run after the step that it is in, so that nothing is lost."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        say("stopping after this step; once more stops at once", err=True)
+
+    def stop(step: int) -> None:
+        if asked:
+            say(f"stopped after step {step}; resume it with the same command", err=True)
+            raise KeyboardInterrupt
+
+    alone = "RANK" not in os.environ and threading.current_thread() is threading.main_thread()
+    before = (
+        {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if alone else {}
+    )
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -23,7 +23,7 @@ from ddib_fed.files import model_folder, sync_folder, write_file
 from ddib_fed.models.bundle import BESIDE, load_bundle, save_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.training.loop.checkpoint import Checkpoint, latest_identity
+from ddib_fed.training.checkpoint import Checkpoint, latest_identity
 
 RUN_FOLDER = "run"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}

@@ -24,18 +24,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import integrate, soften
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places
-from ddib_fed.diffusion.levels.grids import Grid, make_grid
-from ddib_fed.diffusion.levels.learned import Coordinates, Frame, LearnedSteps, Stage
+from ddib_fed.diffusion.grids import Coordinates, Frame, Grid, LearnedSteps, Stage, make_grid
 from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan
 from ddib_fed.diffusion.schedule import Schedule
+from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import NotFinite, SettingsInvalid
-from ddib_fed.metrics.bootstrap import resample
+from ddib_fed.evaluation.bootstrap import resample
 from ddib_fed.models.bundle import Bundle, load_bundle, put_beside
 from ddib_fed.models.catalogue import STEPS_FILE
-from ddib_fed.models.tuned import LEAST_STEP, MAX_LEARNED, Errors, Tuned, TunedLeg
+from ddib_fed.models.sidecars import LEAST_STEP, MAX_LEARNED, Errors, Tuned, TunedLeg
 from ddib_fed.training.own_samples import SEED, Counts, own_samples
 
 Told = Callable[[int, int], None]

@@ -13,12 +13,12 @@ from typing import Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.bridge.records.translation_record import Part, Translation
 from ddib_fed.client.views import Domains
+from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import DdibError, ExtraMissing, UsageError
 from ddib_fed.formats.intensity import AUTO, Rule
 from ddib_fed.formats.nifti import PLANES
-from ddib_fed.wire.jobs import QUALITIES, Event
+from ddib_fed.protocol.messages import QUALITIES, Event
 
 DOUBTS = {
     "cycle_psnr": "translated back, it differs visibly from the original",

@@ -36,8 +36,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ddib_fed.errors import DdibError, InternalError, NotFoundError, UsageError
 from ddib_fed.files import write_file
 from ddib_fed.pages import render
-from ddib_fed.terminal import say
-from ddib_fed.unexpected import explained
+from ddib_fed.terminal import explained, say
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "

@@ -23,11 +23,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
+from ddib_fed.engine.record import Part
 from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, error_class
-from ddib_fed.unexpected import explained
+from ddib_fed.protocol.messages import Event
+from ddib_fed.terminal import explained
 from ddib_fed.web.backend import (
     Backend,
     PutTogether,
@@ -40,9 +41,7 @@ from ddib_fed.web.backend import (
     severity,
 )
 from ddib_fed.web.guard import answering, application, error_values, page
-from ddib_fed.web.previews import preview
-from ddib_fed.web.uploads import Upload, Uploads, arranged, numbered, plain_word, renamed
-from ddib_fed.wire.jobs import Event
+from ddib_fed.web.uploads import Upload, Uploads, arranged, numbered, plain_word, preview, renamed
 
 MAX_JSON: Final = 1 << 20
 """Bytes of a request other than a file."""

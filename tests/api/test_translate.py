@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 
 import ddib_fed
-from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
-from ddib_fed.datasets.maps import cut_scene
-from ddib_fed.datasets.shipped import load_shipped
-from ddib_fed.datasets.synthetic import sample
+from ddib_fed.calibration.record import CalibratedSide, units_digest
+from ddib_fed.data.shipped import cut_scene, load_shipped
+from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationForeign,

@@ -8,20 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.arrays import (
-    Asked,
-    draw_samples,
-    interpolate_pictures,
-    translate_array,
-)
-from ddib_fed.bridge.engine.executors import CallingThread
-from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.bridge.model import check_samples
-from ddib_fed.bridge.seeded_noise import seeded_noise
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, draw_samples, interpolate_pictures, translate_array
+from ddib_fed.engine.executors import CallingThread
+from ddib_fed.engine.local_party import LocalParty, open_party
+from ddib_fed.engine.model import check_samples
+from ddib_fed.engine.softening import seeded_noise
 from ddib_fed.errors import LatentNotGaussian, NotFinite, SettingsInvalid, ShapeMismatch
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import Normalisation
 from tests.runs.tiny_models import pictures, tiny
 
 FEW = SolverSettings("unipc", 3, 6)

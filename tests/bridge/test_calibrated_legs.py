@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.arrays import Asked, draw_samples, interpolate_pictures, translate_array
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.model import DomainModel
-from ddib_fed.bridge.party import Leg, ToEncode
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, draw_samples, interpolate_pictures, translate_array
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import Leg, ToEncode
+from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units import ChannelMap
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.runs.tiny_models import pictures, tiny
 

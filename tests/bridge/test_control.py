@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.bridge.control import Control
+from ddib_fed.engine.party import Control
 from ddib_fed.errors import DeadlineExceeded, Draining
 
 

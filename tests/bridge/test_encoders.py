@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.gate import pass_latent
-from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.party import Leg, ToEncode
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import ENCODERS, SolverSettings
+from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.gate import pass_latent
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.engine.party import Leg, ToEncode
 from ddib_fed.errors import LatentNotGaussian, SettingsInvalid
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import make_bundle
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.networks.encoders import spectrum_of
-from ddib_fed.networks.spectrum import cosines
+from ddib_fed.models.units import ChannelMap
+from ddib_fed.networks.spectrum import cosines, spectrum_of
 from ddib_fed.networks.spectrum import pictures as from_cosines
 from tests.runs.tiny_models import pictures, tiny
 

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.stack import Ending
-from ddib_fed.bridge.gate import Made, pass_latent
-from ddib_fed.bridge.judging.profile import NAMES
-from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.bridge.party import Failed, Leg, ToEncode
-from ddib_fed.datasets.synthetic import sample
+from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.gate import NAMES, Made, pass_latent
+from ddib_fed.engine.local_party import LocalParty, open_party
+from ddib_fed.engine.party import Failed, Leg, ToEncode
+from ddib_fed.engine.stack import Ending
 from ddib_fed.errors import LatentNotGaussian, PolicyDenied
-from ddib_fed.models.allowances import Allowances, PictureAllowances
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.sidecars import Allowances, PictureAllowances
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.runs.tiny_models import pictures, tiny
 

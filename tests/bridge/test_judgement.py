@@ -2,8 +2,8 @@
 
 import pytest
 
-from ddib_fed.bridge.calibration.judgement import LEAST_MARGIN, judge
-from ddib_fed.bridge.calibration.record import Effect, Figure
+from ddib_fed.calibration.fit import LEAST_MARGIN, judge
+from ddib_fed.calibration.record import Effect, Figure
 from ddib_fed.errors import CalibrationIneffective
 
 

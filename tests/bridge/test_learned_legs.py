@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.bridge import integrate
-from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import unipc_in
+from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.tuned import Tuned
+from ddib_fed.models.sidecars import Tuned
 from tests.bridge.test_calibrated_legs import turned
 from tests.models.test_tuned import leg
 from tests.runs.tiny_models import pictures, tiny

@@ -8,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executors import CallingThread
-from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.bridge.party import Decoded, Encoded, Failed, Leg, ToDecode, ToEncode
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.executors import CallingThread
+from ddib_fed.engine.local_party import LocalParty, open_party
+from ddib_fed.engine.party import Control, Decoded, Encoded, Failed, Leg, ToDecode, ToEncode
 from ddib_fed.errors import Cancelled, Draining, NotFinite, ShapeMismatch
 from ddib_fed.latent import Latent
 from tests.node.tiny_nodes import gaussian, tiny_bundle

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.errors import BundleInvalid, Draining, LatentNotGaussian, NotFinite, NotReady, ShapeMismatch
 from ddib_fed.latent import Latent
 from tests.node.tiny_nodes import Normalisation, decode, encode, gaussian, state, tiny_bundle, tiny_engine
@@ -108,7 +108,7 @@ def test_a_model_that_answers_nan_never_becomes_ready() -> None:
 
 def test_threads_are_measured_only_when_not_configured(monkeypatch) -> None:
     """0 measures one against all cores and gives one of the two; a number is taken as it is."""
-    monkeypatch.setattr("ddib_fed.bridge.engine.budget.WARM_UP_ROWS", 64)
+    monkeypatch.setattr("ddib_fed.engine.budget.WARM_UP_ROWS", 64)
     before = torch.get_num_threads()
     told = tiny_engine()
     told.close()

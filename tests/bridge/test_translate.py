@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.bridge.party import Failed, Leg, ToDecode, ToEncode
-from ddib_fed.bridge.translate import Item, translate
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import LocalParty, open_party
+from ddib_fed.engine.party import Failed, Item, Leg, ToDecode, ToEncode, translate
 from ddib_fed.guidance import Guidance
 from tests.runs.tiny_models import pictures, tiny
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, ExhaustedError, UnavailableError
-from ddib_fed.trust.audit.reading import verify
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
+from ddib_fed.security.audit_reading import verify
 from tests.e2e.harness import Node, Pair, moons, wait_until
 from tests.e2e.translation.test_translate import npy as npy_of
 from tests.node.tiny_nodes import npy, save_model

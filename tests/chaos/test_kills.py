@@ -12,7 +12,7 @@ from statistics import median
 import pytest
 
 from ddib_fed.errors import JobNotFound
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
 from tests.chaos import failpoints
 from tests.chaos.load import (
     ITEMS,

@@ -18,9 +18,9 @@ from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError
 from ddib_fed.files import write_file
-from ddib_fed.trust import pki
-from ddib_fed.trust.pki import fingerprint, parse_certificates
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
+from ddib_fed.security import pki
+from ddib_fed.security.pki import fingerprint, parse_certificates
 from tests.chaos import short_lives
 from tests.chaos.load import lines_of
 from tests.e2e.harness import Node, admit, ddib, wait_until

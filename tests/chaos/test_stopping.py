@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.trust import pki
+from ddib_fed.security import pki
 from tests.chaos.load import Feeder, check_books, restart, stub_pair
 from tests.e2e.harness import Node, Pair, wait_until
 

@@ -9,8 +9,8 @@ import pytest
 
 from ddib_fed.client.client import Client
 from ddib_fed.errors import PeerSuspended
-from ddib_fed.node.running.admin import AdminClient
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.node.admin import AdminClient
+from ddib_fed.protocol.messages import Settings
 from tests.chaos.load import STUB_TARGET, check_disk, restart, stub_pair
 from tests.e2e.harness import Node, Pair, ddib, wait_until
 from tests.e2e.operation.test_durability import first_progress

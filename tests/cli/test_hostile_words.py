@@ -14,16 +14,16 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.cli.client.job import _show
+from ddib_fed.cli.job import _show_job
 from ddib_fed.cli.main import run as run_ddib
 from ddib_fed.client.views import Failure, ItemView, JobView
 from ddib_fed.errors import PolicyDenied
 from ddib_fed.node.admitting import _ask
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.server.logs import JsonFormatter, TextFormatter, fields
-from ddib_fed.trust.peers import Peer
-from ddib_fed.trust.pki import certificate_pem, init_node_identity
-from ddib_fed.wire.jobs import ItemState, JobState, Settings
+from ddib_fed.node.server import JsonFormatter, TextFormatter, fields
+from ddib_fed.protocol.messages import ItemState, JobState, Settings
+from ddib_fed.security.peers import Peer
+from ddib_fed.security.pki import certificate_pem, init_node_identity
 from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution
 from tests.trust.peers.test_store import changed
@@ -121,7 +121,7 @@ def test_no_value_before_the_fingerprint_can_hide_or_imitate_it(
     assert "\x1b" not in result.output
 
 
-EVIL = "x\n2030-01-01 INFO    ddib_fed.node.running.daemon: stopped \x1b]0;\x07\u202e"
+EVIL = "x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e"
 
 
 def evil_job() -> JobView:
@@ -135,7 +135,7 @@ def evil_job() -> JobView:
 
 def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     """Id, target, solver, classes, failures: each line is one of ours."""
-    _show(evil_job())
+    _show_job(evil_job())
     out = capsys.readouterr().out
     assert out.count(r"x\n2030") >= 5
     assert all(line.isprintable() and not line.startswith("2030") for line in out.split("\n"))
@@ -163,7 +163,7 @@ def test_no_text_of_a_peer_begins_a_line_of_a_log() -> None:
     """A job's id with a line break; and an exception's text, below its line."""
     lines = TextFormatter().format(record("job %s fails", EVIL, error=ValueError(EVIL))).split("\n")
     assert lines[0].endswith(
-        r"job x\n2030-01-01 INFO    ddib_fed.node.running.daemon: stopped \x1b]0;\x07\u202e fails"
+        r"job x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e fails"
     )
     assert lines[1:]
     assert all(line.startswith("    ") for line in lines[1:])

@@ -20,7 +20,7 @@ from ddib_fed.cli import main as entry
 from ddib_fed.cli.main import COMMANDS, SECTIONS, run
 from ddib_fed.cli.output import NEXT_STEPS, next_step
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
-from ddib_fed.unexpected import explained
+from ddib_fed.terminal import explained
 
 HELP_PARTS = 6.0
 """Of what Python takes to start and to import click: of the same machine, which may be slow. torch alone takes 35."""
@@ -51,7 +51,7 @@ def test_help_loads_nothing_heavy():
         "assert not heavy, heavy;"
         "ours = sorted(m for m in sys.modules if m.startswith('ddib_fed') and not m.startswith('ddib_fed.errors.'));"
         "assert ours == ['ddib_fed', 'ddib_fed.cli', 'ddib_fed.cli.help', 'ddib_fed.cli.main', 'ddib_fed.errors', "
-        "'ddib_fed.files', 'ddib_fed.names', 'ddib_fed.rpc', 'ddib_fed.terminal', 'ddib_fed.unexpected', "
+        "'ddib_fed.files', 'ddib_fed.names', 'ddib_fed.protocol', 'ddib_fed.terminal', 'ddib_fed.terminal', "
         "'ddib_fed.version'], ours"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

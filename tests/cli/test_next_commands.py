@@ -12,12 +12,12 @@ from pathlib import Path
 import click
 import pytest
 
+from ddib_fed.cli.help import with_config
 from ddib_fed.cli.main import cli, run
-from ddib_fed.cli.next_commands import with_config
 from ddib_fed.errors import DiskFull
 from ddib_fed.node.command import node_command
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.unexpected import explained
+from ddib_fed.terminal import explained
 
 
 @pytest.fixture

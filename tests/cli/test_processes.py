@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
-from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.paper.colour_training import ColourSettings, transfer
+from ddib_fed.paper.colours import ColourSettings, transfer
 from ddib_fed.processes import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train

@@ -15,16 +15,16 @@ from typing import Any
 import grpc
 import numpy as np
 
-from ddib_fed.cli.node.making import SourceNode, make_client, make_node
+from ddib_fed.cli.init import SourceNode, make_client, make_node
+from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import DdibError, ItemsTooMany, JobNotFound
-from ddib_fed.samples.images import decode_image, encode_png
-from ddib_fed.server.interceptors import ErrorInterceptor
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.pki import load_identity
+from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.protocol.streams import assemble, file_header, open_file, stream
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import load_identity
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
-from ddib_fed.wire.streams import assemble, file_header, open_file, stream
 
 NORTH, SOUTH = "north.example", "south.example"
 PNG = b"\x89PNG"

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import ddib_fed
-from ddib_fed.bridge.records.translation_record import Part
-from ddib_fed.client import streams
+from ddib_fed.client import connection
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import payload, refused_items
 from ddib_fed.client.profile import Profile
+from ddib_fed.engine.record import Part
 from ddib_fed.errors import (
     Cancelled,
     ImageTooLarge,
@@ -31,9 +31,9 @@ from ddib_fed.errors import (
     QuotaSpent,
     UsageError,
 )
-from ddib_fed.trust.pki import issue_to_folder, load_authority
+from ddib_fed.protocol.messages import JobState, Settings
+from ddib_fed.security.pki import issue_to_folder, load_authority
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.jobs import JobState, Settings
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.tiffs import tiff
 from tests.node.flipping import BitFlipper
@@ -277,7 +277,7 @@ def test_fetches_every_part_with_its_provenance(alice):
 
 def test_what_was_acknowledged_is_not_asked_for_when_a_job_is_watched_again(alice, north, monkeypatch):
     """Its events come again, and so do those of delivered items; they are neither fetched nor refused."""
-    monkeypatch.setattr(streams, "FETCH_EVERY_S", 0.0)  # as in a job that takes long
+    monkeypatch.setattr(connection, "FETCH_EVERY_S", 0.0)  # as in a job that takes long
     job = alice.submit([npy(points(start=n)) for n in range(3)], TARGET)
     first = next(iter(alice.fetch(job.job_id, [1])))
     alice.acknowledge(job.job_id, [(1, first.translation.sha256)])
@@ -384,7 +384,7 @@ def test_the_client_loads_neither_torch_nor_the_science():
     code = (
         "import sys, ddib_fed; loaded = {m for m in sys.modules if m.startswith(('grpc', 'ddib_fed.'))};"
         "assert loaded == {'ddib_fed.version'}, loaded;"
-        "ddib_fed.Client.from_profile; import ddib_fed.client.renewal;"
+        "ddib_fed.Client.from_profile; import ddib_fed.client.profile;"
         "heavy = {'torch', 'numpy', 'matplotlib', 'scipy', 'PIL', 'tifffile', 'png'};"
         "heavy |= {'ddib_fed.diffusion', 'ddib_fed.models'};"
         "heavy &= set(sys.modules);"

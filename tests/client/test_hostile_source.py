@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from ddib_fed.cli.client.job import when
+from ddib_fed.cli.job import when
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, MessageInvalid, UnknownFields
-from ddib_fed.wire.contracts.calibration import LAST_MOMENT
+from ddib_fed.protocol.contract import LAST_MOMENT
 from tests.client.scripted_source import TARGET, points
 
 STRANGE = b"\xfa\x07\x03new"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from ddib_fed.datasets.imagenet import (
+from ddib_fed.data.imagenet import (
     class_pairs,
     read_labels,
     read_truth,

@@ -8,7 +8,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ddib_fed.datasets import heads, maps, packaged, shipped
+from ddib_fed.data import shipped
+from ddib_fed.data import shipped as heads
+from ddib_fed.data import shipped as maps
+from ddib_fed.data import shipped as packaged
 from ddib_fed.errors import DomainNotFound, ExtraMissing
 
 pictures_of = cache(shipped.load_shipped)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ddib_fed.datasets import synthetic
+from ddib_fed.data import synthetic
 from ddib_fed.errors import DomainNotFound, SettingsInvalid
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from ddib_fed.cli.main import cli
 from ddib_fed.node.command import node_command
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.server.connections import WANTED_FILES
+from ddib_fed.node.connections import WANTED_FILES
 
 FOLDER = Path(__file__).parents[2] / "docs" / "deploy" / "systemd"
 SERVICES = sorted(path.name for path in FOLDER.glob("*.service"))

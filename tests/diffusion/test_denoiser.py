@@ -10,8 +10,7 @@ import torch
 from ddib_fed.diffusion.denoiser import Denoiser, eps_from_v, v_from_eps, v_from_x0, x0_from_v
 from ddib_fed.diffusion.schedule import Level, LinearSchedule
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.networks.mlp import ResidualMLP
-from ddib_fed.networks.vector_unet import SyntheticModel
+from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
 from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_samples
 
 LEVELS = LinearSchedule().levels(torch.tensor([5.3, 2.0, 0.0, -1.5, -5.0]))

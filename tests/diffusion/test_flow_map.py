@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ddib_fed.diffusion.bridge import decode, encode
+from ddib_fed.diffusion.bridge import Rotated, decode, encode
 from ddib_fed.diffusion.denoiser import Denoiser, LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import CosineSchedule
-from ddib_fed.diffusion.wrapped.rotation import Rotated
 from ddib_fed.errors import SettingsInvalid
 from tests.diffusion.gaussian_data import GaussianNetwork, gaussian_denoiser, gaussian_map, gaussian_samples
 

@@ -74,8 +74,8 @@ def test_counts_numbers():
 @pytest.mark.slow
 def test_latents_of_the_shipped_models_pass():
     """Each domain's own points have white latents, from 200 points on."""
-    from ddib_fed.datasets.synthetic import DOMAINS, sample
-    from ddib_fed.models.shipped import pretrained
+    from ddib_fed.data.synthetic import DOMAINS, sample
+    from ddib_fed.models.bundle import pretrained
 
     for domain in DOMAINS:
         bundle = pretrained(domain)
@@ -85,8 +85,8 @@ def test_latents_of_the_shipped_models_pass():
 
 def test_points_of_the_wrong_scale_do_not_pass():
     """Points three times as far out as the model's are no data of its domain."""
-    from ddib_fed.datasets.synthetic import sample
-    from ddib_fed.models.shipped import pretrained
+    from ddib_fed.data.synthetic import sample
+    from ddib_fed.models.bundle import pretrained
 
     bundle = pretrained("moons")
     points = 3.0 * torch.from_numpy(sample("moons", 500, 0))
@@ -104,8 +104,8 @@ def test_statistics_survive_as_fields():
 @pytest.mark.parametrize("share", [1, 4, 100])
 def test_a_part_of_a_domain_may_be_translated(share):
     """The latents of the first points of a domain, in order, fill a part of the plane; that is no fault."""
-    from ddib_fed.datasets.synthetic import sample
-    from ddib_fed.models.shipped import pretrained
+    from ddib_fed.data.synthetic import sample
+    from ddib_fed.models.bundle import pretrained
 
     moons = pretrained("moons")
     points = torch.from_numpy(sample("moons", 1000, 3)[: 1000 // share])

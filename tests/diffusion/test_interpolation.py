@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ddib_fed.diffusion.interpolation import angle, interpolate
+from ddib_fed.diffusion.bridge import angle, interpolate
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 
 

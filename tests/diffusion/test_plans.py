@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.diffusion.levels.grids import ddib_compat_grids, is_monotone
+from ddib_fed.diffusion.grids import ddib_compat_grids, is_monotone
 from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
 from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
 from ddib_fed.errors import SettingsInvalid

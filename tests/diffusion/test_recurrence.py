@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.plans import SolverSettings, plan
-from ddib_fed.diffusion.recurrence import MOST_EVALUATIONS, recurrence_of
 from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.diffusion.solvers import MOST_EVALUATIONS, recurrence_of
 
 SCHEDULE = LinearSchedule()
 

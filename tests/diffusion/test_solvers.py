@@ -9,14 +9,14 @@ import math
 import pytest
 import torch
 
-from ddib_fed.datasets.synthetic import DOMAINS, sample
+from ddib_fed.data.synthetic import DOMAINS, sample
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.denoiser import Denoiser, eps_from_v, x0_from_v
-from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SOLVERS, SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.bundle import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
 

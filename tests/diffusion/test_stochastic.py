@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.bridge import Side, decode, encode, translate
-from ddib_fed.diffusion.levels.public import PublicLevels
+from ddib_fed.diffusion.grids import PublicLevels
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
 from ddib_fed.errors import SettingsInvalid

@@ -23,8 +23,8 @@ from ddib_fed.cli.main import cli
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import UnavailableError
+from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.running.admin import AdminClient
 from tests.e2e.processes import NodeProcess, start_node
 from tests.node.flipping import BitFlipper
 
@@ -231,6 +231,6 @@ def find_any(needles: list[bytes], folder: Path) -> list[Path]:
 
 
 def moons(count: int, seed: int = 1) -> np.ndarray:
-    from ddib_fed.datasets.synthetic import sample
+    from ddib_fed.data.synthetic import sample
 
     return sample("moons", count, seed)

@@ -19,7 +19,7 @@ from pathlib import Path
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
 PLANT = "DDIB_TESTS_PLANT"
 """Names a function, "module:name", that a node's process calls before anything else: leaks and failpoints of tests."""
-IMPORTED = ("source_node.service", "target_node.service", "ddib_fed.node.running.daemon", "pytest")
+IMPORTED = ("source_node.service", "target_node.service", "ddib_fed.node.daemon", "pytest")
 
 
 class NodeProcess:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ddib_fed.bridge.records.translation_record import Part
-from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.client.results import Collector
+from ddib_fed.calibration.signed import SignedCalibration
+from ddib_fed.client.connection import Collector
 from ddib_fed.client.views import Result
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.record import Part
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.trust.calibrations.signing import SignedCalibration
+from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.streams import file_header, stream
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
 from tests.source_node.served import Served, job_header

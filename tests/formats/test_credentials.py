@@ -9,9 +9,9 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from PIL import Image
 
+from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import ConfigError, InputError
 from ddib_fed.formats.credentials import MADE_BY_A_MODEL, Credentials, mark, read_mark
-from ddib_fed.samples.images import decode_image, encode_png
 from tests.formats.echoes import record
 from tests.formats.signers import write_signer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, UsageError
 from ddib_fed.formats.intensity import Rule, chosen_rule, is_empty, item_bytes
-from ddib_fed.samples.images import decode_image
 
 VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.formats.measures import measure_flicker, measure_seams
+from ddib_fed.formats.intensity import measure_flicker, measure_seams
 
 STEADY = np.linspace(0, 100, 12)[:, None, None, None] + np.mgrid[0:8, 0:8][1][None, :, :, None]
 

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from ddib_fed.client.payload import payload
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable, InputError, UsageError
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.origin import safe_name
 from ddib_fed.formats.recognition import Format, format_of_content, is_study, recognise
-from ddib_fed.formats.study import Options
-from ddib_fed.samples.images import encode_png
+from ddib_fed.formats.study import Options, safe_name
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import DICOM, NIFTI, only
 from tests.formats.tiffs import tiff

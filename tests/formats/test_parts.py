@@ -9,13 +9,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.engine.record import Translation
 from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, UsageError
 from ddib_fed.files import write_file
 from ddib_fed.formats import parts as parts_module
-from ddib_fed.formats.finished import finished_study
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.parts import check_outputs, read_results, write_items, write_outputs
+from ddib_fed.formats.parts import check_outputs, finished_study, read_results, write_items, write_outputs
 from ddib_fed.formats.study import Options, Translated
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import ASKED, NIFTI, only, results

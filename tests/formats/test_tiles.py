@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import UsageError
-from ddib_fed.formats.measures import measure_seams
-from ddib_fed.formats.tiles import Grid, blend, cut
+from ddib_fed.formats.geotiff import Grid, blend, cut
+from ddib_fed.formats.intensity import measure_seams
 
 GENERATOR = np.random.default_rng(3)
 ROWS, COLUMNS = np.mgrid[0:90, 0:131]

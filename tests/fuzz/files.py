@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from ddib_fed.runs.samples import Given
-from ddib_fed.samples.images import decode_image
-from ddib_fed.samples.points import parse_npy, to_npy
+from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.points import parse_npy, to_npy
+from ddib_fed.evaluation.samples import Given
 from tests.fuzz.target import LIMITS, MOST, Target
 from tests.samples import picture_examples as pictures
 

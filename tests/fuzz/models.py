@@ -11,10 +11,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
-from ddib_fed.models.bundle_files import manifest_text, parse_manifest, read_weights
-from ddib_fed.models.importers.checkpoints import read_checkpoint, read_safetensors
-from ddib_fed.models.tuned import parse_tuned
+from ddib_fed.models.bundle import (
+    load_bundle,
+    make_bundle,
+    manifest_text,
+    parse_manifest,
+    read_weights,
+    save_bundle,
+)
+from ddib_fed.models.sidecars import parse_tuned
+from ddib_fed.models.weights import read_checkpoint, read_safetensors
 from tests.fuzz.target import Target, as_file
 from tests.models import examples as models
 

@@ -11,15 +11,15 @@ from typing import Final
 
 import numpy as np
 
-from ddib_fed.bridge.calibration.aggregates import read_aggregate
-from ddib_fed.bridge.calibration.files import read_calibration
-from ddib_fed.bridge.records.translation_record import Translation
-from ddib_fed.trust import pki
-from ddib_fed.trust.audit.reading import verify as verify_audit
-from ddib_fed.trust.calibrations.signing import parse_calibration, parse_signed
-from ddib_fed.trust.identity import Identity, verify_peer_certificate
-from ddib_fed.trust.peers import Peer, parse_peer
-from ddib_fed.trust.pki import (
+from ddib_fed.calibration.aggregate import read_aggregate
+from ddib_fed.calibration.record import read_calibration
+from ddib_fed.calibration.signed import parse_calibration, parse_signed
+from ddib_fed.engine.record import Translation
+from ddib_fed.security import pki
+from ddib_fed.security.audit_reading import verify as verify_audit
+from ddib_fed.security.identity import Identity, verify_peer_certificate
+from ddib_fed.security.peers import Peer, parse_peer
+from ddib_fed.security.pki import (
     certificate_pem,
     issue_leaf,
     make_request,
@@ -28,7 +28,7 @@ from ddib_fed.trust.pki import (
     parse_certificates,
     read_request,
 )
-from ddib_fed.trust.withdrawn import parse_withdrawn
+from ddib_fed.security.withdrawn import parse_withdrawn
 from tests.fuzz.target import NOW, Target, as_file
 from tests.trust.calibrations.examples import calibration
 
@@ -104,8 +104,8 @@ def aggregate(data: bytes) -> None:
 
 
 def _aggregates() -> list[bytes]:
-    from ddib_fed.bridge.calibration.aggregates import make_aggregate
-    from ddib_fed.models.units.normalisation import Normalisation
+    from ddib_fed.calibration.aggregate import make_aggregate
+    from ddib_fed.models.units import Normalisation
 
     drawn = np.random.default_rng(0).uniform(-1, 1, (220, 1, 4, 4)).astype(np.float32)
     made = make_aggregate(drawn, Normalisation(std=0.5), "drawings", generator=np.random.default_rng(1))
@@ -125,7 +125,7 @@ def record(data: bytes) -> None:
 
 
 def _audits() -> list[bytes]:
-    from ddib_fed.trust.audit.log import AuditLog
+    from ddib_fed.security.audit import AuditLog
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "audit.jsonl"

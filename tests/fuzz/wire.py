@@ -11,17 +11,17 @@ from google.protobuf.message import Message
 
 from ddib_fed.errors import MessageInvalid, PeerUnreachable
 from ddib_fed.latent import Latent
-from ddib_fed.rpc.details import from_detail, to_detail
-from ddib_fed.rpc.proxy import TunnelRefused, read_answer
+from ddib_fed.protocol.addresses import TunnelRefused, read_answer
+from ddib_fed.protocol.agreement import confirm
+from ddib_fed.protocol.contract import PROTOCOL, ContractLimits, ContractSide
+from ddib_fed.protocol.details import from_detail, to_detail
+from ddib_fed.protocol.latent import LatentOpener
+from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.protocol.streams import Announced, Assembler, file_header, frame_deserialiser, open_file, stream
+from ddib_fed.security.admission import parse_message
+from ddib_fed.security.diagnosis import short
 from ddib_fed.telemetry import parse_traceparent, trace_entries
-from ddib_fed.trust.admission import parse_message
-from ddib_fed.trust.diagnosis import short
 from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
-from ddib_fed.wire.contracts.agreement import confirm
-from ddib_fed.wire.contracts.contract import PROTOCOL, ContractLimits, ContractSide
-from ddib_fed.wire.latent import LatentOpener
-from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams import Announced, Assembler, file_header, frame_deserialiser, open_file, stream
 from tests.fuzz.target import MOST, Target
 from tests.samples import picture_examples as pictures
 from tests.wire.examples import contract, latent, side

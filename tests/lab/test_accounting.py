@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from ddib_fed.errors import ExtraMissing, SettingsInvalid
-from ddib_fed.lab.accounting import Ledger, noise_for, require_opacus
+from ddib_fed.lab.private import Ledger, noise_for, require_opacus
 
 pytest.importorskip("opacus")
 

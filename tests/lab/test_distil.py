@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.model import DomainModel, check_decoding, check_encoding
 from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance
 from ddib_fed.lab.config import DistilConfig
 from ddib_fed.lab.teacher import open_starts
-from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
+from ddib_fed.models.bundle import load_bundle, make_bundle, pretrained, save_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.networks.configs import MlpConfig, UNetConfig
-from ddib_fed.networks.registry import build_network
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures.initial import open_start
 from ddib_fed.training.run import train
+from ddib_fed.training.sources import open_start
 from tests.models.distilled_bundles import SMALL_UNET
 from tests.models.distilled_bundles import distilled as flow_map
 from tests.models.examples import manifest as example_manifest

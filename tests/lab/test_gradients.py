@@ -6,8 +6,7 @@ from torch import nn
 
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.lab.private import Draws, RunKey, SampleGradients, clipped_sums, refuse_layers
-from ddib_fed.networks.configs import MlpConfig, SyntheticConfig, UNetConfig
-from ddib_fed.networks.registry import build_network
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig, UNetConfig, build_network
 
 NETWORKS = {
     "points": (MlpConfig(width=16, blocks=2, embedding=8, features=4), (2,)),

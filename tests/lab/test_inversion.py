@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.lab.attacks import fit_inverter
+from ddib_fed.lab.report import fit_inverter
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.networks.spectrum import pictures as from_cosines
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.lab.attacks import area, first, scores
+from ddib_fed.lab.report import area, first, scores
 
 
 def people(count, seed=0):

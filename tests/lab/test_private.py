@@ -13,8 +13,8 @@ from ddib_fed.errors import ExtraMissing, SettingsInvalid, StateConflict
 from ddib_fed.lab.config import PrivateTrainConfig
 from ddib_fed.lab.private import KEY_FILE, PrivatePictures, PrivatePoints, RunKey, require_private
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training.checkpoint import latest_checkpoint
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from ddib_fed.training.points import open_points
 from ddib_fed.training.run import train
 from tests.training.pictures.examples import spots_source
@@ -151,7 +151,7 @@ def test_a_sample_is_drawn_whatever_others_are_in_its_step(private, pictures):
     key = RunKey(bytes(32))
     point = PrivatePoints(private.settled(), open_points(private))
     source = spots_source()
-    from ddib_fed.training.pictures.initial import open_start
+    from ddib_fed.training.sources import open_start
 
     picture = PrivatePictures(pictures.settled(), source, open_start(pictures, source))
     for task in (point, picture):
@@ -223,7 +223,7 @@ def test_without_the_extra_nothing_is_written(private, tmp_path, monkeypatch):
 def test_the_command_trains_and_show_prints_it(points, tmp_path):
     from click.testing import CliRunner
 
-    from ddib_fed.cli.models.model import model
+    from ddib_fed.cli.model import model
     from ddib_fed.lab.commands import privacy
 
     def ddib(*arguments):

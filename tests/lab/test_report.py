@@ -8,15 +8,24 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.bridge.model import DomainModel
-from ddib_fed.cli.models.model import model
+from ddib_fed.cli.model import model
+from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import BundleInvalid, InputError, ShapeMismatch, UsageError
-from ddib_fed.lab.attacks import correlation_matrix, first_by_correlation, fit_point_inverter
+from ddib_fed.evaluation import metrics
 from ddib_fed.lab.commands import privacy
-from ddib_fed.lab.report import DEPTHS, Wanted, copies_of, latents_along, membership_of, privacy_report
-from ddib_fed.metrics import copies
+from ddib_fed.lab.report import (
+    DEPTHS,
+    Wanted,
+    copies_of,
+    correlation_matrix,
+    first_by_correlation,
+    fit_point_inverter,
+    latents_along,
+    membership_of,
+    privacy_report,
+)
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.privacy import PRIVACY_FILE
+from ddib_fed.models.sidecars import PRIVACY_FILE
 from tests.models.examples import manifest, state
 from tests.runs.tiny_models import pictures, tiny
 
@@ -49,11 +58,11 @@ def test_points_are_read_through_a_smooth_map_and_not_through_none():
 
 def test_a_copy_is_near_and_a_blurred_picture_is_not():
     """Over the distance from the mean picture."""
-    train = copies.reduced(pictures(40, size=16))
-    assert copies.nearest(train[:5], train) == pytest.approx(np.zeros(5), abs=1e-3)
-    assert copies.nearest(copies.reduced(pictures(5, size=16, seed=3)), train).min() > 0.5
+    train = metrics.reduced(pictures(40, size=16))
+    assert metrics.nearest(train[:5], train) == pytest.approx(np.zeros(5), abs=1e-3)
+    assert metrics.nearest(metrics.reduced(pictures(5, size=16, seed=3)), train).min() > 0.5
     with pytest.raises(ShapeMismatch):
-        copies.nearest(train[:, :3], train)
+        metrics.nearest(train[:, :3], train)
 
 
 def test_latents_of_all_depths_come_from_one_way():

@@ -13,8 +13,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.lab.teacher import Pool, Starts, Teacher, asked
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.networks.configs import MlpConfig, UNetConfig
-from ddib_fed.networks.registry import build_network
+from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
 
 
 def bundle(network=None, shape=(2,), **fields):

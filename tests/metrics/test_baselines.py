@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics.baselines import (
+from ddib_fed.evaluation.judgement import (
     ColourMap,
     HistogramMatch,
     cross_fitted_colour_map,
@@ -13,7 +13,7 @@ from ddib_fed.metrics.baselines import (
     unchanged,
     unpaired,
 )
-from ddib_fed.metrics.pictures import mse
+from ddib_fed.evaluation.metrics import mse
 from tests.runs.tiny_models import pictures
 
 

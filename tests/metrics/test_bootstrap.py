@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics import features
-from ddib_fed.metrics.bootstrap import feature_distances, frechet_draws, kernel_draws, resample
+from ddib_fed.evaluation import features
+from ddib_fed.evaluation.bootstrap import feature_distances, frechet_draws, kernel_draws, resample
 
 
 def test_the_interval_of_a_mean_has_the_width_of_the_standard_error() -> None:

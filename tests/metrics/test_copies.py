@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics.copies import nearest
+from ddib_fed.evaluation.metrics import nearest
 
 
 def rows(count: int, length: int, seed: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ExtraMissing, ShapeMismatch
-from ddib_fed.metrics.features import (
+from ddib_fed.evaluation.features import (
     Features,
     _network,
     distance,

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from ddib_fed.metrics.judgement import Domain, judge
-from ddib_fed.metrics.pictures import psnr
-from ddib_fed.metrics.structure import calibrate
-from ddib_fed.reports.folder import per_picture, tables
+from ddib_fed.evaluation.folder import per_picture, tables
+from ddib_fed.evaluation.judgement import Domain, judge
+from ddib_fed.evaluation.metrics import psnr
+from ddib_fed.evaluation.structure import calibrate
 from tests.runs.picture_folders import blocks
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddib_fed.metrics.latents import noise_statistics, whiteness
+from ddib_fed.evaluation.metrics import noise_statistics, whiteness
 
 SHAPE = (24, 1, 32, 32)
 

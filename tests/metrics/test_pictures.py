@@ -4,18 +4,9 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch, UsageError
-from ddib_fed.metrics.pictures import (
-    MOST_PSNR,
-    compare,
-    mse,
-    picture_rule,
-    psnr,
-    spread,
-    ssim,
-    to_channels,
-)
+from ddib_fed.evaluation.metrics import MOST_PSNR, compare, mse, picture_rule, psnr, spread, ssim, to_channels
+from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.shipped import pretrained
 from tests.runs.tiny_models import pictures, tiny
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ddib_fed.datasets import synthetic
+from ddib_fed.data import synthetic
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics import points as metrics
+from ddib_fed.evaluation import metrics
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics.retrieval import by_features, by_pixels, hits_by_pixels, ranks
+from ddib_fed.evaluation.metrics import by_features, by_pixels, hits_by_pixels, ranks
 from tests.runs.tiny_models import pictures
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.metrics import sample_verdict
-from ddib_fed.metrics.sample_verdict import FEWEST, SampleVerdict, judge_samples, textures
+from ddib_fed.evaluation import sample_verdict
+from ddib_fed.evaluation.sample_verdict import FEWEST, SampleVerdict, judge_samples, textures
 
 
 def rings(count: int, seed: int) -> np.ndarray:

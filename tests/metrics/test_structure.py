@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.data.folder import expand
+from ddib_fed.data.shipped import load_shipped
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics.structure import (
+from ddib_fed.evaluation.structure import (
     BINS,
     Expected,
     agreement,
@@ -15,10 +16,8 @@ from ddib_fed.metrics.structure import (
     expected,
     structure,
 )
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.samples.folders import expand
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.units import ChannelMap, Normalisation
 from tests.runs.tiny_models import pictures
 
 

@@ -8,8 +8,8 @@ import math
 import pytest
 
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.models.allowances import GATE_FILE, Allowances, PictureAllowances
 from ddib_fed.models.bundle import amend_bundle, load_bundle, put_beside, save_bundle
+from ddib_fed.models.sidecars import GATE_FILE, Allowances, PictureAllowances
 from tests.models.examples import manifest, state
 
 BOUNDS = PictureAllowances(names=("mean",), low=(-0.1,), high=(0.1,))

@@ -16,11 +16,10 @@ from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.files import copy_folder
 from ddib_fed.models import bundle
-from ddib_fed.models.bundle import amend_bundle, load_bundle, make_bundle, save_bundle
+from ddib_fed.models.bundle import amend_bundle, load_bundle, make_bundle, pretrained, save_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.networks.configs import SyntheticConfig
+from ddib_fed.networks.config import SyntheticConfig
 from tests.models.examples import SMALL, manifest, state
 from tests.runs.tiny_models import tiny
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.datasets.shipped import SHIPPED
-from ddib_fed.datasets.synthetic import DOMAINS
-from ddib_fed.models.carried import carried_domain
+from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.data.synthetic import DOMAINS
+from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.catalogue import shipped_names
-from ddib_fed.models.manifest import DataNote
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.manifest import DataNote, carried_domain
+from ddib_fed.models.units import Normalisation
 
 
 @pytest.mark.parametrize("name", shipped_names())

@@ -10,9 +10,8 @@ import pytest
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
 from ddib_fed.files import copy_folder
 from ddib_fed.models import catalogue
-from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.bundle import load_bundle, open_bundle, pretrained
 from ddib_fed.models.catalogue import copy_shipped, look, shipped_folder, shipped_models, shipped_names
-from ddib_fed.models.shipped import open_bundle, pretrained
 
 
 def test_a_list_says_what_the_bundles_say():

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.dp import DifferentialPrivacy
+from ddib_fed.models.manifest import DifferentialPrivacy
 from tests.models.examples import manifest, state
 
 SPENT = DifferentialPrivacy(

@@ -9,19 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.bundle_files import parse_manifest
+from ddib_fed.models.bundle import load_bundle, parse_manifest, pretrained, save_bundle
 from ddib_fed.models.catalogue import shipped_names
-from ddib_fed.models.manifest import (
-    LATER_FIELDS,
-    DataNote,
-    Manifest,
-    Normalisation,
-    PictureFormat,
-    check_guide,
-)
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.networks.configs import UNetConfig
+from ddib_fed.models.manifest import LATER_FIELDS, DataNote, Manifest, PictureFormat, check_guide
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.config import UNetConfig
 from tests.models import examples
 from tests.networks.picture_networks import TINY, TINY_CLASSIFIER, classifier, manifest, unet
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from ddib_fed.errors import ModelNotFound
+from ddib_fed.models.bundle import pretrained, shipped_calibration
 from ddib_fed.models.catalogue import shipped_folder, shipped_names
-from ddib_fed.models.shipped import pretrained, shipped_calibration
 
 
 @pytest.mark.parametrize("domain", shipped_names())
@@ -36,7 +36,7 @@ def test_refuses_domains_that_do_not_ship(domain):
 def test_a_name_is_known_where_the_current_folder_may_not_be_read(tmp_path):
     """As in root's own folder under `runuser -u ddib`: no bundle of that name can be meant there."""
     code = (
-        "import os, sys; from pathlib import Path; from ddib_fed.models.shipped import shipped_name;"
+        "import os, sys; from pathlib import Path; from ddib_fed.models.bundle import shipped_name;"
         "os.chdir(sys.argv[1]); os.chmod('.', 0); print(shipped_name('moons'));"
         "Path('moons', 'manifest.json').is_file()"
     )

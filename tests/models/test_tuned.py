@@ -8,10 +8,10 @@ import pickle
 import pytest
 
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.models import tuned as module
+from ddib_fed.models import sidecars as module
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import STEPS_FILE
-from ddib_fed.models.tuned import Errors, Tuned, TunedLeg, parse_tuned
+from ddib_fed.models.sidecars import Errors, Tuned, TunedLeg, parse_tuned
 from ddib_fed.training.tune import put_legs
 from tests.models.examples import manifest, state
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ddib_fed.models.manifest import Manifest, PictureFormat
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.classifier import NoisyClassifier
-from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from ddib_fed.networks.unet import UNet
 
 TINY = UNetConfig(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ddib_fed.networks.blocks import attention
+from ddib_fed.networks.layers import attention
 
 
 @pytest.mark.parametrize("positions", [3, 64, 65])

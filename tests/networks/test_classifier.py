@@ -9,8 +9,7 @@ import torch
 from safetensors import safe_open
 
 from ddib_fed.networks.classifier import AttentionPool
-from ddib_fed.networks.configs import ClassifierConfig
-from ddib_fed.networks.registry import build_network, network_shapes
+from ddib_fed.networks.config import ClassifierConfig, build_network, network_shapes
 from tests.networks.picture_networks import TINY_CLASSIFIER, classifier, filled
 
 FILE = Path(__file__).parent.parent / "data" / "unet_adm_class_guided.safetensors"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.networks.configs import MlpConfig, SyntheticConfig
-from ddib_fed.networks.diffusers.config import DiffusersDiTConfig, DiffusersUNetConfig
-from ddib_fed.networks.registry import build_network
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig, build_network
+from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
 from tests.networks.picture_networks import classifier, filled, unet
 
 STEP = 1e-5

@@ -9,8 +9,7 @@ import torch
 from safetensors import safe_open
 
 from ddib_fed.networks.layers import timestep_embedding
-from ddib_fed.networks.mlp import FEW_ROWS, ResidualMLP
-from ddib_fed.networks.vector_unet import SyntheticModel
+from ddib_fed.networks.mlp import FEW_ROWS, ResidualMLP, SyntheticModel
 
 GOLDEN = Path(__file__).parent.parent / "data" / "synthetic_linear.safetensors"
 

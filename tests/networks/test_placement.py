@@ -6,9 +6,8 @@ import sys
 import pytest
 import torch
 
-from ddib_fed.diffusion.denoiser import network_times
-from ddib_fed.diffusion.running import Plain
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.diffusion.denoiser import Plain, network_times
+from ddib_fed.models.bundle import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.placement import MOST_LEVELS, MOST_TABLES, Remembering, placed
 from ddib_fed.networks.unet import UNet

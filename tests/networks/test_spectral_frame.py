@@ -5,15 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import integrate
+from ddib_fed.diffusion.bridge import Rotated, integrate, rotated
 from ddib_fed.diffusion.denoiser import Denoiser
-from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.schedule import CosineSchedule
 from ddib_fed.diffusion.solvers import unipc, unipc_in
-from ddib_fed.diffusion.wrapped.rotation import Rotated, rotated
-from ddib_fed.networks.encoders import SharedWithLinear
-from ddib_fed.networks.spectral_frame import SpectralFrame
-from ddib_fed.networks.spectrum import cosines, pictures
+from ddib_fed.networks.spectrum import SharedWithLinear, SpectralFrame, cosines, pictures
 from tests.networks.picture_networks import unet
 
 SCHEDULE = CosineSchedule()

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ddib_fed.networks.configs import UNetConfig
+from ddib_fed.networks.config import UNetConfig, build_network, network_shapes
 from ddib_fed.networks.layers import GroupNorm32
-from ddib_fed.networks.registry import build_network, network_shapes
 from tests.networks.picture_networks import filled, unet
 
 DATA = Path(__file__).parent.parent / "data"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.trust import pki
-from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
+from ddib_fed.calibration.record import CalibratedSide, units_digest
+from ddib_fed.calibration.signed import SignedCalibration, sign
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.security import pki
 from tests.node.institutions import Institution
 from tests.trust.calibrations.examples import calibration
 

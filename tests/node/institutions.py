@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
-from ddib_fed.trust import pki
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import Peer, PeerStore
-from ddib_fed.trust.pki import certificate_pem, new_key
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import Peer, PeerStore
+from ddib_fed.security.pki import certificate_pem, new_key
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.models.bundle import make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest, PictureFormat
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.networks.configs import UNetConfig
-from ddib_fed.networks.registry import build_network
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.config import UNetConfig, build_network
 
 SIZE = 16
 SECRET = "Lovelace-1815"

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import Manifest, PictureFormat
-from ddib_fed.networks.configs import ClassifierConfig
-from ddib_fed.networks.registry import network_shapes
+from ddib_fed.networks.config import ClassifierConfig, network_shapes
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust import pki
-from ddib_fed.trust.pki import ROOT_LIFETIME, issue_leaf, new_key
+from ddib_fed.security import pki
+from ddib_fed.security.pki import ROOT_LIFETIME, issue_leaf, new_key
 from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import ready
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ddib_fed.calibration.signed import SignedCalibration, sign
 from ddib_fed.errors import (
     CalibrationExpired,
     CalibrationForeign,
@@ -15,14 +16,12 @@ from ddib_fed.errors import (
     CalibrationUnknown,
     CalibrationUnsigned,
 )
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.node.calibration.checks import check_terms, usable_calibration
-from ddib_fed.node.calibration.overview import overview
+from ddib_fed.models.units import Normalisation
+from ddib_fed.node import startup
+from ddib_fed.node.calibrations import check_terms, overview, usable_calibration
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.running import startup
-from ddib_fed.trust import pki
-from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
+from ddib_fed.security import pki
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
 from tests.trust.calibrations.examples import UNITS, calibration
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.cli.models import train as training
+from ddib_fed.cli import train as training
 from ddib_fed.errors import ConfigError, FileMissing
 from ddib_fed.node.config import (
     MAX_SOCKET_PATH,

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ddib_fed.errors import Cancelled, ImageTooLarge, PointsTooMany
-from ddib_fed.node.decoding import MIB, DecodingMemory
+from ddib_fed.node.model import MIB, DecodingMemory
 from tests.source_node.conftest import wait_until
 
 

@@ -9,24 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddib_fed.bridge.model import check_label
-from ddib_fed.bridge.softening import Softener
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.fitting import Geometry, fit_picture, from_array
+from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.model import check_label
+from ddib_fed.engine.softening import Softener
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, ShapeMismatch
-from ddib_fed.metrics.pictures import picture_rule
+from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.evaluation.samples import check_size, in_numbers, read_answer
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.pictures import limits_of, rule_of_side, terms_of
-from ddib_fed.runs.samples import check_size, in_numbers, read_answer
-from ddib_fed.samples.images import (
-    Geometry,
-    ImageLimits,
-    decode_image,
-    encode_png,
-    fit_picture,
-    from_array,
-)
-from ddib_fed.wire.contracts.contract import PictureTerms
+from ddib_fed.node.model import limits_of, rule_of_side, terms_of
+from ddib_fed.protocol.contract import PictureTerms
 from tests.node.institutions import Institution
 from tests.node.picture_examples import (
     SIZE,

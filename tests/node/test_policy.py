@@ -22,9 +22,9 @@ from ddib_fed.node.policy import (
     peer_charges,
     policy_digest,
 )
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import Peer, Snapshot
-from ddib_fed.trust.pki import new_authority
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import Peer, Snapshot
+from ddib_fed.security.pki import new_authority
 from tests.node.tiny_nodes import make_config
 
 NORTH = new_authority("north.example").certificate

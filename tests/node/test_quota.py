@@ -10,8 +10,8 @@ import pytest
 
 from ddib_fed.errors import ConfigError, NotReady, QuotaSpent
 from ddib_fed.guidance import Guidance
-from ddib_fed.node import quota
-from ddib_fed.node.quota import AHEAD, DAY_S, REPEATS, Charge, Ledger, Work, evaluations_of
+from ddib_fed.node import policy
+from ddib_fed.node.policy import AHEAD, DAY_S, REPEATS, Charge, Ledger, Work, evaluations_of
 
 
 class Clock:
@@ -157,7 +157,7 @@ def test_a_kill_gives_nothing_back_and_takes_at_most_a_part_of_the_limit(path) -
     """Of a process that charges as fast as it can, and is killed with -9 in the middle of it."""
     program = f"""
 from pathlib import Path
-from ddib_fed.node.quota import Charge, Ledger
+from ddib_fed.node.policy import Charge, Ledger
 ledger, count = Ledger(Path({str(path)!r})), 0
 while True:
     ledger.charge([Charge("evaluations_per_day", "north.example", 7, 10**6)])
@@ -177,8 +177,8 @@ while True:
 
 def test_most_charges_write_nothing(path, clock, monkeypatch) -> None:
     """At most one write for each ten-thousandth of the limit."""
-    written, real = [], quota.write_file
-    monkeypatch.setattr(quota, "write_file", lambda *given, **how: (written.append(1), real(*given, **how)))
+    written, real = [], policy.write_file
+    monkeypatch.setattr(policy, "write_file", lambda *given, **how: (written.append(1), real(*given, **how)))
     ledger = Ledger(path, clock=clock)
     for _ in range(2_000):
         ledger.charge(charge(3, 10**7))
@@ -187,8 +187,8 @@ def test_most_charges_write_nothing(path, clock, monkeypatch) -> None:
 
 def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(path, clock, monkeypatch) -> None:
     """A small one does not pass a large one that has no room; repeats among them are free to a tenth."""
-    written, real = [], quota.write_file
-    monkeypatch.setattr(quota, "write_file", lambda *given, **how: (written.append(1), real(*given, **how)))
+    written, real = [], policy.write_file
+    monkeypatch.setattr(policy, "write_file", lambda *given, **how: (written.append(1), real(*given, **how)))
     ledger = Ledger(path, clock=clock)
     works = [Work(charge(amount), name) for name, amount in enumerate((8, 40, 30, 30, 1))]
     assert ledger.charge_each(works) == 3
@@ -208,7 +208,7 @@ def test_a_full_disk_books_nothing_and_asks_to_come_back(path, clock, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(quota, "write_file", full)
+        patch.setattr(policy, "write_file", full)
         with pytest.raises(NotReady) as refused:
             ledger.charge(charge(100))
         with pytest.raises(NotReady):

@@ -7,21 +7,20 @@ import re
 import numpy as np
 import torch
 
-from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.party import Decoded, Encoded, Leg, ToDecode, ToEncode
-from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import LocalParty, ServingParty
+from ddib_fed.engine.party import Decoded, Encoded, Leg, ToDecode, ToEncode
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import Bundle, make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.networks.configs import MlpConfig
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.node.config import NodeConfig, render_node_toml
+from ddib_fed.node.probes import Metrics
 from ddib_fed.node.role import NodeContext
-from ddib_fed.samples.points import to_npy
-from ddib_fed.server.probes import Metrics
-from ddib_fed.trust.audit.log import AuditLog
+from ddib_fed.security.audit import AuditLog
 from tests.node.institutions import Institution
 
 NETWORK = MlpConfig(width=16, blocks=1, embedding=16, features=8)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import FileMissing, ImageUnreadable, InputError
-from ddib_fed.paper.colour_cloud import (
+from ddib_fed.paper.colours import (
     PACKAGED,
     dequantised,
     from_space,
@@ -13,7 +14,6 @@ from ddib_fed.paper.colour_cloud import (
     to_space,
     unit,
 )
-from ddib_fed.samples.images import encode_png
 
 
 def noise(dtype=np.uint8, size=(20, 30, 3)):

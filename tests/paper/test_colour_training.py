@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
+from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import AlreadyExists, ExitCode, StateConflict, UsageError
-from ddib_fed.paper.colour_cloud import photograph
-from ddib_fed.paper.colour_training import ColourSettings, palette, transfer
-from ddib_fed.samples.images import encode_png, read_image
+from ddib_fed.paper.colours import ColourSettings, palette, photograph, transfer
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.reports import plots
+from ddib_fed.evaluation import plots
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The order in which pages show pictures."""
 
-from ddib_fed.reports.folder import worst_first
+from ddib_fed.evaluation.folder import worst_first
 
 
 def row(cycle, edges, **more):

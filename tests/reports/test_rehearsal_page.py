@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed.evaluation.pages import SideFound, WayFound, advice
 from ddib_fed.models.manifest import Training
-from ddib_fed.reports.pages import SideFound, WayFound, advice
 from tests.runs.tiny_models import tiny
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddib_fed.bridge.records.translation_record import PictureFigures, Translation
-from ddib_fed.pages import TEMPLATES
-from ddib_fed.reports.results import (
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.engine.record import PictureFigures, Translation
+from ddib_fed.evaluation.results import (
     Results,
     ShownFile,
     encoded,
@@ -24,7 +24,7 @@ from ddib_fed.reports.results import (
     verdict,
     write_results,
 )
-from ddib_fed.samples.images import encode_png
+from ddib_fed.pages import TEMPLATES
 
 TARGET = "south.example/relief"
 

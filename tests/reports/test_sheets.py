@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.reports.sheets import DOUBT, Stage, contact_sheet, latent_pictures, save_sheet, to_pixels
+from ddib_fed.evaluation.sheets import DOUBT, Stage, contact_sheet, latent_pictures, save_sheet, to_pixels
 from tests.runs.tiny_models import pictures
 
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import FileMissing, ImageUnreadable, PictureMisfit, UsageError
-from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.reports.translations import find_items, read_domain, read_item, read_translations
-from ddib_fed.samples.images import encode_png
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.evaluation.translations import find_items, read_domain, read_item, read_translations
 from tests.runs.picture_folders import blocks, record, write
 
 

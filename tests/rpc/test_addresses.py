@@ -9,8 +9,8 @@ import pytest
 from ddib_fed.client.profile import Profile, render_client_toml
 from ddib_fed.errors import ConfigError, InputError
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.rpc.addresses import split_address
-from ddib_fed.trust.peers import parse_peer
+from ddib_fed.protocol.addresses import split_address
+from ddib_fed.security.peers import parse_peer
 from tests.node.institutions import Institution
 from tests.trust.peers.test_store import changed
 

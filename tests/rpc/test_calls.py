@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from ddib_fed.rpc.calls import Late, ReadAhead
+from ddib_fed.protocol.calls import Late, ReadAhead
 
 
 def test_the_elements_come_in_order():

@@ -19,8 +19,14 @@ from ddib_fed.errors import (
     QueueFull,
     UnknownFields,
 )
-from ddib_fed.rpc.details import DETAIL_KEY, MAX_DETAIL_BYTES, from_detail, from_rpc_error, to_detail
-from ddib_fed.rpc.faults import failure_of_peer
+from ddib_fed.protocol.details import (
+    DETAIL_KEY,
+    MAX_DETAIL_BYTES,
+    failure_of_peer,
+    from_detail,
+    from_rpc_error,
+    to_detail,
+)
 from ddib_fed.v1 import common_pb2 as pb
 
 HOP = "target south.example"

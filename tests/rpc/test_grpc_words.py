@@ -8,9 +8,9 @@ import grpc
 import pytest
 
 from ddib_fed.errors import DdibError, InternalError, MessageInvalid, NotFoundError, PeerUnreachable
-from ddib_fed.rpc.details import from_rpc_error
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
 

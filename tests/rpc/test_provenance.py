@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddib_fed.rpc.provenance import provenance_record
+from ddib_fed.protocol.job_messages import provenance_record
 from ddib_fed.v1 import translation_pb2 as pb
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.rpc.details import MAX_TEXT, from_detail, to_detail
-from ddib_fed.rpc.refused import MOST_ITEMS, refused_count, refused_facts, refused_items
+from ddib_fed.protocol.details import MAX_TEXT, from_detail, to_detail
+from ddib_fed.protocol.job_messages import MOST_ITEMS, refused_count, refused_facts, refused_items
 
 
 def crossed(refused: dict[int, str]) -> dict[str, str]:

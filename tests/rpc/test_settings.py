@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.diffusion.levels.public import PublicLevels
+from ddib_fed.diffusion.grids import PublicLevels
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.rpc.settings import settings_message, solver_settings
+from ddib_fed.node.role import settings_message, solver_settings
 
 IN_ONE_PROCESS = [
     SolverSettings("ddim", eta=0.5),

@@ -7,8 +7,8 @@ import threading
 import grpc
 import pytest
 
-from ddib_fed.rpc.calls import CheckedChannel
-from ddib_fed.trust import tls
+from ddib_fed.protocol.calls import CheckedChannel
+from ddib_fed.security import tls
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
 

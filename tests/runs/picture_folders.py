@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ddib_fed.bridge.records.translation_record import FORMAT
-from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.samples.images import encode_png
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.engine.record import FORMAT
+from ddib_fed.evaluation.sheets import to_pixels
 
 NO_FILES: Mapping[str, str] = {}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.datasets.shipped import ShippedPictures, shipped_domain
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.data.shipped import ShippedPictures, shipped_domain
 from ddib_fed.errors import FileMissing, InputError, UsageError
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.runs.calibration import pictures as calibration_pictures
-from ddib_fed.runs.calibration.pictures import domain_pictures, folder_anchors, shipped_truth, spaced
-from ddib_fed.samples.images import encode_png
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.training import calibrating as calibration_pictures
+from ddib_fed.training.calibrating import domain_pictures, folder_anchors, shipped_truth, spaced
 
 
 def write(folder: Path, names: list[str], value: int = 0) -> None:

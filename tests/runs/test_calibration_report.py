@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.arrays import Asked
-from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.metrics.bootstrap import resample
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.runs.calibration.pictures import Anchors
-from ddib_fed.runs.calibration.report import (
+from ddib_fed.engine.arrays import Asked
+from ddib_fed.engine.local_party import LocalParty, open_party
+from ddib_fed.evaluation.bootstrap import resample
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.training.calibrating import (
+    Anchors,
     Ways,
     colour_distance,
     compared,

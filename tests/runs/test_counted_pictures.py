@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration.aggregates import QUANTUM
+from ddib_fed.calibration.aggregate import QUANTUM
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable, InputError, UsageError
-from ddib_fed.runs.calibration.pictures import count_pictures
-from ddib_fed.samples.images import encode_png
+from ddib_fed.training.calibrating import count_pictures
 from tests.runs.tiny_models import tiny
 
 SIZE = 4

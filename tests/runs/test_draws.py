@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.arrays import Asked
-from ddib_fed.bridge.local_party import open_party
+from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked
+from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.runs.draws import between, draw_pictures
-from ddib_fed.samples.images import encode_png, read_image
+from ddib_fed.evaluation.draws import between, draw_pictures
 from tests.runs.tiny_models import tiny
 
 FEW = SolverSettings("unipc", 3, 3)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.records.translation_record import Translation, WrittenFile
-from ddib_fed.reports.folder import Folders, evaluate_folder
-from ddib_fed.reports.pages import write_report_page
+from ddib_fed.engine.record import Translation, WrittenFile
+from ddib_fed.evaluation.folder import Folders, evaluate_folder
+from ddib_fed.evaluation.pages import write_report_page
 from tests.runs.picture_folders import blocks, record, write
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from ddib_fed.models.bundle import Bundle, make_bundle
-from ddib_fed.models.manifest import Manifest, Normalisation, PictureFormat, StructureThresholds
-from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
-from ddib_fed.networks.registry import build_network
+from ddib_fed.models.manifest import Manifest, PictureFormat, StructureThresholds
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network
 
 PLAIN, EIGHT_BITS = Normalisation(), PictureFormat()
 

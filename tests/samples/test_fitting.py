@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from ddib_fed.data.decoding import Picture
+from ddib_fed.data.fitting import Geometry, PictureRule, from_array, to_array, to_raw
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
-from ddib_fed.samples.images import Geometry, Picture, PictureRule, from_array, to_array, to_raw
 from tests.samples.picture_examples import noise
 
 sides = st.integers(1, 24)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddib_fed.errors import FileMissing, ImageTooLarge, ImageUnreadable, SettingsInvalid, UsageError
-from ddib_fed.samples.folders import (
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.folder import (
     Entry,
     Looks,
     class_numbers,
@@ -20,7 +21,8 @@ from ddib_fed.samples.folders import (
     split,
     two_sides,
 )
-from ddib_fed.samples.images import ImageLimits, PictureRule, encode_png
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.errors import FileMissing, ImageTooLarge, ImageUnreadable, SettingsInvalid, UsageError
 from tests.samples.picture_examples import noise, npy_of, saved, tiff_of
 
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
-from ddib_fed.samples.images import ImageLimits, decode_image, encode_png
 from tests.samples.picture_examples import (
     chunk,
     forged_png,

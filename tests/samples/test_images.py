@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import decode_image, encode_png, read_image
 from ddib_fed.errors import FileMissing, ImageTooLarge, ShapeMismatch
-from ddib_fed.samples.images import ImageLimits, decode_image, encode_png, read_image
 from tests.samples.picture_examples import (
     chunk,
     differences,
@@ -345,7 +346,7 @@ def test_importing_it_loads_neither_torch_nor_pillow():
     import subprocess
 
     code = (
-        "import sys, ddib_fed.samples.images, ddib_fed.samples.folders;"
+        "import sys, ddib_fed.data.pictures, ddib_fed.data.folder;"
         "print([m for m in ('torch', 'PIL', 'tifffile', 'png', 'ddib_fed.models') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

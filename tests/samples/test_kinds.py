@@ -5,9 +5,8 @@ import io
 import numpy as np
 import pytest
 
+from ddib_fed.data.pictures import decode_image, refuse_picture, refuse_points
 from ddib_fed.errors import ImageUnreadable, KindMismatch
-from ddib_fed.samples.images import decode_image
-from ddib_fed.samples.kinds import refuse_picture, refuse_points
 
 
 def npy(shape, dtype="float32") -> bytes:

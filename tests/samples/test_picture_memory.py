@@ -14,11 +14,11 @@ import pytest
 import tifffile
 from PIL import Image
 
+from ddib_fed.data import decoding
+from ddib_fed.data.decoding import ImageLimits, Picture
+from ddib_fed.data.fitting import PictureRule, from_array, to_array
+from ddib_fed.data.pictures import cost_of, decode_image, memory_of
 from ddib_fed.errors import ImageTooLarge
-from ddib_fed.samples import resampling
-from ddib_fed.samples.fitting import PictureRule, from_array, to_array
-from ddib_fed.samples.images import ImageLimits, Picture, decode_image
-from ddib_fed.samples.picture_memory import cost_of, memory_of
 from tests.samples.picture_examples import chunk, deep_png, noise, npy_of, tiff_of
 
 SIDE = 3_000
@@ -29,7 +29,7 @@ import numpy
 import tifffile
 from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from ddib_fed.samples import images
-from ddib_fed.samples.picture_memory import FIXED, cost_of, memory_of
+from ddib_fed.data.pictures import FIXED, cost_of, memory_of
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
@@ -134,7 +134,7 @@ def test_bands_decide_nothing(fit, dtype, monkeypatch) -> None:
         whole, size = to_array(given, rule)
         back = from_array(whole, rule, size)
         for band in (37, 500, 1 << 20):
-            monkeypatch.setattr(resampling, "BAND", band)
+            monkeypatch.setattr(decoding, "BAND", band)
             array, _ = to_array(given, rule)
             assert array.tobytes() == whole.tobytes()
             assert from_array(array, rule, size).tobytes() == back.tobytes()
@@ -176,7 +176,7 @@ def test_a_tile_larger_than_its_picture_is_refused() -> None:
 @pytest.mark.slow
 def test_a_deflated_bomb_is_counted_and_not_kept() -> None:
     """A TIFF of a few pixels whose strip inflates to 64 MiB: no more than a piece of it is in memory."""
-    from ddib_fed.samples.formats.tiff import INFLATED_PIECE, _inflated
+    from ddib_fed.data.decoding import INFLATED_PIECE, _inflated
 
     packed = zlib.compress(bytes(64 << 20), 9)
     assert 1 << 20 < _inflated(memoryview(packed), 1 << 20) <= (1 << 20) + INFLATED_PIECE

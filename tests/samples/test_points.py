@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ddib_fed.data.points import MAX_HEADER, parse_npy, to_npy
 from ddib_fed.errors import DdibError, NotFinite, PointsTooMany, PointsUnreadable, ShapeMismatch
-from ddib_fed.samples.points import MAX_HEADER, parse_npy, to_npy
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 

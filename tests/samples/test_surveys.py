@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from ddib_fed.data.folder import choose_range, scan, survey
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.samples.folders import choose_range, scan, survey
-from ddib_fed.samples.images import encode_png
 from tests.samples.picture_examples import npy_of, tiff_of
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 
+from ddib_fed.data.decoding import Picture
+from ddib_fed.data.fitting import PictureRule, check_numbers, explain, fit_picture
 from ddib_fed.errors import PictureMisfit
-from ddib_fed.samples.images import Picture, PictureRule, fit_picture
-from ddib_fed.samples.units import check_numbers, explain
 
 BYTES, WORDS, CT, BRAIN, TWELVE, UNIT, UPTAKE = (
     (0.0, 255.0), (0.0, 65535.0), (-1000.0, 2000.0), (0.0, 80.0), (0.0, 4095.0), (0.0, 1.0), (0.0, 20.0),

@@ -13,16 +13,16 @@ import pytest
 from grpc_health.v1 import health
 
 from ddib_fed.errors import DdibError
+from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor, caller
 from ddib_fed.node.policy import Policy
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, caller
-from ddib_fed.server.server import RESERVED_THREADS, health_handler
-from ddib_fed.trust import tls
-from ddib_fed.trust.pki import certificate_pem
+from ddib_fed.node.server import RESERVED_THREADS, health_handler
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.protocol.messages import to_message
+from ddib_fed.security import tls
+from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.contract import PROTOCOL
-from ddib_fed.wire.mapping import to_message
 from tests.node.institutions import Institution
 from tests.wire.examples import side
 

@@ -18,11 +18,11 @@ from ddib_fed.errors import (
     QueueFull,
     UnknownFields,
 )
-from ddib_fed.rpc.details import DETAIL_KEY, clock_difference, from_rpc_error
+from ddib_fed.protocol.check import has_unknown_fields
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.protocol.details import DETAIL_KEY, clock_difference, from_rpc_error
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.check import has_unknown_fields
-from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.institutions import Institution
 from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests, described, failure
 

@@ -12,8 +12,8 @@ from ddib_fed.errors import (
     DdibError,
     TooManyStreams,
 )
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.server.interceptors import MAX_WAITING_OF_ONE
+from ddib_fed.node.interceptors import MAX_WAITING_OF_ONE
+from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.node.institutions import Institution

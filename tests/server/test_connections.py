@@ -13,17 +13,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from ddib_fed.server.connections import (
-    HANDSHAKE_TIMEOUT_S,
-    PATIENCE_S,
-    InboundGuard,
-    most_connections,
-    peer_of,
-)
-from ddib_fed.server.server import NodeServer
-from ddib_fed.trust import pki, tls
+from ddib_fed.node.connections import HANDSHAKE_TIMEOUT_S, PATIENCE_S, InboundGuard, most_connections, peer_of
+from ddib_fed.node.server import NodeServer
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.security import pki, tls
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config
 from tests.server.listening import Listening

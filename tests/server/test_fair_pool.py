@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddib_fed.server.server import MOST_WAITING, FairPool
+from ddib_fed.node.server import MOST_WAITING, FairPool
 
 
 def event(peer: str) -> SimpleNamespace:

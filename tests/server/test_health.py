@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from ddib_fed.errors import DdibError, MessageInvalid, PeerSuspended
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.trust import pki
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki
 from tests.node.institutions import Institution
 from tests.server.listening import HOP, Listening
 

@@ -15,10 +15,10 @@ from ddib_fed.errors import (
     PolicyDenied,
     Unauthenticated,
 )
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.server.interceptors import caller
-from ddib_fed.trust import pki
-from ddib_fed.trust.admission import presented_certificate
+from ddib_fed.node.interceptors import caller
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki
+from ddib_fed.security.admission import presented_certificate
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import Institution
 from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests, failure
@@ -69,8 +69,8 @@ def loose_root_and_leaf(tmp_path: Path, west: Institution):
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
-    from ddib_fed.trust.peers import Peer
-    from ddib_fed.trust.pki import issue_leaf, new_key
+    from ddib_fed.security.peers import Peer
+    from ddib_fed.security.pki import issue_leaf, new_key
 
     key, name = new_key(), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loose")])
     now = datetime.now(UTC)

@@ -10,7 +10,7 @@ import pytest
 
 SETUP = """
 import logging, sys, threading, warnings
-from ddib_fed.server.logs import route, silence_grpc
+from ddib_fed.node.server import route, silence_grpc
 handler = logging.StreamHandler(sys.stdout)
 handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
 route(handler, "{level}")
@@ -34,7 +34,7 @@ def said(code: str, *, level: str = "debug", **environment: str) -> tuple[str, s
     [
         (
             "debug",
-            "DEBUG ddib_fed a\nDEBUG source_node.peer.remote a\nDEBUG target_node a\nWARNING torch b\n",
+            "DEBUG ddib_fed a\nDEBUG source_node.remote a\nDEBUG target_node a\nWARNING torch b\n",
         ),
         ("info", "WARNING torch b\n"),
         ("error", ""),
@@ -42,7 +42,9 @@ def said(code: str, *, level: str = "debug", **environment: str) -> tuple[str, s
 )
 def test_only_our_own_loggers_follow_the_level(level: str, heard: str) -> None:
     """Other libraries are heard from WARNING up, those that read pictures not at all."""
-    own = "for name in ('ddib_fed', 'source_node.peer.remote', 'target_node'): logging.getLogger(name).debug('a')\n"
+    own = (
+        "for name in ('ddib_fed', 'source_node.remote', 'target_node'): logging.getLogger(name).debug('a')\n"
+    )
     others = "for name in ('PIL.TiffImagePlugin', 'tifffile', 'torch'):\n" + "".join(
         f"    logging.getLogger(name).{call}\n" for call in ("debug('x')", "info('x')", "warning('b')")
     )
@@ -59,8 +61,8 @@ def test_warnings_and_exceptions_that_nobody_caught_are_in_the_log() -> None:
     )
     assert past == ""
     assert "WARNING py.warnings" in log
-    assert "ERROR ddib_fed.server.logs thread t ended" in log
-    assert "CRITICAL ddib_fed.server.logs" in log
+    assert "ERROR ddib_fed.node.server thread t ended" in log
+    assert "CRITICAL ddib_fed.node.server" in log
 
 
 def test_grpc_says_nothing_whatever_the_environment_asks_for() -> None:

@@ -12,10 +12,10 @@ import grpc
 import pytest
 
 from ddib_fed.errors import TooManyStreams
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.server import interceptors
-from ddib_fed.server.interceptors import MAX_WAITING_OF_ONE, MAX_WAITING_OTHERS_OF_ONE
-from ddib_fed.trust import pki
+from ddib_fed.node import interceptors
+from ddib_fed.node.interceptors import MAX_WAITING_OF_ONE, MAX_WAITING_OTHERS_OF_ONE
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import Institution
 from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ddib_fed.errors import DeadlineExceeded
-from ddib_fed.server.pace import Pace
+from ddib_fed.node.interceptors import Pace
 
 
 def test_a_sender_has_the_whole_time_after_the_receiver_worked() -> None:

@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 import pytest
 
 from ddib_fed.errors import ConfigError
-from ddib_fed.server.probes import LONGEST_S, MOST_CONNECTIONS, Metrics, ProbeServer
+from ddib_fed.node.probes import LONGEST_S, MOST_CONNECTIONS, Metrics, ProbeServer
 
 
 class State:
@@ -84,7 +84,7 @@ def test_the_loopback_of_ipv6_can_be_bound() -> None:
 
 def test_a_connection_that_says_nothing_is_closed(monkeypatch) -> None:
     """It would hold a thread for as long as it likes."""
-    monkeypatch.setattr("ddib_fed.server.probes.LONGEST_S", 0.05)
+    monkeypatch.setattr("ddib_fed.node.probes.LONGEST_S", 0.05)
     server = ProbeServer("127.0.0.1:0", lambda: "serving", Metrics())
     host, _, port = server.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as silent:
@@ -120,7 +120,7 @@ def test_connections_that_say_nothing_keep_no_probe_out(probes: tuple[ProbeServe
 @pytest.mark.slow
 def test_a_connection_that_says_little_ends(probes: tuple[ProbeServer, State, Metrics], monkeypatch) -> None:
     """A byte now and then does not keep it: its whole time is bounded, not the time between two bytes."""
-    monkeypatch.setattr("ddib_fed.server.probes.LONGEST_S", 0.3)
+    monkeypatch.setattr("ddib_fed.node.probes.LONGEST_S", 0.3)
     with connected(probes[0]) as slow:
         slow.settimeout(0.02)
         deadline = time.monotonic() + 20

@@ -9,14 +9,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ddib_fed.errors import ConfigError
+from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.node.policy import Policy
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
-from ddib_fed.server.server import RESERVED_THREADS, NodeServer
-from ddib_fed.trust import tls
-from ddib_fed.trust.pki import certificate_pem
+from ddib_fed.node.server import RESERVED_THREADS, NodeServer
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.security import tls
+from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.tiny_nodes import make_institution
 from tests.server.listening import Requests, described
 from tests.source_node.conftest import wait_until

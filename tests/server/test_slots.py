@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from ddib_fed.errors import TooManyStreams
-from ddib_fed.server.interceptors import Slots
+from ddib_fed.node.interceptors import Slots
 
 
 def taken(slots: Slots, who: str, ends: ExitStack) -> int:

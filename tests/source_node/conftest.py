@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import pytest
 
-from ddib_fed.trust import tls
-from ddib_fed.wire.contracts.contract import ContractLimits
-from ddib_fed.wire.jobs import Settings
-from source_node.jobs.events import EventHub
-from source_node.jobs.store import Job, JobStore
-from source_node.peer.remote import Remotes
+from ddib_fed.protocol.contract import ContractLimits
+from ddib_fed.protocol.messages import Settings
+from ddib_fed.security import tls
+from source_node.events import EventHub
+from source_node.records import Job
+from source_node.remote import Remotes
 from source_node.runner import JobRunner
+from source_node.store import JobStore
 from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
 from tests.source_node.jobs import job_examples
 from tests.source_node.scripted_target import ScriptedTarget

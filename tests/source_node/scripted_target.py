@@ -10,19 +10,18 @@ import grpc
 import torch
 from google.protobuf.message import Message
 
+from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.latent import Latent
-from ddib_fed.samples.points import to_npy
-from ddib_fed.server.interceptors import ErrorInterceptor
-from ddib_fed.trust import tls
+from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.protocol.agreement import agree
+from ddib_fed.protocol.contract import PROTOCOL, CalibrationTerms, Contract, ContractLimits, ContractSide
+from ddib_fed.protocol.latent import Anchor, LatentOpener, approve
+from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.protocol.streams import assemble, file_header, stream
+from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.agreement import agree
-from ddib_fed.wire.contracts.calibration import CalibrationTerms
-from ddib_fed.wire.contracts.contract import PROTOCOL, Contract, ContractLimits, ContractSide
-from ddib_fed.wire.latent import Anchor, LatentOpener, approve
-from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.streams import assemble, file_header, stream
 from tests.node.institutions import Institution
 
 LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 import grpc
 
 from ddib_fed.client.profile import Profile
+from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.node.policy import Policy
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
-from ddib_fed.server.server import NodeServer
-from ddib_fed.trust import pki, tls
+from ddib_fed.node.server import NodeServer
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.protocol.streams import file_header, stream
+from ddib_fed.security import pki, tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
-from ddib_fed.wire.contracts.contract import PROTOCOL
-from ddib_fed.wire.streams import file_header, stream
 from source_node.service import SourceService
 from tests.node.tiny_nodes import make_config, make_context
 

@@ -8,16 +8,15 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration.record import units_digest
+from ddib_fed.calibration.record import units_digest
 from ddib_fed.errors import CalibrationExpired, CalibrationModel
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.node.calibration.overview import unusable_with
-from ddib_fed.wire.jobs import ItemState
-from source_node.calibrations import active_terms, calibration_of
-from source_node.jobs.records import Part, content_digest
-from source_node.messages import job_message, record_of
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.node.calibrations import unusable_with
+from ddib_fed.protocol.messages import ItemState
+from source_node.records import Part, content_digest
+from source_node.service import job_message, record_of
+from source_node.submission import active_terms, calibration_of
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import make_institution

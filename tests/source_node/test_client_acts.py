@@ -8,9 +8,9 @@ import uuid
 import pytest
 
 from ddib_fed.errors import DdibError, RequestIdConflict
-from ddib_fed.trust.audit.log import AuditLog
+from ddib_fed.protocol.messages import ItemState
+from ddib_fed.security.audit import AuditLog
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.jobs import ItemState
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE

@@ -9,7 +9,7 @@ import pytest
 from ddib_fed.client.views import job_view, require_finished
 from ddib_fed.errors import JobFailed, QuotaSpent
 from ddib_fed.v1 import translation_pb2 as pb
-from source_node.messages import job_message
+from source_node.service import job_message
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
 from tests.source_node.scripted_target import ScriptedTarget, fail, hang

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from ddib_fed.trust.audit.reading import recent, verify
-from ddib_fed.wire.jobs import JobState
-from source_node import late_lines
-from source_node.late_lines import write_late_lines
+from ddib_fed.protocol.messages import JobState
+from ddib_fed.security.audit_reading import recent, verify
+from source_node import audit_lines
+from source_node.audit_lines import write_late_lines
 from source_node.service import SourceService
 from tests.source_node.jobs.job_examples import ALICE, decode, running
 
@@ -106,7 +106,7 @@ def test_jobs_from_before_the_part_that_is_read_are_left_alone(started, monkeypa
     started.node.audit.write("job_accepted", job=job_id)
     for number in range(20):
         started.node.audit.write("job_accepted", job=f"{number:032x}")
-    monkeypatch.setattr(late_lines, "recent", lambda path: recent(path, 1_000))
+    monkeypatch.setattr(audit_lines, "recent", lambda path: recent(path, 1_000))
     assert look(started) == 0
 
 

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from ddib_fed.errors import PeerUnreachable
-from ddib_fed.trust.audit.log import digest
+from ddib_fed.protocol.streams import file_header, stream
+from ddib_fed.security.audit import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.streams import file_header, stream
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
 from tests.source_node.scripted_target import ScriptedTarget, fail

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
+from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
     Cancelled,
     ContractMismatch,
@@ -26,14 +27,13 @@ from ddib_fed.errors import (
     QuotaSpent,
 )
 from ddib_fed.latent import Latent
-from ddib_fed.samples.points import to_npy
-from ddib_fed.trust import tls
+from ddib_fed.protocol.contract import ContractSide
+from ddib_fed.protocol.latent import approve
+from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.contract import ContractSide
-from ddib_fed.wire.latent import approve
-from source_node.peer.decode_call import Answer, Progress
-from source_node.peer.remote import Remotes
+from source_node.decode_call import Answer, Progress
+from source_node.remote import Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.source_node.scripted_target import hang, honest, instead, side

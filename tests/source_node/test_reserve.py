@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import DiskFull
-from source_node.reserve import NAME, RESERVE_BYTES, Reserve
+from source_node.spool import NAME, RESERVE_BYTES, Reserve
 
 
 class Act:

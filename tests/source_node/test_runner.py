@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 from ddib_fed.errors import DiskFull, NotReady, PeerSuspended, PolicyDenied, QuotaSpent, Unauthenticated
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.wire.contracts.contract import ContractLimits
-from ddib_fed.wire.jobs import JobState
-from source_node.pipeline.reach import FIRST_PAUSE_S
+from ddib_fed.protocol.contract import ContractLimits
+from ddib_fed.protocol.messages import JobState
+from ddib_fed.security.audit import AuditLog
+from source_node.remote import FIRST_PAUSE_S
 from source_node.runner import LARGE_JOBS, JobRunner
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
@@ -298,14 +298,14 @@ def test_a_few_large_jobs_run_at_once_and_small_ones_beside_them(source, target)
 
 def test_each_job_has_one_line_at_its_end(source, target, caplog) -> None:
     """Whoever it is of, how many items went well, and how long it took; for collectors by name too."""
-    caplog.set_level(logging.INFO, logger="source_node.ends")
+    caplog.set_level(logging.INFO, logger="source_node.runner")
     target.decodes = [fail(PolicyDenied("not today"))]
     refused = source.start().submit()
     source.ended(refused)
     finished = source.submit()
     source.ended(finished)
     wait_until(lambda: len(caplog.records) >= 2)
-    first, second = (record for record in caplog.records if record.name == "source_node.ends")
+    first, second = (record for record in caplog.records if record.name == "source_node.runner")
     assert first.getMessage().startswith(f"job {refused} failed after ")
     assert "POLICY_DENIED" in first.getMessage()
     assert f"job {finished} finished after " in second.getMessage()

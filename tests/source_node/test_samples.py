@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.datasets.shipped import load_shipped
-from ddib_fed.metrics.pictures import picture_rule
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.runs.samples import PictureSamples
-from ddib_fed.samples.images import ImageLimits, encode_png
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.data.shipped import load_shipped
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.evaluation.samples import PictureSamples
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.units import ChannelMap
 from tests.node.picture_examples import pictures_engine
 
 

@@ -16,8 +16,8 @@ from ddib_fed.errors import (
     QueueFull,
     TooManyStreams,
 )
+from ddib_fed.protocol.messages import ItemState, Settings
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.jobs import ItemState, Settings
 from source_node.service import MAX_LISTINGS
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import wait_until
@@ -165,7 +165,7 @@ def test_the_janitor_outlives_a_full_disk(tmp_path, institutions, target, engine
         tries.append(1)
         raise QueueFull("full")
 
-    monkeypatch.setattr("source_node.jobs.store.JobStore.expire", expire)
+    monkeypatch.setattr("source_node.store.JobStore.expire", expire)
     served = Served(tmp_path, institutions[0], engine)
     wait_until(lambda: len(tries) > 2)
     served.close()

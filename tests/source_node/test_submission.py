@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from ddib_fed.data.points import to_npy
 from ddib_fed.errors import (
     ContractMismatch,
     DomainNotFound,
@@ -21,11 +22,10 @@ from ddib_fed.errors import (
     PolicyDenied,
     SettingsInvalid,
 )
-from ddib_fed.rpc.refused import refused_items
-from ddib_fed.samples.points import to_npy
+from ddib_fed.protocol.job_messages import refused_items
+from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.streams import file_header, stream
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.served import Served, job_header, messages
 

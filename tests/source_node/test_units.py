@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.party import Decoded
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.fitting import PictureRule
+from ddib_fed.engine.party import Decoded
 from ddib_fed.errors import KindMismatch, PictureMisfit
+from ddib_fed.evaluation.samples import samples_of
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.runs.samples import samples_of
-from ddib_fed.samples.images import ImageLimits, PictureRule
 from tests.client.scripted_source import npy
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes
 from tests.node.tiny_nodes import tiny_engine

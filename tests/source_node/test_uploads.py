@@ -20,9 +20,9 @@ from ddib_fed.errors import (
     ShapeMismatch,
 )
 from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.protocol.streams import MAX_CHUNK, file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.streams import MAX_CHUNK, file_header, stream
 from source_node import submission
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import npy

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
+from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.node.policy import Policy
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
-from ddib_fed.server.server import NodeServer
-from ddib_fed.trust import tls
-from ddib_fed.trust.pki import certificate_pem
+from ddib_fed.node.server import NodeServer
+from ddib_fed.protocol.contract import PROTOCOL, Contract, ContractSide
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.security import tls
+from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from ddib_fed.wire.contracts.contract import PROTOCOL, Contract, ContractSide
-from ddib_fed.wire.mapping import from_message, to_message
 from target_node.service import TargetService
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine

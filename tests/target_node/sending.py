@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ddib_fed.data.points import parse_npy
 from ddib_fed.latent import Latent
-from ddib_fed.samples.points import parse_npy
+from ddib_fed.protocol.streams import Announced, assemble, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.streams import Announced, assemble, stream
 
 
 def header(contract, **changes) -> pb.DecodeRequest:

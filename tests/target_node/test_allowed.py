@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.errors import (
     LatentNotGaussian,
     PolicyDenied,
     SettingsInvalid,
 )
-from ddib_fed.networks.configs import MlpConfig
+from ddib_fed.networks.config import MlpConfig
 from ddib_fed.v1 import common_pb2
 from tests.models.distilled_bundles import distilled
 from tests.node.tiny_nodes import gaussian

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from ddib_fed.errors import DeadlineExceeded, QuotaSpent, TooManyStreams
-from ddib_fed.node.quota import AHEAD, DAY_S
-from ddib_fed.rpc.details import from_rpc_error
+from ddib_fed.node.policy import AHEAD, DAY_S
+from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from target_node.service import LEAST_EVALUATIONS

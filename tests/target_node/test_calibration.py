@@ -11,8 +11,9 @@ import grpc
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration.aggregates import make_aggregate
-from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Effect, Making, units_digest
+from ddib_fed.calibration.aggregate import make_aggregate
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, units_digest
+from ddib_fed.calibration.signed import SignedCalibration, sign, signature_to_pb
 from ddib_fed.errors import (
     AggregateNotFound,
     CalibrationAltered,
@@ -32,15 +33,13 @@ from ddib_fed.errors import (
     QuotaSpent,
     Unauthenticated,
 )
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.node.calibration import peer as calibration_peer
-from ddib_fed.node.calibration.peer import calling
-from ddib_fed.node.calibration.published import keep_published
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.node import calibration_peer
+from ddib_fed.node.calibration_peer import calling
+from ddib_fed.node.calibrations import keep_published
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.trust import pki
-from ddib_fed.trust.calibrations.signing import SignedCalibration, sign, signature_to_pb
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc
 from target_node import calibration as service
@@ -349,8 +348,8 @@ def test_a_damaged_aggregate_is_not_served(open_pair) -> None:
 
 
 def test_a_target_without_the_service_is_named(open_target, institutions, tmp_path, monkeypatch) -> None:
-    """A release before 1.3, or a node that is only a source."""
+    """A node that is only a source."""
     monkeypatch.setattr(calibration_pb2_grpc, "add_CalibrationServiceServicer_to_server", lambda *_: None)
     north = North(tmp_path / "north", institutions, open_target().server.address)
-    with north.calls() as south, pytest.raises(PolicyDenied, match=r"a release before protocol 1\.3"):
+    with north.calls() as south, pytest.raises(PolicyDenied, match="it is no target"):
         south.units()

@@ -17,14 +17,12 @@ from ddib_fed.errors import (
     ContractMismatch,
     ContractUnknown,
 )
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.node.role import NodeContext
+from ddib_fed.protocol.contract import PROTOCOL, CalibrationTerms, Contract
+from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.calibration import CalibrationTerms
-from ddib_fed.wire.contracts.contract import PROTOCOL, Contract
-from ddib_fed.wire.mapping import from_message, to_message
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import SIZE, pictures_engine
 from tests.target_node.conftest import Target, asking

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.party import Control
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.samples.images import decode_image
+from ddib_fed.protocol.contract import Contract, ContractLimits, GuidanceTerms, PictureTerms
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contracts.contract import Contract, ContractLimits, PictureTerms
-from ddib_fed.wire.contracts.guidance import GuidanceTerms
 from target_node.requests import Arrived
 from target_node.service import DecodingServicer
 from target_node.stream import DecodeStream, StreamSettings, Translated

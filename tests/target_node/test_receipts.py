@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt
-from ddib_fed.trust.audit.log import digest
+from ddib_fed.security.audit import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.tiny_nodes import gaussian
@@ -98,8 +98,8 @@ def test_an_answer_has_the_end_of_the_targets_log(target, north) -> None:
 
 def test_each_call_has_one_line_in_the_log(target, north, caplog) -> None:
     """With the peer and how much came and went."""
-    caplog.set_level(logging.INFO, logger="target_node.receipt")
+    caplog.set_level(logging.INFO, logger="target_node.stream")
     contract = target.negotiate(north)
     target.decode(north, header(contract), *sent(contract, gaussian(30), 0))
-    (record,) = (each for each in caplog.records if each.name == "target_node.receipt")
+    (record,) = (each for each in caplog.records if each.name == "target_node.stream")
     assert "from north.example ended: received 1 latents, sent 1 translations" in record.getMessage()

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt
-from ddib_fed.rpc.calls import ReadAhead
-from ddib_fed.server.pace import Pace
+from ddib_fed.node.interceptors import Pace
+from ddib_fed.protocol.calls import ReadAhead
+from ddib_fed.protocol.contract import Contract, ContractLimits
+from ddib_fed.protocol.streams import MAX_CHUNK
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.contract import Contract, ContractLimits
-from ddib_fed.wire.streams import MAX_CHUNK
 from target_node.requests import AHEAD_BYTES, LEAST_WEIGHT, Arrived, Weighing, latents_of
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until

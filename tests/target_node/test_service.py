@@ -24,13 +24,13 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.latent import Latent
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.protocol.latent import approve
+from ddib_fed.protocol.messages import to_message
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contracts.contract import PROTOCOL
-from ddib_fed.wire.latent import approve
-from ddib_fed.wire.mapping import to_message
 from target_node import service
-from target_node.agreed import MAX_CONTRACTS
+from target_node.requests import MAX_CONTRACTS
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import asking, side

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.data.points import parse_npy
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
@@ -22,10 +23,9 @@ from ddib_fed.errors import (
 )
 from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
-from ddib_fed.rpc.refused import refused_items
-from ddib_fed.samples.points import parse_npy
+from ddib_fed.protocol.contract import Contract, ContractLimits
+from ddib_fed.protocol.job_messages import refused_items
 from ddib_fed.v1 import decoding_pb2
-from ddib_fed.wire.contracts.contract import Contract, ContractLimits
 from target_node import stream
 from target_node.requests import Arrived
 from target_node.stream import MAX_PROGRESS, DecodeStream, StreamSettings, Translated

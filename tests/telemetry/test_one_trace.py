@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError, SettingsInvalid
+from ddib_fed.protocol.messages import Settings
 from ddib_fed.telemetry import parse_traceparent, tracing_to
-from ddib_fed.wire.jobs import Settings
-from source_node.peer import remote
+from source_node import remote
 from target_node import service
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.tiny_nodes import gaussian, tiny_bundle

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from ddib_fed import telemetry
 from ddib_fed.errors import ExtraMissing
-from ddib_fed.rpc.details import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time_entry
+from ddib_fed.protocol.contract import LAST_MOMENT
+from ddib_fed.protocol.details import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time_entry
 from ddib_fed.telemetry import (
     OFF,
     TAKES_KEY,
@@ -32,7 +33,6 @@ from ddib_fed.telemetry import (
     trace_entries,
     trace_of,
 )
-from ddib_fed.wire.contracts.calibration import LAST_MOMENT
 from tests.node.tiny_nodes import make_config
 from tests.wire.surface import METADATA
 
@@ -115,7 +115,7 @@ def test_it_is_off_by_default() -> None:
 def test_the_sdk_is_not_imported_while_it_is_off() -> None:
     """By a client and a node."""
     code = (
-        "import sys, ddib_fed.client.client, ddib_fed.node.running.daemon; "
+        "import sys, ddib_fed.client.client, ddib_fed.node.daemon; "
         "print({'opentelemetry.sdk', 'opentelemetry.exporter', 'requests'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

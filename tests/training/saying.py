@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from ddib_fed.training.loop.trainer import Progress
+from ddib_fed.training.trainer import Progress
 
 
 def said(progress: Progress) -> None:

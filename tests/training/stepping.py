@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddib_fed.training.loop.losses import Losses
+from ddib_fed.training.trainer import Losses
 
 
 def losses_of(one, steps):

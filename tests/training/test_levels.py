@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.training.levels import BINS, HISTORY, level_sampler
+from ddib_fed.training.objective import BINS, HISTORY, level_sampler
 
 EVEN = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.datasets import synthetic
+from ddib_fed.data import synthetic
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.training.levels import LambdaSampler
-from ddib_fed.training.objective import make_batch, make_step_batch, posterior_mean
+from ddib_fed.training.objective import LambdaSampler, make_batch, make_step_batch, posterior_mean
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddib_fed.datasets.synthetic import uniforms
+from ddib_fed.data.synthetic import uniforms
 from ddib_fed.errors import (
     DomainNotFound,
     FileMissing,

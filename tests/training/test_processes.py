@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training.loop.checkpoint import latest_checkpoint
+from ddib_fed.training.checkpoint import latest_checkpoint
 from ddib_fed.training.run import train
 
 pytestmark = [

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.datasets import synthetic
+from ddib_fed.data import synthetic
 from ddib_fed.diffusion.schedule import discrete_schedule
 from ddib_fed.errors import SettingsInvalid, StateConflict
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.networks.configs import SyntheticConfig
-from ddib_fed.networks.registry import network_shapes
+from ddib_fed.networks.config import SyntheticConfig, network_shapes
+from ddib_fed.training.checkpoint import latest_checkpoint
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from ddib_fed.training.objective import make_step_batch
 from ddib_fed.training.run import train
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ddib_fed.errors import BundleInvalid, StateConflict
-from ddib_fed.training.loop.checkpoint import latest_checkpoint
+from ddib_fed.training.checkpoint import latest_checkpoint
 from ddib_fed.training.run import train
 
 SCRIPT = "tests.training.endless"

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from ddib_fed.errors import AlreadyExists, SettingsInvalid, StateConflict
-from ddib_fed.metrics import points as metrics
+from ddib_fed.evaluation import metrics
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training import record
+from ddib_fed.training import report
 from ddib_fed.training.config import TrainConfig, learning_rate
-from ddib_fed.training.loop.distributed import World
-from ddib_fed.training.loop.trainer import Trainer
+from ddib_fed.training.distributed import World
 from ddib_fed.training.points import PointTask, open_points
 from ddib_fed.training.run import train
+from ddib_fed.training.trainer import Trainer
 from tests.training.stepping import losses_of
 
 
@@ -130,11 +130,11 @@ def test_the_first_weights_are_a_function_of_the_seed(tiny):
 
 def test_a_torn_line_of_progress_is_dropped(tmp_path):
     path = tmp_path / "progress.csv"
-    log = record.ProgressFile(path, 0)
-    log.add(record.Row(10, 0.5, None, 1e-3, 1.0, 1.0))
+    log = report.ProgressFile(path, 0)
+    log.add(report.Row(10, 0.5, None, 1e-3, 1.0, 1.0))
     with path.open("a") as stream:
         stream.write("20,0.4")
-    assert [row.step for row in record.read_progress(path)] == [10]
+    assert [row.step for row in report.read_progress(path)] == [10]
 
 
 @pytest.mark.slow

@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.model import DomainModel
-from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures
+from ddib_fed.data.shipped import SHIPPED, ShippedPictures
 from ddib_fed.diffusion.bridge import integrate
-from ddib_fed.diffusion.levels.grids import make_grid
-from ddib_fed.diffusion.levels.learned import LearnedSteps
+from ddib_fed.diffusion.grids import LearnedSteps, make_grid
 from ddib_fed.diffusion.plans import learned_solver
+from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, SettingsInvalid, UsageError
-from ddib_fed.models.bundle import load_bundle, make_bundle
+from ddib_fed.models.bundle import load_bundle, make_bundle, pretrained
 from ddib_fed.models.manifest import DataNote
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import Normalisation
 from ddib_fed.training import own_samples as samples
 from ddib_fed.training import tune as run
 from ddib_fed.training.own_samples import Counts, own_samples

@@ -5,12 +5,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.loop.distributed import World
-from ddib_fed.training.loop.losses import Losses
-from ddib_fed.training.loop.trainer import Trainer
-from ddib_fed.training.pictures.initial import open_start
-from ddib_fed.training.pictures.task import PictureTask
+from ddib_fed.training.distributed import World
+from ddib_fed.training.pictures import PictureTask
 from ddib_fed.training.points import PointTask, open_points
+from ddib_fed.training.sources import open_start
+from ddib_fed.training.trainer import Losses, Trainer
 from tests.training.pictures.examples import spots_source
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import UniformResourceIdentifier
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.trust import pki
-from ddib_fed.trust.pki import Authority, certificate_pem, new_authority, new_key
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki
+from ddib_fed.security.pki import Authority, certificate_pem, new_authority, new_key
 from tests.node.institutions import Institution, forge, names
 
 TIMEOUT_S = 10.0

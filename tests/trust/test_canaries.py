@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import DdibError
-from ddib_fed.samples.images import decode_image
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
 from tests.conftest import Evidence
 from tests.e2e.harness import Node, Pair, ddib
 from tests.node.picture_examples import save_pictures_model

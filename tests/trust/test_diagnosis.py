@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import PeerUnreachable
-from ddib_fed.trust import pki
-from ddib_fed.trust.diagnosis import Finding, diagnose, explained, may_pass
-from ddib_fed.trust.pki import certificate_pem
+from ddib_fed.security import pki
+from ddib_fed.security.diagnosis import Finding, diagnose, explained, may_pass
+from ddib_fed.security.pki import certificate_pem
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
 

@@ -12,8 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from ddib_fed.errors import InputError, PeerUnknown, Unauthenticated
-from ddib_fed.trust.identity import Identity, Pins, check_root, has_name_constraints, verify_peer_certificate
-from ddib_fed.trust.pki import Authority, certificate_pem, issue_leaf, new_authority, new_key
+from ddib_fed.security.identity import (
+    Identity,
+    Pins,
+    check_root,
+    has_name_constraints,
+    verify_peer_certificate,
+)
+from ddib_fed.security.pki import Authority, certificate_pem, issue_leaf, new_authority, new_key
 from tests.node.institutions import HOUR, NOW, forge, names
 
 NORTH = new_authority("north.example", now=NOW - HOUR)

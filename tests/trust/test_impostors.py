@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.trust import pki
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.withdrawn import withdraw
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.withdrawn import withdraw
 from tests.conftest import Evidence
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_institution, tiny_engine

@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from ddib_fed.errors import AlreadyExists, FileMissing, InputError
-from ddib_fed.trust import pki
-from ddib_fed.trust.pki import certificate_pem, issue_leaf, new_key, parse_certificates
+from ddib_fed.security import pki
+from ddib_fed.security.pki import certificate_pem, issue_leaf, new_key, parse_certificates
 from tests.node.institutions import NOW, Institution
 
 

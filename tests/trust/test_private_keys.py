@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from ddib_fed import files as private_files
-from ddib_fed.bridge.softening import load_key
+from ddib_fed.engine.softening import load_key
 from ddib_fed.errors import ConfigError, DdibError
 from ddib_fed.files import read_private, refuse_open_folder
-from ddib_fed.trust import pki
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.pki import install, make_request, read_request, sign_request
-from ddib_fed.trust.tls import ServerCredentials
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import install, make_request, read_request, sign_request
+from ddib_fed.security.tls import ServerCredentials
 from tests.node.institutions import Institution
 
 TWO = Identity("north.example", "node", "node-2")

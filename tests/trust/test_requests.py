@@ -11,9 +11,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from ddib_fed.errors import FileMissing, InputError, PolicyDenied, Unauthenticated
-from ddib_fed.trust import pki
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.pki import certificate_pem, install, make_request, new_key, read_request, sign_request
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import certificate_pem, install, make_request, new_key, read_request, sign_request
 from tests.node.institutions import Institution
 
 NODE_2 = Identity("north.example", "node", "node-2")

@@ -14,13 +14,13 @@ import grpc
 import pytest
 
 from ddib_fed.errors import ConfigError, FileMissing, PeerNotFound, PeerUnreachable
-from ddib_fed.trust import pki, tls
-from ddib_fed.trust.peers import Peer
-from ddib_fed.trust.pki import certificate_pem
-from ddib_fed.trust.withdrawn import withdraw
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.security import pki, tls
+from ddib_fed.security.peers import Peer
+from ddib_fed.security.pki import certificate_pem
+from ddib_fed.security.withdrawn import withdraw
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.node.flipping import BitFlipper
 from tests.node.institutions import Institution
 from tests.server.listening import Listening

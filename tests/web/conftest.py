@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from ddib_fed.cli.client.browser.backend import ClientBackend
+from ddib_fed.cli.web import ClientBackend
 from ddib_fed.client.profile import Profile
 from ddib_fed.web.researcher import Researcher
 from tests.client.scripted_source import SourceNodeDouble

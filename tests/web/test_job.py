@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.bridge.records.translation_record import Part, Translation
+from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import ItemNotFound, JobFailed
+from ddib_fed.protocol.messages import Event, JobState
 from ddib_fed.web.backend import PutTogether, Result, Study, TranslationRequest, measured_in_words
 from ddib_fed.web.researcher import Job
-from ddib_fed.wire.jobs import Event, JobState
 
 SLICES = Study("Ada", "DICOM series (MR)", 4, 3, "slice", ("/private/Ada: burnt-in text",))
 

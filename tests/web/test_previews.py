@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.records.translation_record import CycleError, PictureFigures, Translation
+from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.engine.record import CycleError, PictureFigures, Translation
 from ddib_fed.errors import DdibError
-from ddib_fed.samples.images import decode_image, encode_png
 from ddib_fed.web.backend import doubts_in_words, figures_in_words, severity
-from ddib_fed.web.previews import SIZE, preview
+from ddib_fed.web.uploads import SIZE, preview
 
 
 def saved(path: Path, array: np.ndarray) -> Path:

@@ -185,7 +185,7 @@ def test_a_name_is_text_and_never_markup(browser, finished) -> None:
 def test_the_page_needs_no_torch() -> None:
     """A researcher's machine has the client and the extra `web`."""
     code = (
-        "import sys, ddib_fed.cli.client.web, ddib_fed.cli.client.browser.backend, ddib_fed.web.researcher; "
+        "import sys, ddib_fed.cli.web, ddib_fed.cli.web, ddib_fed.web.researcher; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

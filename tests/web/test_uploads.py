@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import (
     DdibError,
     ExtraMissing,
@@ -17,7 +18,6 @@ from ddib_fed.errors import (
     ItemNotFound,
     UsageError,
 )
-from ddib_fed.samples.images import encode_png
 from ddib_fed.web import uploads as module
 from ddib_fed.web.uploads import Kind, Upload, Uploads, arranged, natural, recognise, safe_name
 from tests.formats.dicom.files import write_series

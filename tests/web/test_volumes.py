@@ -11,8 +11,8 @@ import numpy as np
 import pydicom
 import pytest
 
+from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import PictureMisfit
-from ddib_fed.samples.images import decode_image, encode_png
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.cli.client.test_study_runs import in_memory
 from tests.client.scripted_source import TARGET, npy, points

@@ -3,9 +3,8 @@
 import numpy as np
 
 from ddib_fed.latent import Latent
-from ddib_fed.wire.contracts.agreement import agree
-from ddib_fed.wire.contracts.calibration import CalibrationTerms
-from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide, PictureTerms
+from ddib_fed.protocol.agreement import agree
+from ddib_fed.protocol.contract import CalibrationTerms, Contract, ContractLimits, ContractSide, PictureTerms
 
 LIMITS = ContractLimits(
     max_items_per_stream=8, max_samples_per_item=100_000, max_latent_bytes=2 << 20, max_evaluations=1_000

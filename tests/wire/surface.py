@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 
+from ddib_fed.protocol.check import Limits, limits_of
 from ddib_fed.v1 import admin_pb2, calibration_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2
-from ddib_fed.wire.check import Limits, limits_of
 
 
 class Entry(NamedTuple):

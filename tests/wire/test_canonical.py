@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddib_fed.wire.canonical import canonical_json
+from ddib_fed.files import canonical_json
 
 # Appendix B of RFC 8785: IEEE 754 bits and the text.
 RFC_8785_NUMBERS = [

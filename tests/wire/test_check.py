@@ -8,9 +8,9 @@ import pytest
 from google.protobuf.message_factory import GetMessageClass
 
 from ddib_fed.errors import InputError, MessageInvalid, SettingsInvalid, UnknownFields
+from ddib_fed.protocol.check import Limits, check, limits_of
+from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.v1 import decoding_pb2, translation_pb2
-from ddib_fed.wire.check import Limits, check, limits_of
-from ddib_fed.wire.contracts.calibration import LAST_MOMENT
 from tests.wire.surface import FILES
 
 MESSAGES = {

@@ -5,8 +5,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddib_fed.protocol.streams import ChunkFrame, chunk_field, frame_deserialiser, serialise, stream
 from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
-from ddib_fed.wire.streams import ChunkFrame, chunk_field, frame_deserialiser, serialise, stream
 
 STREAMS = [
     decoding_pb2.DecodeRequest,

@@ -3,7 +3,7 @@
 import pytest
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
 
 
 def test_a_quality_is_one_of_three_settings():

@@ -23,9 +23,9 @@ from ddib_fed.errors import (
     ShapeMismatch,
 )
 from ddib_fed.latent import Latent, moments
+from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve, open_tensor
+from ddib_fed.protocol.streams import Assembler, assemble
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from ddib_fed.wire.latent import ApprovedLatent, LatentOpener, approve, open_tensor
-from ddib_fed.wire.streams import Assembler, assemble
 from tests.wire.examples import LIMITS, Whiteness, contract, latent, picture_side
 
 CONTRACT = contract()

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from ddib_fed.protocol.contract import ContractLimits, ContractSide, GuidanceTerms, PictureTerms
+from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.v1 import common_pb2, translation_pb2
-from ddib_fed.wire.contracts.contract import ContractLimits, ContractSide, PictureTerms
-from ddib_fed.wire.contracts.guidance import GuidanceTerms
-from ddib_fed.wire.mapping import from_message, to_message
 
 
 class State(StrEnum):

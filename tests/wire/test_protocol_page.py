@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ddib_fed.wire.contracts.contract import ContractSide
-from ddib_fed.wire.streams import CHUNK, MAX_CHUNK, MIN_CHUNK
+from ddib_fed.protocol.contract import ContractSide
+from ddib_fed.protocol.streams import CHUNK, MAX_CHUNK, MIN_CHUNK
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddib_fed.wire.streams import Buffers, ReceiveBuffer
+from ddib_fed.protocol.streams import Buffers, ReceiveBuffer
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_000, 5 << 20])

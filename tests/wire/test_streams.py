@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddib_fed.errors import ChunkCorrupt, ImageTooLarge, MessageInvalid, PointsTooMany
-from ddib_fed.v1 import common_pb2, translation_pb2
-from ddib_fed.wire.streams import (
+from ddib_fed.protocol.streams import (
     CHUNK,
     MAX_CHUNK,
     MIN_CHUNK,
@@ -25,6 +24,7 @@ from ddib_fed.wire.streams import (
     stream,
     stream_file,
 )
+from ddib_fed.v1 import common_pb2, translation_pb2
 
 LIMIT = 4 << 20
 NPY = common_pb2.MEDIA_TYPE_NPY

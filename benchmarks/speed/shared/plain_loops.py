@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.datasets import synthetic
+from ddib_fed.data import synthetic
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
 from ddib_fed.training.config import TrainConfig, learning_rate
-from ddib_fed.training.levels import LambdaSampler
+from ddib_fed.training.objective import LambdaSampler
 
 Step = Callable[[], None]
 

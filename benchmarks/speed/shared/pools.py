@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, ratio
-from ddib_fed.bridge.engine.budget import Recipe
-from ddib_fed.bridge.engine.executors import CallingThread, Executor, Pool
-from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.executors import CallingThread, Executor, Pool
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.stack import Trajectory
+from ddib_fed.models.bundle import pretrained
 
 DOMAIN = "relief"
 TOGETHER = 16

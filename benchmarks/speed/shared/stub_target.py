@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Self
 
-from ddib_fed.bridge.party import Decoded, Failed, Leg, ToDecode
-from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.party import Decoded, Failed, Leg, ToDecode
+from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.node.policy import Policy
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
-from ddib_fed.server.server import NodeServer
-from ddib_fed.trust import tls
+from ddib_fed.node.server import NodeServer
+from ddib_fed.security import tls
 from target_node import service
 from target_node.service import TargetService
 from tests.node.institutions import Institution

@@ -21,14 +21,12 @@ from torch import Tensor
 from benchmarks.speed.shared import plain_loops
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.levels import LambdaSampler
-from ddib_fed.training.loop.distributed import World, open_world
-from ddib_fed.training.loop.prefetch import Piece
-from ddib_fed.training.loop.trainer import Trainer
-from ddib_fed.training.pictures.initial import open_start
-from ddib_fed.training.pictures.sources import array_source
-from ddib_fed.training.pictures.task import PictureTask
+from ddib_fed.training.distributed import World, open_world
+from ddib_fed.training.objective import LambdaSampler
+from ddib_fed.training.pictures import PictureTask
 from ddib_fed.training.points import PointTask, open_points
+from ddib_fed.training.sources import array_source, open_start
+from ddib_fed.training.trainer import Piece, Trainer
 
 STEPS = 100_000
 WARM = 3

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.speed.shared.harness import ROOT
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
 from tests.e2e.harness import Pair
 
 Array = NDArray[np.float32]
@@ -96,8 +96,8 @@ def processor_seconds(pid: int) -> float:
 
 def png_files(count: int) -> tuple[list[bytes], Array]:
     """Test pictures of the shipped satellite domain, as files and as (N, 3, 32, 32) in [-1, 1]; repeated as needed."""
-    from ddib_fed.datasets.shipped import load_shipped
-    from ddib_fed.samples.images import encode_png
+    from ddib_fed.data.pictures import encode_png
+    from ddib_fed.data.shipped import load_shipped
 
     pictures = load_shipped("satellite").test
     chosen = pictures[np.arange(count) % len(pictures)]
@@ -171,7 +171,7 @@ def _serve(pipe: Connection[Any, Any], half: _Half) -> None:
     os.sched_setaffinity(0, {half.core})
     from importlib import resources
 
-    from ddib_fed.bridge.local_party import open_party
+    from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import load_bundle
 
     folder = resources.files("ddib_fed.models") / "pretrained"
@@ -189,7 +189,7 @@ def _serve(pipe: Connection[Any, Any], half: _Half) -> None:
 
 
 def _translate(parties: Sequence[Any], samples: Array, evaluations: int) -> int:
-    from ddib_fed.bridge.translate import Item, Translated, translate
+    from ddib_fed.engine.party import Item, Translated, translate
 
     items = [Item(number, each, noise=noise) for number, (each, noise) in enumerate(_each(parties, samples))]
     outcomes = list(translate(parties[0], parties[1], items, _leg(evaluations)))
@@ -198,7 +198,7 @@ def _translate(parties: Sequence[Any], samples: Array, evaluations: int) -> int:
 
 def _encode(parties: Sequence[Any], samples: Array, evaluations: int) -> list[Any]:
     """The latents of pictures."""
-    from ddib_fed.bridge.party import ToEncode
+    from ddib_fed.engine.party import ToEncode
 
     items = [
         ToEncode(number, each, None, noise) for number, (each, noise) in enumerate(_each(parties, samples))
@@ -207,7 +207,7 @@ def _encode(parties: Sequence[Any], samples: Array, evaluations: int) -> list[An
 
 
 def _decode(parties: Sequence[Any], latents: Sequence[Any], evaluations: int) -> int:
-    from ddib_fed.bridge.party import ToDecode
+    from ddib_fed.engine.party import ToDecode
 
     items = [ToDecode(number, latent) for number, latent in enumerate(latents)]
     return len(list(parties[1].decode_each(items, _leg(evaluations))))
@@ -225,8 +225,8 @@ def _each(parties: Sequence[Any], samples: Array) -> list[tuple[Array, Any]]:
 
 
 def _leg(evaluations: int) -> Any:
-    from ddib_fed.bridge.party import Leg
     from ddib_fed.diffusion.plans import SolverSettings
+    from ddib_fed.engine.party import Leg
 
     return Leg(SolverSettings(evaluations=evaluations))
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import grpc
 
 from ddib_fed.networks.placement import keep_freed_memory, share_heaps
-from ddib_fed.server.server import OPTIONS
-from ddib_fed.trust.peers import Peer
-from ddib_fed.trust.pki import certificate_pem
-from ddib_fed.trust.tls import CHANNEL_OPTIONS
-from ddib_fed.wire.streams import pieces
+from ddib_fed.node.server import OPTIONS
+from ddib_fed.protocol.streams import pieces
+from ddib_fed.security.peers import Peer
+from ddib_fed.security.pki import certificate_pem
+from ddib_fed.security.tls import CHANNEL_OPTIONS
 
 LATENT_BYTES = 64 << 20
 PIECE = 1 << 20

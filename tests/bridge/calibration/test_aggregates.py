@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ddib_fed.bridge.calibration.aggregates import (
+from ddib_fed.calibration.aggregate import (
     MAX_BYTES,
     QUANTUM,
     Aggregate,
@@ -23,7 +23,7 @@ from ddib_fed.bridge.calibration.aggregates import (
     thinned,
 )
 from ddib_fed.errors import InputError
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import Normalisation
 
 UNITS = Normalisation(std=0.5)
 SMALL = Cells(channels=3, bins=4)

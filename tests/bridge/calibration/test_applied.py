@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.bridge.calibration.applied import leg_map, map_between
-from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
+from ddib_fed.calibration.record import CalibratedSide, leg_map, map_between, units_digest
 from ddib_fed.errors import CalibrationForeign, CalibrationModel, CalibrationUnits
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import ChannelMap, Normalisation
 from tests.runs.tiny_models import tiny
 from tests.trust.calibrations.examples import calibration
 

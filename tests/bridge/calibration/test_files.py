@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.bridge.calibration.files import read_calibration, write_calibration
-from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making
+from ddib_fed.calibration.record import (
+    CalibratedSide,
+    Calibration,
+    Effect,
+    Figure,
+    Making,
+    read_calibration,
+    write_calibration,
+)
 from ddib_fed.errors import AlreadyExists, CalibrationInvalid, FileMissing
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.units import ChannelMap
 
 THIRD = 1.0 / 3.0
 

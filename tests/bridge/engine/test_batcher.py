@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.stack import Integration, Trajectory
-from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import Control
+from ddib_fed.engine.stack import Integration, Trajectory
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
 from ddib_fed.networks.mlp import ResidualMLP
 from tests.node.tiny_nodes import tiny_bundle

@@ -7,17 +7,8 @@ import json
 import pytest
 import torch
 
-from ddib_fed.bridge.engine.budget import (
-    OWN_S,
-    Budget,
-    Recipe,
-    budget_of,
-    key_of,
-    measured,
-    remembered,
-    sweep,
-)
-from ddib_fed.bridge.model import DomainModel
+from ddib_fed.engine.budget import OWN_S, Budget, Recipe, budget_of, key_of, measured, remembered, sweep
+from ddib_fed.engine.model import DomainModel
 from tests.node.tiny_nodes import tiny_bundle
 from tests.runs.tiny_models import tiny
 

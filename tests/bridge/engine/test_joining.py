@@ -13,21 +13,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine import batcher as batching
-from ddib_fed.bridge.engine import streams
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executors import CallingThread
-from ddib_fed.bridge.engine.stack import Stack, Trajectory
-from ddib_fed.bridge.engine.streams import submit_ranges
-from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.model import DomainModel
-from ddib_fed.bridge.party import Leg, ToDecode, ToEncode
-from ddib_fed.datasets.synthetic import sample
+from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine import batcher as batching
+from ddib_fed.engine import streams
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.executors import CallingThread
+from ddib_fed.engine.local_party import LocalParty
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import Control, Leg, ToDecode, ToEncode
+from ddib_fed.engine.stack import Stack, Trajectory
+from ddib_fed.engine.streams import submit_ranges
 from ddib_fed.errors import Cancelled, PolicyDenied
 from ddib_fed.latent import Latent
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.bundle import pretrained
 from tests.bridge.engine.test_batcher import SETTINGS, points
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.batcher import Scheduler
-from ddib_fed.bridge.engine.stack import Running, Trajectory
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.batcher import Scheduler
+from ddib_fed.engine.party import Control
+from ddib_fed.engine.stack import Running, Trajectory
 from ddib_fed.guidance import Guidance
 
 SETTINGS = SolverSettings()

@@ -7,13 +7,13 @@ import random
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.batcher import _stack_of
-from ddib_fed.bridge.engine.stack import Integration, Running, Trajectory
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
-from ddib_fed.diffusion.recurrence import recurrence_of
 from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.diffusion.solvers import recurrence_of
+from ddib_fed.engine.batcher import _stack_of
+from ddib_fed.engine.party import Control
+from ddib_fed.engine.stack import Integration, Running, Trajectory
 from ddib_fed.networks.mlp import ResidualMLP
 
 STEPS = 6

@@ -8,8 +8,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.streams import Begun, flowing
+from ddib_fed.engine.party import Control
+from ddib_fed.engine.streams import Begun, flowing
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
 from tests.source_node.conftest import wait_until
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executors import CallingThread
-from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.executors import CallingThread
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.stack import Trajectory
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.units import ChannelMap
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 TURN = ChannelMap(rotation=((-1.0,),))

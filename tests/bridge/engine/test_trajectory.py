@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executors import CallingThread
-from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.engine.streams import done, submit_ranges, then
-from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.executors import CallingThread
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import Control
+from ddib_fed.engine.stack import Trajectory
+from ddib_fed.engine.streams import done, submit_ranges, then
 from ddib_fed.errors import Cancelled, Draining
 from tests.runs.tiny_models import tiny
 

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.judging.measuring import (
+from ddib_fed.engine.gate import (
     FEWEST_PICTURES,
+    NAMES,
     beyond,
     measure_allowances,
     picture_allowances,
+    profile,
     unmeasurable,
     upper_bound,
 )
-from ddib_fed.bridge.judging.profile import NAMES, profile
-from ddib_fed.bridge.model import DomainModel
+from ddib_fed.engine.model import DomainModel
 from tests.node.tiny_nodes import tiny_bundle
 from tests.runs.tiny_models import pictures, tiny
 

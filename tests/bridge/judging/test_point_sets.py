@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.gate import pass_latent
-from ddib_fed.bridge.judging import point_sets
-from ddib_fed.bridge.judging.point_sets import SIZES, repeated_share, set_figures
-from ddib_fed.bridge.party import Leg
-from ddib_fed.datasets.synthetic import DOMAINS, sample
+from ddib_fed.data.synthetic import DOMAINS, sample
+from ddib_fed.engine import gate
+from ddib_fed.engine.gate import SIZES, pass_latent, repeated_share, set_figures
+from ddib_fed.engine.party import Leg
 from ddib_fed.errors import LatentNotGaussian
 
 
@@ -99,7 +98,7 @@ def test_figures_of_true_noise_are_their_own_reference():
 
 def test_sets_of_many_streams_are_measured_in_turn(monkeypatch):
     """Side by side, those of 38 streams took a gigabyte, and the engine's cores for ten seconds."""
-    inside, most, density = 0, 0, point_sets._density
+    inside, most, density = 0, 0, gate._density
 
     def counted(z):
         nonlocal inside, most
@@ -110,7 +109,7 @@ def test_sets_of_many_streams_are_measured_in_turn(monkeypatch):
         finally:
             inside -= 1
 
-    monkeypatch.setattr(point_sets, "_density", counted)
+    monkeypatch.setattr(gate, "_density", counted)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(set_figures, [noise(1024, seed=seed) for seed in range(16)]))
     assert most == 1

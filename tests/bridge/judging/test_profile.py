@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ddib_fed.bridge.judging.profile import ALONE, NAMES, profile
+from ddib_fed.engine.gate import ALONE, NAMES, profile
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.bridge.model import DomainModel, check_guidance, check_label
+from ddib_fed.engine.model import DomainModel, check_guidance, check_label
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import Normalisation
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.model import DomainModel, check_decoding, check_encoding
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
+from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.networks.configs import MlpConfig, UNetConfig
+from ddib_fed.models.units import ChannelMap
+from ddib_fed.networks.config import MlpConfig, UNetConfig
 from tests.models.distilled_bundles import SMALL_UNET, distilled
 
 FLOW_MAP = SolverSettings("flow-map", evaluations=4)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.arrays import Asked, check_translation, draw_samples, translate_array
-from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, check_translation, draw_samples, translate_array
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation, file_name
+from ddib_fed.engine.record import Part, PictureFigures, Translation, file_name
 
 RECORD = Translation(
     input_sha256="d" * 64, picture=PictureFigures(height=48, width=32, cycle_psnr=41.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ddib_fed.bridge.engine.stack import Integration, Trajectory
-from ddib_fed.bridge.model import DomainModel
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.stack import Integration, Trajectory
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,14 +16,14 @@ import time
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine import executors
-from ddib_fed.bridge.engine.budget import Recipe
-from ddib_fed.bridge.engine.executors import CallingThread, process_pool
-from ddib_fed.bridge.engine.ray_actors import ray_pool
-from ddib_fed.bridge.engine.stack import Trajectory
-from ddib_fed.bridge.model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine import executors
+from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.executors import CallingThread, process_pool
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import Control
+from ddib_fed.engine.ray_actors import ray_pool
+from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining, InternalError, SettingsInvalid
 from tests.bridge.workers.deadly import Broken, Deadly
 from tests.bridge.workers.orphans import children

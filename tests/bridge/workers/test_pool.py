@@ -7,11 +7,11 @@ import threading
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine import executors
-from ddib_fed.bridge.engine.executors import Answer, Pool, WorkerLost, unpack
-from ddib_fed.bridge.engine.stack import Trajectory
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine import executors
+from ddib_fed.engine.executors import Answer, Pool, WorkerLost, unpack
+from ddib_fed.engine.party import Control
+from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import BundleInvalid, Cancelled, DeadlineExceeded, InternalError, NotReady
 
 SETTINGS = SolverSettings(evaluations=10)

@@ -6,8 +6,8 @@ import importlib.util
 
 import pytest
 
-from ddib_fed.bridge.engine.budget import Recipe
-from ddib_fed.bridge.engine.ray_actors import ray_pool
+from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.ray_actors import ray_pool
 from ddib_fed.errors import ExtraMissing, NotReady
 from tests.bridge.workers.orphans import children
 from tests.bridge.workers.test_executors import ray_too

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from ddib_fed.bridge.calibration.files import write_calibration
-from ddib_fed.bridge.calibration.record import CalibratedSide, Making, units_digest
+from ddib_fed.calibration.record import CalibratedSide, Making, units_digest, write_calibration
+from ddib_fed.calibration.signed import CalibrationStore
 from ddib_fed.cli.main import cli
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.trust.calibrations.store import CalibrationStore
+from ddib_fed.models.units import ChannelMap
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.picture_examples import pictures_model
 from tests.trust.calibrations.examples import calibration

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ddib_fed.bridge.calibration.record import Effect
+from ddib_fed.calibration.record import Effect
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationIneffective,

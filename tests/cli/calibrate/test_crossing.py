@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration import aggregates
+from ddib_fed.calibration import aggregate as aggregates
+from ddib_fed.calibration.signed import signature_to_pb
 from ddib_fed.errors import CalibrationIneffective
-from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.trust import pki
-from ddib_fed.trust.calibrations.signing import signature_to_pb
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.security import pki
 from tests.cli.calibrate.operators import TO, Operators, printed, run
 from tests.e2e.admission.test_promises import windows
 from tests.e2e.harness import raw_windows, weight_windows

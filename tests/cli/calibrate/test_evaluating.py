@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.bridge.calibration.files import write_calibration
-from ddib_fed.bridge.calibration.record import (
+from ddib_fed.calibration.record import (
     CalibratedSide,
     Calibration,
     Effect,
     Figure,
     Making,
     units_digest,
+    write_calibration,
 )
 from ddib_fed.cli.main import cli
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import CalibrationForeign, CalibrationIneffective, UsageError
+from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.samples.images import encode_png
+from ddib_fed.models.units import ChannelMap
 from tests.runs.tiny_models import pictures, tiny
 
 SWAP = ChannelMap(rotation=((0, 1, 0), (1, 0, 0), (0, 0, 1)))

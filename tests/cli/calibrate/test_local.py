@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.bridge.calibration.files import read_calibration
+from ddib_fed.calibration.record import read_calibration
 from ddib_fed.cli.main import cli
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import AlreadyExists, CalibrationIneffective, InputError, ShapeMismatch, UsageError
+from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.samples.images import encode_png
+from ddib_fed.models.units import Normalisation
 from tests.runs.tiny_models import pictures, tiny
 
 CENTRES = np.array([[0.9, -0.3, 0.0], [-0.8, 0.7, -0.2], [0.0, -0.6, 0.8], [-0.4, -0.2, -0.3]])

@@ -14,13 +14,12 @@ from typing import Any
 import click
 import pytest
 
-from ddib_fed.bridge.calibration.record import CalibratedSide
-from ddib_fed.cli.calibrate.showing import how_jobs_use
+from ddib_fed.calibration.record import CalibratedSide
+from ddib_fed.calibration.signed import CalibrationStore, SignedCalibration
+from ddib_fed.cli.calibrate_showing import how_jobs_use
 from ddib_fed.cli.main import cli
-from ddib_fed.models.units.channel_map import ChannelMap
+from ddib_fed.models.units import ChannelMap
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.calibrations.signing import SignedCalibration
-from ddib_fed.trust.calibrations.store import CalibrationStore
 from tests.node.picture_examples import save_pictures_model
 from tests.trust.calibrations.examples import UNITS, calibration
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from ddib_fed.errors import NotReady
-from ddib_fed.trust import pki
-from ddib_fed.trust.pki import Authority, certificate_pem, new_key
+from ddib_fed.security import pki
+from ddib_fed.security.pki import Authority, certificate_pem, new_key
 from tests.cli.client.answers import (
     Answer,
     closed,

@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, NotReady, PeerUnknown, PeerUnreachable, Unauthenticated
-from ddib_fed.trust.pki import issue_leaf, new_authority, new_key, write_identity
+from ddib_fed.security.pki import issue_leaf, new_authority, new_key, write_identity
 from tests.client.scripted_source import SourceNodeDouble
 
 
@@ -72,7 +72,7 @@ def test_what_the_node_refuses_does_not_lead_back_to_the_doctor(north, capsys, k
 
 def test_a_node_of_an_older_release_does_not_say_its_time(north, capsys, monkeypatch):
     """The clocks cannot be compared, and that is no failure."""
-    monkeypatch.setattr("ddib_fed.server.interceptors.time_entry", lambda now: ("another", "x"))
+    monkeypatch.setattr("ddib_fed.node.interceptors.time_entry", lambda now: ("another", "x"))
     assert doctor(north.profile_path) == 0
     assert "does not say its time" in capsys.readouterr().out
 

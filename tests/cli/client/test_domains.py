@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.bridge.records.translation_record import Translation
-from ddib_fed.cli.client.delivery import Delivered
-from ddib_fed.cli.client.domains import calibration
-from ddib_fed.cli.client.translation.report import _calibrated
-from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.cli.delivery import Delivered
+from ddib_fed.cli.folder_report import _calibrated
+from ddib_fed.cli.job import calibration
+from ddib_fed.engine.record import Translation
+from ddib_fed.protocol.contract import CalibrationTerms
 
 
 def test_a_calibration_is_listed_by_its_kind_and_last_day():

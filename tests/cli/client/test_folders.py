@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from ddib_fed.cli.client.folders import find_files
+from ddib_fed.cli.inputs import find_files
 from ddib_fed.errors import FileMissing
 from tests.formats.tiffs import tiff
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.bridge.calibration.files import write_calibration
-from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
+from ddib_fed.calibration.record import CalibratedSide, units_digest, write_calibration
 from ddib_fed.cli.main import cli
 from ddib_fed.client.in_process import InProcess
-from ddib_fed.datasets.shipped import load_shipped
-from ddib_fed.datasets.synthetic import sample
+from ddib_fed.data.pictures import encode_png, read_image
+from ddib_fed.data.shipped import load_shipped
+from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationForeign,
@@ -32,9 +32,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.samples.images import encode_png, read_image
+from ddib_fed.models.units import ChannelMap, Normalisation
 from tests.runs.tiny_models import tiny, tiny_classifier
 from tests.trust.calibrations.examples import calibration
 

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from ddib_fed.cli.client.translation.lock import locked
+from ddib_fed.cli.folder_state import locked
 from ddib_fed.cli.main import run
 from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
 from ddib_fed.v1 import translation_pb2 as pb

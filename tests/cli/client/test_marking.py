@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from ddib_fed.cli.client import delivery, marking
+from ddib_fed.cli import delivery, studies
 from ddib_fed.cli.main import run
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode
 from ddib_fed.formats.credentials import read_mark
-from ddib_fed.samples.images import encode_png
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import NORTH, TARGET, SourceNodeDouble, npy, points
@@ -108,14 +108,14 @@ def test_results_of_an_earlier_run_get_them(translate, north, signer, marked, mo
     assert translate() == 0
     assert marked() == []
     calls = len(north.script.calls)
-    write = marking.write_file
+    write = studies.write_file
 
     def killed(path, data):
         if path.suffix == ".json":
             raise PermissionError(13, "killed")
         write(path, data)
 
-    monkeypatch.setattr(marking, "write_file", killed)
+    monkeypatch.setattr(studies, "write_file", killed)
     assert translate(*signer) != 0
     monkeypatch.undo()
     assert translate() == 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.bridge.records.translation_record import Translation
-from ddib_fed.cli.client.delivery import Delivered, Input
-from ddib_fed.cli.client.progress import SAID_EVERY_S, JobProgress
-from ddib_fed.wire.jobs import Event, JobState
+from ddib_fed.cli.delivery import Delivered, Input
+from ddib_fed.cli.progress import SAID_EVERY_S, JobProgress
+from ddib_fed.engine.record import Translation
+from ddib_fed.protocol.messages import Event, JobState
 
 
 def event(done: int, state: JobState = JobState.RUNNING) -> Event:

@@ -11,10 +11,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from ddib_fed.cli.client.studies import StudyManner, report_studies, translate_study
 from ddib_fed.cli.main import run
+from ddib_fed.cli.studies import StudyManner, report_studies, translate_study
+from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import AlreadyExists, ExitCode, JobFailed, PictureMisfit
-from ddib_fed.samples.images import decode_image, encode_png
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.formats.dicom.files import write_series

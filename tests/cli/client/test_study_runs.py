@@ -12,12 +12,12 @@ import numpy as np
 import pydicom
 import pytest
 
-from ddib_fed.cli.client.choosing import Chosen
-from ddib_fed.cli.client.studies import StudyManner
-from ddib_fed.cli.client.study_runs import Ending, check_plan, plan_studies, translate_studies
-from ddib_fed.cli.client.translation.document import one_document
-from ddib_fed.cli.client.translation.order import Order
+from ddib_fed.cli.folder_report import one_document
+from ddib_fed.cli.folder_state import Order
+from ddib_fed.cli.inputs import Chosen
+from ddib_fed.cli.studies import Ending, StudyManner, check_plan, plan_studies, translate_studies
 from ddib_fed.client.profile import Profile
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import (
     AlreadyExists,
     ExtraMissing,
@@ -27,9 +27,8 @@ from ddib_fed.errors import (
     JobFailed,
     PictureMisfit,
 )
-from ddib_fed.formats.dicom.study import DicomStudy
-from ddib_fed.samples.images import encode_png
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.formats.dicom_writing import DicomStudy
+from ddib_fed.protocol.messages import Settings
 from tests.cli.client.test_studies import Ordinary
 from tests.client.scripted_source import SourceNodeDouble
 from tests.formats.dicom.files import write_series

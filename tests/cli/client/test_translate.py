@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from ddib_fed.cli.client.delivery import Input, check_free
+from ddib_fed.cli.delivery import Input, check_free
 from ddib_fed.cli.main import run
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode, ImageTooLarge, InternalError, UsageError
-from ddib_fed.samples.images import encode_png
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
 

@@ -9,16 +9,15 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.records.translation_record import CycleError, Part, Translation
-from ddib_fed.cli.client.delivery import Delivered
-from ddib_fed.cli.demo.command import MARKER, NODES, demonstrate, finish, prepare
-from ddib_fed.cli.demo.institutions import Institution, still_runs
-from ddib_fed.cli.demo.pictures import PAIR
-from ddib_fed.cli.demo.points import Clouds, measure
-from ddib_fed.cli.demo.report import Bound, Outcome, write_report
+from ddib_fed.cli.delivery import Delivered
+from ddib_fed.cli.demo import MARKER, NODES, demonstrate, finish, prepare
+from ddib_fed.cli.demo_nodes import Bound, Institution, Outcome, still_runs, write_report
+from ddib_fed.cli.demo_pictures import PAIR
+from ddib_fed.cli.demo_points import Clouds, measure
 from ddib_fed.cli.main import run
-from ddib_fed.datasets.synthetic import sample
+from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.engine.record import CycleError, Part, Translation
 from ddib_fed.errors import AlreadyExists, ExitCode, InternalError, NotReady, OutOfBounds
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.node.config import NodeConfig, render_node_toml

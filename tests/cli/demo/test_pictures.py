@@ -11,25 +11,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making
-from ddib_fed.bridge.records.translation_record import (
-    LatentFigures,
-    Part,
-    PictureFigures,
-    SolverUsed,
-    Translation,
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making
+from ddib_fed.cli import demo_pictures
+from ddib_fed.cli.delivery import Delivered
+from ddib_fed.cli.demo_nodes import write_report
+from ddib_fed.cli.demo_pictures import (
+    Album,
+    Baselines,
+    CalibratedPictures,
+    Chosen,
+    draw,
+    measure,
+    missing,
+    print_hops,
+    read_unit,
+    sites,
+    what_crossed,
 )
-from ddib_fed.cli.client.delivery import Delivered
-from ddib_fed.cli.demo import pictures as demo_pictures
-from ddib_fed.cli.demo.album import Album, Chosen, read_unit
-from ddib_fed.cli.demo.calibrated import CalibratedPictures, what_crossed
-from ddib_fed.cli.demo.pictures import Baselines, draw, measure, missing, print_hops, sites
-from ddib_fed.cli.demo.report import write_report
-from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped
-from ddib_fed.metrics.structure import structure
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.samples.images import decode_image, encode_png
+from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
+from ddib_fed.engine.record import LatentFigures, Part, PictureFigures, SolverUsed, Translation
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.evaluation.structure import structure
+from ddib_fed.models.units import ChannelMap
 
 COUNT = 6
 SEEN = {"encode": 1.0, "remote": 2.0, "return": 0.5}

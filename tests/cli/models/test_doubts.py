@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation
-from ddib_fed.cli.client.delivery import Delivered, Input, write_result
-from ddib_fed.cli.client.translation.report import report
+from ddib_fed.cli.delivery import Delivered, Input, write_result
+from ddib_fed.cli.folder_report import report
 from ddib_fed.client.views import ItemView, JobView, Media, Result, ResultFile
-from ddib_fed.wire.jobs import ItemState, JobState, Settings
+from ddib_fed.engine.record import Part, PictureFigures, Translation
+from ddib_fed.protocol.messages import ItemState, JobState, Settings
 from tests.cli.demo.test_pictures import provenance
 
 FIGURES = PictureFigures(

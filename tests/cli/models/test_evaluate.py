@@ -6,9 +6,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.cli.models.evaluate import evaluate
+from ddib_fed.cli.evaluate import evaluate
 from ddib_fed.errors import AlreadyExists, FileMissing, InputError
-from ddib_fed.metrics.structure import Thresholds
+from ddib_fed.evaluation.structure import Thresholds
 from ddib_fed.models.bundle import save_bundle
 from tests.runs.picture_folders import blocks, record, write
 from tests.runs.tiny_models import tiny

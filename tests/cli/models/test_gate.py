@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.cli.models.model import model
+from ddib_fed.cli.model import model
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import BundleInvalid, InputError
-from ddib_fed.models.allowances import GATE_FILE
+from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.samples.images import encode_png
+from ddib_fed.models.sidecars import GATE_FILE
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures.sources import array_source
 from ddib_fed.training.run import train
+from ddib_fed.training.sources import array_source
 from tests.models.examples import manifest, state
 from tests.runs.tiny_models import pictures, tiny
 

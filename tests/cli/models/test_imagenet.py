@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.imagenet import SMALL, checkpoint, pictures
-from ddib_fed.cli.client.translate import translate
-from ddib_fed.cli.models.model import model
+from ddib_fed.cli.model import model
+from ddib_fed.cli.translate import translate
+from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.errors import JobFailed
-from ddib_fed.samples.images import encode_png, read_image
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from ddib_fed.bridge.model import DomainModel
-from ddib_fed.cli.models.model import model
+from ddib_fed.cli.model import model
+from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, UsageError
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle

@@ -7,10 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ddib_fed.cli.models.model import model
+from ddib_fed.cli.model import model
 from ddib_fed.errors import AlreadyExists, InputError, ModelNotFound, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.networks.vector_unet import SyntheticModel
+from ddib_fed.networks.mlp import SyntheticModel
 from ddib_fed.training.config import seconds
 from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny

@@ -9,13 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ddib_fed.cli.client.translate import translate
-from ddib_fed.cli.models.model import model
+from ddib_fed.cli.model import model
+from ddib_fed.cli.translate import translate
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import AlreadyExists, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.networks.configs import SyntheticConfig
+from ddib_fed.networks.config import SyntheticConfig
 from tests.models.examples import state
 from tests.runs.tiny_models import tiny
 
@@ -174,7 +174,7 @@ def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, 
     """The same seed, the same points, however many and in however many parts; another seed, others."""
     clouds = {}
     for name, seed, count, together in (("one", 1, 60, 50), ("same", 1, 55, 20), ("other", 2, 20, 50)):
-        monkeypatch.setattr("ddib_fed.bridge.local_party.POINTS_TOGETHER", together)
+        monkeypatch.setattr("ddib_fed.engine.local_party.POINTS_TOGETHER", together)
         given = (
             points(tmp_path / name, count),
             "--seed",

@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.bridge.calibration.files import write_calibration
-from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
-from ddib_fed.cli.models.model import model
-from ddib_fed.cli.models.opening import open_model
-from ddib_fed.cli.models.trying import try_
+from ddib_fed.calibration.record import CalibratedSide, units_digest, write_calibration
+from ddib_fed.cli.model import model
+from ddib_fed.cli.opening import open_model
 from ddib_fed.cli.options import Classes, parse_pairs
+from ddib_fed.cli.train import try_
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.samples.images import encode_png
+from ddib_fed.models.units import ChannelMap
 from tests.runs.tiny_models import tiny, tiny_classifier
 from tests.trust.calibrations.examples import calibration
 

@@ -7,12 +7,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from ddib_fed.bridge.model import DomainModel
-from ddib_fed.cli.models import train as training
-from ddib_fed.cli.models.model import model
-from ddib_fed.cli.models.train import classifier
-from ddib_fed.cli.models.trying import try_
-from ddib_fed.datasets.shipped import SHIPPED
+from ddib_fed.cli import train as training
+from ddib_fed.cli.model import model
+from ddib_fed.cli.train import classifier, try_
+from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import ImageUnreadable, SettingsInvalid, UsageError
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle

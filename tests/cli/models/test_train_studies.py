@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ddib_fed.cli.models.model import model
+from ddib_fed.cli.model import model
+from ddib_fed.data.fitting import PictureRule, fit_picture
+from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import ExtraMissing, ImageUnreadable, InputError, SettingsInvalid, UsageError
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.node.config import TrainSection
-from ddib_fed.runs.calibration.pictures import count_pictures, domain_pictures
-from ddib_fed.samples.images import PictureRule, decode_image, encode_png, fit_picture
+from ddib_fed.training.calibrating import count_pictures, domain_pictures
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.own_samples import Counts, own_samples
-from ddib_fed.training.pictures.sources import PictureSource, folder_source
+from ddib_fed.training.sources import PictureSource, folder_source
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.maps import write_map
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.cli.client.translate import translate
-from ddib_fed.cli.models.model import model
+from ddib_fed.cli.model import model
+from ddib_fed.cli.translate import translate
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.training import tune as run

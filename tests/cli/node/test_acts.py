@@ -10,8 +10,8 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust import pki
-from ddib_fed.trust.audit.reading import verify
+from ddib_fed.security import pki
+from ddib_fed.security.audit_reading import verify
 from tests.cli.node.test_peer import exported, set_up
 
 ALICE = "spiffe://north.example/client/alice"

@@ -7,13 +7,13 @@ import json
 
 import pytest
 
+from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
-from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import ExitCode
 from ddib_fed.node.admitting import admit, export_peer
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.audit.log import AuditLog, anchor_of, anchor_values
-from ddib_fed.trust.audit.reading import verify
+from ddib_fed.security.audit import AuditLog, anchor_of, anchor_values
+from ddib_fed.security.audit_reading import verify
 
 
 @pytest.fixture

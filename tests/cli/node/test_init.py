@@ -6,17 +6,16 @@ import shutil
 
 import pytest
 
+from ddib_fed.cli.init import institution_here
 from ddib_fed.cli.main import run
-from ddib_fed.cli.node.init import institution_here
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ExitCode
-from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
 from ddib_fed.models.catalogue import copy_shipped
-from ddib_fed.models.shipped import pretrained
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model import load_hosted
-from ddib_fed.trust.peers import parse_peer
-from ddib_fed.trust.pki import load_identity
+from ddib_fed.security.peers import parse_peer
+from ddib_fed.security.pki import load_identity
 from tests.node.tiny_nodes import manifest, state
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
-from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import ExitCode, UsageError
 from ddib_fed.node import admitting, command
 from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.peers import Peer
+from ddib_fed.security.peers import Peer
 from tests.e2e.harness import free_port
 from tests.trust.network.connect_proxy import proxying
 

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.cli.node.peer import peer
+from ddib_fed.cli.peer import peer
 from ddib_fed.errors import (
     AlreadyExists,
     DdibError,
@@ -26,8 +26,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.node.admitting import admit, own_peer
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust.peers import parse_peer
-from ddib_fed.trust.pki import init_node_identity
+from ddib_fed.security.peers import parse_peer
+from ddib_fed.security.pki import init_node_identity
 from tests.cli.node.test_pki import write_config
 from tests.node.flipping import BitFlipper
 from tests.node.institutions import Institution
@@ -213,7 +213,7 @@ def test_what_is_no_peer_file_is_named(
 
 def test_a_root_without_name_constraints_is_accepted_only_when_asked(north: Path, south: Path) -> None:
     """A general CA of the other institution: the operator decides."""
-    from ddib_fed.trust.pki import certificate_pem, fingerprint
+    from ddib_fed.security.pki import certificate_pem, fingerprint
     from tests.trust.test_identity import unconstrained
 
     exported(north, "north.peer")
@@ -346,6 +346,6 @@ def test_testing_whom_nobody_added_is_an_error(north: Path) -> None:
 def test_the_commands_import_nothing_heavy() -> None:
     """`ddib --help` must be quick."""
     heavy = ("torch", "grpc", "cryptography", "pydantic")
-    code = f"import sys, ddib_fed.cli.node.peer, ddib_fed.cli.node.pki; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, ddib_fed.cli.peer, ddib_fed.cli.pki; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

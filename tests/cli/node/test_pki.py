@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ddib_fed.cli.node.pki import pki
+from ddib_fed.cli.pki import pki
 from ddib_fed.errors import AlreadyExists, Cancelled, FileMissing, PolicyDenied, UsageError
 from ddib_fed.node.config import render_node_toml
 

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
+from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
-from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import ExitCode
+from ddib_fed.node.admin import AdminServicer, serve_admin
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.running.admin import AdminServicer, serve_admin
 from ddib_fed.v1 import admin_pb2 as pb
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
+from ddib_fed.node.admin import AdminServicer, serve_admin
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.running.admin import AdminServicer, serve_admin
-from ddib_fed.trust.peers import PeerStore
+from ddib_fed.security.peers import PeerStore
 from ddib_fed.v1 import admin_pb2 as pb
 
 ALICE = "spiffe://north.example/client/alice"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion.levels.grids import GRIDS, ddib_compat_grids, is_monotone, make_grid, space_timesteps
+from ddib_fed.diffusion.grids import GRIDS, ddib_compat_grids, is_monotone, make_grid, space_timesteps
 from ddib_fed.diffusion.schedule import (
     CosineSchedule,
     LinearSchedule,

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.bridge import integrate
-from ddib_fed.diffusion.levels.grids import make_grid
-from ddib_fed.diffusion.levels.learned import LearnedLegs, LearnedSteps
+from ddib_fed.diffusion.grids import LearnedLegs, LearnedSteps, make_grid
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.diffusion.solvers import unipc

@@ -9,9 +9,9 @@ import torch
 
 from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.denoiser import Denoiser, Places, x0_from_v
+from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import CosineSchedule, Level
-from ddib_fed.diffusion.wrapped.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
 from ddib_fed.errors import SettingsInvalid
 
 MEANS = torch.tensor([[-2.0, 0.0], [1.0, 3.0]], dtype=torch.float64)

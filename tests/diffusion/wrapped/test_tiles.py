@@ -12,7 +12,7 @@ from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.denoiser import Denoiser, LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.diffusion.wrapped.tiles import Tiled, starts, window
+from ddib_fed.diffusion.tiles import Tiled, starts, window
 from ddib_fed.errors import SettingsInvalid
 
 SCHEDULE = schedule_from_config(ScheduleConfig(name="cosine"))
@@ -91,7 +91,7 @@ def test_many_scenes_are_evaluated_in_pieces_with_the_same_result(monkeypatch: p
     x, level = noise(5, 1, 12, 20), SCHEDULE.level(0.5)
     together = tiled(x, level)
     for pixels in (64, 64 * 2, 64 * 7):
-        monkeypatch.setattr("ddib_fed.diffusion.wrapped.tiles.PIXELS_AT_ONCE", pixels)
+        monkeypatch.setattr("ddib_fed.diffusion.tiles.PIXELS_AT_ONCE", pixels)
         assert torch.allclose(tiled(x, level), together)
 
 

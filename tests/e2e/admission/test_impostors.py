@@ -11,11 +11,11 @@ import grpc
 import pytest
 
 from ddib_fed.errors import DdibError, PeerUnknown, PeerUnreachable, PolicyDenied
-from ddib_fed.node.running import startup
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.trust import pki, tls
+from ddib_fed.node import startup
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki, tls
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
-from ddib_fed.wire.contracts.contract import PROTOCOL
 from tests.e2e.harness import Node, Pair, admit, ddib, free_port, moons, wait_until
 from tests.e2e.translation.test_translate import TARGET, npy
 from tests.trust.tap.relay import Tap
@@ -96,7 +96,7 @@ def test_an_admitted_peer_cannot_mint_anothers_name(fresh_pair: Pair, tmp_path: 
     ddib("peer", "add", peer_file, "--config", pair.south.config_path, "--fingerprint", fingerprint)
     pair.south.start()
     assert describe(pair, west.config.paths.pki).side.domain == "checkerboards"
-    from ddib_fed.trust.pki import Authority
+    from ddib_fed.security.pki import Authority
 
     authority = pki.load_authority(west.config.paths.pki)
     forger = Authority("north.example", authority.certificate, authority.key)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ddib_fed.errors import DdibError
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
 from tests.e2e.harness import Node, Pair, ddib
 from tests.node.picture_examples import SECRET, noise, save_pictures_model, to_bits, write_files
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed.protocol.check import limits_of
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
-from ddib_fed.wire.check import limits_of
 from tests.e2e.harness import Pair, find_any, moons, weight_windows
 from tests.e2e.translation.test_translate import TARGET, npy
 

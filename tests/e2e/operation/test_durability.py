@@ -13,8 +13,8 @@ import pytest
 
 from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, QueueFull
-from ddib_fed.trust.audit.reading import verify
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
+from ddib_fed.security.audit_reading import verify
 from tests.e2e import clocks
 from tests.e2e.harness import Node, Pair, moons, wait_until
 from tests.e2e.processes import PLANT

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.node.running.admin import AdminClient
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.node.admin import AdminClient
+from ddib_fed.protocol.messages import Settings
 from tests.e2e.harness import Node, Pair, wait_until
 from tests.e2e.operation.test_durability import ITEMS, check_finished_once, first_progress
 from tests.e2e.translation.test_translate import TARGET

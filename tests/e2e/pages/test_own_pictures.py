@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddib_fed.data.pictures import read_image
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.training import train_node
-from ddib_fed.samples.images import read_image
-from ddib_fed.training.loop.checkpoint import latest_checkpoint
+from ddib_fed.node.role import train_node
+from ddib_fed.training.checkpoint import latest_checkpoint
 from tests.e2e.harness import Node, Pair, ddib
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(300)]

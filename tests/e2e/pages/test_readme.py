@@ -23,13 +23,13 @@ import pytest
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
-from ddib_fed.bridge.calibration import aggregates
+from ddib_fed.calibration import aggregate
 from ddib_fed.cli.main import cli
-from ddib_fed.datasets.shipped import load_shipped
-from ddib_fed.metrics.pictures import psnr
+from ddib_fed.data.pictures import encode_png, read_image
+from ddib_fed.data.shipped import load_shipped
+from ddib_fed.evaluation.metrics import psnr
+from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.node.command import node_command
-from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.samples.images import encode_png, read_image
 from tests.e2e.harness import Node, find_any, free_port, raw_windows, wait_until, weight_windows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -288,7 +288,7 @@ def test_the_python_of_the_page_runs(pair: Machines) -> None:
 def test_a_calibration_is_agreed_on_and_used(pair: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the page's lines; the records name it, and the translations are others than without it."""
     # Of some hundred draws of the noise one is refused: this one is not.
-    monkeypatch.setattr(aggregates, "secure_normal", np.random.default_rng(0).standard_normal)
+    monkeypatch.setattr(aggregate, "secure_normal", np.random.default_rng(0).standard_normal)
     page = section("Calibrate")
     line = blocks(page, "toml")[0].splitlines()[1]
     for who in ("east", "west"):

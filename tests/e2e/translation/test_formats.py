@@ -15,11 +15,11 @@ import pydicom
 import pytest
 import rasterio
 
-from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.engine.record import Translation
 from ddib_fed.formats.credentials import read_mark
 from ddib_fed.models.bundle import amend_bundle
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.samples.images import encode_png
 from tests.e2e.harness import Pair, ddib, find_any
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.maps import WHERE, write_map

@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.records.translation_record import Part
-from ddib_fed.datasets.synthetic import sample
-from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.data.points import to_npy
+from ddib_fed.data.synthetic import sample
+from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.models.tuned import Tuned
-from ddib_fed.samples.points import to_npy
+from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.engine.record import Part
+from ddib_fed.models.bundle import Bundle, pretrained
+from ddib_fed.models.sidecars import Tuned
 from ddib_fed.v1 import common_pb2
 from tests.e2e.two_nodes import TwoNodes
 from tests.models.test_tuned import leg

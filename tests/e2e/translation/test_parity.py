@@ -11,26 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddib_fed.bridge import arrays
-from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.records.translation_record import Part, Translation, file_name
-from ddib_fed.bridge.softening import Softener
-from ddib_fed.cli.client.delivery import Input, write_result
+from ddib_fed.cli.delivery import Input, write_result
 from ddib_fed.client.in_process import Here, InProcess
+from ddib_fed.data import pictures
+from ddib_fed.data.pictures import read_image
+from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine import arrays
+from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.engine.record import Part, Translation, file_name
+from ddib_fed.engine.softening import Softener
 from ddib_fed.errors import CalibrationModel
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.manifest import StructureThresholds
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.samples import images
-from ddib_fed.samples.images import read_image
-from ddib_fed.samples.points import to_npy
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.protocol.messages import Settings, settings_to_pb
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.jobs import Settings, settings_to_pb
-from source_node.jobs import queries
+from source_node import store
 from tests.e2e.two_nodes import TwoNodes, same_noise
 from tests.node.agreed_calibrations import agreed
 from tests.node.picture_examples import SIZE, noise, pictures_model, png_bytes, write_files
@@ -353,8 +352,8 @@ class Counting:
 
 def test_a_clients_file_is_decoded_once_and_hashed_once(tmp_path, open_nodes, monkeypatch) -> None:
     """For submission, encoding, figures and cycle; its bytes are hashed on their way in and never again."""
-    decoded = Counting(images.npy_pixels)
-    monkeypatch.setattr(images, "npy_pixels", decoded)
+    decoded = Counting(pictures.npy_pixels)
+    monkeypatch.setattr(pictures, "npy_pixels", decoded)
     nodes = open_nodes(scans(), relief())
     data = noise(seed=4).astype(np.float32) * 127.5 + 127.5
     np.save(tmp_path / "scan.npy", data)
@@ -366,7 +365,7 @@ def test_a_clients_file_is_decoded_once_and_hashed_once(tmp_path, open_nodes, mo
         hashed.append(bytes(data) == content)
         return real(data, **options)
 
-    monkeypatch.setattr(queries.hashlib, "sha256", sha256)
+    monkeypatch.setattr(store.hashlib, "sha256", sha256)
     job_id = nodes.submit(
         tmp_path / "scan.npy", solver=common_pb2.SolverSettings(evaluations=EVALUATIONS), cycle=True
     )

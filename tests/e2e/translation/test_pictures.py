@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from ddib_fed.cli.main import run
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import (
     ImageTooLarge,
     ImageUnreadable,
@@ -21,8 +22,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.models.manifest import PictureFormat, StructureThresholds
-from ddib_fed.samples.images import decode_image
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.protocol.messages import Settings
 from tests.e2e.harness import Pair, ddib
 from tests.node.picture_examples import (
     SECRET,

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ddib_fed.cli.main import run
-from ddib_fed.datasets.maps import cut_scene
+from ddib_fed.data.shipped import cut_scene
 from ddib_fed.errors import ExitCode
 from tests.e2e.harness import Pair
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.files import copy_folder
-from ddib_fed.models.shipped import pretrained
+from ddib_fed.models.bundle import pretrained
 from tests.cli.calibrate.operators import Operators, run
 from tests.e2e.two_nodes import TwoNodes
 

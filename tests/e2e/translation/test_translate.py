@@ -22,8 +22,8 @@ from ddib_fed.errors import (
     SettingsInvalid,
     ShapeMismatch,
 )
-from ddib_fed.metrics.points import distances_to_domain
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.evaluation.metrics import distances_to_domain
+from ddib_fed.protocol.messages import Settings
 from tests.e2e.harness import Pair, ddib, moons
 
 pytestmark = pytest.mark.e2e

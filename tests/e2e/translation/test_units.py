@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from ddib_fed.cli.main import run
-from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.data.shipped import load_shipped
 from tests.e2e.harness import Pair, moons
 
 pytestmark = pytest.mark.e2e

@@ -19,7 +19,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from ddib_fed.samples.images import decode_image, encode_png
+from ddib_fed.data.pictures import decode_image, encode_png
 from tests.e2e.harness import Pair, ddib
 from tests.e2e.translation.test_formats import AFFINE, SECRET, head, header_secrets, write_volume
 from tests.formats.dicom.files import write_series

@@ -10,11 +10,9 @@ import pydicom
 import pytest
 
 from ddib_fed.errors import FileMissing, ImageUnreadable, InputError, UsageError
-from ddib_fed.formats.dicom.finding import sort_files
-from ddib_fed.formats.dicom.series import quiet
-from ddib_fed.formats.finished import finished_study
+from ddib_fed.formats.dicom import quiet, sort_files
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.parts import write_outputs
+from ddib_fed.formats.parts import finished_study, write_outputs
 from ddib_fed.formats.study import Options
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import ASKED, DICOM, results

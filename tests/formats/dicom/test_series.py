@@ -9,11 +9,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, InputError, UsageError
-from ddib_fed.formats.dicom.series import quiet
+from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
-from ddib_fed.samples.images import decode_image
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, require_pixels_alone
 

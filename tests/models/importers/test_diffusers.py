@@ -11,10 +11,13 @@ from safetensors.torch import load_file, save_file
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.importers.component_config import network_config
-from ddib_fed.models.importers.diffusers_folder import import_diffusers, largest_difference
-from ddib_fed.models.importers.scheduler_config import read_schedule
-from ddib_fed.networks.registry import network_with
+from ddib_fed.models.import_diffusers import (
+    import_diffusers,
+    largest_difference,
+    network_config,
+    read_schedule,
+)
+from ddib_fed.networks.config import network_with
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.importers.flags import parse_flags, written
+from ddib_fed.models.import_flags import parse_flags, written
 
 LINE = "--attention_resolutions 32,16,8 --class_cond True --image_size 256 --channel_mult 0.5,1"
 

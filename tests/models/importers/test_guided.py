@@ -10,11 +10,10 @@ import torch
 
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.importers.checkpoints import read_checkpoint
-from ddib_fed.models.importers.flags import parse_flags
-from ddib_fed.models.importers.guided import import_guided, settle
-from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
-from ddib_fed.networks.registry import build_network, network_shapes
+from ddib_fed.models.import_flags import parse_flags
+from ddib_fed.models.import_guided import import_guided, settle
+from ddib_fed.models.weights import read_checkpoint
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network, network_shapes
 from tests import golden
 
 ADM = "--learn_sigma True --resblock_updown True --use_fp16 True --use_scale_shift_norm True"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.importers.diffusers_folder import import_diffusers, largest_difference
+from ddib_fed.models.import_diffusers import import_diffusers, largest_difference
 
 pytestmark = pytest.mark.slow
 

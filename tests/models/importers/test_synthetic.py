@@ -9,8 +9,8 @@ from ddib_fed.diffusion.bridge import encode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.importers.synthetic import import_synthetic
-from ddib_fed.networks.configs import SyntheticConfig
+from ddib_fed.models.import_points import import_synthetic
+from ddib_fed.networks.config import SyntheticConfig
 from tests.models.examples import state
 
 NETWORK = SyntheticConfig(num_channels=64, num_res_blocks=2)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ddib_fed.bridge.calibration.record import units_digest
+from ddib_fed.calibration.record import units_digest
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import ChannelMap, Normalisation
 from tests.models import examples
 
 FLIP = ((-1.2, -1.5), (-0.6, -0.9), (-0.6, 2.0), (0.4, 1.0), (1.2, -0.4))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.trust import pki
+from ddib_fed.security import pki
 from tests.node.certificates.issuing import HOUR, NOW, Server, configured
 
 

@@ -10,14 +10,13 @@ import grpc
 
 from ddib_fed.node.certificates import IdentityServicer
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.node.policy import Policy
-from ddib_fed.node.quota import Ledger
-from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
-from ddib_fed.trust import pki, tls
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import PeerStore
-from ddib_fed.trust.pki import install, make_request, read_request, sign_request
+from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.node.policy import Ledger, Policy
+from ddib_fed.security import pki, tls
+from ddib_fed.security.audit import AuditLog
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import PeerStore
+from ddib_fed.security.pki import install, make_request, read_request, sign_request
 from ddib_fed.v1 import identity_pb2_grpc
 
 NOW = datetime.now(UTC)

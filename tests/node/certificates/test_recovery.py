@@ -12,11 +12,11 @@ from ddib_fed.errors import PolicyDenied, Unauthenticated
 from ddib_fed.node.certificates import RenewalThread, certificate_status, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Policy
-from ddib_fed.trust import pki
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import PeerStore
-from ddib_fed.trust.pki import certificate_pem, issue_leaf, make_request, read_request
-from ddib_fed.trust.withdrawn import withdraw
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import PeerStore
+from ddib_fed.security.pki import certificate_pem, issue_leaf, make_request, read_request
+from ddib_fed.security.withdrawn import withdraw
 from tests.node.certificates.issuing import HOUR, NOW, Server, second_node
 
 DAY = timedelta(days=1)

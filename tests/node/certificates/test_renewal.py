@@ -11,8 +11,7 @@ import grpc
 import pytest
 from cryptography import x509
 
-from ddib_fed.client.profile import Profile, render_client_toml
-from ddib_fed.client.renewal import renew_client
+from ddib_fed.client.profile import Profile, render_client_toml, renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, PeerUnreachable, PolicyDenied, Unauthenticated
 from ddib_fed.node.certificates import (
     CHECK_INTERVAL_S,
@@ -22,11 +21,11 @@ from ddib_fed.node.certificates import (
     renew_node,
 )
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.trust import pki, tls
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.pki import certificate_pem, issue_leaf, make_request, new_authority, new_key
-from ddib_fed.trust.renewal import is_due, renew_through
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki, tls
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import certificate_pem, issue_leaf, make_request, new_authority, new_key
+from ddib_fed.security.renewal import is_due, renew_through
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 from tests.node.certificates.issuing import HOUR, NOW, Server, configured, enrolled, second_node
@@ -275,7 +274,7 @@ def test_a_second_root_reaches_a_client_with_its_renewal(
 
 def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig, tmp_path: Path) -> None:
     """An issuer that shows a good certificate and answers with strange roots changes nothing here."""
-    from ddib_fed.trust.renewal import _install
+    from ddib_fed.security.renewal import _install
 
     folder, key = issuer.paths.pki, new_key()
     stranger = new_authority("north.example")

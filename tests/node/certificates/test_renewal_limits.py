@@ -10,11 +10,11 @@ import pytest
 from ddib_fed.errors import NotReady, QuotaSpent
 from ddib_fed.node.certificates import renewals_per_day, retry_pause
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.quota import Charge, Ledger
-from ddib_fed.trust import pki
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.renewal import renew_through
+from ddib_fed.node.policy import Charge, Ledger
+from ddib_fed.security import pki
+from ddib_fed.security.audit import AuditLog
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.renewal import renew_through
 from tests.node.certificates.issuing import HOUR, Server, enrolled
 
 

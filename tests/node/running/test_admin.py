@@ -9,9 +9,9 @@ import stat
 import pytest
 
 from ddib_fed.errors import ConfigError, InputError, PeerUnreachable
-from ddib_fed.node.running.admin import AdminClient, AdminServicer, serve_admin, stop_admin
-from ddib_fed.server.interceptors import ErrorInterceptor
-from ddib_fed.trust.pki import MAX_ROOTS
+from ddib_fed.node.admin import AdminClient, AdminServicer, serve_admin, stop_admin
+from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.security.pki import MAX_ROOTS
 from ddib_fed.v1 import admin_pb2 as pb
 from tests.node.tiny_nodes import make_config
 

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from ddib_fed.errors import ConfigError, DdibError, InputError
-from ddib_fed.node.running import daemon
-from ddib_fed.node.running.admin import AdminClient
-from ddib_fed.node.running.daemon import Daemon
-from ddib_fed.server.server import NodeServer
+from ddib_fed.node import daemon
+from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.daemon import Daemon
+from ddib_fed.node.server import NodeServer
 from tests.node.tiny_nodes import make_config, make_institution, save_model
 from tests.source_node.conftest import wait_until
 

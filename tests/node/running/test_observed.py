@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ddib_fed.node.running.watch import Observed
-from ddib_fed.trust.audit.log import MAX_VALUE, AuditLog
+from ddib_fed.node.watch import Observed
+from ddib_fed.security.audit import MAX_VALUE, AuditLog
 from tests.node.institutions import Institution
 
 

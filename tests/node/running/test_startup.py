@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError, ExhaustedError
+from ddib_fed.node import startup
 from ddib_fed.node.command import node_command, run
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.running import startup
-from ddib_fed.node.running.daemon import Daemon
+from ddib_fed.node.daemon import Daemon
 from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import Running, ready
 from tests.node.spoilt_nodes import WRONG, Node, folder_for, http

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.running.admin import AdminClient
-from ddib_fed.trust import pki, withdrawn
-from ddib_fed.trust.audit.reading import verify
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.pki import certificate_pem
+from ddib_fed.security import pki, withdrawn
+from ddib_fed.security.audit_reading import verify
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import certificate_pem
 from tests.node.institutions import Institution
 from tests.node.running.test_daemon import Running, ready
 from tests.node.tiny_nodes import make_institution
@@ -61,7 +61,7 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     config: NodeConfig, running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A peer that no command admitted, its removal, a withdrawal, another certificate: each at the next look."""
-    caplog.set_level(logging.INFO, logger="ddib_fed.node.running.watch")
+    caplog.set_level(logging.INFO, logger="ddib_fed.node.watch")
     north = make_institution(tmp_path / "north", "north.example")
     watch = running.daemon._watch
     file = config.paths.peers / "north.example.json"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.samples.images import decode_image
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "group4"])

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from ddib_fed.data.points import to_npy
 from ddib_fed.errors import (
     AlreadyExists,
     ConfigError,
@@ -25,10 +26,9 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.latent import Latent
-from ddib_fed.samples.points import to_npy
+from ddib_fed.protocol.streams import file_header
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.streams import file_header
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.scripted_target import Behaviour, ScriptedTarget, fail, instead
 

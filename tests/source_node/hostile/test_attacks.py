@@ -11,20 +11,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.party import Decoded, Leg, ToDecode
+from ddib_fed.data.points import parse_npy
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.party import Control, Decoded, Leg, ToDecode
 from ddib_fed.errors import DiskFull, MessageInvalid, QueueFull, QuotaSpent
 from ddib_fed.latent import Latent
-from ddib_fed.samples.points import parse_npy
-from ddib_fed.trust import tls
-from ddib_fed.trust.audit.log import Exchanged
-from ddib_fed.wire.latent import approve
-from source_node.jobs.staging import Staging
-from source_node.jobs.store import JobStore
-from source_node.peer.remote import Remotes
-from source_node.peer.remote_party import RemoteParty
+from ddib_fed.protocol.latent import approve
+from ddib_fed.security import tls
+from ddib_fed.security.audit import Exchanged
+from source_node.remote import RemoteParty, Remotes
+from source_node.staging import Staging
+from source_node.store import JobStore
 from tests.e2e.harness import free_port
 from tests.node.tiny_nodes import gaussian, make_institution, npy
 from tests.source_node.conftest import wait_until
@@ -54,7 +52,7 @@ def gone(tmp_path, institutions):
 
 def test_jobs_for_a_peer_that_is_away_keep_no_worker_from_others(open_source, gone, monkeypatch) -> None:
     """Thirty of Alice's wait for it; Bob's job for another, and one of hers, are done at once."""
-    monkeypatch.setattr("source_node.peer.remote.UNARY_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("source_node.remote.UNARY_TIMEOUT_S", 60.0)
     source = open_source(running_jobs=4)
     absent = [source.submit(target_institution="gone.example") for _ in range(30)]
     source.start()

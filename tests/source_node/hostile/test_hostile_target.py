@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.bridge.control import Control
+from ddib_fed.data.points import to_npy
+from ddib_fed.engine.party import Control
 from ddib_fed.errors import DdibError, PeerFault
 from ddib_fed.latent import Latent
-from ddib_fed.samples.points import to_npy
-from ddib_fed.trust import tls
+from ddib_fed.security import tls
 from ddib_fed.v1 import decoding_pb2 as pb
-from source_node.peer.remote import Remotes
+from source_node.remote import Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.scripted_target import instead, side
 from tests.source_node.test_remote import Call

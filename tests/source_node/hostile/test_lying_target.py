@@ -6,7 +6,7 @@ import pytest
 
 from ddib_fed.client.views import job_view, require_finished
 from ddib_fed.errors import ContractMismatch, Difference, JobFailed
-from source_node.messages import job_message
+from source_node.service import job_message
 from tests.node.tiny_nodes import npy
 from tests.source_node.hostile.lies import LIES, STATUSES, Lie
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from source_node.jobs.store import JobLimits, JobStore
+from source_node.records import JobLimits
+from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import LIMITS, Clock
 
 

@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from source_node.jobs.store import Job, JobLimits, JobSpec, JobStore, Part
+from source_node.records import Job, JobLimits, JobSpec, Part
+from source_node.store import JobStore
 
 ALICE = "spiffe://north.example/client/alice"
 BOB = "spiffe://north.example/client/bob"

@@ -5,7 +5,8 @@ import sys
 import uuid
 from pathlib import Path
 
-from source_node.jobs.store import Job, JobSpec, JobStore, Part
+from source_node.records import Job, JobSpec, Part
+from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import ALICE, LIMITS, NPY
 
 ITEMS = 2

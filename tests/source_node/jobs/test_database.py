@@ -8,10 +8,8 @@ import pytest
 from ddib_fed.errors import (
     ConfigError,
 )
-from source_node.jobs.database import SCHEMA
-from source_node.jobs.store import (
-    JobStore,
-)
+from source_node.database import SCHEMA
+from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import (
     ALICE,
     decode,

@@ -7,7 +7,7 @@ from ddib_fed.errors import (
     JobNotFound,
     StateConflict,
 )
-from ddib_fed.wire.jobs import ItemState
+from ddib_fed.protocol.messages import ItemState
 from tests.source_node.jobs.job_examples import ALICE, LIMITS, decode, files, running, submit
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import DiskFull
-from source_node.jobs.database import JobDatabase
-from source_node.jobs.store import JobStore
+from source_node.database import JobDatabase
+from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import LIMITS, Clock, decode, running, submit
 
 HOUR_S, DAY_S, YEAR_S = 3_600.0, 86_400.0, 365 * 86_400.0

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt, JobNotFound, StateConflict
-from ddib_fed.wire.jobs import ItemState, JobState
-from source_node.jobs.store import Job, JobStore
+from ddib_fed.protocol.messages import ItemState, JobState
+from source_node.records import Job
+from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, decode, files, running, submit
 
 

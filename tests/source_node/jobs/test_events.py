@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from ddib_fed.errors import DeadlineExceeded
-from ddib_fed.wire.jobs import Event, JobState
-from source_node.jobs.events import MAX_EVENTS, MAX_JOBS, MAX_WHOLE, EventHub
+from ddib_fed.protocol.messages import Event, JobState
+from source_node.events import MAX_EVENTS, MAX_JOBS, MAX_WHOLE, EventHub
 
 
 @pytest.fixture

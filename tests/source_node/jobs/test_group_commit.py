@@ -7,9 +7,11 @@ import threading
 import pytest
 
 from ddib_fed.errors import DiskFull, Draining, ItemNotFound, StateConflict
-from ddib_fed.wire.jobs import ItemState
-from source_node.jobs import spool as spools
-from source_node.jobs.store import Change, JobStore, NewFile, Part
+from ddib_fed.protocol.messages import ItemState
+from source_node import spool as spools
+from source_node.group_commit import Change, NewFile
+from source_node.records import Part
+from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import decode, encode, running
 
 

@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from ddib_fed.wire.jobs import ItemState, JobState
-from source_node.jobs.store import JobStore, Part
+from ddib_fed.protocol.messages import ItemState, JobState
+from source_node.records import Part
+from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import ALICE, LIMITS
 from tests.source_node.jobs.killed_store import ITEMS, item_bytes, request_id
 

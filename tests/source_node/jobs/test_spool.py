@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import DiskFull, ItemNotFound
-from source_node.jobs.spool import Spool, ToWrite
+from source_node.spool import Spool, ToWrite
 
 
 @pytest.fixture

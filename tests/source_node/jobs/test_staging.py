@@ -12,8 +12,8 @@ from ddib_fed.errors import (
     QueueFull,
     RequestIdConflict,
 )
-from ddib_fed.wire.jobs import ItemState, JobState, Settings
-from source_node.jobs.store import Part
+from ddib_fed.protocol.messages import ItemState, JobState, Settings
+from source_node.records import Part
 from tests.source_node.jobs.job_examples import (
     ALICE,
     BOB,

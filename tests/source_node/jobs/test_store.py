@@ -12,10 +12,9 @@ from ddib_fed.errors import (
     JobNotFound,
     StateConflict,
 )
+from ddib_fed.protocol.messages import ItemState, JobState, enum_members
 from ddib_fed.v1 import translation_pb2
-from ddib_fed.wire.jobs import ItemState, JobState
-from ddib_fed.wire.mapping import enum_members
-from source_node.jobs.store import Part
+from source_node.records import Part
 from tests.source_node.jobs.job_examples import ALICE, BOB, decode, encode, files, in_threads, running, submit
 
 

@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddib_fed.bridge.records.translation_record import guidance_used
+from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.points import to_npy
+from ddib_fed.engine.record import guidance_used
 from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.samples.images import decode_image
-from ddib_fed.samples.points import to_npy
+from ddib_fed.protocol.contract import ContractLimits, GuidanceTerms, PictureTerms, guidance_from_pb
+from ddib_fed.protocol.messages import ItemState
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contracts.contract import ContractLimits, PictureTerms
-from ddib_fed.wire.contracts.guidance import GuidanceTerms, guidance_from_pb
-from ddib_fed.wire.jobs import ItemState
-from source_node.jobs.records import Part
-from source_node.jobs.store import Job
-from source_node.messages import record_of
+from source_node.records import Job, Part
+from source_node.service import record_of
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import SOLVER, Source, wait_until

@@ -11,15 +11,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ddib_fed.data.points import to_npy
 from ddib_fed.errors import LatentNotGaussian, PolicyDenied
 from ddib_fed.latent import Latent
-from ddib_fed.rpc.refused import refused_facts
-from ddib_fed.samples.points import to_npy
-from ddib_fed.wire.contracts.contract import ContractLimits
-from ddib_fed.wire.jobs import ItemState, Settings
-from source_node.jobs.records import Part
-from source_node.jobs.spool import Spool
-from source_node.pipeline import job as pipeline_job
+from ddib_fed.protocol.contract import ContractLimits
+from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.messages import ItemState, Settings
+from source_node import job as pipeline_job
+from source_node.records import Part
+from source_node.spool import Spool
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
 from tests.source_node.scripted_target import fail, hang, instead, refuse

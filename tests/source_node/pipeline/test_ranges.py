@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.party import Encoded, Leg, ToEncode
-from ddib_fed.datasets.synthetic import sample
+from ddib_fed.data.points import parse_npy, to_npy
+from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.engine.party import Encoded, Leg, ToEncode
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.catalogue import shipped_folder
-from ddib_fed.samples.points import parse_npy, to_npy
-from ddib_fed.wire.contracts.contract import ContractLimits
-from ddib_fed.wire.jobs import ItemState
-from source_node.jobs.records import Item, Part
-from source_node.pipeline.items import Numbers, ranges_of, woven
+from ddib_fed.protocol.contract import ContractLimits
+from ddib_fed.protocol.messages import ItemState
+from source_node.pipeline import Numbers, ranges_of, woven
+from source_node.records import Item, Part
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
 from tests.source_node.scripted_target import refuse

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from source_node.pipeline.reach import LONGEST_PAUSE_S, Reach
+from source_node.remote import LONGEST_PAUSE_S, Reach
 from tests.source_node.jobs.job_examples import Clock
 
 

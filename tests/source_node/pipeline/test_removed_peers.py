@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.trust import pki
-from ddib_fed.trust.peers import Peer
-from ddib_fed.wire.jobs import ItemState
+from ddib_fed.protocol.messages import ItemState
+from ddib_fed.security import pki
+from ddib_fed.security.peers import Peer
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until

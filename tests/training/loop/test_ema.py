@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddib_fed.training.loop.ema import Ema
+from ddib_fed.training.trainer import Ema
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ import threading
 import pytest
 import torch
 
-from ddib_fed.training.loop import prefetch
-from ddib_fed.training.loop.distributed import World
-from ddib_fed.training.loop.prefetch import Piece, Prefetch, pays
-from ddib_fed.training.loop.trainer import Trainer
+from ddib_fed.training import trainer
+from ddib_fed.training.distributed import World
 from ddib_fed.training.points import PointTask, open_points
+from ddib_fed.training.trainer import Piece, Prefetch, Trainer, pays
 
 CPU = torch.device("cpu")
 FIRST, SECOND, OTHER = Piece(0, 0, 4), Piece(0, 4, 8), Piece(7, 0, 4)
@@ -66,7 +65,7 @@ def test_closed_it_still_gives_pieces_and_has_no_thread(ahead, made):
 
 
 def test_a_thread_is_worth_it_where_a_core_is_free(monkeypatch):
-    monkeypatch.setattr(prefetch.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr(trainer.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert pays(CPU, 1)
     assert not pays(CPU, 2)

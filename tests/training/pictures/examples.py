@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddib_fed.training.pictures.sources import array_source
+from ddib_fed.training.sources import array_source
 
 
 def blobs(count, seed=0, *, channels=3, size=8):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.training.pictures.batches import random_crop, random_flip
+from ddib_fed.training.pictures import random_crop, random_flip
 
 
 def pictures(count: int, height: int, width: int, channels: int = 3) -> np.ndarray:

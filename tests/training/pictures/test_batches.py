@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.training.pictures.batches import Batches
-from ddib_fed.training.pictures.sources import array_source, normalisation, open_source
+from ddib_fed.models.units import Normalisation
+from ddib_fed.training.pictures import Batches
+from ddib_fed.training.sources import array_source, normalisation, open_source
 from tests.training.pictures.examples import blobs
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable, KindMismatch, PictureMisfit
-from ddib_fed.samples.images import encode_png
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures.sources import folder_source
+from ddib_fed.training.sources import folder_source
 
 DTYPES = {"uint8": 1.0, "uint16": 257.0, "float32": 1 / 255}
 

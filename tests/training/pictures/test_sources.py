@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid, ShapeMismatch
 from ddib_fed.training.config import TrainConfig, learning_rate
-from ddib_fed.training.pictures.sources import array_source, normalisation, open_source
+from ddib_fed.training.sources import array_source, normalisation, open_source
 from tests.training.pictures.examples import blobs
 
 GOOD = blobs(12)

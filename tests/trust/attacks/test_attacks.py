@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.trust import pki
+from ddib_fed.security import pki
 from tests.conftest import Evidence
 from tests.e2e.harness import Node, Pair
 from tests.trust.attacks.raw_http2 import (

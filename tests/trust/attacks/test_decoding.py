@@ -23,19 +23,17 @@ import pytest
 from PIL import Image
 
 from ddib_fed.client.client import Client
+from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.pictures import decode_image, memory_of
 from ddib_fed.errors import ImageTooLarge, PictureMisfit
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.decoding import SMALL
-from ddib_fed.node.pictures import limits_of
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.samples.fitting import PictureRule
-from ddib_fed.samples.images import decode_image
-from ddib_fed.samples.picture_memory import memory_of
-from ddib_fed.trust import tls
+from ddib_fed.node.model import SMALL, limits_of
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.protocol.messages import Settings
+from ddib_fed.protocol.streams import file_header, stream
+from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2, translation_pb2_grpc
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.jobs import Settings
-from ddib_fed.wire.streams import file_header, stream
 from tests.conftest import Evidence
 from tests.e2e.harness import Pair, ddib, wait_until
 from tests.node.picture_examples import noise, png_bytes, save_pictures_model, to_bits

@@ -13,8 +13,8 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.trust import pki, tls
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki, tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from tests.conftest import Evidence
 from tests.e2e.harness import Node, Pair, ddib

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.server.connections import MOST_CONNECTIONS
+from ddib_fed.node.connections import MOST_CONNECTIONS
 from tests.conftest import Evidence
 from tests.e2e.harness import Node, ddib
 from tests.node.institutions import Institution

@@ -13,7 +13,7 @@ from typing import Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ddib_fed.trust import tls
+from ddib_fed.security import tls
 from tests.e2e.harness import Node
 
 MB = 1e6

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import InputError
-from ddib_fed.trust.audit.log import EMPTY, AuditLog, Head, anchor_of, anchor_values, digest, encoded
-from ddib_fed.trust.audit.reading import (
+from ddib_fed.protocol import latent as wire
+from ddib_fed.security.audit import EMPTY, AuditLog, Head, anchor_of, anchor_values, digest, encoded
+from ddib_fed.security.audit_reading import (
     MAX_ANCHORS,
     Anchor,
     AnchorFile,
@@ -19,8 +20,7 @@ from ddib_fed.trust.audit.reading import (
     thinned,
     verify,
 )
-from ddib_fed.trust.identity import Identity
-from ddib_fed.wire import latent as wire
+from ddib_fed.security.identity import Identity
 
 NORTH = Identity("north.example", "node", "node-1")
 SOUTH = Identity("south.example", "node", "node-1")

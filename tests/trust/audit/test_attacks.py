@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.trust.audit.log import EMPTY, AuditLog, Head, digest, encoded, note
-from ddib_fed.trust.audit.reading import verify
+from ddib_fed.security.audit import EMPTY, AuditLog, Head, digest, encoded, note
+from ddib_fed.security.audit_reading import verify
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_log_longer_than_what_a_start_reads_is_taken_up(path: Path) -> None:
 def test_commands_and_the_node_write_one_chain(log: AuditLog, path: Path) -> None:
     """Four processes that each add a line, time and again, while the node does."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom ddib_fed.trust.audit.log import note\n"
+        "import sys\nfrom pathlib import Path\nfrom ddib_fed.security.audit import note\n"
         "for n in range(25): note(Path(sys.argv[1]), 'peer_added', number=n)\n"
     )
     commands = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(4)]

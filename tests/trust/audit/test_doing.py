@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError
-from ddib_fed.trust.audit.log import MAX_VALUE, MAX_VALUES, AuditLog, noting
-from ddib_fed.trust.audit.reading import verify
+from ddib_fed.security.audit import MAX_VALUE, MAX_VALUES, AuditLog, noting
+from ddib_fed.security.audit_reading import verify
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ddib_fed.trust.audit.log import FIRST, MAX_VALUE, AuditLog
-from ddib_fed.trust.audit.reading import verify
+from ddib_fed.security.audit import FIRST, MAX_VALUE, AuditLog
+from ddib_fed.security.audit_reading import verify
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt, InputError
-from ddib_fed.trust.audit.log import AuditLog
-from ddib_fed.trust.audit.reading import LineFilter, entries, export, follow, parse_since, verify
+from ddib_fed.security.audit import AuditLog
+from ddib_fed.security.audit_reading import LineFilter, entries, export, follow, parse_since, verify
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 

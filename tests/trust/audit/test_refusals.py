@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.trust.audit.refusals import INTERVAL_S, MAX_KEYS, OTHERS, Refusals
+from ddib_fed.security.admission import INTERVAL_S, MAX_KEYS, OTHERS, Refusals
 
 
 class Audit(list):

@@ -5,16 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ddib_fed.bridge.calibration.record import (
-    CalibratedSide,
-    Calibration,
-    Effect,
-    Figure,
-    Making,
-    units_digest,
-)
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making, units_digest
+from ddib_fed.models.units import ChannelMap, Normalisation
 
 UNITS = units_digest(Normalisation())
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.bridge.calibration.record import Calibration
+from ddib_fed.calibration import signed as calibration_store
+from ddib_fed.calibration.record import Calibration
+from ddib_fed.calibration.signed import (
+    CalibrationStore,
+    SignedCalibration,
+    parse_calibration,
+    parse_signed,
+    sign,
+    verify,
+)
 from ddib_fed.errors import (
     CalibrationAltered,
     CalibrationExpired,
@@ -20,17 +29,8 @@ from ddib_fed.errors import (
     CalibrationUnsigned,
     ExhaustedError,
 )
-from ddib_fed.trust import pki
-from ddib_fed.trust.calibrations import store as calibration_store
-from ddib_fed.trust.calibrations.signing import (
-    SignedCalibration,
-    parse_calibration,
-    parse_signed,
-    sign,
-    verify,
-)
-from ddib_fed.trust.calibrations.store import CalibrationStore
-from ddib_fed.trust.identity import Identity
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
 from tests.node.institutions import Institution
 from tests.trust.calibrations.examples import calibration
 

@@ -11,10 +11,10 @@ import pytest
 
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
-from ddib_fed.rpc.proxy import Proxy, TunnelRefused, proxy_address
-from ddib_fed.trust import tls
-from ddib_fed.trust.diagnosis import Finding, diagnose, may_pass
-from ddib_fed.trust.pki import certificate_pem
+from ddib_fed.protocol.addresses import Proxy, TunnelRefused, proxy_address
+from ddib_fed.security import tls
+from ddib_fed.security.diagnosis import Finding, diagnose, may_pass
+from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.cli.client.answers import listening
 from tests.node.institutions import Institution

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.rpc.proxy import Proxy
-from ddib_fed.trust import tls
-from ddib_fed.trust.diagnosis import diagnose
-from ddib_fed.trust.pki import certificate_pem
+from ddib_fed.protocol.addresses import Proxy
+from ddib_fed.security import tls
+from ddib_fed.security.diagnosis import diagnose
+from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.e2e.harness import free_port, wait_until
 from tests.node.institutions import Institution

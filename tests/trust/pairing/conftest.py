@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ddib_fed.trust.peers import Peer
+from ddib_fed.security.peers import Peer
 from tests.node.institutions import Institution
 from tests.trust.pairing.sides import Side, Waiting
 

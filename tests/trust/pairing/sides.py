@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ddib_fed.errors import DdibError
-from ddib_fed.trust.pairing import Paired, listen
-from ddib_fed.trust.peers import Peer
+from ddib_fed.security.pairing import Paired, listen
+from ddib_fed.security.peers import Peer
 
 CODE, OTHER = "482-173-063", "111-222-335"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ddib_fed.errors import UsageError
-from ddib_fed.trust.pairing import new_code, parse_code
+from ddib_fed.security.pairing import new_code, parse_code
 
 
 def test_every_new_code_is_read_as_it_was_shown() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import PeerUnreachable
-from ddib_fed.rpc.proxy import Proxy
-from ddib_fed.trust import pairing
-from ddib_fed.trust.pairing import MAGIC, MAX_FRAME, dial
+from ddib_fed.protocol.addresses import Proxy
+from ddib_fed.security import pairing
+from ddib_fed.security.pairing import MAGIC, MAX_FRAME, dial
 from tests.cli.client.answers import listening, tls
 from tests.node.institutions import Institution
 from tests.trust.network.connect_proxy import proxying

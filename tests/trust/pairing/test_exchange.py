@@ -20,8 +20,8 @@ from ddib_fed.errors import (
     PolicyDenied,
     Unauthenticated,
 )
-from ddib_fed.trust import pairing
-from ddib_fed.trust.pairing import MAGIC, dial
+from ddib_fed.security import pairing
+from ddib_fed.security.pairing import MAGIC, dial
 from tests.cli.client.answers import listening
 from tests.trust.pairing.sides import CODE, OTHER, Side, Waiting
 

@@ -9,8 +9,8 @@ import pytest
 
 from ddib_fed.errors import PeerUnknown, Unauthenticated
 from ddib_fed.node.policy import Policy
-from ddib_fed.trust.admission import Admission, Verifier
-from ddib_fed.trust.identity import Identity
+from ddib_fed.security.admission import Admission, Verifier
+from ddib_fed.security.identity import Identity
 from tests.node.institutions import NOW, Institution, forge, names
 
 

@@ -13,10 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ddib_fed.errors import AlreadyExists, InputError, PeerNotFound, PolicyDenied
-from ddib_fed.trust import pki
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import Peer, PeerStore, parse_peer
-from ddib_fed.trust.pki import certificate_pem, issue_leaf, new_key
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import Peer, PeerStore, parse_peer
+from ddib_fed.security.pki import certificate_pem, issue_leaf, new_key
 from tests.node.institutions import Institution
 
 

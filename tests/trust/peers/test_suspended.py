@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from ddib_fed.errors import InputError, PeerNotFound, PeerSuspended
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.trust import tls
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import tls
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import Institution
 from tests.server.listening import ASK, HOP, Listening, Requests, failure

@@ -10,17 +10,11 @@ import grpc
 import pytest
 
 from ddib_fed.errors import InputError, PeerUnknown, PolicyDenied
-from ddib_fed.rpc.details import from_rpc_error
-from ddib_fed.trust import pki
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import PeerStore
-from ddib_fed.trust.withdrawn import (
-    LAST_WITHDRAWN,
-    load_withdrawn,
-    parse_withdrawn,
-    reinstate,
-    withdraw,
-)
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import PeerStore
+from ddib_fed.security.withdrawn import LAST_WITHDRAWN, load_withdrawn, parse_withdrawn, reinstate, withdraw
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
@@ -262,7 +256,7 @@ def test_a_removed_peer_stays_removed_after_a_power_failure(
     north: Institution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is flushed: an unlink alone may be undone by a crash, and the peer would be admitted again."""
-    from ddib_fed.trust import peers
+    from ddib_fed.security import peers
 
     north.admit(Institution("south.example", tmp_path / "south"))
     flushed: list[Path] = []

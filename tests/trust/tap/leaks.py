@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ddib_fed.bridge.softening import Softener
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.diffusion import gaussianity
+from ddib_fed.engine.softening import Softener
+from ddib_fed.evaluation import samples
 from ddib_fed.latent import Latent
-from ddib_fed.runs import samples
-from ddib_fed.samples.images import encode_png
+from ddib_fed.protocol.streams import ChunkFrame
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
-from ddib_fed.wire.streams import ChunkFrame
-from source_node.peer import remote
-from source_node.peer.decode_call import Sent
-from source_node.pipeline import items
+from source_node import pipeline, remote
+from source_node.decode_call import Sent
 from target_node import stream
 
 PICTURES: list[np.ndarray] = []
@@ -44,32 +43,32 @@ def _folder() -> Path:
 
 def _watch() -> None:
     """Keep what passes through the source."""
-    soften, read = Softener.for_picture, samples.read_picture
+    soften, read = Softener.for_picture, samples.PictureSamples.read
 
     def for_picture(self: Softener, picture: np.ndarray, peer: str) -> np.ndarray:
         PICTURES.append(picture.copy())
         NOISE.append(soften(self, picture, peer))
         return NOISE[-1]
 
-    def read_picture(content: bytes, *rest: Any) -> Any:
+    def read_picture(self: samples.PictureSamples, content: bytes, size_rule: str) -> Any:
         FILES.append(bytes(content))
-        return read(content, *rest)
+        return read(self, content, size_rule)
 
     Softener.for_picture = for_picture  # type: ignore[method-assign]
-    samples.read_picture = read_picture
+    samples.PictureSamples.read = read_picture  # type: ignore[method-assign]
 
 
 def _change_latents(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
     """Send `change(latent, picture)` instead of each latent, with the statistics and digest that it has."""
     _watch()
-    honest = items.approve
+    honest = pipeline.approve
 
     def approve(latent: Latent, contract: Any, statistics: Any, *, item: int) -> Any:
         changed = change(latent.data.copy(), PICTURES[item % len(PICTURES)]).astype(np.float32)
         made = Latent.from_array(changed)
         return honest(made, contract, gaussianity.measure(torch.from_numpy(changed)), item=item)
 
-    items.approve = approve
+    pipeline.approve = approve
 
 
 def _add_metadata(words: Callable[[], Words]) -> None:

@@ -10,9 +10,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from ddib_fed.protocol.check import has_unknown_fields
 from ddib_fed.telemetry import TAKES_KEY, TRACE_KEY
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
-from ddib_fed.wire.check import has_unknown_fields
 from tests.trust.tap.http2 import Call, calls
 from tests.trust.tap.relay import Connection
 from tests.trust.tap.secrets import Secrets, Windows

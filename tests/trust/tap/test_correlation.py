@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.party import Leg, ToEncode
-from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.bridge.softening import Softener
-from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.party import Leg, ToEncode
+from ddib_fed.engine.softening import Softener
 from ddib_fed.errors import LatentNotGaussian
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.reports.sheets import to_pixels
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.models.bundle import pretrained
 from tests.conftest import Evidence
 from tests.trust.tap.bench import Bench
 from tests.trust.tap.judge import Judge, strongest, threshold

@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration.applied import leg_map
-from ddib_fed.bridge.party import Leg, ToEncode
-from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.calibration.record import leg_map
+from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.data.pictures import read_image
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.party import Leg, ToEncode
 from ddib_fed.formats.intensity import item_bytes
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.samples.images import read_image
-from ddib_fed.trust.calibrations.store import CalibrationStore
+from ddib_fed.models.units import ChannelMap, Normalisation
 from tests.conftest import Evidence
 from tests.e2e.harness import Pair, ddib, moons
 from tests.node.picture_examples import SIZE, save_pictures_model

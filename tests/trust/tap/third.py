@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.trust import pki
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import Peer, PeerStore
-from ddib_fed.trust.pki import parse_certificates
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import Peer, PeerStore
+from ddib_fed.security.pki import parse_certificates
 from tests.e2e.harness import Node, Pair
 from tests.trust.tap.relay import Tap
 

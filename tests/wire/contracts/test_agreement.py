@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddib_fed.errors import ContractMismatch
+from ddib_fed.protocol.agreement import agree, confirm, differences
+from ddib_fed.protocol.contract import Contract, PictureTerms, require_protocol
+from ddib_fed.protocol.messages import to_message
 from ddib_fed.v1 import decoding_pb2
-from ddib_fed.wire.contracts.agreement import agree, confirm, differences
-from ddib_fed.wire.contracts.contract import Contract, PictureTerms, require_protocol
-from ddib_fed.wire.mapping import to_message
 from tests.wire.examples import LIMITS, contract, picture_side, side
 
 NORTH = {"institution": "north.example"}

@@ -6,13 +6,12 @@ from typing import get_args
 
 import pytest
 
-from ddib_fed.bridge.calibration.record import KINDS, Kind
+from ddib_fed.calibration.record import KINDS, Kind
 from ddib_fed.errors import ContractMismatch, MessageInvalid
+from ddib_fed.protocol.agreement import agree, confirm
+from ddib_fed.protocol.contract import CALIBRATION_KINDS, CalibrationTerms, Contract
+from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.v1 import decoding_pb2
-from ddib_fed.wire.contracts.agreement import agree, confirm
-from ddib_fed.wire.contracts.calibration import CALIBRATION_KINDS, CalibrationTerms
-from ddib_fed.wire.contracts.contract import Contract
-from ddib_fed.wire.mapping import from_message, to_message
 from tests.wire.examples import LIMITS, TERMS, contract, picture_side
 
 SOUTH = {"institution": "south.example", "domain": "checkerboards"}

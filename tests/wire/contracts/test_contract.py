@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddib_fed.errors import MessageInvalid
+from ddib_fed.protocol.contract import Contract, ContractLimits, ContractSide, PictureTerms
+from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.v1 import decoding_pb2
-from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide, PictureTerms
-from ddib_fed.wire.mapping import from_message, to_message
 from tests.wire.examples import LIMITS, contract, picture_side, side
 
 # The example of docs/protocol.md: a change of either is a change of the protocol.
@@ -220,7 +220,7 @@ def test_the_digest_does_not_depend_on_the_order_of_fields(random):
         random.shuffle(keys)
         return {key: shuffled(value[key]) for key in keys}
 
-    from ddib_fed.wire.canonical import canonical_json
+    from ddib_fed.files import canonical_json
 
     assert canonical_json(shuffled(json.loads(EXAMPLE))).decode() == EXAMPLE
 

@@ -4,15 +4,16 @@ import pytest
 
 from ddib_fed.errors import DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.v1 import common_pb2, decoding_pb2
-from ddib_fed.wire.contracts.contract import Contract, ContractLimits
-from ddib_fed.wire.contracts.guidance import (
+from ddib_fed.protocol.contract import (
+    Contract,
+    ContractLimits,
     GuidanceTerms,
     check_offered,
     guidance_from_pb,
     guidance_to_pb,
 )
-from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.v1 import common_pb2, decoding_pb2
 from tests.wire.examples import contract
 
 TERMS = GuidanceTerms(4.0, 2.0, bytes(32), 10, clip=True)

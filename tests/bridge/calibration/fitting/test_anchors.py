@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration.fitting.anchors import fit, fit_rotation
-from ddib_fed.bridge.calibration.fitting.tone_fit import GAP, LEAST_SLOPE, fit_tone
+from ddib_fed.calibration.fit import GAP, LEAST_TONE_SLOPE, fit, fit_rotation, fit_tone
 from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.models.units import Normalisation
 
 UNITS = (Normalisation(mean=-0.3, std=0.4), Normalisation(mean=0.1, std=0.5))
 SWAP = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
@@ -38,7 +37,7 @@ def test_a_flipped_contrast_is_found_with_its_background_and_undone():
     ranges = sorted((part[:, 1].min(), part[:, 1].max()) for part in branches)
     assert ranges[1][0] - ranges[0][1] >= GAP - 1e-4
     for part in branches:
-        assert np.abs(np.diff(part[:, 1]) / np.diff(part[:, 0])).min() >= LEAST_SLOPE - 1e-3
+        assert np.abs(np.diff(part[:, 1]) / np.diff(part[:, 0])).min() >= LEAST_TONE_SLOPE - 1e-3
 
 
 @pytest.mark.parametrize("slope", [0.8, -0.8])

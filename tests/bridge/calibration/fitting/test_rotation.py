@@ -7,15 +7,19 @@ import itertools
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration.fitting.clouds import cleaned, drawn, on_simplex, own, without_noise
-from ddib_fed.bridge.calibration.fitting.rotation import (
+from ddib_fed.calibration.fit import (
     RotationCost,
+    cleaned,
     degrees,
     directions,
+    drawn,
     nearest_orthogonal,
+    on_simplex,
+    own,
     quantiles,
     random_orthogonal,
     search,
+    without_noise,
 )
 from tests.bridge.calibration.fitting.two_worlds import TURN, aggregate, colours, pictures
 

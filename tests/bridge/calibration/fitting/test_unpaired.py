@@ -5,28 +5,33 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration.fitting import rotation
-from ddib_fed.bridge.calibration.fitting.colour_map import (
+from ddib_fed.calibration import fit
+from ddib_fed.calibration.fit import (
     FOLDED,
+    LEAST_MARGIN,
     LEAST_SLOPE,
+    Optimum,
+    Search,
+    as_map,
+    colour_distance,
+    degrees,
+    effect_of,
     fit_colour_map,
+    judge,
     least_slopes,
+    propose,
     transported,
     unfolded_fit,
 )
-from ddib_fed.bridge.calibration.fitting.evaluation import colour_distance, effect_of
-from ddib_fed.bridge.calibration.fitting.rotation import Optimum, Search, as_map, degrees
-from ddib_fed.bridge.calibration.fitting.unpaired import propose
-from ddib_fed.bridge.calibration.judgement import LEAST_MARGIN, judge
 from ddib_fed.errors import CalibrationIneffective, InputError
-from ddib_fed.models.units.channel_map import ChannelMap, monomials
+from ddib_fed.models.units import ChannelMap, monomials
 from tests.bridge.calibration.fitting.two_worlds import TURN, UNITS, aggregate, colours, pictures
 
 
 @pytest.fixture(autouse=True)
 def _few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "FINE", 1000)
-    monkeypatch.setattr(rotation, "KEPT", 6)
+    monkeypatch.setattr(fit, "FINE", 1000)
+    monkeypatch.setattr(fit, "KEPT", 6)
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddib_fed.bridge.calibration.aggregates import Aggregate, Numbers, make_aggregate
-from ddib_fed.models.units.normalisation import Normalisation
+from ddib_fed.calibration.aggregate import Aggregate, Numbers, make_aggregate
+from ddib_fed.models.units import Normalisation
 
 UNITS = Normalisation(std=0.3)
 TURN = np.array([[0.0, 0.8, -0.6], [-1.0, 0.0, 0.0], [0.0, 0.6, 0.8]])

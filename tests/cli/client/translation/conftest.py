@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.cli.client.translation import batches
+from ddib_fed.cli import folder_run
 from ddib_fed.cli.main import run
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
@@ -46,4 +46,4 @@ def written(tmp_path):
 
 @pytest.fixture
 def few_files(monkeypatch):
-    monkeypatch.setattr(batches, "JOB_FILES", 2)
+    monkeypatch.setattr(folder_run, "JOB_FILES", 2)

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation
-from ddib_fed.cli.client.delivery import Delivered
-from ddib_fed.cli.client.translation.checking import LeftOut
-from ddib_fed.cli.client.translation.outcome import Outcome
-from ddib_fed.cli.client.translation.pages import write_pages
+from ddib_fed.cli.delivery import Delivered
+from ddib_fed.cli.folder_report import write_pages
+from ddib_fed.cli.folder_state import LeftOut, Outcome
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import DiskFull
-from ddib_fed.samples.images import encode_png
 from tests.small_disks import small_disk
 
 

@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.calibration.files import write_calibration
-from ddib_fed.bridge.calibration.record import (
+from ddib_fed.calibration.record import (
     CalibratedSide,
     Calibration,
     Effect,
     Figure,
     Making,
     units_digest,
+    write_calibration,
 )
 from ddib_fed.errors import (
     CalibrationExpired,
@@ -25,12 +25,11 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.units.channel_map import ChannelMap
-from ddib_fed.models.units.normalisation import Normalisation
-from ddib_fed.networks.configs import UNetConfig
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.networks.config import UNetConfig
 from ddib_fed.training.config import CALIBRATED_STEPS, TrainConfig, checked
-from ddib_fed.training.pictures.calibrated import calibrated_units
 from ddib_fed.training.run import train
+from ddib_fed.training.sources import calibrated_units
 from tests.networks.picture_networks import manifest
 from tests.training.pictures.examples import spots_source
 from tests.training.pictures.runs.test_run import stop_at

@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures.sources import array_source
 from ddib_fed.training.run import train
+from ddib_fed.training.sources import array_source
 from tests.training.pictures.examples import blobs
 
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ddib_fed.data.folder import expand
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.spectrum import cosines
-from ddib_fed.samples.folders import expand
-from ddib_fed.training.loop.distributed import World
-from ddib_fed.training.loop.trainer import Trainer
-from ddib_fed.training.pictures import sheet
-from ddib_fed.training.pictures.initial import open_start
-from ddib_fed.training.pictures.sources import array_source, open_source
-from ddib_fed.training.pictures.task import PictureTask
+from ddib_fed.training import pictures as sheet
+from ddib_fed.training.distributed import World
+from ddib_fed.training.pictures import PictureTask
+from ddib_fed.training.sources import array_source, open_source, open_start
+from ddib_fed.training.trainer import Trainer
 from tests.training.pictures.examples import spots_source
 from tests.training.stepping import losses_of
 
@@ -67,10 +66,10 @@ SHORT_OF_MEMORY = """
 import resource
 import torch
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.loop.trainer import Trainer
-from ddib_fed.training.pictures.initial import open_start
-from ddib_fed.training.pictures.task import PictureTask
-from ddib_fed.training.loop.distributed import World
+from ddib_fed.training.trainer import Trainer
+from ddib_fed.training.sources import open_start
+from ddib_fed.training.pictures import PictureTask
+from ddib_fed.training.distributed import World
 from tests.training.pictures.examples import spots_source
 torch.set_num_threads(1)
 network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "spectral": False}

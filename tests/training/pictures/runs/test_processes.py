@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddib_fed.training.loop.checkpoint import latest_checkpoint
+from ddib_fed.training.checkpoint import latest_checkpoint
 from ddib_fed.training.run import train
 
 pytestmark = [

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.cli.models.rehearsal import Rehearsal, rehearse, sides_of
+from ddib_fed.cli.rehearsal import Rehearsal, rehearse, sides_of
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import StateConflict, UsageError
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.samples.images import encode_png
 from ddib_fed.training.config import TrainConfig
 from tests.training.pictures.examples import blobs
 

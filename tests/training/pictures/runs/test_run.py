@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ddib_fed.errors import AlreadyExists, StateConflict
-from ddib_fed.metrics.sample_verdict import SampleVerdict
-from ddib_fed.metrics.structure import calibrate_by_chance
+from ddib_fed.evaluation.sample_verdict import SampleVerdict
+from ddib_fed.evaluation.structure import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training import record, run
-from ddib_fed.training.loop.checkpoint import latest_checkpoint
-from ddib_fed.training.pictures.sources import array_source
+from ddib_fed.training import report, run
+from ddib_fed.training.checkpoint import latest_checkpoint
 from ddib_fed.training.run import train
+from ddib_fed.training.sources import array_source
 from tests.training.pictures.examples import blobs
 
 
@@ -66,7 +66,7 @@ def test_stopped_between_checkpoints_and_gone_on_with_is_the_run_that_was_not(ti
     last = [latest_checkpoint(folder / "run").tensors for folder in (whole, halves)]
     assert last[0].keys() == last[1].keys()
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
-    rows = [record.read_progress(folder / "run" / "progress.csv") for folder in (whole, halves)]
+    rows = [report.read_progress(folder / "run" / "progress.csv") for folder in (whole, halves)]
     assert [(row.step, row.held_out) for row in rows[0]] == [(row.step, row.held_out) for row in rows[1]]
 
 

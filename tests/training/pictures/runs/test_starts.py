@@ -7,11 +7,10 @@ from torch.nn import functional
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.networks.configs import MlpConfig, UNetConfig
+from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
 from ddib_fed.networks.mlp import ResidualMLP
-from ddib_fed.networks.registry import build_network
-from ddib_fed.training.pictures.initial import fitted, new_network, open_start
 from ddib_fed.training.run import train
+from ddib_fed.training.sources import fitted, new_network, open_start
 from tests.training.pictures.examples import spots_source
 
 

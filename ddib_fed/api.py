@@ -1,0 +1,476 @@
+"""`ddib_fed.translate`: samples of a notebook through two models of this process, or through two nodes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import decode_image, encode_png, image_format, read_content
+from ddib_fed.data.points import parse_npy
+from ddib_fed.engine.record import Part, Translation, WrittenFile, file_name
+from ddib_fed.errors import AlreadyExists, DdibError, UsageError, extra
+from ddib_fed.files import write_file
+from ddib_fed.guidance import Guidance
+from ddib_fed.protocol.messages import Settings
+
+if TYPE_CHECKING:
+    from ddib_fed.calibration.record import Calibration
+    from ddib_fed.client.client import Client
+    from ddib_fed.client.in_process import Here
+    from ddib_fed.client.views import Result
+    from ddib_fed.engine.local_party import LocalParty
+    from ddib_fed.models.bundle import Bundle
+
+
+Given = Image.Image | NDArray[Any] | str | Path
+"""A PIL picture; an array (H, W) or (H, W, C) of raw values, or (N, D) points; or the path of a file of either."""
+
+
+def contents(samples: Given | Sequence[Given]) -> list[bytes]:
+    """The file of each sample: PNG for PIL pictures, .npy for arrays, a path's own bytes.
+
+    Args:
+        samples: One sample or a list of them. An array is one sample: (H, W) or (H, W, C) for a picture of raw values,
+            (N, D) for a set of points.
+
+    Raises:
+        FileMissing, ImageUnreadable, ImageTooLarge: A path cannot be read.
+        UsageError: Something else was given, or nothing.
+    """
+    listed = list(samples) if isinstance(samples, list | tuple) else [samples]
+    if not listed:
+        raise UsageError("no samples were given", hint="pass a picture, an array, a path, or a list of them")
+    return [_content(sample) for sample in listed]
+
+
+def _content(sample: object) -> bytes:
+    if isinstance(sample, str | Path):
+        return read_content(Path(sample), ImageLimits(max_bytes=1 << 30))
+    if isinstance(sample, Image.Image):
+        return encode_png(_pixels(sample))
+    if isinstance(sample, np.ndarray):
+        stream = io.BytesIO()
+        np.save(stream, sample, allow_pickle=False)
+        return stream.getvalue()
+    raise UsageError(
+        f"a sample of type {type(sample).__name__} cannot be translated",
+        hint="pass a PIL picture, a numpy array, a path, or a list of them",
+    )
+
+
+def _pixels(picture: Image.Image) -> NDArray[Any]:
+    """(H, W, C) of a PIL picture: 16-bit grey stays 16-bit, everything that is not grey becomes RGB on white."""
+    if picture.mode.startswith("I;16"):
+        return np.asarray(picture)[..., None]
+    if picture.mode in {"1", "L"}:
+        return np.asarray(picture.convert("L"))[..., None]
+    if picture.mode in {"I", "F"}:
+        raise UsageError(
+            f"a PIL picture of mode {picture.mode!r} has no stated range",
+            hint="pass numpy.asarray(picture) instead",
+        )
+    flat = picture.convert("RGBA")
+    white = Image.new("RGBA", flat.size, "white")
+    return np.asarray(Image.alpha_composite(white, flat).convert("RGB"))
+
+
+class Model:
+    """A model that encodes and decodes in this process; made by `load`.
+
+    Attributes:
+        party: The party behind it, for `ddib_fed.bridge`.
+    """
+
+    def __init__(self, party: LocalParty, opener: Callable[[Bundle], LocalParty]) -> None:
+        self.party, self._opener = party, opener
+
+    def of_scene(self, height: int, width: int) -> Model:
+        """The same for pictures of that size in overlapping tiles, as `load` makes it with `scene`; errors likewise."""
+        return Model(self._opener(self.party.model.bundle.of_scenes(height, width)), self._opener)
+
+    @property
+    def domain(self) -> str:
+        """Name of its domain."""
+        return self.party.describe().domain
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) of a picture, (D,) of a point."""
+        return self.party.describe().sample_shape
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.shape))
+        what = f"pictures of {size}" if self.party.model.is_picture else f"points of {size} coordinates"
+        classes = self.party.describe().classes
+        return f"<Model {self.domain}: {what}{f', {classes} classes' if classes else ''}>"
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    classifier: str | Path | None = None,
+    scene: tuple[int, int] | None = None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        model: The name of a model that ships (`moons`, `satellite`, ...), or the folder of a bundle.
+        device: "cpu", "cuda", "cuda:1".
+        dtype: Of the network: "float32", "bfloat16" or "float16"; what is integrated stays float32. The error
+            of each is in docs/operating.md.
+        classifier: A bundle of a classifier of noisy pictures, for guidance by `classifier_scale`.
+        scene: Height and width to which every picture is brought, and at which it is translated in overlapping tiles;
+            both models of a translation need the same. Without it a larger picture keeps its size so where the source
+            is a model of parts of pictures, in up to 1,024 tiles, and is fitted to the model's size elsewhere.
+
+    Raises:
+        ModelNotFound: There is no such model.
+        BundleInvalid: The bundle fails its checks.
+        SettingsInvalid: The device or dtype does not exist here, or the classifier does not fit, or the scene is
+            smaller than the model's pictures.
+    """
+    with extra("node", "torch", "a model in this process needs torch, which is not installed"):
+        from ddib_fed.engine.local_party import open_party
+        from ddib_fed.models.bundle import open_bundle
+
+    guide = None if classifier is None else open_bundle(str(classifier))
+    bundle = open_bundle(str(model))
+    if scene is not None:
+        bundle = bundle.of_scenes(*scene)
+
+    def opener(bundle: Bundle) -> LocalParty:
+        return open_party(bundle, device, dtype, classifier=guide)
+
+    return Model(opener(bundle), opener)
+
+
+_SHOWN = 256
+"""Pixels of the longer side of a picture in a notebook; smaller ones are enlarged by a whole factor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Translated:
+    """One translated sample.
+
+    Attributes:
+        files: Contents of its files by `Part`: the translation (PNG or .npy), the one returned by a cycle, the latent.
+        record: Its provenance and figures, the same that `ddib translate` writes as JSON.
+    """
+
+    files: Mapping[str, bytes]
+    record: Translation
+
+    @cached_property
+    def array(self) -> NDArray[Any]:
+        """The translation: (H, W, C) numbers of its file, or points (N, D) float32."""
+        return _array(self.files[Part.TRANSLATION])
+
+    @cached_property
+    def returned(self) -> NDArray[Any] | None:
+        """What the cycle returned, like `array`; None without a cycle."""
+        content = self.files.get(Part.RETURNED)
+        return None if content is None else _array(content)
+
+    @cached_property
+    def latent(self) -> NDArray[np.float32] | None:
+        """The latent (N, *shape), where it was asked for. It is an invertible encoding: treat it as the sample."""
+        content = self.files.get(Part.LATENT)
+        return None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
+
+    @property
+    def picture(self) -> Image.Image:
+        """The translation as a PIL picture.
+
+        Raises:
+            UsageError: It is a set of points.
+        """
+        return _picture(self.files[Part.TRANSLATION])
+
+    @property
+    def returned_picture(self) -> Image.Image | None:
+        """What the cycle returned, as a PIL picture; None without a cycle."""
+        content = self.files.get(Part.RETURNED)
+        return None if content is None else _picture(content)
+
+    def save(self, folder: str | Path, name: str) -> Path:
+        """Write NAME.png or NAME.npy with its other files and NAME.json, as `ddib translate` does; gives the first.
+
+        Raises:
+            AlreadyExists: One of them is there.
+        """
+        folder = Path(folder)
+        names = {part: file_name(name, part, _suffix(content)) for part, content in self.files.items()}
+        for each in (*names.values(), f"{name}.json"):
+            if (folder / each).exists():
+                raise AlreadyExists(f"{folder / each} is there already", hint="choose another name")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        written = dict[str, WrittenFile]()
+        for part, content in self.files.items():
+            write_file(folder / names[part], content, private=True)
+            written[str(part)] = WrittenFile(file=names[part], sha256=hashlib.sha256(content).hexdigest())
+        write_file(folder / f"{name}.json", self.record.with_(files=written).to_json(), private=True)
+        return folder / names[Part.TRANSLATION]
+
+    def __repr__(self) -> str:
+        record = self.record
+        size = " x ".join(map(str, self.array.shape[: 1 if record.picture is None else 2]))
+        parts = [f"{size} {'points' if record.picture is None else 'picture'}"]
+        if record.picture is not None and record.picture.lost:
+            parts.append(record.picture.lost)
+        if record.picture is not None and record.picture.cycle_psnr is not None:
+            parts.append(f"round trip {record.picture.cycle_psnr:.1f} dB")
+        if record.cycle is not None:
+            parts.append(f"cycle error median {record.cycle.median:.1e}")
+        if record.doubtful:
+            parts.append(f"doubtful ({', '.join(record.doubts or ())})")
+        return f"<Translated {record.source_domain} to {record.target_domain}: {', '.join(parts)}>"
+
+    def _repr_html_(self) -> str | None:
+        if self.record.picture is None:
+            return None
+        shown = [self.files[part] for part in (Part.TRANSLATION, Part.RETURNED) if part in self.files]
+        return " ".join(map(_html, shown)) + f"<br>{_escaped(repr(self))}"
+
+
+class Translations(Sequence[Translated]):
+    """Translated samples, in the order in which they were given."""
+
+    def __init__(self, each: Sequence[Translated]) -> None:
+        self._each = tuple(each)
+
+    @overload
+    def __getitem__(self, index: int) -> Translated: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Translations: ...
+
+    def __getitem__(self, index: int | slice) -> Translated | Translations:
+        return self._each[index] if isinstance(index, int) else Translations(self._each[index])
+
+    def __len__(self) -> int:
+        return len(self._each)
+
+    def __iter__(self) -> Iterator[Translated]:
+        return iter(self._each)
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """All as PIL pictures.
+
+        Raises:
+            UsageError: They are points.
+        """
+        return [each.picture for each in self]
+
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """All as arrays, see `Translated.array`."""
+        return [each.array for each in self]
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self)} translated:", *(f"  {each!r}" for each in self[:10])]
+        return "\n".join(lines + (["  ..."] if len(self) > 10 else []))
+
+    def _repr_html_(self) -> str | None:
+        shown = [each._repr_html_() for each in self[:10]]
+        return None if None in shown else "".join(f"<p>{each}</p>" for each in shown)
+
+
+def _suffix(content: bytes) -> str:
+    return ".npy" if image_format(content) == "NPY" else ".png"
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    if image_format(content) == "NPY":
+        return parse_npy(content, max_bytes=len(content), max_points=len(content))
+    return decode_image(content).pixels
+
+
+def _picture(content: bytes) -> Image.Image:
+    if image_format(content) == "NPY":
+        raise UsageError("the translation is a set of points, not a picture", hint="use .array")
+    picture = Image.open(io.BytesIO(content))
+    picture.load()
+    return picture
+
+
+def _html(content: bytes) -> str:
+    """An <img> of a PNG; small ones enlarged without smoothing."""
+    width, height = Image.open(io.BytesIO(content)).size
+    factor = max(1, _SHOWN // max(width, height))
+    data = base64.b64encode(content).decode()
+    style = "image-rendering: pixelated"
+    size = f'width="{width * factor}" height="{height * factor}"'
+    return f'<img src="data:image/png;base64,{data}" {size} style="{style}">'
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+OnProgress = Callable[[int, int], None]
+Label = int | str | None
+
+
+def translate(
+    samples: Given | Sequence[Given],
+    source: Model | Client | str | Path,
+    target: Model | str | Path,
+    *,
+    cycle: bool = False,
+    evaluations: int = 48,
+    solver: str = "unipc",
+    order: int = 0,
+    grid: str = "default",
+    depth: float = 1.0,
+    quality: str | None = None,
+    encoder: str = "ode",
+    source_class: Label = None,
+    target_class: Label = None,
+    guidance: float | None = None,
+    classifier_scale: float | None = None,
+    soften_sigma: float | None = None,
+    seed: int = 0,
+    keep_latents: bool = False,
+    calibration: Calibration | str | Path | None = None,
+    no_calibration: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Translations:
+    """Translate samples of the source's domain to the target's and, for a cycle, back.
+
+    In this process, source and target are models. Between institutions, `source` is a `ddib_fed.Client` of the
+    institution's source node and `target` a text like ``"west.example/relief"``; only latents leave the institution.
+
+    Args:
+        samples: PIL pictures, arrays or paths, one or a list of them. An array is one sample: (H, W) or (H, W, C) raw
+            values of a picture, or points (N, D) in the units of the data.
+        source: A model from `load`, its name or folder; or a client.
+        target: A model from `load`, its name or folder; with a client INSTITUTION/DOMAIN.
+        cycle: Whether to come back, for the error of the round trip.
+        evaluations: Network evaluations of each leg.
+        solver: "unipc", "ddim", "rk4", "alf" or "flow-map" (both models distilled).
+        order: Of the solver; 0 for its default.
+        grid: "default", "uniform-lambda", "karras", "integer", "integer:T" or "learned" (both models tuned).
+        depth: Fraction of the way to noise, in (0, 1]; below 1 the latent keeps some of the sample.
+        quality: "draft", "standard" or "exact", instead of solver, order, evaluations and grid.
+        encoder: How the source encodes pictures: "ode" or "mixed"; with "mixed" the latent shows more of the picture,
+            and between nodes both policies must allow it.
+        source_class: Class of the samples, by number or name, where the source's model has classes.
+        target_class: Class to translate to.
+        guidance: Scale of classifier-free guidance at the target; None for none.
+        classifier_scale: Weight of the target's classifier; None for no classifier guidance.
+        soften_sigma: Noise level before encoding; None for the source model's own. In this process only.
+        seed: Of the softening's noise. In this process only: a node derives it from a secret.
+        keep_latents: Whether results carry latents.
+        calibration: Under which the source encodes: the object, or the file that `ddib calibrate --local` writes. In
+            this process only: nodes use the one that both operators agreed on.
+        no_calibration: Leave that one out. Between nodes only.
+        on_progress: Called with (samples done, in all).
+
+    Returns:
+        One `Translated` for each sample, in order.
+
+    Raises:
+        DdibError: A sample cannot be used (`facts["item"]` says which), the settings do not fit the models, or a node
+            refuses or cannot be reached; the text says what to do.
+        JobFailed: A latent is not Gaussian, for one.
+    """
+    files = contents(samples)
+    asked = Settings(solver, order, evaluations, grid, depth, encoder).of_quality(quality)
+    from ddib_fed.client.client import Client
+
+    before, after = ("" if each is None else str(each) for each in (source_class, target_class))
+    request: dict[str, Any] = {
+        "cycle": cycle,
+        "keep_latent": keep_latents,
+        "source_class": before,
+        "target_class": after,
+        "guidance": Guidance(guidance, classifier_scale),
+        "on_event": None if on_progress is None else lambda event: on_progress(event.items_done, event.items),
+    }
+    if isinstance(source, Client):
+        for name, idle in (
+            ("soften_sigma", soften_sigma),
+            ("seed", seed or None),
+            ("calibration", calibration),
+        ):
+            if idle is not None:
+                raise UsageError(f"{name} has no effect between nodes", hint=f"leave {name} out")
+        if not isinstance(target, str):
+            raise UsageError(
+                "between nodes the target is a text",
+                hint='for example "west.example/relief"; client.domains() lists them',
+            )
+        results = source.translate(files, target, asked, no_calibration=no_calibration, **request)
+        return _translations(results)
+    if no_calibration:
+        raise UsageError(
+            "no_calibration has no effect in one process", hint="leave no_calibration and calibration out"
+        )
+    with extra("node", "torch", "translating in this process needs torch, which is not installed"):
+        from ddib_fed.calibration.record import read_calibration
+        from ddib_fed.client.in_process import Here
+
+    if isinstance(calibration, str | Path):
+        calibration = read_calibration(Path(calibration))
+    models = [each if isinstance(each, Model) else load(each) for each in (source, target)]
+    return _translations(_here(files, models, Here(soften_sigma, seed, calibration), asked, request))
+
+
+def _here(
+    files: Sequence[bytes], models: Sequence[Model], here: Here, settings: Settings, request: dict[str, Any]
+) -> Iterator[Result]:
+    """Through models of this process: each picture at its own size in tiles, or fitted; those of one size together."""
+    from ddib_fed.client.in_process import InProcess, scene_for
+
+    manifest = models[0].party.model.manifest
+    sizes: dict[tuple[int, int] | None, list[int]] = {}
+    for number, content in enumerate(files):
+        with _naming([number]):
+            scene = scene_for(models[0].party.model, content, settings) if manifest.picture else None
+        sizes.setdefault(scene, []).append(number)
+    found: dict[int, Result] = {}
+    for scene, numbers in sizes.items():
+        source, target = ((each if scene is None else each.of_scene(*scene)).party for each in models)
+        with _naming(numbers):
+            client = InProcess(source, target, here)
+            made = client.translate([files[n] for n in numbers], client.target, settings, **request)
+        found |= {numbers[each.item]: each for each in made}
+    return (found[number] for number in range(len(files)))
+
+
+@contextmanager
+def _naming(numbers: Sequence[int]) -> Iterator[None]:
+    """Errors name the sample that they are about, which is one of these."""
+    try:
+        yield
+    except DdibError as error:
+        item = int(error.facts.get("item", "0"))
+        if "item" in error.facts or len(numbers) == 1:
+            error.detail = f"sample {numbers[item]}: {error.detail.removeprefix(f'item {item}: ')}"
+            error.facts = {**error.facts, "item": str(numbers[item])}
+            error.args = (error.detail,)
+        raise
+
+
+def _translations(results: Iterable[Result]) -> Translations:
+    return Translations(
+        [
+            Translated({part: file.data for part, file in each.files.items()}, each.provenance.judged())
+            for each in results
+        ]
+    )

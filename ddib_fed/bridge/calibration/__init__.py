@@ -1,1 +1,0 @@
-"""Calibration: the small, explicit piece of information on how two domains correspond."""

@@ -1,1 +1,0 @@
-"""What makes a calibration: from anchors, or from an aggregate without pairs."""

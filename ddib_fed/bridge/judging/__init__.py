@@ -1,1 +1,0 @@
-"""What a latent looks like, against what a model's own latents look like."""

@@ -1,0 +1,339 @@
+"""The aggregate that a target publishes about its pictures: one noised histogram, and no value of any picture.
+
+    cell        a box of colours in the model's units: `bins` intervals a channel
+    unit        one picture, or a group of pictures that belong together (one patient, one scan)
+    histogram   h = (1 / M) sum_i h_i, h_i the shares of unit i's pixels in each cell: the mean over its pictures
+    published   round((h + N(0, sigma^2)) / QUANTUM), one integer a cell
+
+Which units are counted, and M, follow from names and the number asked for, never from a pixel. So replacing the content
+of one unit changes h by at most sqrt(2) / M in L2, whatever the number of cells. sigma is that of the analytic Gaussian
+mechanism (Balle and Wang, 2018, Theorem 8) for the stated epsilon and delta; rounding is post-processing. Epsilon is
+for one unit. Each further publication of the same units adds its epsilon and delta. Names, and the normalisation's mean
+and deviation, count as public.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import SystemRandom
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from ddib_fed.calibration.record import Sha256, units_digest
+from ddib_fed.errors import InputError
+from ddib_fed.files import canonical_json
+from ddib_fed.models.units import Normalisation
+from ddib_fed.names import is_domain
+
+Floats = npt.NDArray[np.floating]
+Numbers = npt.NDArray[np.float64]
+Unit = Literal["picture", "group"]
+Draw = Callable[[int], Numbers]
+"""Gives that many independent draws of N(0, 1)."""
+
+MAX_BYTES = 64 * 1024
+"""Of an aggregate's canonical JSON."""
+MAX_CELLS = 4096
+LEAST_COUNTED, MOST_COUNTED = 200, 1_000_000
+"""Units of an aggregate."""
+DEFAULT_COUNTED = 4000
+"""Largest number of units that are counted unless asked otherwise, evenly spaced over those there are."""
+QUANTUM = 1e-5
+LARGEST_COUNT = 2_000_000
+"""Of either sign: all of the mass, and the noise of the smallest epsilon on it."""
+REACH = 3.0
+"""Units that are cut into bins, either way from 0; what lies beyond counts in the outermost."""
+GREY_BINS = 48
+COLOUR_BINS = ((2000.0, 10), (700.0, 8), (0.0, 6))
+"""Intervals of each of three channels from so much M x epsilon on: more cells than the noise allows say less."""
+Epsilon = Annotated[FiniteFloat, Field(ge=0.01, le=8.0)]
+Delta = Annotated[FiniteFloat, Field(ge=1e-12, le=1e-3)]
+
+
+class Cells(BaseModel):
+    """How colours are cut into cells.
+
+    Attributes:
+        channels: Of the pictures.
+        bins: Intervals a channel, of equal width on [-reach, reach].
+        reach: In the model's units; what lies beyond counts in the outermost interval.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: Literal[1, 3]
+    bins: int = Field(ge=4, le=64)
+    reach: FiniteFloat = Field(default=REACH, ge=1, le=8)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(bins, ..., bins), an axis a channel."""
+        return (self.bins,) * self.channels
+
+    @property
+    def count(self) -> int:
+        """Number of cells."""
+        return math.prod(self.shape)
+
+    def centres(self) -> Numbers:
+        """Centres of the intervals of one channel, (bins,)."""
+        width = 2 * self.reach / self.bins
+        return np.linspace(width / 2 - self.reach, self.reach - width / 2, self.bins)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Cells:
+        if self.count > MAX_CELLS:
+            raise ValueError(f"{self.count} cells are more than {MAX_CELLS}")
+        return self
+
+
+class Aggregate(BaseModel):
+    """What the target publishes.
+
+    Attributes:
+        format: Version of this layout.
+        domain: The target's domain.
+        units_sha256: Digest of the units of its model.
+        cells: What the counts are of.
+        counted: M, the number of units that the histogram is the mean of.
+        unit: What one of them is, and what epsilon and delta are for.
+        epsilon: Of differential privacy under replacing one unit.
+        delta: The same.
+        sigma: Deviation of the noise on each cell's share, at least what epsilon and delta demand.
+        counts: Noised shares in multiples of QUANTUM, in the order of `Cells.shape`, the last index fastest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    domain: str = Field(max_length=64)
+    units_sha256: Sha256
+    cells: Cells
+    counted: int = Field(ge=LEAST_COUNTED, le=MOST_COUNTED)
+    unit: Unit = "picture"
+    epsilon: Epsilon
+    delta: Delta
+    sigma: FiniteFloat = Field(gt=0)
+    counts: tuple[Annotated[int, Field(ge=-LARGEST_COUNT, le=LARGEST_COUNT, strict=True)], ...] = Field(
+        max_length=MAX_CELLS
+    )
+
+    @property
+    def canonical(self) -> bytes:
+        """The canonical JSON that crosses and that is hashed; at most MAX_BYTES."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def sha256(self) -> bytes:
+        """Digest of `canonical`, 32 bytes."""
+        return hashlib.sha256(self.canonical).digest()
+
+    @property
+    def shares(self) -> Numbers:
+        """The noised shares, of the shape of the cells; some are negative."""
+        return np.array(self.counts, dtype=np.float64).reshape(self.cells.shape) * QUANTUM
+
+    def describe(self) -> str:
+        """What would leave, in a few lines for the operator."""
+        cells = self.cells
+        colours = (
+            f"{cells.bins} intervals in each of {cells.channels} channels"
+            if cells.channels > 1
+            else (f"{cells.bins} intervals of grey")
+        )
+        lines = (
+            f"aggregate of {self.domain}: {cells.count} whole numbers, {len(self.canonical)} bytes",
+            f"  one histogram of pixel values ({colours}), the mean over {self.counted} {self.unit}s",
+            "  no picture, no pixel and no position is in it",
+            f"  noise of deviation {self.sigma:.2g} on each share",
+            f"  epsilon {self.epsilon:g}, delta {self.delta:g} for each {self.unit}",
+            f"  sha256 {self.sha256.hex()}",
+        )
+        return "\n".join(lines)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Aggregate:
+        if not is_domain(self.domain):
+            raise ValueError("the domain is no name of a domain")
+        if len(self.counts) != self.cells.count:
+            raise ValueError(f"{len(self.counts)} counts for {self.cells.count} cells")
+        if self.sigma < 0.999 * noise_sigma(self.counted, self.epsilon, self.delta):
+            raise ValueError("the noise is less than epsilon and delta demand")
+        if len(self.canonical) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes of JSON")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The exact histogram of a domain's pictures, without noise: it stays on this machine.
+
+    Attributes:
+        domain: Their domain.
+        normalisation: Of its model; a calibration that it has is left out.
+        cells: How values are cut.
+        shares: h, of the shape of `cells`.
+        units: M.
+        unit: What one of them is.
+        notes: What the operator should know of how they were counted; it does not leave.
+    """
+
+    domain: str
+    normalisation: Normalisation
+    cells: Cells
+    shares: Numbers = field(repr=False)
+    units: int
+    unit: Unit = "picture"
+    notes: tuple[str, ...] = ()
+
+    def noised(self, epsilon: float, delta: float, generator: np.random.Generator | None = None) -> Aggregate:
+        """What may be published of it; `generator` repeats the noise of what stays here.
+
+        Raises:
+            InputError: Bounds that are not kept.
+        """
+        sigma = noise_sigma(self.units, epsilon, delta)
+        # What leaves has noise from the operating system.
+        draw = secure_normal if generator is None else generator.standard_normal
+        shares = self.shares + sigma * draw(self.cells.count).reshape(self.cells.shape)
+        try:
+            return Aggregate(
+                domain=self.domain,
+                units_sha256=units_digest(self.normalisation),
+                cells=self.cells,
+                counted=self.units,
+                unit=self.unit,
+                epsilon=epsilon,
+                delta=delta,
+                sigma=sigma,
+                counts=tuple(int(count) for count in np.rint(shares / QUANTUM).ravel()),
+            )
+        except ValidationError as error:
+            raise InputError(
+                f"no such aggregate: {_first(error)}", hint="epsilon is from 0.01 to 8"
+            ) from error
+
+
+def make_aggregate(
+    pictures: Floats,
+    normalisation: Normalisation,
+    domain: str,
+    *,
+    epsilon: float = 1.0,
+    delta: float = 1e-5,
+    at_most: int = DEFAULT_COUNTED,
+    cells: Cells | None = None,
+    generator: np.random.Generator | None = None,
+) -> Aggregate:
+    counted = count_array(pictures, normalisation, domain, epsilon=epsilon, at_most=at_most, cells=cells)
+    return counted.noised(epsilon, delta, generator)
+
+
+def count_array(
+    pictures: Floats,
+    normalisation: Normalisation,
+    domain: str,
+    *,
+    epsilon: float,
+    at_most: int,
+    cells: Cells | None = None,
+) -> Counted:
+    """The histogram of an array of pictures; arguments as of `make_aggregate`."""
+    taken = thinned(pictures, at_most)
+    check_counted(len(taken), "picture")
+    chosen = cells or default_cells(taken.shape[1], len(taken) * epsilon)
+    shares = histogram(normalisation.plain.apply(taken), chosen)
+    return Counted(domain, normalisation, chosen, shares, len(taken))
+
+
+def check_counted(count: int, unit: Unit) -> None:
+    """Return if there are enough units for an aggregate; InputError otherwise."""
+    if count < LEAST_COUNTED:
+        raise InputError(
+            f"an aggregate is over at least {LEAST_COUNTED} {unit}s, and there are {count}",
+            hint=f"add {unit}s; or calibrate from anchors, docs/calibration.md",
+        )
+
+
+def read_aggregate(content: bytes) -> Aggregate:
+    """An aggregate from its JSON, all bounds checked.
+
+    Raises:
+        InputError: More than MAX_BYTES, or no aggregate.
+    """
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{len(content)} bytes are more than an aggregate may have, {MAX_BYTES}")
+    try:
+        return Aggregate.model_validate_json(content)
+    except ValidationError as error:
+        raise InputError(f"no aggregate: {_first(error)}") from error
+
+
+def default_cells(channels: int, strength: float) -> Cells:
+    """The cells of pictures of 1 or 3 channels.
+
+    Args:
+        channels: 1 or 3.
+        strength: M x epsilon.
+
+    Raises:
+        ValidationError: Other channels.
+    """
+    bins = GREY_BINS if channels == 1 else next(bins for least, bins in COLOUR_BINS if strength >= least)
+    return Cells.model_validate({"channels": channels, "bins": bins})
+
+
+def thinned(pictures: Floats, at_most: int) -> Floats:
+    """At most so many pictures, evenly spaced, the first among them."""
+    if len(pictures) <= at_most:
+        return pictures
+    return pictures[np.arange(at_most) * len(pictures) // at_most]
+
+
+def histogram(units: Floats, cells: Cells) -> Numbers:
+    """Mean over pictures (N, C, H, W), in the model's units, of the shares of pixels in each cell.
+
+    All pictures have as many pixels, so that the mean of the shares is the share of all pixels.
+    """
+    scaled = (units + cells.reach) * (cells.bins / (2 * cells.reach))
+    places = np.floor(scaled).clip(0, cells.bins - 1).astype(np.int64)
+    flat = np.ravel_multi_index([place.ravel() for place in np.moveaxis(places, 1, 0)], cells.shape)
+    found = np.bincount(flat, minlength=cells.count).astype(np.float64)
+    shaped: Numbers = (found / flat.size).reshape(cells.shape)
+    return shaped
+
+
+def noise_sigma(counted: int, epsilon: float, delta: float) -> float:
+    """Smallest deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M units."""
+    low, high = 1e-3, 1e6
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if _spent(middle, epsilon) <= delta else (middle, high)
+    return high * math.sqrt(2.0) / counted
+
+
+def _spent(ratio: float, epsilon: float) -> float:
+    inner, shift = 0.5 / ratio, epsilon * ratio
+    # exp(epsilon) Phi(x) where Phi is tiny: epsilon is at most 8, so neither factor overflows.
+    return _phi(inner - shift) - math.exp(epsilon) * _phi(-inner - shift)
+
+
+def _phi(x: float) -> float:
+    return 0.5 * math.erfc(-x / math.sqrt(2.0))
+
+
+def secure_normal(count: int) -> Numbers:
+    source = SystemRandom()
+    return np.array([source.normalvariate() for _ in range(count)])
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]

@@ -1,0 +1,331 @@
+"""A calibration as it is agreed on, signed, stored and named in contracts.
+
+Its digest is SHA-256 over the canonical JSON (RFC 8785) of all fields but the signatures, which
+`trust` adds and verifies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
+
+from ddib_fed.errors import CalibrationForeign, CalibrationInvalid, CalibrationModel, CalibrationUnits
+from ddib_fed.files import canonical_json, parse_json, read_small, write_file
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.names import is_domain, is_institution
+from ddib_fed.protocol.contract import CalibrationTerms
+
+Kind = Literal["rotation", "tone", "colour-map"]
+"""What the map is: an orthogonal change of the channels, a curve of grey, a map of colours."""
+KINDS: tuple[Kind, ...] = ("rotation", "tone", "colour-map")
+RETRAINED: frozenset[Kind] = frozenset({"tone", "colour-map"})
+"""Kinds that need the source's model trained on its mapped pictures."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CalibratedSide(_Section):
+    """One side.
+
+    Attributes:
+        institution: Its DNS name; empty in one process.
+        domain: Its domain.
+        units_sha256: Digest of the units of its model before the calibration (`units_digest`).
+    """
+
+    institution: str = Field(default="", max_length=253)
+    domain: str = Field(max_length=64)
+    units_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _named(self) -> CalibratedSide:
+        if self.institution and not is_institution(self.institution):
+            raise ValueError("the institution is no DNS name in lower case")
+        if not is_domain(self.domain):
+            raise ValueError("the domain is no name of a domain")
+        return self
+
+
+class Making(_Section):
+    """How a calibration was made, and what crossed for it.
+
+    Attributes:
+        method: From noised aggregates of the target's pictures, or from anchors that both sides hold.
+        source_pictures: Pictures of the source that were used.
+        target_pictures: Pictures that the target's aggregate is taken over, or groups of them.
+        target_unit: Which of the two; what epsilon and delta are for.
+        anchors: Pairs of pictures of the same thing.
+        aggregate_sha256: Of the aggregate that crossed; empty where none did, for a map that was brought in a file.
+        crossed_bytes: Bytes that crossed before the calibration itself; in one process, that would have.
+        epsilon: Of differential privacy of one of the target's units; None where nothing noised crossed.
+        delta: The same.
+        command: The command that repeats it, without names of files and folders: the other institution reads it.
+        created: When.
+    """
+
+    method: Literal["aggregates", "anchors"]
+    source_pictures: int = Field(default=0, ge=0)
+    target_pictures: int = Field(default=0, ge=0)
+    target_unit: Literal["picture", "group"] = "picture"
+    anchors: int = Field(default=0, ge=0)
+    aggregate_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    crossed_bytes: int = Field(default=0, ge=0)
+    epsilon: float | None = Field(default=None, gt=0)
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    command: str = Field(default="", max_length=2000, pattern=r"^[ -~]*$")
+    created: AwareDatetime
+
+
+class Figure(_Section):
+    """One figure with its interval of 95 %, bootstrapped over pictures; equal bounds where there is none."""
+
+    value: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class Effect(_Section):
+    """What is known of a calibration's effect."""
+
+    distance_before: Figure
+    distance: Figure
+    margin: Figure
+    figures: dict[Annotated[str, Field(pattern=r"^[a-z0-9_.-]{1,64}$")], Figure] = Field(
+        default_factory=dict, max_length=32
+    )
+    forced: bool = False
+
+    @field_serializer("forced")
+    def _forced(self, value: bool) -> int:
+        return int(value)  # canonical JSON has no booleans
+
+
+class Calibration(_Section):
+    """What both institutions sign.
+
+    Attributes:
+        format: Version of this layout.
+        kind: What the map is.
+        source: The side that applies it to its own pictures.
+        target: The side whose units the map leads to.
+        map: The numbers.
+        made: How it was made.
+        effect: What is known of its effect.
+        expires: When it ends.
+    """
+
+    format: Literal[1] = 1
+    kind: Kind
+    source: CalibratedSide
+    target: CalibratedSide
+    map: ChannelMap
+    made: Making
+    effect: Effect
+    expires: AwareDatetime
+
+    @property
+    def canonical(self) -> bytes:
+        """The canonical JSON that is hashed and signed."""
+        return canonical_json(self.model_dump(mode="json", exclude_none=True))
+
+    @property
+    def sha256(self) -> bytes:
+        """Digest of `canonical`, 32 bytes."""
+        return hashlib.sha256(self.canonical).digest()
+
+    @property
+    def terms(self) -> CalibrationTerms:
+        """What a contract says of it."""
+        return CalibrationTerms(self.sha256, self.kind, int(self.expires.timestamp()))
+
+    def expired(self, now: datetime | None = None) -> bool:
+        """Whether it has ended."""
+        return self.expires <= (now or datetime.now(UTC))
+
+    @model_validator(mode="after")
+    def _fits(self) -> Calibration:
+        rotated = self.map.rotation is not None
+        if (self.kind == "rotation") != rotated or (self.kind == "tone") != (
+            self.map.channels == 1 and not rotated
+        ):
+            raise ValueError(f"the map is not one of the kind {self.kind}")
+        return self
+
+
+def units_digest(units: Normalisation) -> str:
+    """SHA-256, hex, of a model's units before a calibration: what a calibration's numbers are in."""
+    return hashlib.sha256(plain_units(units)).hexdigest()
+
+
+def plain_units(units: Normalisation) -> bytes:
+    """The canonical JSON of a model's units before a calibration; `units_digest` is its digest."""
+    return canonical_json(units.model_dump(mode="json", exclude_none=True, exclude={"calibrated"}))
+
+
+def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:
+    """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none.
+
+    Args:
+        calibration: Of the translation; None for none.
+        source: Of the model that encodes.
+
+    Raises:
+        CalibrationModel: The model must be trained with the calibration and is not, or it is trained with another map
+            than the translation's.
+    """
+    held = source.normalisation.calibrated
+    if calibration is not None and calibration.kind in RETRAINED:
+        if held != calibration.map:
+            raise _untrained(calibration, source, other=held is not None)
+        return rotation_of(calibration)
+    if held is not None:
+        raise _refused(
+            source,
+            f"{source.name} was trained with the map of a calibration, and this translation has "
+            + ("none" if calibration is None else f"a {calibration.kind}"),
+            "ddib calibrate list shows a node's calibrations, --calibration FILE names one in one process; or use the "
+            "model from before that training",
+        )
+    return rotation_of(calibration)
+
+
+def fits(calibration: Calibration, source: Manifest) -> bool:
+    """Whether a model can encode under a calibration as it is trained now; `leg_map` says why not."""
+    try:
+        leg_map(calibration, source)
+    except CalibrationModel:
+        return False
+    return True
+
+
+def map_between(calibration: Calibration | None, source: Manifest, target: Manifest) -> ChannelMap | None:
+    """As `leg_map`, for two models in one process: the calibration must be between their domains and in their units.
+
+    Raises:
+        CalibrationForeign: It is between other domains.
+        CalibrationUnits: It was made for models of other units.
+        CalibrationModel: As `leg_map` and `check_target` say.
+    """
+    if calibration is not None:
+        check_models(calibration, source, target)
+        check_target(target)
+    return leg_map(calibration, source)
+
+
+def check_target(target: Manifest) -> None:
+    """Return if a model can decode what was encoded under a calibration: the map leads to its plain units.
+
+    Raises:
+        CalibrationModel: Its own units are mapped.
+    """
+    if target.normalisation.calibrated is not None:
+        raise _refused(
+            target,
+            f"{target.name} was trained with the map of a calibration, and latents under another one lead to its units "
+            "without that map",
+            "decode by the model from before that training; ddib model show MODEL lists the map",
+        )
+
+
+def rotation_of(calibration: Calibration | None) -> ChannelMap | None:
+    """The map that `leg_map` gave when it checked the models; None for none."""
+    return None if calibration is None or calibration.kind in RETRAINED else calibration.map
+
+
+def check_models(calibration: Calibration, source: Manifest, target: Manifest) -> None:
+    """Return if a calibration is between two models' domains, and in their units without a calibration.
+
+    Raises:
+        CalibrationForeign: It is between other domains.
+        CalibrationUnits: It was made for models of other units.
+    """
+    found = calibration.source.domain, calibration.target.domain
+    if found != (source.domain, target.domain):
+        raise CalibrationForeign(
+            f"the calibration leads from {found[0]} to {found[1]}, not from {source.domain} to {target.domain}",
+            hint=f"ddib calibrate --local {source.domain} {target.domain}",
+            facts={"source": found[0], "target": found[1]},
+        )
+    for side, manifest in ((calibration.source, source), (calibration.target, target)):
+        _check_units(side, manifest)
+
+
+def _check_units(side: CalibratedSide, manifest: Manifest) -> None:
+    units = units_digest(manifest.normalisation)
+    if side.units_sha256 != units:
+        raise CalibrationUnits(
+            f"the calibration was made for a model of {side.domain} with the units {side.units_sha256[:12]}; "
+            f"{manifest.name} has {units[:12]}",
+            hint="calibrate again with this model: ddib calibrate --local A B",
+            facts={"model": manifest.name},
+        )
+
+
+def _untrained(calibration: Calibration, source: Manifest, *, other: bool) -> CalibrationModel:
+    why = "was trained with the map of another one" if other else "was not trained with it"
+    return _refused(
+        source,
+        f"the {calibration.kind} {calibration.sha256.hex()[:12]} needs a source model trained with it, and "
+        f"{source.name} {why}",
+        "ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
+    )
+
+
+def _refused(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
+    return CalibrationModel(detail, hint=remedy, facts={"model": model.name, "remedy": remedy})
+
+
+def read_calibration(path: Path) -> Calibration:
+    """The calibration in a file, or of the shipped model of this name; signatures beside it are not verified here.
+
+    Raises:
+        FileMissing: There is no such file.
+        CalibrationInvalid: It is no calibration.
+    """
+    content = _shipped(str(path)) if not path.exists() else None
+    content = content or read_small(path, hint="ddib calibrate makes one")
+    try:
+        found = parse_json(content)
+        inner = found.get("calibration", found) if isinstance(found, dict) else found
+        return Calibration.model_validate_json(json.dumps(inner))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CalibrationInvalid(f"{path} is no calibration: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise CalibrationInvalid(f"{path} is no calibration: it is not JSON") from error
+
+
+def write_calibration(calibration: Calibration, path: Path) -> None:
+    """Write it as JSON with one field on a line; its digest is of the canonical form, whatever the file's.
+
+    Raises:
+        AlreadyExists: There is a file.
+    """
+    text = json.dumps(calibration.model_dump(mode="json", exclude_none=True), indent=2)
+    write_file(path, text.encode() + b"\n", overwrite=False)
+
+
+def _shipped(name: str) -> bytes | None:
+    # Bundles load torch, which a file does not need.
+    from ddib_fed.models.bundle import shipped_calibration
+
+    return shipped_calibration(name)

@@ -1,0 +1,392 @@
+"""`ddib audit show|tail|export`: what the audit log says, for people, for scripts and for whoever checks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.help import command, group
+from ddib_fed.cli.output import outcome, print_json
+from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.security.audit_reading import Entry, Export, LineFilter, Verified
+    from ddib_fed.security.identity import Identity
+
+
+_SELECT = (
+    click.option(
+        "--act",
+        "acts",
+        multiple=True,
+        metavar="NAME",
+        help="Only these acts; `*` stands for any text: 'job_*'.",
+    ),
+    click.option(
+        "--job", default="", metavar="ID", help="Only this job, or request; its first characters are enough."
+    ),
+    click.option(
+        "--peer",
+        default="",
+        metavar="INSTITUTION",
+        help="Only what concerns this institution.",
+    ),
+    click.option(
+        "--since",
+        metavar="WHEN",
+        help="Not before: 30m, 2h or 7d ago, or a date and time (UTC) as 2026-11-26T14:00.",
+    ),
+)
+Command = Callable[..., Any]
+
+
+def _selecting(command: Command) -> Command:
+    return options.with_options(_SELECT)(command)
+
+
+def _wanted(acts: tuple[str, ...], job: str, peer: str, since: str | None) -> LineFilter:
+    from ddib_fed.security.audit_reading import LineFilter, parse_since
+
+    return LineFilter(acts, job, peer, None if since is None else parse_since(since))
+
+
+def _log(config_path: Path) -> Path:
+    """The node's log."""
+    from ddib_fed.node.config import NodeConfig
+
+    path = NodeConfig.load(config_path).paths.audit
+    if not path.exists():
+        raise FileMissing(f"there is no {path}", hint="a node writes it when it serves")
+    return path
+
+
+@command(
+    epilog="\b\nExamples:\n  ddib audit show --since 24h\n  ddib audit show --act 'job_*' --peer south.example"
+)
+@options.CONFIG
+@_selecting
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N of them.")
+@options.FORMAT
+def show(
+    config_path: Path,
+    acts: tuple[str, ...],
+    job: str,
+    peer: str,
+    since: str | None,
+    last: int | None,
+    output_format: str,
+) -> None:
+    """Show lines of the audit log: number, time, act, and what it names.
+
+    The chain is not checked: `ddib audit verify` does that.
+    """
+    from ddib_fed.security.audit_reading import entries
+
+    wanted, path = _wanted(acts, job, peer, since), _log(config_path)
+    found: Iterable[Entry] = (entry for entry in entries(path) if entry in wanted)
+    if last is not None:
+        found = deque(found, maxlen=last)
+    if output_format == "json":
+        print_json([{**entry.record, "line": entry.line, "sha256": entry.sha256} for entry in found])
+        return
+    for entry in found:
+        say(_line(entry))
+
+
+@command(epilog="\b\nExample:\n  ddib audit tail -f --act refused")
+@options.CONFIG
+@_selecting
+@click.option(
+    "--last",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Begin with the last N lines.",
+)
+@click.option(
+    "-f", "--follow", "follows", is_flag=True, help="Then each line as it is written, until Ctrl-C."
+)
+@options.FORMAT
+def tail(
+    config_path: Path,
+    acts: tuple[str, ...],
+    job: str,
+    peer: str,
+    since: str | None,
+    last: int,
+    follows: bool,
+    output_format: str,
+) -> None:
+    """Show the last lines of the audit log, and with -f those that follow; as JSON one object a line.
+
+    If the log is cut or replaced while it is followed, the command ends with 10.
+    """
+    from ddib_fed.security.audit_reading import entries, follow
+
+    wanted, path = _wanted(acts, job, peer, since), _log(config_path)
+    write = _write_object if output_format == "json" else lambda entry: say(_line(entry))
+    read, kept = 0, deque[Any](maxlen=last)
+    for entry in entries(path):
+        read = entry.line
+        if entry in wanted:
+            kept.append(entry)
+    for entry in kept:
+        write(entry)
+    if follows:
+        for entry in follow(path, read):
+            if entry in wanted:
+                write(entry)
+
+
+@command(
+    epilog="\b\nExamples:\n  ddib audit export --out audit.jsonl\n"
+    "  ddib audit export --since 2026-11-01 --act 'latent_*' --out november.csv"
+)
+@options.CONFIG
+@_selecting
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    required=True,
+    help="What to write: CSV if the name ends in .csv, else one JSON object a line.",
+)
+@options.OUTCOME
+def export(
+    config_path: Path, acts: tuple[str, ...], job: str, peer: str, since: str | None, out: Path
+) -> None:
+    """Verify the audit log, and write lines of it to a file, with the head of the chain in FILE.head.json.
+
+    Each line of the file has the digest of the log's line in `sha256`; the head is that of the log's last line. A log
+    that is broken is not exported. In CSV a text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    from ddib_fed.security.audit_reading import export as made
+    from ddib_fed.security.audit_reading import verify
+
+    wanted, path = _wanted(acts, job, peer, since), _log(config_path)
+    head_file = out.with_name(f"{out.name}.head.json")
+    for place in (out, head_file):
+        if place.exists():
+            raise AlreadyExists(f"{place} exists and is not overwritten", hint="choose another --out")
+    found = verify(path)
+    if not found.ok:
+        where = "" if found.broken_line is None else f", line {found.broken_line}"
+        raise ChunkCorrupt(
+            f"{path}{where}: {found.problem}", hint="ddib audit verify; keep the file unchanged"
+        )
+    exported = made(path, wanted, lines=found.lines, head=found.head, table=out.suffix.lower() == ".csv")
+    _write(config_path, out, head_file, exported, found, wanted)
+    say(
+        f"wrote {out}: {exported.exported} of {exported.lines} lines",
+        f"head   {exported.head}, in {head_file}",
+    )
+    outcome(written=out, lines=exported.exported, of=exported.lines, head=exported.head, head_file=head_file)
+
+
+def _write(
+    config_path: Path, out: Path, head_file: Path, exported: Export, found: Verified, wanted: LineFilter
+) -> None:
+    from datetime import UTC, datetime
+
+    from ddib_fed.files import write_file
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.security.identity import Identity
+
+    node = NodeConfig.load(config_path).node
+    head = {
+        "format": "ddib-fed audit export 1",
+        "of": Identity(node.institution, "node", node.name).uri,
+        "lines": found.lines,
+        "head": found.head,
+        "verified": datetime.now(UTC).isoformat(timespec="seconds"),
+        "torn_bytes": found.torn_bytes,
+        "exported": exported.exported,
+        "asked": {
+            "acts": list(wanted.acts),
+            "job": wanted.job,
+            "peer": wanted.peer,
+            "since": None if wanted.since is None else wanted.since.isoformat(),
+        },
+        "file": out.name,
+        "file_sha256": exported.sha256,
+    }
+    write_file(out, exported.content, private=True, overwrite=False)
+    write_file(head_file, (json.dumps(head, indent=2) + "\n").encode(), private=True, overwrite=False)
+
+
+def _write_object(entry: Entry) -> None:
+    say(json.dumps({**entry.record, "line": entry.line, "sha256": entry.sha256}))
+
+
+def _line(entry: Entry) -> str:
+    """One line for people: a value that could be taken for several is quoted."""
+    if not entry.record:
+        return f"{entry.line:>6}  (not a line of the log: ddib audit verify)"
+    when = str(entry.record.get("time", ""))[:19].replace("T", " ")
+    values = "  ".join(
+        f"{key}={_value(value)}" for key, value in entry.values.items() if value not in ("", None)
+    )
+    return f"{entry.line:>6}  {when}  {entry.record.get('act')!s:<18}  {values}".rstrip()
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return json.dumps(value)
+    text = str(value)
+    return json.dumps(text) if not text or any(c.isspace() or c == '"' for c in text) else text
+
+
+@group()
+def audit() -> None:
+    """Read, follow, export and verify the node's audit log; exchange its ends with peers."""
+
+
+for _command in (show, tail, export):
+    audit.add_command(_command)
+
+
+def _node(config_path: Path) -> tuple[NodeConfig, Identity]:
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.security.identity import Identity
+
+    config = NodeConfig.load(config_path)
+    return config, Identity(config.node.institution, "node", config.node.name)
+
+
+def _missing(path: Path) -> FileMissing:
+    return FileMissing(f"there is no {path}", hint="a node writes it when it serves")
+
+
+@audit.command(
+    epilog="\b\nExamples:\n"
+    "  ddib audit verify --config node.toml --head 3f5a...\n"
+    "  ddib audit verify --config node.toml --anchor from-south.json"
+)
+@options.CONFIG
+@click.option(
+    "--head",
+    metavar="DIGEST",
+    help="A head noted earlier: the log must still contain the line with this digest.",
+)
+@click.option(
+    "--anchor",
+    "files",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What a peer noted of this log, from `ddib audit anchors` there: the log must still contain those lines.",
+)
+@options.FORMAT
+def verify(config_path: Path, head: str | None, files: tuple[Path, ...], output_format: str) -> None:
+    """Read the whole log, follow its chain, and print its head.
+
+    The chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off, or that
+    the file was rewritten: for that, pass a head that was kept elsewhere, or the anchors that a peer holds.
+    """
+    from ddib_fed.security import audit_reading
+    from ddib_fed.security.audit_reading import read_anchors
+
+    config, own = _node(config_path)
+    path = config.paths.audit
+    anchors = [read_anchors(file, of=own).by_line() for file in files]
+    found = None
+    # Each file by itself: two peers may have noted the same line, one of them wrongly.
+    for held in anchors or [{}]:
+        try:
+            found = audit_reading.verify(path, noted=head, anchors=held)
+        except FileNotFoundError as error:
+            raise _missing(path) from error
+        if not found.ok:
+            break
+    assert found is not None  # there is at least one
+    _show(path, found, output_format, checked=sum(map(len, anchors)))
+    if not found.ok:
+        where = "" if found.broken_line is None else f", line {found.broken_line}"
+        raise ChunkCorrupt(
+            f"{path}{where}: {found.problem}",
+            hint="keep the file unchanged, and find out who could write to it",
+        )
+
+
+def _show(path: Path, found: Verified, output_format: str, *, checked: int) -> None:
+    if output_format == "json":
+        print_json({"path": path, "ok": found.ok, **dataclasses.asdict(found)})
+        return
+    say(f"lines  {found.lines}")
+    say(f"head   {found.head}")
+    if checked:
+        say(f"anchors  {checked} lines that peers noted, {'all there' if found.ok else 'not all there'}")
+    if found.torn_bytes:
+        say(f"torn   {found.torn_bytes} bytes of a write interrupted by a crash")
+
+
+@audit.command(epilog="\b\nExample:\n  ddib audit anchors --peer south.example --out for-south.json")
+@options.CONFIG
+@click.option(
+    "--peer",
+    "institution",
+    required=True,
+    metavar="INSTITUTION",
+    help="Whose log they are of.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write them here; otherwise to stdout.",
+)
+@options.OUTCOME
+def anchors(config_path: Path, institution: str, out: Path | None) -> None:
+    """Write what this node noted of a peer's audit log, so that the peer can verify its log with it.
+
+    With each latent and each translation the two nodes tell each other the ends of their logs. The file contains
+    numbers of lines, digests and times. Ends that contradict each other show that the peer's log was rewritten.
+    """
+    from ddib_fed.node.admitting import peer_store
+    from ddib_fed.security.audit_reading import AnchorFile, held_of, thinned
+
+    config, own = _node(config_path)
+    peer = peer_store(config).get(institution)
+    try:
+        held = held_of(config.paths.audit, institution)
+    except FileNotFoundError as error:
+        raise _missing(config.paths.audit) from error
+    if not held.anchors:
+        raise FileMissing(
+            f"the audit log has no end of the log of {institution}",
+            hint="it comes with each latent and translation",
+        )
+    made = AnchorFile(of=peer.identity.uri, noted_by=own.uri, anchors=thinned(held.anchors))
+    if out is None:
+        print_json(made.model_dump(mode="json"))
+    else:
+        _write_records(out, made.to_bytes())
+        say(f"wrote {out}: {len(held.anchors)} ends noted, the last with {held.anchors[-1].lines} lines")
+        say(f"send it to {institution}, for: ddib audit verify --anchor {shlex.quote(out.name)}")
+        outcome(written=out, of=peer.identity.uri, ends=len(held.anchors), last_line=held.anchors[-1].lines)
+    if held.contradiction:
+        raise ChunkCorrupt(
+            f"the log of {institution} was rewritten or went back: {held.contradiction}",
+            hint="ask its operator; keep this node's log, which shows it",
+        )
+
+
+def _write_records(path: Path, data: bytes) -> None:
+    from ddib_fed.errors import AlreadyExists
+
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError as error:
+        raise AlreadyExists(f"{path} exists and is not overwritten", hint="choose another --out") from error

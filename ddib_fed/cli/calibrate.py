@@ -1,0 +1,533 @@
+"""`ddib calibrate accept|send|list|show|remove`: the calibrations of this node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.calibrate_showing import YES, confirmed, how_jobs_use, show_calibration
+from ddib_fed.cli.help import command, group
+from ddib_fed.cli.options import THREADS, with_options
+from ddib_fed.cli.output import moment, outcome, print_json, print_table
+from ddib_fed.errors import AlreadyExists, RefusedError, UsageError
+from ddib_fed.terminal import console, say
+
+if TYPE_CHECKING:
+    from ddib_fed.calibration.aggregate import Aggregate
+    from ddib_fed.calibration.signed import CalibrationStore, Side, SignedCalibration, Stored
+    from ddib_fed.node.calibrations import Publication
+    from ddib_fed.node.config import NodeConfig
+
+
+@command(
+    short_help="Publish a noised histogram for peers.",
+    epilog="\b\nExample:\n  ddib calibrate publish --pictures pictures --config south/node.toml",
+)
+@options.CONFIG
+@click.option(
+    "--pictures",
+    metavar="FOLDER",
+    help="This node's pictures: a folder, or the name of a domain that ships. Default: what [train] of "
+    "node.toml names, else the domain that ships under the model's domain.",
+)
+@click.option(
+    "--epsilon",
+    type=click.FloatRange(0.01, 8),
+    default=1.0,
+    show_default=True,
+    help="Differential privacy of each picture, or of each group of --group-by.",
+)
+@click.option(
+    "--delta",
+    type=click.FloatRange(1e-12, 1e-3),
+    default=1e-5,
+    show_default=True,
+    help="Probability with which epsilon does not hold.",
+)
+@click.option(
+    "--at-most",
+    type=click.IntRange(200, 1_000_000),
+    default=4_000,
+    show_default=True,
+    metavar="N",
+    help="Count at most this many pictures or groups, evenly spaced by their names.",
+)
+@click.option(
+    "--group-by",
+    metavar="folder|PATTERN",
+    help="What is protected as one: all pictures of one first folder below FOLDER, or of one name that a regular "
+    "expression finds in their paths, as 'patient-[0-9]+'. Without it epsilon is for one picture alone.",
+)
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Replace what is published. The noise is drawn again, which costs epsilon once more if pictures are the same.",
+)
+@YES
+@options.FORMAT
+def publish(
+    config_path: Path,
+    pictures: str | None,
+    epsilon: float,
+    delta: float,
+    at_most: int,
+    group_by: str | None,
+    again: bool,
+    yes: bool,
+    output_format: str,
+) -> None:
+    """Publish one noised histogram of this target's pictures for peers that calibrate.
+
+    It shows what would leave and asks. Admitted peers get it only while [policy] calibration lists a kind.
+    """
+    from ddib_fed.node import calibrations
+    from ddib_fed.node.calibrations import publications, spent
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.model import load_hosted
+    from ddib_fed.training.calibrating import count_pictures
+
+    config = NodeConfig.load(config_path)
+    calibrations.require_role(config, "target", "ddib calibrate publish")
+    if config.paths.aggregate.exists() and not again:
+        raise AlreadyExists(
+            f"an aggregate is published already ({config.paths.aggregate}); another draw of its noise costs epsilon "
+            "again",
+            hint="keep it; or add --again, e.g. because the pictures or the model have changed",
+        )
+    bundle = load_hosted(config)
+    which = pictures or config.train.pictures(config.folder)
+    with console(stderr=True).status("counting pictures"):
+        counted = count_pictures(bundle, which, epsilon=epsilon, at_most=at_most, group_by=group_by)
+    aggregate = replace(counted, domain=config.model.domain).noised(epsilon, delta)
+    before = publications(config)
+    said = [*aggregate.describe().split("\n"), *counted.notes]
+    if before:
+        said.append(f"together     {spent([*before, aggregate])}, with what was published before")
+    say(*said, err=output_format == "json")
+    confirmed("May admitted peers have this?", yes=yes)
+    calibrations.publish(config, aggregate, again=again)
+    _show_published(config, config_path, aggregate, output_format)
+
+
+def _show_published(config: NodeConfig, path: Path, aggregate: Aggregate, output_format: str) -> None:
+    if output_format == "json":
+        content = aggregate.model_dump(mode="json", exclude={"counts"})
+        print_json({"sha256": aggregate.sha256, "bytes": len(aggregate.canonical), **content})
+        return
+    say(f"published    {config.paths.aggregate}; the noise was drawn once, every peer gets the same bytes")
+    if not config.policy.calibration:
+        say(f'nobody gets it yet: [policy] calibration = ["rotation"] in {path}, then restart the node')
+
+
+NAME = click.argument("name", metavar="DIGEST")
+
+
+def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
+    from ddib_fed.calibration.signed import CalibrationStore
+    from ddib_fed.node.config import NodeConfig
+
+    config = NodeConfig.load(config_path)
+    return config, CalibrationStore(config.paths.calibrations)
+
+
+@command(
+    short_help="Sign what a peer proposed to this target.",
+    epilog="\b\nExample:\n  ddib calibrate accept 1f3b5c7d9e0a --config south/node.toml",
+)
+@options.CONFIG
+@NAME
+@click.option("--force", is_flag=True, help="Also if its figures are refused.")
+@YES
+@options.OUTCOME
+def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
+    """Sign a calibration that a peer has proposed to this target.
+
+    DIGEST is its SHA-256, or the first 8 or more digits. The source's signature, the units of this node's model, the
+    aggregate that it published, and the policy are checked first. The figures are those that the source measured.
+    """
+    from ddib_fed.node import calibrations
+
+    config, store = _open(config_path)
+    stored = store.named(name)
+    show_calibration(stored.signed.calibration)
+    if not force:
+        calibrations.refuse_doubtful(stored.signed.calibration)
+    confirmed("Sign this calibration?", yes=yes)
+    signed = calibrations.accept(config, stored, now=datetime.now(UTC), force=force)
+    source = signed.calibration.source.institution
+    say(
+        f"signed       {signed.sha256.hex()[:12]}; {source} fetches the signature:",
+        f"  ddib calibrate send {signed.sha256.hex()[:12]} --config node.toml",
+    )
+    outcome(signed=signed.sha256, source=source)
+
+
+@command(
+    short_help="Send a proposal again; fetch the signature.",
+    epilog="\b\nExample:\n  ddib calibrate send 1f3b5c7d9e0a --config north/node.toml",
+)
+@options.CONFIG
+@NAME
+@options.OUTCOME
+def send(config_path: Path, name: str) -> None:
+    """Send a proposed calibration to its target again, and store the target's signature when it comes."""
+    from ddib_fed.node import calibrations
+    from ddib_fed.node.calibration_peer import calling
+
+    config, store = _open(config_path)
+    calibration = store.named(name).signed.calibration
+    calibrations.require_role(config, "source", "ddib calibrate send")
+    with calling(config, calibration.target.institution, calibration.target.domain) as peer:
+        signed = calibrations.send(config, calibration, peer, now=datetime.now(UTC))
+    short, target = signed.sha256.hex()[:12], calibration.target.institution
+    if signed.complete:
+        say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
+    else:
+        say(f"proposed     {short} still waits for the operator of {target}: ddib calibrate accept {short}")
+    outcome(sha256=signed.sha256, target=target, agreed=signed.complete)
+
+
+@command(name="list", short_help="List those of this node.")
+@options.CONFIG
+@options.FORMAT
+def list_(config_path: Path, output_format: str) -> None:
+    """List the calibrations of this node, the newest first."""
+    from ddib_fed.node.calibrations import publications
+
+    config, store = _open(config_path)
+    now, found, published = datetime.now(UTC), store.list(), publications(config)
+    if output_format == "json":
+        print_json({"calibrations": [_row(stored, now) for stored in found], "published": published})
+    elif found:
+        rows = [list(_row(stored, now).values()) for stored in found]
+        print_table(
+            "",
+            ["!calibration", "kind", "from, to", "state", "expires"],
+            [
+                [sha256[:12], kind, f"{source} to {target}", state, expires[:10]]
+                for sha256, kind, source, target, state, expires in rows
+            ],
+        )
+    else:
+        say("no calibrations yet: ddib calibrate --peer INSTITUTION/DOMAIN")
+    if published and output_format != "json":
+        _list_published(published)
+    for problem in store.problems():
+        say(f"not read: {problem}", err=True)
+
+
+def _list_published(published: Sequence[Publication]) -> None:
+    """What this node has published, to whom it went, and what it costs together."""
+    from ddib_fed.node.calibrations import spent
+
+    say()
+    rows = [
+        [
+            each.sha256[:12],
+            each.time[:10],
+            f"{each.counted} {each.unit}s",
+            f"{each.epsilon:g}",
+            f"{each.delta:g}",
+            ", ".join(each.peers) or "none",
+        ]
+        for each in published
+    ]
+    print_table("", ["!aggregate", "published", "over", ">epsilon", ">delta", "peers that have it"], rows)
+    say(f"together     {spent(published)}, also if the peers compare what they have")
+
+
+def _row(stored: Stored, now: datetime) -> dict[str, str]:
+    calibration = stored.signed.calibration
+    return {
+        "sha256": stored.sha256.hex(),
+        "kind": calibration.kind,
+        "source": f"{calibration.source.institution}/{calibration.source.domain}",
+        "target": f"{calibration.target.institution}/{calibration.target.domain}",
+        "state": stored.state(now),
+        "expires": moment(calibration.expires.timestamp()) or "",
+    }
+
+
+@command(
+    short_help="Show one, and verify its signatures.",
+    epilog="\b\nExample:\n  ddib calibrate show 1f3b5c7d9e0a --out calibration.json",
+)
+@options.CONFIG
+@options.FORMAT
+@NAME
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write it with its signatures, e.g. for `ddib model train --calibration`; an existing file is kept.",
+)
+def show(config_path: Path, output_format: str, name: str, out: Path | None) -> None:
+    """Show a calibration of this node, and verify its signatures."""
+    from ddib_fed.calibration.signed import SIDES
+    from ddib_fed.files import write_file
+    from ddib_fed.node.calibrations import publications, spent
+
+    config, store = _open(config_path)
+    stored = store.named(name)
+    signed, now = stored.signed, datetime.now(UTC)
+    if out is not None:
+        write_file(out, signed.model_dump_json(indent=2, exclude_none=True).encode() + b"\n", overwrite=False)
+    checked = {side: _checked(config, signed, side, now) for side in SIDES}
+    if output_format == "json":
+        content = signed.calibration.model_dump(mode="json", exclude_none=True)
+        print_json({**_row(stored, now), "signatures": checked, "calibration": content})
+        return
+    show_calibration(signed.calibration)
+    say(f"state        {stored.state(now)}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
+    if published := publications(config):
+        say(f"published    {spent(published)}")
+    for side, text in checked.items():
+        say(f"signed       {side}: {text}")
+    if out is not None:
+        say(f"written      {out}")
+
+
+def _checked(config: NodeConfig, signed: SignedCalibration, side: Side, now: datetime) -> str:
+    """Who signed for a side and when, or what is wrong with the signature."""
+    from ddib_fed.calibration.signed import verify_side
+    from ddib_fed.node.admitting import peer_store
+
+    peers = peer_store(config).snapshot()
+    try:
+        signer = verify_side(signed, side, pins=peers.pins, withdrawn=peers.withdrawn, now=now)
+    except RefusedError as error:
+        return f"{error.detail}  [{error.reason}]"
+    signature = signed.signature_of(side)
+    assert signature is not None
+    return f"{signer}, {signature.signed_at:%Y-%m-%d %H:%M} UTC"
+
+
+@command(short_help="Stop using one.")
+@options.CONFIG
+@NAME
+@click.option("--forget", is_flag=True, help="Delete its file too; the peer may then propose it again.")
+@options.OUTCOME
+def remove(config_path: Path, name: str, forget: bool) -> None:
+    """Stop using a calibration; new contracts with it are refused at once.
+
+    It is kept, so that results made with it can be explained, and the peer cannot bring it back.
+    """
+    from ddib_fed.node import calibrations
+
+    config, store = _open(config_path)
+    stored = store.named(name)
+    calibrations.take_out_of_use(config, stored, forget=forget)
+    say(f"{stored.sha256.hex()[:12]} is no longer used, without a restart")
+    outcome(removed=stored.sha256, forgotten=forget)
+
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_OF_PEER = ("peer", "existing", "yes", "config_path")
+_NOT_OF_PEER = ("epsilon", "delta", "count", "without", "evaluations", "threads", "out")
+WAYS = ("peer", "local", "evaluate")
+_OF_EVALUATING = ("count", "without", "evaluations")
+_OF_MAKING = ("kind", "epsilon", "delta", "days", "out")
+
+_OPTIONS = (
+    click.option(
+        "--peer",
+        metavar="INSTITUTION/DOMAIN",
+        help="Agree with this peer, on the machine of your source node: fetch what its operator published, fit with "
+        "your own --pictures, show, ask, sign, send.",
+    ),
+    click.option(
+        "--local",
+        nargs=2,
+        metavar="A B",
+        help="Calibrate model A to model B in this process. Each is a model that ships, by name, or a model's folder.",
+    ),
+    click.option(
+        "--evaluate",
+        type=_FILE,
+        metavar="FILE",
+        help="Measure a calibration: with --local between these two models, without it between the models that ship "
+        "for its two domains.",
+    ),
+    click.option(
+        "--kind",
+        type=click.Choice(["rotation", "tone", "colour-map"]),
+        default="rotation",
+        show_default=True,
+        help="rotation: an orthogonal change of the channels, used as it is. tone (grey) and colour-map: a curve or "
+        "map of values, for which the source's model is trained again.",
+    ),
+    click.option(
+        "--pictures",
+        multiple=True,
+        metavar="FOLDER",
+        help="Pictures of a domain, unpaired: a folder, or the name of a domain that ships; with --local twice, A's "
+        "and B's; with --peer this node's. Default: the domains that ship under the models' names; with --peer what "
+        "[train] of node.toml names.",
+    ),
+    click.option(
+        "--anchors",
+        nargs=2,
+        type=_FOLDER,
+        metavar="A_DIR B_DIR",
+        help="Pictures of the same things in both domains, by the same file names: a phantom, a travelling subject, a "
+        "public area. The calibration is fitted to them; with --evaluate they are its truth.",
+    ),
+    click.option(
+        "--epsilon",
+        type=click.FloatRange(0.01, 8),
+        default=1.0,
+        show_default=True,
+        help="With --local: differential privacy of each of B's pictures that the noise would give between nodes.",
+    ),
+    click.option(
+        "--delta",
+        type=click.FloatRange(1e-12, 1e-3),
+        default=1e-5,
+        show_default=True,
+        help="Probability with which epsilon does not hold.",
+    ),
+    click.option(
+        "--days",
+        type=click.IntRange(1, 3650),
+        default=180,
+        show_default=True,
+        help="Days until the calibration expires.",
+    ),
+    click.option(
+        "--without",
+        metavar="MODEL",
+        help="With --evaluate, of a tone or colour-map: the source's model before it was trained with the map, for "
+        "comparison; default: the one that ships.",
+    ),
+    click.option(
+        "--count",
+        type=click.IntRange(2),
+        default=32,
+        show_default=True,
+        help="Largest number of pictures that --evaluate translates.",
+    ),
+    options.EVALUATIONS,
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Seed of the noise, of the search's starts and of softening.",
+    ),
+    THREADS,
+    click.option(
+        "--out",
+        type=_FILE,
+        default=Path("calibration.json"),
+        show_default=True,
+        metavar="FILE",
+        help="The calibration; an existing file is never overwritten.",
+    ),
+    click.option(
+        "--force", is_flag=True, help="Write, or accept, a calibration that is refused for its figures."
+    ),
+    click.option(
+        "--from",
+        "existing",
+        type=_FILE,
+        metavar="FILE",
+        help="With --peer: propose the map of this calibration, or of the one that ships by this name, with the "
+        "figures that it has.",
+    ),
+    YES,
+    options.CONFIG,
+    options.FORMAT,
+)
+
+
+@group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@with_options(_OPTIONS)
+@click.pass_context
+def calibrate(context: click.Context, /, **given: Any) -> None:
+    """Agree with a peer on how two domains correspond; evaluate such a calibration.
+
+    Without a calibration the bridge pairs light with light and what varies most with what varies most. A calibration
+    says which values correspond. It is a file of a few numbers, and it expires.
+
+    A calibration that is no better than none, or whose best solution is hardly better than another one, is refused
+    with its figures; --force uses it anyway.
+    """
+    asked = [name for name in WAYS if given.get(name)]
+    of_peer = {name: given.pop(name) for name in _OF_PEER}
+    if context.invoked_subcommand is not None:
+        if asked:
+            raise UsageError(
+                f"--{asked[0]} does not belong before {context.invoked_subcommand}",
+                hint=f"ddib calibrate {context.invoked_subcommand} --help",
+            )
+        return
+    if len(asked) > 1 and "peer" in asked:
+        raise UsageError(f"--peer and --{asked[1]} contradict each other", hint="run two commands")
+    if of_peer["peer"] is not None:
+        _with_peer(of_peer, given)
+        return
+    if asked:
+        options.refuse_idle(_OF_PEER, "is for --peer", hint="leave it out")
+    if given["evaluate"] is not None:
+        _evaluate(given)
+        return
+    if given["local"] is not None:
+        _local(given)
+        return
+    raise UsageError(
+        "nothing to calibrate is named",
+        hint="ddib calibrate --peer INSTITUTION/DOMAIN, --local A B, or --evaluate FILE; ddib calibrate --help",
+    )
+
+
+def _evaluate(given: Mapping[str, Any]) -> None:
+    from ddib_fed.cli.calibrate_making import evaluate
+
+    options.refuse_idle(_OF_MAKING, "is for making a calibration, not for --evaluate", hint="leave it out")
+    evaluate(**{name: value for name, value in given.items() if name not in _OF_MAKING})
+
+
+def _local(given: Mapping[str, Any]) -> None:
+    from ddib_fed.cli.calibrate_making import make
+
+    options.refuse_idle(_OF_EVALUATING, "is for --evaluate", hint="leave it out")
+    left_out = {"evaluate", *_OF_EVALUATING}
+    make(**{name: value for name, value in given.items() if name not in left_out})
+
+
+def _with_peer(of_peer: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """`--peer`."""
+    from ddib_fed.cli import calibrate_making
+
+    options.refuse_idle(_NOT_OF_PEER, "is not for --peer", hint="leave it out; ddib calibrate --help")
+    if len(given["pictures"]) > 1:
+        raise UsageError("--peer takes one --pictures: this node's own", hint="leave the other one out")
+    ways = [f"--{name}" for name in ("pictures", "anchors") if given[name]]
+    ways += ["--from"] if of_peer["existing"] else []
+    if len(ways) > 1:
+        raise UsageError(f"{ways[0]} and {ways[1]} contradict each other", hint="leave one of them out")
+    institution, domain = calibrate_making.split_peer(of_peer["peer"])
+    asked = calibrate_making.Asked(
+        institution,
+        domain,
+        given["kind"],
+        given["pictures"][0] if given["pictures"] else None,
+        given["anchors"],
+        of_peer["existing"],
+        given["days"],
+        given["seed"],
+        given["force"],
+        of_peer["yes"],
+    )
+    calibrate_making.run(of_peer["config_path"], asked, given["output_format"])
+
+
+for _command in (publish, accept, send, list_, show, remove):
+    calibrate.add_command(_command)

@@ -1,1 +1,0 @@
-"""`ddib calibrate`: agree on how two domains correspond."""

@@ -1,0 +1,154 @@
+"""Prints a calibration, and what is known of its effect."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from ddib_fed.cli.output import lines, number, print_table, size
+from ddib_fed.errors import Cancelled, UsageError
+
+if TYPE_CHECKING:
+    from ddib_fed.calibration.record import Calibration, Figure
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.training.calibrating import Compared
+
+
+YES = click.option("--yes", is_flag=True, help="Do not ask; what would leave is still shown.")
+
+
+def confirmed(question: str, *, yes: bool) -> None:
+    """Return if the operator agrees."""
+    if yes:
+        return
+    from ddib_fed.node.admitting import confirm
+
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on", hint="look at what is shown above, then add --yes")
+    if not confirm(question):
+        raise Cancelled("not confirmed; nothing left and nothing was signed", hint="the same command again")
+
+
+def show_calibration(calibration: Calibration) -> None:
+    """What it is, how it was made, and what it does, a line each on stdout."""
+    made, effect = calibration.made, calibration.effect
+    text = {
+        "calibration": f"{calibration.kind}, {_side(calibration.source)} to {_side(calibration.target)}",
+        "made from": _made_from(calibration),
+        **_effect(calibration),
+    }
+    if made.crossed_bytes:
+        where = "" if calibration.target.institution else "nothing in one process; between nodes "
+        text["crosses"] = f"{where}{size(made.crossed_bytes)} of aggregate, once"
+        if made.epsilon is not None and made.delta is not None:
+            noise = f"epsilon {made.epsilon:g}, delta {made.delta:g} for each {made.target_unit}"
+            text["crosses"] += f", with noise: {noise}"
+    else:
+        text["crosses"] = "nothing but the calibration itself"
+    text["expires"] = f"{calibration.expires:%Y-%m-%d}"
+    text["sha256"] = calibration.sha256.hex()
+    if effect.forced:
+        text["forced"] = "its figures were refused, and --force took it"
+    lines(text)
+
+
+def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
+    """What a source does, once both have signed, so that its jobs use it: lines for its operator."""
+    from ddib_fed.calibration.record import fits
+    from ddib_fed.node.model import load_hosted
+    from ddib_fed.training.config import SHIPPED
+
+    short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path
+    if fits(calibration, load_hosted(config).manifest):
+        return (f"jobs to {target} use it from now on; ddib translate --no-calibration leaves it out",)
+    model = config.paths.bundle
+    named = config.train.pictures(config.folder) or "PICTURES"
+    own = f"--domain {named}" if named in SHIPPED else f"--images {shlex.quote(str(named))}"
+    trained = config.folder / f"{model.name}-{short}"
+    file, start, made = (shlex.quote(str(each)) for each in (config.folder / f"{short}.json", model, trained))
+    return (
+        f"jobs to {target} use it once this node's model is trained with it:",
+        f"  ddib calibrate show {short} --out {file} --config {shlex.quote(str(path))}",
+        f"  ddib model train {own} --init {start} --calibration {file} --out {made}",
+        f'then [model] bundle = "{trained.name}" in {path}, and restart the node',
+    )
+
+
+def _effect(calibration: Calibration) -> dict[str, str]:
+    """What its figures are, in words."""
+    effect = calibration.effect
+    before, after = interval(effect.distance_before), interval(effect.distance)
+    if calibration.made.method == "anchors":
+        text = {
+            "error": f"{before} without it, {after} with it: mean squared, each anchor by a map of the others",
+            "gain": f"{interval(effect.margin)} of the error goes",
+        }
+    else:
+        text = {
+            "distance": f"{before} without it, {after} with it: of the source's colours to the target's",
+            "margin": f"{interval(effect.margin)} of the distance without it: so much farther is the next best one",
+        }
+    return text | _anchored(effect.figures)
+
+
+def _anchored(figures: Mapping[str, Figure]) -> dict[str, str]:
+    """Further figures: those of anchors in words, any others by their names."""
+    shown = {name: interval(figure) for name, figure in figures.items()}
+    text = {}
+    if {"anchors_psnr", "anchors_psnr_without"} <= shown.keys():
+        with_it, without = shown.pop("anchors_psnr"), shown.pop("anchors_psnr_without")
+        text["PSNR"] = f"{without} dB without it, {with_it} dB with it: of the anchors, by the map alone"
+    if "undone_psnr" in shown:
+        text["undone"] = f"{shown.pop('undone_psnr')} dB: pictures mapped and mapped back"
+    return text | shown
+
+
+def show_compared(title: str, rows: Sequence[Compared]) -> None:
+    """Figures without and with a calibration, and of its map alone, beside one another."""
+    print_table(
+        title,
+        ["figure", ">without", ">with", ">gain", "", ">map alone"],
+        [
+            [
+                row.name,
+                *map(_plain, (row.without, row.calibrated)),
+                "" if row.gain is None else interval(row.gain),
+                row.verdict,
+                _plain(row.alone),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _plain(figure: Figure | None) -> str:
+    return "" if figure is None else number(figure.value)
+
+
+def interval(figure: Figure) -> str:
+    """A figure with its interval of 95 %, where it has one."""
+    if figure.low == figure.high:
+        return number(figure.value)
+    return f"{number(figure.value)} ({number(figure.low)} to {number(figure.high)})"
+
+
+def _made_from(calibration: Calibration) -> str:
+    made = calibration.made
+    if made.method == "anchors":
+        return f"{made.anchors} anchors, pictures of the same things in both domains"
+    theirs = f"an aggregate over {made.target_pictures} {made.target_unit}s"
+    if not made.aggregate_sha256:
+        return (
+            f"a file: {made.source_pictures} pictures and {theirs}, which was not {calibration.target.institution}'s; "
+            "the figures are of those"
+        )
+    return f"{made.source_pictures} pictures of the source, and {theirs} of the target"
+
+
+def _side(side: object) -> str:
+    institution, domain = (str(getattr(side, name)) for name in ("institution", "domain"))
+    return f"{institution}/{domain}" if institution else domain

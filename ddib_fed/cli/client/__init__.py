@@ -1,1 +1,0 @@
-"""Commands of a client of its institution's source node."""

@@ -1,1 +1,0 @@
-"""`ddib demo`: institutions on this machine."""

@@ -1,0 +1,532 @@
+"""`ddib job ...`: the single steps of a translation, for jobs that outlive their terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.delivery import JobFile, deliver, job_named, records_of
+from ddib_fed.cli.folder_report import print_submitted, report
+from ddib_fed.cli.folder_run import submit as submit_order
+from ddib_fed.cli.folder_state import locked, order_of
+from ddib_fed.cli.help import command, group
+from ddib_fed.cli.inputs import Chosen, choose
+from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, print_table, size
+from ddib_fed.cli.progress import JobProgress, explaining_interruption, open_client
+from ddib_fed.cli.studies import load_credentials, refuse_points
+from ddib_fed.client.payload import Payload, payloads
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import Domain, Domains, Failure, JobView, require_finished
+from ddib_fed.errors import ConfigError, DdibError, InputError, ItemNotFound, StateConflict, Unauthenticated
+from ddib_fed.guidance import Guidance
+from ddib_fed.protocol.contract import CalibrationTerms, GuidanceTerms
+from ddib_fed.protocol.details import TOLERATED_S, described
+from ddib_fed.protocol.messages import ItemState
+from ddib_fed.security.diagnosis import diagnose, own_validity
+from ddib_fed.security.pki import load_identity
+from ddib_fed.terminal import say
+
+Step = tuple[str, Callable[[], str]]
+
+
+@command()
+@options.FORMAT
+@options.PROFILE
+def doctor(output_format: str, profile_path: Path | None) -> None:
+    """Check the client's profile, its connection to the source node, and both clocks.
+
+    Step by step, with the cause at the first failure. Every other command names the same causes when it cannot reach
+    the node.
+    """
+    findings: list[dict[str, object]] = []
+    failure: DdibError | None = None
+    for what, check in _steps(profile_path):
+        try:
+            findings.append({"step": what, "ok": True, "finding": check()})
+        except DdibError as error:
+            findings.append({"step": what, "ok": False, "finding": error.detail})
+            failure = error
+        if output_format == "text":
+            _show(findings[-1])
+        if failure is not None:
+            break
+    if output_format == "json":
+        print_json(findings)
+    if failure is not None:
+        raise failure
+
+
+def _show(finding: dict[str, object]) -> None:
+    if finding["ok"]:
+        say(f"ok    {finding['step']:<12} {finding['finding']}")
+    else:
+        say(f"FAIL  {finding['step']}")
+
+
+def _steps(profile_path: Path | None) -> Iterator[Step]:
+    """The steps; each runs only if the earlier ones succeeded."""
+    found: list[Profile] = []
+
+    def load() -> str:
+        found.append(Profile.load(profile_path))
+        return str(found[0].path)
+
+    yield "profile", load
+    profile = found[0]
+    yield "certificate", lambda: _certificate(profile)
+    yield "connection", lambda: _connection(profile)
+    clocks: list[float | None] = []
+    yield "service", lambda: _service(profile, clocks)
+    yield "clock", lambda: _clock(profile, clocks[0])
+
+
+def _certificate(profile: Profile) -> str:
+    """Check that the folder's certificate is the profile's and valid now; a root that ends soon is named."""
+    own, expected = load_identity(profile.pki_folder), f"spiffe://{profile.institution}/client/{profile.name}"
+    if own.identity.uri != expected:
+        raise Unauthenticated(
+            f"the certificate names {own.identity}, the profile {expected}",
+            hop="client",
+            hint=f"edit {profile.path}, or make a client anew: ddib init client --help",
+        )
+    if (finding := own_validity(own)) is not None:
+        raise finding.as_error("client")
+    warning = own.root_warning(datetime.now(UTC))
+    return f"{own.identity}, valid until {own.not_after:%Y-%m-%d %H:%M} UTC{warning and f'; {warning}'}"
+
+
+def _connection(profile: Profile) -> str:
+    """Check that both sides accept the other's certificate over TLS 1.3."""
+    finding = diagnose(
+        profile.source_address,
+        server_name=profile.source_identity,
+        pki_folder=profile.pki_folder,
+        proxy=profile.way,
+        asks_environment=True,
+    )
+    if not finding.ok:
+        raise finding.as_error(profile.hop)
+    through = f" through the proxy {profile.way.address}" if profile.way is not None else ""
+    return f"{profile.source_address}{through}: {finding.text}"
+
+
+def _clock(profile: Profile, ahead_s: float | None) -> str:
+    """Check that the node's clock and this machine's agree: certificates and deadlines depend on both."""
+    if ahead_s is None:
+        return "the node does not say its time: its release is older"
+    if abs(ahead_s) >= TOLERATED_S:
+        raise ConfigError(
+            f"the clock of the node is {described(ahead_s)}",
+            hop=profile.hop,
+            hint="compare both with a third: `timedatectl` shows whether this machine's is synchronised",
+        )
+    return f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"
+
+
+def _service(profile: Profile, clocks: list[float | None]) -> str:
+    """Check that the node serves this client, and list what it can reach; notes the difference of the clocks."""
+    try:
+        with open_client(profile, patience_s=0) as client:
+            found = client.domains()
+            clocks.append(client.clock_s)
+    except DdibError as error:
+        error.hint = error.hint or "ask the operator of the node: its log says why"
+        raise
+    targets = ", ".join(f"{d.target} {d.status}" for d in found.targets) or "no targets yet"
+    return f"{found.institution}/{found.domain}; {targets}"
+
+
+MAX_LISTED = 12
+
+
+@command()
+@options.QUIET
+@options.FORMAT
+@options.PROFILE
+def domains(quiet: bool, output_format: str, profile_path: Path | None) -> None:
+    """List the available target domains, and whether each is ready."""
+    with open_client(profile_path) as client:
+        found = client.domains()
+    if quiet:
+        print_ids([each.target for each in found.targets if each.domain], output_format)
+        return
+    if output_format == "json":
+        print_json({**figures(found), "targets": [_values(each) for each in found.targets]})
+        return
+    say(f"from {found.institution}/{found.domain} ({kind(found.sample_kind, found.sample_shape)}) to:")
+    if not found.targets:
+        say("none yet: the node's operator admits peers with `ddib peer add`")
+        return
+    rows = [_row(domain) for domain in found.targets]
+    columns = ["!--to", "!samples", "classes", "guidance", "calibration", "status", ">ms"]
+    empty = {place for place in (2, 3, 4) if all(row[place] == "-" for row in rows)}
+    shown = [[cell for place, cell in enumerate(row) if place not in empty] for row in (columns, *rows)]
+    print_table("", shown[0], shown[1:])
+
+
+def _values(domain: Domain) -> dict[str, object]:
+    values = figures(domain)
+    if domain.calibration is not None:
+        values["calibration"]["expires"] = moment(domain.calibration.expires)
+    return {"target": domain.target, **values}
+
+
+def _row(domain: Domain) -> list[str]:
+    what = kind(domain.sample_kind, domain.sample_shape) if domain.sample_shape else "-"
+    target = domain.target if domain.domain else f"{domain.institution}/?"
+    offers, there = guidance(domain.guidance), classes(domain.classes, domain.class_names)
+    calibrated = calibration(domain.calibration)
+    return [target, what, there, offers, calibrated, domain.status, str(domain.latency_ms)]
+
+
+def calibration(terms: CalibrationTerms | None) -> str:
+    """The kind and the last day of the calibration that jobs to the target use."""
+    if terms is None:
+        return "-"
+    return f"{terms.kind} until {datetime.fromtimestamp(terms.expires, UTC):%Y-%m-%d}"
+
+
+def guidance(terms: GuidanceTerms) -> str:
+    """The guidance options that the target accepts, with their limits."""
+    found = []
+    if terms.max_guidance:
+        found.append(f"--guidance {terms.max_guidance:g}")
+    if terms.max_classifier_scale:
+        found.append(f"--classifier-scale {terms.max_classifier_scale:g}")
+    return ", ".join(found) or "-"
+
+
+def classes(count: int, names: Sequence[str]) -> str:
+    return ", ".join(names) if 0 < len(names) <= MAX_LISTED else f"0 to {count - 1}" if count else "-"
+
+
+def kind(sample_kind: str, shape: tuple[int, ...]) -> str:
+    return f"{sample_kind} {'x'.join(map(str, shape))}"
+
+
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?(e[+-]?[0-9]{1,2})?")
+_NAMES = frozenset({"job", "model", "incident", "asked", "served", "found"})
+"""Facts that name something, also where that has digits alone."""
+
+
+@group()
+def job() -> None:
+    """Submit, watch, fetch, cancel and delete jobs.
+
+    A job runs at the source node: it continues if this machine is switched off, and its results are kept there until
+    they are fetched or expire.
+    """
+
+
+@job.command(epilog="\b\nExample:\n  ddib job submit points.npy --to south.example/checkerboards --out out")
+@options.FILES
+@options.TARGET
+@click.option(
+    "--out",
+    "out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder where the results will be fetched to; the files' names are kept there.",
+)
+@options.TARGET_CLASS
+@options.SOURCE_CLASS
+@options.with_options(options.GUIDING)
+@options.with_options(options.PAIRING)
+@options.CYCLE
+@options.with_options(options.SOLVING)
+@options.KEEP_LATENTS
+@options.NO_CALIBRATION
+@options.DEADLINE
+@options.QUIET
+@options.FORMAT
+@options.PROFILE
+def submit(
+    files: tuple[Path, ...],
+    target: str,
+    out: Path | None,
+    pairs: str | None,
+    labels: Path | None,
+    limit: int | None,
+    quiet: bool,
+    output_format: str,
+    profile_path: Path | None,
+    **asked: Any,
+) -> None:
+    """Submit FILES to the source node as a job and return at once."""
+    order, profile = order_of(target, asked), Profile.load(profile_path)
+
+    def ask() -> Domains:
+        with open_client(profile) as client:
+            return client.domains()
+
+    chosen = choose(files, ask, target, pairs=pairs, labels=labels, limit=limit, out=out)
+    items = _payloads(chosen, target, out, profile_path)
+    with open_client(profile) as client:
+        submitted, _ = submit_order(client, chosen, items, order, out)
+    if quiet:
+        print_ids([submitted.job_id])
+        return
+    print_submitted([submitted], target, out, output_format, profile_path)
+
+
+def _payloads(chosen: Chosen, target: str, out: Path | None, profile: Path | None) -> list[Payload]:
+    """The files of a job, read."""
+    try:
+        return payloads(chosen.paths)
+    except InputError as error:
+        if "format" in error.facts:
+            words = ["ddib", "translate", str(chosen.paths[int(error.facts["item"])]), "--to", target]
+            words += ["--out", str(out or "DIR"), *(["--profile", str(profile)] if profile else [])]
+            error.hint = f"to send pixels alone:\n{shlex.join(words)}"
+        raise
+
+
+@job.command("list")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most this many."
+)
+@options.QUIET
+@options.FORMAT
+@options.PROFILE
+def list_(limit: int, quiet: bool, output_format: str, profile_path: Path | None) -> None:
+    """List this client's jobs, newest first, and how many of their items are done.
+
+    The first characters of a job's id are enough wherever a command takes a JOB.
+    """
+    with open_client(profile_path) as client:
+        jobs = client.list(limit)
+    if quiet:
+        print_ids([each.job_id for each in jobs], output_format)
+        return
+    if output_format == "json":
+        print_json([job_values(each) for each in jobs])
+        return
+    if not jobs:
+        say("no jobs", err=True)
+        return
+    rows = [[j.job_id, j.state.lower(), _done(j), j.target, when(j.created)] for j in jobs]
+    print_table("", ["!job", "state", ">items", "to", "!created"], rows)
+
+
+def _done(view: JobView) -> str:
+    return f"{view.items_done}/{view.item_count}" if view.item_count else "-"
+
+
+def job_values(view: JobView) -> dict[str, object]:
+    """A job as JSON values: its times in ISO 8601, the numbers among the facts of a failure as numbers."""
+    times = {name: moment(getattr(view, name)) for name in ("created", "finished", "expires")}
+    values = {**figures(view), **times}
+    for told in (values, *values["items"]):
+        if told["failure"] is not None:
+            told["failure"]["facts"] = {
+                key: _value(key, text) for key, text in told["failure"]["facts"].items()
+            }
+    return values
+
+
+def _value(key: str, text: str) -> int | float | str:
+    if key in _NAMES or not _NUMBER.fullmatch(text):
+        return text
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
+
+
+@job.command()
+@options.JOB_ID
+@options.FORMAT
+@options.PROFILE
+def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
+    """Show a job, its items, and why it failed, if it did."""
+    with open_client(profile_path) as client:
+        view = client.get(job_named(client, job_id))
+    if output_format == "json":
+        print_json(job_values(view))
+        return
+    _show_job(view)
+
+
+def _show_job(view: JobView) -> None:
+    settings = view.settings
+    say(f"job      {view.job_id}  {view.state.lower()}")
+    whose = f", class {view.target_class}" if view.target_class else ""
+    say(f"to       {view.target}{whose}{guided(view.guidance)}")
+    asked = {
+        f"encoder {settings.encoder}": settings.encoder != "ode",
+        "cycle": view.cycle,
+        "latent kept": view.keep_latent,
+        "no calibration": view.no_calibration,
+    }
+    say(
+        f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
+        f"grid {settings.grid}{''.join(f', {what}' for what, there in asked.items() if there)}"
+    )
+    say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
+    if view.failure is not None:
+        what = "failed " if view.state.ended else "waits  "
+        say(f"{what}  {_told(view.failure)}")
+    rows = [
+        [
+            str(i.index),
+            i.state.lower(),
+            size(i.size_bytes),
+            _told(i.failure) if i.failure else "",
+        ]
+        for i in view.items
+    ]
+    print_table("", [">item", "state", ">size", "failure"], rows)
+
+
+def _told(failure: Failure) -> str:
+    return f"{failure.text} ({failure.reason}){f' at {failure.institution}' if failure.institution else ''}"
+
+
+def guided(guidance: Guidance) -> str:
+    """How a job is guided, after a comma; empty for not at all."""
+    scales = (("guidance", guidance.scale), ("classifier scale", guidance.classifier_scale))
+    said = [f"{name} {scale:g}" for name, scale in scales if scale is not None]
+    return "".join(f", {each}" for each in [*said, *(["clipped"] if guidance.clip else [])])
+
+
+@job.command()
+@options.JOB_ID
+@click.option("--after", type=click.IntRange(0), default=0, help="Only events after this sequence number.")
+@options.FORMAT
+@options.PROFILE
+def watch(job_id: str, after: int, output_format: str, profile_path: Path | None) -> None:
+    """Watch a job until it has ended; ends non-zero when the job failed.
+
+    With --format json each event is one line.
+    """
+    as_json = output_format == "json"
+    with (
+        JobProgress(show=not as_json) as progress,
+        open_client(profile_path, on_wait=progress.wait) as client,
+        explaining_interruption(client, job_id := job_named(client, job_id)),
+    ):
+        on_event = progress.watching(client, job_id)
+        for event in client.watch(job_id, after):
+            if as_json:
+                say(json.dumps(plain(event)))
+            on_event(event)
+        view = client.get(job_id)
+    if not as_json:
+        say(f"job {job_id} is {view.state.lower()}")
+    require_finished(view, client.hop)
+
+
+@job.command()
+@options.JOB_ID
+@options.OUT_RESULTS
+@options.FORCE
+@options.DOUBTFUL
+@options.CREDENTIALS
+@options.FORMAT
+@options.PROFILE
+def fetch(
+    job_id: str,
+    out: Path,
+    force: bool,
+    doubtful_below: float,
+    credentials: tuple[Path, Path] | None,
+    output_format: str,
+    profile_path: Path | None,
+) -> None:
+    """Fetch the results of a job that are ready.
+
+    They are written, acknowledged, and then removed at the node, so that a result is fetched to one folder. Names come
+    from the folder that the job was submitted for; otherwise items are named item-0000 and so on.
+    """
+    signer = load_credentials(credentials)
+    with (
+        open_client(profile_path) as client,
+        explaining_interruption(client, job_id := job_named(client, job_id), out),
+        locked(out),
+    ):
+        if signer is not None:
+            refuse_points(client)
+        view = client.get(job_id)
+        if not view.cycle:
+            options.refuse_idle(
+                ("doubtful_below",), "is a bound on round trips, and the job has none", hint="leave it out"
+            )
+        names = JobFile.load(out, view.request_id)
+        inputs = names.inputs if names else ()
+        delivered = list(
+            deliver(
+                client,
+                job_id,
+                client.fetch(job_id),
+                out,
+                inputs,
+                force=force,
+                doubtful_below=doubtful_below,
+                credentials=signer,
+            )
+        )
+        view = client.get(job_id)
+        open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
+        if names is not None and view.state.ended and not open_items:
+            names.remove(out)
+    report(view, delivered, out, output_format, doubtful_below=doubtful_below)
+    if not view.state.ended:
+        raise StateConflict(
+            f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",
+            hint=f"ddib job watch {shlex.quote(job_id)}\n"
+            f"ddib job fetch {shlex.quote(job_id)} --out {shlex.quote(str(out))}",
+            hop=client.hop,
+        )
+    require_finished(view, client.hop)
+    here, total = records_of(job_id, out), sum(i.state is ItemState.DELIVERED for i in view.items)
+    if here < total:
+        again = f"ddib translate FILES --to {shlex.quote(view.target)} --out {shlex.quote(str(out))}"
+        raise ItemNotFound(
+            f"{total - here} of {total} results of job {job_id} were fetched before, not to {out}, and the node then "
+            "removed them",
+            hint=f"grep -rl --include='*.json' {shlex.quote(job_id)} ~  # finds their records; or again: {again}",
+            hop=client.hop,
+        )
+
+
+@job.command()
+@options.JOB_ID
+@options.FORMAT
+@options.PROFILE
+def cancel(job_id: str, output_format: str, profile_path: Path | None) -> None:
+    """Stop a job at its next step. Finished items can still be fetched."""
+    with open_client(profile_path) as client:
+        job_id = job_named(client, job_id)
+        state = client.cancel(job_id)
+    if output_format == "json":
+        print_json({"job_id": job_id, "state": state})
+    else:
+        say(f"job {job_id} is {state.lower()}")
+
+
+@job.command()
+@options.JOB_ID
+@options.FORMAT
+@options.PROFILE
+def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
+    """Remove an ended job and all its data at the node."""
+    with open_client(profile_path) as client:
+        job_id = job_named(client, job_id)
+        client.delete(job_id)
+    if output_format == "json":
+        print_json({"job_id": job_id, "deleted": True})
+    else:
+        say(f"job {job_id} is deleted")
+
+
+def when(unix_s: float) -> str:
+    """A time for people, in the machine's own zone; `-` when there is none, or none that a calendar has."""
+    try:
+        return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M") if unix_s else "-"
+    except (OverflowError, OSError, ValueError):  # the last hours of the year 9999, east of Greenwich
+        return "-"

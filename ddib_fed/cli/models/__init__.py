@@ -1,1 +1,0 @@
-"""Commands that need no node: models, translations in one process, evaluation."""

@@ -1,1 +1,0 @@
-"""`ddib audit`: reads, follows, exports and verifies the node's audit log."""

@@ -1,0 +1,361 @@
+"""`ddib peer` and `ddib pair`: the peers that this node exchanges latents with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.help import command, group, say_next, with_config
+from ddib_fed.cli.output import outcome, print_ids, print_json, print_table
+from ddib_fed.errors import DdibError, PeerUnreachable, UsageError
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.security.peers import PeerStore
+    from ddib_fed.v1 import decoding_pb2
+
+INSTITUTION = click.argument("institution")
+REPLACE = click.option(
+    "--replace", is_flag=True, help="Replace the entry: a new root, name or address of a peer."
+)
+UNCONSTRAINED = click.option(
+    "--unconstrained-root", is_flag=True, help="Accept a root without name constraints."
+)
+
+
+def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
+    from ddib_fed.node.admitting import peer_store
+    from ddib_fed.node.config import NodeConfig
+
+    config = NodeConfig.load(config_path)
+    return config, peer_store(config)
+
+
+@group()
+def peer() -> None:
+    """Export this node's peer file; add, list, test, suspend, resume and remove peers."""
+
+
+@peer.command(epilog="\b\nExample:\n  ddib peer export --out north.peer")
+@options.CONFIG
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: INSTITUTION.peer"
+)
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+@options.OUTCOME
+def export(config_path: Path, out: Path | None, force: bool) -> None:
+    """Write the file that another institution adds, and show the fingerprint to read out to it.
+
+    It contains no secret: the root's certificate, this node's name and its address.
+    """
+    from ddib_fed.node.admitting import export_peer
+    from ddib_fed.node.config import NodeConfig
+
+    config = NodeConfig.load(config_path)
+    path = out or Path(f"{config.node.institution}.peer")
+    own = export_peer(config, path, force=force)
+    say(f"wrote {path}: {own.identity} at {own.address}")
+    for text in own.fingerprints:
+        say(f"fingerprint  {text}")
+    if config.not_dialled:
+        say(f"warning: {config.not_dialled}; correct {config_path} and export again", err=True)
+    say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
+    outcome(
+        written=path,
+        identity=own.identity.uri,
+        address=own.address,
+        fingerprints=own.fingerprints,
+        warning=config.not_dialled or None,
+    )
+
+
+@peer.command(epilog="\b\nExample:\n  ddib peer add south.peer --fingerprint SHA256:12:34:...")
+@options.CONFIG
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--fingerprint",
+    "fingerprints",
+    multiple=True,
+    metavar="SHA256:...",
+    help="The fingerprint read out by the other operator; without it, a terminal shows it and asks.",
+)
+@REPLACE
+@UNCONSTRAINED
+@options.OUTCOME
+def add(
+    config_path: Path, file: Path, fingerprints: tuple[str, ...], replace: bool, unconstrained_root: bool
+) -> None:
+    """Admit another institution's node, after comparing its root's fingerprint with the one read out."""
+    from ddib_fed.node.admitting import admit
+    from ddib_fed.node.config import NodeConfig
+
+    other = admit(
+        NodeConfig.load(config_path),
+        file,
+        fingerprints,
+        replace=replace,
+        unconstrained_root=unconstrained_root,
+    )
+    say(f"admitted {other.identity} at {other.address}")
+    say(f"next: ddib peer test {other.institution}{with_config(config_path)}")
+    outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)
+
+
+@peer.command(name="list")
+@options.CONFIG
+@options.QUIET
+@options.FORMAT
+def list_(config_path: Path, quiet: bool, output_format: str) -> None:
+    """List the peers that are admitted here."""
+    _config, store = _open(config_path)
+    peers, suspended = store.list(), store.snapshot().suspended
+    if quiet:
+        print_ids([entry.institution for entry in peers], output_format)
+        return
+    if output_format == "json":
+        print_json(
+            [
+                {
+                    "institution": entry.institution,
+                    "identity": entry.identity.uri,
+                    "address": entry.address,
+                    "fingerprints": entry.fingerprints,
+                    "suspended": suspended.get(entry.institution, ""),
+                }
+                for entry in peers
+            ]
+        )
+    elif peers:
+        rows = [
+            [
+                entry.institution,
+                "suspended" if entry.institution in suspended else "admitted",
+                entry.address,
+                entry.identity.uri,
+                entry.fingerprint,
+            ]
+            for entry in peers
+        ]
+        print_table("", ["peer", "state", "address", "identity", "root"], rows)
+        for name, why in sorted(suspended.items()):
+            say(f"{name} is suspended {why}")
+    else:
+        say("no peers yet: ddib peer add FILE")
+    if store.problem:
+        say(f"not admitted: {store.problem}", err=True)
+
+
+@peer.command()
+@options.CONFIG
+@options.FORMAT
+@INSTITUTION
+def test(config_path: Path, output_format: str, institution: str) -> None:
+    """Connect to a peer, and name the cause if that fails."""
+    from ddib_fed.protocol.details import described
+    from ddib_fed.security.diagnosis import diagnose
+    from ddib_fed.security.pki import certificate_pem
+
+    config, store = _open(config_path)
+    entry = store.get(institution)
+    finding = diagnose(
+        entry.address,
+        server_name=entry.identity.dns_name,
+        pki_folder=config.paths.pki,
+        roots_pem=certificate_pem(*entry.roots),
+        proxy=config.proxy,
+        asks_environment=True,
+    )
+    if not finding.ok:
+        raise finding.as_error(f"target {institution}")
+    side, clock = _describe(config, store, institution)
+    if output_format == "json":
+        decoding = None
+        if side is not None:
+            decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
+        found = {
+            "institution": institution,
+            "connection": finding.text,
+            "decoding": decoding,
+            "clock_s": clock,
+        }
+        print_json(found)
+        return
+    say(f"connection   {finding.text}")
+    what = "none: it is a source node only"
+    if side is not None:
+        what = f"{side.domain[:100]!a}, samples of shape {list(side.sample_shape)[:5]}"
+    say(f"decoding     {what}")
+    if clock is not None:
+        say(f"clock        that node's is {described(clock)}")
+
+
+def _describe(
+    config: NodeConfig, store: PeerStore, institution: str
+) -> tuple[decoding_pb2.ContractSide | None, float | None]:
+    """The domain that the peer decodes to, None for a peer that is only a source; how far its clock is ahead in s."""
+    import grpc
+
+    from ddib_fed.protocol.contract import PROTOCOL
+    from ddib_fed.protocol.details import failure_of_peer, status_of
+    from ddib_fed.security.tls import PeerChannels
+    from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
+
+    channels = PeerChannels(config.paths.pki, store, proxy=config.proxy)
+    try:
+        channel = channels.get(institution)
+        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
+        answer = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10)
+    except grpc.RpcError as error:
+        if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
+            return None, None
+        raise _explained(failure_of_peer(error, f"target {institution}"), config) from error
+    else:
+        return answer.side, channel.clock_s
+    finally:
+        channels.close()
+
+
+def _explained(error: DdibError, config: NodeConfig) -> DdibError:
+    if error.reason == "PEER_UNKNOWN":
+        error.hint = (
+            f"TLS knows our root, but that node has not admitted {config.node.name}: "
+            "ddib peer export here, ddib peer add there"
+        )
+    elif isinstance(error, PeerUnreachable):  # whose hint would be this command
+        error.hint = (
+            "the handshake succeeded but the call failed: repeat the command, then check that node's log"
+        )
+    return error
+
+
+@peer.command()
+@options.CONFIG
+@INSTITUTION
+@click.option("--reason", default="", metavar="TEXT", help="Why, one line; shown by `ddib peer list` here.")
+@options.OUTCOME
+def suspend(config_path: Path, institution: str, reason: str) -> None:
+    """Refuse a peer, and send it nothing, until `ddib peer resume`; running calls with it end within a second.
+
+    It stays admitted, and stays suspended over restarts. Jobs for it that were accepted wait; new ones are refused.
+    """
+    from ddib_fed.security.audit import note
+
+    config, store = _open(config_path)
+    changed = store.suspend(
+        institution,
+        reason=reason,
+        before=lambda: note(config.paths.audit, "peer_suspended", peer=institution, reason=reason),
+    )
+    say(f"{institution} is suspended" if changed else f"{institution} was suspended already")
+    running = _apply(config, "running calls with it are ended")
+    outcome(institution=institution, suspended=True, changed=changed, node_running=running)
+
+
+@peer.command()
+@options.CONFIG
+@INSTITUTION
+@options.OUTCOME
+def resume(config_path: Path, institution: str) -> None:
+    """Admit a suspended peer again, and call it again: jobs that waited for it continue."""
+    from ddib_fed.security.audit import note
+
+    config, store = _open(config_path)
+    if not store.resume(
+        institution, before=lambda: note(config.paths.audit, "peer_resumed", peer=institution)
+    ):
+        say(f"{institution} was not suspended: nothing is changed")
+        outcome(institution=institution, suspended=False, changed=False, node_running=None)
+        return
+    say(f"{institution} is resumed")
+    running = _apply(config, "it is admitted again; jobs that waited for it continue within half a minute")
+    outcome(institution=institution, suspended=False, changed=True, node_running=running)
+
+
+@peer.command()
+@options.CONFIG
+@INSTITUTION
+@options.OUTCOME
+def remove(config_path: Path, institution: str) -> None:
+    """Remove a peer: it is refused from now on, and running calls with it end within a second."""
+    from ddib_fed.security.audit import note
+
+    config, store = _open(config_path)
+    store.remove(institution, before=lambda: note(config.paths.audit, "peer_removed", peer=institution))
+    say(f"removed {institution}")
+    running = _apply(config, "it is refused from now on, and running calls with it are ended")
+    outcome(removed=institution, node_running=running)
+
+
+def _apply(config: NodeConfig, done: str) -> bool:
+    """Apply the change in the running node, if one runs, and say so; a stopped node applies it when it starts."""
+    from ddib_fed.node.admin import AdminClient
+
+    running = AdminClient(config).reload_if_running() is not None
+    say(
+        f"the running node has applied it: {done}"
+        if running
+        else "no node runs on this state folder now; it is applied when one starts"
+    )
+    return running
+
+
+@command(
+    epilog="\b\nExamples:\n  ddib pair --listen\n  ddib pair west.example:7444 482-173-063   (on the other side)"
+)
+@options.CONFIG
+@click.argument("address", required=False, metavar="HOST:PORT")
+@click.argument("code", required=False)
+@click.option("--listen", "listens", is_flag=True, help="Show a code, and wait for the other side.")
+@click.option(
+    "--at",
+    metavar="HOST:PORT",
+    help="With --listen: address to bind; default: node.listen, which must be free.",
+)
+@click.option("--expect", metavar="INSTITUTION", help="Admit only this institution.")
+@REPLACE
+@UNCONSTRAINED
+@options.OUTCOME
+def pair(
+    config_path: Path,
+    address: str | None,
+    code: str | None,
+    listens: bool,
+    at: str | None,
+    expect: str | None,
+    replace: bool,
+    unconstrained_root: bool,
+) -> None:
+    """Admit another institution's node, and be admitted there, with a code read out by telephone.
+
+    One side runs `ddib pair --listen`, which shows an address and a code; the other `ddib pair HOST:PORT CODE`. The two
+    commands exchange the peer files over a connection that the code protects. A code is valid for one try within 5
+    minutes: somebody between the two sides can guess once, with a chance of one in 100 million. Both sides show whom
+    they admitted, and both fingerprints. Read the code out to somebody whose voice you know.
+    """
+    from ddib_fed.node.admitting import PairOptions, pair_dialling, pair_listening
+    from ddib_fed.node.config import NodeConfig
+
+    if listens == (address is not None):
+        raise UsageError("give --listen, or the address and the code that the other side shows")
+    if address is not None and code is None:
+        raise UsageError("the code is missing", hint=f"ddib pair {address} CODE, as the other side shows it")
+    if at is not None and not listens:
+        raise UsageError("--at is for --listen")
+    config = NodeConfig.load(config_path)
+    settings = PairOptions(expect, replace=replace, unconstrained_root=unconstrained_root)
+    if address is None or code is None:
+        paired = pair_listening(config, at=at, options=settings)
+    else:
+        paired = pair_dialling(config, address, code, options=settings)
+    other, more = paired.other, with_config(config_path)
+    say_next(
+        [
+            (f"{config.command} serve{more}", "unless it runs already"),
+            (f"ddib peer test {other.institution}{more}", "once the other node serves too"),
+        ]
+    )
+    outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)

@@ -1,0 +1,354 @@
+"""A progress bar of a job's events; without a terminal a line now and then, with the job's id first."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+import click
+
+from ddib_fed.cli.delivery import Delivered, Input, suggest_target
+from ddib_fed.client.client import Client
+from ddib_fed.client.connection import PATIENCE_S, OnWait
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import Cancelled, DdibError, DomainNotFound, ExhaustedError, PeerNotFound, QuotaSpent
+from ddib_fed.protocol.messages import Event
+from ddib_fed.terminal import bar, drawing, say
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from ddib_fed.client.views import JobView
+
+
+STAGES = {
+    "encode": "encoding",
+    "send": "sending",
+    "decode": "decoding at the target",
+    "return": "returning",
+    "done": "done",
+    "failed": "failed",
+    "wait": "waiting for the target",
+}
+
+
+SAID_EVERY_S = 30.0
+"""How often a line is written without a terminal: a log of a day has 3,000."""
+
+
+class JobProgress:
+    """Two bars: items of the job, and steps of the item that moved last; or lines. A context manager."""
+
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        *,
+        show: bool = True,
+        total: int = 0,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._names = names
+        self._draws = show and sys.stderr.isatty()
+        self._says = show and not self._draws
+        self._progress = drawing("{task.description:<32}", transient=True, disable=not self._draws)
+        self._items: TaskID | None = None
+        self._steps: TaskID | None = None
+        self._waits = 0
+        self._total, self._done = total, done
+        self._clock = clock
+        self._said = clock()
+        self._job_id = ""
+        self._counts = ""
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        self._items = self._progress.add_task("items", total=self._total or len(self._names) or None)
+        self._steps = self._progress.add_task("waiting for the node", total=None)
+        self._progress.update(self._items, completed=self._done)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    @property
+    def done(self) -> int:
+        return self._done
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line)
+
+    def whole(self, total: int, done: int) -> None:
+        """Set how many files the command translates, and how many of them are on the disk already."""
+        self._total, self._done = total, done
+        if self._items is not None:
+            self._progress.update(self._items, total=total, completed=done)
+
+    def begin(self, job_id: str, names: Sequence[str]) -> None:
+        self._job_id, self._names = job_id, names
+
+    @property
+    def stopped(self) -> bool:
+        return False
+
+    def written(self, given: Input, result: Delivered) -> None:
+        """Count a result that is on the disk."""
+        del given, result
+        self._done += 1
+        if self._total and self._items is not None:
+            self._progress.update(self._items, completed=self._done)
+
+    def submitted(self, job_id: str, items: int) -> None:
+        if self._says:
+            say(f"job {job_id}: submitted, {items:,} item{'s' * (items != 1)}", err=True)
+
+    def ended(self, job_id: str, state: str) -> None:
+        """Without a terminal: say that a job has ended, when its results are written."""
+        if self._says:
+            said = f"job {job_id}: {state}; {self._done:,} of {self._total:,} files written"
+            say(said, err=True)
+
+    def event(self, event: Event) -> None:
+        """Show an event."""
+        self._waits = 0
+        self._say_event(event)
+        if self._items is None or self._steps is None:
+            return
+        if not self._total:
+            self._progress.update(self._items, completed=event.items_done, total=event.items or None)
+        if event.stage:
+            name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
+            what = STAGES.get(event.stage, event.stage)
+            self._progress.update(
+                self._steps,
+                description=f"{name}: {what}"[:60],
+                completed=event.step,
+                total=event.steps or None,
+            )
+
+    def _say_event(self, event: Event) -> None:
+        """Without a terminal: the job and how far it is, from time to time, and when it has ended."""
+        now = self._clock()
+        last = event.state.ended and not self._total
+        if not self._says or not (last or now - self._said >= SAID_EVERY_S):
+            return
+        self._said = now
+        counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"
+        if self._total:
+            counts += f"; {self._done:,} of {self._total:,} files written"
+        state = event.state.lower()
+        line = f"job {self._job_id}: {state}, {counts}" if self._job_id else f"{state}, {counts}"
+        if line != self._counts:
+            self._counts = line
+            say(line, err=True)
+
+    def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
+        """`event` for one job, which says once what is left of a quota that the job waits for, and until when."""
+        said = False
+        self._job_id = job_id
+
+        def on_event(event: Event) -> None:
+            nonlocal said
+            self.event(event)
+            if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
+                said = True
+                self.say(quota_line(client.get(job_id)))
+
+        return on_event
+
+    def wait(self, error: DdibError, delay_s: float) -> None:
+        """Report once per outage that the node is away, from the second try on, or that it is busy, at once."""
+        self._waits += 1
+        busy = isinstance(error, ExhaustedError)
+        if self._waits == (1 if busy else 2):
+            self.say(waiting_line(error, delay_s))
+        if self._steps is not None:
+            what = "node is busy" if busy else "node is away"
+            self._progress.update(self._steps, description=f"{what}, again in {delay_s:.0f} s", total=None)
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many files are done, called with (done, total): a bar, or now and then a line."""
+    if sys.stderr.isatty():
+        with bar(what) as show:
+            yield lambda done, total: show(done, total, "")
+        return
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= SAID_EVERY_S:
+            said = now
+            say(f"{what}: {done:,} of {total:,}", err=True)
+
+    yield tell
+
+
+def waiting_line(error: DdibError, delay_s: float) -> str:
+    again = f"trying again in {delay_s:.1f} s" if isinstance(error, ExhaustedError) else "trying again"
+    return f"{error.hop or 'the node'}: {error.detail}; {again}"
+
+
+def quota_line(job: JobView) -> str:
+    """The message about a job that waits for a quota of its target."""
+    facts = job.failure.facts if job.failure is not None else {}
+    said = ", ".join(
+        f"{name} {facts[name]}" for name in ("quota", "limit", "left", "asked", "renews") if name in facts
+    )
+    return f"target {job.target}: {QuotaSpent.sentence} ({said}); the job waits there for more"
+
+
+class SayOnce:
+    """Prints to stderr, once, that a call waits for its node; for commands without a progress bar."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, error: DdibError, delay_s: float) -> None:
+        if not self._said:
+            say(waiting_line(error, delay_s), err=True)
+        self._said = True
+
+
+@contextlib.contextmanager
+def open_client(
+    profile: Profile | Path | None,
+    *,
+    on_wait: OnWait | None = None,
+    patience_s: float = PATIENCE_S,
+    client: Client | None = None,
+) -> Iterator[Client]:
+    """A client for one command; or the given one."""
+    if client is None:
+        found = profile if isinstance(profile, Profile) else Profile.load(profile)
+        client = Client(found, patience_s=patience_s, on_wait=on_wait or SayOnce())
+    with client, _interruptible(client):
+        try:
+            yield client
+        except (DomainNotFound, PeerNotFound) as error:
+            context = click.get_current_context(silent=True)
+            if context is not None and context.params.get("target"):
+                suggest_target(error, client, str(context.params["target"]))
+            raise
+
+
+@contextlib.contextmanager
+def _interruptible(client: Client) -> Iterator[None]:
+    """Within this context the first Ctrl-C, or SIGTERM of a batch system, ends the client's calls."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(number, before[signal.Signals(number)])
+        threading.Thread(target=client.abort, daemon=True).start()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except DdibError as error:
+        if client.aborted and not error.hint:
+            raise Cancelled(
+                "interrupted", hop=client.hop, hint="ddib job list" if client.keeps_jobs else ""
+            ) from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def explaining_interruption(client: Client, job_id: str, out: Path | None = None) -> Iterator[None]:
+    """Turn Ctrl-C into an error that says the job continues, with the commands to watch, fetch or cancel it."""
+    try:
+        yield
+    except DdibError as error:
+        if not (client.aborted and client.keeps_jobs):
+            raise
+        # The id comes from the node, and these lines are meant to be pasted.
+        job, more = shlex.quote(job_id), f" --profile {shlex.quote(str(client.profile.path))}"
+        raise Cancelled(
+            f"interrupted; job {job_id} continues at the source node",
+            hint=f"ddib job watch {job}{more}\n"
+            f"ddib job fetch {job} --out {shlex.quote(str(out or 'DIR'))}{more}\n"
+            f"to stop it:\nddib job cancel {job}{more}",
+            hop=client.hop,
+        ) from error
+
+
+class Progress(Protocol):
+    """Told how the jobs of one translation go, in the thread that runs it."""
+
+    @property
+    def done(self) -> int:
+        """How many results are on the disk."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no further job is to be submitted."""
+
+    def say(self, line: str) -> None:
+        """Show a sentence."""
+
+    def whole(self, total: int, done: int) -> None:
+        """So many files are translated, and so many of them are on the disk already."""
+
+    def submitted(self, job_id: str, items: int) -> None:
+        """The node has accepted a job."""
+
+    def begin(self, job_id: str, names: Sequence[str]) -> None:
+        """From now on events are of this job, whose items have these names."""
+
+    def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
+        """The function that receives the events of a job."""
+
+    def written(self, given: Input, result: Delivered) -> None:
+        """A result is on the disk."""
+
+    def ended(self, job_id: str, state: str) -> None:
+        """A job has ended, and its results are written."""
+
+
+class Display(Protocol):
+    """Opens what a translation needs, and shows it."""
+
+    def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """What is called with (done, total) while files are read."""
+
+    def opened(self, profile: Profile) -> AbstractContextManager[tuple[Client, Progress]]:
+        """A client of the source node, and the display of its jobs' progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """Bars, or lines now and then; Ctrl-C ends the client's calls. A `Display`; by default of the profile's client."""
+
+    client: Client | None = None
+
+    def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        return counted(what)
+
+    @contextmanager
+    def opened(self, profile: Profile) -> Iterator[tuple[Client, Progress]]:
+        with (
+            JobProgress() as progress,
+            open_client(profile, on_wait=progress.wait, client=self.client) as client,
+        ):
+            yield client, progress
+
+
+TERMINAL: Final = Terminal()

@@ -1,0 +1,340 @@
+"""A rehearsal (`ddib try`): two folders are checked, trained on, translated both ways and evaluated.
+
+out/a, out/b                   the two models, as `train` writes them
+out/a-to-b, out/b-to-a         held-out pictures there and back, as `ddib translate` writes them
+out/index.html                 one page, written last
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddib_fed.calibration.record import Calibration
+from ddib_fed.cli.delivery import Input
+from ddib_fed.cli.folder_report import SHEET
+from ddib_fed.cli.folder_run import Manner, translate_files
+from ddib_fed.cli.folder_state import Order, Outcome
+from ddib_fed.cli.inputs import Chosen
+from ddib_fed.cli.progress import JobProgress, Progress, counted, open_client
+from ddib_fed.client.client import Client
+from ddib_fed.client.in_process import Here, InProcess
+from ddib_fed.client.profile import Profile
+from ddib_fed.data import folder as folders
+from ddib_fed.data.fitting import PictureRule, to_array
+from ddib_fed.data.folder import Entry, Folder, require_outside
+from ddib_fed.data.pictures import read_fitted, read_image
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, fitted_line
+from ddib_fed.errors import ExtraMissing, PictureMisfit, UsageError
+from ddib_fed.evaluation.judgement import Domain, Figures, judge
+from ddib_fed.evaluation.metrics import Pictures, picture_rule, whiteness
+from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
+from ddib_fed.evaluation.samples import in_numbers
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.names import names_apart
+from ddib_fed.processes import require_alone
+from ddib_fed.protocol.messages import Event, Settings
+from ddib_fed.training import report as record
+from ddib_fed.training.config import TrainConfig
+from ddib_fed.training.run import train
+from ddib_fed.training.run_folder import RUN_FOLDER
+from ddib_fed.training.sources import name_of
+
+# Of the time that is given, this goes to training; the rest to looking, translating and judging.
+TRAINING_SHARE = 0.9
+DOMAIN_PICTURES = 1000
+PAGE = "index.html"
+OnProgress = Callable[[str, int, int, str], None]
+"""Told (what is being done, done, in all, remark)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What is to be rehearsed."""
+
+    a: Path
+    b: Path
+    out: Path
+    config: TrainConfig
+    time_s: float | None = None
+    test_a: Path | None = None
+    test_b: Path | None = None
+    pictures: int = 64
+    evaluations: int = 48
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One scanned folder."""
+
+    letter: str
+    folder: Folder
+    lines: tuple[str, ...]
+    train: tuple[Entry, ...]
+    held_root: Path
+    held_out: tuple[Entry, ...]
+    name: str
+
+
+def rehearse(
+    wanted: Rehearsal,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Path:
+    """Do what of a rehearsal is not done, and write its page."""
+    require_alone("a rehearsal")
+    tell, show = say or _silent, on_progress or _unseen
+    for folder in (wanted.a, wanted.b, wanted.test_a, wanted.test_b):
+        if folder is not None:
+            require_outside(wanted.out, folder)
+    a = _look("a", wanted.a, wanted.test_a, wanted, show)
+    b = _look("b", wanted.b, wanted.test_b, wanted, show)
+    shared = [f"{mine} and {theirs}" for mine, theirs in folders.shared(a.folder.entries, b.folder.entries)]
+    for side in (a, b):
+        for line in side.lines:
+            tell(f"{side.name}: {line}")
+    if shared:
+        tell(f"{len(shared)} pictures are in both folders; the first: {shared[0]}")
+    config = wanted.config.model_copy(update={"channels": wanted.config.channels or _channels(a, b)})
+    models = [_train(side, (a, b), config, wanted, show, tell, force=force) for side in (a, b)]
+    ways = (
+        _translate(_fitting(a, models[0], tell), b, (models[0], models[1]), config, wanted, show),
+        _translate(_fitting(b, models[1], tell), a, (models[1], models[0]), config, wanted, show),
+    )
+    found = [_found(side, model, wanted.out) for side, model in zip((a, b), models, strict=True)]
+    write_rehearsal(wanted.out / PAGE, (found[0], found[1]), ways, shared)
+    return wanted.out / PAGE
+
+
+def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: OnProgress) -> _Side:
+    skip, check = wanted.config.skip_bad, folders.range_check(wanted.config.range)
+    folder = folders.scan(
+        path,
+        skip_bad=skip,
+        check=check,
+        progress=lambda done, total: show("looking", done, total, str(path)),
+    )
+    train, held_out = folders.split(folder.entries, wanted.config.held_out)
+    lines = folders.survey(folder).lines()
+    lines += [f"{bad}: {reason}" for bad, reason in folder.bad]
+    if test is not None:
+        held_out = folders.scan(test, skip_bad=skip, check=check).entries
+    held_out = tuple(sorted(held_out, key=lambda entry: entry.digest))[: wanted.pictures]
+    return _Side(letter, folder, tuple(lines), train, test or path, held_out, name_of(path))
+
+
+def _channels(a: _Side, b: _Side) -> int:
+    coloured = [sum(e.looks.channels == 3 for e in side.folder.entries) for side in (a, b)]
+    return 3 if any(2 * n > len(s.folder.entries) for n, s in zip(coloured, (a, b), strict=True)) else 1
+
+
+def _train(
+    side: _Side,
+    both: tuple[_Side, _Side],
+    config: TrainConfig,
+    wanted: Rehearsal,
+    show: OnProgress,
+    say: Callable[[str], None],
+    *,
+    force: bool,
+) -> Bundle:
+    """The model of a side, trained or found."""
+    alike = both[0].name == both[1].name
+    time_s = None if wanted.time_s is None else TRAINING_SHARE * wanted.time_s / 2
+    config = TrainConfig.model_validate(
+        config.model_dump()
+        | {
+            "images": side.folder.root,
+            "name": f"{side.name}-{side.letter}" if alike else side.name,
+            "time_s": time_s,
+        }
+    )
+    return train(
+        config,
+        wanted.out / side.letter,
+        lambda p: show(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),
+        resume=not force,
+        force=force,
+        lengthen=not force,
+        say=lambda text: say(f"{side.name}: {text}"),
+    )
+
+
+def _fitting(side: _Side, model: Bundle, say: Callable[[str], None]) -> _Side:
+    """The side without those held-out pictures that its model does not take, which are named."""
+    rule, kept = picture_rule(model.manifest), []
+    error: PictureMisfit | None = None
+    for entry in side.held_out:
+        try:
+            read_fitted(entry.path, rule)
+        except PictureMisfit as misfit:
+            error = misfit
+            say(f"{side.name}: not translated: {misfit.detail}")
+        else:
+            kept.append(entry)
+    if error is not None and not kept:
+        raise error
+    return replace(side, held_out=tuple(kept))
+
+
+def _translate(
+    source: _Side,
+    target: _Side,
+    models: tuple[Bundle, Bundle],
+    config: TrainConfig,
+    wanted: Rehearsal,
+    show: OnProgress,
+) -> WayFound:
+    """Held-out pictures of a side there and back, and what can be said of them."""
+    out = wanted.out / f"{source.letter}-to-{target.letter}"
+    domains = models[0].manifest.domain, models[1].manifest.domain
+    title = " to ".join(domains)
+    agreed = wanted.calibration
+    if agreed is not None and domains != (agreed.source.domain, agreed.target.domain):
+        agreed = None
+    on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    device = "cuda:0" if on_gpu else "cpu"
+    own, other = (open_party(model, device, threads=config.threads) for model in models)
+    client = InProcess(own, other, Here(seed=config.seed, calibration=agreed))
+    order = Order(
+        client.target,
+        Settings(evaluations=wanted.evaluations),
+        cycle=True,
+        keep_latent=True,
+        deadline_s=None,
+        in_process=client.digest,
+    )
+    # The folder is the rehearsal's own; what is finished for these settings is not done again.
+    manner = Manner(out, force=True, skip_bad=True, doubtful_below=DOUBTFUL_BELOW)
+    names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
+    inputs = tuple(map(Input, names_apart(names), names))
+    outcome, page = translate_files(
+        client.profile,
+        Chosen(tuple(entry.path for entry in source.held_out), inputs),
+        order,
+        manner,
+        page=True,
+        display=_Display(client, functools.partial(show, f"translating {title}")),
+    )
+    refused = [*outcome.left_out, *outcome.failed]
+    if not outcome.delivered:
+        why = f"none of {len(refused)} pictures could be translated; the first, {refused[0].line()}"
+        return WayFound(title, out, {}, None, (f"Refused, as a node would refuse it: {why}",))
+    report, notes = _judge(outcome, models, target)
+    if refused:
+        notes.append(
+            f"Refused, as a node would refuse them: {len(refused)} of {len(names)} pictures; the first, "
+            f"{refused[0].line()}"
+        )
+    if fitted := fitted_line([(each.file, each.provenance) for each in outcome.delivered]):
+        notes.insert(0, f"{fitted}.")
+    if agreed is not None:
+        notes.insert(0, f"Under the {agreed.kind} calibration {agreed.sha256.hex()[:12]}.")
+    return WayFound(title, out, report, (out / SHEET).read_bytes() if page else None, tuple(notes))
+
+
+class _Display(JobProgress):
+    """Shows the network evaluations of what is integrated together. A `Display` and its `Progress`."""
+
+    def __init__(self, client: InProcess, show: Callable[[int, int, str], None]) -> None:
+        super().__init__(show=False)
+        self._client, self._show = client, show
+
+    def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        return counted(what)
+
+    @contextmanager
+    def opened(self, profile: Profile) -> Iterator[tuple[Client, Progress]]:
+        with open_client(profile, client=self._client) as client:
+            yield client, self
+
+    def say(self, line: str) -> None: ...
+
+    def event(self, event: Event) -> None:
+        if event.steps:
+            self._show(event.step, event.steps, f"{event.items_done} of {event.items} pictures")
+
+
+def _judge(outcome: Outcome, models: tuple[Bundle, Bundle], target: _Side) -> tuple[Figures, list[str]]:
+    own, theirs = (picture_rule(model.manifest) for model in models)
+    paths = {entry.given.file: entry.path for entry in outcome.entries}
+    delivered = outcome.delivered
+
+    def stack(part: Part, rule: PictureRule) -> Pictures:
+        files = [each.files[part] for each in delivered]
+        return np.stack([to_array(read_image(path), in_numbers(rule))[0] for path in files])
+
+    given: dict[str, Any] = {
+        "source": np.stack([read_fitted(paths[each.file], own).original for each in delivered]),
+        "back": stack(Part.RETURNED, own),
+        "thresholds": models[0].manifest.structure,
+    }
+    # In the files the source's fit is undone, on whatever side they are.
+    translated = stack(Part.TRANSLATION, replace(theirs, fit=own.fit))
+    domain = Domain(folders.load(target.train[:DOMAIN_PICTURES], theirs))
+    notes = []
+    try:
+        report = judge(translated, domain=domain, **given)
+    except ExtraMissing as error:
+        notes.append(f"Not measured: the distance to the target domain. {error.detail}: {error.hint}")
+        report = judge(translated, **given)
+    measured = whiteness(
+        torch.from_numpy(np.concatenate([np.load(each.files[Part.LATENT]) for each in delivered]))
+    )
+    report["latent"] = {
+        **asdict(measured.latent),
+        "noise_correlation": measured.noise.correlation,
+        "ratio": measured.ratio,
+    }
+    return report, notes
+
+
+def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
+    run_folder = out / side.letter / RUN_FOLDER
+    losses = [row.held_out for row in record.read_progress(run_folder / "progress.csv")]
+    return SideFound(
+        side.folder.root,
+        side.lines,
+        len(side.train),
+        model.manifest,
+        out / side.letter,
+        (run_folder / "loss.png").read_bytes(),
+        (run_folder / "samples.png").read_bytes(),
+        _bytes(run_folder / "held-out.png"),
+        tuple(loss for loss in losses if loss is not None),
+    )
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def sides_of(a: Path, b: Path | None) -> tuple[Path, Path, Path | None, Path | None]:
+    """(A, B, held-out A or None, held-out B or None) of two folders, or of one that is laid out as trainA, trainB."""
+    if b is not None:
+        return a, b, None, None
+    found = folders.two_sides(a)
+    if found is None:
+        raise UsageError(
+            f"{a} does not hold trainA and trainB", hint="name two folders: ddib try A/ B/ --out DIR"
+        )
+    return found.train_a, found.train_b, found.test_a, found.test_b
+
+
+def _silent(text: str) -> None:
+    del text
+
+
+def _unseen(what: str, done: int, total: int, remark: str) -> None:
+    del what, done, total, remark

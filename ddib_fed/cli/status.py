@@ -1,0 +1,185 @@
+"""`ddib status`, `reload`, `workers` and `drain`: the operator's commands, through the node's Unix socket."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.help import command, with_config
+from ddib_fed.cli.output import moment, outcome, print_json
+from ddib_fed.errors import AlreadyExists
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.v1 import admin_pb2
+
+
+def _client(config_path: Path) -> AdminClient:
+    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.node.config import NodeConfig
+
+    return AdminClient(NodeConfig.load(config_path))
+
+
+@command()
+@options.CONFIG
+@options.FORMAT
+@click.option(
+    "--leaving",
+    is_flag=False,
+    flag_value="leaving.html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="[FILE]",
+    help="Write a page instead (leaving.html): what leaves to whom, under which settings, and the measured leak.",
+)
+def status(config_path: Path, output_format: str, leaving: Path | None) -> None:
+    """Show the state of the node on this machine.
+
+    State, model, peers, calibrations, jobs, and the certificate's expiry. The page of --leaving is made from node.toml
+    and the node's files, whether the node runs or not; it holds no secret.
+    """
+    if leaving is not None:
+        options.refuse_idle(("output_format",), "is for the state", hint="leave --leaving or --format out")
+        _write_leaving(config_path, leaving)
+        return
+    answer = _client(config_path).status()
+    if output_format == "json":
+        print_json(_values(answer))
+        return
+    _show(answer, with_config(config_path))
+
+
+_TIMES = frozenset({"certificate_expires", "root_expires", "failed", "expires"})
+"""Fields of the answer that are Unix times."""
+
+
+def _values(message: Message) -> dict[str, Any]:
+    """A message as JSON values: its fields with all their numbers as numbers, and times in ISO 8601."""
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            found[field.name] = dict(value)
+        elif field.message_type is not None and field.is_repeated:
+            found[field.name] = [_values(each) for each in value]
+        elif field.message_type is not None:
+            found[field.name] = _values(value) if message.HasField(field.name) else None
+        elif field.name in _TIMES:
+            found[field.name] = moment(value)
+        else:
+            found[field.name] = list(value) if field.is_repeated else value
+    return found
+
+
+def _write_leaving(config_path: Path, path: Path) -> None:
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.leaving import Leaving
+
+    found = Leaving.of(NodeConfig.load(config_path))
+    try:
+        found.write(path)
+    except AlreadyExists as error:
+        error.hint = "another name for --leaving"
+        raise
+    say(f"wrote {path}")
+    for problem in found.problems:
+        say(f"warning: {problem}", err=True)
+
+
+def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
+    """Print it; `more` is what the commands that are named need to be about this node."""
+    from ddib_fed.cli.job import when
+    from ddib_fed.security.pki import root_warning
+
+    say(f"node         {answer.name}.{answer.institution}  {answer.state}")
+    say(f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s")
+    say(f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open")
+    say(f"certificate  until {when(answer.certificate_expires)}, its root until {when(answer.root_expires)}")
+    ends = datetime.fromtimestamp(answer.root_expires, UTC)
+    if answer.root_expires and (warning := root_warning(answer.institution, ends, datetime.now(UTC))):
+        say(f"             warning: {warning}")
+    if answer.HasField("model"):
+        model = answer.model
+        shape = "x".join(map(str, model.sample_shape))
+        say(
+            f"model        {model.domain}: {model.kind} {shape}, {model.parameters:,} parameters, {model.device}, "
+            f"{model.sha256[:12]}"
+        )
+    jobs = ", ".join(f"{count} {state}" for state, count in sorted(answer.jobs.items()) if count) or "none"
+    say(f"jobs         {jobs}")
+    for peer in answer.peers:
+        paused = f", suspended {peer.suspended}" if peer.suspended else ""
+        say(f"peer         {peer.institution}: {peer.identity} at {peer.address}{paused}")
+        if peer.problem:
+            say(
+                f"             failed {when(peer.failed)}: {peer.problem}; ddib peer test {peer.institution}{more}"
+            )
+    if not answer.peers:
+        say(f"peers        none: ddib peer add FILE{more}")
+    for each in answer.calibrations:
+        about = f": {each.warning}" if each.warning else ""
+        say(
+            f"calibration  {each.sha256[:12]} {each.kind}, {each.source} to {each.target}, until {when(each.expires)}, "
+            f"{each.state}{about}"
+        )
+
+
+@command()
+@options.CONFIG
+@options.OUTCOME
+def reload(config_path: Path) -> None:
+    """Make the node re-read its peers, withdrawals and certificates.
+
+    It does so by itself at the next call; this ends calls of removed peers at once. node.toml, with its policy, is read
+    only at a start: restart the node to apply a change.
+    """
+    changes = list(_client(config_path).reload())
+    for change in changes:
+        say(change)
+    say("node.toml is not read again: restart the node to apply a change in it, also in [policy]")
+    outcome(changes=changes)
+
+
+@command()
+@click.argument("count", type=click.IntRange(1, 256), required=False)
+@options.CONFIG
+@options.OUTCOME
+def workers(count: int | None, config_path: Path) -> None:
+    """Show the node's workers, or change their number to COUNT.
+
+    A node has workers when its [engine] executor is "processes" or "ray". Surplus workers finish their work first. A
+    restart uses the number in node.toml again.
+    """
+    answer = _client(config_path).workers(count or 0)
+    outcome(
+        executor=answer.executor,
+        ready=list(answer.ready),
+        wanted=answer.wanted,
+        replaced=answer.replaced,
+        problem=answer.problem or None,
+    )
+    if answer.executor == "inline":
+        say("inline: the node computes in its own process")
+        return
+    say(f"{answer.executor}: {len(answer.ready)} of {answer.wanted} ready, {answer.replaced} replaced")
+    for line in answer.ready:
+        say(f"  {line}")
+    if answer.problem:
+        say(f"problem: {answer.problem}")
+
+
+@command()
+@options.CONFIG
+@options.OUTCOME
+def drain(config_path: Path) -> None:
+    """Drain the node: accept no more work, finish running work, and exit."""
+    running = _client(config_path).drain()
+    say(f"draining; {running:,} {'job is' if running == 1 else 'jobs are'} still running")
+    outcome(draining=True, running_jobs=running)

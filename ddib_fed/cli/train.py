@@ -1,0 +1,333 @@
+"""`ddib model train` and `ddib classifier train`: points or pictures into a bundle.
+
+Their options are made from the fields of `TrainConfig`. Heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.help import command, group
+from ddib_fed.cli.options import CALIBRATION, THREADS, Decorator, read_given, with_options
+from ddib_fed.cli.output import lines, outcome
+from ddib_fed.errors import UsageError
+from ddib_fed.terminal import Show, bar, say
+from ddib_fed.training.config import PRESETS, TrainConfig, checked, option, option_kinds, options_of, seconds
+
+if TYPE_CHECKING:
+    from ddib_fed.cli.rehearsal import OnProgress
+    from ddib_fed.models.bundle import Bundle
+
+
+OUT = click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="The bundle's folder.",
+)
+RESUME = click.option("--resume", is_flag=True, help="Resume the unfinished run in --out.")
+FORCE = click.option("--force", is_flag=True, help="Start over, replacing the run in --out.")
+
+
+def train_options(
+    names: Iterable[str], config: type[TrainConfig] = TrainConfig, *, mixed: bool = False
+) -> Decorator:
+    """Options from fields; `mixed` says of each whether it is of points or of pictures alone. None is not given."""
+    return with_options(tuple(_option(name, config, mixed=mixed) for name in names))
+
+
+def _option(name: str, config: type[TrainConfig], *, mixed: bool) -> Callable[[Any], Any]:
+    info, kinds = config.model_fields[name], option_kinds(config, name)
+    text = str(info.description)
+    if (
+        isinstance(info.default, str | int | float)
+        and not isinstance(info.default, bool)
+        and "default" not in text.lower()
+    ):
+        text = f"{text.removesuffix('.')}; default: {info.default}."
+    only = {"points", "pictures"} & set(kinds)
+    if mixed and len(only) == 1 and name not in {"data", "images"}:
+        first = text[0].lower() if text[1].islower() else text[0]
+        text = f"{only.pop().title()}: {first}{text[1:]}"
+    kind: Any = info.annotation
+    while get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if kind is bool:
+        flag = not info.default
+        return click.option(
+            option(name) if flag else f"--no-{name}",
+            name,
+            is_flag=True,
+            flag_value=flag,
+            default=None,
+            help=text,
+        )
+    if get_origin(kind) is Literal:
+        kind = click.Choice([value for value in get_args(kind) if value != "given"])
+    elif name == "preset":
+        kind = click.Choice(list(PRESETS))
+    elif kind is Path:
+        kind = click.Path(path_type=Path)
+    elif name == "time_s" or kind not in (int, float):
+        kind = str
+    return click.option(
+        option(name),
+        name,
+        type=kind,
+        multiple=name == "network",
+        metavar={"network": "FIELD=VALUE", "time_s": "TIME"}.get(name),
+        help=text,
+    )
+
+
+def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
+    """The options that were given, and the command line."""
+    said = {name: value for name, value in settings.items() if value is not None and value != ()}
+    return {**said, **further, "command": shlex.join(["ddib", *sys.argv[1:]])[:2000]}
+
+
+@command()
+@OUT
+@train_options(options_of("points", "pictures"), mixed=True)
+@RESUME
+@FORCE
+@options.OUTCOME
+def train(*, out: Path, resume: bool, force: bool, **settings: Any) -> None:
+    """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
+
+    A killed and resumed run ends bit for bit as an uninterrupted one. Several processes or GPUs share the work of one
+    run: torchrun --nproc-per-node 4 --no-python ddib model train --images FOLDER ...
+    """
+    run(checked(TrainConfig, given(settings), "ddib model train --help"), out, resume=resume, force=force)
+
+
+@group(context_settings={"help_option_names": ["-h", "--help"]})
+def classifier() -> None:
+    """Train classifiers of noisy pictures, for guidance.
+
+    Alternative: classifier-free guidance, `ddib model train --classes folders --label-dropout 0.1`.
+    """
+
+
+@classifier.command("train")
+@OUT
+@click.option(
+    "--for",
+    "generator",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="BUNDLE",
+    help="The model to guide; its noise levels, units and picture size are used.",
+)
+@train_options(options_of("classifier"))
+@RESUME
+@FORCE
+@options.OUTCOME
+def train_classifier(
+    *, out: Path, generator: Path | None, resume: bool, force: bool, **settings: Any
+) -> None:
+    """Train a classifier of noisy pictures on a folder with classes, and write its bundle.
+
+    Classes come from sub-folders, or with --classes prefix from file names. Otherwise as `ddib model train`:
+    several processes of torchrun can share the work.
+    """
+    if generator is not None:
+        options.refuse_idle(("colours",), "is as the model of --for has it", hint="leave it out")
+    asked = given(settings, kind="classifier", generator=generator)
+    fields = {"classes": "folders", **_as_guided(generator), **asked}
+    run(checked(TrainConfig, fields, "ddib classifier train --help"), out, resume=resume, force=force)
+
+
+def _as_guided(generator: Path | None) -> dict[str, Any]:
+    """How the model that is to be guided reads its pictures."""
+    from ddib_fed.models.bundle import load_bundle
+
+    if generator is None:
+        return {}
+    made = load_bundle(generator).manifest
+    found: dict[str, Any] = {"size": made.sample_shape[-1]}
+    if (picture := made.picture) is not None:
+        found |= {"fit": picture.fit, "range": f"{picture.low!r}:{picture.high!r}"}
+        found |= {"intensity": picture.intensity, "slices": picture.slices}
+    return found
+
+
+def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
+    """Train, and print the result; None where another process prints it."""
+    from ddib_fed.training.run import train_at_terminal
+
+    options.refuse_both_ways(resume=resume, force=force)
+    done = train_at_terminal(config, out, resume=resume, force=force)
+    if done is not None and done.manifest.distilled is None:
+        say(f"{out}: {summary(done)}", f"samples: {out / 'run' / 'samples.png'}")
+        outcome(**trained(done, out))
+    return done
+
+
+def trained(bundle: Bundle, out: Path) -> dict[str, object]:
+    """A new bundle as JSON values."""
+    from ddib_fed.evaluation.sample_verdict import SampleVerdict
+
+    made = bundle.manifest
+    verdict = SampleVerdict.of_figures(made.training.figures)
+    return {
+        "out": out,
+        "domain": made.domain,
+        "digest": bundle.digest,
+        "parameters": made.parameters,
+        "steps": made.training.steps,
+        "figures": made.training.figures,
+        "samples": None if verdict is None else verdict.level,
+    }
+
+
+def summary(bundle: Bundle) -> str:
+    """A line about the new bundle."""
+    from ddib_fed.evaluation.sample_verdict import SampleVerdict
+
+    figures = bundle.manifest.training.figures
+    text = f"{bundle.manifest.parameters:,} parameters"
+    if "sliced_w2" in figures:
+        text += f", sliced-W2 {figures['sliced_w2']:.4f} (floor {figures['sliced_w2_floor']:.4f})"
+    if "held_out_loss" in figures and bundle.manifest.sample_kind == "picture":
+        text += f", held-out loss {figures['held_out_loss']:.4f}, {figures['cpu_seconds']:.0f} s of CPU"
+    verdict = SampleVerdict.of_figures(figures)
+    if verdict is not None:
+        text += f", samples {verdict.level}"
+    return f"{text}, digest {bundle.digest[:16]}"
+
+
+_TRAINING = ("size", "preset", "fit", "range", "flip", "colours", "batch", "skip_bad", "seed")
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    try:
+        return None if value is None else float(seconds(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+@command("try")
+@click.argument("a", type=_FOLDER)
+@click.argument("b", type=_FOLDER, required=False)
+@click.option(
+    "--time",
+    "time_s",
+    callback=_duration,
+    metavar="2h",
+    help="Time for the whole run, with what a finished one took before; default without --steps: 2 hours.",
+)
+@click.option("--steps", type=click.IntRange(1), help="Optimiser steps of each model, instead of --time.")
+@train_options(_TRAINING)
+@click.option(
+    "--soften-sigma",
+    "--soften",
+    "soften",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    metavar="SIGMA",
+    help="Noise level to which pictures are diffused before encoding.",
+)
+@click.option(
+    "--evaluations",
+    type=click.IntRange(3, 10_000),
+    default=48,
+    show_default=True,
+    help="Network evaluations of each leg.",
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Largest number of held-out pictures translated in each direction.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="auto",
+    show_default=True,
+    help="Device to compute on.",
+)
+@CALIBRATION
+@THREADS
+@options.OUT_RESULTS
+@options.FORCE
+@options.OUTCOME
+def try_(
+    *,
+    a: Path,
+    b: Path | None,
+    out: Path,
+    force: bool,
+    time_s: float | None,
+    steps: int | None,
+    pictures: int,
+    evaluations: int,
+    soften: float,
+    calibration: Path | None,
+    **settings: Any,
+) -> None:
+    """Train on two folders of pictures, translate held-out pictures both ways, and write one page.
+
+    Checks both folders, trains a model of each for half the time, translates held-out pictures there and back, and
+    writes index.html: pictures, figures and what to try next. It rehearses in one process what two
+    institutions do; nodes can serve its models (DIR/a, DIR/b) unchanged. The same command continues a
+    stopped run, and with more --time or --steps a finished one. One folder with trainA and
+    trainB is accepted instead of two. After `ddib calibrate --local DIR/a DIR/b`, the same command with --calibration
+    translates again, under the calibration.
+    """
+    from ddib_fed.cli.rehearsal import Rehearsal, rehearse, sides_of
+    from ddib_fed.models.bundle import load_bundle
+
+    if time_s is not None and steps is not None:
+        raise UsageError("--time and --steps both say how long", hint="omit one of them")
+    if steps is None and time_s is None:
+        time_s = 7200.0
+    first, second, test_a, test_b = sides_of(a, b)
+    # A range belongs to one folder, so it is filled in for each side.
+    fields = {"images": Path(), "soften_sigma": soften, **given({"steps": steps, **settings})}
+    config = checked(TrainConfig, fields, "ddib try --help")
+    config = config.model_copy(
+        update={"command": f"ddib model train --images FOLDER --preset {config.preset}"}
+    )
+    agreed = read_given(calibration)
+    wanted = Rehearsal(first, second, out, config, time_s, test_a, test_b, pictures, evaluations, agreed)
+    with _bars() as on_progress:
+        page = rehearse(wanted, force=force, say=partial(say, err=True), on_progress=on_progress)
+    lines(
+        {
+            "models": f"{out / 'a'}, {out / 'b'}",
+            "pictures": f"{out / 'a-to-b'}, {out / 'b-to-a'}",
+            "page": str(page),
+        }
+    )
+    outcome(page=page, models=[trained(load_bundle(out / side), out / side) for side in ("a", "b")])
+
+
+@contextmanager
+def _bars() -> Iterator[OnProgress]:
+    """A bar for one part after the other."""
+    with ExitStack() as stack:
+        now: dict[str, Show] = {}
+
+        def on_progress(what: str, done: int, total: int, remark: str) -> None:
+            if what not in now:
+                stack.close()
+                now.clear()
+                now[what] = stack.enter_context(bar(what))
+            now[what](done, total, remark)
+
+        yield on_progress

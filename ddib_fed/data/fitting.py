@@ -1,0 +1,559 @@
+"""Fits a picture of any size to a model's array in [-1, 1], and restores the size afterwards.
+
+A picture is never copied whole: its planes are converted band by band, one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePath
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.decoding import (
+    BAND,
+    Picture,
+    Pixels,
+    ReadRows,
+    bands,
+    resize,
+    resize_bytes,
+    resize_rows,
+    rows_of,
+    to_pillow,
+)
+from ddib_fed.errors import PictureMisfit, SettingsInvalid, ShapeMismatch
+
+Problem = Literal["type", "scale", "unit", "window", "colour"]
+
+TYPE_RANGES: Final = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)}
+"""The range of each integer type."""
+OWN_RANGES: Final = frozenset({*TYPE_RANGES.values(), (0.0, 1.0), (-1.0, 1.0)})
+"""Ranges that are a complete scale: values far outside belong to another one."""
+LEAST_HELD: Final = 0.95
+"""Part of a model's range that a picture's type must be able to hold."""
+FEW: Final = 0.01
+"""Part of a picture's values too small to decide anything, like a detector's bright pixel."""
+BYTE_WIDTH: Final = 128.0
+"""A range within 0 to 255 that is at least so wide is one of 8 bits, whatever percentiles it was cut at."""
+UNIT_WIDTH: Final = 64.0
+"""Floats from -1 to 1 are no raw values of a range that is at least so wide; of one to 20 or 50, as of uptake or rain,
+a faint picture has no others."""
+_TOPS: Final = (4095, 16383, 65535)
+"""The largest numbers of 12, 14 and 16 bits, all of which lie in files of 16."""
+# Beyond a range: (widths of it that count as far, part of the values that may lie outside, widths that one value may).
+# A whole scale has nothing outside but what a filter overshoots by and a bright pixel; a window of a longer scale has,
+# and Hounsfield units, which go below zero, lie many widths outside a window of the brain.
+_WHOLE: Final = (0.05, 1.0, 1.0)
+_WINDOW: Final = (8.0, 0.5, np.inf)
+_SIGNED_WINDOW: Final = (64.0, 0.95, np.inf)
+_BLOCK: Final = 1 << 18
+_NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Statistics of a picture's values relative to a range."""
+
+    low: float
+    high: float
+    clipped: int
+    outside: float
+    far: float
+    used: float
+
+
+def measure_use(pixels: Pixels, low: float, high: float) -> Use:
+    """How the values of pixels (H, W, C), of any real type, lie in the range from `low` to `high`."""
+    least, most = float(pixels.min()), float(pixels.max())
+    width = high - low
+    slack = 1e-6 * width  # 255.00001 is a rounding of 255
+    clipped = far = 0
+    if least < low - slack or most > high + slack:
+        reach = _allowance(pixels.dtype, low, high, least)[0] * width
+        for block in _blocks(pixels):
+            clipped += int(np.count_nonzero((block < low - slack) | (block > high + slack)))
+            far += int(np.count_nonzero((block < low - reach) | (block > high + reach)))
+    used = max(0.0, min(most, high) - max(least, low)) / width
+    return Use(least, most, clipped, clipped / pixels.size, far / pixels.size, used)
+
+
+def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = False) -> Use:
+    """How the values of a picture lie in the range of a model whose units they are."""
+    use = measure_use(picture.pixels, low, high)
+    problem = _problem(picture.pixels.dtype, low, high, use)
+    if problem is None or (windows and problem == "window"):
+        return use
+    raise _misfit(_holds(picture, use), picture.pixels.dtype, problem, low, high, use)
+
+
+def check_type(dtype: str, channels: int, low: float, high: float) -> None:
+    """Return if numbers of a type can be in the units of a range, whatever they are."""
+    nothing = Use(0.0, 0.0, 0, 0.0, 0.0, 0.0)
+    if _problem(np.dtype(dtype), low, high, nothing) == "type":
+        raise _misfit(f"{_mode(channels)} {dtype}", np.dtype(dtype), "type", low, high, nothing)
+
+
+def check_channels(picture: Picture, channels: int, *, low: float, high: float) -> None:
+    """Return if a picture has the channels of a model, or can be converted to them without loss."""
+    if channels == 1 and is_coloured(picture.pixels, high - low):
+        use = measure_use(picture.pixels, low, high)
+        raise _misfit(_holds(picture, use), picture.pixels.dtype, "colour", low, high, use)
+
+
+def is_coloured(pixels: Pixels, width: float) -> bool:
+    """Whether more than `FEW` of the pixels (H, W, C) have channels that differ by a 32nd of a range's width."""
+    if pixels.shape[2] == 1:
+        return False
+    count = 0
+    for block in _blocks(pixels):
+        wide = block.astype(np.float32)
+        count += int(np.count_nonzero(np.ptp(wide, axis=2) > width / 32))
+    return bool(count > FEW * pixels.shape[0] * pixels.shape[1])
+
+
+def explain(facts: Mapping[str, str], name: str = "the picture") -> tuple[str, str]:
+    """The problem with a picture and its remedy, from the facts of a `PictureMisfit`."""
+    problem = facts.get("problem", "")
+    if problem not in _WHY:
+        return "", ""
+    takes, fits = facts.get("takes", "another range"), facts.get("fits", "")
+    detail = (
+        f"{name} holds {facts.get('holds', 'other numbers')}; {facts.get('model', 'the model')} takes {takes}"
+    )
+    words = {"takes": takes, "fits": fits, "command": _command(problem, name, facts)}
+    return f"{detail}: {_WHY[problem]}", _HOW[problem].format(**words)
+
+
+def name_misfit(error: PictureMisfit, name: str) -> PictureMisfit:
+    detail, hint = explain(error.facts, name)
+    return PictureMisfit(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
+
+
+_WHY: Final[Mapping[str, str]] = {
+    "type": "its type cannot hold these values",
+    "scale": "its values are of another scale",
+    "unit": "its values are of another scale",
+    "window": "too many of its values lie outside of that",
+    "colour": "its colours would be lost",
+}
+_HOW: Final[Mapping[str, str]] = {
+    "type": "save it in the model's own units{command}, or use a model trained with --range {fits}",
+    "scale": "bring its values to {takes}{command}, or use a model trained with --range {fits}",
+    "unit": "bring its values to {takes}{command}, or use a model trained with --range {fits}",
+    "window": "use a model trained with --range {fits}, or clip it first if that is meant{command}",
+    "colour": "make it grey if that is meant{command}, or use a model trained with --channels 3",
+}
+
+
+def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> Problem | None:
+    """Why values of a type cannot be in the units of a range."""
+    width = high - low
+    span = TYPE_RANGES.get(dtype.name)
+    if span is not None and min(span[1], high) - max(span[0], low) < LEAST_HELD * width:
+        return "type"
+    if span is None and -1 <= use.low < use.high <= 1 and width >= UNIT_WIDTH:
+        return "unit"
+    _, most_outside, most_beyond = allowance = _allowance(dtype, low, high, use.low)
+    beyond = max(low - use.low, use.high - high)
+    if use.far <= FEW and use.outside <= most_outside and beyond <= most_beyond * width:
+        return None
+    return "scale" if allowance == _WHOLE else "window"
+
+
+def _allowance(
+    dtype: np.dtype[np.generic], low: float, high: float, least: float
+) -> tuple[float, float, float]:
+    eight_bits = dtype == np.uint16 and low >= 0 and high <= 255 and high - low >= BYTE_WIDTH
+    if (low, high) in OWN_RANGES or eight_bits:
+        return _WHOLE
+    return _SIGNED_WINDOW if least < 0 else _WINDOW
+
+
+def _mode(channels: int) -> str:
+    return "RGB" if channels == 3 else "grey"
+
+
+def _holds(picture: Picture, use: Use) -> str:
+    pixels = picture.pixels
+    return f"{_mode(pixels.shape[2])} {pixels.dtype.name} from {use.low:g} to {use.high:g}"
+
+
+def _misfit(
+    holds: str, dtype: np.dtype[np.generic], problem: Problem, low: float, high: float, use: Use
+) -> PictureMisfit:
+    least, most = _own_range(dtype, problem, use)
+    facts = {
+        "problem": problem,
+        "holds": holds,
+        "takes": "grey pictures" if problem == "colour" else f"{low:g} to {high:g}",
+        "fits": f"{least:g}:{most:g}",
+        "range": f"{low:g}:{high:g}",
+    }
+    detail, hint = explain(facts)
+    return PictureMisfit(detail, hint=hint, facts=facts)
+
+
+def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple[float, float]:
+    """The probable range of a model for such pictures, judging from one picture."""
+    if problem == "unit":
+        return (0.0, 1.0) if use.low >= 0 else (-1.0, 1.0)
+    if problem != "window" and dtype == np.uint8:
+        return TYPE_RANGES["uint8"]
+    if problem != "window" and dtype == np.uint16:
+        return 0.0, float(next(top for top in _TOPS if use.high <= top))
+    if use.low < use.high:
+        return use.low, use.high
+    return min(use.low, 0.0), max(use.high, 1.0)
+
+
+def _command(problem: str, name: str, facts: Mapping[str, str]) -> str:
+    """A command that can be pasted, if one line is enough."""
+    path = PurePath(name)
+    low, _, high = facts.get("range", "").partition(":")
+    least, _, most = facts.get("fits", "").partition(":")
+    # Text from the wire is not put into a command unchecked.
+    if not path.suffix or not all(_NUMBER.fullmatch(text) for text in (low, high, least, most)):
+        return ""
+    made = path.with_stem(f"{path.stem}-fitted")
+    to_bytes = problem == "scale" and (low, high) == ("0", "255") and " uint16 " in facts.get("holds", "")
+    if path.suffix.lower() in {".npy", ".tif", ".tiff"} and problem in {"unit", "window"}:
+        return _numpy(path, made.with_suffix(".npy"), _formula(problem, (low, high), (least, most)))
+    if path.suffix.lower() == ".npy":
+        return _numpy(path, made, f"(x * (255 / {most})).round().astype('uint8')") if to_bytes else ""
+    if problem == "colour":
+        return _magick(path, "-colorspace Gray", made)
+    if to_bytes:
+        # ImageMagick assumes the whole 16-bit scale, also if only 12 bits are used.
+        share = "" if most == "65535" else f"-level 0,{100 * float(most) / 65535:.6g}% "
+        return _magick(path, f"{share}-depth 8", made)
+    return ""
+
+
+def _formula(problem: str, taken: tuple[str, str], own: tuple[str, str]) -> str:
+    """The expression that maps x from [0, 1] or [-1, 1] to a range, or into it."""
+    low, high = taken
+    if problem == "window":
+        return f"x.clip({low}, {high})"
+    width = float(high) - float(low)
+    scaled = f"x * {width:.9g}" if own[0] == "0" else f"(x + 1) * {width / 2:.9g}"
+    return scaled if float(low) == 0 else f"{scaled} {'-' if float(low) < 0 else '+'} {abs(float(low)):.9g}"
+
+
+def _numpy(path: PurePath, made: PurePath, new: str) -> str:
+    given, out = (json.dumps(str(each), ensure_ascii=False) for each in (path, made))
+    load, package = ("np.load", "") if path.suffix.lower() == ".npy" else ("tifffile.imread", ", tifffile")
+    code = f"import numpy as np{package}; x = {load}({given}); np.save({out}, {new})"
+    return f" (python3 -c {shlex.quote(code)})"
+
+
+def _magick(path: PurePath, what: str, made: PurePath) -> str:
+    return f" (magick {shlex.quote(str(path))} {what} {shlex.quote(str(made))})"
+
+
+def _blocks(pixels: Pixels) -> Iterator[Pixels]:
+    rows = max(1, _BLOCK // max(1, pixels.shape[1] * pixels.shape[2]))
+    for start in range(0, len(pixels), rows):
+        yield pixels[start : start + rows]
+
+
+Array = NDArray[np.float32]
+Fit = Literal["pad", "crop", "resize"]
+
+BYTES_A_BAND = 32
+"""What a band takes for each of its numbers while it is converted: a few copies of four or eight bytes."""
+MIN_LEVELS = 16
+"""A range narrower than this many whole numbers is stretched over the type on output instead of being rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRule:
+    """The array format and file format of a model."""
+
+    channels: int
+    height: int
+    width: int
+    fit: Fit = "resize"
+    low: float = 0.0
+    high: float = 255.0
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        wrong = (
+            self.channels not in {1, 3}
+            or self.height < 1
+            or self.width < 1
+            or self.fit not in {"pad", "crop", "resize"}
+            or self.bits not in {8, 16}
+            or not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high)
+        )
+        if wrong:
+            raise SettingsInvalid(f"no such rule for pictures: {self}")
+
+    @property
+    def top(self) -> int:
+        return 255 if self.bits == 8 else 65535
+
+    @property
+    def output_scale(self) -> tuple[float, float]:
+        """(slope, intercept): raw value = slope * number in the output file + intercept."""
+        if self.low >= 0 and self.high <= self.top and self.high - self.low >= MIN_LEVELS:
+            return 1.0, 0.0
+        return (self.high - self.low) / self.top, self.low
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The original's height and width, upright, in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A picture converted for a model."""
+
+    samples: Array
+    original: Array
+    geometry: Geometry
+    use: Use
+    read: Callable[[], Picture]
+
+
+class _Plan(NamedTuple):
+    """Halved, then scaled to (height, width); its window at (top, left) meets the array at (to_top, to_left)."""
+
+    halvings: int
+    height: int
+    width: int
+    top: int
+    left: int
+    to_top: int
+    to_left: int
+    rows: int
+    columns: int
+
+
+def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Use:
+    """How the values of a picture lie in the range of a model whose units they are; arguments as of `fit_picture`."""
+    use = check_numbers(picture, rule.low, rule.high, windows=windows)
+    if not grey:
+        check_channels(picture, rule.channels, low=rule.low, high=rule.high)
+    return use
+
+
+def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
+    """A picture converted for a model, after the check of its units."""
+    use = check_fit(picture, rule, windows=windows, grey=grey)
+    samples, geometry = to_array(picture, rule)
+    original = _array(picture, rule, clip=False) if use.clipped else samples
+    return Fitted(samples, original, geometry, use, lambda: picture)
+
+
+def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
+    return _array(picture, rule, clip=True), Geometry(*picture.pixels.shape[:2])
+
+
+def _array(picture: Picture, rule: PictureRule, *, clip: bool) -> Array:
+    """(C, H, W) float32; without clipping, values outside the range lie beyond [-1, 1]."""
+    geometry = Geometry(*picture.pixels.shape[:2])
+    plan = _plan(rule, geometry)
+    out = np.full((rule.channels, rule.height, rule.width), -1.0, dtype=np.float32)
+    for channel, read in enumerate(_planes(picture.pixels, rule, clip=clip)):
+        scaled = _fit(read, geometry, plan)
+        if scaled.dtype == np.uint8:
+            scaled = _unit(scaled, rule, clip=clip)
+        window = scaled[plan.top : plan.top + plan.rows, plan.left : plan.left + plan.columns]
+        # Grey becomes RGB by repetition.
+        where = slice(None) if picture.pixels.shape[2] == 1 else channel
+        out[where, plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns] = window
+    return out.clip(-1.0, 1.0) if clip else out  # resizing overshoots
+
+
+def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Array:
+    """The picture of a model's array in raw values, with the fit undone."""
+    _check_shape(x, rule)
+    height, width = _size_of(rule, geometry)
+    raw = np.empty((height, width, rule.channels), dtype=np.float32)
+    for channel, start, stop, band in _raw_bands(x, rule, geometry):
+        raw[start:stop, :, channel] = band
+    return raw
+
+
+def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Pixels:
+    """The picture of a model's array as numbers for a file, with the fit undone."""
+    _check_shape(x, rule)
+    slope, intercept = rule.output_scale
+    kind = np.uint8 if rule.bits == 8 else np.uint16
+    pixels: Pixels = np.empty((*_size_of(rule, geometry), rule.channels), dtype=kind)
+    for channel, start, stop, raw in _raw_bands(x, rule, geometry):
+        numbers = np.rint((raw - np.float32(intercept)) / np.float32(slope))
+        pixels[start:stop, :, channel] = numbers.clip(0, rule.top).astype(kind)
+    return pixels
+
+
+def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None:
+    """(H, W) to which a picture is scaled for a model; None where that is its own size."""
+    plan = _plan(rule, geometry)
+    scaled = (plan.height, plan.width)
+    return None if scaled == (geometry.height, geometry.width) else scaled
+
+
+def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
+    """Mean squared error, values from -1 to 1, of a model's array whose fit is undone to the picture that was
+    fitted.
+    """
+    geometry = Geometry(*picture.pixels.shape[:2])
+    plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
+    top, left = (
+        min(round(at * whole / scaled), whole - part)
+        for at, whole, scaled, part in (
+            (plan.top, geometry.height, plan.height, height),
+            (plan.left, geometry.width, plan.width, width),
+        )
+    )
+    window = x[:, plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns]
+    given = list(_planes(picture.pixels, rule, clip=False))
+    total = 0.0
+    for channel, plane in enumerate(window.clip(-1.0, 1.0).astype(np.float32)):
+        image, read = to_pillow(_rows(plane), *plane.shape), given[min(channel, len(given) - 1)]
+        for start, stop in bands(height, width):
+            made = np.asarray(resize_rows(image, height, width, start, stop)).clip(-1.0, 1.0)
+            rows = read(top + start, top + stop)[:, left : left + width]
+            wanted = _unit(rows, rule, clip=False) if rows.dtype == np.uint8 else rows
+            total += float(np.square(made - wanted, dtype=np.float64).sum())
+    return total / (rule.channels * height * width)
+
+
+def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
+    """Bytes that `to_array` needs at most in addition to the picture; `itemsize` is that of the picture's numbers."""
+    plan, size = _plan(rule, geometry), (geometry.height, geometry.width)
+    first = (size[0] // 2, size[1] // 2) if plan.halvings else (plan.height, plan.width)
+    return resize_bytes(size, first, 1 if itemsize == 1 else 4) + _band_bytes(*size)
+
+
+def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
+    """Bytes needed at most to make a PNG of this size from a model's array."""
+    plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
+    numbers = height * width * rule.channels * rule.bits // 8
+    plane = resize_bytes((plan.rows, plan.columns), (height, width), 4)
+    copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else numbers
+    return numbers + max(plane, copied) + _band_bytes(height, width)
+
+
+def _band_bytes(height: int, width: int) -> int:
+    return BYTES_A_BAND * min(height * width, max(BAND, width))
+
+
+def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:
+    h, w = geometry.height, geometry.width
+    if rule.fit == "pad":
+        scale = min(1.0, rule.height / h, rule.width / w)
+        height, width = (min(a, max(1, round(b * scale))) for a, b in ((rule.height, h), (rule.width, w)))
+        to_top, to_left = (rule.height - height) // 2, (rule.width - width) // 2
+        return _Plan(_halvings(h, w, height, width), height, width, 0, 0, to_top, to_left, height, width)
+    halvings = _halvings(h, w, rule.height, rule.width)
+    if rule.fit == "resize":
+        return _Plan(halvings, rule.height, rule.width, 0, 0, 0, 0, rule.height, rule.width)
+    # As in the public loader, the scale is that of the halved picture, whose odd last row or column is gone.
+    h, w = h >> halvings, w >> halvings
+    scale = max(rule.height / h, rule.width / w)
+    height, width = max(rule.height, round(h * scale)), max(rule.width, round(w * scale))
+    top, left = (height - rule.height) // 2, (width - rule.width) // 2
+    return _Plan(halvings, height, width, top, left, 0, 0, rule.height, rule.width)
+
+
+def _halvings(h: int, w: int, height: int, width: int) -> int:
+    count = 0
+    while h >= 2 * height and w >= 2 * width:
+        h, w, count = h // 2, w // 2, count + 1
+    return count
+
+
+def _check_shape(x: Array, rule: PictureRule) -> None:
+    wanted = (rule.channels, rule.height, rule.width)
+    if x.shape != wanted:
+        raise ShapeMismatch(
+            f"the array is {x.shape}, not {wanted}", facts={"shape": str(x.shape), "expected": str(wanted)}
+        )
+
+
+def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
+    """(H, W) of the output for a model's array: the original's, or for ``crop`` the cropped part's."""
+    if geometry is None:
+        return rule.height, rule.width
+    plan = _plan(rule, geometry)
+    return (
+        max(1, round(plan.rows * geometry.height / plan.height)),
+        max(1, round(plan.columns * geometry.width / plan.width)),
+    )
+
+
+def _raw_bands(
+    x: Array, rule: PictureRule, geometry: Geometry | None
+) -> Iterator[tuple[int, int, int, Array]]:
+    """(channel, start, stop, raw values of these rows) of a model's array with the fit undone."""
+    scale, low = np.float32((rule.high - rule.low) / 2), np.float32(rule.low)
+    model = np.asarray(x, dtype=np.float32).clip(-1.0, 1.0)
+    if geometry is not None:
+        plan = _plan(rule, geometry)
+        rows = slice(plan.to_top, plan.to_top + plan.rows)
+        model = model[:, rows, plan.to_left : plan.to_left + plan.columns]
+    for channel, plane in enumerate(model):
+        scaled = resize(to_pillow(_rows(plane), *plane.shape), *_size_of(rule, geometry))
+        for start, stop, band in rows_of(scaled):
+            yield channel, start, stop, (band.clip(-1.0, 1.0) + np.float32(1)) * scale + low
+
+
+def _fit(read: ReadRows, geometry: Geometry, plan: _Plan) -> Pixels:
+    image = to_pillow(read, geometry.height, geometry.width)
+    for _ in range(plan.halvings):
+        image = resize(image, image.height // 2, image.width // 2, box=True)
+    scaled: Pixels = np.asarray(resize(image, plan.height, plan.width))
+    return scaled
+
+
+def _rows(plane: Pixels) -> ReadRows:
+    return lambda start, stop: plane[start:stop]
+
+
+def _unit(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Array:
+    scaled = (pixels.astype(np.float32) - np.float32(rule.low)) * np.float32(2 / (rule.high - rule.low))
+    unit: Array = np.subtract(scaled, np.float32(1), dtype=np.float32)
+    return np.clip(unit, -1.0, 1.0) if clip else unit
+
+
+def _planes(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Iterator[ReadRows]:
+    if pixels.shape[2] == 3 and rule.channels == 1:
+        yield lambda start, stop: _in_range(_grey(pixels[start:stop]), rule, clip=clip)
+        return
+    for channel in range(pixels.shape[2]):
+        yield partial(_channel_rows, pixels, channel, rule, clip)
+
+
+def _channel_rows(
+    pixels: Pixels, channel: int, rule: PictureRule, clip: bool, start: int, stop: int
+) -> Pixels:
+    return _in_range(pixels[start:stop, :, channel], rule, clip=clip)
+
+
+def _in_range(plane: Pixels, rule: PictureRule, *, clip: bool) -> Pixels:
+    return plane if plane.dtype == np.uint8 else _unit(plane, rule, clip=clip)
+
+
+def _grey(pixels: Pixels) -> Pixels:
+    """(H, W) from RGB (H, W, 3) by luma: 0.299 R + 0.587 G + 0.114 B."""
+    if pixels.dtype == np.uint8:
+        from PIL import Image
+
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+    grey: Array = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return grey

@@ -1,0 +1,509 @@
+"""Scans a folder of pictures and checks every file.
+
+Every picture is decoded once before training, so that a damaged file is found in the
+first minute and not in the third hour; order and classes depend only on names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.decoding import ImageLimits, Picture
+from ddib_fed.data.fitting import TYPE_RANGES, PictureRule, check_numbers, fit_picture
+from ddib_fed.data.pictures import (
+    decode_image,
+    image_format,
+    name_file,
+    read_content,
+    read_fitted,
+    read_image,
+)
+from ddib_fed.errors import (
+    DdibError,
+    FileMissing,
+    ImageUnreadable,
+    PictureMisfit,
+    SettingsInvalid,
+    UsageError,
+)
+
+Classes = Literal["folders", "prefix"] | None
+Progress = Callable[[int, int], None]
+Check = Callable[[Picture], object]
+
+SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".npy"})
+# Unsupported picture formats: skipped silently, they would be missed much later.
+OTHER_SUFFIXES = frozenset({
+    ".bmp", ".dcm", ".gif", ".gz", ".heic", ".jp2", ".mha", ".mhd", ".nii", ".npz", ".nrrd", ".ppm", ".webp",
+})  # fmt: skip
+MAX_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """Properties of a decoded picture."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str
+    format: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One good picture of a folder."""
+
+    path: Path
+    label: str | None
+    digest: str
+    looks: Looks
+    read: Callable[[], Picture] | None = None
+
+    def picture(self, limits: ImageLimits | None = None) -> Picture:
+        return self.read() if self.read is not None else read_image(self.path, limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that was scanned."""
+
+    root: Path
+    entries: tuple[Entry, ...]
+    classes: tuple[str, ...]
+    bad: tuple[tuple[Path, str], ...]
+    ignored: int
+
+
+class Sides(NamedTuple):
+    """The four folders of the layout `trainA/ trainB/ testA/ testB/`; a test folder may be missing."""
+
+    train_a: Path
+    train_b: Path
+    test_a: Path | None
+    test_b: Path | None
+
+
+def two_sides(root: Path) -> Sides | None:
+    """The folders of two domains under one root, or None if `root` has no such layout."""
+    if not ((root / "trainA").is_dir() and (root / "trainB").is_dir()):
+        return None
+    tests = [p if p.is_dir() else None for p in (root / "testA", root / "testB")]
+    return Sides(root / "trainA", root / "trainB", *tests)
+
+
+def scan(
+    root: Path,
+    *,
+    classes: Classes = None,
+    limits: ImageLimits | None = None,
+    skip_bad: bool = False,
+    check: Check | None = None,
+    progress: Progress | None = None,
+) -> Folder:
+    """Every picture below a folder, decoded once."""
+    limits = limits or ImageLimits()
+    require_one_domain(root)
+    paths = list(_files(root))
+    entries: list[Entry] = []
+    bad: list[tuple[Path, DdibError]] = []
+    ignored = 0
+    for done, path in enumerate(paths, start=1):
+        try:
+            entry = _entry(path, root, classes, limits, check)
+        except DdibError as error:
+            bad.append((path, error.kept()))
+        else:
+            entries += [entry] if entry else []
+            ignored += entry is None
+        if progress:
+            progress(done, len(paths))
+    return as_folder(root, entries, bad, ignored, skip_bad=skip_bad)
+
+
+def as_folder(
+    root: Path, entries: list[Entry], bad: list[tuple[Path, DdibError]], ignored: int, *, skip_bad: bool
+) -> Folder:
+    """A folder of these; arguments and errors as of `scan`."""
+    if bad and not skip_bad:
+        raise _bad_files(root, bad, len(entries))
+    if not entries:
+        first = f"; {bad[0][0]}: {bad[0][1].detail}" if bad else ""
+        raise FileMissing(f"no picture below {root} ({len(bad)} bad files, {ignored} of other kinds){first}")
+    names = _sorted_names({e.label for e in entries if e.label is not None})
+    reasons = tuple((path, error.detail) for path, error in bad)
+    return Folder(root, tuple(entries), names, reasons, ignored)
+
+
+def picture_files(root: Path) -> tuple[list[Path], int]:
+    """Files below a folder with a picture's suffix, in the order of `scan`, and how many others; none is opened."""
+    require_one_domain(root)
+    paths = list(_files(root))
+    named = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return named, len(paths) - len(named)
+
+
+def describe(picture: Picture) -> tuple[str, Looks]:
+    """The digest and the looks of a picture."""
+    pixels = picture.pixels
+    digest = hashlib.sha256(f"{pixels.dtype.name} {pixels.shape}\n".encode())
+    digest.update(np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<")).data)
+    height, width, channels = pixels.shape
+    low, high = float(pixels.min()), float(pixels.max())
+    return digest.hexdigest(), Looks(height, width, channels, pixels.dtype.name, picture.format, low, high)
+
+
+def require_outside(out: Path, pictures: Path) -> None:
+    """Return if `out` is not inside the folder `pictures`, where output would become training pictures."""
+    root = pictures.resolve()
+    if pictures.is_dir() and (out.resolve() == root or root in out.resolve().parents):
+        raise UsageError(
+            f"{out} lies among the pictures of {pictures}: results would become sources",
+            hint="choose a folder beside it",
+        )
+
+
+def require_one_domain(root: Path) -> None:
+    if not root.exists():
+        raise FileMissing(f"no such folder: {root}")
+    if two_sides(root):
+        raise UsageError(
+            f"{root} holds trainA and trainB, which are two domains",
+            hint=f"name one of them: {root / 'trainA'}",
+        )
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Files below a folder in the order of their paths; neither hidden ones nor those of hidden folders."""
+    if root.is_file():
+        yield root
+        return
+    found: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = [d for d in below if not d.startswith(".") and d != "__MACOSX"]
+        found += [Path(folder) / n for n in names if not n.startswith(".")]
+    yield from sorted(found, key=lambda p: p.relative_to(root).as_posix())
+
+
+def _entry(
+    path: Path, root: Path, classes: Classes, limits: ImageLimits, check: Check | None
+) -> Entry | None:
+    """The entry of a file; None for a file that is not a picture by name or content."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES | OTHER_SUFFIXES and not _begins_like_one(path):
+        return None
+    picture = decode_image(read_content(path, limits), limits)
+    if check is not None:
+        check(picture)
+    digest, looks = describe(picture)
+    return Entry(path, label_of(path, root, classes), digest, looks)
+
+
+def _begins_like_one(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return image_format(file.read(16)) is not None
+    except OSError:
+        return False
+
+
+def label_of(path: Path, root: Path, classes: Classes) -> str | None:
+    if classes is None:
+        return None
+    if classes == "prefix":
+        name, mark, _ = path.stem.partition("_")
+        if not mark or not name:
+            raise ImageUnreadable("its name has no class before an underscore, as in cat_001.png")
+        return name
+    parts = path.relative_to(root).parts
+    if len(parts) < 2:
+        raise ImageUnreadable("it lies in no sub-folder, which would name its class")
+    return parts[0]
+
+
+def _sorted_names(names: set[str]) -> tuple[str, ...]:
+    if all(n.isdecimal() for n in names):
+        return tuple(sorted(names, key=lambda n: (int(n), n)))
+    return tuple(sorted(names))
+
+
+def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> DdibError:
+    """The error that names bad files; for a single file, and for pictures in other units, with what would fit."""
+    path, first = bad[0]
+    first = name_file(first, str(path))
+    if root.is_file():
+        return first
+    listed = [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]
+    more = [f"  and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
+    detail = "\n".join(
+        [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:", *listed, *more]
+    )
+    if all(isinstance(error, PictureMisfit) for _, error in bad):
+        others = "; or leave them out with --skip-bad" if good else ""
+        return PictureMisfit(detail, hint=f"{first.hint}{others}", facts=first.facts)
+    return ImageUnreadable(
+        detail, hint="repair or remove them, or leave them out with --skip-bad", facts={"bad": len(bad)}
+    )
+
+
+SAMPLE_PICTURES = 200
+SAMPLE_PIXELS = 20_000
+MIN_USED = 0.5
+MAX_CLIPPED = 0.05
+
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+_VALUES = re.compile(rf"({_NUMBER}):({_NUMBER})")
+_PERCENTILES = re.compile(r"p(\d+(?:\.\d+)?):p(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Statistics of a folder."""
+
+    pictures: int
+    bad: int
+    classes: dict[str, int]
+    sizes: dict[tuple[int, int], int]
+    channels: dict[int, int]
+    dtypes: dict[str, int]
+    formats: dict[str, int]
+    low: float
+    high: float
+    percentiles: tuple[float, float, float]
+    duplicates: tuple[tuple[Path, ...], ...]
+    blank: tuple[Path, ...]
+
+    def lines(self) -> list[str]:
+        """The survey as a few lines of text."""
+        sizes = [f"{n} of {h} x {w}" for (h, w), n in list(self.sizes.items())[:5]]
+        more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
+        modes = {1: "grey", 3: "RGB"}
+        one, middle, ninetynine = self.percentiles
+        out = [
+            f"{self.pictures} pictures, {self.bad} left out",
+            f"height x width: {', '.join(sizes)}{more}",
+            ", ".join(f"{n} {modes[c]}" for c, n in self.channels.items())
+            + "; "
+            + ", ".join(f"{n} {d}" for d, n in self.dtypes.items())
+            + "; "
+            + ", ".join(f"{n} {f}" for f, n in self.formats.items()),
+            f"values {self.low:g} to {self.high:g}; percentiles 1, 50, 99: {one:g}, {middle:g}, {ninetynine:g}",
+        ]
+        if self.classes:
+            out.append("classes: " + ", ".join(f"{name} ({n})" for name, n in self.classes.items()))
+        if self.duplicates:
+            again = sum(len(group) - 1 for group in self.duplicates)
+            out.append(f"{again} duplicates, the first of {self.duplicates[0][0]}")
+        if self.blank:
+            out.append(f"{len(self.blank)} of one value throughout, the first {self.blank[0]}")
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The raw values that become -1 and 1."""
+
+    low: float
+    high: float
+    warnings: tuple[str, ...] = ()
+
+
+def survey(folder: Folder, limits: ImageLimits | None = None) -> Survey:
+    """Counts, sizes, types, values and duplicates of a folder; percentiles come from a sample of its pictures."""
+    looks = [e.looks for e in folder.entries]
+    labels = Counter(e.label for e in folder.entries)
+    groups: dict[str, list[Path]] = {}
+    for entry in folder.entries:
+        groups.setdefault(entry.digest, []).append(entry.path)
+    one, middle, ninetynine = (float(v) for v in np.percentile(sample(folder.entries, limits), [1, 50, 99]))
+    return Survey(
+        pictures=len(folder.entries),
+        bad=len(folder.bad),
+        classes={name: labels[name] for name in folder.classes},
+        sizes=dict(Counter((k.height, k.width) for k in looks).most_common()),
+        channels=dict(sorted(Counter(k.channels for k in looks).items())),
+        dtypes=dict(Counter(k.dtype for k in looks).most_common()),
+        formats=dict(Counter(k.format for k in looks).most_common()),
+        low=min(k.low for k in looks),
+        high=max(k.high for k in looks),
+        percentiles=(one, middle, ninetynine),
+        duplicates=tuple(tuple(paths) for paths in groups.values() if len(paths) > 1),
+        blank=tuple(e.path for e in folder.entries if e.looks.low == e.looks.high),
+    )
+
+
+def sample(entries: Sequence[Entry], limits: ImageLimits | None = None) -> NDArray[np.float32]:
+    """(n,) float32: values of at most 200 pictures at equal steps, at most 20,000 of each; the same each time."""
+    chosen = entries[:: -(-len(entries) // SAMPLE_PICTURES)]
+    values = []
+    for entry in chosen:
+        flat = entry.picture(limits).pixels.reshape(-1)
+        values.append(flat[:: -(-flat.size // SAMPLE_PIXELS)].astype(np.float32))
+    return np.concatenate(values)
+
+
+def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None = None) -> Range:
+    """The range of `--range`."""
+    values = sample(folder.entries, limits)
+    low, high = _limits(folder, spec.strip(), values)
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise SettingsInvalid(f"the range {spec} is {low:g} to {high:g}, which is empty")
+    return Range(low, high, tuple(_warnings(values, low, high)))
+
+
+def range_check(spec: str) -> Check | None:
+    """A check that refuses pictures outside the units of a range `LOW:HIGH`; None for a range derived from them."""
+    found = _VALUES.fullmatch(spec.strip())
+    if found is None or not float(found[1]) < float(found[2]):
+        return None
+    return lambda picture: check_numbers(picture, float(found[1]), float(found[2]), windows=True)
+
+
+def _limits(folder: Folder, spec: str, values: NDArray[np.float32]) -> tuple[float, float]:
+    if spec == "type":
+        return _type_range(folder)
+    if found := _PERCENTILES.fullmatch(spec):
+        shares = [float(p) for p in found.groups()]
+        if not 0 <= shares[0] < shares[1] <= 100:
+            raise SettingsInvalid(f"the percentiles of {spec} do not rise from 0 to 100")
+        low, high = (float(v) for v in np.percentile(values, shares))
+        return low, high
+    if found := _VALUES.fullmatch(spec):
+        return float(found[1]), float(found[2])
+    raise SettingsInvalid(f"{spec!r} is no range", hint="--range LOW:HIGH (as -1000:2000), p1:p99, or type")
+
+
+def _type_range(folder: Folder) -> tuple[float, float]:
+    found = sorted({e.looks.dtype for e in folder.entries})
+    if len(found) > 1:
+        raise SettingsInvalid(
+            f"the pictures are of several types ({', '.join(found)}), which have no range in common",
+            hint="give --range LOW:HIGH, or convert them to one type",
+        )
+    if found[0] not in TYPE_RANGES:
+        raise SettingsInvalid(
+            f"{found[0]} has no range of its own", hint="give --range LOW:HIGH or --range p1:p99"
+        )
+    return TYPE_RANGES[found[0]]
+
+
+def _warnings(values: NDArray[np.float32], low: float, high: float) -> list[str]:
+    """Unused and clipped shares of a range, from a sample of the values."""
+    out = []
+    first, last = (float(v) for v in np.percentile(values, [0.1, 99.9]))
+    used = max(0.0, min(last, high) - max(first, low)) / (high - low)
+    if used < MIN_USED:
+        out.append(
+            f"{100 * (1 - used):.0f} % of the range {low:g}:{high:g} is empty: 99.8 % of the values lie between "
+            f"{first:g} and {last:g}; --range {first:g}:{last:g} or --range p1:p99 would use it"
+        )
+    outside = float(np.mean((values < low) | (values > high)))
+    if outside > MAX_CLIPPED:
+        out.append(
+            f"{100 * outside:.0f} % of the values lie outside the range {low:g}:{high:g} and will be clipped"
+        )
+    return out
+
+
+__all__ = [
+    "Classes",
+    "Entry",
+    "Folder",
+    "Looks",
+    "Range",
+    "Sides",
+    "Survey",
+    "choose_range",
+    "class_numbers",
+    "describe",
+    "expand",
+    "folder_digest",
+    "load",
+    "range_check",
+    "scan",
+    "shared",
+    "split",
+    "survey",
+    "two_sides",
+]
+
+
+def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """(training part, held-out part), by the pixels' digests."""
+    if not 0 <= share < 1:
+        raise SettingsInvalid(f"a held-out share of {share} is not from 0 to below 1")
+    ranks = {
+        e.digest: int(hashlib.sha256(b"held-out" + e.digest.encode()).hexdigest()[:16], 16) for e in entries
+    }
+    held = {digest for digest, rank in ranks.items() if rank < share * 2**64}
+    if share > 0 and len(ranks) > 1:
+        by_rank = sorted(ranks, key=ranks.__getitem__)
+        held = (held | {by_rank[0]}) - {by_rank[-1]}
+    training = tuple(e for e in entries if e.digest not in held)
+    return training, tuple(e for e in entries if e.digest in held)
+
+
+def shared(a: Sequence[Entry], b: Sequence[Entry]) -> list[tuple[Path, Path]]:
+    there = {e.digest: e.path for e in reversed(b)}
+    return [(e.path, there[e.digest]) for e in a if e.digest in there]
+
+
+def folder_digest(entries: Sequence[Entry]) -> str:
+    lines = sorted(f"{e.digest} {e.label or ''}" for e in entries)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def class_numbers(entries: Sequence[Entry], classes: Sequence[str]) -> NDArray[np.int64]:
+    """(N,) int64: the number of each entry's class in `classes`."""
+    number = {name: i for i, name in enumerate(classes)}
+    for entry in entries:
+        if entry.label not in number:
+            raise SettingsInvalid(
+                f"{entry.path} has the class {entry.label!r}, which is not one of {len(number)}"
+            )
+    return np.array([number[str(e.label)] for e in entries], dtype=np.int64)
+
+
+def load(
+    entries: Sequence[Entry],
+    rule: PictureRule,
+    *,
+    limits: ImageLimits | None = None,
+    compact: bool = False,
+    progress: Progress | None = None,
+) -> NDArray[Any]:
+    """The arrays of all entries for a model whose range and channels were chosen for this folder."""
+    kind = np.dtype(np.float32) if not compact else np.dtype(np.uint8 if rule.bits == 8 else np.uint16)
+    out = np.empty((len(entries), rule.channels, rule.height, rule.width), dtype=kind)
+    for i, entry in enumerate(entries):
+        fitted = (
+            read_fitted(entry.path, rule, limits, windows=True, grey=True)
+            if entry.read is None
+            else fit_picture(entry.read(), rule, windows=True, grey=True)
+        )
+        x = fitted.samples
+        out[i] = np.rint((x + 1) * np.float32(rule.top / 2)) if compact else x
+        if progress:
+            progress(i + 1, len(entries))
+    return out
+
+
+def expand(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    """Float32 in [-1, 1] from the uint8 or uint16 of `load`; float32 is returned as it is."""
+    if numbers.dtype.kind == "f":
+        return numbers.astype(np.float32, copy=False)
+    half = np.float32(np.iinfo(numbers.dtype).max / 2)
+    scaled: NDArray[np.float32] = numbers.astype(np.float32) / half - np.float32(1)
+    return scaled

@@ -1,0 +1,413 @@
+"""Decodes picture files and encodes PNGs without metadata.
+
+The content decides the format, never the name; a file's claims are checked before it is decoded;
+output has no metadata. The map between pictures and a model's arrays is in `fitting`, and is exported here too.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+
+from ddib_fed.data.decoding import (
+    FORMATS,
+    ORIENTATION,
+    PNG_MAGIC,
+    ImageLimits,
+    Picture,
+    Pixels,
+    faults_as_unreadable,
+    first_page,
+    jpeg_pixels,
+    jpeg_scan,
+    npy_pixels,
+    npy_shape,
+    open_pillow,
+    png_header,
+    png_pixels,
+    segment_bytes,
+    tiff_pixels,
+)
+from ddib_fed.data.fitting import (
+    Fit,
+    Fitted,
+    Geometry,
+    PictureRule,
+    check_fit,
+    fit_picture,
+    from_array,
+    input_bytes,
+    name_misfit,
+    output_bytes,
+    to_array,
+    to_raw,
+)
+from ddib_fed.data.points import MAGIC, Header, read_header
+from ddib_fed.data.points import MAGIC as NPY_MAGIC
+from ddib_fed.errors import (
+    DdibError,
+    FileMissing,
+    ImageTooLarge,
+    ImageUnreadable,
+    KindMismatch,
+    PictureMisfit,
+    PointsUnreadable,
+    ShapeMismatch,
+)
+
+MANY_ROWS: Final = 16
+FEW_COLUMNS: Final = 4
+"""Fewer columns than any picture of at least `MANY_ROWS` rows."""
+SOME_COLUMNS: Final = 16
+"""Floats in so few columns and `MANY_ROWS` times as many rows are points, too."""
+
+
+def refuse_points(content: bytes) -> None:
+    """Return if a file expected to be a picture is not a .npy of points (N, D)."""
+    header = _header(content)
+    if header is None or len(header.shape) != 2:
+        return
+    rows, columns = header.shape
+    narrow = columns <= FEW_COLUMNS and rows >= MANY_ROWS
+    floats = header.dtype.kind == "f" and columns <= SOME_COLUMNS and rows >= MANY_ROWS * columns
+    if columns and (narrow or floats):
+        raise _mismatch(f"points, {rows} x {columns}", "pictures")
+
+
+def refuse_picture(content: bytes, dim: int | None = None) -> None:
+    """Return if a .npy expected to be points (N, D) is not a picture."""
+    header = _header(content)
+    if header is None:
+        return
+    shape = header.shape
+    planes = len(shape) == 3 and (shape[2] in {1, 3, 4} or shape[0] in {1, 3})
+    plane = (
+        len(shape) == 2
+        and header.dtype.kind == "u"
+        and FEW_COLUMNS < shape[1] != dim
+        and shape[0] < MANY_ROWS * shape[1]
+    )
+    if planes or plane:
+        size = " x ".join(map(str, shape))[:60]
+        raise _mismatch(f"a picture, {size}", f"points (N, {dim or 'D'})")
+
+
+def picture_for_points(what: str, dim: int) -> KindMismatch:
+    return _mismatch(f"a picture ({what})", f"points (N, {dim})")
+
+
+def explain_kind(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]:
+    """The problem with a file and its remedy, from the facts of a `KindMismatch`, also one read from the wire."""
+    if "holds" not in facts or "takes" not in facts:
+        return "", ""
+    detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {facts['takes']}"
+    if facts["takes"] == "pictures":
+        return detail, "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
+    return detail, "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
+
+
+def name_file(error: DdibError, name: str) -> DdibError:
+    """The same error for a file of this name; its text is written again with the name."""
+    if isinstance(error, PictureMisfit):
+        return name_misfit(error, name)
+    if isinstance(error, KindMismatch) and (explained := explain_kind(error.facts, name))[0]:
+        return KindMismatch(explained[0], hint=explained[1], facts=error.facts)
+    if isinstance(error, ImageTooLarge) and "limit_pixels" in error.facts:
+        return _too_many_pixels(error, name)
+    if name not in error.detail:
+        error.detail = f"{name}: {error.detail}"
+        error.args = (error.detail,)
+    return error
+
+
+def _too_many_pixels(error: ImageTooLarge, name: str) -> ImageTooLarge:
+    pixels, limit = (str(error.facts.get(key, "")) for key in ("pixels", "limit_pixels"))
+    if not (
+        pixels.isdecimal() and limit.isdecimal()
+    ):  # text from the wire is not put into a command unchecked
+        return error
+    path = PurePath(name)
+    smaller, most = path.with_name(f"{path.stem}-smaller.png"), shlex.quote(f"{limit}@>")
+    return ImageTooLarge(
+        f"{name} has {int(pixels):,} pixels, {int(limit):,} are the limit",
+        hint=f"magick {shlex.quote(name)} -resize {most} {shlex.quote(str(smaller))}   (or -crop it); the limit of "
+        "a node is [limits] max_pixels in its node.toml",
+        facts=error.facts,
+        hop=error.hop,
+    )
+
+
+def _mismatch(holds: str, takes: str) -> KindMismatch:
+    facts = {"holds": holds, "takes": takes}
+    detail, hint = explain_kind(facts)
+    return KindMismatch(detail, hint=hint, facts=facts)
+
+
+def _header(content: bytes) -> Header | None:
+    """The header of a .npy; None for anything else, and for a header that the decoder will refuse."""
+    if content[:6] != MAGIC:
+        return None
+    try:
+        return read_header(content)[0]
+    except PointsUnreadable:
+        return None
+
+
+__all__ = [
+    "FORMATS",
+    "Fit",
+    "Fitted",
+    "Geometry",
+    "ImageLimits",
+    "Picture",
+    "PictureRule",
+    "Pixels",
+    "check_fit",
+    "decode_image",
+    "encode_png",
+    "fit_picture",
+    "from_array",
+    "image_format",
+    "read_fitted",
+    "read_image",
+    "to_array",
+    "to_raw",
+]
+
+_MAGICS = (
+    (PNG_MAGIC, "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (NPY_MAGIC, "NPY"),
+)
+# Common formats that are not supported: the error says how to convert them.
+_OTHERS = (
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (8, b"WEBP", "WebP"),
+    (4, b"ftyp", "HEIC, AVIF or a film"),
+    (0, b"\0\0\0\x0cjP", "JPEG 2000"),
+    (128, b"DICM", "DICOM"),
+    (344, b"n+1\0", "NIfTI"),
+    (0, b"\x1f\x8b", "a gzip archive (NIfTI?)"),
+    (0, b"PK\x03\x04", "a zip archive (.npz?)"),
+    (0, b"%PDF", "PDF"),
+)
+
+
+def image_format(content: bytes) -> str | None:
+    return next((name for magic, name in _MAGICS if content.startswith(magic)), None)
+
+
+def decode_image(
+    content: bytes,
+    limits: ImageLimits | None = None,
+    *,
+    background: Literal["white", "black"] = "white",
+) -> Picture:
+    """The one picture in the bytes of a PNG, JPEG, TIFF or .npy."""
+    limits = limits or ImageLimits()
+    limits.check_bytes(len(content))
+    kind = image_format(content)
+    if kind is None or kind not in limits.formats:
+        raise _unaccepted(content, kind, limits)
+    refuse_points(content)
+    bits = 8
+    with faults_as_unreadable(kind):
+        if kind == "PNG":
+            pixels, bits = png_pixels(content, limits, background)
+        elif kind == "JPEG":
+            pixels = jpeg_pixels(content, limits)
+        elif kind == "TIFF":
+            pixels, bits = tiff_pixels(content, limits, background)
+        else:
+            pixels, bits = npy_pixels(content, limits)
+    return Picture(pixels if pixels.flags.writeable else pixels.copy(), bits, kind)
+
+
+def read_image(
+    path: Path, limits: ImageLimits | None = None, *, background: Literal["white", "black"] = "white"
+) -> Picture:
+    """The picture in a file; see `decode_image`."""
+    content = read_content(path, limits or ImageLimits())
+    try:
+        return decode_image(content, limits, background=background)
+    except (KindMismatch, ImageTooLarge) as error:
+        raise name_file(error, str(path)) from error
+
+
+def read_fitted(
+    path: Path,
+    rule: PictureRule,
+    limits: ImageLimits | None = None,
+    *,
+    windows: bool = False,
+    grey: bool = False,
+) -> Fitted:
+    """The picture in a file, converted for a model; arguments as of `read_image` and `fit_picture`."""
+    picture = read_image(path, limits)
+    try:
+        found = fit_picture(picture, rule, windows=windows, grey=grey)
+        return replace(found, read=lambda: read_image(path, limits))  # one in memory at a time
+    except PictureMisfit as error:
+        raise name_misfit(error, str(path)) from error
+
+
+def read_content(path: Path, limits: ImageLimits) -> bytes:
+    """The bytes of a file, at most one more than the limit."""
+    try:
+        with path.open("rb") as file:
+            limits.check_bytes(path.stat().st_size)
+            return file.read(limits.max_bytes + 1)
+    except FileNotFoundError as error:
+        raise FileMissing(f"no such picture: {path}") from error
+    except OSError as error:
+        raise ImageUnreadable(f"{path} cannot be opened: {error.strerror}") from error
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """A PNG of the pixels and nothing else: no text, time, profile or resolution; the same for the same pixels."""
+    if pixels.ndim != 3 or pixels.shape[2] not in {1, 3} or 0 in pixels.shape:
+        raise ShapeMismatch(
+            f"an array of shape {pixels.shape} is no picture", facts={"expected": "(H, W, 1 or 3)"}
+        )
+    if pixels.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
+        raise ShapeMismatch(f"{pixels.dtype} is no type of a PNG", facts={"expected": "uint8 or uint16"})
+    height, width, channels = pixels.shape
+    file = io.BytesIO()
+    if pixels.dtype == np.uint8:
+        # Pillow filters rows as the standard recommends, pypng does not: smaller files.
+        from PIL import Image
+
+        image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+        del pixels  # Pillow has a copy: callers that hold no other have the memory for the file
+        image.save(file, "PNG")
+    else:
+        import png  # Pillow has no 16-bit colour
+
+        writer = png.Writer(width=width, height=height, greyscale=channels == 1, bitdepth=16)
+        writer.write(file, pixels.reshape(height, width * channels))
+    return file.getvalue()
+
+
+def _unaccepted(content: bytes, kind: str | None, limits: ImageLimits) -> ImageUnreadable:
+    accepted = ", ".join(limits.formats)
+    seen = kind or next((name for at, magic, name in _OTHERS if content[at:].startswith(magic)), None)
+    what = f"the file is {seen or 'nothing that begins like a picture'}" if content else "the file is empty"
+    return ImageUnreadable(
+        f"{what}; accepted are {accepted}",
+        hint="convert it to PNG, 16-bit TIFF or .npy first" if seen else "is it a complete picture file?",
+        facts={"formats": accepted},
+    )
+
+
+_PALETTE = 3  # "colour type" of the PNG specification
+_PLANES, _WHITE_IS_ZERO = 2, 0  # TIFF's PlanarConfiguration and PhotometricInterpretation
+FIXED = 32 << 20
+"""Of a large picture: what decoders keep for themselves."""
+
+
+class Cost(NamedTuple):
+    """Memory needs of a picture, in bytes."""
+
+    decoding: int
+    pixels: int
+    itemsize: int
+    geometry: Geometry
+    dtype: str = ""
+    channels: int = 1
+
+
+def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
+    """Upper bound of the memory to read this file and write a picture of its size, in bytes; without the file."""
+    cost = cost_of(content, limits)
+    lying = Geometry(cost.geometry.width, cost.geometry.height)
+    after = max(
+        max(cost.pixels + input_bytes(way, cost.itemsize, rule), output_bytes(way, rule))
+        for way in (cost.geometry, lying)
+    )
+    return fixed_bytes(cost.geometry) + max(cost.decoding, after)
+
+
+def fixed_bytes(geometry: Geometry) -> int:
+    return min(FIXED, (1 << 20) + 64 * geometry.height * geometry.width)
+
+
+def cost_of(content: bytes, limits: ImageLimits) -> Cost:
+    """Memory needed for decoding, from the header."""
+    kind = image_format(content) or ""
+    with faults_as_unreadable(kind or "picture"):
+        found: Cost = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "NPY": _npy}.get(kind, _nothing)(content)
+    limits.check_size(found.geometry.height, found.geometry.width)
+    return found
+
+
+def _png(content: bytes) -> Cost:
+    """Pillow's picture (4 bytes a pixel but for grey) and the pixels; then these and what is flat, or upright,
+    of them.
+    """
+    width, height, depth, colour = png_header(content)
+    samples = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}.get(colour, 4)
+    itemsize = 2 if depth == 16 else 1
+    flat = (1 if samples < 3 else 3) * itemsize
+    held = (2 if samples == 1 and depth == 16 else 1) if samples == 1 else 4
+    # A palette is first converted to another Pillow image.
+    converted = 4 if colour == _PALETTE else 0
+    read = samples * itemsize if itemsize == 2 else flat
+    most = max(held + converted, held + converted + read, read + flat)
+    found = _cost(height, width, most, flat, itemsize, len(content))
+    return found._replace(dtype="uint16" if itemsize == 2 else "uint8", channels=flat // itemsize)
+
+
+def _jpeg(content: bytes) -> Cost:
+    """Pillow's picture, and of one in several scans all coefficients: two bytes for each sample."""
+    image = open_pillow(content, "JPEG")
+    samples = len(image.getbands())
+    scan = content[(start := jpeg_scan(content)) : start + 5]
+    in_one = scan[:2] == b"\xff\xda" and scan[4:] == bytes([samples]) and "progressive" not in image.info
+    coefficients = 0 if in_one else 2 * samples
+    held = 1 if samples == 1 else 4
+    flat = 1 if samples == 1 else 3
+    converted = 4 if samples == 4 else 0  # CMYK is first converted to another Pillow image
+    most = max(held + coefficients, held + converted + flat, 2 * flat)
+    return _cost(image.height, image.width, most, flat, 1, 0)._replace(dtype="uint8", channels=flat)
+
+
+def _tiff(content: bytes) -> Cost:
+    """The pixels as stored, as Pillow's where libtiff reads, as settled or upright; and the segments being decoded."""
+    page = first_page(content)
+    samples = max(1, int(page.samplesperpixel))
+    itemsize = max(1, int(page.bitspersample) // 8)
+    flat = (1 if samples < 3 else 3) * (itemsize if itemsize <= 2 else 4)
+    stored = samples * itemsize
+    # Separate planes, rotated and inverted pictures are copied once more as stored.
+    moved = page.planarconfig == _PLANES or page.photometric == _WHITE_IS_ZERO or ORIENTATION in page.tags
+    by_pillow = 4 + 4 + max(flat, 4) if itemsize <= 4 else 0
+    most = max(stored + (max(stored, flat) if moved else flat), by_pillow)
+    segments = 2 * segment_bytes(page) + len(content)
+    return _cost(page.imagelength, page.imagewidth, most, flat, min(itemsize, 4), segments)
+
+
+def _npy(content: bytes) -> Cost:
+    height, width, samples, itemsize = npy_shape(content)
+    kept = samples * (itemsize if itemsize <= 2 else 4)
+    return _cost(height, width, 2 * kept, kept, min(itemsize, 4), 0)
+
+
+def _nothing(content: bytes) -> Cost:
+    del content
+    return Cost(0, 0, 1, Geometry(1, 1))
+
+
+def _cost(height: int, width: int, most: int, pixels: int, itemsize: int, extra: int) -> Cost:
+    count = int(height) * int(width)
+    return Cost(count * most + extra, count * pixels, itemsize, Geometry(int(height), int(width)))

@@ -1,1 +1,0 @@
-"""Datasets made by code, carried by packages, or brought by the user in a published form."""

@@ -1,0 +1,295 @@
+"""What a model is made of, and its warming up: the model on its device, with a batcher that knows what calls cost.
+
+How many rows one network call takes best, and what calls of other sizes cost, is measured at the first start and
+remembered. The budget is the smallest batch whose cost per row is within 1 % of the best: larger ones only make others
+wait. The measured seconds are the cost model of fair queueing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.batcher import Batcher
+from ddib_fed.engine.model import DTYPES, DomainModel, pixels
+from ddib_fed.engine.stack import Trajectory
+from ddib_fed.errors import ConfigError, NotReady
+from ddib_fed.files import read_json, write_json
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.models.bundle import Bundle, device_problem
+
+log = logging.getLogger(__name__)
+
+OWN_S = 1e-4
+"""What the engine takes for a call beside the network."""
+WITHIN = 1.01
+"""A cost per row of so many times the best is as good as the best."""
+FLAT = 1.05
+"""Once two doublings brought less than so much a row, no larger batch is tried."""
+SWEEP_S = 1.2
+"""After which no larger batch is tried."""
+REPEATS = 3
+LONG_S = 0.25
+"""A call that takes so long is measured once: of shorter ones a single time is too uncertain to choose a size by."""
+MOST_POINTS, MOST_PIXELS = 4_096, 1 << 18
+"""The largest batch that is tried on a CPU; a GPU's is `ON_GPU` times as large."""
+ON_GPU = 16
+MOST_REMEMBERED = 64
+_Rows = Annotated[int, Field(ge=1, le=MOST_PIXELS * ON_GPU)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_COSTS = TypeAdapter(Annotated[dict[_Rows, _Seconds], Field(min_length=1)])
+_WRITING = threading.Lock()
+WARM_UP_ROWS = 4_096
+"""Samples of the call with which threads are measured: large enough that a second thread could pay off."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Warm:
+    """A model that works."""
+
+    model: DomainModel
+    batcher: Batcher
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """What a node, or each of its workers, makes the model of: the weights themselves, not their folder."""
+
+    bundle: Bundle
+    classifier: Bundle | None = None
+    device: str = "auto"
+    threads: int = 0
+    dtype: str = "float32"
+    merge_rows: int = 2_048
+    merge_pixels: int = 65_536
+    max_trajectories: int = 64
+    compiling: bool = False
+    costs: Path | None = None
+
+    def warm(self) -> Warm:
+        """The model in this process."""
+        model = DomainModel(
+            self.bundle,
+            device=_device(self.device),
+            dtype=DTYPES[self.dtype],
+            classifier=self.classifier,
+            compiling=self.compiling,
+        )
+        threads = self.threads or _fastest_threads(model)
+        budget = self._budget(model, threads)
+        batcher = Batcher(
+            model,
+            rows=budget.rows if budget is not None else self._stated_rows(model),
+            cost=None if budget is None else budget.cost,
+            flows=self.max_trajectories,
+            threads=threads if model.device.type == "cpu" else None,
+        )
+        try:
+            _warm_up(model, batcher)
+        except BaseException:
+            batcher.close()
+            raise
+        return Warm(model, batcher, threads)
+
+    def _stated_rows(self, model: DomainModel) -> int:
+        if not model.is_picture:
+            return self.merge_rows
+        return max(1, self.merge_pixels // pixels(model)) if self.merge_pixels else 0
+
+    def _budget(self, model: DomainModel, threads: int) -> Budget | None:
+        """What calls cost, where the size of a call is to be measured."""
+        if self._stated_rows(model):
+            return None
+        key = key_of(model, dtype=self.dtype, threads=threads, compiling=self.compiling)
+        budget = remembered(self.costs, key, lambda: measured(model, threads))
+        log.info("a network call takes %d rows, %.3g s", budget.rows, budget.cost(budget.rows))
+        return budget
+
+
+def _warm_up(model: DomainModel, executor: Batcher) -> None:
+    """Run short legs of two sizes, and one guided by the classifier, so that the first request pays for nothing."""
+    settings = SolverSettings(evaluations=2 if model.is_picture else 8)
+    guided = [Guidance(classifier_scale=1.0)] if model.classifier is not None else []
+    for guidance, rows in [
+        (UNGUIDED, 1),
+        (UNGUIDED, min(2, executor.rows) if model.is_picture else 64),
+        *((each, 1) for each in guided),
+    ]:
+        label = 0 if model.classes(guidance) else None
+        classes = model.class_rows(label, rows, guidance)
+        noise = Trajectory("decode", _noise(model, rows), settings, guidance=guidance, label=classes)
+        out = executor.submit(noise).result()
+        if not torch.isfinite(out).all():
+            raise NotReady(
+                "the model answers with NaN or infinity to noise",
+                hint="ddib model show BUNDLE; train it again",
+            )
+
+
+def _fastest_threads(model: DomainModel) -> int:
+    """1 or all cores, whichever evaluates a large batch faster now (a busy second core makes OpenMP crawl)."""
+    cores = torch.get_num_threads()
+    if model.device.type != "cpu" or cores == 1:
+        return 1
+    call = _call(model, 1 if model.is_picture else WARM_UP_ROWS)
+    seconds = {}
+    for count in (1, cores):
+        torch.set_num_threads(count)
+        seconds[count] = _least(call, time.perf_counter)
+    # A second thread must pay clearly: it is taken from gRPC and from the other node on a small machine.
+    return cores if seconds[cores] < 0.7 * seconds[1] else 1
+
+
+def _noise(model: DomainModel, rows: int) -> torch.Tensor:
+    noise = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(model.device)
+
+
+def _device(name: str) -> torch.device:
+    """The device of a name in node.toml."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if problem := device_problem(name):
+        raise ConfigError(
+            f"engine.device = {name!a} cannot be used: {problem}",
+            hint='engine.device = "auto" takes a GPU where there is one, "cpu" works everywhere',
+        )
+    return torch.device(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What was measured of one model in one place."""
+
+    rows: int
+    seconds: Mapping[int, float]
+
+    def cost(self, rows: int) -> float:
+        sizes = sorted(self.seconds)
+        beyond = max(1.0, rows / sizes[-1])
+        return OWN_S + beyond * float(np.interp(rows, sizes, [self.seconds[size] for size in sizes]))
+
+
+def budget_of(seconds: Mapping[int, float]) -> Budget:
+    """The smallest size within 1 % of the best cost per row, the engine's own part included."""
+    each = {rows: (OWN_S + cost) / rows for rows, cost in seconds.items()}
+    best = min(each.values())
+    return Budget(min(rows for rows, cost in each.items() if cost <= WITHIN * best), dict(seconds))
+
+
+def sweep(
+    sizes: Iterator[int],
+    call: Callable[[int], Callable[[], None]],
+    *,
+    limit_s: float = SWEEP_S,
+    clock: Callable[[], float],
+) -> dict[int, float]:
+    """Seconds of a call by its rows: the least of a few calls after one that is not counted."""
+    found: dict[int, float] = {}
+    started = clock()
+    for rows in sizes:
+        try:
+            found[rows] = _least(call(rows), clock)
+        except (torch.OutOfMemoryError, MemoryError):
+            if not found:
+                raise
+            break
+        spent = clock() - started
+        per_row = [cost / size for size, cost in found.items()]
+        flat = len(per_row) > 2 and min(per_row[-2:]) > min(per_row[:-2]) / FLAT
+        # The next one costs at most twice as much: one that would end far beyond the limit is not begun.
+        if flat or spent + 2 * found[rows] > limit_s:
+            break
+    return found
+
+
+def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> Budget:
+    """The budget of a model, by a sweep on its device."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    # Of one thread its own time: a machine that is busy at this start would be remembered as a slow one.
+    clock = time.thread_time if model.device.type == "cpu" and threads == 1 else time.perf_counter
+    try:
+        return budget_of(sweep(_sizes(model), lambda rows: _call(model, rows), limit_s=limit_s, clock=clock))
+    finally:
+        torch.set_num_threads(before)
+
+
+def remembered(path: Path | None, key: str, measure: Callable[[], Budget]) -> Budget:
+    """The budget that a file holds under a key, or else a measured one, which is written there."""
+    if path is None:
+        return measure()
+    with suppress(ValidationError):
+        return budget_of(_COSTS.validate_python((read_json(path) or {}).get(key)))
+    found = measure()
+    with _WRITING:
+        every = {**(read_json(path) or {}), key: {str(rows): cost for rows, cost in found.seconds.items()}}
+        try:
+            write_json(path, dict(list(every.items())[-MOST_REMEMBERED:]))
+        except OSError as error:
+            log.warning("what network calls cost is measured again at the next start: %s", error)
+    return found
+
+
+def key_of(model: DomainModel, *, dtype: str, threads: int, compiling: bool) -> str:
+    """Names what a budget depends on."""
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    used = threads if device.type == "cpu" else 0
+    parts = [model.bundle.digest, name, dtype, f"{used} threads", f"torch {torch.__version__}"]
+    parts += ["compiled"] * compiling
+    return ", ".join([*parts, *(f"{side}" for side in model.sample_shape[1:])])
+
+
+def _sizes(model: DomainModel) -> Iterator[int]:
+    """Sizes to try: powers of two."""
+    most = MOST_PIXELS // pixels(model) if model.is_picture else MOST_POINTS
+    most = max(1, most * (ON_GPU if model.device.type == "cuda" else 1))
+    rows = 1
+    while rows <= most:
+        yield rows
+        # A small call of points costs what one point costs.
+        rows *= 4 if not model.is_picture and rows < 64 else 2
+
+
+def _call(model: DomainModel, rows: int) -> Callable[[], None]:
+    """A call of the plain network on noise."""
+    laid = model.plan(SolverSettings(evaluations=8))
+    x = _noise(model, rows)
+    cond = model.condition(0 if model.manifest.num_classes else None, rows)
+    level = laid.decode_grid.levels[4]
+    denoiser = model.denoiser()
+
+    def call() -> None:
+        with torch.no_grad():
+            denoiser(x, level, cond)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+
+    return call
+
+
+def _least(call: Callable[[], None], clock: Callable[[], float]) -> float:
+    """The least of some calls."""
+    call()
+    least = math.inf
+    for _ in range(REPEATS):
+        started = clock()
+        call()
+        least = min(least, clock() - started)
+        if least > LONG_S:
+            break
+    return least

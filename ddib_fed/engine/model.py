@@ -1,0 +1,404 @@
+"""A bundle that is ready to encode and decode, for points and pictures alike, and what it can be asked for."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddib_fed.diffusion import bridge
+from ddib_fed.diffusion.bridge import Rotated, rotated
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, on_device
+from ddib_fed.diffusion.grids import Frame
+from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
+from ddib_fed.diffusion.plans import SOLVERS, Plan, SolverSettings, plan
+from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
+from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.manifest import Manifest, check_guide
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.networks.spectrum import SharedWithLinear, SpectralFrame, spectrum_of
+
+Array = NDArray[np.float32]
+Labels = int | Sequence[int] | None
+"""One class for all samples, one for each, or none."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Denoisers that are kept, by guidance and basis: queries that share the object are merged into one network call.
+MAX_WRAPPED = 16
+MAX_PLANS = 64
+"""That are kept: each item of a job has its job's."""
+FARTHEST = 3.0
+"""A number beyond it lies a whole range outside of [-1, 1]: the pictures are of another scale, as 0 to 255."""
+
+
+class DomainModel:
+    """A model of one domain."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compiling: bool = False,
+        classifier: Bundle | None = None,
+    ) -> None:
+        if bundle.manifest.role != "generator":
+            raise BundleInvalid(
+                f"{bundle.manifest.name} is a {bundle.manifest.role}, and only a generator encodes and decodes",
+                hint="name the folder of the model that it classifies for; ddib model show says what one is",
+            )
+        if classifier is not None:
+            _check_classifier(bundle, classifier)
+        self.bundle = bundle
+        self.classifier = classifier
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._compiling = compiling
+        self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
+        self._plan = lru_cache(MAX_PLANS)(self._make_plan)
+        self._recurrence = lru_cache(MAX_PLANS)(self._make_recurrence)
+        self._lock = threading.Lock()
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return tuple(self.manifest.sample_shape)
+
+    @property
+    def is_picture(self) -> bool:
+        return self.manifest.sample_kind == "picture"
+
+    @cached_property
+    def plain(self) -> Denoiser:
+        return self.bundle.denoiser(self.dtype, self.device, compiling=self._compiling)
+
+    def denoiser(
+        self,
+        guidance: Guidance = UNGUIDED,
+        calibration: ChannelMap | None = None,
+        encoder: str = "ode",
+    ) -> Denoiser:
+        """The network with what clips it and what guides it around it, in the public code's order, and in its basis."""
+        key = guidance, calibration, encoder
+        with self._lock:
+            found = self._wrapped.get(key)
+            if found is None:
+                found = self._guided(guidance)
+                if encoder != "ode":
+                    self.check_encoder(encoder, guidance)
+                    found = SharedWithLinear(found)
+                found = self.bundle.over_samples(found)
+                if calibration is not None:
+                    found = Rotated(found, self._rotation(calibration))
+                if len(self._wrapped) >= MAX_WRAPPED:
+                    del self._wrapped[next(iter(self._wrapped))]
+                self._wrapped[key] = found
+            return found
+
+    def plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
+        return self._plan(settings, soften_sigma)
+
+    def recurrence(
+        self, settings: SolverSettings, soften_sigma: float, *, encoding: bool
+    ) -> Recurrence | None:
+        """The recurrence that the solver of a leg follows; None where it follows none."""
+        return None if settings.stochastic else self._recurrence(settings, soften_sigma, encoding)
+
+    def _make_plan(self, settings: SolverSettings, soften_sigma: float) -> Plan:
+        bundle = self.bundle
+        return plan(settings, bundle.schedule, soften_sigma=soften_sigma, learned=bundle.learned)
+
+    def _make_recurrence(
+        self, settings: SolverSettings, soften_sigma: float, encoding: bool
+    ) -> Recurrence | None:
+        laid = self.plan(settings, soften_sigma)
+        steps = None if laid.learned is None else laid.learned[0 if encoding else 1]
+        if steps is not None and steps.coordinates != "angle":
+            return None  # its numbers differ from frequency to frequency, or from point to point
+        return recurrence_of(laid.encoder if encoding else laid.decoder, laid.evaluations)
+
+    def frame(self, calibration: ChannelMap | None = None) -> Frame | None:
+        """The coordinates in which learned steps of a spectral network are integrated; None where there are none."""
+        spectrum = None if self.bundle.tile is not None else spectrum_of(self.plain.network)
+        if spectrum is None:
+            return None
+        return SpectralFrame(spectrum, None if calibration is None else self._rotation(calibration))
+
+    def sigma(self, soften: float | None = None) -> float:
+        return self.manifest.soften_sigma if soften is None else soften
+
+    # Units
+
+    def normalise(self, samples: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return self.manifest.normalisation.apply(samples)
+
+    def denormalise(self, samples: Array) -> Array:
+        return self.manifest.normalisation.undo(samples)
+
+    def tensor(self, samples: Array) -> Tensor:
+        return on_device(torch.from_numpy(samples.copy()), self.device)
+
+    def softened(self, x: Tensor, sigma: float, noise: Array | None) -> Tensor:
+        return bridge.soften(x, sigma, None if noise is None else self.tensor(noise))
+
+    def into_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
+        return x if calibration is None else rotated(x, self._rotation(calibration).to(x.dtype))
+
+    def out_of_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
+        return x if calibration is None else rotated(x, self._rotation(calibration).T.to(x.dtype))
+
+    def check_encoder(self, encoder: str, guidance: Guidance = UNGUIDED) -> None:
+        """Return when the model can encode so; guidance is that of encoding."""
+        if encoder == "ode":
+            return
+        if guidance.steers:
+            raise SettingsInvalid(
+                f"the encoder {encoder} cannot be guided",
+                hint="--guide decode, or leave --encoder out",
+                facts={"field": "encoder"},
+            )
+        if spectrum_of(self.plain.network) is None:
+            raise SettingsInvalid(
+                f"{self.manifest.name} has no mean and spectrum of its pictures, which the encoder {encoder} needs",
+                hint="leave --encoder out; ddib model train makes picture models with a spectrum",
+                facts={"field": "encoder"},
+            )
+
+    def classes(self, guidance: Guidance = UNGUIDED) -> int:
+        """How many classes can be asked for: the model's, or those of the classifier that guides it; 0 for none."""
+        if guidance.classifier_scale is not None and self.classifier is not None:
+            return self.classifier.manifest.num_classes or 0
+        return self.manifest.num_classes or 0
+
+    def class_rows(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> NDArray[np.int64] | None:
+        """The class index that the network gets for each of `rows` samples, (rows,) int64; None without a class."""
+        if self.manifest.num_classes is None and guidance.classifier_scale is None:
+            return None
+        index = self.manifest.null_class if label is None else label
+        if index is None:
+            return None
+        return np.broadcast_to(np.asarray(index, dtype=np.int64), (rows,)).copy()
+
+    def condition(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> Condition:
+        return self.condition_of(self.class_rows(label, rows, guidance))
+
+    def condition_of(self, classes: NDArray[np.int64] | None) -> Condition:
+        return None if classes is None else {"y": on_device(torch.from_numpy(classes), self.device)}
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        assert self.classifier is not None  # `check_guidance` was asked before
+        return self.classifier.classifier(self.dtype, self.device)
+
+    def _rotation(self, calibration: ChannelMap) -> Tensor:
+        return torch.from_numpy(calibration.matrix).to(self.device, torch.float32)
+
+    def _guided(self, guidance: Guidance) -> Denoiser:
+        inner: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
+        null_class = self.manifest.null_class
+        if guidance.scale is not None and null_class is not None:
+            return ClassifierFree(inner, guidance.scale, null_class)
+        if guidance.classifier_scale is not None:
+            return ClassifierGuided(inner, self._classifier, guidance.classifier_scale)
+        return inner
+
+
+def pixels(model: DomainModel) -> int:
+    return math.prod(model.sample_shape[1:])
+
+
+def _check_classifier(bundle: Bundle, classifier: Bundle) -> None:
+    if classifier.manifest.role != "classifier":
+        raise SettingsInvalid(
+            f"{classifier.manifest.name} is no classifier of noisy pictures",
+            hint="ddib model show tells what it is",
+        )
+    check_guide(bundle.manifest, classifier.manifest)
+
+
+# What a model can be asked for
+
+
+def check_samples(model: DomainModel, samples: Array) -> None:
+    """Return when `samples` is (N, *sample_shape), N at least 1, and finite."""
+    shape = model.sample_shape
+    if samples.ndim != len(shape) + 1 or samples.shape[1:] != shape or samples.shape[0] == 0:
+        expected = f"(N, {', '.join(map(str, shape))})"
+        raise ShapeMismatch(
+            f"an array of shape {samples.shape} where {model.manifest.name} takes {expected}",
+            hint="both models must be of one sample shape",
+            facts={"got": str(tuple(samples.shape)), "expected": expected},
+        )
+    if not np.isfinite(samples).all():
+        count = int((~np.isfinite(samples)).sum())
+        raise NotFinite(
+            f"{count} values of {model.manifest.name} are NaN or infinite",
+            hint="compute in float32; train the model again if that does not help",
+            facts={"not_finite": count},
+        )
+
+
+def check_given(model: DomainModel, samples: Array) -> None:
+    """As `check_samples`, of data in their own units."""
+    check_samples(model, samples)
+    low, high = float(samples.min()), float(samples.max())
+    if model.is_picture and max(-low, high) > FARTHEST:
+        raise PictureMisfit(
+            f"pictures from {low:g} to {high:g} are not in [-1, 1]",
+            hint="ddib_fed.data.pictures.read_fitted brings a file into [-1, 1]",
+            facts={"holds": f"{low:g} to {high:g}", "takes": "-1 to 1"},
+        )
+
+
+def check_guidance(model: DomainModel, guidance: Guidance) -> None:
+    """Return when the model can be guided so."""
+    name = model.manifest.name
+    if guidance.scale is not None and model.manifest.null_class is None:
+        raise SettingsInvalid(
+            f"{name} has no class for none, which classifier-free guidance needs",
+            hint="use a classifier, or train a model with dropped labels",
+            facts={"field": "guidance"},
+        )
+    if guidance.classifier_scale is not None and model.classifier is None:
+        raise SettingsInvalid(
+            f"classifier_scale {guidance.classifier_scale:g} weighs a classifier, and {name} has none",
+            hint="add --classifier MODEL, or leave --classifier-scale out",
+            facts={"field": "classifier_scale"},
+        )
+    if guidance.clip and model.is_picture and model.manifest.normalisation != Normalisation():
+        raise SettingsInvalid(
+            f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
+            hint="--no-clip leaves them as they are",
+            facts={"field": "clip"},
+        )
+
+
+def check_calibration(model: DomainModel, calibration: ChannelMap | None) -> None:
+    """Return when the model can work in the basis of a calibration."""
+    if calibration is None:
+        return
+    if not model.is_picture:
+        raise SettingsInvalid(
+            f"{model.manifest.name} is a model of points, and a calibration maps the channels of pictures",
+            hint="leave the calibration out; points are translated without one",
+            facts={"field": "calibration"},
+        )
+    if calibration.channels != model.sample_shape[0]:
+        raise SettingsInvalid(
+            f"the calibration maps {calibration.channels} channels, and pictures of {model.manifest.name} have "
+            f"{model.sample_shape[0]}",
+            hint="ddib model show tells a model's shape; a calibration is for two models of one shape",
+            facts={"field": "calibration"},
+        )
+
+
+def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED) -> None:
+    """Check that the model, guided like this, accepts this class, these classes, or none."""
+    manifest, classes = model.manifest, model.classes(guidance)
+    if label is None:
+        if guidance.scale is not None:
+            raise SettingsInvalid(
+                f"guidance {guidance.scale:g} needs a class, and none is given for {manifest.name}",
+                hint="--target-class CLASS (to draw: --class CLASS), or leave --guidance out",
+            )
+        must = manifest.num_classes is not None and manifest.null_class is None
+        if must or guidance.classifier_scale is not None:
+            raise SettingsInvalid(
+                f"{manifest.name} needs a class",
+                hint=f"choose one of 0 to {classes - 1}",
+                facts={"class": "none", "classes": classes},
+            )
+        return
+    found = np.atleast_1d(np.asarray(label, dtype=np.int64))
+    if classes == 0:
+        raise SettingsInvalid(
+            f"{manifest.name} has no classes",
+            hint="leave the class out",
+            facts={"class": str(label), "classes": 0},
+        )
+    if found.size == 0 or found.min() < 0 or found.max() >= classes:
+        raise SettingsInvalid(
+            f"{manifest.name} has the classes 0 to {classes - 1}, not {label}",
+            facts={"class": str(label), "classes": classes},
+        )
+
+
+def check_decoding(
+    model: DomainModel, settings: SolverSettings, label: Labels, guidance: Guidance = UNGUIDED
+) -> None:
+    """Return when a leg from noise to data can be computed so."""
+    model.plan(settings)
+    check_steps(model.bundle, replace(settings, encoder="ode"), guidance)
+    check_guidance(model, guidance)
+    check_label(model, label, guidance)
+    _check_ancestral(model, settings, guidance)
+
+
+def check_encoding(
+    model: DomainModel,
+    settings: SolverSettings,
+    label: Labels,
+    guidance: Guidance = UNGUIDED,
+    soften: float | None = None,
+) -> None:
+    """Return when a leg from data to noise can be computed so."""
+    model.plan(settings.of_the_ode(), model.sigma(soften))
+    guidance = guidance if guidance.encoding else UNGUIDED
+    check_steps(model.bundle, settings, guidance)
+    model.check_encoder(settings.encoder, guidance)
+    check_guidance(model, guidance)
+    # A model without classes may be given the class that its classifier needs to decode.
+    if model.manifest.num_classes is not None or guidance.steers or model.classifier is None:
+        check_label(model, label, guidance)
+
+
+def _check_ancestral(model: DomainModel, settings: SolverSettings, guidance: Guidance) -> None:
+    """The public code's DDPM takes another step for learned variances and for classifier guidance."""
+    why = "is guided by a classifier" if guidance.classifier_scale is not None else ""
+    if model.manifest.learns_variance:
+        why = "learned its variance"
+    if settings.ancestral and why:
+        raise SettingsInvalid(
+            f"{model.manifest.name} {why}, which the step of DDPM here leaves out",
+            hint="use --eta 1 instead of --ddpm",
+        )
+
+
+def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) -> None:
+    """Return when the model knows the steps of the settings' solver."""
+    spec = SOLVERS.get(settings.solver)
+    if spec is None or not spec.distilled:
+        return
+    name = bundle.manifest.name
+    facts = {"field": "solver", "solver": spec.name}
+    if not bundle.manifest.is_flow_map:
+        raise SettingsInvalid(
+            f"{name} was not distilled, and {spec.name} takes steps that only a distilled model knows",
+            hint=f"ddib model distil {name} --out {name}-distilled makes one; or --solver unipc",
+            facts={**facts, "needs": "ddib model distil"},
+        )
+    others = {
+        f"the encoder {settings.encoder}": settings.encoder != "ode",
+        "guidance": guidance.steers,
+        "clipping": guidance.clip,
+        "a scene of several tiles": bundle.tile is not None,
+    }
+    for what in (what for what, asked in others.items() if asked):
+        raise SettingsInvalid(
+            f"{spec.name} follows the ODE that {name} was distilled on, and {what} is no part of it",
+            hint="--solver unipc, which works with a distilled model too; or leave it out",
+            facts=facts,
+        )

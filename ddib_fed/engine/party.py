@@ -1,0 +1,391 @@
+"""The `Party` protocol: one domain's model, here or at another institution, encodes samples and decodes latents.
+
+What is asked of a leg is a `Leg`; what goes in are `ToEncode` and `ToDecode`; what comes out are `Encoded` and
+`Decoded`, or `Failed` for an item that was refused, while the others go on. An *item* is one set of points or one
+picture, and has a number of the caller's.
+
+`encode_each` and `decode_each` are streams: they take items from an iterable as they need them and give each outcome
+when it is there, in the order of the items. A local party computes several items together; a remote one has item n+1
+encoded while n is on the wire. Errors of one item (its samples, its latent, what came out) are `Failed`; everything
+else (settings, a cancelled job, a peer that is gone) is raised and ends the stream.
+
+A leg of decoding with `round_trip` also gives the latent of what was decoded, encoded again by the same party: it is
+never softened, and passes the same gate. The other party decodes it to close the cycle.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.diffusion.gaussianity import LatentStatistics
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded, SettingsInvalid
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.latent import Latent
+from ddib_fed.models.units import ChannelMap
+
+
+class Control:
+    """Says to whoever works on something whether to go on; shared between threads."""
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self._error: DdibError | None = None
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], object]] = []
+
+    def cancel(self, error: DdibError | None = None) -> None:
+        """Stop at the next step; the first reason given stays."""
+        with self._lock:
+            if self._cancelled.is_set():
+                return
+            self._error = error or Cancelled()
+            self._cancelled.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    @contextmanager
+    def interrupting(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Inside, cancelling calls `callback`, on the thread that cancels: for threads that wait and cannot `check`."""
+        with self._lock:
+            late = self._cancelled.is_set()
+            if not late:
+                self._callbacks.append(callback)
+        if late:
+            callback()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    @property
+    def error(self) -> DdibError | None:
+        """Why the work is over; None while it may go on."""
+        if self._cancelled.is_set():
+            return self._error
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            return DeadlineExceeded()
+        return None
+
+    @property
+    def over(self) -> bool:
+        return self.error is not None
+
+    def remaining_s(self) -> float | None:
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def check(self) -> None:
+        """Return when the work may go on."""
+        if (error := self.error) is not None:
+            raise error
+
+
+Array = NDArray[np.float32]
+Labels = int | Sequence[int] | None
+"""One class for all samples of an item, one for each, or none."""
+Noise = Callable[[Array], Array]
+"""From an item's samples (N, *sample_shape) in the model's units to the noise of their shape that softens them."""
+RowDraw = Callable[[int, slice], Array]
+"""From a step's number and some rows of an item to their standard normal noise, for decoding that draws some."""
+Stage = Literal["encode", "decode"]
+OnStep = Callable[[int, Stage, int, int], None]
+"""Called after each network evaluation with (item, stage, evaluations done, evaluations); must be quick. Of items that
+are one trajectory it is called once, with the first one's number."""
+DEFAULT_SETTINGS = SolverSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """What is asked of a party for all items of a stream.
+
+    Attributes:
+        settings: Solver and grid, the same both ways. Encoding leaves out what draws noise. Their encoder is of samples
+            that are encoded, and of latents that come back; all else is integrated by the network alone.
+        guidance: Of decoding, and of encoding where it says so.
+        soften: Noise level to which items are diffused before they are encoded; None for the model's own.
+        round_trip: Whether what was decoded is encoded again.
+        control: Cancelling and deadline; None for neither.
+        on_step: Progress.
+        calibration: A rotation of the channels. The party's model works in the rotated basis: latents leave it, and
+            come to it, in that basis; samples are in the units of the data as ever. None for the model's own basis.
+        returning: Whether latents to decode are of samples that the other party encoded again: a cycle's way back.
+        flow: What the work belongs to, for fairness in an engine that several share: a job, or a peer's request. Empty:
+            each item is a flow of its own.
+        owner: Whose flow it is: a peer, or a client. An owner has one share, however many flows. Empty: the flow has a
+            share of its own.
+        weight: Of the owner, above 0: one of weight 2 gets twice the time of one of weight 1.
+        stream_rows: Rows of the whole stream, about, where the other party decodes its first latents while later ones
+            are encoded: a short stream is then encoded in smaller calls. 0 where it does not.
+        least_evaluations: Fewest network evaluations of a latent that may be given out; 0 for any number. Flow maps,
+            which are trained for few, are not held to it.
+
+    Raises:
+        SettingsInvalid: A map that is no rotation: a model needs training for it, and its bundle holds it then.
+    """
+
+    settings: SolverSettings = DEFAULT_SETTINGS
+    guidance: Guidance = UNGUIDED
+    soften: float | None = None
+    round_trip: bool = False
+    control: Control | None = None
+    on_step: OnStep | None = None
+    calibration: ChannelMap | None = None
+    returning: bool = False
+    flow: str = ""
+    weight: float = 1.0
+    stream_rows: int = 0
+    least_evaluations: int = 0
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        if self.calibration is not None and self.calibration.rotation is None:
+            raise SettingsInvalid(
+                "only a rotation of the channels is applied while encoding and decoding",
+                hint="ddib model train --init OWN --calibration FILE makes a model that works with any other map",
+                facts={"field": "calibration"},
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToEncode:
+    """An item to encode.
+
+    Attributes:
+        number: The caller's, unique in a stream.
+        samples: (N, *sample_shape) float32 in the units of the data; pictures in [-1, 1].
+        label: Class, or classes, that they have.
+        noise: Softens them; needed where they are softened.
+    """
+
+    number: int
+    samples: Array
+    label: Labels = None
+    noise: Noise | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToDecode:
+    """A latent to decode.
+
+    Attributes:
+        number: As in `ToEncode`.
+        latent: (N, *sample_shape).
+        label: Class, or classes, to decode to.
+        draw: The noise of each step; needed where the settings draw some.
+        statistics: What the gate of whoever encoded measured; a latent without them leaves for no other institution.
+    """
+
+    number: int
+    latent: Latent
+    label: Labels = None
+    draw: RowDraw | None = None
+    statistics: LatentStatistics | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A latent that passed the gate.
+
+    Attributes:
+        number: Of its item.
+        latent: (N, *sample_shape).
+        statistics: What the gate measured.
+        seconds: Of the integration; what is integrated at the same time shares the time, so that items add up.
+    """
+
+    number: int
+    latent: Latent
+    statistics: LatentStatistics
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """What a latent was decoded to.
+
+    Attributes:
+        number: Of its item.
+        samples: (N, *sample_shape) in the units of the data; pictures of a local party may lie beyond [-1, 1].
+        normalised: The same in the model's units; None from a remote party.
+        seconds: As in `Encoded`.
+        again: The samples encoded again, where `round_trip` was asked for.
+        wire_bytes: Bytes of latents and files that crossed for the item, both ways; 0 in this process.
+    """
+
+    number: int
+    samples: Array
+    normalised: Array | None
+    seconds: float
+    again: Encoded | None = None
+    wire_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed:
+    """An item that was refused.
+
+    Attributes:
+        number: Of the item.
+        error: Why.
+    """
+
+    number: int
+    error: DdibError
+
+    def __post_init__(self) -> None:
+        self.error.kept()
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a party is.
+
+    Attributes:
+        institution: Whose node it is; empty in this process.
+        name: Of its model; empty where a peer does not say.
+        domain: Of its model.
+        sample_kind: "picture" or "points".
+        sample_shape: Of one sample.
+        model_sha256: Digest of its bundle, hex.
+        soften_sigma: Noise level to which it diffuses data before encoding.
+        classes: How many it knows; 0 for none.
+    """
+
+    institution: str
+    name: str
+    domain: str
+    sample_kind: str
+    sample_shape: tuple[int, ...]
+    model_sha256: str
+    soften_sigma: float
+    classes: int
+
+
+class Party(Protocol):
+    """One domain's model, wherever it is."""
+
+    def describe(self) -> Description:
+        """What it is."""
+
+    def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
+        """The latent of each item, in their order.
+
+        Raises:
+            SettingsInvalid: The leg cannot be computed.
+            Cancelled, DeadlineExceeded: As the leg's control says.
+        """
+
+    def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
+        """The samples of each latent, in their order; errors as in `encode_each`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """One picture or one set of points to translate."""
+
+    number: int
+    samples: Array
+    source_class: Labels = None
+    target_class: Labels = None
+    noise: Noise | None = None
+    there: RowDraw | None = None
+    back: RowDraw | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Translated:
+    """An item, translated."""
+
+    item: Item
+    encoded: Encoded
+    decoded: Decoded
+    back: Decoded | None = None
+
+
+class _Way:
+    """The items that are on their way, and those that failed."""
+
+    def __init__(self, source: Party, target: Party, leg: Leg) -> None:
+        self._source, self._target, self._leg = source, target, leg
+        self._plain = replace(leg, calibration=None)
+        self._items: dict[int, Item] = {}
+        self._encoded: dict[int, Encoded] = {}
+        self._decoded: dict[int, Decoded] = {}
+        self._failed: list[Failed] = []
+
+    def there(self, items: Iterable[Item]) -> Iterator[Decoded]:
+        """What the target decodes."""
+        for outcome in self._target.decode_each(self._latents(items), self._plain):
+            if isinstance(outcome, Failed):
+                self._fail(outcome)
+            else:
+                self._decoded[outcome.number] = outcome
+                yield outcome
+
+    def back(self, items: Iterable[Item]) -> Iterator[Decoded]:
+        """What the source decodes of the translations' latents."""
+        leg = replace(self._leg, round_trip=False, returning=True)
+        for outcome in self._source.decode_each(self._returning(items), leg):
+            if isinstance(outcome, Failed):
+                self._fail(outcome)
+            else:
+                yield outcome
+
+    def finished(self, number: int, back: Decoded | None = None) -> Translated:
+        return Translated(self._items.pop(number), self._encoded.pop(number), self._decoded.pop(number), back)
+
+    def failed(self) -> Iterator[Failed]:
+        while self._failed:
+            yield self._failed.pop(0)
+
+    def _latents(self, items: Iterable[Item]) -> Iterator[ToDecode]:
+        for outcome in self._source.encode_each(self._given(items), self._leg):
+            if isinstance(outcome, Failed):
+                self._fail(outcome)
+                continue
+            self._encoded[outcome.number] = outcome
+            item = self._items[outcome.number]
+            yield ToDecode(item.number, outcome.latent, item.target_class, item.there, outcome.statistics)
+
+    def _given(self, items: Iterable[Item]) -> Iterator[ToEncode]:
+        for item in items:
+            self._items[item.number] = item
+            yield ToEncode(item.number, item.samples, item.source_class, item.noise)
+
+    def _returning(self, items: Iterable[Item]) -> Iterator[ToDecode]:
+        for outcome in self.there(items):
+            assert outcome.again is not None  # the leg asks for it
+            item = self._items[outcome.number]
+            yield ToDecode(item.number, outcome.again.latent, item.source_class, item.back)
+
+    def _fail(self, outcome: Failed) -> None:
+        for kept in (self._items, self._encoded, self._decoded):
+            kept.pop(outcome.number, None)
+        self._failed.append(outcome)
+
+
+def translate(
+    source: Party, target: Party, items: Iterable[Item], leg: Leg
+) -> Generator[Translated | Failed, None, None]:
+    """The translation of each item, or why there is none, as they are there; close it to end the work early."""
+    way = _Way(source, target, leg)
+    for outcome in way.back(items) if leg.round_trip else way.there(items):
+        yield way.finished(outcome.number, outcome if leg.round_trip else None)
+        yield from way.failed()
+    yield from way.failed()

@@ -1,0 +1,476 @@
+"""MSE, PSNR and SSIM of two stacks of pictures, row by row.
+
+MSE   mean((a - b)^2), pictures in [-1, 1]
+PSNR  10 log10(2^2 / MSE) dB
+SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: 7 x 7 windows, mean over channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddib_fed.data import synthetic
+from ddib_fed.diffusion.gaussianity import LatentStatistics, measure
+from ddib_fed.engine.record import PictureFigures
+from ddib_fed.errors import ShapeMismatch, UsageError
+
+if TYPE_CHECKING:
+    from ddib_fed.data.decoding import Picture
+    from ddib_fed.data.fitting import Fitted, PictureRule
+    from ddib_fed.models.manifest import Manifest
+
+
+Floats = NDArray[np.float32]
+COMPARED = 16
+"""Side to which pictures are reduced before they are compared."""
+
+
+def reduced(pictures: Floats) -> Floats:
+    """Pictures (N, C, H, W) as rows of means of blocks of pixels, (N, D)."""
+    count, channels, height, width = pictures.shape
+    block = max(1, min(height, width) // COMPARED)
+    cut = pictures[:, :, : height // block * block, : width // block * block]
+    means = cut.reshape(count, channels, height // block, block, width // block, block).mean((3, 5))
+    rows: Floats = means.reshape(count, -1).astype(np.float32)
+    return rows
+
+
+def nearest(some: Floats, others: Floats) -> NDArray[np.float64]:
+    """Distance of each row (N, D) to the nearest of others (M, D), over its distance to their mean; (N,)."""
+    if some.ndim != 2 or some.shape[1:] != others.shape[1:] or not len(some) or not len(others):
+        raise ShapeMismatch(f"rows {some.shape} beside {others.shape}")
+    mean = others.mean(0)
+    known, squares = others - mean, np.square(others - mean).sum(1)
+    found = np.empty(len(some))
+    for number, row in enumerate(some - mean):
+        norm = float(np.square(row).sum())
+        apart = float((squares - 2 * (known @ row)).min()) + norm
+        found[number] = np.sqrt(max(apart, 0.0) / max(norm, 1e-6))
+    return found
+
+
+NOISE_SEED = 410_23530
+WHITE_RATIO = 1.3
+"""Patch correlation, in multiples of true noise's, up to which latents count as white."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whiteness:
+    """Latents beside noise."""
+
+    latent: LatentStatistics
+    noise: LatentStatistics
+
+    @property
+    def ratio(self) -> float:
+        return self.latent.correlation / self.noise.correlation if self.noise.correlation > 0 else 0.0
+
+    @property
+    def white(self) -> bool:
+        return self.ratio <= WHITE_RATIO
+
+
+def whiteness(latents: Tensor) -> Whiteness:
+    return Whiteness(measure(latents), noise_statistics(tuple(latents.shape)))
+
+
+@lru_cache(maxsize=64)
+def noise_statistics(shape: tuple[int, ...]) -> LatentStatistics:
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+    return measure(torch.randn(shape, generator=generator))
+
+
+Pictures = NDArray[np.float32]
+"""(N, C, H, W) in [-1, 1], C being 1 or 3."""
+Figures = NDArray[np.float64]
+"""(N,), one for each picture."""
+
+RANGE = 2.0
+MOST_PSNR = 120.0
+"""The PSNR of equal pictures, instead of infinity: JSON has none, and float32 does not resolve more."""
+WINDOW = 7
+"""Side of SSIM's windows: pictures must be at least as large."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Similarity of corresponding pictures; each (N,) float64."""
+
+    mse: Figures
+    psnr: Figures
+    ssim: Figures
+
+    def means(self) -> PairedMeans:
+        """The mean of each figure over the pictures."""
+        return PairedMeans(
+            mse=float(self.mse.mean()), psnr=float(self.psnr.mean()), ssim=float(self.ssim.mean())
+        )
+
+
+class PairedMeans(TypedDict):
+    """Mean over the pictures of each figure of `Paired`."""
+
+    mse: float
+    psnr: float
+    ssim: float
+
+
+class Spread(TypedDict):
+    """One figure over many pictures."""
+
+    median: float
+    mean: float
+    min: float
+    max: float
+
+
+def compare(pictures: Pictures, truth: Pictures) -> Paired:
+    return Paired(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
+
+
+def mse(pictures: Pictures, truth: Pictures) -> Figures:
+    check_pair(pictures, truth)
+    return np.array([_mse(a, b) for a, b in zip(pictures, truth, strict=True)])
+
+
+def psnr(pictures: Pictures, truth: Pictures) -> Figures:
+    return to_psnr(mse(pictures, truth))
+
+
+def to_psnr(errors: Figures) -> Figures:
+    """The PSNR in dB of each MSE in [-1, 1]."""
+    least = RANGE**2 / 10 ** (MOST_PSNR / 10)
+    figures: Figures = 10.0 * np.log10(RANGE**2 / np.maximum(errors, least))
+    return figures
+
+
+def ssim(pictures: Pictures, truth: Pictures) -> Figures:
+    """Structural similarity of each pair, (N,)."""
+    check_pair(pictures, truth)
+    if min(pictures.shape[2:]) < WINDOW:
+        raise ShapeMismatch(
+            f"SSIM needs pictures of at least {WINDOW} x {WINDOW} pixels, not {pictures.shape[2:]}"
+        )
+    from skimage import metrics
+
+    return np.array(
+        [
+            metrics.structural_similarity(  # type: ignore[no-untyped-call]
+                (np.asarray(a, np.float64) + 1.0) / 2.0,
+                (np.asarray(b, np.float64) + 1.0) / 2.0,
+                win_size=WINDOW,
+                data_range=1.0,
+                channel_axis=0,
+            )
+            for a, b in zip(pictures, truth, strict=True)
+        ]
+    )
+
+
+def spread(figures: Figures) -> Spread:
+    """Median, mean, minimum and maximum of (N,) figures, N at least 1."""
+    return Spread(
+        median=float(np.median(figures)),
+        mean=float(figures.mean()),
+        min=float(figures.min()),
+        max=float(figures.max()),
+    )
+
+
+def to_channels(pictures: Pictures, channels: int) -> Pictures:
+    """Pictures (N, C, H, W) with the given number of channels: colour becomes grey by luma, grey is repeated."""
+    have = pictures.shape[1] if pictures.ndim == 4 else 0
+    if have not in {1, 3} or channels not in {1, 3}:
+        raise ShapeMismatch(f"pictures of shape {pictures.shape} cannot be brought to {channels} channels")
+    if have == channels:
+        return pictures
+    if channels == 3:
+        return np.repeat(pictures, 3, axis=1)
+    grey = np.einsum("nchw,c->nhw", pictures, np.asarray(LUMA, pictures.dtype))
+    return np.ascontiguousarray(grey[:, None])
+
+
+def given_figures(given: Fitted, rule: PictureRule, size_rule: str) -> PictureFigures:
+    """The part of a record about a picture before it is translated."""
+    from ddib_fed.data.fitting import fitted_size
+
+    slope, intercept = rule.output_scale
+    fitted = fitted_size(rule, given.geometry)
+    return PictureFigures(
+        height=given.geometry.height,
+        width=given.geometry.width,
+        size_rule=size_rule,
+        fitted_height=fitted[0] if fitted else None,
+        fitted_width=fitted[1] if fitted else None,
+        fit_psnr=own_size_error(given.samples, rule, given.read())["cycle_psnr"] if fitted else None,
+        source_low=rule.low,
+        source_high=rule.high,
+        back_slope=slope,
+        back_intercept=intercept,
+        clipped=given.use.clipped,
+        outside=round(given.use.outside, 4),
+        used=round(given.use.used, 4),
+    )
+
+
+def own_size_error(x: NDArray[np.float32], rule: PictureRule, picture: Picture) -> dict[str, float]:
+    """MSE and PSNR at its own size of a picture to one of the model's size (C, H, W), as in a record."""
+    from ddib_fed.data.fitting import own_size_mse
+
+    mse = own_size_mse(x, rule, picture)
+    return {"cycle_mse": mse, "cycle_psnr": float(to_psnr(np.array([mse]))[0])}
+
+
+def output_terms(rule: PictureRule) -> dict[str, float | int]:
+    slope, intercept = rule.output_scale
+    return {"low": rule.low, "high": rule.high, "bits": rule.bits, "slope": slope, "intercept": intercept}
+
+
+def picture_rule(manifest: Manifest) -> PictureRule:
+    """The rule in a picture model's manifest for converting files to its input and back."""
+    from ddib_fed.data.fitting import PictureRule
+    from ddib_fed.models.manifest import PictureFormat
+
+    if manifest.sample_kind != "picture":
+        raise UsageError(
+            f"{manifest.name} is a model of {manifest.sample_kind}s, not of pictures",
+            hint="ddib model show MODEL says what a model is of",
+        )
+    channels, height, width = manifest.sample_shape
+    form = manifest.picture or PictureFormat()  # without it in the manifest, 8-bit files are resized
+    return PictureRule(
+        channels=channels,
+        height=height,
+        width=width,
+        fit=form.fit,
+        low=form.low,
+        high=form.high,
+        bits=form.bits,
+    )
+
+
+def check_pair(pictures: Pictures, truth: Pictures) -> None:
+    """Return if two stacks have one shape (N, C, H, W)."""
+    if pictures.shape != truth.shape or pictures.ndim != 4 or 0 in pictures.shape:
+        raise ShapeMismatch(
+            f"two stacks of pictures of one shape (N, C, H, W) are expected, not {pictures.shape} and {truth.shape}"
+        )
+
+
+def _mse(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    gap = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(np.square(gap).mean())
+
+
+Points = NDArray[np.floating]
+
+SLICED_POINTS = 10_000
+PROJECTIONS = 256
+PROJECTION_SEED = 20220316
+ENERGY_POINTS = 5_000
+FLOOR_PAIRS = 10
+POOL_POINTS = 200_000
+POOL_SEED = 987_654_321
+_CHUNK_NUMBERS = 4_000_000
+
+
+class CycleError(TypedDict):
+    """L2 distance between points and their round-trip results, in units of the data's standard deviation."""
+
+    median: float
+    mean: float
+    p99: float
+    max: float
+
+
+class Distances(TypedDict):
+    """Distance of a cloud from a distribution, and the floor: between two clouds of that distribution."""
+
+    sliced_w2: float
+    sliced_w2_floor: float
+    energy: float
+    energy_floor: float
+    points: int
+
+
+def cycle_error(original: Points, returned: Points) -> CycleError:
+    """Median, mean, 99th percentile and maximum of |original - returned| over the rows of two (N, ...) arrays."""
+    if original.shape != returned.shape or len(original) == 0:
+        raise ShapeMismatch(f"cannot compare points of shape {original.shape} with {returned.shape}")
+    gap = (np.asarray(original, np.float64) - np.asarray(returned, np.float64)).reshape(len(original), -1)
+    error = np.linalg.norm(gap, axis=1)
+    return CycleError(
+        median=float(np.median(error)),
+        mean=float(error.mean()),
+        p99=float(np.quantile(error, 0.99)),
+        max=float(error.max()),
+    )
+
+
+def sliced_w2(a: Points, b: Points, *, projections: int = PROJECTIONS) -> float:
+    """Sliced 2-Wasserstein distance between the clouds (N, D) and (M, D)."""
+    count = min(SLICED_POINTS, len(a), len(b))
+    first, second = _thin(a, count, seed=1), _thin(b, count, seed=2)
+    _check_pair(first, second)
+    directions = _directions(first.shape[1], projections)
+    total = 0.0
+    for start in range(0, projections, 32):
+        part = directions[start : start + 32]
+        gap = np.sort(part @ first.T, axis=1) - np.sort(part @ second.T, axis=1)
+        total += float(np.square(gap).sum())
+    return float(np.sqrt(total / (projections * count)))
+
+
+def energy_distance(a: Points, b: Points) -> float:
+    """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| between the clouds (N, D) and (M, D); never negative."""
+    first = _thin(a, min(ENERGY_POINTS, len(a)), seed=1)
+    second = _thin(b, min(ENERGY_POINTS, len(b)), seed=2)
+    _check_pair(first, second)
+    within = _mean_distance(first, first) + _mean_distance(second, second)
+    return max(0.0, 2 * _mean_distance(first, second) - within)
+
+
+def sliced_w2_floor(pool: Points, count: int) -> float:
+    return float(np.mean([sliced_w2(first, second) for first, second in _pairs(pool, count)]))
+
+
+def energy_floor(pool: Points, count: int) -> float:
+    return float(np.mean([energy_distance(first, second) for first, second in _pairs(pool, count)]))
+
+
+@lru_cache(maxsize=32)
+def domain_sliced_w2_floor(domain: str, count: int = SLICED_POINTS) -> float:
+    return sliced_w2_floor(_pool(domain), count)
+
+
+def reference_points(domain: str, count: int) -> NDArray[np.float32]:
+    return synthetic.draw(domain, count, POOL_SEED, step=1)
+
+
+def distances_to_domain(cloud: Points, domain: str) -> Distances:
+    """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it."""
+    _check_pair(cloud, cloud)
+    count = min(len(cloud), SLICED_POINTS)
+    data, pool = reference_points(domain, count), _pool(domain)
+    return Distances(
+        sliced_w2=sliced_w2(cloud, data),
+        sliced_w2_floor=sliced_w2_floor(pool, count),
+        energy=energy_distance(cloud, data),
+        energy_floor=energy_floor(pool, count),
+        points=count,
+    )
+
+
+@lru_cache(maxsize=2)
+def _pool(domain: str) -> NDArray[np.float32]:
+    return synthetic.draw(domain, POOL_POINTS, POOL_SEED)
+
+
+def _pairs(pool: Points, count: int) -> Iterator[tuple[Points, Points]]:
+    _check_pair(pool, pool)
+    rng = np.random.default_rng(POOL_SEED)
+    for _ in range(FLOOR_PAIRS):
+        first, second = rng.integers(0, len(pool), (2, count))
+        yield pool[first], pool[second]
+
+
+def _thin(points: Points, count: int, *, seed: int) -> NDArray[np.float64]:
+    chosen = points
+    if len(points) > count:
+        chosen = points[np.random.default_rng(PROJECTION_SEED + seed).permutation(len(points))[:count]]
+    return np.asarray(chosen, np.float64)
+
+
+def _check_pair(a: Points, b: Points) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or 0 in a.shape or 0 in b.shape:
+        raise ShapeMismatch(f"two clouds (N, D) with the same D are expected, not {a.shape} and {b.shape}")
+
+
+def _directions(dimension: int, count: int) -> NDArray[np.float64]:
+    raw = np.random.default_rng(PROJECTION_SEED).normal(size=(count, dimension))
+    unit: NDArray[np.float64] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    return unit
+
+
+def _mean_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    rows = max(1, _CHUNK_NUMBERS // len(b))
+    squares = np.square(b).sum(axis=1)
+    total = 0.0
+    for start in range(0, len(a), rows):
+        part = a[start : start + rows]
+        gap = np.square(part).sum(axis=1)[:, None] + squares - 2 * (part @ b.T)
+        total += float(np.sqrt(np.maximum(gap, 0)).sum())
+    return total / (len(a) * len(b))
+
+
+NEAREST = 5
+_EPSILON = 1e-12
+
+
+class Retrieval(TypedDict):
+    """How often the partner was found."""
+
+    found: float
+    chance: float
+    nearest: int
+    count: int
+
+
+def by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> Retrieval:
+    return share(hits_by_pixels(translated, truth, nearest=nearest), nearest)
+
+
+def by_features(
+    translated: NDArray[np.floating], truth: NDArray[np.floating], *, nearest: int = NEAREST
+) -> Retrieval:
+    return share(hits_by_features(translated, truth, nearest=nearest), nearest)
+
+
+def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> NDArray[np.bool_]:
+    check_pair(translated, truth)
+    return ranks(_flat(translated), _flat(truth)) < nearest
+
+
+def hits_by_features(
+    translated: NDArray[np.floating], truth: NDArray[np.floating], *, nearest: int = NEAREST
+) -> NDArray[np.bool_]:
+    """Of each picture whether `by_features` finds its partner, (N,); errors as there."""
+    if translated.shape != truth.shape or translated.ndim != 2 or 0 in translated.shape:
+        raise ShapeMismatch(
+            f"features (N, D) of one shape are expected, not {translated.shape} and {truth.shape}"
+        )
+    centre, scale = truth.mean(axis=0), truth.std(axis=0) + _EPSILON
+    return ranks((translated - centre) / scale, (truth - centre) / scale) < nearest
+
+
+def share(hits: NDArray[np.bool_], nearest: int = NEAREST) -> Retrieval:
+    """The share of hits (N,), N at least 1, beside that by chance."""
+    return Retrieval(
+        found=float(hits.mean()), chance=min(1.0, nearest / len(hits)), nearest=nearest, count=len(hits)
+    )
+
+
+def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Number of candidates (N, D) at least as near to query i (N, D) as candidate i, without itself; (N,)."""
+    a, b = np.asarray(asked, np.float64), np.asarray(answers, np.float64)
+    distances = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2.0 * (a @ b.T)
+    own = np.diagonal(distances)[:, None]
+    slack = _EPSILON * np.maximum(1.0, np.abs(own))
+    closer: NDArray[np.int64] = (distances <= own + slack).sum(axis=1) - 1
+    return closer
+
+
+def _flat(pictures: Pictures) -> NDArray[np.float64]:
+    wide = np.asarray(pictures, np.float64)
+    flat: NDArray[np.float64] = (wide - wide.mean(axis=(2, 3), keepdims=True)).reshape(len(pictures), -1)
+    return flat

@@ -1,0 +1,391 @@
+"""Files as samples of a model, and what came back as files: the same for a source node and for one process.
+
+Points and pictures differ here and nowhere else. No metadata survives: output files are written from pixels. A source
+node decodes a file once, when its job is submitted; `Given.to_bytes` lies in the spool beside it from then on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.fitting import (
+    Geometry,
+    PictureRule,
+    check_type,
+    fit_picture,
+    from_array,
+    output_bytes,
+    to_array,
+)
+from ddib_fed.data.pictures import (
+    cost_of,
+    decode_image,
+    encode_png,
+    fixed_bytes,
+    memory_of,
+    picture_for_points,
+    refuse_picture,
+)
+from ddib_fed.data.points import parse_npy, read_header, to_npy
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import Decoded
+from ddib_fed.engine.record import KEPT_SMALL, CycleError, PictureFigures
+from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
+from ddib_fed.evaluation.metrics import (
+    cycle_error,
+    given_figures,
+    output_terms,
+    own_size_error,
+    picture_rule,
+    psnr,
+)
+from ddib_fed.evaluation.metrics import mse as picture_mse
+from ddib_fed.evaluation.structure import doubtful, expected, structure
+from ddib_fed.files import parse_json
+from ddib_fed.models.units import ChannelMap
+
+Array = NDArray[np.float32]
+REFUSE = "refuse"
+"""The size rule that accepts pictures of the model's own size alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a client's file holds."""
+
+    samples: Array
+    original: Array
+    picture: PictureFigures | None = None
+    model_size: bool = False
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.picture is not None and self.picture.fitted_height is not None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The size of results: the one that the picture had, unless they keep the models'."""
+        assert self.picture is not None
+        if self.model_size:
+            return Geometry(*self.samples.shape[-2:])
+        return Geometry(self.picture.height, self.picture.width)
+
+    def at_model_size(self) -> Given:
+        """The same for results that keep the models' size."""
+        picture = None if self.picture is None else self.picture.model_copy(update=KEPT_SMALL)
+        return dataclasses.replace(self, picture=picture, model_size=True)
+
+    def to_bytes(self, rule: str) -> bytes:
+        """For the spool: a line of JSON, then the arrays, float32, little-endian."""
+        arrays = [self.samples] if self.original is self.samples else [self.samples, self.original]
+        header = {
+            "rule": rule,
+            "shape": self.samples.shape,
+            "arrays": len(arrays),
+            "picture": None if self.picture is None else self.picture.model_dump(exclude_none=True),
+        }
+        return b"".join(
+            [json.dumps(header).encode(), b"\n", *(array.astype("<f4").tobytes() for array in arrays)]
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, rule: str) -> Given | None:
+        """What `to_bytes` made; None when it was made by another rule."""
+        start = data.find(b"\n") + 1
+        try:
+            header = parse_json(data[:start])
+            if header["rule"] != rule:
+                return None
+            shape, picture = tuple(header["shape"]), header["picture"]
+            arrays = np.frombuffer(data, "<f4", offset=start).reshape(header["arrays"], *shape)
+            figures = None if picture is None else PictureFigures.model_validate(picture)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ChunkCorrupt("a decoded file in the spool cannot be read") from error
+        samples = arrays[0].astype(np.float32)
+        return cls(samples, samples if len(arrays) == 1 else arrays[1].astype(np.float32), figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A file that the client gets."""
+
+    file: bytes
+    figures: Mapping[str, Any]
+
+
+class Samples(Protocol):
+    """One kind of sample."""
+
+    @property
+    def format(self) -> str:
+        """Of the files that come out: NPY or PNG."""
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Of the files that go in."""
+
+    @property
+    def rule(self) -> str:
+        """What the result of `read` depends on beside the file."""
+
+    def refusal(self, given: str) -> DdibError:
+        """The error for a file of a format that is not accepted."""
+
+    def read(self, content: bytes, size_rule: str) -> Given:
+        """Decode a client's file."""
+
+    def again(self, data: bytes, size_rule: str) -> Given | None:
+        """As `read`, from `Given.to_bytes`; None when the file must be decoded again: the model takes other samples."""
+
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """Return unless the header of a file shows that `read` will refuse it."""
+
+    def memory(self, content: bytes) -> int:
+        """Bytes that reading it takes at most, beside it, by its header; 0 for what `read` will refuse."""
+
+    def output_memory(self, given: Given) -> int:
+        """Bytes that writing a file of this size takes at most."""
+
+    def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:
+        """The samples in a peer's answer to a latent of `count` samples; `rule` is that of its pictures."""
+
+    def translation(
+        self, samples: Array, rule: PictureRule | None, given: Given, rotation: ChannelMap | None = None
+    ) -> Result:
+        """What was decoded, as the client gets it; `rule` is that of the target's pictures."""
+
+    def returned(self, given: Given, back: Decoded) -> Result:
+        """What came back over the cycle, as the client gets it, and how far it is from what was given."""
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
+        """Figures of the round trip of a fitted picture at its own size; `content` is the client's file."""
+
+    def source(self, given: Given) -> Result:
+        """The samples that were given, as a file of the model's size."""
+
+
+class PointSamples:
+    """Clouds of points, .npy in and out."""
+
+    format: str = "NPY"
+    formats: frozenset[str] = frozenset({"NPY"})
+
+    def __init__(self, model: DomainModel, max_bytes: int, max_points: int) -> None:
+        self._model, self._dim = model, model.sample_shape[0]
+        self._max_bytes, self._max_points = max_bytes, max_points
+
+    @property
+    def rule(self) -> str:
+        return f"points {self._dim}"
+
+    def refusal(self, given: str) -> DdibError:
+        if given:
+            return picture_for_points(given, self._dim)
+        return PointsUnreadable(
+            "an unknown media type for a model of points", facts={"takes": ".npy files of points"}
+        )
+
+    def read(self, content: bytes, size_rule: str) -> Given:  # noqa: ARG002 - points have no size
+        refuse_picture(content, self._dim)
+        points = self._parse(content)
+        return Given(points, points)
+
+    def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
+        return Given.from_bytes(data, self.rule)
+
+    def check_header(self, content: bytes, size_rule: str) -> None: ...
+
+    def memory(self, content: bytes) -> int:
+        try:
+            numbers = math.prod(read_header(content)[0].shape)
+        except PointsUnreadable:
+            return 0
+        return 21 * min(numbers, len(content))
+
+    def output_memory(self, given: Given) -> int:
+        return 3 * given.samples.nbytes
+
+    def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:  # noqa: ARG002
+        points = self._parse(file)
+        if len(points) != count:
+            raise ShapeMismatch(f"{len(points)} samples came back for {count}")
+        return points
+
+    def translation(
+        self,
+        samples: Array,
+        rule: PictureRule | None,  # noqa: ARG002
+        given: Given,  # noqa: ARG002
+        rotation: ChannelMap | None = None,  # noqa: ARG002
+    ) -> Result:
+        return Result(to_npy(samples), {})
+
+    def source(self, given: Given) -> Result:
+        return Result(to_npy(given.samples), {})
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:  # noqa: ARG002
+        return {}
+
+    def returned(self, given: Given, back: Decoded) -> Result:
+        assert back.normalised is not None  # the own model decoded it
+        error = CycleError(**cycle_error(self._model.normalise(given.samples), back.normalised))
+        return Result(to_npy(back.samples), {"cycle": error})
+
+    def _parse(self, content: bytes) -> Array:
+        return parse_npy(content, max_bytes=self._max_bytes, max_points=self._max_points, dim=self._dim)
+
+
+class PictureSamples:
+    """Pictures, one a file, PNG out."""
+
+    format: str = "PNG"
+
+    def __init__(self, model: DomainModel, limits: ImageLimits) -> None:
+        self._manifest = model.bundle.manifest
+        self._rule = picture_rule(self._manifest)
+        self._limits = limits
+
+    @property
+    def formats(self) -> frozenset[str]:
+        return frozenset(self._limits.formats)
+
+    @cached_property
+    def rule(self) -> str:
+        return json.dumps(dataclasses.asdict(self._rule))
+
+    def refusal(self, given: str) -> DdibError:
+        return ImageUnreadable(
+            f"{given or 'an unknown media type'} is not accepted",
+            facts={"formats": ", ".join(self._limits.formats)},
+        )
+
+    def read(self, content: bytes, size_rule: str) -> Given:
+        fitted = fit_picture(decode_image(content, self._limits), self._rule)
+        check_size(fitted.geometry, self._rule, size_rule)
+        figures = given_figures(fitted, self._rule, size_rule)
+        samples = fitted.samples[None]
+        original = samples if fitted.original is fitted.samples else fitted.original[None]
+        return Given(samples, original, figures)
+
+    def again(self, data: bytes, size_rule: str) -> Given | None:
+        given = Given.from_bytes(data, self.rule)
+        if given is None or given.picture is None:
+            return None
+        check_size(given.geometry, self._rule, size_rule)
+        return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
+
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        cost = cost_of(content, self._limits)
+        if cost.dtype:
+            check_type(cost.dtype, cost.channels, self._rule.low, self._rule.high)
+        if (cost.geometry.width, cost.geometry.height) != (
+            self._rule.height,
+            self._rule.width,
+        ):  # lying on its side
+            check_size(cost.geometry, self._rule, size_rule)
+
+    def memory(self, content: bytes) -> int:
+        return memory_of(content, self._limits, self._rule)
+
+    def output_memory(self, given: Given) -> int:
+        deep = dataclasses.replace(self._rule, bits=16)
+        return fixed_bytes(given.geometry) + max(
+            output_bytes(given.geometry, rule) for rule in (self._rule, deep)
+        )
+
+    def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:  # noqa: ARG002 - one a file
+        assert rule is not None
+        return read_answer(file, rule)
+
+    def translation(
+        self, samples: Array, rule: PictureRule | None, given: Given, rotation: ChannelMap | None = None
+    ) -> Result:
+        assert given.picture is not None
+        assert rule is not None
+        # The fit that was done to the source is what is undone; where sizes are refused there is nothing to undo.
+        own = given.picture.size_rule
+        fit: Any = "resize" if own == REFUSE else own
+        file = _file(samples, in_numbers(dataclasses.replace(rule, fit=fit)), given.geometry)
+        kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
+        figures: dict[str, float | None] = {
+            **output_terms(rule),
+            "edge_correlation": float(kept.edge_correlation[0]),
+            "mutual_information": float(kept.mutual_information[0]),
+        }
+        if kept.agreement is not None:
+            figures["agreement"] = float(kept.agreement[0])
+        if (least := self._manifest.structure) is not None:
+            figures |= {
+                "least_edge_correlation": least.edge_correlation,
+                "least_mutual_information": least.mutual_information,
+                "least_agreement": None if kept.agreement is None else least.agreement,
+                "structure_doubtful": bool(doubtful(kept, least)[0]),
+            }
+        return Result(file, {"picture": figures})
+
+    def source(self, given: Given) -> Result:
+        return Result(_file(given.samples, self._rule), {})
+
+    def returned(self, given: Given, back: Decoded) -> Result:
+        written = back.samples.clip(-1.0, 1.0)
+        figures = {
+            "cycle_mse": float(picture_mse(written, given.original)[0]),
+            "cycle_psnr": float(psnr(written, given.original)[0]),
+        }
+        return Result(_file(back.samples, self._rule, given.geometry), {"picture": figures})
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
+        return own_size_error(back.samples[0], self._rule, decode_image(content, self._limits))
+
+
+def samples_of(model: DomainModel, limits: ImageLimits, max_points: int) -> Samples:
+    """What a model is of."""
+    if model.is_picture:
+        return PictureSamples(model, limits)
+    return PointSamples(model, limits.max_bytes, max_points)
+
+
+def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
+    """Return if a size rule accepts a picture of this size."""
+    if size_rule == REFUSE and (geometry.height, geometry.width) != (rule.height, rule.width):
+        said, wanted = f"{geometry.height}x{geometry.width}", f"{rule.height}x{rule.width}"
+        raise ShapeMismatch(
+            f"a picture of {said} pixels where {wanted} alone is taken",
+            hint="resize it to that size, or let both operators set policy.size_rule to model",
+            facts={"size": said, "expected": wanted, "size_rule": REFUSE},
+        )
+
+
+def read_answer(content: bytes, rule: PictureRule) -> Array:
+    """The picture (1, C, H, W) that a peer answered with, at the model's size."""
+    limits = ImageLimits(max_bytes=len(content), max_pixels=rule.height * rule.width, formats=("PNG",))
+    picture = decode_image(content, limits)
+    agreed = (rule.height, rule.width, rule.channels)
+    if picture.pixels.shape != agreed or picture.bits != rule.bits:
+        said = f"{'x'.join(map(str, picture.pixels.shape))} of {picture.bits} bits"
+        wanted = f"{'x'.join(map(str, agreed))} of {rule.bits} bits"
+        raise ShapeMismatch(
+            f"a picture of {said} came, {wanted} was agreed", facts={"got": said, "agreed": wanted}
+        )
+    return to_array(picture, in_numbers(rule))[0][None]
+
+
+def in_numbers(rule: PictureRule) -> PictureRule:
+    """The same rule for the numbers of a file, where these are not the raw values."""
+    if rule.output_scale == (1.0, 0.0):
+        return rule
+    return dataclasses.replace(rule, low=0.0, high=float(rule.top))
+
+
+def _file(samples: Array, rule: PictureRule, geometry: Geometry | None = None) -> bytes:
+    return encode_png(from_array(samples[0], rule, geometry))

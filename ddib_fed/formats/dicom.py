@@ -1,0 +1,547 @@
+"""Reads the slices of a DICOM series in their order in space, in the units of its modality.
+
+The rule: what leaves is the pixels alone; headers are read here for order, units and warnings. Values of all slices are
+treated alike.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import io
+import logging
+import os
+import shlex
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.decoding import Pixels
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, InputError
+from ddib_fed.formats.recognition import COPY, beginning_of, is_dicom
+from ddib_fed.formats.study import safe_name
+
+MAX_UNPACKED: Final = 1 << 27
+"""Bytes of a deflated file once it is unpacked: those of 8,000 x 8,000 pixels of 16 bits."""
+_PREFIX: Final = 144
+"""Bytes in front of a file's meta information: preamble, mark, and the element that says its length (PS3.10 7.1)."""
+MAX_VALUES: Final = 1 << 29
+"""Values of a series at most, which then takes 2 GiB as float32."""
+ODD_GAP: Final = 0.1
+"""Share of the usual distance by which that of two slices may differ."""
+# Modalities whose pictures often show the person's name, and have no BurnedInAnnotation that can be relied on.
+OFTEN_BURNT_IN: Final = frozenset({"US", "XA", "RF", "SC", "OT", "ES", "XC", "GM", "SM", "DX", "CR"})
+_PICTURES: Final = frozenset(
+    {"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
+)
+_GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_OF_A_FRAME: Final = frozenset({
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "RescaleSlope", "RescaleIntercept", "RescaleType",
+})  # fmt: skip
+"""What an enhanced file says of a frame in functional groups (PS3.3 C.7.6.16), and any other at the top."""
+SORTED_BY: Final = (
+    "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber",
+    "ImagePositionPatient", "ImageOrientationPatient", "BurnedInAnnotation", "RecognizableVisualFeatures",
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", *_GROUPS,
+)  # fmt: skip
+"""Attributes by which files are sorted into series and checked before any is read whole: many are in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The slices of a series."""
+
+    called: str
+    headers: tuple[Any, ...]
+    paths: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def modality(self) -> str:
+        return str(self.headers[0].get("Modality", ""))
+
+    @property
+    def without_units(self) -> tuple[str, ...]:
+        """The slices of a CT whose values are in no Hounsfield units, and why; none of another modality."""
+        found = (
+            zip(self.paths, map(_not_hounsfield, self.headers), strict=True) if self.modality == "CT" else ()
+        )
+        return tuple(f"{path} {why}" for path, why in found if why)
+
+
+def pydicom() -> Any:
+    """The package, which takes a while to import."""
+    import pydicom as package
+    import pydicom.pixels  # the package's own name stays bound to `package`
+
+    return package
+
+
+def read_header(path: Path, attributes: Sequence[str] | None = None) -> Any:
+    """The dataset of a file, without pixels."""
+    with _faults(path), quiet():
+        only = None if attributes is None else list(attributes)
+        return _dataset(path, stop_before_pixels=True, specific_tags=only)
+
+
+def _dataset(path: Path, **how: Any) -> Any:
+    """The dataset of a file; what functional groups say of its first frame stands at the top."""
+    package = pydicom()
+    meta = package.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
+        packed = path.read_bytes()[_PREFIX + meta.FileMetaInformationGroupLength :]
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, MAX_UNPACKED + 1)
+        if len(content) > MAX_UNPACKED:
+            raise ImageUnreadable(
+                f"{path} unpacks to more than {MAX_UNPACKED} bytes",
+                hop="client",
+                hint="leave it out: pictures are smaller",
+            )
+        dataset = package.dcmread(io.BytesIO(content), force=True, **how)
+        meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
+        dataset.file_meta = meta
+    else:
+        dataset = package.dcmread(path, **how)
+    for groups in _GROUPS:
+        for macro in (element for group in (dataset.get(groups) or ())[:1] for element in group):
+            items = macro.value if macro.VR == "SQ" else ()
+            for element in items[0] if items else ():
+                if element.keyword in _OF_A_FRAME:
+                    dataset[element.tag] = element
+        dataset.pop(groups, None)  # of a film they are larger than all else
+    return dataset
+
+
+def readable(
+    members: Sequence[tuple[Path, Any]],
+) -> tuple[list[tuple[Path, Any]], list[tuple[Path, DdibError]]]:
+    """The slices of a series whose pixels can be read, and why others cannot; all where none can, or there is
+    but one.
+    """
+    good: list[tuple[Path, Any]] = []
+    bad: list[tuple[Path, DdibError]] = []
+    for path, header in members if len(members) > 1 else ():
+        try:
+            _check(path, header)
+            _slice(path)
+        except ImageUnreadable as error:
+            bad.append((path, error.kept()))
+        else:
+            good.append((path, header))
+    return (good, bad) if good else ([*members], [])
+
+
+def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> tuple[Series, NDArray[Any]]:
+    """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality."""
+    checked = [(path, header) for path, header in headers if _check(path, header)]
+    ordered = in_space(checked)
+    shapes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel", 1))) for _, h in ordered}
+    if len(shapes) != 1:
+        raise InputError(
+            f"{called}: its slices have {len(shapes)} sizes",
+            hop="client",
+            hint="put the slices of each size into a folder of their own",
+        )
+    ((rows, columns, samples),) = shapes
+    if len(ordered) * rows * columns * samples > MAX_VALUES:
+        raise InputError(
+            f"{called} has {len(ordered)} slices of {rows} x {columns} pixels, more than {MAX_VALUES} values in all",
+            hop="client",
+            hint="translate a part of them: ddib translate FOLDER/0*.dcm",
+        )
+    paths, sorted_by = zip(*ordered, strict=True)
+    values = _stacked(paths, (rows, columns, samples))
+    found = tuple(_warnings(called, sorted_by))
+    return Series(called, tuple(read_header(path) for path in paths), paths, found), values
+
+
+def in_space(headers: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+    """Slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
+
+    def number(entry: tuple[Path, Any]) -> tuple[int, str]:
+        return int(entry[1].get("InstanceNumber", None) or 0), str(entry[0])
+
+    places = [position(header) for _, header in headers]
+    if any(place is None for place in places) or not is_parallel([header for _, header in headers]):
+        return sorted(headers, key=number)
+    order = sorted(range(len(headers)), key=lambda at: (round(places[at] or 0.0, 4), number(headers[at])))
+    return [headers[at] for at in order]
+
+
+def position(header: Any) -> float | None:
+    """Distance of a slice from the origin along its normal, mm; None where the header does not say."""
+    directions, corner = header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")
+    if not directions or not corner or len(directions) != 6 or len(corner) != 3:
+        return None
+    across, down = (np.array([float(v) for v in directions[i : i + 3]]) for i in (0, 3))
+    return float(np.cross(across, down) @ np.array([float(v) for v in corner]))
+
+
+def is_parallel(headers: Sequence[Any]) -> bool:
+    """Whether all slices have the same direction, or none says any."""
+    found = [header.get("ImageOrientationPatient") for header in headers]
+    if any(each is None or len(each) != 6 for each in found):
+        return True
+    directions = np.array([[float(v) for v in each] for each in found])
+    return bool(np.abs(directions - directions[0]).max() < 1e-3)
+
+
+def _check(path: Path, header: Any) -> bool:
+    """Whether a file is one plain picture."""
+    if "Rows" not in header or "Columns" not in header:
+        raise ImageUnreadable(
+            f"{path} is {header.get('SOPClassUID', 'a DICOM file')} without pixels",
+            hop="client",
+            hint="leave it out: a series of pictures is expected",
+        )
+    frames = int(header.get("NumberOfFrames", None) or 1)
+    if frames > 1:
+        raise ImageUnreadable(
+            f"{path} has {frames} frames; a series of single pictures is expected",
+            hop="client",
+            hint="split it into single frames first, e.g. by emf2sf of dcm4che",
+        )
+    kind, bits = str(header.get("PhotometricInterpretation", "")), int(header.get("BitsAllocated", 0))
+    if kind not in _PICTURES or bits not in {8, 16}:
+        raise ImageUnreadable(
+            f"{path} holds {kind or 'no photometric interpretation'} of {bits} bits, which is not translated",
+            hop="client",
+            hint="MONOCHROME1, MONOCHROME2, RGB and YBR of 8 or 16 bits are",
+        )
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """One file's pixels."""
+
+    values: NDArray[Any]
+    padded: NDArray[np.bool_] | None = None
+    dark_is_more: bool = False
+
+
+def _stacked(paths: Sequence[Path], shape: tuple[int, int, int]) -> NDArray[Any]:
+    """(N, H, W, C) of a series: more is brighter, and padding has the least value of all slices."""
+    values: NDArray[Any] = np.empty(0)
+    padded: dict[int, NDArray[np.bool_]] = {}
+    turned: list[int] = []
+    least, most = np.inf, -np.inf
+    for at, path in enumerate(paths):
+        found = _slice(path)
+        if not at:
+            values = np.empty((len(paths), *shape), dtype=found.values.dtype)
+        values[at] = found.values
+        measured = found.values if found.padded is None else found.values[~found.padded]
+        if measured.size:
+            least, most = min(least, float(measured.min())), max(most, float(measured.max()))
+        if found.padded is not None:
+            padded[at] = found.padded
+        if found.dark_is_more:
+            turned.append(at)
+    if least > most:  # all of it is padding
+        return values
+    for at in turned:
+        values[at] = least + most - values[at]
+    for at, where in padded.items():
+        values[at][where] = least
+    return values
+
+
+def _slice(path: Path) -> _Slice:
+    """The pixels of one file."""
+    package = pydicom()
+    with _faults(path), quiet():
+        dataset = _dataset(path)
+        _require_size(path, dataset)
+        pixels = package.pixels.pixel_array(dataset)
+        if pixels.ndim == 3:
+            if pixels.dtype != np.uint8:
+                raise ImageUnreadable(
+                    f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client"
+                )
+            return _Slice(np.ascontiguousarray(pixels))
+        padded = _padded(pixels, dataset)
+        values = _in_units(pixels, dataset)
+    return _Slice(values[:, :, None], padded, dataset.PhotometricInterpretation == "MONOCHROME1")
+
+
+def _require_size(path: Path, dataset: Any) -> None:
+    """Return if a compressed picture has the size that the header says, before it is decoded."""
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    from PIL import Image, UnidentifiedImageError
+
+    frame = io.BytesIO(pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1))
+    with suppress(UnidentifiedImageError), Image.open(frame) as picture:  # run lengths name no size
+        if picture.size != (dataset.Columns, dataset.Rows):
+            raise ImageUnreadable(
+                f"{path} holds {picture.height} x {picture.width} pixels, its header says {dataset.Rows} x "
+                f"{dataset.Columns}",
+                hop="client",
+                hint=COPY,
+            )
+
+
+def _in_units(pixels: Pixels, dataset: Any) -> Pixels:
+    """Stored numbers by the modality's table or rescale (PS3.3 C.11.1), float32; without either themselves."""
+    if dataset.get("ModalityLUTSequence"):
+        made: Pixels = pydicom().pixels.apply_modality_lut(pixels, dataset)
+    else:
+        slope, intercept = (dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
+        made = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
+    return made.astype(np.float32)
+
+
+def _padded(pixels: Pixels, dataset: Any) -> NDArray[np.bool_] | None:
+    """Where pixels are padding; None where the header names none."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = dataset.get("PixelPaddingRangeLimit")
+    ends = np.array([int(first), int(first if last is None else last)]).astype(f"{pixels.dtype.kind}2")
+    padded: NDArray[np.bool_] = (pixels >= ends.min()) & (pixels <= ends.max())
+    return padded
+
+
+def _not_hounsfield(header: Any) -> str:
+    """Why the values of a CT's slice are in no Hounsfield units; empty where they are (PS3.3 C.11.1.1.2)."""
+    if tables := header.get("ModalityLUTSequence"):
+        kind = tables[0].get("ModalityLUTType")
+    elif None in {header.get("RescaleSlope"), header.get("RescaleIntercept")}:
+        return "has no rescale slope and intercept"
+    else:
+        kind = header.get("RescaleType") or "HU"
+    return "" if kind == "HU" else f"has the rescale type {kind}"
+
+
+def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
+    """What a person has to know before pixels leave this machine."""
+    marks = {str(header.get("BurnedInAnnotation", "")).upper() for header in headers}
+    modality = str(headers[0].get("Modality", ""))
+    if "YES" in marks:
+        yield (
+            f"{called}: burnt-in text: the header says that pixels show text, which may be a name; "
+            "text in pixels leaves with them"
+        )
+    elif marks != {"NO"} and modality in OFTEN_BURNT_IN:
+        yield (
+            f"{called}: pictures of modality {modality} often have burnt-in text, and the header does not say that "
+            "they have none; look at them first"
+        )
+    if str(headers[0].get("RecognizableVisualFeatures", "")).upper() == "YES":
+        yield f"{called}: the header says that a person may be recognised by the pixels"
+    if not is_parallel(headers):
+        yield f"{called}: the slices are not parallel; they are taken in the order of their instance numbers"
+        return
+    places = [position(header) for header in headers]
+    if len(headers) > 2 and all(place is not None for place in places):
+        gaps = np.diff([place or 0.0 for place in places])
+        usual = float(np.median(gaps))
+        odd = int(np.count_nonzero(np.abs(gaps - usual) > ODD_GAP * abs(usual) + 1e-4))
+        if odd:
+            yield f"{called}: {odd} of {len(gaps)} distances between slices are not {usual:.3g} mm: is a slice missing?"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, pydicom neither warns nor logs: its remarks on values that a file should not have hold these values."""
+    logger = logging.getLogger("pydicom")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Maps what pydicom and its decoders raise on damaged files to ours."""
+    try:
+        yield
+    except DdibError:
+        raise
+    except Exception as error:
+        raise ImageUnreadable(
+            f"{path} cannot be read as DICOM: {type(error).__name__}: {error}"[:400],
+            hop="client",
+            hint=f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {shlex.quote(str(path))})",
+        ) from error
+
+
+Members = list[tuple[Path, Any]]
+"""Path and header (`SORTED_BY`) of each file of a series."""
+_OF_THE_STANDARD: Final = "1.2.840.10008."
+COPIES: Final = "copies of other DICOM files"
+"""What further files of the same picture, byte for byte, are counted as."""
+
+
+@dataclass(frozen=True, slots=True)
+class SortedFiles:
+    """DICOM files by what they are."""
+
+    series: Mapping[str, Members]
+    unreadable: tuple[tuple[Path, DdibError], ...]
+    others: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesName:
+    """What the results of a series are called."""
+
+    name: str
+    also: tuple[str, ...]
+    uid_sha256: str
+
+
+def listed_files(directory: Path) -> tuple[list[Path], list[tuple[Path, DdibError]]]:
+    """The pictures that a DICOMDIR lists (PS3.3 F.3), in its order; and those that cannot be used, with the reason."""
+    header = read_header(directory)
+    records = header.get("DirectoryRecordSequence") or ()
+    root = directory.parent.resolve()
+    found: list[Path] = []
+    bad: list[tuple[Path, DdibError]] = []
+    for record in records:
+        parts = record.get("ReferencedFileID")
+        if record.get("DirectoryRecordType") != "IMAGE" or not parts:
+            continue
+        names = [parts] if isinstance(parts, str) else [str(part) for part in parts]
+        path = root.joinpath(*names).resolve()
+        if root not in path.parents:
+            outside = f"{directory} lists {'/'.join(names)}, which lies outside its folder"
+            bad.append((directory, ImageUnreadable(outside, hop="client")))
+        elif not path.is_file():
+            bad.append((path, FileMissing(f"{directory} lists {path}, which is not there", hop="client")))
+        else:
+            found.append(path)
+    if not found and not bad:
+        raise ImageUnreadable(f"{directory} lists no pictures", hop="client")
+    return found, bad
+
+
+def is_directory_file(path: Path) -> bool:
+    """Whether a file is a DICOMDIR, by name or by content."""
+    if not path.is_file() or not is_dicom(path):
+        return False
+    if path.name.upper().startswith("DICOMDIR"):
+        return True
+    return bool(read_header(path).file_meta.get("MediaStorageSOPClassUID") == _directory_class())
+
+
+def sort_files(paths: Iterable[Path]) -> SortedFiles:
+    """Look into the header of each file."""
+    pictures: dict[str, Members] = {}
+    unreadable: list[tuple[Path, DdibError]] = []
+    others: Counter[str] = Counter()
+    with quiet():  # values are read when they are asked for
+        for path in paths:
+            try:
+                header = _header(path)
+            except ImageUnreadable as error:
+                unreadable.append((path, error.kept()))
+                continue
+            if "Rows" in header and not (header.get("SOPClassUID") and header.get("SOPInstanceUID")):
+                why = (
+                    f"{path} has no SOP Instance UID, or no SOP Class UID, so nothing can be derived from it"
+                )
+                unreadable.append((path, ImageUnreadable(why, hop="client", hint="export it again")))
+            elif "Rows" in header:
+                pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
+            elif kind := _other_kind(header):
+                others[kind] += 1
+            else:
+                unreadable.append((path, _without_pixels(path, header)))
+    series: dict[str, Members] = {}
+    for (path, header), *more in pictures.values():
+        others[COPIES] += len(more)
+        unlike = [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]
+        if unlike:
+            unreadable += [(each, _conflict(path, unlike[0])) for each in (path, *unlike)]
+        else:
+            series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+    return SortedFiles(series, tuple(unreadable), +others)
+
+
+def _conflict(path: Path, other: Path) -> InputError:
+    return InputError(
+        f"{path} and {other} have the same SOP Instance UID and different contents",
+        hop="client",
+        hint="remove the one that is wrong, or translate each of them in a folder of its own",
+    )
+
+
+def _header(path: Path) -> Any:
+    if not is_dicom(path):
+        what, how = beginning_of(path)
+        raise ImageUnreadable(f"{path} does not begin as DICOM files do: it {what}", hop="client", hint=how)
+    return read_header(path, SORTED_BY)
+
+
+def _other_kind(header: Any) -> str:
+    """The class of a file that is no picture, in words; empty for pictures, and where the file does not say."""
+    found = {str(header.file_meta.get("MediaStorageSOPClassUID", "")), str(header.get("SOPClassUID", ""))}
+    if len(found) != 1:
+        return ""
+    uid = pydicom().uid.UID(found.pop())
+    if not uid.startswith(_OF_THE_STANDARD):
+        return "DICOM file of a private class without pixels" if uid else ""
+    if uid.type != "SOP Class" or "Image" in uid.name:
+        return ""
+    return f"DICOM {uid.name.removesuffix(' Storage')}"
+
+
+def _without_pixels(path: Path, header: Any) -> ImageUnreadable:
+    uid = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    what = pydicom().uid.UID(str(uid)).name if uid else "a DICOM file of no known class"
+    return ImageUnreadable(
+        f"{path} is {what}, and ends before its pixels: it is not complete",
+        hop="client",
+        hint=COPY,
+    )
+
+
+def names_of(series: Mapping[str, Members], root: Path | None) -> Iterator[tuple[SeriesName, Members]]:
+    """A name for the results of each series."""
+    alone = root is None and sum(map(len, series.values())) == 1
+    digests = {uid: hashlib.sha256(uid.encode()).hexdigest() for uid in series}
+    plain = {
+        uid: safe_name(members[0][0].stem) if alone else _place(members, root, digests[uid])
+        for uid, members in series.items()
+    }
+    alike = Counter(plain.values())
+    for uid, members in series.items():
+        both = plain[uid], f"{plain[uid]}-{digests[uid][:8]}"
+        name, other = both if alike[plain[uid]] == 1 else both[::-1]
+        yield SeriesName(name, (other,), digests[uid]), members
+
+
+def _place(members: Members, root: Path | None, digest: str) -> str:
+    common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
+    top = common if root is None else root
+    below = () if root is None else common.relative_to(root.absolute()).parts
+    return "/".join((safe_name(top.resolve().name), *below, f"series-{_number(members) or digest[:8]}"))
+
+
+def _number(members: Members) -> str:
+    """The number of a series; empty where the header has none that is one."""
+    with quiet():
+        try:
+            number = members[0][1].get("SeriesNumber", None)
+            return "" if number is None else str(int(number))
+        except (TypeError, ValueError, OverflowError):
+            return ""
+
+
+def _directory_class() -> str:
+    return str(pydicom().uid.MediaStorageDirectoryStorage)

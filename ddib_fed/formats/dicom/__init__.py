@@ -1,1 +1,0 @@
-"""DICOM: a series becomes items, and results a derived series."""

@@ -1,0 +1,355 @@
+"""Writes the derived series: what the source slices say of the person, the study and the place, and new pixels.
+
+Each is marked as synthetic, and says nothing of how its source was acquired. The headers say who the person is, and
+stay on this machine as the source's own files do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ddib_fed.data.decoding import Pixels
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError
+from ddib_fed.formats.dicom import (
+    Series,
+    SeriesName,
+    names_of,
+    pydicom,
+    quiet,
+    read_series,
+    readable,
+    sort_files,
+)
+from ddib_fed.formats.intensity import PERCENTILES, Rule, chosen_rule
+from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Slices, Translated, Unread
+from ddib_fed.version import __version__
+
+MAKER: Final = "ddib-fed"
+SERIES_OFFSET: Final = 1000
+"""Added to the number of the source's series."""
+_SPACE: Final = uuid.UUID("6b1f2c2e-6d3d-5b0b-9d5e-0f1d0c9a7a11")
+# What a result says as its source does: whom it shows, for which study, where and when. All else describes how the
+# source was acquired, stored, shown or signed, and would be wrong of a picture in another contrast that a model made.
+KEPT: Final = frozenset({
+    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "Modality", "InstitutionName", "InstitutionAddress",
+    "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "StudyDescription", "AccessionNumber",
+    "IssuerOfAccessionNumberSequence", "ReferringPhysicianName", "PhysiciansOfRecord", "ProcedureCodeSequence",
+    "ReferencedStudySequence", "ReferencedPatientSequence", "AdmittingDiagnosesDescription",
+    "AdmittingDiagnosesCodeSequence", "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "AcquisitionNumber",
+    "InstanceNumber", "TemporalPositionIdentifier", "NumberOfTemporalPositions", "FrameOfReferenceUID",
+    "PositionReferenceIndicator", "ImagePositionPatient", "ImageOrientationPatient", "PatientOrientation",
+    "PatientPosition", "SliceLocation", "SliceThickness", "SpacingBetweenSlices", "PixelSpacing", "PixelAspectRatio",
+    "PixelSpacingCalibrationType", "PixelSpacingCalibrationDescription", "ImagerPixelSpacing",
+    "EstimatedRadiographicMagnificationFactor", "SequenceOfUltrasoundRegions", "Laterality", "ImageLaterality",
+    "BodyPartExamined", "AnatomicRegionSequence", "ViewPosition", "BurnedInAnnotation", "RecognizableVisualFeatures",
+    "LongitudinalTemporalInformationModified", "LossyImageCompression", "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+})  # fmt: skip
+_KEPT_GROUPS: Final = frozenset({0x0010, 0x0012, 0x0038})
+"""The patient, the trial with its marks of de-identification, and the visit."""
+_Class = tuple[str, dict[str, str]]
+# The class of a grey result by that of its source, also an enhanced one, and what it must say of an acquisition (PS3.3
+# C.8.3.1, C.8.2.1): "RM" is a sequence that is none of the standard's, and an empty value one that is not known.
+_CLASSES: Final[dict[str, _Class]] = {
+    "MR Image Storage": ("MRImageStorage", {
+        "ScanningSequence": "RM", "SequenceVariant": "NONE", "ScanOptions": "", "MRAcquisitionType": "",
+        "RepetitionTime": "", "EchoTime": "", "EchoTrainLength": "",
+    }),
+    "CT Image Storage": ("CTImageStorage", {"KVP": "", "AcquisitionNumber": ""}),
+}  # fmt: skip
+_OTHER_CLASS: Final[_Class] = "SecondaryCaptureImageStorage", {"ConversionType": "WSD"}
+_EQUIPMENT: Final = (
+    "Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
+)  # fmt: skip
+
+
+def derived_series(
+    series: Series, stack: Pixels, translated: Translated, slices: Sequence[int]
+) -> list[bytes]:
+    """A DICOM file for each slice of the result."""
+    now = datetime.now().astimezone()
+    uid = new_uid(str(series.headers[0].SeriesInstanceUID), _recipe(translated))
+    with quiet():
+        hounsfield = _is_hounsfield(series, translated)
+        return [
+            _derived(series.headers[at], stack[at], translated, uid, now, hounsfield=hounsfield)
+            for at in slices
+        ]
+
+
+def new_uid(source: str, recipe: str) -> str:
+    return f"2.25.{uuid.uuid5(_SPACE, f'{source} {recipe}').int}"
+
+
+def _recipe(translated: Translated) -> str:
+    parts = [r.latent_sha256 + r.target_model_sha256 for r in translated.records if r is not None]
+    return hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
+
+
+def _derived(
+    source: Any, pixels: Pixels, translated: Translated, uid: str, now: datetime, *, hounsfield: bool
+) -> bytes:
+    """One file."""
+    package = pydicom()
+    dataset = _kept(source, colours=pixels.shape[2] == 3)
+    _identify(dataset, source, uid, _recipe(translated), now, translated)
+    _attribute(dataset, source, translated, now)
+    _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
+    meta = package.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
+    dataset.file_meta = meta
+    dataset.preamble = None
+    file = io.BytesIO()
+    package.dcmwrite(file, dataset, enforce_file_format=True)
+    return file.getvalue()
+
+
+def _kept(source: Any, *, colours: bool) -> Any:
+    """A copy of what the source's header says that is true of the result, too; nothing private."""
+    kept = pydicom().Dataset()
+    for element in source:
+        if element.keyword in KEPT or element.tag.group in _KEPT_GROUPS:
+            kept.add(deepcopy(element))
+    kept.remove_private_tags()
+    uids = pydicom().uid
+    name = uids.UID(source.SOPClassUID).name.removeprefix("Legacy Converted ").removeprefix("Enhanced ")
+    kind, asked = _CLASSES.get("" if colours else name, _OTHER_CLASS)
+    kept.SOPClassUID = getattr(uids, kind)
+    for keyword, value in asked.items():
+        if keyword not in kept:
+            setattr(kept, keyword, value)
+    return kept
+
+
+def _identify(
+    dataset: Any, source: Any, uid: str, recipe: str, now: datetime, translated: Translated
+) -> None:
+    """New UIDs, times, and the marks of a synthetic, derived picture."""
+    dataset.SOPInstanceUID = new_uid(str(source.SOPInstanceUID), recipe)
+    dataset.SeriesInstanceUID = uid
+    dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
+    dataset.SeriesDescription = f"SYNTHETIC {translated.target}"[:64]
+    third = [str(value) for value in source.get("ImageType", ())][2:3]  # of MR it names the contrast
+    plane = third if third in [["AXIAL"], ["LOCALIZER"]] else ["OTHER"]
+    dataset.ImageType = ["DERIVED", "SECONDARY", *plane, "SYNTHETIC"]
+    dataset.SyntheticData = "YES"
+    date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = date
+    dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = time
+
+
+def _attribute(dataset: Any, source: Any, translated: Translated, now: datetime) -> None:
+    """From which picture, by what, and how it was derived."""
+    package = pydicom()
+    first = translated.first
+    dataset.DerivationDescription = (
+        f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
+        f"Bridge ({MAKER} {__version__}); models SHA-256 {first.source_model_sha256[:16]} and "
+        f"{first.target_model_sha256[:16]}; not for diagnosis"
+    )[:1024]
+    reference = package.Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    reference.PurposeOfReferenceCodeSequence = [
+        _code("121322", "Source image for image processing operation")
+    ]
+    dataset.SourceImageSequence = [reference]
+    acquired = package.Dataset()
+    for name in _EQUIPMENT:
+        if name in source and source[name].value not in {None, ""}:
+            acquired.add(deepcopy(source[name]))
+    acquired.setdefault("Manufacturer", "UNKNOWN")  # a value is required
+    acquired.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
+    made = package.Dataset()
+    made.Manufacturer = MAKER
+    made.ManufacturerModelName = "Dual Diffusion Implicit Bridge"
+    made.SoftwareVersions = __version__
+    made.ContributionDateTime = now.strftime("%Y%m%d%H%M%S%z")
+    made.ContributionDescription = f"Translated from {translated.source} to {translated.target}"[:1024]
+    made.PurposeOfReferenceCodeSequence = [_code("109103", "Modifying Equipment")]
+    earlier = list(source.get("ContributingEquipmentSequence") or ())
+    dataset.ContributingEquipmentSequence = [*deepcopy(earlier), acquired, made]
+    dataset.Manufacturer, dataset.ManufacturerModelName = MAKER, "Dual Diffusion Implicit Bridge"
+    dataset.SoftwareVersions = __version__
+
+
+def _code(value: str, meaning: str) -> Any:
+    code = pydicom().Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
+    return code
+
+
+def _set_pixels(dataset: Any, pixels: Pixels, translated: Translated, *, hounsfield: bool) -> None:
+    """The pixels and what describes them: 16 bits for grey, 8 for colours."""
+    package = pydicom()
+    colours = pixels.shape[2] == 3
+    if colours:
+        if translated.bits == 16:
+            pixels = (pixels >> 8).astype(np.uint8)
+        dataset.PlanarConfiguration = 0
+    bits = 8 if colours else 16
+    kind = np.dtype("u1") if colours else np.dtype("<u2")
+    dataset.SamplesPerPixel = pixels.shape[2]
+    dataset.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.BitsAllocated = dataset.BitsStored = bits
+    dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
+    raw = np.ascontiguousarray(pixels, dtype=kind).tobytes()
+    dataset.PixelData = raw + b"\0" * (len(raw) % 2)
+    dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
+    if colours:
+        return
+    if not translated.plain or dataset.SOPClassUID == package.uid.CTImageStorage:
+        dataset.RescaleSlope, dataset.RescaleIntercept = (
+            package.valuerep.DSfloat(value, auto_format=True)
+            for value in (translated.slope, translated.intercept)
+        )
+        dataset.RescaleType = "HU" if hounsfield else "US"
+    low = translated.low if translated.low is not None else translated.intercept
+    high = (
+        translated.high if translated.high is not None else low + translated.slope * (2**translated.bits - 1)
+    )
+    dataset.WindowCenter = package.valuerep.DSfloat((low + high) / 2, auto_format=True)
+    dataset.WindowWidth = package.valuerep.DSfloat(max(high - low, 1), auto_format=True)
+
+
+def _is_hounsfield(series: Series, translated: Translated) -> bool:
+    source = series.modality == "CT" and not series.without_units
+    return source and translated.low is not None and translated.low <= -500
+
+
+@dataclass(frozen=True, slots=True)
+class DicomStudy(FromOrigin):
+    """A series."""
+
+    series: Series
+    slices: Slices
+
+    @property
+    def kind(self) -> str:
+        units = " without Hounsfield units" if self.series.without_units else ""
+        return f"DICOM series ({self.series.modality or 'no modality'}{units})"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Burnt-in text, missing slices, a CT whose numbers are in no units."""
+        odd = self.series.without_units
+        said = [f"{self.origin.called}: these are no Hounsfield units: {odd[0]}"] if odd else []
+        return (*self.series.warnings, *said)
+
+    @property
+    def rule(self) -> str:
+        return self.slices.rule
+
+    @property
+    def sent(self) -> tuple[int, ...]:
+        return self.slices.sent
+
+    @property
+    def planes(self) -> int:
+        return len(self.slices.numbers)
+
+    def items(self) -> Iterator[bytes]:
+        return self.slices.items()
+
+    def assemble(self, translated: Translated) -> Assembled:
+        """The files of the derived series."""
+        stack = self.slices.stack(translated)
+        report, said = self.slices.report(translated, stack)
+        contents = derived_series(self.series, stack, translated, range(self.planes))
+        files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
+        report["geometry"] = self._geometry()
+        report["marks"] = {
+            "synthetic_data": "YES",
+            "image_type": "DERIVED\\SECONDARY",
+            "burnt_in_annotation": str(self.series.headers[0].get("BurnedInAnnotation", "")) or None,
+        }
+        return Assembled(files, report, said)
+
+    def _geometry(self) -> dict[str, Any]:
+        header = self.series.headers[0]
+        spacing = header.get("PixelSpacing")
+        return {
+            "modality": self.series.modality,
+            "rows": int(header.Rows),
+            "columns": int(header.Columns),
+            "pixel_spacing_mm": [float(v) for v in spacing] if spacing else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSeries:
+    """The series among some files."""
+
+    unread: tuple[Unread, ...]
+    unreadable: tuple[tuple[Path, DdibError], ...]
+    others: Counter[str]
+
+
+def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: Options) -> FoundSeries:
+    """The series among some files."""
+    found = sort_files(files)
+    if not found.series and not found.unreadable:
+        raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
+    several = len(found.series) > 1
+    unread: list[Unread] = []
+    unreadable = [*found.unreadable]
+    for called, members in names_of(found.series, root):
+        good, bad = readable(members)
+        unread.append(_unread(given, called, good, options, several=several))
+        unreadable += bad
+    return FoundSeries(tuple(unread), tuple(unreadable), found.others)
+
+
+def _unread(
+    given: Path, called: SeriesName, members: Sequence[tuple[Path, Any]], options: Options, *, several: bool
+) -> Unread:
+    """A series; its folder of results has its name."""
+    origin = Origin(
+        given,
+        called.name,
+        (called.name,),
+        tuple(path for path, _ in members),
+        options.settings("intensity"),
+        label=f"{given}: {called.name}" if several else "",
+        also=called.also,
+        series_sha256=called.uid_sha256,
+    )
+    return Unread(origin, partial(read_dicom, origin, members, options))
+
+
+def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Options) -> DicomStudy:
+    """The series of some files."""
+    series, values = read_series(origin.called, members)
+    try:
+        rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
+        _require_units(origin.called, series, rule)
+        slices = Slices.of(values, rule)
+    except ImageUnreadable as error:
+        raise ImageUnreadable(f"{origin.called}: {error.detail}", hop="client", hint=error.hint) from error
+    return DicomStudy(origin, series, slices)
+
+
+def _require_units(called: str, series: Series, rule: Rule) -> None:
+    """Return if the values of a CT have one unit, and the one that the rule names."""
+    odd = series.without_units
+    if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
+        raise InputError(
+            f"{called}: {len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
+            hop="client",
+            hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+        )

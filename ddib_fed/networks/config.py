@@ -1,0 +1,194 @@
+"""Configurations of the networks of a bundle, validated; the field names are those of the networks' arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from ddib_fed.networks.classifier import NoisyClassifier
+from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
+from ddib_fed.networks.unet import UNet
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MlpConfig(_Frozen):
+    """Arguments of `ResidualMLP`."""
+
+    kind: Literal["mlp"] = "mlp"
+    dim: int = Field(default=2, ge=1, le=4096)
+    width: int = Field(default=160, ge=1, le=4096)
+    blocks: int = Field(default=4, ge=1, le=64)
+    embedding: int = Field(default=128, ge=1, le=4096)
+    features: int = Field(default=64, ge=2, le=1024, multiple_of=2)
+    flow_map: bool = False
+
+
+class SyntheticConfig(_Frozen):
+    """Arguments of `SyntheticModel`, the public code's network for points."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    in_channels: int = Field(default=2, ge=1, le=4096)
+    out_channels: int = Field(default=2, ge=1, le=8192)
+    num_channels: int = Field(default=256, ge=32, le=4096, multiple_of=32)
+    num_res_blocks: int = Field(default=3, ge=1, le=64)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class _PictureNetwork(_Frozen):
+    """Arguments that the UNet and the classifier share, under the names of the public constructors."""
+
+    image_size: int = Field(ge=1, le=4096)
+    in_channels: int = Field(default=3, ge=1, le=64)
+    model_channels: int = Field(ge=8, le=2048)
+    out_channels: int = Field(ge=1, le=100_000)
+    num_res_blocks: int = Field(ge=1, le=16)
+    attention_resolutions: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(), max_length=16)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    channel_mult: tuple[Annotated[float, Field(gt=0.0, le=64.0)], ...] = Field(
+        default=(1.0, 2.0, 4.0, 8.0), min_length=1, max_length=10
+    )
+    conv_resample: bool = True
+    num_heads: int = Field(default=1, ge=1, le=1024)
+    num_head_channels: int = Field(default=-1, ge=-1, le=4096)
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
+
+    @property
+    def divisor(self) -> int:
+        return int(2 ** (len(self.channel_mult) - 1))
+
+    @model_validator(mode="after")
+    def _divides(self) -> _PictureNetwork:
+        if any(width < 32 or width % 32 for width in self.widths):
+            raise ValueError(f"each level needs a multiple of 32 channels; these have {self.widths}")
+        if self.num_head_channels == 0:
+            raise ValueError("num_head_channels is -1 for none, or at least 1")
+        part = self.num_heads if self.num_head_channels == -1 else self.num_head_channels
+        self._check_heads({*self.attention_widths, self.widths[-1]}, part)
+        return self
+
+    @property
+    def attention_widths(self) -> set[int]:
+        return {w for level, w in enumerate(self.widths) if 2**level in self.attention_resolutions}
+
+    @staticmethod
+    def _check_heads(widths: set[int], part: int) -> None:
+        for width in sorted(widths):
+            if width % part:
+                raise ValueError(f"attention on {width} channels does not divide by {part}")
+
+
+class UNetConfig(_PictureNetwork):
+    """Arguments of `UNet`, under the public code's names."""
+
+    kind: Literal["unet"] = "unet"
+    num_classes: int | None = Field(default=None, ge=1, le=100_000)
+    num_heads_upsample: int = Field(default=-1, ge=-1, le=1024)
+    patch: int = Field(default=1, ge=1, le=16)
+    class_dropout: bool = False
+    norm_groups: Literal[1, 2, 4, 8, 16, 32] = 32
+    global_mean: bool = False
+    spectral: bool = False
+    flow_map: bool = False
+
+    @property
+    def divisor(self) -> int:
+        return self.patch * super().divisor
+
+    @model_validator(mode="after")
+    def _is_a_unet(self) -> UNetConfig:
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise ValueError(
+                f"out_channels {self.out_channels} is neither in_channels {self.in_channels} nor twice that"
+            )
+        if self.image_size % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide image_size {self.image_size}")
+        if self.class_dropout and self.num_classes is None:
+            raise ValueError("class_dropout needs num_classes")
+        if self.num_heads_upsample == 0:
+            raise ValueError("num_heads_upsample is -1 for num_heads, or at least 1")
+        if self.num_head_channels == -1 and self.num_heads_upsample > 0:
+            self._check_heads(self.attention_widths, self.num_heads_upsample)
+        return self
+
+
+class ClassifierConfig(_PictureNetwork):
+    """Arguments of `NoisyClassifier`, under the public code's names; as in `UNetConfig`, except these."""
+
+    kind: Literal["classifier"] = "classifier"
+    pool: Literal["adaptive", "attention", "spatial", "spatial_v2"] = "adaptive"
+
+    @model_validator(mode="after")
+    def _is_a_classifier(self) -> ClassifierConfig:
+        if self.pool == "attention" and self.num_head_channels == -1:
+            raise ValueError("pool attention needs num_head_channels")
+        if self.pool == "attention" and self.image_size % self.divisor:
+            raise ValueError(f"pool attention needs an image_size that divides by {self.divisor}")
+        return self
+
+
+AnyConfig = (
+    MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig | DiffusersDiTConfig
+)
+NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
+
+
+def _diffusers_unet(**arguments: Any) -> nn.Module:
+    from ddib_fed.networks.diffusers import diffusers_unet
+
+    return diffusers_unet(**arguments)
+
+
+def _diffusers_dit(**arguments: Any) -> nn.Module:
+    from ddib_fed.networks.diffusers import diffusers_dit
+
+    return diffusers_dit(**arguments)
+
+
+BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
+    "mlp": ResidualMLP,
+    "synthetic": SyntheticModel,
+    "unet": UNet,
+    "classifier": NoisyClassifier,
+    "diffusers-unet": _diffusers_unet,
+    "diffusers-dit": _diffusers_dit,
+}
+
+
+def build_network(config: AnyConfig) -> nn.Module:
+    return BUILDERS[config.kind](**config.model_dump(exclude={"kind"}))
+
+
+def network_shapes(config: AnyConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return build_network(config).state_dict()
+
+
+def network_with(
+    config: AnyConfig,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """The network that `config` describes with its own copy of `state`, which fits; made without a second copy."""
+    if isinstance(config, MlpConfig):
+        network = build_network(config)  # its frequencies are not in the state
+    else:
+        with torch.device("meta"):
+            network = build_network(config)
+    own = {key: value.to(device=device, dtype=dtype, copy=True) for key, value in state.items()}
+    network.load_state_dict(own, assign=True)
+    return network.to(device=device, dtype=dtype)

@@ -1,1 +1,0 @@
-"""Networks that the diffusers library computes, and their configurations."""

@@ -1,1 +1,0 @@
-"""The running node: its start, its checks, its answers to the operator, and its end."""

@@ -1,0 +1,243 @@
+"""The steps of a node's start, in order: `check` runs all of them, `serve` stops at the first that fails.
+
+A step changes nothing; what a start then does for real (open the jobs, load the model) uses
+the same code as the step.
+"""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.engine.softening import check_key
+from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
+from ddib_fed.files import check_private_folder
+from ddib_fed.node.admin import answers, check_alone, check_socket
+from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.calibrations import overview, unusable_with
+from ddib_fed.node.certificates import certificate_status
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.connections import attainable_files, few_files, most_connections
+from ddib_fed.node.model import open_engine
+from ddib_fed.node.policy import Ledger
+from ddib_fed.node.role import find_roles
+from ddib_fed.node.server import check_bindable
+from ddib_fed.protocol.addresses import split_address
+from ddib_fed.security.audit import AuditLog
+from ddib_fed.security.pki import root_warning
+from ddib_fed.telemetry import open_tracing
+from ddib_fed.terminal import as_config_error, explained
+
+# Space that a start itself needs: databases, an audit line, a socket.
+MIN_FREE_BYTES: Final = 16 << 20
+_HELD: Final = ", in use while this node runs"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The result of a successful step."""
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One precondition of a start."""
+
+    name: str
+    look: Callable[[NodeConfig], Found]
+    for_real: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one step for `check`."""
+
+    step: str
+    problem: DdibError | None = None
+    found: Found = Found("")
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+
+def check(config: NodeConfig) -> list[Finding]:
+    """Run every step of a start, also after failures; what this node itself holds while it runs is none."""
+    findings = []
+    for step in STEPS:
+        try:
+            findings.append(Finding(step.name, found=_take(step, config)))
+        except Exception as error:  # noqa: BLE001 - a step that breaks must not hide what the others find
+            findings.append(Finding(step.name, problem=explained(error)))
+    return findings
+
+
+def begin(config: NodeConfig) -> tuple[str, ...]:
+    """Run the checks that precede a start; returns the warnings, for the log."""
+    check_alone(config.paths.admin_socket)
+    found = [_take(step, config) for step in STEPS if not step.for_real]
+    return tuple(warning for each in found for warning in each.warnings)
+
+
+def _take(step: Step, config: NodeConfig) -> Found:
+    try:
+        return step.look(config)
+    except OSError as error:
+        raise as_config_error(error, step.name) from error
+
+
+def _state(config: NodeConfig) -> Found:
+    paths = config.paths
+    for folder in (paths.state, paths.pki, paths.peers):
+        check_private_folder(folder)
+    there = next(place for place in (paths.state, *paths.state.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < MIN_FREE_BYTES:
+        raise ExhaustedError(
+            f"the disk of {paths.state} has {free >> 10} KiB left; a start needs {MIN_FREE_BYTES >> 20} MiB",
+            hint=f"df -h {shlex.quote(str(there))}",
+        )
+    open_to_others = [
+        place for place in (config.folder, config.path) if place.exists() and place.stat().st_mode & 0o002
+    ]
+    warnings = (
+        f"everybody may write {place}: chmod o-w {shlex.quote(str(place))}" for place in open_to_others
+    )
+    return Found(str(paths.state), tuple(warnings))
+
+
+def _files(config: NodeConfig) -> Found:  # noqa: ARG001 - a step's signature
+    limit = attainable_files()
+    return Found(f"{limit} may be open, {most_connections(limit)} of them connections", few_files(limit))
+
+
+def _identity(config: NodeConfig) -> Found:
+    text, *warnings = certificate_status(config)
+    return Found(text, tuple(warnings))
+
+
+def _peers(config: NodeConfig) -> Found:
+    store, proxy = peer_store(config), config.proxy
+    store.check_withdrawn()
+    peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in store.list())
+    now = datetime.now(UTC)
+    roots = [
+        root_warning(peer.institution, max(root.not_valid_after_utc for root in peer.roots), now)
+        for peer in store.list()
+    ]
+    problem = (*filter(None, roots), *((f"not admitted: {store.problem}",) if store.problem else ()))
+    through = f", through the proxy {proxy.address}" if proxy is not None else ""
+    return Found((peers or "none admitted yet: ddib peer add") + through, problem)
+
+
+def _calibrations(config: NodeConfig) -> Found:
+    store = CalibrationStore(config.paths.calibrations)
+    found = overview(config, store, peer_store(config))
+    states = [each.state for each in found]
+    text = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none"
+    warnings = [
+        f"{each.sha256[:12]} ({each.source} to {each.target}): {each.warning}"
+        for each in found
+        if each.warning
+    ]
+    return Found(text, (*warnings, *(f"not read: {problem}" for problem in store.problems())))
+
+
+def _audit(config: NodeConfig) -> Found:
+    AuditLog.check(config.paths.audit)
+    return Found(str(config.paths.audit))
+
+
+def _quotas(config: NodeConfig) -> Found:
+    return Found(f"{len(Ledger.check(config.paths.quotas))} that were used")
+
+
+def _roles(config: NodeConfig) -> Found:
+    if answers(config.paths.admin_socket):
+        return Found(f"{', '.join(config.node.roles)}{_HELD}")
+    return Found(", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles)))
+
+
+def _listen(config: NodeConfig) -> Found:
+    held = _bindable(config, config.node.listen, "node.listen")
+    return Found(f"{config.node.listen}{held}", (config.not_dialled,) if config.not_dialled else ())
+
+
+def _bindable(config: NodeConfig, listen: str, setting: str) -> str:
+    """Nothing for a free address; for one that is in use while this node runs, that it is held."""
+    try:
+        check_bindable(listen, setting)
+    except ConfigError as error:
+        busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+        if not (busy and answers(config.paths.admin_socket)):
+            raise
+        return _HELD
+    return ""
+
+
+def _operator(config: NodeConfig) -> Found:
+    socket = config.paths.admin_socket
+    check_socket(socket)
+    return Found(f"{socket}{_HELD if answers(socket) else ''}")
+
+
+def _http(config: NodeConfig) -> Found:
+    if config.http.listen is None:
+        return Found("off")
+    held = _bindable(config, config.http.listen, "http.listen")
+    port = split_address(config.http.listen, bound=True)[1]
+    if port and port == split_address(config.node.listen, bound=True)[1]:
+        raise ConfigError(
+            f"http.listen and node.listen are both port {port}", hint="choose another port for http.listen"
+        )
+    return Found(f"{config.http.listen}{held}")
+
+
+def _telemetry(config: NodeConfig) -> Found:
+    if config.telemetry.endpoint is None:
+        return Found("off")
+    open_tracing(config.telemetry, institution=config.node.institution, what="check").close()
+    shared = ", ".join(config.telemetry.peers)
+    return Found(f"to {config.telemetry.endpoint}" + (f", traces shared with {shared}" if shared else ""))
+
+
+def _model(config: NodeConfig) -> Found:
+    engine = open_engine(config, trial=True)
+    engine.close()
+    model, manifest = engine.model, engine.model.manifest
+    if manifest.sample_kind == "picture":
+        check_key(config.paths.softening_key)
+    shape = "x".join(map(str, manifest.sample_shape))
+    guided = "" if model.classifier is None else f", guided by {model.classifier.digest[:12]}"
+    warnings: tuple[str, ...] = ()
+    if "source" in config.node.roles:
+        warnings = unusable_with(config, CalibrationStore(config.paths.calibrations), manifest)
+    return Found(
+        f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}",
+        warnings,
+    )
+
+
+STEPS: Final = (
+    Step("state", _state),
+    Step("identity", _identity),
+    Step("peers", _peers),
+    Step("calibrations", _calibrations),
+    Step("audit", _audit),
+    Step("quotas", _quotas),
+    Step("listen", _listen),
+    Step("operator", _operator),
+    Step("http", _http),
+    Step("telemetry", _telemetry),
+    Step("files", _files),
+    Step("roles", _roles, for_real=True),
+    Step("model", _model, for_real=True),
+)

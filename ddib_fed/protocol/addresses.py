@@ -1,0 +1,199 @@
+"""An HTTP CONNECT proxy on the way to a node: named by the configuration alone, never by the environment.
+
+The proxy gets the address to connect to, and then carries TLS between the two ends: it can neither read nor change
+what crosses. gRPC would take a proxy from `https_proxy` and leave it out by `no_proxy`; here it dials the proxy as if
+it were the server, and asks for the tunnel itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+import shlex
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import AfterValidator
+
+from ddib_fed.errors import ConfigError
+from ddib_fed.files import read_private
+
+# A DNS name has 253 characters (RFC 1035), the colon and the port six more.
+MAX_ADDRESS: Final = 259
+_FORM: Final = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]{1,15})?\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})"
+)
+# Underscores are in no host name by RFC 952, but in many names of containers.
+_LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+# Numeric forms that inet_aton accepts: 127.1, 2130706433, 0x7f.1. One address would have many spellings.
+_NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+# gRPC reads these, before a colon, as an address scheme and not as a host.
+_SCHEMES: Final = frozenset({"dns", "google-c2p", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds"})
+
+
+def split_address(text: str, *, bound: bool = False) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port`; the host without brackets."""
+    match = _FORM.fullmatch(text) if len(text) <= MAX_ADDRESS else None
+    if match is None:
+        v6 = "; an IPv6 address stands in brackets" if text.count(":") > 1 else ""
+        raise ValueError(f"{text[:MAX_ADDRESS]!a} is not host:port, e.g. 127.0.0.1:7443{v6}")
+    port = int(match["port"])
+    if not (0 if bound else 1) <= port <= 65535 or (len(match["port"]) > 1 and match["port"][0] == "0"):
+        raise ValueError(f"{text!r} is not host:port: a port is a number from 1 to 65535")
+    return _host(match["host"], text), port
+
+
+def _host(host: str, text: str) -> str:
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError as error:
+            raise ValueError(f"{text!r} is not host:port: {error}") from error
+        return host[1:-1]
+    labels = host.removesuffix(".").split(".")
+    if _NUMBER.fullmatch(labels[-1]):
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError as error:
+            raise ValueError(f"{text!r} is not host:port: {error}") from error
+        return host
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError(f"{text!r} is not host:port: {host!r} is no DNS name")
+    if host.lower() in _SCHEMES:
+        raise ValueError(
+            f"{text!r} is not host:port: gRPC takes {host!r} for a kind of address; use a longer name"
+        )
+    return host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host of this name."""
+    try:
+        return host == "localhost" or _address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_every_address(host: str) -> bool:
+    """Whether it stands for all addresses of the machine: a server can bind it, a client cannot dial it."""
+    try:
+        return _address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(host)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+_URL: Final = re.compile(r"http://(?P<address>[^/@?#]+)/?")
+_LOGIN: Final = re.compile(r"[^:\x00-\x1f\x7f]{1,200}:[^\x00-\x1f\x7f]{1,200}")
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] (?P<code>[1-5][0-9]{2})(?: (?P<words>[ -~]{0,200}))?\r?")
+# What a proxy answers before the tunnel is open: a status line and some headers, or a page that says why not.
+_MOST_ANSWER: Final = 16 << 10
+
+
+class TunnelRefused(Exception):  # noqa: N818 - a finding
+    """A proxy answered and opened no tunnel."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(code, words)
+        self.code = code
+        self.words = words
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy."""
+
+    address: str
+    login: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, url: str | None, login_file: Path | None) -> Proxy | None:
+        """The proxy of two settings, `proxy` and `proxy_login`; None where no proxy is set."""
+        if url is None:
+            if login_file is not None:
+                raise ConfigError("proxy_login is set without proxy", hint='proxy = "http://HOST:PORT"')
+            return None
+        login = ""
+        if login_file is not None:
+            login = read_private(login_file).decode("utf-8", "replace").strip()
+            if not _LOGIN.fullmatch(login):
+                raise ConfigError(
+                    f"{login_file} does not hold one line USER:PASSWORD",
+                    hint=f"chmod 600 {shlex.quote(str(login_file))}",
+                )
+        return cls(proxy_address(url), login)
+
+    def options(self, address: str) -> tuple[tuple[str, str], ...]:
+        """The options of a gRPC channel that dials the proxy, to get to an address behind it."""
+        return (
+            ("grpc.http_connect_server", address),
+            ("grpc.http_connect_headers", "\n".join(f"{name}:{value}" for name, value in self._headers())),
+        )
+
+    def connect(self, address: str, timeout_s: float) -> socket.socket:
+        """A connection to an address behind the proxy."""
+        connection = socket.create_connection(split_address(self.address), timeout=timeout_s)
+        try:
+            lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]
+            lines += [f"{name}: {value}" for name, value in self._headers()]
+            connection.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode())
+            read_answer(connection, timeout_s)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _headers(self) -> tuple[tuple[str, str], ...]:
+        if not self.login:
+            return ()
+        return (("Proxy-Authorization", "Basic " + base64.b64encode(self.login.encode()).decode()),)
+
+
+def proxy_address(url: str) -> str:
+    """``host:port`` of http://HOST:PORT."""
+    if (match := _URL.fullmatch(url)) is None:
+        login = "; a login stands in the file of proxy_login" if "@" in url else ""
+        raise ValueError(
+            f"{url[:300]!a} is not http://HOST:PORT, e.g. http://proxy.north.example:3128{login}"
+        )
+    split_address(match["address"])
+    return match["address"]
+
+
+def _checked(url: str) -> str:
+    proxy_address(url)
+    return url
+
+
+ProxyUrl = Annotated[str, AfterValidator(_checked)]
+"""http://HOST:PORT in a configuration."""
+
+
+def read_answer(connection: socket.socket, timeout_s: float) -> None:
+    """Read the proxy's answer, and not one byte more: what follows is the server's."""
+    until, answer = time.monotonic() + timeout_s, b""
+    while not answer.endswith((b"\r\n\r\n", b"\n\n")):
+        if len(answer) >= _MOST_ANSWER:
+            raise TunnelRefused(0, answer[:80].decode("latin-1").strip())
+        if (left := until - time.monotonic()) <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        byte = connection.recv(1)
+        if not byte:
+            break
+        answer += byte
+    first = answer.split(b"\n", 1)[0]
+    match = _STATUS.fullmatch(first)
+    if match is None:
+        raise TunnelRefused(0, first[:80].decode("latin-1").strip())
+    if not match["code"].startswith(b"2"):
+        raise TunnelRefused(int(match["code"]), (match["words"] or b"").decode())

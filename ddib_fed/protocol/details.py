@@ -1,0 +1,347 @@
+"""Maps errors to the gRPC error detail that crosses the wire, and back.
+
+Only an error's reason, fixed sentence, facts and differences are sent; text for
+the person at this machine stays here. Texts from a peer are made short and printable, and name the institution that
+they are from where it is not the caller's own. Our nodes attach a detail to every error: a status without one comes
+from gRPC or from the network.
+
+Every call of a node ends with the trailing metadata `ddib-time`: its Unix time in seconds. Certificates, calibrations
+and quotas depend on the clock, and a wrong one shows as a refusal whose text speaks of something else.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from ddib_fed.errors import (
+    AggregateNotFound,
+    AlreadyExists,
+    Cancelled,
+    ChunkCorrupt,
+    ContractMismatch,
+    DdibError,
+    DeadlineExceeded,
+    Difference,
+    DomainNotFound,
+    ExhaustedError,
+    InputError,
+    InternalError,
+    LatentNotGaussian,
+    MessageInvalid,
+    NotFoundError,
+    PeerFault,
+    PeerUnreachable,
+    RefusedError,
+    SettingsInvalid,
+    StateConflict,
+    Unauthenticated,
+    UnavailableError,
+    UnknownFields,
+    error_class,
+)
+from ddib_fed.protocol.check import has_unknown_fields
+from ddib_fed.protocol.contract import LAST_MOMENT
+from ddib_fed.terminal import escape
+from ddib_fed.v1 import common_pb2 as pb
+
+DETAIL_KEY: Final = "ddib-error-bin"
+MAX_DETAIL_BYTES: Final = 6 << 10
+MAX_FACTS: Final = 16
+MAX_DIFFERENCES: Final = 16
+MAX_TEXT: Final = 200
+MAX_INCIDENT: Final = 32
+MAX_RETRY_AFTER_MS: Final = 24 * 3600 * 1000
+TIME_KEY: Final = "ddib-time"
+TOLERATED_S: Final = 60.0
+"""Certificates are made to begin some minutes before they are issued: less than this refuses nothing."""
+
+# The meaning of a status without our detail. PeerUnreachable, the only class here that is retried, is for statuses
+# that the transport itself produces; the others would recur at each try.
+_BY_STATUS: Final[Mapping[grpc.StatusCode, type[DdibError]]] = {
+    grpc.StatusCode.UNAVAILABLE: PeerUnreachable,  # no connection, or it was lost; HTTP 429, 502, 503, 504
+    grpc.StatusCode.UNKNOWN: PeerUnreachable,  # "Stream removed": what came was damaged; any other HTTP status
+    grpc.StatusCode.INTERNAL: PeerUnreachable,  # the stream was reset, or broke HTTP/2; HTTP 400
+    grpc.StatusCode.CANCELLED: PeerUnreachable,  # a stopping server; a local cancellation is known to its caller
+    grpc.StatusCode.DEADLINE_EXCEEDED: PeerUnreachable,  # our own limit for the call, without an answer
+    grpc.StatusCode.RESOURCE_EXHAUSTED: PeerUnreachable,  # flow control, or ENHANCE_YOUR_CALM; see _BY_TEXT
+    grpc.StatusCode.DATA_LOSS: PeerUnreachable,
+    grpc.StatusCode.ABORTED: PeerUnreachable,
+    grpc.StatusCode.UNIMPLEMENTED: NotFoundError,  # a node without this service; HTTP 404
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,  # HTTP 401
+    grpc.StatusCode.PERMISSION_DENIED: RefusedError,  # HTTP 403
+    grpc.StatusCode.INVALID_ARGUMENT: InputError,
+    grpc.StatusCode.OUT_OF_RANGE: InputError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: StateConflict,
+    grpc.StatusCode.OK: InternalError,
+}
+# Statuses that gRPC uses both for transport failures and for permanent errors: its texts tell them apart. They are only
+# compared, never repeated.
+_BY_TEXT: Final[tuple[tuple[grpc.StatusCode, str, type[DdibError], str], ...]] = (
+    (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        r"message larger than max|metadata size exceeds",
+        MessageInvalid,
+        "a message between us and {hop} is over gRPC's limit, 4 MiB for a message",
+    ),
+    (
+        grpc.StatusCode.INTERNAL,
+        r"^Exception deserializing response!",
+        MessageInvalid,
+        "{hop} answered with what is no message of this protocol",
+    ),
+    (
+        grpc.StatusCode.INTERNAL,
+        r"^Exception serializing request!",
+        InternalError,
+        "the message for {hop} could not be made; the log says why",
+    ),
+    (
+        grpc.StatusCode.UNKNOWN,
+        r"^Exception iterating requests!",
+        InternalError,
+        "the messages for {hop} could not be made; the log says why",
+    ),
+)
+
+
+def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDetail:
+    """The detail of an error that is sent to a peer."""
+    detail = pb.ErrorDetail(
+        reason=error.reason,
+        sentence=error.said_by(institution)[:MAX_TEXT],
+        incident=incident[:MAX_INCIDENT],
+        retry_after_ms=round((error.retry_after_s or 0) * 1000),
+        institution=institution,
+    )
+    for key, value in list(error.facts.items())[:MAX_FACTS]:
+        detail.facts[_clean(key)] = _clean(value)
+    for difference in error.differences[:MAX_DIFFERENCES]:
+        detail.differences.add(
+            field=_clean(difference.field),
+            source=_clean(difference.source),
+            target=_clean(difference.target),
+            remedy=_clean(difference.remedy),
+        )
+    _shorten(detail)
+    return detail
+
+
+def _shorten(detail: pb.ErrorDetail) -> None:
+    while detail.ByteSize() > MAX_DETAIL_BYTES and detail.facts:
+        del detail.facts[max(detail.facts)]
+    while detail.ByteSize() > MAX_DETAIL_BYTES and detail.differences:
+        del detail.differences[-1]
+
+
+def from_detail(data: bytes, hop: str) -> DdibError | None:
+    """The error in a detail; None if it cannot be parsed."""
+    if len(data) > MAX_DETAIL_BYTES:
+        return None
+    try:
+        detail = pb.ErrorDetail.FromString(data)
+    except DecodeError:
+        return None
+    if not detail.reason:
+        return None
+    if has_unknown_fields(detail):
+        return UnknownFields("its error has fields that this release does not know", hop=hop)
+    kind, reason = error_class(detail.reason), _clean(detail.reason)
+    said = _said_by(hop)
+    differences = tuple(
+        Difference(_clean(d.field), _clean(d.source), _clean(d.target), said(_clean(d.remedy)))
+        for d in detail.differences[:MAX_DIFFERENCES]
+    )
+    where, called = _clean(detail.institution), hop.rpartition(" ")[2]
+    further = bool(where) and where != called and not _is_foreign(hop)
+    own_words = kind.said_by(where if further else called)[:MAX_TEXT]
+    sentence = said(_clean(detail.sentence) or reason) if kind is InternalError else own_words
+    found = kind(
+        sentence,
+        hop=f"{hop} -> {where}" if further else hop,
+        facts={_clean(k): _clean(v) for k, v in sorted(detail.facts.items())[:MAX_FACTS]},
+        retry_after_s=min(detail.retry_after_ms, MAX_RETRY_AFTER_MS) / 1000 or None,
+        differences=differences,
+        incident="".join(c for c in detail.incident[:MAX_INCIDENT] if c.isascii() and c.isalnum()),
+    )
+    found.says = called if _is_foreign(hop) else where if further and kind is not PeerFault else ""
+    return found
+
+
+def _is_foreign(hop: str) -> bool:
+    return hop.startswith(("target ", "peer "))
+
+
+def _said_by(hop: str) -> Callable[[str], str]:
+    if not _is_foreign(hop):
+        return lambda text: text
+    who = hop.rpartition(" ")[2]
+    return lambda text: f'{who} says: "{text}"'[:MAX_TEXT] if text else ""
+
+
+def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
+    """The error of a failed call."""
+    trailing = _trailing(error)
+    for key, value in trailing:
+        if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
+            return _with_clock(found, clock_difference(trailing))
+    code, who = status_of(error), hop or "the peer"
+    kind = _BY_STATUS.get(code, InternalError) if code is not None else InternalError
+    for status, pattern, without_hope, says in _BY_TEXT:
+        if code is status and re.search(pattern, _text_of(error)):
+            return without_hope(says.format(hop=who), hop=hop)
+    if kind is PeerUnreachable:
+        return _unreachable(code, who, hop)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return kind(f"{who} does not offer this call: it has another role, or is of another release", hop=hop)
+    return kind(f"{kind.sentence} ({code.name if code else 'no status'})", hop=hop)
+
+
+def _with_clock(error: DdibError, difference_s: float | None) -> DdibError:
+    if isinstance(error, RefusedError) and difference_s is not None and abs(difference_s) >= TOLERATED_S:
+        error.detail = f"{error.detail}; that node's clock is {described(difference_s)}"
+        error.args = (error.detail,)
+        error.hint = "compare both clocks: `timedatectl` shows whether this machine's is synchronised"
+    return error
+
+
+def _unreachable(code: grpc.StatusCode | None, who: str, hop: str) -> PeerUnreachable:
+    """A retryable error, with a text for its status."""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        detail = f"{who} does not answer, or refuses the connection"
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        detail = f"{who} did not answer in time"
+    else:
+        detail = f"the connection to {who} broke off ({code.name if code else 'no status'})"
+    name = hop.rpartition(" ")[2]
+    hint = f"ddib peer test {name}" if hop.startswith("target") else "ddib doctor"
+    return PeerUnreachable(detail, hop=hop, hint=hint)
+
+
+def status_of(error: grpc.RpcError) -> grpc.StatusCode | None:
+    call = _as_call(error)
+    return call.code() if call is not None else None
+
+
+def _text_of(error: grpc.RpcError) -> str:
+    call = _as_call(error)
+    return (call.details() or "") if call is not None else ""
+
+
+def _trailing(error: grpc.RpcError) -> list[tuple[str, str | bytes]]:
+    call = _as_call(error)
+    return [] if call is None else [(str(key), value) for key, value in call.trailing_metadata() or ()]
+
+
+def _as_call(error: Any) -> grpc.Call | None:
+    return error if isinstance(error, grpc.Call) else None
+
+
+def _clean(text: str) -> str:
+    return escape(text[:MAX_TEXT])[:MAX_TEXT]
+
+
+def time_entry(now: float) -> tuple[str, str]:
+    return TIME_KEY, f"{now:.3f}"
+
+
+def clock_difference(trailing: Iterable[Any] | None) -> float | None:
+    """Seconds by which the other clock is ahead of this one, too low by the time that the answer took to arrive."""
+    for key, value in trailing or ():
+        if key == TIME_KEY and isinstance(value, str):
+            try:
+                said = float(value[:32])
+            except ValueError:
+                return None
+            return said - time.time() if math.isfinite(said) and 0 <= said <= LAST_MOMENT else None
+    return None
+
+
+def described(difference_s: float) -> str:
+    """A difference between two clocks, for a person, from this machine's side."""
+    size = abs(difference_s)
+    for unit, seconds in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if size >= 2 * seconds:
+            return (
+                f"{size / seconds:.0f} {unit} {'ahead of' if difference_s > 0 else 'behind'} this machine's"
+            )
+    return f"{size:.0f} s {'ahead of' if difference_s > 0 else 'behind'} this machine's"
+
+
+# What the node of another institution may say of a request: of its own state, policy and model, and of the protocol.
+# It gets latents that were checked against the contract, and neither files nor options: an error of those is none.
+_SAYABLE: Final = (
+    ContractMismatch,
+    RefusedError,
+    ExhaustedError,
+    UnavailableError,
+    Cancelled,
+    DeadlineExceeded,
+    ChunkCorrupt,
+    DomainNotFound,
+    AggregateNotFound,
+    SettingsInvalid,
+    InternalError,
+)
+_SAYABLE_ITSELF: Final = frozenset({NotFoundError, MessageInvalid, UnknownFields})
+"""Classes of which no subclass is meant."""
+
+
+def institution_of(hop: str) -> str:
+    return hop.rpartition(" ")[2]
+
+
+def at_fault(error: DdibError, hop: str) -> PeerFault:
+    """The fault of a peer in whose answer `error` was found."""
+    if isinstance(error, PeerFault):
+        return error
+    peer, found = institution_of(hop), escape(error.detail[:MAX_TEXT])[:MAX_TEXT]
+    hint = f"ask the operator of {peer}; ddib peer test {peer} asks that node again"
+    if isinstance(error, UnknownFields):
+        hint = "ddib --version at both institutions: the releases may be too far apart"
+    return PeerFault(
+        f"{peer} answered with what cannot be used: {found}",
+        hop=hop,
+        hint=hint,
+        facts={"peer": peer, "answer": error.reason, "found": found},
+        differences=error.differences,
+    )
+
+
+@contextmanager
+def checking_answers(hop: str) -> Iterator[None]:
+    """Inside, what is found wrong is wrong with the answer of a peer."""
+    try:
+        yield
+    except (InputError, ContractMismatch, ChunkCorrupt, LatentNotGaussian) as error:
+        raise at_fault(error, hop) from error
+
+
+def failure_of_peer(error: grpc.RpcError, hop: str) -> DdibError:
+    """The error of a failed call to another institution."""
+    found = from_rpc_error(error, hop)
+    if type(found) in {MessageInvalid, UnknownFields} and not found.incident:  # found here, about the answer
+        return at_fault(found, hop)
+    if isinstance(found, _SAYABLE) or type(found) in _SAYABLE_ITSELF:
+        return found
+    peer = institution_of(hop)
+    what = f"a refusal with a reason that it cannot have: {found.reason}"
+    fault = PeerFault(
+        f"{peer} answered with {what}",
+        hop=hop,
+        hint=f"ask the operator of {peer}; ddib peer test {peer} asks that node again",
+        facts={"peer": peer, "answer": found.reason, "found": what},
+        incident=found.incident,
+    )
+    if (item := found.facts.get("item", "")).isdecimal():
+        fault.facts["item"] = item
+    return fault

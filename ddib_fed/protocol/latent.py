@@ -1,0 +1,289 @@
+"""The egress guard for latents, and the check of received latents.
+
+Only `approve` makes an `ApprovedLatent`, and only an `ApprovedLatent` makes a `LatentHeader`:
+nothing else can leave a node as a latent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from ddib_fed.errors import (
+    ChunkCorrupt,
+    ContractMismatch,
+    DdibError,
+    Difference,
+    ImageTooLarge,
+    LatentNotGaussian,
+    MessageInvalid,
+    PointsTooMany,
+    ShapeMismatch,
+)
+from ddib_fed.latent import ITEM_BYTES, Latent, moments, require_finite, shape_text
+from ddib_fed.protocol.contract import Contract
+from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.protocol.streams import CHUNK, Announced, stream
+from ddib_fed.v1 import common_pb2, decoding_pb2
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float32]
+
+M = TypeVar("M", bound=Message)
+
+SAME_FIGURE = 1e-3
+"""Tolerance between two measurements of one latent: sums in another order or on another device."""
+
+
+class Statistics(Protocol):
+    """White-noise statistics of a latent, as measured by the engine's Gaussian check; see docs/protocol.md."""
+
+    @property
+    def mean(self) -> float: ...
+
+    @property
+    def std(self) -> float: ...
+
+    @property
+    def kurtosis(self) -> float: ...
+
+    @property
+    def correlation(self) -> float: ...
+
+    @property
+    def count(self) -> int: ...
+
+
+class Anchor(NamedTuple):
+    """The end of a node's audit log: how many lines it has, and SHA-256 of the last, hex.
+
+    The nodes of a contract tell it each other with each latent and its answer. Whoever receives one writes it into its
+    own log: neither can then cut, roll back or rewrite its log up to that line without the other being able to show it.
+    """
+
+    lines: int
+    sha256: str
+
+
+def anchor_from_pb(header: decoding_pb2.LatentHeader | decoding_pb2.DecodedHeader) -> Anchor | None:
+    return from_message(header.audit, Anchor) if header.HasField("audit") else None
+
+
+_GUARD = object()
+
+
+class ApprovedLatent:
+    """A latent that may be sent under one contract, with its bytes, which cannot be written. Made by `approve`."""
+
+    __slots__ = ("_payload", "audit", "contract_sha256", "item", "sha256", "shape")
+    _payload: memoryview
+    audit: common_pb2.AuditHead | None
+    contract_sha256: bytes
+    item: int
+    sha256: bytes
+    shape: tuple[int, ...]
+
+    def __init__(
+        self,
+        guard: object,
+        *,
+        item: int,
+        payload: memoryview,
+        shape: tuple[int, ...],
+        sha256: bytes,
+        contract_sha256: bytes,
+        audit: common_pb2.AuditHead | None = None,
+    ) -> None:
+        if guard is not _GUARD:
+            raise TypeError("only approve() makes a latent fit to leave")
+        values = (payload, audit, contract_sha256, item, sha256, shape)
+        for name, value in zip(self.__slots__, values, strict=True):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"an approved latent does not change: {name}")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("an approved latent is neither copied nor pickled")
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes will cross."""
+        return len(self._payload)
+
+    def recorded(self, anchor: Anchor) -> ApprovedLatent:
+        """The same latent, to be sent with the end of the audit log that has its line."""
+        return ApprovedLatent(
+            _GUARD,
+            item=self.item,
+            payload=self._payload,
+            shape=self.shape,
+            sha256=self.sha256,
+            contract_sha256=self.contract_sha256,
+            audit=to_message(anchor, common_pb2.AuditHead),
+        )
+
+    def stream(self, message: type[M], chunk_bytes: int = CHUNK) -> Iterator[M]:
+        """The messages that carry this latent.
+
+        Args:
+            message: `DecodeRequest` on the way to the target, `DecodeResponse` on the way back.
+            chunk_bytes: Size of every chunk but the last.
+        """
+        header = decoding_pb2.LatentHeader(
+            item=self.item,
+            tensor=common_pb2.TensorHeader(
+                shape=self.shape,
+                size_bytes=len(self._payload),
+                sha256=self.sha256,
+            ),
+            contract_sha256=self.contract_sha256,
+            audit=self.audit,
+        )
+        return stream(message, "latent", header, self._payload, chunk_bytes)
+
+
+def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item: int) -> ApprovedLatent:
+    """The egress guard: the only function that approves a latent for sending.
+
+    1. It has the contract's shape and is within its limits.
+    2. Every value is finite.
+    3. The bytes that will be sent have the digest that the latent was made or stored with: nothing can have written
+       them since (`Latent.sealed`), or the digest is computed again.
+    4. The Gaussian check was made over these numbers: their count, mean and standard deviation equal its figures.
+
+    What is sent is the latent's own memory, not a copy; nobody can write it through the latent. The receiver computes
+    the digest again.
+
+    Args:
+        latent: What the engine encoded.
+        contract: As agreed with the peer.
+        statistics: As measured and accepted by the engine's Gaussian check.
+        item: The number under which it is sent.
+
+    Raises:
+        ShapeMismatch: 1, the shape.
+        PointsTooMany, ImageTooLarge: 1, the limits.
+        NotFinite: 2.
+        ChunkCorrupt: 3.
+        LatentNotGaussian: 4.
+    """
+    _require_shape(latent.data.shape, contract)
+    _require_within_limits(latent.data.shape[0], latent.size_bytes, contract)
+    require_finite(latent.data)
+    payload = latent.wire()
+    if not latent.sealed and hashlib.sha256(payload).digest() != latent.sha256:
+        raise ChunkCorrupt("the latent has changed since it was encoded", facts={"what": "latent"})
+    _require_own(statistics, latent.data)
+    return ApprovedLatent(
+        _GUARD,
+        item=item,
+        payload=payload,
+        shape=latent.data.shape,
+        sha256=latent.sha256,
+        contract_sha256=contract.digest,
+    )
+
+
+class LatentOpener:
+    """Checks the header of each latent in one stream, before any of its bytes; an `Opener`.
+
+    Args:
+        contract: As agreed with the peer.
+        max_items: How many latents may come in the stream.
+
+    Attributes:
+        anchor: The end of the sender's audit log with the latent whose header came last; None for none.
+    """
+
+    def __init__(self, contract: Contract, max_items: int) -> None:
+        self._contract = contract
+        self._contract_sha256 = contract.digest
+        self._items_left = max_items
+        self.anchor: Anchor | None = None
+        self._last_item = -1
+
+    def __call__(self, header: decoding_pb2.LatentHeader) -> Announced:
+        anchor = anchor_from_pb(header)
+        if header.contract_sha256 != self._contract_sha256:
+            raise _other_contract(self._contract_sha256, header.contract_sha256)
+        if header.item <= self._last_item or self._items_left <= 0:
+            raise MessageInvalid(f"item {header.item} is not expected now", facts={"field": "item"})
+        announced = open_tensor(header.tensor, self._contract)
+        self._last_item = header.item
+        self.anchor = anchor
+        self._items_left -= 1
+        return announced
+
+
+def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announced:
+    """Check the header of a tensor against a contract."""
+    shape = tuple(header.shape)
+    _require_shape(shape, contract)
+    if header.size_bytes != math.prod(shape) * ITEM_BYTES:
+        raise ShapeMismatch(
+            f"{header.size_bytes} bytes were announced for shape {shape_text(shape)}",
+            facts={"shape": shape_text(shape), "bytes": header.size_bytes},
+        )
+    _require_within_limits(shape[0], header.size_bytes, contract)
+    return Announced(
+        header.size_bytes,
+        header.sha256,
+        contract.limits.max_latent_bytes,
+        _too_large(contract),
+    )
+
+
+def _require_shape(shape: Sequence[int], contract: Contract) -> None:
+    expected = contract.sample_shape
+    if len(shape) != len(expected) + 1 or tuple(shape[1:]) != expected or shape[0] < 1:
+        raise ShapeMismatch(
+            f"a latent of shape {shape_text(shape)} where (N, {shape_text(expected)}) was agreed",
+            facts={"shape": shape_text(shape), "sample_shape": shape_text(expected)},
+        )
+
+
+def _require_within_limits(samples: int, size_bytes: int, contract: Contract) -> None:
+    limits = contract.limits
+    if samples > limits.max_samples_per_item or size_bytes > limits.max_latent_bytes:
+        raise _too_large(contract)(
+            f"{samples} samples in {size_bytes} bytes",
+            facts={
+                "samples": samples,
+                "limit_samples": limits.max_samples_per_item,
+                "size_bytes": size_bytes,
+                "limit_bytes": limits.max_latent_bytes,
+            },
+        )
+
+
+def _require_own(statistics: Statistics, array: Array) -> None:
+    figures = (statistics.mean, statistics.std, statistics.kurtosis, statistics.correlation)
+    mean, std = moments(array)
+    own = (
+        statistics.count == array.size
+        and all(map(math.isfinite, figures))
+        and abs(statistics.mean - mean) < SAME_FIGURE
+        and abs(statistics.std - std) < SAME_FIGURE
+    )
+    if not own:
+        raise LatentNotGaussian("the statistics are not those of this latent", facts={"what": "statistics"})
+
+
+def _too_large(contract: Contract) -> type[DdibError]:
+    return PointsTooMany if contract.target.sample_kind == "point" else ImageTooLarge
+
+
+def _other_contract(ours: bytes, theirs: bytes) -> ContractMismatch:
+    remedy = "Negotiate the contract again: one of the two nodes has a new model or new limits."
+    return ContractMismatch(
+        "the latent is under another contract",
+        differences=(Difference("contract_sha256", theirs.hex()[:64], ours.hex(), remedy),),
+    )

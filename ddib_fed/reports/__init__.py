@@ -1,1 +1,0 @@
-"""Pages, contact sheets, tables and plots."""

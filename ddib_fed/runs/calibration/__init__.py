@@ -1,1 +1,0 @@
-"""Calibrations made and evaluated with pictures of folders or of shipped domains."""

@@ -1,1 +1,0 @@
-"""Decoders of picture files."""

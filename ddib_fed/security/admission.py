@@ -1,0 +1,287 @@
+"""The admission of a caller, which can be checked again while a stream lives.
+
+An admission is valid for the snapshot and the certificate that it is based on; when
+either changes or expires, it is checked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+import grpc
+from cryptography import x509
+from google.protobuf.message import DecodeError
+
+from ddib_fed.errors import MessageInvalid, PeerUnknown, RefusedError, Unauthenticated
+from ddib_fed.protocol.check import check
+from ddib_fed.security.identity import (
+    MAX_CERTIFICATE_BYTES,
+    Identity,
+    certified_identity,
+    read_certificates,
+    verify_peer_certificate,
+)
+from ddib_fed.security.peers import PeerStore, Snapshot
+
+MAX_CACHED: Final = 256
+_TLS_VERSION: Final = b"TLSv1.3"
+
+AuthContext = Mapping[str, Sequence[bytes]]
+
+
+class Authoriser(Protocol):
+    """Authorises calls; see `policy.Policy`."""
+
+    def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
+        """Return, or raise PolicyDenied or PeerUnknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    snapshot: Snapshot
+    identity: Identity
+    not_after: datetime
+
+
+class Verifier:
+    """Verifies certificates against the current snapshot; caches each result until the snapshot changes."""
+
+    def __init__(self, peers: PeerStore, clock: Callable[[], datetime]) -> None:
+        self._peers = peers
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
+
+    def verify(self, pem: bytes) -> _Verified:
+        """The identity that the certificate proves now; Unauthenticated or PeerUnknown where it proves none."""
+        snapshot, now = self._peers.snapshot(), self._clock()
+        with self._lock:
+            known = self._cache.get(pem)
+        if known is not None and known.snapshot is snapshot and now < known.not_after:
+            return known
+        identity = verify_peer_certificate(pem, pins=snapshot.pins, now=now)
+        if identity in snapshot.withdrawn:
+            raise PeerUnknown(f"{identity} is withdrawn here")
+        roots = snapshot.pins[identity.institution]
+        ends = [c.not_valid_after_utc for c in (x509.load_pem_x509_certificate(pem), *roots)]
+        found = _Verified(snapshot, identity, min(end for end in ends if end > now))
+        with self._lock:
+            self._cache[pem] = found
+            if len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+        return found
+
+
+class Admission:
+    """One call's permission.
+
+    Args:
+        pem: The caller's certificate.
+        method: ``/package.Service/Method``.
+        verifier: Of certificates.
+        authoriser: Of calls.
+
+    Raises:
+        Unauthenticated, PeerUnknown, PolicyDenied: There is none.
+    """
+
+    def __init__(self, pem: bytes, method: str, verifier: Verifier, authoriser: Authoriser) -> None:
+        self._pem = pem
+        self._method = method
+        self._verifier = verifier
+        self._authoriser = authoriser
+        self._verified = verifier.verify(pem)
+        authoriser.authorise(self._verified.identity, method, self._verified.snapshot)
+
+    @property
+    def identity(self) -> Identity:
+        """Whose call it is."""
+        return self._verified.identity
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is of the own institution, or of exactly the node that was admitted of another one."""
+        snapshot = self._verified.snapshot
+        return self.identity.institution == snapshot.institution or snapshot.is_admitted_node(self.identity)
+
+    @property
+    def account(self) -> str:
+        """For whom the call counts where one may have a number of them: the identity, if it is known.
+
+        All others of an institution count as one: it issues as many certificates as it likes. Its admitted node does
+        not suffer from them.
+        """
+        return self.identity.uri if self.is_known else f"{self.identity.institution} beside its node"
+
+    def check(self) -> None:
+        """Return while the permission still holds, else raise; a few stats when nothing has changed."""
+        verified = self._verifier.verify(self._pem)
+        if verified.snapshot is not self._verified.snapshot:
+            self._authoriser.authorise(verified.identity, self._method, verified.snapshot)
+            self._verified = verified
+
+
+def presented_certificate(auth: AuthContext) -> bytes:
+    """The certificate that the caller presented over TLS 1.3, else Unauthenticated."""
+    if list(auth.get("transport_security_type", ())) != [b"ssl"]:
+        raise Unauthenticated("the call did not come over TLS")
+    versions = list(auth.get("ssl_tls_version", ()))
+    if versions != [_TLS_VERSION]:
+        raise Unauthenticated("the call did not come over TLS 1.3")
+    certificates = list(auth.get("x509_pem_cert", ()))
+    if len(certificates) != 1:
+        raise Unauthenticated("the call came without a client certificate")
+    return certificates[0]
+
+
+def claimed_identity(pem: bytes) -> str:
+    """The identity that a certificate claims, for the record of a refusal; empty if it claims none.
+
+    It may be a lie: TLS has verified that one of the admitted roots signed it, not that it was this institution's.
+    """
+    if len(pem) > MAX_CERTIFICATE_BYTES:
+        return ""
+    try:
+        return certified_identity(read_certificates(pem)[0]).uri
+    except (Unauthenticated, ValueError):
+        return ""
+
+
+def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None) -> Any:
+    """Parse what an authorised caller sent.
+
+    Args:
+        data: Serialised message.
+        deserialiser: Of the servicer; none leaves the bytes as they are.
+
+    Raises:
+        MessageInvalid: It cannot be parsed, or a value is outside its limits.
+        SettingsInvalid: A solver's setting is outside its limits.
+        UnknownFields: It has fields that are not in our version of the message, at any depth.
+    """
+    if deserialiser is None:
+        return data
+    try:
+        message = deserialiser(data)
+    except (DecodeError, ValueError) as exc:
+        raise MessageInvalid("a message cannot be parsed") from exc
+    check(message)
+    return message
+
+
+log = logging.getLogger(__name__)
+
+
+INTERVAL_S: Final = 60.0
+"""The audit log gets one line for the same identity and reason in this time."""
+MAX_KEYS: Final = 256
+"""Identities and reasons that are counted apart at a time; further ones share a line for each reason."""
+OTHERS: Final = "(others)"
+"""Who is named in that line: an admitted institution can make as many identities as it likes."""
+
+
+class Audit(Protocol):
+    """Where refusals are recorded; see `log.AuditLog`."""
+
+    def write(self, act: str, **values: str | int) -> object:
+        """Add a line."""
+
+
+@dataclass(slots=True)
+class _Refused:
+    """The refusals of one identity for one reason."""
+
+    since: float
+    unwritten: int = 0
+    values: dict[str, str] = field(default_factory=dict)
+
+
+class Refusals:
+    """Records refusals, those of an identity for one reason as one line in `INTERVAL_S`.
+
+    Args:
+        audit: Where the lines go; None for the log alone.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, audit: Audit | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._audit = audit
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._refused: dict[tuple[str, str], _Refused] = {}
+
+    def record(self, context: grpc.ServicerContext, what: str, error: RefusedError, *, identity: str) -> None:
+        """Record one refused call; a failure to write is logged and does not lift the refusal.
+
+        Args:
+            context: Of the call.
+            what: The method, or what else was refused.
+            error: Why.
+            identity: Of the caller, as its certificate claims it; empty if it names none.
+        """
+        host = context.peer().rpartition(":")[0]
+        log.warning("refused %s from %s: %s: %s", what, identity or host, error.reason, error.detail)
+        self.add(error.reason, identity=identity, address=host, what=what, detail=error.detail)
+
+    def add(
+        self, reason: str, *, identity: str, address: str, what: str, detail: str, times: int = 1
+    ) -> None:
+        """Count refusals, and write them if there was no line for this identity and reason lately.
+
+        Args:
+            reason: A name in upper case, as an error has.
+            identity: Of the caller; empty where it has none.
+            address: Where it called from.
+            what: What was refused.
+            detail: Why.
+            times: How many there were.
+        """
+        now = self._clock()
+        with self._lock:
+            key = (identity or address, reason)
+            if key not in self._refused and len(self._refused) >= MAX_KEYS:
+                key, identity = (OTHERS, reason), OTHERS
+            entry = self._refused.setdefault(key, _Refused(now - INTERVAL_S))
+            entry.unwritten += times
+            entry.values = {"identity": identity, "address": address, "what": what, "detail": detail}
+            due = [key] if now - entry.since >= INTERVAL_S else []
+        self._write(due, now)
+
+    def flush(self, *, everything: bool = False) -> None:
+        """Write what was merged and is due, and forget who has not been refused lately.
+
+        Args:
+            everything: Also what is not due, at the end of the node.
+        """
+        now = self._clock()
+        with self._lock:
+            over = [
+                key for key, entry in self._refused.items() if everything or now - entry.since >= INTERVAL_S
+            ]
+            due = [key for key in over if self._refused[key].unwritten]
+            for key in set(over) - set(due):
+                del self._refused[key]
+        self._write(due, now)
+
+    def _write(self, due: list[tuple[str, str]], now: float) -> None:
+        for key in due:
+            with self._lock:
+                entry = self._refused.get(key)
+                if entry is None or not entry.unwritten:
+                    continue
+                times, entry.unwritten, entry.since, values = entry.unwritten, 0, now, entry.values
+            if self._audit is None:
+                continue
+            try:
+                self._audit.write("refused", reason=key[1], times=times, **values)
+            except OSError:
+                log.exception("a refusal could not be written to the audit log")
+                with self._lock:
+                    entry.unwritten += times

@@ -1,0 +1,515 @@
+"""Reads an audit log: the lines that somebody asks for, its chain against what was noted elsewhere, and its end.
+
+Reading changes nothing, and what is not a line of the log is shown as such. The ends of a peer's log that lie in the
+own one (anchors) are a file for that peer: a log that was cut, rolled back or rewritten after its end went to a peer
+lacks a line that the peer noted.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddib_fed.errors import ChunkCorrupt, InputError
+from ddib_fed.files import read_small
+from ddib_fed.security.audit import EMPTY, FIRST, Head, digest, follows, parsed
+from ddib_fed.security.identity import Identity
+
+POLL_S: Final = 0.25
+FIRST_COLUMNS: Final = ("n", "time", "act", "sha256")
+_OWN: Final = frozenset({"n", "time", "act", "previous"})
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_JOBS: Final = ("job", "request")
+_PEERS: Final = ("peer", "target", "identity")
+FORMAT: Final = "ddib-fed audit anchors 1"
+MAX_ANCHORS: Final = 256
+"""Of a file: the newest half, and of the others evenly spaced ones. A line between two of them is vouched for by the
+later one, since the lines are a chain."""
+ORDER_SLACK: Final = timedelta(hours=1)
+"""Calls that run side by side bring a peer's ends slightly out of order; by more than this the peer's log went back."""
+MAX_RECENT: Final = 8 << 20
+"""Bytes: some 30,000 lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the log.
+
+    Attributes:
+        line: Number in the file, from 1.
+        sha256: Of the line with its newline, hex; the next line names it.
+        record: Its values; empty if it is no JSON object.
+    """
+
+    line: int
+    sha256: str
+    record: dict[str, Any]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the act wrote, without the log's own values."""
+        return {key: value for key, value in self.record.items() if key not in _OWN}
+
+
+@dataclass(frozen=True, slots=True)
+class LineFilter:
+    """Which lines; an empty value asks for any.
+
+    Attributes:
+        acts: Names, or patterns such as ``job_*``.
+        job: The beginning of a job's id, or at a target of the request's.
+        peer: An institution: of a peer, a target or an identity.
+        since: Not before this time.
+    """
+
+    acts: tuple[str, ...] = ()
+    job: str = ""
+    peer: str = ""
+    since: datetime | None = None
+
+    def __contains__(self, entry: Entry) -> bool:
+        record = entry.record
+        if not record:
+            return True
+        if self.acts and not any(fnmatchcase(str(record.get("act")), each) for each in self.acts):
+            return False
+        if self.job and not any(str(record.get(key, "")).startswith(self.job) for key in _JOBS):
+            return False
+        if self.peer and not any(_is_of(record.get(key), self.peer) for key in _PEERS):
+            return False
+        return self.since is None or _time(record) >= self.since
+
+
+def _is_of(value: object, institution: str) -> bool:
+    text = str(value or "")
+    return text == institution or text.startswith(f"spiffe://{institution}/")
+
+
+def _time(record: Mapping[str, Any]) -> datetime:
+    try:
+        found = datetime.fromisoformat(str(record.get("time")))
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC)  # rather shown than hidden
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def parse_since(text: str, *, now: datetime | None = None) -> datetime:
+    """A moment: how long ago (``30m``, ``2h``, ``7d``), or a date or time of ISO 8601, UTC unless it says otherwise.
+
+    Raises:
+        InputError: It is neither, or before the year 1.
+    """
+    try:
+        if match := re.fullmatch(r"([0-9]{1,6})([smhdw])", text):
+            return (now or datetime.now(UTC)) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+        found = datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:  # the calendar begins in the year 1
+        raise InputError(
+            f"{text[:40]!a} is no time", hint="how long ago, as 30m, 2h or 7d, or a date as 2026-11-26T14:00"
+        ) from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """The whole lines of a log.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield _entry(number, line)
+
+
+def _entry(number: int, line: bytes) -> Entry:
+    return Entry(number, digest(line), parsed(line) or {})
+
+
+def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sleep) -> Iterator[Entry]:
+    """The whole lines after line `after`, and those that come, for ever.
+
+    Args:
+        path: The log.
+        after: Number of a line, from 1; 0 for all.
+        pause: Waits for so many seconds.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ChunkCorrupt: The log was cut or replaced.
+    """
+    with path.open("rb") as file:
+        number, held = 0, b""
+        while True:
+            held += file.readline()
+            if held.endswith(b"\n"):
+                number += 1
+                if number > after:
+                    yield _entry(number, held)
+                held = b""
+                continue
+            _require_same(path, file)
+            pause(POLL_S)
+
+
+def _require_same(path: Path, file: io.BufferedReader) -> None:
+    """The file that is followed is still the log, and no shorter than what was read."""
+    try:
+        there, here = path.stat(), os.fstat(file.fileno())
+    except FileNotFoundError:
+        same = False
+    else:
+        same = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) and here.st_size >= file.tell()
+    if not same:
+        raise ChunkCorrupt(f"{path} was cut, replaced or removed", hint="ddib audit verify; ddib status")
+
+
+def as_json_lines(found: Iterable[Entry]) -> Iterator[bytes]:
+    for entry in found:
+        yield json.dumps({**entry.record, "sha256": entry.sha256}, ensure_ascii=True).encode() + b"\n"
+
+
+def as_csv(found: Sequence[Entry]) -> Iterator[bytes]:
+    """A header and a row for each line; a column for each name, lists separated by spaces."""
+    names = dict.fromkeys(name for entry in found for name in entry.values)
+    columns = (*FIRST_COLUMNS, *names, "previous")
+    yield _row(columns)
+    for entry in found:
+        record = {**entry.record, "sha256": entry.sha256}
+        yield _row([_cell(record.get(name)) for name in columns])
+
+
+def _row(cells: Sequence[str]) -> bytes:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\r\n").writerow(cells)
+    return written.getvalue().encode("utf-8", "replace")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was exported.
+
+    Attributes:
+        content: Of the file.
+        exported: Lines in it.
+        lines: Of the whole log, when its chain was followed.
+        head: Digest of its last line then.
+    """
+
+    content: bytes
+    exported: int
+    lines: int
+    head: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def export(path: Path, wanted: LineFilter, *, lines: int, head: str, table: bool) -> Export:
+    """The lines that are asked for, out of a log whose chain was followed to `head`.
+
+    Args:
+        path: The log.
+        wanted: Which lines.
+        lines: How many lines were verified; later ones are left out.
+        head: Digest of the last of them.
+        table: CSV instead of JSON lines.
+
+    Raises:
+        FileNotFoundError: There is no log.
+        ChunkCorrupt: It is another log by now.
+    """
+    kept, last = [], None
+    for entry in entries(path):
+        if entry.line > lines:
+            break
+        last = entry
+        if entry in wanted:
+            kept.append(entry)
+    if lines and (last is None or (last.line, last.sha256) != (lines, head)):
+        raise ChunkCorrupt(f"{path} changed while it was read", hint="ddib audit verify")
+    content = b"".join(as_csv(kept) if table else as_json_lines(kept))
+    return Export(content, len(kept), lines, head)
+
+
+# The chain
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The result of reading a whole log.
+
+    Attributes:
+        lines: Valid whole lines, from the first.
+        head: Digest of the last of them; a copy kept elsewhere detects a truncated log.
+        torn_bytes: Bytes after the last whole line: a write that a crash interrupted.
+        broken_line: Number (from 1) of the first line that breaks the chain, or None.
+        problem: What is wrong with it, or with the log as a whole.
+        anchors: How many of the anchors that were given are lines of the log.
+    """
+
+    lines: int
+    head: str
+    torn_bytes: int = 0
+    broken_line: int | None = None
+    problem: str = ""
+    anchors: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the chain of whole lines is unbroken; a torn end is a crash, not tampering."""
+        return not self.problem
+
+
+def verify(
+    path: Path, *, noted: str | None = None, anchors: Mapping[int, tuple[str, str]] | None = None
+) -> Verified:
+    """Read a whole log and follow its chain; it is not changed.
+
+    Args:
+        path: The log.
+        noted: A `head` of earlier, hex: one of the lines must have it as its digest, or the log was cut or replaced.
+        anchors: For numbers of lines (from 0): the digest that the line must have, hex, and who noted it and when.
+
+    A chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off,
+    or that the whole file was rewritten: for that compare `head` with a copy kept elsewhere, or use the anchors that
+    peers hold.
+
+    Raises:
+        FileNotFoundError: There is no log.
+    """
+    with path.open("rb") as file:
+        return verify_lines(file, noted=noted, anchors=anchors)
+
+
+def verify_lines(
+    lines: Iterable[bytes],
+    *,
+    noted: str | None = None,
+    anchors: Mapping[int, tuple[str, str]] | None = None,
+) -> Verified:
+    """As `verify`, of the lines of a log, each with its end; those behind a broken one are not taken."""
+    head, torn = EMPTY, 0
+    seen = noted is None or noted == FIRST
+    matched, differs = 0, ""
+    anchors = anchors or {}
+    for line in lines:
+        if not line.endswith(b"\n"):
+            torn = len(line)
+            break
+        problem = follows(line, head)
+        if problem:
+            return Verified(head.n + 1, head.sha256, broken_line=head.n + 2, problem=problem, anchors=matched)
+        head = Head(head.n + 1, digest(line))
+        seen = seen or noted == head.sha256
+        wanted = anchors.get(head.n)
+        if wanted is not None and wanted[0] == head.sha256:
+            matched += 1
+        elif wanted is not None and not differs:
+            differs = f"line {head.n + 1} is not the one that {wanted[1]}: the log was rewritten"
+    if not seen:
+        differs = "no line of it has the head that was noted"
+    last = max(anchors, default=-1)
+    if last > head.n and not differs:
+        differs = f"it has {head.n + 1} lines, and line {last + 1} is one that {anchors[last][1]}: its end was cut off"
+    return Verified(head.n + 1, head.sha256, torn, problem=differs, anchors=matched)
+
+
+# Anchors
+
+
+class Anchor(BaseModel):
+    """One line of the peer's log: its number from 1, its SHA-256, and when it was noted here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lines: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    noted: datetime
+
+
+class AnchorFile(BaseModel):
+    """What one node noted of another's audit log.
+
+    Attributes:
+        format: Of this file.
+        of: URI of the node whose log it is about.
+        noted_by: URI of the node that noted it.
+        anchors: By number of line.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["ddib-fed audit anchors 1"] = FORMAT
+    of: str
+    noted_by: str
+    anchors: tuple[Anchor, ...]
+
+    def to_bytes(self) -> bytes:
+        """As a file."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
+
+    def by_line(self) -> dict[int, tuple[str, str]]:
+        """For `verify`: digest and who noted it, by number of line from 0."""
+        return {
+            each.lines - 1: (each.sha256, f"{self.noted_by} noted on {each.noted:%Y-%m-%d at %H:%M} UTC")
+            for each in self.anchors
+        }
+
+
+class Held(NamedTuple):
+    """What the own log holds of one peer's."""
+
+    anchors: tuple[Anchor, ...]
+    contradiction: str
+
+
+def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
+    """A file of anchors that a peer's operator sent.
+
+    Args:
+        path: The file.
+        of: The node whose log it must be about.
+
+    Raises:
+        InputError: It is no such file, or about another node's log.
+        FileMissing: There is none.
+    """
+    try:
+        found = AnchorFile.model_validate_json(read_small(path, pipe=True))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{path} is no file of anchors: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            hint="the peer's operator writes one: ddib audit anchors --peer INSTITUTION --out FILE",
+        ) from error
+    if found.of != of.uri:
+        raise InputError(f"{path} is about the log of {found.of!a}, this node is {of}")
+    return found
+
+
+def held_of(log: Path, institution: str) -> Held:
+    """The anchors of one peer's log that lie in the own log.
+
+    Args:
+        log: The own log.
+        institution: The peer's.
+
+    Raises:
+        FileNotFoundError: There is no log.
+    """
+    anchors = tuple(_noted(log, institution))
+    return Held(anchors, _contradiction(anchors))
+
+
+def thinned(anchors: Sequence[Anchor]) -> tuple[Anchor, ...]:
+    """At most `MAX_ANCHORS`, by number of line, the newest among them."""
+    ordered = sorted({each.lines: each for each in anchors}.values(), key=lambda each: each.lines)
+    newest = MAX_ANCHORS // 2
+    older = ordered[:-newest]
+    step = -(-len(older) // newest) or 1
+    return (*older[::step], *ordered[-newest:])
+
+
+def _noted(log: Path, institution: str) -> Iterator[Anchor]:
+    with log.open("rb") as file:
+        for line in file:
+            if b'"peer_head"' not in line or (record := parsed(line)) is None:
+                continue
+            if _institution(str(record.get("peer"))) != institution:
+                continue
+            try:
+                yield Anchor(lines=record["peer_lines"], sha256=record["peer_head"], noted=record["time"])
+            except (KeyError, ValidationError):  # a line that somebody broke: `verify` finds it
+                continue
+
+
+def _institution(peer: str) -> str:
+    return peer.removeprefix("spiffe://").partition("/")[0]
+
+
+def _contradiction(anchors: Sequence[Anchor]) -> str:
+    digests: dict[int, Anchor] = {}
+    furthest: Anchor | None = None
+    for each in anchors:
+        known = digests.setdefault(each.lines, each)
+        if known.sha256 != each.sha256:
+            return (
+                f"its line {each.lines} was one thing on {known.noted:%Y-%m-%d %H:%M} and another on "
+                f"{each.noted:%Y-%m-%d %H:%M} UTC"
+            )
+        if furthest is not None and each.lines < furthest.lines and each.noted - furthest.noted > ORDER_SLACK:
+            return (
+                f"it had {furthest.lines} lines on {furthest.noted:%Y-%m-%d %H:%M} and {each.lines} on "
+                f"{each.noted:%Y-%m-%d %H:%M} UTC"
+            )
+        if furthest is None or each.lines > furthest.lines:
+            furthest = each
+    return ""
+
+
+# The end of the log, which a node looks at when it starts
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The end of a log.
+
+    Attributes:
+        lines: Oldest first; broken ones are left out, `verify` finds them.
+        whole: Whether these are all lines of the log.
+        since: Unix time in seconds of the first; infinity without lines.
+    """
+
+    lines: tuple[Mapping[str, Any], ...]
+    whole: bool
+    since: float
+
+
+def recent(path: Path, max_bytes: int = MAX_RECENT) -> Recent:
+    """Read the end of a log; a log that is not there is an empty one.
+
+    Args:
+        path: The log.
+        max_bytes: How much of it.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - max_bytes))
+            data = file.read(max_bytes)
+    except FileNotFoundError:
+        return Recent((), whole=True, since=float("inf"))
+    whole = size <= max_bytes
+    if not whole:
+        data = data.partition(b"\n")[2]  # the rest of a line
+    lines = tuple(line for raw in data.splitlines() if (line := parsed(raw)) is not None)
+    return Recent(lines, whole, min((_time(line).timestamp() for line in lines), default=float("inf")))

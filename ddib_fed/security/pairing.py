@@ -1,0 +1,459 @@
+"""Pairing: two operators admit each other's nodes with a short code that one reads to the other by telephone.
+
+    dialler                              listener
+    MAGIC, SPAKE2 message A      ->      MAGIC at once: the listener serves one connection at a time
+                                 <-      MAGIC, SPAKE2 message B
+    proof of the key             ->      a wrong proof uses the code up
+                                 <-      proof of the key
+    peer file                   <->      peer file                 sealed from here on
+    "" or why it is refused     <->      "" or why it is refused
+                                 <-      "" once it has admitted the dialler
+    "" once it has admitted      ->
+
+SPAKE2 (Abdalla and Pointcheval 2005, RFC 9382) lets whoever answers in place of one side test one code and no more. The
+listener does not show that it knows the code before the dialler has, so that connections without a code (a scan of
+ports) cost nothing, and one wrong proof ends it. Neither side admits anybody before both have judged the other's file.
+After MAGIC everything is a frame: its length (4 bytes, big-endian) and at most `MAX_FRAME` bytes. A sealed one is
+ChaCha20-Poly1305 under a key for each direction, with the number of the frame as nonce.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final, Literal, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from ddib_fed.errors import (
+    AlreadyExists,
+    DdibError,
+    DeadlineExceeded,
+    PeerUnreachable,
+    PolicyDenied,
+    Unauthenticated,
+    UsageError,
+)
+from ddib_fed.protocol.addresses import Proxy, TunnelRefused, split_address
+from ddib_fed.security.diagnosis import Way, presented_certificate
+from ddib_fed.security.peers import Peer, parse_peer
+from ddib_fed.terminal import escape
+
+DIGITS: Final = 8
+"""Random digits of a code. One guess is right with a chance of 1 in 10**8, and a code allows one guess at each side."""
+CODE_LIFE_S: Final = 300.0
+"""How long a code is good."""
+GREETING_S: Final = 2.0
+"""How long a connection may take to send `MAGIC`: nobody else can come meanwhile."""
+STRANGER_S: Final = 10.0
+"""How long it may take from then on to prove that it has the code."""
+EXCHANGE_S: Final = 30.0
+"""How long the exchange may take, once the other side is there."""
+MAGIC: Final = b"ddib-pair/1\n"
+MAX_FRAME: Final = 64 << 10
+_LENGTH: Final = struct.Struct(">I")
+_LOOK_S: Final = 0.5
+_LOOK_TLS_S: Final = 3.0
+_MAX_REFUSAL: Final = 300
+_NAMES: Final = (b"ddib pair: dialler", b"ddib pair: listener")
+_HINT: Final = "ddib pair --listen on one side shows a new code"
+
+Side = Literal["dialler", "listener"]
+
+
+class Party(Protocol):
+    """This side's node, as the exchange needs it."""
+
+    @property
+    def own(self) -> bytes:
+        """Its peer file."""
+
+    def judge(self, other: Peer) -> None:
+        """Raise what would refuse this peer, without admitting it."""
+
+    def admit(self, other: Peer) -> None:
+        """Admit it, durably."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """The result of an exchange.
+
+    Attributes:
+        other: Whom this node has admitted.
+        where: The address that was dialled, or the host that the connection came from.
+        mutual: Whether the other side has said that it admitted this node.
+    """
+
+    other: Peer
+    where: str
+    mutual: bool
+
+
+# The code: random digits and a check digit (ISO 7064, MOD 11,10), which finds every single wrong digit before anything
+# is sent, so that a slip of the keyboard does not use up a code.
+
+
+def new_code() -> str:
+    """A code, e.g. ``482-173-063``."""
+    digits = f"{secrets.randbelow(10**DIGITS):0{DIGITS}}"
+    return _grouped(digits + _check_digit(digits))
+
+
+def parse_code(text: str) -> str:
+    """A code as it was typed, in the form of `new_code`; spaces, dots and dashes between the digits do not matter.
+
+    Raises:
+        UsageError: It is no code, or a digit is wrong.
+    """
+    digits = re.sub(r"[ .-]", "", text)
+    if not re.fullmatch(rf"[0-9]{{{DIGITS + 1}}}", digits):
+        raise UsageError(
+            f"{text[:40]!a} is no code: it has {DIGITS + 1} digits, e.g. 482-173-063",
+            hint="`ddib pair --listen` shows one, on the other side",
+        )
+    if _check_digit(digits[:DIGITS]) != digits[DIGITS]:
+        raise UsageError(
+            f"a digit of {_grouped(digits)} is wrong; nothing was sent, and the code is still good",
+            hint="ask the other operator to read it again",
+        )
+    return _grouped(digits)
+
+
+def _grouped(digits: str) -> str:
+    return "-".join(digits[start : start + 3] for start in range(0, len(digits), 3))
+
+
+def _check_digit(digits: str) -> str:
+    product = 10
+    for digit in digits:
+        product = ((product + int(digit)) % 10 or 10) * 2 % 11
+    return str((11 - product) % 10)
+
+
+# One connection
+
+
+class _Broken(Exception):  # noqa: N818 - a finding of this module; no other sees it
+    """The connection ended, or what came over it cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """Of one exchange."""
+
+    own_proof: bytes
+    other_proof: bytes
+    sending: bytes
+    receiving: bytes
+
+
+class _Line:
+    """Frames over a connected socket, all of them within a time limit."""
+
+    def __init__(self, connection: socket.socket, limit_s: float) -> None:
+        self._connection = connection
+        self._seals: tuple[ChaCha20Poly1305, ChaCha20Poly1305] | None = None
+        self._sent = self._received = 0
+        self.extend(limit_s)
+
+    def extend(self, limit_s: float) -> None:
+        self._until = time.monotonic() + limit_s
+
+    def seal(self, keys: _Keys) -> None:
+        self._seals = ChaCha20Poly1305(keys.sending), ChaCha20Poly1305(keys.receiving)
+
+    def greet(self) -> None:
+        self._write(MAGIC)
+
+    def expect_greeting(self) -> None:
+        """Read the other side's `MAGIC`; what is none is noticed at its first byte."""
+        for expected in MAGIC:
+            if self._exactly(1)[0] != expected:
+                raise _Broken("it does not speak the protocol of `ddib pair`")
+
+    def send(self, payload: bytes) -> None:
+        """Send one frame, sealed once there are keys."""
+        if self._seals is not None:
+            payload = self._seals[0].encrypt(self._sent.to_bytes(12, "big"), payload, None)
+            self._sent += 1
+        self._write(_LENGTH.pack(len(payload)) + payload)
+
+    def receive(self) -> bytes:
+        """Read one frame."""
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        if length > MAX_FRAME:
+            raise _Broken(f"it sent a frame of {length} bytes")
+        payload = self._exactly(length)
+        if self._seals is None:
+            return payload
+        nonce = self._received.to_bytes(12, "big")
+        self._received += 1
+        try:
+            return self._seals[1].decrypt(nonce, payload, None)
+        except InvalidTag as error:
+            raise _Broken("what it sent was changed on its way") from error
+
+    def _write(self, data: bytes) -> None:
+        with self._in_time("it did not take what was sent in time"):
+            self._connection.sendall(data)
+
+    def _exactly(self, count: int) -> bytes:
+        parts = b""
+        while len(parts) < count:
+            with self._in_time("it did not answer in time"):
+                data = self._connection.recv(count - len(parts))
+            if not data:
+                raise _Broken("it closed the connection")
+            parts += data
+        return parts
+
+    @contextmanager
+    def _in_time(self, late: str) -> Iterator[None]:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise _Broken(late)
+        try:
+            self._connection.settimeout(left)
+            yield
+        except TimeoutError as error:
+            raise _Broken(late) from error
+        except OSError as error:
+            raise _Broken(f"the connection broke: {error.strerror or error}") from error
+
+
+# The two sides
+
+
+def listen(
+    listener: socket.socket,
+    code: str,
+    party: Party,
+    *,
+    life_s: float = CODE_LIFE_S,
+    on_stranger: Callable[[str, str], object] = lambda _host, _why: None,
+) -> Paired:
+    """Wait for the side that has the code, for one attempt.
+
+    Args:
+        listener: Bound and listening.
+        code: Which was read out.
+        party: This side.
+        life_s: How long the code is good.
+        on_stranger: Called with host and reason for each connection that ended without a code.
+
+    Raises:
+        DeadlineExceeded: Nobody came.
+        Unauthenticated: Somebody came with another code; this one is used up.
+        PolicyDenied: The other side refuses this node.
+        DdibError: This side refuses the other.
+        PeerUnreachable: The connection broke in the middle; nobody was admitted.
+    """
+    until = time.monotonic() + life_s
+    while True:
+        connection, host = _accepted(listener, until)
+        with connection:
+            left = max(0.1, until - time.monotonic())
+            line = _Line(connection, min(GREETING_S, left))
+            try:
+                line.expect_greeting()
+                line.extend(min(STRANGER_S, left))
+                theirs = line.receive()
+                own, finish = _spake2("listener", code)
+                keys = finish(theirs)
+                line.greet()
+                line.send(own)
+                proof = line.receive()
+            except _Broken as error:  # without a proof no code was tested
+                on_stranger(host, str(error))
+                continue
+            if not hmac.compare_digest(keys.other_proof, proof):
+                raise Unauthenticated(
+                    f"a connection from {host} had another code than {code}; this code is used up",
+                    hint=f"{_HINT}. If nobody mistyped it, somebody guessed: a guess is right once in 100 million",
+                )
+            return _swap(line, keys, party, "listener", host)
+
+
+def dial(address: str, code: str, party: Party, *, proxy: Proxy | None = None) -> Paired:
+    """Connect to the side that listens, once.
+
+    Args:
+        address: ``host:port``.
+        code: As `parse_code` returns it.
+        party: This side.
+        proxy: Through which the address is dialled; None for a direct connection.
+
+    Raises:
+        PeerUnreachable: There is no connection, nobody pairs there, or it broke; nobody was admitted here.
+        Unauthenticated: The other side has another code.
+        PolicyDenied: The other side refuses this node.
+        DdibError: This side refuses the other.
+    """
+    way = Way(address, proxy, STRANGER_S)
+    try:
+        connection = way.connect()
+    except (OSError, TunnelRefused) as error:
+        finding = way.problem(error)
+        found = finding.as_error("")
+        if finding.cause not in {"proxy-unreachable", "proxy-refused"}:
+            found.hint = f"is `ddib pair --listen` running there now, at this address? {found.hint}"
+        raise found from error
+    with connection:
+        line = _Line(connection, EXCHANGE_S)
+        try:
+            line.greet()  # before anything is computed: the listener waits for it for a short time only
+            own, finish = _spake2("dialler", code)
+            line.send(own)
+            line.expect_greeting()
+            theirs = line.receive()
+        except _Broken as error:
+            raise _nobody_pairs(way, error) from error
+        try:
+            keys = finish(theirs)
+        except _Broken as error:
+            raise PeerUnreachable(f"what answers at {address} does not pair: {error}", hint=_HINT) from error
+        try:
+            line.send(keys.own_proof)
+            proof = line.receive()
+        except _Broken:
+            proof = b""
+        if not hmac.compare_digest(keys.other_proof, proof):
+            raise Unauthenticated(
+                f"{address} has another code, or its code is used up",
+                hint=f"{_HINT}. If the code was typed as it was read, somebody may be between: compare the addresses "
+                "too",
+            )
+        return _swap(line, keys, party, "dialler", address)
+
+
+def _accepted(listener: socket.socket, until: float) -> tuple[socket.socket, str]:
+    while (left := until - time.monotonic()) > 0:
+        listener.settimeout(min(left, _LOOK_S))
+        with suppress(TimeoutError):
+            connection, address = listener.accept()
+            return connection, str(address[0])
+    raise DeadlineExceeded("nobody came with the code before it expired; nobody was admitted", hint=_HINT)
+
+
+def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], _Keys]]:
+    """This side's message, and what makes the keys of the other's."""
+    from spake2 import SPAKE2_A, SPAKE2_B
+
+    kind = SPAKE2_A if side == "dialler" else SPAKE2_B
+    state = kind(code.encode(), idA=_NAMES[0], idB=_NAMES[1])
+    own: bytes = state.start()
+
+    def finish(theirs: bytes) -> _Keys:
+        try:
+            secret = state.finish(theirs)
+        except Exception as error:  # of several kinds, for bytes that are no point of its group
+            raise _Broken("it sent no message of SPAKE2") from error
+        return _keys(secret, side, own, theirs)
+
+    return own, finish
+
+
+def _keys(secret: bytes, side: Side, own: bytes, theirs: bytes) -> _Keys:
+    """The proofs are HMACs, not sealed frames: a sealed frame can be made to open under several keys."""
+    messages = own + theirs if side == "dialler" else theirs + own
+    sides: tuple[Side, Side] = ("dialler", "listener") if side == "dialler" else ("listener", "dialler")
+
+    def key(what: str) -> bytes:
+        info = MAGIC + what.encode()
+        return HKDF(SHA256(), length=32, salt=None, info=info).derive(secret)
+
+    own_proof, other_proof = (
+        hmac.digest(key(f"proof {each}"), sha256(messages).digest(), "sha256") for each in sides
+    )
+    return _Keys(own_proof, other_proof, sending=key(f"seal {sides[0]}"), receiving=key(f"seal {sides[1]}"))
+
+
+def _swap(line: _Line, keys: _Keys, party: Party, side: Side, where: str) -> Paired:
+    """Both sides have the code: exchange the files, judge, and admit."""
+    with _whole(where):
+        if side == "listener":
+            line.send(keys.own_proof)
+        line.extend(EXCHANGE_S)
+        line.seal(keys)
+        line.send(party.own)
+        content = line.receive()
+    with _telling(line):
+        other = parse_peer(content, f"the peer file from {where}")
+        party.judge(other)
+    _expect_yes(line, where)
+    if side == "dialler":
+        _expect_yes(line, where)
+    with _telling(line):
+        party.admit(other)
+    mutual = side == "dialler"
+    if not mutual:
+        with suppress(_Broken):
+            mutual = line.receive() == b""
+    return Paired(other, where, mutual=mutual)
+
+
+@contextmanager
+def _whole(where: str) -> Iterator[None]:
+    """Inside, a connection that breaks leaves nobody admitted here."""
+    try:
+        yield
+    except _Broken as error:
+        raise PeerUnreachable(
+            f"the other side at {where} has the code, but {error}; nobody was admitted here", hint=_HINT
+        ) from error
+
+
+@contextmanager
+def _telling(line: _Line) -> Iterator[None]:
+    """Tell the other side that what is done inside succeeded, or why this side refuses it.
+
+    Of a refusal wait until the other side has read it: closing at once could discard it. A side that is gone by then is
+    noticed where its own word is read.
+    """
+    try:
+        yield
+    except DdibError as error:
+        refusal = isinstance(error, PolicyDenied | AlreadyExists)
+        said = error.detail if refusal else f"{error.sentence} ({error.reason})"
+        with suppress(_Broken):
+            line.send(said[:_MAX_REFUSAL].encode())
+            while True:
+                line.receive()
+        raise
+    with suppress(_Broken):
+        line.send(b"")
+
+
+def _expect_yes(line: _Line, where: str) -> None:
+    with _whole(where):
+        said = line.receive()
+    if said:
+        text = escape(said[: 2 * _MAX_REFUSAL].decode("utf-8", "replace"))
+        raise PolicyDenied(
+            f"the other side at {where} refuses this node: {text}", hint="correct it there, then pair again"
+        )
+
+
+def _nobody_pairs(way: Way, error: _Broken) -> PeerUnreachable:
+    address = way.address
+    if presented_certificate(way.within(_LOOK_TLS_S), split_address(address)[0]) is not None:
+        return PeerUnreachable(
+            f"at {address} a node serves; nobody pairs there",
+            hint="the other operator runs `ddib pair --listen --at HOST:PORT` with another port, and reads the code",
+        )
+    return PeerUnreachable(
+        f"nobody pairs at {address}: {error}",
+        hint="is `ddib pair --listen` running there, and are host and port those that it shows?",
+    )

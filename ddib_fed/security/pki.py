@@ -1,0 +1,610 @@
+"""Makes an institution's root, signs certificates with it, and keeps those of a node or client in a folder.
+
+This module alone decides the content of a certificate; of a request it uses only the name and the key. A root's key is
+never overwritten, no key leaves its folder, and files that are read are checked to belong together.
+
+    ca.pem, ca.key      the institution's root; the key only on the node that issues
+    leaf.pem, leaf.key  the identity of this folder's owner
+    request.key         of a request whose certificate has not come back yet
+    recovery.pem        of the leaf's key: with it a node asks its issuer for a new leaf after this one has expired
+    roots.pem           the trusted roots of its own institution, at most two
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ddib_fed.errors import AlreadyExists, FileMissing, InputError, PolicyDenied, Unauthenticated
+from ddib_fed.files import private_folder, read_private, read_small, write_file
+from ddib_fed.security.identity import (
+    UNREADABLE,
+    Identity,
+    Kind,
+    certified_identity,
+    check_institution,
+    check_public_key,
+    read_certificates,
+    verify_peer_certificate,
+)
+from ddib_fed.security.withdrawn import refuse_withdrawn
+
+ROOT_LIFETIME: Final = timedelta(days=3650)
+# A new root needs time: every peer must add it before the old one ends.
+ROOT_NOTICE: Final = timedelta(days=90)
+LIFETIMES: Final[dict[Kind, timedelta]] = {
+    "node": timedelta(hours=24),
+    "client": timedelta(days=30),
+    "recovery": timedelta(days=30),
+}
+LEAST_LIFETIME: Final = timedelta(seconds=60)
+"""Of a leaf: a node looks every 10 s whether it is due."""
+# Clocks of two machines differ; a certificate begins this long ago.
+CLOCK_SKEW: Final = timedelta(minutes=5)
+MAX_REQUEST_BYTES: Final = 8 << 10
+MAX_ROOTS: Final = 2
+RECOVERY: Final = "recovery.pem"
+PENDING_KEY: Final = "request.key"
+_ROOT_NAME: Final = "ddib-fed root "
+_KEY_HINT: Final = "put the file back from a copy of the state folder"
+_NEW_ROOT: Final = (
+    "move state/pki away, then ddib pki init and ddib peer export; each peer: ddib peer add --replace"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """An institution's root and its private key, which sign certificates."""
+
+    institution: str
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What TLS needs, read from a folder and checked to belong together; it may have expired.
+
+    That is the leaf, its private key (PKCS #8), the institution's own roots, and the leaf's identity and life.
+    """
+
+    cert_chain_pem: bytes
+    key_pem: bytes = field(repr=False)
+    roots_pem: bytes
+    identity: Identity
+    not_before: datetime
+    not_after: datetime
+
+    @property
+    def root_not_after(self) -> datetime:
+        """When the root that signed the leaf ends; that of the leaf where none of the roots did."""
+        leaf = parse_certificates(self.cert_chain_pem, "the leaf")[0]
+        roots = parse_certificates(self.roots_pem, "the roots")
+        return max(
+            (root.not_valid_after_utc for root in roots if root.subject == leaf.issuer),
+            default=self.not_after,
+        )
+
+    def root_warning(self, now: datetime) -> str:
+        """What to know of a root that ends soon; empty while there is time."""
+        return root_warning(self.identity.institution, self.root_not_after, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The identity that a certificate request asks for, and the key that it was made with."""
+
+    identity: Identity
+    public_key: ec.EllipticCurvePublicKey
+
+
+# PEM and fingerprints
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """``SHA256:ab:cd:...``, as `openssl x509 -fingerprint -sha256` prints it."""
+    return "SHA256:" + hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest().hex(":")
+
+
+def same_fingerprint(one: str, other: str) -> bool:
+    return _bare(one) == _bare(other)
+
+
+def _bare(text: str) -> str:
+    bare = text.strip().lower().removeprefix("sha256:").removeprefix("sha256=")
+    return bare.replace(":", "").replace(" ", "")
+
+
+def certificate_pem(*certificates: x509.Certificate) -> bytes:
+    """PEM of one certificate after another."""
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
+
+
+def parse_certificates(pem: bytes, what: str, *, hint: str = "") -> tuple[x509.Certificate, ...]:
+    """The certificates in a PEM text, at least one; InputError if one cannot be parsed."""
+    try:
+        return read_certificates(pem)
+    except ValueError as exc:
+        raise InputError(f"{what} has no readable certificate in PEM", hint=hint) from exc
+
+
+def load_keys(pem: bytes, path: Path, *, hint: str = _KEY_HINT) -> list[ec.EllipticCurvePrivateKey]:
+    """Each private key in a PEM text, at least one; InputError names `path` and what puts it right."""
+    end = b"-----END PRIVATE KEY-----"
+    keys: list[ec.EllipticCurvePrivateKey] = []
+    for block in pem.split(end)[:-1]:
+        try:
+            key = serialization.load_pem_private_key(block + end, password=None)
+        except (ValueError, TypeError) as exc:
+            raise InputError(f"{path} has an unreadable key", hint=hint) from exc
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise InputError(f"{path} has a key that is not an elliptic curve key", hint=hint)
+        keys.append(key)
+    if not keys:
+        raise InputError(f"{path} has no private key in PEM (PKCS #8)", hint=hint)
+    return keys
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+# The root
+
+
+def new_authority(institution: str, *, now: datetime | None = None) -> Authority:
+    """A root in memory: P-256, critical name constraints, valid for ten years; `create_institution` also writes it."""
+    key, start = new_key(), now or datetime.now(UTC)
+    public = key.public_key()
+    ski = x509.SubjectKeyIdentifier.from_public_key(public)
+    # The key's digest makes the names of an old and a new root differ, so that a chain is unambiguous.
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, institution[:64]),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"{_ROOT_NAME}{ski.digest.hex()[:16]}"),
+        ]
+    )
+    permitted = [x509.UniformResourceIdentifier(institution), x509.DNSName(institution)]
+    certificate = (
+        _builder(name, name, public, start - CLOCK_SKEW, start + ROOT_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(
+            x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None), critical=True
+        )
+        .add_extension(_key_usage(sign_certificates=True), critical=True)
+        .add_extension(ski, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Authority(institution, certificate, key)
+
+
+def create_institution(folder: Path, institution: str, *, now: datetime | None = None) -> Authority:
+    """Make the root of an institution; AlreadyExists if the folder has a root or a key already."""
+    check_institution(institution)
+    for name in ("ca.key", "ca.pem", "roots.pem"):
+        if (folder / name).exists():
+            raise AlreadyExists(
+                f"{folder / name} exists: this folder has a root already", hint="ddib pki show says which"
+            )
+    authority = new_authority(institution, now=now)
+    private_folder(folder)
+    write_file(folder / "ca.key", _key_pem(authority.key), private=True, overwrite=False)
+    write_file(folder / "ca.pem", certificate_pem(authority.certificate), private=True, overwrite=False)
+    write_file(folder / "roots.pem", certificate_pem(authority.certificate), private=True, overwrite=False)
+    return authority
+
+
+def load_authority(folder: Path) -> Authority:
+    """The root of a folder that issues; FileMissing if it does not, InputError if root and key do not fit."""
+    hint = "certificates are issued on the node with ca.key: run this there"
+    key = load_keys(read_private(folder / "ca.key", hint=hint), folder / "ca.key")[0]
+    pem = read_small(folder / "ca.pem", hint=hint)
+    certificate = parse_certificates(pem, f"{folder / 'ca.pem'}", hint=_KEY_HINT)[0]
+    if certificate.public_key() != key.public_key():
+        raise InputError(f"{folder / 'ca.key'} is not the key of ca.pem beside it", hint=_KEY_HINT)
+    return Authority(_root_institution(certificate), certificate, key)
+
+
+def has_authority(folder: Path) -> bool:
+    """Whether the folder holds the institution's issuing key."""
+    return (folder / "ca.key").exists()
+
+
+def root_warning(institution: str, ends: datetime, now: datetime) -> str:
+    """What an operator must know of a root that ends soon; empty while there is time."""
+    if ends - now > ROOT_NOTICE:
+        return ""
+    when = "expired at" if ends <= now else f"ends in {(ends - now).days} days, at"
+    return (
+        f"the root of {institution} {when} {ends:%Y-%m-%d %H:%M} UTC, and with it every certificate of {institution}; "
+        f"its operator makes a new one: {_NEW_ROOT}"
+    )
+
+
+def check_root(authority: Authority, now: datetime) -> None:
+    """Return if a root can still issue; Unauthenticated if it has expired."""
+    ends = authority.certificate.not_valid_after_utc
+    if ends <= now:
+        raise Unauthenticated(
+            f"the root of {authority.institution} expired at {ends:%Y-%m-%d %H:%M} UTC: nothing more can be issued",
+            hint=_NEW_ROOT,
+        )
+
+
+def is_root_of(name: x509.Name, institution: str) -> bool:
+    """Whether it is a name that `new_authority` gives the roots of an institution."""
+    organisations = [each.value for each in name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+    names = [str(each.value) for each in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return organisations == [institution[:64]] and len(names) == 1 and names[0].startswith(_ROOT_NAME)
+
+
+def _root_institution(certificate: x509.Certificate) -> str:
+    """The institution that a root made here is constrained to."""
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+    except x509.ExtensionNotFound as exc:
+        raise InputError("the root has no name constraints: it was not made by ddib pki init") from exc
+    uris = [t for t in constraints.permitted_subtrees or [] if isinstance(t, x509.UniformResourceIdentifier)]
+    if len(uris) != 1:
+        raise InputError("the root is not constrained to one institution")
+    return check_institution(uris[0].value)
+
+
+# Leaves
+
+
+def issue_leaf(
+    authority: Authority,
+    role: Kind,
+    name: str,
+    *,
+    public_key: ec.EllipticCurvePublicKey,
+    now: datetime | None = None,
+    lifetime: timedelta | None = None,
+) -> x509.Certificate:
+    """A certificate for one identity of the authority's institution: one URI, one DNS name.
+
+    Args:
+        authority: Signs it.
+        role: Node, client or recovery.
+        name: One DNS label.
+        public_key: Of its owner.
+        now: When its life begins.
+        lifetime: At least `LEAST_LIFETIME`; None for 24 hours of a node and 30 days of a client.
+
+    Raises:
+        InputError: `name` is no DNS label.
+        Unauthenticated: The root has expired.
+    """
+    identity, start = Identity(authority.institution, role, name), now or datetime.now(UTC)
+    check_root(authority, start)
+    end = min(start + (lifetime or LIFETIMES[role]), authority.certificate.not_valid_after_utc)
+    usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+    if role == "node":
+        usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
+    issuer = authority.key.public_key()
+    return (
+        _builder(_subject(identity), authority.certificate.subject, public_key, start - CLOCK_SKEW, end)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(_names(identity), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
+        .sign(authority.key, hashes.SHA256())
+    )
+
+
+def _subject(identity: Identity) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.name)])
+
+
+def _names(identity: Identity) -> x509.SubjectAlternativeName:
+    return x509.SubjectAlternativeName(
+        [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)]
+    )
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, start: datetime, end: datetime
+) -> x509.CertificateBuilder:
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
+    return builder.serial_number(x509.random_serial_number()).not_valid_before(start).not_valid_after(end)
+
+
+def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=sign_certificates,
+        crl_sign=sign_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def issue_to_folder(
+    authority: Authority,
+    folder: Path,
+    role: Kind,
+    name: str,
+    *,
+    now: datetime | None = None,
+    lifetime: timedelta | None = None,
+) -> Credentials:
+    """A new key and leaf as of `issue_leaf`, written to a folder that may hold older ones; its roots are kept."""
+    key = new_key()
+    public, root = key.public_key(), authority.certificate
+    certificate = issue_leaf(authority, role, name, public_key=public, now=now, lifetime=lifetime)
+    path = folder / "roots.pem"
+    known = parse_certificates(read_small(path), str(path)) if path.exists() else ()
+    roots = known if root in known else (*known, root)[-MAX_ROOTS:]
+    write_identity(folder, certificate=certificate, key=key, roots=roots)
+    return load_identity(folder)
+
+
+def init_node_identity(
+    pki_folder: Path, institution: str, name: str, *, now: datetime | None = None
+) -> Authority:
+    """Create the institution's root and this node's leaf from it, for `ddib init node`."""
+    Identity(institution, "node", name)
+    authority = create_institution(pki_folder, institution, now=now)
+    issue_to_folder(authority, pki_folder, "node", name, now=now)
+    return authority
+
+
+def issue_client(
+    issuer_folder: Path,
+    client_folder: Path,
+    name: str,
+    *,
+    now: datetime | None = None,
+    lifetime: timedelta | None = None,
+    before: Callable[[Identity], object] = lambda _: None,
+) -> Credentials:
+    """Create a client's key and leaf in its own folder, issued on this machine, for `ddib init client`.
+
+    `before` is called with the identity before it gets a certificate; what it raises prevents that.
+
+    Raises:
+        FileMissing: `issuer_folder` does not issue.
+        AlreadyExists: `client_folder` already has an identity.
+        PolicyDenied: The client is withdrawn at the issuer.
+    """
+    if (client_folder / "leaf.key").exists():
+        raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
+    authority = load_authority(issuer_folder)
+    identity = Identity(authority.institution, "client", name)
+    refuse_withdrawn(issuer_folder, identity)
+    before(identity)
+    credentials = issue_to_folder(authority, client_folder, "client", name, now=now, lifetime=lifetime)
+    write_file(client_folder / "roots.pem", read_small(issuer_folder / "roots.pem"), private=True)
+    return credentials
+
+
+# The folder
+
+
+def write_identity(
+    folder: Path,
+    *,
+    certificate: x509.Certificate,
+    key: ec.EllipticCurvePrivateKey,
+    roots: tuple[x509.Certificate, ...],
+) -> None:
+    """Install a leaf, its key and the roots; after a crash at any point `load_identity` still works.
+
+    The key file holds the new key and the old one while the certificate is exchanged, and `load_identity`
+    takes the key that fits.
+    """
+    if certificate.public_key() != key.public_key():
+        raise InputError(f"the key is not that of the certificate for {folder}")
+    private_folder(folder)
+    key_file, new = folder / "leaf.key", _key_pem(key)
+    old = read_private(key_file) if key_file.exists() else b""
+    write_file(folder / "roots.pem", certificate_pem(*roots), private=True)
+    write_file(key_file, new + old, private=True)
+    write_file(folder / "leaf.pem", certificate_pem(certificate), private=True)
+    write_file(key_file, new, private=True)
+
+
+def load_identity(folder: Path) -> Credentials:
+    """The credentials of a folder; FileMissing without any, InputError if they do not belong together."""
+    return _load(folder, "leaf.pem")
+
+
+def load_recovery(folder: Path) -> Credentials | None:
+    """What a node asks its issuer with after its leaf has expired; None if there is none, or none of its key."""
+    try:
+        found = _load(folder, RECOVERY)
+    except (FileMissing, InputError):
+        return None
+    return found if found.identity.kind == "recovery" else None
+
+
+def _load(folder: Path, certificate_file: str) -> Credentials:
+    anew = _anew(folder)
+    for _attempt in range(3):  # the files may be exchanged between two reads
+        key_pem = read_private(folder / "leaf.key", hint=anew)
+        leaf_pem = read_small(folder / certificate_file, hint=anew)
+        roots_pem = read_small(folder / "roots.pem", hint=anew)
+        certificate = parse_certificates(leaf_pem, f"{folder / certificate_file}", hint=anew)[0]
+        for key in load_keys(key_pem, folder / "leaf.key", hint=anew):
+            if key.public_key() == certificate.public_key():
+                return Credentials(
+                    cert_chain_pem=certificate_pem(certificate),
+                    key_pem=_key_pem(key),
+                    roots_pem=certificate_pem(*_read_roots(folder, roots_pem)),
+                    identity=certified_identity(certificate),
+                    not_before=_begins(certificate),
+                    not_after=certificate.not_valid_after_utc,
+                )
+    raise InputError(f"{folder / 'leaf.key'} is not the key of {certificate_file} beside it", hint=anew)
+
+
+def _anew(folder: Path) -> str:
+    return (
+        f"ddib pki request --folder {shlex.quote(str(folder))} --identity spiffe://INSTITUTION/client/NAME\n"
+        "or for a node: ddib pki request; for the first node of an institution: ddib pki init"
+    )
+
+
+def _read_roots(folder: Path, pem: bytes) -> tuple[x509.Certificate, ...]:
+    """The roots that a folder trusts, by the content of its file; the hint of an error puts them back."""
+    path, root = folder / "roots.pem", folder / "ca.pem"
+    if root.exists():
+        hint = shlex.join(["cp", str(root), str(path)])
+    else:
+        hint = f"{shlex.join(['mv', str(path), f'{path}.damaged'])}\n{_anew(folder)}"
+    return parse_certificates(pem, str(path), hint=hint)
+
+
+def _begins(certificate: x509.Certificate) -> datetime:
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return start + CLOCK_SKEW if end - start >= CLOCK_SKEW + LEAST_LIFETIME else start
+
+
+def check_installable(
+    certificate: x509.Certificate, roots: tuple[x509.Certificate, ...], now: datetime
+) -> Identity:
+    """The identity of a signed certificate that a node would accept from us; Unauthenticated if it would not."""
+    identity = certified_identity(certificate)
+    return verify_peer_certificate(certificate_pem(certificate), pins={identity.institution: roots}, now=now)
+
+
+# Requests: how a node or client on another machine gets its first certificate, without its key travelling
+
+
+def make_request(folder: Path, identity: Identity) -> bytes:
+    """A request in PEM for `identity`; its key is kept in the folder and reused by later requests."""
+    private_folder(folder)
+    path = folder / PENDING_KEY
+    if not path.exists():
+        write_file(path, _key_pem(new_key()), private=True, overwrite=False)
+    key = load_keys(read_private(path), path)[0]
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(_subject(identity))
+        .add_extension(_names(identity), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return request.public_bytes(serialization.Encoding.PEM)
+
+
+def check_request(request: x509.CertificateSigningRequest) -> ec.EllipticCurvePublicKey:
+    """The public key of a request that proves possession of its private key; PolicyDenied if it does not."""
+    if not request.is_signature_valid:
+        raise PolicyDenied("the signature of the certificate request is not that of its key")
+    key = request.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise PolicyDenied("only keys on P-256 or P-384 are signed")
+    check_public_key(key, "the request")
+    return key
+
+
+def read_request(pem: bytes) -> Request:
+    """The identity and public key of a request file, which asks for a node or a client; refused if it does not."""
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        key = check_request(request)
+    except (*UNREADABLE, x509.ExtensionNotFound) as exc:
+        raise InputError("this is not a certificate request", hint="ddib pki request writes one") from exc
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        raise InputError("the request must ask for one identity")
+    identity = Identity.parse(uris[0])
+    if identity.kind == "recovery":
+        raise PolicyDenied("a certificate for recovery comes with a node's renewal alone")
+    return Request(identity, key)
+
+
+def sign_request(
+    authority: Authority,
+    request: Request,
+    roots: tuple[x509.Certificate, ...],
+    *,
+    now: datetime | None = None,
+    lifetime: timedelta | None = None,
+) -> bytes:
+    """The certificate for a request, followed by the roots for its owner to trust; the life is that of a leaf."""
+    identity = request.identity
+    if identity.institution != authority.institution:
+        raise PolicyDenied(
+            f"the request is for {identity}, this root is of {authority.institution}",
+            hint=f"sign it at the node of {identity.institution} that issues",
+        )
+    leaf = issue_leaf(
+        authority, identity.kind, identity.name, public_key=request.public_key, now=now, lifetime=lifetime
+    )
+    return certificate_pem(leaf, *roots)
+
+
+def install(
+    folder: Path, pem: bytes, *, expected: Identity | None = None, now: datetime | None = None
+) -> Identity:
+    """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger.
+
+    Args:
+        folder: Of a node or client.
+        pem: The leaf, then the institution's roots; without roots those in the folder hold.
+        expected: The identity that it must name.
+        now: The time to check it at.
+
+    Raises:
+        InputError, Unauthenticated: It is not of this form, for another identity, or would not be accepted anywhere.
+        PolicyDenied: None of its roots is already trusted by the folder.
+        FileMissing: The folder has no key for it.
+    """
+    leaf, *given = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
+    roots = _roots_to_install(folder, tuple(given))
+    identity = check_installable(leaf, roots, now or datetime.now(UTC))
+    if expected is not None and identity != expected:
+        raise InputError(f"the certificate is for {identity}, here {expected} is needed")
+    for path in (folder / PENDING_KEY, folder / "leaf.key"):
+        for key in load_keys(read_private(path), path) if path.exists() else ():
+            if key.public_key() == leaf.public_key():
+                write_identity(folder, certificate=leaf, key=key, roots=roots)
+                (folder / PENDING_KEY).unlink(missing_ok=True)
+                return identity
+    raise FileMissing(
+        f"{folder} has no key for the certificate of {identity}",
+        hint="ddib pki request here, have that request signed, and install the answer",
+    )
+
+
+def _roots_to_install(folder: Path, given: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
+    path = folder / "roots.pem"
+    known = _read_roots(folder, read_small(path)) if path.exists() else ()
+    if not given and not known:
+        raise InputError(
+            "the institution's root is missing",
+            hint="append it to the certificate's file: cat leaf.pem ca.pem > signed.pem",
+        )
+    if len(given) > MAX_ROOTS:
+        raise InputError(f"at most {MAX_ROOTS} roots can be trusted at once")
+    if given and known and not set(given) & set(known):
+        raise PolicyDenied(
+            f"the root {fingerprint(given[0])} is not among those trusted in {folder}",
+            hint=f"compare it with `ddib pki show` at the issuer; to start over, move {path} away",
+        )
+    return given or known

@@ -1,0 +1,163 @@
+"""Renewal of a certificate through the institution's issuer; the private key is made here and never leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ddib_fed.errors import InputError, MessageInvalid, Unauthenticated
+from ddib_fed.files import write_file
+from ddib_fed.protocol.addresses import Proxy
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security.diagnosis import explained
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import (
+    CLOCK_SKEW,
+    MAX_ROOTS,
+    RECOVERY,
+    Credentials,
+    certificate_pem,
+    check_installable,
+    load_identity,
+    load_recovery,
+    new_key,
+    parse_certificates,
+    write_identity,
+)
+from ddib_fed.security.tls import channel
+from ddib_fed.v1 import identity_pb2 as pb
+from ddib_fed.v1 import identity_pb2_grpc
+
+Clock = Callable[[], datetime]
+
+RENEW_AT: Final = 2 / 3
+CALL_TIMEOUT_S: Final = 20.0
+
+
+def utc_now() -> datetime:
+    """Now, in UTC."""
+    return datetime.now(UTC)
+
+
+def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> bool:
+    """Whether a certificate is to be replaced: two thirds of its lifetime are over, less the share `jitter`.
+
+    So is one that is not valid yet: it was made while a clock was wrong, which has been put right.
+    """
+    life = credentials.not_after - credentials.not_before
+    due = credentials.not_before + life * (RENEW_AT - jitter)
+    return now >= due or now < credentials.not_before - CLOCK_SKEW
+
+
+def renew_through(
+    folder: Path,
+    *,
+    address: str,
+    server_name: str,
+    hop: str,
+    proxy: Proxy | None = None,
+    now: datetime | None = None,
+) -> Credentials:
+    """Get a new certificate for a new key from the institution's issuer, and install both.
+
+    A node whose certificate has expired asks with the one for recovery that came with it.
+
+    Args:
+        folder: Holds the still valid certificate, or that for recovery.
+        address: ``host:port`` of the issuer.
+        server_name: DNS name that its certificate must carry.
+        hop: What to call it in an error.
+        proxy: Through which the issuer is dialled; None for a direct connection.
+        now: The time to check the answer at.
+
+    Raises:
+        Unauthenticated: The answer is not a certificate for this identity.
+        MessageInvalid: The answer cannot be read.
+        DdibError: As the issuer says, or PeerUnreachable.
+    """
+    current, key, moment = load_identity(folder), new_key(), now or utc_now()
+    asking = load_recovery(folder) if moment >= current.not_after else None
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    message = pb.RenewRequest(certificate_request=request.public_bytes(serialization.Encoding.DER))
+    with channel(
+        address,
+        server_name=server_name,
+        pki_folder=folder,
+        hop=hop,
+        own=True,
+        credentials=asking,
+        proxy=proxy,
+    ) as opened:
+        try:
+            answer = identity_pb2_grpc.IdentityServiceStub(opened).Renew(message, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            found = from_rpc_error(error, hop)
+            raise explained(
+                found, address, server_name=server_name, pki_folder=folder, proxy=proxy
+            ) from error
+    return _install(folder, current, key, answer, moment)
+
+
+def _install(
+    folder: Path,
+    current: Credentials,
+    key: ec.EllipticCurvePrivateKey,
+    answer: pb.RenewResponse,
+    now: datetime,
+) -> Credentials:
+    """Check the issuer's answer before it replaces the working certificate."""
+    try:
+        certificate = parse_certificates(answer.certificate.encode(), "the issuer's answer")[0]
+        roots = parse_certificates(answer.roots.encode(), "the issuer's answer")
+    except InputError as exc:
+        raise MessageInvalid(exc.detail) from exc
+    if len(roots) > MAX_ROOTS or certificate.public_key() != key.public_key():
+        raise MessageInvalid("the issuer's answer has too many roots, or is for another key")
+    check_successor(current, certificate, roots, now, "the issuer's answer")
+    recovery = _recovery(answer, key, current, roots, now) if answer.recovery else None
+    write_identity(folder, certificate=certificate, key=key, roots=roots)
+    if recovery is not None:
+        write_file(folder / RECOVERY, certificate_pem(recovery), private=True)
+    return load_identity(folder)
+
+
+def _recovery(
+    answer: pb.RenewResponse,
+    key: ec.EllipticCurvePrivateKey,
+    current: Credentials,
+    roots: tuple[x509.Certificate, ...],
+    now: datetime,
+) -> x509.Certificate:
+    """The certificate for recovery in an answer: of the new key, and for this node."""
+    try:
+        found = parse_certificates(answer.recovery.encode(), "the issuer's answer")[0]
+    except InputError as exc:
+        raise MessageInvalid(exc.detail) from exc
+    own = current.identity
+    expected = Identity(own.institution, "recovery", own.name)
+    if found.public_key() != key.public_key() or check_installable(found, roots, now) != expected:
+        raise MessageInvalid("the issuer's answer has a certificate for recovery that is not this node's")
+    return found
+
+
+def check_successor(
+    current: Credentials,
+    certificate: x509.Certificate,
+    roots: tuple[x509.Certificate, ...],
+    now: datetime,
+    what: str,
+) -> None:
+    """Return if a certificate may replace the current one: same identity, from a trusted root; else Unauthenticated."""
+    known = parse_certificates(current.roots_pem, "roots.pem")
+    if not set(known) & set(roots):
+        raise Unauthenticated(f"{what} has none of the roots that are trusted here")
+    identity = check_installable(certificate, roots, now)
+    if identity != current.identity:
+        raise Unauthenticated(f"{what} is for {identity}, not {current.identity}")

@@ -1,0 +1,351 @@
+"""TLS credentials and channels of a node or client, and the probe that TLS 1.2 is refused.
+
+Both sides must present a certificate, over TLS 1.3; there is no insecure mode.
+`ddib_fed.protocol` sets the cipher suites for this before grpc is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
+from ddib_fed.protocol.addresses import Proxy
+from ddib_fed.protocol.calls import CheckedChannel
+from ddib_fed.security.diagnosis import explained
+from ddib_fed.security.peers import Peer, PeerStore
+from ddib_fed.security.pki import Credentials, certificate_pem, load_identity
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES: Final = 4 << 20
+KEEPALIVE_TIME_MS: Final = 20_000
+# Both are needed: keepalive_timeout alone noticed a dead peer after 65 s, with ping_timeout after 8.
+KEEPALIVE_TIMEOUT_MS: Final = 8_000
+PROBE_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_MS: Final = 10_000
+# A channel whose certificate was replaced is closed after the longest stream that may still use it.
+RETIRED_CHANNEL_S: Final = 25 * 3600.0
+_HANDSHAKE_RECORD: Final = 22
+# After a look at the files, time without one, in the CPU time that it took: a flood costs a bounded share.
+_REST: Final = 10
+
+CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    # Time limit of one attempt to connect, TCP and TLS together: some round trips, perhaps to a busy machine.
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
+
+
+class ServerCredentials:
+    """A server's credentials, updated from the files at each handshake.
+
+    gRPC asks for them for every connection, before it is authenticated: after a look at the files there is a time
+    without one, so that a flood of connections costs a bounded share.
+
+    Args:
+        pki_folder: Of the node.
+        peers: Whose roots a caller's certificate may come from.
+        on_handshake: Called at the start of each handshake, on gRPC's thread.
+
+    Raises:
+        FileMissing: The node has no certificate yet.
+        InputError: Its files cannot be used.
+    """
+
+    def __init__(
+        self,
+        pki_folder: Path,
+        peers: PeerStore,
+        *,
+        on_handshake: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._on_handshake = on_handshake
+        self._pki_folder = pki_folder
+        self._peers = peers
+        self._lock = threading.Lock()
+        self._problem: str | None = None
+        self._next_look = 0.0
+        self._current = self._read()
+        self.grpc: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            _configuration(self._current),
+            self._fetch,  # type: ignore[arg-type]  # the stubs do not know that none is allowed
+            require_client_authentication=True,
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """Why the files can no longer be used, for the node's health; connections use the last valid ones.
+
+        An expired certificate is also a problem.
+        """
+        with self._lock:
+            self._look()
+        return self._problem or self._peers.problem
+
+    def _read(self) -> tuple[Credentials, bytes]:
+        return load_identity(self._pki_folder), self._peers.snapshot().roots_pem
+
+    def _look(self) -> tuple[Credentials, bytes] | None:
+        """The files' current content; None, with a problem set, if they cannot be used."""
+        try:
+            found = self._read()
+        except Exception as error:  # gRPC would swallow it and keep the old trust silently
+            if self._problem is None:
+                foreseen = isinstance(error, DdibError)
+                log.error(  # noqa: TRY400 - a traceback only where nobody foresaw the error
+                    "certificates cannot be read; the last valid ones stay in use: %s",
+                    error,
+                    exc_info=not foreseen,
+                )
+            hint = getattr(error, "hint", "")
+            self._problem = f"certificates: {error}; {hint}" if hint else f"certificates: {error}"
+            return None
+        expired = found[0].not_after.timestamp() <= time.time()
+        self._problem = (
+            f"the certificate expired at {found[0].not_after:%Y-%m-%d %H:%M} UTC" if expired else None
+        )
+        return found
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """Callback of gRPC at each handshake: a new configuration, or None if nothing changed."""
+        try:
+            self._on_handshake()
+        except Exception:  # a handshake must not fail because of it
+            log.exception("a handshake could not be noted")
+        if time.monotonic() < self._next_look or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            started = time.thread_time()
+            found = self._look()
+            self._next_look = time.monotonic() + _REST * (time.thread_time() - started)
+            if found is None or found == self._current:
+                return None
+            self._current = found
+            return _configuration(found)
+        finally:
+            self._lock.release()
+
+
+def _configuration(files: tuple[Credentials, bytes]) -> grpc.ServerCertificateConfiguration:
+    credentials, roots = files
+    pairs = [(credentials.key_pem, credentials.cert_chain_pem)]
+    return grpc.ssl_server_certificate_configuration(pairs, root_certificates=roots)
+
+
+def channel(
+    address: str,
+    *,
+    server_name: str,
+    pki_folder: Path,
+    hop: str = "",
+    own: bool = False,
+    roots_pem: bytes | None = None,
+    credentials: Credentials | None = None,
+    proxy: Proxy | None = None,
+    options: Sequence[tuple[str, int | str]] = (),
+) -> grpc.Channel:
+    """A channel to one server, with the own certificate as it is now; its answers are checked.
+
+    Args:
+        address: ``host:port`` of the server.
+        server_name: DNS name that the server's certificate must carry.
+        pki_folder: Of the caller.
+        hop: What the server is called in errors; its name when none is given.
+        own: Whether the server is of the caller's own institution.
+        roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
+        credentials: Others of the caller than those that its folder holds for every call.
+        proxy: Through which it is dialled; None for a direct connection, whatever the environment says.
+        options: Further gRPC options, which win over those of every channel.
+
+    Raises:
+        FileMissing: The folder has no certificate.
+        InputError: Its files cannot be used.
+    """
+    own_credentials = credentials or load_identity(pki_folder)
+    opened = _open_channel(address, server_name, own_credentials, roots_pem, proxy, options)
+    return CheckedChannel(opened, hop or server_name, own=own)
+
+
+def _open_channel(
+    address: str,
+    server_name: str,
+    own: Credentials,
+    roots_pem: bytes | None,
+    proxy: Proxy | None,
+    options: Sequence[tuple[str, int | str]] = (),
+) -> grpc.Channel:
+    credentials = grpc.ssl_channel_credentials(roots_pem or own.roots_pem, own.key_pem, own.cert_chain_pem)
+    names = (("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name))
+    dialled, tunnel = (address, ()) if proxy is None else (proxy.address, proxy.options(address))
+    # Of two options of one name gRPC takes the first.
+    return grpc.secure_channel(dialled, credentials, options=(*options, *names, *tunnel, *CHANNEL_OPTIONS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    peer: Peer
+    leaf: bytes
+    channel: CheckedChannel
+
+
+class PeerChannels:
+    """One channel for each peer; replaced when the own certificate or the peer's entry changes.
+
+    A replaced channel stays open for its streams. That of a peer that was removed, suspended or withdrawn, or that was
+    verified by a root which is no longer pinned, is closed at once, which ends them. Unusable own files do not stop
+    the node: it calls and answers with the last valid ones, and `ServerCredentials.problem` reports it.
+
+    Args:
+        pki_folder: Of the node.
+        peers: Who can be dialled.
+        proxy: Through which all of them are dialled; None for direct connections.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        pki_folder: Path,
+        peers: PeerStore,
+        *,
+        proxy: Proxy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pki_folder = pki_folder
+        self._peers = peers
+        self._proxy = proxy
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: dict[str, _Open] = {}
+        self._retired: list[tuple[float, _Open]] = []
+        self._own: Credentials | None = None
+        with suppress(DdibError):  # a call to a peer reports it
+            self._own = load_identity(pki_folder)
+
+    def get(self, institution: str) -> CheckedChannel:
+        """The channel to a peer, for the next call; do not keep it.
+
+        Raises:
+            PeerNotFound: It is not admitted, or its node is withdrawn here.
+            PeerSuspended: It is suspended here.
+            InputError: The own certificate cannot be used, and never could.
+        """
+        with self._lock:
+            self._close_stale()
+            peer = self._peers.get(institution)
+            own = self._read_own()
+            found = self._open.get(institution)
+            if found is not None and found.channel.broken:
+                found = None
+            if found is not None and (found.peer, found.leaf) == (peer, own.cert_chain_pem):
+                return found.channel
+            if found is not None:
+                self._retired.append((self._clock(), found))
+            roots = certificate_pem(*peer.roots)
+            bare = _open_channel(peer.address, peer.identity.dns_name, own, roots, self._proxy)
+            made = CheckedChannel(bare, f"target {institution}", own=False)
+            self._open[institution] = _Open(peer, own.cert_chain_pem, made)
+            return made
+
+    def _read_own(self) -> Credentials:
+        """The own certificate and key, or the last valid ones if they cannot be read."""
+        try:
+            self._own = load_identity(self._pki_folder)
+        except DdibError:
+            if self._own is None:
+                raise
+        return self._own
+
+    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
+        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
+        peer = self._peers.snapshot().peers.get(institution)
+        if peer is None:
+            return error
+        return explained(
+            error,
+            peer.address,
+            server_name=peer.identity.dns_name,
+            pki_folder=self._pki_folder,
+            roots_pem=certificate_pem(*peer.roots),
+            proxy=self._proxy,
+            timeout_s=timeout_s,
+        )
+
+    def refresh(self) -> None:
+        """Close the channels that the peers' entries no longer allow; `get` does so too."""
+        with self._lock:
+            self._close_stale()
+
+    def _close_stale(self) -> None:
+        snapshot = self._peers.snapshot()
+        kept: list[tuple[float, _Open]] = []
+        for since, entry in self._retired:
+            if snapshot.allows(entry.peer) and self._clock() - since < RETIRED_CHANNEL_S:
+                kept.append((since, entry))
+            else:
+                entry.channel.close()
+        self._retired = kept
+        for institution, entry in list(self._open.items()):
+            if not snapshot.allows(entry.peer):
+                self._open.pop(institution).channel.close()
+
+    def close(self) -> None:
+        """Close every channel."""
+        with self._lock:
+            for entry in (*self._open.values(), *(entry for _since, entry in self._retired)):
+                entry.channel.close()
+            self._open.clear()
+            self._retired.clear()
+
+
+def probe_tls12(host: str, port: int) -> None:
+    """Raise if a server answers a client that supports at most TLS 1.2.
+
+    The server's first record is checked, not the end of the handshake, which would fail for lack of a client
+    certificate and look like a refusal.
+
+    Raises:
+        ConfigError: It answers.
+        PeerUnreachable: There is no connection.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):  # it wants an answer to the greeting that now lies in `outgoing`
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as connection:
+            connection.sendall(outgoing.read())
+            first = connection.recv(1)
+    except ConnectionResetError:
+        first = b""
+    except OSError as exc:
+        raise PeerUnreachable(f"no connection to {host}:{port} for the check of TLS 1.2: {exc}") from exc
+    if first == bytes([_HANDSHAKE_RECORD]):
+        raise ConfigError(
+            f"{host}:{port} accepts TLS 1.2, only 1.3 is allowed",
+            hint="grpc was imported before ddib_fed.protocol, or this grpcio ignores GRPC_SSL_CIPHER_SUITES",
+            facts={"GRPC_SSL_CIPHER_SUITES": os.environ.get("GRPC_SSL_CIPHER_SUITES", "")},
+        )

@@ -1,0 +1,541 @@
+"""The pictures that a calibration is made and measured with: a domain's own, and anchors by the same names.
+
+Pictures come from a folder, or from the shipped data of the model's domain; they are in [-1, 1] and of the model's
+size. A part of them is held out, by content, for measuring. What a target publishes holds nothing out: which files are
+counted follows from their names alone, so that the content of one cannot change the part of another (`count_pictures`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ddib_fed.calibration import fit as anchored
+from ddib_fed.calibration.aggregate import (
+    DEFAULT_COUNTED,
+    Aggregate,
+    Cells,
+    Counted,
+    Numbers,
+    Unit,
+    check_counted,
+    count_array,
+    default_cells,
+    histogram,
+)
+from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, propose
+from ddib_fed.calibration.fit import colour_distance as sliced_distance
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Figure, Kind, Making, units_digest
+from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.folder import Entry, expand, load, picture_files, range_check, scan, split
+from ddib_fed.data.pictures import read_fitted
+from ddib_fed.data.shipped import SHIPPED, ShippedPictures, available, load_shipped, shipped_clusters
+from ddib_fed.engine.arrays import PLAIN, Asked, Stages, translate_array
+from ddib_fed.engine.local_party import LocalParty
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError, ShapeMismatch, UsageError
+from ddib_fed.evaluation.bootstrap import Resamples, resample
+from ddib_fed.evaluation.metrics import NEAREST, Pictures, hits_by_pixels, picture_rule, psnr, ssim, whiteness
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.manifest import Manifest, carried_domain
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.training.sources import own_volumes
+
+MOST_COUNTED = 4_000
+"""Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
+MOST_HELD_OUT = 400
+MOST_NAMED = 3
+MOST_UNREAD = 0.1
+"""Share of the chosen files that may be unusable; of more the operator has named a wrong folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainPictures:
+    """Pictures of one domain, (N, C, H, W) float32 in [-1, 1] each."""
+
+    source: str
+    train: Pictures = field(repr=False)
+    held_out: Pictures = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Pictures of the same things in two domains; row i of both shows the same."""
+
+    names: tuple[str, ...]
+    source: Pictures = field(repr=False)
+    target: Pictures = field(repr=False)
+    clusters: NDArray[np.int64] | None = field(default=None, repr=False)
+
+
+def domain_pictures(bundle: Bundle, which: str | None) -> DomainPictures:
+    """The pictures of a model's domain."""
+    manifest = bundle.manifest
+    rule = picture_rule(manifest)
+    name = _shipped_name(manifest, which)
+    if name is not None:
+        return _shipped_pictures(manifest, name)
+    folder = Path(str(which))
+    if (volumes := own_volumes(manifest, folder)) is not None:
+        parts = (volumes.train, MOST_COUNTED), (volumes.held_out, MOST_HELD_OUT)
+        return DomainPictures(str(folder), *(expand(part[_evenly(len(part), most)]) for part, most in parts))
+    scanned = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}"))
+    train, held_out = split(scanned.entries)
+    if not train or not held_out:
+        raise InputError(f"the pictures below {folder} are all the same", hint="add pictures")
+    return DomainPictures(
+        str(folder),
+        load(_spaced_entries(train, MOST_COUNTED), rule),
+        load(_spaced_entries(held_out, MOST_HELD_OUT), rule),
+    )
+
+
+def count_pictures(
+    bundle: Bundle,
+    which: str | None,
+    *,
+    epsilon: float,
+    at_most: int = DEFAULT_COUNTED,
+    group_by: str | None = None,
+) -> Counted:
+    """The histogram of a domain's pictures, of units that are chosen before any of them is read."""
+    manifest = bundle.manifest
+    rule, normalisation = picture_rule(manifest), manifest.normalisation
+    name = _shipped_name(manifest, which)
+    if name is not None:
+        if group_by is not None:
+            raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
+        train = _load_shipped(manifest, name).train
+        found = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
+        return replace(found, notes=tuple(_left(found.units, len(train), "picture")))
+    folder = Path(str(which))
+    if manifest.picture is not None and manifest.picture.intensity is not None:
+        raise UsageError(
+            f"{manifest.name} was trained on volumes or maps, and an aggregate counts files of single pictures",
+            hint="calibrate from anchors, docs/calibration.md",
+        )
+    files, others = picture_files(folder)
+    units = [(file,) for file in files] if group_by is None else _groups(files, folder, group_by)
+    unit: Unit = "picture" if group_by is None else "group"
+    count = min(len(units), at_most)
+    check_counted(count, unit)
+    cells = default_cells(rule.channels, count * epsilon)
+    chosen = [units[row * len(units) // count] for row in range(count)]
+    shares, unread = _mean_histogram(chosen, rule, normalisation.plain, cells)
+    notes = _left(count, len(units), unit)
+    if others:
+        notes.append(f"left out     {others} files whose names do not end as a picture's")
+    if unread:
+        notes.append(f"not usable   {len(unread)} files, which count with no colour: {unread[0]}")
+    return Counted(manifest.domain, normalisation, cells, shares, count, unit, tuple(notes))
+
+
+def _left(count: int, there: int, unit: Unit) -> list[str]:
+    if count == there:
+        return []
+    how = f"evenly spaced by name; ddib calibrate publish --at-most {there} counts all"
+    return [f"counted      {count} of {there} {unit}s, {how}"]
+
+
+def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Path, ...]]:
+    """Files by the group that each lies in, by their names alone."""
+    try:
+        pattern = re.compile("^([^/]+)/" if group_by == "folder" else group_by)
+    except re.error as error:
+        raise UsageError(
+            f"--group-by {group_by!a} is no regular expression: {error}", hint="ddib calibrate publish --help"
+        ) from error
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        match = pattern.search(name := file.relative_to(folder).as_posix())
+        if match is None or not (group := match[min(pattern.groups, 1)]):
+            raise InputError(
+                f"{name} lies in no group by --group-by {group_by}",
+                hint="the pattern must be found in each path below the folder; ddib calibrate publish --help",
+            )
+        found.setdefault(group, []).append(file)
+    return [tuple(each) for each in found.values()]
+
+
+def _mean_histogram(
+    units: Sequence[tuple[Path, ...]], rule: PictureRule, normalisation: Normalisation, cells: Cells
+) -> tuple[Numbers, list[str]]:
+    """The mean over units of the mean over their files; and a line for each file that cannot be used."""
+    total, unread = np.zeros(cells.shape), []
+    for files in units:
+        for file in files:
+            try:
+                x = read_fitted(file, rule, windows=True, grey=True).samples
+            except DdibError as error:
+                unread.append(f"{file}: {error.detail}")
+            else:
+                total += histogram(normalisation.apply(x[None]), cells) / len(files)
+    count = sum(map(len, units))
+    if len(unread) > MOST_UNREAD * count:
+        some = "".join(f"\n  {each}" for each in unread[:MOST_NAMED])
+        raise ImageUnreadable(
+            f"{len(unread)} of {count} pictures cannot be used:{some}",
+            hint="name the folder of the pictures that the model was trained on with --pictures; ddib model show MODEL",
+            facts={"bad": len(unread)},
+        )
+    return total / len(units), unread
+
+
+def folder_anchors(source: Bundle, target: Bundle, folders: tuple[Path, Path]) -> Anchors:
+    return anchors_of((picture_rule(source.manifest), picture_rule(target.manifest)), folders)
+
+
+def anchors_of(rules: tuple[PictureRule, PictureRule], folders: tuple[Path, Path]) -> Anchors:
+    """The pictures of two folders that have the same names, each read by its domain's rule."""
+    found = []
+    for rule, folder in zip(rules, folders, strict=True):
+        entries = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}")).entries
+        found.append(({_name(entry.path, folder): entry for entry in entries}, rule))
+    (first, own), (second, other) = found
+    for missing, folder, here in (
+        (first.keys() - second.keys(), folders[1], folders[0]),
+        (second.keys() - first.keys(), folders[0], folders[1]),
+    ):
+        if missing:
+            some = ", ".join(sorted(missing)[:MOST_NAMED])
+            raise InputError(
+                f"{len(missing)} pictures of {here} have no partner in {folder}: {some}",
+                hint="name both pictures of one thing alike, and remove what has no partner",
+            )
+    names = sorted(first)
+    return Anchors(
+        tuple(names),
+        load([first[name] for name in names], own),
+        load([second[name] for name in names], other),
+    )
+
+
+def shipped_truth(source: Bundle, target: Bundle, count: int) -> Anchors | None:
+    """Test pictures of two shipped domains that show the same places; None where there are none."""
+    here, there = carried_domain(source.manifest), carried_domain(target.manifest)
+    if here is None or there is None:
+        return None
+    names = here, there
+    if any(name not in SHIPPED or not available(name) for name in names):
+        return None
+    if len({SHIPPED[name].package for name in names}) > 1:
+        return None
+    first, second = (load_shipped(name).test for name in names)
+    if len(first) != len(second):
+        return None
+    rows = _evenly(len(first), count)
+    clusters = shipped_clusters(names[0])[rows]
+    return Anchors(tuple(f"{row:03}" for row in rows), first[rows], second[rows], clusters)
+
+
+def spaced(pictures: Pictures, most: int) -> Pictures:
+    found: Pictures = pictures[_evenly(len(pictures), most)]
+    return found
+
+
+def _spaced_entries(entries: Sequence[Entry], most: int) -> list[Entry]:
+    return [entries[row] for row in _evenly(len(entries), most)]
+
+
+def _evenly(count: int, most: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+
+
+def _name(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder).with_suffix(""))
+
+
+def _shipped_name(manifest: Manifest, which: str | None) -> str | None:
+    """The shipped domain that is meant; None where a folder is."""
+    if which is None:
+        found = carried_domain(manifest)
+        if found is None or found not in SHIPPED:
+            raise UsageError(
+                f"the pictures that {manifest.name} was trained on do not ship with this package, and none are given",
+                hint="name a folder of them with --pictures",
+            )
+        return found
+    if which not in SHIPPED:
+        return None
+    if Path(which).is_dir():
+        raise UsageError(
+            f"{which} is a domain that ships, and a folder here", hint=f"--pictures ./{which} is the folder"
+        )
+    return which
+
+
+def _shipped_pictures(manifest: Manifest, name: str) -> DomainPictures:
+    found = _load_shipped(manifest, name)
+    parts = spaced(found.train, MOST_COUNTED), spaced(found.held_out, MOST_HELD_OUT)
+    return DomainPictures(f"{name}, as it ships", *parts)
+
+
+def _load_shipped(manifest: Manifest, name: str) -> ShippedPictures:
+    if SHIPPED[name].shape != tuple(manifest.sample_shape):
+        raise InputError(
+            f"pictures of {name} are {SHIPPED[name].shape}, and {manifest.name} takes {tuple(manifest.sample_shape)}",
+            hint="name a folder of the model's own pictures with --pictures",
+        )
+    return load_shipped(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a calibration."""
+
+    kind: Kind
+    source: CalibratedSide
+    target: CalibratedSide
+    days: int
+    command: str
+    seed: int = 0
+    force: bool = False
+
+
+def side(manifest: Manifest, institution: str = "") -> CalibratedSide:
+    """One side of a calibration, from its model's manifest."""
+    return CalibratedSide(
+        institution=institution,
+        domain=manifest.domain,
+        units_sha256=units_digest(manifest.normalisation),
+    )
+
+
+def check_models(source: Manifest, target: Manifest, kind: Kind, *, anchored: bool) -> None:
+    """Return if a calibration of this kind can be made for two models, before any picture is read."""
+    for manifest in (source, target):
+        picture_rule(manifest)
+    if source.sample_shape != target.sample_shape:
+        raise ShapeMismatch(
+            f"{source.name} is of {source.sample_shape}, {target.name} of {target.sample_shape}",
+            hint="a calibration is for two models of one size and number of channels",
+        )
+    channels = source.sample_shape[0]
+    if channels != (1 if kind == "tone" else 3):
+        raise UsageError(
+            f"a {kind} is not for pictures of {channels} channel{'s' * (channels > 1)}, as {source.name} has them",
+            hint="--kind rotation or colour-map" if channels > 1 else "--kind tone --anchors A_DIR B_DIR",
+        )
+    if kind == "tone" and not anchored:
+        raise UsageError(
+            "a tone is fitted to anchors: nothing in a histogram of grey tells a contrast from its negative",
+            hint="--kind tone --anchors A_DIR B_DIR; docs/calibration.md",
+        )
+
+
+def from_aggregate(
+    pictures: Pictures, normalisation: Normalisation, aggregate: Aggregate, wanted: Wanted
+) -> Calibration:
+    """A calibration from the source's pictures and what the target published."""
+    found = propose(pictures, normalisation, aggregate, wanted.kind, seed=wanted.seed, force=wanted.force)
+    making = Making(
+        method="aggregates",
+        source_pictures=min(len(pictures), MOST_PICTURES),
+        target_pictures=aggregate.counted,
+        target_unit=aggregate.unit,
+        aggregate_sha256=aggregate.sha256.hex(),
+        crossed_bytes=len(aggregate.canonical),
+        epsilon=aggregate.epsilon,
+        delta=aggregate.delta,
+        command=wanted.command,
+        created=_now(),
+    )
+    return _recorded(found, making, wanted)
+
+
+def from_anchors(anchors: Anchors, units: tuple[Normalisation, Normalisation], wanted: Wanted) -> Calibration:
+    """A calibration from pictures of the same things in both domains; nothing crosses for it."""
+    found = anchored.fit(
+        anchors.source, anchors.target, units, wanted.kind, seed=wanted.seed, force=wanted.force
+    )
+    making = Making(method="anchors", anchors=len(anchors.names), command=wanted.command, created=_now())
+    return _recorded(found, making, wanted)
+
+
+def _recorded(found: Proposal, making: Making, wanted: Wanted) -> Calibration:
+    return Calibration(
+        kind=wanted.kind,
+        source=wanted.source,
+        target=wanted.target,
+        map=found.map,
+        made=making,
+        effect=found.effect,
+        expires=making.created + timedelta(days=wanted.days),
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+PIXELS = 16
+"""Taken from each picture: neighbouring pixels say the same."""
+COLOURED = 1_000
+"""Pictures of a side whose colours are compared."""
+DISTANCE_DRAWS = 40
+SEED = 0
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One figure with the calibration, and beside it without."""
+
+    name: str
+    calibrated: Figure
+    without: Figure | None = None
+    gain: Figure | None = None
+    alone: Figure | None = None
+    rising: bool = True
+    judges: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """What the interval of the gain says: better, worse, or no difference; empty where there is none."""
+        if self.gain is None:
+            return ""
+        if self.gain.low <= 0 <= self.gain.high:
+            return "no difference"
+        return "better" if (self.gain.low > 0) == self.rising else "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """The parties of a comparison."""
+
+    target: LocalParty
+    calibrated: LocalParty
+    rotation: ChannelMap | None
+    without: LocalParty | None
+
+
+def colour_distance(
+    source: Pictures,
+    target: Pictures,
+    channel_map: ChannelMap,
+    units: tuple[Normalisation, Normalisation],
+) -> Compared:
+    """How far the source's colours are from the target's, in the target's units."""
+    parts = zip(units, (source, target), strict=True)
+    own, other = (_pixels(side.apply(spaced(x, COLOURED))) for side, x in parts)
+    reference = other.reshape(-1, other.shape[2])
+    rng = np.random.default_rng(SEED)
+    draws = [rng.integers(len(own), size=len(own)) for _ in range(DISTANCE_DRAWS)]
+
+    mapped = np.moveaxis(channel_map.apply(np.moveaxis(own, 2, 1)), 1, 2)
+    whole = [_distance(colours, reference) for colours in (mapped, own)]
+    draws_of = np.array(
+        [[_distance(colours[rows], reference) for colours in (mapped, own)] for rows in draws]
+    )
+    return Compared(
+        "distance of colours",
+        _around(whole[0], draws_of[:, 0]),
+        _around(whole[1], draws_of[:, 1]),
+        gain=_around(whole[0] - whole[1], draws_of[:, 0] - draws_of[:, 1]),
+        rising=False,
+    )
+
+
+def there_and_back(
+    pictures: Pictures, ways: Ways, asked: Asked = PLAIN, *, on_progress: OnProgress | None = None
+) -> tuple[Stages, Stages | None]:
+    """Pictures there and back: with the calibration, and without."""
+    parties = [(ways.calibrated, ways.rotation)] + ([] if ways.without is None else [(ways.without, None)])
+    found = []
+    for number, (party, rotation) in enumerate(parties):
+
+        def tell(done: int, total: int, number: int = number) -> None:
+            if on_progress is not None:
+                on_progress(number * total + done, len(parties) * total)
+
+        leg = replace(asked, cycle=True, calibration=rotation)
+        found.append(translate_array(pictures, party, ways.target, leg, on_progress=tell))
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def unpaired(pictures: Pictures, stages: tuple[Stages, Stages | None]) -> list[Compared]:
+    """Whiteness and round trip of translations with and without the calibration."""
+    ratios, backs = [], []
+    for each in filter(None, stages):
+        assert each.back is not None  # `there_and_back` asks for it
+        ratio = whiteness(torch.from_numpy(each.latent)).ratio
+        ratios.append(Figure(value=ratio, low=ratio, high=ratio))
+        backs.append(psnr(each.back, pictures))
+    return [
+        Compared(
+            "latents: patch correlation / noise's",
+            ratios[0],
+            ratios[1] if len(ratios) > 1 else None,
+            rising=False,
+        ),
+        compared("round trip, dB", backs, resample(len(pictures))),
+    ]
+
+
+def paired(stages: tuple[Stages, Stages | None], mapped: Pictures, anchors: Anchors) -> list[Compared]:
+    """PSNR, SSIM and retrieval of translations whose truth is known."""
+    drawn, truth = resample(len(anchors.target), anchors.clusters), anchors.target
+    sets = [each.translated for each in filter(None, stages)]
+    figures: dict[str, Callable[[Pictures, Pictures], ArrayLike]] = {
+        "PSNR, dB": psnr,
+        "SSIM": ssim,
+        f"true partner among the {NEAREST} nearest": hits_by_pixels,
+    }
+    return [
+        compared(
+            name,
+            [of(x, truth) for x in sets],
+            drawn,
+            alone=of(mapped, truth),
+            judges=of is not hits_by_pixels,
+        )
+        for name, of in figures.items()
+    ]
+
+
+def map_alone(
+    pictures: Pictures, channel_map: ChannelMap, units: tuple[Normalisation, Normalisation]
+) -> Pictures:
+    """Pictures (N, C, H, W) in [-1, 1] of the source's domain with their channels mapped, without any network."""
+    own, other = units
+    found: Pictures = np.clip(other.undo(channel_map.apply(own.apply(pictures))), -1.0, 1.0)
+    return found
+
+
+def compared(
+    name: str,
+    values: Sequence[ArrayLike],
+    drawn: Resamples,
+    *,
+    alone: ArrayLike | None = None,
+    judges: bool = False,
+) -> Compared:
+    """Figures of each picture, with the calibration and without if there are two, as means with intervals."""
+    each = [np.asarray(value, np.float64) for value in values]
+    means = [Figure(**drawn.mean(value)) for value in each]
+    gain = Figure(**drawn.mean(each[0] - each[1])) if len(each) > 1 else None
+    beside = None if alone is None else Figure(**drawn.mean(alone))
+    without = means[1] if len(means) > 1 else None
+    return Compared(name, means[0], without, gain=gain, alone=beside, judges=judges)
+
+
+def _pixels(units: NDArray[np.floating]) -> NDArray[np.float64]:
+    flat = units.reshape(*units.shape[:2], -1)
+    places = np.linspace(0, flat.shape[2] - 1, PIXELS).round().astype(int)
+    return np.moveaxis(flat[:, :, places], 1, 2).astype(np.float64)
+
+
+def _around(value: float, draws: NDArray[np.float64]) -> Figure:
+    low, high = np.quantile(draws, [0.025, 0.975]) - (draws.mean() - value)
+    return Figure(value=value, low=float(low), high=float(high))
+
+
+def _distance(colours: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
+    return sliced_distance(colours.reshape(-1, colours.shape[2]), reference)

@@ -1,1 +1,0 @@
-"""Optimiser steps and their state, whatever is learned: processes, checkpoints, averages, batches made ahead."""

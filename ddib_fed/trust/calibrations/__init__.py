@@ -1,1 +1,0 @@
-"""Calibrations signed by two nodes, and where a node keeps them."""

@@ -1,1 +1,0 @@
-"""The latent wire: what crosses between the parties, without torch and without sockets."""

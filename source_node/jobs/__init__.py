@@ -1,1 +1,0 @@
-"""The durable job store of a source node: database, spool, staging, events."""

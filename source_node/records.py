@@ -1,0 +1,374 @@
+"""Jobs and items as frozen records; the names of states are those of translation.proto without their prefix.
+
+An item goes RECEIVED, ENCODED, DECODED, DELIVERED, or from one of the first two to FAILED.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from ddib_fed.errors import DdibError, MessageInvalid
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.protocol.messages import ItemState, JobState, Settings
+
+OPEN_STATES = frozenset({JobState.QUEUED, JobState.RUNNING})
+
+PENDING_ITEMS = frozenset({ItemState.RECEIVED, ItemState.ENCODED})
+"""Items that are still to be worked on."""
+
+
+class Part(StrEnum):
+    """A file of an item in the spool; the last four are what a client fetches."""
+
+    INPUT = "input"
+    DECODED = "decoded"
+    ENCODED = "encoded"
+    ROUNDTRIP_LATENT = "roundtrip_latent"
+    TRANSLATION = "translation"
+    RETURNED = "returned"
+    LATENT = "latent"
+    SOURCE = "source"
+
+
+KEPT = frozenset({Part.INPUT, Part.DECODED})
+RESULTS = frozenset({Part.TRANSLATION, Part.RETURNED, Part.LATENT, Part.SOURCE})
+
+# From a state to another: the part that must be in the spool first, and what the spool drops afterwards.
+# Back to RECEIVED: a stored latent that is no longer of the model that is served is made again.
+TRANSITIONS: Mapping[tuple[ItemState, ItemState], tuple[Part | None, frozenset[Part]]] = {
+    (ItemState.RECEIVED, ItemState.ENCODED): (Part.ENCODED, frozenset()),
+    (ItemState.ENCODED, ItemState.RECEIVED): (None, frozenset(Part) - KEPT),
+    (ItemState.ENCODED, ItemState.DECODED): (Part.TRANSLATION, frozenset(Part) - RESULTS),
+    (ItemState.DECODED, ItemState.DELIVERED): (None, frozenset(Part)),
+    (ItemState.RECEIVED, ItemState.FAILED): (None, frozenset(Part)),
+    (ItemState.ENCODED, ItemState.FAILED): (None, frozenset(Part)),
+}
+
+ErrorRecord = Mapping[str, Any]
+"""What is kept of an error: reason, sentence, incident, facts, differences, and the institution at which a call failed
+(empty for the node's own); no exception's text."""
+
+
+def error_record(error: DdibError) -> ErrorRecord:
+    """What is kept of an error: nothing that came from an exception's text."""
+    institution = error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else ""
+    return {
+        "reason": error.reason,
+        "sentence": error.said_by(institution),
+        "incident": error.incident,
+        "institution": institution,
+        "facts": dict(error.facts),
+        "differences": [
+            {"field": d.field, "source": d.source, "target": d.target, "remedy": d.remedy}
+            for d in error.differences
+        ],
+    }
+
+
+def last_cause(record: ErrorRecord) -> str:
+    """A kept error in a few words: who, what was found, and the reason."""
+    facts = record.get("facts", {})
+    who = record.get("institution") or facts.get("peer", "")
+    what = facts.get("found") or f"{record['sentence']} ({record['reason']})"
+    return f"{who}: {what}" if who else what
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a client asked for."""
+
+    owner: str
+    request_id: str
+    target_institution: str
+    target_domain: str
+    solver: Settings = field(default_factory=Settings)
+    cycle: bool = False
+    keep_latent: bool = False
+    deadline_s: float = 0.0
+    source_class: str = ""
+    target_class: str = ""
+    guidance: Guidance = UNGUIDED
+    item_classes: tuple[tuple[str, str], ...] = ()
+    model_size: bool = False
+    no_calibration: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            uuid.UUID(self.request_id)
+        except ValueError as error:
+            raise MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
+        if self.item_classes and (self.source_class or self.target_class):
+            raise MessageInvalid("classes of all items and of each", facts={"field": "item_classes"})
+
+    def classes_of(self, item: int) -> tuple[str, str]:
+        return self.item_classes[item] if self.item_classes else (self.source_class, self.target_class)
+
+    def class_pairs(self) -> tuple[tuple[str, str], ...]:
+        return tuple(dict.fromkeys(self.item_classes)) or ((self.source_class, self.target_class),)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSpec:
+    """One file that a client sent."""
+
+    index: int
+    media_type: int
+    size_bytes: int
+    sha256: bytes
+
+
+def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
+    """What decides whether the same request id has the same content: all but owner and request id."""
+    settings = {k: v for k, v in asdict(spec).items() if k not in {"owner", "request_id"}}
+    files = [[item.media_type, item.sha256.hex()] for item in items]
+    return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """A file in the spool: what it is, how large, and the digest it was written with."""
+
+    part: Part
+    media_type: int
+    size_bytes: int
+    sha256: bytes
+    file: str
+    range: int | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.part) if self.range is None else f"{self.part}.{self.range}"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a stored job; size and digest are those of the file that the client sent."""
+
+    index: int
+    state: ItemState
+    media_type: int
+    size_bytes: int
+    sha256: bytes
+    provenance: Mapping[str, Any]
+    error: ErrorRecord | None
+
+    @property
+    def model_sha256(self) -> str:
+        return str(self.provenance.get("source_model_sha256", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A stored job; `list` leaves the items out."""
+
+    job_id: str
+    spec: JobSpec
+    state: JobState
+    created: float
+    started: float
+    finished: float
+    deadline: float
+    expires: float
+    cancel_requested: bool
+    error: ErrorRecord | None
+    items: tuple[Item, ...] = ()
+
+    @property
+    def accepted(self) -> float:
+        return self.deadline - self.spec.deadline_s
+
+
+JOB_DEADLINE_S: Final = 86_400.0
+"""A job is given up after this, counting time in which the node runs. No call lasts longer (`CONNECTION_GRACE_S`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """What the store takes on."""
+
+    max_open_jobs: int = 64
+    max_spool_bytes: int = 4 << 30
+    max_staged_bytes: int = 2 << 30
+    retention_s: float = 7 * 86_400.0
+    default_deadline_s: float = JOB_DEADLINE_S
+    retry_after_s: float = 30.0
+
+
+def insert_job(
+    db: sqlite3.Connection,
+    job_id: str,
+    spec: JobSpec,
+    content: bytes,
+    items: Iterable[ItemSpec],
+    parts: Iterable[tuple[int, PartRecord]],
+    *,
+    deadline: float,
+    expires: float,
+) -> None:
+    """A queued job, its items, and their files."""
+    db.execute(
+        "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires, target, deadline)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job_id,
+            spec.owner,
+            spec.request_id,
+            content,
+            json.dumps(asdict(spec)),
+            JobState.QUEUED,
+            time.time(),
+            expires,
+            spec.target_institution,
+            deadline,
+        ),
+    )
+    for item in items:
+        row = (job_id, item.index, ItemState.RECEIVED, item.media_type, item.size_bytes, item.sha256)
+        db.execute(
+            "INSERT INTO items (job_id, item, state, media_type, size_bytes, sha256)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            row,
+        )
+    for index, part in parts:
+        insert_part(db, job_id, index, part)
+
+
+def insert_part(db: sqlite3.Connection, job_id: str, item: int, part: PartRecord) -> list[str]:
+    """A file that is in the spool now; as `delete_parts`, of the one whose place it takes."""
+    replaced = _delete(db, job_id, item, lambda record: record.name == part.name)
+    db.execute(
+        "INSERT INTO parts (job_id, item, part, file, media_type, size_bytes, sha256)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (job_id, item, part.name, part.file, part.media_type, part.size_bytes, part.sha256),
+    )
+    return replaced
+
+
+def delete_parts(db: sqlite3.Connection, job_id: str, item: int, parts: Iterable[Part]) -> list[str]:
+    wanted = set(parts)
+    return _delete(db, job_id, item, lambda record: record.part in wanted)
+
+
+def delete_ranges(db: sqlite3.Connection, job_id: str, item: int) -> list[str]:
+    return _delete(db, job_id, item, lambda record: record.range is not None)
+
+
+def _delete(
+    db: sqlite3.Connection, job_id: str, item: int, chosen: Callable[[PartRecord], bool]
+) -> list[str]:
+    rows = db.execute("SELECT * FROM parts WHERE job_id = ? AND item = ?", (job_id, item)).fetchall()
+    going = [record for record in map(part_from_row, rows) if chosen(record)]
+    db.executemany(
+        "DELETE FROM parts WHERE job_id = ? AND item = ? AND part = ?",
+        [(job_id, item, record.name) for record in going],
+    )
+    return [record.file for record in going]
+
+
+def save_state(db: sqlite3.Connection, key: str, value: float) -> None:
+    db.execute("INSERT OR REPLACE INTO node_state (key, value) VALUES (?, ?)", (key, value))
+
+
+def update_item(
+    db: sqlite3.Connection,
+    job_id: str,
+    item: int,
+    state: ItemState,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    error: Mapping[str, Any] | None = None,
+) -> None:
+    """A state, and what is given of the rest."""
+    db.execute(
+        "UPDATE items SET state = ?, provenance = coalesce(?, provenance), error = coalesce(?, error)"
+        " WHERE job_id = ? AND item = ?",
+        (state, _json(provenance), _json(error), job_id, item),
+    )
+
+
+def end_job(
+    db: sqlite3.Connection,
+    job_id: str,
+    state: JobState,
+    *,
+    expires: float,
+    error: Mapping[str, Any] | None,
+) -> None:
+    """A job's last state."""
+    db.execute(
+        "UPDATE jobs SET state = ?, finished = ?, expires = ?, error = ? WHERE job_id = ?",
+        (state, time.time(), expires, _json(error), job_id),
+    )
+
+
+def postpone_job(
+    db: sqlite3.Connection, job_id: str, *, not_before: float, error: Mapping[str, Any] | None
+) -> None:
+    """A job that waits again, and why, if that is given."""
+    db.execute(
+        "UPDATE jobs SET state = ?, not_before = ?, error = coalesce(?, error) WHERE job_id = ?",
+        (JobState.QUEUED, not_before, _json(error), job_id),
+    )
+
+
+def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
+    """A job."""
+    return Job(
+        job_id=row["job_id"],
+        spec=_spec_from(json.loads(row["spec"])),
+        state=JobState(row["state"]),
+        created=row["created"],
+        started=row["started"],
+        finished=row["finished"],
+        deadline=row["deadline"],
+        expires=row["expires"],
+        cancel_requested=bool(row["cancel_requested"]),
+        error=json.loads(row["error"]) if row["error"] else None,
+        items=tuple(map(item_from_row, items)),
+    )
+
+
+def _spec_from(stored: Mapping[str, Any]) -> JobSpec:
+    read = dict(stored)
+    read["solver"] = Settings(**read["solver"])
+    read["guidance"] = Guidance(**read.get("guidance", {}))
+    read["item_classes"] = tuple((source, target) for source, target in read.get("item_classes", ()))
+    return JobSpec(**read)
+
+
+def item_from_row(row: sqlite3.Row) -> Item:
+    """An item."""
+    return Item(
+        index=row["item"],
+        state=ItemState(row["state"]),
+        media_type=row["media_type"],
+        size_bytes=row["size_bytes"],
+        sha256=row["sha256"],
+        provenance=json.loads(row["provenance"]),
+        error=json.loads(row["error"]) if row["error"] else None,
+    )
+
+
+def part_from_row(row: sqlite3.Row) -> PartRecord:
+    """A file of the spool."""
+    name, _, number = row["part"].partition(".")
+    return PartRecord(
+        Part(name),
+        row["media_type"],
+        row["size_bytes"],
+        row["sha256"],
+        row["file"],
+        int(number) if number else None,
+    )
+
+
+def _json(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value, sort_keys=True, allow_nan=False)
