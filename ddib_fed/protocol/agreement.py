@@ -5,8 +5,8 @@ The same function runs at both ends; the caller computes the digest itself and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Final
 
 from ddib_fed.errors import ContractMismatch, Difference
 from ddib_fed.protocol.contract import (
@@ -22,34 +22,28 @@ from ddib_fed.protocol.messages import from_message
 from ddib_fed.v1 import decoding_pb2
 
 
-class _Field(NamedTuple):
-    name: str
-    value: Callable[[ContractSide], object]
-    remedy: str
-
-
 def _shortest(number: float) -> str:
     return repr(float(number)).removesuffix(".0")
 
 
-# In reading order for the operator.
-_MUST_MATCH = (
-    _Field(
+# Field, text of a side's value, remedy; in reading order for the operator.
+_MUST_MATCH: Final[tuple[tuple[str, Callable[[ContractSide], str], str], ...]] = (
+    (
         "sample_kind",
         lambda side: side.sample_kind,
         "One side serves points and the other pictures; choose another target, or serve another model.",
     ),
-    _Field(
+    (
         "sample_shape",
         lambda side: "x".join(map(str, side.sample_shape)),
         "Serve models of one shape on both sides; train one of them again at the other's shape.",
     ),
-    _Field(
+    (
         "value_range",
         lambda side: side.value_range,
         "Train both models on data in the same range of values, and with the same --colours.",
     ),
-    _Field(
+    (
         "soften_sigma",
         lambda side: _shortest(side.soften_sigma),
         "Set the same soften_sigma in both models' manifests; the recommended value is in docs/quality.md.",
@@ -57,48 +51,38 @@ _MUST_MATCH = (
 )
 
 
-def _mismatches(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
-    for field in _MUST_MATCH:
-        here, there = field.value(source), field.value(target)
-        if here != there:
-            yield Difference(field.name, str(here), str(there), field.remedy)
-
-
-def _size_rule(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
-    """A side that accepts only pictures of the model's size is compatible with every rule: none is applied then."""
-    if source.size_rule != target.size_rule and REFUSE not in {source.size_rule, target.size_rule}:
-        yield Difference(
-            "size_rule",
-            source.size_rule,
-            target.size_rule,
-            'Train both models with the same --fit, or set policy.size_rule = "refuse" in one node.toml: then '
-            "only pictures of the models' size are taken.",
-        )
-
-
-def _ends(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
-    """Ends of the ODE: they may differ, but each must reach noise on one side and data on the other."""
-    if max(source.terminal_lambda, target.terminal_lambda) > HIGHEST_TERMINAL_LAMBDA:
-        yield Difference(
-            "terminal_lambda",
-            _shortest(source.terminal_lambda),
-            _shortest(target.terminal_lambda),
-            f"Both must be at most {HIGHEST_TERMINAL_LAMBDA:g}, so that the latents are N(0, I) within "
-            "exp(2 lambda) of relative variance; train the side above it to the end of a noisier schedule.",
-        )
-    if min(source.initial_lambda, target.initial_lambda) < LOWEST_INITIAL_LAMBDA:
-        yield Difference(
-            "initial_lambda",
-            _shortest(source.initial_lambda),
-            _shortest(target.initial_lambda),
-            f"Both must be at least {LOWEST_INITIAL_LAMBDA:g}; train the side below it with a schedule that "
-            "starts nearer to the data.",
-        )
-
-
 def differences(source: ContractSide, target: ContractSide) -> tuple[Difference, ...]:
     """Every field in which the two sides are incompatible; empty if there is none."""
-    return (*_mismatches(source, target), *_size_rule(source, target), *_ends(source, target))
+    found = [
+        Difference(field, text(source), text(target), remedy)
+        for field, text, remedy in _MUST_MATCH
+        if text(source) != text(target)
+    ]
+    rules = source.size_rule, target.size_rule
+    if (
+        rules[0] != rules[1] and REFUSE not in rules
+    ):  # of pictures of the model's size every rule makes the same
+        remedy = (
+            'Train both models with the same --fit, or set policy.size_rule = "refuse" in one node.toml: then '
+            "only pictures of the models' size are taken."
+        )
+        found.append(Difference("size_rule", *rules, remedy))
+    # The ends of the ODE may differ, but each must reach noise on one side and data on the other.
+    if max(source.terminal_lambda, target.terminal_lambda) > HIGHEST_TERMINAL_LAMBDA:
+        remedy = (
+            f"Both must be at most {HIGHEST_TERMINAL_LAMBDA:g}, so that the latents are N(0, I) within "
+            "exp(2 lambda) of relative variance; train the side above it to the end of a noisier schedule."
+        )
+        ends = _shortest(source.terminal_lambda), _shortest(target.terminal_lambda)
+        found.append(Difference("terminal_lambda", *ends, remedy))
+    if min(source.initial_lambda, target.initial_lambda) < LOWEST_INITIAL_LAMBDA:
+        remedy = (
+            f"Both must be at least {LOWEST_INITIAL_LAMBDA:g}; train the side below it with a schedule that "
+            "starts nearer to the data."
+        )
+        ends = _shortest(source.initial_lambda), _shortest(target.initial_lambda)
+        found.append(Difference("initial_lambda", *ends, remedy))
+    return tuple(found)
 
 
 def agree(
@@ -107,13 +91,7 @@ def agree(
     limits: ContractLimits,
     calibration: CalibrationTerms | None = None,
 ) -> Contract:
-    """The contract between two sides, with the target's limits.
-
-    Args:
-        source: The source's side.
-        target: The target's side.
-        limits: What the target accepts.
-        calibration: Under which the source encodes, checked by the target against its store and policy; None for none.
+    """The contract between two sides, with the target's limits and the source's calibration.
 
     Raises:
         MessageInvalid: A calibration of points.
@@ -139,23 +117,28 @@ def confirm(
 ) -> Contract:
     """The contract in a target's answer, after the source has verified it.
 
-    Args:
-        response: What the target answered.
-        source: The side that the source sent.
-        target_institution: The institution that the source addressed.
-        calibration: That the source proposed; None for none.
-
     Raises:
         MessageInvalid: A field is outside what docs/protocol.md allows.
         ContractMismatch: The answer is another source's contract, another institution's, one that the source
             cannot keep, or its digest is not the one computed here.
     """
     contract = from_message(response.contract, Contract)
-    found = [
-        *differences(source, contract.target),
-        *_tampered(contract, source, target_institution, response.sha256),
-        *_recalibrated(calibration, contract.calibration),
-    ]
+    report = "ask its operator to upgrade, and report it."
+    found = list(differences(source, contract.target))
+    if contract.source != source:
+        remedy = f"The target changed the source's side; {report}"
+        found.append(Difference("source", source.domain, contract.source.domain, remedy))
+    if contract.target.institution != target_institution:
+        remedy = "The node at this address belongs to another institution; correct the peer's address."
+        found.append(Difference("institution", target_institution, contract.target.institution, remedy))
+    if contract.digest != response.sha256:
+        remedy = "The two releases write the contract differently; upgrade the older one."
+        answered = response.sha256.hex()[:64]
+        found.append(Difference("contract_sha256", contract.digest.hex(), answered, remedy))
+    if contract.calibration != calibration:
+        remedy = f"The target changed the calibration that was proposed; {report}"
+        proposed, answered = str(calibration or "none"), str(contract.calibration or "none")
+        found.append(Difference("calibration", proposed, answered, remedy))
     if found:
         names = ", ".join(difference.field for difference in found)
         raise ContractMismatch(
@@ -163,31 +146,3 @@ def confirm(
             differences=tuple(found),
         )
     return contract
-
-
-def _tampered(
-    contract: Contract, source: ContractSide, target_institution: str, sha256: bytes
-) -> Iterable[Difference]:
-    """Differences between an answer and its request."""
-    if contract.source != source:
-        remedy = "The target changed the source's side; ask its operator to upgrade, and report it."
-        yield Difference("source", source.domain, contract.source.domain, remedy)
-    if contract.target.institution != target_institution:
-        remedy = "The node at this address belongs to another institution; correct the peer's address."
-        yield Difference("institution", target_institution, contract.target.institution, remedy)
-    if contract.digest != sha256:
-        remedy = "The two releases write the contract differently; upgrade the older one."
-        yield Difference("contract_sha256", contract.digest.hex(), sha256.hex()[:64], remedy)
-
-
-def _recalibrated(
-    proposed: CalibrationTerms | None, answered: CalibrationTerms | None
-) -> Iterable[Difference]:
-    """The calibration is the source's proposal: the target accepts it as it is, or refuses the contract."""
-    if proposed != answered:
-        yield Difference(
-            "calibration",
-            str(proposed or "none"),
-            str(answered or "none"),
-            "The target changed the calibration that was proposed; ask its operator to upgrade, and report it.",
-        )

@@ -1,15 +1,15 @@
 """The contract under which latents move: both sides' descriptions and the limits.
 
-Constructing a `ContractSide`, `ContractLimits` or `Contract` runs every check that
-docs/protocol.md states; nothing else checks those fields again. `agreement` makes contracts.
+Making any of them runs every check that docs/protocol.md states and raises `MessageInvalid`, whose `facts["field"]`
+names the field; nothing else checks those fields again. `agreement` makes contracts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Final
 
 from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
 from ddib_fed.files import DIGEST_BYTES, MAX_CLASSES, Value, canonical_json, require, require_number
@@ -25,11 +25,7 @@ LAST_MOMENT = 253_402_300_799
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTerms:
-    """The calibration under which a source encodes; the fields are those of the message of this name.
-
-    Raises:
-        MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
-    """
+    """The calibration under which a source encodes; the fields are those of the message of this name."""
 
     sha256: bytes
     kind: str
@@ -44,10 +40,6 @@ class CalibrationTerms:
     def __str__(self) -> str:
         return f"{self.kind} {self.sha256.hex()}"
 
-    def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest."""
-        return {"expires": self.expires, "kind": self.kind, "sha256": self.sha256.hex()}
-
 
 MAX_GUIDANCE = 1000.0
 """The largest scale; published scales are 1 to 10."""
@@ -55,11 +47,7 @@ MAX_GUIDANCE = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class GuidanceTerms:
-    """The guidance that a target offers; the fields are those of the message of this name.
-
-    Raises:
-        MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
-    """
+    """The guidance that a target offers; the fields are those of the message of this name."""
 
     max_guidance: float = 0.0
     max_classifier_scale: float = 0.0
@@ -79,26 +67,12 @@ class GuidanceTerms:
             "must be those of the classifier",
         )
 
-    def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest."""
-        return {
-            "classifier_classes": self.classifier_classes,
-            "classifier_sha256": self.classifier_sha256.hex(),
-            "clip": int(self.clip),
-            "max_classifier_scale": float(self.max_classifier_scale),
-            "max_guidance": float(self.max_guidance),
-        }
-
 
 NO_GUIDANCE = GuidanceTerms()
 
 
 def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
-    """A request's guidance as a message; None for none.
-
-    Raises:
-        SettingsInvalid: Guided encoding, which works only in one process.
-    """
+    """A request's guidance as a message; None for none."""
     if asked.encoding:
         raise SettingsInvalid(
             "nodes guide decoding alone: the latent of a guided encoding is not noise and is not sent",
@@ -112,11 +86,6 @@ def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
 
 
 def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
-    """Guidance read from the wire.
-
-    Raises:
-        SettingsInvalid: Both kinds at once.
-    """
     return Guidance(
         message.guidance if message.HasField("guidance") else None,
         message.classifier_scale if message.HasField("classifier_scale") else None,
@@ -125,17 +94,7 @@ def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
 
 
 def check_offered(asked: Guidance, terms: GuidanceTerms | None, of: str) -> None:
-    """Return if a target offers the guidance of a request.
-
-    Args:
-        asked: The guidance of the request.
-        terms: The target's offer; None for no guidance.
-        of: INSTITUTION/DOMAIN of the target, for the error.
-
-    Raises:
-        SettingsInvalid: A kind of guidance that is not offered.
-        PolicyDenied: More than the target's policy allows.
-    """
+    """Return if the target `of`, INSTITUTION/DOMAIN, offers the guidance of a request."""
     terms = terms or NO_GUIDANCE
     kinds = (
         ("--guidance", "max_guidance", asked.scale, terms.max_guidance),
@@ -206,11 +165,7 @@ LARGEST_VALUE = 1e9
 
 @dataclass(frozen=True, slots=True)
 class PictureTerms:
-    """The values in a picture's file; the fields are those of the message of this name.
-
-    Raises:
-        MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
-    """
+    """The values in a picture's file; the fields are those of the message of this name."""
 
     low: float
     high: float
@@ -222,18 +177,10 @@ class PictureTerms:
         require(self.low < self.high, "picture.high", "must be above picture.low")
         require(self.bits in PICTURE_BITS, "picture.bits", "must be 8 or 16")
 
-    def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest."""
-        return {"bits": self.bits, "high": float(self.high), "low": float(self.low)}
-
 
 @dataclass(frozen=True, slots=True)
 class ContractSide:
-    """One side's half of a contract; the fields are those of the message of this name.
-
-    Raises:
-        MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
-    """
+    """One side's half of a contract; the fields are those of the message of this name."""
 
     institution: str
     domain: str
@@ -253,7 +200,11 @@ class ContractSide:
         require(is_institution(self.institution), "institution", "must be a DNS name in lower case")
         require(is_domain(self.domain), "domain", f"must be {DOMAIN_RULE}")
         require(self.sample_kind in RANKS, "sample_kind", "must be point or picture")
-        self._check_shape()
+        rank = RANKS[self.sample_kind]
+        require(len(self.sample_shape) == rank, "sample_shape", f"must have {rank} numbers")
+        for length in self.sample_shape:
+            require_number(length, 1, MAX_SIDE_LENGTH, "sample_shape")
+        require(math.prod(self.sample_shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
         require(len(self.model_sha256) == DIGEST_BYTES, "model_sha256", "must be 32 bytes")
         require_number(self.terminal_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "terminal_lambda")
         require_number(self.initial_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "initial_lambda")
@@ -274,9 +225,6 @@ class ContractSide:
         require(
             (self.picture is not None) == is_picture, "picture", "must be set for pictures, and only there"
         )
-        self._check_class_names()
-
-    def _check_class_names(self) -> None:
         names = self.class_names
         require(len(names) in {0, self.classes}, "class_names", "must be none, or one for each class")
         require(len(names) <= MAX_CLASS_NAMES, "class_names", f"must be at most {MAX_CLASS_NAMES}")
@@ -284,25 +232,13 @@ class ContractSide:
             all(map(is_class_name, names)), "class_names", "must be 1 to 64 printable ASCII characters each"
         )
 
-    def _check_shape(self) -> None:
-        rank = RANKS[self.sample_kind]
-        require(len(self.sample_shape) == rank, "sample_shape", f"must have {rank} numbers")
-        for length in self.sample_shape:
-            require_number(length, 1, MAX_SIDE_LENGTH, "sample_shape")
-        require(math.prod(self.sample_shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
-
     @property
     def prior_gap(self) -> float:
         """Relative deviation of the variance of this side's latents from 1: exp(2 lambda)."""
         return math.exp(2 * min(self.terminal_lambda, 0.0))
 
     def class_index(self, asked: str, classes: int | None = None) -> int | None:
-        """The class of a name or of a decimal index; None if there is no such class.
-
-        Args:
-            asked: The name or index.
-            classes: How many there are, where a classifier has them; None for the side's own.
-        """
+        """The class of a name or of a decimal index of `classes` (the side's own without); None if there is none."""
         if asked in self.class_names:
             return self.class_names.index(asked)
         index = (
@@ -312,24 +248,6 @@ class ContractSide:
         )
         return index if 0 <= index < (self.classes if classes is None else classes) else None
 
-    def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest."""
-        return {
-            "class_names": list(self.class_names),
-            "classes": self.classes,
-            "domain": self.domain,
-            "initial_lambda": float(self.initial_lambda),
-            "institution": self.institution,
-            "model_sha256": self.model_sha256.hex(),
-            "picture": {} if self.picture is None else self.picture.values(),
-            "sample_kind": self.sample_kind,
-            "sample_shape": list(self.sample_shape),
-            "size_rule": self.size_rule,
-            "soften_sigma": float(self.soften_sigma),
-            "terminal_lambda": float(self.terminal_lambda),
-            "value_range": self.value_range,
-        }
-
 
 def is_class_name(name: str) -> bool:
     """Whether a contract allows this class name: 1 to 64 printable ASCII characters."""
@@ -338,11 +256,7 @@ def is_class_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ContractLimits:
-    """The target's limits; the fields are those of the message of this name.
-
-    Raises:
-        MessageInvalid: A field is outside what docs/protocol.md allows.
-    """
+    """The target's limits; the fields are those of the message of this name."""
 
     max_items_per_stream: int
     max_samples_per_item: int
@@ -358,31 +272,12 @@ class ContractLimits:
         require_number(self.max_evaluations, 1, MAX_EVALUATIONS, "max_evaluations")
         require_number(self.min_evaluations, 0, self.max_evaluations, "min_evaluations")
 
-    def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest."""
-        return {
-            "guidance": {} if self.guidance is None else self.guidance.values(),
-            "max_evaluations": self.max_evaluations,
-            "max_items_per_stream": self.max_items_per_stream,
-            "max_latent_bytes": self.max_latent_bytes,
-            "max_samples_per_item": self.max_samples_per_item,
-            "min_evaluations": self.min_evaluations,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The agreement of both sides; every latent carries its `digest`.
+    """The agreement of both sides; every latent carries its `digest`, SHA-256 over the canonical JSON, 32 bytes.
 
-    Attributes:
-        source: Who encodes.
-        target: Who decodes.
-        limits: The target's.
-        calibration: Under which the source encodes; None for none.
-        digest: SHA-256 over the canonical JSON, 32 bytes.
-
-    Raises:
-        MessageInvalid: A calibration of points.
+    The limits are the target's; the source encodes under the calibration, or None.
     """
 
     source: ContractSide
@@ -414,15 +309,25 @@ class Contract:
 
     def canonical(self) -> bytes:
         """The canonical JSON that both sides hash; docs/protocol.md has an example."""
-        return canonical_json(
-            {
-                "calibration": {} if self.calibration is None else self.calibration.values(),
-                "limits": self.limits.values(),
-                "protocol": PROTOCOL,
-                "source": self.source.values(),
-                "target": self.target.values(),
-            }
-        )
+        return canonical_json({**_values(self), "protocol": PROTOCOL})
+
+
+def _values(terms: Any) -> dict[str, Value]:
+    """The fields of a contract or of a part of it, as they enter the digest."""
+    return {each.name: _value(getattr(terms, each.name)) for each in fields(terms) if each.init}
+
+
+def _value(value: Any) -> Value:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, bool):
+        return int(value)
+    if value is None or is_dataclass(value):
+        return {} if value is None else _values(value)
+    number_or_text: Value = value
+    return number_or_text
 
 
 def require_protocol(caller: int, answering: int, hop: str = "") -> None:

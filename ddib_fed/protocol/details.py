@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -132,15 +132,11 @@ def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDeta
             target=_clean(difference.target),
             remedy=_clean(difference.remedy),
         )
-    _shorten(detail)
-    return detail
-
-
-def _shorten(detail: pb.ErrorDetail) -> None:
     while detail.ByteSize() > MAX_DETAIL_BYTES and detail.facts:
         del detail.facts[max(detail.facts)]
     while detail.ByteSize() > MAX_DETAIL_BYTES and detail.differences:
         del detail.differences[-1]
+    return detail
 
 
 def from_detail(data: bytes, hop: str) -> DdibError | None:
@@ -156,13 +152,17 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
     if has_unknown_fields(detail):
         return UnknownFields("its error has fields that this release does not know", hop=hop)
     kind, reason = error_class(detail.reason), _clean(detail.reason)
-    said = _said_by(hop)
+    where, called = _clean(detail.institution), institution_of(hop)
+    foreign = hop.startswith(("target ", "peer "))
+
+    def said(text: str) -> str:
+        return f'{called} says: "{text}"'[:MAX_TEXT] if text and foreign else text
+
     differences = tuple(
         Difference(_clean(d.field), _clean(d.source), _clean(d.target), said(_clean(d.remedy)))
         for d in detail.differences[:MAX_DIFFERENCES]
     )
-    where, called = _clean(detail.institution), hop.rpartition(" ")[2]
-    further = bool(where) and where != called and not _is_foreign(hop)
+    further = bool(where) and where != called and not foreign
     own_words = kind.said_by(where if further else called)[:MAX_TEXT]
     sentence = said(_clean(detail.sentence) or reason) if kind is InternalError else own_words
     found = kind(
@@ -173,31 +173,22 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
         differences=differences,
         incident="".join(c for c in detail.incident[:MAX_INCIDENT] if c.isascii() and c.isalnum()),
     )
-    found.says = called if _is_foreign(hop) else where if further and kind is not PeerFault else ""
+    found.says = called if foreign else where if further and kind is not PeerFault else ""
     return found
-
-
-def _is_foreign(hop: str) -> bool:
-    return hop.startswith(("target ", "peer "))
-
-
-def _said_by(hop: str) -> Callable[[str], str]:
-    if not _is_foreign(hop):
-        return lambda text: text
-    who = hop.rpartition(" ")[2]
-    return lambda text: f'{who} says: "{text}"'[:MAX_TEXT] if text else ""
 
 
 def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
     """The error of a failed call."""
-    trailing = _trailing(error)
+    call: Any = error if status_of(error) is not None else None
+    trailing: Iterable[Any] = () if call is None else call.trailing_metadata() or ()
     for key, value in trailing:
         if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
             return _with_clock(found, clock_difference(trailing))
     code, who = status_of(error), hop or "the peer"
     kind = _BY_STATUS.get(code, InternalError) if code is not None else InternalError
+    text = (call.details() or "") if call is not None else ""
     for status, pattern, without_hope, says in _BY_TEXT:
-        if code is status and re.search(pattern, _text_of(error)):
+        if code is status and re.search(pattern, text):
             return without_hope(says.format(hop=who), hop=hop)
     if kind is PeerUnreachable:
         return _unreachable(code, who, hop)
@@ -222,28 +213,12 @@ def _unreachable(code: grpc.StatusCode | None, who: str, hop: str) -> PeerUnreac
         detail = f"{who} did not answer in time"
     else:
         detail = f"the connection to {who} broke off ({code.name if code else 'no status'})"
-    name = hop.rpartition(" ")[2]
-    hint = f"ddib peer test {name}" if hop.startswith("target") else "ddib doctor"
+    hint = f"ddib peer test {institution_of(hop)}" if hop.startswith("target") else "ddib doctor"
     return PeerUnreachable(detail, hop=hop, hint=hint)
 
 
-def status_of(error: grpc.RpcError) -> grpc.StatusCode | None:
-    call = _as_call(error)
-    return call.code() if call is not None else None
-
-
-def _text_of(error: grpc.RpcError) -> str:
-    call = _as_call(error)
-    return (call.details() or "") if call is not None else ""
-
-
-def _trailing(error: grpc.RpcError) -> list[tuple[str, str | bytes]]:
-    call = _as_call(error)
-    return [] if call is None else [(str(key), value) for key, value in call.trailing_metadata() or ()]
-
-
-def _as_call(error: Any) -> grpc.Call | None:
-    return error if isinstance(error, grpc.Call) else None
+def status_of(error: Any) -> grpc.StatusCode | None:
+    return error.code() if isinstance(error, grpc.Call) else None
 
 
 def _clean(text: str) -> str:
@@ -268,13 +243,11 @@ def clock_difference(trailing: Iterable[Any] | None) -> float | None:
 
 def described(difference_s: float) -> str:
     """A difference between two clocks, for a person, from this machine's side."""
-    size = abs(difference_s)
+    size, where = abs(difference_s), "ahead of" if difference_s > 0 else "behind"
     for unit, seconds in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if size >= 2 * seconds:
-            return (
-                f"{size / seconds:.0f} {unit} {'ahead of' if difference_s > 0 else 'behind'} this machine's"
-            )
-    return f"{size:.0f} s {'ahead of' if difference_s > 0 else 'behind'} this machine's"
+            return f"{size / seconds:.0f} {unit} {where} this machine's"
+    return f"{size:.0f} s {where} this machine's"
 
 
 # What the node of another institution may say of a request: of its own state, policy and model, and of the protocol.
@@ -304,16 +277,20 @@ def at_fault(error: DdibError, hop: str) -> PeerFault:
     """The fault of a peer in whose answer `error` was found."""
     if isinstance(error, PeerFault):
         return error
-    peer, found = institution_of(hop), escape(error.detail[:MAX_TEXT])[:MAX_TEXT]
-    hint = f"ask the operator of {peer}; ddib peer test {peer} asks that node again"
+    fault = _fault(hop, "what cannot be used: ", escape(error.detail[:MAX_TEXT])[:MAX_TEXT], error)
+    fault.differences = error.differences
     if isinstance(error, UnknownFields):
-        hint = "ddib --version at both institutions: the releases may be too far apart"
+        fault.hint = "ddib --version at both institutions: the releases may be too far apart"
+    return fault
+
+
+def _fault(hop: str, what: str, found: str, error: DdibError) -> PeerFault:
+    peer = institution_of(hop)
     return PeerFault(
-        f"{peer} answered with what cannot be used: {found}",
+        f"{peer} answered with {what}{found}",
         hop=hop,
-        hint=hint,
+        hint=f"ask the operator of {peer}; ddib peer test {peer} asks that node again",
         facts={"peer": peer, "answer": error.reason, "found": found},
-        differences=error.differences,
     )
 
 
@@ -333,15 +310,8 @@ def failure_of_peer(error: grpc.RpcError, hop: str) -> DdibError:
         return at_fault(found, hop)
     if isinstance(found, _SAYABLE) or type(found) in _SAYABLE_ITSELF:
         return found
-    peer = institution_of(hop)
-    what = f"a refusal with a reason that it cannot have: {found.reason}"
-    fault = PeerFault(
-        f"{peer} answered with {what}",
-        hop=hop,
-        hint=f"ask the operator of {peer}; ddib peer test {peer} asks that node again",
-        facts={"peer": peer, "answer": found.reason, "found": what},
-        incident=found.incident,
-    )
+    fault = _fault(hop, "", f"a refusal with a reason that it cannot have: {found.reason}", found)
+    fault.incident = found.incident
     if (item := found.facts.get("item", "")).isdecimal():
         fault.facts["item"] = item
     return fault

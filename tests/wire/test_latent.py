@@ -172,7 +172,7 @@ def test_only_the_guarded_module_makes_latent_headers():
         for path in folder.rglob("*.py")
         if "LatentHeader(" in path.read_text(encoding="utf-8")
     ]
-    assert [path.relative_to(root).as_posix() for path in sources] == ["wire/latent.py"]
+    assert [path.relative_to(root).as_posix() for path in sources] == ["protocol/latent.py"]
     assert len(re.findall(r"LatentHeader\(", sources[0].read_text(encoding="utf-8"))) == 1
 
 
