@@ -12,7 +12,7 @@ from ddib_fed.cli.main import cli
 from ddib_fed.errors import all_errors
 from ddib_fed.node.command import node_command
 from ddib_fed.node.config import render_node_toml
-from tests.wire.examples import contract
+from tests.protocol.examples import contract
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT, PROTOCOL = DOCS / "cli.md", DOCS / "protocol.md"

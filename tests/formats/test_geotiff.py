@@ -63,12 +63,6 @@ def test_a_map_comes_back_where_it_was(driver, tmp_path):
     assert made.report["geometry"]["crs"] == "EPSG:32633"
 
 
-def test_without_tiles_the_map_is_one_item(tmp_path):
-    study = only(write_map(tmp_path / "map.tif", SMOOTH[:1]))
-    assert (study.planes, len(list(study.items()))) == (1, 1)
-    assert study.assemble(echo(study)).report["seams"] is None
-
-
 def test_holes_are_filled_for_the_model_and_stay_holes(tmp_path):
     """Where there are no data nothing extreme is sent, and the output has a mask there; empty tiles are not sent."""
     mask = np.full((90, 131), 255, np.uint8)
@@ -88,15 +82,6 @@ def test_a_band_of_transparency_becomes_the_mask(tmp_path):
     assert study.tiles.numbers.shape == (90, 131, 3)
     _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
     np.testing.assert_array_equal(valid, alpha > 0)
-
-
-def test_what_is_not_finite_is_a_hole(tmp_path):
-    """Also where the file does not say so."""
-    heights = (ROWS + COLUMNS).astype(np.float32)[None]
-    heights[0, :4, :4], heights[0, 8, 8] = np.nan, np.inf
-    study = only(write_map(tmp_path / "dem.tif", heights))
-    np.testing.assert_array_equal(study.valid, np.isfinite(heights[0]))
-    assert study.intensity["black"] >= 0
 
 
 def test_a_palette_is_refused_with_a_command(tmp_path):
@@ -139,26 +124,6 @@ def test_scale_and_offset_of_a_band_are_applied(tmp_path):
     content = study.assemble(echo(study)).files["map.tif"]
     with MemoryFile(content) as memory, memory.open() as file:
         assert (file.scales, file.offsets) == ((1.0,), (0.0,)), "the units are the target's"
-
-
-def test_each_band_has_its_own_scale(tmp_path):
-    path = write_map(tmp_path / "map.tif", SMOOTH.astype(np.uint16))
-    with rasterio.open(path, "r+") as file:
-        file.scales, file.offsets = [1.0, 2.0, 0.5], [0.0, 10.0, -10.0]
-    numbers = only(path, intensity="values").tiles.numbers
-    expected = np.stack([SMOOTH[0], SMOOTH[1] * 2.0 + 10, SMOOTH[2] * 0.5 - 10], axis=2)
-    np.testing.assert_array_equal(numbers, expected)
-
-
-def test_percentiles_are_of_what_has_data_alone(tmp_path):
-    """What holes are filled with for the model is no value of the map."""
-    heights = (COLUMNS * 7).astype(np.int16)[None]
-    heights[0, :, 12:] = -1
-    study = only(write_map(tmp_path / "dem.tif", heights, nodata=-1), intensity="percentile:10,90")
-    black, white = np.percentile(heights[0, :, :12], (10, 90))
-    assert (study.intensity["black"], study.intensity["white"]) == (black, white)
-    inside = (heights[0, :, :12] < black) | (heights[0, :, :12] > white)
-    assert study.intensity["clipped"] == pytest.approx(inside.mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("hole", [False, True])

@@ -7,7 +7,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, UsageError
-from ddib_fed.formats.intensity import Rule, chosen_rule, is_empty, item_bytes
+from ddib_fed.formats.intensity import Rule, is_empty, item_bytes
 
 VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 
@@ -34,14 +34,6 @@ def test_numbers_fill_the_range_and_the_stated_inverse_undoes_them(text, dtype, 
     step = (rule.white - rule.black) / (rule.high - rule.low) if dtype != np.float32 else 1e-3
     assert np.abs(back - VALUES)[inside].max() <= 0.52 * step  # float32 in between
     assert stated["clipped"] == pytest.approx(1 - inside.mean(), abs=1e-6)
-
-
-def test_sixteen_bits_survive_the_item():
-    """A grey picture of 16 bits is the same after the node's own decoder."""
-    numbers = Rule.parse("percentile:0,100@0:65535").on(VALUES).numbers(VALUES)[0]
-    picture = decode_image(item_bytes(numbers))
-    assert picture.bits == 16
-    np.testing.assert_array_equal(picture.pixels, numbers)
 
 
 def test_hounsfield_units_are_sent_as_they_are():
@@ -72,13 +64,6 @@ def test_values_that_are_sent_as_they_are_keep_their_numbers(least, most, kind):
     np.testing.assert_array_equal(numbers, values)
 
 
-def test_auto_is_stated_for_each_kind():
-    """CT, bytes, and what has no units."""
-    assert chosen_rule("auto", VALUES, "CT").name == "hu"
-    assert chosen_rule("auto", VALUES.astype(np.uint8), "US").name == "values"
-    assert chosen_rule("auto", VALUES, "MR") == Rule("percentile", 0.5, 99.5)
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -98,11 +83,6 @@ def test_a_rule_that_is_none_is_refused(text):
     assert "--intensity" in caught.value.hint
 
 
-def test_hounsfield_units_are_for_ct():
-    with pytest.raises(UsageError, match="for CT"):
-        chosen_rule("hu", VALUES, "MR")
-
-
 def test_values_that_say_nothing_are_refused():
     """Percentiles of a constant, and NaN that would be sent as it is."""
     with pytest.raises(ImageUnreadable, match="percentiles say nothing"):
@@ -115,12 +95,6 @@ def test_values_that_say_nothing_are_refused():
     found = Rule.parse("percentile:1,99").on(holed)
     assert (found.black, found.white) == tuple(np.percentile(holed[np.isfinite(holed)], (1, 99)))
     assert np.isfinite(found.numbers(holed)).all()
-
-
-def test_a_range_that_ends_above_a_byte_is_no_byte():
-    """256 would become 0."""
-    numbers = Rule.parse("window:300,400@0:256").on(VALUES).numbers(VALUES)
-    assert (numbers.dtype, numbers.max()) == (np.uint16, 256)
 
 
 def test_background_is_told_from_content():

@@ -21,20 +21,6 @@ def test_a_steady_change_does_not_flicker_and_jumps_do():
     assert found.record()["translation"] == pytest.approx(20 / width, abs=1e-6)
 
 
-def test_the_ratio_is_that_of_the_two(capsys):
-    """Of a volume with itself, 1."""
-    noise = np.random.default_rng(0).normal(size=(6, 8, 8, 1))
-    found = measure_flicker(noise, noise)
-    assert found is not None
-    assert found.ratio == 1
-    assert "1.00 times" in found.say()
-
-
-def test_what_has_no_neighbours_has_no_figure():
-    assert measure_flicker(STEADY[:2], STEADY[:2]) is None
-    assert measure_seams(STEADY[0], STEADY[0], [], []) is None
-
-
 def test_a_step_at_an_edge_is_seen_there_alone():
     picture = np.random.default_rng(0).normal(size=(32, 32, 1))
     stepped = picture.copy()

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from ddib_fed.errors import FileMissing, ImageUnreadable, InputError
+from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.study import Translated
 from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone, results
 
@@ -75,21 +75,6 @@ def test_both_places_of_a_volume_stay_as_they_were(qform, sform, tmp_path):
             np.testing.assert_array_equal(kept, affine)
     np.testing.assert_array_equal(made.affine, given.affine)
     np.testing.assert_array_equal(np.asarray(made.dataobj), np.asarray(given.dataobj))
-
-
-def test_a_quaternion_that_is_none_is_not_passed_on(tmp_path):
-    """The matrix says where the volume lies; another reader would stop at the quaternion."""
-    image = nibabel.Nifti1Image(np.arange(720, dtype=np.int16).reshape(8, 9, 10), None)
-    image.set_sform(SHEARED, code=2)
-    image.set_qform(TURNED, code=1)
-    content = bytearray(image.to_bytes())
-    content[256:268] = np.array([3.0, 3.0, 3.0], "<f4").tobytes()
-    (tmp_path / "scan.nii").write_bytes(content)
-    study = only(tmp_path / "scan.nii")
-    (tmp_path / "out").mkdir()
-    made = output(tmp_path / "out", study, echo(study))
-    assert made.get_qform(coded=True)[1] == 0
-    np.testing.assert_allclose(made.affine, SHEARED, atol=1e-6)
 
 
 @pytest.mark.parametrize("axes", ["LAS", "PIR", "SLA"])
@@ -168,27 +153,6 @@ def test_background_is_not_sent_and_refused_slices_are_named():
     assert any("flicker" in line for line in made.said)
 
 
-def test_empty_slices_are_no_items(tmp_path):
-    values = np.zeros((16, 16, 9), dtype=np.int16)
-    values[4:12, 4:12, 3:6] = np.random.default_rng(0).integers(100, 900, (8, 8, 3))
-    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii")
-    study = only(tmp_path / "scan.nii")
-    assert (study.sent, study.planes) == ((3, 4, 5), 9)
-    made = output(tmp_path, study, echo(study))
-    assert not np.asarray(made.dataobj)[:, :, :3].any()
-
-
-def test_what_was_not_sent_is_the_least_value_of_the_target(tmp_path):
-    """In its units: a range that does not begin at the number 0."""
-    values = np.zeros((16, 16, 9), dtype=np.int16)
-    values[4:12, 4:12, 3:6] = np.random.default_rng(0).integers(100, 900, (8, 8, 3))
-    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii")
-    study = only(tmp_path / "scan.nii")
-    (tmp_path / "out").mkdir()
-    made = output(tmp_path / "out", study, echo(study, scale=(0.5, -1024.0, 16, -1000.0, 3000.0)))
-    assert (np.asarray(made.dataobj)[:, :, :3] == -1000).all()
-
-
 def test_colours_are_a_fifth_axis(tmp_path):
     """Of a vector, as NIfTI has it; each voxel has its own."""
     values = np.random.default_rng(0).integers(0, 200, (6, 7, 5, 2)).astype(np.uint8)
@@ -227,23 +191,6 @@ def test_one_slice_is_a_volume(tmp_path):
     made = output(tmp_path / "out", study, echo(study))
     np.testing.assert_array_equal(np.asarray(made.dataobj), values)
     np.testing.assert_array_equal(made.affine, np.diag([-2.0, 2, 2, 1]))
-
-
-def test_one_slice_is_cut_in_its_own_plane(tmp_path):
-    """A coronal one: by the default it would be a row of pixels for each height."""
-    values = np.random.default_rng(0).integers(0, 255, (16, 12)).astype(np.uint8)
-    turned = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
-    nibabel.save(nibabel.Nifti1Image(values, turned), tmp_path / "flat.nii")
-    study = only(tmp_path / "flat.nii")
-    np.testing.assert_array_equal(study.slices.numbers[0, :, :, 0], values.T[::-1])
-    (tmp_path / "out").mkdir()
-    made = output(tmp_path / "out", study, echo(study))
-    np.testing.assert_array_equal(np.asarray(made.dataobj), values)
-
-
-def test_no_file_is_named(tmp_path):
-    with pytest.raises(FileMissing):
-        only(tmp_path / "none.nii")
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,6 @@ def test_results_are_put_together_from_their_files(study, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anatomical.json", "anatomical.nii"]
 
 
-def test_items_are_written_once(study, tmp_path):
-    first = write_items(study, tmp_path)
-    before = [path.stat().st_mtime_ns for path in first.items]
-    assert [path.stat().st_mtime_ns for path in write_items(study, tmp_path).items] == before
-
-
 def test_a_result_of_another_item_does_not_count(study, tmp_path):
     """Nor one that was changed, nor one without a record."""
     parts = write_items(study, tmp_path)
@@ -170,19 +164,6 @@ def test_output_with_refused_planes_is_finished(study, tmp_path):
         0,
         1,
     ]
-
-
-def test_a_volume_beside_a_series_leaves_its_files(tmp_path):
-    """Results in one folder: only a series replaces its own earlier files."""
-    out = tmp_path / "out"
-    write_series(tmp_path / "ward", VALUES)
-    series = only(tmp_path / "ward")
-    write_outputs(series, results(series), out, force=False)
-    (tmp_path / "in" / "ward" / "series-1").mkdir(parents=True)
-    (tmp_path / "in" / "ward" / "series-1" / "scan.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())
-    volume = only(tmp_path / "in")
-    write_outputs(volume, results(volume), out, force=False)
-    assert len(list((out / "ward" / "series-1").glob("*.dcm"))) == 4
 
 
 def contents(folder):

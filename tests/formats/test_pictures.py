@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddib_fed.errors import FileMissing, ImageTooLarge, ImageUnreadable
-from tests.formats.echoes import DICOM, echo, only, require_pixels_alone
+from tests.formats.echoes import echo, only, require_pixels_alone
 from tests.node.picture_examples import SECRET
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
@@ -85,16 +85,3 @@ def test_bad_files_are_named(tmp_path):
     frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:], duration=100)
     with pytest.raises(ImageTooLarge):
         only(tmp_path / "film.webp")
-
-
-def test_real_jpeg_2000_of_a_scanner_is_read(tmp_path):
-    """A codestream from a DICOM file of pydicom's."""
-    import pydicom
-
-    dataset = pydicom.dcmread(DICOM / "JPEG2000.dcm")
-    (stream,) = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
-    (tmp_path / "scan.j2k").write_bytes(stream)
-    with Image.open(io.BytesIO(stream)) as image:
-        size = image.size
-    study = only(tmp_path / "scan.j2k")
-    assert study.tiles.numbers.shape[:2] == size[::-1]

@@ -49,11 +49,6 @@ def test_a_tile_that_is_missing_is_background():
     assert np.allclose(blended[:32], 1, atol=0.02)
 
 
-def test_one_tile_is_the_whole_picture():
-    grid = Grid.of(20, 30, None)
-    assert (len(grid), grid.tile, grid.edges) == (1, (20, 30), ([], []))
-
-
 def test_an_overlap_of_a_whole_tile_is_refused():
     with pytest.raises(UsageError) as caught:
         Grid.of(90, 90, (32, 32), 32)

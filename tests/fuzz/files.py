@@ -12,8 +12,8 @@ from PIL import Image
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.points import parse_npy, to_npy
 from ddib_fed.evaluation.samples import Given
+from tests.data_modules import picture_examples as pictures
 from tests.fuzz.target import LIMITS, MOST, Target
-from tests.samples import picture_examples as pictures
 
 
 def picture(data: bytes) -> None:

@@ -22,9 +22,9 @@ from ddib_fed.security.admission import parse_message
 from ddib_fed.security.diagnosis import short
 from ddib_fed.telemetry import parse_traceparent, trace_entries
 from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
+from tests.data_modules import picture_examples as pictures
 from tests.fuzz.target import MOST, Target
-from tests.samples import picture_examples as pictures
-from tests.wire.examples import contract, latent, side
+from tests.protocol.examples import contract, latent, side
 
 _STREAMS: Final = {
     0: decoding_pb2.DecodeRequest,

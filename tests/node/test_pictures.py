@@ -32,7 +32,7 @@ from tests.node.picture_examples import (
     png_bytes,
 )
 from tests.node.tiny_nodes import decode, encode, make_config, make_context
-from tests.wire.examples import picture_side
+from tests.protocol.examples import picture_side
 
 QUICK = SolverSettings(evaluations=8)
 KEY = bytes(32)

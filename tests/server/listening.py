@@ -24,7 +24,7 @@ from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import Institution
-from tests.wire.examples import side
+from tests.protocol.examples import side
 
 
 def described() -> pb.DescribeDomainResponse:

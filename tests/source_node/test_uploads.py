@@ -24,9 +24,9 @@ from ddib_fed.protocol.streams import MAX_CHUNK, file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node import submission
+from tests.data_modules.picture_examples import chunk, png_of
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import npy
-from tests.samples.picture_examples import chunk, png_of
 from tests.source_node.conftest import wait_until
 from tests.source_node.served import Served, job_header, messages
 

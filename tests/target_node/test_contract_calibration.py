@@ -25,8 +25,8 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import SIZE, pictures_engine
+from tests.protocol.examples import TERMS, PictureTerms, picture_side
 from tests.target_node.conftest import Target, asking
-from tests.wire.examples import TERMS, PictureTerms, picture_side
 
 SCANS = {
     "domain": "scans", "sample_shape": (1, SIZE, SIZE), "size_rule": "resize", "picture": PictureTerms(0.0, 255.0, 8),

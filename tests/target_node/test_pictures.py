@@ -24,7 +24,7 @@ from target_node.stream import DecodeStream, StreamSettings, Translated
 from tests.node.institutions import Institution
 from tests.node.picture_examples import SIZE, chunks, pictures_engine, pictures_model
 from tests.node.tiny_nodes import make_config, make_context
-from tests.wire.examples import picture_side
+from tests.protocol.examples import picture_side
 
 SIDE = {"sample_shape": (1, SIZE, SIZE), "picture": PictureTerms(0.0, 65535.0, 16), "classes": 2}
 CONTRACT = Contract(

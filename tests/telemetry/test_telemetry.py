@@ -34,7 +34,7 @@ from ddib_fed.telemetry import (
     trace_of,
 )
 from tests.node.tiny_nodes import make_config
-from tests.wire.surface import METADATA
+from tests.protocol.surface import METADATA
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GOOD = f"00-{TRACE}-{SPAN}-01"

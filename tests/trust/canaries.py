@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from tests.data_modules.picture_examples import chunk
 from tests.node.picture_examples import noise, to_bits
-from tests.samples.picture_examples import chunk
 
 CANARY = "Lovelace-Ada-1815-12-10"
 XMP = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><dc:creator>{CANARY}</dc:creator></x:xmpmeta>'

@@ -10,9 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from ddib_fed.formats.study import Translated
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, results
+from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 
@@ -94,13 +93,6 @@ def test_a_picture_that_was_derived_before_keeps_its_history(tmp_path):
     assert made.SourceImageSequence[0].ReferencedSOPInstanceUID == study.series.headers[0].SOPInstanceUID
 
 
-def test_another_request_is_another_series(ct):
-    found = results(ct, scale=HOUNSFIELD)
-    found[0] = found[0]._replace(record=found[0].record.with_(latent_sha256="ee" * 32))
-    one, two = (datasets(ct.assemble(t))[1] for t in (echo(ct, scale=HOUNSFIELD), Translated.of(found)))
-    assert one.SOPInstanceUID != two.SOPInstanceUID
-
-
 def test_what_described_the_old_pixels_is_gone(tmp_path):
     """Tables, overlays, windows of the display and the icon."""
     write_series(tmp_path / "mr", VALUES, WindowCenter=77, SmallestImagePixelValue=3, PixelPaddingValue=1,
@@ -179,20 +171,6 @@ def test_sources_of_any_encoding_become_plain_files(name):
     (made,) = datasets(study.assemble(echo(study)))
     assert made.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
     np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0, ..., 0])
-
-
-def test_colours_of_sixteen_bits_keep_their_high_ones():
-    study = only(DICOM / "examples_rgb_color.dcm")
-    scale = (1.0, 0.0, 16, 0.0, 65535.0)
-    (made,) = datasets(study.assemble(echo(study, change=lambda numbers: numbers * 256 + 13, scale=scale)))
-    np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0])
-
-
-def test_colours_become_secondary_capture():
-    study = only(DICOM / "examples_rgb_color.dcm")
-    (made,) = datasets(study.assemble(echo(study)))
-    assert made.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
-    np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0])
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy of Debian's dicom3tools")

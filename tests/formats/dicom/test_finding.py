@@ -10,7 +10,7 @@ import pydicom
 import pytest
 
 from ddib_fed.errors import FileMissing, ImageUnreadable, InputError, UsageError
-from ddib_fed.formats.dicom import quiet, sort_files
+from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.parts import finished_study, write_outputs
 from ddib_fed.formats.study import Options
@@ -46,18 +46,6 @@ def test_a_slice_that_was_cut_is_named_and_not_passed_over(size, tmp_path):
         open_paths([tmp_path / "ct"], Options())
 
 
-def test_an_empty_slice_among_others_is_named(tmp_path):
-    """By its suffix alone; among pictures without any DICOM file it is another file."""
-    write_series(tmp_path / "mr", VALUES)
-    (tmp_path / "mr" / "empty.dcm").write_bytes(b"")
-    bad = []
-    open_paths([tmp_path / "mr"], Options(), bad=bad)
-    assert [(path.name, type(error)) for path, error in bad] == [("empty.dcm", ImageUnreadable)]
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "empty.dcm").write_bytes(b"")
-    assert open_paths([tmp_path / "other"], Options()).plain == (tmp_path / "other",)
-
-
 def test_a_slice_that_was_cut_inside_its_pixels_is_named_and_the_others_are_a_series(tmp_path):
     """Plain, and compressed; without `bad` it ends the run."""
     paths = write_series(tmp_path / "mr", VALUES)
@@ -74,16 +62,6 @@ def test_a_slice_that_was_cut_inside_its_pixels_is_named_and_the_others_are_a_se
     np.testing.assert_array_equal(study.slices.numbers[..., 0], VALUES[:1])
     with pytest.raises(ImageUnreadable, match="IM00"):
         open_paths([tmp_path / "mr"], Options())
-
-
-def test_a_series_of_which_no_slice_can_be_read_is_one_error(tmp_path):
-    for path in write_series(tmp_path / "mr", VALUES):
-        path.write_bytes(path.read_bytes()[:-200])
-    bad = []
-    studies = open_paths([tmp_path / "mr"], Options(), bad=bad).studies
-    assert (len(studies), bad) == (1, [])
-    with pytest.raises(ImageUnreadable, match="IM00"):
-        studies[0]
 
 
 def test_a_copy_of_a_slice_counts_once(tmp_path):
@@ -144,16 +122,6 @@ def test_files_that_are_no_pictures_are_counted(tmp_path):
     assert [len(origin.inputs) for origin in found.studies.origins] == [3]
 
 
-def test_a_report_of_which_the_class_was_cut_is_no_report(tmp_path):
-    """Its two classes differ then, and it may as well have been a picture."""
-    content = (DICOM / "reportsi.dcm").read_bytes()
-    uid = b"1.2.840.10008.5.1.4.1.1.88.11"
-    (tmp_path / "cut.dcm").write_bytes(content[: content.rindex(uid) + len(uid) - 5])
-    found = sort_files([tmp_path / "cut.dcm"])
-    assert [path.name for path, _ in found.unreadable] == ["cut.dcm"]
-    assert not found.others
-
-
 def test_a_name_does_not_depend_on_what_else_is_there(tmp_path):
     """Patients come and go; each keeps the name of its folder, and the folder of a patient gives the same one."""
     scans = tmp_path / "scans"
@@ -167,27 +135,6 @@ def test_a_name_does_not_depend_on_what_else_is_there(tmp_path):
     assert names(*scans.glob("p[12]/*")) == ["p1/series-1", "p2/series-1"]
     (path, *_) = (scans / "p1").iterdir()
     assert names(path) == [path.name]
-
-
-def test_slices_in_several_folders_are_named_after_the_one_around_them(tmp_path):
-    paths = write_series(tmp_path / "scans" / "p1" / "a", VALUES)
-    (tmp_path / "scans" / "p1" / "b").mkdir()
-    paths[0].rename(tmp_path / "scans" / "p1" / "b" / "IM000")
-    assert names(tmp_path / "scans") == ["scans/p1/series-1"]
-
-
-@pytest.mark.parametrize("number", [None, "one"])
-def test_a_series_without_a_number_has_a_name(number, tmp_path):
-    write_series(tmp_path / "mr", VALUES)
-    for path in (tmp_path / "mr").iterdir():
-        made = pydicom.dcmread(path)
-        del made.SeriesNumber
-        if number is not None:
-            made.add_new(0x00200011, "LO", number)
-        pydicom.dcmwrite(path, made)
-    (name,) = names(tmp_path / "mr")
-    assert name.startswith("mr/series-")
-    assert len(name) == len("mr/series-") + 8
 
 
 def test_two_series_of_one_number_are_told_apart_and_known_again(tmp_path):

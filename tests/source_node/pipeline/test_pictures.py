@@ -24,10 +24,10 @@ from source_node.records import Job, Part
 from source_node.service import record_of
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
+from tests.protocol.examples import picture_side
 from tests.source_node.conftest import SOLVER, Source, wait_until
 from tests.source_node.jobs.job_examples import spec
 from tests.source_node.scripted_target import ScriptedTarget, hang
-from tests.wire.examples import picture_side
 
 RETURNED = Latent.from_array(np.random.default_rng(3).standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))
 

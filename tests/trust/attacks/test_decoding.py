@@ -35,9 +35,9 @@ from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2, translation_pb2_grpc
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.conftest import Evidence
+from tests.data_modules.picture_examples import chunk, deep_png
 from tests.e2e.harness import Pair, ddib, wait_until
 from tests.node.picture_examples import noise, png_bytes, save_pictures_model, to_bits
-from tests.samples.picture_examples import chunk, deep_png
 from tests.source_node.served import job_header
 from tests.trust.attacks.watch import MB, Watch, resident
 

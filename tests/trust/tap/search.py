@@ -13,11 +13,11 @@ from google.protobuf.message_factory import GetMessageClass
 from ddib_fed.protocol.check import has_unknown_fields
 from ddib_fed.telemetry import TAKES_KEY, TRACE_KEY
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
+from tests.protocol.surface import METADATA
 from tests.trust.tap.http2 import Call, calls
 from tests.trust.tap.relay import Connection
 from tests.trust.tap.secrets import Secrets, Windows
 from tests.trust.tap.views import parts, unwrapped
-from tests.wire.surface import METADATA
 
 SERVICES = {
     service.full_name: service

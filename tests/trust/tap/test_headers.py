@@ -6,8 +6,8 @@ import base64
 
 import pytest
 
+from tests.protocol.surface import METADATA
 from tests.trust.tap.search import Traffic
-from tests.wire.surface import METADATA
 
 
 @pytest.mark.parametrize(

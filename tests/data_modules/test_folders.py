@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import (
     Entry,
@@ -22,8 +21,8 @@ from ddib_fed.data.folder import (
     two_sides,
 )
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import FileMissing, ImageTooLarge, ImageUnreadable, SettingsInvalid, UsageError
-from tests.samples.picture_examples import noise, npy_of, saved, tiff_of
+from ddib_fed.errors import FileMissing, ImageUnreadable, SettingsInvalid, UsageError
+from tests.data_modules.picture_examples import noise, npy_of, saved, tiff_of
 
 
 def put(path: Path, content: bytes) -> Path:
@@ -74,12 +73,6 @@ def test_hidden_files_and_notes_are_no_pictures(tmp_path):
     assert found.ignored == 2
 
 
-def test_a_picture_without_a_suffix_is_found(tmp_path):
-    """Its first bytes tell."""
-    put_pictures(tmp_path, "picture", "picture.dat")
-    assert names(scan(tmp_path).entries) == ["picture", "picture.dat"]
-
-
 BAD = {
     "empty.png": b"",
     "short.png": encode_png(noise(9, 9, 3))[:60],
@@ -103,17 +96,6 @@ def test_bad_files_refuse_the_folder_and_are_named(tmp_path):
     assert caught.value.facts == {"bad": "6"}
 
 
-def test_only_the_first_bad_files_are_listed(tmp_path):
-    """A thousand would hide the hint."""
-    for i in range(15):
-        put(tmp_path / f"{i:02}.png", b"")
-    with pytest.raises(ImageUnreadable) as caught:
-        scan(tmp_path)
-    assert "09.png" in caught.value.detail
-    assert "10.png" not in caught.value.detail
-    assert "and 5 more" in caught.value.detail
-
-
 def test_bad_files_are_left_out_on_request(tmp_path):
     """And are listed with their reasons."""
     put_pictures(tmp_path, "good.png")
@@ -125,14 +107,6 @@ def test_bad_files_are_left_out_on_request(tmp_path):
     assert all(reason for _, reason in found.bad)
 
 
-def test_a_picture_over_the_limits_is_a_bad_file(tmp_path):
-    """Of pixels as of bytes."""
-    put_pictures(tmp_path, "large.png")
-    put(tmp_path / "small.png", encode_png(noise(2, 2, 1)))
-    found = scan(tmp_path, limits=ImageLimits(max_pixels=29), skip_bad=True)
-    assert (names(found.entries), found.bad[0][0].name) == (["small.png"], "large.png")
-
-
 @pytest.mark.parametrize("content", [None, b"text"])
 def test_a_folder_without_pictures_is_named(tmp_path, content):
     """Also when all of them are bad, or there is no such folder."""
@@ -142,12 +116,6 @@ def test_a_folder_without_pictures_is_named(tmp_path, content):
         scan(tmp_path)
     with pytest.raises(FileMissing, match="no such folder"):
         scan(tmp_path / "nowhere")
-
-
-def test_one_picture_may_stand_for_a_folder(tmp_path):
-    """As translation takes either."""
-    put_pictures(tmp_path, "1.png", "2.png")
-    assert names(scan(tmp_path / "2.png").entries) == ["2.png"]
 
 
 def test_classes_come_from_the_first_sub_folder(tmp_path):
@@ -183,14 +151,6 @@ def test_a_picture_without_a_class_is_a_bad_file(tmp_path, classes, name):
     assert [path.name for path, _ in found.bad] == [name]
 
 
-def test_a_class_that_a_model_does_not_know_is_refused(tmp_path):
-    """Numbers are looked up, not made up."""
-    put_pictures(tmp_path, "cat_1.png")
-    entries = scan(tmp_path, classes="prefix").entries
-    with pytest.raises(SettingsInvalid, match="cat"):
-        class_numbers(entries, ("dog",))
-
-
 def test_two_domains_under_one_root_are_told_apart(tmp_path):
     """trainA and trainB are not mixed; each is a folder as any other."""
     put_pictures(tmp_path, "trainA/1.png", "trainB/1.png", "testA/2.png")
@@ -201,15 +161,6 @@ def test_two_domains_under_one_root_are_told_apart(tmp_path):
     assert sides == (tmp_path / "trainA", tmp_path / "trainB", tmp_path / "testA", None)
     assert names(scan(sides.train_a).entries) == ["1.png"]
     assert two_sides(tmp_path / "trainA") is None
-
-
-def test_progress_is_told_for_every_file(tmp_path):
-    """Bad ones included."""
-    put_pictures(tmp_path, "1.png", "2.png")
-    put(tmp_path / "3.png", b"")
-    told = []
-    scan(tmp_path, skip_bad=True, progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_digest_is_of_the_pixels(tmp_path):
@@ -281,11 +232,6 @@ def test_a_share_that_leaves_nothing_is_refused(share):
         split(entries_of(["aa", "bb"]), share)
 
 
-def test_a_share_of_nothing_holds_nothing_out():
-    entries = entries_of(["aa", "bb"])
-    assert split(entries, 0) == (tuple(entries), ())
-
-
 def test_pictures_of_many_sizes_are_loaded_into_one_array(tmp_path):
     """In [-1, 1], in the order of the entries; compact ones are the same within half a level."""
     put(tmp_path / "1.png", encode_png(noise(40, 30, 3)))
@@ -299,23 +245,3 @@ def test_pictures_of_many_sizes_are_loaded_into_one_array(tmp_path):
     assert compact.dtype == np.uint8
     np.testing.assert_allclose(expand(compact), x, atol=1e-6)
     assert expand(x) is x
-
-
-def test_sixteen_bits_are_loaded_exactly(tmp_path):
-    """Compact is two bytes then."""
-    pixels = noise(8, 8, 1, "uint16")
-    put(tmp_path / "1.tif", tiff_of(pixels, compression="zlib"))
-    rule = PictureRule(1, 8, 8, "pad", 0, 65_535, 16)
-    compact = load(scan(tmp_path).entries, rule, compact=True)
-    np.testing.assert_array_equal(compact[0, 0], pixels[..., 0])
-
-
-def test_a_file_that_changed_since_the_scan_is_named(tmp_path):
-    """It is decoded again under the same limits."""
-    put_pictures(tmp_path, "1.png")
-    entries = scan(tmp_path).entries
-    with pytest.raises(ImageTooLarge):
-        load(entries, PictureRule(3, 4, 4), limits=ImageLimits(max_bytes=10))
-    (tmp_path / "1.png").unlink()
-    with pytest.raises(FileMissing):
-        load(entries, PictureRule(3, 4, 4))

@@ -14,7 +14,7 @@ from ddib_fed.protocol.contract import (
 )
 from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from tests.wire.examples import contract
+from tests.protocol.examples import contract
 
 TERMS = GuidanceTerms(4.0, 2.0, bytes(32), 10, clip=True)
 OFFERING = ContractLimits(8, 100_000, 2 << 20, 1_000, TERMS)

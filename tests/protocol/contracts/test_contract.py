@@ -1,19 +1,16 @@
 """What a side, the limits and a contract may hold, and what the contract's digest is over."""
 
-import hashlib
 import json
 import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ddib_fed.errors import MessageInvalid
 from ddib_fed.protocol.contract import Contract, ContractLimits, ContractSide, PictureTerms
 from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.v1 import decoding_pb2
-from tests.wire.examples import LIMITS, contract, picture_side, side
+from tests.protocol.examples import LIMITS, contract, picture_side, side
 
 # The example of docs/protocol.md: a change of either is a change of the protocol.
 EXAMPLE = (
@@ -116,12 +113,6 @@ def test_a_floor_is_at_most_the_ceiling(value):
     assert caught.value.facts == {"field": "min_evaluations"}
 
 
-def test_a_floor_is_hashed():
-    floor = replace(LIMITS, min_evaluations=8)
-    assert contract(limits=floor).limits.min_evaluations == 8
-    assert contract(limits=floor).digest != contract().digest
-
-
 @pytest.mark.parametrize(
     ("field", "values"),
     [
@@ -184,12 +175,6 @@ def test_a_kind_of_sample_that_is_not_known_is_refused(number):
     assert caught.value.facts == {"field": "sample_kind"}
 
 
-def test_an_empty_side_is_refused():
-    """Proto3 fills in zeros; none of them is a side."""
-    with pytest.raises(MessageInvalid):
-        from_message(decoding_pb2.ContractSide(), ContractSide)
-
-
 def test_the_canonical_json_is_the_documented_one():
     """A second implementation can start from this text."""
     assert contract().canonical().decode() == EXAMPLE
@@ -202,27 +187,6 @@ def test_the_canonical_json_of_pictures_has_what_pictures_set():
     assert source["picture"] == {"bits": 8, "high": 255, "low": 0}
     assert source["class_names"] == ["cat", "dog"]
     assert json.loads(contract(sample_kind="picture").canonical())["source"]["class_names"] == []
-
-
-def test_the_digest_is_over_the_canonical_json():
-    """SHA-256, 32 bytes."""
-    assert contract().digest == hashlib.sha256(EXAMPLE.encode()).digest() == bytes.fromhex(EXAMPLE_SHA256)
-
-
-@given(st.randoms())
-def test_the_digest_does_not_depend_on_the_order_of_fields(random):
-    """A shuffled object of the same values is the same contract."""
-
-    def shuffled(value):
-        if not isinstance(value, dict):
-            return value
-        keys = list(value)
-        random.shuffle(keys)
-        return {key: shuffled(value[key]) for key in keys}
-
-    from ddib_fed.files import canonical_json
-
-    assert canonical_json(shuffled(json.loads(EXAMPLE))).decode() == EXAMPLE
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from ddib_fed.latent import Latent, moments
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve, open_tensor
 from ddib_fed.protocol.streams import Assembler, assemble
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from tests.wire.examples import LIMITS, Whiteness, contract, latent, picture_side
+from tests.protocol.examples import LIMITS, Whiteness, contract, latent, picture_side
 
 CONTRACT = contract()
 
@@ -74,12 +74,6 @@ def test_moments_are_those_of_double_precision(count, mean, std):
     array = noise * np.float32(std) + np.float32(mean)
     exact = array.astype(np.float64)
     assert moments(array) == pytest.approx((exact.mean(), exact.std()), rel=1e-5, abs=1e-6)
-
-
-def test_an_array_in_another_order_becomes_row_major():
-    """Whatever the engine's memory layout."""
-    array = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(3, 2))
-    assert Latent.from_array(array).to_bytes() == np.arange(6, dtype="<f4").tobytes()
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (0, 2), (3, 0)])
@@ -213,13 +207,6 @@ def test_a_latent_does_not_change_with_the_array_that_it_was_made_of():
     assert hashlib.sha256(made.wire()).digest() == made.sha256
 
 
-@pytest.mark.parametrize(("kind", "sealed"), [(bytes, True), (bytearray, False), (memoryview, False)])
-def test_only_bytes_that_cannot_be_written_seal_a_latent(kind, sealed):
-    """A view may be one of memory that somebody else writes."""
-    made = latent(10)
-    assert Latent.from_bytes(kind(made.to_bytes()), (2,)).sealed is sealed
-
-
 def test_the_guard_refuses_a_latent_in_shared_memory_that_changed():
     """The digest was taken when it was made, and is computed again."""
     memory = bytearray(latent(10).to_bytes())
@@ -247,12 +234,6 @@ def test_the_guard_refuses_statistics_of_something_else(statistics):
 
 
 # The receiver
-
-
-def test_a_good_header_is_taken():
-    """The announced size and the contract's limit come back."""
-    found = LatentOpener(CONTRACT, 1)(header())
-    assert (found.size_bytes, found.max_bytes) == (80, LIMITS.max_latent_bytes)
 
 
 @pytest.mark.parametrize(

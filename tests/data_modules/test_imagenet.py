@@ -10,8 +10,6 @@ from ddib_fed.data.imagenet import (
     class_pairs,
     read_labels,
     read_truth,
-    source_name,
-    translated_name,
     validation_pictures,
 )
 from ddib_fed.errors import FileMissing, InputError, SettingsInvalid
@@ -88,13 +86,6 @@ def test_one_folder_of_pictures_takes_its_classes_from_the_kit(which, validation
     assert [(int(p.path.stem[-8:]), p.number) for p in found] == [(1, 0), (4, 1), (2, 2), (3, 2)]
 
 
-def test_one_folder_of_pictures_needs_the_kit(validation):
-    """The hint names the option."""
-    with pytest.raises(FileMissing) as caught:
-        validation_pictures(validation)
-    assert "--labels" in caught.value.hint
-
-
 def filled(root: Path, *names: str) -> Path:
     for name in names:
         (root / name).mkdir(parents=True)
@@ -112,22 +103,6 @@ def test_sub_folders_called_by_number_need_no_kit(tmp_path):
         (260, "260", "a.png"),
         (260, "260", "b.JPEG"),
     ]
-
-
-def test_a_thousand_sub_folders_called_by_wordnet_id_need_no_kit(tmp_path):
-    """Then their order is known."""
-    root = filled(tmp_path / "val", "n00000999")
-    for i in range(999):
-        (root / f"n{i:08}").mkdir()
-    assert {p.number for p in validation_pictures(root)} == {999}
-
-
-def test_a_few_sub_folders_called_by_wordnet_id_need_the_kit(tmp_path, kit):
-    """Two of them are not classes 0 and 1."""
-    root = filled(tmp_path / "val", "n02119789", "n02100735")
-    with pytest.raises(FileMissing, match="depend on all 1000"):
-        validation_pictures(root)
-    assert [p.number for p in validation_pictures(root, kit)] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -194,22 +169,6 @@ def test_a_table_that_does_not_number_its_classes_is_refused(kit, rows):
         read_labels(kit)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a table", bytes(200)])
-def test_a_file_that_is_no_table_is_refused(kit, content):
-    """Whatever SciPy says about it."""
-    (kit / "data" / "meta.mat").write_bytes(content)
-    with pytest.raises(InputError, match=r"meta\.mat is no table"):
-        read_labels(kit)
-
-
-@pytest.mark.parametrize("text", ["n02119789 one fox", "n02119789 1", "\xff"])
-def test_a_text_that_is_no_table_is_refused(text_kit, text):
-    """With its line, or as no text at all."""
-    (text_kit / "data" / "map_clsloc.txt").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=r"map_clsloc\.txt"):
-        read_labels(text_kit)
-
-
 def test_pairs_of_classes_are_read_from_text():
     assert class_pairs("260:261, 282:283") == ((260, 261), (282, 283))
     assert class_pairs("0:0") == ((0, 0),)
@@ -221,8 +180,3 @@ def test_pairs_of_classes_are_read_from_text():
 def test_what_is_no_pair_is_refused(text):
     with pytest.raises(SettingsInvalid):
         class_pairs(text)
-
-
-def test_files_are_called_as_the_public_code_calls_them():
-    assert source_name(260, 1) == "260_1.PNG"
-    assert translated_name(260, 1, 261) == "260_1_translated_261.PNG"

@@ -11,7 +11,7 @@ from ddib_fed.errors import InputError, MessageInvalid, SettingsInvalid, Unknown
 from ddib_fed.protocol.check import Limits, check, limits_of
 from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.v1 import decoding_pb2, translation_pb2
-from tests.wire.surface import FILES
+from tests.protocol.surface import FILES
 
 MESSAGES = {
     descriptor.name: descriptor

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import Geometry, PictureRule, from_array, to_array, to_raw
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
-from tests.samples.picture_examples import noise
+from tests.data_modules.picture_examples import noise
 
 sides = st.integers(1, 24)
 
@@ -84,28 +83,6 @@ def test_the_cropped_part_comes_back_at_its_own_scale(original, model):
         assert abs(got - side * scale) <= 2 + 2 * scale
 
 
-@pytest.mark.parametrize(("original", "expected"), [((100, 200), (100, 100)), ((50, 40), (40, 40))])
-def test_the_cropped_part_of_a_wide_picture_is_its_middle_square(original, expected):
-    """As an example: 100 x 200 gives 100 x 100."""
-    assert there_and_back(noise(*original, 3), PictureRule(3, 20, 20, "crop")).shape == (*expected, 3)
-
-
-@given(
-    hnp.arrays("uint16", st.tuples(sides, sides, st.just(1))), st.integers(0, 60_000), st.integers(16, 5_535)
-)
-def test_values_within_the_range_keep_their_sixteen_bits(pixels, low, width):
-    """A narrower range than the type's loses what lies outside and nothing within."""
-    rule = PictureRule(1, *pixels.shape[:2], "pad", low, low + width, 16)
-    np.testing.assert_array_equal(there_and_back(pixels, rule), pixels.clip(low, low + width))
-
-
-def test_every_sixteen_bit_value_survives():
-    """All 65,536."""
-    pixels = np.arange(65_536, dtype=np.uint16).reshape(256, 256, 1)
-    rule = PictureRule(1, 256, 256, "resize", 0, 65_535, 16)
-    np.testing.assert_array_equal(there_and_back(pixels, rule), pixels)
-
-
 def public_rule(pixels: np.ndarray, size: int) -> np.ndarray:
     """The rule of guided-diffusion for a square of `size`, computed step by step."""
     image = Image.fromarray(pixels)
@@ -126,28 +103,12 @@ def test_cropping_is_what_public_models_were_trained_on(height, width, size, see
     np.testing.assert_allclose(x.transpose(1, 2, 0), public_rule(pixels, size), atol=1e-6)
 
 
-def test_sixteen_bits_are_resized_as_eight_are():
-    """The same picture in both types gives the same array, within the rounding of eight bits."""
-    small = noise(50, 41, 3)
-    large = small.astype(np.uint16) * 257
-    for fit in ("crop", "resize", "pad"):
-        a, _ = to_array(picture(small), PictureRule(3, 12, 12, fit))
-        b, _ = to_array(picture(large), PictureRule(3, 12, 12, fit, 0, 65_535, 16))
-        assert np.abs(a - b).max() < 4 / 127.5
-
-
 def test_padding_is_the_low_end_and_lies_evenly_around():
     """Black, or air; an odd row too many lies below."""
     x, _ = to_array(picture(np.full((2, 4, 1), 255, np.uint8)), PictureRule(1, 5, 6, "pad"))
     expected = np.full((5, 6), -1.0)
     expected[1:3, 1:5] = 1
     np.testing.assert_array_equal(x[0], expected)
-
-
-def test_padding_shrinks_what_is_too_large_and_keeps_its_shape():
-    """8 x 16 in 4 x 4 is two rows."""
-    x, _ = to_array(picture(np.full((8, 16, 1), 255, np.uint8)), PictureRule(1, 4, 4, "pad"))
-    assert (x[0] == 1).sum(axis=1).tolist() == [0, 4, 4, 0]
 
 
 def test_a_range_of_hounsfield_units_is_inverted_by_the_scale():
@@ -196,11 +157,6 @@ def test_what_leaves_a_model_is_clipped_and_rounded():
     """Not wrapped round, not cut off."""
     x = np.array([[[-3.0, 3.0, 0.0039]]], dtype=np.float32)
     assert from_array(x, PictureRule(1, 1, 3)).ravel().tolist() == [0, 255, 128]
-
-
-def test_without_a_geometry_the_array_keeps_its_size():
-    """A sample has no original."""
-    assert from_array(np.zeros((3, 8, 9), np.float32), PictureRule(3, 8, 9, "pad")).shape == (8, 9, 3)
 
 
 def test_an_array_of_another_shape_is_refused():

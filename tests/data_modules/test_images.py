@@ -15,14 +15,13 @@ from PIL import Image
 from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.pictures import decode_image, encode_png, read_image
 from ddib_fed.errors import FileMissing, ImageTooLarge, ShapeMismatch
-from tests.samples.picture_examples import (
+from tests.data_modules.picture_examples import (
     chunk,
     differences,
     exif,
     lzw,
     noise,
     npy_of,
-    packbits,
     png_of,
     raw_tiff,
     saved,
@@ -73,37 +72,6 @@ def test_the_transparent_colour_of_a_png_is_white(dtype, channels):
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_a_png_of_few_bits_uses_the_whole_range(bits):
-    """1, 2 and 4 bits become 8, white is 255."""
-    numbers = np.arange(16, dtype=np.uint8).reshape(4, 4) % 2**bits
-    file = io.BytesIO()
-    png.Writer(width=4, height=4, greyscale=True, bitdepth=bits).write(file, numbers)
-    got = decode_image(file.getvalue()).pixels
-    np.testing.assert_array_equal(got[..., 0], numbers * (255 // (2**bits - 1)))
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_the_transparent_grey_of_few_bits_is_white(bits):
-    """It is stated in the file's own few bits."""
-    numbers = np.arange(16, dtype=np.uint8).reshape(4, 4) % 2**bits
-    file = io.BytesIO()
-    png.Writer(width=4, height=4, greyscale=True, bitdepth=bits, transparent=0).write(file, numbers)
-    got = decode_image(file.getvalue(), background="white").pixels
-    np.testing.assert_array_equal(got[..., 0], np.where(numbers == 0, 255, numbers * (255 // (2**bits - 1))))
-
-
-@pytest.mark.parametrize(
-    ("mode", "compression"),
-    [("1", "group4"), ("P", "tiff_lzw"), ("CMYK", "tiff_lzw"), ("YCbCr", "jpeg"), ("RGB", "jpeg")],
-)
-def test_scans_palettes_and_other_colours_of_a_tiff_are_read_as_pillow_shows_them(mode, compression):
-    """Fax, palette, print and video colours: 8 bits, grey or RGB."""
-    content = saved(noise(16, 16, 3), "TIFF", mode=mode, compression=compression)
-    shown = Image.open(io.BytesIO(content)).convert("L" if mode == "1" else "RGB")
-    assert_holds(content, np.asarray(shown).reshape(16, 16, -1), "TIFF")
-
-
 def test_a_palette_becomes_rgb_and_its_transparent_entries_white():
     """Indices are looked up, never shown."""
     palette = [(255, 0, 0, 255), (0, 255, 0, 0), (1, 2, 3, 255)]
@@ -141,23 +109,6 @@ def test_lzw_keeps_sixteen_bits(dtype, channels, predictor):
     pixels = noise(7, 11, channels, dtype)
     strip = lzw(differences(pixels) if predictor == 2 else pixels.tobytes())
     assert_holds(raw_tiff(pixels, 5, strip, predictor=predictor), pixels, "TIFF")
-
-
-@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 3), ("uint16", 1), ("uint16", 3), ("float32", 1)])
-def test_packbits_keeps_every_bit(dtype, channels):
-    """As LZW."""
-    pixels = noise(7, 11, channels, dtype)
-    assert_holds(raw_tiff(pixels, 32773, packbits(pixels.tobytes())), pixels, "TIFF")
-
-
-def test_sixteen_bit_colour_with_alpha_in_a_tiff_is_flattened():
-    """Plain and LZW give the same picture, with white where nothing is."""
-    pixels = noise(7, 11, 4, "uint16")
-    pixels[2, 3, 3] = 0
-    plain = decode_image(raw_tiff(pixels, 1, pixels.tobytes())).pixels
-    np.testing.assert_array_equal(plain, decode_image(raw_tiff(pixels, 5, lzw(pixels.tobytes()))).pixels)
-    assert plain.dtype == np.uint16
-    assert (plain[2, 3] == 65535).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
@@ -222,20 +173,6 @@ def test_exif_turns_a_picture_upright(orientation):
             np.testing.assert_array_equal(decode_image(tagged).pixels, turn(pixels))
 
 
-@pytest.mark.parametrize("orientation", [0, 9, 60_000])
-def test_an_orientation_that_does_not_exist_changes_nothing(orientation):
-    """Cameras write it."""
-    pixels = noise(4, 6, 3)
-    np.testing.assert_array_equal(decode_image(saved(pixels, "PNG", exif=exif(orientation))).pixels, pixels)
-
-
-def test_broken_exif_does_not_cost_the_picture():
-    """Metadata are not worth refusing for."""
-    pixels = noise(4, 6, 3)
-    content = with_chunk(encode_png(pixels), b"eXIf", b"MM\0*\xff\xff\xff\xff nonsense")
-    np.testing.assert_array_equal(decode_image(content).pixels, pixels)
-
-
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<i2", ">i2", "<f4", ">f4"])
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3)])
 def test_a_npy_is_read_to_the_bit(dtype, shape):
@@ -244,17 +181,6 @@ def test_a_npy_is_read_to_the_bit(dtype, shape):
     array = array.astype(dtype).reshape(shape)
     for content in (npy_of(array), npy_of(np.asfortranarray(array))):
         assert_holds(content, array.reshape(5, 7, -1), "NPY")
-
-
-@pytest.mark.parametrize(
-    ("dtype", "becomes"), [("f2", "float32"), ("f8", "float32"), ("i1", "int16"), ("i8", "float32")]
-)
-def test_other_types_of_a_npy_become_the_nearest(dtype, becomes):
-    """Values are kept as far as float32 keeps them."""
-    array = np.arange(-6, 6).reshape(3, 4).astype(dtype)
-    got = decode_image(npy_of(array)).pixels
-    assert got.dtype == np.dtype(becomes)
-    np.testing.assert_array_equal(got[..., 0], array)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

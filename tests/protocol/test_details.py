@@ -95,15 +95,6 @@ def test_facts_differences_and_patience_arrive() -> None:
     assert carried(QueueFull("x")).retry_after_s is None
 
 
-def test_the_node_that_failed_is_named() -> None:
-    """When the node that was called passes on what another said."""
-    detail = to_detail(QueueFull("x"), "south.example", "i").SerializeToString()
-    found = from_rpc_error(
-        Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((DETAIL_KEY, detail),)), "source north.example"
-    )
-    assert found.hop == "source north.example -> south.example"
-
-
 def test_a_detail_stays_within_what_metadata_can_hold() -> None:
     """However many facts and differences there are; the reason always arrives."""
     many = tuple(Difference("f" * 300, "s" * 300, "t" * 300, "r" * 300) for _ in range(100))
@@ -216,12 +207,6 @@ def test_each_status_without_detail_has_its_meaning(code: grpc.StatusCode) -> No
     assert found.hop == HOP
 
 
-@pytest.mark.parametrize("kind", [InternalError, errors.ExhaustedError, errors.Cancelled])
-def test_a_status_with_a_detail_of_ours_is_what_the_detail_says(kind: type[DdibError]) -> None:
-    """A node that answers was reached: its internal error is not tried again as a lost connection is."""
-    assert type(carried(kind("x"))) is kind
-
-
 @pytest.mark.parametrize(
     ("status", "text", "kind"),
     [
@@ -256,17 +241,6 @@ def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> No
     assert (found.hint, found.hop) == (hint, hop)
 
 
-def test_an_error_without_a_call_is_internal() -> None:
-    """What gRPC raises on its own."""
-    assert type(from_rpc_error(grpc.RpcError(), HOP)) is InternalError
-
-
-def test_a_long_fact_arrives_short() -> None:
-    """It is cut before it leaves: one long fact does not push out the others."""
-    detail = to_detail(QueueFull("x", facts={"path": "p" * 5000, "limit": 3}), "south.example", "i")
-    assert dict(detail.facts) == {"path": "p" * 200, "limit": "3"}
-
-
 def test_a_peer_can_make_nobody_wait_for_more_than_a_day() -> None:
     """Whatever it asks for."""
     detail = pb.ErrorDetail(reason="QUEUE_FULL", retry_after_ms=2**32 - 1)
@@ -281,9 +255,3 @@ def test_the_name_of_a_peers_peer_cannot_steer_a_terminal() -> None:
     found = from_detail(detail.SerializeToString(), HOP)
     assert found is not None
     assert found.hop.isprintable()
-
-
-def test_a_detail_beyond_its_limit_is_ignored() -> None:
-    """It could be read, and none of ours is so long."""
-    detail = pb.ErrorDetail(reason="QUEUE_FULL", sentence="x" * MAX_DETAIL_BYTES).SerializeToString()
-    assert from_detail(detail, HOP) is None

@@ -5,7 +5,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddib_fed.protocol.streams import ChunkFrame, chunk_field, frame_deserialiser, serialise, stream
+from ddib_fed.protocol.streams import ChunkFrame, chunk_field, frame_deserialiser
 from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
 
 STREAMS = [
@@ -85,16 +85,3 @@ def test_an_unknown_field_inside_a_chunk_is_left_to_protobuf():
     inner = common_pb2.Chunk(data=b"x").SerializeToString() + b"\x1a\x01y"
     written = bytes([0x1A, len(inner)]) + inner
     assert not isinstance(frame_deserialiser(decoding_pb2.DecodeRequest.FromString)(written), ChunkFrame)
-
-
-def test_other_deserialisers_stay_as_they_are():
-    """Of messages without chunks, of none, and of somebody else's functions."""
-    for parse in (decoding_pb2.DescribeDomainRequest.FromString, None, bytes.decode):
-        assert frame_deserialiser(parse) == parse
-
-
-def test_a_message_without_chunks_carries_no_stream():
-    """A mistake of ours."""
-    with pytest.raises(TypeError):
-        list(stream(decoding_pb2.DescribeDomainRequest, "protocol", common_pb2.Trailer(), b""))
-    assert serialise(common_pb2.Trailer(chunks=2)) == b"\x08\x02"

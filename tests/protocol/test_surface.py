@@ -9,7 +9,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 
 from ddib_fed.v1 import common_pb2
 from tests.conftest import Evidence
-from tests.wire.surface import GOLDEN, lines_of, surface
+from tests.protocol.surface import GOLDEN, lines_of, surface
 
 pytestmark = pytest.mark.promise("latents")
 
@@ -19,7 +19,7 @@ def test_every_field_with_its_type_and_bound_is_the_one_that_was_reviewed(eviden
     then, now = GOLDEN.read_text(encoding="utf-8").splitlines(), surface().splitlines()
     evidence.cases(len(now))
     changes = [line for line in difflib.unified_diff(then, now, lineterm="", n=0) if line[:1] in "+-"]
-    assert not changes, "\n".join(["python -m tests.wire.surface after a review of:", *changes])
+    assert not changes, "\n".join(["python -m tests.protocol.surface after a review of:", *changes])
 
 
 @pytest.mark.parametrize("added", ["memo", "data2"])

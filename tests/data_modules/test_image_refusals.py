@@ -15,17 +15,15 @@ from PIL import Image
 from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
-from tests.samples.picture_examples import (
+from tests.data_modules.picture_examples import (
     chunk,
     forged_png,
     lzw,
     noise,
     npy_of,
-    png_of,
     raw_tiff,
     saved,
     tiff_of,
-    with_chunk,
 )
 
 SMALL = ImageLimits(max_pixels=100)
@@ -92,17 +90,6 @@ def test_a_changed_byte_never_does_more_than_a_named_error(name, place, value):
     except DdibError:
         return
     assert picture.pixels.shape[2] in {1, 3}
-
-
-@pytest.mark.parametrize(
-    "magic", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"\x93NUMPY\x01\0"]
-)
-@given(tail=st.binary(max_size=200))
-@pytest.mark.slow
-def test_random_bytes_behind_a_right_beginning_are_unreadable(magic, tail):
-    """The decoders' own errors, of any kind, become one."""
-    with pytest.raises(DdibError):
-        decode_image(magic + tail)
 
 
 def _frames(format_name: str, **options) -> bytes:
@@ -293,15 +280,6 @@ def test_a_tiff_that_would_lose_bits_says_what_to_convert_it_to():
         decode_image(raw_tiff(pixels, 5, lzw(pixels.tobytes())))
     assert "3 x 32 bit stored as LZW" in caught.value.detail
     assert "tiffcp -c zip" in caught.value.hint
-
-
-def test_a_missing_header_and_a_wrong_key_are_named():
-    """Parts in the wrong order or of the wrong length."""
-    good = encode_png(noise(3, 3, 3, "uint16"))
-    with pytest.raises(ImageUnreadable, match="header"):
-        decode_image(good[:8] + good[33:])
-    with pytest.raises(ImageUnreadable, match="wrong length"):
-        decode_image(with_chunk(png_of(noise(3, 3, 3, "uint16")), b"tRNS", bytes(8)))
 
 
 def test_a_second_header_is_refused():

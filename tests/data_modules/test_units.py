@@ -183,8 +183,3 @@ def test_a_command_for_a_png_does_not_make_it_black(pixels, span, command):
     _, hint = explain(caught.value.facts, "scan.png")
     assert ("magick" in hint) == bool(command)
     assert command in hint
-
-
-def test_facts_that_say_nothing_are_no_explanation():
-    """As they might come from a later release."""
-    assert explain({"problem": "unheard of"}, "x.png") == ("", "")

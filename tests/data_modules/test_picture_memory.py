@@ -7,19 +7,17 @@ import json
 import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from ddib_fed.data import decoding
-from ddib_fed.data.decoding import ImageLimits, Picture
-from ddib_fed.data.fitting import PictureRule, from_array, to_array
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.pictures import cost_of, decode_image, memory_of
 from ddib_fed.errors import ImageTooLarge
-from tests.samples.picture_examples import chunk, deep_png, noise, npy_of, tiff_of
+from tests.data_modules.picture_examples import chunk, deep_png, npy_of, tiff_of
 
 SIDE = 3_000
 RULE = PictureRule(3, 64, 64, "resize", 0.0, 65_535.0, 16)
@@ -124,23 +122,6 @@ def test_the_whole_way_takes_no_more_than_the_header_states(name, measured, tmp_
         assert found["read"] < 17 * SIDE * SIDE
 
 
-@pytest.mark.parametrize("fit", ["resize", "crop", "pad"])
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-def test_bands_decide_nothing(fit, dtype, monkeypatch) -> None:
-    """However small they are, the same numbers come out, both ways; Pillow resizes whole planes."""
-    given = Picture(noise(61, 83, 3, dtype), 16, "PNG")
-    for channels in (1, 3):
-        rule = PictureRule(channels, 17, 23, fit, -1000.0, 2000.0, 16)
-        whole, size = to_array(given, rule)
-        back = from_array(whole, rule, size)
-        for band in (37, 500, 1 << 20):
-            monkeypatch.setattr(decoding, "BAND", band)
-            array, _ = to_array(given, rule)
-            assert array.tobytes() == whole.tobytes()
-            assert from_array(array, rule, size).tobytes() == back.tobytes()
-        monkeypatch.undo()
-
-
 @pytest.mark.parametrize(("height", "width"), [(20_000_000, 1), (1, 20_000_000)])
 def test_a_thread_of_a_picture_states_what_its_resizing_would_take(height, width) -> None:
     """Twenty megapixels in one column: between the two passes they are 64 columns."""
@@ -171,13 +152,3 @@ def test_a_tile_larger_than_its_picture_is_refused() -> None:
             struct.pack_into("<H" if tag.dtype == 3 else "<I", content, tag.valueoffset, 17_600)
     with pytest.raises(ImageTooLarge, match="tiles"):
         decode_image(bytes(content))
-
-
-@pytest.mark.slow
-def test_a_deflated_bomb_is_counted_and_not_kept() -> None:
-    """A TIFF of a few pixels whose strip inflates to 64 MiB: no more than a piece of it is in memory."""
-    from ddib_fed.data.decoding import INFLATED_PIECE, _inflated
-
-    packed = zlib.compress(bytes(64 << 20), 9)
-    assert 1 << 20 < _inflated(memoryview(packed), 1 << 20) <= (1 << 20) + INFLATED_PIECE
-    assert _inflated(memoryview(packed), 1 << 30) == 64 << 20

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.data import synthetic
-from ddib_fed.errors import DomainNotFound, SettingsInvalid
+from ddib_fed.errors import DomainNotFound
 
 
 def raw(name, points):
@@ -34,15 +34,6 @@ def test_the_closed_form_scale_is_that_of_a_large_draw(name):
     for points in (synthetic.draw(name, 400_000, 1), synthetic.sample(name, 400_000, 1)):
         assert points.mean() == pytest.approx(0, abs=5e-3)
         assert points.std() == pytest.approx(1, abs=5e-3)
-
-
-@pytest.mark.parametrize("name", synthetic.DOMAINS)
-def test_any_number_of_points_can_be_drawn(name):
-    for count in (1, 2, 7, 1001):
-        for order in ("topology", "shuffled"):
-            points = synthetic.sample(name, count, 3, order=order)
-            assert points.shape == (count, 2)
-            assert points.dtype == np.float32
 
 
 @pytest.mark.parametrize("name", synthetic.DOMAINS)
@@ -119,15 +110,6 @@ def test_independent_points_are_of_the_same_distribution_as_ordered_ones(name):
     assert np.abs((counts[0] - counts[1]) / error).max() < 5
 
 
-def test_a_remainder_favours_no_group():
-    """Over many seeds a single point falls on each ring equally often."""
-    points = np.concatenate(
-        [raw("parallel-rings", synthetic.sample("parallel-rings", 1, seed)) for seed in range(600)]
-    )
-    counts = np.bincount(np.clip(np.round(points[:, 0] / 2.8).astype(int), -1, 1) + 1)
-    assert counts.min() > 150
-
-
 def test_a_point_is_a_function_of_seed_step_and_sample():
     """Neither the batch nor what was drawn before changes it."""
     whole = synthetic.draw("moons", 64, 7, step=3)
@@ -136,31 +118,7 @@ def test_a_point_is_a_function_of_seed_step_and_sample():
     assert not np.array_equal(whole, synthetic.draw("moons", 64, 8, step=3))
 
 
-@pytest.mark.parametrize("first", [1, 2, 3, 4, 63])
-def test_any_rows_of_a_batch_can_be_drawn_alone(first):
-    whole = synthetic.uniforms(1, 2, 70, 7)
-    assert np.array_equal(whole[first : first + 5], synthetic.uniforms(1, 2, 5, 7, first=first))
-
-
 def test_a_stream_is_the_batches_in_order():
     batches = list(itertools.islice(synthetic.stream("moons", 8, 5), 3))
     for step, batch in enumerate(batches):
         assert np.array_equal(batch, synthetic.draw("moons", 8, 5, step=step))
-
-
-def test_normals_from_uniforms_are_standard_normal():
-    drawn = synthetic.normals(synthetic.uniforms(0, 0, 200_000, 2))
-    assert drawn.mean(axis=0) == pytest.approx([0, 0], abs=0.01)
-    assert np.cov(drawn.T) == pytest.approx(np.eye(2), abs=0.02)
-    assert np.all(np.isfinite(synthetic.normals(np.zeros((1, 2)))))
-
-
-@pytest.mark.parametrize("arguments", [(0, 0), (-5, 0), (5, -1)])
-def test_impossible_numbers_and_seeds_are_refused(arguments):
-    with pytest.raises(SettingsInvalid):
-        synthetic.sample("moons", *arguments)
-
-
-def test_an_unknown_order_is_refused():
-    with pytest.raises(SettingsInvalid):
-        synthetic.sample("moons", 5, 0, order="sorted")
