@@ -28,7 +28,7 @@ import json, os, re, sys
 import numpy
 import tifffile
 from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin
-from ddib_fed.samples import images
+from ddib_fed.data import pictures as images
 from ddib_fed.data.pictures import FIXED, cost_of, memory_of
 
 def peak():
