@@ -1,1 +1,1 @@
-"""Modules of calibration."""
+"""What ties two domains: aggregates, the fit of a map, the signed calibration."""

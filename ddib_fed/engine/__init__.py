@@ -1,1 +1,1 @@
-"""Modules of engine."""
+"""A party that encodes and decodes: model, gate, continuous batches, executors, records."""

@@ -1,1 +1,1 @@
-"""Modules of evaluation."""
+"""Figures of translations, and their tables, pages, sheets and plots."""

@@ -132,7 +132,7 @@ def script(tmp_path: Path, body: str) -> str:
 def test_a_command_can_renew(issuer: NodeConfig, tmp_path: Path) -> None:
     """It gets the folder, and the files it leaves there are checked."""
     body = (
-        "import os, pathlib\nfrom ddib_fed.trust import pki\n"
+        "import os, pathlib\nfrom ddib_fed.security import pki\n"
         f"authority = pki.load_authority(pathlib.Path({str(issuer.paths.pki)!r}))\n"
         "pki.issue_to_folder(authority, pathlib.Path(os.environ['DDIB_PKI_FOLDER']), 'node', 'node-2')\n"
     )
@@ -154,7 +154,7 @@ def test_what_a_command_left_is_checked_like_an_issuers_answer(
 ) -> None:
     """Whom it names, and that a root which was trusted before is among its roots."""
     body = (
-        "import os, pathlib\nfrom ddib_fed.trust import pki\n"
+        "import os, pathlib\nfrom ddib_fed.security import pki\n"
         "folder = pathlib.Path(os.environ['DDIB_PKI_FOLDER'])\n"
         f"authority = pki.load_authority(pathlib.Path({str(issuer.paths.pki)!r}))\n"
         "[path.unlink() for path in folder.glob('roots.pem')]\n"
