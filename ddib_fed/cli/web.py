@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -169,10 +169,11 @@ def map_result(
     """What is shown of a map that was put together; None where all of it is of one colour."""
     try:
         read = read_geotiff if isinstance(study, GeoTiffStudy) else read_picture
-        made = read(written.shown, Options(intensity="values")).tiles.numbers
+        shown_as = replace(study.origin, given=written.shown)
+        made = read(shown_as, Options(intensity="values")).pixels.numbers
     except ImageUnreadable:
         return None
-    reduced = {Part.SOURCE: _reduced(study.tiles.numbers), Part.TRANSLATION: _reduced(made)}
+    reduced = {Part.SOURCE: _reduced(study.pixels.numbers), Part.TRANSLATION: _reduced(made)}
     contents = {part: encode_png(shown(each, own_window(each))) for part, each in reduced.items()}
     files = _written(folder / str(number) / "map", contents)
     return Result(label, files, written.provenance, study=number, plane=1)

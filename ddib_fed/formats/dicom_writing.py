@@ -10,7 +10,7 @@ import hashlib
 import io
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,7 +33,7 @@ from ddib_fed.formats.dicom import (
     sort_files,
 )
 from ddib_fed.formats.intensity import PERCENTILES, Rule, chosen_rule
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Slices, Translated, Unread
+from ddib_fed.formats.study import Assembled, Options, Origin, Slices, Study, Translated, Unread
 from ddib_fed.version import __version__
 
 MAKER: Final = "ddib-fed"
@@ -233,11 +233,11 @@ def _is_hounsfield(series: Series, translated: Translated) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class DicomStudy(FromOrigin):
+class DicomStudy(Study):
     """A series."""
 
+    pixels: Slices
     series: Series
-    slices: Slices
 
     @property
     def kind(self) -> str:
@@ -251,25 +251,10 @@ class DicomStudy(FromOrigin):
         said = [f"{self.origin.called}: these are no Hounsfield units: {odd[0]}"] if odd else []
         return (*self.series.warnings, *said)
 
-    @property
-    def rule(self) -> str:
-        return self.slices.rule
-
-    @property
-    def sent(self) -> tuple[int, ...]:
-        return self.slices.sent
-
-    @property
-    def planes(self) -> int:
-        return len(self.slices.numbers)
-
-    def items(self) -> Iterator[bytes]:
-        return self.slices.items()
-
     def assemble(self, translated: Translated) -> Assembled:
         """The files of the derived series."""
-        stack = self.slices.stack(translated)
-        report, said = self.slices.report(translated, stack)
+        stack = self.pixels.stack(translated)
+        report, said = self.pixels.report(translated, stack)
         contents = derived_series(self.series, stack, translated, range(self.planes))
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         report["geometry"] = self._geometry()
@@ -329,10 +314,10 @@ def _unread(
         also=called.also,
         series_sha256=called.uid_sha256,
     )
-    return Unread(origin, partial(read_dicom, origin, members, options))
+    return Unread(origin, partial(read_dicom, members, options))
 
 
-def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Options) -> DicomStudy:
+def read_dicom(members: Sequence[tuple[Path, Any]], options: Options, origin: Origin) -> DicomStudy:
     """The series of some files."""
     series, values = read_series(origin.called, members)
     try:
@@ -341,7 +326,7 @@ def read_dicom(origin: Origin, members: Sequence[tuple[Path, Any]], options: Opt
         slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{origin.called}: {error.detail}", hop="client", hint=error.hint) from error
-    return DicomStudy(origin, series, slices)
+    return DicomStudy(origin, slices, series)
 
 
 def _require_units(called: str, series: Series, rule: Rule) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ddib_fed.data.decoding import MOST_PADDING, Pixels
 from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, UsageError, extra
 from ddib_fed.formats.intensity import chosen_rule, is_empty, item_bytes, measure_seams
-from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Origin, Translated, require_size
+from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Study, Translated, require_size
 from ddib_fed.version import __version__
 
 Floats = NDArray[np.float32]
@@ -107,9 +107,18 @@ class Tiles:
     numbers: Pixels
     grid: Grid
     sent: tuple[int, ...]
+    intensity: dict[str, Any]
+    rule: str
 
     @classmethod
-    def of(cls, numbers: Pixels, grid: Grid, valid: NDArray[np.bool_] | None = None) -> Tiles:
+    def of(
+        cls,
+        numbers: Pixels,
+        grid: Grid,
+        intensity: dict[str, Any],
+        rule: str,
+        valid: NDArray[np.bool_] | None = None,
+    ) -> Tiles:
         """The tiles that show something: not those of one value, nor those without data by `valid` (H, W)."""
         width = max(float(np.ptp(numbers)), 1e-9)
         sent = tuple(
@@ -117,7 +126,10 @@ class Tiles:
             for at, (tile, window) in enumerate(zip(cut(numbers, grid), grid.windows(), strict=True))
             if (valid is None or valid[window].any()) and not is_empty(tile, float(tile.min()), width * 1e-3)
         )
-        return cls(numbers, grid, sent)
+        return cls(numbers, grid, sent, intensity, rule)
+
+    def __len__(self) -> int:
+        return len(self.grid)
 
     def items(self) -> Iterator[bytes]:
         """Each tile as a file of pixels."""
@@ -140,6 +152,7 @@ class Tiles:
         """Sections of the provenance, and lines for the person; `made` is the picture of the results."""
         seams = measure_seams(self.numbers, made, *self.grid.edges)
         report = {
+            "intensity": self.intensity,
             "output": translated.record(),
             "tiles": {
                 "count": len(self.grid),
@@ -215,49 +228,32 @@ class Georeference:
 
 
 @dataclass(frozen=True, slots=True)
-class GeoTiffStudy(FromOrigin):
+class GeoTiffStudy(Study):
     """A map."""
 
+    pixels: Tiles
     georeference: Georeference
-    tiles: Tiles
     valid: NDArray[np.bool_]
-    intensity: dict[str, Any]
-    rule: str
 
     @property
     def kind(self) -> str:
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def sent(self) -> tuple[int, ...]:
-        return self.tiles.sent
-
-    @property
-    def planes(self) -> int:
-        return len(self.tiles.grid)
-
-    def items(self) -> Iterator[bytes]:
-        return self.tiles.items()
-
     def assemble(self, translated: Translated) -> Assembled:
         """The map of the results."""
-        blended, covered = self.tiles.together(translated.planes, translated.channels, translated.background)
+        blended, covered = self.pixels.together(translated.planes, translated.channels, translated.background)
         top = 255 if translated.bits == 8 else 65535
         made = np.rint(blended).clip(0, top).astype(np.uint8 if translated.bits == 8 else np.uint16)
-        report, said = self.tiles.report(translated, blended)
-        report |= {"intensity": self.intensity, "geometry": self._geometry()}
+        report, said = self.pixels.report(translated, blended)
+        report["geometry"] = self._geometry()
         content = self._file(made, self.valid & covered, translated)
-        return Assembled({self.outputs[0]: content}, report, said, self.tiles.figures(translated)[0])
+        return Assembled({self.outputs[0]: content}, report, said, self.pixels.figures(translated)[0])
 
     def _geometry(self) -> dict[str, Any]:
         where = self.georeference
         return {
-            "height": self.tiles.grid.height,
-            "width": self.tiles.grid.width,
+            "height": self.pixels.grid.height,
+            "width": self.pixels.grid.width,
             "crs": None if where.crs is None else where.crs.to_string(),
             "transform": None if where.transform is None else list(where.transform)[:6],
             "control_points": len(where.gcps[0]),
@@ -304,8 +300,9 @@ def geotiff_origin(path: Path, options: Options, within: str = "") -> Origin:
     return Origin.of_file(path, settings, suffix=path.suffix, within=within)
 
 
-def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy:
+def read_geotiff(origin: Origin, options: Options) -> GeoTiffStudy:
     """The map in a file."""
+    path = origin.given
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     try:
@@ -317,11 +314,10 @@ def read_geotiff(path: Path, options: Options, within: str = "") -> GeoTiffStudy
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
     grid = Grid.of(valid.shape[0], valid.shape[1], options.tile, options.overlap)
-    tiles = Tiles.of(numbers, grid, valid)
+    tiles = Tiles.of(numbers, grid, intensity.record(seen) | units, rule.text, valid)
     if not tiles.sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
-    origin = geotiff_origin(path, options, within)
-    return GeoTiffStudy(origin, where, tiles, valid, intensity.record(seen) | units, rule.text)
+    return GeoTiffStudy(origin, tiles, where, valid)
 
 
 def _rasterio() -> Any:

@@ -11,7 +11,6 @@ import json
 import math
 import shlex
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +22,7 @@ from ddib_fed.data.decoding import Pixels
 from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.recognition import COPY, beginning_of
-from ddib_fed.formats.study import MAX_BYTES, Assembled, FromOrigin, Options, Origin, Slices, Translated
+from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Slices, Study, Translated
 from ddib_fed.version import __version__
 
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
@@ -36,42 +35,23 @@ PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class NiftiStudy(FromOrigin):
+class NiftiStudy(Study):
     """A volume, or several of one time series."""
 
+    pixels: Slices
     image: Any
     plane: str
-    slices: Slices
 
     @property
     def kind(self) -> str:
         return "NIfTI volume"
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def rule(self) -> str:
-        return self.slices.rule
-
-    @property
-    def sent(self) -> tuple[int, ...]:
-        return self.slices.sent
-
-    @property
-    def planes(self) -> int:
-        return len(self.slices.numbers)
-
-    def items(self) -> Iterator[bytes]:
-        return self.slices.items()
-
     def assemble(self, translated: Translated) -> Assembled:
         """The volume of the results, as the input lies in its file."""
-        stack = self.slices.stack(translated)
-        report, said = self.slices.report(translated, stack)
+        stack = self.pixels.stack(translated)
+        report, said = self.pixels.report(translated, stack)
         files = {self.outputs[0]: self._file(self._volume(stack, translated), translated)}
-        if self.slices.missing(translated):
+        if self.pixels.missing(translated):
             there = np.zeros_like(stack[..., :1], dtype=np.uint8)
             there[
                 [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is not None]
@@ -119,14 +99,15 @@ class NiftiStudy(FromOrigin):
 
 
 def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
-    """What the study of a volume is made from; arguments as of `read_nifti`."""
+    """What the study of a volume is made from; results lie below the folder `within`."""
     suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     settings = options.settings("intensity", "slices")
     return Origin.of_file(path, settings, suffix=suffix, within=within, beside=[f".mask{suffix}"])
 
 
-def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
+def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     """The volume in a file."""
+    path = origin.given
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     image = _opened(path)
@@ -163,7 +144,7 @@ def read_nifti(path: Path, options: Options, within: str = "") -> NiftiStudy:
         slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    return NiftiStudy(nifti_origin(path, options, within), image, plane, slices)
+    return NiftiStudy(origin, slices, image, plane)
 
 
 def _split(path: Path, image: Any) -> str:

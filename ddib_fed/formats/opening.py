@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +17,8 @@ from ddib_fed.formats.pictures import picture_origin, read_picture
 from ddib_fed.formats.recognition import Format, Recognised, Sighting, recognise
 from ddib_fed.formats.study import Bad, Choice, Options, Origin, Studies, Study, Unread
 
-_READERS: Final[
-    dict[Format, tuple[Callable[[Path, Options, str], Origin], Callable[[Path, Options, str], Study]]]
+_FORMATS: Final[
+    dict[Format, tuple[Callable[[Path, Options, str], Origin], Callable[[Origin, Options], Study]]]
 ] = {
     Format.NIFTI: (nifti_origin, read_nifti),
     Format.PICTURE: (picture_origin, read_picture),
@@ -67,9 +66,8 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
 
 
 def _of_file(sighting: Sighting, options: Options) -> Unread:
-    origin_of, read = _READERS[sighting.format]
-    asked = sighting.path, options, sighting.within
-    return Unread(origin_of(*asked), partial(read, *asked))
+    origin_of, read = _FORMATS[sighting.format]
+    return Unread(origin_of(sighting.path, options, sighting.within), lambda origin: read(origin, options))
 
 
 @contextmanager

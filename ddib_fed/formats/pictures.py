@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +30,7 @@ from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
 from ddib_fed.formats.geotiff import Grid, Tiles
 from ddib_fed.formats.intensity import AUTO, Rule
 from ddib_fed.formats.recognition import PICTURES
-from ddib_fed.formats.study import Assembled, FromOrigin, Options, Origin, Translated
+from ddib_fed.formats.study import Assembled, Options, Origin, Study, Translated
 
 _LOSSLESS: Final[dict[str, dict[str, Any]]] = {
     "JPEG2000": {"irreversible": False},
@@ -41,41 +40,23 @@ _LOSSLESS: Final[dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class PictureStudy(FromOrigin):
+class PictureStudy(Study):
     """A picture that is sent as pixels; its result is of the same format, or a PNG."""
 
+    pixels: Tiles
     format: str
-    tiles: Tiles
-    intensity: dict[str, Any]
-    rule: str
 
     @property
     def kind(self) -> str:
         kind = {"JPEG2000": "JPEG 2000", "WEBP": "WebP", "PNG": "picture"}.get(self.format, self.format)
         return kind if self.planes == 1 else f"{kind} in tiles"
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def sent(self) -> tuple[int, ...]:
-        return self.tiles.sent
-
-    @property
-    def planes(self) -> int:
-        return len(self.tiles.grid)
-
-    def items(self) -> Iterator[bytes]:
-        return self.tiles.items()
-
     def assemble(self, translated: Translated) -> Assembled:
         """The picture of the results, without loss, with its mask and with what came back."""
-        blended, covered = self.tiles.together(translated.planes, translated.channels, translated.background)
+        blended, covered = self.pixels.together(translated.planes, translated.channels, translated.background)
         pixels = _as_numbers(blended, translated.bits)
-        figures, back = self.tiles.figures(translated)
-        report, said = self.tiles.report(translated, blended)
-        report["intensity"] = self.intensity
+        figures, back = self.pixels.figures(translated)
+        report, said = self.pixels.report(translated, blended)
         name, content, why = self._file(pixels, translated.bits)
         files = {name: content}
         if not covered.all():
@@ -107,7 +88,7 @@ def _as_numbers(picture: Pixels, bits: int) -> Pixels:
 
 
 def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
-    """What the study of a picture is made from; arguments as of `read_picture`."""
+    """What the study of a picture is made from; results lie below the folder `within`."""
     own = (path.suffix,) if path.suffix.lower() in PICTURES else ()
     return Origin.of_file(
         path,
@@ -140,8 +121,9 @@ def _tile_of(
     return tile if 0 < count <= (most or count) else None
 
 
-def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy:
+def read_picture(origin: Origin, options: Options) -> PictureStudy:
     """The picture in a file, upright and without transparency."""
+    path = origin.given
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     kind = PICTURES.get(path.suffix.lower(), "PNG")
@@ -157,13 +139,14 @@ def read_picture(path: Path, options: Options, within: str = "") -> PictureStudy
     height, width = pixels.shape[:2]
     tile = _tile_of(height, width, options.picture_tile, options.most_tiles)
     grid = Grid.of(height, width, tile, options.overlap)
-    numbers = intensity.numbers(pixels)
-    tiles = Tiles.of(numbers, grid) if len(grid) > 1 else Tiles(numbers, grid, (0,))
+    numbers, record = intensity.numbers(pixels), intensity.record(pixels)
+    if len(grid) > 1:
+        tiles = Tiles.of(numbers, grid, record, rule.text)
+    else:
+        tiles = Tiles(numbers, grid, (0,), record, rule.text)
     if not tiles.sent:
         raise ImageUnreadable(f"{path} shows nothing: all its tiles are of one value", hop="client")
-    return PictureStudy(
-        picture_origin(path, options, within), kind, tiles, intensity.record(pixels), rule.text
-    )
+    return PictureStudy(origin, tiles, kind)
 
 
 def _pixels(content: bytes, kind: str) -> Pixels:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -229,57 +230,44 @@ class Translated:
         return stack
 
 
-class Study(Protocol):
-    """Something that is translated in several items, or in a file that a node does not take."""
-
-    @property
-    def origin(self) -> Origin:
-        """What it is made from."""
-
-    @property
-    def name(self) -> str:
-        """What results are called."""
-
-    @property
-    def given(self) -> Path:
-        """The file or the folder, for messages."""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the files or folders that `assemble` makes."""
-
-    @property
-    def kind(self) -> str:
-        """The format, in words."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the person has to know before anything is sent."""
-
-    @property
-    def rule(self) -> str:
-        """The rule of intensity that made its numbers, as `Rule.parse` takes it."""
+class Planes(Protocol):
+    """The numbers that a model takes, in items: `Slices` of a volume, or `Tiles` of a picture."""
 
     @property
     def sent(self) -> tuple[int, ...]:
         """The plane of each item."""
 
     @property
-    def planes(self) -> int:
+    def rule(self) -> str:
+        """The rule of intensity that made its numbers, as `Rule.parse` takes it."""
+
+    def __len__(self) -> int:
         """How many planes there are, empty ones included."""
 
     def items(self) -> Iterator[bytes]:
         """The content of each item, in order."""
 
+
+@dataclass(frozen=True, slots=True)
+class Study(ABC):
+    """Something that is translated in several items, or in a file that a node does not take."""
+
+    origin: Origin
+    pixels: Planes
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The format, in words."""
+
+    @abstractmethod
     def assemble(self, translated: Translated) -> Assembled:
         """The output files of the results."""
 
-
-@dataclass(frozen=True, slots=True)
-class FromOrigin:
-    """The part of a study that its origin says."""
-
-    origin: Origin
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the person has to know before anything is sent."""
+        return ()
 
     @property
     def name(self) -> str:
@@ -293,24 +281,31 @@ class FromOrigin:
     def outputs(self) -> tuple[str, ...]:
         return self.origin.outputs
 
+    @property
+    def rule(self) -> str:
+        return self.pixels.rule
+
+    @property
+    def sent(self) -> tuple[int, ...]:
+        return self.pixels.sent
+
+    @property
+    def planes(self) -> int:
+        return len(self.pixels)
+
+    def items(self) -> Iterator[bytes]:
+        return self.pixels.items()
+
 
 @dataclass(frozen=True, slots=True)
 class Unread:
     """A study whose pixels are not in memory."""
 
     origin: Origin
-    read: Callable[[], Study]
+    reader: Callable[[Origin], Study]
 
     def renamed(self, name: str) -> Unread:
-        """The same, whose results are called otherwise."""
-        origin = self.origin.renamed(name)
-
-        def read() -> Study:
-            study: Any = self.read()
-            renamed: Study = replace(study, origin=origin)
-            return renamed
-
-        return self if name == self.origin.name else Unread(origin, read)
+        return self if name == self.origin.name else replace(self, origin=self.origin.renamed(name))
 
 
 class Studies(Sequence[Study]):
@@ -335,7 +330,7 @@ class Studies(Sequence[Study]):
         unread = self.unread[at]
         if self._kept is None or self._kept[0] != at:
             self._kept = None
-            self._kept = at, unread.read()
+            self._kept = at, unread.reader(unread.origin)
         return self._kept[1]
 
     @property
@@ -411,6 +406,9 @@ class Slices:
     def items(self) -> Iterator[bytes]:
         for at in self.sent:
             yield item_bytes(self.numbers[at])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
     def stack(self, translated: Translated) -> Pixels:
         return translated.stack(self.sent, len(self.numbers), self.size)

@@ -317,6 +317,6 @@ def _tiles(study: Study) -> tuple[_Tile, ...]:
 
     if not isinstance(study, GeoTiffStudy):
         return ()
-    grid = study.tiles.grid
+    grid = study.pixels.grid
     windows = list(grid.windows())
     return tuple(_Tile(windows[at][0].start, windows[at][1].start, *grid.tile) for at in study.sent)

@@ -51,7 +51,7 @@ def test_a_map_comes_back_where_it_was(driver, tmp_path):
     path = write_map(tmp_path / "map.tif", SMOOTH, driver=driver)
     study = only(path, tile=(32, 32))
     require_pixels_alone(study)
-    assert len(list(study.items())) == len(study.tiles.grid) > 20
+    assert len(list(study.items())) == len(study.pixels.grid) > 20
     made = study.assemble(echo(study))
     profile, values, _, tags = opened(made.files["map.tif"])
     assert np.abs(values.astype(int) - SMOOTH).max() <= 1
@@ -70,7 +70,7 @@ def test_holes_are_filled_for_the_model_and_stay_holes(tmp_path):
     holed = np.where(mask, SMOOTH, 0).astype(np.uint8)
     study = only(write_map(tmp_path / "map.tif", holed, mask=mask), tile=(32, 32))
     assert len(study.sent) < study.planes
-    assert study.tiles.numbers[:45, 60:].min() > 0
+    assert study.pixels.numbers[:45, 60:].min() > 0
     _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
     np.testing.assert_array_equal(valid, mask > 0)
 
@@ -79,7 +79,7 @@ def test_a_band_of_transparency_becomes_the_mask(tmp_path):
     alpha = np.where(ROWS < 30, 0, 255).astype(np.uint8)
     path = write_map(tmp_path / "map.tif", np.stack([*SMOOTH, alpha]), photometric="rgb", alpha="yes")
     study = only(path)
-    assert study.tiles.numbers.shape == (90, 131, 3)
+    assert study.pixels.numbers.shape == (90, 131, 3)
     _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
     np.testing.assert_array_equal(valid, alpha > 0)
 
@@ -99,7 +99,7 @@ def test_heights_become_numbers_by_percentiles(tmp_path):
     heights = (ROWS * 30.5 - 400).astype(np.float32)[None]
     heights[0, :4, :4] = np.nan
     study = only(write_map(tmp_path / "dem.tif", heights, nodata=np.nan), tile=(64, 64))
-    assert study.intensity["rule"] == "percentile"
+    assert study.pixels.intensity["rule"] == "percentile"
     scale = (0.1, -50.0, 16, -50.0, 500.0)
     made = study.assemble(echo(study, scale=scale))
     with MemoryFile(made.files["dem.tif"]) as memory, memory.open() as file:
@@ -118,9 +118,11 @@ def test_scale_and_offset_of_a_band_are_applied(tmp_path):
     depth = stored[0] * -0.5 + 20
     expected = np.rint(((depth + 420) / 440).clip(0, 1) * 255)
     inside = stored[0] != 9999
-    np.testing.assert_array_equal(study.tiles.numbers[inside, 0], expected[inside])
-    assert study.intensity["clipped"] == pytest.approx(np.mean(np.abs(depth[inside] + 200) > 220), abs=1e-6)
-    assert (study.intensity["scales"], study.intensity["offsets"]) == ([-0.5], [20.0])
+    np.testing.assert_array_equal(study.pixels.numbers[inside, 0], expected[inside])
+    assert study.pixels.intensity["clipped"] == pytest.approx(
+        np.mean(np.abs(depth[inside] + 200) > 220), abs=1e-6
+    )
+    assert (study.pixels.intensity["scales"], study.pixels.intensity["offsets"]) == ([-0.5], [20.0])
     content = study.assemble(echo(study)).files["map.tif"]
     with MemoryFile(content) as memory, memory.open() as file:
         assert (file.scales, file.offsets) == ((1.0,), (0.0,)), "the units are the target's"
@@ -136,9 +138,9 @@ def test_wide_numbers_lose_nothing_on_their_way(dtype, base, step, hole, tmp_pat
     study = only(write_map(tmp_path / "map.tif", values, nodata=0), intensity="percentile:0,100@0:65535")
     inside = values[0] != 0
     share = (values[0] - values[0][inside].min()) / np.ptp(values[0][inside])
-    np.testing.assert_array_equal(study.tiles.numbers[inside, 0], np.rint(share[inside] * 65535))
-    assert study.tiles.numbers[~inside].size == 100 * hole
-    around = study.tiles.numbers[35:55, 35:55]
+    np.testing.assert_array_equal(study.pixels.numbers[inside, 0], np.rint(share[inside] * 65535))
+    assert study.pixels.numbers[~inside].size == 100 * hole
+    around = study.pixels.numbers[35:55, 35:55]
     assert around.min() > 20_000, "a hole is filled from around it"
     with pytest.raises(ImageUnreadable, match="32-bit floats"):
         only(tmp_path / "map.tif", intensity="values")

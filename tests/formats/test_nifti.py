@@ -102,8 +102,8 @@ def test_slices_are_upright(tmp_path):
     values[3, :, 4] = 200
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "head.nii")
     study = only(tmp_path / "head.nii", slices="coronal")
-    assert study.slices.numbers.shape == (3, 5, 4, 1)
-    assert (study.slices.numbers[:, 0, 3, 0] == 200).all()
+    assert study.pixels.numbers.shape == (3, 5, 4, 1)
+    assert (study.pixels.numbers[:, 0, 3, 0] == 200).all()
 
 
 def test_slope_and_intercept_of_the_file_are_applied(tmp_path):
@@ -114,7 +114,7 @@ def test_slope_and_intercept_of_the_file_are_applied(tmp_path):
     content = bytearray(image.to_bytes())
     content[112:120] = np.array([0.25, -3.5], "<f4").tobytes()
     (tmp_path / "scan.nii").write_bytes(content)
-    numbers = only(tmp_path / "scan.nii", intensity="values").slices.numbers
+    numbers = only(tmp_path / "scan.nii", intensity="values").pixels.numbers
     np.testing.assert_array_equal(numbers[..., 0], (stored * 0.25 - 3.5).transpose(2, 1, 0)[:, ::-1])
 
 
@@ -143,7 +143,7 @@ def test_the_header_is_a_new_one(tmp_path):
 def test_background_is_not_sent_and_refused_slices_are_named():
     """Empty ends of a volume are no items; flicker is that of what was sent."""
     given = only(NIFTI / "anatomical.nii")
-    values = given.slices.numbers.copy()
+    values = given.pixels.numbers.copy()
     assert len(given.sent) == given.planes == len(values)
     found = results(given)
     found[3] = None
@@ -186,7 +186,7 @@ def test_one_slice_is_a_volume(tmp_path):
     values = np.random.default_rng(0).integers(0, 255, (16, 12)).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(values, np.diag([-2.0, 2, 2, 1])), tmp_path / "flat.nii")
     study = only(tmp_path / "flat.nii")
-    assert study.slices.numbers.shape == (1, 12, 16, 1)
+    assert study.pixels.numbers.shape == (1, 12, 16, 1)
     (tmp_path / "out").mkdir()
     made = output(tmp_path / "out", study, echo(study))
     np.testing.assert_array_equal(np.asarray(made.dataobj), values)

@@ -116,8 +116,8 @@ def test_a_georeference_is_seen_wherever_its_tags_are():
 def test_one_study_is_in_memory_at_a_time():
     """Values of a series are let go when items are made of them; all of a study, when the next is read."""
     studies = open_paths([NIFTI / "anatomical.nii", NIFTI / "standard.nii.gz"], Options()).studies
-    numbers = weakref.ref(studies[0].slices.numbers)
-    assert studies[0].slices.numbers is numbers()
+    numbers = weakref.ref(studies[0].pixels.numbers)
+    assert studies[0].pixels.numbers is numbers()
     assert studies[1].planes == 7
     assert numbers() is None
     assert not hasattr(only(DICOM / "MR_small.dcm").series, "values")

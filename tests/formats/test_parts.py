@@ -133,7 +133,7 @@ def test_output_of_the_same_request_is_known_again(tmp_path):
     given.parent.mkdir(parents=True)
     given.write_bytes((NIFTI / "anatomical.nii").read_bytes())
     (unread,) = open_paths([tmp_path / "in"], Options()).studies.unread
-    study, out = unread.read(), tmp_path / "out"
+    study, out = unread.reader(unread.origin), tmp_path / "out"
     assert finished(unread.origin, out) is None
     written = write_outputs(study, results(study), out, force=False)
     again = finished(unread.origin, out)

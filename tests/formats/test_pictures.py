@@ -48,7 +48,7 @@ def test_a_picture_is_turned_as_its_metadata_say(tmp_path):
     exif[274] = 6
     Image.fromarray(PIXELS).save(tmp_path / "scan.webp", lossless=True, exif=exif)
     study = only(tmp_path / "scan.webp")
-    np.testing.assert_array_equal(study.tiles.numbers, np.rot90(PIXELS, -1))
+    np.testing.assert_array_equal(study.pixels.numbers, np.rot90(PIXELS, -1))
     made = study.assemble(echo(study)).files["scan.webp"]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(made))), np.rot90(PIXELS, -1))
 
@@ -58,7 +58,7 @@ def test_sixteen_bits_of_jpeg_2000_survive(tmp_path):
     deep = (PIXELS[..., 0].astype(np.uint16) << 8) + PIXELS[..., 1]
     Image.fromarray(deep).save(tmp_path / "scan.jp2", irreversible=False)
     study = only(tmp_path / "scan.jp2")
-    assert study.tiles.numbers.dtype == np.uint16
+    assert study.pixels.numbers.dtype == np.uint16
     made = study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 65535.0)))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(made.files["scan.jp2"]))), deep)
 

@@ -170,9 +170,9 @@ def test_colours_for_a_grey_model_are_answered_with_a_command_that_makes_them_gr
     assert command[:2] == ["python3", "-c"]
     exec(compile(command[2], "hint", "exec"), {})
     grey = only(tmp_path / "rgb scan-grey", intensity="values")
-    expected = study.slices.numbers @ [0.299, 0.587, 0.114]
-    assert (grey.planes, grey.slices.numbers.shape[3]) == (2, 1)
-    assert np.abs(grey.slices.numbers[..., 0] - expected).max() <= 0.51
+    expected = study.pixels.numbers @ [0.299, 0.587, 0.114]
+    assert (grey.planes, grey.pixels.numbers.shape[3]) == (2, 1)
+    assert np.abs(grey.pixels.numbers[..., 0] - expected).max() <= 0.51
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_sources_of_any_encoding_become_plain_files(name):
     study = only(DICOM / name)
     (made,) = datasets(study.assemble(echo(study)))
     assert made.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
-    np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0, ..., 0])
+    np.testing.assert_array_equal(made.pixel_array, study.pixels.numbers[0, ..., 0])
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy of Debian's dicom3tools")

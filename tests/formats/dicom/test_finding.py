@@ -59,7 +59,7 @@ def test_a_slice_that_was_cut_inside_its_pixels_is_named_and_the_others_are_a_se
     assert sorted(path.name for path, _ in bad) == sorted(path.name for path in paths[1:])
     assert all(path.name in error.detail for path, error in bad)
     assert study.origin.inputs == (paths[0],)
-    np.testing.assert_array_equal(study.slices.numbers[..., 0], VALUES[:1])
+    np.testing.assert_array_equal(study.pixels.numbers[..., 0], VALUES[:1])
     with pytest.raises(ImageUnreadable, match="IM00"):
         open_paths([tmp_path / "mr"], Options())
 

@@ -25,7 +25,7 @@ def test_slices_are_in_their_order_in_space(tmp_path):
     paths = write_series(tmp_path / "series", VALUES)
     (tmp_path / "series" / "notes.txt").write_text("no DICOM")
     study = only(tmp_path / "series", intensity="values")
-    np.testing.assert_array_equal(study.slices.numbers[..., 0], VALUES)
+    np.testing.assert_array_equal(study.pixels.numbers[..., 0], VALUES)
     require_pixels_alone(study)
     (of_files,) = open_paths(paths, Options(intensity="values")).studies
     assert list(of_files.items()) == list(study.items())
@@ -64,7 +64,7 @@ def test_what_is_called_hounsfield_has_its_rescale(changes, says, tmp_path):
     assert only(tmp_path / "ct", intensity="values").kind == "DICOM series (CT without Hounsfield units)"
     if "RescaleType" not in changes:
         np.testing.assert_array_equal(
-            only(tmp_path / "ct", intensity="values").slices.numbers[..., 0], VALUES
+            only(tmp_path / "ct", intensity="values").pixels.numbers[..., 0], VALUES
         )
     (path, *_) = write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024)
     part = pydicom.dcmread(path)
@@ -112,7 +112,7 @@ def test_a_table_says_the_units_where_there_is_one(tmp_path):
         del dataset.RescaleSlope, dataset.RescaleIntercept
         dataset.ModalityLUTSequence = [table]
         dataset.save_as(path)
-    np.testing.assert_array_equal(only(tmp_path / "ct").slices.numbers[..., 0], 3 * VALUES)
+    np.testing.assert_array_equal(only(tmp_path / "ct").pixels.numbers[..., 0], 3 * VALUES)
     dataset.ModalityLUTSequence[0].ModalityLUTType = "US"
     dataset.save_as(path)
     with pytest.raises(InputError, match=r"1 of 5 slices .*has the rescale type US"):
@@ -154,7 +154,7 @@ def test_padding_of_signed_pixels_is_no_value(kind, padding, tmp_path):
             if limit is not None:
                 dataset.add_new("PixelPaddingRangeLimit", kind, limit % 65536 if kind == "US" else limit)
             dataset.save_as(path)
-        numbers = only(tmp_path / "ct").slices.numbers[..., 0]
+        numbers = only(tmp_path / "ct").pixels.numbers[..., 0]
         np.testing.assert_array_equal(numbers[:, 3:], values[:, 3:] - 24)
         assert (numbers[:, :3] == values[:, 3:].min() - 24).all()
 
@@ -164,7 +164,7 @@ def test_monochrome1_is_turned_alike_in_all_slices(tmp_path):
     values = VALUES.copy()
     values[1] //= 2
     write_series(tmp_path / "cr", values, PhotometricInterpretation="MONOCHROME1")
-    numbers = only(tmp_path / "cr", intensity="values").slices.numbers[..., 0]
+    numbers = only(tmp_path / "cr", intensity="values").pixels.numbers[..., 0]
     np.testing.assert_array_equal(numbers, values.max() + values.min() - values)
 
 
@@ -178,7 +178,7 @@ def test_padding_is_as_dark_as_the_darkest_value_of_all_slices(tmp_path):
         ("MONOCHROME1", measured.max() + measured.min() - values),
     ):
         write_series(tmp_path / kind, values, PhotometricInterpretation=kind, PixelPaddingValue=7)
-        numbers = only(tmp_path / kind, intensity="values").slices.numbers[..., 0]
+        numbers = only(tmp_path / kind, intensity="values").pixels.numbers[..., 0]
         np.testing.assert_array_equal(numbers, np.where(values == 7, measured.min(), expected))
 
 
@@ -276,7 +276,7 @@ def test_slices_that_are_not_parallel_keep_their_numbers_order(tmp_path):
         dataset.InstanceNumber = [3, 1, 5, 2, 4][at]
         dataset.save_as(path)
     study = only(tmp_path / "series", intensity="values")
-    np.testing.assert_array_equal(study.slices.numbers[..., 0], VALUES[[1, 3, 0, 4, 2]])
+    np.testing.assert_array_equal(study.pixels.numbers[..., 0], VALUES[[1, 3, 0, 4, 2]])
     assert any("not parallel" in warning for warning in study.warnings)
 
 
