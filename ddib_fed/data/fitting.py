@@ -5,13 +5,9 @@ A picture is never copied whole: its planes are converted band by band, one afte
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -55,7 +51,6 @@ _WHOLE: Final = (0.05, 1.0, 1.0)
 _WINDOW: Final = (8.0, 0.5, np.inf)
 _SIGNED_WINDOW: Final = (64.0, 0.95, np.inf)
 _BLOCK: Final = 1 << 18
-_NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +117,14 @@ def is_coloured(pixels: Pixels, width: float) -> bool:
 def explain(facts: Mapping[str, str], name: str = "the picture") -> tuple[str, str]:
     """The problem with a picture and its remedy, from the facts of a `PictureMisfit`."""
     problem = facts.get("problem", "")
-    if problem not in _WHY:
+    if problem not in _REASONS:
         return "", ""
     takes, fits = facts.get("takes", "another range"), facts.get("fits", "")
     detail = (
         f"{name} holds {facts.get('holds', 'other numbers')}; {facts.get('model', 'the model')} takes {takes}"
     )
-    words = {"takes": takes, "fits": fits, "command": _command(problem, name, facts)}
-    return f"{detail}: {_WHY[problem]}", _HOW[problem].format(**words)
+    why, how = _REASONS[problem]
+    return f"{detail}: {why}", how.format(takes=takes, fits=fits)
 
 
 def name_misfit(error: PictureMisfit, name: str) -> PictureMisfit:
@@ -137,19 +132,25 @@ def name_misfit(error: PictureMisfit, name: str) -> PictureMisfit:
     return PictureMisfit(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
 
 
-_WHY: Final[Mapping[str, str]] = {
-    "type": "its type cannot hold these values",
-    "scale": "its values are of another scale",
-    "unit": "its values are of another scale",
-    "window": "too many of its values lie outside of that",
-    "colour": "its colours would be lost",
-}
-_HOW: Final[Mapping[str, str]] = {
-    "type": "save it in the model's own units{command}, or use a model trained with --range {fits}",
-    "scale": "bring its values to {takes}{command}, or use a model trained with --range {fits}",
-    "unit": "bring its values to {takes}{command}, or use a model trained with --range {fits}",
-    "window": "use a model trained with --range {fits}, or clip it first if that is meant{command}",
-    "colour": "make it grey if that is meant{command}, or use a model trained with --channels 3",
+_OTHER_SCALE: Final = (
+    "its values are of another scale",
+    "bring its values to {takes}, or use a model trained with --range {fits}",
+)
+_REASONS: Final[Mapping[str, tuple[str, str]]] = {
+    "type": (
+        "its type cannot hold these values",
+        "save it in the model's own units, or use a model trained with --range {fits}",
+    ),
+    "scale": _OTHER_SCALE,
+    "unit": _OTHER_SCALE,
+    "window": (
+        "too many of its values lie outside of that",
+        "use a model trained with --range {fits}, or clip it first if that is meant",
+    ),
+    "colour": (
+        "its colours would be lost",
+        "make it grey if that is meant, or use a model trained with --channels 3",
+    ),
 }
 
 
@@ -212,50 +213,6 @@ def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple
     if use.low < use.high:
         return use.low, use.high
     return min(use.low, 0.0), max(use.high, 1.0)
-
-
-def _command(problem: str, name: str, facts: Mapping[str, str]) -> str:
-    """A command that can be pasted, if one line is enough."""
-    path = PurePath(name)
-    low, _, high = facts.get("range", "").partition(":")
-    least, _, most = facts.get("fits", "").partition(":")
-    # Text from the wire is not put into a command unchecked.
-    if not path.suffix or not all(_NUMBER.fullmatch(text) for text in (low, high, least, most)):
-        return ""
-    made = path.with_stem(f"{path.stem}-fitted")
-    to_bytes = problem == "scale" and (low, high) == ("0", "255") and " uint16 " in facts.get("holds", "")
-    if path.suffix.lower() in {".npy", ".tif", ".tiff"} and problem in {"unit", "window"}:
-        return _numpy(path, made.with_suffix(".npy"), _formula(problem, (low, high), (least, most)))
-    if path.suffix.lower() == ".npy":
-        return _numpy(path, made, f"(x * (255 / {most})).round().astype('uint8')") if to_bytes else ""
-    if problem == "colour":
-        return _magick(path, "-colorspace Gray", made)
-    if to_bytes:
-        # ImageMagick assumes the whole 16-bit scale, also if only 12 bits are used.
-        share = "" if most == "65535" else f"-level 0,{100 * float(most) / 65535:.6g}% "
-        return _magick(path, f"{share}-depth 8", made)
-    return ""
-
-
-def _formula(problem: str, taken: tuple[str, str], own: tuple[str, str]) -> str:
-    """The expression that maps x from [0, 1] or [-1, 1] to a range, or into it."""
-    low, high = taken
-    if problem == "window":
-        return f"x.clip({low}, {high})"
-    width = float(high) - float(low)
-    scaled = f"x * {width:.9g}" if own[0] == "0" else f"(x + 1) * {width / 2:.9g}"
-    return scaled if float(low) == 0 else f"{scaled} {'-' if float(low) < 0 else '+'} {abs(float(low)):.9g}"
-
-
-def _numpy(path: PurePath, made: PurePath, new: str) -> str:
-    given, out = (json.dumps(str(each), ensure_ascii=False) for each in (path, made))
-    load, package = ("np.load", "") if path.suffix.lower() == ".npy" else ("tifffile.imread", ", tifffile")
-    code = f"import numpy as np{package}; x = {load}({given}); np.save({out}, {new})"
-    return f" (python3 -c {shlex.quote(code)})"
-
-
-def _magick(path: PurePath, what: str, made: PurePath) -> str:
-    return f" (magick {shlex.quote(str(path))} {what} {shlex.quote(str(made))})"
 
 
 def _blocks(pixels: Pixels) -> Iterator[Pixels]:
@@ -533,20 +490,16 @@ def _unit(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Array:
 
 def _planes(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Iterator[ReadRows]:
     if pixels.shape[2] == 3 and rule.channels == 1:
-        yield lambda start, stop: _in_range(_grey(pixels[start:stop]), rule, clip=clip)
-        return
-    for channel in range(pixels.shape[2]):
-        yield partial(_channel_rows, pixels, channel, rule, clip)
+        planes: list[ReadRows] = [lambda start, stop: _grey(pixels[start:stop])]
+    else:
+        planes = [_rows(pixels[:, :, channel]) for channel in range(pixels.shape[2])]
+    for read in planes:
+        yield partial(_in_range, read, rule, clip)
 
 
-def _channel_rows(
-    pixels: Pixels, channel: int, rule: PictureRule, clip: bool, start: int, stop: int
-) -> Pixels:
-    return _in_range(pixels[start:stop, :, channel], rule, clip=clip)
-
-
-def _in_range(plane: Pixels, rule: PictureRule, *, clip: bool) -> Pixels:
-    return plane if plane.dtype == np.uint8 else _unit(plane, rule, clip=clip)
+def _in_range(read: ReadRows, rule: PictureRule, clip: bool, start: int, stop: int) -> Pixels:
+    rows = read(start, stop)
+    return rows if rows.dtype == np.uint8 else _unit(rows, rule, clip=clip)
 
 
 def _grey(pixels: Pixels) -> Pixels:

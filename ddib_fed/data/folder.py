@@ -311,8 +311,7 @@ class Survey:
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """The raw values that become -1 and 1."""
 
     low: float
@@ -415,29 +414,6 @@ def _warnings(values: NDArray[np.float32], low: float, high: float) -> list[str]
             f"{100 * outside:.0f} % of the values lie outside the range {low:g}:{high:g} and will be clipped"
         )
     return out
-
-
-__all__ = [
-    "Classes",
-    "Entry",
-    "Folder",
-    "Looks",
-    "Range",
-    "Sides",
-    "Survey",
-    "choose_range",
-    "class_numbers",
-    "describe",
-    "expand",
-    "folder_digest",
-    "load",
-    "range_check",
-    "scan",
-    "shared",
-    "split",
-    "survey",
-    "two_sides",
-]
 
 
 def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:

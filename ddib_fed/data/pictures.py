@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Final, Literal, NamedTuple
@@ -49,7 +49,6 @@ from ddib_fed.data.fitting import (
     to_raw,
 )
 from ddib_fed.data.points import MAGIC, Header, read_header
-from ddib_fed.data.points import MAGIC as NPY_MAGIC
 from ddib_fed.errors import (
     DdibError,
     FileMissing,
@@ -187,7 +186,7 @@ _MAGICS = (
     (b"MM\0*", "TIFF"),
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
-    (NPY_MAGIC, "NPY"),
+    (MAGIC, "NPY"),
 )
 # Common formats that are not supported: the error says how to convert them.
 _OTHERS = (
@@ -323,8 +322,8 @@ class Cost(NamedTuple):
     pixels: int
     itemsize: int
     geometry: Geometry
-    dtype: str = ""
-    channels: int = 1
+    dtype: str
+    channels: int
 
 
 def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
@@ -345,8 +344,10 @@ def fixed_bytes(geometry: Geometry) -> int:
 def cost_of(content: bytes, limits: ImageLimits) -> Cost:
     """Memory needed for decoding, from the header."""
     kind = image_format(content) or ""
-    with faults_as_unreadable(kind or "picture"):
-        found: Cost = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "NPY": _npy}.get(kind, _nothing)(content)
+    if kind not in _COSTS:
+        return _cost(1, 1, 0, 0, 1)
+    with faults_as_unreadable(kind):
+        found = _COSTS[kind](content)
     limits.check_size(found.geometry.height, found.geometry.width)
     return found
 
@@ -363,9 +364,10 @@ def _png(content: bytes) -> Cost:
     # A palette is first converted to another Pillow image.
     converted = 4 if colour == _PALETTE else 0
     read = samples * itemsize if itemsize == 2 else flat
-    most = max(held + converted, held + converted + read, read + flat)
-    found = _cost(height, width, most, flat, itemsize, len(content))
-    return found._replace(dtype="uint16" if itemsize == 2 else "uint8", channels=flat // itemsize)
+    most = max(held + converted + read, read + flat)
+    return _cost(
+        height, width, most, flat, itemsize, len(content), dtype="uint16" if itemsize == 2 else "uint8"
+    )
 
 
 def _jpeg(content: bytes) -> Cost:
@@ -379,7 +381,7 @@ def _jpeg(content: bytes) -> Cost:
     flat = 1 if samples == 1 else 3
     converted = 4 if samples == 4 else 0  # CMYK is first converted to another Pillow image
     most = max(held + coefficients, held + converted + flat, 2 * flat)
-    return _cost(image.height, image.width, most, flat, 1, 0)._replace(dtype="uint8", channels=flat)
+    return _cost(image.height, image.width, most, flat, 1, dtype="uint8")
 
 
 def _tiff(content: bytes) -> Cost:
@@ -400,14 +402,20 @@ def _tiff(content: bytes) -> Cost:
 def _npy(content: bytes) -> Cost:
     height, width, samples, itemsize = npy_shape(content)
     kept = samples * (itemsize if itemsize <= 2 else 4)
-    return _cost(height, width, 2 * kept, kept, min(itemsize, 4), 0)
+    return _cost(height, width, 2 * kept, kept, min(itemsize, 4))
 
 
-def _nothing(content: bytes) -> Cost:
-    del content
-    return Cost(0, 0, 1, Geometry(1, 1))
+def _cost(
+    height: int, width: int, most: int, pixels: int, itemsize: int, extra: int = 0, *, dtype: str = ""
+) -> Cost:
+    """From the bytes of a pixel: the most while decoding, and those of the decoded picture."""
+    count, geometry = int(height) * int(width), Geometry(int(height), int(width))
+    return Cost(count * most + extra, count * pixels, itemsize, geometry, dtype, pixels // itemsize)
 
 
-def _cost(height: int, width: int, most: int, pixels: int, itemsize: int, extra: int) -> Cost:
-    count = int(height) * int(width)
-    return Cost(count * most + extra, count * pixels, itemsize, Geometry(int(height), int(width)))
+_COSTS: Final[Mapping[str, Callable[[bytes], Cost]]] = {
+    "PNG": _png,
+    "JPEG": _jpeg,
+    "TIFF": _tiff,
+    "NPY": _npy,
+}

