@@ -163,9 +163,9 @@ class Tiles:
                     at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None
                 ],
             },
-            "seams": None if seams is None else seams.record(),
+            "seams": None if seams is None else seams.record,
         }
-        return report, () if seams is None else (seams.say(),)
+        return report, () if seams is None else (seams.line,)
 
     def figures(self, translated: Translated) -> tuple[dict[str, float], Floats | None]:
         """The size, and the round trip at it, as fields of a record; and the picture that came back, in its numbers."""

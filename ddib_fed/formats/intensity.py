@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,59 +221,29 @@ def _narrowed(values: NDArray[Any]) -> Pixels:
     return made
 
 
-@dataclass(frozen=True, slots=True)
-class Flicker:
-    """How much neighbouring slices differ beyond a steady change."""
+class Figures(NamedTuple):
+    """A measurement of a whole study: for its record, and in one line for the person."""
 
-    source: float
-    translation: float
-    brightness_source: float
-    brightness_translation: float
-
-    @property
-    def ratio(self) -> float | None:
-        return self.translation / self.source if self.source > 0 else None
-
-    def record(self) -> dict[str, Any]:
-        """For the provenance."""
-        ratio = self.ratio
-        return {
-            **{name: round(value, 6) for name, value in asdict(self).items()},
-            "ratio": None if ratio is None else round(ratio, 4),
-        }
-
-    def say(self) -> str:
-        """One line."""
-        ratio = "" if self.ratio is None else f" ({self.ratio:.2f} times)"
-        here, there = 100 * self.translation, 100 * self.source
-        return f"slice flicker {here:.2f} % of the range, {there:.2f} % in the source{ratio}"
+    record: dict[str, Any]
+    line: str
 
 
-@dataclass(frozen=True, slots=True)
-class Seams:
-    """How much steeper a picture is where tiles begin and end."""
-
-    source: float
-    translation: float
-    edges: int
-
-    def record(self) -> dict[str, Any]:
-        return {name: round(value, 4) for name, value in asdict(self).items()}
-
-    def say(self) -> str:
-        """One line."""
-        return (
-            f"seam energy {self.translation:.3f} at {self.edges} edges of tiles, {self.source:.3f} in the source "
-            "(1: no steeper than elsewhere)"
-        )
-
-
-def measure_flicker(source: NDArray[Any], translation: NDArray[Any]) -> Flicker | None:
-    """Flicker of both volumes; None for fewer than three slices."""
+def measure_flicker(source: NDArray[Any], translation: NDArray[Any]) -> Figures | None:
+    """How much neighbouring slices differ beyond a steady change; None for fewer than three slices."""
     if len(source) < 3:
         return None
     (first, first_mean), (second, second_mean) = (_flicker(each) for each in (source, translation))
-    return Flicker(first, second, first_mean, second_mean)
+    record = {
+        "source": round(first, 6),
+        "translation": round(second, 6),
+        "brightness_source": round(first_mean, 6),
+        "brightness_translation": round(second_mean, 6),
+        "ratio": round(second / first, 4) if first > 0 else None,
+    }
+    times = f" ({second / first:.2f} times)" if first > 0 else ""
+    return Figures(
+        record, f"slice flicker {100 * second:.2f} % of the range, {100 * first:.2f} % in the source{times}"
+    )
 
 
 def _flicker(volume: NDArray[Any]) -> tuple[float, float]:
@@ -291,12 +261,16 @@ def _flicker(volume: NDArray[Any]) -> tuple[float, float]:
 
 def measure_seams(
     source: NDArray[Any], translation: NDArray[Any], rows: Sequence[int], columns: Sequence[int]
-) -> Seams | None:
-    """Energy along the edges of tiles; None where there is but one tile."""
-    if not rows and not columns:
+) -> Figures | None:
+    """How much steeper a picture is where tiles begin and end; None where there is but one tile."""
+    edges = len(rows) + len(columns)
+    if not edges:
         return None
-    return Seams(
-        _steepness(source, rows, columns), _steepness(translation, rows, columns), len(rows) + len(columns)
+    first, second = (_steepness(each, rows, columns) for each in (source, translation))
+    return Figures(
+        {"source": round(first, 4), "translation": round(second, 4), "edges": edges},
+        f"seam energy {second:.3f} at {edges} edges of tiles, {first:.3f} in the source "
+        "(1: no steeper than elsewhere)",
     )
 
 

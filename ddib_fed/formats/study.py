@@ -430,9 +430,9 @@ class Slices:
                 "empty": empty,
                 "refused": self.missing(translated),
             },
-            "flicker": None if flicker is None else flicker.record(),
+            "flicker": None if flicker is None else flicker.record,
         }
-        said = [] if flicker is None else [flicker.say()]
+        said = [] if flicker is None else [flicker.line]
         if empty:
             said.append(f"{len(empty)} of {len(self.numbers)} slices are background and were not sent")
         return report, tuple(said)

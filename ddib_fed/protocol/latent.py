@@ -131,18 +131,11 @@ class ApprovedLatent:
         )
 
     def stream(self, message: type[M], chunk_bytes: int = CHUNK) -> Iterator[M]:
-        """The messages that carry this latent.
-
-        Args:
-            message: `DecodeRequest` on the way to the target, `DecodeResponse` on the way back.
-            chunk_bytes: Size of every chunk but the last.
-        """
+        """The messages of a class, `DecodeRequest` or `DecodeResponse`, that carry this latent."""
         header = decoding_pb2.LatentHeader(
             item=self.item,
             tensor=common_pb2.TensorHeader(
-                shape=self.shape,
-                size_bytes=len(self._payload),
-                sha256=self.sha256,
+                shape=self.shape, size_bytes=len(self._payload), sha256=self.sha256
             ),
             contract_sha256=self.contract_sha256,
             audit=self.audit,
@@ -161,12 +154,6 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
 
     What is sent is the latent's own memory, not a copy; nobody can write it through the latent. The receiver computes
     the digest again.
-
-    Args:
-        latent: What the engine encoded.
-        contract: As agreed with the peer.
-        statistics: As measured and accepted by the engine's Gaussian check.
-        item: The number under which it is sent.
 
     Raises:
         ShapeMismatch: 1, the shape.
@@ -193,14 +180,9 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
 
 
 class LatentOpener:
-    """Checks the header of each latent in one stream, before any of its bytes; an `Opener`.
+    """Checks the header of each latent in one stream of at most `max_items`, before any of its bytes.
 
-    Args:
-        contract: As agreed with the peer.
-        max_items: How many latents may come in the stream.
-
-    Attributes:
-        anchor: The end of the sender's audit log with the latent whose header came last; None for none.
+    `anchor` is the end of the sender's audit log with the latent whose header came last; None for none.
     """
 
     def __init__(self, contract: Contract, max_items: int) -> None:

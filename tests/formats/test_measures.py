@@ -14,11 +14,10 @@ def test_a_steady_change_does_not_flicker_and_jumps_do():
     jumping = STEADY + np.where(np.arange(12) % 2, 10, -10)[:, None, None, None]
     found = measure_flicker(STEADY, jumping)
     assert found is not None
-    assert found.source < 1e-6
+    assert found.record["source"] < 1e-6
     width = float(np.ptp(jumping))
-    assert found.translation == pytest.approx(20 / width)
-    assert found.brightness_translation == pytest.approx(20 / width)
-    assert found.record()["translation"] == pytest.approx(20 / width, abs=1e-6)
+    assert found.record["translation"] == pytest.approx(20 / width, abs=1e-6)
+    assert found.record["brightness_translation"] == pytest.approx(20 / width, abs=1e-6)
 
 
 def test_a_step_at_an_edge_is_seen_there_alone():
@@ -28,5 +27,5 @@ def test_a_step_at_an_edge_is_seen_there_alone():
     at, beside = (measure_seams(picture, stepped, [row], []) for row in (16, 15))
     assert at is not None
     assert beside is not None
-    assert at.translation > 10
-    assert beside.translation < 1.5
+    assert at.record["translation"] > 10
+    assert beside.record["translation"] < 1.5

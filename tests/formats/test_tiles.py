@@ -36,7 +36,7 @@ def test_tiles_side_by_side_show_their_edges():
         raw[window] = tile + GENERATOR.normal(0, 15, 2).astype(np.float32)
     seams = measure_seams(SMOOTH, raw, *grid.edges)
     assert seams is not None
-    assert seams.translation > 3 * seams.source
+    assert seams.record["translation"] > 3 * seams.record["source"]
 
 
 def test_a_tile_that_is_missing_is_background():
