@@ -58,11 +58,6 @@ def test_an_institution_is_accepted_everywhere_or_nowhere(name: str) -> None:
     assert len(set(found.values())) == 1, found
 
 
-def test_a_bundle_of_before_with_a_long_domain_is_read() -> None:
-    """It was allowed 100 characters; a new bundle may have 64."""
-    assert manifest(domain="d" * 100).domain == "d" * 100
-
-
 def test_a_file_of_any_name_names_a_domain() -> None:
     """Before, training on `my points.npy` ended after its last step in a ValidationError, and the model was lost."""
     assert TrainConfig(kind="points", data="my points.npy").label == "my-points"

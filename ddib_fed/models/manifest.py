@@ -19,7 +19,7 @@ from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.units import Normalisation
-from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
+from ddib_fed.names import check_domain
 from ddib_fed.networks.config import ClassifierConfig, MlpConfig, NetworkConfig, SyntheticConfig, UNetConfig
 from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
 
@@ -164,7 +164,7 @@ class Manifest(_Frozen):
     @field_validator("domain")
     @classmethod
     def _domain(cls, value: str) -> str:
-        return value if is_domain(value, longest=OLDER_MAX_DOMAIN) else check_domain(value)
+        return check_domain(value)
 
     @model_validator(mode="after")
     def _fits(self) -> Manifest:

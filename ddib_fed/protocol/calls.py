@@ -74,44 +74,23 @@ class StuckCalls:
 T = TypeVar("T")
 
 
-class _Check:
-    """Checks each answer of one server."""
-
-    def __init__(self, hop: str, *, own: bool) -> None:
-        self._hop = hop
-        self._own = own
-
-    def __call__(self, answer: Any) -> Any:
-        try:
-            check(answer)
-        except InputError as error:
-            if not self._own:
-                raise at_fault(error, self._hop) from error
-            error.hop = self._hop
-            if isinstance(error, UnknownFields):
-                error.hint = "ddib --version on both machines: the releases may differ"
-            raise
-        return answer
-
-
 class _Call:
     """A running call, or its future; everything but the answers is delegated."""
 
-    def __init__(self, call: Any, check: _Check, stuck: StuckCalls) -> None:
+    def __init__(self, call: Any, channel: CheckedChannel) -> None:
         self._call = call
-        self._check = check
-        self._stuck = stuck
+        self._channel = channel
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        with self._stuck.reading(self._call):
+        with self._channel.stuck.reading(self._call):
             answer = next(self._call)
-        return self._check(answer)
+        return self._channel.checked(answer)
 
     def result(self, timeout: float | None = None) -> Any:
-        return self._check(self._call.result(timeout))
+        return self._channel.checked(self._call.result(timeout))
 
     def add_done_callback(self, fn: Callable[[Any], Any]) -> None:
         self._call.add_done_callback(lambda _: fn(self))
@@ -129,18 +108,17 @@ class _Method:
     def __init__(self, method: Any, channel: CheckedChannel, *, streams: bool) -> None:
         self._method = method
         self._channel = channel
-        self._check, self._stuck = channel.check, channel.stuck
         self._streams = streams
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._streams:
-            return _Call(self._method(*args, **kwargs), self._check, self._stuck)
+            return _Call(self._method(*args, **kwargs), self._channel)
         answer, call = self._method.with_call(*args, **kwargs)
         self._channel.clock_s = clock_difference(call.trailing_metadata())
-        return self._check(answer)
+        return self._channel.checked(answer)
 
     def future(self, *args: Any, **kwargs: Any) -> _Call:
-        return _Call(self._method.future(*args, **kwargs), self._check, self._stuck)
+        return _Call(self._method.future(*args, **kwargs), self._channel)
 
 
 class CheckedChannel(grpc.Channel):
@@ -148,9 +126,22 @@ class CheckedChannel(grpc.Channel):
 
     def __init__(self, channel: grpc.Channel, hop: str, *, own: bool) -> None:
         self._channel = channel
-        self.check = _Check(hop, own=own)
+        self._hop, self._own = hop, own
         self.stuck = StuckCalls(channel.close)
         self.clock_s: float | None = None
+
+    def checked(self, answer: Any) -> Any:
+        """The answer itself; a wrong one is the fault of the peer, or an input error where the node is our own."""
+        try:
+            check(answer)
+        except InputError as error:
+            if not self._own:
+                raise at_fault(error, self._hop) from error
+            error.hop = self._hop
+            if isinstance(error, UnknownFields):
+                error.hint = "ddib --version on both machines: the releases may differ"
+            raise
+        return answer
 
     @property
     def broken(self) -> bool:
