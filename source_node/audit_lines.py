@@ -118,5 +118,5 @@ def _as_before(store: JobStore, act: str, job_id: str) -> set[str]:
 
 
 def accepted_values(job: Job, items: int) -> dict[str, str | int]:
-    spec = job.spec
-    return {"job": job.job_id, "client": spec.owner, "target": spec.target_institution, "items": items}
+    target = job.request.target_institution
+    return {"job": job.job_id, "client": job.owner, "target": target, "items": items}

@@ -25,7 +25,7 @@ _DISK_ERRORS = {
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_CANTOPEN: errno.EIO,
 }
-SCHEMA = 6
+SCHEMA = 7
 """Counts the changes of `_TABLES`; a database of another number is refused."""
 _TABLES = (
     """CREATE TABLE node_state (
@@ -38,7 +38,7 @@ _TABLES = (
         owner TEXT NOT NULL,
         request_id TEXT NOT NULL,
         content BLOB NOT NULL,
-        spec TEXT NOT NULL,
+        request BLOB NOT NULL,
         target TEXT NOT NULL,
         state TEXT NOT NULL,
         created REAL NOT NULL,

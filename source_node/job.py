@@ -39,7 +39,7 @@ from ddib_fed.node.config import MAX_POINTS_PER_ITEM
 from ddib_fed.node.model import MEDIA_TYPES, limits_of, rule_of_side
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.role import NodeContext, solver_settings
-from ddib_fed.protocol.contract import Contract
+from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent
 from ddib_fed.protocol.messages import ItemState
 from source_node.events import EventHub
@@ -92,21 +92,21 @@ class Pipeline:
 
     def run(self, items: Sequence[Item]) -> None:
         """Take the items as far as they go; returns when everything is on the disk."""
-        spec, policy = self._job.spec, self._config.policy
-        check_allowed(spec, self._config)
-        peer = self._node.peers.get(spec.target_institution)
-        remote = self._remotes.get(spec.target_institution)
-        calibration = calibration_of(self._node, spec)
+        request, policy = self._job.request, self._config.policy
+        check_allowed(self._job.owner, request, self._config)
+        peer = self._node.peers.get(request.target_institution)
+        remote = self._remotes.get(request.target_institution)
+        calibration = calibration_of(self._node, request)
         contract = remote.negotiate(
             self._node.side(),
-            spec.target_domain,
+            request.target_domain,
             self._control,
             None if calibration is None else calibration.terms,
         )
         self._on_answer()
         check_softening(contract.source.soften_sigma, policy)
         floor = contract.limits.min_evaluations
-        check_evaluations(solver_settings(spec.solver), floor, where=contract.target.institution)
+        check_evaluations(solver_settings(request.solver), floor, where=contract.target.institution)
         intake = self._intake(contract)
         leaving = Leaving(self._node, self._job.job_id, peer, contract)
         target = RemoteParty(
@@ -123,14 +123,14 @@ class Pipeline:
         self._rotation = leg_map(calibration, self._engine.model.bundle.manifest)
         shape = self._engine.model.sample_shape
         leg = Leg(
-            solver_settings(spec.solver),
-            spec.guidance,
-            round_trip=spec.cycle,
+            solver_settings(request.solver),
+            guidance_from_pb(request.guidance),
+            round_trip=request.cycle,
             control=self._control,
             on_step=self._progress.step,
             calibration=self._rotation,
             flow=self._job.job_id,
-            owner=spec.owner,
+            owner=self._job.owner,
             stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
             least_evaluations=max(policy.least_evaluations, floor),
         )
@@ -206,7 +206,7 @@ class Pipeline:
             seconds={"encode": work.encode_seconds},
         )
         files = [NewFile(Part.ENCODED, latent.to_bytes())]
-        if self._job.spec.keep_latent:
+        if self._job.request.keep_latent:
             files.append(NewFile(Part.LATENT, to_npy(latent.data)))
         index, record = work.item.index, work.record.stored()
         return Change(self._job.job_id, index, files, ItemState.ENCODED, record)
@@ -270,7 +270,7 @@ class Pipeline:
         record = work.record.with_(seconds={"remote": there.seconds}, wire_bytes=there.wire_bytes)
 
         def add(part: Part, make: Callable[[], Any]) -> Translation:
-            with self._node.decoding.work(self._job.spec.owner, self._samples.output_memory(work.given)):
+            with self._node.decoding.work(self._job.owner, self._samples.output_memory(work.given)):
                 made = make()
             files.append(NewFile(part, made.file, MEDIA_TYPES[self._samples.format]))
             return record.with_(**made.figures)
@@ -294,7 +294,7 @@ class Pipeline:
 
     def _at_own_size(self, item: Item, back: Decoded) -> Mapping[str, float]:
         """Figures of the round trip against the picture as it was sent."""
-        job_id, owner = self._job.job_id, self._job.spec.owner
+        job_id, owner = self._job.job_id, self._job.owner
 
         def load() -> bytes:
             return self._store.read_part(job_id, item.index, Part.INPUT)

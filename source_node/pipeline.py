@@ -40,9 +40,10 @@ from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of
 from ddib_fed.security.peers import Peer
 from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 from ddib_fed.v1 import common_pb2
+from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.events import EventHub
 from source_node.group_commit import Change
-from source_node.records import PENDING_ITEMS, Item, Job, JobSpec, Part
+from source_node.records import PENDING_ITEMS, Item, Job, Part, classes_of
 from source_node.store import JobStore
 from source_node.submission import own_classes, recorded, target_classes
 
@@ -198,9 +199,9 @@ class Intake:
         self._numbers = numbers
         self._policy_sha256 = policy_sha256
         self._labels = Labels(
-            job.spec,
-            own_classes(node, job.spec),
-            target_classes(contract.target, contract.limits.guidance, job.spec),
+            job.request,
+            own_classes(node, job.request),
+            target_classes(contract.target, contract.limits.guidance, job.request),
         )
 
     def each(
@@ -304,7 +305,7 @@ class Intake:
 
     def _input(self, item: Item, size_rule: str) -> Given:
         given = self._decoded(item, size_rule)
-        return given.at_model_size() if self._job.spec.model_size else given
+        return given.at_model_size() if self._job.request.model_size else given
 
     def _decoded(self, item: Item, size_rule: str) -> Given:
         """The item's samples: as they were decoded when the job was submitted, by any model of the same rule."""
@@ -319,7 +320,7 @@ class Intake:
             log.info("item %d of job %s is decoded again: %s", item.index, job_id, error.detail)
             given = None
         if given is None:
-            owner = self._job.spec.owner
+            owner = self._job.owner
             with self._node.decoding.file(owner, item.size_bytes, load, self._samples.memory) as content:
                 given = self._samples.read(content, size_rule)
                 data = given.to_bytes(self._samples.rule)
@@ -331,7 +332,7 @@ class Intake:
     def _terms(self) -> dict[str, Any]:
         """Of whom and under what contract, for the record."""
         contract, offered = self._contract, self._contract.limits.guidance
-        guided = self._job.spec.guidance.classifier_scale is not None and offered is not None
+        guided = self._job.request.guidance.HasField("classifier_scale") and offered is not None
         return {
             "source_institution": contract.source.institution,
             "source_domain": contract.source.domain,
@@ -351,15 +352,15 @@ class Intake:
 class Labels:
     """The classes of a job's items, as indices by what was asked for."""
 
-    spec: JobSpec
+    request: JobHeader
     own_by_name: Mapping[str, int | None]
     target_by_name: Mapping[str, int | None]
 
     def own(self, item: Item) -> int | None:
-        return self.own_by_name[self.spec.classes_of(item.index)[0]]
+        return self.own_by_name[classes_of(self.request, item.index)[0]]
 
     def target(self, item: Item) -> int | None:
-        return self.target_by_name[self.spec.classes_of(item.index)[1]]
+        return self.target_by_name[classes_of(self.request, item.index)[1]]
 
     def by_target(self, items: Sequence[Item]) -> list[Item]:
         """The items, those of one class of the target behind one another: a call has one class."""

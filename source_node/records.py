@@ -9,15 +9,14 @@ import hashlib
 import json
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from ddib_fed.errors import DdibError, MessageInvalid
-from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.protocol.messages import ItemState, JobState, Settings
+from ddib_fed.errors import DdibError
+from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.v1.translation_pb2 import JobHeader
 
 OPEN_STATES = frozenset({JobState.QUEUED, JobState.RUNNING})
 
@@ -81,38 +80,16 @@ def last_cause(record: ErrorRecord) -> str:
     return f"{who}: {what}" if who else what
 
 
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """What a client asked for."""
+def classes_of(request: JobHeader, item: int) -> tuple[str, str]:
+    """Source and target class of an item, as the client named them; empty for none."""
+    asked = request.item_classes[item] if request.item_classes else request
+    return asked.source_class, asked.target_class
 
-    owner: str
-    request_id: str
-    target_institution: str
-    target_domain: str
-    solver: Settings = field(default_factory=Settings)
-    cycle: bool = False
-    keep_latent: bool = False
-    deadline_s: float = 0.0
-    source_class: str = ""
-    target_class: str = ""
-    guidance: Guidance = UNGUIDED
-    item_classes: tuple[tuple[str, str], ...] = ()
-    model_size: bool = False
-    no_calibration: bool = False
 
-    def __post_init__(self) -> None:
-        try:
-            uuid.UUID(self.request_id)
-        except ValueError as error:
-            raise MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
-        if self.item_classes and (self.source_class or self.target_class):
-            raise MessageInvalid("classes of all items and of each", facts={"field": "item_classes"})
-
-    def classes_of(self, item: int) -> tuple[str, str]:
-        return self.item_classes[item] if self.item_classes else (self.source_class, self.target_class)
-
-    def class_pairs(self) -> tuple[tuple[str, str], ...]:
-        return tuple(dict.fromkeys(self.item_classes)) or ((self.source_class, self.target_class),)
+def class_pairs(request: JobHeader) -> tuple[tuple[str, str], ...]:
+    """The different pairs of source and target class in a job."""
+    each = request.item_classes or (request,)
+    return tuple(dict.fromkeys((asked.source_class, asked.target_class) for asked in each))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +102,14 @@ class ItemSpec:
     sha256: bytes
 
 
-def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
-    """What decides whether the same request id has the same content: all but owner and request id."""
-    settings = {k: v for k, v in asdict(spec).items() if k not in {"owner", "request_id"}}
-    files = [[item.media_type, item.sha256.hex()] for item in items]
-    return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).digest()
+def content_digest(request: JobHeader, items: Sequence[ItemSpec]) -> bytes:
+    """What decides whether the same request id has the same content: all of the request but its id, and the files."""
+    settings = JobHeader.FromString(request.SerializeToString())
+    settings.ClearField("request_id")
+    digest = hashlib.sha256(settings.SerializeToString(deterministic=True))
+    for item in items:
+        digest.update(f" {item.media_type} {item.sha256.hex()}".encode())
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +150,8 @@ class Job:
     """A stored job; `list` leaves the items out."""
 
     job_id: str
-    spec: JobSpec
+    owner: str
+    request: JobHeader
     state: JobState
     created: float
     started: float
@@ -183,7 +164,7 @@ class Job:
 
     @property
     def accepted(self) -> float:
-        return self.deadline - self.spec.deadline_s
+        return self.deadline - self.request.deadline_s
 
 
 JOB_DEADLINE_S: Final = 86_400.0
@@ -205,7 +186,8 @@ class JobLimits:
 def insert_job(
     db: sqlite3.Connection,
     job_id: str,
-    spec: JobSpec,
+    owner: str,
+    request: JobHeader,
     content: bytes,
     items: Iterable[ItemSpec],
     parts: Iterable[tuple[int, PartRecord]],
@@ -215,18 +197,18 @@ def insert_job(
 ) -> None:
     """A queued job, its items, and their files."""
     db.execute(
-        "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires, target, deadline)"
+        "INSERT INTO jobs (job_id, owner, request_id, content, request, state, created, expires, target, deadline)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job_id,
-            spec.owner,
-            spec.request_id,
+            owner,
+            request.request_id,
             content,
-            json.dumps(asdict(spec)),
+            request.SerializeToString(),
             JobState.QUEUED,
             time.time(),
             expires,
-            spec.target_institution,
+            request.target_institution,
             deadline,
         ),
     )
@@ -323,7 +305,8 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
     """A job."""
     return Job(
         job_id=row["job_id"],
-        spec=_spec_from(json.loads(row["spec"])),
+        owner=row["owner"],
+        request=JobHeader.FromString(row["request"]),
         state=JobState(row["state"]),
         created=row["created"],
         started=row["started"],
@@ -334,14 +317,6 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
         error=json.loads(row["error"]) if row["error"] else None,
         items=tuple(map(item_from_row, items)),
     )
-
-
-def _spec_from(stored: Mapping[str, Any]) -> JobSpec:
-    read = dict(stored)
-    read["solver"] = Settings(**read["solver"])
-    read["guidance"] = Guidance(**read.get("guidance", {}))
-    read["item_classes"] = tuple((source, target) for source, target in read.get("item_classes", ()))
-    return JobSpec(**read)
 
 
 def item_from_row(row: sqlite3.Row) -> Item:

@@ -60,7 +60,7 @@ def log_end(
     """Log that a job has ended; file names are not known here, and never in the log."""
     failed = progress.count(ItemState.FAILED)
     translated = progress.done - failed
-    spec, client = job.spec, job.spec.owner.rpartition("/")[2]
+    request, client = job.request, job.owner.rpartition("/")[2]
     seconds = max(0.0, now - job.accepted)
     why = f": {reason} {detail}".rstrip() if reason else ""
     log.info(
@@ -71,15 +71,15 @@ def log_end(
         translated,
         progress.items,
         client,
-        spec.target_institution,
-        spec.target_domain,
+        request.target_institution,
+        request.target_domain,
         f", {failed} failed" if failed else "",
         why,
         extra=fields(
             job=job.job_id,
             state=state.lower(),
             client=client,
-            target=f"{spec.target_institution}/{spec.target_domain}",
+            target=f"{request.target_institution}/{request.target_domain}",
             items=progress.items,
             translated=translated,
             failed=failed,
@@ -163,7 +163,7 @@ class JobRunner:
 
     def accepted(self, job: Job) -> None:
         """A job was accepted; its watchers hear at once if it has to wait."""
-        if reason := self._reach.reason(job.spec.target_institution):
+        if reason := self._reach.reason(job.request.target_institution):
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=reason)
         self.wake()
 
@@ -209,7 +209,7 @@ class JobRunner:
             # The store itself failed (disk full, for one): running in its books, and nobody works on it.
             log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
             stranded = True
-        self._reach.end(job.spec.target_institution, job.job_id)
+        self._reach.end(job.request.target_institution, job.job_id)
         with self._wake:
             if self._controls.get(job.job_id) is control:  # put back, it may run on another thread already
                 del self._controls[job.job_id]
@@ -228,7 +228,7 @@ class JobRunner:
                     continue
                 if (job := self._claim()) is not None:
                     control = self._controls[job.job_id] = Control(deadline_of(job, self._store.now()))
-                    self._reach.begin(job.spec.target_institution, job.job_id)
+                    self._reach.begin(job.request.target_institution, job.job_id)
                     self._wake.notify_all()
                     return job, control
                 self._looking = True
@@ -301,7 +301,7 @@ class JobRunner:
             self._finish(job, JobState.FAILED, self._late(job, error))
         except DdibError as error:
             if isinstance(error, PeerFault):
-                self._node.peer_problems.failed(job.spec.target_institution, error)
+                self._node.peer_problems.failed(job.request.target_institution, error)
             self._note_presence(job, error)
             self._finish(job, JobState.FAILED, error)
         except Exception:
@@ -326,14 +326,14 @@ class JobRunner:
         left = [item for item in job.items if item.state in PENDING_ITEMS]
         if not left:
             return
-        tracing, spec, target = self._node.tracing, job.spec, job.spec.target_institution
+        tracing, request, target = self._node.tracing, job.request, job.request.target_institution
         with tracing.span(
             "job",
-            parent=tracing.recall(trace_key(spec)),
+            parent=tracing.recall(trace_key(job.owner, request)),
             job=job.job_id,
             items=len(left),
             peer=target,
-            evaluations=spec.solver.evaluations,
+            evaluations=request.solver.evaluations,
         ) as span:
             Pipeline(
                 self._node,
@@ -357,7 +357,7 @@ class JobRunner:
             self._pauses.end(job.job_id)
         error = self._explained(job, error)
         if error.hop:
-            self._node.peer_problems.failed(job.spec.target_institution, error)
+            self._node.peer_problems.failed(job.request.target_institution, error)
         # The time to come back from a full disk is for clients: here it is looked at again after the usual pause.
         asked = 0.0 if isinstance(error, DiskFull) and not error.hop else error.retry_after_s or 0.0
         delay = max(asked, self._pauses.next(job.job_id))
@@ -366,7 +366,7 @@ class JobRunner:
         delay = min(delay, max(0.0, job.deadline - self._store.now()))
         self._store.put_back(job.job_id, delay, error_record(error))
         if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait to hear it
-            self._store.cancel(job.job_id, job.spec.owner)
+            self._store.cancel(job.job_id, job.owner)
             self._pauses.end(job.job_id)
             self._announce(job, JobState.CANCELLED, Cancelled.reason)
         else:
@@ -374,7 +374,7 @@ class JobRunner:
 
     def _note_presence(self, job: Job, error: DdibError) -> None:
         """Note whether the peer answers, as a refusal is; that it does not is published once for all jobs for it."""
-        target = job.spec.target_institution
+        target = job.request.target_institution
         if not error.hop:
             return
         if not isinstance(error, ABSENT):
@@ -389,7 +389,7 @@ class JobRunner:
         return any(before[item.index] != item.state for item in self._store.get(job.job_id).items)
 
     def _explained(self, job: Job, error: DdibError) -> DdibError:
-        found = self._remotes.explained(job.spec.target_institution, error, DIAGNOSE_TIMEOUT_S)
+        found = self._remotes.explained(job.request.target_institution, error, DIAGNOSE_TIMEOUT_S)
         if isinstance(found, PeerUnreachable) and not found.incident:
             found.facts.setdefault("found", found.detail)  # this node's words
         return found
@@ -398,12 +398,12 @@ class JobRunner:
         """The end of a job's time, with what it was spent on."""
         progress = self._store.progress(job.job_id)
         facts = {
-            "deadline_s": f"{job.spec.deadline_s:g}",
+            "deadline_s": str(job.request.deadline_s),
             "items_done": f"{progress.done} of {progress.items}",
         }
         waited = job.error  # of the last try
         if "last" in error.facts:
-            hop = f"target {job.spec.target_institution}"
+            hop = f"target {job.request.target_institution}"
             found = self._explained(job, PeerUnreachable(error.facts["last"], hop=hop))
             facts["last"] = last_cause(error_record(found))
         elif waited is not None and not self._has_moved(job):

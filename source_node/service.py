@@ -30,10 +30,10 @@ from ddib_fed.errors import (
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext, solver_settings
-from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_to_pb
+from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_from_pb
 from ddib_fed.protocol.details import MAX_TEXT, to_detail
 from ddib_fed.protocol.job_messages import provenance_message
-from ddib_fed.protocol.messages import Event, JobState, enum_members, settings_to_pb, to_message
+from ddib_fed.protocol.messages import Event, JobState, enum_members, to_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
@@ -41,7 +41,7 @@ from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from source_node.audit_lines import Decisions, accepted_values, write_late_lines
 from source_node.database import rehearse
 from source_node.events import EventHub
-from source_node.records import PENDING_ITEMS, Item, Job, JobLimits, Part, PartRecord
+from source_node.records import PENDING_ITEMS, Item, Job, JobLimits, Part, PartRecord, classes_of
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner, log_end
 from source_node.spool import Reserve
@@ -73,13 +73,21 @@ def event_message(event: Event) -> translation_pb2.WatchJobResponse:
 def job_message(job: Job, progress: Progress | None = None, *, expires: float = 0.0) -> translation_pb2.Job:
     """A job with its items; or without them, but with how many there are, from `progress`. `expires` is Unix time."""
     done = sum(item.state not in PENDING_ITEMS for item in job.items) if progress is None else progress.done
-    return to_message(
-        job.spec,
-        translation_pb2.Job,
-        local=("owner", "deadline_s", "item_classes"),
+    request = job.request
+    return translation_pb2.Job(
         job_id=job.job_id,
+        request_id=request.request_id,
         state=f"JOB_STATE_{job.state.name}",
-        solver=settings_to_pb(job.spec.solver),
+        target_institution=request.target_institution,
+        target_domain=request.target_domain,
+        solver=request.solver,
+        cycle=request.cycle,
+        keep_latent=request.keep_latent,
+        source_class=request.source_class,
+        target_class=request.target_class,
+        guidance=request.guidance if request.HasField("guidance") else None,
+        model_size=request.model_size,
+        no_calibration=request.no_calibration,
         created=job.created,
         finished=job.finished,
         expires=min(expires, LAST_MOMENT),  # `result_days` has no upper limit
@@ -87,20 +95,19 @@ def job_message(job: Job, progress: Progress | None = None, *, expires: float = 
         item_count=len(job.items) if progress is None else progress.items,
         items_done=done,
         error=error_message(job.error),
-        guidance=guidance_to_pb(job.spec.guidance),
     )
 
 
 def item_message(job: Job, item: Item) -> translation_pb2.Item:
     """One item of a job."""
-    own, other = job.spec.classes_of(item.index)
+    own, other = classes_of(job.request, item.index)
     classes = translation_pb2.ItemClasses(source_class=own, target_class=other)
     return to_message(
         item,
         translation_pb2.Item,
         local=("media_type", "provenance"),
         error=error_message(item.error),
-        classes=classes if job.spec.item_classes else None,
+        classes=classes if job.request.item_classes else None,
     )
 
 
@@ -115,16 +122,16 @@ def file_message(record: PartRecord) -> common_pb2.FileHeader:
 
 def record_of(job: Job, item: Item) -> Translation:
     """How a result came about, as the pipeline stored it."""
-    record, spec = Translation.parse(item.provenance), job.spec
+    record, request = Translation.parse(item.provenance), job.request
     if record is None:
         raise StateConflict(f"item {item.index} of job {job.job_id} has no record")
-    source_class, target_class = spec.classes_of(item.index)
+    source_class, target_class = classes_of(request, item.index)
     return record.with_(
         job_id=job.job_id,
-        solver=SolverUsed.model_validate(solver_settings(spec.solver).described()),
+        solver=SolverUsed.model_validate(solver_settings(request.solver).described()),
         source_class=source_class,
         target_class=target_class,
-        guidance=guidance_used(spec.guidance),
+        guidance=guidance_used(guidance_from_pb(request.guidance)),
     )
 
 
@@ -200,7 +207,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             job, repeated = self._submissions.receive(
                 request_iterator, span, ended=lambda: not context.is_active()
             )
-            target = job.spec.target_institution
+            target = job.request.target_institution
             span.set_attributes(named(job=job.job_id, items=len(job.items), peer=target, repeated=repeated))
         if not repeated:
             self._tell(job.job_id)
@@ -278,7 +285,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             raise ItemNotFound(f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id})
         if wanted:
             self._reserve.making_room(lambda: self._decisions.sending(job.job_id, wanted))
-        with self._span("deliver", context, trace_key(job.spec)) as span:
+        with self._span("deliver", context, trace_key(job.owner, job.request)) as span:
             span.set_attributes(named(job=job.job_id, items=len(wanted)))
             for index in wanted:
                 yield from self._result(job, index)

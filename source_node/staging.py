@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +19,7 @@ from ddib_fed.errors import MessageInvalid, QueueFull, RequestIdConflict
 from ddib_fed.node.interceptors import within_share
 from ddib_fed.protocol.messages import JobState
 from ddib_fed.v1 import common_pb2
+from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.database import JobDatabase
 from source_node.records import (
     OPEN_STATES,
@@ -26,7 +27,6 @@ from source_node.records import (
     ItemSpec,
     Job,
     JobLimits,
-    JobSpec,
     Part,
     PartRecord,
     content_digest,
@@ -58,9 +58,9 @@ class Queue:
         self._receiving: Counter[tuple[str, bool]] = Counter()
 
     @contextmanager
-    def place(self, spec: JobSpec, away: Collection[str], now: float) -> Iterator[None]:
+    def place(self, owner: str, target: str, away: Collection[str], now: float) -> Iterator[None]:
         """Hold a place while a job is received."""
-        key = spec.owner, spec.target_institution in away
+        key = owner, target in away
         with self._lock:
             self._require(key, away, now)
             self._receiving[key] += 1
@@ -160,7 +160,8 @@ class Staging:
         spool: Spool,
         limits: JobLimits,
         clock: Callable[[], float],
-        spec: JobSpec,
+        owner: str,
+        request: JobHeader,
         place: AbstractContextManager[None],
         share: Callable[[str, int], int],
         held_bytes: Callable[[str], int],
@@ -169,7 +170,8 @@ class Staging:
         self._spool = spool
         self._limits = limits
         self._clock = clock
-        self._spec = spec
+        self.owner = owner
+        self._request = request
         self._place = place
         self._share = share
         self._held_bytes = held_bytes
@@ -189,7 +191,7 @@ class Staging:
         with ExitStack() as unless_entered:
             unless_entered.callback(self._exits.close)
             self._job_id = self._spool.new_job_id()
-            self._held = self._held_bytes(self._spec.owner)
+            self._held = self._held_bytes(self.owner)
             unless_entered.pop_all()
         return self
 
@@ -198,12 +200,8 @@ class Staging:
     ) -> None:
         self._close()
         self._spool.abandon(self._job_id)
-        self._share(self._spec.owner, -self._staged)
+        self._share(self.owner, -self._staged)
         self._exits.close()
-
-    @property
-    def owner(self) -> str:
-        return self._spec.owner
 
     @property
     def accepted_before(self) -> bool:
@@ -254,10 +252,10 @@ class Staging:
     def _before(self, size_bytes: int) -> None:
         self._require_room(size_bytes)
         self._staged += size_bytes
-        self._share(self._spec.owner, size_bytes)
+        self._share(self.owner, size_bytes)
 
     def _require_room(self, size_bytes: int) -> None:
-        limits, used, sending = self._limits, self._spool.used_bytes, self._share(self._spec.owner, 0)
+        limits, used, sending = self._limits, self._spool.used_bytes, self._share(self.owner, 0)
         own = self._held + sending
         for what, full, limit in (
             ("the spool is full", used + size_bytes > limits.max_spool_bytes, limits.max_spool_bytes),
@@ -284,13 +282,13 @@ class Staging:
         """Accept the job; the job, and whether this request had been accepted before."""
         if not self._items:
             raise MessageInvalid("a job without items", facts={"field": "items"})
-        content = content_digest(self._spec, self._items)
+        content = content_digest(self._request, self._items)
         earlier = self._accepted()
         if earlier is not None:
             return self._same(earlier, content), True
         if self._repeats:  # it holds no place, and was not charged
             raise RequestIdConflict(
-                f"the job of request {self._spec.request_id} was deleted while the request came again",
+                f"the job of request {self._request.request_id} was deleted while the request came again",
                 hint="submit it again with a new request id",
                 facts={"job": "deleted while the request came again"},
             )
@@ -305,15 +303,17 @@ class Staging:
     def _insert(self, content: bytes) -> tuple[Job, bool]:
         """The row after the files; the same request may have come on another thread meanwhile."""
         now = self._clock()
-        spec = replace(self._spec, deadline_s=self._spec.deadline_s or self._limits.default_deadline_s)
+        request = JobHeader.FromString(self._request.SerializeToString())
+        request.deadline_s = request.deadline_s or round(self._limits.default_deadline_s)
         with self._db.transaction() as db:
             earlier = self._accepted()
             if earlier is None:
-                deadline = now + spec.deadline_s
+                deadline = now + request.deadline_s
                 insert_job(
                     db,
                     self._job_id,
-                    spec,
+                    self.owner,
+                    request,
                     content,
                     self._items,
                     self._parts,
@@ -331,14 +331,14 @@ class Staging:
     def _accepted(self) -> sqlite3.Row | None:
         rows = self._db.read(
             "SELECT * FROM jobs WHERE owner = ? AND request_id = ?",
-            (self._spec.owner, self._spec.request_id),
+            (self.owner, self._request.request_id),
         )
         return rows[0] if rows else None
 
     def _same(self, earlier: sqlite3.Row, content: bytes) -> Job:
         if earlier["content"] != content:
             raise RequestIdConflict(
-                f"request {self._spec.request_id} is job {earlier['job_id']}, with other content",
+                f"request {self._request.request_id} is job {earlier['job_id']}, with other content",
                 hint="use a new request id",
                 facts={"job": earlier["job_id"]},
             )

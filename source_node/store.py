@@ -21,16 +21,15 @@ from typing import Any
 from ddib_fed.errors import ChunkCorrupt, DdibError, ItemNotFound, JobNotFound, StateConflict
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1 import common_pb2
+from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.database import JobDatabase
 from source_node.group_commit import Change, GroupCommit, NewFile, transition
 from source_node.records import (
     PENDING_ITEMS,
     ErrorRecord,
     Item,
-    ItemSpec,
     Job,
     JobLimits,
-    JobSpec,
     Part,
     PartRecord,
     delete_parts,
@@ -339,22 +338,6 @@ class JobEndings(JobQueries):
         self._spool.remove(job_id, dropped)
 
 
-__all__ = [
-    "Change",
-    "ErrorRecord",
-    "Item",
-    "ItemSpec",
-    "Job",
-    "JobLimits",
-    "JobSpec",
-    "JobStore",
-    "NewFile",
-    "Part",
-    "PartRecord",
-    "Staging",
-]
-
-
 def _oldest(due: Sequence[Due]) -> Due | None:
     return due[0] if due else None
 
@@ -409,15 +392,16 @@ class JobStore(JobEndings):
 
     # Receive
 
-    def stage(self, spec: JobSpec, away: Collection[str] = ()) -> Staging:
-        """Receive a job: ``with store.stage(spec) as staging: staging.add(...); staging.commit()``."""
+    def stage(self, owner: str, request: JobHeader, away: Collection[str] = ()) -> Staging:
+        """Receive a job: ``with store.stage(owner, request) as staging: staging.add(...); staging.commit()``."""
         return Staging(
             db=self._db,
             spool=self._spool,
             limits=self.limits,
             clock=self._clock,
-            spec=spec,
-            place=self._queue.place(spec, away, self._clock()),
+            owner=owner,
+            request=request,
+            place=self._queue.place(owner, request.target_institution, away, self._clock()),
             share=self._share,
             held_bytes=self._queue.spool_bytes,
         )

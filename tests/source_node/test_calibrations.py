@@ -21,13 +21,13 @@ from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
-from tests.source_node.jobs.job_examples import spec
+from tests.source_node.jobs.job_examples import header
 from tests.source_node.pipeline.test_pictures import Scans, picture_target
 from tests.source_node.scripted_target import hang
 
 TO = ("south.example", "relief")
 DEEP = PictureFormat(high=65535.0, bits=16)
-JOB = spec(target_institution=TO[0], target_domain=TO[1])
+JOB = header(target_institution=TO[0], target_domain=TO[1])
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:
     node.calibrations.add(signed)
     assert calibration_of(node, JOB) == signed.calibration
     assert active_terms(node, TO) == signed.calibration.terms
-    assert calibration_of(node, spec(target_institution=TO[0], target_domain="drawings")) is None
+    assert calibration_of(node, header(target_institution=TO[0], target_domain="drawings")) is None
 
 
 def test_an_earlier_rotation_is_used_until_the_model_is_trained_with_the_map(
@@ -200,7 +200,7 @@ def test_units_are_those_before_the_map(institutions, signed) -> None:
 
 def test_jobs_of_earlier_releases_keep_their_content(source) -> None:
     """The field counts only where it is set."""
-    assert content_digest(spec(), ()) == content_digest(spec(no_calibration=False), ())
-    assert content_digest(spec(request_id=JOB.request_id), ()) != content_digest(
-        spec(request_id=JOB.request_id, no_calibration=True), ()
+    assert content_digest(header(), ()) == content_digest(header(no_calibration=False), ())
+    assert content_digest(header(request_id=JOB.request_id), ()) != content_digest(
+        header(request_id=JOB.request_id, no_calibration=True), ()
     )

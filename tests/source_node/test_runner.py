@@ -173,7 +173,7 @@ def test_a_job_cancelled_while_it_fails_to_reach_its_peer_need_not_wait(source, 
 def test_a_deadline_ends_a_job_whose_peer_hangs(source, target) -> None:
     """With that reason, and not much later."""
     target.decodes = [hang]
-    job = source.start().ended(source.submit(deadline_s=1.0), 15)
+    job = source.start().ended(source.submit(deadline_s=1), 15)
     assert (str(job.state), job.error["reason"]) == ("FAILED", "DEADLINE_EXCEEDED")
 
 

@@ -26,7 +26,7 @@ from source_node.store import JobStore
 from tests.e2e.harness import free_port
 from tests.node.tiny_nodes import gaussian, make_institution, npy
 from tests.source_node.conftest import wait_until
-from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, spec, submit
+from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, header, submit
 from tests.source_node.scripted_target import ScriptedTarget, fail, hang, side
 from tests.source_node.served import Served, job_header, messages
 from tests.source_node.test_runner import waits
@@ -89,7 +89,7 @@ def test_a_job_for_a_peer_that_is_away_still_ends_at_its_deadline(open_source, g
     source = open_source()
     source.submit(target_institution="gone.example", deadline_s=600)
     source.start()
-    late = source.submit(target_institution="gone.example", deadline_s=0.5)
+    late = source.submit(target_institution="gone.example", deadline_s=1)
     job = source.ended(late, 15)
     assert (str(job.state), job.error["reason"]) == ("FAILED", "DEADLINE_EXCEEDED")
 
@@ -123,7 +123,7 @@ def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path)
     store = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool", replace(LIMITS, max_open_jobs=12))
 
     def send(owner: str, institution: str) -> None:
-        with store.stage(spec(owner=owner, target_institution=institution), AWAY) as staging:
+        with store.stage(owner, header(target_institution=institution), AWAY) as staging:
             staging.add(1, b"points")
             staging.commit()
 

@@ -5,9 +5,9 @@ import sys
 import uuid
 from pathlib import Path
 
-from source_node.records import Job, JobSpec, Part
+from source_node.records import Job, Part
 from source_node.store import JobStore
-from tests.source_node.jobs.job_examples import ALICE, LIMITS, NPY
+from tests.source_node.jobs.job_examples import ALICE, LIMITS, NPY, header
 
 ITEMS = 2
 
@@ -26,8 +26,8 @@ def say(**fact: object) -> None:
 
 
 def submit(store: JobStore, number: int) -> None:
-    asked = JobSpec(ALICE, request_id(number), "south.example", "checkerboards")
-    with store.stage(asked) as staging:
+    asked = header(request_id=request_id(number))
+    with store.stage(ALICE, asked) as staging:
         for item in range(ITEMS):
             staging.add(NPY, item_bytes(number, item, Part.INPUT))
         job, _ = staging.commit()
@@ -35,7 +35,7 @@ def submit(store: JobStore, number: int) -> None:
 
 
 def work(store: JobStore, job: Job) -> None:
-    number = next(n for n in range(10_000) if request_id(n) == job.spec.request_id)
+    number = next(n for n in range(10_000) if request_id(n) == job.request.request_id)
     for item in job.items:
         if item.state == "RECEIVED":
             store.put_part(job.job_id, item.index, Part.ENCODED, item_bytes(number, item.index, Part.ENCODED))

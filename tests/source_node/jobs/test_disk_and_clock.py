@@ -101,7 +101,7 @@ def test_a_clock_that_is_set_neither_ends_nor_delays_jobs(
     store: JobStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
     """An hour either way, while a job waits for a second and another has half an hour to live."""
-    job = running(store, deadline_s=HOUR_S / 2)
+    job = running(store, deadline_s=1_800)
     store.put_back(job.job_id, 1.0)
     set_clock(monkeypatch, step_s)
     assert store.claim() is None

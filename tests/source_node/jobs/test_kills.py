@@ -87,7 +87,7 @@ def check_store(store: JobStore, ledger: Ledger) -> None:
     """Every acknowledged fact holds, and every file that a row names is whole."""
     for job_id, number in ledger.jobs.items():
         job = store.get(job_id)
-        assert job.spec.request_id == request_id(number)
+        assert job.request.request_id == request_id(number)
         for item in job.items:
             said = ledger.items.get((job_id, item.index), ItemState.RECEIVED)
             assert ORDER.index(item.state) >= ORDER.index(said)
@@ -131,7 +131,7 @@ def test_every_accepted_job_is_finished(killed):
 def test_no_job_is_there_twice(killed):
     """A request that was sent again after the kill is the same job, and none is there that nobody asked for."""
     store, ledger, _ = killed
-    requests = [job.spec.request_id for job in store.list(ALICE, 1_000)]
+    requests = [job.request.request_id for job in store.list(ALICE, 1_000)]
     assert sorted(requests) == sorted({request_id(number) for number in ledger.jobs.values()})
 
 

@@ -97,7 +97,7 @@ def test_a_job_that_was_put_back_waits(store, clock):
 
 def test_a_job_that_waits_is_due_at_its_deadline(store, clock):
     """Whatever it waits for: its client hears then that the time is up."""
-    job = running(store, deadline_s=50.0)
+    job = running(store, deadline_s=50)
     store.put_back(job.job_id, 1_000.0)
     clock.now += 49
     assert store.claim() is None

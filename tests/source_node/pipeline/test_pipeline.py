@@ -16,7 +16,8 @@ from ddib_fed.errors import LatentNotGaussian, PolicyDenied
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.contract import ContractLimits
 from ddib_fed.protocol.job_messages import refused_facts
-from ddib_fed.protocol.messages import ItemState, Settings
+from ddib_fed.protocol.messages import ItemState
+from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node import job as pipeline_job
 from source_node.records import Part
 from source_node.spool import Spool
@@ -245,7 +246,7 @@ def test_a_contract_that_demands_more_evaluations_ends_the_job_before_anything_i
     job = source.start().ended(source.submit(npy()))
     assert (job.state, job.error["reason"]) == ("FAILED", "POLICY_DENIED")
     assert not target.seen
-    assert source.ended(source.submit(npy(), solver=Settings(evaluations=12))).state == "FINISHED"
+    assert source.ended(source.submit(npy(), solver=SolverSettings(evaluations=12))).state == "FINISHED"
 
 
 def test_an_item_that_this_node_cannot_encode_fails_alone(source, target) -> None:

@@ -60,7 +60,7 @@ def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
         return keep(change)
 
     source.store.keep = keeping  # type: ignore[method-assign]
-    job = source.start().ended(source.submit(*THREE, deadline_s=10.0))
+    job = source.start().ended(source.submit(*THREE, deadline_s=10))
     assert str(job.state) == "FAILED"
     assert {item for item, _ in target.latents} == {0}
     assert source.config.paths.audit.read_bytes().count(b'"latent_sent"') == 1
