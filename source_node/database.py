@@ -48,7 +48,7 @@ _TABLES = (
         expires REAL NOT NULL,
         not_before REAL NOT NULL DEFAULT 0,
         cancel_requested INTEGER NOT NULL DEFAULT 0,
-        error TEXT,
+        error BLOB,
         UNIQUE (owner, request_id)
     )""",
     "CREATE INDEX jobs_by_state ON jobs (state, number)",
@@ -60,7 +60,7 @@ _TABLES = (
         size_bytes INTEGER NOT NULL,
         sha256 BLOB NOT NULL,
         provenance TEXT NOT NULL DEFAULT '{}',
-        error TEXT,
+        error BLOB,
         PRIMARY KEY (job_id, item)
     ) WITHOUT ROWID""",
     """CREATE TABLE parts (

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 from ddib_fed.errors import DdibError
+from ddib_fed.protocol.details import to_detail
 from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.v1.common_pb2 import ErrorDetail
 from ddib_fed.v1.translation_pb2 import JobHeader
 
 OPEN_STATES = frozenset({JobState.QUEUED, JobState.RUNNING})
@@ -51,32 +52,19 @@ TRANSITIONS: Mapping[tuple[ItemState, ItemState], tuple[Part | None, frozenset[P
     (ItemState.ENCODED, ItemState.FAILED): (None, frozenset(Part)),
 }
 
-ErrorRecord = Mapping[str, Any]
-"""What is kept of an error: reason, sentence, incident, facts, differences, and the institution at which a call failed
-(empty for the node's own); no exception's text."""
 
-
-def error_record(error: DdibError) -> ErrorRecord:
-    """What is kept of an error: nothing that came from an exception's text."""
+def error_record(error: DdibError) -> ErrorDetail:
+    """What is kept of an error, and told to the client: nothing of an exception's text."""
     institution = error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else ""
-    return {
-        "reason": error.reason,
-        "sentence": error.said_by(institution),
-        "incident": error.incident,
-        "institution": institution,
-        "facts": dict(error.facts),
-        "differences": [
-            {"field": d.field, "source": d.source, "target": d.target, "remedy": d.remedy}
-            for d in error.differences
-        ],
-    }
+    detail = to_detail(error, institution, error.incident)
+    detail.ClearField("retry_after_ms")
+    return detail
 
 
-def last_cause(record: ErrorRecord) -> str:
+def last_cause(detail: ErrorDetail) -> str:
     """A kept error in a few words: who, what was found, and the reason."""
-    facts = record.get("facts", {})
-    who = record.get("institution") or facts.get("peer", "")
-    what = facts.get("found") or f"{record['sentence']} ({record['reason']})"
+    who = detail.institution or detail.facts.get("peer", "")
+    what = detail.facts.get("found") or f"{detail.sentence} ({detail.reason})"
     return f"{who}: {what}" if who else what
 
 
@@ -92,17 +80,7 @@ def class_pairs(request: JobHeader) -> tuple[tuple[str, str], ...]:
     return tuple(dict.fromkeys((asked.source_class, asked.target_class) for asked in each))
 
 
-@dataclass(frozen=True, slots=True)
-class ItemSpec:
-    """One file that a client sent."""
-
-    index: int
-    media_type: int
-    size_bytes: int
-    sha256: bytes
-
-
-def content_digest(request: JobHeader, items: Sequence[ItemSpec]) -> bytes:
+def content_digest(request: JobHeader, items: Iterable[Item]) -> bytes:
     """What decides whether the same request id has the same content: all of the request but its id, and the files."""
     settings = JobHeader.FromString(request.SerializeToString())
     settings.ClearField("request_id")
@@ -137,8 +115,8 @@ class Item:
     media_type: int
     size_bytes: int
     sha256: bytes
-    provenance: Mapping[str, Any]
-    error: ErrorRecord | None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    error: ErrorDetail | None = None
 
     @property
     def model_sha256(self) -> str:
@@ -159,7 +137,7 @@ class Job:
     deadline: float
     expires: float
     cancel_requested: bool
-    error: ErrorRecord | None
+    error: ErrorDetail | None
     items: tuple[Item, ...] = ()
 
     @property
@@ -181,46 +159,6 @@ class JobLimits:
     retention_s: float = 7 * 86_400.0
     default_deadline_s: float = JOB_DEADLINE_S
     retry_after_s: float = 30.0
-
-
-def insert_job(
-    db: sqlite3.Connection,
-    job_id: str,
-    owner: str,
-    request: JobHeader,
-    content: bytes,
-    items: Iterable[ItemSpec],
-    parts: Iterable[tuple[int, PartRecord]],
-    *,
-    deadline: float,
-    expires: float,
-) -> None:
-    """A queued job, its items, and their files."""
-    db.execute(
-        "INSERT INTO jobs (job_id, owner, request_id, content, request, state, created, expires, target, deadline)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            job_id,
-            owner,
-            request.request_id,
-            content,
-            request.SerializeToString(),
-            JobState.QUEUED,
-            time.time(),
-            expires,
-            request.target_institution,
-            deadline,
-        ),
-    )
-    for item in items:
-        row = (job_id, item.index, ItemState.RECEIVED, item.media_type, item.size_bytes, item.sha256)
-        db.execute(
-            "INSERT INTO items (job_id, item, state, media_type, size_bytes, sha256)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            row,
-        )
-    for index, part in parts:
-        insert_part(db, job_id, index, part)
 
 
 def insert_part(db: sqlite3.Connection, job_id: str, item: int, part: PartRecord) -> list[str]:
@@ -266,38 +204,19 @@ def update_item(
     state: ItemState,
     *,
     provenance: Mapping[str, Any] | None = None,
-    error: Mapping[str, Any] | None = None,
+    error: ErrorDetail | None = None,
 ) -> None:
     """A state, and what is given of the rest."""
     db.execute(
         "UPDATE items SET state = ?, provenance = coalesce(?, provenance), error = coalesce(?, error)"
         " WHERE job_id = ? AND item = ?",
-        (state, _json(provenance), _json(error), job_id, item),
-    )
-
-
-def end_job(
-    db: sqlite3.Connection,
-    job_id: str,
-    state: JobState,
-    *,
-    expires: float,
-    error: Mapping[str, Any] | None,
-) -> None:
-    """A job's last state."""
-    db.execute(
-        "UPDATE jobs SET state = ?, finished = ?, expires = ?, error = ? WHERE job_id = ?",
-        (state, time.time(), expires, _json(error), job_id),
-    )
-
-
-def postpone_job(
-    db: sqlite3.Connection, job_id: str, *, not_before: float, error: Mapping[str, Any] | None
-) -> None:
-    """A job that waits again, and why, if that is given."""
-    db.execute(
-        "UPDATE jobs SET state = ?, not_before = ?, error = coalesce(?, error) WHERE job_id = ?",
-        (JobState.QUEUED, not_before, _json(error), job_id),
+        (
+            state,
+            None if provenance is None else json.dumps(provenance, sort_keys=True, allow_nan=False),
+            error and error.SerializeToString(),
+            job_id,
+            item,
+        ),
     )
 
 
@@ -314,7 +233,7 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
         deadline=row["deadline"],
         expires=row["expires"],
         cancel_requested=bool(row["cancel_requested"]),
-        error=json.loads(row["error"]) if row["error"] else None,
+        error=ErrorDetail.FromString(row["error"]) if row["error"] else None,
         items=tuple(map(item_from_row, items)),
     )
 
@@ -328,7 +247,7 @@ def item_from_row(row: sqlite3.Row) -> Item:
         size_bytes=row["size_bytes"],
         sha256=row["sha256"],
         provenance=json.loads(row["provenance"]),
-        error=json.loads(row["error"]) if row["error"] else None,
+        error=ErrorDetail.FromString(row["error"]) if row["error"] else None,
     )
 
 
@@ -343,7 +262,3 @@ def part_from_row(row: sqlite3.Row) -> PartRecord:
         row["file"],
         int(number) if number else None,
     )
-
-
-def _json(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else json.dumps(value, sort_keys=True, allow_nan=False)

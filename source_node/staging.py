@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -17,20 +18,20 @@ from typing import Self
 
 from ddib_fed.errors import MessageInvalid, QueueFull, RequestIdConflict
 from ddib_fed.node.interceptors import within_share
-from ddib_fed.protocol.messages import JobState
+from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.database import JobDatabase
 from source_node.records import (
     OPEN_STATES,
     PENDING_ITEMS,
-    ItemSpec,
+    Item,
     Job,
     JobLimits,
     Part,
     PartRecord,
     content_digest,
-    insert_job,
+    insert_part,
     job_from_row,
 )
 from source_node.spool import Spool, StagedFile
@@ -181,7 +182,7 @@ class Staging:
         self._incoming: Incoming | None = None
         self._repeats = False
         self._job_id = ""
-        self._items: list[ItemSpec] = []
+        self._items: list[Item] = []
         self._parts: list[tuple[int, PartRecord]] = []
 
     def __enter__(self) -> Self:
@@ -215,13 +216,13 @@ class Staging:
         self._incoming = Incoming(staged, self._before)
         return self._incoming
 
-    def keep(self, media_type: int, sha256: bytes) -> ItemSpec:
+    def keep(self, media_type: int, sha256: bytes) -> Item:
         """What was received last is the next item, whole and of this digest; on the disk after `commit`."""
         assert self._incoming is not None
         staged = self._incoming.staged
         staged.close()
         self._incoming = None
-        item = ItemSpec(len(self._items), media_type, staged.size_bytes, sha256)
+        item = Item(len(self._items), ItemState.RECEIVED, media_type, staged.size_bytes, sha256)
         self._items.append(item)
         self._kept(item.index, Part.INPUT, media_type, item.size_bytes, sha256)
         return item
@@ -245,7 +246,7 @@ class Staging:
     def read(self, item: int) -> bytes:
         return self._spool.read_staged(self._job_id, _staged_name(item, Part.INPUT))
 
-    def add(self, media_type: int, data: bytes) -> ItemSpec:
+    def add(self, media_type: int, data: bytes) -> Item:
         self.receive(len(data)).write(data)
         return self.keep(media_type, hashlib.sha256(data).digest())
 
@@ -308,18 +309,7 @@ class Staging:
         with self._db.transaction() as db:
             earlier = self._accepted()
             if earlier is None:
-                deadline = now + request.deadline_s
-                insert_job(
-                    db,
-                    self._job_id,
-                    self.owner,
-                    request,
-                    content,
-                    self._items,
-                    self._parts,
-                    deadline=deadline,
-                    expires=deadline + self._limits.retention_s,
-                )
+                self._insert_rows(db, request, content, now + request.deadline_s)
         if earlier is not None:
             job = self._same(earlier, content)
             self._spool.remove_job(self._job_id)
@@ -327,6 +317,38 @@ class Staging:
         accepted = self._accepted()
         assert accepted is not None
         return self._job(accepted), False
+
+    def _insert_rows(
+        self, db: sqlite3.Connection, request: JobHeader, content: bytes, deadline: float
+    ) -> None:
+        """A queued job, its items, and their files."""
+        job_id, expires = self._job_id, deadline + self._limits.retention_s
+        db.execute(
+            "INSERT INTO jobs"
+            " (job_id, owner, request_id, content, request, state, created, expires, target, deadline)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                job_id,
+                self.owner,
+                request.request_id,
+                content,
+                request.SerializeToString(),
+                JobState.QUEUED,
+                time.time(),
+                expires,
+                request.target_institution,
+                deadline,
+            ),
+        )
+        db.executemany(
+            "INSERT INTO items (job_id, item, state, media_type, size_bytes, sha256) VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (job_id, each.index, each.state, each.media_type, each.size_bytes, each.sha256)
+                for each in self._items
+            ],
+        )
+        for index, part in self._parts:
+            insert_part(db, job_id, index, part)
 
     def _accepted(self) -> sqlite3.Row | None:
         rows = self._db.read(

@@ -64,7 +64,7 @@ from ddib_fed.protocol.streams import Announced, assemble, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2 import JobHeader
-from source_node.records import JOB_DEADLINE_S, ItemSpec, Job, class_pairs
+from source_node.records import JOB_DEADLINE_S, Item, Job, class_pairs
 from source_node.remote import Described, Remotes
 from source_node.staging import Staging
 from source_node.store import JobStore
@@ -375,7 +375,7 @@ class Submissions:
 
         return opener
 
-    def _check_item(self, staging: Staging, item: ItemSpec, ended: Callable[[], bool]) -> int:
+    def _check_item(self, staging: Staging, item: Item, ended: Callable[[], bool]) -> int:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         samples, size_rule = self._samples(), self._node.size_rule
 

@@ -91,7 +91,7 @@ def test_a_job_for_a_peer_that_is_away_still_ends_at_its_deadline(open_source, g
     source.start()
     late = source.submit(target_institution="gone.example", deadline_s=1)
     job = source.ended(late, 15)
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "DEADLINE_EXCEEDED")
+    assert (str(job.state), job.error.reason) == ("FAILED", "DEADLINE_EXCEEDED")
 
 
 def test_one_client_cannot_have_all_workers(open_source, target) -> None:
@@ -135,19 +135,6 @@ def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path)
     store.close()
 
 
-def test_a_job_that_was_told_when_to_come_back_takes_no_place_either(tmp_path) -> None:
-    """As after a quota of the target's: it cannot run before."""
-    store = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool", replace(LIMITS, max_open_jobs=1))
-    submit(store)
-    job = store.claim()
-    assert job is not None
-    store.put_back(job.job_id, 3_600.0)
-    submit(store)
-    with pytest.raises(QueueFull):
-        submit(store)
-    store.close()
-
-
 def test_one_client_cannot_fill_the_spool(tmp_path) -> None:
     """Files of jobs that nobody fetches count as well."""
     store = JobStore(
@@ -164,8 +151,8 @@ def test_a_quota_that_renews_after_the_deadline_ends_the_job_with_what_is_left(o
     facts = {"quota": "evaluations_per_day", "left": 7, "renews": "2030-01-01T00:00:00+00:00"}
     target.decodes = [fail(QuotaSpent(facts=facts, retry_after_s=3_600))]
     job = (source := open_source()).start().ended(source.submit(deadline_s=60))
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "QUOTA")
-    assert job.error["facts"]["left"] == "7"
+    assert (str(job.state), job.error.reason) == ("FAILED", "QUOTA")
+    assert job.error.facts["left"] == "7"
 
 
 def test_a_quota_that_renews_in_time_is_waited_for_and_the_client_can_read_what_for(
@@ -177,8 +164,8 @@ def test_a_quota_that_renews_in_time_is_waited_for_and_the_client_can_read_what_
     job_id = source.submit(deadline_s=7_200)
     waits(source, job_id)
     job = source.store.get(job_id)
-    assert (str(job.state), job.error["reason"]) == ("QUEUED", "QUOTA")
-    assert (job.error["facts"], job.error["institution"]) == ({"left": "7"}, "south.example")
+    assert (str(job.state), job.error.reason) == ("QUEUED", "QUOTA")
+    assert (dict(job.error.facts), job.error.institution) == ({"left": "7"}, "south.example")
 
 
 @pytest.fixture

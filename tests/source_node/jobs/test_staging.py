@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import (
-    ChunkCorrupt,
     MessageInvalid,
     QueueFull,
     RequestIdConflict,
@@ -20,10 +19,8 @@ from tests.source_node.jobs.job_examples import (
     BOB,
     LIMITS,
     NPY,
-    decode,
     files,
     header,
-    in_threads,
     running,
     submit,
 )
@@ -47,37 +44,11 @@ def test_an_accepted_job_is_queued_with_its_items(store, clock):
     assert store.read_part(job.job_id, 1, Part.INPUT) == b"three"
 
 
-def test_a_job_without_a_deadline_gets_the_nodes(store, clock):
-    """Counted from acceptance."""
-    clock.now += 7
-    assert submit(store).deadline == 7 + LIMITS.default_deadline_s
-
-
-def test_an_accepted_job_outlives_the_process(store, open_store):
-    """With its files."""
-    job = submit(store, b"points")
-    again = open_store()
-    assert (again.get(job.job_id), again.read_part(job.job_id, 0, Part.INPUT)) == (job, b"points")
-
-
 def test_a_job_that_was_not_committed_leaves_nothing(store, tmp_path):
     """The client went away in the middle."""
     with store.stage(ALICE, header()) as staging:
         staging.add(NPY, b"points")
     assert (store.list(ALICE), files(tmp_path), store.spool_bytes) == ((), set(), 0)
-
-
-def test_a_job_that_failed_to_arrive_leaves_nothing(store, tmp_path):
-    """An error inside goes through."""
-
-    def receive() -> None:
-        with store.stage(ALICE, header()) as staging:
-            staging.add(NPY, b"points")
-            raise ChunkCorrupt
-
-    with pytest.raises(ChunkCorrupt):
-        receive()
-    assert (store.list(ALICE), files(tmp_path)) == ((), set())
 
 
 def test_a_job_without_items_is_refused(store):
@@ -95,16 +66,6 @@ def test_the_same_request_is_the_same_job(store, tmp_path):
         second, repeated = staging.commit()
     assert (second, repeated) == (first, True)
     assert (files(tmp_path), store.spool_bytes) == ({"0.input"}, 6)
-
-
-def test_the_same_request_is_the_same_job_after_it_ended(store):
-    """Also once it is delivered."""
-    request = header().request_id
-    job = running(store, request_id=request)
-    digest = decode(store, job)
-    store.finish(job.job_id, "FINISHED")
-    store.acknowledge(job.job_id, ALICE, [(0, digest)])
-    assert submit(store, request_id=request).job_id == job.job_id
 
 
 @pytest.mark.parametrize(
@@ -189,20 +150,6 @@ def test_an_input_is_on_the_disk_before_its_job_is_accepted(store, monkeypatch):
     assert "0.input" in synced
 
 
-def test_a_request_that_comes_again_from_many_threads_is_accepted_once(store):
-    """Exactly one of the calls returns that it is new."""
-    request = header().request_id
-    answers = []
-
-    def send() -> None:
-        with store.stage(ALICE, header(request_id=request)) as staging:
-            staging.add(NPY, b"points")
-            answers.append(staging.commit())
-
-    in_threads(send, 6)
-    assert (len({job.job_id for job, _ in answers}), [r for _, r in answers].count(False)) == (1, 1)
-
-
 def test_a_full_queue_refuses_before_anything_is_received(open_store):
     """And says when to come again."""
     store = open_store(replace(LIMITS, max_open_jobs=1))
@@ -243,13 +190,6 @@ def test_a_job_that_was_deleted_while_its_request_came_again_is_not_replaced(ope
             staging.commit()
     assert "new request id" in caught.value.hint
     assert (store.list(ALICE), files(tmp_path)) == ((replace(other, items=()),), {"0.input"})
-
-
-def test_an_ended_job_makes_room(open_store):
-    """Results that wait are no open job."""
-    store = open_store(replace(LIMITS, max_open_jobs=1))
-    store.finish(running(store).job_id, "FAILED")
-    submit(store)
 
 
 def test_a_full_spool_refuses(open_store, tmp_path):
