@@ -25,7 +25,7 @@ _DISK_ERRORS = {
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_CANTOPEN: errno.EIO,
 }
-SCHEMA = 6
+SCHEMA = 7
 """Counts the changes of `_TABLES`; a database of another number is refused."""
 _TABLES = (
     """CREATE TABLE node_state (
@@ -38,7 +38,7 @@ _TABLES = (
         owner TEXT NOT NULL,
         request_id TEXT NOT NULL,
         content BLOB NOT NULL,
-        spec TEXT NOT NULL,
+        request BLOB NOT NULL,
         target TEXT NOT NULL,
         state TEXT NOT NULL,
         created REAL NOT NULL,
@@ -48,7 +48,7 @@ _TABLES = (
         expires REAL NOT NULL,
         not_before REAL NOT NULL DEFAULT 0,
         cancel_requested INTEGER NOT NULL DEFAULT 0,
-        error TEXT,
+        error BLOB,
         UNIQUE (owner, request_id)
     )""",
     "CREATE INDEX jobs_by_state ON jobs (state, number)",
@@ -60,7 +60,7 @@ _TABLES = (
         size_bytes INTEGER NOT NULL,
         sha256 BLOB NOT NULL,
         provenance TEXT NOT NULL DEFAULT '{}',
-        error TEXT,
+        error BLOB,
         PRIMARY KEY (job_id, item)
     ) WITHOUT ROWID""",
     """CREATE TABLE parts (

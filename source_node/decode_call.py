@@ -40,16 +40,6 @@ STAGES = frozenset({"decode", "encode"})
 M = TypeVar("M")
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the peer is with an item."""
-
-    item: int
-    stage: str
-    step: int
-    steps: int
-
-
 class Returned(NamedTuple):
     """The latent of a translation: its bytes, of the digest that the peer announced, and otherwise unchecked."""
 
@@ -138,10 +128,9 @@ class DecodeCall:
         self,
         call: grpc.CallIterator[decoding_pb2.DecodeResponse],
         contract: Contract,
-        *,
-        round_trip: bool,
-        items: int,
+        header: decoding_pb2.DecodeHeader,
         sent: Sent,
+        *,
         max_file_bytes: int,
         silence_s: float,
         control: Control,
@@ -149,13 +138,13 @@ class DecodeCall:
     ) -> None:
         self._call = call
         self._contract = contract
-        self._round_trip = round_trip
+        self._round_trip = header.round_trip
         self._sent = sent
         self._max_file_bytes = max_file_bytes
         self._control = control
         self._hop = hop
         self._result: tuple[decoding_pb2.DecodedHeader, bytes] | None = None
-        self._latent_opener = LatentOpener(contract, max_items=items)
+        self._latent_opener = LatentOpener(contract, max_items=header.items)
         self._assembler = Assembler({"result": self._open_result, "latent": self._open_latent})
         self._listener = _Listener(silence_s, self.cancel)
         self._exits = ExitStack()
@@ -177,7 +166,7 @@ class DecodeCall:
     def cancel(self) -> None:
         self._call.cancel()  # type: ignore[no-untyped-call]
 
-    def __iter__(self) -> Iterator[Progress | Answer]:
+    def __iter__(self) -> Iterator[decoding_pb2.DecodeProgress | Answer]:
         try:
             yield from self._answers()
         except grpc.RpcError as error:
@@ -192,7 +181,7 @@ class DecodeCall:
         if self._result is not None or self._sent.sizes or not self._sent.complete:
             raise at_fault(MessageInvalid("the stream ended before its last result"), self._hop)
 
-    def _answers(self) -> Iterator[Progress | Answer]:
+    def _answers(self) -> Iterator[decoding_pb2.DecodeProgress | Answer]:
         for message in self._listener.listen(self._call):
             if message.WhichOneof("message") == "progress":
                 progress = message.progress
@@ -200,7 +189,7 @@ class DecodeCall:
                     raise MessageInvalid(f"step {progress.step} of {progress.steps}")
                 # Anything else is only a sign of life.
                 if progress.steps and progress.item in self._sent.sizes and progress.stage in STAGES:
-                    yield Progress(progress.item, progress.stage, progress.step, progress.steps)
+                    yield progress
                 continue
             whole = self._assembler.feed(message)
             decoded = self._take(whole) if whole is not None else None
@@ -391,42 +380,36 @@ def rows_of(latent: ToDecode | None) -> int:
     return 0 if latent is None else len(latent.latent.data)
 
 
-class Sending:
-    """What one call sends, on a thread of its own."""
+def sending(
+    window: LatentWindow,
+    release: Release,
+    fail: Callable[[BaseException], None],
+    label: Labels,
+    most: int,
+) -> Iterator[ApprovedLatent | None]:
+    """What a new call sends, read on gRPC's thread: latents, and None after the last; without it, it was broken off."""
+    again = window.begin()  # at once, not when the first is asked for: the window ends the call by its number
+    call = window.call
 
-    def __init__(
-        self,
-        window: LatentWindow,
-        release: Release,
-        fail: Callable[[BaseException], None],
-        label: Labels,
-        most: int,
-    ) -> None:
-        self._window, self._release, self._fail = window, release, fail
-        self._label, self._most = label, most
-        self._again = window.begin()
-        self._call = window.call
-
-    def latents(self) -> Iterator[ApprovedLatent | None]:
-        """The latents, and None after the last; without None the call was broken off."""
+    def latents() -> Iterator[ApprovedLatent | None]:
+        left, taken = most - len(again), again
         try:
-            yield from self._released(self._again)
-            left = self._most - len(self._again)
-            while left and (taken := self._window.take(self._call, self._label, left)):
+            while True:
+                approved = release(taken) if taken else []
+                for number in {latent.number for latent in taken} - {each.item for each in approved}:
+                    window.answered(number)
+                yield from approved
+                if not left or not (taken := window.take(call, label, left)):
+                    break
                 left -= len(taken)
-                yield from self._released(taken)
         except (Stopped, Cancelled, DeadlineExceeded):
             return
         except Exception as error:  # noqa: BLE001 - raised again for whoever reads the answers
-            self._fail(error)
+            fail(error)
             return
         yield None
 
-    def _released(self, latents: Sequence[ToDecode]) -> Iterator[ApprovedLatent]:
-        approved = self._release(latents) if latents else []
-        for number in {latent.number for latent in latents} - {each.item for each in approved}:
-            self._window.answered(number)
-        yield from approved
+    return latents()
 
 
 class Filler:

@@ -20,11 +20,11 @@ from typing import Any
 from ddib_fed.errors import DdibError, Draining, ItemNotFound, StateConflict
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1 import common_pb2
+from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.database import JobDatabase
 from source_node.records import (
     PENDING_ITEMS,
     TRANSITIONS,
-    ErrorRecord,
     Part,
     PartRecord,
     delete_parts,
@@ -68,7 +68,7 @@ class Change:
     files: Sequence[NewFile] = ()
     state: ItemState | None = None
     provenance: Mapping[str, Any] | None = None
-    error: ErrorRecord | None = None
+    error: ErrorDetail | None = None
     forget_ranges: bool = False
 
 

@@ -1,378 +1,356 @@
-"""The items of a job as the bridge takes them: decoded samples, in ranges, with the latents that were made before."""
+"""One job's items through `bridge.translate`: the node's own model, the peer, and what is kept of each item.
+
+`Pipeline` is the node's model as a `Party` that stores each latent before it leaves and sends a stored one again;
+`RemoteParty` is the peer. Nothing waits for the disk but what must: a latent, before it is sent. Memory holds some
+batches of samples, whatever the job's size.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-import torch
 from opentelemetry.trace import Span
 
-from ddib_fed.diffusion import gaussianity
-from ddib_fed.diffusion.gaussianity import LatentStatistics
-from ddib_fed.engine.party import Array, Decoded, Encoded, ToDecode, Translated
-from ddib_fed.engine.party import Item as Sample
-from ddib_fed.engine.record import Translation
+from ddib_fed.calibration.record import leg_map
+from ddib_fed.data.points import to_npy
+from ddib_fed.engine.party import (
+    Control,
+    Decoded,
+    Description,
+    Encoded,
+    Failed,
+    Leg,
+    ToDecode,
+    ToEncode,
+    Translated,
+    translate,
+)
+from ddib_fed.engine.record import LatentFigures, Translation
 from ddib_fed.errors import (
-    ChunkCorrupt,
     ContractUnknown,
     DdibError,
     InputError,
-    ItemNotFound,
     LatentNotGaussian,
-    PointsTooMany,
+    StateConflict,
 )
-from ddib_fed.evaluation.samples import Given, Samples
-from ddib_fed.latent import Latent
+from ddib_fed.evaluation.samples import samples_of
+from ddib_fed.models.units import ChannelMap
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM
+from ddib_fed.node.model import MEDIA_TYPES, limits_of, rule_of_side
+from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.probes import Metrics
-from ddib_fed.node.role import NodeContext
-from ddib_fed.protocol.contract import Contract
+from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of
 from ddib_fed.security.peers import Peer
 from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
-from ddib_fed.v1 import common_pb2
 from source_node.events import EventHub
-from source_node.group_commit import Change
-from source_node.records import PENDING_ITEMS, Item, Job, JobSpec, Part
+from source_node.group_commit import Change, NewFile
+from source_node.intake import Intake, Numbers, Work, rows_about
+from source_node.records import PENDING_ITEMS, Item, Job, Part, error_record
+from source_node.remote import RemoteParty, Remotes, description_of
 from source_node.store import JobStore
-from source_node.submission import own_classes, recorded, target_classes
-
-RANGE_ROWS = 2_048
-"""Points of a range. Not the engine's own measure: a restart, or another engine, must find the same ranges."""
-MOST_POINTS = 10_000_000
-"""Of an item, whatever node.toml says (`LimitsSection`)."""
-
-Made = tuple[Latent, LatentStatistics]
-"""A latent that was made before."""
-
-
-class Numbers:
-    """Numbers of the ranges of a job's items."""
-
-    def __init__(self, items: Sequence[Item], sample_shape: Sequence[int]) -> None:
-        self._stride = 1
-        if len(sample_shape) == 1:  # a picture is one row
-            # A number takes at least a byte.
-            most = max((item.size_bytes // sample_shape[0] for item in items), default=1)
-            self._stride = max(1, -(-min(most, MOST_POINTS) // RANGE_ROWS))
-
-    def of(self, item: int, place: int) -> int:
-        return item * self._stride + place
-
-    def item(self, number: int) -> int:
-        return number // self._stride
-
-    def place(self, number: int) -> int:
-        return number % self._stride
-
-
-def rows_about(items: int, size_bytes: int, sample_shape: Sequence[int]) -> int:
-    return items if len(sample_shape) > 1 else size_bytes // (4 * sample_shape[0])
-
-
-def ranges_of(rows: int) -> list[slice]:
-    count = -(-rows // RANGE_ROWS)
-    return [slice(start, rows, count) for start in range(count)]
-
-
-def woven(parts: Sequence[Array]) -> Array:
-    """The rows of all ranges in the order of the item; the inverse of `ranges_of`."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
-    for place, part in enumerate(parts):
-        whole[place :: len(parts)] = part
-    return whole
-
-
-@dataclass(slots=True)
-class Work:
-    """An item between its input and its result."""
-
-    item: Item
-    given: Given
-    record: Translation
-    ranges: list[slice]
-    made: Mapping[int, Made]
-    stored: bool
-    encoded: dict[int, Encoded] = field(default_factory=dict)
-    found: dict[int, Translated] = field(default_factory=dict)
-    kept: Future[None] | None = None
-
-    def samples(self, place: int) -> Array:
-        return np.ascontiguousarray(self.given.samples[self.ranges[place]])
-
-    @property
-    def whole_latent(self) -> Made | None:
-        """The item's latent and its statistics, once those of all ranges are there."""
-        if len(self.encoded) < len(self.ranges):
-            return None
-        if len(self.ranges) == 1:
-            return self.encoded[0].latent, self.encoded[0].statistics
-        parts = [self.encoded[place].latent for place in range(len(self.ranges))]
-        data = woven([part.data for part in parts])
-        return Latent.from_array(data), measured(data)
-
-    @property
-    def encode_seconds(self) -> float:
-        return sum(encoded.seconds for encoded in self.encoded.values())
-
-    @property
-    def translated(self) -> tuple[Decoded, Decoded | None] | None:
-        """What the target decoded and, for a cycle, what came back, once all ranges are there."""
-        if len(self.found) < len(self.ranges):
-            return None
-        found = [self.found[place] for place in range(len(self.ranges))]
-        back = [each.back for each in found if each.back is not None]
-        there = _joined(self.item.index, [each.decoded for each in found])
-        return there, _joined(self.item.index, back) if back else None
-
-
-def split(latent: Latent) -> dict[int, Made]:
-    """The ranges of a whole latent, as they were before they were joined."""
-    made = {}
-    for place, rows in enumerate(ranges_of(len(latent.data))):
-        part = Latent.from_array(np.ascontiguousarray(latent.data[rows]))
-        made[place] = part, measured(part.data)
-    return made
-
-
-def measured(data: Array) -> LatentStatistics:
-    return gaussianity.measure(torch.from_numpy(np.array(data)))
-
-
-def _joined(number: int, parts: Sequence[Decoded]) -> Decoded:
-    """Ranges, decoded, as one item; what only a single range has (its latent again) is left out."""
-    if len(parts) == 1:
-        return parts[0]
-    normalised = [part.normalised for part in parts if part.normalised is not None]
-    return Decoded(
-        number,
-        woven([part.samples for part in parts]),
-        woven(normalised) if normalised else None,
-        sum(part.seconds for part in parts),
-        None,
-        sum(part.wire_bytes for part in parts),
-    )
-
-
-def approved_latent(latent: ToDecode, contract: Contract) -> ApprovedLatent:
-    assert latent.statistics is not None  # the own model's gate measured them
-    return approve(latent.latent, contract, latent.statistics, item=latent.number)
-
+from source_node.submission import calibration_of, check_allowed
 
 log = logging.getLogger(__name__)
 
+MOST_WRITES = 32
+"""Results of one job that wait for the disk at once: enough for a batch to be made durable together."""
+MOST_WRITE_BYTES = 8 << 20
+"""Of the same; a single larger result goes."""
 
-# What is wrong with one item and no other.
-ITEM_ERRORS = (InputError, LatentNotGaussian, ChunkCorrupt)
 
-
-class Intake:
-    """Reads the items of one job under one contract."""
+class Pipeline:
+    """One job's way under one policy; made again for what an interruption, or another policy, left."""
 
     def __init__(
         self,
         node: NodeContext,
         store: JobStore,
+        events: EventHub,
+        remotes: Remotes,
         job: Job,
-        samples: Samples,
-        contract: Contract,
-        numbers: Numbers,
-        policy_sha256: str,
+        control: Control,
+        on_answer: Callable[[], object] = lambda: None,
+        trace: Span | None = None,
     ) -> None:
-        self._node = node
+        self._node, self._trace = node, trace
+        self._config = node.config
+        self._on_answer = on_answer
+        self._engine = node.running_engine
         self._store = store
+        self._remotes = remotes
         self._job = job
-        self._samples = samples
-        self._contract = contract
-        self._numbers = numbers
-        self._policy_sha256 = policy_sha256
-        self._labels = Labels(
-            job.spec,
-            own_classes(node, job.spec),
-            target_classes(contract.target, contract.limits.guidance, job.spec),
+        self._control = control
+        limits = node.config.limits
+        self._samples = samples_of(self._engine.model, limits_of(limits), MAX_POINTS_PER_ITEM)
+        self._numbers = Numbers(job.items, self._engine.model.sample_shape)
+        self._progress = JobProgress(events, node.metrics, job, self._numbers, node.tracing, trace)
+        self._work: dict[int, Work] = {}
+        self._failed: dict[int, DdibError] = {}
+        self._storing: dict[int, Future[None]] = {}
+        self._writing: deque[tuple[Future[None], int]] = deque()
+        self._rotation: ChannelMap | None = None
+
+    def describe(self) -> Description:
+        return description_of(self._node.side())
+
+    def run(self, items: Sequence[Item]) -> None:
+        """Take the items as far as they go; returns when everything is on the disk."""
+        request, policy = self._job.request, self._config.policy
+        check_allowed(self._job.owner, request, self._config)
+        peer = self._node.peers.get(request.target_institution)
+        remote = self._remotes.get(request.target_institution)
+        calibration = calibration_of(self._node, request)
+        contract = remote.negotiate(
+            self._node.side(),
+            request.target_domain,
+            self._control,
+            None if calibration is None else calibration.terms,
         )
-
-    def each(
-        self,
-        items: Sequence[Item],
-        begins: Callable[[Work], None],
-        fails: Callable[[int, DdibError], None],
-    ) -> Iterator[Sample]:
-        """The ranges of the items, as they are needed; those of one class of the target behind one another."""
-        peer = self._contract.target.institution
-
-        def noise(picture: Array) -> Array:
-            return self._node.softener.for_picture(picture, peer)
-
-        for item in self._labels.by_target(items):
-            try:
-                work = self._begin(item)
-            except ITEM_ERRORS as error:
-                fails(item.index, error)
-                continue
-            begins(work)
-            for place in range(len(work.ranges)):
-                yield Sample(
-                    self._numbers.of(item.index, place),
-                    work.samples(place),
-                    self._labels.own(item),
-                    self._labels.target(item),
-                    noise,
-                )
-
-    def _begin(self, item: Item) -> Work:
-        record = Translation.parse(item.provenance) if item.provenance else None
-        made = self._made(item, record)
-        if record is None or not made:
-            given = self._input(item, self._contract.size_rule)
-            record = Translation(input_sha256=item.sha256.hex(), samples=len(given.samples))
-        else:
-            # By the rule with which it was encoded, whatever the policy says by now.
-            given = self._input(item, record.picture.size_rule if record.picture is not None else "none")
-        if (rows := len(given.samples)) > (most := self._contract.limits.max_samples_per_item):
-            raise PointsTooMany(
-                f"{rows} samples, and the peer takes {most} in one item",
-                facts={"points": rows, "limit_points": most},
-            )
-        record = record.with_(**self._terms(), picture=given.picture)
-        stored = item.state == ItemState.ENCODED and bool(made)
-        return Work(item, given, record, ranges_of(rows), made, stored)
-
-    def _made(self, item: Item, record: Translation | None) -> Mapping[int, Made]:
-        """The latents that were made before, to be sent as they are."""
-        if record is None:
-            return {}
-        before = record.source_model_sha256, record.calibration_sha256
-        now = (
-            self._contract.source.model_sha256.hex(),
-            recorded(self._contract)["calibration_sha256"],
+        self._on_answer()
+        check_softening(contract.source.soften_sigma, policy)
+        floor = contract.limits.min_evaluations
+        check_evaluations(solver_settings(request.solver), floor, where=contract.target.institution)
+        intake = self._intake(contract)
+        outbound = Outbound(self._node, self._job.job_id, peer, contract)
+        target = RemoteParty(
+            remote,
+            contract,
+            request_id=self._job.job_id,
+            read=lambda file, count: self._samples.answer(file, rule_of_side(contract.target), count),
+            release=lambda latents: self._release(latents, outbound),
+            receipt=outbound.receipt,
+            batch_rows=max(1, self._engine.window // 2),
+            tracing=self._node.tracing,
+            trace=self._trace,
         )
-        if before != now:
-            log.info(
-                "item %d of job %s is encoded again: the model or the calibration was replaced",
-                item.index,
-                self._job.job_id,
-            )
-        elif item.state != ItemState.ENCODED:
-            return self._made_ranges(item)
-        elif (made := self._made_whole(item, record)) is not None:
-            return made
-        if item.state == ItemState.ENCODED:
-            self._store.advance(self._job.job_id, item.index, ItemState.RECEIVED)
-        else:
-            self._store.keep(Change(self._job.job_id, item.index, forget_ranges=True)).result()
-        return {}
-
-    def _made_whole(self, item: Item, record: Translation) -> Mapping[int, Made] | None:
-        """The ranges of the stored latent; None when the disk lost it."""
+        self._rotation = leg_map(calibration, self._engine.model.bundle.manifest)
+        shape = self._engine.model.sample_shape
+        leg = Leg(
+            solver_settings(request.solver),
+            guidance_from_pb(request.guidance),
+            round_trip=request.cycle,
+            control=self._control,
+            on_step=self._progress.step,
+            calibration=self._rotation,
+            flow=self._job.job_id,
+            owner=self._job.owner,
+            stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
+            least_evaluations=max(policy.least_evaluations, floor),
+        )
+        given = intake.each(items, self._begin, self._fail_item)
         try:
-            data = self._store.read_part(self._job.job_id, item.index, Part.ENCODED)
-            latent = self._latent(data)
-        except (ChunkCorrupt, ItemNotFound) as error:
-            log.warning("item %d of job %s is encoded again: %s", item.index, self._job.job_id, error.detail)
-            return None
-        if len(ranges_of(len(latent.data))) == 1:
-            return {0: (latent, LatentStatistics(**record.latent.model_dump()))}
-        return split(latent)
+            with closing(translate(self, target, given, leg)) as outcomes:
+                for outcome in outcomes:
+                    self._take(outcome, contract, target)
+            self._wait_for_writes(0)
+        finally:
+            self._settle()
 
-    def _made_ranges(self, item: Item) -> Mapping[int, Made]:
-        """The ranges whose latents are stored although the item's is not yet."""
-        made = {}
-        for place, kept in self._store.ranges(self._job.job_id, item.index).items():
-            try:
-                data = self._store.read_range(self._job.job_id, item.index, kept)
-                latent = self._latent(data)
-            except (ChunkCorrupt, ItemNotFound) as error:
-                log.warning("a range of job %s is encoded again: %s", self._job.job_id, error.detail)
+    def _intake(self, contract: Contract) -> Intake:
+        digest = policy_digest(self._config)
+        return Intake(self._node, self._store, self._job, self._samples, contract, self._numbers, digest)
+
+    def _begin(self, work: Work) -> None:
+        self._work[work.item.index] = work
+        self._progress.begins(work.item.index, len(work.ranges))
+
+    def _place(self, number: int) -> tuple[Work | None, int]:
+        return self._work.get(self._numbers.item(number)), self._numbers.place(number)
+
+    def _settle(self) -> None:
+        for future in [*self._storing.values(), *(future for future, _ in self._writing)]:
+            with suppress(Exception):  # raised before, or the job has ended with another reason
+                future.result()
+
+    # What the own model does
+
+    def known(self, item: ToEncode) -> Encoded | None:
+        """The latent that was made for a range before an interruption."""
+        work, place = self._place(item.number)
+        made = None if work is None else work.made.get(place)
+        return None if made is None else Encoded(item.number, *made, 0.0)
+
+    def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
+        """The latents of ranges: those that were stored before, and new ones, given to the store."""
+        for outcome in self._engine.encode_each(items, leg, known=self.known):
+            work, place = self._place(outcome.number)
+            if work is None:  # its item was given up because of another range
+                yield Failed(outcome.number, self._failed[self._numbers.item(outcome.number)])
                 continue
-            made[place] = latent, measured(latent.data)
-        return made
+            if isinstance(outcome, Encoded):
+                self._keep_latent(work, place, outcome)
+            yield outcome
 
-    def _latent(self, data: bytes) -> Latent:
-        return Latent.from_bytes(data, self._node.running_engine.model.sample_shape)
+    def _keep_latent(self, work: Work, place: int, encoded: Encoded) -> None:
+        """Give a latent to the store; `_release` waits for it."""
+        work.encoded[place] = encoded
+        new = place not in work.made
+        if new:
+            self._progress.observe("encode", encoded.seconds, len(encoded.latent.data))
+        whole = self._whole(work)
+        if whole is not None:
+            # An item of one range: the whole latent is the range's.
+            work.kept = self._storing[encoded.number] = self._store.keep(whole)
+        if new and len(work.ranges) > 1:
+            file = NewFile(Part.ENCODED, encoded.latent.to_bytes(), range=place)
+            change = Change(self._job.job_id, work.item.index, (file,), provenance=work.record.stored())
+            if whole is None:
+                self._storing[encoded.number] = self._store.keep(change)
 
-    def _input(self, item: Item, size_rule: str) -> Given:
-        given = self._decoded(item, size_rule)
-        return given.at_model_size() if self._job.spec.model_size else given
+    def _whole(self, work: Work) -> Change | None:
+        """What is stored once the latents of all ranges are there; None before, and for one that is stored."""
+        found = work.whole_latent
+        if found is None or work.stored:
+            return None
+        latent, statistics = found
+        work.record = work.record.with_(
+            latent_sha256=latent.sha256.hex(),
+            latent=LatentFigures(**asdict(statistics)),
+            seconds={"encode": work.encode_seconds},
+        )
+        files = [NewFile(Part.ENCODED, latent.to_bytes())]
+        if self._job.request.keep_latent:
+            files.append(NewFile(Part.LATENT, to_npy(latent.data)))
+        index, record = work.item.index, work.record.stored()
+        return Change(self._job.job_id, index, files, ItemState.ENCODED, record)
 
-    def _decoded(self, item: Item, size_rule: str) -> Given:
-        """The item's samples: as they were decoded when the job was submitted, by any model of the same rule."""
-        job_id = self._job.job_id
+    def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
+        """Decode the latents that a cycle returns; progress is reported as the stage "return"."""
+
+        def on_step(number: int, _: str, step: int, steps: int) -> None:
+            self._progress.step(number, "return", step, steps)
+
+        for outcome in self._engine.decode_each(latents, replace(leg, on_step=on_step)):
+            if isinstance(outcome, Decoded):
+                self._progress.observe("return", outcome.seconds, len(outcome.samples))
+            yield outcome
+
+    # What leaves
+
+    def _release(self, latents: Sequence[ToDecode], outbound: Outbound) -> list[ApprovedLatent]:
+        approved = outbound.approve([latent for latent in latents if self._is_stored(latent.number)])
+        for each in approved:
+            self._storing.pop(each.item, None)
+            self._progress.sent(each.size_bytes)
+        return approved
+
+    def _is_stored(self, number: int) -> bool:
+        """Wait until the latent of a range is on the disk; False when its item was given up meanwhile."""
+        try:
+            if (stored := self._storing.get(number)) is not None:
+                stored.result()
+        except StateConflict:
+            if self._place(number)[0] is not None:
+                raise
+            return False
+        return True
+
+    # What comes back
+
+    def _take(self, outcome: Translated | Failed, contract: Contract, target: RemoteParty) -> None:
+        """A range that has gone all its way: the last one of an item finishes it."""
+        number = outcome.number if isinstance(outcome, Failed) else outcome.item.number
+        work, place = self._place(number)
+        if work is None:
+            return
+        if isinstance(outcome, Failed):
+            self._fail_item(work.item.index, outcome.error)
+            return
+        work.found[place] = outcome
+        if (found := work.translated) is None:
+            return
+        try:
+            change = self._result(work, *found, contract)
+        except (InputError, LatentNotGaussian) as error:
+            # One that cannot be written ends this item and no other.
+            self._fail_item(work.item.index, target.unusable(error))
+        else:
+            self._write(work, change)
+
+    def _result(self, work: Work, there: Decoded, back: Decoded | None, contract: Contract) -> Change:
+        """The files and the record of a translation."""
+        files: list[NewFile] = []
+        record = work.record.with_(seconds={"remote": there.seconds}, wire_bytes=there.wire_bytes)
+
+        def add(part: Part, make: Callable[[], Any]) -> Translation:
+            with self._node.decoding.work(self._job.owner, self._samples.output_memory(work.given)):
+                made = make()
+            files.append(NewFile(part, made.file, MEDIA_TYPES[self._samples.format]))
+            return record.with_(**made.figures)
+
+        given = work.given
+        record = add(
+            Part.TRANSLATION,
+            lambda: self._samples.translation(
+                there.samples, rule_of_side(contract.target), given, self._rotation
+            ),
+        )
+        if given.model_size:
+            record = add(Part.SOURCE, lambda: self._samples.source(given))
+        if back is not None:
+            record = add(Part.RETURNED, lambda: self._samples.returned(given, back))
+            record = record.with_(seconds={"return": back.seconds})
+            if given.is_fitted:
+                record = record.with_(picture=self._at_own_size(work.item, back))
+        index = work.item.index
+        return Change(self._job.job_id, index, files, ItemState.DECODED, record.stored())
+
+    def _at_own_size(self, item: Item, back: Decoded) -> Mapping[str, float]:
+        """Figures of the round trip against the picture as it was sent."""
+        job_id, owner = self._job.job_id, self._job.owner
 
         def load() -> bytes:
             return self._store.read_part(job_id, item.index, Part.INPUT)
 
-        try:
-            given = self._samples.again(self._store.read_part(job_id, item.index, Part.DECODED), size_rule)
-        except (ChunkCorrupt, ItemNotFound) as error:
-            log.info("item %d of job %s is decoded again: %s", item.index, job_id, error.detail)
-            given = None
-        if given is None:
-            owner = self._job.spec.owner
-            with self._node.decoding.file(owner, item.size_bytes, load, self._samples.memory) as content:
-                given = self._samples.read(content, size_rule)
-                data = given.to_bytes(self._samples.rule)
-                self._store.put_part(
-                    job_id, item.index, Part.DECODED, data, common_pb2.MEDIA_TYPE_UNSPECIFIED
-                )
-        return given
+        with self._node.decoding.file(owner, item.size_bytes, load, self._samples.memory) as content:
+            return self._samples.returned_at_own_size(content, back)
 
-    def _terms(self) -> dict[str, Any]:
-        """Of whom and under what contract, for the record."""
-        contract, offered = self._contract, self._contract.limits.guidance
-        guided = self._job.spec.guidance.classifier_scale is not None and offered is not None
-        return {
-            "source_institution": contract.source.institution,
-            "source_domain": contract.source.domain,
-            "target_institution": contract.target.institution,
-            "target_domain": contract.target.domain,
-            "contract_sha256": contract.digest.hex(),
-            "source_model_sha256": contract.source.model_sha256.hex(),
-            "target_model_sha256": contract.target.model_sha256.hex(),
-            "classifier_sha256": offered.classifier_sha256.hex() if guided and offered else "",
-            "soften_sigma": contract.source.soften_sigma,
-            "policy_sha256": self._policy_sha256,
-            **recorded(contract),
-        }
+    def _write(self, work: Work, change: Change) -> None:
+        """Give a result to the store; few wait there, however fast the peer is."""
+        if work.kept is not None:
+            work.kept.result()  # its latent was sent, so it is there; the item's step may have failed
+        size = sum(len(file.data) for file in change.files)
+        self._wait_for_writes(size)
+        index = work.item.index
+        self._work.pop(index, None)
+        future = self._store.keep(change)
+        self._writing.append((future, size))
+        future.add_done_callback(lambda done: None if done.exception() else self._progress.finished(index))
 
+    def _wait_for_writes(self, more: int) -> None:
+        """Until there is room for a result of so many bytes; with 0, until all are on the disk."""
+        while self._writing:
+            future, _ = self._writing[0]
+            room = len(self._writing) < MOST_WRITES
+            room &= sum(size for _, size in self._writing) + more <= MOST_WRITE_BYTES
+            if more and room and not future.done():
+                return
+            self._writing.popleft()
+            future.result()
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """The classes of a job's items, as indices by what was asked for."""
-
-    spec: JobSpec
-    own_by_name: Mapping[str, int | None]
-    target_by_name: Mapping[str, int | None]
-
-    def own(self, item: Item) -> int | None:
-        return self.own_by_name[self.spec.classes_of(item.index)[0]]
-
-    def target(self, item: Item) -> int | None:
-        return self.target_by_name[self.spec.classes_of(item.index)[1]]
-
-    def by_target(self, items: Sequence[Item]) -> list[Item]:
-        """The items, those of one class of the target behind one another: a call has one class."""
-        groups: dict[int | None, list[Item]] = {}
-        for item in items:
-            groups.setdefault(self.target(item), []).append(item)
-        return [item for group in groups.values() for item in group]
+    def _fail_item(self, index: int, error: DdibError) -> None:
+        self._failed[index] = error.kept()
+        self._work.pop(index, None)
+        self._store.fail_item(self._job.job_id, index, error_record(error))
+        self._progress.failed(index, error.reason)
 
 
 TRY_AGAIN_S = 0.1
 
 
-class Leaving:
+class Outbound:
     """The latents of one try, and the receipts of its calls."""
 
     def __init__(self, node: NodeContext, job_id: str, peer: Peer, contract: Contract) -> None:
@@ -389,7 +367,10 @@ class Leaving:
                 f"the entry of {peer} was replaced meanwhile: a contract is agreed on over a new connection",
                 retry_after_s=TRY_AGAIN_S,
             )
-        approved = [approved_latent(latent, contract) for latent in latents]
+        approved = []
+        for latent in latents:
+            assert latent.statistics is not None  # the own model's gate measured them
+            approved.append(approve(latent.latent, contract, latent.statistics, item=latent.number))
         head = self._node.audit.write_each(
             "latent_sent",
             [

@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from ddib_fed.errors import DdibError, MessageInvalid
-from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.protocol.messages import ItemState, JobState, Settings
+from ddib_fed.errors import DdibError
+from ddib_fed.protocol.details import to_detail
+from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.v1.common_pb2 import ErrorDetail
+from ddib_fed.v1.translation_pb2 import JobHeader
 
 OPEN_STATES = frozenset({JobState.QUEUED, JobState.RUNNING})
 
@@ -52,84 +52,42 @@ TRANSITIONS: Mapping[tuple[ItemState, ItemState], tuple[Part | None, frozenset[P
     (ItemState.ENCODED, ItemState.FAILED): (None, frozenset(Part)),
 }
 
-ErrorRecord = Mapping[str, Any]
-"""What is kept of an error: reason, sentence, incident, facts, differences, and the institution at which a call failed
-(empty for the node's own); no exception's text."""
 
-
-def error_record(error: DdibError) -> ErrorRecord:
-    """What is kept of an error: nothing that came from an exception's text."""
+def error_record(error: DdibError) -> ErrorDetail:
+    """What is kept of an error, and told to the client: nothing of an exception's text."""
     institution = error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else ""
-    return {
-        "reason": error.reason,
-        "sentence": error.said_by(institution),
-        "incident": error.incident,
-        "institution": institution,
-        "facts": dict(error.facts),
-        "differences": [
-            {"field": d.field, "source": d.source, "target": d.target, "remedy": d.remedy}
-            for d in error.differences
-        ],
-    }
+    detail = to_detail(error, institution, error.incident)
+    detail.ClearField("retry_after_ms")
+    return detail
 
 
-def last_cause(record: ErrorRecord) -> str:
+def last_cause(detail: ErrorDetail) -> str:
     """A kept error in a few words: who, what was found, and the reason."""
-    facts = record.get("facts", {})
-    who = record.get("institution") or facts.get("peer", "")
-    what = facts.get("found") or f"{record['sentence']} ({record['reason']})"
+    who = detail.institution or detail.facts.get("peer", "")
+    what = detail.facts.get("found") or f"{detail.sentence} ({detail.reason})"
     return f"{who}: {what}" if who else what
 
 
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """What a client asked for."""
-
-    owner: str
-    request_id: str
-    target_institution: str
-    target_domain: str
-    solver: Settings = field(default_factory=Settings)
-    cycle: bool = False
-    keep_latent: bool = False
-    deadline_s: float = 0.0
-    source_class: str = ""
-    target_class: str = ""
-    guidance: Guidance = UNGUIDED
-    item_classes: tuple[tuple[str, str], ...] = ()
-    model_size: bool = False
-    no_calibration: bool = False
-
-    def __post_init__(self) -> None:
-        try:
-            uuid.UUID(self.request_id)
-        except ValueError as error:
-            raise MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
-        if self.item_classes and (self.source_class or self.target_class):
-            raise MessageInvalid("classes of all items and of each", facts={"field": "item_classes"})
-
-    def classes_of(self, item: int) -> tuple[str, str]:
-        return self.item_classes[item] if self.item_classes else (self.source_class, self.target_class)
-
-    def class_pairs(self) -> tuple[tuple[str, str], ...]:
-        return tuple(dict.fromkeys(self.item_classes)) or ((self.source_class, self.target_class),)
+def classes_of(request: JobHeader, item: int) -> tuple[str, str]:
+    """Source and target class of an item, as the client named them; empty for none."""
+    asked = request.item_classes[item] if request.item_classes else request
+    return asked.source_class, asked.target_class
 
 
-@dataclass(frozen=True, slots=True)
-class ItemSpec:
-    """One file that a client sent."""
-
-    index: int
-    media_type: int
-    size_bytes: int
-    sha256: bytes
+def class_pairs(request: JobHeader) -> tuple[tuple[str, str], ...]:
+    """The different pairs of source and target class in a job."""
+    each = request.item_classes or (request,)
+    return tuple(dict.fromkeys((asked.source_class, asked.target_class) for asked in each))
 
 
-def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
-    """What decides whether the same request id has the same content: all but owner and request id."""
-    settings = {k: v for k, v in asdict(spec).items() if k not in {"owner", "request_id"}}
-    files = [[item.media_type, item.sha256.hex()] for item in items]
-    return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).digest()
+def content_digest(request: JobHeader, items: Iterable[Item]) -> bytes:
+    """What decides whether the same request id has the same content: all of the request but its id, and the files."""
+    settings = JobHeader.FromString(request.SerializeToString())
+    settings.ClearField("request_id")
+    digest = hashlib.sha256(settings.SerializeToString(deterministic=True))
+    for item in items:
+        digest.update(f" {item.media_type} {item.sha256.hex()}".encode())
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +115,8 @@ class Item:
     media_type: int
     size_bytes: int
     sha256: bytes
-    provenance: Mapping[str, Any]
-    error: ErrorRecord | None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    error: ErrorDetail | None = None
 
     @property
     def model_sha256(self) -> str:
@@ -170,7 +128,8 @@ class Job:
     """A stored job; `list` leaves the items out."""
 
     job_id: str
-    spec: JobSpec
+    owner: str
+    request: JobHeader
     state: JobState
     created: float
     started: float
@@ -178,12 +137,12 @@ class Job:
     deadline: float
     expires: float
     cancel_requested: bool
-    error: ErrorRecord | None
+    error: ErrorDetail | None
     items: tuple[Item, ...] = ()
 
     @property
     def accepted(self) -> float:
-        return self.deadline - self.spec.deadline_s
+        return self.deadline - self.request.deadline_s
 
 
 JOB_DEADLINE_S: Final = 86_400.0
@@ -200,45 +159,6 @@ class JobLimits:
     retention_s: float = 7 * 86_400.0
     default_deadline_s: float = JOB_DEADLINE_S
     retry_after_s: float = 30.0
-
-
-def insert_job(
-    db: sqlite3.Connection,
-    job_id: str,
-    spec: JobSpec,
-    content: bytes,
-    items: Iterable[ItemSpec],
-    parts: Iterable[tuple[int, PartRecord]],
-    *,
-    deadline: float,
-    expires: float,
-) -> None:
-    """A queued job, its items, and their files."""
-    db.execute(
-        "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires, target, deadline)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            job_id,
-            spec.owner,
-            spec.request_id,
-            content,
-            json.dumps(asdict(spec)),
-            JobState.QUEUED,
-            time.time(),
-            expires,
-            spec.target_institution,
-            deadline,
-        ),
-    )
-    for item in items:
-        row = (job_id, item.index, ItemState.RECEIVED, item.media_type, item.size_bytes, item.sha256)
-        db.execute(
-            "INSERT INTO items (job_id, item, state, media_type, size_bytes, sha256)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            row,
-        )
-    for index, part in parts:
-        insert_part(db, job_id, index, part)
 
 
 def insert_part(db: sqlite3.Connection, job_id: str, item: int, part: PartRecord) -> list[str]:
@@ -284,38 +204,19 @@ def update_item(
     state: ItemState,
     *,
     provenance: Mapping[str, Any] | None = None,
-    error: Mapping[str, Any] | None = None,
+    error: ErrorDetail | None = None,
 ) -> None:
     """A state, and what is given of the rest."""
     db.execute(
         "UPDATE items SET state = ?, provenance = coalesce(?, provenance), error = coalesce(?, error)"
         " WHERE job_id = ? AND item = ?",
-        (state, _json(provenance), _json(error), job_id, item),
-    )
-
-
-def end_job(
-    db: sqlite3.Connection,
-    job_id: str,
-    state: JobState,
-    *,
-    expires: float,
-    error: Mapping[str, Any] | None,
-) -> None:
-    """A job's last state."""
-    db.execute(
-        "UPDATE jobs SET state = ?, finished = ?, expires = ?, error = ? WHERE job_id = ?",
-        (state, time.time(), expires, _json(error), job_id),
-    )
-
-
-def postpone_job(
-    db: sqlite3.Connection, job_id: str, *, not_before: float, error: Mapping[str, Any] | None
-) -> None:
-    """A job that waits again, and why, if that is given."""
-    db.execute(
-        "UPDATE jobs SET state = ?, not_before = ?, error = coalesce(?, error) WHERE job_id = ?",
-        (JobState.QUEUED, not_before, _json(error), job_id),
+        (
+            state,
+            None if provenance is None else json.dumps(provenance, sort_keys=True, allow_nan=False),
+            error and error.SerializeToString(),
+            job_id,
+            item,
+        ),
     )
 
 
@@ -323,7 +224,8 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
     """A job."""
     return Job(
         job_id=row["job_id"],
-        spec=_spec_from(json.loads(row["spec"])),
+        owner=row["owner"],
+        request=JobHeader.FromString(row["request"]),
         state=JobState(row["state"]),
         created=row["created"],
         started=row["started"],
@@ -331,17 +233,9 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
         deadline=row["deadline"],
         expires=row["expires"],
         cancel_requested=bool(row["cancel_requested"]),
-        error=json.loads(row["error"]) if row["error"] else None,
+        error=ErrorDetail.FromString(row["error"]) if row["error"] else None,
         items=tuple(map(item_from_row, items)),
     )
-
-
-def _spec_from(stored: Mapping[str, Any]) -> JobSpec:
-    read = dict(stored)
-    read["solver"] = Settings(**read["solver"])
-    read["guidance"] = Guidance(**read.get("guidance", {}))
-    read["item_classes"] = tuple((source, target) for source, target in read.get("item_classes", ()))
-    return JobSpec(**read)
 
 
 def item_from_row(row: sqlite3.Row) -> Item:
@@ -353,7 +247,7 @@ def item_from_row(row: sqlite3.Row) -> Item:
         size_bytes=row["size_bytes"],
         sha256=row["sha256"],
         provenance=json.loads(row["provenance"]),
-        error=json.loads(row["error"]) if row["error"] else None,
+        error=ErrorDetail.FromString(row["error"]) if row["error"] else None,
     )
 
 
@@ -368,7 +262,3 @@ def part_from_row(row: sqlite3.Row) -> PartRecord:
         row["file"],
         int(number) if number else None,
     )
-
-
-def _json(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else json.dumps(value, sort_keys=True, allow_nan=False)

@@ -19,7 +19,6 @@ import grpc
 import torch
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.gate import pass_latent
 from ddib_fed.engine.party import (
     Array,
@@ -45,7 +44,6 @@ from ddib_fed.errors import (
     PolicyDenied,
     error_class,
 )
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import settings_message
 from ddib_fed.protocol.agreement import confirm
@@ -73,11 +71,10 @@ from source_node.decode_call import (
     DecodeCall,
     Filler,
     LatentWindow,
-    Progress,
     Release,
-    Sending,
     Sent,
     failure,
+    sending,
 )
 
 UNARY_TIMEOUT_S = 10.0
@@ -174,27 +171,12 @@ class Remote:
     def decode(
         self,
         contract: Contract,
-        *,
-        request_id: str,
-        solver: SolverSettings,
-        round_trip: bool,
-        items: int,
+        header: decoding_pb2.DecodeHeader,
         latents: Iterable[ApprovedLatent | None],
         control: Control,
-        target_class: int | None = None,
-        guidance: Guidance = UNGUIDED,
         trace: Span | None = None,
     ) -> DecodeCall:
         """Send latents as they come and read translations as they come."""
-        header = decoding_pb2.DecodeHeader(
-            contract_sha256=contract.digest,
-            request_id=request_id,
-            solver=settings_message(solver),
-            round_trip=round_trip,
-            items=items,
-            target_class=target_class,
-            guidance=guidance_to_pb(guidance),
-        )
         sent = Sent()
         beside = trace_entries(trace if self.takes_traces else None)
         try:
@@ -204,9 +186,8 @@ class Remote:
         return DecodeCall(
             call,
             contract,
-            round_trip=round_trip,
-            items=items,
-            sent=sent,
+            header,
+            sent,
             max_file_bytes=self._max_file_bytes,
             silence_s=self._silence_s,
             control=control,
@@ -265,7 +246,7 @@ class _Peer:
     reason: str = ""
 
 
-class Reach:
+class CircuitBreaker:
     """What a source knows of its peers; safe to use from any thread."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -427,19 +408,18 @@ class RemoteParty:
     ) -> Iterator[Decoded | Failed]:
         most = self._contract.limits.max_items_per_stream
         control = leg.control or Control()
-        sending = Sending(window, self._release, filler.fail, label, most)
-        call = self._remote.decode(
-            self._contract,
+        latents = sending(window, self._release, filler.fail, label, most)
+        header = decoding_pb2.DecodeHeader(
+            contract_sha256=self._contract.digest,
             request_id=self._request_id,
-            solver=leg.settings,
+            solver=settings_message(leg.settings),
             round_trip=leg.round_trip,
-            target_class=label if isinstance(label, int) else None,
-            guidance=leg.guidance,
             items=most,
-            latents=sending.latents(),
-            control=control,
-            trace=span if self._tracing.shares_with(self._remote.institution) else None,
+            target_class=label if isinstance(label, int) else None,
+            guidance=guidance_to_pb(leg.guidance),
         )
+        trace = span if self._tracing.shares_with(self._remote.institution) else None
+        call = self._remote.decode(self._contract, header, latents, control, trace)
         filler.call = call
         try:
             with call:
@@ -467,7 +447,7 @@ class RemoteParty:
 
     def _answers(self, call: DecodeCall, window: LatentWindow, leg: Leg) -> Iterator[Decoded | Failed]:
         for answer in call:
-            if isinstance(answer, Progress):
+            if isinstance(answer, decoding_pb2.DecodeProgress):
                 if leg.on_step is not None:
                     leg.on_step(
                         answer.item,

@@ -43,10 +43,10 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import fields
 from ddib_fed.protocol.messages import ItemState, JobState
 from source_node.events import EventHub
-from source_node.job import Pipeline
-from source_node.pipeline import rows_about
+from source_node.intake import rows_about
+from source_node.pipeline import Pipeline
 from source_node.records import PENDING_ITEMS, Job, error_record, last_cause
-from source_node.remote import FIRST_PAUSE_S, LONGEST_PAUSE_S, Reach, Remotes
+from source_node.remote import FIRST_PAUSE_S, LONGEST_PAUSE_S, CircuitBreaker, Remotes
 from source_node.staging import Due
 from source_node.store import JobStore, Progress
 from source_node.submission import trace_key
@@ -60,7 +60,7 @@ def log_end(
     """Log that a job has ended; file names are not known here, and never in the log."""
     failed = progress.count(ItemState.FAILED)
     translated = progress.done - failed
-    spec, client = job.spec, job.spec.owner.rpartition("/")[2]
+    request, client = job.request, job.owner.rpartition("/")[2]
     seconds = max(0.0, now - job.accepted)
     why = f": {reason} {detail}".rstrip() if reason else ""
     log.info(
@@ -71,15 +71,15 @@ def log_end(
         translated,
         progress.items,
         client,
-        spec.target_institution,
-        spec.target_domain,
+        request.target_institution,
+        request.target_domain,
         f", {failed} failed" if failed else "",
         why,
         extra=fields(
             job=job.job_id,
             state=state.lower(),
             client=client,
-            target=f"{spec.target_institution}/{spec.target_domain}",
+            target=f"{request.target_institution}/{request.target_domain}",
             items=progress.items,
             translated=translated,
             failed=failed,
@@ -99,12 +99,8 @@ def renews_in_time(error: QuotaSpent, job: Job, now: float) -> bool:
     return error.retry_after_s is not None and now + error.retry_after_s < job.deadline
 
 
-def deadline_of(job: Job, now: float) -> float:
-    return time.monotonic() + (job.deadline - now)
-
-
-class Pauses:
-    """Pauses between the tries of each job, which grow while nothing moves."""
+class RetryPauses:
+    """RetryPauses between the tries of each job, which grow while nothing moves."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
@@ -140,10 +136,10 @@ class JobRunner:
         self._looking = False
         self._draining = False
         self._controls: dict[str, Control] = {}
-        self._reach = Reach()
+        self._circuit = CircuitBreaker()
         self._running: dict[str, Due] = {}
         self._chosen: Due | None = None
-        self._pauses = Pauses()
+        self._retry_pauses = RetryPauses()
         self._stranded: set[str] = set()
         self._most = node.config.engine.running_jobs
         self._threads = [
@@ -159,11 +155,11 @@ class JobRunner:
 
     @property
     def away(self) -> Collection[str]:
-        return self._reach.away
+        return self._circuit.away
 
     def accepted(self, job: Job) -> None:
         """A job was accepted; its watchers hear at once if it has to wait."""
-        if reason := self._reach.reason(job.spec.target_institution):
+        if reason := self._circuit.reason(job.request.target_institution):
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=reason)
         self.wake()
 
@@ -209,7 +205,7 @@ class JobRunner:
             # The store itself failed (disk full, for one): running in its books, and nobody works on it.
             log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
             stranded = True
-        self._reach.end(job.spec.target_institution, job.job_id)
+        self._circuit.end(job.request.target_institution, job.job_id)
         with self._wake:
             if self._controls.get(job.job_id) is control:  # put back, it may run on another thread already
                 del self._controls[job.job_id]
@@ -227,8 +223,10 @@ class JobRunner:
                     self._wake.wait()
                     continue
                 if (job := self._claim()) is not None:
-                    control = self._controls[job.job_id] = Control(deadline_of(job, self._store.now()))
-                    self._reach.begin(job.spec.target_institution, job.job_id)
+                    control = self._controls[job.job_id] = Control(
+                        time.monotonic() + job.deadline - self._store.now()
+                    )
+                    self._circuit.begin(job.request.target_institution, job.job_id)
                     self._wake.notify_all()
                     return job, control
                 self._looking = True
@@ -267,22 +265,17 @@ class JobRunner:
             large = Counter(each.owner for each in self._running.values() if self._is_large(each))
             if not within_share(large[due.owner], LARGE_JOBS - large.total(), LARGE_JOBS):
                 return False
-        return self._reach.may_try(due.target)
+        return self._circuit.may_try(due.target)
 
     def _is_large(self, due: Due) -> bool:
-        return self._rows(due.items, due.size_bytes) > self._batch_rows
-
-    def _rows(self, items: int, size_bytes: int) -> int:
-        return rows_about(items, size_bytes, self._node.running_engine.model.sample_shape)
-
-    @property
-    def _batch_rows(self) -> int:
-        return max(1, self._node.running_engine.window // 2)
+        """More than a batch."""
+        engine = self._node.running_engine
+        return rows_about(due.items, due.size_bytes, engine.model.sample_shape) > max(1, engine.window // 2)
 
     def _take_back_stranded(self) -> None:
         for job_id in list(self._stranded):
             with suppress(StateConflict, JobNotFound):
-                self._store.put_back(job_id, self._pauses.next(job_id))
+                self._store.put_back(job_id, self._retry_pauses.next(job_id))
             self._stranded.discard(job_id)
 
     def _work(self, job: Job, control: Control) -> None:
@@ -301,7 +294,7 @@ class JobRunner:
             self._finish(job, JobState.FAILED, self._late(job, error))
         except DdibError as error:
             if isinstance(error, PeerFault):
-                self._node.peer_problems.failed(job.spec.target_institution, error)
+                self._node.peer_problems.failed(job.request.target_institution, error)
             self._note_presence(job, error)
             self._finish(job, JobState.FAILED, error)
         except Exception:
@@ -326,14 +319,14 @@ class JobRunner:
         left = [item for item in job.items if item.state in PENDING_ITEMS]
         if not left:
             return
-        tracing, spec, target = self._node.tracing, job.spec, job.spec.target_institution
+        tracing, request, target = self._node.tracing, job.request, job.request.target_institution
         with tracing.span(
             "job",
-            parent=tracing.recall(trace_key(spec)),
+            parent=tracing.recall(trace_key(job.owner, request)),
             job=job.job_id,
             items=len(left),
             peer=target,
-            evaluations=spec.solver.evaluations,
+            evaluations=request.solver.evaluations,
         ) as span:
             Pipeline(
                 self._node,
@@ -348,38 +341,38 @@ class JobRunner:
         self._node.peer_problems.answered(target)
 
     def _reached(self, target: str) -> None:
-        if self._reach.answered(target):
+        if self._circuit.answered(target):
             self.wake()
 
     def _postpone(self, job: Job, error: DdibError) -> None:
         """Queue the job again for later, so that others get the worker; pauses grow while nothing moves."""
         if self._has_moved(job):
-            self._pauses.end(job.job_id)
+            self._retry_pauses.end(job.job_id)
         error = self._explained(job, error)
         if error.hop:
-            self._node.peer_problems.failed(job.spec.target_institution, error)
+            self._node.peer_problems.failed(job.request.target_institution, error)
         # The time to come back from a full disk is for clients: here it is looked at again after the usual pause.
         asked = 0.0 if isinstance(error, DiskFull) and not error.hop else error.retry_after_s or 0.0
-        delay = max(asked, self._pauses.next(job.job_id))
+        delay = max(asked, self._retry_pauses.next(job.job_id))
         self._note_presence(job, error)
         log.info("job %s waits %.1f s: %s (%s)", job.job_id, delay, error.reason, error.detail)
         delay = min(delay, max(0.0, job.deadline - self._store.now()))
         self._store.put_back(job.job_id, delay, error_record(error))
         if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait to hear it
-            self._store.cancel(job.job_id, job.spec.owner)
-            self._pauses.end(job.job_id)
+            self._store.cancel(job.job_id, job.owner)
+            self._retry_pauses.end(job.job_id)
             self._announce(job, JobState.CANCELLED, Cancelled.reason)
         else:
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
 
     def _note_presence(self, job: Job, error: DdibError) -> None:
         """Note whether the peer answers, as a refusal is; that it does not is published once for all jobs for it."""
-        target = job.spec.target_institution
+        target = job.request.target_institution
         if not error.hop:
             return
         if not isinstance(error, ABSENT):
             self._reached(target)
-        elif self._reach.failed(target, error.reason, error.retry_after_s or 0.0):
+        elif self._circuit.failed(target, error.reason, error.retry_after_s or 0.0):
             for other in self._store.waiting_for(target):
                 if other != job.job_id:
                     self._publish(other, JobState.QUEUED, stage="wait", reason=error.reason)
@@ -389,7 +382,7 @@ class JobRunner:
         return any(before[item.index] != item.state for item in self._store.get(job.job_id).items)
 
     def _explained(self, job: Job, error: DdibError) -> DdibError:
-        found = self._remotes.explained(job.spec.target_institution, error, DIAGNOSE_TIMEOUT_S)
+        found = self._remotes.explained(job.request.target_institution, error, DIAGNOSE_TIMEOUT_S)
         if isinstance(found, PeerUnreachable) and not found.incident:
             found.facts.setdefault("found", found.detail)  # this node's words
         return found
@@ -398,12 +391,12 @@ class JobRunner:
         """The end of a job's time, with what it was spent on."""
         progress = self._store.progress(job.job_id)
         facts = {
-            "deadline_s": f"{job.spec.deadline_s:g}",
+            "deadline_s": str(job.request.deadline_s),
             "items_done": f"{progress.done} of {progress.items}",
         }
         waited = job.error  # of the last try
         if "last" in error.facts:
-            hop = f"target {job.spec.target_institution}"
+            hop = f"target {job.request.target_institution}"
             found = self._explained(job, PeerUnreachable(error.facts["last"], hop=hop))
             facts["last"] = last_cause(error_record(found))
         elif waited is not None and not self._has_moved(job):
@@ -414,7 +407,7 @@ class JobRunner:
 
     def _finish_by_items(self, job: Job) -> None:
         """Finished when at least one item came through; failed, with the first item's error, when none did."""
-        self._pauses.end(job.job_id)
+        self._retry_pauses.end(job.job_id)
         progress = self._store.progress(job.job_id)
         if progress.count(ItemState.FAILED) < progress.items:
             self._store.finish(job.job_id, JobState.FINISHED)
@@ -423,10 +416,10 @@ class JobRunner:
             first = self._store.first_failed(job.job_id)
             error = (first.error if first is not None else None) or error_record(InternalError())
             self._store.finish(job.job_id, JobState.FAILED, error)
-            self._announce(job, JobState.FAILED, error["reason"])
+            self._announce(job, JobState.FAILED, error.reason)
 
     def _finish(self, job: Job, state: JobState, error: DdibError) -> None:
-        self._pauses.end(job.job_id)
+        self._retry_pauses.end(job.job_id)
         self._store.finish(job.job_id, state, error_record(error))
         self._announce(job, state, error.reason, error.detail)
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any
 
 import grpc
 from opentelemetry.trace import Span, SpanKind
@@ -20,50 +19,33 @@ from ddib_fed.engine.record import SolverUsed, Translation, guidance_used
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
-    Difference,
     ItemNotFound,
     MessageInvalid,
     StateConflict,
     TooManyStreams,
-    error_class,
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext, solver_settings
-from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_to_pb
-from ddib_fed.protocol.details import MAX_TEXT, to_detail
+from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_from_pb
 from ddib_fed.protocol.job_messages import provenance_message
-from ddib_fed.protocol.messages import Event, JobState, enum_members, settings_to_pb, to_message
+from ddib_fed.protocol.messages import Event, JobState, enum_members, to_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
-from source_node.audit_lines import Decisions, accepted_values, write_late_lines
+from source_node.audit_repair import accepted_values, repair_audit
 from source_node.database import rehearse
 from source_node.events import EventHub
-from source_node.records import PENDING_ITEMS, Item, Job, JobLimits, Part, PartRecord
+from source_node.records import PENDING_ITEMS, Item, Job, JobLimits, Part, PartRecord, classes_of
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner, log_end
 from source_node.spool import Reserve
-from source_node.store import NOTHING_YET, JobStore, Progress
+from source_node.store import NOTHING_YET, JobStore, Progress, Recording
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
 
 PARTS = tuple(enum_members(Part, translation_pb2.ResultPart.DESCRIPTOR).values())
 """The files that a client fetches."""
-
-
-def error_message(record: Mapping[str, Any] | None) -> common_pb2.ErrorDetail | None:
-    """A kept error for the wire, cut as every error that crosses is."""
-    if not record:
-        return None
-    kept = error_class(record["reason"])(
-        record["sentence"],
-        facts=record.get("facts", {}),
-        differences=tuple(Difference(**difference) for difference in record.get("differences", ())),
-    )
-    detail = to_detail(kept, record.get("institution", ""), record.get("incident", ""))
-    detail.reason, detail.sentence = record["reason"], record["sentence"][:MAX_TEXT]
-    return detail
 
 
 def event_message(event: Event) -> translation_pb2.WatchJobResponse:
@@ -73,34 +55,41 @@ def event_message(event: Event) -> translation_pb2.WatchJobResponse:
 def job_message(job: Job, progress: Progress | None = None, *, expires: float = 0.0) -> translation_pb2.Job:
     """A job with its items; or without them, but with how many there are, from `progress`. `expires` is Unix time."""
     done = sum(item.state not in PENDING_ITEMS for item in job.items) if progress is None else progress.done
-    return to_message(
-        job.spec,
-        translation_pb2.Job,
-        local=("owner", "deadline_s", "item_classes"),
+    request = job.request
+    return translation_pb2.Job(
         job_id=job.job_id,
+        request_id=request.request_id,
         state=f"JOB_STATE_{job.state.name}",
-        solver=settings_to_pb(job.spec.solver),
+        target_institution=request.target_institution,
+        target_domain=request.target_domain,
+        solver=request.solver,
+        cycle=request.cycle,
+        keep_latent=request.keep_latent,
+        source_class=request.source_class,
+        target_class=request.target_class,
+        guidance=request.guidance if request.HasField("guidance") else None,
+        model_size=request.model_size,
+        no_calibration=request.no_calibration,
         created=job.created,
         finished=job.finished,
         expires=min(expires, LAST_MOMENT),  # `result_days` has no upper limit
         items=[item_message(job, item) for item in job.items],
         item_count=len(job.items) if progress is None else progress.items,
         items_done=done,
-        error=error_message(job.error),
-        guidance=guidance_to_pb(job.spec.guidance),
+        error=job.error,
     )
 
 
 def item_message(job: Job, item: Item) -> translation_pb2.Item:
     """One item of a job."""
-    own, other = job.spec.classes_of(item.index)
+    own, other = classes_of(job.request, item.index)
     classes = translation_pb2.ItemClasses(source_class=own, target_class=other)
     return to_message(
         item,
         translation_pb2.Item,
         local=("media_type", "provenance"),
-        error=error_message(item.error),
-        classes=classes if job.spec.item_classes else None,
+        error=item.error,
+        classes=classes if job.request.item_classes else None,
     )
 
 
@@ -115,16 +104,16 @@ def file_message(record: PartRecord) -> common_pb2.FileHeader:
 
 def record_of(job: Job, item: Item) -> Translation:
     """How a result came about, as the pipeline stored it."""
-    record, spec = Translation.parse(item.provenance), job.spec
+    record, request = Translation.parse(item.provenance), job.request
     if record is None:
         raise StateConflict(f"item {item.index} of job {job.job_id} has no record")
-    source_class, target_class = spec.classes_of(item.index)
+    source_class, target_class = classes_of(request, item.index)
     return record.with_(
         job_id=job.job_id,
-        solver=SolverUsed.model_validate(solver_settings(spec.solver).described()),
+        solver=SolverUsed.model_validate(solver_settings(request.solver).described()),
         source_class=source_class,
         target_class=target_class,
-        guidance=guidance_used(spec.guidance),
+        guidance=guidance_used(guidance_from_pb(request.guidance)),
     )
 
 
@@ -151,7 +140,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> None:
         self._node = node
         self._reserve = reserve
-        self._decisions = Decisions(node.audit)
         self._store = store
         self._events = events
         self._remotes = remotes
@@ -162,7 +150,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def ListDomains(
         self, request: translation_pb2.ListDomainsRequest, context: grpc.ServicerContext
     ) -> translation_pb2.ListDomainsResponse:
-        """See translation.proto."""
         own, read = self._node.side(), self._node.running_engine.model.bundle.manifest.picture
         answer = translation_pb2.ListDomainsResponse(
             institution=own.institution,
@@ -194,13 +181,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def SubmitJob(
         self, request_iterator: Iterator[translation_pb2.SubmitJobRequest], context: grpc.ServicerContext
     ) -> translation_pb2.SubmitJobResponse:
-        """See translation.proto."""
         _ = self._node.engine  # refuses while loading or draining
         with self._span("submit", context) as span:
             job, repeated = self._submissions.receive(
                 request_iterator, span, ended=lambda: not context.is_active()
             )
-            target = job.spec.target_institution
+            target = job.request.target_institution
             span.set_attributes(named(job=job.job_id, items=len(job.items), peer=target, repeated=repeated))
         if not repeated:
             self._tell(job.job_id)
@@ -213,7 +199,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def WatchJob(
         self, request: translation_pb2.WatchJobRequest, context: grpc.ServicerContext
     ) -> Iterator[translation_pb2.WatchJobResponse]:
-        """See translation.proto."""
         job = self._store.head(request.job_id, caller_uri())
         if self._events.last(job.job_id) is None:  # not since the node was started
             self._tell(job.job_id)
@@ -228,7 +213,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def GetJob(
         self, request: translation_pb2.GetJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.GetJobResponse:
-        """See translation.proto."""
         job = self._store.get(request.job_id, caller_uri())
         expires = self._store.unix_time(job.expires)
         return translation_pb2.GetJobResponse(job=job_message(job, expires=expires))
@@ -236,7 +220,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def ListJobs(
         self, request: translation_pb2.ListJobsRequest, context: grpc.ServicerContext
     ) -> translation_pb2.ListJobsResponse:
-        """See translation.proto."""
         jobs = self._store.list(caller_uri(), min(request.limit or 100, 1000))
         progress = self._store.progress_of([job.job_id for job in jobs])
         return translation_pb2.ListJobsResponse(
@@ -253,10 +236,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def CancelJob(
         self, request: translation_pb2.CancelJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.CancelJobResponse:
-        """See translation.proto."""
         before = self._store.head(request.job_id, caller_uri())
         state = self._store.cancel(
-            request.job_id, caller_uri(), recorded=lambda: self._decisions.cancelling(request.job_id)
+            request.job_id, caller_uri(), recorded=lambda: self._doing("job_cancel", request.job_id)
         )
         self._runner.cancel(request.job_id)
         if state == JobState.CANCELLED:
@@ -269,7 +251,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def FetchResults(
         self, request: translation_pb2.FetchResultsRequest, context: grpc.ServicerContext
     ) -> Iterator[translation_pb2.FetchResultsResponse]:
-        """See translation.proto."""
         job = self._store.head(request.job_id, caller_uri())
         ready = self._store.ready(job.job_id)
         _require_once(request.items)
@@ -277,8 +258,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         for index in sorted(set(wanted).difference(ready)):
             raise ItemNotFound(f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id})
         if wanted:
-            self._reserve.making_room(lambda: self._decisions.sending(job.job_id, wanted))
-        with self._span("deliver", context, trace_key(job.spec)) as span:
+            self._reserve.making_room(lambda: self._sending(job.job_id, wanted))
+        with self._span("deliver", context, trace_key(job.owner, job.request)) as span:
             span.set_attributes(named(job=job.job_id, items=len(wanted)))
             for index in wanted:
                 yield from self._result(job, index)
@@ -286,7 +267,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def AcknowledgeItems(
         self, request: translation_pb2.AcknowledgeItemsRequest, context: grpc.ServicerContext
     ) -> translation_pb2.AcknowledgeItemsResponse:
-        """See translation.proto."""
         pairs = [(item.item, item.sha256) for item in request.items]
         _require_once([index for index, _ in pairs])
         remaining = self._reserve.making_room(
@@ -294,7 +274,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 request.job_id,
                 caller_uri(),
                 pairs,
-                recorded=lambda items: self._decisions.delivering(request.job_id, items),
+                recorded=lambda items: self._doing(
+                    "items_delivered", request.job_id, items=[str(item) for item in items]
+                ),
             )
         )
         return translation_pb2.AcknowledgeItemsResponse(remaining=remaining)
@@ -302,14 +284,21 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def DeleteJob(
         self, request: translation_pb2.DeleteJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.DeleteJobResponse:
-        """See translation.proto."""
         self._reserve.making_room(
             lambda: self._store.delete(
-                request.job_id, caller_uri(), recorded=lambda: self._decisions.deleting(request.job_id)
+                request.job_id, caller_uri(), recorded=lambda: self._doing("job_deleted", request.job_id)
             )
         )
         self._events.forget(request.job_id)
         return translation_pb2.DeleteJobResponse()
+
+    def _sending(self, job_id: str, items: Sequence[int]) -> None:
+        numbers = [str(index) for index in items]
+        self._node.audit.write("results_sent", job=job_id, client=caller_uri(), items=numbers)
+
+    def _doing(self, act: str, job_id: str, **values: list[str]) -> Recording:
+        """Write down what the calling client is about to have done; see `AuditLog.doing`."""
+        return self._node.audit.doing(act, [{"job": job_id, "client": caller_uri(), **values}])
 
     def _span(
         self, name: str, context: grpc.ServicerContext, otherwise: str = ""
@@ -398,7 +387,7 @@ class SourceService:
             ),
         )
         try:  # before a call can come: jobs that are accepted from then on have lines of their own
-            write_late_lines(self._store, node.audit, paths.audit)
+            repair_audit(self._store, node.audit, paths.audit)
         except OSError:
             log.exception("the audit log was not compared with the jobs")
         self._events = EventHub(self._store.boot)
@@ -408,7 +397,6 @@ class SourceService:
         )
         self._runner = JobRunner(node, self._store, self._events, self._remotes)
         self._reserve = Reserve(paths.state)
-        self._decisions = Decisions(node.audit)
         self._servicer = TranslationServicer(
             node, self._store, self._events, self._remotes, self._runner, self._reserve
         )
@@ -442,10 +430,15 @@ class SourceService:
             self._janitor.join(timeout=10)
         self._store.close()
 
+    def _expiring(self, jobs: Mapping[str, str]) -> Recording:
+        return self._node.audit.doing(
+            "job_expired", [{"job": job_id, "client": owner} for job_id, owner in jobs.items()]
+        )
+
     def _clean(self) -> None:
         while not self._closed.is_set():
             try:
-                self._reserve.making_room(lambda: self._store.expire(recorded=self._decisions.expiring))
+                self._reserve.making_room(lambda: self._store.expire(recorded=self._expiring))
             except Exception:
                 # A full disk, for one: it is emptied here, so this thread must live.
                 log.exception("what nobody fetched could not be removed now")

@@ -8,29 +8,30 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from ddib_fed.errors import MessageInvalid, QueueFull, RequestIdConflict
 from ddib_fed.node.interceptors import within_share
-from ddib_fed.protocol.messages import JobState
+from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1 import common_pb2
+from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.database import JobDatabase
 from source_node.records import (
     OPEN_STATES,
     PENDING_ITEMS,
-    ItemSpec,
+    Item,
     Job,
     JobLimits,
-    JobSpec,
     Part,
     PartRecord,
     content_digest,
-    insert_job,
+    insert_part,
     job_from_row,
 )
 from source_node.spool import Spool, StagedFile
@@ -58,9 +59,9 @@ class Queue:
         self._receiving: Counter[tuple[str, bool]] = Counter()
 
     @contextmanager
-    def place(self, spec: JobSpec, away: Collection[str], now: float) -> Iterator[None]:
+    def place(self, owner: str, target: str, away: Collection[str], now: float) -> Iterator[None]:
         """Hold a place while a job is received."""
-        key = spec.owner, spec.target_institution in away
+        key = owner, target in away
         with self._lock:
             self._require(key, away, now)
             self._receiving[key] += 1
@@ -160,7 +161,8 @@ class Staging:
         spool: Spool,
         limits: JobLimits,
         clock: Callable[[], float],
-        spec: JobSpec,
+        owner: str,
+        request: JobHeader,
         place: AbstractContextManager[None],
         share: Callable[[str, int], int],
         held_bytes: Callable[[str], int],
@@ -169,7 +171,8 @@ class Staging:
         self._spool = spool
         self._limits = limits
         self._clock = clock
-        self._spec = spec
+        self.owner = owner
+        self._request = request
         self._place = place
         self._share = share
         self._held_bytes = held_bytes
@@ -179,7 +182,7 @@ class Staging:
         self._incoming: Incoming | None = None
         self._repeats = False
         self._job_id = ""
-        self._items: list[ItemSpec] = []
+        self._items: list[Item] = []
         self._parts: list[tuple[int, PartRecord]] = []
 
     def __enter__(self) -> Self:
@@ -189,7 +192,7 @@ class Staging:
         with ExitStack() as unless_entered:
             unless_entered.callback(self._exits.close)
             self._job_id = self._spool.new_job_id()
-            self._held = self._held_bytes(self._spec.owner)
+            self._held = self._held_bytes(self.owner)
             unless_entered.pop_all()
         return self
 
@@ -198,12 +201,8 @@ class Staging:
     ) -> None:
         self._close()
         self._spool.abandon(self._job_id)
-        self._share(self._spec.owner, -self._staged)
+        self._share(self.owner, -self._staged)
         self._exits.close()
-
-    @property
-    def owner(self) -> str:
-        return self._spec.owner
 
     @property
     def accepted_before(self) -> bool:
@@ -217,13 +216,13 @@ class Staging:
         self._incoming = Incoming(staged, self._before)
         return self._incoming
 
-    def keep(self, media_type: int, sha256: bytes) -> ItemSpec:
+    def keep(self, media_type: int, sha256: bytes) -> Item:
         """What was received last is the next item, whole and of this digest; on the disk after `commit`."""
         assert self._incoming is not None
         staged = self._incoming.staged
         staged.close()
         self._incoming = None
-        item = ItemSpec(len(self._items), media_type, staged.size_bytes, sha256)
+        item = Item(len(self._items), ItemState.RECEIVED, media_type, staged.size_bytes, sha256)
         self._items.append(item)
         self._kept(item.index, Part.INPUT, media_type, item.size_bytes, sha256)
         return item
@@ -247,17 +246,17 @@ class Staging:
     def read(self, item: int) -> bytes:
         return self._spool.read_staged(self._job_id, _staged_name(item, Part.INPUT))
 
-    def add(self, media_type: int, data: bytes) -> ItemSpec:
+    def add(self, media_type: int, data: bytes) -> Item:
         self.receive(len(data)).write(data)
         return self.keep(media_type, hashlib.sha256(data).digest())
 
     def _before(self, size_bytes: int) -> None:
         self._require_room(size_bytes)
         self._staged += size_bytes
-        self._share(self._spec.owner, size_bytes)
+        self._share(self.owner, size_bytes)
 
     def _require_room(self, size_bytes: int) -> None:
-        limits, used, sending = self._limits, self._spool.used_bytes, self._share(self._spec.owner, 0)
+        limits, used, sending = self._limits, self._spool.used_bytes, self._share(self.owner, 0)
         own = self._held + sending
         for what, full, limit in (
             ("the spool is full", used + size_bytes > limits.max_spool_bytes, limits.max_spool_bytes),
@@ -284,13 +283,13 @@ class Staging:
         """Accept the job; the job, and whether this request had been accepted before."""
         if not self._items:
             raise MessageInvalid("a job without items", facts={"field": "items"})
-        content = content_digest(self._spec, self._items)
+        content = content_digest(self._request, self._items)
         earlier = self._accepted()
         if earlier is not None:
             return self._same(earlier, content), True
         if self._repeats:  # it holds no place, and was not charged
             raise RequestIdConflict(
-                f"the job of request {self._spec.request_id} was deleted while the request came again",
+                f"the job of request {self._request.request_id} was deleted while the request came again",
                 hint="submit it again with a new request id",
                 facts={"job": "deleted while the request came again"},
             )
@@ -305,21 +304,12 @@ class Staging:
     def _insert(self, content: bytes) -> tuple[Job, bool]:
         """The row after the files; the same request may have come on another thread meanwhile."""
         now = self._clock()
-        spec = replace(self._spec, deadline_s=self._spec.deadline_s or self._limits.default_deadline_s)
+        request = JobHeader.FromString(self._request.SerializeToString())
+        request.deadline_s = request.deadline_s or round(self._limits.default_deadline_s)
         with self._db.transaction() as db:
             earlier = self._accepted()
             if earlier is None:
-                deadline = now + spec.deadline_s
-                insert_job(
-                    db,
-                    self._job_id,
-                    spec,
-                    content,
-                    self._items,
-                    self._parts,
-                    deadline=deadline,
-                    expires=deadline + self._limits.retention_s,
-                )
+                self._insert_rows(db, request, content, now + request.deadline_s)
         if earlier is not None:
             job = self._same(earlier, content)
             self._spool.remove_job(self._job_id)
@@ -328,17 +318,49 @@ class Staging:
         assert accepted is not None
         return self._job(accepted), False
 
+    def _insert_rows(
+        self, db: sqlite3.Connection, request: JobHeader, content: bytes, deadline: float
+    ) -> None:
+        """A queued job, its items, and their files."""
+        job_id, expires = self._job_id, deadline + self._limits.retention_s
+        db.execute(
+            "INSERT INTO jobs"
+            " (job_id, owner, request_id, content, request, state, created, expires, target, deadline)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                job_id,
+                self.owner,
+                request.request_id,
+                content,
+                request.SerializeToString(),
+                JobState.QUEUED,
+                time.time(),
+                expires,
+                request.target_institution,
+                deadline,
+            ),
+        )
+        db.executemany(
+            "INSERT INTO items (job_id, item, state, media_type, size_bytes, sha256) VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (job_id, each.index, each.state, each.media_type, each.size_bytes, each.sha256)
+                for each in self._items
+            ],
+        )
+        for index, part in self._parts:
+            insert_part(db, job_id, index, part)
+
     def _accepted(self) -> sqlite3.Row | None:
         rows = self._db.read(
             "SELECT * FROM jobs WHERE owner = ? AND request_id = ?",
-            (self._spec.owner, self._spec.request_id),
+            (self.owner, self._request.request_id),
         )
         return rows[0] if rows else None
 
     def _same(self, earlier: sqlite3.Row, content: bytes) -> Job:
         if earlier["content"] != content:
             raise RequestIdConflict(
-                f"request {self._spec.request_id} is job {earlier['job_id']}, with other content",
+                f"request {self._request.request_id} is job {earlier['job_id']}, with other content",
                 hint="use a new request id",
                 facts={"job": earlier["job_id"]},
             )

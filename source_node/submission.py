@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,7 +46,7 @@ from ddib_fed.node.policy import (
     client_charges,
     evaluations_of,
 )
-from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.node.role import NodeContext, settings_message, solver_settings
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     MAX_CLASS_NAME,
@@ -59,19 +60,19 @@ from ddib_fed.protocol.contract import (
     require_protocol,
 )
 from ddib_fed.protocol.job_messages import refused_facts
-from ddib_fed.protocol.messages import Settings
 from ddib_fed.protocol.streams import Announced, assemble, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
-from source_node.records import JOB_DEADLINE_S, ItemSpec, Job, JobSpec
+from ddib_fed.v1.translation_pb2 import JobHeader
+from source_node.records import JOB_DEADLINE_S, Item, Job, class_pairs
 from source_node.remote import Described, Remotes
 from source_node.staging import Staging
 from source_node.store import JobStore
 
 
-def calibration_of(node: NodeContext, spec: JobSpec) -> Calibration | None:
-    target = spec.target_institution, spec.target_domain
-    return None if spec.no_calibration else _active(node, target)
+def calibration_of(node: NodeContext, request: JobHeader) -> Calibration | None:
+    target = request.target_institution, request.target_domain
+    return None if request.no_calibration else _active(node, target)
 
 
 def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
@@ -146,16 +147,17 @@ def decoded_class(
     return index
 
 
-def own_classes(node: NodeContext, spec: JobSpec) -> dict[str, int | None]:
+def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
     """The indices of the source classes of a job; guidance is checked where a cycle comes back to the own model."""
     side, terms, model = node.side(), node.guidance(), node.running_engine.model
-    settings, back = solver_settings(spec.solver), spec.guidance if spec.cycle else UNGUIDED
+    settings = solver_settings(request.solver)
+    back = guidance_from_pb(request.guidance) if request.cycle else UNGUIDED
     found: dict[str, int | None] = {}
     try:
-        for asked in dict.fromkeys(own for own, _ in spec.class_pairs()):
+        for asked in dict.fromkeys(own for own, _ in class_pairs(request)):
             found[asked] = decoded_class(side, terms, asked, back)
             check_encoding(model, settings, found[asked])
-            if spec.cycle:
+            if request.cycle:
                 check_decoding(model, settings, found[asked], back)
     except (InputError, PolicyDenied) as error:
         if back != UNGUIDED:
@@ -166,72 +168,57 @@ def own_classes(node: NodeContext, spec: JobSpec) -> dict[str, int | None]:
     return found
 
 
-def target_classes(side: ContractSide, terms: GuidanceTerms | None, spec: JobSpec) -> dict[str, int | None]:
-    asked = dict.fromkeys(other for _, other in spec.class_pairs())
-    return {each: decoded_class(side, terms, each, spec.guidance) for each in asked}
+def target_classes(
+    side: ContractSide, terms: GuidanceTerms | None, request: JobHeader
+) -> dict[str, int | None]:
+    guidance = guidance_from_pb(request.guidance)
+    asked = dict.fromkeys(other for _, other in class_pairs(request))
+    return {each: decoded_class(side, terms, each, guidance) for each in asked}
 
 
 def caller_uri() -> str:
     return str(caller())
 
 
-def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
-    """What the calling client asks for."""
-    _check_fields(header, node.config.limits)
-    settings = solver_settings(header.solver)
-    spec = JobSpec(
-        request_id=header.request_id,
-        owner=caller_uri(),
-        target_institution=header.target_institution,
-        target_domain=header.target_domain,
-        solver=Settings(
-            settings.solver,
-            settings.order,
-            settings.evaluations,
-            settings.grid,
-            settings.depth,
-            settings.encoder,
-        ),
-        cycle=header.cycle,
-        keep_latent=header.keep_latent,
-        deadline_s=float(header.deadline_s),
-        source_class=header.source_class,
-        target_class=header.target_class,
-        guidance=guidance_from_pb(header.guidance),
-        item_classes=tuple((each.source_class, each.target_class) for each in header.item_classes),
-        model_size=header.model_size,
-        no_calibration=header.no_calibration,
-    )
-    check_allowed(spec, node.config)
-    if spec.model_size and not node.engine.model.is_picture:
+def check_request(owner: str, request: JobHeader, node: NodeContext) -> None:
+    """Return if this node can do what a client asks for; the solver's defaults are filled in."""
+    _check_fields(request, node.config.limits)
+    request.solver.CopyFrom(settings_message(solver_settings(request.solver)))
+    check_allowed(owner, request, node.config)
+    if request.model_size and not node.engine.model.is_picture:
         raise MessageInvalid("points have no size", facts={"field": "model_size"})
-    own_classes(node, spec)
-    return spec
+    own_classes(node, request)
 
 
-def check_allowed(spec: JobSpec, config: NodeConfig) -> None:
+def check_allowed(owner: str, request: JobHeader, config: NodeConfig) -> None:
     """Return if the policy allows a job: when it is submitted, and at each try, for it may be another one by then."""
-    policy, settings = config.policy, solver_settings(spec.solver)
-    client = Identity.parse(spec.owner).name
-    check_target(client, spec.target_institution, spec.target_domain, policy)
+    policy, settings = config.policy, solver_settings(request.solver)
+    client = Identity.parse(owner).name
+    check_target(client, request.target_institution, request.target_domain, policy)
     check_depth(settings, policy)
     check_encoder(settings, policy)
     check_evaluations(settings, policy.least_evaluations, where=config.node.institution)
 
 
-def check_peer(spec: JobSpec, peer: Described) -> None:
+def check_peer(request: JobHeader, peer: Described) -> None:
     """Refuse at once what can never work with the peer as it is now."""
-    if peer.side.domain != spec.target_domain:
+    if peer.side.domain != request.target_domain:
         raise DomainNotFound(
-            f"{spec.target_institution} serves {peer.side.domain}, not {spec.target_domain}",
-            facts={"asked": spec.target_domain[:100], "served": peer.side.domain},
+            f"{request.target_institution} serves {peer.side.domain}, not {request.target_domain}",
+            facts={"asked": request.target_domain[:100], "served": peer.side.domain},
         )
-    target_classes(peer.side, peer.guidance, spec)
+    target_classes(peer.side, peer.guidance, request)
 
 
-def _check_fields(header: translation_pb2.JobHeader, limits: LimitsSection) -> None:
+def _check_fields(header: JobHeader, limits: LimitsSection) -> None:
     """What the header alone says."""
     require_protocol(header.protocol, PROTOCOL)
+    try:
+        uuid.UUID(header.request_id)
+    except ValueError as error:
+        raise MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
+    if header.item_classes and (header.source_class or header.target_class):
+        raise MessageInvalid("classes of all items and of each", facts={"field": "item_classes"})
     if not header.items:
         raise MessageInvalid("a job without items", facts={"field": "items"})
     if header.items > limits.max_items_per_job:
@@ -282,17 +269,17 @@ class Submissions:
         pace = Pace(stall_s, between_s=stall_s)
         with ReadAhead(messages, READ_AHEAD, "upload") as ahead:
             requests = pace.each(ahead)
-            header = _job_header(requests)
-            spec = spec_of(header, self._node)
-            self._check_target(spec)
-            self._node.tracing.remember(trace_key(spec), trace)
-            leg_map(calibration_of(self._node, spec), self._node.engine.model.manifest)
-            with self._uploads.taken(spec.owner), self._store.stage(spec, self._away()) as staging:
+            owner, request = caller_uri(), _job_header(requests)
+            check_request(owner, request, self._node)
+            self._check_target(request)
+            self._node.tracing.remember(trace_key(owner, request), trace)
+            leg_map(calibration_of(self._node, request), self._node.engine.model.manifest)
+            with self._uploads.taken(owner), self._store.stage(owner, request, self._away()) as staging:
                 charged = not staging.accepted_before
                 if charged:  # an item has a sample at least
-                    self._node.quotas.require(self._charges(spec, header.items))
-                samples = self._receive_items(requests, header.items, staging, pace, ended)
-                return self._commit(staging, self._charges(spec, samples) if charged else ())
+                    self._node.quotas.require(self._charges(owner, request, request.items))
+                samples = self._receive_items(requests, request.items, staging, pace, ended)
+                return self._commit(staging, self._charges(owner, request, samples) if charged else ())
 
     def _receive_items(
         self, requests: Requests, items: int, staging: Staging, pace: Pace, ended: Callable[[], bool]
@@ -338,22 +325,22 @@ class Submissions:
                 self._node.quotas.refund(charges)
         return job, repeated
 
-    def _charges(self, spec: JobSpec, samples: int) -> Sequence[Charge]:
-        shape, evaluations = self._node.engine.model.sample_shape, spec.solver.evaluations
+    def _charges(self, owner: str, request: JobHeader, samples: int) -> Sequence[Charge]:
+        shape, evaluations = self._node.engine.model.sample_shape, request.solver.evaluations
         cost = evaluations_of(samples, shape, evaluations)
-        if spec.cycle:
-            cost += evaluations_of(samples, shape, evaluations, spec.guidance)
-        return client_charges(self._node.config.policy, spec.owner, cost)
+        if request.cycle:
+            cost += evaluations_of(samples, shape, evaluations, guidance_from_pb(request.guidance))
+        return client_charges(self._node.config.policy, owner, cost)
 
-    def _check_target(self, spec: JobSpec) -> None:
+    def _check_target(self, request: JobHeader) -> None:
         """Refuse at once what cannot work: an unknown or suspended institution, a domain that it does not serve."""
         try:
-            remote = self._remotes.get(spec.target_institution)
+            remote = self._remotes.get(request.target_institution)
         except PeerNotFound as error:
             known = ", ".join(sorted(peer.institution for peer in self._node.peers.list()))
-            error.facts.update(institution=spec.target_institution[:200], known=known[:200])
+            error.facts.update(institution=request.target_institution[:200], known=known[:200])
             raise
-        if spec.target_institution in self._away():
+        if request.target_institution in self._away():
             return
         try:
             peer = remote.describe(DESCRIBE_TIMEOUT_S)
@@ -361,7 +348,7 @@ class Submissions:
             raise
         except DdibError:
             return
-        check_peer(spec, peer)
+        check_peer(request, peer)
 
     def _opener(
         self, max_items: int, staging: Staging, pace: Pace
@@ -388,7 +375,7 @@ class Submissions:
 
         return opener
 
-    def _check_item(self, staging: Staging, item: ItemSpec, ended: Callable[[], bool]) -> int:
+    def _check_item(self, staging: Staging, item: Item, ended: Callable[[], bool]) -> int:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         samples, size_rule = self._samples(), self._node.size_rule
 
@@ -427,11 +414,11 @@ def _first_of(refused: Mapping[int, DdibError]) -> DdibError:
     return first
 
 
-def trace_key(spec: JobSpec) -> str:
-    return f"{spec.owner} {spec.request_id}"
+def trace_key(owner: str, request: JobHeader) -> str:
+    return f"{owner} {request.request_id}"
 
 
-def _job_header(requests: Iterator[translation_pb2.SubmitJobRequest]) -> translation_pb2.JobHeader:
+def _job_header(requests: Iterator[translation_pb2.SubmitJobRequest]) -> JobHeader:
     first = next(requests, None)
     if first is None or first.WhichOneof("message") != "header":
         raise MessageInvalid("the first message of SubmitJob must be its header", facts={"field": "header"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
@@ -72,7 +72,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
     def GetAggregate(
         self, request: pb.GetAggregateRequest, context: grpc.ServicerContext
     ) -> pb.GetAggregateResponse:
-        """See calibration.proto."""
         self._open(request.domain)
         aggregate = served_aggregate(self._node.config, self._node.units_sha256)
         self._audit(
@@ -86,7 +85,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         return pb.GetAggregateResponse(aggregate=aggregate.canonical)
 
     def GetUnits(self, request: pb.GetUnitsRequest, context: grpc.ServicerContext) -> pb.GetUnitsResponse:
-        """See calibration.proto."""
         self._open(request.domain)
         if not self._node.config.policy.calibration_units:
             raise PolicyDenied(
@@ -100,7 +98,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
     def SignCalibration(
         self, request: pb.SignCalibrationRequest, context: grpc.ServicerContext
     ) -> pb.SignCalibrationResponse:
-        """See calibration.proto."""
         self._open(self._node.config.model.domain)
         with self._refusals_noted():
             calibration = parse_calibration(request.calibration, "what the peer proposed")
@@ -185,11 +182,16 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
             raise
 
     def _audit(self, act: str, **values: str | float) -> None:
-        try:
-            self._node.audit.write(act, **values)
-        except OSError as error:
-            log.exception("the audit log cannot be written: %s is refused", act)
-            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
+        write_lines(self._node, act, [values])
+
+
+def write_lines(node: NodeContext, act: str, lines: Sequence[Mapping[str, str | float]]) -> None:
+    """Lines of the audit log, without which the act is refused."""
+    try:
+        node.audit.write_each(act, lines)
+    except OSError as error:
+        log.exception("the audit log cannot be written: %s is refused", act)
+        raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
 
 
 def _waits(stored: Stored, peer: str, now: datetime) -> bool:

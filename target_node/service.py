@@ -6,7 +6,7 @@ that and calibrations are on its disk.
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.engine.model import check_decoding
 from ddib_fed.errors import (
-    NotReady,
     PolicyDenied,
 )
+from ddib_fed.latent import Latent
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
 from ddib_fed.node.interceptors import Pace, caller
 from ddib_fed.node.policy import (
@@ -46,7 +46,7 @@ from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
-from target_node.calibration import CalibrationServicer, check_calibration
+from target_node.calibration import CalibrationServicer, check_calibration, write_lines
 from target_node.requests import (
     AHEAD_BYTES,
     AgreedContracts,
@@ -58,7 +58,7 @@ from target_node.requests import (
     latents_of,
     stream_header,
 )
-from target_node.stream import DecodeStream, Receipt, RunningCalls, StreamSettings, Translated
+from target_node.stream import DecodeStream, Receipt, RunningCalls, Translated, label_of
 
 # Each picture is an item of its own, with its own result, quota and record.
 PICTURES_PER_ITEM = 1
@@ -66,9 +66,6 @@ PICTURES_PER_ITEM = 1
 LEAST_EVALUATIONS = 10_000
 # Of one peer; each is a line of the audit log.
 CONTRACTS_PER_DAY = 10_000
-AUDIT_RETRY_S = 30.0
-
-log = logging.getLogger(__name__)
 
 
 class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
@@ -97,7 +94,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def DescribeDomain(
         self, request: decoding_pb2.DescribeDomainRequest, context: grpc.ServicerContext
     ) -> decoding_pb2.DescribeDomainResponse:
-        """See decoding.proto."""
         _ = self._node.engine  # refuses while loading or draining
         require_protocol(request.protocol, PROTOCOL)
         return decoding_pb2.DescribeDomainResponse(
@@ -109,7 +105,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def NegotiateContract(
         self, request: decoding_pb2.NegotiateContractRequest, context: grpc.ServicerContext
     ) -> decoding_pb2.NegotiateContractResponse:
-        """See decoding.proto."""
         _ = self._node.engine
         require_protocol(request.protocol, PROTOCOL)
         policy = self._node.config.policy
@@ -120,17 +115,21 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 f"{peer} proposed a contract for {source.institution}",
                 facts={"institution": source.institution},
             )
-        contract = self._agree(request, source)
+        proposed = request.calibration if request.HasField("calibration") else None
+        contract = agree(
+            source,
+            self._node.side(),
+            self.limits(),
+            None if proposed is None else from_message(proposed, CalibrationTerms),
+        )
         check_softening(contract.source.soften_sigma, policy)
         check_calibration(self._node, contract)
         if contract.digest not in self._agreed:
             charge = Charge("contracts_per_day", peer.institution, 1, CONTRACTS_PER_DAY)
             self._node.quotas.charge([charge])
-            self._audit(
-                "contract_agreed",
-                peer=str(peer),
-                contract=contract.digest.hex(),
-                calibration=str(contract.calibration or ""),
+            line = {"peer": str(peer), "contract": contract.digest.hex()}
+            write_lines(
+                self._node, "contract_agreed", [line | {"calibration": str(contract.calibration or "")}]
             )
         self._agreed.remember(contract)
         if entries := takes_entries(self._node.tracing, peer.institution):
@@ -139,24 +138,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             contract=to_message(contract, decoding_pb2.Contract), sha256=contract.digest
         )
 
-    def _agree(
-        self,
-        request: decoding_pb2.NegotiateContractRequest,
-        source: ContractSide,
-    ) -> Contract:
-        """The contract of a model of this node with what a peer proposes."""
-        proposed = request.calibration if request.HasField("calibration") else None
-        return agree(
-            source,
-            self._node.side(),
-            self.limits(),
-            None if proposed is None else from_message(proposed, CalibrationTerms),
-        )
-
     def Decode(
         self, request_iterator: Iterator[decoding_pb2.DecodeRequest], context: grpc.ServicerContext
     ) -> Iterator[decoding_pb2.DecodeResponse]:
-        """See decoding.proto."""
         _ = self._node.engine  # refuses while loading or draining
         unanswered, limits = Unanswered(), self._node.config.limits
         pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: unanswered.any)
@@ -167,11 +151,12 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             pace.end()
             peer = caller().institution
             contract = self._agreed.get(header.contract_sha256, peer)
-            settings = self._settings(contract, header)
+            self._check(contract, header)
             receipt = Receipt(self._node, str(caller()), header.request_id, contract)
             decoding = DecodeStream(
                 self._node.running_engine,
-                settings,
+                header,
+                contract,
                 latents_of(
                     messages,
                     contract,
@@ -182,15 +167,15 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                     most_rows=max(1, self._node.running_engine.window // 2),
                 ),
                 control_of(context),
-                self._on_items(header.request_id, settings, unanswered, receipt),
+                self._on_items(header, unanswered, receipt),
                 end_input=ahead.leave,
-                flow=header.request_id,
                 owner=peer,
             )
             with self.calls.counted(), receipt, self._span(context, peer, header.request_id) as span:
                 for event in decoding.run():
                     if isinstance(event, Translated):
-                        self._trace(event, receipt, span)
+                        if receipt.exchanged.sent_items < MOST_ITEMS:
+                            self._node.tracing.record("decode item", event.seconds, parent=span)
                         yield from self._messages(event, receipt)
                         unanswered.change(-1)
                     else:
@@ -203,64 +188,47 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         parent = trace_of(context.invocation_metadata(), tracing, peer)
         return tracing.span("decode", kind=SpanKind.SERVER, parent=parent, peer=peer, job=request_id)
 
-    def _trace(self, translated: Translated, receipt: Receipt, span: Span) -> None:
-        if receipt.exchanged.sent_items < MOST_ITEMS:
-            self._node.tracing.record("decode item", translated.seconds, parent=span)
-
-    def _settings(self, contract: Contract, header: decoding_pb2.DecodeHeader) -> StreamSettings:
-        """What the header of a call asks for, checked."""
-        label = header.target_class if header.HasField("target_class") else None
+    def _check(self, contract: Contract, header: decoding_pb2.DecodeHeader) -> None:
+        """Return if this node does what the header of a call asks for."""
         guidance = guidance_from_pb(header.guidance)
-        settings = StreamSettings(
-            contract, solver_settings(header.solver), header.round_trip, label, guidance
-        )
         check_header(header, contract, self._node.config)
         check_calibration(self._node, contract)
         check_offered(
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
         )
-        check_decoding(self._node.running_engine.model, settings.solver, label, guidance)
-        return settings
+        model = self._node.running_engine.model
+        check_decoding(model, solver_settings(header.solver), label_of(header), guidance)
 
-    def _audit(self, act: str, **values: str | int) -> None:
-        self._audit_each(act, [values])
-
-    def _audit_each(self, act: str, each: Sequence[Mapping[str, str | int]]) -> None:
-        try:
-            self._node.audit.write_each(act, each)
-        except OSError as error:
-            log.exception("the audit log cannot be written: %s is refused", act)
-            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
-
-    def _charges(self, peer: str, settings: StreamSettings, samples: int) -> Sequence[Charge]:
-        """What a peer is charged for an item of so many samples."""
+    def _charges(self, peer: str, header: decoding_pb2.DecodeHeader, latent: Latent) -> Sequence[Charge]:
+        """What a peer is charged for an item."""
+        samples = len(latent.data)
         evaluations = evaluations_of(
             samples,
-            settings.contract.sample_shape,
-            settings.solver.evaluations,
-            settings.guidance,
-            round_trip=settings.round_trip,
+            latent.data.shape[1:],
+            solver_settings(header.solver).evaluations,
+            guidance_from_pb(header.guidance),
+            round_trip=header.round_trip,
         )
         most = max(evaluations, LEAST_EVALUATIONS)
         return peer_charges(self._node.config.policy, peer, samples=samples, evaluations=most)
 
     def _on_items(
-        self, request_id: str, settings: StreamSettings, unanswered: Unanswered, receipt: Receipt
+        self, header: decoding_pb2.DecodeHeader, unanswered: Unanswered, receipt: Receipt
     ) -> Callable[[Sequence[Arrived]], int]:
         """Quota and audit of what has come; the same latent again for the same request is not charged again."""
-        peer, asked = caller(), settings.digest
+        peer, asked = caller(), _work_digest(header)
         with self._lock:
             turn = self._turns.setdefault(peer.institution, threading.Lock())
 
         def work(arrived: Arrived) -> Work:
-            charges = self._charges(peer.institution, settings, len(arrived.latent.data))
-            return Work(charges, (request_id, arrived.item, arrived.latent.sha256, asked))
+            charges = self._charges(peer.institution, header, arrived.latent)
+            return Work(charges, (header.request_id, arrived.item, arrived.latent.sha256, asked))
 
         def on_items(arrived: Sequence[Arrived]) -> int:
             with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
                 count = self._node.quotas.charge_each([work(each) for each in arrived])
                 taken = [arrived[place] for place in range(count)]
-                self._audit_each("latent_received", [receipt.line(each) for each in taken])
+                write_lines(self._node, "latent_received", [receipt.line(each) for each in taken])
             unanswered.change(count)
             self._node.metrics.latent_bytes.labels("in").inc(sum(each.latent.size_bytes for each in taken))
             self._node.metrics.samples.labels("decode").inc(sum(len(each.latent.data) for each in taken))
@@ -282,6 +250,13 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         yield from stream(decoding_pb2.DecodeResponse, "result", header, translated.file)
         if translated.round_trip is not None:
             yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)
+
+
+def _work_digest(header: decoding_pb2.DecodeHeader) -> bytes:
+    """What decides whether a latent that comes again for the same request is the same work."""
+    work = decoding_pb2.DecodeHeader.FromString(header.SerializeToString())
+    work.ClearField("items")
+    return hashlib.sha256(work.SerializeToString(deterministic=True)).digest()
 
 
 class TargetService:

@@ -7,7 +7,6 @@ memory, `READY` the files.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import queue
 import threading
@@ -20,15 +19,13 @@ from dataclasses import dataclass
 from ddib_fed.data.fitting import from_array
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.points import to_npy
-from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Control, Decoded, Encoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.evaluation.metrics import picture_rule
-from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.node.role import NodeContext
+from ddib_fed.node.role import NodeContext, solver_settings
 from ddib_fed.node.server import fields
-from ddib_fed.protocol.contract import Contract
+from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.job_messages import refused_facts
 from ddib_fed.protocol.latent import Anchor, ApprovedLatent, approve
 from ddib_fed.protocol.messages import to_message
@@ -156,20 +153,9 @@ class Translated:
     round_trip: ApprovedLatent | None
 
 
-@dataclass(frozen=True, slots=True)
-class StreamSettings:
-    """What the header of a Decode call asks for."""
-
-    contract: Contract
-    solver: SolverSettings
-    round_trip: bool
-    label: int | None = None
-    guidance: Guidance = UNGUIDED
-
-    @property
-    def digest(self) -> bytes:
-        asked = self.contract.digest, self.solver, self.round_trip, self.label, self.guidance
-        return hashlib.sha256(repr(asked).encode()).digest()
+def label_of(header: decoding_pb2.DecodeHeader) -> int | None:
+    """The class that a call's items are decoded to."""
+    return header.target_class if header.HasField("target_class") else None
 
 
 class _EndOfItems:
@@ -186,18 +172,18 @@ class DecodeStream:
     def __init__(
         self,
         engine: ServingParty,
-        settings: StreamSettings,
+        header: decoding_pb2.DecodeHeader,
+        contract: Contract,
         latents: Iterator[Sequence[Arrived]],
         control: Control,
         on_items: Callable[[Sequence[Arrived]], int],
         *,
         end_input: Callable[[], object] = lambda: None,
-        flow: str = "",
         owner: str = "",
         weight: float = 1.0,
     ) -> None:
         self._engine = engine
-        self._settings = settings
+        self._contract, self._label = contract, label_of(header)
         self._latents = latents
         self._control = control
         self._on_items = on_items
@@ -209,15 +195,15 @@ class DecodeStream:
         self._slots = threading.Semaphore(READY)
         self._told = 0.0
         self._leg = Leg(
-            settings.solver,
-            settings.guidance,
-            round_trip=settings.round_trip,
+            solver_settings(header.solver),
+            guidance_from_pb(header.guidance),
+            round_trip=header.round_trip,
             control=control,
             on_step=self._on_step,
-            flow=flow,
+            flow=header.request_id,
             owner=owner,
             weight=weight,
-            least_evaluations=settings.contract.limits.min_evaluations,
+            least_evaluations=contract.limits.min_evaluations,
         )
 
     def run(self) -> Iterator[decoding_pb2.DecodeProgress | Translated]:
@@ -276,7 +262,7 @@ class DecodeStream:
             while left and not self._ended:
                 for _ in range(self._admitted(left)):
                     one = left.popleft()
-                    yield ToDecode(one.item, one.latent, self._settings.label)
+                    yield ToDecode(one.item, one.latent, self._label)
 
     def _admitted(self, arrived: Sequence[Arrived]) -> int:
         try:
@@ -306,7 +292,7 @@ class DecodeStream:
         return to_npy(decoded.samples), common_pb2.MEDIA_TYPE_NPY
 
     def _approved(self, again: Encoded) -> ApprovedLatent:
-        return approve(again.latent, self._settings.contract, again.statistics, item=again.number)
+        return approve(again.latent, self._contract, again.statistics, item=again.number)
 
     def _on_step(self, number: int, stage: Stage, step: int, steps: int) -> None:
         now = time.monotonic()

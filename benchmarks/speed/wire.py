@@ -36,12 +36,12 @@ from benchmarks.speed.shared.wire_baselines import (
     serve_raw,
 )
 from ddib_fed.diffusion.gaussianity import LatentStatistics
-from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.party import Control
 from ddib_fed.latent import Latent, moments
 from ddib_fed.protocol.contract import Contract, ContractSide
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.security import tls
+from ddib_fed.v1 import common_pb2, decoding_pb2
 from source_node.decode_call import Answer
 from source_node.remote import Remote, Remotes
 from tests.node.institutions import Institution
@@ -81,16 +81,13 @@ class Federated:
         """MiB of latents a second; every answer is there at the end."""
         started = time.perf_counter()
         control = Control()
-        call = self._remote.decode(
-            self._contract,
+        header = decoding_pb2.DecodeHeader(
+            contract_sha256=self._contract.digest,
             request_id="benchmark",
-            solver=SolverSettings(evaluations=8),
-            round_trip=False,
+            solver=common_pb2.SolverSettings(evaluations=8),
             items=items,
-            latents=self._latents(items),
-            control=control,
         )
-        with call:
+        with self._remote.decode(self._contract, header, self._latents(items), control) as call:
             answered = sum(isinstance(each, Answer) for each in call)
         assert answered == items
         return items * LATENT_BYTES / MEBIBYTE / (time.perf_counter() - started)

@@ -38,16 +38,15 @@ STORE = _source("source_node.store.JobStore")
 GROUPS = _source("source_node.group_commit.GroupCommit")
 REMOTE = _source("source_node.remote.Remote")
 PARTY = _source("source_node.remote.RemoteParty")
-PIPELINE = _source("source_node.job.Pipeline")
+PIPELINE = _source("source_node.pipeline.Pipeline")
 PROGRESS = _source("source_node.pipeline.JobProgress")
 RUNNER = _source("source_node.runner.JobRunner")
 SERVICE = _source("source_node.service.TranslationServicer")
-DECISIONS = _source("source_node.audit_lines.Decisions")
 LATENT = _source("ddib_fed.protocol.latent.ApprovedLatent")
 AGREED = _source("target_node.requests.AgreedContracts")
 TARGET = _source("target_node.service.DecodingServicer")
 
-# name: (owner, method, when)
+# name: (owner, method, when); another word for when: after a call with this argument
 SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "submission begins": (STAGING, "__enter__", "after"),
     "item received": (STAGING, "keep", "after"),
@@ -72,11 +71,11 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "job about to end": (STORE, "finish", "before"),
     "job ended": (STORE, "finish", "after"),
     "end of the job audited": (RUNNER, "_announce", "after"),
-    "results written down, not sent": (DECISIONS, "sending", "after"),
+    "results written down, not sent": (SERVICE, "_sending", "after"),
     "result fetched": (SERVICE, "_result", "end"),
-    "delivery written down, not done": (DECISIONS, "delivering", "after"),
+    "delivery written down, not done": (SERVICE, "_doing", "items_delivered"),
     "items delivered, not answered": (STORE, "acknowledge", "after"),
-    "deletion written down, not done": (DECISIONS, "deleting", "after"),
+    "deletion written down, not done": (SERVICE, "_doing", "job_deleted"),
     "job deleted, files there": (SPOOL, "remove_job", "before"),
     "job deleted, not answered": (STORE, "delete", "after"),
 }
@@ -113,7 +112,7 @@ def _wrap(owner: type, method: str, when: str, passed: Callable[[], None]) -> No
         if when == "before":
             passed()
         answer = inner(*arguments, **named)
-        if when == "after" or (when == "found" and answer is not None):
+        if when == "after" or when in arguments or (when == "found" and answer is not None):
             passed()
         return answer
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from ddib_fed.protocol.contract import ContractLimits
-from ddib_fed.protocol.messages import Settings
 from ddib_fed.security import tls
+from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.events import EventHub
 from source_node.records import Job
 from source_node.remote import Remotes
@@ -21,7 +21,7 @@ from tests.source_node.jobs import job_examples
 from tests.source_node.scripted_target import ScriptedTarget
 from tests.source_node.served import Served
 
-SOLVER = Settings(evaluations=8)
+SOLVER = SolverSettings(evaluations=8)
 LARGE_LIMITS = ContractLimits(1_000, 100_000, 800_000, 10_000)
 
 
@@ -61,8 +61,8 @@ class Source:
         self.store.close()
 
     def submit(self, *files: bytes, **changes) -> str:
-        spec: dict = {"solver": SOLVER, "deadline_s": 60.0, **changes}
-        job: Job = job_examples.submit(self.store, *(files or (npy(),)), **spec)
+        asked: dict = {"solver": SOLVER, "deadline_s": 60, **changes}
+        job: Job = job_examples.submit(self.store, *(files or (npy(),)), **asked)
         self.runner.wake()
         return job.job_id
 

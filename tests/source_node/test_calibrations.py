@@ -8,26 +8,25 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.record import units_digest
 from ddib_fed.errors import CalibrationExpired, CalibrationModel
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.node.calibrations import unusable_with
 from ddib_fed.protocol.messages import ItemState
-from source_node.records import Part, content_digest
+from source_node.records import Part
 from source_node.service import job_message, record_of
 from source_node.submission import active_terms, calibration_of
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
-from tests.source_node.jobs.job_examples import spec
+from tests.source_node.jobs.job_examples import header
 from tests.source_node.pipeline.test_pictures import Scans, picture_target
 from tests.source_node.scripted_target import hang
 
 TO = ("south.example", "relief")
 DEEP = PictureFormat(high=65535.0, bits=16)
-JOB = spec(target_institution=TO[0], target_domain=TO[1])
+JOB = header(target_institution=TO[0], target_domain=TO[1])
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +114,10 @@ def test_a_target_that_changes_the_calibration_ends_the_job(source, target, sign
     source.node.calibrations.add(signed)
     job = source.start().translated()
     assert str(job.state) == "FAILED"
-    assert job.error["reason"] == "PEER_FAULT"
-    assert job.error["institution"] == "south.example"
-    assert job.error["facts"]["answer"] == "CONTRACT_MISMATCH"
-    fields = [difference["field"] for difference in job.error["differences"]]
+    assert job.error.reason == "PEER_FAULT"
+    assert job.error.institution == "south.example"
+    assert job.error.facts["answer"] == "CONTRACT_MISMATCH"
+    fields = [difference.field for difference in job.error.differences]
     assert sorted(fields) == ["calibration", "contract_sha256"]
     assert not target.latents
 
@@ -134,7 +133,7 @@ def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:
     node.calibrations.add(signed)
     assert calibration_of(node, JOB) == signed.calibration
     assert active_terms(node, TO) == signed.calibration.terms
-    assert calibration_of(node, spec(target_institution=TO[0], target_domain="drawings")) is None
+    assert calibration_of(node, header(target_institution=TO[0], target_domain="drawings")) is None
 
 
 def test_an_earlier_rotation_is_used_until_the_model_is_trained_with_the_map(
@@ -155,17 +154,17 @@ def test_a_kind_that_needs_training_needs_the_bundle_that_has_it(source, institu
     tone = agreed(*institutions, kind="tone", map=ChannelMap(quadratic=((0.0, 1.0, 0.1),)))
     source.node.calibrations.add(tone)
     job = source.start().translated()
-    assert job.error["reason"] == CalibrationModel.reason
-    assert "ddib model train --init OWN --calibration FILE" in job.error["facts"]["remedy"]
+    assert job.error.reason == CalibrationModel.reason
+    assert "ddib model train --init OWN --calibration FILE" in job.error.facts["remedy"]
     source.stop()
     mapped = Normalisation(std=0.5, calibrated=tone.calibration.map)
     trained = pictures_engine("scans", form=DEEP, normalisation=mapped)
     source.open(trained)
     assert source.start().translated().state == "FINISHED"
-    assert source.translated(no_calibration=True).error["reason"] == CalibrationModel.reason
+    assert source.translated(no_calibration=True).error.reason == CalibrationModel.reason
     source.node.calibrations.deactivate(tone.sha256)
     source.node.calibrations.add(signed)
-    assert source.translated().error["reason"] == CalibrationModel.reason
+    assert source.translated().error.reason == CalibrationModel.reason
     source.runner.close()
     trained.close()
 
@@ -189,18 +188,3 @@ def test_a_check_says_that_jobs_would_be_refused(source, institutions, signed) -
     assert "ddib model train --init OWN --calibration FILE" in untrained
     source.node.calibrations.add(signed)
     assert warned(trained) == warned(plain) == ()
-
-
-def test_units_are_those_before_the_map(institutions, signed) -> None:
-    """A retrained model is still of the units that the calibration was made for."""
-    plain = signed.calibration.source.units_sha256
-    mapped = Normalisation(std=0.5, calibrated=ChannelMap(rotation=((-1.0,),)))
-    assert units_digest(mapped) == plain
-
-
-def test_jobs_of_earlier_releases_keep_their_content(source) -> None:
-    """The field counts only where it is set."""
-    assert content_digest(spec(), ()) == content_digest(spec(no_calibration=False), ())
-    assert content_digest(spec(request_id=JOB.request_id), ()) != content_digest(
-        spec(request_id=JOB.request_id, no_calibration=True), ()
-    )

@@ -97,16 +97,6 @@ def test_nothing_is_done_that_is_not_written_down(served, target, monkeypatch) -
     assert acknowledge(served, job_id, items) == 0
 
 
-def test_what_changes_nothing_has_no_line(served) -> None:
-    """An empty list, items that were delivered, a job that has ended: a client could fill the disk with them."""
-    job_id, items = finished(served)
-    for given in ([], items, items, []):
-        acknowledge(served, job_id, given)
-    for _ in range(3):
-        served.ask("CancelJob", pb.CancelJobRequest(job_id=job_id))
-    assert [line["act"] for line in acts(served, "items_delivered", "job_cancel")] == ["items_delivered"]
-
-
 def test_a_job_that_is_deleted_while_it_comes_again_escapes_no_quota(served) -> None:
     """A small job ends; its request comes again with more items, and the job is deleted before they are there."""
     request = str(uuid.uuid4())

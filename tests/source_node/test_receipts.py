@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from ddib_fed.errors import PeerUnreachable
 from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.security.audit import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
-from tests.source_node.scripted_target import ScriptedTarget, fail
+from tests.source_node.scripted_target import ScriptedTarget
 
 THREE = [npy(seed=n) for n in range(3)]
 
@@ -67,11 +64,3 @@ def test_each_latent_goes_with_the_end_of_the_log_that_has_its_line(
         assert digest(lines[anchor.lines - 1]) == anchor.sha256
         before = [json.loads(line) for line in lines[: anchor.lines]]
         assert item in {record["item"] for record in before if record["act"] == "latent_sent"}
-
-
-@pytest.mark.slow
-def test_a_call_that_sent_nothing_has_no_receipt(source: Source, target: ScriptedTarget) -> None:
-    """It failed at once; the next one is recorded."""
-    target.decodes = [fail(PeerUnreachable("for a test"))]
-    source.start().ended(source.submit(*THREE))
-    wait_until(lambda: any(each["received_items"] == 3 for each in acts(source, "receipt")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,13 +38,6 @@ def size(folder: Path) -> int:
     return path.stat().st_size if path.exists() else -1
 
 
-def test_it_is_private_and_has_its_size(reserve: Reserve, tmp_path: Path) -> None:
-    """Hidden, so that a backup leaves it out."""
-    assert size(tmp_path) == RESERVE_BYTES
-    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
-    assert NAME.startswith(".")
-
-
 @pytest.mark.parametrize(
     "error", [DiskFull("full"), OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "full")]
 )
@@ -70,31 +62,3 @@ def test_other_errors_and_a_second_one_are_raised(reserve: Reserve, tmp_path: Pa
     with pytest.raises(DiskFull, match="still full"):
         reserve.making_room(act)
     assert size(tmp_path) == RESERVE_BYTES
-
-
-def test_half_of_too_little_room_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other half is the node's; all of it is kept once there is room."""
-    room, write = [100_000], os.write
-
-    def scarce(file: int, data: memoryview) -> int:
-        if not room[0]:
-            raise OSError(errno.ENOSPC, "full")
-        written = write(file, data[: room[0]])
-        room[0] -= written
-        return written
-
-    made = Reserve(tmp_path)
-    monkeypatch.setattr(os, "write", scarce)
-    made.keep()
-    assert size(tmp_path) == 50_000
-    room[0] = 2 * RESERVE_BYTES
-    made.keep()
-    assert size(tmp_path) == RESERVE_BYTES
-
-
-def test_a_folder_that_cannot_be_written_has_none(tmp_path: Path) -> None:
-    """The node says so elsewhere."""
-    made = Reserve(tmp_path / "gone")
-    made.keep()
-    with pytest.raises(DiskFull):
-        made.making_room(Act(DiskFull("full")))

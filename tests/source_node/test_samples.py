@@ -14,7 +14,6 @@ from ddib_fed.evaluation.samples import PictureSamples
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.units import ChannelMap
-from tests.node.picture_examples import pictures_engine
 
 
 @pytest.fixture
@@ -60,14 +59,3 @@ def test_land_and_sea_exchanged_is_doubtful_under_a_calibration(samples):
     assert (plain["structure_doubtful"], "agreement" in plain) == (False, False)
     assert (kept["structure_doubtful"], lost["structure_doubtful"]) == (False, True)
     assert lost["agreement"] < 0 < lost["least_agreement"] < kept["agreement"]
-
-
-def test_a_model_without_thresholds_marks_nothing():
-    """As bundles of older releases."""
-    engine = pictures_engine()
-    samples = PictureSamples(engine.model, ImageLimits())
-    picture = encode_png(np.arange(256, dtype=np.uint8).reshape(16, 16, 1))
-    side = picture_rule(engine.model.bundle.manifest)
-    found = samples.translation(samples.answer(picture, side, 1), side, samples.read(picture, "resize"))
-    engine.close()
-    assert "structure_doubtful" not in found.figures["picture"]

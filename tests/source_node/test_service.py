@@ -16,7 +16,7 @@ from ddib_fed.errors import (
     QueueFull,
     TooManyStreams,
 )
-from ddib_fed.protocol.messages import ItemState, Settings
+from ddib_fed.protocol.messages import Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.service import MAX_LISTINGS
 from tests.node.tiny_nodes import npy
@@ -137,25 +137,6 @@ def test_listing_domains_cannot_take_every_thread(served, target, monkeypatch) -
         assert [future.result().domains[0].status for future in waiting] == ["ready"] * MAX_LISTINGS
 
 
-def test_a_silent_peer_is_listed_as_unreachable(served, target) -> None:
-    """With its reason, after a short time, and the others beside it."""
-    target.server.stop(None).wait()
-    answer = served.ask("ListDomains", pb.ListDomainsRequest())
-    assert (answer.domain, answer.domains[0].status) == ("moons", "PEER_UNREACHABLE (nothing-listens)")
-
-
-@pytest.mark.slow
-def test_removed_peers_get_nothing_more_from_running_jobs(served, target) -> None:
-    """What a reload and the regular look call: the open call ends, and so does the job."""
-    target.decodes = [hang]
-    job_id = served.submit(npy())
-    assert target.asked.wait(10)
-    served.node.peers.remove("south.example")
-    served.service.peers_changed()
-    events = served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
-    assert (events[-1].state, events[-1].reason) == (pb.JOB_STATE_FAILED, "PEER_NOT_FOUND")
-
-
 def test_the_janitor_outlives_a_full_disk(tmp_path, institutions, target, engine, monkeypatch) -> None:
     """What nobody fetched is removed at start and later, also after a removal failed."""
     monkeypatch.setattr("source_node.service.EXPIRE_EVERY_S", 0.01)
@@ -177,15 +158,6 @@ def test_results_that_are_not_there_are_not_found(served) -> None:
     served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
     with pytest.raises(ItemNotFound):
         served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id, items=[5]))
-
-
-def test_results_that_are_not_there_yet_are_not_found(served, target) -> None:
-    """Not answered with nothing, as if there were no result."""
-    target.decodes = [hang]
-    job_id = served.submit(npy())
-    wait_until(lambda: served.service._store.item(job_id, 0).state == ItemState.ENCODED)
-    with pytest.raises(ItemNotFound):
-        served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id, items=[0]))
 
 
 def test_an_item_is_asked_for_once_in_a_call(served) -> None:

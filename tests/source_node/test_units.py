@@ -8,12 +8,10 @@ import pytest
 from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.engine.party import Decoded
-from ddib_fed.errors import KindMismatch, PictureMisfit
 from ddib_fed.evaluation.samples import samples_of
 from ddib_fed.models.manifest import PictureFormat
 from tests.client.scripted_source import npy
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes
-from tests.node.tiny_nodes import tiny_engine
 
 CT = PictureFormat(low=-1000.0, high=2000.0, bits=16)
 
@@ -67,31 +65,3 @@ def test_structure_is_measured_against_the_picture_as_given(scanner) -> None:
     edges = [each["edge_correlation"] for each in found]
     assert edges[0] > 0.95
     assert edges[2] < edges[1] - 0.01
-
-
-@pytest.mark.parametrize(
-    "array",
-    [(noise() * 127.5 + 127.5).astype(np.uint8), noise().astype(np.float32), (noise() + 1).astype(np.uint16)],
-    ids=["8 bits", "floats of [-1, 1]", "no negatives"],
-)
-def test_other_units_are_refused(scanner, array) -> None:
-    """With the problem, what is held and what is taken as facts, for the client's message."""
-    with pytest.raises(PictureMisfit) as caught:
-        samples_of(scanner.model, ImageLimits(), 1000).read(npy(array), "resize")
-    assert caught.value.facts["takes"] == "-1000 to 2000"
-    assert array.dtype.name in caught.value.facts["holds"]
-
-
-def test_points_are_no_picture_and_pictures_no_points(scanner) -> None:
-    """By their shapes, and by their formats before their bytes are read."""
-    pictures = samples_of(scanner.model, ImageLimits(), 1000)
-    with pytest.raises(KindMismatch, match="points, 40 x 2"):
-        pictures.read(npy(np.zeros((40, 2), np.float32)), "resize")
-    engine = tiny_engine()
-    points = samples_of(engine.model, ImageLimits(), 1000)
-    for array in (np.zeros((8, 8, 3), np.uint8), np.zeros((3, 8, 8)), np.zeros((8, 8), np.uint16)):
-        with pytest.raises(KindMismatch, match=r"a picture, .* takes points"):
-            points.read(npy(array), "none")
-    assert isinstance(points.refusal("TIFF"), KindMismatch)
-    assert points.read(npy(np.zeros((40, 2), np.uint8)), "none").samples.shape == (40, 2)
-    engine.close()

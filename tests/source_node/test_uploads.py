@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from contextlib import suppress
 
@@ -14,17 +13,14 @@ from ddib_fed.errors import (
     DdibError,
     DeadlineExceeded,
     ImageTooLarge,
-    ImageUnreadable,
     PictureMisfit,
     QueueFull,
-    ShapeMismatch,
 )
-from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.protocol.streams import MAX_CHUNK, file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node import submission
-from tests.data_modules.picture_examples import chunk, png_of
+from tests.data_modules.picture_examples import png_of
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import wait_until
@@ -157,28 +153,6 @@ def png_jobs(*files: bytes):
     yield job_header(len(files))
     for data in files:
         yield from stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, data), data)
-
-
-@pytest.mark.parametrize(
-    ("form", "settings", "depth", "error"),
-    [
-        (PictureFormat(high=65_535.0, bits=16), {}, 8, PictureMisfit),
-        (PictureFormat(low=-1000.0, high=2000.0, bits=16), {}, 16, PictureMisfit),
-        (PictureFormat(), {"size_rule": '"refuse"'}, 8, ShapeMismatch),
-        (PictureFormat(), {}, 8, ImageUnreadable),
-    ],
-)
-def test_what_its_header_shows_not_to_be_the_models_is_not_decoded(
-    open_served, form, settings, depth, error
-) -> None:
-    """By its type and size: a PNG without any pixels is found out only where its header fits."""
-    engine = pictures_engine(form=form)
-    served = open_served(engine, **settings)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 3_000, 3_000, depth, 0, 0, 0, 0))
-    with pytest.raises(error) as caught:
-        served.ask("SubmitJob", png_jobs(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IEND", b"")))
-    assert caught.value.facts["item"] == "0"
-    engine.close()
 
 
 def test_a_picture_whose_call_has_ended_is_not_decoded(open_served) -> None:

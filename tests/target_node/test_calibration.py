@@ -41,7 +41,6 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki
 from ddib_fed.v1 import calibration_pb2 as pb
-from ddib_fed.v1 import calibration_pb2_grpc
 from target_node import calibration as service
 from tests.node.tiny_nodes import make_config
 from tests.trust.calibrations.examples import UNITS, calibration, figure
@@ -261,14 +260,6 @@ def test_units_are_told_only_where_the_policy_says_so(open_pair) -> None:
     assert acts(target) == ["aggregate_served"]
 
 
-def test_units_that_were_told_are_in_the_audit_log(open_pair) -> None:
-    """They are those that an aggregate names."""
-    target, north = open_pair()
-    with north.calls() as south:
-        assert units_digest(south.units()) == AGGREGATE.units_sha256
-    assert acts(target) == ["units_served"]
-
-
 def test_what_was_not_published_is_not_served(open_pair) -> None:
     """Nor one of another model, nor of another domain."""
     target, north = open_pair(published=False)
@@ -337,19 +328,3 @@ def test_an_aggregate_that_is_not_what_it_says_is_not_used(open_pair, monkeypatc
     with north.calls() as south, pytest.raises(PeerFault) as refused:
         south.aggregate()
     assert refused.value.hop == "target south.example"
-
-
-def test_a_damaged_aggregate_is_not_served(open_pair) -> None:
-    """The operator's log names the file; the peer learns that there is none."""
-    target, north = open_pair()
-    target.config.paths.aggregate.write_bytes(AGGREGATE.canonical[:-2])
-    with north.calls() as south, pytest.raises(AggregateNotFound):
-        south.aggregate()
-
-
-def test_a_target_without_the_service_is_named(open_target, institutions, tmp_path, monkeypatch) -> None:
-    """A node that is only a source."""
-    monkeypatch.setattr(calibration_pb2_grpc, "add_CalibrationServiceServicer_to_server", lambda *_: None)
-    north = North(tmp_path / "north", institutions, open_target().server.address)
-    with north.calls() as south, pytest.raises(PolicyDenied, match="it is no target"):
-        south.units()

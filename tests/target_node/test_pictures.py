@@ -6,23 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 
 from ddib_fed.data.pictures import decode_image
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Control
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
-from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.protocol.contract import Contract, ContractLimits, GuidanceTerms, PictureTerms
-from ddib_fed.v1 import common_pb2
+from ddib_fed.protocol.contract import Contract, ContractLimits, GuidanceTerms, PictureTerms, guidance_to_pb
+from ddib_fed.v1 import common_pb2, decoding_pb2
 from target_node.requests import Arrived
 from target_node.service import DecodingServicer
-from target_node.stream import DecodeStream, StreamSettings, Translated
+from target_node.stream import DecodeStream, Translated
 from tests.node.institutions import Institution
-from tests.node.picture_examples import SIZE, chunks, pictures_engine, pictures_model
+from tests.node.picture_examples import SIZE, chunks, pictures_engine
 from tests.node.tiny_nodes import make_config, make_context
 from tests.protocol.examples import picture_side
 
@@ -58,9 +54,14 @@ def latents(count: int):
 
 
 def decoded(engine, count: int, label: int = 1, guidance: Guidance = UNGUIDED) -> list[Translated]:
-    settings = StreamSettings(CONTRACT, SolverSettings(evaluations=8), True, label, guidance)
+    header = decoding_pb2.DecodeHeader(
+        solver=common_pb2.SolverSettings(evaluations=8),
+        round_trip=True,
+        target_class=label,
+        guidance=guidance_to_pb(guidance),
+    )
     together = iter([[Arrived(*each) for each in latents(count)]])
-    stream = DecodeStream(engine, settings, together, Control(), len)
+    stream = DecodeStream(engine, header, CONTRACT, together, Control(), len)
     return [event for event in stream.run() if isinstance(event, Translated)]
 
 
@@ -124,25 +125,3 @@ def test_a_node_offers_the_guidance_that_its_model_and_its_policy_allow(tmp_path
     assert DecodingServicer(offering).limits().guidance == GuidanceTerms(10.0)
     strict = config.model_copy(update={"policy": config.policy.model_copy(update={"max_guidance": 0.0})})
     assert make_context(strict, south, dropped).guidance() is None
-
-
-def test_a_contract_of_pictures_allows_one_picture_an_item(tmp_path, engine):
-    """Each has its own quota, result and record, whatever the limit for points is."""
-    config = make_config(tmp_path, "south.example", "target", domain="relief")
-    node = make_context(config, Institution("south.example", tmp_path / "state"), engine)
-    limits = DecodingServicer(node).limits()
-    assert (limits.max_samples_per_item, limits.max_latent_bytes) == (1, 4 * SIZE * SIZE)
-
-
-def test_a_round_trip_of_a_model_with_a_steady_answer_ends_where_it_began():
-    """Solvers are exact for it: were the way back a little shorter, as that of a softened picture is, it would show."""
-    manifest, weights = pictures_model("relief", seed=2, classes=("coast", "ridge"))
-    last = [name for name in weights if name.startswith("out.") and name.endswith(".bias")][-1]
-    weights[last] = torch.full_like(weights[last], 0.5)
-    weights[last.replace("bias", "weight")] *= 0.0
-    party = ServingParty(make_bundle(manifest, weights), device="cpu", threads=1)
-    (item,) = decoded(party, 1)
-    party.close()
-    assert item.round_trip is not None
-    came = next(latents(1))[1].data.ravel()
-    np.testing.assert_allclose(np.frombuffer(item.round_trip._payload, "<f4"), came, atol=1e-3)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from ddib_fed.errors import ChunkCorrupt
 from ddib_fed.node.interceptors import Pace
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import Contract, ContractLimits
@@ -55,16 +54,6 @@ def groups_of(
     )
 
 
-def test_what_has_arrived_comes_together_up_to_a_batch() -> None:
-    """Twenty small latents are read before they are asked for."""
-    peer = Peer(message for number in range(20) for message in latent(number))
-    with reading(peer) as read:
-        messages = read.each()
-        assert peer.done.wait(5)
-        found = [[each.item for each in group] for group in groups_of(read, messages)]
-    assert found == [list(range(16)), list(range(16, 20))]
-
-
 def test_no_latent_waits_for_one_that_is_half_here() -> None:
     """The second one's header has come, and its peer is silent."""
     more = threading.Event()
@@ -81,37 +70,6 @@ def test_no_latent_waits_for_one_that_is_half_here() -> None:
         assert [each.item for each in next(groups)] == [0]
         more.set()
         assert [[each.item for each in group] for group in groups] == [[1]]
-
-
-def test_what_came_before_a_broken_message_comes_before_its_error() -> None:
-    """Both are here already."""
-    peer = Peer(
-        [*latent(0), *latent(1), latent(2)[0], pb.DecodeRequest(trailer=common_pb2.Trailer(chunks=0))]
-    )
-    with reading(peer) as read:
-        messages = read.each()
-        assert peer.done.wait(5)
-        groups = groups_of(read, messages)
-        assert [each.item for each in next(groups)] == [0, 1]
-        with pytest.raises(ChunkCorrupt):
-            next(groups)
-
-
-def test_ending_the_reading_wakes_whoever_waits_for_the_next_latent() -> None:
-    """The peer is silent; what waits gets the end, not an error."""
-    silent = threading.Event()
-
-    def messages() -> Iterator[pb.DecodeRequest]:
-        yield from latent(0)
-        silent.wait(10)
-
-    with reading(Peer(messages())) as read:
-        taken = read.each()
-        groups = groups_of(read, taken)
-        next(groups)
-        threading.Timer(0.05, read.leave).start()
-        assert list(groups) == []
-    silent.set()
 
 
 def large() -> Iterator[pb.DecodeRequest]:

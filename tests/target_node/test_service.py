@@ -49,14 +49,6 @@ def test_latents_come_back_as_translations(target, north) -> None:
     assert target.service.jobs() == {"decoding": 0}
 
 
-def test_a_call_without_a_deadline_is_answered(target, north) -> None:
-    """A peer of another make may set none."""
-    contract = target.negotiate(north)
-    with target.called_by(north) as stub:
-        answers = list(stub.Decode(iter([header(contract), *sent(contract, gaussian(30))])))
-    assert set(results(answers)) == {0}
-
-
 def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
     """After a call the node's folder has an audit log with digests, what was charged, and no new file else."""
     contract = target.negotiate(north)
@@ -174,14 +166,6 @@ def test_a_caller_of_another_protocol_is_told_both_versions(target, north) -> No
             assert "Update" in difference.remedy
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_points_that_are_no_latents_are_refused_as_a_set(target, north, value) -> None:
-    """Each of them is within reach of N(0, I)."""
-    contract = target.negotiate(north)
-    with pytest.raises(LatentNotGaussian):
-        target.decode(north, header(contract), *sent(contract, np.full((300, 2), value, np.float32)))
-
-
 def test_a_latent_with_nan_is_refused_by_its_number(target, north) -> None:
     """Before it reaches the network."""
     contract = target.negotiate(north)
@@ -230,17 +214,6 @@ def test_quota_is_charged_once_for_an_item_that_is_sent_again(open_target, north
         target.decode(north, header(contract, request_id="other"), *sent(contract, gaussian(31)))
     assert refused.value.retry_after_s
     assert (refused.value.facts["item"], refused.value.facts["left"]) == ("0", "30")
-
-
-def test_what_was_not_charged_before_is_charged(open_target, north) -> None:
-    """The same latent for another request, and another latent in its place."""
-    target = open_target(samples_per_day=300)
-    contract = target.negotiate(north)
-    for points, request in ((gaussian(30), "job"), (gaussian(30), "another"), (gaussian(30, 1), "job")):
-        target.decode(north, header(contract, request_id=request), *sent(contract, points))
-    with pytest.raises(QuotaSpent) as refused:
-        target.decode(north, header(contract, request_id="large"), *sent(contract, gaussian(211)))
-    assert refused.value.facts["left"] == "210"
 
 
 @pytest.mark.parametrize(

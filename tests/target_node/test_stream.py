@@ -5,30 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ddib_fed.data.points import parse_npy
-from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
-    Cancelled,
     ChunkCorrupt,
-    Draining,
     LatentNotGaussian,
     QuotaSpent,
 )
-from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.contract import Contract, ContractLimits
-from ddib_fed.protocol.job_messages import refused_items
 from ddib_fed.v1 import decoding_pb2
+from ddib_fed.v1.common_pb2 import SolverSettings
 from target_node import stream
 from target_node.requests import Arrived
-from target_node.stream import MAX_PROGRESS, DecodeStream, StreamSettings, Translated
+from target_node.stream import DecodeStream, Translated
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import side
@@ -50,24 +45,8 @@ def one_by_one(items):
 def open_stream(
     engine, items, *, control=None, on_items=len, evaluations=8, round_trip=False, **more
 ) -> DecodeStream:
-    settings = StreamSettings(CONTRACT, SolverSettings(evaluations=evaluations), round_trip)
-    return DecodeStream(engine, settings, one_by_one(items), control or Control(), on_items, **more)
-
-
-def test_whatever_changes_the_output_is_another_digest() -> None:
-    """What was charged for one of them is not what another asks for."""
-    settings = StreamSettings(CONTRACT, SolverSettings(), round_trip=False)
-    others = [
-        replace(settings, label=0),
-        replace(settings, label=1),
-        replace(settings, round_trip=True),
-        replace(settings, guidance=Guidance(scale=2.0)),
-        replace(settings, guidance=Guidance(classifier_scale=2.0)),
-        replace(settings, solver=SolverSettings(grid="karras")),
-        replace(settings, contract=replace(CONTRACT, target=side("south.example", "other"))),
-    ]
-    assert len({each.digest for each in (settings, *others)}) == 1 + len(others)
-    assert replace(settings).digest == settings.digest
+    header = decoding_pb2.DecodeHeader(solver=SolverSettings(evaluations=evaluations), round_trip=round_trip)
+    return DecodeStream(engine, header, CONTRACT, one_by_one(items), control or Control(), on_items, **more)
 
 
 def translated(events) -> list[Translated]:
@@ -131,51 +110,6 @@ def test_a_refusal_does_not_wait_for_the_peers_next_latent(engine) -> None:
     assert refused.value.facts["item"] == "1"
 
 
-def test_an_engine_that_breaks_does_not_wait_for_the_peers_next_latent(fresh_engine) -> None:
-    """What is wrong with more than an item is raised while the engine's own stream is unwound."""
-    waits, answered = threading.Event(), threading.Event()
-
-    def items():
-        yield from latents(*[500] * 3)
-        waits.set()
-        answered.wait(10)
-
-    events = open_stream(fresh_engine, items(), evaluations=5_000, end_input=answered.set).run()
-    next(events)
-    assert waits.wait(20)
-    began = time.monotonic()
-    fresh_engine.close()
-    with pytest.raises(Draining):
-        list(events)
-    assert time.monotonic() - began < 9
-
-
-def test_what_is_in_flight_behind_a_refused_item_is_delivered(engine) -> None:
-    """It is charged and decoded once, and other refusals are said with the first."""
-    charged: list[int] = []
-    ended = threading.Event()
-
-    def items():
-        for number in range(12):
-            points = np.full((3, 2), 30, np.float32) if number in {4, 7} else gaussian(3, number)
-            yield number, Latent.from_array(points)
-        ended.wait(5)
-        yield 12, Latent.from_array(gaussian(3))
-
-    def charge(arrived: Sequence[Arrived]) -> int:
-        charged.extend(each.item for each in arrived)
-        return len(arrived)
-
-    came: list = []
-    opened = open_stream(engine, items(), on_items=charge, end_input=ended.set)
-    with pytest.raises(LatentNotGaussian) as refused:
-        came.extend(each for each in opened.run() if wait_until(lambda: len(charged) == 12) is None)
-    assert refused.value.facts["item"] == "4"
-    assert refused_items(refused.value.facts) == dict.fromkeys((4, 7), "LATENT_NOT_GAUSSIAN")
-    assert [item.item for item in translated(came)] == [n for n in range(12) if n not in {4, 7}]
-    assert charged == list(range(12)), "what comes afterwards is for the peer's next call"
-
-
 def test_what_has_come_together_is_charged_together_as_far_as_it_fits(engine) -> None:
     """The rest is asked for again behind it, and its error is its own."""
     asked: list[list[int]] = []
@@ -186,11 +120,11 @@ def test_what_has_come_together_is_charged_together_as_far_as_it_fits(engine) ->
             raise QuotaSpent
         return 3
 
-    settings = StreamSettings(CONTRACT, SolverSettings(evaluations=8), round_trip=False)
+    header = decoding_pb2.DecodeHeader(solver=SolverSettings(evaluations=8))
     together = iter([[Arrived(number, latent) for number, latent in latents(*[5] * 5)]])
     came: list = []
     with pytest.raises(QuotaSpent) as spent:
-        came.extend(DecodeStream(engine, settings, together, Control(), charge).run())
+        came.extend(DecodeStream(engine, header, CONTRACT, together, Control(), charge).run())
     assert asked == [[0, 1, 2, 3, 4], [3, 4]]
     assert spent.value.facts["item"] == "3"
     assert [item.item for item in translated(came)] == [0, 1, 2]
@@ -240,16 +174,6 @@ def test_only_so_many_items_are_in_memory_whatever_the_peer_sends() -> None:
     assert most <= 2 * 6 // 3 + 1 + stream.READY + 1
 
 
-def test_progress_does_not_pile_up_before_a_slow_reader(engine, monkeypatch) -> None:
-    """Steps that nobody takes are dropped."""
-    monkeypatch.setattr(stream, "PROGRESS_EVERY_S", 0.0)
-    before = engine.counters["calls"]
-    events = open_stream(engine, latents(1), evaluations=400).run()
-    next(events)
-    wait_until(lambda: engine.counters["calls"] == before + 400)
-    assert len([e for e in events if isinstance(e, decoding_pb2.DecodeProgress)]) <= MAX_PROGRESS + 2
-
-
 def test_something_is_said_while_nothing_happens(engine, monkeypatch) -> None:
     """A source that hears nothing gives the node up: an idle call shows life."""
     monkeypatch.setattr(stream, "SIGN_OF_LIFE_S", 0.01)
@@ -263,18 +187,6 @@ def test_something_is_said_while_nothing_happens(engine, monkeypatch) -> None:
     assert next(events) == decoding_pb2.DecodeProgress()
     go_on.set()
     assert len(translated(events)) == 1
-
-
-@pytest.mark.slow
-def test_cancelling_ends_everything_at_the_next_step(engine) -> None:
-    """The sender hears it, and neither reader nor workers are left."""
-    control = Control()
-    events = open_stream(engine, latents(*[500] * 8), control=control, evaluations=5_000).run()
-    next(events)
-    control.cancel()
-    with pytest.raises(Cancelled):
-        list(events)
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("decode")])
 
 
 @pytest.mark.slow

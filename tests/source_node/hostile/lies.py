@@ -125,6 +125,15 @@ def _unasked_latent(target: ScriptedTarget, item: int, latent: Latent):
     yield from target.latent(item, latent)
 
 
+def _latent_first(target: ScriptedTarget, item: int, latent: Latent):
+    yield from target.latent(item, latent)
+
+
+def _header_twice(target: ScriptedTarget, item: int, latent: Latent):
+    yield next(iter(target.result(item, FILE)))
+    yield next(iter(target.result(item, FILE)))
+
+
 def _no_latent(target: ScriptedTarget, item: int, latent: Latent):
     yield from target.result(item, FILE)
 
@@ -225,6 +234,8 @@ LIES: dict[str, Lie] = {
     "fewer bytes than announced": Lie(
         "MESSAGE_INVALID", _changed(lambda m: setattr(m.result.file, "size_bytes", 100_000))
     ),
+    "a header inside a result": Lie("MESSAGE_INVALID", instead(0, _header_twice)),
+    "a latent before its result": Lie("MESSAGE_INVALID", instead(0, _latent_first)),
     "a message of nothing": Lie("MESSAGE_INVALID", _messages(pb.DecodeResponse())),
     "a chunk of nothing": Lie(
         "MESSAGE_INVALID", _messages(pb.DecodeResponse(chunk=common_pb2.Chunk(data=b"x")))

@@ -67,4 +67,4 @@ def test_a_message_over_the_limit_is_not_asked_for_again(source, target) -> None
 
     target.decodes = [oversized, oversized, oversized]
     job = source.start().ended(source.submit())
-    assert (str(job.state), job.error["reason"], len(target.seen)) == ("FAILED", "PEER_FAULT", 1)
+    assert (str(job.state), job.error.reason, len(target.seen)) == ("FAILED", "PEER_FAULT", 1)

@@ -56,7 +56,7 @@ def test_an_accepted_job_outlives_a_full_disk(tmp_path, institutions, target, en
         moved(tmp_path / "north" / "state", disk, place)
         source = Source(tmp_path / "north", institutions[0], engine)
         try:
-            job_id = source.submit(npy(2_000), deadline_s=120.0)
+            job_id = source.submit(npy(2_000), deadline_s=120)
             disk.fill()
             source.start()
             wait_until(lambda: source.store.get(job_id).error or "cannot be used now" in caplog.text)

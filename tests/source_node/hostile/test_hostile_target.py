@@ -50,15 +50,6 @@ def test_a_description_with_a_field_that_nobody_knows_is_refused(remotes, target
     assert refused(remotes.get("south.example").describe).facts["answer"] == "UNKNOWN_FIELDS"
 
 
-@pytest.mark.parametrize("path", ["", "contract", "contract.source", "contract.target", "contract.limits"])
-def test_a_contract_with_a_field_that_nobody_knows_is_refused(remotes, target, path) -> None:
-    """The digest does not cover such a field, so nothing else would notice it."""
-    target.forge = lambda answer: reach(answer, path).MergeFromString(STRANGE)
-    remote = remotes.get("south.example")
-    error = refused(lambda: remote.negotiate(OWN, "checkerboards", Control()))
-    assert error.facts["answer"] == "UNKNOWN_FIELDS"
-
-
 @pytest.mark.parametrize(
     "path", ["", "result", "result.file", "chunk", "trailer", "latent", "latent.tensor", "progress"]
 )
@@ -80,13 +71,6 @@ def test_a_decoded_item_with_a_field_that_nobody_knows_is_refused(remotes, targe
 
     target.decodes = [instead(1, strange)]
     assert refused(Call(remotes, round_trip=True).run).facts["answer"] == "UNKNOWN_FIELDS"
-
-
-@pytest.mark.parametrize("field", ["max_items_per_stream", "max_latent_bytes", "max_evaluations"])
-def test_a_description_states_limits_that_can_be(remotes, target, field) -> None:
-    """The same check as that of a contract's."""
-    target.forge = lambda answer: answer.limits.ClearField(field)
-    assert field in refused(remotes.get("south.example").describe).facts["found"]
 
 
 def test_a_field_out_of_range_is_refused_with_the_hop(remotes, target) -> None:

@@ -25,8 +25,8 @@ def test_a_lie_is_the_targets_fault(source, target, what) -> None:
     """By name, with the hop, and with what was wrong; the user reads no reason that speaks of the user's input."""
     lie = LIES[what]
     job, error = tell(source, target, lie)
-    assert (error["reason"], error["institution"]) == ("PEER_FAULT", "south.example")
-    assert (error["facts"]["peer"], error["facts"]["answer"]) == ("south.example", lie.answer)
+    assert (error.reason, error.institution) == ("PEER_FAULT", "south.example")
+    assert (error.facts["peer"], error.facts["answer"]) == ("south.example", lie.answer)
     with pytest.raises(JobFailed) as seen:
         require_finished(job_view(job_message(job)), "source north.example")
     assert "south.example answered with" in seen.value.detail
@@ -38,7 +38,7 @@ def test_a_lie_is_the_targets_fault(source, target, what) -> None:
 def test_a_status_without_a_reason_is_the_targets_fault(source, target, code) -> None:
     """Our nodes always give one. The text is not repeated."""
     _job, error = tell(source, target, Lie("", STATUSES[code]))
-    assert (error["reason"], error["facts"]["peer"]) == ("PEER_FAULT", "south.example")
+    assert (error.reason, error.facts["peer"]) == ("PEER_FAULT", "south.example")
     assert "evil" not in str(error)
 
 

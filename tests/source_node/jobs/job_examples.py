@@ -6,13 +6,14 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from source_node.records import Job, JobLimits, JobSpec, Part
+from ddib_fed.v1.translation_pb2 import JobHeader
+from source_node.records import Job, JobLimits, Part
 from source_node.store import JobStore
 
 ALICE = "spiffe://north.example/client/alice"
 BOB = "spiffe://north.example/client/bob"
 NPY = 1
-LIMITS = JobLimits(max_open_jobs=16, max_spool_bytes=1 << 20, retention_s=100.0, default_deadline_s=50.0)
+LIMITS = JobLimits(max_open_jobs=16, max_spool_bytes=1 << 20, retention_s=100.0, default_deadline_s=50)
 
 
 class Clock:
@@ -25,20 +26,19 @@ class Clock:
         return self.now
 
 
-def spec(**changes) -> JobSpec:
-    """A request of Alice's with an id of its own."""
+def header(**changes) -> JobHeader:
+    """A request with an id of its own."""
     fields = {
-        "owner": ALICE,
         "request_id": str(uuid.uuid4()),
         "target_institution": "south.example",
         "target_domain": "checkerboards",
     }
-    return JobSpec(**{**fields, **changes})
+    return JobHeader(**{**fields, **changes})
 
 
-def submit(store: JobStore, *files: bytes, **changes) -> Job:
-    """A job of these files, `changes` to its spec."""
-    with store.stage(spec(**changes)) as staging:
+def submit(store: JobStore, *files: bytes, owner: str = ALICE, **changes) -> Job:
+    """A job of these files, `changes` to its request."""
+    with store.stage(owner, header(**changes)) as staging:
         for data in files or (b"points",):
             staging.add(NPY, data)
         return staging.commit()[0]

@@ -1,7 +1,6 @@
 """The database and the spool over restarts: swept, locked, versioned, private."""
 
 import sqlite3
-from contextlib import nullcontext
 
 import pytest
 
@@ -11,8 +10,6 @@ from ddib_fed.errors import (
 from source_node.database import SCHEMA
 from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import (
-    ALICE,
-    decode,
     files,
     running,
     submit,
@@ -29,11 +26,6 @@ def test_a_start_sweeps_what_a_kill_left(store, open_store, tmp_path):
     again = open_store()
     assert again.swept_files == 2
     assert files(tmp_path) == {"0.input"}
-
-
-def test_boots_are_counted(store, open_store):
-    """Sequences of events build on it."""
-    assert [store.boot, open_store().boot, open_store().boot] == [1, 2, 3]
 
 
 def test_two_nodes_do_not_share_a_store(store, tmp_path):
@@ -79,32 +71,3 @@ def test_a_damaged_database_is_refused_by_name(store, open_store, tmp_path):
     with pytest.raises(ConfigError, match="cannot be used"):
         open_store()
     (tmp_path / "jobs.sqlite").unlink()
-
-
-def test_a_transaction_that_fails_changes_nothing(store):
-    """All of it or none."""
-
-    def insert_twice() -> None:
-        with store._db.transaction() as db:
-            for value in (1, 2):
-                db.execute("INSERT INTO node_state VALUES ('x', ?)", (value,))
-
-    with pytest.raises(sqlite3.IntegrityError):
-        insert_twice()
-    assert store._db.read("SELECT * FROM node_state WHERE key = 'x'") == []
-
-
-def test_a_change_inside_anothers_transaction_is_refused(store):
-    """Neither is done: before, the inner one was on the disk and the outer one rolled back."""
-    done, other = running(store), running(store)
-    digest = decode(store, done)
-
-    def change_another(_items):
-        store.put_back(other.job_id, 0.0)
-        return nullcontext()
-
-    with pytest.raises(RuntimeError, match="inside a transaction"):
-        store.acknowledge(done.job_id, ALICE, [(0, digest)], recorded=change_another)
-    assert store.ready(done.job_id) == (0,)
-    assert store.head(other.job_id).state == "RUNNING"
-    assert store.acknowledge(done.job_id, ALICE, [(0, digest)]) == 0

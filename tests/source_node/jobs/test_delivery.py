@@ -8,6 +8,7 @@ from ddib_fed.errors import (
     StateConflict,
 )
 from ddib_fed.protocol.messages import ItemState
+from ddib_fed.v1.common_pb2 import ErrorDetail
 from tests.source_node.jobs.job_examples import ALICE, LIMITS, decode, files, running, submit
 
 
@@ -49,7 +50,7 @@ def test_a_failed_item_does_not_wait_to_be_delivered(store):
     """It never will be."""
     job = running(store, b"one", b"two")
     digest = decode(store, job)
-    store.fail_item(job.job_id, 1, {"reason": "NOT_FINITE"})
+    store.fail_item(job.job_id, 1, ErrorDetail(reason="NOT_FINITE"))
     assert store.acknowledge(job.job_id, ALICE, [(0, digest)]) == 0
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from ddib_fed.errors import DiskFull
 from source_node.database import JobDatabase
+from source_node.records import Part
 from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import LIMITS, Clock, decode, running, submit
 
@@ -96,21 +97,6 @@ def overdue(store: JobStore) -> list[bool]:
     return found
 
 
-@pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S], ids=["forward", "back"])
-def test_a_clock_that_is_set_neither_ends_nor_delays_jobs(
-    store: JobStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, step_s: float
-) -> None:
-    """An hour either way, while a job waits for a second and another has half an hour to live."""
-    job = running(store, deadline_s=HOUR_S / 2)
-    store.put_back(job.job_id, 1.0)
-    set_clock(monkeypatch, step_s)
-    assert store.claim() is None
-    clock.now += 1
-    found = store.claim()
-    assert found is not None
-    assert found.deadline - store.now() == HOUR_S / 2 - 1
-
-
 @pytest.mark.parametrize(
     ("before_s", "after_s"),
     [(0, 8 * DAY_S), (0, 5 * YEAR_S), (0, -5 * YEAR_S), (-5 * YEAR_S, 0), (5 * YEAR_S, 0)],
@@ -132,7 +118,7 @@ def test_a_restart_under_another_clock_neither_ends_nor_prolongs_jobs(
     clock.now = 7.0  # a machine that was started anew counts anew
     again = open_store()
     assert again.expire() == 0
-    assert again.read_part(ended.job_id, 0, "translation") == b"translation"
+    assert again.read_part(ended.job_id, 0, Part.TRANSLATION) == b"translation"
     assert overdue(again) == [False]
     assert again.get(waiting.job_id).deadline - again.now() == LIMITS.default_deadline_s - 40
     clock.now += 10
@@ -153,16 +139,6 @@ def test_a_client_reads_when_a_result_goes_by_the_clock_of_now(
     clock.now += 40
     monkeypatch.setattr(time, "time", lambda: 5_000.0)
     assert store.unix_time(store.get(ended.job_id).expires) == 5_000 + LIMITS.retention_s - 40
-
-
-def test_a_start_does_not_wait(store: JobStore, open_store) -> None:
-    """What a job waited for may be there by now."""
-    waiting = running(store)
-    store.put_back(waiting.job_id, 1.0)
-    again = open_store()
-    assert again.claim() is None
-    again.release_running()
-    assert again.claim() is not None
 
 
 def test_a_kill_forgets_no_more_than_the_time_since_the_last_look(

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from ddib_fed.errors import ChunkCorrupt, JobNotFound, StateConflict
-from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.protocol.messages import JobState
 from source_node.records import Job
 from source_node.store import JobStore
-from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, decode, files, running, submit
+from tests.source_node.jobs.job_examples import ALICE, LIMITS, decode, files, running, submit
 
 
 class Book:
@@ -128,36 +127,6 @@ def test_what_cannot_be_written_down_is_not_done(store, tmp_path, prepare: Act) 
     with pytest.raises(OSError, match="No space"):
         act()
     assert (state(store), files(tmp_path)) == (before, there)
-
-
-def test_what_changes_nothing_is_not_written_down(store, book) -> None:
-    """Items that were delivered, an empty list, a job that has ended or is to stop already, and what is refused."""
-    job, digest = delivered(store)
-    store.acknowledge(job.job_id, ALICE, [(0, digest)])
-    for items in ([], [(0, digest)]):
-        store.acknowledge(job.job_id, ALICE, items, recorded=book)
-    store.cancel(job.job_id, ALICE, recorded=book)
-    other = running(store)
-    store.cancel(other.job_id, ALICE)
-    store.cancel(other.job_id, ALICE, recorded=book)
-    with pytest.raises(JobNotFound):
-        store.delete(job.job_id, BOB, recorded=book)
-    with pytest.raises(StateConflict):
-        store.delete(other.job_id, ALICE, recorded=book)
-    assert store.expire(recorded=book) == 0
-    assert book.lines == []
-
-
-def test_only_items_that_are_delivered_now_are_written_down(store, book) -> None:
-    """The others have their line; a wrong digest among them leaves all as they are."""
-    job = running(store, b"one", b"two")
-    digests = [decode(store, job, item) for item in range(2)]
-    store.acknowledge(job.job_id, ALICE, [(0, digests[0])])
-    with pytest.raises(ChunkCorrupt):
-        store.acknowledge(job.job_id, ALICE, [(1, bytes(32))], recorded=book)
-    store.acknowledge(job.job_id, ALICE, list(enumerate(digests)), recorded=book)
-    assert book.lines == [([1], True)]
-    assert [item.state for item in store.get(job.job_id).items] == [ItemState.DELIVERED] * 2
 
 
 def test_a_job_that_waits_again_after_it_was_to_stop_is_ended(store, book) -> None:

@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from ddib_fed.errors import DiskFull, Draining, ItemNotFound, StateConflict
+from ddib_fed.errors import DiskFull, ItemNotFound, StateConflict
 from ddib_fed.protocol.messages import ItemState
 from source_node import spool as spools
 from source_node.group_commit import Change, NewFile
 from source_node.records import Part
 from source_node.store import JobStore
-from tests.source_node.jobs.job_examples import decode, encode, running
+from tests.source_node.jobs.job_examples import running
 
 
 @pytest.fixture
@@ -32,23 +32,6 @@ def held(store, monkeypatch):
 
 def encoded(job, item: int, data: bytes = b"latent") -> Change:
     return Change(job.job_id, item, (NewFile(Part.ENCODED, data),), ItemState.ENCODED, {"item": item})
-
-
-def test_what_waits_is_one_transaction(store, held):
-    """Eight items of two jobs, given while the first is written: two transactions, everything on the disk."""
-    entered, go = held
-    first, second = running(store, *[b"input"] * 5), running(store, *[b"input"] * 4)
-    futures = [store.keep(encoded(first, 0))]
-    assert entered.wait(20)
-    futures += [store.keep(encoded(job, item)) for job in (first, second) for item in range(1, 4)]
-    go.set()
-    for future in futures:
-        future.result(20)
-    assert store.groups == 2
-    for job, items in ((first, range(4)), (second, range(1, 4))):
-        assert all(store.read_part(job.job_id, item, Part.ENCODED) == b"latent" for item in items)
-        assert all(store.item(job.job_id, item).provenance == {"item": item} for item in items)
-    assert store.item(second.job_id, 0).state == ItemState.RECEIVED
 
 
 def test_a_refused_change_leaves_those_beside_it(store, held):
@@ -104,7 +87,7 @@ def test_ranges_of_an_item_go_when_its_whole_latent_is_there(store, tmp_path):
     again.release_running()
     assert again.claim() is not None
     kept = again.ranges(job.job_id, 0)
-    assert [again.read_range(job.job_id, 0, kept[n]) for n in range(3)] == [
+    assert [again.read_part(job.job_id, 0, kept[n]) for n in range(3)] == [
         b"range 0",
         b"range 1",
         b"range 2",
@@ -115,30 +98,3 @@ def test_ranges_of_an_item_go_when_its_whole_latent_is_there(store, tmp_path):
     assert again.read_part(job.job_id, 0, Part.ENCODED) == b"whole"
     assert not list((tmp_path / "spool").rglob("*.encoded.*"))
     again.close()
-
-
-def test_a_closed_store_has_finished_what_it_was_given(store, tmp_path):
-    """And takes nothing more."""
-    job = running(store, b"0")
-    future = store.keep(encoded(job, 0))
-    store.close()
-    assert future.result(0) is None
-    with pytest.raises(Draining):
-        store.keep(encoded(job, 0))
-
-
-@pytest.mark.parametrize(
-    ("take", "part", "state"),
-    [(decode, Part.TRANSLATION, None), (encode, Part.ENCODED, ItemState.DECODED)],
-    ids=["a result", "a latent"],
-)
-def test_a_refused_change_leaves_the_file_that_was_there(store, open_store, take, part, state):
-    """A result that a client has not fetched, and the latent of a step that is none: also after a restart."""
-    job = running(store)
-    take(store, job)
-    before = store.read_part(job.job_id, 0, part)
-    with pytest.raises(StateConflict):
-        store.keep(Change(job.job_id, 0, (NewFile(part, b"other"),), state)).result(20)
-    assert store.read_part(job.job_id, 0, part) == before
-    assert store.spool_bytes == sum(kept.size_bytes for kept in store.parts(job.job_id, 0).values())
-    assert open_store().read_part(job.job_id, 0, part) == before

@@ -2,12 +2,11 @@
 
 import errno
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import DiskFull, ItemNotFound
+from ddib_fed.errors import DiskFull
 from source_node.spool import Spool, ToWrite
 
 
@@ -45,31 +44,6 @@ def names(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_was_staged_is_the_jobs_once_adopted(spool, job, folder):
-    """Under item numbers, not under names that a client gave."""
-    assert names(folder) == {f"{job}/0.input"}
-    assert spool.get(job, "0.input") == b"points"
-
-
-def test_names_of_files_are_not_interned(spool, job, monkeypatch):
-    """Thousands of names that come and go would make the interpreter's table of interned strings grow."""
-    interned: list[str] = []
-    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
-    assert Path("a/b").name in interned  # pathlib does, which makes this test mean something
-    interned.clear()
-    other = spool.new_job_id()
-    stage(spool, other, b"x")
-    assert spool.read_staged(other, "0.input") == b"x"
-    spool.adopt(other, ["0.input"])
-    put(spool, other, "0.encoded", b"y")
-    assert (spool.get(other, "0.input"), spool.get(other, "0.encoded")) == (b"x", b"y")
-    with spool.open(other, "0.input") as file:
-        assert file.read() == b"x"
-    spool.remove(other, ["0.encoded"])
-    spool.remove_job(other)
-    assert not interned
-
-
 def test_files_and_folders_are_private(spool, job, folder):
     """0600 and 0700, whatever the umask."""
     old = os.umask(0)
@@ -83,40 +57,6 @@ def test_files_and_folders_are_private(spool, job, folder):
     modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
     folders = {path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*")) if path.is_dir()}
     assert (modes, folders) == ({0o600}, {0o700})
-
-
-def test_what_was_abandoned_leaves_nothing(spool, folder):
-    """Neither files nor bytes counted."""
-    job_id = spool.new_job_id()
-    stage(spool, job_id, b"points")
-    spool.abandon(job_id)
-    assert (list(folder.iterdir()), spool.used_bytes) == ([], 0)
-
-
-def test_a_file_that_is_there_is_not_written_again(spool, job):
-    """Whoever tries fails; its bytes stay."""
-    put(spool, job, "0.encoded", b"first")
-    with pytest.raises(FileExistsError):
-        put(spool, job, "0.encoded", b"2nd")
-    assert spool.get(job, "0.encoded") == b"first"
-    assert spool.used_bytes == len(b"points") + len(b"first")
-
-
-def test_bytes_are_counted_as_they_come_and_go(spool, job, folder):
-    """And again by the next start."""
-    put(spool, job, "0.encoded", b"2nd")
-    assert spool.used_bytes == len(b"points") + len(b"2nd") == Spool(folder).used_bytes
-    spool.remove(job, ["0.input", "0.latent"])
-    assert spool.used_bytes == 3
-    spool.remove_job(job)
-    assert spool.used_bytes == 0
-
-
-def test_a_missing_file_is_a_missing_item(spool, job):
-    """With the item's number."""
-    with pytest.raises(ItemNotFound) as caught:
-        spool.get(job, "7.input")
-    assert caught.value.facts == {"item": "7"}
 
 
 def test_the_sweep_removes_what_no_row_names(spool, job, folder):

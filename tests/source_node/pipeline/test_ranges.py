@@ -19,9 +19,9 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.catalogue import shipped_folder
 from ddib_fed.protocol.contract import ContractLimits
 from ddib_fed.protocol.messages import ItemState
-from source_node.pipeline import Numbers, ranges_of, woven
+from source_node.intake import Numbers, ranges_of
 from source_node.records import Item, Part
-from tests.node.tiny_nodes import gaussian, npy, tiny_engine
+from tests.node.tiny_nodes import gaussian, npy
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
 from tests.source_node.scripted_target import refuse
 
@@ -67,17 +67,6 @@ def test_a_large_item_crosses_in_ranges_and_is_recorded_whole(source, target) ->
     assert not store.ranges(job.job_id, 1)
 
 
-@pytest.mark.parametrize("rows", [1, 2_048, 2_049, 9_000])
-def test_ranges_hold_every_row_once_and_are_woven_together_again(rows) -> None:
-    """No range is larger than the others by more than a row."""
-    points = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
-    parts = [points[each] for each in ranges_of(rows)]
-    sizes = {len(part) for part in parts}
-    assert max(sizes) <= 2_048
-    assert max(sizes) - min(sizes) <= 1
-    assert np.array_equal(woven(parts), points)
-
-
 @pytest.mark.slow
 def test_ranges_of_a_file_that_is_ordered_along_its_shape_pass_the_gate() -> None:
     """So do 2,048 of 100,000 points one behind the other, on a short piece of one moon."""
@@ -113,20 +102,6 @@ def test_ranges_that_were_made_before_a_kill_are_sent_again_as_they_are(
 
 
 @pytest.mark.slow
-def test_ranges_of_a_model_that_was_replaced_are_made_again(source, target, long_ago) -> None:
-    """No item is of two models."""
-    replaced = tiny_engine("another")
-    source.open(replaced)
-    evaluated = replaced.counters["rows"]
-    job = source.start().ended(long_ago)
-    assert source.states(job) == ["DECODED"] * 2
-    assert replaced.counters["rows"] - evaluated == SOLVER.evaluations * 20_010
-    assert job.items[1].provenance["source_model_sha256"] == replaced.model.bundle.digest
-    source.runner.close()
-    replaced.close()
-
-
-@pytest.mark.slow
 def test_a_range_that_the_peer_refuses_ends_its_item_and_no_other(source, target) -> None:
     """The ranges behind it are not sent, or their answers are left aside; the small item is finished."""
     target.limits = LARGE_LIMITS
@@ -135,7 +110,7 @@ def test_a_range_that_the_peer_refuses_ends_its_item_and_no_other(source, target
     target.decodes = [refuse(refused, LatentNotGaussian(facts={"item": refused}))]
     job = source.start().ended(source.submit(npy(10), npy(9_000, seed=1), npy(10, seed=2), solver=SOLVER))
     assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
-    assert job.items[1].error["reason"] == "LATENT_NOT_GAUSSIAN"
+    assert job.items[1].error.reason == "LATENT_NOT_GAUSSIAN"
     assert not source.store.parts(job.job_id, 1)
     assert not source.store.ranges(job.job_id, 1)
 
@@ -145,7 +120,7 @@ def test_an_item_of_more_points_than_the_peer_takes_fails_alone(source, target) 
     target.limits = ContractLimits(1_000, 5_000, 40_000, 10_000)
     job = source.start().ended(source.submit(npy(10), npy(9_000)))
     assert source.states(job) == ["DECODED", "FAILED"]
-    assert job.items[1].error["reason"] == "POINTS_TOO_MANY"
+    assert job.items[1].error.reason == "POINTS_TOO_MANY"
 
 
 def parse(file: bytes) -> np.ndarray:

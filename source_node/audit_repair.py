@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,36 +18,7 @@ from ddib_fed.protocol.messages import JobState
 from ddib_fed.security.audit import NOT_DONE, AuditLog
 from ddib_fed.security.audit_reading import Recent, recent
 from source_node.records import Job
-from source_node.store import JobStore, Recording
-from source_node.submission import caller_uri
-
-
-class Decisions:
-    """Writes down what the calling client is about to have done; see `AuditLog.doing`."""
-
-    def __init__(self, audit: AuditLog) -> None:
-        self._audit = audit
-
-    def sending(self, job_id: str, items: Sequence[int]) -> None:
-        named = [str(item) for item in items]
-        self._audit.write("results_sent", job=job_id, client=caller_uri(), items=named)
-
-    def delivering(self, job_id: str, items: Sequence[int]) -> Recording:
-        named = [str(item) for item in items]
-        return self._audit.doing("items_delivered", [{"job": job_id, "client": caller_uri(), "items": named}])
-
-    def cancelling(self, job_id: str) -> Recording:
-        return self._audit.doing("job_cancel", [{"job": job_id, "client": caller_uri()}])
-
-    def deleting(self, job_id: str) -> Recording:
-        return self._audit.doing("job_deleted", [{"job": job_id, "client": caller_uri()}])
-
-    def expiring(self, jobs: Mapping[str, str]) -> Recording:
-        """Jobs go, each of a client that did not fetch it in time."""
-        return self._audit.doing(
-            "job_expired", [{"job": job_id, "client": owner} for job_id, owner in jobs.items()]
-        )
-
+from source_node.store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +32,7 @@ WHOLE: Final = ""
 """In place of an item: the job."""
 
 
-def write_late_lines(store: JobStore, audit: AuditLog, path: Path) -> int:
+def repair_audit(store: JobStore, audit: AuditLog, path: Path) -> int:
     """Write the lines of accepted and ended jobs that the end of the log lacks, and take back what was not done."""
     end = recent(path)
     late = [*_missing(store, end), *_not_done(store, end)]
@@ -84,7 +55,7 @@ def _missing(store: JobStore, end: Recent) -> Iterator[tuple[str, dict[str, Any]
         queued = job.state == JobState.CANCELLED and not job.cancel_requested
         if queued and ("job_cancel", job.job_id) in there:
             continue  # one that was cancelled while it waited ends with the client's line
-        yield act, {"job": job.job_id, "reason": job.error["reason"] if job.error else ""}
+        yield act, {"job": job.job_id, "reason": job.error.reason if job.error else ""}
 
 
 def _not_done(store: JobStore, end: Recent) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -118,5 +89,5 @@ def _as_before(store: JobStore, act: str, job_id: str) -> set[str]:
 
 
 def accepted_values(job: Job, items: int) -> dict[str, str | int]:
-    spec = job.spec
-    return {"job": job.job_id, "client": spec.owner, "target": spec.target_institution, "items": items}
+    target = job.request.target_institution
+    return {"job": job.job_id, "client": job.owner, "target": target, "items": items}

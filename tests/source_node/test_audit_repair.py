@@ -7,9 +7,9 @@ import json
 import pytest
 
 from ddib_fed.protocol.messages import JobState
-from ddib_fed.security.audit_reading import recent, verify
-from source_node import audit_lines
-from source_node.audit_lines import write_late_lines
+from ddib_fed.security.audit_reading import verify
+from ddib_fed.v1.common_pb2 import ErrorDetail
+from source_node.audit_repair import repair_audit
 from source_node.service import SourceService
 from tests.source_node.jobs.job_examples import ALICE, decode, running
 
@@ -26,12 +26,12 @@ def acts(source) -> list[tuple[str, str, bool]]:
 
 
 def look(source) -> int:
-    return write_late_lines(source.store, source.node.audit, source.config.paths.audit)
+    return repair_audit(source.store, source.node.audit, source.config.paths.audit)
 
 
 def end(source, job_id: str, state: JobState) -> None:
     source.store.claim()
-    source.store.finish(job_id, state, {"reason": "INTERNAL", "sentence": "", "incident": "", "facts": {}})
+    source.store.finish(job_id, state, ErrorDetail(reason="INTERNAL"))
 
 
 def test_what_a_kill_left_out_is_written_once(started) -> None:
@@ -41,15 +41,6 @@ def test_what_a_kill_left_out_is_written_once(started) -> None:
     assert (look(started), look(started)) == (2, 0)
     assert acts(started) == [("job_accepted", job_id, True), ("job_failed", job_id, True)]
     assert verify(started.config.paths.audit).ok
-
-
-def test_a_line_that_is_there_is_not_written_again(started) -> None:
-    """As after every orderly stop."""
-    job_id = started.submit()
-    started.node.audit.write("job_accepted", job=job_id)
-    end(started, job_id, JobState.CANCELLED)
-    started.node.audit.write("job_cancel", job=job_id)  # of its client; a queued job ends with it
-    assert look(started) == 0
 
 
 def test_a_running_job_that_was_cancelled_ends_with_a_line_of_its_own(started) -> None:
@@ -68,17 +59,6 @@ def test_a_running_job_that_was_cancelled_ends_with_a_line_of_its_own(started) -
     }  # fmt: skip
 
 
-def test_a_job_that_was_to_be_cancelled_when_the_node_was_killed_gets_its_line_at_the_start(started) -> None:
-    """That start ends it."""
-    job_id = started.submit()
-    started.store.claim()
-    started.store.cancel(job_id, ALICE)
-    started.stop()
-    started.open(started.node.running_engine)
-    started.start()
-    assert ("job_cancelled", job_id, False) in acts(started)
-
-
 def test_the_log_is_compared_before_a_call_can_come(started) -> None:
     """When the role is opened: once the model is warm, jobs are accepted, whose lines would be written twice."""
     job_id = started.submit()
@@ -90,41 +70,6 @@ def test_the_log_is_compared_before_a_call_can_come(started) -> None:
         service.close()
         service.release()
     started.open(started.node.running_engine)
-
-
-def test_jobs_from_before_the_log_are_left_alone(source) -> None:
-    """An operator who moved a log away starts another one with the next act."""
-    source.submit()
-    assert look(source) == 0
-    source.node.audit.write("node_started")
-    assert look(source) == 0
-
-
-def test_jobs_from_before_the_part_that_is_read_are_left_alone(started, monkeypatch) -> None:
-    """Their lines may be further up; an earlier start has looked for them."""
-    job_id = started.submit()
-    started.node.audit.write("job_accepted", job=job_id)
-    for number in range(20):
-        started.node.audit.write("job_accepted", job=f"{number:032x}")
-    monkeypatch.setattr(audit_lines, "recent", lambda path: recent(path, 1_000))
-    assert look(started) == 0
-
-
-def test_of_a_long_log_only_the_end_is_read(started) -> None:
-    """From its first whole line on; the rest counts as unknown."""
-    for number in range(50):
-        started.node.audit.write("job_accepted", job=f"{number:032x}")
-    path = started.config.paths.audit
-    few = recent(path, 2_000)
-    assert not few.whole
-    assert 1 < len(few.lines) < 20
-    assert few.lines[-1]["job"] == f"{49:032x}"
-    assert len(recent(path).lines) == 51
-
-
-def test_a_log_that_is_not_there_is_empty(tmp_path) -> None:
-    """A node's first start."""
-    assert recent(tmp_path / "audit.jsonl").lines == ()
 
 
 def not_done(source) -> list[tuple[str, list[str], bool]]:
