@@ -19,8 +19,6 @@ CONFIG_VARIABLE: Final = "DDIB_CONFIG"
 NODE_FILE: Final = "node.toml"
 """What they read in the current folder if that is not set either."""
 MAX_DOMAIN: Final = 64
-OLDER_MAX_DOMAIN: Final = 100
-"""Of bundles that were made before there was one grammar; they are read, and served under a shorter name."""
 DOMAIN_RULE: Final = f"1 to {MAX_DOMAIN} of A-Z a-z 0-9 . _ -, a letter or digit first"
 # RFC 1035: 253 characters for a whole name, 63 for a label.
 MAX_DNS_NAME: Final = 253
@@ -107,8 +105,8 @@ def _plain(name: str) -> str:
     return "".join(c for c in letters if not unicodedata.combining(c))
 
 
-def is_domain(text: str, *, longest: int = MAX_DOMAIN) -> bool:
-    return _DOMAIN.fullmatch(text) is not None and len(text) <= longest
+def is_domain(text: str) -> bool:
+    return _DOMAIN.fullmatch(text) is not None and len(text) <= MAX_DOMAIN
 
 
 def check_domain(text: str) -> str:

@@ -369,7 +369,7 @@ def show(*, which: str, output_format: str) -> None:
     bundle = open_model(which)
     manifest = bundle.manifest.model_dump(mode="json")
     if output_format == "json":
-        steps = None if bundle.tuned is None else bundle.tuned.figures()
+        steps = None if bundle.tuned is None else bundle.tuned.values()
         own = None if bundle.allowances is None else bundle.allowances.figures()
         attacked = None if bundle.privacy is None else bundle.privacy.values()
         print_json({"digest": bundle.digest, **manifest, "steps": steps, "gate": own, "privacy": attacked})

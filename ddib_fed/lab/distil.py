@@ -22,8 +22,8 @@ from ddib_fed.lab.teacher import Pool, Questions, Say, Starts, Teacher, asked, o
 from ddib_fed.models.bundle import Bundle, open_bundle
 from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
 from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network, network_with
+from ddib_fed.training.checkpoint import DTYPES
 from ddib_fed.training.run import OnScan, Opened
-from ddib_fed.training.run_folder import DTYPES
 from ddib_fed.training.sources import PictureSource, channels_last
 from ddib_fed.training.trainer import Piece, Trainer
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ddib_fed.data.shipped import SHIPPED, ShippedDomain
 from ddib_fed.data.synthetic import DOMAINS
@@ -19,7 +19,7 @@ from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.units import Normalisation
-from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
+from ddib_fed.names import check_domain
 from ddib_fed.networks.config import ClassifierConfig, MlpConfig, NetworkConfig, SyntheticConfig, UNetConfig
 from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
 
@@ -138,7 +138,7 @@ class Manifest(_Frozen):
 
     format_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100)
-    domain: str
+    domain: Annotated[str, AfterValidator(check_domain)]
     sample_kind: Literal["point", "picture"] = "point"
     sample_shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=4)
     network: NetworkConfig
@@ -160,11 +160,6 @@ class Manifest(_Frozen):
     structure: StructureThresholds | None = None
     distilled: Distilled | None = None
     differential_privacy: DifferentialPrivacy | None = None
-
-    @field_validator("domain")
-    @classmethod
-    def _domain(cls, value: str) -> str:
-        return value if is_domain(value, longest=OLDER_MAX_DOMAIN) else check_domain(value)
 
     @model_validator(mode="after")
     def _fits(self) -> Manifest:

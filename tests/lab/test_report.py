@@ -25,7 +25,7 @@ from ddib_fed.lab.report import (
     privacy_report,
 )
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.sidecars import PRIVACY_FILE
+from ddib_fed.models.sidecars import PrivacyReport
 from tests.models.examples import manifest, state
 from tests.runs.tiny_models import pictures, tiny
 
@@ -171,9 +171,9 @@ def test_too_few_samples_are_refused(small, tmp_path):
 def test_a_report_of_other_weights_is_refused(small, points):
     """It may come from anywhere."""
     run(privacy, "report", "--model", small, "--data", points, "--samples", 96, "--surrogate-seconds", 0)
-    fields = json.loads((small / PRIVACY_FILE).read_text())
+    fields = json.loads((small / PrivacyReport.file).read_text())
     fields["weights_sha256"] = "0" * 64
-    (small / PRIVACY_FILE).write_text(json.dumps(fields))
+    (small / PrivacyReport.file).write_text(json.dumps(fields))
     with pytest.raises(BundleInvalid, match="other weights"):
         load_bundle(small)
 

@@ -8,10 +8,9 @@ import pickle
 import pytest
 
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.models import sidecars as module
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import STEPS_FILE
-from ddib_fed.models.sidecars import Errors, Tuned, TunedLeg, parse_tuned
+from ddib_fed.models.sidecars import Errors, Tuned, TunedLeg
 from ddib_fed.training.tune import put_legs
 from tests.models.examples import manifest, state
 
@@ -107,7 +106,7 @@ def test_too_many_legs_and_too_large_a_file_are_refused(saved, monkeypatch):
     assert "two legs" in damaged(saved, lambda f: f.update(legs=f["legs"] * 2))
     (saved / STEPS_FILE).unlink()
     assert "at most 64 items" in damaged(saved, lambda f: f.update(legs=f["legs"] * 65))
-    (saved / STEPS_FILE).write_bytes(b" " * (module.MAX_STEPS_BYTES + 1))
+    (saved / STEPS_FILE).write_bytes(b" " * (Tuned.max_bytes + 1))
     with pytest.raises(BundleInvalid, match="larger than"):
         load_bundle(saved)
 
@@ -116,7 +115,7 @@ def test_too_many_legs_and_too_large_a_file_are_refused(saved, monkeypatch):
 def test_what_is_no_such_file_is_refused_as_such(content):
     """Not JSON, not an object, not finite, nested without end."""
     with pytest.raises(BundleInvalid, match=STEPS_FILE):
-        parse_tuned(content, "0" * 64, "m")
+        Tuned.parse(content, "0" * 64, "m")
 
 
 def test_steps_travel_with_a_pickled_bundle(saved):

@@ -130,10 +130,8 @@ def test_the_first_weights_are_a_function_of_the_seed(tiny):
 
 def test_a_torn_line_of_progress_is_dropped(tmp_path):
     path = tmp_path / "progress.csv"
-    log = report.ProgressFile(path, 0)
-    log.add(report.Row(10, 0.5, None, 1e-3, 1.0, 1.0))
-    with path.open("a") as stream:
-        stream.write("20,0.4")
+    names = "step,loss,held_out,learning_rate,seconds,cpu_seconds"
+    path.write_text(f"{names}\n{report.Row(10, 0.5, None, 1e-3, 1.0, 1.0)}20,0.4")
     assert [row.step for row in report.read_progress(path)] == [10]
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
 from ddib_fed.models.catalogue import MANIFEST_FILE
+from ddib_fed.training.checkpoint import RunFolder, run_identity
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.run_folder import RunFolder, run_identity
 
 
 @pytest.fixture
