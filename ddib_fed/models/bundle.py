@@ -13,7 +13,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -51,7 +51,7 @@ from ddib_fed.models.catalogue import (
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Allowances, PrivacyReport, Sidecar, Tuned
 from ddib_fed.names import nearest
-from ddib_fed.networks.config import network_shapes, network_with
+from ddib_fed.networks.config import AnyConfig, network_shapes, network_with
 from ddib_fed.networks.placement import placed
 
 Beside = TypeVar("Beside", bound=Sidecar)
@@ -88,24 +88,22 @@ def manifest_text(manifest: Manifest) -> bytes:
 
 def check_state(manifest: Manifest, state: Mapping[str, Tensor], source: str) -> None:
     """Return if the weights are those of the manifest's network."""
-    expected = network_shapes(manifest.network)
-    for key in sorted(expected.keys() | state.keys()):
-        problem = state_problem(key, expected, state)
-        if problem:
-            raise invalid(source, WEIGHTS_FILE, key, problem)
+    for key, problem in misfits(manifest.network, state):
+        raise invalid(source, WEIGHTS_FILE, key, problem)
 
 
-def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """The problem with `key` of a state dict, or an empty text."""
-    if key not in expected:
-        return "the network has no such tensor"
-    if key not in state:
-        return "the tensor is missing"
-    if state[key].shape != expected[key].shape:
-        return f"its shape is {tuple(state[key].shape)}, the network's {tuple(expected[key].shape)}"
-    if not torch.isfinite(state[key]).all():
-        return "it holds NaN or infinity"
-    return ""
+def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Each tensor of a state dict that is not the network's, with the problem."""
+    expected = network_shapes(network)
+    for key in dict.fromkeys((*expected, *state)):
+        if key not in expected:
+            yield key, "the network has no such tensor"
+        elif key not in state:
+            yield key, "the tensor is missing"
+        elif state[key].shape != expected[key].shape:
+            yield key, f"its shape is {tuple(state[key].shape)}, the network's {tuple(expected[key].shape)}"
+        elif not torch.isfinite(state[key]).all():
+            yield key, "it holds NaN or infinity"
 
 
 def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle, put_beside
 from ddib_fed.models.manifest import Manifest, carried_domain
 from ddib_fed.models.sidecars import Allowances
-from ddib_fed.training.sources import own_volumes
+from ddib_fed.training.sources import evenly, own_volumes
 
 Array = NDArray[np.float32]
 MAX_POINTS_BYTES = 1 << 28
@@ -97,8 +97,7 @@ def _parted(found: Array, counts: Counts, name: str) -> tuple[Array, Array, Arra
 
 
 def _spread(pictures: Array, count: int) -> Array:
-    which = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int))
-    chosen: Array = pictures[np.random.default_rng(SEED).permutation(which)]
+    chosen: Array = pictures[np.random.default_rng(SEED).permutation(evenly(len(pictures), count))]
     return chosen
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.models.bundle import amend_bundle, load_bundle, put_beside, save_bundle
+from ddib_fed.models.bundle import load_bundle, put_beside, save_bundle
 from ddib_fed.models.sidecars import Allowances, PictureAllowances
 from tests.models.examples import manifest, state
 
@@ -43,12 +43,6 @@ def test_allowances_lie_beside_the_weights_and_change_no_digest(saved):
     assert (saved / Allowances.file).stat().st_mode == (saved / "manifest.json").stat().st_mode
 
 
-def test_an_amended_manifest_keeps_them(saved):
-    """They are of the weights."""
-    put_beside(saved, allowances(saved))
-    assert amend_bundle(saved, name="another").allowances == allowances(saved)
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -69,12 +63,3 @@ def test_a_changed_file_is_refused_with_what_to_do(saved, change, said):
         load_bundle(saved)
     assert said in refused.value.detail
     assert "ddib model gate" in str(refused.value.hint)
-
-
-def test_figures_of_pictures_have_as_many_bounds_as_names():
-    """Nothing is compared with the bound of another figure."""
-    PictureAllowances(names=("a", "b"), low=(0, 0), high=(1, 0))
-    with pytest.raises(ValueError, match="as many"):
-        PictureAllowances(names=("a", "b"), low=(0, 0), high=(1,))
-    with pytest.raises(ValueError, match="above"):
-        PictureAllowances(names=("a",), low=(1,), high=(0,))
