@@ -56,7 +56,8 @@ def evaluate(
     from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.engine.arrays import Asked
     from ddib_fed.training import calibrating
-    from ddib_fed.training.calibrating import domain_pictures, spaced
+    from ddib_fed.training.calibrating import domain_pictures
+    from ddib_fed.training.sources import spaced
 
     calibration = read_calibration(evaluate)
     source, target = _models(calibration, local)

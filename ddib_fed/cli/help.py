@@ -35,11 +35,11 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
         "clip label_dropout limit",
         "Solver": "quality evaluations solver order grid depth encoder soften calibration",
         "Public code": "compat diffusion_steps noise_schedule timestep_respacing eta ddpm rescale_timesteps "
-        "predict_xstart learn_sigma",
+        "predict_xstart",
         "Between nodes": "no_calibration deadline detach quiet",
         "Reading pictures": "fit range classes held_out flip crop dequantise colours channels",
         "Volumes and maps": "intensity slices tile overlap keep_parts scene",
-        "Learning": "batch microbatch learning_rate ema sampler checkpoint_every init predict seed",
+        "Learning": "batch microbatch learning_rate ema checkpoint_every init predict seed",
         "Network": "width blocks network preset variant",
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
         "Machine": "device threads precision dtype",

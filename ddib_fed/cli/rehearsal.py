@@ -43,9 +43,9 @@ from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
 from ddib_fed.protocol.messages import Event, Settings
 from ddib_fed.training import report as record
+from ddib_fed.training.checkpoint import RUN_FOLDER
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
-from ddib_fed.training.run_folder import RUN_FOLDER
 from ddib_fed.training.sources import name_of
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.

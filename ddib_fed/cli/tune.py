@@ -96,7 +96,7 @@ def tune(
             say=lambda what, done, total: show(done, total, what),
         )
     if output_format == "json":
-        print_json(tuned.figures())
+        print_json(tuned.values())
         return
     lines({"steps": tuned.digest(), **dict(tuned_figures(tuned))})
 

@@ -92,7 +92,6 @@ def report(
     from ddib_fed.cli.opening import open_model
     from ddib_fed.lab.report import Wanted, privacy_report
     from ddib_fed.models.bundle import put_beside, shipped_name
-    from ddib_fed.models.sidecars import PRIVACY_FILE
     from ddib_fed.networks.placement import torch_threads
 
     words = _command(data, training, samples, surrogate_seconds, evaluations, seed)
@@ -100,7 +99,7 @@ def report(
     with torch_threads(threads):
         found = privacy_report(open_model(which), wanted, say=lambda what: say(what, err=True))
     if shipped_name(which) is None:
-        put_beside(Path(which), PRIVACY_FILE, found.text())
+        put_beside(Path(which), found)
     if output_format == "json":
         print_json(found.values())
         return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
+
+from pydantic import Field
 
 from ddib_fed.training.config import MODELS, PRESET, TrainConfig, says
 
@@ -25,34 +27,28 @@ class PrivateTrainConfig(TrainConfig):
 
     opener = "ddib_fed.lab.private:open_private"
 
-    dp_epsilon: Annotated[
-        float,
-        says(
-            "What the whole run may spend at most. It bounds what the weights tell of one training sample, and hides "
-            "no picture that is translated (SECURITY.md).",
-            MODELS,
-            gt=0,
-            le=1000,
-        ),
-    ]
-    dp_delta: Annotated[float, says("Its delta, less than 1 / training samples.", MODELS, gt=0, lt=1)] = 1e-5
-    dp_clip: Annotated[
-        float,
-        says("Norm to which the gradient of each sample is clipped.", MODELS, gt=0, allow_inf_nan=False),
-    ] = 1.0
-    dp_draws: Annotated[
-        int,
-        says(
-            "Noise levels, with noise of their own, over which a sample's gradient is the mean.",
-            MODELS,
-            ge=1,
-            le=1024,
-        ),
-    ] = 4
-    dp_accountant: Annotated[
-        Literal["prv", "rdp"],
-        says("What adds up the steps: prv needs less noise, rdp answers at once.", MODELS),
-    ] = "prv"
+    dp_epsilon: float = says(
+        ...,
+        "What the whole run may spend at most. It bounds what the weights tell of one training sample, and hides "
+        "no picture that is translated (SECURITY.md).",
+        MODELS,
+        gt=0,
+        le=1000,
+    )
+    dp_delta: float = says(1e-5, "Its delta, less than 1 / training samples.", MODELS, gt=0, lt=1)
+    dp_clip: float = says(
+        1.0, "Norm to which the gradient of each sample is clipped.", MODELS, gt=0, allow_inf_nan=False
+    )
+    dp_draws: int = says(
+        4,
+        "Noise levels, with noise of their own, over which a sample's gradient is the mean.",
+        MODELS,
+        ge=1,
+        le=1024,
+    )
+    dp_accountant: Literal["prv", "rdp"] = says(
+        "prv", "What adds up the steps: prv needs less noise, rdp answers at once.", MODELS
+    )
 
     @classmethod
     def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,8 +73,6 @@ class PrivateTrainConfig(TrainConfig):
             == "points"
             and self.domain is not None,
             "reference: the target of a point would depend on the others": self.reference > 0,
-            "sampler loss-second-moment: it learns from the losses": self.sampler == "loss-second-moment",
-            "learn_sigma": self.learn_sigma,
             "spectral: a spectrum is measured of the pictures": bool(self.network.get("spectral")),
             "dropout: its masks are drawn for the whole batch": bool(self.network.get("dropout")),
         }
@@ -93,11 +87,15 @@ class DistilConfig(TrainConfig):
     opener = "ddib_fed.lab.distil:open_distil"
 
     kind: str = "distilled"
-    teacher: Annotated[str, says("The model: a shipped one by name, or a bundle's folder.")]
-    teacher_digest: Annotated[str, says("Digest of that bundle; filled in.")] = ""
-    sample_kind: Annotated[Literal["", "point", "picture"], says("Of the teacher; filled in.")] = ""
-    teacher_evaluations: Annotated[int, says("Evaluations of the teacher a path.", ge=8, le=1000)] = PRESET
-    uses: Annotated[int, says("Steps that ask each batch of paths before it is replaced.", ge=1)] = PRESET
+    teacher: str
+    """A shipped model by name, or a bundle's folder."""
+    # Filled in when the teacher is opened.
+    teacher_digest: str = ""
+    sample_kind: Literal["", "point", "picture"] = ""
+    teacher_evaluations: int = Field(PRESET, ge=8, le=1000)
+    """Of a path."""
+    uses: int = Field(PRESET, ge=1)
+    """Steps that ask each batch of paths before it is replaced."""
 
     @classmethod
     def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from ddib_fed.lab.teacher import Pool, Questions, Say, Starts, Teacher, asked, o
 from ddib_fed.models.bundle import Bundle, open_bundle
 from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
 from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network, network_with
+from ddib_fed.training.checkpoint import DTYPES
 from ddib_fed.training.run import OnScan, Opened
-from ddib_fed.training.run_folder import DTYPES
 from ddib_fed.training.sources import PictureSource, channels_last
 from ddib_fed.training.trainer import Piece, Trainer
 
@@ -120,10 +120,6 @@ class DistilTask:
         found = self._losses(network, samples)
         return found.sum() / self.config.batch, found
 
-    def learn(self, step: int, losses: Tensor) -> Tensor:
-        del step
-        return losses.double().mean()
-
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         if self._held_out is None:
             self._held_out = self._held_out_questions(next(network.parameters()).device)
@@ -144,11 +140,6 @@ class DistilTask:
             starts, most = self.lesson.starts, self.config.samples
             self._distilled = measured(self.lesson.teacher, network, starts, most, trainer.world.device)
         return ""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: dict[str, Tensor]) -> None: ...
 
     def manifest(self) -> dict[str, Any]:
         made = self.lesson.teacher.manifest

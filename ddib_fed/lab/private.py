@@ -271,7 +271,7 @@ class PrivatePictures(PictureTask):
         eps = torch.from_numpy(key.normals("noise of pictures", step, x.shape)).float()
         levels = torch.from_numpy((np.tile(np.arange(count), len(chosen)) + u[:, LEVEL]) / count)
         x0 = torch.from_numpy(self.normal.apply(x))
-        question = self._objective.ask(x0, eps, self._levels.draw(levels)[0])
+        question = self.ask(x0, eps, self._lambdas(levels))
         shape = (len(chosen), count)
         xs, target = (part.reshape(*shape, *part.shape[1:]) for part in (question.x, question.target))
         labels = self._batches.labels(each, u[:, DROP])
@@ -394,7 +394,7 @@ class PrivateTrainer(Trainer):
 
     def _bound_gradient(self) -> None: ...
 
-    def _learn(self, losses: Tensor) -> Tensor:
+    def _loss(self, losses: Tensor) -> Tensor:
         self._ledger.count()
         if len(losses):
             self._last_loss = losses.double().mean()

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from ddib_fed.networks.spectrum import cosines, pictures
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.own_samples import Counts, own_samples
 from ddib_fed.training.run import train
-from ddib_fed.training.sources import array_source
+from ddib_fed.training.sources import array_source, spaced
 
 Array = NDArray[np.float32]
 
@@ -229,19 +230,6 @@ def first_by_correlation(found: NDArray[np.float64]) -> NDArray[np.bool_]:
     return hits
 
 
-def scores(
-    residuals: Numbers, candidates: Numbers, population: Numbers, pictures: int
-) -> NDArray[np.float64]:
-    """The score of each candidate for each published histogram."""
-    if not candidates.shape[-1] == population.shape[-1] == residuals.shape[-1]:
-        raise ShapeMismatch(
-            f"cells of {residuals.shape}, {candidates.shape} and {population.shape} do not agree"
-        )
-    steps = (candidates - population).astype(np.float64) / pictures
-    found: NDArray[np.float64] = residuals @ steps.T - np.square(steps).sum(1) / 2
-    return found
-
-
 def area(inside: Numbers, outside: Numbers) -> float:
     """Area under the curve of hits over false alarms: how often a member's score is above a stranger's, ties half."""
     if 0 in (inside.size, outside.size):
@@ -249,13 +237,6 @@ def area(inside: Numbers, outside: Numbers) -> float:
     ordered = np.sort(outside.ravel())
     below, upto = (np.searchsorted(ordered, inside.ravel(), side=side) for side in ("left", "right"))
     return float((below + upto).mean() / 2 / ordered.size)
-
-
-def first(found: Numbers, own: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Whether the candidate `own` (R,) has the best score of all in each row of (R, N); a tie counts against it."""
-    mine = np.take_along_axis(found, own[:, None], axis=1)
-    hits: NDArray[np.bool_] = (found >= mine).sum(axis=1) == 1
-    return hits
 
 
 Latents = dict[float, Array]
@@ -299,16 +280,7 @@ def privacy_report(bundle: Bundle, wanted: Wanted, *, say: Say) -> PrivacyReport
             f"{len(attacked) + len(known)} samples are too few for an attack",
             hint=f"give {3 * FEWEST} or more",
         )
-    found = tuple(
-        readings(
-            model,
-            Data(known, attacked),
-            evaluations=wanted.evaluations,
-            surrogate_s=wanted.surrogate_s,
-            seed=wanted.seed,
-            say=say,
-        )
-    )
+    found = tuple(_readings(model, known, attacked, wanted, say))
     members = _training(manifest, wanted)
     calibrated = manifest.normalisation.calibrated
     return PrivacyReport(
@@ -320,8 +292,8 @@ def privacy_report(bundle: Bundle, wanted: Wanted, *, say: Say) -> PrivacyReport
         attacked=len(attacked),
         surrogate_s=wanted.surrogate_s,
         readings=found,
-        membership=() if members is None else _membership(model, members, others, wanted, say),
-        copies=None if members is None else _copies(model, members, others, wanted, say),
+        membership=() if members is None else membership_of(model, members, others, wanted, say),
+        copies=None if members is None else copies_of(model, members, others, wanted.seed, say),
     )
 
 
@@ -333,40 +305,38 @@ def _data(manifest: Manifest, wanted: Wanted) -> tuple[Array, Array, Array]:
         # Heads are held out by the handful: their test slabs stand in, and the attacker knows training pictures.
         enough = len(shipped.held_out) >= 2 * FEWEST
         known, others = (shipped.held_out, shipped.held_out) if enough else (shipped.train, shipped.test)
-        return _some(known, wanted.samples), _some(shipped.test, few), _some(others, wanted.samples)
+        return spaced(known, wanted.samples), spaced(shipped.test, few), spaced(others, wanted.samples)
     counts = Counts(fit=2, choose=wanted.samples, held_out=few)
     _, known, attacked = own_samples(manifest, wanted.data, counts)
     return known, attacked, known
 
 
-def _some(samples: Array, count: int) -> Array:
-    chosen: Array = samples[
-        np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int))
-    ]
-    return chosen
-
-
-def _membership(
+def membership_of(
     model: DomainModel, members: Array, others: Array, wanted: Wanted, say: Say
 ) -> tuple[Membership, ...]:
+    """How well training samples are distinguished from others, by the norm of the latent and by the model's loss."""
     own = model.manifest.soften_sigma
-    chosen = members[np.linspace(0, len(members) - 1, min(len(others), len(members))).round().astype(int)]
+    chosen = spaced(members, len(others))
     found = []
     for sigma in (own, 0.0) if own else (0.0,):
         say(f"membership, softened {sigma:g}")
+        norms, losses = [], []
+        for turn, samples in enumerate((chosen, others)):
+            x = model.normalise(samples)
+            seed = wanted.seed + turn
+            z = latents_along(model, x, evaluations=wanted.evaluations, sigma=sigma, seed=seed)[1.0]
+            norms.append(np.linalg.norm(z.reshape(len(z), -1), axis=1))
+            losses.append(-_losses(model, torch.from_numpy(x), wanted.seed))
         found.append(
-            membership_of(
-                model, chosen, others, sigma=sigma, evaluations=wanted.evaluations, seed=wanted.seed
+            Membership(
+                soften_sigma=sigma,
+                members=len(chosen),
+                others=len(others),
+                norm=_area(norms[0], norms[1]),
+                loss=_area(losses[0], losses[1]),
             )
         )
     return tuple(found)
-
-
-def _copies(model: DomainModel, members: Array, others: Array, wanted: Wanted, say: Say) -> Copies | None:
-    if not model.is_picture:
-        return None
-    say("training pictures in what the model draws")
-    return copies_of(model, members, others, count=min(64, len(others)), seed=wanted.seed)
 
 
 def _training(manifest: Manifest, wanted: Wanted) -> Array | None:
@@ -383,51 +353,39 @@ def _carried_pictures(manifest: Manifest) -> str | None:
     return carried_domain(manifest) if manifest.sample_kind == "picture" else None
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Samples in the units of the data, each (N, *sample_shape)."""
-
-    known: Array
-    attacked: Array
-
-
-def readings(
-    model: DomainModel, data: Data, *, evaluations: int, surrogate_s: float, seed: int, say: Say
+def _readings(
+    model: DomainModel, known: Array, attacked: Array, wanted: Wanted, say: Say
 ) -> Iterator[Reading]:
     """One of each kind of latent: softened and not, of each depth, and of the encoder mixed where it works."""
     own = model.manifest.soften_sigma
     attacker = None
-    if surrogate_s > 0:
+    if wanted.surrogate_s > 0:
         say(f"the attacker trains a model of {model.manifest.domain}")
-        attacker = trained(model, data.known, surrogate_s, seed)
+        attacker = _trained(model, known, wanted.surrogate_s, wanted.seed)
     for sigma in (own, 0.0) if own else (0.0,):
-        for encoder in encoders(model) if sigma == own else ("ode",):
+        for encoder in ("ode", "mixed") if sigma == own and model.frame() is not None else ("ode",):
             say(f"latents of the encoder {encoder}, softened {sigma:g}")
             depths = DEPTHS if encoder == "ode" and model.is_picture else ()
-            known, attacked = (
+            latents = [
                 latents_along(
                     model,
                     model.normalise(samples),
                     depths=depths,
                     encoder=encoder,
-                    evaluations=evaluations,
+                    evaluations=wanted.evaluations,
                     sigma=sigma,
-                    seed=seed + turn,
+                    seed=wanted.seed + turn,
                 )
-                for turn, samples in enumerate((data.known, data.attacked))
-            )
-            for depth in sorted(known, reverse=True):
-                found = _reading(
-                    model, data, (known[depth], attacked[depth]), attacker if depth == 1.0 else None, seed
-                )
+                for turn, samples in enumerate((known, attacked))
+            ]
+            for depth in sorted(latents[0], reverse=True):
+                own_model = attacker if depth == 1.0 else None
+                pairs = (latents[0][depth], known), (latents[1][depth], attacked)
+                found = _reading(model, *pairs, own_model, wanted.seed)
                 yield Reading(soften_sigma=sigma, depth=depth, encoder=encoder, **found)
 
 
-def encoders(model: DomainModel) -> Sequence[str]:
-    return ("ode", "mixed") if model.frame() is not None else ("ode",)
-
-
-def trained(model: DomainModel, known: Array, seconds: float, seed: int) -> DomainModel:
+def _trained(model: DomainModel, known: Array, seconds: float, seed: int) -> DomainModel:
     """The attacker's model of the domain, trained on what he knows for so many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model"
@@ -443,15 +401,23 @@ def trained(model: DomainModel, known: Array, seconds: float, seed: int) -> Doma
 
 
 def _reading(
-    model: DomainModel, data: Data, latents: tuple[Array, Array], attacker: DomainModel | None, seed: int
-) -> dict[str, object]:
-    known, attacked = (model.normalise(samples) for samples in (data.known, data.attacked))
-    drawn = bootstrap.resample(len(attacked))
-    found = correlation_matrix(latents[1], attacked)
-    inverter = _fitted(model, latents[0], known, seed)
-    read = inverter.inverse(latents[1])
-    quality, hits = _judged(model, model.denormalise(read), data.attacked)
-    answer: dict[str, object] = {
+    model: DomainModel,
+    known: tuple[Array, Array],
+    attacked: tuple[Array, Array],
+    attacker: DomainModel | None,
+    seed: int,
+) -> dict[str, Any]:
+    """What is read from attacked latents, by whoever has known ones, each with their samples."""
+    (latents, truth), (seen, originals) = attacked, (known[0], model.normalise(known[1]))
+    drawn = bootstrap.resample(len(truth))
+    found = correlation_matrix(latents, model.normalise(truth))
+    inverter = (
+        fit_inverter(seen, originals, steps=STEPS, seed=seed)
+        if model.is_picture
+        else fit_point_inverter(seen, originals)
+    )
+    quality, hits = _judged(model, model.denormalise(inverter.inverse(latents)), truth)
+    answer: dict[str, Any] = {
         "correlation": Figure(**drawn.mean(np.diagonal(found))),
         "found_by_correlation": Figure(**drawn.mean(first_by_correlation(found))),
         "surrogate": inverter.name,
@@ -460,17 +426,11 @@ def _reading(
     }
     if attacker is not None:
         laid = attacker.plan(DECODING)
-        parts = torch.split(torch.from_numpy(latents[1]), 16 if model.is_picture else 4_096)
+        parts = torch.split(torch.from_numpy(latents), 16 if model.is_picture else 4_096)
         back = torch.cat([integrate(laid.decoder(part), attacker.denoiser()) for part in parts])
-        quality, hits = _judged(model, attacker.denormalise(back.numpy()), data.attacked)
+        quality, hits = _judged(model, attacker.denormalise(back.numpy()), truth)
         answer |= {"model_read": Figure(**drawn.mean(quality)), "found_by_model": Figure(**drawn.mean(hits))}
     return answer
-
-
-def _fitted(model: DomainModel, latents: Array, known: Array, seed: int) -> Inverter:
-    if model.is_picture:
-        return fit_inverter(latents, known, steps=STEPS, seed=seed)
-    return fit_point_inverter(latents, known)
 
 
 def _judged(model: DomainModel, read: Array, truth: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -531,25 +491,6 @@ def _along(
                 return
 
 
-def membership_of(
-    model: DomainModel, members: Array, others: Array, *, sigma: float, evaluations: int, seed: int
-) -> Membership:
-    """How well training samples are distinguished from others, by the norm of the latent and by the model's loss."""
-    norms, losses = [], []
-    for turn, samples in enumerate((members, others)):
-        x = model.normalise(samples)
-        z = latents_along(model, x, evaluations=evaluations, sigma=sigma, seed=seed + turn)[1.0]
-        norms.append(np.linalg.norm(z.reshape(len(z), -1), axis=1))
-        losses.append(-_losses(model, torch.from_numpy(x), seed))
-    return Membership(
-        soften_sigma=sigma,
-        members=len(members),
-        others=len(others),
-        norm=_area(norms[0], norms[1]),
-        loss=_area(losses[0], losses[1]),
-    )
-
-
 def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
     """Mean squared error of the predicted v of each sample, (N,), with the same noise for all."""
     schedule, denoiser = model.bundle.schedule, model.denoiser()
@@ -582,8 +523,12 @@ def _area(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> Figure
     return Figure(value=max(value, 1.0 - value), low=float(low), high=float(high))
 
 
-def copies_of(model: DomainModel, train: Array, held_out: Array, *, count: int, seed: int) -> Copies:
+def copies_of(model: DomainModel, train: Array, held_out: Array, seed: int, say: Say) -> Copies | None:
     """How near what the model draws is to its training pictures (N, C, H, W), beside pictures held out."""
+    if not model.is_picture:
+        return None
+    say("training pictures in what the model draws")
+    count = min(64, len(held_out))
     noise = torch.randn(count, *model.sample_shape, generator=torch.Generator().manual_seed(seed))
     laid = model.plan(DRAWING)
     parts = torch.split(noise, 16)

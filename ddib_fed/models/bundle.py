@@ -13,11 +13,11 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import safetensors.torch
 import torch
@@ -43,30 +43,18 @@ from ddib_fed.errors import (
 from ddib_fed.files import move_into_place, parse_json, sync_folder, write_file
 from ddib_fed.models.catalogue import (
     MANIFEST_FILE,
-    STEPS_FILE,
     WEIGHTS_FILE,
     require_shipped,
     shipped_folder,
     shipped_names,
 )
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.sidecars import (
-    GATE_FILE,
-    MAX_GATE_BYTES,
-    MAX_PRIVACY_BYTES,
-    MAX_STEPS_BYTES,
-    PRIVACY_FILE,
-    Allowances,
-    PrivacyReport,
-    Tuned,
-    parse_allowances,
-    parse_privacy,
-    parse_tuned,
-)
-from ddib_fed.names import DOMAIN_RULE, is_domain, nearest
-from ddib_fed.networks.config import network_shapes, network_with
+from ddib_fed.models.sidecars import Allowances, PrivacyReport, Sidecar, Tuned
+from ddib_fed.names import nearest
+from ddib_fed.networks.config import AnyConfig, network_shapes, network_with
 from ddib_fed.networks.placement import placed
 
+Beside = TypeVar("Beside", bound=Sidecar)
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 8 << 30
 REMAKE = "train or import the model again, or copy the whole folder again"
@@ -100,24 +88,22 @@ def manifest_text(manifest: Manifest) -> bytes:
 
 def check_state(manifest: Manifest, state: Mapping[str, Tensor], source: str) -> None:
     """Return if the weights are those of the manifest's network."""
-    expected = network_shapes(manifest.network)
-    for key in sorted(expected.keys() | state.keys()):
-        problem = state_problem(key, expected, state)
-        if problem:
-            raise invalid(source, WEIGHTS_FILE, key, problem)
+    for key, problem in misfits(manifest.network, state):
+        raise invalid(source, WEIGHTS_FILE, key, problem)
 
 
-def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """The problem with `key` of a state dict, or an empty text."""
-    if key not in expected:
-        return "the network has no such tensor"
-    if key not in state:
-        return "the tensor is missing"
-    if state[key].shape != expected[key].shape:
-        return f"its shape is {tuple(state[key].shape)}, the network's {tuple(expected[key].shape)}"
-    if not torch.isfinite(state[key]).all():
-        return "it holds NaN or infinity"
-    return ""
+def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Each tensor of a state dict that is not the network's, with the problem."""
+    expected = network_shapes(network)
+    for key in dict.fromkeys((*expected, *state)):
+        if key not in expected:
+            yield key, "the network has no such tensor"
+        elif key not in state:
+            yield key, "the tensor is missing"
+        elif state[key].shape != expected[key].shape:
+            yield key, f"its shape is {tuple(state[key].shape)}, the network's {tuple(expected[key].shape)}"
+        elif not torch.isfinite(state[key]).all():
+            yield key, "it holds NaN or infinity"
 
 
 def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,7 +179,7 @@ def device_problem(name: str) -> str | None:
     return None
 
 
-BESIDE = (STEPS_FILE, GATE_FILE, PRIVACY_FILE)
+BESIDE = (Tuned.file, Allowances.file, PrivacyReport.file)
 """Files beside the weights that name them, and hold for no others."""
 
 
@@ -361,18 +347,15 @@ def amend_bundle(path: Path, **fields: Any) -> Bundle:
     return replace(bundle, manifest=manifest, digest=manifest.digest())
 
 
-def put_beside(folder: Path, name: str, content: bytes) -> None:
+def put_beside(folder: Path, found: Sidecar) -> None:
     """Write a file beside the weights of the bundle in `folder`, whole or not at all; its digest does not change.
 
-    Args:
-        folder: The bundle.
-        name: Of the file; one of that name is replaced.
-        content: Of the file. It is readable by whoever can read the manifest.
+    The file is readable by whoever can read the manifest.
     """
-    staged = folder / f".{name}.new"
-    write_file(staged, content, private=True)
+    staged = folder / f".{found.file}.new"
+    write_file(staged, found.text(), private=True)
     shutil.copymode(folder / MANIFEST_FILE, staged)
-    staged.replace(folder / name)
+    staged.replace(folder / found.file)
     sync_folder(folder)
 
 
@@ -405,36 +388,24 @@ def read_bundle(folder: Path | Traversable, source: str, *, without: Collection[
         manifest,
         state,
         manifest.digest(),
-        tuned=None if STEPS_FILE in without else _read_tuned(folder, manifest, source),
-        allowances=None if GATE_FILE in without else _read_allowances(folder, manifest, source),
-        privacy=None if PRIVACY_FILE in without else _read_privacy(folder, manifest, source),
+        tuned=None if Tuned.file in without else read_beside(Tuned, folder, manifest, source),
+        allowances=None if Allowances.file in without else read_beside(Allowances, folder, manifest, source),
+        privacy=None
+        if PrivacyReport.file in without
+        else read_beside(PrivacyReport, folder, manifest, source),
     )
 
 
-def _read_tuned(folder: Path | Traversable, manifest: Manifest, source: str) -> Tuned | None:
-    if not (folder / STEPS_FILE).is_file():
+def read_beside(
+    kind: type[Beside], folder: Path | Traversable, manifest: Manifest, source: str
+) -> Beside | None:
+    """A file beside the weights, checked; None where there is none."""
+    if not (folder / kind.file).is_file():
         return None
-    data = read_file(folder, STEPS_FILE, MAX_STEPS_BYTES, source)
-    return parse_tuned(data, manifest.weights_sha256, source)
-
-
-def _read_allowances(folder: Path | Traversable, manifest: Manifest, source: str) -> Allowances | None:
-    if not (folder / GATE_FILE).is_file():
-        return None
-    data = read_file(folder, GATE_FILE, MAX_GATE_BYTES, source)
-    return parse_allowances(data, manifest.weights_sha256, source)
-
-
-def _read_privacy(folder: Path | Traversable, manifest: Manifest, source: str) -> PrivacyReport | None:
-    if not (folder / PRIVACY_FILE).is_file():
-        return None
-    data = read_file(folder, PRIVACY_FILE, MAX_PRIVACY_BYTES, source)
-    return parse_privacy(data, manifest.weights_sha256, source)
+    return kind.parse(read_file(folder, kind.file, kind.max_bytes, source), manifest.weights_sha256, source)
 
 
 def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str) -> Manifest:
-    if not is_domain(manifest.domain):  # an older bundle may have a longer name, a new one may not
-        raise BundleInvalid(f"{manifest.domain!a} is no name of a domain: {DOMAIN_RULE}")
     parameters = sum(tensor.numel() for tensor in state.values())
     return manifest.model_copy(update={"weights_sha256": weights_sha256, "parameters": parameters})
 

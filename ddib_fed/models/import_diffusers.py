@@ -18,7 +18,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.bundle import state_problem
+from ddib_fed.models.bundle import misfits
 from ddib_fed.models.import_guided import multiplier
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
 from ddib_fed.models.weights import (
@@ -35,7 +35,7 @@ from ddib_fed.models.weights import (
     renamed,
     whole_pipeline,
 )
-from ddib_fed.networks.config import UNetConfig, network_shapes, network_with
+from ddib_fed.networks.config import UNetConfig
 from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
 
 _RESIDUAL = {
@@ -404,7 +404,12 @@ def import_diffusers(
         key: tensor.flatten(2).squeeze(-1) if _is_old_attention(key, tensor) else tensor
         for key, tensor in renamed(checkpoint.state, _new_name, checkpoint.path).items()
     }
-    _check(config, state, checkpoint.path)
+    for key, problem in misfits(config, state):
+        raise BundleInvalid(
+            f"{checkpoint.path}: {key}: {problem}",
+            hint="config.json and the weights are not of one model: copy the whole folder again",
+            facts={"field": key[:100]},
+        )
     ours = None
     if isinstance(config, DiffusersUNetConfig):
         ours = adm_config(config)
@@ -449,50 +454,6 @@ def _classes(pipeline: Pipeline, config: AnyComponent, folder: Path) -> tuple[st
             facts={"field": "id2label"},
         )
     return tuple(pipeline.labels[number] for number in range(count)) if pipeline.labels else ()
-
-
-def largest_difference(
-    folder: Path, imported: Imported, *, variant: str | None = None, pictures: int = 2, seed: int = 0
-) -> float:
-    """Difference of the network's output from that of the diffusers library on noise, relative to its largest value."""
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
-    inside = _network_folder(folder)
-    weights, _ = find_weights(inside, variant)
-    manifest = imported.manifest
-    is_transformer = isinstance(manifest.network, DiffusersDiTConfig)
-    kind = DiTTransformer2DModel if is_transformer else UNet2DModel
-    theirs = kind.from_pretrained(
-        str(inside),
-        local_files_only=True,
-        variant=weights.variant or None,
-        use_safetensors=weights.suffix == ".safetensors",
-    )
-    theirs = theirs.float().eval()
-    ours = network_with(manifest.network, imported.state).eval()
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(pictures, *manifest.sample_shape, generator=generator)
-    steps = manifest.schedule.steps or 1000
-    times = torch.randint(steps, (pictures,), generator=generator)
-    classes = manifest.num_classes
-    y = torch.randint(classes, (pictures,), generator=generator) if classes else None
-    with torch.no_grad():
-        wanted: Tensor = theirs(x, times, class_labels=y).sample
-        found: Tensor = ours(x, times.float(), **({} if y is None else {"y": y}))
-    return float((wanted - found).abs().max() / wanted.abs().max())
-
-
-def _check(config: AnyComponent, state: Mapping[str, Tensor], path: Path) -> None:
-    expected = network_shapes(config)
-    for key in (*expected, *(key for key in state if key not in expected)):
-        problem = state_problem(key, expected, state)
-        if problem:
-            raise BundleInvalid(
-                f"{path}: {key}: {problem}",
-                hint="config.json and the weights are not of one model: copy the whole folder again",
-                facts={"field": key[:100]},
-            )
 
 
 def _scheduler(folder: Path) -> tuple[Mapping[str, Any], str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.models.bundle import state_problem
+from ddib_fed.models.bundle import misfits
 from ddib_fed.models.import_flags import (
     CHANNEL_MULT,
     CLASSIFIER_HEAD_CHANNELS,
@@ -31,7 +31,7 @@ from ddib_fed.models.import_flags import (
 )
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
 from ddib_fed.models.weights import Checkpoint, Fact, Imported, import_note, read_tensors
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig, network_shapes
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 
 ENTER = "input_blocks.0.0.weight"
 TIME = "time_embed.0.weight"
@@ -91,31 +91,17 @@ class Shapes:
         return self.down[1 + level * (layout.num_res_blocks + 1)]
 
 
-_PIXELS = "UNets of pixels are read: guided-diffusion's, or with --diffusers a UNet2DModel or DiT of pixels"
-_FAMILIES = (
-    (
-        re.compile(r"adaLN_modulation"),
-        "a diffusion transformer (DiT or SiT), which works on latents",
-        _PIXELS,
-    ),
-    (
-        re.compile(r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model)\."),
-        "a checkpoint of latent diffusion (Stable Diffusion or the like)",
-        _PIXELS,
-    ),
-    (
-        re.compile(r"^(?:single_)?transformer_blocks\."),
-        "a transformer of the diffusers library (DiT, PixArt, Flux), which works on latents",
-        _PIXELS,
-    ),
-    (re.compile(r"^double_blocks\."), "a transformer for flows of latents (Flux)", _PIXELS),
-    (re.compile(r"\.lora_|^lora_"), "an adapter (LoRA), which needs the model that it changes", _PIXELS),
-    (
-        re.compile(r"^(?:down_blocks|mid_block|up_blocks)\."),
-        "a network of the diffusers library",
-        "ddib model import --diffusers DIR, with the folder that holds config.json and the scheduler",
-    ),
-)
+_FAMILIES = {
+    r"adaLN_modulation": "a diffusion transformer (DiT or SiT), which works on latents",
+    r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model)\.": "a checkpoint of latent diffusion (Stable "
+    "Diffusion or the like)",
+    r"^(?:single_)?transformer_blocks\.": "a transformer of the diffusers library (DiT, PixArt, Flux), which works on "
+    "latents",
+    r"^double_blocks\.": "a transformer for flows of latents (Flux)",
+    r"\.lora_|^lora_": "an adapter (LoRA), which needs the model that it changes",
+    r"^(?:down_blocks|mid_block|up_blocks)\.": "a network of the diffusers library",
+}
+"""Other kinds of model, by a tensor that only they have."""
 
 
 def multiplier(width: int, channels: int) -> float:
@@ -139,7 +125,7 @@ def look(state: Mapping[str, Tensor], source: str) -> Shapes:
     if len(down) < 2 or not down[1].width:
         raise refused(source, "input_blocks.1.0.in_layers.2.weight", "the tensor is missing")
     classifier = not up
-    out_channels, pool = _head(state, source) if classifier else (_leaving(state, source), "")
+    out_channels, pool = _head(state, source) if classifier else (_length(state, "out.2.weight", source), "")
     layouts = tuple(layout for layout in _layouts(down, up) if _fits(down, layout))
     if not layouts:
         raise refused(source, "input_blocks", "its blocks are no levels of equally many residual blocks")
@@ -221,13 +207,6 @@ def _fits(down: tuple[Block, ...], layout: Layout) -> bool:
     return True
 
 
-def _leaving(state: Mapping[str, Tensor], source: str) -> int:
-    key = "out.2.weight"
-    if key not in state or state[key].ndim != 4:
-        raise refused(source, key, "the tensor is missing or has another number of dimensions")
-    return len(state[key])
-
-
 def _head(state: Mapping[str, Tensor], source: str) -> tuple[int, str]:
     """Number of classes, and how a classifier pools."""
     if POSITIONS in state:
@@ -247,12 +226,14 @@ def _length(state: Mapping[str, Tensor], key: str, source: str) -> int:
 
 
 def _refuse_other_families(state: Mapping[str, Tensor], source: str) -> None:
-    """Name a model of another kind by a tensor that only such a model has."""
-    for pattern, kind, hint in _FAMILIES:
-        key = next((key for key in state if pattern.search(key)), None)
+    for pattern, kind in _FAMILIES.items():
+        key = next((key for key in state if re.search(pattern, key)), None)
         if key is not None:
             raise BundleInvalid(
-                f"{source}: by {key[:100]} it is {kind}", hint=hint, facts={"field": key[:100]}
+                f"{source}: by {key[:100]} it is {kind}",
+                hint="UNets of pixels are read: guided-diffusion's, or with --diffusers DIR, the folder that holds "
+                "config.json and the scheduler, a UNet2DModel or DiT of pixels",
+                facts={"field": key[:100]},
             )
 
 
@@ -284,11 +265,8 @@ def import_guided(
     checkpoint = read_tensors(path)
     settled = settle(checkpoint.state, given, classifier=classifier, source=str(path))
     network, warnings = settled.network, _warnings(settled.facts, given)
-    expected = network_shapes(network)
-    for key in (*expected, *(key for key in checkpoint.state if key not in expected)):
-        problem = state_problem(key, expected, checkpoint.state)
-        if problem:
-            raise refused(str(path), key, problem)
+    for key, problem in misfits(network, checkpoint.state):
+        raise refused(str(path), key, problem)
     manifest = Manifest(
         name=(name or path.stem)[:100],
         domain=domain,
@@ -384,11 +362,7 @@ class _Reading:
     shapes: Shapes
     flags: Flags
     layout: Layout
-    facts: list[Fact]
-
-    def __init__(self, shapes: Shapes, flags: Flags, layout: Layout) -> None:
-        self.shapes, self.flags, self.layout = shapes, flags, layout
-        self.facts = []
+    facts: list[Fact] = field(default_factory=list)
 
     @property
     def prefix(self) -> str:

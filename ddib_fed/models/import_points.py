@@ -13,11 +13,11 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.models.bundle import Bundle, make_bundle, state_problem
+from ddib_fed.models.bundle import Bundle, make_bundle, misfits
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.models.units import Normalisation
 from ddib_fed.models.weights import read_checkpoint
-from ddib_fed.networks.config import SyntheticConfig, build_network
+from ddib_fed.networks.config import SyntheticConfig
 
 ENTER = "input_blocks.0.0.weight"
 LEAVE = "out.2.weight"
@@ -71,11 +71,8 @@ def infer_synthetic(state: Mapping[str, Tensor], source: str) -> SyntheticConfig
         config = SyntheticConfig.model_validate(fields)
     except ValueError as error:
         raise _refused(source, ENTER, f"no network of this kind has these sizes: {fields}") from error
-    expected = build_network(config).state_dict()
-    for key in (*expected, *(key for key in state if key not in expected)):
-        problem = state_problem(key, expected, state)
-        if problem:
-            raise _refused(source, key, problem)
+    for key, problem in misfits(config, state):
+        raise _refused(source, key, problem)
     return config
 
 

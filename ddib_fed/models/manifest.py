@@ -1,8 +1,7 @@
 """The manifest of a bundle: the validated fields of manifest.json, and their digest.
 
 A field that this release does not know is refused; so is a size that no model of ours could have,
-before anything is allocated. A field that a later release added is omitted at its default, so that
-older files keep their digests.
+before anything is allocated. Optional fields are omitted where they are empty, from file and digest.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ddib_fed.data.shipped import SHIPPED, ShippedDomain
 from ddib_fed.data.synthetic import DOMAINS
@@ -24,10 +23,12 @@ from ddib_fed.networks.config import ClassifierConfig, MlpConfig, NetworkConfig,
 from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
 
 
-class DifferentialPrivacy(BaseModel):
-    """What was spent, and on what."""
-
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DifferentialPrivacy(_Frozen):
+    """What was spent, and on what."""
 
     unit: Literal["sample"] = "sample"
     epsilon: float = Field(gt=0, le=1e6)
@@ -48,16 +49,15 @@ class DifferentialPrivacy(BaseModel):
         )
 
 
-# Fields of `Manifest` that the first release did not have.
-LATER_FIELDS = frozenset(
-    {"role", "picture", "classes", "data", "structure", "distilled", "differential_privacy"}
-)
-LATER_SCHEDULE_FIELDS = frozenset({"beta_start", "beta_end"})
-LATER_NETWORK_FIELDS = frozenset({"flow_map"})
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+OMITTED = {
+    "schedule": ("beta_start", "beta_end"),
+    "network": ("flow_map",),
+    "picture": ("intensity", "slices", "tiles"),
+    "structure": ("agreement",),
+}
+"""Of parts of the manifest, what is left out where it is empty."""
+OMITTED_WHOLE = ("role", "picture", "classes", "data", "structure", "distilled", "differential_privacy")
+"""What is left out at its default."""
 
 
 class PictureFormat(_Frozen):
@@ -138,7 +138,7 @@ class Manifest(_Frozen):
 
     format_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100)
-    domain: str
+    domain: Annotated[str, AfterValidator(check_domain)]
     sample_kind: Literal["point", "picture"] = "point"
     sample_shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=4)
     network: NetworkConfig
@@ -161,21 +161,12 @@ class Manifest(_Frozen):
     distilled: Distilled | None = None
     differential_privacy: DifferentialPrivacy | None = None
 
-    @field_validator("domain")
-    @classmethod
-    def _domain(cls, value: str) -> str:
-        return check_domain(value)
-
     @model_validator(mode="after")
     def _fits(self) -> Manifest:
-        for problem in (
-            self._shape_problem(),
-            self._class_problem(),
-            self._picture_problem(),
-            self._distilled_problem(),
-        ):
-            if problem:
-                raise ValueError(problem)
+        parts = (self._shape_problem, self._class_problem, self._picture_problem, self._distilled_problem)
+        for problem in parts:
+            if found := problem():
+                raise ValueError(found)
         return self
 
     def _shape_problem(self) -> str:
@@ -260,28 +251,17 @@ class Manifest(_Frozen):
     def fields(self) -> dict[str, Any]:
         """The content of manifest.json without the digest, as JSON values."""
         fields = self.model_dump(mode="json")
-        schedule = fields["schedule"]
-        fields["schedule"] = {
-            key: value
-            for key, value in schedule.items()
-            if key not in LATER_SCHEDULE_FIELDS or value is not None
-        }
-        fields["network"] = {
-            key: value for key, value in fields["network"].items() if key not in LATER_NETWORK_FIELDS or value
-        }
         fields["normalisation"] = self.normalisation.fields()
-        if self.picture is not None:  # digests of earlier bundles stay
-            fields["picture"] = self.picture.model_dump(mode="json", exclude_none=True)
-        if self.structure is not None and self.structure.agreement is None:
-            del fields["structure"]["agreement"]  # digests of earlier bundles stay
-        if self.picture is not None and not self.picture.tiles:
-            del fields["picture"]["tiles"]
-        later = type(self).model_fields
-        return {
-            key: value
-            for key, value in fields.items()
-            if key not in LATER_FIELDS or getattr(self, key) != later[key].default
-        }
+        for part, names in OMITTED.items():
+            if fields[part] is not None:
+                found = fields[part].items()
+                fields[part] = {
+                    k: v for k, v in found if k not in names or (v is not None and v is not False)
+                }
+        for name in OMITTED_WHOLE:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del fields[name]
+        return fields
 
     def canonical(self) -> bytes:
         return json.dumps(self.fields(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,8 +1,8 @@
-"""Learned steps of a model on disk: steps.json beside the weights, written by `ddib model tune`.
+"""The files beside a model's weights: learned steps, the gate's bounds and the privacy report.
 
-It names the weights that it belongs to, and is no part of the manifest: neither the model's digest nor contracts and
-calibrations that name it change when steps are learned, because they change how exactly the model's ODE is followed
-and not the ODE. The file may come from anywhere: its size, every count and every number are bounded before use.
+Each names the weights that it belongs to and is no part of the manifest: the model's digest, and the contracts and
+calibrations that name it, stay when a file is written. A file may come from anywhere: its size, every count and every
+number are bounded before use.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,8 +18,6 @@ from ddib_fed.diffusion.grids import Coordinates, LearnedLegs, LearnedSteps, Sta
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.models.catalogue import STEPS_FILE
 
-GATE_FILE = "gate.json"
-MAX_GATE_BYTES = 1 << 18
 MAX_FIGURES = 64
 Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)]
@@ -27,6 +25,44 @@ Positive = Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sidecar(_Frozen):
+    """The content of one such file."""
+
+    file: ClassVar[str]
+    max_bytes: ClassVar[int] = 1 << 18
+    again: ClassVar[str]
+    """The command that writes the file anew."""
+
+    format_version: Literal[1] = 1
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    command: str = Field(default="", max_length=2000)
+
+    @classmethod
+    def parse(cls, data: bytes, weights_sha256: str, source: str) -> Self:
+        """The content of a file, checked; `source` names the model in errors."""
+        hint = f"{cls.again}, or remove {cls.file}"
+        try:
+            found = cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "content"
+            raise BundleInvalid(f"{source}: {cls.file}: {where}: {first['msg']}", hint=hint) from error
+        if found.weights_sha256 != weights_sha256:
+            raise BundleInvalid(f"{source}: {cls.file} belongs to other weights", hint=hint)
+        return found
+
+    def values(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def text(self) -> bytes:
+        return (json.dumps(self.values(), indent=1) + "\n").encode()
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, hex."""
+        canonical = json.dumps(self.values(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class PictureAllowances(_Frozen):
@@ -55,24 +91,17 @@ class SetAllowances(_Frozen):
     dimension: Finite
 
 
-class Allowances(_Frozen):
-    """The content of gate.json."""
+class Allowances(Sidecar):
+    """What the latents of the model's own pictures look like."""
 
-    format_version: Literal[1] = 1
-    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    file = "gate.json"
+    again = "measure it again with ddib model gate"
+
     soften_sigma: float = Field(ge=0.0, le=1.0)
-    command: str = Field(default="", max_length=2000)
     measured: int = Field(ge=1)
     checked: int = Field(ge=0)
     beyond: int = Field(ge=0)
     pictures: PictureAllowances
-
-    def text(self) -> bytes:
-        return (json.dumps(self.model_dump(mode="json"), indent=None, separators=(",", ":")) + "\n").encode()
-
-    def digest(self) -> str:
-        values = self.model_dump(mode="json")
-        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def figures(self) -> dict[str, Any]:
         """JSON values for people: what was measured, and not the numbers that a latent is held against."""
@@ -86,24 +115,6 @@ class Allowances(_Frozen):
         }
 
 
-def parse_allowances(data: bytes, weights_sha256: str, source: str) -> Allowances:
-    """The allowances in `data`, checked."""
-    again = f"measure them again with ddib model gate, or remove {GATE_FILE}"
-    try:
-        found = Allowances.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleInvalid(
-            f"{source}: {GATE_FILE}: {where or 'content'}: {first['msg']}", hint=again
-        ) from error
-    if found.weights_sha256 != weights_sha256:
-        raise BundleInvalid(f"{source}: {GATE_FILE} was measured with other weights", hint=again)
-    return found
-
-
-PRIVACY_FILE = "privacy.json"
-MAX_PRIVACY_BYTES = 1 << 18
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Short = Annotated[str, Field(max_length=64)]
 
@@ -150,12 +161,12 @@ class Copies(_Frozen):
     near: Figure
 
 
-class PrivacyReport(_Frozen):
-    """The content of privacy.json."""
+class PrivacyReport(Sidecar):
+    """What attacks on the model found."""
 
-    format_version: Literal[1] = 1
-    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    command: str = Field(default="", max_length=2000)
+    file = "privacy.json"
+    again = "attack again with ddib privacy report"
+
     sample_kind: Literal["point", "picture"]
     calibration: Short = ""
     known: int = Field(ge=1)
@@ -165,30 +176,7 @@ class PrivacyReport(_Frozen):
     membership: tuple[Membership, ...] = Field(default=(), max_length=8)
     copies: Copies | None = None
 
-    def text(self) -> bytes:
-        return (json.dumps(self.values(), indent=1) + "\n").encode()
 
-    def values(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
-
-
-def parse_privacy(data: bytes, weights_sha256: str, source: str) -> PrivacyReport:
-    """The report in `data`, checked."""
-    again = f"attack again with ddib privacy report, or remove {PRIVACY_FILE}"
-    try:
-        found = PrivacyReport.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleInvalid(
-            f"{source}: {PRIVACY_FILE}: {where or 'content'}: {first['msg']}", hint=again
-        ) from error
-    if found.weights_sha256 != weights_sha256:
-        raise BundleInvalid(f"{source}: {PRIVACY_FILE} is about other weights", hint=again)
-    return found
-
-
-MAX_STEPS_BYTES = 1 << 22
 MAX_LEGS = 64
 MAX_LEARNED = 64
 """Evaluations of a leg that can be learned; with more the default grid is as good as exact."""
@@ -243,12 +231,13 @@ class TunedLeg(_Frozen):
         return LearnedSteps(self.stage, self.evaluations, self.sigma, self.order, self.coordinates, self.lams)
 
 
-class Tuned(_Frozen):
-    """The content of steps.json."""
+class Tuned(Sidecar):
+    """The learned steps."""
 
-    format_version: Literal[1] = 1
-    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    command: str = Field(default="", max_length=2000)
+    file = STEPS_FILE
+    max_bytes = 1 << 22
+    again = "learn them again with ddib model tune"
+
     legs: tuple[TunedLeg, ...] = Field(default=(), max_length=MAX_LEGS)
 
     @model_validator(mode="after")
@@ -274,34 +263,3 @@ class Tuned(_Frozen):
         kept = [leg for leg in self.legs if leg.key not in new]
         every = sorted([*kept, *legs], key=lambda leg: leg.key)
         return Tuned(weights_sha256=self.weights_sha256, command=command, legs=tuple(every))
-
-    def figures(self) -> dict[str, Any]:
-        """Its fields as JSON values."""
-        return self.model_dump(mode="json")
-
-    def text(self) -> bytes:
-        return (json.dumps(self.figures(), indent=1) + "\n").encode()
-
-    def digest(self) -> str:
-        """SHA-256 of the canonical JSON, hex: names exactly these steps."""
-        return hashlib.sha256(
-            json.dumps(self.figures(), sort_keys=True, separators=(",", ":")).encode()
-        ).hexdigest()
-
-
-def parse_tuned(data: bytes, weights_sha256: str, source: str) -> Tuned:
-    """The steps in `data`, checked."""
-    retune = f"learn them again with ddib model tune, or remove {STEPS_FILE}"
-    try:
-        tuned = Tuned.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleInvalid(
-            f"{source}: {STEPS_FILE}: {where or 'content'}: {first['msg']}", hint=retune
-        ) from error
-    if tuned.weights_sha256 != weights_sha256:
-        raise BundleInvalid(
-            f"{source}: the steps in {STEPS_FILE} were learned for other weights", hint=retune
-        )
-    return tuned

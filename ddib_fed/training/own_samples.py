@@ -19,8 +19,8 @@ from ddib_fed.errors import InputError, UsageError
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle, put_beside
 from ddib_fed.models.manifest import Manifest, carried_domain
-from ddib_fed.models.sidecars import GATE_FILE, Allowances
-from ddib_fed.training.sources import own_volumes
+from ddib_fed.models.sidecars import Allowances
+from ddib_fed.training.sources import evenly, own_volumes
 
 Array = NDArray[np.float32]
 MAX_POINTS_BYTES = 1 << 28
@@ -97,8 +97,7 @@ def _parted(found: Array, counts: Counts, name: str) -> tuple[Array, Array, Arra
 
 
 def _spread(pictures: Array, count: int) -> Array:
-    which = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int))
-    chosen: Array = pictures[np.random.default_rng(SEED).permutation(which)]
+    chosen: Array = pictures[np.random.default_rng(SEED).permutation(evenly(len(pictures), count))]
     return chosen
 
 
@@ -118,13 +117,13 @@ def put_allowances(
     tell: Told | None = None,
 ) -> Allowances:
     """Measure what the latents of the bundle in `folder` look like, and write it beside its weights."""
-    bundle = load_bundle(folder, without=[GATE_FILE])
+    bundle = load_bundle(folder, without=[Allowances.file])
     model = DomainModel(bundle, device=device)
     _require(model, PICTURES)
     _, _, held_out = own_samples(bundle.manifest, data, Counts(fit=2, choose=2, held_out=PICTURES))
     _require(model, len(held_out))
     found = measure_allowances(model, held_out, command=command, seed=seed, tell=tell)
-    put_beside(folder, GATE_FILE, found.text())
+    put_beside(folder, found)
     return found
 
 
@@ -142,5 +141,5 @@ def after_training(folder: Path, samples: Samples, *, command: str, spent_s: flo
     if why := unmeasurable(model, len(samples)):
         return why
     found = measure_allowances(model, samples[:PICTURES], command=command, within_s=SHARE * spent_s)
-    put_beside(folder, GATE_FILE, found.text())
+    put_beside(folder, found)
     return ""

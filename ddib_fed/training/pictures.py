@@ -32,7 +32,7 @@ from ddib_fed.networks.config import network_with
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import UNet
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.objective import Objective, level_sampler
+from ddib_fed.training.objective import LambdaSampler, Question, ask
 from ddib_fed.training.sources import PictureSource, Start, channels_last, new_network, normalisation
 from ddib_fed.training.trainer import Piece, Trainer
 
@@ -300,18 +300,9 @@ class PictureTask:
         self.config, self.source, self.start = config, source, start
         self.figures: dict[str, float] = {}
         self.normal = start.normal or normalisation(config, source)
-        schedule = schedule_from_config(start.schedule)
-        self._levels = level_sampler(config.sampler, schedule)
-        self._even = level_sampler("grid", schedule)
-        self._drawn: tuple[int, Tensor, Tensor] | None = None
+        self._schedule = schedule_from_config(start.schedule)
+        self._lambdas = LambdaSampler(self._schedule)
         self._batches = Batches(config, source, self.normal)
-        self._objective = Objective(
-            schedule,
-            start.parameterisation,
-            start.time_input,
-            learn_sigma=config.learn_sigma,
-            half_bin=_half_bin(source, self.normal),
-        )
 
     def initial_network(self) -> nn.Module:
         network = new_network(self.start, self.config.seed)
@@ -329,25 +320,17 @@ class PictureTask:
         return Samples(on_device(found.x0, device), on_device(found.eps, device), labels)
 
     def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
-        lams, weights = self._draw(piece.step)
-        part = slice(piece.first, piece.stop)
+        lams = self._lambdas(self._batches.levels(piece.step))
         # Only dropout asks torch for numbers; its masks are the one thing that the cut of a batch changes.
         torch.manual_seed((self.config.seed * 1_000_003 + piece.step) * 65_537 + piece.first & 2**63 - 1)
-        found = self._losses(network, samples, lams[part])
-        own = on_device(weights[part].float(), found.device)
-        return (found * own).sum() / len(lams), found
-
-    def learn(self, step: int, losses: Tensor) -> Tensor:
-        lams, weights = self._draw(step)
-        self._drawn = None
-        self._levels.learn(lams, losses)
-        return (losses * on_device(weights, losses.device)).mean()
+        found = self._losses(network, samples, lams[piece.first : piece.stop])
+        return found.sum() / len(lams), found
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         samples = self._batches.held_out(HELD_OUT_PICTURES)
         count = len(samples.x0)
         places = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-        lams = self._even.draw(places)[0]
+        lams = self._lambdas(places)
         losses = []
         for first in range(0, count, at_once):
             part = slice(first, first + at_once)
@@ -406,13 +389,6 @@ class PictureTask:
             self.figures |= found.figures()
             trainer.notes.append(found.sentence(trainer.step))
 
-    def state(self) -> dict[str, Tensor]:
-        return self._levels.state()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self._drawn = None
-        self._levels.restore(state)
-
     def manifest(self) -> dict[str, Any]:
         config, source, start = self.config, self.source, self.start
         return {
@@ -434,10 +410,8 @@ class PictureTask:
     def _thresholds(self) -> Thresholds | None:
         return thresholds(self.source, self.normal, private=self.private)
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        if self._drawn is None or self._drawn[0] != step:
-            self._drawn = step, *self._levels.draw(self._batches.levels(step))
-        return self._drawn[1:]
+    def ask(self, x0: Tensor, eps: Tensor, lams: Tensor) -> Question:
+        return ask(self._schedule, self.start.parameterisation, self.start.time_input, x0, eps, lams)
 
     def _moments(self) -> Moments:
         """Of the first training pictures, as a step would have them."""
@@ -453,7 +427,7 @@ class PictureTask:
     def _losses(self, network: nn.Module, samples: Samples, lams: Tensor) -> Tensor:
         device = next(network.parameters()).device
         x0, eps = (on_device(part, device) for part in (samples.x0, samples.eps))
-        question = self._objective.ask(x0, eps, lams)
+        question = self.ask(x0, eps, lams)
         labels = None if samples.labels is None else on_device(samples.labels, device)
         extra = {} if labels is None or self.start.classifies else {"y": labels}
         x = question.x.contiguous(memory_format=torch.channels_last)
@@ -461,9 +435,5 @@ class PictureTask:
             answer = network(x, question.times, **extra)
         if labels is not None and self.start.classifies:
             return functional.cross_entropy(answer.float(), labels, reduction="none")
-        return self._objective.losses(question, answer, x0, lams)
-
-
-def _half_bin(source: PictureSource, normal: Normalisation) -> Tensor:
-    deviations = torch.tensor(normal.std, dtype=torch.float32).reshape(-1)
-    return source.quantum / 2 / deviations
+        losses: Tensor = (answer.float() - question.target).square().mean((1, 2, 3))
+        return losses

@@ -94,10 +94,6 @@ class PointTask:
         losses = functional.mse_loss(answer.float(), samples.target, reduction="none").mean(1)
         return losses.sum() / config.batch, losses
 
-    def learn(self, step: int, losses: Tensor) -> Tensor:
-        del step
-        return losses.double().mean()
-
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         del at_once
         device = next(network.parameters()).device
@@ -133,11 +129,6 @@ class PointTask:
         ]
         plots.draw_rows([[*above, plots.Panel("by angle of the latent", drawn)]], folder / "samples.png")
         return ""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: dict[str, Tensor]) -> None: ...
 
     def manifest(self) -> dict[str, Any]:
         mlp = not self.config.public

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ddib_fed.evaluation import plots
@@ -14,7 +13,6 @@ from ddib_fed.files import write_file
 from ddib_fed.training.config import learning_rate
 from ddib_fed.training.trainer import Progress, Trainer
 
-FIELDS = ("step", "loss", "held_out", "learning_rate", "seconds", "cpu_seconds")
 LOG_EVERY = 10
 RISEN = 1.05
 """A held-out loss so many times its least is said to rise."""
@@ -31,28 +29,26 @@ class Row:
     seconds: float
     cpu_seconds: float
 
-
-class ProgressFile:
-    """progress.csv: lines are appended; on resuming, those after the checkpoint are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        kept = [row for row in read_progress(path) if row.step <= step] if path.exists() else []
-        lines = [_line(FIELDS), *(_line(_cells(row)) for row in kept)]
-        write_file(path, "".join(lines).encode(), private=True)
-
-    def add(self, row: Row) -> None:
-        with self.path.open("a", encoding="utf-8", newline="") as stream:
-            stream.write(_line(_cells(row)))
+    def __str__(self) -> str:
+        held_out = "" if self.held_out is None else f"{self.held_out:.6g}"
+        return (
+            f"{self.step},{self.loss:.6g},{held_out},{self.learning_rate:.6g},{self.seconds:.3f},"
+            f"{self.cpu_seconds:.3f}\n"
+        )
 
 
 def read_progress(path: Path) -> list[Row]:
     """The lines of a progress.csv; a torn last line is left out."""
-    rows = []
+    rows: list[Row] = []
+    if not path.exists():
+        return rows
     with path.open(encoding="utf-8", newline="") as stream:
         for entry in csv.DictReader(stream):
             try:
-                rows.append(_row(entry))
+                step = int(entry.pop("step"))
+                held_out = entry.pop("held_out")
+                numbers = {name: float(text) for name, text in entry.items()}
+                rows.append(Row(step, held_out=float(held_out) if held_out else None, **numbers))
             except (TypeError, ValueError):
                 break
     return rows
@@ -60,11 +56,9 @@ def read_progress(path: Path) -> list[Row]:
 
 def draw_loss(rows: list[Row], path: Path) -> None:
     """loss.png from the lines of progress.csv; nothing for a run of no lines."""
-    if not rows:
-        return
-    measured = [row for row in rows if row.held_out is not None]
-    held_out = [(row.step, float(row.held_out or 0.0)) for row in measured]
-    plots.loss_curve([(row.step, row.loss) for row in rows], path, held_out=held_out)
+    if rows:
+        held_out = [(row.step, row.held_out) for row in rows if row.held_out is not None]
+        plots.loss_curve([(row.step, row.loss) for row in rows], path, held_out=held_out)
 
 
 class Log:
@@ -72,11 +66,15 @@ class Log:
 
     def __init__(self, folder: Path, trainer: Trainer, cpu_seconds: Callable[[], float]) -> None:
         self._folder, self._cpu_seconds = folder, cpu_seconds
-        self._file = ProgressFile(folder / "progress.csv", trainer.step)
+        self._file = folder / "progress.csv"
+        # Lines after the checkpoint that is resumed from are dropped.
+        kept = [row for row in read_progress(self._file) if row.step <= trainer.step]
+        header = ",".join(field.name for field in fields(Row)) + "\n"
+        write_file(self._file, (header + "".join(map(str, kept))).encode(), private=True)
         self._first = trainer.step
         self._losses: list[float] = []
         self._smooth, self._read = 0.0, 0
-        before = [row.held_out for row in read_progress(self._file.path) if row.held_out is not None]
+        before = [row.held_out for row in kept if row.held_out is not None]
         self._held_out = before[-1] if before else None
         self._least = min(before, default=float("inf"))
         self._said: set[str] = set()
@@ -96,13 +94,14 @@ class Log:
                     trainer, "rising", "overfitting: the held-out loss rises; stop earlier, or add data"
                 )
         if validate or trainer.step % LOG_EVERY == 0:
-            self._file.add(self._row(trainer, self._held_out if validate else None))
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(str(self._row(trainer, self._held_out if validate else None)))
             self._losses.clear()
 
     def draw(self, trainer: Trainer, *, last: bool = False) -> None:
         """Renew loss.png and samples.png, and compare the samples with training data."""
         if last or trainer.config.kind != "points":
-            draw_loss(read_progress(self._file.path), self._folder / "loss.png")
+            draw_loss(read_progress(self._file), self._folder / "loss.png")
         self._say(trainer, "near", trainer.task.show(trainer, self._folder, last=last))
 
     def progress(self, trainer: Trainer) -> Progress:
@@ -123,26 +122,3 @@ class Log:
             seconds=time.monotonic() - self._begun,
             cpu_seconds=self._cpu_seconds(),
         )
-
-
-def _line(cells: tuple[object, ...]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
-
-
-def _cells(row: Row) -> tuple[object, ...]:
-    held_out = "" if row.held_out is None else f"{row.held_out:.6g}"
-    times = (f"{row.seconds:.3f}", f"{row.cpu_seconds:.3f}")
-    return (row.step, f"{row.loss:.6g}", held_out, f"{row.learning_rate:.6g}", *times)
-
-
-def _row(entry: dict[str, str]) -> Row:
-    return Row(
-        step=int(entry["step"]),
-        loss=float(entry["loss"]),
-        held_out=float(entry["held_out"]) if entry["held_out"] else None,
-        learning_rate=float(entry["learning_rate"]),
-        seconds=float(entry["seconds"]),
-        cpu_seconds=float(entry["cpu_seconds"]),
-    )

@@ -1,6 +1,6 @@
 """A training run as a folder: started, resumed, finished; `train` is what commands and nodes call.
 
-out/run/progress.csv, loss.png, samples.png   as it goes; everything else as `run_folder` has it
+out/run/progress.csv, loss.png, samples.png   as it goes; everything else as in `checkpoint`
 """
 
 from __future__ import annotations
@@ -28,14 +28,21 @@ from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.networks.placement import torch_threads
 from ddib_fed.terminal import bar, say
-from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
+from ddib_fed.training.checkpoint import (
+    DTYPES,
+    Checkpoint,
+    CheckpointInfo,
+    RunFolder,
+    latest_checkpoint,
+    run_identity,
+    write_checkpoint,
+)
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.distributed import World, open_world
 from ddib_fed.training.own_samples import after_training
 from ddib_fed.training.pictures import PictureTask
 from ddib_fed.training.points import PointTask, open_points
 from ddib_fed.training.report import LOG_EVERY, Log
-from ddib_fed.training.run_folder import DTYPES, RunFolder, run_identity
 from ddib_fed.training.sources import PictureSource, map_digest, open_source, open_start
 from ddib_fed.training.trainer import (
     PROBE_MARGIN,

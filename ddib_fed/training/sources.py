@@ -9,7 +9,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ddib_fed.calibration.record import RETRAINED, Calibration, read_calibration, units_digest
+from ddib_fed.calibration.record import RETRAINED, read_calibration, units_digest
 from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import Progress, Survey, expand
@@ -61,7 +61,11 @@ def calibrated_units(config: TrainConfig, made: Manifest) -> Normalisation:
         raise CalibrationExpired(
             f"{config.calibration} ended on {found.expires:%Y-%m-%d}", hint="make it anew: ddib calibrate"
         )
-    _check_domain(config, made, found)
+    if found.source.domain not in {made.domain, made.name, config.name, config.domain}:
+        raise CalibrationForeign(
+            f"{config.calibration} maps pictures of {found.source.domain}, and {config.init} is of {made.domain}",
+            hint=f"--init with the model of {found.source.domain}",
+        )
     if found.source.units_sha256 != units_digest(made.normalisation):
         whose = "the target's" if found.target.units_sha256 == units_digest(made.normalisation) else "other"
         raise CalibrationUnits(
@@ -78,15 +82,6 @@ def calibrated_units(config: TrainConfig, made: Manifest) -> Normalisation:
 
 def map_digest(found: ChannelMap) -> str:
     return hashlib.sha256(found.model_dump_json(exclude_none=True).encode()).hexdigest()
-
-
-def _check_domain(config: TrainConfig, made: Manifest, found: Calibration) -> None:
-    own = {name for name in (made.domain, made.name, config.name, config.domain) if name is not None}
-    if found.source.domain not in own:
-        raise CalibrationForeign(
-            f"{config.calibration} maps pictures of {found.source.domain}, and {config.init} is of {made.domain}",
-            hint=f"--init with the model of {found.source.domain}",
-        )
 
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
@@ -114,7 +109,7 @@ class PictureSource:
     labels: Labels | None = None
     held_out_labels: Labels | None = None
     classes: tuple[str, ...] = ()
-    picture: PictureFormat | None = None
+    picture: PictureFormat = field(default_factory=PictureFormat)
     note: DataNote | None = None
     size: int | None = None
     quantum: float = QUANTUM
@@ -133,12 +128,9 @@ def array_source(
     labels: Sequence[int] | Labels | None = None,
     held_out_labels: Sequence[int] | Labels | None = None,
     classes: tuple[str, ...] = (),
-    picture: PictureFormat | None = None,
-    note: DataNote | None = None,
-    size: int | None = None,
-    quantum: float = QUANTUM,
+    **further: Any,
 ) -> PictureSource:
-    """Pictures that are in memory already; the arguments are the attributes of `PictureSource`."""
+    """Pictures that are in memory already; `further` are other attributes of `PictureSource`."""
     for part, pixels in (("training", train), ("held-out", held_out)):
         _check_pixels(name, part, pixels, train.shape[1:])
     if len(train) < MIN_PICTURES:
@@ -155,10 +147,7 @@ def array_source(
         labels=given,
         held_out_labels=_labels(name, held_out_labels, len(held_out), len(classes)),
         classes=classes,
-        picture=picture or PictureFormat(low=0.0, high=255.0, bits=8),
-        note=note,
-        size=size,
-        quantum=quantum,
+        **further,
     )
 
 
@@ -171,14 +160,11 @@ def shipped_source(name: str) -> PictureSource:
 
 
 def normalisation(config: TrainConfig, source: PictureSource) -> Normalisation:
-    """Mean and deviation of the training pictures as the config wants them, rounded to what a manifest shows well."""
-    if config.normalise == "none":
-        return Normalisation(colours=config.colours)
+    """Mean and deviation of the training pictures of each channel, rounded to what a manifest shows well."""
     every = max(1, len(source.train) // _MOMENT_PICTURES)
     raw = Normalisation(colours=config.colours)
     sample = raw.recoloured(expand(source.train[::every]).astype(np.float64))
-    axes = (0, 2, 3) if config.normalise == "channel" and sample.shape[1] > 1 else (0, 1, 2, 3)
-    mean, std = np.atleast_1d(sample.mean(axis=axes)), np.atleast_1d(sample.std(axis=axes))
+    mean, std = sample.mean(axis=(0, 2, 3)), sample.std(axis=(0, 2, 3))
     if not (std > 1e-4).all():
         raise InputError(
             f"nothing varies in the pictures of {source.name}",
@@ -205,7 +191,10 @@ def open_source(
             hint="one of the three",
         )
     if source is None:
-        source = _named(config, say or (lambda _: None), progress)
+        if config.domain is not None:
+            source = shipped_source(config.domain)
+        else:
+            source = folder_source(config, say=say or (lambda _: None), progress=progress)
     if config.size is not None and source.shape[1:] != (config.size, config.size):
         raise SettingsInvalid(
             f"the pictures of {source.name} are {source.shape[2]} x {source.shape[1]}, not {config.size}",
@@ -226,7 +215,8 @@ def folder_source(
     classes = config.classes if config.classes in {"folders", "prefix"} else None
     studies = scan_studies(root, config, _side(config), progress=progress)
     if studies is None:
-        folder, spec = _scan_pictures(root, config, classes, progress), config.range
+        spec, check = config.range, folders.range_check(config.range)
+        folder = folders.scan(root, classes=classes, skip_bad=config.skip_bad, check=check, progress=progress)
     else:
         folder, spec = studies.folder, studies.range
     facts = folders.survey(folder)
@@ -287,13 +277,6 @@ def own_volumes(manifest: Manifest, folder: Path) -> PictureSource | None:
     return folder_source(as_trained(manifest, folder), say=lambda _: None)
 
 
-def _scan_pictures(
-    root: Path, config: TrainConfig, classes: folders.Classes, progress: Progress | None
-) -> folders.Folder:
-    check = folders.range_check(config.range)
-    return folders.scan(root, classes=classes, skip_bad=config.skip_bad, check=check, progress=progress)
-
-
 def _side(config: TrainConfig) -> int:
     size = config.usual_size
     return size + (size // CROP_ROOM if config.crop else 0)
@@ -313,17 +296,21 @@ def _rule_of(config: TrainConfig, facts: Survey, low: float, high: float) -> Pic
     )
 
 
+def evenly(count: int, most: int) -> Labels:
+    """At most so many row numbers below `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+
+
+def spaced(samples: Floats, most: int) -> Floats:
+    chosen: Floats = samples[evenly(len(samples), most)]
+    return chosen
+
+
 def name_of(root: Path) -> str:
     """The folder's name as a domain's: letters, digits, dots, dashes; of trainA the name of the folder around it."""
     path = root.resolve()
     name = f"{path.parent.name}-{path.name[-1].lower()}" if path.name in {"trainA", "trainB"} else path.name
     return domain_from(name) or "pictures"
-
-
-def _named(config: TrainConfig, say: Callable[[str], None], progress: Progress | None) -> PictureSource:
-    if config.domain is not None:
-        return shipped_source(config.domain)
-    return folder_source(config, say=say, progress=progress)
 
 
 def _conversions(facts: folders.Survey, channels: int) -> list[str]:
@@ -412,7 +399,7 @@ def open_start(config: TrainConfig, source: PictureSource) -> Start:
     if config.init is None:
         fields = {**config.network, **_demanded(config, source)}
         schedule = ScheduleConfig(name=config.noise_schedule or "cosine")
-        return Start(_network(fields), schedule, config.predict or "v", "scaled-lambda")
+        return Start(_validated(UNetConfig, fields), schedule, config.predict or "v", "scaled-lambda")
     bundle = load_bundle(config.init)
     made = bundle.manifest
     if not isinstance(made.network, UNetConfig):
@@ -430,7 +417,7 @@ def open_start(config: TrainConfig, source: PictureSource) -> Start:
             f"{config.init} has the digest {bundle.digest[:16]}..., not {config.init_digest[:16]}...",
             hint="these are not the initial weights that were agreed on",
         )
-    network = _network({**made.network.model_dump(), **_demanded(config, source)})
+    network = _validated(UNetConfig, {**made.network.model_dump(), **_demanded(config, source)})
     _refuse_contradictions(config, bundle, network)
     normal = None if config.calibration is None else calibrated_units(config, made)
     return Start(network, made.schedule, made.parameterisation, made.time_input, bundle, normal)
@@ -507,7 +494,7 @@ def _demanded(config: TrainConfig, source: PictureSource) -> dict[str, Any]:
     demanded = {
         "image_size": height,
         "in_channels": channels,
-        "out_channels": channels * (2 if config.learn_sigma else 1),
+        "out_channels": channels,
         "num_classes": classes,
         "class_dropout": config.label_dropout > 0,
     }
@@ -523,10 +510,6 @@ def _refuse_overridden(config: TrainConfig, demanded: Mapping[str, Any]) -> None
                 f"{key} follows from the pictures and the run and is {value}, not {config.network[key]}",
                 hint=f"leave {key} out of the network's fields",
             )
-
-
-def _network(fields: Mapping[str, Any]) -> UNetConfig:
-    return _validated(UNetConfig, fields)
 
 
 def _validated(kind: type[Config], fields: Mapping[str, Any]) -> Config:
@@ -587,18 +570,14 @@ def _first(have: Tensor, want: Tensor, network: UNetConfig | ClassifierConfig) -
 
 
 def _last(have: Tensor, want: Tensor) -> Tensor:
-    """Of the output for means and variances alike; what is new of it starts at zero, as in a fresh network."""
-    for learned_have, learned_want in ((1, 1), (2, 2), (1, 2), (2, 1)):
-        small, large = have.shape[0] / learned_have, want.shape[0] / learned_want
-        if small not in (large, 3 * large, large / 3):
-            continue
-        parts = have.chunk(learned_have)[:learned_want]
-        if small == 3 * large:
-            parts = tuple(_grouped(part, 3, 0).mean(0) for part in parts)
-        elif large == 3 * small:
-            parts = tuple(torch.cat([part] * 3) for part in parts)
-        missing = [torch.zeros_like(parts[0])] * (learned_want - len(parts))
-        return torch.cat([*parts, *missing])
+    """Of the output; a variance that was learned beside the mean is dropped."""
+    for part in (have, have.chunk(2)[0]):
+        if len(part) == len(want):
+            return part
+        if len(part) == 3 * len(want):
+            return _grouped(part, 3, 0).mean(0)
+        if 3 * len(part) == len(want):
+            return torch.cat([part] * 3)
     raise _misfit(_LAST, have, want)
 
 

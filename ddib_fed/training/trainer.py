@@ -171,9 +171,6 @@ class Task(Protocol):
     def loss(self, network: nn.Module, piece: Piece, samples: Any) -> tuple[Tensor, Tensor]:
         """The piece's share of the batch's loss, to be differentiated, and the losses of its samples (n,)."""
 
-    def learn(self, step: int, losses: Tensor) -> Tensor:
-        """Take in the losses (batch,) float32 of a step, on the device; the loss of the batch (), not waited for."""
-
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         """The loss on samples that are never trained on, always with the same noise."""
 
@@ -182,12 +179,6 @@ class Task(Protocol):
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """Draw what the averaged weights make into samples.png; what is to be said about it, or nothing."""
-
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside network and optimiser."""
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take a state that was stored."""
 
     def manifest(self) -> dict[str, Any]:
         """The fields of the bundle's manifest that follow from the task."""
@@ -226,7 +217,7 @@ class Trainer:
             self._parameters,
             lr=config.learning_rate,
             betas=(0.9, config.beta2),
-            weight_decay=config.weight_decay,
+            weight_decay=0.0,
             fused=True,
         )
         self._prefetch = Prefetch(
@@ -247,7 +238,7 @@ class Trainer:
         self._bound_gradient()
         self._optimizer.step()
         self.ema.update(self.network, self.step)
-        loss = self._learn(losses)
+        loss = self._loss(losses)
         self.step += 1
         return loss
 
@@ -270,7 +261,6 @@ class Trainer:
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": optimizer_tensors(self._optimizer),
-            "levels": self.task.state(),
         }
         return {
             f"{part}.{name}": value.cpu() for part, state in parts.items() for name, value in state.items()
@@ -282,7 +272,6 @@ class Trainer:
         self.ema.load_state_dict(checkpoint.part("ema"))
         restore_optimizer(self._optimizer, checkpoint.part("optimizer"))
         self._arrange()
-        self.task.restore(checkpoint.part("levels"))
         self.step = checkpoint.info.step
         self.microbatch = int(checkpoint.info.config.get("microbatch") or self.microbatch)
 
@@ -290,8 +279,8 @@ class Trainer:
         if self.config.clip:
             nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
 
-    def _learn(self, losses: Tensor) -> Tensor:
-        return self.task.learn(self.step, losses)
+    def _loss(self, losses: Tensor) -> Tensor:
+        return losses.double().mean()
 
     def _gradients(self) -> Tensor:
         """Put the batch's gradient into the parameters; losses of all samples (batch,) float32 on the device."""

@@ -33,7 +33,6 @@ from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import NotFinite, SettingsInvalid
 from ddib_fed.evaluation.bootstrap import resample
 from ddib_fed.models.bundle import Bundle, load_bundle, put_beside
-from ddib_fed.models.catalogue import STEPS_FILE
 from ddib_fed.models.sidecars import LEAST_STEP, MAX_LEARNED, Errors, Tuned, TunedLeg
 from ddib_fed.training.own_samples import SEED, Counts, own_samples
 
@@ -439,7 +438,7 @@ def put_legs(folder: Path, legs: Sequence[TunedLeg], *, command: str = "") -> Tu
     bundle = load_bundle(folder)
     tuned = bundle.tuned or Tuned(weights_sha256=bundle.manifest.weights_sha256)
     tuned = tuned.with_legs(tuple(legs), command)
-    put_beside(folder, STEPS_FILE, tuned.text())
+    put_beside(folder, tuned)
     return tuned
 
 

@@ -19,7 +19,7 @@ from ddib_fed.models.bundle import (
     read_weights,
     save_bundle,
 )
-from ddib_fed.models.sidecars import parse_tuned
+from ddib_fed.models.sidecars import Tuned
 from ddib_fed.models.weights import read_checkpoint, read_safetensors
 from tests.fuzz.target import Target, as_file
 from tests.models import examples as models
@@ -89,7 +89,7 @@ def _bundles() -> list[bytes]:
 
 def steps(data: bytes) -> None:
     """steps.json beside a model."""
-    parse_tuned(data, "0" * 64, "a bundle")
+    Tuned.parse(data, "0" * 64, "a bundle")
 
 
 def _steps() -> list[bytes]:

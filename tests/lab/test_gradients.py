@@ -120,43 +120,6 @@ def test_a_planted_sample_moves_the_sum_by_the_clip_at_most(sums):
     assert float(torch.cat([part.reshape(-1) for part in moved]).norm()) == pytest.approx(0.5, rel=1e-3)
 
 
-def test_without_noise_a_step_is_that_of_opacus(sums):
-    """Its own step, on the same gradients, in one piece and in two."""
-    from opacus.optimizers import DPOptimizer
-
-    network, clipped = sums
-    gradients = SampleGradients(network)(draws_of("points", count=6))[0]
-    clipped.add([g[:4] for g in gradients])
-    clipped.add([g[4:] for g in gradients])
-    clipped.finish(0)
-    found = [parameter.grad.clone() for parameter in network.parameters()]
-    clipped.zero_grad(set_to_none=True)
-    own = DPOptimizer(
-        torch.optim.SGD(network.parameters(), lr=1.0),
-        noise_multiplier=0.0,
-        max_grad_norm=0.5,
-        expected_batch_size=1,
-    )
-    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-        parameter.grad_sample = gradient
-    own.step()
-    for parameter, mine in zip(network.parameters(), found, strict=True):
-        assert torch.allclose(parameter.grad, mine, atol=1e-6)
-
-
-def test_a_step_without_samples_is_noise_of_the_right_size(sums):
-    """Of deviation noise multiplier times clip in the sum, over the expected batch."""
-    network, clipped = sums
-    clipped.noise_multiplier, clipped.expected_batch_size = 3.0, 10
-    clipped.finish(7)
-    noise = torch.cat([parameter.grad.reshape(-1) for parameter in network.parameters()])
-    assert float(noise.std()) == pytest.approx(3.0 * 0.5 / 10, rel=0.1)
-    clipped.zero_grad(set_to_none=True)
-    clipped.finish(8)
-    other = torch.cat([parameter.grad.reshape(-1) for parameter in network.parameters()])
-    assert abs(float(torch.corrcoef(torch.stack([noise, other]))[0, 1])) < 0.1
-
-
 @pytest.mark.parametrize(
     "layer", [nn.BatchNorm2d(4), nn.Dropout(0.1), nn.InstanceNorm2d(4, track_running_stats=True)]
 )

@@ -9,27 +9,6 @@ from ddib_fed.lab.private import KEY_FILE, RunKey, forget_key, key_of_run
 KEY = RunKey(bytes(32))
 
 
-def test_numbers_are_a_function_of_key_purpose_and_step():
-    first = KEY.uniforms("noise", 3, (4, 5))
-    assert np.array_equal(first, RunKey(bytes(32)).uniforms("noise", 3, (4, 5)))
-    for other in (
-        KEY.uniforms("noise", 4, (4, 5)),
-        KEY.uniforms("levels", 3, (4, 5)),
-        RunKey(b"1" * 32).uniforms("noise", 3, (4, 5)),
-    ):
-        assert not np.intersect1d(first, other).size
-
-
-def test_uniforms_and_normals_have_their_distributions():
-    uniforms = KEY.uniforms("a", 0, (100_000,))
-    assert 0 <= uniforms.min() < uniforms.max() < 1
-    assert uniforms.mean() == pytest.approx(0.5, abs=0.005)
-    normals = KEY.normals("b", 0, (99_999,))
-    assert normals.mean() == pytest.approx(0, abs=0.02)
-    assert normals.std() == pytest.approx(1, abs=0.01)
-    assert abs(np.corrcoef(normals[:-1], normals[1:])[0, 1]) < 0.02
-
-
 def test_each_sample_takes_part_with_the_rate_and_on_its_own():
     """The size of a Poisson sample varies as that of independent coins."""
     sizes = [len(KEY.chosen(step, 1_000, 0.1)) for step in range(400)]

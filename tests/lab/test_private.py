@@ -4,18 +4,14 @@ import json
 import shutil
 import sys
 
-import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 
 from ddib_fed.errors import ExtraMissing, SettingsInvalid, StateConflict
 from ddib_fed.lab.config import PrivateTrainConfig
-from ddib_fed.lab.private import KEY_FILE, PrivatePictures, PrivatePoints, RunKey, require_private
+from ddib_fed.lab.private import KEY_FILE, require_private
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.checkpoint import latest_checkpoint
-from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.points import open_points
 from ddib_fed.training.run import train
 from tests.training.pictures.examples import spots_source
 
@@ -134,35 +130,6 @@ def test_pictures_have_no_figures_of_training_pictures(pictures, tmp_path):
     assert made.structure.count <= 16
 
 
-@pytest.mark.long
-@pytest.mark.slow
-def test_weights_to_start_from_are_named(pictures, tmp_path):
-    source = spots_source()
-    plain = {name: value for name, value in pictures.model_dump().items() if not name.startswith("dp_")}
-    plain = TrainConfig(**plain)
-    first = train(plain, tmp_path / "a", source=source)
-    config = pictures.model_copy(update={"init": tmp_path / "a", "network": {}})
-    second = train(config, tmp_path / "b", source=source)
-    assert second.manifest.differential_privacy.initial == first.digest
-
-
-def test_a_sample_is_drawn_whatever_others_are_in_its_step(private, pictures):
-    """Shapes are (n, draws, ...); draws of a sample differ, and the first sample has the same ones in any company."""
-    key = RunKey(bytes(32))
-    point = PrivatePoints(private.settled(), open_points(private))
-    source = spots_source()
-    from ddib_fed.training.sources import open_start
-
-    picture = PrivatePictures(pictures.settled(), source, open_start(pictures, source))
-    for task in (point, picture):
-        alone = task.draws(0, np.array([5]), key)
-        beside = task.draws(0, np.array([5, 9]), key)
-        assert beside.x.shape[:2] == (2, 2)
-        for name in ("x", "times", "target"):
-            assert torch.equal(getattr(alone, name)[0], getattr(beside, name)[0])
-        assert not torch.equal(alone.x[0, 0], alone.x[0, 1])
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -183,8 +150,6 @@ def test_settings_that_cannot_be_private_are_refused(private, change, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sampler": "loss-second-moment"}, "loss-second-moment"),
-        ({"learn_sigma": True}, "learn_sigma"),
         ({"network": {"spectral": True}}, "spectral"),
         ({"network": {"dropout": 0.1}}, "dropout"),
     ],
@@ -192,11 +157,6 @@ def test_settings_that_cannot_be_private_are_refused(private, change, said):
 def test_settings_of_pictures_that_cannot_be_private_are_refused(pictures, change, said):
     with pytest.raises(ValidationError, match=said):
         PrivateTrainConfig(**pictures.model_dump() | change)
-
-
-def test_a_classifier_is_not_private(pictures):
-    with pytest.raises(ValidationError, match="classifier"):
-        PrivateTrainConfig(**pictures.model_dump() | {"kind": "classifier", "label_dropout": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -243,13 +203,3 @@ def test_the_command_trains_and_show_prints_it(points, tmp_path):
     assert "Not covered: pictures that are translated" in shown
     values = json.loads(ddib("show", out, "--format", "json"))["differential_privacy"]
     assert (values["clip"], values["unit"], values["accountant"]) == (0.5, "sample", "rdp")
-
-
-@pytest.mark.slow
-def test_private_runs_keep_their_length(pictures, tmp_path):
-    """Their noise was chosen for it."""
-    source = spots_source()
-    train(pictures, tmp_path, source=source)
-    longer = pictures.model_copy(update={"steps": 20})
-    with pytest.raises(StateConflict):
-        train(longer, tmp_path, source=source, resume=True, lengthen=True)

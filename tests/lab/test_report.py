@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.errors import BundleInvalid, InputError, ShapeMismatch, UsageError
-from ddib_fed.evaluation import metrics
+from ddib_fed.errors import BundleInvalid, ShapeMismatch, UsageError
 from ddib_fed.lab.commands import privacy
 from ddib_fed.lab.report import (
     DEPTHS,
@@ -25,7 +24,7 @@ from ddib_fed.lab.report import (
     privacy_report,
 )
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.sidecars import PRIVACY_FILE
+from ddib_fed.models.sidecars import PrivacyReport
 from tests.models.examples import manifest, state
 from tests.runs.tiny_models import pictures, tiny
 
@@ -56,15 +55,6 @@ def test_points_are_read_through_a_smooth_map_and_not_through_none():
         fit_point_inverter(z[:8], x[:8])
 
 
-def test_a_copy_is_near_and_a_blurred_picture_is_not():
-    """Over the distance from the mean picture."""
-    train = metrics.reduced(pictures(40, size=16))
-    assert metrics.nearest(train[:5], train) == pytest.approx(np.zeros(5), abs=1e-3)
-    assert metrics.nearest(metrics.reduced(pictures(5, size=16, seed=3)), train).min() > 0.5
-    with pytest.raises(ShapeMismatch):
-        metrics.nearest(train[:, :3], train)
-
-
 def test_latents_of_all_depths_come_from_one_way():
     """Those of full depth are the same with and without a look on the way; less depth is nearer to the picture."""
     owner = DomainModel(tiny("north", soften_sigma=0.05))
@@ -79,18 +69,17 @@ def test_latents_of_all_depths_come_from_one_way():
 
 def test_members_are_told_by_the_loss_where_the_others_are_of_another_kind():
     """And not where both sides are the same."""
-    owner = DomainModel(tiny("north"))
+    owner, wanted = DomainModel(tiny("north")), Wanted(evaluations=6, seed=0)
     some, others = pictures(24), np.zeros((24, 1, 8, 8), np.float32)
-    told = membership_of(owner, others, some, sigma=0.0, evaluations=6, seed=0)
+    (told,) = membership_of(owner, others, some, wanted, lambda _: None)
     assert told.loss.value > 0.95
-    same = membership_of(owner, some, some, sigma=0.0, evaluations=6, seed=0)
+    (same,) = membership_of(owner, some, some, wanted, lambda _: None)
     assert same.loss.value == pytest.approx(0.5)
 
 
 def test_what_a_model_draws_is_held_against_its_training_pictures():
     """Medians with their intervals."""
-    owner = DomainModel(tiny("north"))
-    found = copies_of(owner, pictures(30), pictures(12, seed=4), count=6, seed=0)
+    found = copies_of(DomainModel(tiny("north")), pictures(30), pictures(6, seed=4), 0, lambda _: None)
     assert found.drawn == 6
     assert found.samples.low <= found.samples.value <= found.samples.high
 
@@ -161,19 +150,12 @@ def test_a_users_model_that_is_called_as_a_domain_is_not_attacked_by_the_domains
         privacy_report(tiny("relief", channels=3, size=32), Wanted(), say=lambda _: None)
 
 
-def test_too_few_samples_are_refused(small, tmp_path):
-    """An attack on a handful says nothing."""
-    np.save(tmp_path / "few.npy", noise(60, 2))
-    with pytest.raises(InputError, match="too few"):
-        privacy_report(load_bundle(small), Wanted(tmp_path / "few.npy"), say=lambda _: None)
-
-
 def test_a_report_of_other_weights_is_refused(small, points):
     """It may come from anywhere."""
     run(privacy, "report", "--model", small, "--data", points, "--samples", 96, "--surrogate-seconds", 0)
-    fields = json.loads((small / PRIVACY_FILE).read_text())
+    fields = json.loads((small / PrivacyReport.file).read_text())
     fields["weights_sha256"] = "0" * 64
-    (small / PRIVACY_FILE).write_text(json.dumps(fields))
+    (small / PrivacyReport.file).write_text(json.dumps(fields))
     with pytest.raises(BundleInvalid, match="other weights"):
         load_bundle(small)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import decode, soften
+from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.lab.teacher import Pool, Starts, Teacher, asked
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
+from ddib_fed.networks.config import MlpConfig, build_network
 
 
 def bundle(network=None, shape=(2,), **fields):
@@ -63,20 +62,6 @@ def test_paths_from_noise_end_where_the_teacher_decodes():
     assert bool((path.phis.diff() < 0).all())
 
 
-def test_paths_from_data_start_where_encoding_does():
-    """Softened data, at the softened level, and end at the schedule's noise end."""
-    found = teacher(bundle(soften_sigma=0.05))
-    path, _ = found.batch(1, slice(0, 6))
-    assert float(torch.tan(path.phis[0])) == pytest.approx(0.05)
-    assert math.log(float(path.levels[-1, 0] / path.levels[-1, 1])) == pytest.approx(
-        found.schedule.lambda_min
-    )
-    clean = torch.from_numpy(found.starts.held_out)
-    noise = torch.ones_like(clean)
-    even = torch.full((23,), 0.5, dtype=torch.float64)
-    assert torch.equal(found.from_data(clean, noise, even, None).x[0], soften(clean, 0.05, noise))
-
-
 def test_an_answer_takes_its_question_to_another_node_of_its_path():
     """x + (phi_s - phi_t) target is a node, whichever way it lies; without a span the target is the velocity."""
     found = teacher()
@@ -108,26 +93,3 @@ def test_questions_are_a_function_of_the_step_alone():
     part = pool(teacher()).ask(8, slice(3, 8))
     assert torch.allclose(part.x, whole.x[3:8], atol=1e-6)
     assert torch.equal(part.to, whole.to[3:8])
-
-
-def test_paths_are_replaced():
-    """Later steps ask other paths, and those that no step asks any more are dropped."""
-    found = pool(teacher(), uses=1)
-    for step in range(40):
-        found.ask(step, slice(0, 12))
-        assert len(found._kept) <= found.live
-    assert min(number for number, *_ in found._kept) >= 40 - 2 * found.live
-
-
-def test_classes_go_with_their_paths():
-    """Paths from data have the classes of their samples, those from noise any; a share has none."""
-    network = UNetConfig(
-        image_size=8, model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=(1,), num_classes=3,
-        class_dropout=True, norm_groups=8,
-    )  # fmt: skip
-    found = teacher(bundle(network, (3, 8, 8)), starts((3, 8, 8), labels=3), evaluations=8)
-    questions = Pool(found, seed=3, batch=12, uses=1, evaluations=8).ask(0, slice(0, 12))
-    assert questions.labels is not None
-    assert questions.labels.shape == (12,)
-    assert set(questions.labels.tolist()) <= {0, 1, 2, 3}
-    assert len(set(questions.labels.tolist())) > 1

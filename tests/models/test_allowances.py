@@ -8,8 +8,8 @@ import math
 import pytest
 
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.models.bundle import amend_bundle, load_bundle, put_beside, save_bundle
-from ddib_fed.models.sidecars import GATE_FILE, Allowances, PictureAllowances
+from ddib_fed.models.bundle import load_bundle, put_beside, save_bundle
+from ddib_fed.models.sidecars import Allowances, PictureAllowances
 from tests.models.examples import manifest, state
 
 BOUNDS = PictureAllowances(names=("mean",), low=(-0.1,), high=(0.1,))
@@ -36,17 +36,11 @@ def allowances(folder, **changes) -> Allowances:
 def test_allowances_lie_beside_the_weights_and_change_no_digest(saved):
     """Contracts and calibrations name the digest; a measurement must not void them."""
     before = load_bundle(saved)
-    put_beside(saved, GATE_FILE, allowances(saved).text())
+    put_beside(saved, allowances(saved))
     after = load_bundle(saved)
     assert after.digest == before.digest
     assert (before.allowances, after.allowances) == (None, allowances(saved))
-    assert (saved / GATE_FILE).stat().st_mode == (saved / "manifest.json").stat().st_mode
-
-
-def test_an_amended_manifest_keeps_them(saved):
-    """They are of the weights."""
-    put_beside(saved, GATE_FILE, allowances(saved).text())
-    assert amend_bundle(saved, name="another").allowances == allowances(saved)
+    assert (saved / Allowances.file).stat().st_mode == (saved / "manifest.json").stat().st_mode
 
 
 @pytest.mark.parametrize(
@@ -64,17 +58,8 @@ def test_a_changed_file_is_refused_with_what_to_do(saved, change, said):
     """It may come from anywhere."""
     fields = json.loads(allowances(saved).text())
     change(fields)
-    (saved / GATE_FILE).write_text(json.dumps(fields))
+    (saved / Allowances.file).write_text(json.dumps(fields))
     with pytest.raises(BundleInvalid) as refused:
         load_bundle(saved)
     assert said in refused.value.detail
     assert "ddib model gate" in str(refused.value.hint)
-
-
-def test_figures_of_pictures_have_as_many_bounds_as_names():
-    """Nothing is compared with the bound of another figure."""
-    PictureAllowances(names=("a", "b"), low=(0, 0), high=(1, 0))
-    with pytest.raises(ValueError, match="as many"):
-        PictureAllowances(names=("a", "b"), low=(0, 0), high=(1,))
-    with pytest.raises(ValueError, match="above"):
-        PictureAllowances(names=("a",), low=(1,), high=(0,))

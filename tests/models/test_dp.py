@@ -12,11 +12,6 @@ SPENT = DifferentialPrivacy(
 )
 
 
-def test_a_manifest_without_it_says_nothing_of_it():
-    """So bundles of earlier releases keep their digests."""
-    assert "differential_privacy" not in manifest().fields()
-
-
 def test_it_is_kept_and_part_of_the_digest(tmp_path):
     with_it = manifest().model_copy(update={"differential_privacy": SPENT})
     save_bundle(tmp_path / "m", with_it, state())
@@ -45,9 +40,3 @@ def test_it_is_kept_and_part_of_the_digest(tmp_path):
 def test_what_no_run_spends_is_refused(wrong):
     with pytest.raises(ValidationError):
         DifferentialPrivacy.model_validate({**SPENT.model_dump(), **wrong})
-
-
-def test_it_reads_as_a_sentence():
-    assert str(SPENT).startswith(
-        "epsilon 7.99 at delta 1e-05 for each training sample, by the accountant prv: 3000 steps"
-    )

@@ -7,11 +7,10 @@ import pickle
 
 import pytest
 
-from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.models import sidecars as module
+from ddib_fed.errors import BundleInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import STEPS_FILE
-from ddib_fed.models.sidecars import Errors, Tuned, TunedLeg, parse_tuned
+from ddib_fed.models.sidecars import Errors, Tuned, TunedLeg
 from ddib_fed.training.tune import put_legs
 from tests.models.examples import manifest, state
 
@@ -74,11 +73,6 @@ def test_tuning_again_replaces_the_same_leg_and_keeps_the_others(saved):
     assert kept == {("decode", 0.0, 4): 4, ("decode", 0.0, 6): 3, ("encode", 0.0, 4): 3}
 
 
-def test_only_numbers_of_both_directions_are_offered(saved):
-    """With one direction alone no translation can be planned."""
-    assert put_legs(saved, [leg(), leg("encode"), leg(evaluations=6)]).evaluations == (4,)
-
-
 def test_the_steps_of_other_weights_are_refused(saved):
     """A folder whose weights were exchanged would follow another model's steps."""
     assert "other weights" in damaged(saved, lambda f: f.update(weights_sha256="0" * 64))
@@ -107,7 +101,7 @@ def test_too_many_legs_and_too_large_a_file_are_refused(saved, monkeypatch):
     assert "two legs" in damaged(saved, lambda f: f.update(legs=f["legs"] * 2))
     (saved / STEPS_FILE).unlink()
     assert "at most 64 items" in damaged(saved, lambda f: f.update(legs=f["legs"] * 65))
-    (saved / STEPS_FILE).write_bytes(b" " * (module.MAX_STEPS_BYTES + 1))
+    (saved / STEPS_FILE).write_bytes(b" " * (Tuned.max_bytes + 1))
     with pytest.raises(BundleInvalid, match="larger than"):
         load_bundle(saved)
 
@@ -116,7 +110,7 @@ def test_too_many_legs_and_too_large_a_file_are_refused(saved, monkeypatch):
 def test_what_is_no_such_file_is_refused_as_such(content):
     """Not JSON, not an object, not finite, nested without end."""
     with pytest.raises(BundleInvalid, match=STEPS_FILE):
-        parse_tuned(content, "0" * 64, "m")
+        Tuned.parse(content, "0" * 64, "m")
 
 
 def test_steps_travel_with_a_pickled_bundle(saved):
@@ -124,16 +118,3 @@ def test_steps_travel_with_a_pickled_bundle(saved):
     put_legs(saved, [leg(), leg("encode")])
     again = pickle.loads(pickle.dumps(load_bundle(saved)))
     assert again.tuned == load_bundle(saved).tuned
-
-
-def test_the_same_steps_have_the_same_digest():
-    """It names exactly the steps."""
-    one, other = (Tuned(weights_sha256="0" * 64, legs=(leg(order=order),)) for order in (3, 4))
-    assert one.digest() == Tuned(weights_sha256="0" * 64, legs=(leg(order=3),)).digest() != other.digest()
-
-
-def test_numbers_without_steps_name_the_model(saved):
-    """The error is read on another machine."""
-    put_legs(saved, [leg()])
-    with pytest.raises(SettingsInvalid, match="small has learned steps of 4 evaluations"):
-        load_bundle(saved).learned.find("decode", 5)

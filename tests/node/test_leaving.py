@@ -187,8 +187,8 @@ def test_a_leak_is_shown_if_it_was_measured_on_these_weights(tmp_path: Path, cap
     assert "softened to 0.5; for comparison, this model softens otherwise" in text
     assert "guessing finds 0.781 %" in text
     (bundle / "privacy.json").write_bytes(report.model_copy(update={"weights_sha256": "00" * 32}).text())
-    assert "is about other weights" in said(config)
-    assert "is about other weights" in capsys.readouterr().err
+    assert "belongs to other weights" in said(config)
+    assert "belongs to other weights" in capsys.readouterr().err
 
 
 def test_a_node_without_a_model_has_a_page(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import pytest
 from ddib_fed.data.synthetic import uniforms
 from ddib_fed.errors import (
     DomainNotFound,
-    FileMissing,
     InputError,
     NotFinite,
     PointsUnreadable,
@@ -48,12 +47,6 @@ def test_held_out_points_are_never_trained_on(save, good):
     assert not kept & held
 
 
-def test_the_digest_names_the_points(save, good):
-    first = points_source(save(good), 10).digest
-    assert points_source(save(good), 10).digest == first
-    assert points_source(save(good + 1), 10).digest != first
-
-
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
@@ -70,12 +63,6 @@ def test_points_that_cannot_be_learned_are_refused_by_name(save, good, change, e
     with pytest.raises(error) as caught:
         points_source(save(change(good)), 10)
     assert said in caught.value.detail
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileMissing) as caught:
-        points_source(tmp_path / "absent.npy", 10)
-    assert "absent.npy" in caught.value.detail
 
 
 def test_a_domain_is_found_by_its_index_and_an_unknown_one_refused():

@@ -8,8 +8,7 @@ import torch
 from ddib_fed.data import synthetic
 from ddib_fed.diffusion.schedule import discrete_schedule
 from ddib_fed.errors import SettingsInvalid, StateConflict
-from ddib_fed.models.bundle import load_bundle
-from ddib_fed.networks.config import SyntheticConfig, network_shapes
+from ddib_fed.networks.config import SyntheticConfig
 from ddib_fed.training.checkpoint import latest_checkpoint
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import make_step_batch
@@ -31,15 +30,6 @@ def small():
         checkpoint_every=7,
         samples=200,
     )
-
-
-def test_the_preset_is_the_papers_network_with_3_million_parameters():
-    """256 channels and 3 blocks, as the README's command."""
-    config = TrainConfig(domain="moons", network={"public": True})
-    network = {name: value for name, value in config.network.items() if name != "public"}
-    shapes = network_shapes(SyntheticConfig(**network))
-    assert sum(value.numel() for value in shapes.values()) == 3_103_234
-    assert (config.batch, config.levels, config.diffusion_steps, config.clip) == (20_000, 4_000, 4_000, 0.0)
 
 
 def test_the_objective_is_the_noise_at_integer_steps_of_the_schedule():
@@ -94,13 +84,3 @@ def test_the_public_network_is_told_how_long(small, tmp_path):
     with pytest.raises(SettingsInvalid, match="until it is stopped"):
         train(small.model_copy(update={"steps": None}), tmp_path)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_our_own_network_learns_on_the_public_codes_steps_too(tiny, tmp_path):
-    """v at any level within the range of the 4,000 linear steps; the bundle has the table."""
-    config = tiny.model_copy(update={"noise_schedule": "linear", "diffusion_steps": 4000})
-    train(config, tmp_path)
-    manifest = load_bundle(tmp_path).manifest
-    assert (manifest.schedule.name, manifest.schedule.steps) == ("linear", 4000)
-    assert (manifest.parameterisation, manifest.time_input) == ("v", "lambda")

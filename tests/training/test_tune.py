@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.data.shipped import SHIPPED, ShippedPictures
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.grids import LearnedSteps, make_grid
 from ddib_fed.diffusion.plans import learned_solver
@@ -17,20 +16,14 @@ from ddib_fed.errors import InputError, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle, make_bundle, pretrained
 from ddib_fed.models.manifest import DataNote
 from ddib_fed.models.units import Normalisation
-from ddib_fed.training import own_samples as samples
 from ddib_fed.training import tune as run
 from ddib_fed.training.own_samples import Counts, own_samples
 from ddib_fed.training.tune import (
     Effort,
     Rule,
     Wanted,
-    distances,
-    errors,
-    lams_of,
     learn,
-    objective,
     roll,
-    shares_of,
     tune,
     tuning_leg,
 )
@@ -77,37 +70,6 @@ def test_the_differentiable_leg_is_what_the_solver_computes(stage, coordinates, 
     assert torch.allclose(found, wanted, atol=1e-9)
 
 
-def test_the_gradient_is_that_of_a_difference_quotient(model):
-    """Through network, times and weights of the solver, in float64."""
-    model = DomainModel(model.bundle, dtype=torch.float64)
-    leg = leg_of(model, evaluations=32)
-    rule = Rule("decode", 3, "angle", model.denoiser(), model.bundle.schedule, None)
-    lams = torch.tensor([level.lam for level in make_grid(model.bundle.schedule, "default", 6).levels])
-    x, end = leg.choose.x.double(), leg.choose.end.double()
-
-    def loss(u):
-        return objective(roll(rule, x, lams_of(u, 5.3, -5.0)), end)
-
-    u = shares_of(lams.double()).requires_grad_()
-    loss(u).backward()
-    push = torch.zeros(6, dtype=torch.float64)
-    push[2] = 1e-5
-    with torch.no_grad():
-        quotient = (loss(u + push) - loss(u - push)) / 2e-5
-    # Networks round times to float32 at least.
-    assert float(u.grad[2]) == pytest.approx(float(quotient), rel=2e-2)
-
-
-def test_shares_give_their_grid_back():
-    """And any numbers give a falling grid between the ends."""
-    lams = torch.tensor([5.3, 2.0, 1.0, -5.0], dtype=torch.float64)
-    assert torch.allclose(lams_of(shares_of(lams), 5.3, -5.0), lams)
-    wild = lams_of(torch.tensor([9.0, -9.0, 3.0], dtype=torch.float64), 5.3, -5.0)
-    assert wild[0] == 5.3
-    assert wild[-1] == -5.0
-    assert bool((wild[1:] < wild[:-1]).all())
-
-
 @pytest.mark.slow
 def test_learning_lowers_the_error_on_rows_that_it_did_not_learn_from(model):
     """Eight evaluations of decoding moons, against the default grid at eight."""
@@ -116,49 +78,6 @@ def test_learning_lowers_the_error_on_rows_that_it_did_not_learn_from(model):
     figures = run.measured(leg, steps)
     assert figures.error.median < 0.75 * figures.default_error.median
     assert figures.reference_gap < 0.1 * figures.error.mean
-
-
-def test_a_search_that_finds_nothing_keeps_the_best_start(model):
-    """A rate that ruins the grid costs time, not accuracy."""
-    leg = leg_of(model)
-    ruined = learn(leg, 4, Effort((3,), 8, 1, 2, 1, rate=50.0, every=1), tell=silent)
-    start = [
-        float(
-            objective(leg.learned_end(replace(ruined, lams=_lams(leg, name, 4)), leg.choose), leg.choose.end)
-        )
-        for name in ("default", "uniform-lambda")
-    ]
-    now = float(objective(leg.learned_end(ruined, leg.choose), leg.choose.end))
-    assert now <= min(start) + 1e-6
-
-
-def _lams(leg, name, n):
-    grid = make_grid(leg.model.bundle.schedule, name, n)
-    return tuple(level.lam for level in grid.levels)
-
-
-def test_distances_are_euclidean_of_points_and_root_mean_square_of_pictures():
-    """The units that the figures are published in; what is not finite counts as the greatest error."""
-    assert distances(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).tolist() == [5.0]
-    assert distances(torch.full((1, 1, 2, 2), 2.0), torch.zeros(1, 1, 2, 2)).tolist() == [2.0]
-    found = errors(torch.tensor([[float("nan"), 0.0], [0.0, 0.0]]), torch.zeros(2, 2))
-    assert found.mean == 5e5
-
-
-def test_both_directions_of_a_softened_model_are_learned(monkeypatch):
-    """Encoding from its softening, decoding from noise; the file then plans both."""
-    monkeypatch.setattr(run, "PICTURES", (Counts(4, 2, 2), Effort((2,), 2, 1, 1, 1)))
-    monkeypatch.setattr(run, "REFERENCE", 8)
-    bundle = tiny(channels=3, spectral=True, soften_sigma=0.1)
-    monkeypatch.setattr(run, "own_samples", lambda *_: _pictures(bundle))
-    legs = tune(bundle, Wanted((3, 2)), say=silent)
-    assert [leg.key for leg in legs] == [
-        ("encode", 0.1, 3),
-        ("encode", 0.1, 2),
-        ("decode", 0.0, 3),
-        ("decode", 0.0, 2),
-    ]
-    assert {leg.held_out for leg in legs} == {2}
 
 
 def _pictures(bundle):
@@ -231,15 +150,3 @@ def test_a_tuned_bundle_translates_with_the_grid_learned(tmp_path, monkeypatch):
     laid = DomainModel(bundle).plan(replace(run.YARDSTICK, evaluations=4, grid="learned"))
     assert laid.evaluations == 4
     assert laid.learned is not None
-
-
-def test_a_domain_that_holds_few_pictures_back_fills_the_sets_with_others_that_are_not_learned_from(
-    monkeypatch,
-):
-    """As of the heads: no picture is in two sets."""
-    every = np.random.default_rng(0).uniform(-1, 1, (60, 1, 48, 48)).astype(np.float32)
-    parts = ShippedPictures(SHIPPED["brain-t1"], every[:50], every[50:52], every[52:])
-    monkeypatch.setattr(samples, "load_shipped", lambda name: parts)
-    sets = own_samples(pretrained("brain-t1").manifest, None, Counts(12, 3, 12))
-    assert [len(each) for each in sets] == [12, 3, 12]
-    assert len(np.unique(np.concatenate(sets).reshape(27, -1), axis=0)) == 27

@@ -32,7 +32,7 @@ class Loop:
             self.parameters,
             lr=float(config.learning_rate or 0.0),
             betas=(0.9, config.beta2),
-            weight_decay=config.weight_decay,
+            weight_decay=0.0,
             fused=True,
         )
 

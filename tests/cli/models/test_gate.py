@@ -14,7 +14,7 @@ from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import BundleInvalid, InputError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.sidecars import GATE_FILE
+from ddib_fed.models.sidecars import Allowances
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
 from ddib_fed.training.sources import array_source
@@ -61,8 +61,8 @@ def test_what_was_measured_is_stored_and_shown(small, tmp_path):
 
 def test_a_file_of_other_weights_is_replaced(small, tmp_path):
     """As the error about it says."""
-    (small / GATE_FILE).write_text("{}")
-    with pytest.raises(BundleInvalid, match=GATE_FILE):
+    (small / Allowances.file).write_text("{}")
+    with pytest.raises(BundleInvalid, match=Allowances.file):
         load_bundle(small)
     ddib("gate", small, "--data", folder_of(tmp_path / "data", 60))
     assert load_bundle(small).allowances is not None
@@ -72,7 +72,7 @@ def test_what_cannot_be_measured_is_refused_with_its_cause(small, tmp_path):
     """Nothing is written."""
     with pytest.raises(InputError, match="40 pictures are needed"):
         ddib("gate", small, "--data", folder_of(tmp_path / "few", 30))
-    assert not (small / GATE_FILE).exists()
+    assert not (small / Allowances.file).exists()
     save_bundle(tmp_path / "points", manifest(), state())
     with pytest.raises(InputError, match="points of every set are encoded again"):
         ddib("gate", tmp_path / "points")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor
+
+from ddib_fed.models.weights import Imported, find_weights
+from ddib_fed.networks.config import network_with
+from ddib_fed.networks.diffusers import DiffusersDiTConfig
 
 TINY = {
     "sample_size": 16,
@@ -113,3 +120,32 @@ def filled(kind, settings, seed):
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return made
+
+
+def largest_difference(
+    folder: Path, imported: Imported, *, variant: str | None = None, pictures: int = 2, seed: int = 0
+) -> float:
+    """Difference of the network's output from that of the diffusers library on noise, relative to its largest value."""
+    inside = next((folder / name for name in ("unet", "transformer") if (folder / name).is_dir()), folder)
+    weights, _ = find_weights(inside, variant)
+    manifest = imported.manifest
+    is_transformer = isinstance(manifest.network, DiffusersDiTConfig)
+    kind = DiTTransformer2DModel if is_transformer else UNet2DModel
+    theirs = kind.from_pretrained(
+        str(inside),
+        local_files_only=True,
+        variant=weights.variant or None,
+        use_safetensors=weights.suffix == ".safetensors",
+    )
+    theirs = theirs.float().eval()
+    ours = network_with(manifest.network, imported.state).eval()
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(pictures, *manifest.sample_shape, generator=generator)
+    steps = manifest.schedule.steps or 1000
+    times = torch.randint(steps, (pictures,), generator=generator)
+    classes = manifest.num_classes
+    y = torch.randint(classes, (pictures,), generator=generator) if classes else None
+    with torch.no_grad():
+        wanted: Tensor = theirs(x, times, class_labels=y).sample
+        found: Tensor = ours(x, times.float(), **({} if y is None else {"y": y}))
+    return float((wanted - found).abs().max() / wanted.abs().max())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.import_flags import parse_flags, written
+from ddib_fed.models.import_flags import parse_flags
 
 LINE = "--attention_resolutions 32,16,8 --class_cond True --image_size 256 --channel_mult 0.5,1"
 
@@ -68,19 +68,3 @@ def test_what_is_no_flag_is_refused_by_name(line, named, hinted):
         parse_flags(line)
     assert named in caught.value.detail
     assert hinted in caught.value.hint
-
-
-def test_what_is_not_given_has_the_public_default():
-    """And says so."""
-    flags = parse_flags("--num_heads 2")
-    assert flags.get("num_heads") == (2, "--flags")
-    assert flags.get("noise_schedule") == ("linear", "public default")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [((32, 16), "32,16"), ((0.5, 1.0), "0.5,1"), ((), "none"), (True, "True"), (0.1, "0.1")],
-)
-def test_values_are_written_as_flags_are(value, text):
-    """So that they can be copied back."""
-    assert written(value) == text

@@ -130,31 +130,6 @@ def test_the_published_classifiers_are_what_the_public_defaults_make(settings, l
         assert settle(shapes_of(config), told, classifier=True, source="it").network == config
 
 
-@pytest.mark.parametrize("line", README.values(), ids=README)
-def test_without_flags_all_but_heads_and_order_are_still_found(line):
-    """The size is that of the public multipliers."""
-    config = public_unet(line)
-    found = settle(shapes_of(config), parse_flags(""), classifier=False, source="it").network
-    untold = {"num_heads": 1, "num_head_channels": -1, "use_new_attention_order": False, "dropout": 0.0}
-    assert found.model_copy(update=untold) == config.model_copy(update=untold)
-    assert (found.num_heads, found.num_head_channels) == (4, -1)
-
-
-@pytest.mark.parametrize(
-    ("flags", "size", "basis"),
-    [
-        ("--attention_resolutions 32", 64, "shapes and attention_resolutions"),
-        ("--attention_resolutions 32,16", 64, "public default"),
-        ("--image_size 48", 48, "--flags"),
-    ],
-)
-def test_the_size_follows_from_what_attends_where_it_is_not_said(flags, size, basis):
-    """Attention at half the size, at a resolution that a flag names."""
-    found = settle(shapes_of(SMALL), parse_flags(flags), classifier=False, source="it")
-    assert found.network.image_size == size
-    assert {fact.key: fact.basis for fact in found.facts}["image_size"] == basis
-
-
 VARIANTS = {
     "plain": {
         "out_channels": 3,
@@ -261,14 +236,6 @@ def test_a_flag_that_contradicts_the_shapes_is_refused_with_both_values(right, w
     assert caught.value.facts["field"] == key
 
 
-@pytest.mark.parametrize("line", ["--classifier_depth 2", "--classifier_pool spatial", "--image_size 32"])
-def test_a_classifiers_flags_may_not_contradict_its_shapes_either(line, tmp_path):
-    """Its positions tell the size."""
-    with pytest.raises(SettingsInvalid) as caught:
-        import_guided(saved(tmp_path, random_state(HALF)), flags=line, classifier=True, domain="cats")
-    assert caught.value.facts["field"] == line.split()[0].removeprefix("--")
-
-
 @pytest.mark.parametrize("flags", ["--image_size 15", "--noise_schedule sqrt", "--num_head_channels 24"])
 def test_flags_that_make_no_model_are_refused(flags, tmp_path):
     """Sizes that do not divide, schedules that do not exist."""
@@ -330,12 +297,6 @@ def test_an_optimisers_state_is_refused_with_a_hint_at_the_weights(name, tmp_pat
     with pytest.raises(BundleInvalid, match="optimiser") as caught:
         read_checkpoint(saved(tmp_path, content, name))
     assert "ema_0.9999" in caught.value.hint
-
-
-def test_files_of_the_older_form_are_read_too(tmp_path):
-    """Before zip archives."""
-    torch.save({"a": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(read_checkpoint(tmp_path / "old.pt").state["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["unet_plain", "unet_adm_class_guided"])

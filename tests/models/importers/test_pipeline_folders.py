@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.import_diffusers import import_diffusers, largest_difference
+from ddib_fed.models.import_diffusers import import_diffusers
 
 pytestmark = pytest.mark.slow
 
@@ -65,14 +65,6 @@ def test_a_transformer_of_latents_is_not_imported_as_a_pixel_model(tmp_path, dif
         read(tmp_path / "transformer")
 
 
-def test_two_networks_are_not_chosen_between(pipeline, pipelines):
-    """A unet/ and a transformer/."""
-    folder = pipeline()
-    pipelines.transformer(pipelines.DIT).save_pretrained(folder / "transformer")
-    with pytest.raises(SettingsInvalid, match="transformer"):
-        read(folder)
-
-
 @pytest.mark.parametrize(
     ("kind", "parts", "said"),
     [
@@ -92,12 +84,6 @@ def test_pipelines_that_are_no_pixel_models_say_what_they_are(pipeline, kind, pa
     with pytest.raises(SettingsInvalid, match=kind) as caught:
         read(folder)
     assert said in caught.value.detail
-
-
-def test_optional_components_that_are_absent_and_plain_values_do_not_matter(pipeline):
-    folder = pipeline()
-    index(folder, safety_checker=[None, None], requires_safety_checker=False)
-    assert read(folder).manifest.network.kind == "unet"
 
 
 @pytest.mark.parametrize(
@@ -134,25 +120,18 @@ def test_a_lora_of_another_name_is_known_by_its_tensors(pipeline, place, tensor)
         read(folder)
 
 
-def test_a_file_called_flora_is_no_adapter(pipeline):
-    """Only what is called LoRA is: names of data hold the same letters."""
-    folder = pipeline()
-    (folder / "flora.safetensors").write_bytes(b"")
-    assert read(folder).state
-
-
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("shard", ["10GB", "100KB"], ids=["whole", "sharded"])
-def test_every_layout_of_weights_is_read(pipeline, safe, variant, shard):
+def test_every_layout_of_weights_is_read(pipeline, pipelines, safe, variant, shard):
     """As `save_pretrained` writes them; a variant that is alone is read without being asked for, and named."""
     folder = pipeline(safe_serialization=safe, variant=variant, max_shard_size=shard)
     found = read(folder)
-    assert largest_difference(folder, found) <= 1e-4
+    assert pipelines.largest_difference(folder, found) <= 1e-4
     assert any("fp16" in remark for remark in found.remarks) == (variant is not None)
 
 
-def test_full_weights_come_before_a_variant_that_can_be_asked_for(pipeline):
+def test_full_weights_come_before_a_variant_that_can_be_asked_for(pipeline, pipelines):
     """Both lie on the hub side by side; the other one is named."""
     folder = pipeline()
     halves = {
@@ -163,7 +142,7 @@ def test_full_weights_come_before_a_variant_that_can_be_asked_for(pipeline):
     assert any("fp16.safetensors" in remark and "--variant fp16" in remark for remark in full.remarks)
     assert any("float16" in remark for remark in half.remarks)
     assert torch.equal(full.state["out.2.bias"].half() * 2, half.state["out.2.bias"].half())
-    assert largest_difference(folder, half, variant="fp16") <= 1e-4
+    assert pipelines.largest_difference(folder, half, variant="fp16") <= 1e-4
     with pytest.raises(FileMissing, match=r"bf16.*fp16") as caught:
         read(folder, variant="bf16")
     assert "--variant fp16" in caught.value.hint
@@ -214,50 +193,6 @@ def test_shards_that_are_missing_doubled_or_incomplete_are_named(pipeline):
         read(inside.parent)
 
 
-def test_two_sets_of_weights_are_not_chosen_between(pipeline):
-    inside, _, _ = sharded(pipeline)
-    shutil.copy(next(inside.glob("*-00001-*")), inside / f"{NAME}.safetensors")
-    with pytest.raises(BundleInvalid, match="two sets"):
-        read(inside.parent)
-
-
-def test_a_folder_without_an_index_says_what_it_could_not_check(pipeline, tmp_path):
-    """A UNet of latents looks like one of pixels; the record keeps that nobody checked."""
-    folder = pipeline()
-    assert not read(folder).warnings
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in (*folder.glob("unet/*"), *folder.glob("scheduler/*")):
-        shutil.copy(path, flat)
-    found = read(flat)
-    assert "model_index.json" in found.warnings[0]
-    assert "model_index.json" in found.manifest.data.note
-    with pytest.raises(FileMissing) as caught:
-        read(folder / "unet")
-    assert str(folder) in caught.value.hint
-
-
-def test_averaged_weights_and_names_of_classes_beside_it(pipeline, pipelines):
-    """unet_ema/ is named; id2label becomes the manifest's classes where it fits, and is refused where it does not."""
-    folder = pipeline(settings={**pipelines.TINY, "num_class_embeds": 2})
-    shutil.copytree(folder / "unet", folder / "unet_ema")
-    index(folder, id2label={"1": "dog", "0": "cat"})
-    found = read(folder)
-    assert found.manifest.classes == ("cat", "dog")
-    assert any("unet_ema" in remark for remark in found.remarks)
-    index(folder, id2label={"0": "cat", "1": "dog", "2": "owl"})
-    with pytest.raises(SettingsInvalid, match="id2label"):
-        read(folder)
-
-
-def test_settings_of_sampling_are_listed_as_not_used(pipeline, diffusers):
-    """They do not change what the network computes; who relied on them reads it."""
-    scheduler = diffusers.DDIMScheduler(thresholding=True, timestep_spacing="trailing", steps_offset=1)
-    ignored = read(pipeline(scheduler=scheduler)).ignored
-    assert {"clip_sample", "thresholding", "timestep_spacing", "steps_offset"} <= ignored.keys()
-    assert "clip" in ignored["clip_sample"]
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [("use_flow_sigmas", True), ("timestep_type", "continuous"), ("num_train_timesteps", 1000.5),
@@ -277,13 +212,3 @@ def test_networks_that_are_no_pictures_are_refused_by_their_channels(pipeline, p
     settings = {**pipelines.TINY, "in_channels": 4, "out_channels": 4}
     with pytest.raises(SettingsInvalid, match=r"in_channels.*latent"):
         read(pipeline(settings=settings))
-
-
-def test_a_tensor_under_its_old_and_its_new_name_is_refused(pipeline):
-    """Older weights call the layers of attention otherwise; both at once are of no one model."""
-    path = pipeline() / "unet" / f"{NAME}.safetensors"
-    tensors = load_file(path)
-    old = {key.replace("to_q", "query"): value + 1.0 for key, value in tensors.items() if "to_q" in key}
-    save_file({**tensors, **old}, path)
-    with pytest.raises(BundleInvalid, match=r"to_q.*two"):
-        read(path.parent.parent)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import encode
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.errors import BundleInvalid
 from ddib_fed.models.import_points import import_synthetic
 from ddib_fed.networks.config import SyntheticConfig
 from tests.models.examples import state
@@ -51,17 +48,6 @@ def test_the_imported_model_is_told_integer_steps_and_predicts_eps(tmp_path, wei
     assert (made.schedule.name, made.schedule.steps) == ("linear", 4000)
 
 
-def test_it_can_be_saved_loaded_and_encoded_with(tmp_path, weights):
-    """An imported bundle is a bundle."""
-    bundle = import_synthetic(written(tmp_path, weights), domain="moons", diffusion_steps=100)
-    save_bundle(tmp_path / "bundle", bundle.manifest, bundle.state)
-    read = load_bundle(tmp_path / "bundle")
-    assert read.digest == bundle.digest
-    side = read.side()
-    z = encode(torch.randn(5, 2), side.denoiser, side.schedule, SolverSettings("ddim", 1, 20, "integer"))
-    assert bool(torch.isfinite(z).all())
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -98,24 +84,3 @@ def test_refuses_what_is_no_state_dict_and_runs_nothing(content, tmp_path, capsy
     with pytest.raises(BundleInvalid):
         import_synthetic(written(tmp_path, content), domain="moons")
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04broken", b"\x80\x02broken"])
-def test_refuses_files_of_another_kind(data, tmp_path):
-    """Empty, text and broken archives are named errors."""
-    (tmp_path / "model.pt").write_bytes(data)
-    with pytest.raises(BundleInvalid):
-        import_synthetic(tmp_path / "model.pt", domain="moons")
-
-
-def test_a_missing_file_is_not_found(tmp_path):
-    """As is a folder."""
-    for path in (tmp_path / "missing.pt", tmp_path):
-        with pytest.raises(FileMissing):
-            import_synthetic(path, domain="moons")
-
-
-def test_refuses_an_unknown_schedule(tmp_path, weights):
-    """Before the file is read."""
-    with pytest.raises(SettingsInvalid):
-        import_synthetic(written(tmp_path, weights), domain="moons", noise_schedule="quadratic")

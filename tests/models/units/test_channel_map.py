@@ -40,23 +40,6 @@ def test_a_map_is_undone(made, atol):
         assert np.allclose(made.undo(v), u, atol=atol)
 
 
-def test_a_curve_jumps_and_goes_on_beyond_its_ends():
-    """Values between two branches go to the nearer branch's end; at the curve's own ends the lines go on."""
-    made = ChannelMap(curve=FLIP)
-    u = np.array([[-1.5], [-0.601], [-0.6], [2.0]])
-    assert np.allclose(made.apply(u)[:, 0], [-1.8, -0.901, 2.0, -1.8], atol=1e-9)
-    v = np.array([[-1.8], [-0.7], [-0.6], [2.5]])
-    assert np.allclose(made.undo(v)[:, 0], [-1.5, -0.6, 1.2, -0.6])
-
-
-def test_a_quadratic_map_keeps_to_the_side_of_the_fold_where_the_mean_is():
-    """Beyond the fold the vertex is the nearest."""
-    made = ChannelMap(quadratic=((0.0, -1.0, 0.25),))
-    u = np.array([[-1.0], [1.5], [3.0]])
-    assert np.allclose(made.undo(made.apply(u))[:, 0], [-1.0, 1.5, 1.0], atol=1e-3)
-    assert made.undo(np.array([[-5.0]]))[0, 0] == pytest.approx(2.0, abs=0.05)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -40,25 +40,6 @@ def test_a_range_of_8_bits_is_refused_for_other_types(tmp_path, dtype):
     assert sum(dtype in line and "takes 0 to 255" in line for line in said) == 3
 
 
-def test_types_that_share_no_range_are_refused_for_percentiles_too(tmp_path):
-    """A range of 16 bits that follows from the folder is none of its 8-bit pictures'."""
-    fill(fill(tmp_path / "in", "uint16"), "uint8", count=4)
-    with pytest.raises(PictureMisfit, match=r"uint8-\d\d\.npy holds grey uint8"):
-        source(tmp_path / "in", range="p1:p99")
-
-
-def test_a_window_is_chosen_for_a_whole_folder(tmp_path):
-    """Slices of air alone lie outside a window of tissue; that is said, and no reason to refuse them."""
-    rng = np.random.default_rng(0)
-    for number in range(16):
-        air = np.full((32, 32), -1000) + rng.integers(-9, 9, (32, 32))
-        body = rng.integers(-100, 200, (32, 32))
-        np.save(tmp_path / f"{number}.npy", (air if number % 4 == 0 else body).astype(np.int16))
-    found, said = source(tmp_path, range="-160:240")
-    assert len(found.train) + len(found.held_out) == 16
-    assert any("will be clipped" in line for line in said)
-
-
 def test_colours_that_are_dropped_are_said(tmp_path):
     """Training may convert colour to grey on request; it says how many pictures that is."""
     fill(fill(tmp_path / "in", "uint8"), "uint8", count=4, channels=3)

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid, ShapeMismatch
-from ddib_fed.training.config import TrainConfig, learning_rate
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.sources import array_source, normalisation, open_source
 from tests.training.pictures.examples import blobs
 
@@ -28,12 +28,6 @@ WIDE = np.zeros((12, 3, 8, 8), np.float32)
 def test_what_are_no_pictures_is_refused(train, held_out, error):
     with pytest.raises(error, match="mine"):
         array_source("mine", train, held_out)
-
-
-@pytest.mark.parametrize("labels", [[0] * 11, [0] * 11 + [2], [-1] * 12])
-def test_labels_that_do_not_fit_are_refused(labels):
-    with pytest.raises(InputError, match="labels"):
-        array_source("mine", GOOD, GOOD, labels=labels, classes=("a", "b"))
 
 
 def test_the_digest_names_pixels_and_labels():
@@ -78,31 +72,3 @@ def test_settings_that_do_not_fit_the_pictures_are_refused(tiny, change, with_so
 def test_contradictions_and_unknown_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         TrainConfig(kind="pictures", **wrong)
-
-
-def test_what_changes_no_weight_is_not_part_of_a_run(tiny):
-    free = {
-        "name": "n",
-        "command": "c",
-        "samples": 9,
-        "dtype": "float16",
-        "microbatch": 1,
-        "soften_sigma": 0.1,
-    }
-    assert tiny.model_copy(update=free).identity() == tiny.identity()
-    assert tiny.model_copy(update={"flip": False}).identity() != tiny.identity()
-
-
-def test_settling_spells_out_the_preset_once(tiny):
-    settled = tiny.settled(steps=3)
-    assert (settled.batch, settled.learning_rate, settled.steps) == (8, 1e-3, 3)
-    assert settled.network["norm_groups"] == 8
-    assert settled.network["model_channels"] == 32
-    assert settled.settled() == settled
-
-
-def test_the_rate_warms_up_and_falls_to_nothing(tiny):
-    rates = [learning_rate(tiny.settled(1_000), step) for step in range(1_000)]
-    assert rates[0] == pytest.approx(0.5e-3, rel=1e-3)
-    assert max(rates) == pytest.approx(1e-3, rel=0.01)
-    assert rates[-1] < 1e-7

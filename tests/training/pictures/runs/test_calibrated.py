@@ -19,15 +19,13 @@ from ddib_fed.errors import (
     CalibrationExpired,
     CalibrationForeign,
     CalibrationUnits,
-    FileMissing,
     SettingsInvalid,
     StateConflict,
-    UsageError,
 )
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.config import UNetConfig
-from ddib_fed.training.config import CALIBRATED_STEPS, TrainConfig, checked
+from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
 from ddib_fed.training.sources import calibrated_units
 from tests.networks.picture_networks import manifest
@@ -105,26 +103,6 @@ def test_a_calibration_that_is_not_the_runs_is_refused(made, tmp_path, calibrati
     with pytest.raises(error, match=says) as refused:
         calibrated_units(asked(tmp_path, calibration), made)
     assert refused.value.hint
-
-
-def test_a_calibration_needs_its_file_and_an_initial_model(made, tmp_path):
-    """The command line says so in its own words."""
-    config = TrainConfig(kind="pictures", init=tmp_path, calibration=tmp_path / "none.json")
-    with pytest.raises(FileMissing, match="none"):
-        calibrated_units(config, made)
-    given = {"domain": "satellite", "calibration": tmp_path / "none.json"}
-    with pytest.raises(UsageError, match="calibration needs init"):
-        checked(TrainConfig, given, "")
-
-
-def test_a_run_with_a_calibration_is_short(tmp_path):
-    """The file's place does not count, its map does."""
-    config = TrainConfig(kind="pictures", init=tmp_path, calibration=tmp_path / "c.json")
-    assert config.settled().total_steps == CALIBRATED_STEPS
-    assert config.model_copy(update={"steps": 7}).settled().total_steps == 7
-    moved = config.model_copy(update={"calibration": tmp_path / "d.json"})
-    assert moved.identity() == config.identity()
-    assert config.model_copy(update={"calibration_digest": "0" * 64}).identity() != config.identity()
 
 
 @pytest.mark.slow

@@ -68,20 +68,6 @@ def test_more_time_is_more_steps_and_the_same_time_none(tiny, spots, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] > done + 1
 
 
-def test_a_run_knows_its_earlier_identities():
-    """And nothing else's: a checkpoint of another length is another run's."""
-    first = settled()
-    second = first.replanned(100, 150, 100 / 150)
-    third = second.replanned(120, 300)
-    assert third.identities() == [third.identity(), first.identity(), second.identity()]
-    assert longer(first, 300).identity() not in third.identities()
-
-
-def test_a_run_that_has_not_begun_is_only_as_long_as_asked():
-    """Without a step there is nothing that its weights could depend on."""
-    assert settled().replanned(0, 200).identity() == settled(steps=200).identity()
-
-
 def test_the_rate_goes_on_where_the_length_is_planned_again():
     """Without a jump, and down to nothing at the new end; a longer run's begins a new cosine."""
     first = settled()

@@ -7,17 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ddib_fed.data.folder import expand
-from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.training import pictures as sheet
 from ddib_fed.training.distributed import World
 from ddib_fed.training.pictures import PictureTask
-from ddib_fed.training.sources import array_source, open_source, open_start
+from ddib_fed.training.sources import open_start
 from ddib_fed.training.trainer import Trainer
-from tests.training.pictures.examples import spots_source
 from tests.training.stepping import losses_of
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -51,15 +48,6 @@ def test_the_spectrum_is_that_of_the_pictures_as_the_network_gets_them(tiny, spo
     )
     one.advance()
     assert torch.equal(one.averaged().spectrum.log_variance, spectrum.log_variance)
-
-
-def test_networks_of_eps_and_grey_pictures_have_no_use_for_either(tiny, spots):
-    """A spectrum is for v, opponent colours for colours."""
-    network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
-    eps = type(tiny)(**{**tiny.model_dump(), "predict": "eps", "network": network})
-    assert trainer(eps, spots).network.spectrum is None
-    with pytest.raises(SettingsInvalid, match="grey"):
-        open_source(tiny.model_copy(update={"colours": "opponent"}), spots_source(channels=1))
 
 
 SHORT_OF_MEMORY = """
@@ -101,34 +89,9 @@ def test_when_memory_runs_out_the_microbatch_is_halved_and_the_step_still_taken(
     assert "out of memory with 1024 pictures at once: continuing with 512" in " ".join(notes)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_advice(tiny, spots):
-    one = trainer(tiny.model_copy(update={"learning_rate": 1e30, "clip": 1e30, "steps": 100}), spots)
-    with pytest.raises(SettingsInvalid, match="after"):
-        losses_of(one, 100)
-
-
-def test_the_sheet_shows_the_pictures_in_rows(tmp_path):
-    pictures = np.stack([np.full((1, 8, 8), value, np.float32) for value in (-1, 0, 1)])
-    sheet.draw_sheet(pictures, tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as image:
-        scale = image.width // 18
-        found = [image.getpixel((x * scale, y * scale)) for x, y in ((4, 4), (14, 4), (4, 14))]
-    assert found == [0, 128, 255]
-
-
 def test_copies_of_training_pictures_are_noticed_and_new_pictures_are_not(spots):
     copies = spots.train[:8].astype(np.float32) / 127.5 - 1
     fresh = spots.held_out.astype(np.float32) / 127.5 - 1
     assert "overfitting" in sheet.nearness(spots, copies, flip=True).warning
     assert "overfitting" in sheet.nearness(spots, np.ascontiguousarray(copies[..., ::-1]), flip=True).warning
     assert not sheet.nearness(spots, fresh, flip=True).warning
-
-
-def test_faint_pictures_are_no_copies():
-    """What a network draws at first is near to the mean, and so to every picture."""
-    generator = np.random.default_rng(0)
-    shapes = generator.uniform(-1, 1, (40, 1, 8, 8))
-    weights = generator.normal(0, 0.05, (480, 40)) * generator.uniform(0.1, 1, (480, 1))
-    made = np.tensordot(weights, shapes, 1).astype(np.float32)
-    source = array_source("shapes", made[:400], made[400:])
-    assert not sheet.nearness(source, made[400:] * np.float32(0.2), flip=True).warning

@@ -58,7 +58,6 @@ def test_two_processes_match_one_and_go_on_as_if_nothing_had_been(tiny, spots, t
         "batch": 7,
         "microbatch": 4,
         "checkpoint_every": 25,
-        "sampler": "loss-second-moment",
     }
     config = tiny.model_copy(update=change)
     said = launch(config, tmp_path / "two")

@@ -150,23 +150,3 @@ def test_a_finished_rehearsal_goes_on_with_more_steps(two):
     assert not any(part.startswith("training") for part in parts)
     with pytest.raises(StateConflict):
         rehearse(wanted(two))
-
-
-def test_a_rehearsal_among_its_pictures_is_refused_at_once(two):
-    with pytest.raises(UsageError, match="lies among"):
-        rehearse(replace(wanted(two), out=two / "dark" / "try"))
-
-
-def test_held_out_pictures_in_colour_are_left_out_for_grey_models(two):
-    """They are named, and the others are translated."""
-    held = two / "held"
-    held.mkdir()
-    for number, picture in enumerate(blobs(2, 3, channels=1)):
-        (held / f"{number}.png").write_bytes(encode_png(np.ascontiguousarray(picture.transpose(1, 2, 0))))
-    colours = np.ascontiguousarray(blobs(1, 4, channels=3)[0].transpose(1, 2, 0))
-    colours[..., 0] //= 3
-    (held / "colours.png").write_bytes(encode_png(colours))
-    said = []
-    rehearse(replace(wanted(two), test_a=held), say=said.append)
-    assert [line for line in said if "not translated" in line and "colours.png holds RGB uint8" in line]
-    assert len(list((two / "out" / "a-to-b").glob("*.returned.png"))) == 2

@@ -10,7 +10,7 @@ from ddib_fed.errors import AlreadyExists, StateConflict
 from ddib_fed.evaluation.sample_verdict import SampleVerdict
 from ddib_fed.evaluation.structure import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training import report, run
+from ddib_fed.training import report
 from ddib_fed.training.checkpoint import latest_checkpoint
 from ddib_fed.training.run import train
 from ddib_fed.training.sources import array_source
@@ -74,8 +74,6 @@ def test_stopped_between_checkpoints_and_gone_on_with_is_the_run_that_was_not(ti
 @pytest.mark.parametrize(
     "change",
     [
-        {"sampler": "loss-second-moment"},
-        {"learn_sigma": True},
         {"classes": "given", "label_dropout": 0.3},
         {"network": {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "dropout": 0.2}},
     ],
@@ -125,16 +123,6 @@ def test_a_short_run_learns(tiny, spots, tmp_path):
 
 
 @pytest.mark.slow
-def test_half_precision_halves_the_file(tiny, spots, tmp_path):
-    config = tiny.model_copy(update={"steps": 1})
-    for dtype in ("float32", "float16"):
-        train(config.model_copy(update={"dtype": dtype}), tmp_path / dtype, source=spots)
-    sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float16", "float32")]
-    assert sizes[0] < 0.6 * sizes[1]
-    assert all(torch.isfinite(value).all() for value in load_bundle(tmp_path / "float16").state.values())
-
-
-@pytest.mark.slow
 def test_what_no_weight_depends_on_may_change_without_training(tiny, spots, tmp_path):
     """The name and the softening of a finished run, and of one that goes on."""
     said: list[str] = []
@@ -151,19 +139,6 @@ def test_what_no_weight_depends_on_may_change_without_training(tiny, spots, tmp_
     assert steps == []
     assert any("written again" in text for text in said)
     assert train(named, tmp_path, source=spots, resume=True).digest == again.digest
-
-
-@pytest.mark.slow
-def test_slow_steps_are_kept_between_the_checkpoints(tiny, spots, tmp_path, monkeypatch):
-    """A kill costs no more than the pause, here none; what the steps come to is the same."""
-    whole = train(tiny, tmp_path / "whole", source=spots)
-    monkeypatch.setattr(run, "UNSAVED_S", 0.0)
-    monkeypatch.setattr(run, "WRITING_SHARE", 0.0)
-    kept: list[int] = []
-    out = tmp_path / "often"
-    often = train(tiny, out, lambda _: kept.append(latest_checkpoint(out / "run").info.step), source=spots)
-    assert kept == list(range(1, 13))
-    assert often.manifest.weights_sha256 == whole.manifest.weights_sha256
 
 
 @pytest.mark.slow
