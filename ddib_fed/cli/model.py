@@ -14,7 +14,7 @@ from ddib_fed.cli.output import figures, lines, outcome, print_ids, print_json, 
 from ddib_fed.cli.sampling import interpolate, sample
 from ddib_fed.cli.train import train
 from ddib_fed.cli.tune import gate, said, tune, tuned_figures
-from ddib_fed.errors import AlreadyExists, BundleInvalid, UsageError
+from ddib_fed.errors import AlreadyExists, UsageError
 from ddib_fed.terminal import bar, say
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_TOLERANCE = 1e-4
 # Options for only one of the three kinds of file.
 _OF_POINTS = ("noise_schedule", "diffusion_steps", "rescale_timesteps", "predict_xstart")
 _OF_PICTURES = ("fit", "soften_sigma")
@@ -52,11 +51,6 @@ _OF_PICTURES = ("fit", "soften_sigma")
     "--variant",
     metavar="NAME",
     help="With --diffusers: which of its weights, such as fp16.  [default: the full ones, or the only ones]",
-)
-@click.option(
-    "--check",
-    is_flag=True,
-    help="With --diffusers: compare outputs with the library's first.",
 )
 @click.option(
     "--synthetic",
@@ -132,9 +126,9 @@ def _read_checkpoint(given: dict[str, Any]) -> Imported | Bundle:
         )
     kind = named[0]
     strange = {
-        "checkpoint": ("check", "variant"),
+        "checkpoint": ("variant",),
         "diffusers": ("flags", "classifier"),
-        "synthetic": ("flags", "classifier", "check", "variant"),
+        "synthetic": ("flags", "classifier", "variant"),
     }
     what = "CHECKPOINT.pt" if kind == "checkpoint" else f"--{kind}"
     for keys, hint in (
@@ -153,13 +147,9 @@ def _read_checkpoint(given: dict[str, Any]) -> Imported | Bundle:
         return import_synthetic(given["synthetic"], **names, **settings)
     settings = {key: given[key] for key in _OF_PICTURES if given[key] is not None}
     if kind == "diffusers":
-        from ddib_fed.models.import_diffusers import import_diffusers, largest_difference
+        from ddib_fed.models.import_diffusers import import_diffusers
 
-        folder, variant = given["diffusers"], given["variant"]
-        found = import_diffusers(folder, variant=variant, **names, **settings)
-        if given["check"]:
-            _compare(largest_difference(folder, found, variant=variant))
-        return found
+        return import_diffusers(given["diffusers"], variant=given["variant"], **names, **settings)
     from ddib_fed.models.import_guided import import_guided
 
     return import_guided(
@@ -169,16 +159,6 @@ def _read_checkpoint(given: dict[str, Any]) -> Imported | Bundle:
         **names,
         **settings,
     )
-
-
-def _compare(relative: float) -> None:
-    """Report the difference from the library's outputs; refuse an import that differs."""
-    say(f"outputs differ from the library's by {relative:.1e} of their largest value", err=True)
-    if not relative <= _TOLERANCE:
-        raise BundleInvalid(
-            f"outputs differ from the library's by more than {_TOLERANCE:g}",
-            hint="report the model's config.json: this is a defect of the import",
-        )
 
 
 def _of_synthetic(saved: Bundle) -> tuple[str, ...]:
@@ -193,7 +173,6 @@ def _of_synthetic(saved: Bundle) -> tuple[str, ...]:
 
 
 def _say(found: Imported | Bundle, saved: Bundle, out: Path, output_format: str) -> None:
-    from ddib_fed.cli.output import lines, print_json
     from ddib_fed.models.weights import Imported
 
     manifest = saved.manifest
@@ -299,26 +278,6 @@ for each in (list_, get, train, tune, gate, sample, interpolate, import_):
 
 
 @model.command()
-@options.FORMAT
-def presets(*, output_format: str) -> None:
-    """List the networks for pictures, with their size, parameters and least memory for training."""
-    from ddib_fed.cli.output import print_json
-    from ddib_fed.training.config import preset_costs
-
-    rows = preset_costs()
-    if output_format == "json":
-        print_json(rows)
-        return
-    lines({name: _preset(row) for name, row in rows.items()})
-
-
-def _preset(row: dict[str, Any]) -> str:
-    size, parameters, memory = row["size"], row["parameters"] / 1e6, row["memory"] / 2**30
-    needs = f"{parameters:.1f} M parameters, {memory:.2f} GiB and activations"
-    return f"{size} x {size}, {needs}, batch {row['batch']}: {row['purpose']}"
-
-
-@model.command()
 @options.MODEL
 @click.option(
     "--out",
@@ -363,7 +322,6 @@ def show(*, which: str, output_format: str) -> None:
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    from ddib_fed.cli.output import print_json
     from ddib_fed.evaluation.sample_verdict import SampleVerdict
 
     bundle = open_model(which)
@@ -426,7 +384,6 @@ def thresholds(*, folder: Path, images: Path, skip_bad: bool, output_format: str
     Training does this by itself; this command is for models that were imported, or trained by an older release.
     MODEL is the bundle's folder. Its weights do not change; its digest does.
     """
-    from ddib_fed.cli.output import print_json
     from ddib_fed.evaluation.structure import put_thresholds
 
     with bar("looking at files") as show:

@@ -10,7 +10,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group, say_next, with_config
-from ddib_fed.cli.output import outcome, print_json, print_table
+from ddib_fed.cli.output import outcome, print_json
 from ddib_fed.errors import Cancelled, InputError, PolicyDenied, UsageError
 from ddib_fed.files import read_small, write_file
 from ddib_fed.terminal import say
@@ -171,12 +171,14 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
 @FOLDER
 @options.FORMAT
 def show(config_path: Path, folder: Path | None, output_format: str) -> None:
-    """Show the certificate's identity and expiry, and the trusted roots of its institution."""
+    """Show the certificate's identity and expiry, the trusted roots of its institution, and who is withdrawn."""
     from datetime import UTC, datetime
 
     from ddib_fed.security import pki as keys
+    from ddib_fed.security.withdrawn import load_withdrawn
 
     place, _owner = _place(config_path, folder)
+    withdrawn = load_withdrawn(place).entries
     own, issuer = keys.load_identity(place), keys.has_authority(place)
     roots = [
         {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc}
@@ -190,6 +192,7 @@ def show(config_path: Path, folder: Path | None, output_format: str) -> None:
         "expired": own.not_after <= datetime.now(UTC),
         "roots": roots,
         "issuer": issuer,
+        "withdrawn": [{"identity": each.identity.uri, "comment": each.comment} for each in withdrawn],
     }
     if output_format == "json":
         print_json(shown)
@@ -202,6 +205,7 @@ def show(config_path: Path, folder: Path | None, output_format: str) -> None:
         f"valid until  {own.not_after:{until}}{'  EXPIRED' if shown['expired'] else ''}",
         *(f"root         {root['fingerprint']}  until {root['valid_until']:{until}}" for root in roots),
         f"issues       {'yes: the root key is in this folder' if issuer else 'no'}",
+        *(f"withdrawn    {each.identity.uri}  {each.comment}".rstrip() for each in withdrawn),
     )
 
 
@@ -249,22 +253,6 @@ def reinstate(config_path: Path, output_format: str, identity: str) -> None:
         before=lambda: note(config.paths.audit, "identity_reinstated", identity=named.uri),
     )
     _report(config, named, output_format, changed=changed, withdrawn=False)
-
-
-@pki.command()
-@options.CONFIG
-@options.FORMAT
-def withdrawn(config_path: Path, output_format: str) -> None:
-    """List the identities that are withdrawn on this node."""
-    from ddib_fed.security import withdrawn as lists
-
-    entries = lists.load_withdrawn(_config(config_path).paths.pki).entries
-    if output_format == "json":
-        print_json([{"identity": entry.identity.uri, "comment": entry.comment} for entry in entries])
-    elif entries:
-        print_table("", ["withdrawn", "comment"], [[entry.identity.uri, entry.comment] for entry in entries])
-    else:
-        say("nobody is withdrawn on this node: ddib pki withdraw IDENTITY")
 
 
 def _of_institution(config: NodeConfig, text: str) -> Identity:

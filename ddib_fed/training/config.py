@@ -29,7 +29,7 @@ from pydantic import (
 from ddib_fed.errors import SettingsInvalid, UsageError
 from ddib_fed.models.units import Colours
 from ddib_fed.names import check_domain, domain_from
-from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
+from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig
 
 Config = TypeVar("Config", bound="TrainConfig")
 Preset = Mapping[str, Any]
@@ -41,11 +41,9 @@ PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in ta
 SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2")
 """As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
 SOFTEN_SIGMA = 0.05
-"""From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
+"""From docs/quality.md: the least noise that makes the maps' latents white by its measure."""
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}
 """Of a run with a calibration (decision 0058)."""
-BYTES_A_PARAMETER = 20
-"""Weights, gradients, two moments and averages, in float32."""
 PRESET: Final[Any] = None
 """The default of a field that the preset fills in."""
 POINTS, PICTURES, MODELS = ("points",), ("pictures",), ("points", "pictures")
@@ -123,7 +121,7 @@ class TrainConfig(BaseModel):
         float, says("Peak of the learning rate: 2e-3, or the preset's.", ANY, gt=0, allow_inf_nan=False)
     ] = PRESET
     width: Annotated[int, says("Hidden units.", POINTS, ge=1, le=4096)] = 160
-    blocks: Annotated[int, says("Residual blocks.", POINTS, ge=1, le=64)] = 4
+    blocks: Annotated[int, says("Residual blocks.", ge=1, le=64)] = 4
     noise_schedule: Annotated[
         Literal["linear", "cosine"] | None,
         says(
@@ -152,8 +150,7 @@ class TrainConfig(BaseModel):
     preset: Annotated[
         str,
         says(
-            "Network and all that goes with its size; `ddib model presets` lists them. Default: tiny-32, or small-64 "
-            "from --size 64 on.",
+            "Network and all that goes with its size. Default: tiny-32, or small-64 from --size 64 on.",
             SEEN,
         ),
     ] = PRESET
@@ -197,7 +194,7 @@ class TrainConfig(BaseModel):
     held_out: Annotated[float, says("Share never trained on.", SEEN, gt=0, lt=0.9)] = 0.1
     flip: Annotated[bool, says("Mirror half of them, left to right.", SEEN)] = False
     crop: Annotated[bool, says("Cut random windows, from pictures an eighth larger.", SEEN)] = False
-    dequantise: Annotated[bool, says("Add no noise within a quantisation step.", SEEN)] = True
+    dequantise: Annotated[bool, says("Add noise within a quantisation step.")] = True
     colours: Annotated[
         Colours,
         says(
@@ -208,9 +205,9 @@ class TrainConfig(BaseModel):
     ] = "rgb"
     sampler: Annotated[
         Literal["grid", "uniform", "loss-second-moment"],
-        says("How noise levels are drawn; grid: as the solvers place their steps.", SEEN),
+        says("How noise levels are drawn; grid: as the solvers place their steps."),
     ] = "grid"
-    microbatch: Annotated[int, says("How many at once; halved when memory runs out.", ANY, ge=1)] = PRESET
+    microbatch: Annotated[int, says("How many at once; halved when memory runs out.", ge=1)] = PRESET
     ema: Annotated[float, says("Decay of the averaged weights.", ANY, ge=0, lt=1)] = PRESET
     checkpoint_every: Annotated[int, says("Steps between checkpoints and sample sheets.", ANY, ge=1)] = PRESET
     device: Annotated[
@@ -229,7 +226,7 @@ class TrainConfig(BaseModel):
         Literal["v", "eps"] | None,
         says("What the network predicts; default: v, or as the initial weights.", PICTURES),
     ] = None
-    learn_sigma: Annotated[bool, says("Learn variances too, by the hybrid loss.", PICTURES)] = False
+    learn_sigma: Annotated[bool, says("Learn variances too, by the hybrid loss.")] = False
     init: Annotated[Path | None, says("Start from the weights of this bundle, RGB or grey.", PICTURES)] = None
     calibration: Annotated[
         Path | None,
@@ -549,22 +546,3 @@ def _scalar(text: str) -> Any:
 
 def _divisor(batch: int, most: int) -> int:
     return next((k for k in range(min(most, batch), 0, -1) if batch % k == 0), 1)
-
-
-def preset_costs() -> dict[str, dict[str, Any]]:
-    """What each preset needs on RGB pictures."""
-    from ddib_fed.networks.config import network_shapes  # imports torch
-
-    found = {}
-    for name, preset in PRESETS.items():
-        network = UNetConfig(image_size=preset["size"], in_channels=3, out_channels=3, **preset["network"])
-        parameters = sum(shape.numel() for shape in network_shapes(network).values())
-        found[name] = {
-            "name": name,
-            "size": preset["size"],
-            "parameters": parameters,
-            "memory": BYTES_A_PARAMETER * parameters,
-            "batch": preset["batch"],
-            "purpose": preset["purpose"],
-        }
-    return found

@@ -51,7 +51,7 @@ def test_help_loads_nothing_heavy():
         "assert not heavy, heavy;"
         "ours = sorted(m for m in sys.modules if m.startswith('ddib_fed') and not m.startswith('ddib_fed.errors.'));"
         "assert ours == ['ddib_fed', 'ddib_fed.cli', 'ddib_fed.cli.help', 'ddib_fed.cli.main', 'ddib_fed.errors', "
-        "'ddib_fed.files', 'ddib_fed.names', 'ddib_fed.protocol', 'ddib_fed.terminal', 'ddib_fed.terminal', "
+        "'ddib_fed.files', 'ddib_fed.names', 'ddib_fed.protocol', 'ddib_fed.terminal', "
         "'ddib_fed.version'], ours"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -114,7 +114,7 @@ def test_nothing_is_written_over_or_half(ddib, checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_diffusers_folder_becomes_a_bundle_that_was_compared_with_the_library(ddib, tmp_path):
+def test_a_diffusers_folder_becomes_a_bundle(ddib, tmp_path):
     """The key that cannot be computed exactly is named."""
     pytest.importorskip("diffusers")
     from tests.models.importers import pipelines
@@ -123,8 +123,7 @@ def test_a_diffusers_folder_becomes_a_bundle_that_was_compared_with_the_library(
     (tmp_path / "p" / "scheduler").mkdir()
     scheduler = tmp_path / "p" / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({"_class_name": "DDPMScheduler"}))
-    said = ddib("import", "--diffusers", tmp_path / "p", "--out", tmp_path / "m", "--check").output
-    assert "outputs differ from the library's by" in said
+    ddib("import", "--diffusers", tmp_path / "p", "--out", tmp_path / "m")
     assert load_bundle(tmp_path / "m").manifest.name == "p"
     scheduler.write_text(json.dumps({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}))
     with pytest.raises(SettingsInvalid, match="beta_schedule"):
