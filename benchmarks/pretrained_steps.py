@@ -39,16 +39,13 @@ def main() -> int:
     parser.add_argument("--domain", nargs="+", default=list(DOMAINS), choices=DOMAINS)
     parser.add_argument("--evaluations", nargs="+", type=int, default=[12, 16, 20])
     parser.add_argument("--out", type=Path, default=Path("ddib_fed/models/pretrained"))
-    parser.add_argument("--effort", type=float, default=1.0, help="as `ddib model tune --effort`")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     numbers = tuple(sorted(asked.evaluations))
     for domain in asked.domain:
         started = time.process_time()
         command = f"ddib model tune MODEL --evaluations {' '.join(map(str, numbers))}"
-        command += f" --effort {asked.effort:g}" if asked.effort != 1.0 else ""
-        wanted = Wanted(numbers, effort=asked.effort)
-        tuned = tune_bundle(asked.out / domain, wanted, command=command, say=_tell)
+        tuned = tune_bundle(asked.out / domain, Wanted(numbers), command=command, say=_tell)
         _show(domain, tuned, time.process_time() - started)
     return 0
 

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import cache
@@ -158,6 +158,22 @@ def bar(what: str) -> Iterator[Show]:
             yield show
     else:
         yield _Spoken(what)
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int, str], None]]:
+    """As `bar`, for one part after the other: called with (what, done, total, remark)."""
+    with ExitStack() as stack:
+        now: dict[str, Show] = {}
+
+        def on_progress(what: str, done: int, total: int, remark: str) -> None:
+            if what not in now:
+                stack.close()
+                now.clear()
+                now[what] = stack.enter_context(bar(what))
+            now[what](done, total, remark)
+
+        yield on_progress
 
 
 @contextmanager

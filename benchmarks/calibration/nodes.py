@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
-from ddib_fed.cli.demo_nodes import Pair, Site, run_command
-from ddib_fed.cli.demo_pictures import Chosen, read_unit
+from ddib_fed.cli.demo_nodes import Pair, run_command
+from ddib_fed.cli.demo_parts import Chosen, read_unit
 from ddib_fed.engine.record import Translation
 from ddib_fed.evaluation.bootstrap import Resamples, resample
 from ddib_fed.evaluation.judgement import HistogramMatch
@@ -114,21 +114,17 @@ def main() -> int:
 
 def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> None:
     """All commands; what they leave is below the folder."""
-    source, target = (
-        Site(name, domain)
-        for name, domain in zip(INSTITUTIONS, (directed.source_name, directed.target_name), strict=True)
+    kinds = '["rotation"]' if kind == "rotation" else '["rotation", "colour-map"]'
+    settings = (
+        ("policy", "calibration", "[]", kinds),
+        ("policy", "least_depth", "1.0", f"{LEAST_DEPTH:g}"),
+        ("engine", "threads", "0", "1"),
     )
-    kinds = ("rotation",) if kind == "rotation" else ("rotation", "colour-map")
-    pair = replace(
-        Pair.of(folder, source, target, PERSON, kinds),
-        settings=(
-            ("policy", "least_depth", "1.0", f"{LEAST_DEPTH:g}"),
-            ("engine", "threads", "0", "1"),
-        ),
-    )
+    domains = (directed.source_name, directed.target_name)
+    pair = Pair.of(folder, INSTITUTIONS, domains, PERSON, settings=settings)
     files = Chosen(tuple(range(len(directed.test[0]))), *directed.test).write(folder / "in")
     crossed: dict[str, Any] = {}
-    with pair.running(keep=False):
+    with pair.running():
         _translate(pair, files, PLAIN)
         with _timed("publish"):
             pair.publish()
@@ -173,7 +169,7 @@ def _retrain(pair: Pair, sha256: str, steps: int) -> None:
         run_command(
             _brief, "model", "train", "--domain", source.domain, "--init", source.folder / "model",
             "--calibration", file, "--out", source.folder / "mapped", "--steps", str(steps), "--batch", str(BATCH),
-            "--microbatch", str(BATCH), "--precision", "bfloat16",
+            "--precision", "bfloat16",
         )  # fmt: skip
     source.stop()
     source.configure(_brief, "model", "bundle", '"model"', '"mapped"')

@@ -43,6 +43,7 @@ MAX_CELLS = 4096
 LEAST_COUNTED, MOST_COUNTED = 200, 1_000_000
 """Units of an aggregate."""
 DEFAULT_COUNTED = 4000
+DELTA = 1e-5
 """Largest number of units that are counted unless asked otherwise, evenly spaced over those there are."""
 QUANTUM = 1e-5
 LARGEST_COUNT = 2_000_000
@@ -226,7 +227,7 @@ def make_aggregate(
     domain: str,
     *,
     epsilon: float = 1.0,
-    delta: float = 1e-5,
+    delta: float = DELTA,
     at_most: int = DEFAULT_COUNTED,
     cells: Cells | None = None,
     generator: np.random.Generator | None = None,

@@ -1,4 +1,4 @@
-"""`ddib audit show|tail|export`: what the audit log says, for people, for scripts and for whoever checks it."""
+"""`ddib audit`: what the audit log says, for people, for scripts and for whoever checks it."""
 
 from __future__ import annotations
 
@@ -6,52 +6,67 @@ import dataclasses
 import json
 import shlex
 from collections import deque
-from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command, group
+from ddib_fed.cli.help import group
 from ddib_fed.cli.output import outcome, print_json
 from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing
+from ddib_fed.files import write_file
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.security.audit_reading import Entry, Export, LineFilter, Verified
+    from ddib_fed.security.audit_reading import Entry, LineFilter, Verified
     from ddib_fed.security.identity import Identity
 
-
-_SELECT = (
-    click.option(
-        "--act",
-        "acts",
-        multiple=True,
-        metavar="NAME",
-        help="Only these acts; `*` stands for any text: 'job_*'.",
-    ),
-    click.option(
-        "--job", default="", metavar="ID", help="Only this job, or request; its first characters are enough."
-    ),
-    click.option(
-        "--peer",
-        default="",
-        metavar="INSTITUTION",
-        help="Only what concerns this institution.",
-    ),
-    click.option(
-        "--since",
-        metavar="WHEN",
-        help="Not before: 30m, 2h or 7d ago, or a date and time (UTC) as 2026-11-26T14:00.",
-    ),
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_selecting = options.with_options(
+    (
+        click.option(
+            "--act",
+            "acts",
+            multiple=True,
+            metavar="NAME",
+            help="Only these acts; `*` stands for any text: 'job_*'.",
+        ),
+        click.option(
+            "--job",
+            default="",
+            metavar="ID",
+            help="Only this job, or request; its first characters are enough.",
+        ),
+        click.option(
+            "--peer", default="", metavar="INSTITUTION", help="Only what concerns this institution."
+        ),
+        click.option(
+            "--since",
+            metavar="WHEN",
+            help="Not before: 30m, 2h or 7d ago, or a date and time (UTC) as 2026-11-26T14:00.",
+        ),
+    )
 )
-Command = Callable[..., Any]
 
 
-def _selecting(command: Command) -> Command:
-    return options.with_options(_SELECT)(command)
+@group()
+def audit() -> None:
+    """Read, follow, export and verify the node's audit log; exchange its ends with peers."""
+
+
+def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
+    """The node's configuration, its identity, and its log, which is there."""
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.security.identity import Identity
+
+    config = NodeConfig.load(config_path)
+    path = config.paths.audit
+    if not path.exists():
+        raise FileMissing(f"there is no {path}", hint="a node writes it when it serves")
+    return config, Identity(config.node.institution, "node", config.node.name), path
 
 
 def _wanted(acts: tuple[str, ...], job: str, peer: str, since: str | None) -> LineFilter:
@@ -60,22 +75,15 @@ def _wanted(acts: tuple[str, ...], job: str, peer: str, since: str | None) -> Li
     return LineFilter(acts, job, peer, None if since is None else parse_since(since))
 
 
-def _log(config_path: Path) -> Path:
-    """The node's log."""
-    from ddib_fed.node.config import NodeConfig
-
-    path = NodeConfig.load(config_path).paths.audit
-    if not path.exists():
-        raise FileMissing(f"there is no {path}", hint="a node writes it when it serves")
-    return path
-
-
-@command(
-    epilog="\b\nExamples:\n  ddib audit show --since 24h\n  ddib audit show --act 'job_*' --peer south.example"
+@audit.command(
+    epilog="\b\nExamples:\n  ddib audit show --act 'job_*' --since 24h\n  ddib audit show -f --last 10 --act refused"
 )
 @options.CONFIG
 @_selecting
-@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N of them.")
+@click.option("--last", type=click.IntRange(min=0), metavar="N", help="Only the last N of them.")
+@click.option(
+    "-f", "--follow", "follows", is_flag=True, help="Then each line as it is written, until Ctrl-C."
+)
 @options.FORMAT
 def show(
     config_path: Path,
@@ -84,145 +92,28 @@ def show(
     peer: str,
     since: str | None,
     last: int | None,
-    output_format: str,
-) -> None:
-    """Show lines of the audit log: number, time, act, and what it names.
-
-    The chain is not checked: `ddib audit verify` does that.
-    """
-    from ddib_fed.security.audit_reading import entries
-
-    wanted, path = _wanted(acts, job, peer, since), _log(config_path)
-    found: Iterable[Entry] = (entry for entry in entries(path) if entry in wanted)
-    if last is not None:
-        found = deque(found, maxlen=last)
-    if output_format == "json":
-        print_json([{**entry.record, "line": entry.line, "sha256": entry.sha256} for entry in found])
-        return
-    for entry in found:
-        say(_line(entry))
-
-
-@command(epilog="\b\nExample:\n  ddib audit tail -f --act refused")
-@options.CONFIG
-@_selecting
-@click.option(
-    "--last",
-    type=click.IntRange(min=0),
-    default=10,
-    show_default=True,
-    metavar="N",
-    help="Begin with the last N lines.",
-)
-@click.option(
-    "-f", "--follow", "follows", is_flag=True, help="Then each line as it is written, until Ctrl-C."
-)
-@options.FORMAT
-def tail(
-    config_path: Path,
-    acts: tuple[str, ...],
-    job: str,
-    peer: str,
-    since: str | None,
-    last: int,
     follows: bool,
     output_format: str,
 ) -> None:
-    """Show the last lines of the audit log, and with -f those that follow; as JSON one object a line.
+    """Show lines of the audit log: number, time, act, and what it names; as JSON one object a line.
 
-    If the log is cut or replaced while it is followed, the command ends with 10.
+    The chain is not checked: `ddib audit verify` does that. If the log is cut or replaced while it is followed, the
+    command ends with 10.
     """
     from ddib_fed.security.audit_reading import entries, follow
 
-    wanted, path = _wanted(acts, job, peer, since), _log(config_path)
+    wanted, (_config, _own, path) = _wanted(acts, job, peer, since), _node(config_path)
     write = _write_object if output_format == "json" else lambda entry: say(_line(entry))
-    read, kept = 0, deque[Any](maxlen=last)
+    read, kept = 0, deque["Entry"](maxlen=last)
     for entry in entries(path):
         read = entry.line
         if entry in wanted:
             kept.append(entry)
     for entry in kept:
         write(entry)
-    if follows:
-        for entry in follow(path, read):
-            if entry in wanted:
-                write(entry)
-
-
-@command(
-    epilog="\b\nExamples:\n  ddib audit export --out audit.jsonl\n"
-    "  ddib audit export --since 2026-11-01 --act 'latent_*' --out november.csv"
-)
-@options.CONFIG
-@_selecting
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    required=True,
-    help="What to write: CSV if the name ends in .csv, else one JSON object a line.",
-)
-@options.OUTCOME
-def export(
-    config_path: Path, acts: tuple[str, ...], job: str, peer: str, since: str | None, out: Path
-) -> None:
-    """Verify the audit log, and write lines of it to a file, with the head of the chain in FILE.head.json.
-
-    Each line of the file has the digest of the log's line in `sha256`; the head is that of the log's last line. A log
-    that is broken is not exported. In CSV a text that a spreadsheet would take for a formula begins with an apostrophe.
-    """
-    from ddib_fed.security.audit_reading import export as made
-    from ddib_fed.security.audit_reading import verify
-
-    wanted, path = _wanted(acts, job, peer, since), _log(config_path)
-    head_file = out.with_name(f"{out.name}.head.json")
-    for place in (out, head_file):
-        if place.exists():
-            raise AlreadyExists(f"{place} exists and is not overwritten", hint="choose another --out")
-    found = verify(path)
-    if not found.ok:
-        where = "" if found.broken_line is None else f", line {found.broken_line}"
-        raise ChunkCorrupt(
-            f"{path}{where}: {found.problem}", hint="ddib audit verify; keep the file unchanged"
-        )
-    exported = made(path, wanted, lines=found.lines, head=found.head, table=out.suffix.lower() == ".csv")
-    _write(config_path, out, head_file, exported, found, wanted)
-    say(
-        f"wrote {out}: {exported.exported} of {exported.lines} lines",
-        f"head   {exported.head}, in {head_file}",
-    )
-    outcome(written=out, lines=exported.exported, of=exported.lines, head=exported.head, head_file=head_file)
-
-
-def _write(
-    config_path: Path, out: Path, head_file: Path, exported: Export, found: Verified, wanted: LineFilter
-) -> None:
-    from datetime import UTC, datetime
-
-    from ddib_fed.files import write_file
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.security.identity import Identity
-
-    node = NodeConfig.load(config_path).node
-    head = {
-        "format": "ddib-fed audit export 1",
-        "of": Identity(node.institution, "node", node.name).uri,
-        "lines": found.lines,
-        "head": found.head,
-        "verified": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torn_bytes": found.torn_bytes,
-        "exported": exported.exported,
-        "asked": {
-            "acts": list(wanted.acts),
-            "job": wanted.job,
-            "peer": wanted.peer,
-            "since": None if wanted.since is None else wanted.since.isoformat(),
-        },
-        "file": out.name,
-        "file_sha256": exported.sha256,
-    }
-    write_file(out, exported.content, private=True, overwrite=False)
-    write_file(head_file, (json.dumps(head, indent=2) + "\n").encode(), private=True, overwrite=False)
+    for entry in follow(path, read) if follows else ():
+        if entry in wanted:
+            write(entry)
 
 
 def _write_object(entry: Entry) -> None:
@@ -241,31 +132,75 @@ def _line(entry: Entry) -> str:
 
 
 def _value(value: object) -> str:
-    if isinstance(value, list):
-        return json.dumps(value)
     text = str(value)
-    return json.dumps(text) if not text or any(c.isspace() or c == '"' for c in text) else text
+    quoted = isinstance(value, list) or not text or any(c.isspace() or c == '"' for c in text)
+    return json.dumps(value if isinstance(value, list) else text) if quoted else text
 
 
-@group()
-def audit() -> None:
-    """Read, follow, export and verify the node's audit log; exchange its ends with peers."""
+@audit.command(
+    epilog="\b\nExamples:\n  ddib audit export --out audit.jsonl\n"
+    "  ddib audit export --since 2026-11-01 --act 'latent_*' --out november.csv"
+)
+@options.CONFIG
+@_selecting
+@click.option(
+    "--out",
+    type=_FILE,
+    metavar="FILE",
+    required=True,
+    help="What to write: CSV if the name ends in .csv, else one JSON object a line.",
+)
+@options.OUTCOME
+def export(
+    config_path: Path, acts: tuple[str, ...], job: str, peer: str, since: str | None, out: Path
+) -> None:
+    """Verify the audit log, and write lines of it to a file, with the head of the chain in FILE.head.json.
+
+    Each line of the file has the digest of the log's line in `sha256`; the head is that of the log's last line. A log
+    that is broken is not exported. In CSV a text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    from ddib_fed.security import audit_reading
+
+    wanted, (_config, own, path) = _wanted(acts, job, peer, since), _node(config_path)
+    head_file = out.with_name(f"{out.name}.head.json")
+    for place in (out, head_file):
+        if place.exists():
+            raise AlreadyExists(f"{place} exists and is not overwritten", hint="choose another --out")
+    found = audit_reading.verify(path)
+    _require_whole(path, found)
+    made = audit_reading.export(
+        path, wanted, lines=found.lines, head=found.head, table=out.suffix.lower() == ".csv"
+    )
+    head = {
+        "format": "ddib-fed audit export 1",
+        "of": own.uri,
+        "lines": found.lines,
+        "head": found.head,
+        "verified": datetime.now(UTC).isoformat(timespec="seconds"),
+        "torn_bytes": found.torn_bytes,
+        "exported": made.exported,
+        "asked": {
+            "acts": list(acts),
+            "job": job,
+            "peer": peer,
+            "since": None if wanted.since is None else wanted.since.isoformat(),
+        },
+        "file": out.name,
+        "file_sha256": made.sha256,
+    }
+    write_file(out, made.content, private=True, overwrite=False)
+    write_file(head_file, (json.dumps(head, indent=2) + "\n").encode(), private=True, overwrite=False)
+    say(f"wrote {out}: {made.exported} of {made.lines} lines", f"head   {made.head}, in {head_file}")
+    outcome(written=out, lines=made.exported, of=made.lines, head=made.head, head_file=head_file)
 
 
-for _command in (show, tail, export):
-    audit.add_command(_command)
-
-
-def _node(config_path: Path) -> tuple[NodeConfig, Identity]:
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.security.identity import Identity
-
-    config = NodeConfig.load(config_path)
-    return config, Identity(config.node.institution, "node", config.node.name)
-
-
-def _missing(path: Path) -> FileMissing:
-    return FileMissing(f"there is no {path}", hint="a node writes it when it serves")
+def _require_whole(path: Path, found: Verified) -> None:
+    if not found.ok:
+        where = "" if found.broken_line is None else f", line {found.broken_line}"
+        raise ChunkCorrupt(
+            f"{path}{where}: {found.problem}",
+            hint="keep the file unchanged, and find out who could write to it",
+        )
 
 
 @audit.command(
@@ -283,7 +218,7 @@ def _missing(path: Path) -> FileMissing:
     "--anchor",
     "files",
     multiple=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=_FILE,
     metavar="FILE",
     help="What a peer noted of this log, from `ddib audit anchors` there: the log must still contain those lines.",
 )
@@ -295,57 +230,29 @@ def verify(config_path: Path, head: str | None, files: tuple[Path, ...], output_
     the file was rewritten: for that, pass a head that was kept elsewhere, or the anchors that a peer holds.
     """
     from ddib_fed.security import audit_reading
-    from ddib_fed.security.audit_reading import read_anchors
 
-    config, own = _node(config_path)
-    path = config.paths.audit
-    anchors = [read_anchors(file, of=own).by_line() for file in files]
-    found = None
+    _config, own, path = _node(config_path)
+    anchors = [audit_reading.read_anchors(file, of=own).by_line() for file in files]
     # Each file by itself: two peers may have noted the same line, one of them wrongly.
     for held in anchors or [{}]:
-        try:
-            found = audit_reading.verify(path, noted=head, anchors=held)
-        except FileNotFoundError as error:
-            raise _missing(path) from error
+        found = audit_reading.verify(path, noted=head, anchors=held)
         if not found.ok:
             break
-    assert found is not None  # there is at least one
-    _show(path, found, output_format, checked=sum(map(len, anchors)))
-    if not found.ok:
-        where = "" if found.broken_line is None else f", line {found.broken_line}"
-        raise ChunkCorrupt(
-            f"{path}{where}: {found.problem}",
-            hint="keep the file unchanged, and find out who could write to it",
-        )
-
-
-def _show(path: Path, found: Verified, output_format: str, *, checked: int) -> None:
     if output_format == "json":
         print_json({"path": path, "ok": found.ok, **dataclasses.asdict(found)})
-        return
-    say(f"lines  {found.lines}")
-    say(f"head   {found.head}")
-    if checked:
-        say(f"anchors  {checked} lines that peers noted, {'all there' if found.ok else 'not all there'}")
-    if found.torn_bytes:
-        say(f"torn   {found.torn_bytes} bytes of a write interrupted by a crash")
+    else:
+        say(f"lines  {found.lines}", f"head   {found.head}")
+        if checked := sum(map(len, anchors)):
+            say(f"anchors  {checked} lines that peers noted, {'all there' if found.ok else 'not all there'}")
+        if found.torn_bytes:
+            say(f"torn   {found.torn_bytes} bytes of a write interrupted by a crash")
+    _require_whole(path, found)
 
 
 @audit.command(epilog="\b\nExample:\n  ddib audit anchors --peer south.example --out for-south.json")
 @options.CONFIG
-@click.option(
-    "--peer",
-    "institution",
-    required=True,
-    metavar="INSTITUTION",
-    help="Whose log they are of.",
-)
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write them here; otherwise to stdout.",
-)
+@click.option("--peer", "institution", required=True, metavar="INSTITUTION", help="Whose log they are of.")
+@click.option("--out", type=_FILE, metavar="FILE", help="Write them here; otherwise to stdout.")
 @options.OUTCOME
 def anchors(config_path: Path, institution: str, out: Path | None) -> None:
     """Write what this node noted of a peer's audit log, so that the peer can verify its log with it.
@@ -356,12 +263,9 @@ def anchors(config_path: Path, institution: str, out: Path | None) -> None:
     from ddib_fed.node.admitting import peer_store
     from ddib_fed.security.audit_reading import AnchorFile, held_of, thinned
 
-    config, own = _node(config_path)
+    config, own, path = _node(config_path)
     peer = peer_store(config).get(institution)
-    try:
-        held = held_of(config.paths.audit, institution)
-    except FileNotFoundError as error:
-        raise _missing(config.paths.audit) from error
+    held = held_of(path, institution)
     if not held.anchors:
         raise FileMissing(
             f"the audit log has no end of the log of {institution}",
@@ -371,7 +275,7 @@ def anchors(config_path: Path, institution: str, out: Path | None) -> None:
     if out is None:
         print_json(made.model_dump(mode="json"))
     else:
-        _write_records(out, made.to_bytes())
+        write_file(out, made.to_bytes(), overwrite=False)
         say(f"wrote {out}: {len(held.anchors)} ends noted, the last with {held.anchors[-1].lines} lines")
         say(f"send it to {institution}, for: ddib audit verify --anchor {shlex.quote(out.name)}")
         outcome(written=out, of=peer.identity.uri, ends=len(held.anchors), last_line=held.anchors[-1].lines)
@@ -380,13 +284,3 @@ def anchors(config_path: Path, institution: str, out: Path | None) -> None:
             f"the log of {institution} was rewritten or went back: {held.contradiction}",
             hint="ask its operator; keep this node's log, which shows it",
         )
-
-
-def _write_records(path: Path, data: bytes) -> None:
-    from ddib_fed.errors import AlreadyExists
-
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-    except FileExistsError as error:
-        raise AlreadyExists(f"{path} exists and is not overwritten", hint="choose another --out") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +13,11 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.calibrate_showing import YES, confirmed, how_jobs_use, show_calibration
 from ddib_fed.cli.help import command, group
-from ddib_fed.cli.options import THREADS, with_options
 from ddib_fed.cli.output import moment, outcome, print_json, print_table
 from ddib_fed.errors import AlreadyExists, RefusedError, UsageError
 from ddib_fed.terminal import console, say
 
 if TYPE_CHECKING:
-    from ddib_fed.calibration.aggregate import Aggregate
     from ddib_fed.calibration.signed import CalibrationStore, Side, SignedCalibration, Stored
     from ddib_fed.node.calibrations import Publication
     from ddib_fed.node.config import NodeConfig
@@ -41,14 +39,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0.01, 8),
     default=1.0,
     show_default=True,
-    help="Differential privacy of each picture, or of each group of --group-by.",
-)
-@click.option(
-    "--delta",
-    type=click.FloatRange(1e-12, 1e-3),
-    default=1e-5,
-    show_default=True,
-    help="Probability with which epsilon does not hold.",
+    help="Differential privacy of each picture, or of each group of --group-by, at a delta of 1e-5.",
 )
 @click.option(
     "--at-most",
@@ -75,7 +66,6 @@ def publish(
     config_path: Path,
     pictures: str | None,
     epsilon: float,
-    delta: float,
     at_most: int,
     group_by: str | None,
     again: bool,
@@ -86,8 +76,8 @@ def publish(
 
     It shows what would leave and asks. Admitted peers get it only while [policy] calibration lists a kind.
     """
+    from ddib_fed.calibration.aggregate import DELTA
     from ddib_fed.node import calibrations
-    from ddib_fed.node.calibrations import publications, spent
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model import load_hosted
     from ddib_fed.training.calibrating import count_pictures
@@ -104,25 +94,25 @@ def publish(
     which = pictures or config.train.pictures(config.folder)
     with console(stderr=True).status("counting pictures"):
         counted = count_pictures(bundle, which, epsilon=epsilon, at_most=at_most, group_by=group_by)
-    aggregate = replace(counted, domain=config.model.domain).noised(epsilon, delta)
-    before = publications(config)
+    aggregate = replace(counted, domain=config.model.domain).noised(epsilon, DELTA)
+    before = calibrations.publications(config)
     said = [*aggregate.describe().split("\n"), *counted.notes]
     if before:
-        said.append(f"together     {spent([*before, aggregate])}, with what was published before")
+        said.append(
+            f"together     {calibrations.spent([*before, aggregate])}, with what was published before"
+        )
     say(*said, err=output_format == "json")
     confirmed("May admitted peers have this?", yes=yes)
     calibrations.publish(config, aggregate, again=again)
-    _show_published(config, config_path, aggregate, output_format)
-
-
-def _show_published(config: NodeConfig, path: Path, aggregate: Aggregate, output_format: str) -> None:
     if output_format == "json":
         content = aggregate.model_dump(mode="json", exclude={"counts"})
         print_json({"sha256": aggregate.sha256, "bytes": len(aggregate.canonical), **content})
         return
     say(f"published    {config.paths.aggregate}; the noise was drawn once, every peer gets the same bytes")
     if not config.policy.calibration:
-        say(f'nobody gets it yet: [policy] calibration = ["rotation"] in {path}, then restart the node')
+        say(
+            f'nobody gets it yet: [policy] calibration = ["rotation"] in {config_path}, then restart the node'
+        )
 
 
 NAME = click.argument("name", metavar="DIGEST")
@@ -328,129 +318,122 @@ def remove(config_path: Path, name: str, forget: bool) -> None:
 
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_OF_PEER = ("peer", "existing", "yes", "config_path")
-_NOT_OF_PEER = ("epsilon", "delta", "count", "without", "evaluations", "threads", "out")
-WAYS = ("peer", "local", "evaluate")
-_OF_EVALUATING = ("count", "without", "evaluations")
-_OF_MAKING = ("kind", "epsilon", "delta", "days", "out")
-
-_OPTIONS = (
-    click.option(
-        "--peer",
-        metavar="INSTITUTION/DOMAIN",
-        help="Agree with this peer, on the machine of your source node: fetch what its operator published, fit with "
-        "your own --pictures, show, ask, sign, send.",
-    ),
-    click.option(
-        "--local",
-        nargs=2,
-        metavar="A B",
-        help="Calibrate model A to model B in this process. Each is a model that ships, by name, or a model's folder.",
-    ),
-    click.option(
-        "--evaluate",
-        type=_FILE,
-        metavar="FILE",
-        help="Measure a calibration: with --local between these two models, without it between the models that ship "
-        "for its two domains.",
-    ),
-    click.option(
-        "--kind",
-        type=click.Choice(["rotation", "tone", "colour-map"]),
-        default="rotation",
-        show_default=True,
-        help="rotation: an orthogonal change of the channels, used as it is. tone (grey) and colour-map: a curve or "
-        "map of values, for which the source's model is trained again.",
-    ),
-    click.option(
-        "--pictures",
-        multiple=True,
-        metavar="FOLDER",
-        help="Pictures of a domain, unpaired: a folder, or the name of a domain that ships; with --local twice, A's "
-        "and B's; with --peer this node's. Default: the domains that ship under the models' names; with --peer what "
-        "[train] of node.toml names.",
-    ),
-    click.option(
-        "--anchors",
-        nargs=2,
-        type=_FOLDER,
-        metavar="A_DIR B_DIR",
-        help="Pictures of the same things in both domains, by the same file names: a phantom, a travelling subject, a "
-        "public area. The calibration is fitted to them; with --evaluate they are its truth.",
-    ),
-    click.option(
-        "--epsilon",
-        type=click.FloatRange(0.01, 8),
-        default=1.0,
-        show_default=True,
-        help="With --local: differential privacy of each of B's pictures that the noise would give between nodes.",
-    ),
-    click.option(
-        "--delta",
-        type=click.FloatRange(1e-12, 1e-3),
-        default=1e-5,
-        show_default=True,
-        help="Probability with which epsilon does not hold.",
-    ),
-    click.option(
-        "--days",
-        type=click.IntRange(1, 3650),
-        default=180,
-        show_default=True,
-        help="Days until the calibration expires.",
-    ),
-    click.option(
-        "--without",
-        metavar="MODEL",
-        help="With --evaluate, of a tone or colour-map: the source's model before it was trained with the map, for "
-        "comparison; default: the one that ships.",
-    ),
-    click.option(
-        "--count",
-        type=click.IntRange(2),
-        default=32,
-        show_default=True,
-        help="Largest number of pictures that --evaluate translates.",
-    ),
-    options.EVALUATIONS,
-    click.option(
-        "--seed",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Seed of the noise, of the search's starts and of softening.",
-    ),
-    THREADS,
-    click.option(
-        "--out",
-        type=_FILE,
-        default=Path("calibration.json"),
-        show_default=True,
-        metavar="FILE",
-        help="The calibration; an existing file is never overwritten.",
-    ),
-    click.option(
-        "--force", is_flag=True, help="Write, or accept, a calibration that is refused for its figures."
-    ),
-    click.option(
-        "--from",
-        "existing",
-        type=_FILE,
-        metavar="FILE",
-        help="With --peer: propose the map of this calibration, or of the one that ships by this name, with the "
-        "figures that it has.",
-    ),
-    YES,
-    options.CONFIG,
-    options.FORMAT,
-)
+WAYS = ("peer", "evaluate", "local")
+_IDLE = {
+    "peer": ("epsilon", "evaluations", "threads", "out"),
+    "evaluate": ("kind", "epsilon", "days", "out", "existing", "yes", "config_path"),
+    "local": ("evaluations", "existing", "yes", "config_path"),
+}
+"""Options that say nothing of a way to use this command."""
 
 
 @group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@with_options(_OPTIONS)
+@click.option(
+    "--peer",
+    metavar="INSTITUTION/DOMAIN",
+    help="Agree with this peer, on the machine of your source node: fetch what its operator published, fit with "
+    "your own --pictures, show, ask, sign, send.",
+)
+@click.option(
+    "--local",
+    nargs=2,
+    metavar="A B",
+    help="Calibrate model A to model B in this process. Each is a model that ships, by name, or a model's folder.",
+)
+@click.option(
+    "--evaluate",
+    type=_FILE,
+    metavar="FILE",
+    help="Measure a calibration: with --local between these two models, without it between the models that ship "
+    "for its two domains.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["rotation", "tone", "colour-map"]),
+    default="rotation",
+    show_default=True,
+    help="rotation: an orthogonal change of the channels, used as it is. tone (grey) and colour-map: a curve or "
+    "map of values, for which the source's model is trained again.",
+)
+@click.option(
+    "--pictures",
+    multiple=True,
+    metavar="FOLDER",
+    help="Pictures of a domain, unpaired: a folder, or the name of a domain that ships; with --local twice, A's "
+    "and B's; with --peer this node's. Default: the domains that ship under the models' names; with --peer what "
+    "[train] of node.toml names.",
+)
+@click.option(
+    "--anchors",
+    nargs=2,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="A_DIR B_DIR",
+    help="Pictures of the same things in both domains, by the same file names: a phantom, a travelling subject, a "
+    "public area. The calibration is fitted to them; with --evaluate they are its truth.",
+)
+@click.option(
+    "--epsilon",
+    type=click.FloatRange(0.01, 8),
+    default=1.0,
+    show_default=True,
+    help="With --local: differential privacy of each of B's pictures that the noise would give between nodes.",
+)
+@click.option(
+    "--days",
+    type=click.IntRange(1, 3650),
+    default=180,
+    show_default=True,
+    help="Days until the calibration expires.",
+)
+@options.EVALUATIONS
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the noise, of the search's starts and of softening.",
+)
+@options.THREADS
+@click.option(
+    "--out",
+    type=_FILE,
+    default=Path("calibration.json"),
+    show_default=True,
+    metavar="FILE",
+    help="The calibration; an existing file is never overwritten.",
+)
+@click.option(
+    "--force", is_flag=True, help="Write, or accept, a calibration that is refused for its figures."
+)
+@click.option(
+    "--from",
+    "existing",
+    type=_FILE,
+    metavar="FILE",
+    help="With --peer: propose the map of this calibration, or of the one that ships by this name, with the "
+    "figures that it has.",
+)
+@YES
+@options.CONFIG
+@options.FORMAT
 @click.pass_context
-def calibrate(context: click.Context, /, **given: Any) -> None:
+def calibrate(
+    context: click.Context,
+    /,
+    *,
+    peer: str | None,
+    local: tuple[str, str] | None,
+    evaluate: Path | None,
+    epsilon: float,
+    evaluations: int,
+    threads: int,
+    out: Path,
+    existing: Path | None,
+    yes: bool,
+    config_path: Path,
+    output_format: str,
+    **given: Any,
+) -> None:
     """Agree with a peer on how two domains correspond; evaluate such a calibration.
 
     Without a calibration the bridge pairs light with light and what varies most with what varies most. A calibration
@@ -459,74 +442,44 @@ def calibrate(context: click.Context, /, **given: Any) -> None:
     A calibration that is no better than none, or whose best solution is hardly better than another one, is refused
     with its figures; --force uses it anyway.
     """
-    asked = [name for name in WAYS if given.get(name)]
-    of_peer = {name: given.pop(name) for name in _OF_PEER}
+    ways = [name for name in WAYS if context.params.get(name)]
     if context.invoked_subcommand is not None:
-        if asked:
+        if ways:
             raise UsageError(
-                f"--{asked[0]} does not belong before {context.invoked_subcommand}",
+                f"--{ways[0]} does not belong before {context.invoked_subcommand}",
                 hint=f"ddib calibrate {context.invoked_subcommand} --help",
             )
         return
-    if len(asked) > 1 and "peer" in asked:
-        raise UsageError(f"--peer and --{asked[1]} contradict each other", hint="run two commands")
-    if of_peer["peer"] is not None:
-        _with_peer(of_peer, given)
-        return
-    if asked:
-        options.refuse_idle(_OF_PEER, "is for --peer", hint="leave it out")
-    if given["evaluate"] is not None:
-        _evaluate(given)
-        return
-    if given["local"] is not None:
-        _local(given)
-        return
-    raise UsageError(
-        "nothing to calibrate is named",
-        hint="ddib calibrate --peer INSTITUTION/DOMAIN, --local A B, or --evaluate FILE; ddib calibrate --help",
-    )
+    if not ways:
+        raise UsageError(
+            "nothing to calibrate is named",
+            hint="ddib calibrate --peer INSTITUTION/DOMAIN, --local A B, or --evaluate FILE; ddib calibrate --help",
+        )
+    if len(ways) > 1 and ways[0] == "peer":
+        raise UsageError(f"--peer and --{ways[1]} contradict each other", hint="run two commands")
+    options.refuse_idle(_IDLE[ways[0]], f"is not for --{ways[0]}", hint="leave it out; ddib calibrate --help")
+    if peer is not None:
+        if len(given["pictures"]) > 1:
+            raise UsageError("--peer takes one --pictures: this node's own", hint="leave the other one out")
+        named = {"pictures": given["pictures"], "anchors": given["anchors"], "from": existing}
+        sources = [f"--{name}" for name, value in named.items() if value]
+        if len(sources) > 1:
+            raise UsageError(
+                f"{sources[0]} and {sources[1]} contradict each other", hint="leave one of them out"
+            )
+    from ddib_fed.cli import calibrate_making as making
 
-
-def _evaluate(given: Mapping[str, Any]) -> None:
-    from ddib_fed.cli.calibrate_making import evaluate
-
-    options.refuse_idle(_OF_MAKING, "is for making a calibration, not for --evaluate", hint="leave it out")
-    evaluate(**{name: value for name, value in given.items() if name not in _OF_MAKING})
-
-
-def _local(given: Mapping[str, Any]) -> None:
-    from ddib_fed.cli.calibrate_making import make
-
-    options.refuse_idle(_OF_EVALUATING, "is for --evaluate", hint="leave it out")
-    left_out = {"evaluate", *_OF_EVALUATING}
-    make(**{name: value for name, value in given.items() if name not in left_out})
-
-
-def _with_peer(of_peer: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """`--peer`."""
-    from ddib_fed.cli import calibrate_making
-
-    options.refuse_idle(_NOT_OF_PEER, "is not for --peer", hint="leave it out; ddib calibrate --help")
-    if len(given["pictures"]) > 1:
-        raise UsageError("--peer takes one --pictures: this node's own", hint="leave the other one out")
-    ways = [f"--{name}" for name in ("pictures", "anchors") if given[name]]
-    ways += ["--from"] if of_peer["existing"] else []
-    if len(ways) > 1:
-        raise UsageError(f"{ways[0]} and {ways[1]} contradict each other", hint="leave one of them out")
-    institution, domain = calibrate_making.split_peer(of_peer["peer"])
-    asked = calibrate_making.Asked(
-        institution,
-        domain,
-        given["kind"],
-        given["pictures"][0] if given["pictures"] else None,
-        given["anchors"],
-        of_peer["existing"],
-        given["days"],
-        given["seed"],
-        given["force"],
-        of_peer["yes"],
-    )
-    calibrate_making.run(of_peer["config_path"], asked, given["output_format"])
+    if peer is not None:
+        asked = making.Asked(**given)
+        making.agree(asked, peer, config_path, existing=existing, yes=yes, output_format=output_format)
+    elif evaluate is not None:
+        shared = {name: given[name] for name in ("pictures", "anchors", "seed", "force")}
+        making.evaluate(
+            evaluate, local, evaluations=evaluations, threads=threads, output_format=output_format, **shared
+        )
+    elif local is not None:
+        asked = making.Asked(**given)
+        making.make(asked, local, epsilon=epsilon, threads=threads, out=out, output_format=output_format)
 
 
 for _command in (publish, accept, send, list_, show, remove):

@@ -8,16 +8,17 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType
 
 import click
 
-from ddib_fed.cli.demo_nodes import Outcome, Pair, Site, print_bounds, write_report
+from ddib_fed.cli.demo_nodes import CALIBRATION, Outcome, Pair, still_runs
 from ddib_fed.cli.help import command
 from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
+from ddib_fed.files import write_json
 from ddib_fed.terminal import NODE_EXTRA, say
 
 MARKER = ".ddib-demo"
@@ -25,7 +26,7 @@ NODES = ("north", "south", "east", "west")
 MADE_HERE = (*NODES, *(f"{name}.example.peer" for name in NODES), "alice", "bob", "translated", "points.npy",
              "translation.png", "pictures", "pictures.png", "report.json")  # fmt: skip
 REPORT = "report.json"
-SHIPPED: Mapping[str, Path] = MappingProxyType({})
+POINTS = 10_000
 
 
 @command()
@@ -37,17 +38,7 @@ SHIPPED: Mapping[str, Path] = MappingProxyType({})
     metavar="DIR",
     help="Folder for all output; the folder of an earlier demo is replaced.",
 )
-@click.option(
-    "--keep", is_flag=True, help="Leave the nodes running; print their addresses and commands to try next."
-)
-@click.option(
-    "--points",
-    type=click.IntRange(1_000, 100_000),
-    default=10_000,
-    show_default=True,
-    help="Number of points.",
-)
-def demo(out: Path, keep: bool, points: int) -> None:
+def demo(out: Path) -> None:
     """Two institutions on this machine translate there and back.
 
     First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
@@ -59,109 +50,42 @@ def demo(out: Path, keep: bool, points: int) -> None:
     The pictures need the packages of the extra `data` and models of both domains; without them only the points
     are translated, and the report states what is missing.
     """
-    demonstrate(out, keep=keep, points=points)
+    demonstrate(out)
 
 
-def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path] = SHIPPED) -> None:
-    """Run the demo."""
-    require_node_extra()
-    started = time.perf_counter()
-    prepare(out)
-    parts = _parts(points, models)
-    pairs = [
-        None if part.skipped is not None else Pair.of(out, *part.sites, part.person, part.calibrations)
-        for part in parts
-    ]
-    outcomes: list[Outcome] = []
-    with sigterm_as_ctrl_c(), contextlib.ExitStack() as nodes, _stopped_on_failure(pairs):
-        for part, pair, following in zip(parts, pairs, (*pairs[1:], None), strict=True):
-            say("", part.heading, "", style="bold")
-            if part.skipped is not None or pair is None:
-                outcomes.append(_left_out(part))
-                continue
-            nodes.enter_context(pair.running(keep=keep))
-            if following is not None:
-                following.begin()  # its nodes load while this part's work
-            outcomes.append(part.translate(pair))
-            show_outcome(outcomes[-1])
-            if not keep:
-                nodes.close()
-        finish(out / REPORT, outcomes, time.perf_counter() - started)
-        for part, pair in zip(parts, pairs, strict=True):
-            if keep and pair is not None:
-                pair.say_how_to_go_on(part.shown.format(out=out))
-
-
-@contextlib.contextmanager
-def _stopped_on_failure(pairs: Sequence[Pair | None]) -> Iterator[None]:
-    """No node outlives a demo that failed, also of a part whose turn had not come."""
-    try:
-        yield
-    except BaseException:
-        for pair in pairs:
-            if pair is not None:
-                pair.stop()
-        raise
-
-
-def _left_out(part: Part) -> Outcome:
-    assert part.skipped is not None
-    say(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
-    return part.skipped
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of the demo: points or pictures."""
-
-    heading: str
-    sites: tuple[Site, Site]
-    person: str
-    translate: Callable[[Pair], Outcome]
-    shown: str
-    skipped: Outcome | None = None
-    calibrations: tuple[str, ...] = ()
-
-
-def _parts(points: int, models: Mapping[str, Path]) -> tuple[Part, Part]:
-    from ddib_fed.cli import demo_pictures, demo_points
-
-    first, second = demo_points.sites(models), demo_pictures.sites(models)
-    return (
-        Part(
-            f"Points: {_way(*first)}",
-            first,
-            demo_points.PERSON,
-            lambda pair: demo_points.translate_points(pair, points),
-            "{out}/points.npy",
-        ),
-        Part(
-            f"Pictures: {_way(*second)}",
-            second,
-            demo_pictures.PERSON,
-            demo_pictures.translate_pictures,
-            "{out}/pictures/in/*.png",
-            demo_pictures.missing(models),
-            (demo_pictures.CALIBRATION,),
-        ),
-    )
-
-
-def _way(source: Site, target: Site) -> str:
-    return f"{source.domain} of {source.name} become {target.domain} of {target.name}, and return"
-
-
-def require_node_extra() -> None:
-    """Raise at once if the node's packages are not installed."""
+def demonstrate(out: Path, *, points: int = POINTS, models: Mapping[str, Path] | None = None) -> None:
+    """Run the demo, with `models` by domain instead of the shipped ones."""
     for package in sorted(NODE_EXTRA):
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(package, name=package)
+    from ddib_fed.cli import demo_parts
+
+    started = time.perf_counter()
+    prepare(out)
+    given, outcomes = models or {}, []
+    with sigterm_as_ctrl_c():
+        say("", "Points: moons of north.example become checkerboards of south.example, and return", "")
+        pair = Pair.of(out, ("north.example", "south.example"), demo_parts.POINTS, "alice", models=given)
+        with pair.running():
+            outcomes.append(demo_parts.translate_points(pair, points))
+        outcomes[-1].show()
+        say("", "Pictures: satellite of east.example become relief of west.example, and return", "")
+        skipped = demo_parts.missing(given)
+        if skipped is None:
+            allowed = ("policy", "calibration", "[]", f'["{CALIBRATION}"]')
+            institutions = ("east.example", "west.example")
+            pair = Pair.of(out, institutions, demo_parts.PICTURES, "bob", models=given, settings=(allowed,))
+            with pair.running():
+                outcomes.append(demo_parts.translate_pictures(pair))
+            outcomes[-1].show()
+        else:
+            say(f"left out: {skipped.figures['skipped']}; {skipped.figures['command']}")
+            outcomes.append(skipped)
+        finish(out / REPORT, outcomes, time.perf_counter() - started)
 
 
 def prepare(out: Path) -> None:
     """Make or empty the demo's folder."""
-    from ddib_fed.cli.demo_nodes import still_runs
-
     if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise AlreadyExists(f"{out} is not empty and was not made by a demo", hint="ddib demo --out ANOTHER")
     for name in NODES:
@@ -192,19 +116,13 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def show_outcome(outcome: Outcome) -> None:
-    """The bounds of one part, and the files that it wrote."""
-
-    print_bounds(outcome)
-    for path in outcome.files:
-        say(str(path))
-
-
 def finish(report: Path, outcomes: Sequence[Outcome], seconds: float) -> None:
-    """Write the report and check the bounds."""
-
-    write_report(report, outcomes, seconds)
+    """Write the figures and bounds of all parts as JSON, and check the bounds."""
+    bounds = [bound for outcome in outcomes for bound in outcome.bounds]
+    figures = {outcome.name: outcome.figures for outcome in outcomes}
+    write_json(
+        report, {"seconds": round(seconds, 3), **figures, "bounds": [asdict(bound) for bound in bounds]}
+    )
     say(str(report))
-    wrong = [bound.name for outcome in outcomes for bound in outcome.bounds if not bound.ok]
-    if wrong:
+    if wrong := [bound.name for bound in bounds if not bound.ok]:
         raise OutOfBounds(f"out of bounds: {', '.join(wrong)}", hint=f"see {report}")

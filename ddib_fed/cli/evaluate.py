@@ -51,12 +51,6 @@ class Span(click.ParamType[tuple[float, float]]):
     help="Other pictures of the target domain, for the feature distance and for histogram matching.",
 )
 @click.option(
-    "--source-domain",
-    type=_FOLDER,
-    metavar="FOLDER",
-    help="Other pictures of the source domain, for histogram matching; without it the sources themselves.",
-)
-@click.option(
     "--by-folder",
     is_flag=True,
     help="Intervals draw whole folders of pictures, such as the slices of one patient, instead of single pictures.",
@@ -90,7 +84,6 @@ def evaluate(
     truth: Path | None,
     source: Path | None,
     domain: Path | None,
-    source_domain: Path | None,
     by_folder: bool,
     thresholds: str | None,
     size: int | None,
@@ -112,11 +105,7 @@ def evaluate(
 
     if html is not None and html.exists() and not force:
         raise AlreadyExists(f"{html} exists", hint="choose another file, or --force")
-    if domain is None:
-        options.refuse_idle(
-            ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
-        )
-    folders = Folders(folder, source, truth, domain, source_domain, size, span, by_folder)
+    folders = Folders(folder, source, truth, domain, size, span, by_folder)
     with bar("reading") as show:
         report, found = evaluate_folder(
             folders,
@@ -125,7 +114,7 @@ def evaluate(
         )
     if report["structure"] is None or report["structure"]["from"] != "files":
         options.refuse_idle(
-            ("thresholds", "source_domain"),
+            ("thresholds",),
             "compares translations with their sources, which are not there",
             hint="add --source FOLDER",
         )

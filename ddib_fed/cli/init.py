@@ -19,6 +19,7 @@ from ddib_fed.cli.help import group, say_next, with_config
 from ddib_fed.cli.output import outcome
 from ddib_fed.client.profile import FOLDER, Profile, candidates
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
+from ddib_fed.files import check_private_folder, write_file
 from ddib_fed.names import NODE_FILE, is_institution, is_label
 from ddib_fed.protocol.addresses import is_loopback, split_address
 from ddib_fed.terminal import say
@@ -71,7 +72,6 @@ def make_node(
     with_ca: bool = True,
 ) -> NodeConfig:
     """Write node.toml and what it needs."""
-    from ddib_fed.files import check_private_folder
     from ddib_fed.node.config import NodeConfig, render_node_toml
     from ddib_fed.security import pki
     from ddib_fed.security.identity import Identity
@@ -100,7 +100,7 @@ def make_node(
     hosted.copy_to(out)
     if with_ca:
         pki.init_node_identity(pki_folder, institution, name)
-    _write_new(path, text)
+    write_file(path, text.encode(), overwrite=False)
     return NodeConfig.load(path)
 
 
@@ -197,7 +197,7 @@ def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
         pki.issue_client(source.issuer, out / "pki", name, lifetime=source.life, before=source.note_issue)
     else:
         request.write_bytes(pki.make_request(out / "pki", identity))
-    _write_new(path, text)
+    write_file(path, text.encode(), overwrite=False)
     return path
 
 
@@ -205,14 +205,6 @@ def _require_free(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             raise AlreadyExists(f"{path} exists and is not overwritten", hint="another --out folder")
-
-
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise AlreadyExists(f"{path} exists and is not overwritten", hint="another --out folder") from error
 
 
 def _first_line(error: ValueError) -> str:

@@ -173,7 +173,6 @@ def _of_synthetic(saved: Bundle) -> tuple[str, ...]:
 
 
 def _say(found: Imported | Bundle, saved: Bundle, out: Path, output_format: str) -> None:
-    from ddib_fed.cli.output import lines, print_json
     from ddib_fed.models.weights import Imported
 
     manifest = saved.manifest
@@ -279,26 +278,6 @@ for each in (list_, get, train, tune, gate, sample, interpolate, import_):
 
 
 @model.command()
-@options.FORMAT
-def presets(*, output_format: str) -> None:
-    """List the networks for pictures, with their size, parameters and least memory for training."""
-    from ddib_fed.cli.output import print_json
-    from ddib_fed.training.config import preset_costs
-
-    rows = preset_costs()
-    if output_format == "json":
-        print_json(rows)
-        return
-    lines({name: _preset(row) for name, row in rows.items()})
-
-
-def _preset(row: dict[str, Any]) -> str:
-    size, parameters, memory = row["size"], row["parameters"] / 1e6, row["memory"] / 2**30
-    needs = f"{parameters:.1f} M parameters, {memory:.2f} GiB and activations"
-    return f"{size} x {size}, {needs}, batch {row['batch']}: {row['purpose']}"
-
-
-@model.command()
 @options.MODEL
 @click.option(
     "--out",
@@ -343,7 +322,6 @@ def show(*, which: str, output_format: str) -> None:
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    from ddib_fed.cli.output import print_json
     from ddib_fed.evaluation.sample_verdict import SampleVerdict
 
     bundle = open_model(which)
@@ -406,7 +384,6 @@ def thresholds(*, folder: Path, images: Path, skip_bad: bool, output_format: str
     Training does this by itself; this command is for models that were imported, or trained by an older release.
     MODEL is the bundle's folder. Its weights do not change; its digest does.
     """
-    from ddib_fed.cli.output import print_json
     from ddib_fed.evaluation.structure import put_thresholds
 
     with bar("looking at files") as show:

@@ -40,7 +40,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "CALIBRATION_KIND": "the operators: [policy] calibration in node.toml; or ddib translate --no-calibration",
     "CALIBRATION_UNITS": "the node's operator: ddib calibrate list, and ddib model show of the model that is served",
     "UNAUTHENTICATED": "`ddib doctor`, at a node `ddib pki show`, names what is wrong with the certificate",
-    "PEER_UNKNOWN": "a client: its operator (ddib pki withdrawn lists it); a node: the operators exchange peer files, "
+    "PEER_UNKNOWN": "a client: its operator (ddib pki show lists it); a node: the operators exchange peer files, "
     "ddib peer export and ddib peer add",
     "PEER_SUSPENDED": "accepted jobs wait; the operator of the node that refused lifts it: ddib peer resume",
     "LATENT_NOT_GAUSSIAN": "leave it out, or train the source's model longer and with data like it",

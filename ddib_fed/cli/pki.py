@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group, say_next, with_config
-from ddib_fed.cli.output import outcome, print_json, print_table
-from ddib_fed.errors import AlreadyExists, Cancelled, InputError, PolicyDenied, UsageError
+from ddib_fed.cli.output import outcome, print_json
+from ddib_fed.errors import Cancelled, InputError, PolicyDenied, UsageError
+from ddib_fed.files import read_small, write_file
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def request(config_path: Path, folder: Path | None, identity: str | None, out: P
     if wanted is None:
         raise UsageError("--folder does not say whose certificate it is: give --identity URI as well")
     path = out if out is not None else Path(f"{wanted.name}.csr")
-    _write_new(path, make_request(place, wanted))
+    write_file(path, make_request(place, wanted), overwrite=False)
     say(f"wrote {path}, a request for {wanted}")
     more = with_config(config_path) if folder is None else f" --folder {shlex.quote(str(folder))}"
     say_next(
@@ -111,7 +112,6 @@ def request(config_path: Path, folder: Path | None, identity: str | None, out: P
 @options.OUTCOME
 def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) -> None:
     """Sign the request of a node or client on another machine; run it on the node with the root's key."""
-    from ddib_fed.files import read_small
     from ddib_fed.node.admitting import confirm
     from ddib_fed.security import pki as keys
     from ddib_fed.security.audit import note
@@ -138,7 +138,7 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
         certificate=keys.fingerprint(leaf),
         until=leaf.not_valid_after_utc.isoformat(),
     )
-    _write_new(path, signed)
+    write_file(path, signed, overwrite=False)
     say(f"wrote {path}, the certificate of {asked.identity}")
     say_next(
         [(f"ddib pki install {shlex.quote(path.name)}", f"where the request was made; take {path} there")]
@@ -153,7 +153,6 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
 @click.argument("certificate", type=click.Path(dir_okay=False, path_type=Path))
 def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
     """Install a signed certificate after checking its key, name and root."""
-    from ddib_fed.files import read_small
     from ddib_fed.security import pki as keys
     from ddib_fed.security.audit import note
 
@@ -172,56 +171,42 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
 @FOLDER
 @options.FORMAT
 def show(config_path: Path, folder: Path | None, output_format: str) -> None:
-    """Show the certificate's identity and expiry, and the trusted roots of its institution."""
-    place, _owner = _place(config_path, folder)
-    shown = _describe(place)
-    if output_format == "json":
-        print_json(shown)
-        return
-    shown["valid_until"] = _when(shown["valid_until"])
-    for each in shown["roots"]:
-        each["valid_until"] = _when(each["valid_until"])
-    say(f"identity     {shown['identity']}")
-    say(f"role         {shown['role']}")
-    say(f"DNS name     {shown['dns_name']}")
-    say(f"valid until  {shown['valid_until']}{'  EXPIRED' if shown['expired'] else ''}")
-    for root in shown["roots"]:
-        say(f"root         {root['fingerprint']}  until {root['valid_until']}")
-    say(f"issues       {'yes: the root key is in this folder' if shown['issuer'] else 'no'}")
-
-
-def _describe(folder: Path) -> dict[str, Any]:
+    """Show the certificate's identity and expiry, the trusted roots of its institution, and who is withdrawn."""
     from datetime import UTC, datetime
 
     from ddib_fed.security import pki as keys
+    from ddib_fed.security.withdrawn import load_withdrawn
 
-    own = keys.load_identity(folder)
-    roots = keys.parse_certificates(own.roots_pem, "roots.pem")
-    return {
+    place, _owner = _place(config_path, folder)
+    withdrawn = load_withdrawn(place).entries
+    own, issuer = keys.load_identity(place), keys.has_authority(place)
+    roots = [
+        {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc}
+        for root in keys.parse_certificates(own.roots_pem, "roots.pem")
+    ]
+    shown = {
         "identity": own.identity.uri,
         "role": own.identity.kind,
         "dns_name": own.identity.dns_name,
         "valid_until": own.not_after,
         "expired": own.not_after <= datetime.now(UTC),
-        "roots": [
-            {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc} for root in roots
-        ],
-        "issuer": keys.has_authority(folder),
+        "roots": roots,
+        "issuer": issuer,
+        "withdrawn": [{"identity": each.identity.uri, "comment": each.comment} for each in withdrawn],
     }
-
-
-def _when(moment: Any) -> str:
-    return f"{moment:%Y-%m-%d %H:%M} UTC"
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-    except FileExistsError as error:
-        raise AlreadyExists(f"{path} exists and is not overwritten", hint="choose another --out") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    if output_format == "json":
+        print_json(shown)
+        return
+    until = "%Y-%m-%d %H:%M UTC"
+    say(
+        f"identity     {own.identity.uri}",
+        f"role         {own.identity.kind}",
+        f"DNS name     {own.identity.dns_name}",
+        f"valid until  {own.not_after:{until}}{'  EXPIRED' if shown['expired'] else ''}",
+        *(f"root         {root['fingerprint']}  until {root['valid_until']:{until}}" for root in roots),
+        f"issues       {'yes: the root key is in this folder' if issuer else 'no'}",
+        *(f"withdrawn    {each.identity.uri}  {each.comment}".rstrip() for each in withdrawn),
+    )
 
 
 @pki.command(
@@ -268,22 +253,6 @@ def reinstate(config_path: Path, output_format: str, identity: str) -> None:
         before=lambda: note(config.paths.audit, "identity_reinstated", identity=named.uri),
     )
     _report(config, named, output_format, changed=changed, withdrawn=False)
-
-
-@pki.command()
-@options.CONFIG
-@options.FORMAT
-def withdrawn(config_path: Path, output_format: str) -> None:
-    """List the identities that are withdrawn on this node."""
-    from ddib_fed.security import withdrawn as lists
-
-    entries = lists.load_withdrawn(_config(config_path).paths.pki).entries
-    if output_format == "json":
-        print_json([{"identity": entry.identity.uri, "comment": entry.comment} for entry in entries])
-    elif entries:
-        print_table("", ["withdrawn", "comment"], [[entry.identity.uri, entry.comment] for entry in entries])
-    else:
-        say("nobody is withdrawn on this node: ddib pki withdraw IDENTITY")
 
 
 def _of_institution(config: NodeConfig, text: str) -> Identity:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -21,11 +20,10 @@ from ddib_fed.cli.help import command, group
 from ddib_fed.cli.options import CALIBRATION, THREADS, Decorator, read_given, with_options
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import UsageError
-from ddib_fed.terminal import Show, bar, say
+from ddib_fed.terminal import bars, say
 from ddib_fed.training.config import PRESETS, TrainConfig, checked, option, option_kinds, options_of, seconds
 
 if TYPE_CHECKING:
-    from ddib_fed.cli.rehearsal import OnProgress
     from ddib_fed.models.bundle import Bundle
 
 
@@ -64,15 +62,7 @@ def _option(name: str, config: type[TrainConfig], *, mixed: bool) -> Callable[[A
     while get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
     if kind is bool:
-        flag = not info.default
-        return click.option(
-            option(name) if flag else f"--no-{name}",
-            name,
-            is_flag=True,
-            flag_value=flag,
-            default=None,
-            help=text,
-        )
+        return click.option(option(name), name, is_flag=True, default=None, help=text)
     if get_origin(kind) is Literal:
         kind = click.Choice([value for value in get_args(kind) if value != "given"])
     elif name == "preset":
@@ -305,7 +295,7 @@ def try_(
     )
     agreed = read_given(calibration)
     wanted = Rehearsal(first, second, out, config, time_s, test_a, test_b, pictures, evaluations, agreed)
-    with _bars() as on_progress:
+    with bars() as on_progress:
         page = rehearse(wanted, force=force, say=partial(say, err=True), on_progress=on_progress)
     lines(
         {
@@ -315,19 +305,3 @@ def try_(
         }
     )
     outcome(page=page, models=[trained(load_bundle(out / side), out / side) for side in ("a", "b")])
-
-
-@contextmanager
-def _bars() -> Iterator[OnProgress]:
-    """A bar for one part after the other."""
-    with ExitStack() as stack:
-        now: dict[str, Show] = {}
-
-        def on_progress(what: str, done: int, total: int, remark: str) -> None:
-            if what not in now:
-                stack.close()
-                now.clear()
-                now[what] = stack.enter_context(bar(what))
-            now[what](done, total, remark)
-
-        yield on_progress

@@ -45,13 +45,6 @@ NUMBERS = (12, 16, 20)
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of noise and batches."
 )
 @click.option(
-    "--effort",
-    type=click.FloatRange(0.01, 100),
-    default=1.0,
-    show_default=True,
-    help="Factor on the number of gradients, and above 1 on the pictures that steps are learned from.",
-)
-@click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
@@ -68,7 +61,6 @@ def tune(
     data: Path | None,
     soften: float | None,
     seed: int,
-    effort: float,
     device: str,
     threads: int,
     output_format: str,
@@ -85,8 +77,8 @@ def tune(
 
     counts = tuple(sorted({*evaluations, *further})) or NUMBERS
     numbers = " ".join(map(str, counts))
-    command = " ".join(["ddib model tune MODEL --evaluations", numbers, *_others(data, soften, seed, effort)])
-    wanted = Wanted(counts, data=data, soften=soften, seed=seed, effort=effort)
+    command = " ".join(["ddib model tune MODEL --evaluations", numbers, *_others(data, soften, seed)])
+    wanted = Wanted(counts, data=data, soften=soften, seed=seed)
     with bar("tuning") as show, torch_threads(threads):
         tuned = tune_bundle(
             folder,
@@ -117,11 +109,10 @@ def _said(leg: TunedLeg) -> str:
     )
 
 
-def _others(data: Path | None, soften: float | None, seed: int, effort: float) -> list[str]:
+def _others(data: Path | None, soften: float | None, seed: int) -> list[str]:
     words = [] if data is None else ["--data PATH"]
     words += [] if soften is None else [f"--soften-sigma {soften:g}"]
-    words += [f"--seed {seed}"] if seed else []
-    return words + ([f"--effort {effort:g}"] if effort != 1.0 else [])
+    return words + ([f"--seed {seed}"] if seed else [])
 
 
 @command()

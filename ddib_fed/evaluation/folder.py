@@ -47,7 +47,6 @@ class Folders:
     source: Path | None = None
     truth: Path | None = None
     domain: Path | None = None
-    source_domain: Path | None = None
     size: int | None = None
     span: tuple[float, float] | None = None
     by_folder: bool = False
@@ -103,11 +102,7 @@ def _calibrations(records: Sequence[Translation]) -> list[str]:
 def _domain(folders: Folders, found: Translations) -> Domain | None:
     if folders.domain is None:
         return None
-    own = folders.source_domain
-    return Domain(
-        read_domain(folders.domain, found.scale, most=DOMAIN_PICTURES),
-        None if own is None else read_domain(own, found.source_scale, most=DOMAIN_PICTURES),
-    )
+    return Domain(read_domain(folders.domain, found.scale, most=DOMAIN_PICTURES))
 
 
 def _fill_cycle(report: Figures, rows: list[Figures], records: Sequence[Translation]) -> None:

@@ -138,7 +138,7 @@ def train_private(*, out: Path, resume: bool, force: bool, **settings: Any) -> N
 
 _NAMES = (
     "domain", "data", "images", "classes", "skip_bad", "name", "steps", "time_s", "seed", "batch", "learning_rate",
-    "ema", "precision", "microbatch", "device", "threads", "dtype", "samples", "checkpoint_every",
+    "ema", "precision", "device", "threads", "dtype", "samples", "checkpoint_every",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
 
@@ -14,7 +14,7 @@ from ddib_fed.cli.help import command
 from ddib_fed.cli.opening import refuse_overwriting
 from ddib_fed.cli.options import THREADS
 from ddib_fed.cli.output import lines, outcome
-from ddib_fed.terminal import Show, bar, say
+from ddib_fed.terminal import bars, say
 
 
 @command()
@@ -94,7 +94,7 @@ def colours(
         command=shlex.join(["ddib", *sys.argv[1:]])[:2000],
         **given,
     )
-    with _Bars() as show:
+    with bars() as show:
         report = transfer(*photos, settings, out, resume=resume, force=force, on_progress=show)
     for direction in report["directions"]:
         lines(_summary(direction))
@@ -105,45 +105,14 @@ def colours(
     outcome(out=out, **report)
 
 
-class _Bars:
-    """One progress bar after another: a new one for each step."""
-
-    def __init__(self) -> None:
-        self._what = ""
-        self._bar: Any = None
-        self._show: Show | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def __call__(self, what: str, done: int, total: int, remark: str) -> None:
-        if what != self._what:
-            self._close()
-            self._what, self._bar = what, bar(what)
-            self._show = self._bar.__enter__()
-        if self._show is not None:
-            self._show(done, total, remark)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
-
-
 def _summary(direction: dict[str, Any]) -> dict[str, str]:
     mse, found = direction["mse"], direction["colours"]
-    text = {"picture": direction["picture"]}
-    text["MSE in [-1, 1] to"] = ", ".join(f"{name} {value:.3f}" for name, value in mse.items())
-    text["colours"] = (
-        f"sliced-W2 to the reference {found['ddib']:.3f} (content unchanged {found['content']:.3f}, "
-    )
-    text["colours"] += f"floor {found['floor']:.3f})"
     latent, trip = direction["latent"], direction["round_trip"]
-    text["latent"] = (
-        f"mean {latent['mean']:+.3f}, std {latent['std']:.3f}, kurtosis {latent['kurtosis']:+.3f}"
-    )
-    text["round trip"] = f"median {trip['median']:.2f} levels, 99 % within {trip['p99']:.1f}"
-    return text
+    return {
+        "picture": direction["picture"],
+        "MSE in [-1, 1] to": ", ".join(f"{name} {value:.3f}" for name, value in mse.items()),
+        "colours": f"sliced-W2 to the reference {found['ddib']:.3f} (content unchanged {found['content']:.3f}, "
+        f"floor {found['floor']:.3f})",
+        "latent": f"mean {latent['mean']:+.3f}, std {latent['std']:.3f}, kurtosis {latent['kurtosis']:+.3f}",
+        "round trip": f"median {trip['median']:.2f} levels, 99 % within {trip['p99']:.1f}",
+    }

@@ -43,8 +43,6 @@ SOFTEN_SIGMA = 0.05
 """From docs/quality.md: the least noise that makes the maps' latents white by its measure."""
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}
 """Of a run with a calibration."""
-BYTES_A_PARAMETER = 20
-"""Weights, gradients, two moments and averages, in float32."""
 PRESET: Final[Any] = None
 """The default of a field that the preset fills in."""
 POINTS, PICTURES, MODELS = ("points",), ("pictures",), ("points", "pictures")
@@ -118,7 +116,7 @@ class TrainConfig(BaseModel):
         PRESET, "Peak of the learning rate: 2e-3, or the preset's.", ANY, gt=0, allow_inf_nan=False
     )
     width: int = says(160, "Hidden units.", POINTS, ge=1, le=4096)
-    blocks: int = says(4, "Residual blocks.", POINTS, ge=1, le=64)
+    blocks: int = says(4, "Residual blocks.", (), ge=1, le=64)
     noise_schedule: Literal["linear", "cosine"] | None = says(
         None, "Noise schedule; default: cosine, linear for --network public, or the initial weights'.", MODELS
     )
@@ -139,8 +137,7 @@ class TrainConfig(BaseModel):
     )
     preset: str = says(
         PRESET,
-        "Network and all that goes with its size; `ddib model presets` lists them. Default: tiny-32, or small-64 "
-        "from --size 64 on.",
+        "Network and all that goes with its size. Default: tiny-32, or small-64 from --size 64 on.",
         SEEN,
     )
     size: int | None = says(None, "Height and width for the network.", SEEN, ge=8, le=1024)
@@ -174,14 +171,14 @@ class TrainConfig(BaseModel):
     held_out: float = says(0.1, "Share never trained on.", SEEN, gt=0, lt=0.9)
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
     crop: bool = says(False, "Cut random windows, from pictures an eighth larger.", SEEN)
-    dequantise: bool = says(True, "Add no noise within a quantisation step.", SEEN)
+    dequantise: bool = says(True, "Add noise within a quantisation step.", ())
     colours: Colours = says(
         "rgb",
         "What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues "
         "with hues where light and dark are exchanged. Both sides must use the same.",
         SEEN,
     )
-    microbatch: int = says(PRESET, "How many at once; halved when memory runs out.", ANY, ge=1)
+    microbatch: int = says(PRESET, "How many at once; halved when memory runs out.", (), ge=1)
     ema: float = says(PRESET, "Decay of the averaged weights.", ANY, ge=0, lt=1)
     checkpoint_every: int = says(PRESET, "Steps between checkpoints and sample sheets.", ANY, ge=1)
     device: Literal["cpu", "cuda", "auto"] = says(
@@ -511,22 +508,3 @@ def _scalar(text: str) -> Any:
 
 def _divisor(batch: int, most: int) -> int:
     return next((k for k in range(min(most, batch), 0, -1) if batch % k == 0), 1)
-
-
-def preset_costs() -> dict[str, dict[str, Any]]:
-    """What each preset needs on RGB pictures."""
-    from ddib_fed.networks.config import UNetConfig, network_shapes  # imports torch
-
-    found = {}
-    for name, preset in PRESETS.items():
-        network = UNetConfig(image_size=preset["size"], in_channels=3, out_channels=3, **preset["network"])
-        parameters = sum(shape.numel() for shape in network_shapes(network).values())
-        found[name] = {
-            "name": name,
-            "size": preset["size"],
-            "parameters": parameters,
-            "memory": BYTES_A_PARAMETER * parameters,
-            "batch": preset["batch"],
-            "purpose": preset["purpose"],
-        }
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from datetime import UTC, datetime
@@ -12,20 +11,19 @@ import numpy as np
 import pytest
 
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making
-from ddib_fed.cli import demo_pictures
+from ddib_fed.cli import demo_parts
 from ddib_fed.cli.delivery import Delivered
-from ddib_fed.cli.demo_nodes import write_report
-from ddib_fed.cli.demo_pictures import (
+from ddib_fed.cli.demo import finish
+from ddib_fed.cli.demo_nodes import Outcome
+from ddib_fed.cli.demo_parts import (
     Album,
-    Baselines,
-    CalibratedPictures,
     Chosen,
+    baselines,
     draw,
-    measure,
+    measure_pictures,
     missing,
-    print_hops,
     read_unit,
-    sites,
+    tell_pictures,
     what_crossed,
 )
 from ddib_fed.data.pictures import decode_image, encode_png
@@ -85,8 +83,7 @@ class Studio:
         self.sent = self.chosen.write(folder / "in")
         self.folder = folder
         self.latent = np.random.default_rng(3).standard_normal((COUNT, 3, 32, 32)).astype(np.float32)
-        self.baselines = Baselines.measure(self.chosen, self.source, self.target)
-        self.calibrated = CalibratedPictures(CALIBRATION, self.chosen.truth)
+        self.baselines = baselines(self.chosen, self.source, self.target)
 
     def album(self, translated: np.ndarray, returned: np.ndarray, *, doubtful: tuple[int, ...] = ()) -> Album:
         """What comes of files with these pictures."""
@@ -102,6 +99,12 @@ class Studio:
             said = provenance(0.1 + i / 100).model_copy(update={"doubtful": i in doubtful})
             delivered.append(Delivered(i, path.name, files, path.with_suffix(".json"), said))
         return Album.load(self.chosen, self.sent, delivered)
+
+    def measured(self, album: Album | None = None, calibrated: np.ndarray | None = None) -> Outcome:
+        """By default all is as the truth has it."""
+        found = self.album(self.chosen.truth, self.chosen.source) if album is None else album
+        after = self.chosen.truth if calibrated is None else calibrated
+        return measure_pictures(found, self.baselines, CALIBRATION, after, self.folder / "pictures.png")
 
 
 @pytest.fixture
@@ -144,16 +147,15 @@ def test_figures_come_from_the_files(studio: Studio) -> None:
     """Provenance says 40 dB of each; the files say that one came back as its opposite, and the others exactly."""
     returned = studio.chosen.source.copy()
     returned[2] *= -1
-    figures = measure(
-        studio.album(studio.chosen.truth, returned, doubtful=(2,)), studio.baselines, studio.calibrated
-    )
+    found = studio.measured(studio.album(studio.chosen.truth, returned, doubtful=(2,)))
+    figures = found.figures
     expected = 10 * np.log10(4 / np.square(2 * studio.chosen.source[2]).mean())
-    assert figures.cycle_psnr["min"] == pytest.approx(expected, abs=1e-3)
-    assert figures.cycle_psnr["median"] == 120.0
-    assert figures.paired_mse == pytest.approx(0.0, abs=1e-10)
-    assert [item["doubtful"] for item in figures.items] == [i == 2 for i in range(COUNT)]
-    assert (figures.doubtful, figures.wire_bytes, figures.count) == (1, COUNT * 30_000, COUNT)
-    assert {bound.name: bound.ok for bound in figures.bounds()} == {
+    assert figures["cycle_psnr"]["min"] == pytest.approx(expected, abs=1e-3)
+    assert figures["cycle_psnr"]["median"] == 120.0
+    assert figures["paired_mse"] == pytest.approx(0.0, abs=1e-10)
+    assert [item["doubtful"] for item in figures["items"]] == [i == 2 for i in range(COUNT)]
+    assert (figures["doubtful"], figures["wire_bytes"], figures["count"]) == (1, COUNT * 30_000, COUNT)
+    assert {bound.name: bound.ok for bound in found.bounds} == {
         "pictures.cycle_psnr.median": True, "pictures.cycle_psnr.min": False, "pictures.paired_mse": True,
         "pictures.latent.patch_correlation": True, "pictures.calibrated.paired_mse": True,
     }  # fmt: skip
@@ -165,27 +167,23 @@ def test_a_translation_that_is_no_better_than_chance_is_out_of_bounds(studio: St
         -2, 2, 32, dtype=np.float32
     )
     album = studio.album(np.clip(-2 * studio.chosen.truth, -1, 1), studio.chosen.source)
-    wrong = [
-        bound.name for bound in measure(album, studio.baselines, studio.calibrated).bounds() if not bound.ok
-    ]
+    wrong = [bound.name for bound in studio.measured(album).bounds if not bound.ok]
     assert wrong == ["pictures.paired_mse", "pictures.latent.patch_correlation"]
 
 
 def test_whiteness_stands_beside_noise_and_what_the_source_said(studio: Studio) -> None:
     """The latents here are noise: all together and, in the mean, one by one."""
-    latent = measure(
-        studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines, studio.calibrated
-    ).latent
-    assert latent.per_picture == pytest.approx(0.125)  # of 0.10 to 0.15, as provenance says
-    assert latent.patch_correlation == pytest.approx(latent.patch_correlation_noise, rel=0.1)
-    assert latent.patch_correlation < latent.per_picture_noise
-    assert latent.std == pytest.approx(1.0, abs=0.02)
+    latent = studio.measured().figures["latent"]
+    assert latent["per_picture"] == pytest.approx(0.125)  # of 0.10 to 0.15, as provenance says
+    assert latent["patch_correlation"] == pytest.approx(latent["patch_correlation_noise"], rel=0.1)
+    assert latent["patch_correlation"] < latent["per_picture_noise"]
+    assert latent["std"] == pytest.approx(1.0, abs=0.02)
 
 
 def test_baselines_are_those_of_the_pictures_that_were_sent(studio: Studio) -> None:
     """Noise has no colour map but the mean; chance is twice the variance, and so is the source unchanged."""
     variance = 1 / 3
-    measured = dataclasses.asdict(studio.baselines)
+    measured = studio.baselines
     assert measured["source"] == pytest.approx(2 * variance, rel=0.05)
     assert measured["random"] == pytest.approx(2 * variance, rel=0.05)
     assert measured["histogram"] == pytest.approx(2 * variance, rel=0.05)
@@ -194,11 +192,8 @@ def test_baselines_are_those_of_the_pictures_that_were_sent(studio: Studio) -> N
 
 def test_the_report_has_the_promised_keys(studio: Studio) -> None:
     """And is JSON without infinities."""
-    figures = measure(
-        studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines, studio.calibrated
-    )
-    outcome = demo_pictures.outcome(figures, studio.folder / "pictures.png")
-    write_report(studio.folder / "report.json", [outcome], 1.0)
+    found = studio.measured()
+    finish(studio.folder / "report.json", [found], 1.0)
     report = json.loads((studio.folder / "report.json").read_text(), parse_constant=pytest.fail)
     pictures = report["pictures"]
     assert (pictures["count"], pictures["steps"], pictures["soften_sigma"]) == (COUNT, 32, 0.02)
@@ -206,7 +201,7 @@ def test_the_report_has_the_promised_keys(studio: Studio) -> None:
     assert {"source", "colour_map", "random"} <= set(pictures["baseline_mse"])
     assert pictures["latent"]["patch_correlation"] > 0
     assert list(pictures["items"][0]) == ["file", "cycle_psnr", "paired_mse", "doubtful"]
-    assert [bound["name"] for bound in report["bounds"]] == [bound.name for bound in figures.bounds()]
+    assert [bound["name"] for bound in report["bounds"]] == [bound.name for bound in found.bounds]
 
 
 @pytest.mark.slow
@@ -215,7 +210,7 @@ def test_the_sheet_shows_every_stage_of_every_picture(studio: Studio) -> None:
     translated = studio.target.train[:COUNT]
     album = studio.album(translated, studio.chosen.source)
     path = studio.folder / "pictures.png"
-    draw(album, studio.calibrated, measure(album, studio.baselines, studio.calibrated), path)
+    draw(album, CALIBRATION, studio.chosen.truth, path)
     sheet = decode_image(path.read_bytes()).pixels
     for stage in (studio.chosen.source, translated, studio.chosen.truth):
         row = to_pixels(stage)[0, 0].repeat(3, axis=0)  # the first line of the first picture
@@ -224,7 +219,7 @@ def test_the_sheet_shows_every_stage_of_every_picture(studio: Studio) -> None:
 
 def test_the_hops_are_told_with_what_crossed(studio: Studio, capsys) -> None:
     """Sums over the pictures; each institution by its first label."""
-    print_hops(studio.album(studio.chosen.truth, studio.chosen.source), "bob")
+    tell_pictures(studio.album(studio.chosen.truth, studio.chosen.source), "bob")
     told = " ".join(capsys.readouterr().out.split())
     assert "bob > east 6 PNGs, under numbers" in told
     assert "east > west the latents 72.0 KiB" in told  # 6 x 3 x 32 x 32 x 4 bytes
@@ -235,11 +230,11 @@ def test_the_hops_are_told_with_what_crossed(studio: Studio, capsys) -> None:
 
 def test_a_calibration_that_makes_translations_worse_is_out_of_bounds(studio: Studio) -> None:
     """The truth without it, its opposite with it."""
-    worse = CalibratedPictures(CALIBRATION, -studio.chosen.truth)
-    figures = measure(studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines, worse)
-    assert [bound.name for bound in figures.bounds() if not bound.ok] == ["pictures.calibrated.paired_mse"]
-    assert figures.calibrated.sha256 == CALIBRATION.sha256.hex()
-    assert figures.calibrated.paired_mse == pytest.approx(np.square(2 * studio.chosen.truth).mean(), rel=1e-5)
+    found = studio.measured(calibrated=-studio.chosen.truth)
+    assert [bound.name for bound in found.bounds if not bound.ok] == ["pictures.calibrated.paired_mse"]
+    calibrated = found.figures["calibrated"]
+    assert calibrated["sha256"] == CALIBRATION.sha256.hex()
+    assert calibrated["paired_mse"] == pytest.approx(np.square(2 * studio.chosen.truth).mean(), rel=1e-5)
 
 
 def test_what_crossed_for_the_calibration_is_told() -> None:
@@ -267,9 +262,9 @@ def test_without_its_package_the_report_names_the_extra_and_the_command(monkeypa
 
 def test_a_pair_without_models_is_left_out_by_name(tmp_path: Path, monkeypatch) -> None:
     """As where the wheel was made without them."""
-    monkeypatch.setattr(demo_pictures, "shipped_names", lambda: ("moons",))
-    for name in demo_pictures.PAIR:
-        others = dict.fromkeys(set(demo_pictures.PAIR) - {name}, tmp_path)
+    monkeypatch.setattr(demo_parts, "shipped_names", lambda: ("moons",))
+    for name in demo_parts.PICTURES:
+        others = dict.fromkeys(set(demo_parts.PICTURES) - {name}, tmp_path)
         skipped = missing(others)
         assert skipped is not None
         assert name in skipped.figures["skipped"]
@@ -277,17 +272,16 @@ def test_a_pair_without_models_is_left_out_by_name(tmp_path: Path, monkeypatch) 
 
 
 def test_with_its_package_and_its_models_nothing_is_left_out(tmp_path: Path) -> None:
-    assert missing(dict.fromkeys(demo_pictures.PAIR, tmp_path)) is None
-    assert [site.bundle for site in sites({"relief": Path("mine")})] == [None, Path("mine")]
+    assert missing(dict.fromkeys(demo_parts.PICTURES, tmp_path)) is None
 
 
 @pytest.mark.slow
 def test_the_chosen_pictures_of_the_shipped_pair_show_the_same_ground() -> None:
     """Sixteen of them: what lies side by side shares more edges than what does not."""
-    pictures = [load_shipped(name) for name in demo_pictures.PAIR]
-    chosen = Chosen.evenly(*pictures, demo_pictures.COUNT)
-    assert len(set(chosen.rows)) == demo_pictures.COUNT
-    assert chosen.source.shape == chosen.truth.shape == (demo_pictures.COUNT, 3, 32, 32)
+    pictures = [load_shipped(name) for name in demo_parts.PICTURES]
+    chosen = Chosen.evenly(*pictures, demo_parts.COUNT)
+    assert len(set(chosen.rows)) == demo_parts.COUNT
+    assert chosen.source.shape == chosen.truth.shape == (demo_parts.COUNT, 3, 32, 32)
     kept = structure(chosen.source, chosen.truth).edge_correlation.mean()
     chance = structure(chosen.source, np.roll(chosen.truth, 1, axis=0)).edge_correlation.mean()
     assert kept > 2 * chance

@@ -129,20 +129,12 @@ def test_training_and_import_refuse_what_they_would_not_use(refused, place, line
     assert named in refused(line)
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (("--source-domain", "other"), "--domain"),
-        (("--domain", "other", "--source-domain", "other"), "--source"),
-        (("--thresholds", "satellite"), "--source"),
-    ],
-)
-def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch, words, named):
+def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch):
     monkeypatch.chdir(place)
-    option = next(word for word in reversed(words) if word.startswith("--"))
-    with pytest.raises(UsageError, match=option) as caught:
-        CliRunner().invoke(cli, ["evaluate", "in", *words], catch_exceptions=False, standalone_mode=False)
-    assert named in f"{caught.value.detail} {caught.value.hint}"
+    words = ["evaluate", "in", "--thresholds", "satellite"]
+    with pytest.raises(UsageError, match="--thresholds") as caught:
+        CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
+    assert "--source" in f"{caught.value.detail} {caught.value.hint}"
 
 
 @pytest.mark.parametrize("option", ["--seed 1", "--soften 0.1", "--eta 0.5", "--device cpu", "--guide both"])

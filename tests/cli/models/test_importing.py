@@ -114,7 +114,7 @@ def test_nothing_is_written_over_or_half(ddib, checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_diffusers_folder_becomes_a_bundle_(ddib, tmp_path):
+def test_a_diffusers_folder_becomes_a_bundle(ddib, tmp_path):
     """The key that cannot be computed exactly is named."""
     pytest.importorskip("diffusers")
     from tests.models.importers import pipelines

@@ -15,9 +15,6 @@ from click.testing import CliRunner
 from ddib_fed.cli.peer import peer
 from ddib_fed.errors import (
     AlreadyExists,
-    DdibError,
-    FileMissing,
-    InputError,
     PeerNotFound,
     PeerUnreachable,
     PolicyDenied,
@@ -199,18 +196,6 @@ def test_a_fingerprint_that_differs_is_refused(north: Path, south: Path, tmp_pat
     assert listed(south) == []
 
 
-@pytest.mark.parametrize(("content", "error"), [(None, FileMissing), (b"x", InputError)])
-def test_what_is_no_peer_file_is_named(
-    south: Path, tmp_path: Path, content: bytes | None, error: type[DdibError]
-) -> None:
-    """Missing, or something else."""
-    path = tmp_path / "x.peer"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(error, match=r"x\.peer"):
-        run("add", path, "--fingerprint", "SHA256:00", "--config", south)
-
-
 def test_a_root_without_name_constraints_is_accepted_only_when_asked(north: Path, south: Path) -> None:
     """A general CA of the other institution: the operator decides."""
     from ddib_fed.security.pki import certificate_pem, fingerprint
@@ -335,12 +320,6 @@ def test_a_call_that_breaks_after_the_handshake_is_no_internal_error(
         with pytest.raises(PeerUnreachable, match="broke off") as error:
             run("test", "west.example", "--config", north)
     assert "repeat the command" in error.value.hint
-
-
-def test_testing_whom_nobody_added_is_an_error(north: Path) -> None:
-    """Nothing is dialled."""
-    with pytest.raises(PeerNotFound):
-        run("test", "west.example", "--config", north)
 
 
 def test_the_commands_import_nothing_heavy() -> None:

@@ -1,4 +1,4 @@
-"""`ddib pki withdraw|reinstate|withdrawn` as typed, with and without a node that runs on the state."""
+"""`ddib pki withdraw|reinstate` as typed, with and without a node that runs on the state."""
 
 from __future__ import annotations
 
@@ -65,14 +65,13 @@ def test_without_a_node_the_list_waits_for_its_start(north, capsys):
 
 
 def test_who_is_withdrawn_is_listed_with_the_comment(north, capsys):
-    """For people and for scripts; an empty list names the command."""
-    assert run(["pki", "withdrawn", "--config", str(north)]) == 0
-    assert "ddib pki withdraw IDENTITY" in capsys.readouterr().out
+    """For people and for scripts."""
     run(["pki", "withdraw", ALICE, "--comment", "Gerät verloren", "--config", str(north)])
     capsys.readouterr()
-    assert run(["pki", "withdrawn", "--config", str(north), "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"identity": ALICE, "comment": "Gerät verloren"}]
-    assert run(["pki", "withdrawn", "--config", str(north)]) == 0
+    assert run(["pki", "show", "--config", str(north), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["withdrawn"]
+    assert found == [{"identity": ALICE, "comment": "Gerät verloren"}]
+    assert run(["pki", "show", "--config", str(north)]) == 0
     shown = capsys.readouterr().out
     assert ALICE in shown
     assert "Gerät verloren" in shown
@@ -99,7 +98,7 @@ def test_a_list_that_cannot_be_read_is_an_error_of_each_command(north, capsys):
     """Exit 3, the line, and how to correct it; the file stays as it is."""
     path = north.parent / "state" / "pki" / "withdrawn.txt"
     path.write_text(f"{ALICE} spiffe://north.example/client/bob\n")
-    for words in (["withdrawn"], ["withdraw", ALICE], ["reinstate", ALICE]):
+    for words in (["show"], ["withdraw", ALICE], ["reinstate", ALICE]):
         assert run(["pki", *words, "--config", str(north)]) == ExitCode.BAD_INPUT
         shown = capsys.readouterr().err
         assert "withdrawn.txt, line 1" in shown

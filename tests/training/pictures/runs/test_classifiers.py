@@ -44,6 +44,20 @@ def test_it_learns_classes_that_can_be_told_apart(config, dark_and_bright, tmp_p
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"loss.png"}
 
 
+@pytest.mark.slow
+def test_stopped_and_gone_on_with_it_is_the_same(config, dark_and_bright, tmp_path):
+    def stop(progress):
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    short = config.model_copy(update={"steps": 4})
+    whole = train(short, tmp_path / "whole", source=dark_and_bright)
+    with pytest.raises(KeyboardInterrupt):
+        train(short, tmp_path / "halves", stop, source=dark_and_bright)
+    halves = train(short, tmp_path / "halves", source=dark_and_bright, resume=True)
+    assert halves.manifest.weights_sha256 == whole.manifest.weights_sha256
+
+
 @pytest.mark.parametrize("change", [{"classes": None}, {"label_dropout": 0.1}])
 def test_what_a_classifier_cannot_be_told_is_refused(config, change):
     with pytest.raises(ValidationError):
