@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ddib_fed.runs.privacy.along import Latents, latents_along
 
 from benchmarks.calibration.directed import BUILD, OUT, Directed
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import compare, whiteness
 from ddib_fed.files import write_json
-from ddib_fed.lab.report import correlation_matrix, fit_inverter
+from ddib_fed.lab.report import Latents, correlation_matrix, fit_inverter, latents_along
 
 MODES = (*(("ode", depth) for depth in (1.0, 0.85, 0.7, 0.5, 0.3)), ("mixed", 1.0))
 ALONG = {"ode": (0.3, 0.5, 0.7, 0.85), "mixed": ()}

@@ -41,7 +41,7 @@ PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in ta
 SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2")
 """As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
 SOFTEN_SIGMA = 0.05
-"""From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
+"""From docs/quality.md: the least noise that makes the maps' latents white by its measure."""
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}
 """Of a run with a calibration (decision 0058)."""
 BYTES_A_PARAMETER = 20
