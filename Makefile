@@ -74,7 +74,7 @@ proto: $(VENV)/.dev  ## Generate ddib_fed/v1 from protos/
 drift: $(VENV)/.dev
 	$(BIN)/python protos/generate.py --check
 
-size: $(VENV)/.dev  ## Lines, modules, words, commands, options and keys beside benchmarks/budgets.toml
+size: $(VENV)/.dev  ## Lines, modules, words, commands, options, keys and more beside benchmarks/budgets.toml
 	$(BIN)/python -m benchmarks.size
 
 install: $(VENV)/.dev  ## The virtual environment, with everything for development

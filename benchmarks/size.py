@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 from pydantic import BaseModel
 
+from benchmarks.path import modules_of
 from ddib_fed.node.config import NodeConfig
 from tests.cli.reference import commands
 
@@ -66,6 +67,9 @@ def sizes() -> dict[str, int]:
         "benchmark_lines": lines(modules(ROOT / "benchmarks")),
         "pages": len(pages),
         "words_of_pages": sum(len(words(page)) for page in pages),
+        "modules_of_one_picture": len(
+            modules_of((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+        ),
         "commands": len(leaves),
         "options": len(options),
         "node_toml_keys": len(list(keys(NodeConfig))),

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from benchmarks import tables
+from benchmarks.path import modules_of
 from ddib_fed.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
@@ -67,3 +68,13 @@ def test_the_tables_are_those_of_the_json(monkeypatch: pytest.MonkeyPatch) -> No
     """`python -m benchmarks.tables` writes them."""
     monkeypatch.setattr(sys, "argv", ["tables", "--check"])
     assert tables.main() == 0
+
+
+def test_files_and_modules_that_pages_name_are_there() -> None:
+    """Of tests in pages and the Makefile, and the modules of docs/architecture.md, which `benchmarks.path` writes."""
+    named = [page.read_text() for page in (*PAGES, ROOT / "Makefile")]
+    paths = {path for text in named for path in re.findall(r"\btests/[\w/]*\w(?:\.\w+)?", text)}
+    modules = modules_of((ROOT / "docs" / "architecture.md").read_text())
+    assert len(modules) > 50
+    missing = [path for path in (*paths, *modules) if "*" not in path and not list(ROOT.glob(f"{path}*"))]
+    assert not missing

@@ -71,10 +71,10 @@ def test_a_bundle_is_small(wheel: Path) -> None:
 # The first draw of a calibration's noise is many times too large, so that it supports none: the demo draws again.
 DEMO = """
 import numpy, ddib_fed, ddib_fed.cli.main as program
-from ddib_fed.calibration import aggregate as aggregates
+from ddib_fed.calibration import aggregate
 assert ddib_fed.__file__ == {package!r}
 noise, sizes = numpy.random.default_rng(0), iter([30.0])
-aggregates.secure_normal = lambda count: next(sizes, 1.0) * noise.standard_normal(count)
+aggregate.secure_normal = lambda count: next(sizes, 1.0) * noise.standard_normal(count)
 program.main()
 """
 

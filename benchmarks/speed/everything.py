@@ -13,7 +13,18 @@ import sys
 from benchmarks import tables
 from benchmarks.speed.shared.harness import ROOT, SKIPPED
 
-NAMES = ("clients", "engine", "federated", "ray", "soak", "startup", "training", "wire", "workers")
+NAMES = (
+    "clients",
+    "engine",
+    "federated",
+    "overhead",
+    "ray",
+    "soak",
+    "startup",
+    "training",
+    "wire",
+    "workers",
+)
 
 
 def run() -> int:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,12 @@ class InProcess:
             decoding.recv()
         return time.perf_counter() - started
 
+    def calls(self, samples: Array, evaluations: int) -> list[float]:
+        """CPU seconds of the network calls of encoding, and of decoding, without solver, check or anything else."""
+        self._pipes[0].send(("calls", samples, evaluations))
+        seconds: list[float] = self._pipes[0].recv()
+        return seconds
+
     def close(self) -> None:
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.send(None)
@@ -180,7 +187,12 @@ def _serve(pipe: Connection[Any, Any], half: _Half) -> None:
         with resources.as_file(folder / name) as path:
             parties.append(open_party(load_bundle(path), together=half.together, threads=1))
     shape = parties[0].model.sample_shape
-    works = {"translate": _translate, "encode": _encode, "decode": _decode}
+    works = {
+        "translate": _translate,
+        "encode": _encode,
+        "decode": _decode,
+        "calls": partial(_calls, together=half.together),
+    }
     _translate(parties, np.zeros((half.together, *shape), np.float32) + 0.1, 4)
     pipe.send("ready")
     while (work := pipe.recv()) is not None:
@@ -211,6 +223,21 @@ def _decode(parties: Sequence[Any], latents: Sequence[Any], evaluations: int) ->
 
     items = [ToDecode(number, latent) for number, latent in enumerate(latents)]
     return len(list(parties[1].decode_each(items, _leg(evaluations))))
+
+
+def _calls(parties: Sequence[Any], samples: Array, evaluations: int, *, together: int) -> list[float]:
+    import torch
+
+    seconds = []
+    for party in parties:
+        denoiser, level = party.model.denoiser(), party.model.bundle.schedule.level(0.0)
+        started = time.process_time()
+        with torch.no_grad():
+            for part in torch.split(torch.from_numpy(samples), together):
+                for _ in range(evaluations):
+                    denoiser(part, level)
+        seconds.append(time.process_time() - started)
+    return seconds
 
 
 def _each(parties: Sequence[Any], samples: Array) -> list[tuple[Array, Any]]:

@@ -6,17 +6,16 @@ import hashlib
 import sqlite3
 import threading
 import time
-import uuid
 
 import numpy as np
 import pytest
 
 from ddib_fed.client.client import Client
-from ddib_fed.errors import DdibError, QueueFull
+from ddib_fed.errors import DdibError, JobNotFound, QueueFull
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security.audit_reading import verify
 from tests.e2e import clocks
-from tests.e2e.harness import Node, Pair, moons, wait_until
+from tests.e2e.harness import Node, Pair, ddib, moons, wait_until
 from tests.e2e.processes import PLANT
 from tests.e2e.translation.test_translate import TARGET, npy
 
@@ -187,9 +186,6 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> Non
 
 def test_jobs_of_another_client_do_not_exist(pair: Pair, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Bob cannot see, fetch or cancel what Alice submitted."""
-    from ddib_fed.errors import JobNotFound
-    from tests.e2e.harness import ddib
-
     ddib(
         "init", "client", "--node-config", pair.north.config_path, "--name", "bob", "--out", tmp_path / "bob"
     )
@@ -198,5 +194,5 @@ def test_jobs_of_another_client_do_not_exist(pair: Pair, tmp_path) -> None:  # t
         with pytest.raises(JobNotFound):
             bob.get(job.job_id)
         with pytest.raises(JobNotFound):
-            bob.cancel(str(uuid.uuid4()))
+            bob.cancel(job.job_id)
         assert job.job_id not in {j.job_id for j in bob.list()}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import pytest
 
 from ddib_fed.cli.delivery import Input, write_result
 from ddib_fed.client.in_process import Here, InProcess
-from ddib_fed.data import pictures
 from ddib_fed.data.pictures import read_image
 from ddib_fed.data.points import to_npy
+from ddib_fed.data.synthetic import sample
+from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine import arrays
 from ddib_fed.engine.arrays import Asked, translate_array
@@ -24,13 +24,14 @@ from ddib_fed.engine.record import Part, Translation, file_name
 from ddib_fed.engine.softening import Softener
 from ddib_fed.errors import CalibrationModel
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.models.bundle import Bundle, make_bundle
+from ddib_fed.models.bundle import Bundle, make_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
+from ddib_fed.models.sidecars import Tuned
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.protocol.messages import Settings, settings_to_pb
 from ddib_fed.v1 import common_pb2
-from source_node import store
 from tests.e2e.two_nodes import TwoNodes, same_noise
+from tests.models.test_tuned import leg
 from tests.node.agreed_calibrations import agreed
 from tests.node.picture_examples import SIZE, noise, pictures_model, png_bytes, write_files
 from tests.node.tiny_nodes import gaussian, tiny_bundle
@@ -38,7 +39,7 @@ from tests.runs.tiny_models import tiny_classifier
 
 pytestmark = pytest.mark.e2e
 
-EVALUATIONS = 8
+EVALUATIONS, LEARNED = 8, 20
 HERE = Here()
 LEAST = StructureThresholds(
     edge_correlation=0.25, mutual_information=0.5, chance_edge_correlation=0.0, chance_mutual_information=0.4,
@@ -265,33 +266,35 @@ def test_classes_reach_both_models_alike(tmp_path, open_nodes) -> None:
 
 
 @pytest.mark.usefixtures("shared_noise")
-def test_classifier_free_guidance_is_alike(tmp_path, open_nodes) -> None:
-    """There and back: the source is guided where it decodes, too."""
-    nodes = open_nodes(*(make(classes=("coast", "ridge"), class_dropout=True) for make in (scans, relief)))
-    guidance = common_pb2.GuidanceSettings(guidance=3.0)
+@pytest.mark.parametrize("how", ["without a classifier", "by a classifier"])
+def test_guidance_is_alike(tmp_path, open_nodes, how) -> None:
+    """Of models with classes also where the source decodes; of others by a classifier of the target's."""
+    if how == "by a classifier":
+        guide = tiny_classifier(size=SIZE, normalisation=Normalisation(std=0.5))
+        nodes = open_nodes(scans(), relief(), classifier=guide)
+        guidance, classes, cycle = Guidance(classifier_scale=10.0), (None, 1), False
+    else:
+        guide = None
+        nodes = open_nodes(
+            *(make(classes=("coast", "ridge"), class_dropout=True) for make in (scans, relief))
+        )
+        guidance, classes, cycle = Guidance(3.0), (0, 1), True
+    header = common_pb2.GuidanceSettings(guidance=guidance.scale, classifier_scale=guidance.classifier_scale)
     compared = compare(
-        tmp_path, nodes, classes=(0, 1), cycle=True, guidance=Guidance(3.0), header={"guidance": guidance}
+        tmp_path,
+        nodes,
+        classes=classes,
+        cycle=cycle,
+        guidance=guidance,
+        header={"guidance": header},
+        classifier=guide,
     )
-    compared.check(Part.RETURNED, Part.LATENT)
+    compared.check(Part.LATENT, *([Part.RETURNED] if cycle else []))
+    assert compared.records("Ada-png")[0].classifier_sha256 in ({guide.digest} if guide else {"", None})
     (tmp_path / "plain").mkdir()
-    plain = compare(tmp_path / "plain", nodes, classes=(0, 1))
-    assert differs(compared, plain)
-
-
-@pytest.mark.usefixtures("shared_noise")
-def test_guidance_by_a_classifier_is_alike(tmp_path, open_nodes) -> None:
-    """Of models without classes, by a classifier of the target's."""
-    guide = tiny_classifier(size=SIZE, normalisation=Normalisation(std=0.5))
-    nodes = open_nodes(scans(), relief(), classifier=guide)
-    guidance = common_pb2.GuidanceSettings(classifier_scale=10.0)
-    compared = compare(
-        tmp_path, nodes, classes=(None, 1), header={"guidance": guidance},
-        guidance=Guidance(classifier_scale=10.0), classifier=guide,
-    )  # fmt: skip
-    compared.check(Part.LATENT)
-    assert compared.records("Ada-png")[0].classifier_sha256 == guide.digest
-    (tmp_path / "plain").mkdir()
-    assert differs(compared, compare(tmp_path / "plain", nodes))
+    assert differs(
+        compared, compare(tmp_path / "plain", nodes, classes=classes if guide is None else (None, None))
+    )
 
 
 def differs(guided: Compared, plain: Compared) -> bool:
@@ -299,24 +302,46 @@ def differs(guided: Compared, plain: Compared) -> bool:
     return bool(np.abs(pixels[0] - pixels[1]).max() > 0)
 
 
-def test_points_go_there_and_back_alike(tmp_path, open_nodes) -> None:
-    """A set of points is one item: latents, translations and what came back, to rounding."""
-    bundles = tiny_bundle("north", answer=0.02), tiny_bundle("south", answer=-0.03)
+def learned_legs(domain: str, order: int, *numbers: int) -> Bundle:
+    """A shipped model with steps of both directions, of an order that is not the default's."""
+    bundle = pretrained(domain)
+    legs = []
+    for number in numbers:
+        lams = tuple(level.lam for level in make_grid(bundle.schedule, "default", number).levels)
+        legs += [leg(stage, number, order=order, lams=lams) for stage in ("encode", "decode")]
+    return replace(bundle, tuned=Tuned(weights_sha256=bundle.manifest.weights_sha256, legs=tuple(legs)))
+
+
+@pytest.mark.parametrize("grid", ["default", "learned"])
+def test_points_go_there_and_back_alike(tmp_path, open_nodes, grid) -> None:
+    """A set of points is one item: latents, translations and what came back; each along the steps of its own model."""
+    if grid == "learned":
+        bundles, x = (
+            (learned_legs("moons", 2, LEARNED, 24), learned_legs("checkerboards", 4, LEARNED)),
+            sample("moons", 60, 0),
+        )
+    else:
+        bundles, x = (tiny_bundle("north", answer=0.02), tiny_bundle("south", answer=-0.03)), gaussian(200)
+    settings = SolverSettings(evaluations=LEARNED, grid=grid)
     nodes = open_nodes(*bundles)
-    x = gaussian(200)
     path = tmp_path / "points.npy"
     path.write_bytes(to_npy(x))
     parties = [open_party(bundle) for bundle in bundles]
-    found = translate_array(x, *parties, Asked(SolverSettings(evaluations=EVALUATIONS), cycle=True))
-    solver = common_pb2.SolverSettings(evaluations=EVALUATIONS)
-    result = nodes.results(
-        nodes.submit(path, solver=solver, cycle=True, keep_latent=True), Part.LATENT, Part.RETURNED
-    )[0]
+    found = translate_array(x, *parties, Asked(settings, cycle=True))
+    solver = common_pb2.SolverSettings(evaluations=LEARNED, grid=grid)
+    job = nodes.submit(path, solver=solver, cycle=True, keep_latent=True)
+    result = nodes.results(job, Part.LATENT, Part.RETURNED)[0]
     stages = {Part.LATENT: found.latent, Part.TRANSLATION: found.translated, Part.RETURNED: found.back}
     for part, mine in stages.items():
         (tmp_path / "part.npy").write_bytes(result.files[part].data)
-        np.testing.assert_allclose(np.load(tmp_path / "part.npy"), mine, atol=LATENT_BOUND)
-    assert result.provenance.samples == len(x)
+        within = LATENT_BOUND if grid == "default" else 1e-4
+        np.testing.assert_allclose(np.load(tmp_path / "part.npy"), mine, atol=within)
+    assert (result.provenance.samples, result.provenance.solver.grid) == (len(x), grid)
+    if grid == "learned":
+        other = translate_array(x, *parties, Asked(replace(settings, grid="default"), cycle=True))
+        assert np.abs(other.translated - found.translated).max() > 1e-3
+        refused = nodes.ended(nodes.submit(path, solver=common_pb2.SolverSettings(evaluations=24, grid=grid)))
+        assert (refused.error.reason, dict(refused.error.facts)["learned"]) == ("SETTINGS_INVALID", "20")
 
 
 @pytest.mark.usefixtures("shared_noise")
@@ -337,40 +362,3 @@ def test_a_latent_that_is_no_noise_is_refused_by_both(tmp_path, open_nodes) -> N
     assert refused is not None
     assert refused.reason == job.items[0].error.reason == "LATENT_NOT_GAUSSIAN"
     assert dict(refused.facts) == dict(job.items[0].error.facts)
-
-
-class Counting:
-    """A function that counts its calls."""
-
-    def __init__(self, real: Callable[..., Any]) -> None:
-        self.real, self.calls = real, 0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        return self.real(*args, **kwargs)
-
-
-def test_a_clients_file_is_decoded_once_and_hashed_once(tmp_path, open_nodes, monkeypatch) -> None:
-    """For submission, encoding, figures and cycle; its bytes are hashed on their way in and never again."""
-    decoded = Counting(pictures.npy_pixels)
-    monkeypatch.setattr(pictures, "npy_pixels", decoded)
-    nodes = open_nodes(scans(), relief())
-    data = noise(seed=4).astype(np.float32) * 127.5 + 127.5
-    np.save(tmp_path / "scan.npy", data)
-    content = (tmp_path / "scan.npy").read_bytes()
-    hashed = []
-    real = hashlib.sha256
-
-    def sha256(data: bytes = b"", **options: Any) -> Any:
-        hashed.append(bytes(data) == content)
-        return real(data, **options)
-
-    monkeypatch.setattr(store.hashlib, "sha256", sha256)
-    job_id = nodes.submit(
-        tmp_path / "scan.npy", solver=common_pb2.SolverSettings(evaluations=EVALUATIONS), cycle=True
-    )
-    result = nodes.results(job_id, Part.RETURNED)[0]
-    assert decoded.calls == 1
-    assert hashed.count(True) <= 1  # the client's own, before it sends
-    assert result.provenance.input_sha256 == real(content).hexdigest()
-    assert json.loads(result.provenance.to_json())["picture"]["cycle_psnr"] > 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from ddib_fed.errors import (
     PeerNotFound,
     PointsTooMany,
     PointsUnreadable,
-    RequestIdConflict,
     SettingsInvalid,
     ShapeMismatch,
 )
@@ -59,17 +57,6 @@ def test_translations_lie_in_the_target_domain(pair: Pair) -> None:
     translated = np.load(io.BytesIO(result.translation.data))
     distances = distances_to_domain(translated, "checkerboards")
     assert distances["sliced_w2"] <= 1.5 * distances["sliced_w2_floor"] + 0.01
-
-
-def test_many_files_come_back_under_their_names(pair: Pair, tmp_path: Path) -> None:
-    """Names stay at the client and come back on the right results; each item is its own translation."""
-    clouds = {f"scan-{n}": moons(50 + n, seed=n) for n in range(7)}
-    for name, cloud in clouds.items():
-        np.save(tmp_path / f"{name}.npy", cloud)
-    ddib("translate", *(tmp_path / f"{name}.npy" for name in clouds), "--to", TARGET, "--out", tmp_path / "out",
-         "--profile", pair.profile)  # fmt: skip
-    for name, cloud in clouds.items():
-        assert np.load(tmp_path / "out" / f"{name}.npy").shape == cloud.shape
 
 
 def test_the_same_request_gives_the_same_result(pair: Pair) -> None:
@@ -131,17 +118,6 @@ def test_what_does_not_exist_is_said_at_once(pair: Pair) -> None:
             client.submit([good], TARGET, Settings(solver="euler"))
 
 
-def test_same_request_id_with_other_content_is_refused(pair: Pair) -> None:
-    """The same id and content is the same job; other content is a conflict."""
-    request_id = str(uuid.uuid4())
-    with pair.client() as client:
-        first = client.submit([npy(moons(10))], TARGET, request_id=request_id)
-        again = client.submit([npy(moons(10))], TARGET, request_id=request_id)
-        assert first.job_id == again.job_id
-        with pytest.raises(RequestIdConflict):
-            client.submit([npy(moons(11))], TARGET, request_id=request_id)
-
-
 def test_a_part_of_a_domain_can_be_translated(pair: Pair) -> None:
     """The first tenth of the points, in order, is a stretch of one moon; its latents fill a part of the plane."""
     with pair.client() as client:
@@ -160,15 +136,6 @@ def test_points_in_other_units_are_refused_with_the_item(pair: Pair) -> None:
     assert [item.state for item in found.items] == ["FAILED", "DECODED"]
     assert found.items[0].failure is not None
     assert found.items[0].failure.reason == "LATENT_NOT_GAUSSIAN"
-
-
-def test_domains_lists_the_peer(pair: Pair) -> None:
-    """`ddib domains` shows what can be translated to, and that it is ready."""
-    shown = json.loads(ddib("domains", "--format", "json", "--profile", pair.profile))
-    text = json.dumps(shown)
-    assert "south.example" in text
-    assert "checkerboards" in text
-    assert "ready" in text
 
 
 def test_the_logs_hold_no_traceback_and_no_warning(pair: Pair) -> None:

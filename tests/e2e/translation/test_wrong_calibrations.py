@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide
 from ddib_fed.calibration.signed import SignedCalibration, sign
 from ddib_fed.errors import CalibrationRefused
 from ddib_fed.models.bundle import make_bundle
@@ -20,7 +19,6 @@ from tests.e2e.two_nodes import TwoNodes
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.institutions import Institution
 from tests.node.picture_examples import noise, pictures_model, png_bytes
-from tests.target_node.test_contract_calibration import forbid
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +38,9 @@ class Pair:
         self.picture.write_bytes(png_bytes(noise(seed=3)))
         self.signed = agreed(self.north, self.south)
 
-    def hold(self, at_source: SignedCalibration, at_target: SignedCalibration | None) -> None:
+    def hold(self, at_source: SignedCalibration, at_target: SignedCalibration) -> None:
         self.nodes.source.node.calibrations.add(at_source)
-        if at_target is not None:
-            self.nodes.target.node.calibrations.add(at_target)
+        self.nodes.target.node.calibrations.add(at_target)
 
     def translate(self) -> pb.Job:
         return self.nodes.ended(self.nodes.submit(self.picture))
@@ -104,14 +101,8 @@ def by_west(pair: Pair) -> SignedCalibration:
     return pair.signed.model_copy(update={"source": source})
 
 
-def other_units(pair: Pair) -> SignedCalibration:
-    side = CalibratedSide(institution="south.example", domain="relief", units_sha256="0" * 64)
-    return agreed(pair.north, pair.south, target=side)
-
-
-Spoil = Callable[[Pair], tuple[SignedCalibration, SignedCalibration | None]]
+Spoil = Callable[[Pair], tuple[SignedCalibration, SignedCalibration]]
 AT_TARGET: dict[str, tuple[Spoil, str]] = {
-    "not held there": (lambda pair: (pair.signed, None), "CALIBRATION_UNKNOWN"),
     "unsigned by the source": (
         lambda pair: (pair.signed, pair.signed.model_copy(update={"source": None})),
         "CALIBRATION_UNSIGNED",
@@ -121,7 +112,6 @@ AT_TARGET: dict[str, tuple[Spoil, str]] = {
         "CALIBRATION_UNSIGNED",
     ),
     "signed by west": (lambda pair: (pair.signed, by_west(pair)), "CALIBRATION_SIGNER"),
-    "of replaced units": (lambda pair: (other_units(pair),) * 2, "CALIBRATION_UNITS"),
     "a signature exchanged": (
         lambda pair: (
             pair.signed,
@@ -149,18 +139,6 @@ def test_the_target_refuses_what_its_file_was_altered_to(pair) -> None:
     place = content.index("-1.0") + 1
     file.write_text(content[:place] + chr(ord("1") ^ 1) + content[place + 1 :])
     assert pair.refused() == "CALIBRATION_UNKNOWN"
-
-
-def test_the_target_refuses_a_kind_that_its_policy_lost(pair) -> None:
-    """The operator took it out of node.toml."""
-    pair.hold(pair.signed, pair.signed)
-    node = pair.nodes.target.node
-    allowed = node.config
-    forbid(node)
-    try:
-        assert pair.refused() == "CALIBRATION_KIND"
-    finally:
-        node.config = allowed
 
 
 def test_the_target_refuses_a_signer_that_it_withdrew(pair) -> None:

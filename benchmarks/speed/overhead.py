@@ -1,0 +1,84 @@
+"""What a node costs beyond the network: CPU of each picture through two nodes, and of the same calls in one process.
+
+    python -m benchmarks.speed.overhead [--short]
+
+32 px, at 8, 24 and 48 evaluations a leg. The difference that does not grow with the evaluations is the node's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+
+from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
+from benchmarks.speed.shared.two_nodes import (
+    InProcess,
+    Pair,
+    arrived,
+    png_files,
+    processor_seconds,
+    two_nodes,
+)
+
+LEGS = 8, 24, 48
+BATCH = 32
+"""Pictures of a network call without nodes; a node measures its own."""
+
+
+def measure(form: Form) -> Report:
+    """CPU and wall of pictures through two nodes, beside the same network calls without nodes."""
+    report = Report(
+        "The shipped models satellite to relief (32 px). CPU: of the source's and of the target's node for each "
+        "picture, all threads, less that of the same evaluations in one process, in network calls of "
+        f"{BATCH} and without solver. Wall: two nodes over mutual TLS, from submitting to the last result, beside two "
+        "processes that translate one half each; all pinned to a core each, one thread."
+    )
+    count = form.pick(32, 512)
+    files, samples = png_files(count)
+    with ExitStack() as stack:
+        alone = stack.enter_context(closing(InProcess("satellite", "relief", BATCH)))
+        pair = stack.enter_context(two_nodes("satellite", "relief"))
+        arrived(pair, files[:BATCH], "relief")
+        for evaluations in LEGS:
+            own, nodes = f"two processes, {evaluations} evaluations", f"two nodes, {evaluations} evaluations"
+            spent: list[list[float]] = []
+            times = interleaved(
+                {
+                    own: partial(alone.translate, samples, evaluations),
+                    nodes: partial(through, pair, files, evaluations, spent),
+                },
+                repeats=form.pick(1, 3),
+            )
+            report.add_times(times)
+            report.add(f"{nodes} / two processes", ratio(times, nodes, own), "")
+            calls = alone.calls(samples, evaluations)
+            for side, ours, theirs in zip(("source", "target"), zip(*spent, strict=True), calls, strict=True):
+                beyond = [1000 * (each - theirs) / count for each in ours]
+                report.add(
+                    f"CPU of the calls alone, {side}, {evaluations} evaluations",
+                    [1000 * theirs / count],
+                    "ms",
+                )
+                report.add(
+                    f"CPU of the {side}'s node beyond the calls, {evaluations} evaluations", beyond, "ms"
+                )
+    return report
+
+
+def through(pair: Pair, files: Sequence[bytes], evaluations: int, spent: list[list[float]]) -> float:
+    """Seconds through the nodes; `spent` gets the CPU seconds of both."""
+    before = list(of_nodes(pair))
+    seconds = arrived(pair, files, "relief", evaluations)
+    spent.append([after - at for after, at in zip(of_nodes(pair), before, strict=True)])
+    return seconds
+
+
+def of_nodes(pair: Pair) -> Iterator[float]:
+    for node in (pair.north, pair.south):
+        if node.process is not None:
+            yield processor_seconds(node.process.pid)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("overhead", measure))
