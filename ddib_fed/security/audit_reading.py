@@ -47,13 +47,7 @@ MAX_RECENT: Final = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the log.
-
-    Attributes:
-        line: Number in the file, from 1.
-        sha256: Of the line with its newline, hex; the next line names it.
-        record: Its values; empty if it is no JSON object.
-    """
+    """One line of the log."""
 
     line: int
     sha256: str
@@ -67,14 +61,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LineFilter:
-    """Which lines; an empty value asks for any.
-
-    Attributes:
-        acts: Names, or patterns such as ``job_*``.
-        job: The beginning of a job's id, or at a target of the request's.
-        peer: An institution: of a peer, a target or an identity.
-        since: Not before this time.
-    """
+    """Which lines; an empty value asks for any."""
 
     acts: tuple[str, ...] = ()
     job: str = ""
@@ -143,11 +130,6 @@ def _entry(number: int, line: bytes) -> Entry:
 def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sleep) -> Iterator[Entry]:
     """The whole lines after line `after`, and those that come, for ever.
 
-    Args:
-        path: The log.
-        after: Number of a line, from 1; 0 for all.
-        pause: Waits for so many seconds.
-
     Raises:
         FileNotFoundError: There is none.
         ChunkCorrupt: The log was cut or replaced.
@@ -210,14 +192,7 @@ def _cell(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was exported.
-
-    Attributes:
-        content: Of the file.
-        exported: Lines in it.
-        lines: Of the whole log, when its chain was followed.
-        head: Digest of its last line then.
-    """
+    """What was exported."""
 
     content: bytes
     exported: int
@@ -232,13 +207,6 @@ class Export:
 
 def export(path: Path, wanted: LineFilter, *, lines: int, head: str, table: bool) -> Export:
     """The lines that are asked for, out of a log whose chain was followed to `head`.
-
-    Args:
-        path: The log.
-        wanted: Which lines.
-        lines: How many lines were verified; later ones are left out.
-        head: Digest of the last of them.
-        table: CSV instead of JSON lines.
 
     Raises:
         FileNotFoundError: There is no log.
@@ -262,16 +230,7 @@ def export(path: Path, wanted: LineFilter, *, lines: int, head: str, table: bool
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The result of reading a whole log.
-
-    Attributes:
-        lines: Valid whole lines, from the first.
-        head: Digest of the last of them; a copy kept elsewhere detects a truncated log.
-        torn_bytes: Bytes after the last whole line: a write that a crash interrupted.
-        broken_line: Number (from 1) of the first line that breaks the chain, or None.
-        problem: What is wrong with it, or with the log as a whole.
-        anchors: How many of the anchors that were given are lines of the log.
-    """
+    """The result of reading a whole log."""
 
     lines: int
     head: str
@@ -290,11 +249,6 @@ def verify(
     path: Path, *, noted: str | None = None, anchors: Mapping[int, tuple[str, str]] | None = None
 ) -> Verified:
     """Read a whole log and follow its chain; it is not changed.
-
-    Args:
-        path: The log.
-        noted: A `head` of earlier, hex: one of the lines must have it as its digest, or the log was cut or replaced.
-        anchors: For numbers of lines (from 0): the digest that the line must have, hex, and who noted it and when.
 
     A chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off,
     or that the whole file was rewritten: for that compare `head` with a copy kept elsewhere, or use the anchors that
@@ -354,14 +308,7 @@ class Anchor(BaseModel):
 
 
 class AnchorFile(BaseModel):
-    """What one node noted of another's audit log.
-
-    Attributes:
-        format: Of this file.
-        of: URI of the node whose log it is about.
-        noted_by: URI of the node that noted it.
-        anchors: By number of line.
-    """
+    """What one node noted of another's audit log."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -392,10 +339,6 @@ class Held(NamedTuple):
 def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
     """A file of anchors that a peer's operator sent.
 
-    Args:
-        path: The file.
-        of: The node whose log it must be about.
-
     Raises:
         InputError: It is no such file, or about another node's log.
         FileMissing: There is none.
@@ -415,10 +358,6 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
 
 def held_of(log: Path, institution: str) -> Held:
     """The anchors of one peer's log that lie in the own log.
-
-    Args:
-        log: The own log.
-        institution: The peer's.
 
     Raises:
         FileNotFoundError: There is no log.
@@ -478,13 +417,7 @@ def _contradiction(anchors: Sequence[Anchor]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """The end of a log.
-
-    Attributes:
-        lines: Oldest first; broken ones are left out, `verify` finds them.
-        whole: Whether these are all lines of the log.
-        since: Unix time in seconds of the first; infinity without lines.
-    """
+    """The end of a log."""
 
     lines: tuple[Mapping[str, Any], ...]
     whole: bool
@@ -493,10 +426,6 @@ class Recent:
 
 def recent(path: Path, max_bytes: int = MAX_RECENT) -> Recent:
     """Read the end of a log; a log that is not there is an empty one.
-
-    Args:
-        path: The log.
-        max_bytes: How much of it.
 
     Raises:
         OSError: It cannot be read.

@@ -63,11 +63,6 @@ class ServerCredentials:
     gRPC asks for them for every connection, before it is authenticated: after a look at the files there is a time
     without one, so that a flood of connections costs a bounded share.
 
-    Args:
-        pki_folder: Of the node.
-        peers: Whose roots a caller's certificate may come from.
-        on_handshake: Called at the start of each handshake, on gRPC's thread.
-
     Raises:
         FileMissing: The node has no certificate yet.
         InputError: Its files cannot be used.
@@ -167,17 +162,6 @@ def channel(
 ) -> grpc.Channel:
     """A channel to one server, with the own certificate as it is now; its answers are checked.
 
-    Args:
-        address: ``host:port`` of the server.
-        server_name: DNS name that the server's certificate must carry.
-        pki_folder: Of the caller.
-        hop: What the server is called in errors; its name when none is given.
-        own: Whether the server is of the caller's own institution.
-        roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
-        credentials: Others of the caller than those that its folder holds for every call.
-        proxy: Through which it is dialled; None for a direct connection, whatever the environment says.
-        options: Further gRPC options, which win over those of every channel.
-
     Raises:
         FileMissing: The folder has no certificate.
         InputError: Its files cannot be used.
@@ -215,12 +199,6 @@ class PeerChannels:
     A replaced channel stays open for its streams. That of a peer that was removed, suspended or withdrawn, or that was
     verified by a root which is no longer pinned, is closed at once, which ends them. Unusable own files do not stop
     the node: it calls and answers with the last valid ones, and `ServerCredentials.problem` reports it.
-
-    Args:
-        pki_folder: Of the node.
-        peers: Who can be dialled.
-        proxy: Through which all of them are dialled; None for direct connections.
-        clock: Seconds, monotonic.
     """
 
     def __init__(

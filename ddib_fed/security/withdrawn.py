@@ -97,13 +97,7 @@ def _parse_line(line: str) -> list[Entry]:
 
 
 def judge(folder: Path, content: bytes | str | None, before: frozenset[Identity] | None = None) -> Withdrawn:
-    """Read a list; if it cannot be fully read, or has lost everybody, whom it withdrew before stays withdrawn.
-
-    Args:
-        folder: Of the node's certificates.
-        content: Of its list; a text if it cannot be read (the reason); None if there is no list.
-        before: Whom it withdrew when it was last read; None for whom `keep_last` recorded.
-    """
+    """Read a list; if it cannot be fully read, or has lost everybody, whom it withdrew before stays withdrawn."""
     path, problem = folder / WITHDRAWN, None
     if before is None:
         last = last_withdrawn(folder)
@@ -183,12 +177,6 @@ def withdraw(
     folder: Path, identity: Identity, *, comment: str = "", before: Callable[[], object] = lambda: None
 ) -> bool:
     """Withdraw `identity`, durably; whether it was not withdrawn before.
-
-    Args:
-        folder: Of the node's certificates.
-        identity: Whom the node refuses from now on.
-        comment: One line, for the list; by default the date.
-        before: Called before the list changes, if it does; what it raises prevents that.
 
     Raises:
         InputError: The list cannot be read, is full, or the comment is not one line.
