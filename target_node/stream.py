@@ -26,8 +26,8 @@ from ddib_fed.engine.party import Control, Decoded, Encoded, Failed, Leg, Stage,
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.server import fields
 from ddib_fed.protocol.contract import Contract
 from ddib_fed.protocol.job_messages import refused_facts
 from ddib_fed.protocol.latent import Anchor, ApprovedLatent, approve

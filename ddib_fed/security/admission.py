@@ -208,9 +208,7 @@ class Refusals:
         log.warning("refused %s from %s: %s: %s", what, identity or host, error.reason, error.detail)
         self.add(error.reason, identity=identity, address=host, what=what, detail=error.detail)
 
-    def add(
-        self, reason: str, *, identity: str, address: str, what: str, detail: str, times: int = 1
-    ) -> None:
+    def add(self, reason: str, *, identity: str, address: str, what: str, detail: str) -> None:
         """Count refusals, and write them if there was no line for this identity and reason lately."""
         now = self._clock()
         with self._lock:
@@ -218,7 +216,7 @@ class Refusals:
             if key not in self._refused and len(self._refused) >= MAX_KEYS:
                 key, identity = (OTHERS, reason), OTHERS
             entry = self._refused.setdefault(key, _Refused(now - INTERVAL_S))
-            entry.unwritten += times
+            entry.unwritten += 1
             entry.values = {"identity": identity, "address": address, "what": what, "detail": detail}
             due = [key] if now - entry.since >= INTERVAL_S else []
         self._write(due, now)

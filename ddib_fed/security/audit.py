@@ -422,17 +422,14 @@ class AuditLog:
         self._append(file, ALTERED, values)
 
 
-def note(path: Path, act: str, **values: Value) -> None:
+def note(path: Path, act: str, **values: Value) -> AbstractContextManager[object]:
     """Add a line for an operator's command, before the command does what the line says.
+
+    What fails inside the context that is returned gets a line `not_done`.
 
     Raises:
         ConfigError: It cannot be written; the command must not act.
     """
-    noting(path, act, **values)
-
-
-def noting(path: Path, act: str, **values: Value) -> AbstractContextManager[object]:
-    """As `note`; inside the context that is returned, the command does it. What fails there has a line `not_done`."""
     try:
         return AuditLog(path).doing(act, [values])
     except OSError as error:

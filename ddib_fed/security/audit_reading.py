@@ -53,6 +53,10 @@ class Entry:
     sha256: str
     record: dict[str, Any]
 
+    @classmethod
+    def read(cls, number: int, line: bytes) -> Entry:
+        return cls(number, digest(line), parsed(line) or {})
+
     @property
     def values(self) -> dict[str, Any]:
         """What the act wrote, without the log's own values."""
@@ -120,11 +124,7 @@ def entries(path: Path) -> Iterator[Entry]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
-                yield _entry(number, line)
-
-
-def _entry(number: int, line: bytes) -> Entry:
-    return Entry(number, digest(line), parsed(line) or {})
+                yield Entry.read(number, line)
 
 
 def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sleep) -> Iterator[Entry]:
@@ -141,7 +141,7 @@ def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sl
             if held.endswith(b"\n"):
                 number += 1
                 if number > after:
-                    yield _entry(number, held)
+                    yield Entry.read(number, held)
                 held = b""
                 continue
             _require_same(path, file)
@@ -160,24 +160,22 @@ def _require_same(path: Path, file: io.BufferedReader) -> None:
         raise ChunkCorrupt(f"{path} was cut, replaced or removed", hint="ddib audit verify; ddib status")
 
 
-def as_json_lines(found: Iterable[Entry]) -> Iterator[bytes]:
-    for entry in found:
-        yield json.dumps({**entry.record, "sha256": entry.sha256}, ensure_ascii=True).encode() + b"\n"
+def _as_json_lines(found: Sequence[Entry]) -> bytes:
+    return b"".join(
+        json.dumps({**entry.record, "sha256": entry.sha256}, ensure_ascii=True).encode() + b"\n"
+        for entry in found
+    )
 
 
-def as_csv(found: Sequence[Entry]) -> Iterator[bytes]:
+def _as_csv(found: Sequence[Entry]) -> bytes:
     """A header and a row for each line; a column for each name, lists separated by spaces."""
-    names = dict.fromkeys(name for entry in found for name in entry.values)
-    columns = (*FIRST_COLUMNS, *names, "previous")
-    yield _row(columns)
+    columns = [*FIRST_COLUMNS, *dict.fromkeys(name for entry in found for name in entry.values), "previous"]
+    written = io.StringIO()
+    table = csv.writer(written, lineterminator="\r\n")
+    table.writerow(columns)
     for entry in found:
         record = {**entry.record, "sha256": entry.sha256}
-        yield _row([_cell(record.get(name)) for name in columns])
-
-
-def _row(cells: Sequence[str]) -> bytes:
-    written = io.StringIO()
-    csv.writer(written, lineterminator="\r\n").writerow(cells)
+        table.writerow([_cell(record.get(name)) for name in columns])
     return written.getvalue().encode("utf-8", "replace")
 
 
@@ -221,8 +219,7 @@ def export(path: Path, wanted: LineFilter, *, lines: int, head: str, table: bool
             kept.append(entry)
     if lines and (last is None or (last.line, last.sha256) != (lines, head)):
         raise ChunkCorrupt(f"{path} changed while it was read", hint="ddib audit verify")
-    content = b"".join(as_csv(kept) if table else as_json_lines(kept))
-    return Export(content, len(kept), lines, head)
+    return Export(_as_csv(kept) if table else _as_json_lines(kept), len(kept), lines, head)
 
 
 # The chain
@@ -258,20 +255,13 @@ def verify(
         FileNotFoundError: There is no log.
     """
     with path.open("rb") as file:
-        return verify_lines(file, noted=noted, anchors=anchors)
+        return _verify(file, noted, anchors or {})
 
 
-def verify_lines(
-    lines: Iterable[bytes],
-    *,
-    noted: str | None = None,
-    anchors: Mapping[int, tuple[str, str]] | None = None,
-) -> Verified:
-    """As `verify`, of the lines of a log, each with its end; those behind a broken one are not taken."""
+def _verify(lines: Iterable[bytes], noted: str | None, anchors: Mapping[int, tuple[str, str]]) -> Verified:
     head, torn = EMPTY, 0
     seen = noted is None or noted == FIRST
     matched, differs = 0, ""
-    anchors = anchors or {}
     for line in lines:
         if not line.endswith(b"\n"):
             torn = len(line)

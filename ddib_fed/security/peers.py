@@ -415,7 +415,7 @@ class PeerStore:
         return self._lift(institution)
 
     def remove(self, institution: str, *, before: Callable[[], object] = lambda: None) -> None:
-        """Remove a peer, also one whose file cannot be read; it is refused from its next call. A suspension ends too."""
+        """Remove a peer and its suspension, also one whose file cannot be read; it is refused from its next call."""
         path = self._require(institution)
         before()
         path.unlink(missing_ok=True)

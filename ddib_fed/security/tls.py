@@ -68,14 +68,7 @@ class ServerCredentials:
         InputError: Its files cannot be used.
     """
 
-    def __init__(
-        self,
-        pki_folder: Path,
-        peers: PeerStore,
-        *,
-        on_handshake: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._on_handshake = on_handshake
+    def __init__(self, pki_folder: Path, peers: PeerStore) -> None:
         self._pki_folder = pki_folder
         self._peers = peers
         self._lock = threading.Lock()
@@ -124,10 +117,6 @@ class ServerCredentials:
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Callback of gRPC at each handshake: a new configuration, or None if nothing changed."""
-        try:
-            self._on_handshake()
-        except Exception:  # a handshake must not fail because of it
-            log.exception("a handshake could not be noted")
         if time.monotonic() < self._next_look or not self._lock.acquire(blocking=False):
             return None
         try:

@@ -197,15 +197,13 @@ def reinstate(folder: Path, identity: Identity, *, before: Callable[[], object] 
             return False
         today = date.today().isoformat()  # noqa: DTZ011 - the operator's day
         lines = [
-            f"# reinstated {today}: {line.strip()}" if _names(line, identity) else line
+            f"# reinstated {today}: {line.strip()}"
+            if any(entry.identity == identity for entry in _parse_line(line))
+            else line
             for line in text.split("\n")
         ]
         _write(folder, "\n".join(lines), entries.identities - {identity}, before)
         return True
-
-
-def _names(line: str, identity: Identity) -> bool:
-    return any(entry.identity == identity for entry in _parse_line(line))
 
 
 @contextmanager

@@ -33,7 +33,7 @@ SHORT_LIFE_S, SHORT_RUN_S = 20.0, 40.0
 LONG_LIFE_S, LONG_RUN_S = 60.0, 600.0
 COMMAND = (
     "import os, pathlib, sys, datetime\n"
-    "from ddib_fed.trust import pki\n"
+    "from ddib_fed.security import pki\n"
     "authority = pki.load_authority(pathlib.Path(sys.argv[1]))\n"
     "life = datetime.timedelta(seconds=float(sys.argv[2]))\n"
     "folder = pathlib.Path(os.environ['DDIB_PKI_FOLDER'])\n"

@@ -18,7 +18,7 @@ from ddib_fed.security import pki, tls
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from tests.e2e.harness import Node, Pair, admit, ddib, free_port, moons, wait_until
 from tests.e2e.translation.test_translate import TARGET, npy
-from tests.trust.tap.relay import Tap
+from tests.security.tap.relay import Tap
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("identity")]
 
