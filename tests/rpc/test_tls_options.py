@@ -43,7 +43,7 @@ def packages() -> list[str]:
 
 def test_packages_that_import_grpc_are_found() -> None:
     """The search below is over something."""
-    assert {"ddib_fed.client", "ddib_fed.trust", "source_node"} <= set(packages())
+    assert {"ddib_fed.client", "ddib_fed.security", "source_node"} <= set(packages())
 
 
 @pytest.mark.parametrize("package", packages())
