@@ -39,8 +39,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import is_disk_full
 from ddib_fed.node.interceptors import within_share
+from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.server import fields
 from ddib_fed.protocol.messages import ItemState, JobState
 from source_node.events import EventHub
 from source_node.intake import rows_about

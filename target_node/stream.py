@@ -23,8 +23,8 @@ from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Control, Decoded, Encoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext, solver_settings
-from ddib_fed.node.server import fields
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.job_messages import refused_facts
 from ddib_fed.protocol.latent import Anchor, ApprovedLatent, approve

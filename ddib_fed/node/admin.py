@@ -42,10 +42,7 @@ class AdminServicer(rpc.AdminServiceServicer):
         drain: Callable[[], int],
         workers: Callable[[int], pb.WorkersResponse],
     ) -> None:
-        self._status = status
-        self._reload = reload
-        self._drain = drain
-        self._workers = workers
+        self._status, self._reload, self._drain, self._workers = status, reload, drain, workers
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
         """See admin.proto."""
@@ -141,12 +138,10 @@ class AdminClient:
         self._serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
 
     def status(self) -> pb.StatusResponse:
-        with self._channel() as channel:
-            return self._call(rpc.AdminServiceStub(channel).Status, pb.StatusRequest())
+        return self._call(lambda node: node.Status(pb.StatusRequest(), timeout=CALL_TIMEOUT_S))
 
     def reload(self) -> list[str]:
-        with self._channel() as channel:
-            return list(self._call(rpc.AdminServiceStub(channel).Reload, pb.ReloadRequest()).changes)
+        return list(self._call(lambda node: node.Reload(pb.ReloadRequest(), timeout=CALL_TIMEOUT_S)).changes)
 
     def reload_if_running(self) -> list[str] | None:
         """As `reload`, for a change that a stopped node reads at its start; None if no node answers."""
@@ -156,24 +151,20 @@ class AdminClient:
             return None
 
     def drain(self) -> int:
-        with self._channel() as channel:
-            return int(self._call(rpc.AdminServiceStub(channel).Drain, pb.DrainRequest()).running_jobs)
+        return self._call(lambda node: node.Drain(pb.DrainRequest(), timeout=CALL_TIMEOUT_S)).running_jobs
 
     def workers(self, count: int = 0) -> pb.WorkersResponse:
-        with self._channel() as channel:
-            return self._call(rpc.AdminServiceStub(channel).Workers, pb.WorkersRequest(count=count))
+        return self._call(lambda node: node.Workers(pb.WorkersRequest(count=count), timeout=CALL_TIMEOUT_S))
 
-    def _channel(self) -> grpc.Channel:
+    def _call(self, ask: Callable[[rpc.AdminServiceStub], R]) -> R:
         opened = grpc.secure_channel(
             f"unix:{self._socket}",
             grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
             options=(("grpc.enable_http_proxy", 0),),
         )
-        return CheckedChannel(opened, f"node {self._name}", own=True)
-
-    def _call(self, method: Callable[..., R], request: object, timeout_s: float = CALL_TIMEOUT_S) -> R:
         try:
-            return method(request, timeout=timeout_s)
+            with CheckedChannel(opened, f"node {self._name}", own=True) as channel:
+                return ask(rpc.AdminServiceStub(channel))
         except grpc.RpcError as error:
             if status_of(error) is not grpc.StatusCode.UNAVAILABLE:
                 failure = from_rpc_error(error, f"node {self._name}")

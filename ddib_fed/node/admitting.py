@@ -155,13 +155,9 @@ class _Here:
     """This node as a party of the exchange."""
 
     def __init__(self, config: NodeConfig, options: PairOptions) -> None:
-        self._config = config
-        self._options = options
+        self._config, self._options = config, options
         self.peer = own_peer(config)
-
-    @property
-    def own(self) -> bytes:
-        return self.peer.to_bytes()
+        self.own = self.peer.to_bytes()
 
     def judge(self, other: Peer) -> None:
         options = self._options

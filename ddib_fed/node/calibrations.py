@@ -147,7 +147,18 @@ def overview(
     config: NodeConfig, store: CalibrationStore, peers: PeerStore, now: datetime | None = None
 ) -> list[Overview]:
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
-    return [_look(config, stored, snapshot, moment) for stored in store.list() if stored.active]
+    found = []
+    for stored in store.list():
+        if stored.active:
+            calibration = stored.signed.calibration
+            source, target = (_text(place_of(side)) for side in (calibration.source, calibration.target))
+            state, warning = _state(config, stored, snapshot, moment)
+            found.append(
+                Overview(
+                    stored.sha256.hex(), calibration.kind, source, target, state, calibration.expires, warning
+                )
+            )
+    return found
 
 
 def unusable_with(
@@ -173,26 +184,14 @@ def _misfit(calibration: Calibration | None, source: Manifest) -> str:
     return ""
 
 
-def _look(config: NodeConfig, stored: Stored, peers: Snapshot, now: datetime) -> Overview:
+def _state(config: NodeConfig, stored: Stored, peers: Snapshot, now: datetime) -> tuple[str, str]:
+    """The state of a calibration, and what its operator should know or do."""
     calibration, state = stored.signed.calibration, stored.state(now)
-    warning = ""
-    if state == "active":
-        state, warning = _usable(config, stored, peers, now)
-    elif state == "expired":
-        warning = f"it ended at {calibration.expires:%Y-%m-%d}: ddib calibrate --peer makes a new one"
-    elif calibration.target.institution == config.node.institution:
-        warning = f"it waits for you: ddib calibrate accept {stored.sha256.hex()[:12]}"
-    source, target = (
-        f"{side.institution}/{side.domain}" for side in (calibration.source, calibration.target)
-    )
-    return Overview(
-        stored.sha256.hex(), calibration.kind, source, target, state, calibration.expires, warning
-    )
-
-
-def _usable(config: NodeConfig, stored: Stored, peers: Snapshot, now: datetime) -> tuple[str, str]:
-    """State and warning of one that both have signed."""
-    calibration = stored.signed.calibration
+    if state == "expired":
+        return state, f"it ended at {calibration.expires:%Y-%m-%d}: ddib calibrate --peer makes a new one"
+    if state != "active":
+        ours = calibration.target.institution == config.node.institution
+        return state, f"it waits for you: ddib calibrate accept {stored.sha256.hex()[:12]}" if ours else ""
     try:
         verify(stored.signed, pins=peers.pins, withdrawn=peers.withdrawn, now=now)
     except RefusedError as error:
@@ -200,9 +199,7 @@ def _usable(config: NodeConfig, stored: Stored, peers: Snapshot, now: datetime) 
     if calibration.kind not in config.policy.calibration:
         return "refused", f"policy.calibration does not list {calibration.kind}"
     left = calibration.expires - now
-    if left <= SOON:
-        return "active", f"it ends at {calibration.expires:%Y-%m-%d}, in {left.days} days"
-    return "active", ""
+    return "active", f"it ends at {calibration.expires:%Y-%m-%d}, in {left.days} days" if left <= SOON else ""
 
 
 PUBLISH = "ddib calibrate publish --config node.toml, on the target's node"
@@ -483,22 +480,16 @@ def refuse_doubtful(calibration: Calibration) -> None:
 
 def take_out_of_use(config: NodeConfig, stored: Stored, *, forget: bool) -> None:
     """Stop using a calibration; with `forget` its file is removed, and the peer may propose it again."""
-    other = _other(config, stored.signed.calibration)
+    source, target = (
+        side.institution for side in (stored.signed.calibration.source, stored.signed.calibration.target)
+    )
+    other = target if source == config.node.institution else source
     _note(config, "calibration_removed", stored.signed, other, forgotten=int(forget))
     store = CalibrationStore(config.paths.calibrations)
     if forget:
         store.remove(stored.sha256)
     else:
         store.deactivate(stored.sha256)
-
-
-def _other(config: NodeConfig, calibration: Calibration) -> str:
-    own = config.node.institution
-    return (
-        calibration.target.institution
-        if calibration.source.institution == own
-        else calibration.source.institution
-    )
 
 
 def _valid_credentials(config: NodeConfig, now: datetime) -> Credentials:

@@ -16,7 +16,7 @@ import click
 from ddib_fed.errors import ConfigError, DdibError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE
 from ddib_fed.node.config import NodeConfig, Role
-from ddib_fed.node.server import JsonFormatter, TextFormatter, route, silence_grpc
+from ddib_fed.node.logs import JsonFormatter, TextFormatter, route, silence_grpc
 from ddib_fed.processes import require_alone
 from ddib_fed.terminal import explained, relay, say, say_document, say_labelled
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_HELP: dict[Role | None, str] = {
+    "source": "The source node: encodes pictures of this institution's clients to latents.",
+    "target": "The target node: decodes latents of admitted peers.",
+    None: "A node with the roles that node.toml lists, on one model and one port.",
+}
 CONFIG = click.option(
     "--config",
     "path",
@@ -54,10 +59,10 @@ def set_up_logging(config: NodeConfig) -> None:
 def node_command(role: Role | None) -> click.Group:
     """The command group of one role, or of all roles in node.toml if `role` is None."""
 
-    @click.group(help=_help(role), context_settings={"help_option_names": ["-h", "--help"]})
+    @click.group(help=_HELP[role], context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="ddib-fed")
     def group() -> None:
-        """See `_help`."""
+        pass
 
     for add in (_add_train, _add_serve, _add_check):
         add(group, role)
@@ -77,7 +82,9 @@ def _add_train(group: click.Group, role: Role | None) -> None:
         same command and ends bit for bit as an uninterrupted one. Training on pictures can use several processes:
         torchrun --nproc-per-node 2 -m source_node train --config node.toml (for a target node: -m target_node).
         """
-        _train(_load(path, role), force=force)
+        from ddib_fed.node.role import train_node
+
+        train_node(_load(path, role), force=force)
 
 
 def _add_serve(group: click.Group, role: Role | None) -> None:
@@ -182,8 +189,8 @@ def _values(finding: Finding) -> dict[str, object]:
     return {
         "step": finding.step,
         "ok": finding.ok,
-        "found": finding.found.text or None,
-        "warnings": list(finding.found.warnings),
+        "found": finding.text or None,
+        "warnings": list(finding.warnings),
         "problem": None
         if problem is None
         else {"reason": problem.reason, "detail": problem.detail, "try": problem.hint or None},
@@ -193,8 +200,8 @@ def _values(finding: Finding) -> dict[str, object]:
 def _show(finding: Finding) -> None:
     """One step of a start: ok and what there is, or what is wrong and what to do."""
     if finding.problem is None:
-        say(f"{finding.step:12} ok {finding.found.text}")
-        for warning in finding.found.warnings:
+        say(f"{finding.step:12} ok {finding.text}")
+        for warning in finding.warnings:
             say(f"{'':12} warning: {warning}")
         return
     say(f"{finding.step:12} {finding.problem.detail}  [{finding.problem.reason}]")
@@ -208,15 +215,6 @@ def _logged(error: DdibError, otherwise: str) -> int:
     return int(error.exit_code)
 
 
-def _help(role: Role | None) -> str:
-    what = {
-        "source": "The source node: encodes pictures of this institution's clients to latents.",
-        "target": "The target node: decodes latents of admitted peers.",
-        None: "A node with the roles that node.toml lists, on one model and one port.",
-    }
-    return what[role]
-
-
 def _load(path: Path, role: Role | None) -> NodeConfig:
     config = NodeConfig.load(path)
     if role is not None and role not in config.node.roles:
@@ -225,12 +223,6 @@ def _load(path: Path, role: Role | None) -> NodeConfig:
             hint=f"ddib-{config.node.roles[0]}-node, or add {role!r} to node.roles",
         )
     return config.with_roles((role,)) if role is not None else config
-
-
-def _train(config: NodeConfig, *, force: bool) -> None:
-    from ddib_fed.node.role import train_node
-
-    train_node(config, force=force)
 
 
 def run(group: Callable[..., object]) -> None:

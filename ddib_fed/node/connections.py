@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +43,8 @@ STRANGERS: Final = 0.5
 # One of so many parts of all connections is for one caller, whose calls are authorised.
 CALLERS: Final = 8
 LOOK_EVERY_S: Final = 0.05
-# After a look, time without one, in the CPU time that it took. Up to so many sockets there is none: each connection is
-# then seen, also one that TLS refuses within milliseconds; of a flood only those that a look meets are counted.
+# After a look, time without one, in the CPU time that it took: a flood costs a bounded share.
 REST: Final = 4
-FEW_SOCKETS: Final = 64
 SAY_EVERY_S: Final = 60.0
 # What a connection may send without a call or a message: gRPC keeps every header of a block that does not end, at up to
 # ten times its size. Before an authorised call it is TLS and the headers of a call, after it parts of messages.
@@ -115,10 +112,6 @@ def _host(text: str) -> str:
     return str(mapped or address)
 
 
-def _written(host: str) -> str:
-    return f"ipv6:[{host}]" if ":" in host else f"ipv4:{host}"
-
-
 def _neighbourhood(host: str) -> str:
     address = ipaddress.ip_address(host)
     return host if address.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
@@ -141,13 +134,8 @@ class InboundGuard:
         most: int,
         *,
         per_address: int = UNPROVEN_PER_ADDRESS,
-        on_unheard: Callable[[str, int], object] = lambda *_: None,
     ) -> None:
-        self._on_unheard = on_unheard
         self._heard: set[Peer] = set()
-        self._heard_now: set[Peer] = set()
-        self._unheard: Counter[str] = Counter()
-        self._looks = threading.Lock()
         self._next_look = 0.0
         self._port = 0
         self._most = most
@@ -192,17 +180,6 @@ class InboundGuard:
         if peer is not None:
             with self._lock:
                 self._heard.add(peer)
-                self._heard_now.add(peer)
-
-    def handshake(self) -> None:
-        """Note who is connected, at the start of a handshake: one that TLS refuses is over in milliseconds."""
-        few = len(self._known) <= FEW_SOCKETS
-        if not self._port or time.monotonic() < self._next_look or not self._looks.acquire(blocking=few):
-            return
-        try:
-            self._refresh()
-        finally:
-            self._looks.release()
 
     def _run(self) -> None:
         while not self._stop.wait(max(LOOK_EVERY_S, self._next_look - time.monotonic())):
@@ -214,18 +191,14 @@ class InboundGuard:
     def look(self) -> int:
         """Check once; returns how many connections were ended."""
         with self._lock:
-            before, heard_before = set(self._proven), set(self._heard)
+            before = set(self._proven)
             crowds, self._crowds = self._crowds, set()
-            heard_now, self._heard_now = self._heard_now, set()
-        with self._looks:
-            files = self._refresh()
-            self._end_crowds(crowds, files)
-            self._end_endless(heard_now, before, files)
-            strangers = self._strangers(before, heard_before)
-            excess = self._excess()
-            unheard, self._unheard = self._unheard, Counter()
-        for where, times in unheard.items():
-            self._on_unheard(where, times)
+            heard, self._heard = self._heard, set()
+        files = self._refresh()
+        self._end_crowds(crowds, files)
+        self._end_endless(heard, before, files)
+        strangers = self._strangers(before)
+        excess = self._excess()
         young = time.monotonic() - PATIENCE_S
         share = _share([len(there) for there in strangers.values()], int(STRANGERS * self._most))
         ended: Counter[str] = Counter()
@@ -266,9 +239,7 @@ class InboundGuard:
             if received - entry.heard_at > most and _end(files[inode], inode):
                 log.warning("ended a connection from %s: it sends without end, and no call", entry.peer[0])
 
-    def _strangers(
-        self, proven_before: set[Peer], heard_before: set[Peer]
-    ) -> dict[str, list[tuple[float, int]]]:
+    def _strangers(self, proven_before: set[Peer]) -> dict[str, list[tuple[float, int]]]:
         """Age and inode of each connection without an authorised call, by origin."""
         found: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
         present = {inode: entry for inode, entry in self._known.items() if entry is not None}
@@ -276,7 +247,6 @@ class InboundGuard:
             connected = {entry.peer for entry in present.values()}
             for peer in proven_before - connected:
                 self._proven.pop(peer, None)
-            self._heard -= heard_before - connected
             for inode, entry in present.items():
                 if entry.peer not in self._proven:
                     found[_neighbourhood(entry.peer[0])].append((entry.since, inode))
@@ -296,12 +266,7 @@ class InboundGuard:
             inode: known[inode] if inode in known else self._inspect(fd, inode, now)
             for inode, fd in files.items()
         }
-        gone = {entry.peer for inode in known.keys() - files.keys() if (entry := known[inode]) is not None}
-        with self._lock:
-            self._unheard.update(_written(host) for host, _ in gone - self._heard)
-            self._heard -= gone
-        if len(files) > FEW_SOCKETS:
-            self._next_look = time.monotonic() + REST * (time.thread_time() - started)
+        self._next_look = time.monotonic() + REST * (time.thread_time() - started)
         return files
 
     def _inspect(self, fd: int, inode: int, now: float) -> _Connection | None:

@@ -81,8 +81,8 @@ class Daemon:
         )
         self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
-        self._last_jobs: Counter[str] | None = None
-        self._jobs_lock = threading.Lock()
+        self._last_jobs: Counter[str] = Counter()
+        self._released = False
         self._disk = DiskWatch((paths.state, paths.spool))
         try:
             self.server = self._server()
@@ -95,10 +95,8 @@ class Daemon:
 
     def _server(self) -> NodeServer:
         config = self.config
-        self._guard = InboundGuard(most_connections(file_limit()), on_unheard=self._unheard)
-        self._credentials = tls.ServerCredentials(
-            config.paths.pki, self.peers, on_handshake=self._guard.handshake
-        )
+        self._guard = InboundGuard(most_connections(file_limit()))
+        self._credentials = tls.ServerCredentials(config.paths.pki, self.peers)
         institution = config.node.institution
         issuer = has_authority(config.paths.pki)
         policy = Policy(
@@ -138,9 +136,6 @@ class Daemon:
                 IdentityServicer(config, self.node.audit, self.node.quotas), server.grpc
             )
         return server
-
-    def _unheard(self, address: str, times: int) -> None:
-        self._watch.unheard(address, times)
 
     def _count(self, method: str, status: str) -> None:
         self.node.metrics.requests.labels(method.rpartition("/")[2], status).inc()
@@ -263,7 +258,8 @@ class Daemon:
         self._guard.stop()
         self._auth.calls.stop()
         self._renewal.stop()
-        self._keep_jobs()
+        self._jobs()
+        self._released = True
         for role in self.roles:
             role.release()
         self.node.quotas.close()
@@ -276,30 +272,27 @@ class Daemon:
 
     def _jobs(self) -> Counter[str]:
         """Work of all roles by state; what it was last, once their stores are closed."""
-        with self._jobs_lock:
-            return self._count_jobs() if self._last_jobs is None else self._last_jobs
+        if not self._released:
+            found: Counter[str] = Counter()
+            try:
+                for role in self.roles:
+                    found.update(role.jobs())
+                self._last_jobs = found
+            except Exception:  # also a store that is released meanwhile: the operator is answered to the end
+                log.exception("the jobs could not be counted")
+        return self._last_jobs
 
-    def _count_jobs(self) -> Counter[str]:
-        found: Counter[str] = Counter()
-        for role in self.roles:
-            found.update(role.jobs())
-        return found
-
-    def _keep_jobs(self) -> None:
-        """Keep the present count: the operator is answered to the end, but a closed store cannot be counted."""
-        last: Counter[str] = Counter()
+    def _expires(self, of: Callable[[Credentials], datetime]) -> float:
         try:
-            last = self._count_jobs()
-        except Exception:
-            log.exception("the jobs could not be counted")
-        with self._jobs_lock:
-            self._last_jobs = last
+            return of(load_identity(self.config.paths.pki)).timestamp()
+        except (DdibError, OSError):
+            return 0.0
 
     def _certificate_expires(self) -> float:
-        return _ends(self.config, lambda own: own.not_after)
+        return self._expires(lambda own: own.not_after)
 
     def _root_expires(self) -> float:
-        return _ends(self.config, lambda own: own.root_not_after)
+        return self._expires(lambda own: own.root_not_after)
 
     def _peers_changed(self) -> int:
         for role in self.roles:
@@ -412,13 +405,6 @@ def _calibration_statuses(node: NodeContext) -> Iterator[pb.CalibrationStatus]:
             expires=each.expires.timestamp(),
             warning=each.warning,
         )
-
-
-def _ends(config: NodeConfig, of: Callable[[Credentials], datetime]) -> float:
-    try:
-        return of(load_identity(config.paths.pki)).timestamp()
-    except (DdibError, OSError):
-        return 0.0
 
 
 def serve(config: NodeConfig) -> int:

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
@@ -256,14 +255,6 @@ class Slots:
         raise TooManyStreams(detail, facts={"limit": limit}, retry_after_s=1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """What the node waits for."""
-
-    until: float
-    fault: str
-
-
 class OpenCall:
     """One call, while it runs."""
 
@@ -282,13 +273,14 @@ class OpenCall:
         self.method = method
         self._request_s = request_s
         self._idle_s = idle_s
-        self._wait: _Wait | None = None
+        self._wait: tuple[float, str] | None = None
+        """Until when the caller has to do its part, and what it has not done then."""
 
     @contextmanager
     def waiting_for_request(self) -> Iterator[None]:
         """Context while the request has not arrived."""
         fault = f"the caller did not send its request within {self._request_s:g} s"
-        self._wait = _Wait(time.monotonic() + self._request_s, fault)
+        self._wait = time.monotonic() + self._request_s, fault
         try:
             yield
         finally:
@@ -314,15 +306,15 @@ class OpenCall:
 
     def answered(self) -> None:
         fault = f"the caller took nothing of the answers for {self._idle_s:g} s"
-        self._wait = _Wait(time.monotonic() + self._idle_s, fault)
+        self._wait = time.monotonic() + self._idle_s, fault
 
     def fault(self, now: float) -> str | None:
         """What the caller has not done in time, once; None if nothing."""
         wait = self._wait
-        if wait is None or now < wait.until:
+        if wait is None or now < wait[0]:
             return None
         self._wait = None
-        return wait.fault
+        return wait[1]
 
     def end(self, sentence: str) -> None:
         call: Any = self.context._rpc_event.call  # type: ignore[attr-defined]  # noqa: SLF001

@@ -8,7 +8,6 @@ begins, most charges write nothing, and a kill gives nothing back. An orderly st
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shlex
 import threading
@@ -19,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,7 +46,6 @@ REPEATS: Final = 10
 MAX_KNOWN: Final = 10_000
 """Pieces of work that are remembered of each account, about 250 bytes each; beyond it the oldest is forgotten."""
 RETRY_S: Final = 30.0
-FORMAT: Final = 1
 
 
 def evaluations_of(
@@ -100,8 +98,8 @@ class _File(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: int = FORMAT
-    accounts: list[_Record] = []
+    format_version: Literal[1]
+    accounts: list[_Record]
 
 
 @dataclass(slots=True)
@@ -130,24 +128,18 @@ class _Account:
 
 @dataclass(frozen=True, slots=True)
 class _Booking:
-    """A piece of work in the accounts."""
+    """A charge in its account."""
 
+    charge: Charge
+    account: _Account
     work: Hashable
-    due: Sequence[tuple[Charge, _Account]]
-    repeated: Sequence[tuple[Charge, _Account]]
+    repeated: bool
 
     def count(self, sign: int = 1) -> None:
-        for charge, account in self.due:
-            account.spent += sign * charge.amount
-        for charge, account in self.repeated:
-            account.repeated += sign * charge.amount
-
-    def undo(self) -> None:
-        self.count(-1)
-
-    def remember(self) -> None:
-        for charge, account in self.due:
-            account.remember(self.work, charge.amount)
+        if self.repeated:
+            self.account.repeated += sign * self.charge.amount
+        else:
+            self.account.spent += sign * self.charge.amount
 
 
 class Ledger:
@@ -170,13 +162,8 @@ class Ledger:
         except FileNotFoundError:
             return []
         try:
-            if (version := json.loads(text)["format_version"]) > FORMAT:
-                raise ConfigError(
-                    f"{path} is of format {version}, of a newer release; this one knows {FORMAT}",
-                    hint="upgrade ddib-fed",
-                )
             return _File.model_validate_json(text).accounts
-        except (ValidationError, ValueError, KeyError, TypeError) as error:
+        except ValidationError as error:
             raise ConfigError(
                 f"{path}, which counts what peers and clients have used, is damaged",
                 hint="restore it from a backup, or remove it, and all quotas of the day start from zero: "
@@ -189,34 +176,41 @@ class Ledger:
     def charge_each(self, works: Sequence[Work]) -> int:
         """Book pieces of work in their order, as many as fit, with at most one write."""
         booked: list[_Booking] = []
+        fit = 0
         with self._lock:
             for work in works:
                 try:
-                    booked.append(self._book(work))
+                    booked += self._book(work)
                 except QuotaSpent:
-                    if not booked:
+                    if not fit:
                         raise
                     break
+                fit += 1
+            due = [each for each in booked if not each.repeated]
             try:
-                self._write_ahead([each for booking in booked for each in booking.due])
+                self._write_ahead(due)
             except OSError as error:
-                for booking in booked:
-                    booking.undo()
+                for each in booked:
+                    each.count(-1)
                 log.exception("what was used of quotas cannot be written to %s", self._path)
                 raise NotReady("the use of quotas cannot be recorded", retry_after_s=RETRY_S) from error
-            for booking in booked:
-                booking.remember()
-        return len(booked)
+            for each in due:
+                each.account.remember(each.work, each.charge.amount)
+        return fit
 
-    def _book(self, work: Work) -> _Booking:
-        """Count a piece of work."""
-        all_ = [(charge, self._of(charge)) for charge in work.charges if charge.limit > 0]
-        due = [(charge, account) for charge, account in all_ if not account.repeats(charge, work.name)]
-        for charge, account in due:
-            self._require(charge, account)
-        booking = _Booking(work.name, due, [each for each in all_ if each not in due])
-        booking.count()
-        return booking
+    def _book(self, work: Work) -> list[_Booking]:
+        """Count a piece of work: all of its charges or none."""
+        accounts = [(charge, self._of(charge)) for charge in work.charges if charge.limit > 0]
+        booked = [
+            _Booking(charge, account, work.name, account.repeats(charge, work.name))
+            for charge, account in accounts
+        ]
+        for each in booked:
+            if not each.repeated:
+                self._require(each.charge, each.account)
+        for each in booked:
+            each.count()
+        return booked
 
     def refund(self, charges: Sequence[Charge]) -> None:
         """Take a charge back whose work was never begun; on the disk it stays until more is spent."""
@@ -267,17 +261,17 @@ class Ledger:
             retry_after_s=max(1.0, renews - self._clock()),
         )
 
-    def _write_ahead(self, due: Sequence[tuple[Charge, _Account]]) -> None:
+    def _write_ahead(self, due: Sequence[_Booking]) -> None:
         """Write when one of them has spent more than is on the disk; then all have a part of their limit in advance."""
-        if all(account.spent <= account.written for _, account in due):
+        if all(each.account.spent <= each.account.written for each in due):
             return
-        before = [(account, account.written) for _, account in due]
-        for charge, account in due:
-            account.written = max(account.written, account.spent + charge.limit // AHEAD)
+        before = [(each.account, each.account.written) for each in due]
+        for each in due:
+            each.account.written = max(each.account.written, each.account.spent + each.charge.limit // AHEAD)
         try:
             self._write()
         except OSError:
-            for account, written in before:
+            for account, written in reversed(before):
                 account.written = written
             raise
 
@@ -290,7 +284,7 @@ class Ledger:
             _Record(quota=quota, who=who, since=each.since, spent=each.written)
             for (quota, who), each in self._accounts.items()
         ]
-        text = _File(accounts=records).model_dump_json(indent=1)
+        text = _File(format_version=1, accounts=records).model_dump_json(indent=1)
         write_file(self._path, text.encode(), private=True)
 
 
@@ -366,50 +360,46 @@ def uses_of(institution: str, policy: PolicySection) -> tuple[Use, ...]:
     return policy.peers.get(institution, policy.peers.get(EVERY, ()))
 
 
+def _denied(setting: str, detail: str, hint: str, **facts: Any) -> PolicyDenied:
+    return PolicyDenied(detail, hint=hint, facts={"policy": setting, **facts})
+
+
 def check_use(institution: str, use: Use, policy: PolicySection) -> None:
     """Return if a peer may be used so."""
     if use not in uses_of(institution, policy):
-        raise PolicyDenied(
-            f"{institution} is not allowed to be used for {use!r}",
-            hint=f'add "{use}" to "{institution}" in [policy.peers] of node.toml, then restart the node',
-            facts={"policy": "peers", "use": use},
-        )
+        hint = f'add "{use}" to "{institution}" in [policy.peers] of node.toml, then restart the node'
+        raise _denied("peers", f"{institution} is not allowed to be used for {use!r}", hint, use=use)
 
 
 def targets_of(client: str, policy: PolicySection) -> tuple[str, ...]:
     """Where an own client may translate to, as `policy.clients` says it."""
     found = policy.clients.get(client, policy.clients.get(EVERY, ()))
     if not found:
-        raise PolicyDenied(
-            f"the client {client} may not translate",
-            hint=f'add "{client}" to [policy.clients] of node.toml, then restart the node',
-            facts={"policy": "clients"},
-        )
+        hint = f'add "{client}" to [policy.clients] of node.toml, then restart the node'
+        raise _denied("clients", f"the client {client} may not translate", hint)
     return found
 
 
 def check_target(client: str, institution: str, domain: str, policy: PolicySection) -> None:
     """Return if an own client may have its samples translated to a peer's domain."""
     check_use(institution, "send", policy)
-    if not {EVERY, institution, f"{institution}/{domain}"} & set(targets_of(client, policy)):
-        raise PolicyDenied(
-            f"the client {client} may not translate to {institution}/{domain}",
-            hint=f'add "{institution}/{domain}" to "{client}" in [policy.clients] of node.toml, then restart the node',
-            facts={"policy": "clients", "target": f"{institution}/{domain}"[:200]},
+    target = f"{institution}/{domain}"
+    if not {EVERY, institution, target} & set(targets_of(client, policy)):
+        hint = f'add "{target}" to "{client}" in [policy.clients] of node.toml, then restart the node'
+        raise _denied(
+            "clients", f"the client {client} may not translate to {target}", hint, target=target[:200]
         )
 
 
 def check_softening(soften_sigma: float, policy: PolicySection) -> None:
     """Return if pictures are softened enough under a contract."""
     if soften_sigma < policy.least_soften_sigma:
-        raise PolicyDenied(
+        raise _denied(
+            "least_soften_sigma",
             f"pictures softened to {soften_sigma:g}, where at least {policy.least_soften_sigma:g} is demanded",
-            hint="a model with more softening (ddib model train --soften-sigma), or a lower policy.least_soften_sigma",
-            facts={
-                "policy": "least_soften_sigma",
-                "soften_sigma": f"{soften_sigma:g}",
-                "least": f"{policy.least_soften_sigma:g}",
-            },
+            "a model with more softening (ddib model train --soften-sigma), or a lower policy.least_soften_sigma",
+            soften_sigma=f"{soften_sigma:g}",
+            least=f"{policy.least_soften_sigma:g}",
         )
 
 
@@ -424,14 +414,12 @@ def policy_digest(config: NodeConfig) -> str:
 def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
     """Return if latents of the settings' depth are allowed here."""
     if settings.depth < policy.least_depth:
-        raise PolicyDenied(
+        raise _denied(
+            "least_depth",
             f"a depth of {settings.depth:g} where at least {policy.least_depth:g} is allowed",
-            hint="omit --depth, or let the operators of both nodes lower policy.least_depth",
-            facts={
-                "policy": "least_depth",
-                "depth": f"{settings.depth:g}",
-                "least": f"{policy.least_depth:g}",
-            },
+            "omit --depth, or let the operators of both nodes lower policy.least_depth",
+            depth=f"{settings.depth:g}",
+            least=f"{policy.least_depth:g}",
         )
 
 
@@ -439,20 +427,24 @@ def check_encoder(settings: SolverSettings, policy: PolicySection) -> None:
     """Return if latents of the settings' encoder are allowed here."""
     if settings.encoder not in policy.encoders:
         allowed = ", ".join(policy.encoders) or "none"
-        raise PolicyDenied(
+        raise _denied(
+            "encoders",
             f"the encoder {settings.encoder}, where policy.encoders allows {allowed}",
-            hint="omit --encoder, or let the operators of both nodes add it to policy.encoders",
-            facts={"policy": "encoders", "encoder": settings.encoder, "allowed": allowed},
+            "omit --encoder, or let the operators of both nodes add it to policy.encoders",
+            encoder=settings.encoder,
+            allowed=allowed,
         )
 
 
 def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> None:
     """Return if latents may be made with so few evaluations."""
     if settings.solver != "flow-map" and settings.evaluations < least:
-        raise PolicyDenied(
+        raise _denied(
+            "least_evaluations",
             f"{settings.evaluations} evaluations, where {where} demands at least {least}",
-            hint=f"--evaluations {least} or more",
-            facts={"policy": "least_evaluations", "evaluations": settings.evaluations, "least": least},
+            f"--evaluations {least} or more",
+            evaluations=settings.evaluations,
+            least=least,
         )
 
 

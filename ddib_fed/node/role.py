@@ -95,10 +95,6 @@ class NodeContext:
         return self._engine
 
     @property
-    def active_digest(self) -> str:
-        return self.running_engine.model.bundle.digest
-
-    @property
     def draining(self) -> bool:
         return self._draining.is_set()
 

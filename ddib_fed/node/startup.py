@@ -40,29 +40,13 @@ _HELD: Final = ", in use while this node runs"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The result of a successful step."""
-
-    text: str
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One precondition of a start."""
-
-    name: str
-    look: Callable[[NodeConfig], Found]
-    for_real: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one step for `check`."""
+    """The result of one step for `check`: what there is with warnings, or a problem."""
 
     step: str
+    text: str = ""
+    warnings: tuple[str, ...] = ()
     problem: DdibError | None = None
-    found: Found = Found("")
 
     @property
     def ok(self) -> bool:
@@ -72,29 +56,33 @@ class Finding:
 def check(config: NodeConfig) -> list[Finding]:
     """Run every step of a start, also after failures; what this node itself holds while it runs is none."""
     findings = []
-    for step in STEPS:
+    for name in STEPS:
         try:
-            findings.append(Finding(step.name, found=_take(step, config)))
+            findings.append(_take(name, config))
         except Exception as error:  # noqa: BLE001 - a step that breaks must not hide what the others find
-            findings.append(Finding(step.name, problem=explained(error)))
+            findings.append(Finding(name, problem=explained(error)))
     return findings
 
 
 def begin(config: NodeConfig) -> tuple[str, ...]:
     """Run the checks that precede a start; returns the warnings, for the log."""
     check_alone(config.paths.admin_socket)
-    found = [_take(step, config) for step in STEPS if not step.for_real]
+    found = [_take(name, config) for name in STEPS if name not in _FOR_REAL]
     return tuple(warning for each in found for warning in each.warnings)
 
 
-def _take(step: Step, config: NodeConfig) -> Found:
+def _take(name: str, config: NodeConfig) -> Finding:
     try:
-        return step.look(config)
+        text, *warnings = STEPS[name](config)
     except OSError as error:
-        raise as_config_error(error, step.name) from error
+        raise as_config_error(error, name) from error
+    return Finding(name, text, tuple(warnings))
 
 
-def _state(config: NodeConfig) -> Found:
+# Each step returns what there is, then its warnings.
+
+
+def _state(config: NodeConfig) -> list[str]:
     paths = config.paths
     for folder in (paths.state, paths.pki, paths.peers):
         check_private_folder(folder)
@@ -108,23 +96,18 @@ def _state(config: NodeConfig) -> Found:
     open_to_others = [
         place for place in (config.folder, config.path) if place.exists() and place.stat().st_mode & 0o002
     ]
-    warnings = (
-        f"everybody may write {place}: chmod o-w {shlex.quote(str(place))}" for place in open_to_others
-    )
-    return Found(str(paths.state), tuple(warnings))
+    return [
+        str(paths.state),
+        *(f"everybody may write {place}: chmod o-w {shlex.quote(str(place))}" for place in open_to_others),
+    ]
 
 
-def _files(config: NodeConfig) -> Found:  # noqa: ARG001 - a step's signature
+def _files(config: NodeConfig) -> list[str]:  # noqa: ARG001 - a step's signature
     limit = attainable_files()
-    return Found(f"{limit} may be open, {most_connections(limit)} of them connections", few_files(limit))
+    return [f"{limit} may be open, {most_connections(limit)} of them connections", *few_files(limit)]
 
 
-def _identity(config: NodeConfig) -> Found:
-    text, *warnings = certificate_status(config)
-    return Found(text, tuple(warnings))
-
-
-def _peers(config: NodeConfig) -> Found:
+def _peers(config: NodeConfig) -> list[str]:
     store, proxy = peer_store(config), config.proxy
     store.check_withdrawn()
     peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in store.list())
@@ -133,12 +116,12 @@ def _peers(config: NodeConfig) -> Found:
         root_warning(peer.institution, max(root.not_valid_after_utc for root in peer.roots), now)
         for peer in store.list()
     ]
-    problem = (*filter(None, roots), *((f"not admitted: {store.problem}",) if store.problem else ()))
+    unread = [f"not admitted: {store.problem}"] if store.problem else []
     through = f", through the proxy {proxy.address}" if proxy is not None else ""
-    return Found((peers or "none admitted yet: ddib peer add") + through, problem)
+    return [(peers or "none admitted yet: ddib peer add") + through, *filter(None, roots), *unread]
 
 
-def _calibrations(config: NodeConfig) -> Found:
+def _calibrations(config: NodeConfig) -> list[str]:
     store = CalibrationStore(config.paths.calibrations)
     found = overview(config, store, peer_store(config))
     states = [each.state for each in found]
@@ -148,27 +131,27 @@ def _calibrations(config: NodeConfig) -> Found:
         for each in found
         if each.warning
     ]
-    return Found(text, (*warnings, *(f"not read: {problem}" for problem in store.problems())))
+    return [text, *warnings, *(f"not read: {problem}" for problem in store.problems())]
 
 
-def _audit(config: NodeConfig) -> Found:
+def _audit(config: NodeConfig) -> list[str]:
     AuditLog.check(config.paths.audit)
-    return Found(str(config.paths.audit))
+    return [str(config.paths.audit)]
 
 
-def _quotas(config: NodeConfig) -> Found:
-    return Found(f"{len(Ledger.check(config.paths.quotas))} that were used")
+def _quotas(config: NodeConfig) -> list[str]:
+    return [f"{len(Ledger.check(config.paths.quotas))} that were used"]
 
 
-def _roles(config: NodeConfig) -> Found:
+def _roles(config: NodeConfig) -> list[str]:
     if answers(config.paths.admin_socket):
-        return Found(f"{', '.join(config.node.roles)}{_HELD}")
-    return Found(", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles)))
+        return [f"{', '.join(config.node.roles)}{_HELD}"]
+    return [", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles))]
 
 
-def _listen(config: NodeConfig) -> Found:
+def _listen(config: NodeConfig) -> list[str]:
     held = _bindable(config, config.node.listen, "node.listen")
-    return Found(f"{config.node.listen}{held}", (config.not_dialled,) if config.not_dialled else ())
+    return [f"{config.node.listen}{held}", *filter(None, [config.not_dialled])]
 
 
 def _bindable(config: NodeConfig, listen: str, setting: str) -> str:
@@ -183,33 +166,33 @@ def _bindable(config: NodeConfig, listen: str, setting: str) -> str:
     return ""
 
 
-def _operator(config: NodeConfig) -> Found:
+def _operator(config: NodeConfig) -> list[str]:
     socket = config.paths.admin_socket
     check_socket(socket)
-    return Found(f"{socket}{_HELD if answers(socket) else ''}")
+    return [f"{socket}{_HELD if answers(socket) else ''}"]
 
 
-def _http(config: NodeConfig) -> Found:
+def _http(config: NodeConfig) -> list[str]:
     if config.http.listen is None:
-        return Found("off")
+        return ["off"]
     held = _bindable(config, config.http.listen, "http.listen")
     port = split_address(config.http.listen, bound=True)[1]
     if port and port == split_address(config.node.listen, bound=True)[1]:
         raise ConfigError(
             f"http.listen and node.listen are both port {port}", hint="choose another port for http.listen"
         )
-    return Found(f"{config.http.listen}{held}")
+    return [f"{config.http.listen}{held}"]
 
 
-def _telemetry(config: NodeConfig) -> Found:
+def _telemetry(config: NodeConfig) -> list[str]:
     if config.telemetry.endpoint is None:
-        return Found("off")
+        return ["off"]
     open_tracing(config.telemetry, institution=config.node.institution, what="check").close()
     shared = ", ".join(config.telemetry.peers)
-    return Found(f"to {config.telemetry.endpoint}" + (f", traces shared with {shared}" if shared else ""))
+    return [f"to {config.telemetry.endpoint}" + (f", traces shared with {shared}" if shared else "")]
 
 
-def _model(config: NodeConfig) -> Found:
+def _model(config: NodeConfig) -> list[str]:
     engine = open_engine(config, trial=True)
     engine.close()
     model, manifest = engine.model, engine.model.manifest
@@ -220,24 +203,26 @@ def _model(config: NodeConfig) -> Found:
     warnings: tuple[str, ...] = ()
     if "source" in config.node.roles:
         warnings = unusable_with(config, CalibrationStore(config.paths.calibrations), manifest)
-    return Found(
+    return [
         f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}",
-        warnings,
-    )
+        *warnings,
+    ]
 
 
-STEPS: Final = (
-    Step("state", _state),
-    Step("identity", _identity),
-    Step("peers", _peers),
-    Step("calibrations", _calibrations),
-    Step("audit", _audit),
-    Step("quotas", _quotas),
-    Step("listen", _listen),
-    Step("operator", _operator),
-    Step("http", _http),
-    Step("telemetry", _telemetry),
-    Step("files", _files),
-    Step("roles", _roles, for_real=True),
-    Step("model", _model, for_real=True),
-)
+STEPS: Final[dict[str, Callable[[NodeConfig], list[str]]]] = {
+    "state": _state,
+    "identity": certificate_status,
+    "peers": _peers,
+    "calibrations": _calibrations,
+    "audit": _audit,
+    "quotas": _quotas,
+    "listen": _listen,
+    "operator": _operator,
+    "http": _http,
+    "telemetry": _telemetry,
+    "files": _files,
+    "roles": _roles,
+    "model": _model,
+}
+_FOR_REAL: Final = frozenset({"roles", "model"})
+"""Steps that a start does for real afterwards."""

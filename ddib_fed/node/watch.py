@@ -188,17 +188,6 @@ class Watch:
                 log.info("no longer degraded: %s", self._said)
             self._said = problem
 
-    def unheard(self, address: str, times: int) -> None:
-        """Record connections that ended without a call."""
-        self._refusals.add(
-            "NO_CALL",
-            identity="",
-            address=address,
-            what="connection",
-            detail="it ended without a call: its TLS handshake failed, or it made none",
-            times=times,
-        )
-
     def started(self, **values: Value) -> None:
         self._node.audit.write("node_started", **values, **self._observed.summary())
         self._started = True

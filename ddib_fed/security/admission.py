@@ -82,12 +82,6 @@ class Verifier:
 class Admission:
     """One call's permission.
 
-    Args:
-        pem: The caller's certificate.
-        method: ``/package.Service/Method``.
-        verifier: Of certificates.
-        authoriser: Of calls.
-
     Raises:
         Unauthenticated, PeerUnknown, PolicyDenied: There is none.
     """
@@ -157,10 +151,6 @@ def claimed_identity(pem: bytes) -> str:
 def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None) -> Any:
     """Parse what an authorised caller sent.
 
-    Args:
-        data: Serialised message.
-        deserialiser: Of the servicer; none leaves the bytes as they are.
-
     Raises:
         MessageInvalid: It cannot be parsed, or a value is outside its limits.
         SettingsInvalid: A solver's setting is outside its limits.
@@ -204,12 +194,7 @@ class _Refused:
 
 
 class Refusals:
-    """Records refusals, those of an identity for one reason as one line in `INTERVAL_S`.
-
-    Args:
-        audit: Where the lines go; None for the log alone.
-        clock: Seconds, monotonic.
-    """
+    """Records refusals, those of an identity for one reason as one line in `INTERVAL_S`."""
 
     def __init__(self, audit: Audit | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._audit = audit
@@ -218,48 +203,26 @@ class Refusals:
         self._refused: dict[tuple[str, str], _Refused] = {}
 
     def record(self, context: grpc.ServicerContext, what: str, error: RefusedError, *, identity: str) -> None:
-        """Record one refused call; a failure to write is logged and does not lift the refusal.
-
-        Args:
-            context: Of the call.
-            what: The method, or what else was refused.
-            error: Why.
-            identity: Of the caller, as its certificate claims it; empty if it names none.
-        """
+        """Record one refused call; a failure to write is logged and does not lift the refusal."""
         host = context.peer().rpartition(":")[0]
         log.warning("refused %s from %s: %s: %s", what, identity or host, error.reason, error.detail)
         self.add(error.reason, identity=identity, address=host, what=what, detail=error.detail)
 
-    def add(
-        self, reason: str, *, identity: str, address: str, what: str, detail: str, times: int = 1
-    ) -> None:
-        """Count refusals, and write them if there was no line for this identity and reason lately.
-
-        Args:
-            reason: A name in upper case, as an error has.
-            identity: Of the caller; empty where it has none.
-            address: Where it called from.
-            what: What was refused.
-            detail: Why.
-            times: How many there were.
-        """
+    def add(self, reason: str, *, identity: str, address: str, what: str, detail: str) -> None:
+        """Count refusals, and write them if there was no line for this identity and reason lately."""
         now = self._clock()
         with self._lock:
             key = (identity or address, reason)
             if key not in self._refused and len(self._refused) >= MAX_KEYS:
                 key, identity = (OTHERS, reason), OTHERS
             entry = self._refused.setdefault(key, _Refused(now - INTERVAL_S))
-            entry.unwritten += times
+            entry.unwritten += 1
             entry.values = {"identity": identity, "address": address, "what": what, "detail": detail}
             due = [key] if now - entry.since >= INTERVAL_S else []
         self._write(due, now)
 
     def flush(self, *, everything: bool = False) -> None:
-        """Write what was merged and is due, and forget who has not been refused lately.
-
-        Args:
-            everything: Also what is not due, at the end of the node.
-        """
+        """Write what was merged and is due, and forget who has not been refused lately."""
         now = self._clock()
         with self._lock:
             over = [

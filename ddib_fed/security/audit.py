@@ -168,10 +168,6 @@ class _End:
 class AuditLog:
     """An audit log; several threads and processes may write to one.
 
-    Args:
-        path: The file; created with mode 0600 if it is missing.
-        clock: Now, in UTC.
-
     Raises:
         ConfigError: It is not a file, or cannot be read and written.
     """
@@ -222,13 +218,6 @@ class AuditLog:
 
     def write(self, act: str, **values: Value) -> Head:
         """Add a line; on the disk when this returns.
-
-        Args:
-            act: What happened, e.g. ``latent_sent``.
-            values: With whom and what: identities, peers, digests in hex, reasons, numbers.
-
-        Returns:
-            The head, whose line is this one.
 
         Raises:
             ValueError: The act or a key is not a plain lower-case name, or a key is reserved for the log.
@@ -308,11 +297,7 @@ class AuditLog:
         return owed
 
     def look(self) -> str | None:
-        """Compare the end of the file with what was last written or read, and write what is owed.
-
-        Returns:
-            `problem`.
-        """
+        """Compare the end of the file with what was last written or read, and write what is owed."""
         try:
             with self._lock, self._open() as file:
                 before = self._end
@@ -437,22 +422,14 @@ class AuditLog:
         self._append(file, ALTERED, values)
 
 
-def note(path: Path, act: str, **values: Value) -> None:
+def note(path: Path, act: str, **values: Value) -> AbstractContextManager[object]:
     """Add a line for an operator's command, before the command does what the line says.
 
-    Args:
-        path: The log of the node; a running node and other commands may write to it at the same time.
-        act: As in `AuditLog.write`.
-        values: As there.
+    What fails inside the context that is returned gets a line `not_done`.
 
     Raises:
         ConfigError: It cannot be written; the command must not act.
     """
-    noting(path, act, **values)
-
-
-def noting(path: Path, act: str, **values: Value) -> AbstractContextManager[object]:
-    """As `note`; inside the context that is returned, the command does it. What fails there has a line `not_done`."""
     try:
         return AuditLog(path).doing(act, [values])
     except OSError as error:

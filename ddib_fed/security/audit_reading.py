@@ -47,17 +47,15 @@ MAX_RECENT: Final = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the log.
-
-    Attributes:
-        line: Number in the file, from 1.
-        sha256: Of the line with its newline, hex; the next line names it.
-        record: Its values; empty if it is no JSON object.
-    """
+    """One line of the log."""
 
     line: int
     sha256: str
     record: dict[str, Any]
+
+    @classmethod
+    def read(cls, number: int, line: bytes) -> Entry:
+        return cls(number, digest(line), parsed(line) or {})
 
     @property
     def values(self) -> dict[str, Any]:
@@ -67,14 +65,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LineFilter:
-    """Which lines; an empty value asks for any.
-
-    Attributes:
-        acts: Names, or patterns such as ``job_*``.
-        job: The beginning of a job's id, or at a target of the request's.
-        peer: An institution: of a peer, a target or an identity.
-        since: Not before this time.
-    """
+    """Which lines; an empty value asks for any."""
 
     acts: tuple[str, ...] = ()
     job: str = ""
@@ -133,20 +124,11 @@ def entries(path: Path) -> Iterator[Entry]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
-                yield _entry(number, line)
-
-
-def _entry(number: int, line: bytes) -> Entry:
-    return Entry(number, digest(line), parsed(line) or {})
+                yield Entry.read(number, line)
 
 
 def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sleep) -> Iterator[Entry]:
     """The whole lines after line `after`, and those that come, for ever.
-
-    Args:
-        path: The log.
-        after: Number of a line, from 1; 0 for all.
-        pause: Waits for so many seconds.
 
     Raises:
         FileNotFoundError: There is none.
@@ -159,7 +141,7 @@ def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sl
             if held.endswith(b"\n"):
                 number += 1
                 if number > after:
-                    yield _entry(number, held)
+                    yield Entry.read(number, held)
                 held = b""
                 continue
             _require_same(path, file)
@@ -178,24 +160,22 @@ def _require_same(path: Path, file: io.BufferedReader) -> None:
         raise ChunkCorrupt(f"{path} was cut, replaced or removed", hint="ddib audit verify; ddib status")
 
 
-def as_json_lines(found: Iterable[Entry]) -> Iterator[bytes]:
-    for entry in found:
-        yield json.dumps({**entry.record, "sha256": entry.sha256}, ensure_ascii=True).encode() + b"\n"
+def _as_json_lines(found: Sequence[Entry]) -> bytes:
+    return b"".join(
+        json.dumps({**entry.record, "sha256": entry.sha256}, ensure_ascii=True).encode() + b"\n"
+        for entry in found
+    )
 
 
-def as_csv(found: Sequence[Entry]) -> Iterator[bytes]:
+def _as_csv(found: Sequence[Entry]) -> bytes:
     """A header and a row for each line; a column for each name, lists separated by spaces."""
-    names = dict.fromkeys(name for entry in found for name in entry.values)
-    columns = (*FIRST_COLUMNS, *names, "previous")
-    yield _row(columns)
+    columns = [*FIRST_COLUMNS, *dict.fromkeys(name for entry in found for name in entry.values), "previous"]
+    written = io.StringIO()
+    table = csv.writer(written, lineterminator="\r\n")
+    table.writerow(columns)
     for entry in found:
         record = {**entry.record, "sha256": entry.sha256}
-        yield _row([_cell(record.get(name)) for name in columns])
-
-
-def _row(cells: Sequence[str]) -> bytes:
-    written = io.StringIO()
-    csv.writer(written, lineterminator="\r\n").writerow(cells)
+        table.writerow([_cell(record.get(name)) for name in columns])
     return written.getvalue().encode("utf-8", "replace")
 
 
@@ -210,14 +190,7 @@ def _cell(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was exported.
-
-    Attributes:
-        content: Of the file.
-        exported: Lines in it.
-        lines: Of the whole log, when its chain was followed.
-        head: Digest of its last line then.
-    """
+    """What was exported."""
 
     content: bytes
     exported: int
@@ -233,13 +206,6 @@ class Export:
 def export(path: Path, wanted: LineFilter, *, lines: int, head: str, table: bool) -> Export:
     """The lines that are asked for, out of a log whose chain was followed to `head`.
 
-    Args:
-        path: The log.
-        wanted: Which lines.
-        lines: How many lines were verified; later ones are left out.
-        head: Digest of the last of them.
-        table: CSV instead of JSON lines.
-
     Raises:
         FileNotFoundError: There is no log.
         ChunkCorrupt: It is another log by now.
@@ -253,8 +219,7 @@ def export(path: Path, wanted: LineFilter, *, lines: int, head: str, table: bool
             kept.append(entry)
     if lines and (last is None or (last.line, last.sha256) != (lines, head)):
         raise ChunkCorrupt(f"{path} changed while it was read", hint="ddib audit verify")
-    content = b"".join(as_csv(kept) if table else as_json_lines(kept))
-    return Export(content, len(kept), lines, head)
+    return Export(_as_csv(kept) if table else _as_json_lines(kept), len(kept), lines, head)
 
 
 # The chain
@@ -262,16 +227,7 @@ def export(path: Path, wanted: LineFilter, *, lines: int, head: str, table: bool
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The result of reading a whole log.
-
-    Attributes:
-        lines: Valid whole lines, from the first.
-        head: Digest of the last of them; a copy kept elsewhere detects a truncated log.
-        torn_bytes: Bytes after the last whole line: a write that a crash interrupted.
-        broken_line: Number (from 1) of the first line that breaks the chain, or None.
-        problem: What is wrong with it, or with the log as a whole.
-        anchors: How many of the anchors that were given are lines of the log.
-    """
+    """The result of reading a whole log."""
 
     lines: int
     head: str
@@ -291,11 +247,6 @@ def verify(
 ) -> Verified:
     """Read a whole log and follow its chain; it is not changed.
 
-    Args:
-        path: The log.
-        noted: A `head` of earlier, hex: one of the lines must have it as its digest, or the log was cut or replaced.
-        anchors: For numbers of lines (from 0): the digest that the line must have, hex, and who noted it and when.
-
     A chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off,
     or that the whole file was rewritten: for that compare `head` with a copy kept elsewhere, or use the anchors that
     peers hold.
@@ -304,20 +255,13 @@ def verify(
         FileNotFoundError: There is no log.
     """
     with path.open("rb") as file:
-        return verify_lines(file, noted=noted, anchors=anchors)
+        return _verify(file, noted, anchors or {})
 
 
-def verify_lines(
-    lines: Iterable[bytes],
-    *,
-    noted: str | None = None,
-    anchors: Mapping[int, tuple[str, str]] | None = None,
-) -> Verified:
-    """As `verify`, of the lines of a log, each with its end; those behind a broken one are not taken."""
+def _verify(lines: Iterable[bytes], noted: str | None, anchors: Mapping[int, tuple[str, str]]) -> Verified:
     head, torn = EMPTY, 0
     seen = noted is None or noted == FIRST
     matched, differs = 0, ""
-    anchors = anchors or {}
     for line in lines:
         if not line.endswith(b"\n"):
             torn = len(line)
@@ -354,14 +298,7 @@ class Anchor(BaseModel):
 
 
 class AnchorFile(BaseModel):
-    """What one node noted of another's audit log.
-
-    Attributes:
-        format: Of this file.
-        of: URI of the node whose log it is about.
-        noted_by: URI of the node that noted it.
-        anchors: By number of line.
-    """
+    """What one node noted of another's audit log."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -392,10 +329,6 @@ class Held(NamedTuple):
 def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
     """A file of anchors that a peer's operator sent.
 
-    Args:
-        path: The file.
-        of: The node whose log it must be about.
-
     Raises:
         InputError: It is no such file, or about another node's log.
         FileMissing: There is none.
@@ -415,10 +348,6 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
 
 def held_of(log: Path, institution: str) -> Held:
     """The anchors of one peer's log that lie in the own log.
-
-    Args:
-        log: The own log.
-        institution: The peer's.
 
     Raises:
         FileNotFoundError: There is no log.
@@ -478,13 +407,7 @@ def _contradiction(anchors: Sequence[Anchor]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """The end of a log.
-
-    Attributes:
-        lines: Oldest first; broken ones are left out, `verify` finds them.
-        whole: Whether these are all lines of the log.
-        since: Unix time in seconds of the first; infinity without lines.
-    """
+    """The end of a log."""
 
     lines: tuple[Mapping[str, Any], ...]
     whole: bool
@@ -493,10 +416,6 @@ class Recent:
 
 def recent(path: Path, max_bytes: int = MAX_RECENT) -> Recent:
     """Read the end of a log; a log that is not there is an empty one.
-
-    Args:
-        path: The log.
-        max_bytes: How much of it.
 
     Raises:
         OSError: It cannot be read.

@@ -137,18 +137,7 @@ def diagnose(
     timeout_s: float = TIMEOUT_S,
     asks_environment: bool = False,
 ) -> Finding:
-    """Connect as a node or client would, up to the first answer over HTTP/2.
-
-    Args:
-        address: ``host:port``.
-        server_name: DNS name that the server's certificate must carry.
-        pki_folder: With the own certificate.
-        roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
-        proxy: What the configuration names to lead there; None for a direct connection.
-        timeout_s: For connecting, and again for the handshake.
-        asks_environment: Whether a proxy that the environment names is asked when a direct connection fails; for
-            commands that somebody runs to test a connection, a node never does.
-    """
+    """Connect as a node or client would, up to the first answer over HTTP/2."""
     try:
         own = load_identity(pki_folder)
         split_address(address)

@@ -66,11 +66,6 @@ def check_institution(institution: str) -> str:
 class Identity:
     """The identity of a node or client; independent of any version.
 
-    Attributes:
-        institution: DNS name of the institution.
-        kind: ``node``, ``client``, or ``recovery``: a node that asks its issuer for a certificate, and nobody for more.
-        name: One DNS label.
-
     Raises:
         InputError: A part is malformed, or the whole DNS name is too long.
     """
@@ -119,11 +114,6 @@ class Identity:
 
 def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identity:
     """The identity that a certificate proves.
-
-    Args:
-        pem: One certificate, as the TLS layer saw it.
-        pins: For each institution known here, its own roots.
-        now: The time to check validity at, with a time zone.
 
     Raises:
         Unauthenticated: This institution's root would not have issued it, or it has expired.

@@ -88,13 +88,7 @@ class Party(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """The result of an exchange.
-
-    Attributes:
-        other: Whom this node has admitted.
-        where: The address that was dialled, or the host that the connection came from.
-        mutual: Whether the other side has said that it admitted this node.
-    """
+    """The result of an exchange."""
 
     other: Peer
     where: str
@@ -246,13 +240,6 @@ def listen(
 ) -> Paired:
     """Wait for the side that has the code, for one attempt.
 
-    Args:
-        listener: Bound and listening.
-        code: Which was read out.
-        party: This side.
-        life_s: How long the code is good.
-        on_stranger: Called with host and reason for each connection that ended without a code.
-
     Raises:
         DeadlineExceeded: Nobody came.
         Unauthenticated: Somebody came with another code; this one is used up.
@@ -288,12 +275,6 @@ def listen(
 
 def dial(address: str, code: str, party: Party, *, proxy: Proxy | None = None) -> Paired:
     """Connect to the side that listens, once.
-
-    Args:
-        address: ``host:port``.
-        code: As `parse_code` returns it.
-        party: This side.
-        proxy: Through which the address is dialled; None for a direct connection.
 
     Raises:
         PeerUnreachable: There is no connection, nobody pairs there, or it broke; nobody was admitted here.

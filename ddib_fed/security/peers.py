@@ -66,14 +66,7 @@ _Paths = list[Path]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another institution's node, as described by its peer file.
-
-    Attributes:
-        institution: DNS name.
-        identity: Its node.
-        address: ``host:port`` to dial.
-        roots: Its institution's roots, at most two.
-    """
+    """Another institution's node, as described by its peer file."""
 
     institution: str
     identity: Identity
@@ -188,16 +181,7 @@ def compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """The peers and roots that this node trusts at one moment; compared by identity.
-
-    Attributes:
-        institution: The node's own.
-        own_roots: Its own institution's roots.
-        peers: Admitted peers by institution.
-        pins: For each institution known, its roots: the own one and the peers'.
-        withdrawn: Identities that are refused although their certificate is valid, e.g. because a key was lost.
-        suspended: Admitted peers that are refused and not called until they are resumed, each with since when and why.
-    """
+    """The peers and roots that this node trusts at one moment; compared by identity."""
 
     institution: str
     own_roots: tuple[x509.Certificate, ...]
@@ -265,14 +249,7 @@ def trust_changes(before: Snapshot, after: Snapshot) -> Iterator[str]:
 
 
 class PeerStore:
-    """The peer files, the own roots and the withdrawn identities of a node; safe between threads and processes.
-
-    Args:
-        folder: Where ``<institution>.json`` lie; it need not exist yet.
-        own_institution: The own institution.
-        pki_folder: Where its roots.pem lies, and the list of withdrawn identities when there is one.
-        clock_ns: Unix time in nanoseconds, as time stamps of files have it.
-    """
+    """The peer files, the own roots and the withdrawn identities of a node; safe between threads and processes."""
 
     def __init__(
         self,
@@ -379,17 +356,6 @@ class PeerStore:
     ) -> Path:
         """Admit a peer; each of its new roots must have been compared out of band.
 
-        Args:
-            peer: From its file.
-            fingerprints: Those that the other side read out; each is compared, also when the peer is known.
-            replace: Whether an existing entry may be replaced, e.g. for a new root or address; roots
-                that are pinned already need no fingerprint again.
-            before: Called once nothing in the peer's file refuses it, before it is admitted; what it raises prevents
-                that. Not called for a peer that is there already.
-
-        Returns:
-            Where it was written.
-
         Raises:
             PolicyDenied: A new root's fingerprint is not among `fingerprints`, one of these is of no root of
                 the peer, or the peer is this institution, or its name looks like that of another.
@@ -430,16 +396,7 @@ class PeerStore:
     def suspend(
         self, institution: str, *, reason: str = "", before: Callable[[], object] = lambda: None
     ) -> bool:
-        """Refuse a peer, and do not call it, until it is resumed; durable when this returns.
-
-        Args:
-            institution: Whose node; PeerNotFound if it is not admitted.
-            reason: For the operators of this node, one line; InputError otherwise.
-            before: As for `remove`.
-
-        Returns:
-            Whether it was not suspended before.
-        """
+        """Refuse a peer, and do not call it, until it is resumed; durable when this returns."""
         self._require(institution)
         if len(reason) > MAX_REASON or not reason.isprintable():
             raise InputError(f"a reason is one printable line of at most {MAX_REASON} characters")
@@ -458,12 +415,7 @@ class PeerStore:
         return self._lift(institution)
 
     def remove(self, institution: str, *, before: Callable[[], object] = lambda: None) -> None:
-        """Remove a peer, also one whose file cannot be read; it is refused from its next call. A suspension ends too.
-
-        Args:
-            institution: Whose entry is removed; PeerNotFound if it is not there.
-            before: Called for a peer that is there, before it is removed; what it raises prevents that.
-        """
+        """Remove a peer and its suspension, also one whose file cannot be read; it is refused from its next call."""
         path = self._require(institution)
         before()
         path.unlink(missing_ok=True)

@@ -280,14 +280,6 @@ def issue_leaf(
 ) -> x509.Certificate:
     """A certificate for one identity of the authority's institution: one URI, one DNS name.
 
-    Args:
-        authority: Signs it.
-        role: Node, client or recovery.
-        name: One DNS label.
-        public_key: Of its owner.
-        now: When its life begins.
-        lifetime: At least `LEAST_LIFETIME`; None for 24 hours of a node and 30 days of a client.
-
     Raises:
         InputError: `name` is no DNS label.
         Unauthenticated: The root has expired.
@@ -563,12 +555,6 @@ def install(
     folder: Path, pem: bytes, *, expected: Identity | None = None, now: datetime | None = None
 ) -> Identity:
     """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger.
-
-    Args:
-        folder: Of a node or client.
-        pem: The leaf, then the institution's roots; without roots those in the folder hold.
-        expected: The identity that it must name.
-        now: The time to check it at.
 
     Raises:
         InputError, Unauthenticated: It is not of this form, for another identity, or would not be accepted anywhere.

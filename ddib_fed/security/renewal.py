@@ -69,14 +69,6 @@ def renew_through(
 
     A node whose certificate has expired asks with the one for recovery that came with it.
 
-    Args:
-        folder: Holds the still valid certificate, or that for recovery.
-        address: ``host:port`` of the issuer.
-        server_name: DNS name that its certificate must carry.
-        hop: What to call it in an error.
-        proxy: Through which the issuer is dialled; None for a direct connection.
-        now: The time to check the answer at.
-
     Raises:
         Unauthenticated: The answer is not a certificate for this identity.
         MessageInvalid: The answer cannot be read.

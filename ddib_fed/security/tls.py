@@ -63,24 +63,12 @@ class ServerCredentials:
     gRPC asks for them for every connection, before it is authenticated: after a look at the files there is a time
     without one, so that a flood of connections costs a bounded share.
 
-    Args:
-        pki_folder: Of the node.
-        peers: Whose roots a caller's certificate may come from.
-        on_handshake: Called at the start of each handshake, on gRPC's thread.
-
     Raises:
         FileMissing: The node has no certificate yet.
         InputError: Its files cannot be used.
     """
 
-    def __init__(
-        self,
-        pki_folder: Path,
-        peers: PeerStore,
-        *,
-        on_handshake: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._on_handshake = on_handshake
+    def __init__(self, pki_folder: Path, peers: PeerStore) -> None:
         self._pki_folder = pki_folder
         self._peers = peers
         self._lock = threading.Lock()
@@ -129,10 +117,6 @@ class ServerCredentials:
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Callback of gRPC at each handshake: a new configuration, or None if nothing changed."""
-        try:
-            self._on_handshake()
-        except Exception:  # a handshake must not fail because of it
-            log.exception("a handshake could not be noted")
         if time.monotonic() < self._next_look or not self._lock.acquire(blocking=False):
             return None
         try:
@@ -166,17 +150,6 @@ def channel(
     options: Sequence[tuple[str, int | str]] = (),
 ) -> grpc.Channel:
     """A channel to one server, with the own certificate as it is now; its answers are checked.
-
-    Args:
-        address: ``host:port`` of the server.
-        server_name: DNS name that the server's certificate must carry.
-        pki_folder: Of the caller.
-        hop: What the server is called in errors; its name when none is given.
-        own: Whether the server is of the caller's own institution.
-        roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
-        credentials: Others of the caller than those that its folder holds for every call.
-        proxy: Through which it is dialled; None for a direct connection, whatever the environment says.
-        options: Further gRPC options, which win over those of every channel.
 
     Raises:
         FileMissing: The folder has no certificate.
@@ -215,12 +188,6 @@ class PeerChannels:
     A replaced channel stays open for its streams. That of a peer that was removed, suspended or withdrawn, or that was
     verified by a root which is no longer pinned, is closed at once, which ends them. Unusable own files do not stop
     the node: it calls and answers with the last valid ones, and `ServerCredentials.problem` reports it.
-
-    Args:
-        pki_folder: Of the node.
-        peers: Who can be dialled.
-        proxy: Through which all of them are dialled; None for direct connections.
-        clock: Seconds, monotonic.
     """
 
     def __init__(

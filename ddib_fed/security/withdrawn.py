@@ -97,13 +97,7 @@ def _parse_line(line: str) -> list[Entry]:
 
 
 def judge(folder: Path, content: bytes | str | None, before: frozenset[Identity] | None = None) -> Withdrawn:
-    """Read a list; if it cannot be fully read, or has lost everybody, whom it withdrew before stays withdrawn.
-
-    Args:
-        folder: Of the node's certificates.
-        content: Of its list; a text if it cannot be read (the reason); None if there is no list.
-        before: Whom it withdrew when it was last read; None for whom `keep_last` recorded.
-    """
+    """Read a list; if it cannot be fully read, or has lost everybody, whom it withdrew before stays withdrawn."""
     path, problem = folder / WITHDRAWN, None
     if before is None:
         last = last_withdrawn(folder)
@@ -184,12 +178,6 @@ def withdraw(
 ) -> bool:
     """Withdraw `identity`, durably; whether it was not withdrawn before.
 
-    Args:
-        folder: Of the node's certificates.
-        identity: Whom the node refuses from now on.
-        comment: One line, for the list; by default the date.
-        before: Called before the list changes, if it does; what it raises prevents that.
-
     Raises:
         InputError: The list cannot be read, is full, or the comment is not one line.
     """
@@ -209,15 +197,13 @@ def reinstate(folder: Path, identity: Identity, *, before: Callable[[], object] 
             return False
         today = date.today().isoformat()  # noqa: DTZ011 - the operator's day
         lines = [
-            f"# reinstated {today}: {line.strip()}" if _names(line, identity) else line
+            f"# reinstated {today}: {line.strip()}"
+            if any(entry.identity == identity for entry in _parse_line(line))
+            else line
             for line in text.split("\n")
         ]
         _write(folder, "\n".join(lines), entries.identities - {identity}, before)
         return True
-
-
-def _names(line: str, identity: Identity) -> bool:
-    return any(entry.identity == identity for entry in _parse_line(line))
 
 
 @contextmanager

@@ -20,13 +20,13 @@ from ddib_fed.client.views import Failure, ItemView, JobView
 from ddib_fed.errors import PolicyDenied
 from ddib_fed.node.admitting import _ask
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.server import JsonFormatter, TextFormatter, fields
+from ddib_fed.node.logs import JsonFormatter, TextFormatter, fields
 from ddib_fed.protocol.messages import ItemState, JobState, Settings
 from ddib_fed.security.peers import Peer
 from ddib_fed.security.pki import certificate_pem, init_node_identity
 from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution
-from tests.trust.peers.test_store import changed
+from tests.security.peers.test_store import changed
 
 GENUINE = "SHA256:" + ":".join(["ab"] * 32)
 # Shows the genuine fingerprint, then begins an OSC sequence, which swallows the lines that follow it.

@@ -30,7 +30,7 @@ from ddib_fed.security.pki import (
 )
 from ddib_fed.security.withdrawn import parse_withdrawn
 from tests.fuzz.target import NOW, Target, as_file
-from tests.trust.calibrations.examples import calibration
+from tests.security.calibrations.examples import calibration
 
 
 @cache

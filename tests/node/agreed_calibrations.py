@@ -10,7 +10,7 @@ from ddib_fed.calibration.signed import SignedCalibration, sign
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.security import pki
 from tests.node.institutions import Institution
-from tests.trust.calibrations.examples import calibration
+from tests.security.calibrations.examples import calibration
 
 MIRRORED = ChannelMap(rotation=((-1.0,),))
 """The only rotation of one channel: light and dark are exchanged."""

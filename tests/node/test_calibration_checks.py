@@ -16,14 +16,12 @@ from ddib_fed.errors import (
     CalibrationUnknown,
     CalibrationUnsigned,
 )
-from ddib_fed.models.units import Normalisation
-from ddib_fed.node import startup
 from ddib_fed.node.calibrations import check_terms, overview, usable_calibration
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
 from ddib_fed.security import pki
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
-from tests.trust.calibrations.examples import UNITS, calibration
+from tests.security.calibrations.examples import UNITS, calibration
 
 NORTH, SOUTH = ("north.example", "photos"), ("south.example", "maps")
 ALLOWED = PolicySection(calibration=("rotation",))
@@ -100,13 +98,6 @@ def test_terms_that_differ_are_refused(changes, error, says) -> None:
     assert refused.value.hint
 
 
-def test_the_units_of_a_model_are_those_before_a_calibration(node) -> None:
-    """The digest that both sides compare."""
-    context, _ = node
-    assert context.units_sha256 == UNITS
-    assert context.running_engine.model.manifest.normalisation == Normalisation()
-
-
 def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:
     """Nothing, accept it, make a new one, or why it is refused."""
     context, signed = node
@@ -131,18 +122,3 @@ def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:
     )
     store.deactivate(signed.sha256)
     assert overview(config, store, peers) == []
-
-
-def test_a_check_of_a_node_lists_its_calibrations(node) -> None:
-    """With warnings for what the operator must do; an altered file is one."""
-    context, signed = node
-    store = context.calibrations
-    (step,) = [step for step in startup.STEPS if step.name == "calibrations"]
-    assert step.look(context.config).text == "none"
-    store.add(signed.model_copy(update={"target": None}))
-    found = step.look(context.config)
-    assert found.text == "1 proposed"
-    assert "it waits for you" in found.warnings[0]
-    (file,) = context.config.paths.calibrations.iterdir()
-    file.write_text("{}")
-    assert "is no stored calibration" in step.look(context.config).warnings[0]

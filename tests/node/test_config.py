@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,7 @@ import pytest
 from ddib_fed.cli import train as training
 from ddib_fed.errors import ConfigError, FileMissing
 from ddib_fed.node.config import (
-    MAX_SOCKET_PATH,
-    EngineSection,
-    LimitsSection,
-    LogSection,
     NodeConfig,
-    PolicySection,
     render_node_toml,
 )
 from ddib_fed.training.config import TrainConfig, checked, options_of
@@ -56,15 +50,6 @@ def test_every_commented_setting_can_be_switched_on(tmp_path: Path) -> None:
     config = NodeConfig.load(path)
     assert config.http.listen == "127.0.0.1:9464"
     assert config.limits.max_open_jobs == 64
-
-
-def test_every_limit_stands_in_the_template_with_its_default(tmp_path: Path) -> None:
-    """Nobody has to read the source to learn which limits there are, or what they are."""
-    text = write(tmp_path).read_text()
-    for section in (LimitsSection(), EngineSection(), PolicySection(), LogSection()):
-        for name, value in section.model_dump(mode="json").items():
-            shown = next(line for line in text.splitlines() if line.startswith(f"# {name} = "))
-            assert tomllib.loads(shown.removeprefix("# "))[name] == value, name
 
 
 def test_a_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
@@ -148,26 +133,11 @@ def test_train_takes_the_options_of_the_command_line(tmp_path: Path) -> None:
     assert written.model_copy(update={"images": Path("scans"), "init": Path("start"), "name": None}) == typed
 
 
-@pytest.mark.parametrize(("old", "length"), [('time = "2m"', 120.0), ('time = "1h30m"', 5400.0)])
-def test_a_time_is_a_text(tmp_path: Path, old: str, length: float) -> None:
-    config = NodeConfig.load(write(tmp_path, **{"seed = 0": old}))
-    assert config.train.config(tmp_path, "moons", name="moons", threads=1, command="").time_s == length
-
-
 def test_a_missing_file_names_the_command_that_writes_one(tmp_path: Path) -> None:
     """The error of a missing node.toml is the next command."""
     with pytest.raises(FileMissing) as caught:
         NodeConfig.load(tmp_path / "node.toml")
     assert "ddib init node" in caught.value.hint
-
-
-def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
-    """A Unix socket's path is limited to about 100 bytes; a deep folder still gets one, always the same."""
-    deep = tmp_path / ("d" * 60) / ("e" * 60)
-    deep.mkdir(parents=True)
-    config = NodeConfig.load(write(deep))
-    assert len(str(config.paths.admin_socket)) <= MAX_SOCKET_PATH
-    assert config.paths.admin_socket == NodeConfig.load(deep / "node.toml").paths.admin_socket
 
 
 def test_a_node_has_at_least_one_role(tmp_path: Path) -> None:

@@ -109,17 +109,6 @@ def test_a_large_file_is_not_overtaken_for_ever_and_small_ones_do_not_wait_for_i
     assert asked.join() == ["first", "small", "large", "less large"]
 
 
-def test_clients_take_turns_however_many_files_one_has() -> None:
-    """A client's one file waits for one of another's and not for all of them."""
-    asked = Asked(DecodingMemory(90, of_one=1))
-    asked.ask("a", "0", 80)
-    for number in range(1, 5):
-        asked.ask("a", str(number), 80)
-    asked.ask("b", "mine", 80)
-    asked.finish("0", "1", "2", "3", "4", "mine")
-    assert asked.join().index("mine") <= 2
-
-
 def test_a_client_has_no_more_files_decoded_at_once_than_it_may() -> None:
     """Small ones would leave others no core."""
     asked = Asked(DecodingMemory(90, of_one=2))
@@ -130,17 +119,3 @@ def test_a_client_has_no_more_files_decoded_at_once_than_it_may() -> None:
     assert "mine" in asked.order
     asked.finish("0", "1", "2", "mine")
     assert "2" in asked.join()
-
-
-def test_a_file_whose_call_has_ended_is_not_decoded() -> None:
-    """While it waits, and when its turn comes."""
-    over = threading.Event()
-    asked = Asked(DecodingMemory(90, of_one=1))
-    asked.ask("a", "first", 80)
-    asked.ask("b", "second", 80, ended=over.is_set)
-    asked.ask("c", "third", 80)
-    over.set()
-    asked.finish("third")
-    wait_until(lambda: "second ended" in asked.order)
-    asked.finish("first")
-    assert asked.join() == ["first", "second ended", "third"]

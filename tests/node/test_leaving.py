@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode
 from ddib_fed.models.bundle import parse_manifest
 from ddib_fed.models.sidecars import Figure, PrivacyReport, Reading
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.leaving import Leaving
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.withdrawn import withdraw
 from tests.node.institutions import Institution
@@ -89,21 +87,6 @@ def test_a_target_sends_translations(tmp_path: Path) -> None:
     assert "mean and deviation of the channels of its training data, without noise" in text
 
 
-def test_telemetry_is_said(tmp_path: Path) -> None:
-    """Off; or where traces go, and with whom trace ids are shared."""
-    config = make(tmp_path, "source")
-    assert "Telemetry is off" in said(config)
-    text = config.path.read_text()
-    for key, value in {"endpoint": '"http://127.0.0.1:4318"', "peers": '["south.example"]'}.items():
-        at = text.index(f"# {key} = ", text.index("[telemetry]"))
-        text = text[:at] + f"{key} = {value} #" + text[at + 1 :]
-    config.path.write_text(text)
-    on = said(NodeConfig.load(config.path))
-    assert "Telemetry goes to http://127.0.0.1:4318" in on
-    assert "Trace ids are shared with south.example" in on
-    assert "`traceparent`, 55 characters" in on
-
-
 @pytest.mark.parametrize(("role", "what"), [("source", "latents"), ("target", "translations")])
 def test_without_a_peer_nothing_leaves(tmp_path: Path, role: str, what: str) -> None:
     """Said in plain words."""
@@ -128,16 +111,6 @@ def test_recipients_are_those_of_the_policy(tmp_path: Path) -> None:
     assert "west.example:7555 translations" in text
 
 
-def test_nobody_is_a_recipient_where_no_client_may_send(tmp_path: Path) -> None:
-    """[policy.clients] decides too."""
-    clients = '{ "alice" = ["south.example/relief"], "bob" = [] }'
-    text = said(make(tmp_path, "both", ("south", "west"), clients=clients))
-    assert "leave, to south.example." in text
-    assert "No latents go to west.example" in text
-    text = said(make(tmp_path / "again", "source", clients="{}"))
-    assert "No latents leave: no admitted peer may get any." in text
-
-
 @pytest.mark.parametrize("how", ["suspended", "withdrawn"])
 def test_a_peer_that_is_suspended_or_withdrawn_is_no_recipient(tmp_path: Path, how: str) -> None:
     """Nothing goes to it and nothing is taken from it, with the reason."""
@@ -150,15 +123,6 @@ def test_a_peer_that_is_suspended_or_withdrawn_is_no_recipient(tmp_path: Path, h
     assert "Latents of your clients' pictures or points leave, to west.example." in text
     assert "Nothing goes to south.example and nothing is taken from it: " in text
     assert ("a stolen disk" if how == "suspended" else "its node is withdrawn") in text
-
-
-def test_the_settings_are_those_of_node_toml(tmp_path: Path) -> None:
-    """Every key of [policy]."""
-    config = make(tmp_path, "source", least_depth="0.7")
-    rows = {name: value for name, value, _ in Leaving.of(config).settings()}
-    assert rows["policy.least_depth"] == "0.7"
-    assert {f"policy.{name}" for name in type(config.policy).model_fields} <= set(rows)
-    assert "policy.least_depth 0.7 1 is pure noise" in said(config)
 
 
 def test_a_leak_is_shown_if_it_was_measured_on_these_weights(tmp_path: Path, capsys) -> None:
@@ -191,13 +155,6 @@ def test_a_leak_is_shown_if_it_was_measured_on_these_weights(tmp_path: Path, cap
     assert "belongs to other weights" in capsys.readouterr().err
 
 
-def test_a_node_without_a_model_has_a_page(tmp_path: Path) -> None:
-    """Before its first start; what is missing is said."""
-    config = make_config(tmp_path / "south", "south.example", "target")
-    make_institution(tmp_path / "south", "south.example")
-    assert "Attention: the model" in said(config)
-
-
 def test_no_text_of_a_file_becomes_markup(tmp_path: Path) -> None:
     """Whoever suspended a peer wrote the reason."""
     config = make(tmp_path, "source")
@@ -208,13 +165,3 @@ def test_no_text_of_a_file_becomes_markup(tmp_path: Path) -> None:
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
-
-
-def test_a_file_that_is_there_stays(tmp_path: Path, monkeypatch) -> None:
-    """Without a name it is leaving.html."""
-    config = make(tmp_path, "source")
-    monkeypatch.chdir(tmp_path)
-    assert run(["status", "--config", str(config.path), "--leaving"]) == 0
-    page = (tmp_path / "leaving.html").read_text()
-    assert run(["status", "--config", str(config.path), "--leaving"]) == ExitCode.CONFLICT
-    assert (tmp_path / "leaving.html").read_text() == page

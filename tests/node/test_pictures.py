@@ -19,8 +19,7 @@ from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, Sha
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import check_size, in_numbers, read_answer
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.model import limits_of, rule_of_side, terms_of
+from ddib_fed.node.model import rule_of_side
 from ddib_fed.protocol.contract import PictureTerms
 from tests.node.institutions import Institution
 from tests.node.picture_examples import (
@@ -31,7 +30,7 @@ from tests.node.picture_examples import (
     pictures_model,
     png_bytes,
 )
-from tests.node.tiny_nodes import decode, encode, make_config, make_context
+from tests.node.tiny_nodes import encode, make_config, make_context
 from tests.protocol.examples import picture_side
 
 QUICK = SolverSettings(evaluations=8)
@@ -85,19 +84,6 @@ def test_a_translation_comes_home_as_exactly_as_its_file_has_bits(form):
     np.testing.assert_allclose(values, grey(), atol=1.01 / levels)
 
 
-def test_it_comes_home_at_the_pictures_own_size():
-    """The source undoes what it did; the target never learns the size."""
-    sent, south = sent_by(PictureFormat()), side(PictureFormat())
-    for rule, size, expected in (
-        ("resize", (40, 24), (40, 24)),
-        ("crop", (48, 32), (32, 32)),
-        ("pad", (8, 12), (8, 12)),
-        ("pad", (32, 64), (32, 64)),
-    ):
-        home = at_home(read_answer(sent, south), south, rule, size)
-        assert decode_image(home).pixels.shape[:2] == expected
-
-
 def test_what_a_peer_hides_in_its_file_does_not_come_home():
     """The client's file is written from pixels."""
     content = io.BytesIO()
@@ -140,20 +126,6 @@ def test_refusing_other_sizes_names_both():
     assert (fitted.samples.shape, fitted.geometry) == ((1, SIZE, SIZE), Geometry(SIZE, SIZE))
 
 
-def test_the_limits_are_node_tomls():
-    """Bytes and pixels."""
-    few = limits_of(LimitsSection(max_pixels=300))
-    with pytest.raises(ImageTooLarge):
-        read_picture(png_bytes(noise(20, 20)), picture_rule(manifest()), few)
-
-
-def test_a_manifest_without_a_picture_format_means_8_bits_resized():
-    """Imported models have none."""
-    bare = manifest().model_copy(update={"picture": None})
-    assert terms_of(bare) == PictureTerms(0.0, 255.0, 8)
-    assert picture_rule(bare).fit == "resize"
-
-
 # The engine
 
 
@@ -189,22 +161,6 @@ def test_a_model_that_softens_encodes_nothing_without_noise(plain):
     """Forgetting it would send another latent than the contract says."""
     with pytest.raises(SettingsInvalid):
         encode(plain, grey(), QUICK)
-
-
-@pytest.mark.slow
-def test_the_class_is_what_the_network_is_told(classes):
-    """Each class another translation; the same alone as beside others in one network call."""
-    latent = encode(classes, grey(), QUICK, label=0, noise=np.zeros_like).latent
-    coast, ridge = (decode(classes, latent, QUICK, label=label).samples for label in (0, 1))
-    assert np.abs(coast - ridge).max() > 1e-3
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(4) as pool:
-        together = list(
-            pool.map(lambda label: decode(classes, latent, QUICK, label=label).samples, [0, 1, 0, 1])
-        )
-    for samples, expected in zip(together, (coast, ridge, coast, ridge), strict=True):
-        np.testing.assert_allclose(samples, expected, atol=1e-5)
 
 
 def test_a_class_that_the_model_does_not_have_is_refused(plain, classes):

@@ -13,14 +13,11 @@ from ddib_fed.errors import ConfigError, PeerSuspended, PeerUnknown, PolicyDenie
 from ddib_fed.node.config import NodeConfig, PolicySection
 from ddib_fed.node.policy import (
     Policy,
-    check_depth,
     check_encoder,
     check_softening,
     check_target,
-    check_use,
     client_charges,
     peer_charges,
-    policy_digest,
 )
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Peer, Snapshot
@@ -110,16 +107,6 @@ def test_another_node_of_an_admitted_institution_is_unknown() -> None:
         policy.authorise(PEER_OTHER_NODE, DECODE, SNAPSHOT)
     with pytest.raises(PolicyDenied):
         policy.authorise(PEER_CLIENT, DECODE, SNAPSHOT)
-
-
-def test_the_least_depth_itself_is_allowed() -> None:
-    """And anything below it is not."""
-    policy = PolicySection(least_depth=0.8)
-    check_depth(SolverSettings(depth=0.8), policy)
-    check_depth(SolverSettings(), policy)
-    with pytest.raises(PolicyDenied) as denied:
-        check_depth(SolverSettings(depth=0.79), policy)
-    assert denied.value.facts["least"] == "0.8"
 
 
 def test_encoders_that_show_more_are_allowed_by_name() -> None:
@@ -215,19 +202,6 @@ def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[s
     assert allowed(policy, OWN_CLIENT, SUBMIT) == bool(targets)
 
 
-def test_a_peer_that_nothing_may_be_sent_to_is_no_target() -> None:
-    """Whoever asks."""
-    policy = PolicySection(peers={"south.example": ("decode",)})
-    with pytest.raises(PolicyDenied, match="'send'"):
-        check_target("alice", "south.example", "relief", policy)
-    check_use("south.example", "decode", policy)
-
-
-def test_by_default_admission_decides() -> None:
-    assert allowed(PolicySection(), PEER_NODE, DECODE)
-    check_target("alice", "south.example", "relief", PolicySection())
-
-
 def test_softening_has_a_floor() -> None:
     """Of the contract, which is the models'."""
     policy = PolicySection(least_soften_sigma=0.05)
@@ -252,15 +226,3 @@ def test_what_is_no_policy_is_refused(tmp_path: Path, text: str) -> None:
     config = make_config(tmp_path / "north", "north.example", "source")
     with pytest.raises(ConfigError, match="policy"):
         rewritten(config, text)
-
-
-def test_the_digest_is_that_of_the_settings(tmp_path: Path) -> None:
-    """Not of the file: comments, order and defaults that are written out change nothing; each setting does."""
-    config = make_config(tmp_path / "north", "north.example", "source")
-    before = policy_digest(config)
-    assert policy_digest(rewritten(config, "# a comment\nleast_depth = 1.0\nmax_guidance = 10")) == before
-    digests = {before}
-    for text in ("least_depth = 0.9", "peers = {}", 'calibration = ["tone"]', "samples_per_day = 5"):
-        digests.add(policy_digest(rewritten(config, text)))
-    other = make_config(tmp_path / "other", "west.example", "target", result_days=1)
-    assert len(digests | {policy_digest(other)}) == 6

@@ -12,7 +12,7 @@ from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import Institution
-from tests.server.listening import Listening
+from tests.node.listening import Listening
 
 HOP = "target south.example"
 DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"

@@ -10,7 +10,7 @@ import pytest
 from ddib_fed.protocol.calls import CheckedChannel
 from ddib_fed.security import tls
 from tests.node.institutions import Institution
-from tests.server.listening import Listening
+from tests.node.listening import Listening
 
 
 class EndedError(grpc.RpcError):

@@ -43,7 +43,7 @@ from ddib_fed.security import pki
 from ddib_fed.v1 import calibration_pb2 as pb
 from target_node import calibration as service
 from tests.node.tiny_nodes import make_config
-from tests.trust.calibrations.examples import UNITS, calibration, figure
+from tests.security.calibrations.examples import UNITS, calibration, figure
 
 ROTATION = '["rotation"]'
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (200, 3, 4, 4)).astype(np.float32)

@@ -13,7 +13,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
-from ddib_fed.errors import DdibError, SettingsInvalid
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.telemetry import parse_traceparent, tracing_to
 from source_node import remote
@@ -154,17 +153,6 @@ def test_a_target_that_is_asked_to_share_by_a_hostile_source_takes_nothing_of_it
     (decode,) = target.named("decode")
     assert decode.parent is None
     assert NAME not in decode.to_json()
-
-
-def test_an_error_is_its_reason_alone() -> None:
-    """Texts of errors name files and addresses."""
-    party = Traced("north.example", "source")
-    with pytest.raises(DdibError), party.tracing.span("encode"):
-        raise SettingsInvalid(f"in {NAME}")
-    with pytest.raises(OSError, match=NAME), party.tracing.span("encode"):
-        raise OSError(NAME)
-    assert [span.status.description for span in party.spans] == [SettingsInvalid.reason, "OSError"]
-    assert NAME not in "".join(span.to_json() for span in party.spans)
 
 
 def test_a_peers_flag_decides_nothing() -> None:

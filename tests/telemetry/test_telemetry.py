@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from pydantic import ValidationError
 
-from ddib_fed import telemetry
-from ddib_fed.errors import ExtraMissing
 from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.protocol.details import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time_entry
 from ddib_fed.telemetry import (
@@ -33,7 +28,6 @@ from ddib_fed.telemetry import (
     trace_entries,
     trace_of,
 )
-from tests.node.tiny_nodes import make_config
 from tests.protocol.surface import METADATA
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -75,24 +69,6 @@ def opened(endpoint: str | None, what: str = "target") -> Tracing:
     return open_tracing(NodeTelemetry(endpoint=endpoint), institution="south.example", what=what)
 
 
-def test_what_is_left_is_sent_at_the_end(collector: Collector) -> None:
-    """Whose the spans are is the institution and the roles, and nothing of the machine."""
-    tracing = opened(f"http://127.0.0.1:{collector.server_address[1]}")
-    with tracing.span("decode", peer="north.example"):
-        pass
-    tracing.close()
-    ((path, body),) = collector.got
-    assert path == "/v1/traces"
-    (spans,) = ExportTraceServiceRequest.FromString(body).resource_spans
-    named = {each.key: each.value.string_value for each in spans.resource.attributes}
-    assert named.pop("service.version")
-    assert named == {"service.name": "ddib-fed-target", "service.namespace": "south.example"}
-    (span,) = spans.scope_spans[0].spans
-    assert (span.name, span.attributes[0].key, span.attributes[0].value.string_value) == (
-        "decode", "ddib.peer", "north.example",
-    )  # fmt: skip
-
-
 def test_a_collector_that_is_away_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """A span costs a moment, the end waits some seconds at most, and the log says it."""
     tracing = opened("http://127.0.0.1:1")
@@ -111,25 +87,6 @@ def test_it_is_off_by_default() -> None:
     assert OFF.recall("job") is None
 
 
-@pytest.mark.slow
-def test_the_sdk_is_not_imported_while_it_is_off() -> None:
-    """By a client and a node."""
-    code = (
-        "import sys, ddib_fed.client.client, ddib_fed.node.daemon; "
-        "print({'opentelemetry.sdk', 'opentelemetry.exporter', 'requests'} & {*sys.modules})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the start, not when the first span ends."""
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
-    with pytest.raises(ExtraMissing) as caught:
-        opened("http://127.0.0.1:4318")
-    assert "-m pip install opentelemetry-exporter-otlp-proto-http" in caught.value.hint
-
-
 @pytest.mark.parametrize(
     "endpoint",
     [
@@ -146,25 +103,6 @@ def test_an_endpoint_that_is_not_allowed(endpoint: str) -> None:
     """Plain HTTP beyond loopback, other schemes, logins."""
     with pytest.raises(ValidationError, match=r"unencrypted|not the URL|login"):
         TelemetrySettings(endpoint=endpoint)
-
-
-def test_endpoints_that_are_allowed() -> None:
-    """Without the slash at their end."""
-    for endpoint in ("http://127.0.0.1:4318/", "http://[::1]:4318", "https://collector.north.example/otlp/"):
-        assert TelemetrySettings(endpoint=endpoint).endpoint == endpoint.rstrip("/")
-
-
-def test_peers_are_institutions() -> None:
-    """No pattern stands for all."""
-    assert NodeTelemetry(peers=("south.example",)).peers == ("south.example",)
-    with pytest.raises(ValidationError, match="no institution"):
-        NodeTelemetry(peers=("*",))
-
-
-def test_the_keys_of_the_template_are_settings(tmp_path) -> None:
-    """Each is in node.toml as a comment."""
-    text = (make_config(tmp_path, "north.example", "source").path).read_text().partition("[telemetry]")[2]
-    assert all(f"# {name} = " in text for name in NodeTelemetry.model_fields)
 
 
 @pytest.mark.parametrize("flags", ["00", "01", "fe"])
@@ -218,21 +156,6 @@ def test_that_traces_are_taken_is_said_to_those_alone() -> None:
     assert takes_entries(OFF, "north.example") == ()
     for said in (None, (), [(TAKES_KEY, "yes")], [(TAKES_KEY, b"1")], [("other", "1")]):
         assert not is_taken(said)
-
-
-def test_the_newest_places_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory does not grow with the jobs."""
-    monkeypatch.setattr(telemetry, "MOST_REMEMBERED", 3)
-    tracing = Tracing()
-    for number in range(1, 6):
-        tracing.remember(str(number), parse_traceparent(GOOD))
-    assert [tracing.recall(str(number)) is None for number in range(1, 6)] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
 
 
 def test_the_list_of_metadata_is_what_the_code_sends() -> None:

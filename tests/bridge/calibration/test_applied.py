@@ -8,7 +8,7 @@ from ddib_fed.calibration.record import CalibratedSide, leg_map, map_between, un
 from ddib_fed.errors import CalibrationForeign, CalibrationModel, CalibrationUnits
 from ddib_fed.models.units import ChannelMap, Normalisation
 from tests.runs.tiny_models import tiny
-from tests.trust.calibrations.examples import calibration
+from tests.security.calibrations.examples import calibration
 
 PLAIN = Normalisation()
 TURN = ((0, 1, 0), (1, 0, 0), (0, 0, 1))

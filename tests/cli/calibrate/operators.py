@@ -15,7 +15,7 @@ from ddib_fed.cli.main import cli
 from ddib_fed.models.units import ChannelMap
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.picture_examples import pictures_model
-from tests.trust.calibrations.examples import calibration
+from tests.security.calibrations.examples import calibration
 
 TO = "south.example/drawings"
 

@@ -19,7 +19,7 @@ from ddib_fed.errors import (
 )
 from tests.cli.calibrate.operators import TO, run
 from tests.runs.picture_folders import blocks, write
-from tests.trust.calibrations.examples import figure
+from tests.security.calibrations.examples import figure
 
 pytestmark = pytest.mark.slow
 

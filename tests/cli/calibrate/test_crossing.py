@@ -17,7 +17,7 @@ from tests.cli.calibrate.operators import TO, Operators, printed, run
 from tests.e2e.admission.test_promises import windows
 from tests.e2e.harness import raw_windows, weight_windows
 from tests.runs.picture_folders import blocks, write
-from tests.trust.tap.relay import Tap
+from tests.security.tap.relay import Tap
 
 pytestmark = [pytest.mark.slow, pytest.mark.promise("latents")]
 ROTATION_TO_THE_NEGATIVE = ((-1.0,),)

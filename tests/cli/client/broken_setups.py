@@ -31,7 +31,7 @@ from tests.cli.client.answers import (
 )
 from tests.client.scripted_source import NORTH, SourceNodeDouble
 from tests.node.institutions import Institution, forge, names
-from tests.trust.network.connect_proxy import proxying
+from tests.security.network.connect_proxy import proxying
 
 NOW = datetime.now(UTC)
 OLD = timedelta(days=40)

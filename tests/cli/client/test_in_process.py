@@ -34,7 +34,7 @@ from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation
 from tests.runs.tiny_models import tiny, tiny_classifier
-from tests.trust.calibrations.examples import calibration
+from tests.security.calibrations.examples import calibration
 
 FEW = ("--evaluations", "3", "--depth", "0.5")
 PAIR = ("--source", "north", "--target", "south", *FEW)

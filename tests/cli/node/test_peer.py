@@ -28,7 +28,7 @@ from ddib_fed.security.pki import init_node_identity
 from tests.cli.node.test_pki import write_config
 from tests.node.flipping import BitFlipper
 from tests.node.institutions import Institution
-from tests.server.listening import Listening
+from tests.node.listening import Listening
 
 
 def run(*arguments: object, answer: str | None = None) -> str:
@@ -199,7 +199,7 @@ def test_a_fingerprint_that_differs_is_refused(north: Path, south: Path, tmp_pat
 def test_a_root_without_name_constraints_is_accepted_only_when_asked(north: Path, south: Path) -> None:
     """A general CA of the other institution: the operator decides."""
     from ddib_fed.security.pki import certificate_pem, fingerprint
-    from tests.trust.test_identity import unconstrained
+    from tests.security.test_identity import unconstrained
 
     exported(north, "north.peer")
     root = unconstrained().certificate

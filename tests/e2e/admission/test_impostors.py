@@ -1,4 +1,4 @@
-"""Who is not let in at running nodes; `tests.trust.test_impostors` tries every identity with every call."""
+"""Who is not let in at running nodes; `tests.security.test_impostors` tries every identity with every call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddib_fed.security import pki, tls
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from tests.e2e.harness import Node, Pair, admit, ddib, moons
 from tests.e2e.translation.test_translate import TARGET, npy
-from tests.trust.tap.relay import Tap
+from tests.security.tap.relay import Tap
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("identity")]
 

@@ -24,9 +24,9 @@ from tests.e2e.harness import Pair, ddib, find_any
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.maps import WHERE, write_map
 from tests.formats.signers import write_signer
-from tests.trust.tap.relay import Tap
-from tests.trust.tap.search import Place, Traffic, look
-from tests.trust.tap.secrets import Secrets
+from tests.security.tap.relay import Tap
+from tests.security.tap.search import Place, Traffic, look
+from tests.security.tap.secrets import Secrets
 
 pytestmark = [
     pytest.mark.e2e,

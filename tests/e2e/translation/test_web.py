@@ -23,8 +23,8 @@ from ddib_fed.data.pictures import decode_image, encode_png
 from tests.e2e.harness import Pair, ddib
 from tests.e2e.translation.test_formats import AFFINE, SECRET, head, header_secrets, write_volume
 from tests.formats.dicom.files import write_series
-from tests.trust.tap.relay import Tap
-from tests.trust.tap.search import Traffic
+from tests.security.tap.relay import Tap
+from tests.security.tap.search import Traffic
 from tests.web.browser.conftest import serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

@@ -53,15 +53,6 @@ def test_a_node_that_was_off_for_a_week_comes_back_by_itself(issuer: NodeConfig,
     assert recovery.not_after - recovery.not_before == 30 * DAY
 
 
-def test_a_running_node_comes_back_too(issuer: NodeConfig, two: NodeConfig) -> None:
-    """Its machine slept: the next look renews."""
-    off_for(issuer, two, 8 * DAY)
-    thread = RenewalThread(two)
-    thread.look()
-    assert thread.problem is None
-    assert pki.load_identity(two.paths.pki).not_after > datetime.now(UTC)
-
-
 def test_a_node_that_was_off_for_too_long_is_enrolled_again(issuer: NodeConfig, two: NodeConfig) -> None:
     """The certificate for recovery has expired as well; `check` and the start say the same."""
     off_for(issuer, two, 31 * DAY)
@@ -131,16 +122,3 @@ def test_no_file_asks_for_a_certificate_for_recovery(tmp_path: Path) -> None:
     request = make_request(tmp_path / "x", Identity("north.example", "recovery", "node-2"))
     with pytest.raises(PolicyDenied, match="recovery"):
         read_request(request)
-
-
-def test_a_certificate_of_another_key_is_none(two: NodeConfig, issuer: NodeConfig) -> None:
-    """A crash between two files: the node renews as if it had none."""
-    folder = two.paths.pki
-    made = issue_leaf(
-        pki.load_authority(issuer.paths.pki),
-        "recovery",
-        "node-2",
-        public_key=ec.generate_private_key(ec.SECP256R1()).public_key(),
-    )
-    (folder / "recovery.pem").write_bytes(certificate_pem(made))
-    assert pki.load_recovery(folder) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,10 +11,9 @@ import pytest
 from cryptography import x509
 
 from ddib_fed.client.profile import Profile, render_client_toml, renew_client
-from ddib_fed.errors import ConfigError, MessageInvalid, PeerUnreachable, PolicyDenied, Unauthenticated
+from ddib_fed.errors import ConfigError, MessageInvalid, PolicyDenied, Unauthenticated
 from ddib_fed.node.certificates import (
     CHECK_INTERVAL_S,
-    JITTER,
     RenewalThread,
     recover_at_start,
     renew_node,
@@ -25,20 +23,9 @@ from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.pki import certificate_pem, issue_leaf, make_request, new_authority, new_key
-from ddib_fed.security.renewal import is_due, renew_through
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 from tests.node.certificates.issuing import HOUR, NOW, Server, configured, enrolled, second_node
-from tests.node.flipping import BitFlipper
-
-
-def test_two_thirds_of_a_life_are_16_hours(issuer: NodeConfig) -> None:
-    """For a node; jitter makes it earlier, never later."""
-    own = pki.load_identity(issuer.paths.pki)
-    assert not is_due(own, own.not_before + 15.9 * HOUR)
-    assert is_due(own, own.not_before + 16 * HOUR)
-    assert is_due(own, own.not_before + 14.9 * HOUR, jitter=JITTER)
-    assert not is_due(own, own.not_before + 14.7 * HOUR, jitter=JITTER)
 
 
 def test_the_issuer_renews_itself(issuer: NodeConfig) -> None:
@@ -80,14 +67,6 @@ def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Pat
     enrolled_as = pki.new_authority("north.example")
     pki.issue_to_folder(enrolled_as, config.paths.pki, "node", "node-1")
     with pytest.raises(ConfigError, match=south.institution):
-        recover_at_start(config)
-
-
-def test_a_certificate_of_another_node_is_noticed_at_start(issuer: NodeConfig, tmp_path: Path) -> None:
-    """A folder that was copied."""
-    config = configured(tmp_path / "copy", "node-7")
-    enrolled(issuer, config.paths.pki, Identity("north.example", "node", "node-2"))
-    with pytest.raises(ConfigError, match="node-7"):
         recover_at_start(config)
 
 
@@ -160,16 +139,6 @@ def test_what_a_command_left_is_checked_like_an_issuers_answer(
         "[path.unlink() for path in folder.glob('roots.pem')]\n"
         f"pki.{issue}\n"
     )
-    config = second_node(issuer, tmp_path, script(tmp_path, body), age=17 * HOUR)
-    with pytest.raises(ConfigError, match=says):
-        renew_node(config)
-
-
-@pytest.mark.parametrize(
-    ("body", "says"), [("raise SystemExit('no luck')", "no luck"), ("", "left no new certificate")]
-)
-def test_a_command_that_fails_is_quoted(issuer: NodeConfig, tmp_path: Path, body: str, says: str) -> None:
-    """By its own words, or by what it did not do."""
     config = second_node(issuer, tmp_path, script(tmp_path, body), age=17 * HOUR)
     with pytest.raises(ConfigError, match=says):
         renew_node(config)
@@ -312,37 +281,3 @@ def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     assert thread.problem is None
     assert pki.load_identity(issuer.paths.pki).not_after > first.not_after
     assert len(ticks) == 4
-
-
-def test_a_thread_starts_and_stops(issuer: NodeConfig) -> None:
-    """It looks at once, and stop returns only when it has ended."""
-    looked = threading.Event()
-    thread = RenewalThread(issuer, on_tick=looked.set, interval_s=3600)
-    thread.start()
-    assert looked.wait(10)
-    thread.stop()
-    assert not thread._thread.is_alive()
-
-
-def test_renewing_through_a_node_that_is_away_says_so(issuer: NodeConfig, server: Server) -> None:
-    """The old certificate stays."""
-    server.grpc.stop(None).wait()
-    before = pki.load_identity(issuer.paths.pki)
-    with pytest.raises(PeerUnreachable):
-        renew_through(
-            issuer.paths.pki, address=server.address, server_name="node-1.north.example", hop="issuer x"
-        )
-    assert pki.load_identity(issuer.paths.pki) == before
-
-
-def test_a_flipped_bit_in_a_renewal_is_an_issuer_out_of_reach(issuer: NodeConfig, server: Server) -> None:
-    """TLS notices it and gRPC says UNKNOWN: the old certificate stays, and asking again renews."""
-    before = pki.load_identity(issuer.paths.pki)
-    with BitFlipper(server.port) as wire:
-        way = {"address": wire.address, "server_name": "node-1.north.example", "hop": "issuer x"}
-        server.on_renewal = lambda: wire.arm("to_client")
-        with pytest.raises(PeerUnreachable):
-            renew_through(issuer.paths.pki, **way)
-        assert (pki.load_identity(issuer.paths.pki), wire.flipped) == (before, 1)
-        server.on_renewal = lambda: None
-        assert renew_through(issuer.paths.pki, **way).key_pem != before.key_pem

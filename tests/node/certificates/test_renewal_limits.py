@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.errors import NotReady, QuotaSpent
-from ddib_fed.node.certificates import renewals_per_day, retry_pause
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Charge, Ledger
 from ddib_fed.security import pki
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.renewal import renew_through
-from tests.node.certificates.issuing import HOUR, Server, enrolled
-
-
-def test_a_renewal_that_keeps_failing_is_tried_less_often() -> None:
-    """And still twenty times in a life: the issuer writes each certificate down, also one that never arrives."""
-    pauses = [retry_pause(n, 24 * HOUR, 10.0).total_seconds() for n in (1, 2, 3, 7, 1_000)]
-    assert pauses == [10.0, 20.0, 40.0, 600.0, 600.0]
-    assert retry_pause(1_000, timedelta(seconds=60), 10.0) == timedelta(seconds=10)
-    for life in (timedelta(seconds=60), timedelta(minutes=10), HOUR, 24 * HOUR, 720 * HOUR):
-        assert 24 * HOUR / retry_pause(1_000, life, 10.0) < renewals_per_day(life)
+from tests.node.certificates.issuing import Server, enrolled
 
 
 def test_an_identity_renews_so_often_in_a_day_and_no_more(

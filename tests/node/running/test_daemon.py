@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import socket
 import threading
-import time
 
 import pytest
 
@@ -107,24 +105,6 @@ def test_a_node_is_loading_until_its_health_says_serving(config, monkeypatch) ->
     assert running.end() == 0
 
 
-def test_a_signal_that_does_not_wake_the_node_ends_it_all_the_same(config) -> None:
-    """One that comes just when the node begins to wait is noted, and interrupts nothing."""
-    running = Running(config).serving()
-    time.sleep(0.1)
-    running.daemon._signals.append(signal.SIGTERM)
-    running._thread.join(20)
-    assert running.code == [0]
-
-
-def test_one_signal_while_loading_ends_without_serving(config, monkeypatch) -> None:
-    """The model is loaded to its end, and nothing is served with it."""
-    node, loading = Daemon(config), Loading(monkeypatch)
-    loading.go_on.set()
-    loading.inside = lambda: node.on_signal(signal.SIGTERM, None)
-    assert node.run() == 0
-    assert not node.node.loaded
-
-
 def test_a_second_signal_stops_in_the_middle_of_loading(config, monkeypatch) -> None:
     """It does not wait for the model."""
     node, loading = Daemon(config), Loading(monkeypatch)
@@ -149,27 +129,6 @@ def test_a_second_node_on_the_same_state_is_refused(tmp_path) -> None:
         assert first.end() == 0
 
 
-def test_a_start_that_fails_lets_go_of_everything(tmp_path) -> None:
-    """A port in use ends the start with a reason; the next start finds neither lock nor socket."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        config = ready(tmp_path / "north", "north.example", "source")
-        text = (config.folder / "node.toml").read_text()
-        (config.folder / "node.toml").write_text(
-            text.replace('# listen = "127.0.0.1:9464"', f'listen = "{address}"')
-        )
-        blocked = type(config).load(config.folder / "node.toml")
-        with pytest.raises(ConfigError, match=r"http\.listen"):
-            Daemon(blocked).run()
-        (config.folder / "node.toml").write_text(text.replace("127.0.0.1:0", address))
-        with pytest.raises(ConfigError, match=r"node\.listen"):
-            Daemon(type(config).load(config.folder / "node.toml"))
-    assert not config.paths.admin_socket.exists()
-    assert Running(config).serving().end() == 0
-
-
 def test_a_node_without_a_model_ends_with_that_reason(config) -> None:
     """The error names the command, and the port is free again."""
     (config.paths.bundle / "manifest.json").unlink()
@@ -177,16 +136,6 @@ def test_a_node_without_a_model_ends_with_that_reason(config) -> None:
     wait_until(lambda: running.code)
     assert running.code[0].reason == "MODEL_NOT_FOUND"
     assert not config.paths.admin_socket.exists()
-
-
-def test_status_is_answered_when_the_certificate_cannot_be_read(config) -> None:
-    """It is when an operator asks: the state says what is wrong."""
-    running = Running(config).serving()
-    (config.paths.pki / "leaf.pem").write_text("no certificate")
-    status = AdminClient(config).status()
-    assert status.state.startswith("degraded: certificates")
-    assert status.certificate_expires == 0
-    assert running.end() == 0
 
 
 def test_a_list_of_withdrawn_identities_that_cannot_be_read_is_loud(config, caplog) -> None:

@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 
 from ddib_fed.node.admin import AdminClient
-from ddib_fed.node.watch import LEAST_FREE_BYTES, DiskWatch
+from ddib_fed.node.watch import DiskWatch
 from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import Running, ready
 from tests.small_disks import small_disk
@@ -22,22 +22,6 @@ def readyz(port: int) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-def test_room_is_looked_for_at_most_every_two_seconds(tmp_path) -> None:
-    """A file is written and removed; a folder that is not there yet is no problem."""
-    now = [0.0]
-    with small_disk(tmp_path / "disk", 16) as disk:
-        watch = DiskWatch((disk.folder, tmp_path / "later"), clock=lambda: now[0])
-        assert watch.problem is None
-        disk.fill(leave=LEAST_FREE_BYTES // 2)
-        assert watch.problem is None, "what was found a moment ago"
-        now[0] = 2.0
-        assert str(disk.folder) in (watch.problem or "")
-        disk.free()
-        now[0] = 4.0
-        assert watch.problem is None
-        assert not list(disk.folder.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem_too(tmp_path, monkeypatch) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
-import ssl
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,11 +13,8 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki, withdrawn
 from ddib_fed.security.audit_reading import verify
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.pki import certificate_pem
-from tests.node.institutions import Institution
 from tests.node.running.test_daemon import Running, ready
 from tests.node.tiny_nodes import make_institution
-from tests.source_node.conftest import wait_until
 
 
 @pytest.fixture
@@ -114,42 +108,3 @@ def test_a_reload_is_a_line(config: NodeConfig, running: Running) -> None:
 
 
 KNOCKS = 20
-
-
-def knock(port: int, folder: Path | None, roots: bytes) -> None:
-    """A TLS handshake with a certificate that nobody admitted, or none; the node closes it."""
-    context = ssl.create_default_context(cadata=roots.decode())
-    context.check_hostname = False
-    if folder is not None:
-        context.load_cert_chain(folder / "leaf.pem", folder / "leaf.key")
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as raw,
-        context.wrap_socket(raw, server_hostname="node-1.south.example") as line,
-        suppress(ssl.SSLError, ConnectionResetError),
-    ):
-        assert line.recv(1) == b""
-
-
-def test_connections_that_tls_refuses_are_counted_by_address(
-    config: NodeConfig, running: Running, tmp_path: Path
-) -> None:
-    """40 of an unknown root or without a certificate: one line at once, the others when the node stops, none
-    of them lost.
-    """
-    west = Institution("west.example", tmp_path / "west")
-    roots = certificate_pem(pki.load_authority(config.paths.pki).certificate)
-    for folder in (west.pki, None) * KNOCKS:
-        knock(running.daemon.server.port, folder, roots)
-
-    def counted() -> int:
-        return sum(each["times"] for each in of_act(config, "refused") if each["reason"] == "NO_CALL")
-
-    def all_counted() -> bool:
-        running.daemon._guard.look()  # the server may not have let go of the last connection yet
-        running.daemon._auth.refusals.flush(everything=True)
-        return counted() >= 2 * KNOCKS
-
-    wait_until(lambda: counted() > 0)
-    wait_until(all_counted)
-    assert counted() == 2 * KNOCKS
-    assert {each["address"] for each in of_act(config, "refused")} == {"ipv4:127.0.0.1"}

@@ -1,0 +1,24 @@
+"""A listening server and an admitted peer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.node.institutions import Institution
+from tests.node.listening import Listening
+
+
+@pytest.fixture
+def north(tmp_path: Path) -> Institution:
+    return Institution("north.example", tmp_path / "north")
+
+
+@pytest.fixture
+def node(tmp_path: Path, north: Institution):
+    south = Institution("south.example", tmp_path / "south")
+    south.admit(north)
+    listening = Listening(south)
+    yield listening
+    listening.close()

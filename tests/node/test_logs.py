@@ -1,0 +1,62 @@
+"""What of a process reaches its log, tried in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SETUP = """
+import logging, sys, threading, warnings
+from ddib_fed.node.logs import route, silence_grpc
+handler = logging.StreamHandler(sys.stdout)
+handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+route(handler, "{level}")
+"""
+
+
+def said(code: str, *, level: str = "debug", **environment: str) -> tuple[str, str]:
+    """What a process with this code writes to stdout, which is its log, and to stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", SETUP.format(level=level) + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return done.stdout, done.stderr
+
+
+def test_warnings_and_exceptions_that_nobody_caught_are_in_the_log() -> None:
+    """Of the main thread and of another; nothing is written past the log."""
+    log, past = said(
+        "warnings.warn('careful')\n"
+        "thread = threading.Thread(target=lambda: 1 / 0, name='t'); thread.start(); thread.join()\n"
+        "raise KeyError('last')\n",
+        PYTHONWARNINGS="default",
+    )
+    assert past == ""
+    assert "WARNING py.warnings" in log
+    assert "ERROR ddib_fed.node.logs thread t ended" in log
+    assert "CRITICAL ddib_fed.node.logs" in log
+
+
+def test_grpc_says_nothing_whatever_the_environment_asks_for() -> None:
+    """A node's own process; its traces would hold messages."""
+    code = "silence_grpc()\nimport grpc\ngrpc.insecure_channel('127.0.0.1:1').close()\n"
+    assert said(code, GRPC_TRACE="all", GRPC_VERBOSITY="debug") == ("", "")
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, "NONE"), ("info", "info")])
+def test_a_client_may_ask_grpc_to_talk(asked: str | None, found: str) -> None:
+    """Silent unless the environment says otherwise: there the terminal is the user's own."""
+    environment = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
+    if asked is not None:
+        environment["GRPC_VERBOSITY"] = asked
+    code = "import ddib_fed.node, os; print(os.environ['GRPC_VERBOSITY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.strip() == found

@@ -1,0 +1,245 @@
+"""Looks for secrets in what a tap kept: in its raw bytes, the calls' streams, and every field of every message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from ddib_fed.protocol.check import has_unknown_fields
+from ddib_fed.telemetry import TAKES_KEY, TRACE_KEY
+from ddib_fed.v1 import calibration_pb2, decoding_pb2
+from tests.protocol.surface import METADATA
+from tests.security.tap.http2 import Call, calls
+from tests.security.tap.relay import Connection
+from tests.security.tap.secrets import Secrets, Windows
+from tests.security.tap.views import parts, unwrapped
+
+SERVICES = {
+    service.full_name: service
+    for module in (decoding_pb2, calibration_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+}
+# What gRPC itself sends.
+HEADERS = frozenset(
+    {
+        *(":method", ":scheme", ":path", ":authority", ":status", "te", "content-type", "user-agent"),
+        *(
+            "grpc-accept-encoding",
+            "accept-encoding",
+            "grpc-encoding",
+            "grpc-timeout",
+            "grpc-status",
+            "grpc-message",
+        ),
+    }
+)
+# Ours. No run over the tap has [telemetry] peers, so the keys of traces must not cross in any.
+OURS = METADATA.keys() - {TRACE_KEY, TAKES_KEY}
+
+
+def most_of(name: str) -> int:
+    """Characters of the value of one of our headers; that of a ``-bin`` key is base64."""
+    most = METADATA[name].most
+    return -(-most // 3) * 4 if name.endswith("-bin") else most
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A secret that crossed."""
+
+    what: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Bytes that are looked through.
+
+    Attributes:
+        where: In words.
+        data: They.
+        numbers: Whether they are words of numbers from their first byte on, which could hide others in their parts.
+    """
+
+    where: str
+    data: bytes
+    numbers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A latent that crossed."""
+
+    where: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def values(self) -> np.ndarray:
+        """Float32, of its shape."""
+        return np.frombuffer(self.data, "<f4").reshape(self.shape)
+
+
+class Traffic:
+    """What a tap kept, taken apart.
+
+    Args:
+        connections: Of the tap.
+    """
+
+    def __init__(self, connections: Sequence[Connection]) -> None:
+        self.raw = [
+            Place(f"connection {number} {way}", bytes(getattr(each, way)))
+            for number, each in enumerate(connections)
+            for way in ("to_target", "to_source")
+        ]
+        self.calls = [call for connection in connections for call in calls(connection)]
+        self.tensors: list[Tensor] = []
+        self.unknown: list[str] = []
+        self.headers: list[Found] = []
+        """Of names that are neither gRPC's nor ours, or longer than the list of metadata says."""
+        self.payload = {"asked": 0, "answered": 0}
+        """Bytes of chunks: of latents on the way out, of files and latents on the way back."""
+        self.messages = {"asked": 0, "answered": 0}
+        """Bytes of messages, as protobuf writes them."""
+        self.places = list(self._places())
+
+    def _places(self) -> Iterator[Place]:
+        yield from self.raw
+        for number, call in enumerate(self.calls):
+            for way in ("asked", "answered"):
+                where = f"call {number} {call.path} {way}"
+                sent = getattr(call, way)
+                yield Place(f"{where}, stream", bytes(sent.data))
+                yield Place(f"{where}, padding", bytes(sent.padding))
+                for name, value in sent.headers:
+                    self._check_header(where, name.decode(), value)
+                    yield Place(f"{where}, header {name.decode()}", value)
+                yield from self._messages(call, way, where)
+
+    def _check_header(self, where: str, name: str, value: bytes) -> None:
+        if name not in HEADERS and (name not in OURS or len(value) > most_of(name)):
+            self.headers.append(Found(f"a header {name} of {len(value)} bytes", where))
+
+    def _messages(self, call: Call, way: str, where: str) -> Iterator[Place]:
+        kind = _message_kind(call.path, way)
+        texts: dict[str, bytearray] = {}
+        chunks = bytearray()
+        header: Message | None = None
+        for data in getattr(call, way).messages():
+            self.messages[way] += len(data)
+            if kind is None:
+                continue
+            try:
+                message = kind.FromString(data)
+            except DecodeError:
+                yield Place(f"{where}, unreadable message", data)
+                continue
+            if has_unknown_fields(message):
+                self.unknown.append(where)
+            which = message.WhichOneof("message") if "message" in message.DESCRIPTOR.oneofs_by_name else None
+            if which == "chunk":
+                chunks += message.chunk.data
+                self.payload[way] += len(message.chunk.data)
+            elif which == "trailer":
+                self._tensor(where, header, bytes(chunks))
+                yield Place(f"{where}, chunks", bytes(chunks), numbers=True)
+                chunks = bytearray()
+            elif which is not None:
+                header = getattr(message, which)
+            for name, value in _leaves(message):
+                texts.setdefault(name, bytearray()).extend(value)
+        yield Place(f"{where}, chunks", bytes(chunks), numbers=True)
+        for name, value in texts.items():
+            if not name.endswith("Chunk.data"):
+                yield Place(f"{where}, field {name}", bytes(value), numbers=True)
+
+    def _tensor(self, where: str, header: Message | None, data: bytes) -> None:
+        if isinstance(header, decoding_pb2.LatentHeader):
+            tensor = header.tensor
+            self.tensors.append(Tensor(where, tuple(tensor.shape), data))
+
+    def look(self, secrets: Secrets) -> list[Found]:
+        """The secrets that are in it, each once for each place; unknown fields and headers count as one."""
+        fields = [Found("an unknown field", where) for where in self.unknown]
+        return [*fields, *self.headers, *look(self.places, secrets)]
+
+
+def look(places: Iterable[Place], secrets: Secrets) -> list[Found]:
+    """The secrets that are somewhere, each once for each place."""
+    found: dict[Found, None] = {}
+    for place in places:
+        for how, data in _views(place):
+            where = f"{place.where} ({how})" if how else place.where
+            lowered = data.lower()
+            hits = [name for name, word in secrets.words.items() if word in lowered]
+            for windows in (secrets.long, secrets.short):
+                hits += _windows_in(data, windows)
+            found |= {Found(hit, where): None for hit in hits}
+    return list(found)
+
+
+def _views(place: Place) -> Iterator[tuple[str, bytes]]:
+    """Everything that is looked through in one place."""
+    for how, data in unwrapped(place.data):
+        yield how, data
+        if place.numbers and (not how or how.endswith("png")):
+            for part, inner in parts(data):
+                yield from unwrapped(inner, f"{how} {part}".strip(), 1)
+
+
+def _message_kind(path: str, way: str) -> type[Message] | None:
+    service, _, method = path.strip("/").partition("/")
+    if service not in SERVICES:
+        return None
+    described = SERVICES[service].methods_by_name[method]
+    return GetMessageClass(described.input_type if way == "asked" else described.output_type)
+
+
+def _leaves(message: Message) -> Iterator[tuple[str, bytes]]:
+    """Each field that is no message, with its bytes; numbers as they lie in memory, little-endian."""
+    for field, value in message.ListFields():
+        name = f"{message.DESCRIPTOR.name}.{field.name}"
+        entries = value if field.is_repeated and not hasattr(value, "keys") else [value]
+        for each in entries:
+            if isinstance(each, Message):
+                yield from _leaves(each)
+            elif hasattr(each, "keys"):
+                yield name, repr(dict(each)).encode()
+            else:
+                yield name, _bytes_of(field, each)
+
+
+def _bytes_of(field: FieldDescriptor, value: object) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, float):
+        return np.float64(value).tobytes()
+    return int(value).to_bytes(8, "little")  # type: ignore[call-overload]
+
+
+def _windows_in(data: bytes, windows: Windows) -> list[str]:
+    """Names of the chunks of windows of which one is in the data, at any byte."""
+    if len(data) < windows.length or not windows.rows:
+        return []
+    keys, owners, rows = windows.index
+    raw = np.frombuffer(data, np.uint8)
+    here = np.lib.stride_tricks.sliding_window_view(raw, 8)[: len(raw) - windows.length + 1]
+    heads = np.ascontiguousarray(here).view("<u8").ravel()
+    places = np.searchsorted(keys, heads)
+    places[places == len(keys)] = 0
+    hits: set[int] = set()
+    for at in np.flatnonzero(keys[places] == heads):
+        window = data[at : at + windows.length]
+        place = int(places[at])
+        while place < len(keys) and keys[place] == heads[at]:
+            if rows[place].tobytes() == window:
+                hits.add(int(owners[place]))
+            place += 1
+    return sorted({windows.names[owner] for owner in hits})

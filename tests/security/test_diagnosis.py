@@ -1,0 +1,121 @@
+"""What a diagnosis says of a peer; `tests/cli/client/test_broken_setups.py` has each cause."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.errors import PeerUnreachable
+from ddib_fed.security import pki
+from ddib_fed.security.diagnosis import Finding, diagnose, explained, may_pass
+from ddib_fed.security.pki import certificate_pem
+from tests.node.institutions import Institution
+from tests.node.listening import Listening
+
+
+@pytest.fixture
+def north(tmp_path: Path) -> Institution:
+    return Institution("north.example", tmp_path / "north")
+
+
+@pytest.fixture
+def south(tmp_path: Path, north: Institution) -> Institution:
+    made = Institution("south.example", tmp_path / "south")
+    made.admit(north)
+    return made
+
+
+@pytest.fixture
+def node(south: Institution) -> Iterator[Listening]:
+    listening = Listening(south)
+    yield listening
+    listening.close()
+
+
+def look(address: str, north: Institution, south: Institution, **overrides) -> Finding:
+    arguments = {
+        "server_name": "node-1.south.example",
+        "pki_folder": north.pki,
+        "roots_pem": certificate_pem(south.root),
+    } | overrides
+    finding = diagnose(address, **arguments)
+    assert finding.ok == (finding.cause == "ok")
+    assert finding.ok or finding.remedy
+    return finding
+
+
+@contextmanager
+def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A listener whose one connection is handed to `answer`."""
+
+    def accept() -> None:
+        connection, _address = listener.accept()
+        with connection:
+            answer(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+def test_a_name_server_that_does_not_answer_is_no_missing_host(
+    north: Institution, south: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may answer in a moment, and a name that does not exist will not."""
+
+    def away(*_arguments: object, **_keywords: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+    finding = look("south.example:7443", north, south)
+    assert (finding.cause, may_pass(finding.cause)) == ("no-connection", True)
+    assert not may_pass("name-not-found")
+
+
+def test_a_fresh_certificate_that_is_refused_says_by_how_much_a_clock_would_be_wrong(
+    node: Listening, north: Institution, south: Institution
+) -> None:
+    """gRPC closes without a reason: the age of the certificate shows what a clock can explain."""
+    south.store.remove("north.example")
+    fresh = look(node.address, north, south)
+    assert "a node whose clock is behind by more than" in fresh.text
+    pki.issue_to_folder(
+        north.authority, north.pki, "node", "node-1", now=datetime.now(UTC) - timedelta(hours=12)
+    )
+    assert "clock is behind" not in look(node.address, north, south).text
+
+
+def test_words_of_another_server_are_short_and_cannot_steer_a_terminal(
+    north: Institution, south: Institution
+) -> None:
+    """What it sends in place of TLS is shown, escaped."""
+    with answering(lambda connection: connection.sendall(b"\x1b]0;owned\x07" + b"x" * 500)) as address:
+        text = look(address, north, south).text
+    assert text.isprintable()
+    assert len(text) < 200
+
+
+def test_a_call_that_failed_although_the_connection_works_keeps_its_error(
+    node: Listening, north: Institution, south: Institution
+) -> None:
+    """Nothing is invented; and an answer with an incident needs no diagnosis."""
+    lost = PeerUnreachable("the connection broke off", hop="target south.example")
+    arguments = {
+        "server_name": "node-1.south.example",
+        "pki_folder": north.pki,
+        "roots_pem": certificate_pem(south.root),
+    }
+    assert explained(lost, node.address, **arguments) is lost
+    node.close()
+    found = explained(lost, node.address, **arguments)
+    assert (found.facts["cause"], found.hop) == ("nothing-listens", "target south.example")
+    answered = PeerUnreachable("as it said", incident="abc")
+    assert explained(answered, node.address, **arguments) is answered

@@ -1,0 +1,314 @@
+"""Transport: what gets a connection, what does not, and how changed files are taken up."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+
+from ddib_fed.errors import ConfigError, FileMissing, PeerNotFound
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.security import pki, tls
+from ddib_fed.security.peers import Peer
+from ddib_fed.security.pki import certificate_pem
+from ddib_fed.security.withdrawn import withdraw
+from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.v1 import decoding_pb2_grpc
+from tests.node.flipping import BitFlipper
+from tests.node.institutions import Institution
+from tests.node.listening import Listening
+from tests.source_node.conftest import wait_until
+
+ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
+
+
+@pytest.fixture
+def north(tmp_path: Path) -> Institution:
+    return Institution("north.example", tmp_path / "north")
+
+
+@pytest.fixture
+def south(tmp_path: Path, north: Institution) -> Institution:
+    made = Institution("south.example", tmp_path / "south")
+    made.admit(north)
+    return made
+
+
+@pytest.fixture
+def node(south: Institution):
+    listening = Listening(south)
+    yield listening
+    listening.close()
+
+
+def refused(node: Listening, who: Institution, **overrides) -> grpc.StatusCode:
+    with node.stub(who, **overrides) as stub, pytest.raises(grpc.RpcError) as error:
+        stub.DescribeDomain(ASK, timeout=5)
+    return error.value.code()
+
+
+def test_an_admitted_node_gets_through(node: Listening, north: Institution) -> None:
+    """Both certificates, TLS 1.3."""
+    with node.stub(north) as stub:
+        assert stub.DescribeDomain(ASK, timeout=5).side.institution == "spiffe://north.example/node/node-1"
+
+
+@pytest.mark.slow
+def test_a_handshake_may_take_as_long_as_around_the_world(node: Listening, north: Institution) -> None:
+    """Round trips of 0.5 s: the first attempt succeeds."""
+    roots = certificate_pem(node.south.root)
+    name, folder = node.south.identity.dns_name, north.pki
+    with (
+        BitFlipper(node.port, delay_s=0.25) as line,
+        tls.channel(line.address, server_name=name, pki_folder=folder, roots_pem=roots) as channel,
+    ):
+        stub = decoding_pb2_grpc.DecodingServiceStub(channel)
+        assert stub.DescribeDomain(ASK, timeout=10).side.institution == "spiffe://north.example/node/node-1"
+
+
+def test_tls_12_is_refused(node: Listening, north: Institution) -> None:
+    """With a client certificate that would be accepted, and without."""
+    tls.probe_tls12("127.0.0.1", node.port)
+    context = ssl.create_default_context(cadata=certificate_pem(node.south.root).decode())
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(north.pki / "leaf.pem", north.pki / "leaf.key")
+    closed = ssl.SSLError, ConnectionResetError  # which of the two is a matter of timing
+    with socket.create_connection(("127.0.0.1", node.port)) as raw, pytest.raises(closed):
+        context.wrap_socket(raw, server_hostname="node-1.south.example")
+
+
+def test_plaintext_is_refused(node: Listening) -> None:
+    """There is no insecure mode."""
+    channel = grpc.insecure_channel(node.address, options=tls.CHANNEL_OPTIONS)
+    with channel, pytest.raises(grpc.RpcError) as error:
+        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_server_with_another_root_gets_no_call(node: Listening, north: Institution) -> None:
+    """The channel to a peer trusts that peer's root and no other, not even the own."""
+    assert refused(node, north, roots_pem=certificate_pem(north.root)) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_server_with_another_name_gets_no_call(node: Listening, north: Institution) -> None:
+    """The right root, for another node."""
+    assert refused(node, north, server_name="node-2.south.example") is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.slow
+def test_the_suites_are_set_before_grpc_wherever_one_begins() -> None:
+    """Importing any module of the package is enough, and a weaker value of the environment does not win."""
+    code = "import os, ddib_fed.node.policy; print(os.environ['GRPC_SSL_CIPHER_SUITES'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"GRPC_SSL_CIPHER_SUITES": "HIGH", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "ECDHE-PSK-CHACHA20-POLY1305"
+
+
+def test_a_server_that_accepts_tls_12_is_noticed(south: Institution) -> None:
+    """Although it would break off later for want of a client certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(south.pki / "leaf.pem", south.pki / "leaf.key")
+    context.load_verify_locations(south.pki / "roots.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _address = listener.accept()
+            with connection, pytest.raises((ssl.SSLError, OSError)):
+                context.wrap_socket(connection, server_side=True)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConfigError, match=r"accepts TLS 1\.2"):
+            tls.probe_tls12("127.0.0.1", listener.getsockname()[1])
+        thread.join()
+
+
+def test_a_node_without_a_certificate_does_not_listen(tmp_path: Path, south: Institution) -> None:
+    """And says what to do."""
+    with pytest.raises(FileMissing):
+        tls.ServerCredentials(tmp_path, south.store)
+
+
+def served_serial(node: Listening, north: Institution) -> int:
+    """The serial number of the certificate that the server shows to a new connection."""
+    from cryptography import x509
+
+    context = ssl.create_default_context(cadata=certificate_pem(node.south.root).decode())
+    context.load_cert_chain(north.pki / "leaf.pem", north.pki / "leaf.key")
+    with (
+        socket.create_connection(("127.0.0.1", node.port)) as raw,
+        context.wrap_socket(raw, server_hostname="node-1.south.example") as channel,
+    ):
+        return x509.load_der_x509_certificate(channel.getpeercert(binary_form=True) or b"").serial_number
+
+
+def test_a_new_certificate_is_served_without_a_restart(
+    node: Listening, north: Institution, south: Institution
+) -> None:
+    """A handshake reads the files, unless they were read a moment ago."""
+    before = served_serial(node, north)
+    pki.issue_to_folder(south.authority, south.pki, "node", "node-1")
+    assert node.credentials.problem is None  # asking for the health must not take the change from gRPC
+    wait_until(lambda: served_serial(node, north) != before)
+
+
+def test_a_peer_is_admitted_without_a_restart(node: Listening, south: Institution, tmp_path: Path) -> None:
+    """Its root reaches the TLS layer with a handshake a moment later."""
+    west = Institution("west.example", tmp_path / "west")
+    assert refused(node, west) is grpc.StatusCode.UNAVAILABLE
+    south.admit(west)
+
+    def admitted() -> bool:
+        try:
+            with node.stub(west) as stub:
+                stub.DescribeDomain(ASK, timeout=5)
+        except grpc.RpcError:
+            return False
+        return True
+
+    wait_until(admitted)
+
+
+def test_files_that_become_unreadable_are_a_problem_not_an_end(
+    node: Listening, north: Institution, south: Institution
+) -> None:
+    """gRPC would go on silently; the node's health says so, and recovers."""
+    assert node.credentials.problem is None
+    good = (south.pki / "leaf.key").read_bytes()
+    (south.pki / "leaf.key").write_bytes(b"")
+    assert "leaf.key" in (node.credentials.problem or "")
+    with node.stub(north) as stub:
+        stub.DescribeDomain(ASK, timeout=5)
+    (south.pki / "leaf.key").write_bytes(good)
+    assert node.credentials.problem is None
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def channels(node: Listening, north: Institution):
+    north.admit(node.south, node.address)
+    clock = Clock()
+    made = tls.PeerChannels(north.pki, north.store, clock=clock)
+    made.clock = clock  # type: ignore[attr-defined]
+    yield made
+    made.close()
+
+
+def works(channel: grpc.Channel) -> bool:
+    try:
+        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
+    except (grpc.RpcError, ValueError):  # gRPC's answer to a call on a closed channel
+        return False
+    return True
+
+
+def test_a_new_certificate_makes_a_new_channel(channels: tls.PeerChannels, north: Institution) -> None:
+    """The old one stays for the streams on it, for as long as the longest may run."""
+    first = channels.get("south.example")
+    pki.issue_to_folder(north.authority, north.pki, "node", "node-1")
+    second = channels.get("south.example")
+    assert second is not first
+    assert works(first)
+    assert works(second)
+    channels.clock.now = tls.RETIRED_CHANNEL_S  # type: ignore[attr-defined]
+    channels.refresh()
+    assert not works(first)
+    assert works(second)
+
+
+@pytest.mark.parametrize("spoilt", ["open", "torn", "gone"])
+def test_a_key_that_cannot_be_used_any_more_ends_no_calls(
+    channels: tls.PeerChannels, north: Institution, node: Listening, spoilt: str
+) -> None:
+    """A job that was accepted must not fail by a chmod: calls go on with the last good key, also to a new address."""
+    key = north.pki / "leaf.key"
+    if spoilt == "open":
+        key.chmod(0o644)
+    elif spoilt == "torn":
+        key.write_bytes(b"")
+    else:
+        key.unlink()
+    assert works(channels.get("south.example"))
+    north.store.add(node.south.peer(f"localhost:{node.port}"), fingerprints=[], replace=True)
+    assert works(channels.get("south.example"))
+
+
+def test_the_channel_of_a_removed_peer_is_closed_at_once(
+    channels: tls.PeerChannels, north: Institution
+) -> None:
+    """Streams to it end with it."""
+    first = channels.get("south.example")
+    assert works(first)
+    north.store.remove("south.example")
+    with pytest.raises(PeerNotFound):
+        channels.get("south.example")
+    assert not works(first)
+
+
+def other_root(tmp_path: Path) -> Institution:
+    return Institution("south.example", tmp_path / "south-again")
+
+
+def replace(north: Institution, peer: Peer, new: Institution) -> None:
+    north.store.add(peer, fingerprints=[pki.fingerprint(new.root)], replace=True)
+
+
+@pytest.mark.parametrize("retired", [False, True])
+def test_a_channel_verified_by_a_root_that_was_replaced_is_closed(
+    channels: tls.PeerChannels, north: Institution, node: Listening, tmp_path: Path, retired: bool
+) -> None:
+    """Whoever has the key of the old root gets no further message, also on a channel that waits for its streams."""
+    first = channels.get("south.example")
+    assert works(first)
+    if retired:
+        pki.issue_to_folder(north.authority, north.pki, "node", "node-1")
+        assert channels.get("south.example") is not first
+    new = other_root(tmp_path)
+    replace(north, new.peer(node.address), new)
+    channels.refresh()
+    assert not works(first)
+    assert not works(channels.get("south.example"))
+
+
+def test_a_second_root_beside_the_first_ends_no_stream(
+    channels: tls.PeerChannels, north: Institution, node: Listening, tmp_path: Path
+) -> None:
+    """A roll-over: what the old root verified goes on until the old root is taken away."""
+    first, new = channels.get("south.example"), other_root(tmp_path)
+    both = Peer("south.example", new.identity, node.address, (node.south.root, new.root))
+    replace(north, both, new)
+    assert channels.get("south.example") is not first
+    assert works(first)
+    replace(north, new.peer(node.address), new)
+    channels.refresh()
+    assert not works(first)
+
+
+def test_a_peer_whose_node_is_withdrawn_is_not_called(
+    channels: tls.PeerChannels, north: Institution, south: Institution
+) -> None:
+    """It may not call either: what is open is closed, and nothing is opened."""
+    first = channels.get("south.example")
+    assert works(first)
+    withdraw(north.pki, south.identity)
+    with pytest.raises(PeerNotFound, match="withdrawn"):
+        channels.get("south.example")
+    assert not works(first)
