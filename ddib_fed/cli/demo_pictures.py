@@ -23,16 +23,16 @@ from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.shipped import ShippedPictures, available, load_shipped, shipped_domain
 from ddib_fed.engine.record import Part
 from ddib_fed.errors import install_command
-from ddib_fed.evaluation.judgement import HistogramMatch, cross_fitted_colour_map, random_pictures, unchanged
+from ddib_fed.evaluation.judgement import HistogramMatch, cross_fitted_colour_map, random_pictures
 from ddib_fed.evaluation.metrics import (
     NEAREST,
     WHITE_RATIO,
     Pictures,
-    Spread,
     hits_by_pixels,
     mse,
     noise_statistics,
     spread,
+    to_channels,
     to_psnr,
     whiteness,
 )
@@ -214,7 +214,7 @@ class Baselines:
         mapped = cross_fitted_colour_map(source.test, target.test)[list(chosen.rows)]
         matched = HistogramMatch.fit(source.train, target.train)(chosen.source)
         return cls(
-            source=float(mse(unchanged(chosen.source, channels), truth).mean()),
+            source=float(mse(to_channels(chosen.source, channels), truth).mean()),
             histogram=float(mse(matched, truth).mean()),
             random=float(np.mean([mse(pictures, truth).mean() for pictures in drawn])),
             colour_map=float(mse(mapped, truth).mean()),
@@ -256,7 +256,7 @@ class Figures:
     source: str
     target: str
     soften_sigma: float
-    cycle_psnr: Spread
+    cycle_psnr: dict[str, float]
     paired_mse: float
     baseline_mse: Baselines
     latent: Whiteness

@@ -84,8 +84,6 @@ class Executor(Protocol):
 
 
 class CallingThread:
-    """Integrates on the calling thread, at once."""
-
     width = 1
     beside = False
 

@@ -52,8 +52,6 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class SetFigures:
-    """What was measured of a set of points."""
-
     count: int
     slope: float
     shift: float
@@ -154,7 +152,6 @@ NAMES = (*ALONE, *PAIR_NAMES)
 
 
 def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float | None = None) -> Tensor:
-    """The figures of one latent."""
     z = latent.detach().cpu().double()
     waves = cosines(z)
     found = [*_spectrum(waves), *_channels(z), *_shape(z), _blocks(z)]

@@ -82,7 +82,6 @@ class SampleVerdict:
 
     @property
     def level(self) -> Level:
-        """By the module's rule."""
         if self.floor - self.usual >= (self.texture - self.usual) * HALF**2:
             return "unclear"
         if self.distance <= self.floor:
@@ -90,7 +89,6 @@ class SampleVerdict:
         return "near" if self.distance < self.to_texture else "not yet"
 
     def sentence(self, steps: int) -> str:
-        """The verdict in one sentence, with its figures."""
         told = {
             "of the domain": "samples cannot be told from held-out pictures",
             "near": f"samples are near your domain, but can be told from it: as if {self.share:.0%} were texture",

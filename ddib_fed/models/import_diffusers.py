@@ -35,8 +35,13 @@ from ddib_fed.models.weights import (
     renamed,
     whole_pipeline,
 )
-from ddib_fed.networks.config import UNetConfig, network_shapes, network_with
-from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.config import (
+    DiffusersDiTConfig,
+    DiffusersUNetConfig,
+    UNetConfig,
+    network_shapes,
+    network_with,
+)
 
 _RESIDUAL = {
     "norm1": "in_layers.0",

@@ -20,8 +20,15 @@ from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.units import Normalisation
 from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
-from ddib_fed.networks.config import ClassifierConfig, MlpConfig, NetworkConfig, SyntheticConfig, UNetConfig
-from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.config import (
+    ClassifierConfig,
+    DiffusersDiTConfig,
+    DiffusersUNetConfig,
+    MlpConfig,
+    NetworkConfig,
+    SyntheticConfig,
+    UNetConfig,
+)
 
 
 class DifferentialPrivacy(BaseModel):
