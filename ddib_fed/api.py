@@ -90,7 +90,7 @@ class Model:
     """A model that encodes and decodes in this process; made by `load`.
 
     Attributes:
-        party: The party behind it, for `ddib_fed.bridge`.
+        party: The party behind it, for `ddib_fed.engine`.
     """
 
     def __init__(self, party: LocalParty, opener: Callable[[Bundle], LocalParty]) -> None:

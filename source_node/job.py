@@ -1,4 +1,4 @@
-"""One job's items through `bridge.translate`: the node's own model, the peer, and what is kept of each item.
+"""One job's items through `engine.party.translate`: the node's own model, the peer, and what is kept of each item.
 
 `JobSource` is the node's model as a party that stores each latent before it leaves and sends a stored one again;
 `RemoteParty` is the peer. Nothing waits for the disk but what must: a latent, before it is sent. Memory holds some

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.bridge import decode, encode, integrate, soften
-from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import SCHEDULES, LinearSchedule, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.networks.mlp import ResidualMLP
 from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
 
 SCHEDULE = LinearSchedule()
@@ -21,27 +19,6 @@ START, END = SCHEDULE.level(SCHEDULE.lambda_max), SCHEDULE.level(SCHEDULE.lambda
 
 class StoppedError(Exception):
     """What a caller raises to stop."""
-
-
-def test_builds_no_graph():
-    """A network with trainable weights leaves no gradient behind, and gradients are on again afterwards."""
-    denoiser = Denoiser(ResidualMLP(width=32, blocks=1))
-    z = encode(torch.randn(4, 2), denoiser, SCHEDULE, SolverSettings(evaluations=4))
-    assert not z.requires_grad
-    assert torch.is_grad_enabled()
-
-
-def test_reports_each_evaluation():
-    """Progress counts up to the evaluations of the leg."""
-    told = []
-    encode(
-        gaussian_samples(4, START),
-        gaussian_denoiser(),
-        SCHEDULE,
-        SolverSettings(evaluations=5),
-        on_step=lambda done, total: told.append((done, total)),
-    )
-    assert told == [(i, 5) for i in range(1, 6)]
 
 
 def test_closes_the_solver_when_stopped():

@@ -60,18 +60,6 @@ def test_merged_requests_get_what_each_gets_alone(name):
     assert float((together - alone).abs().max()) <= 1e-6 * max(1.0, float(alone.abs().max()))
 
 
-def test_answers_in_the_states_dtype():
-    """A float32 network answers a float64 state in float64."""
-    x = torch.randn(4, 2, dtype=torch.float64)
-    assert random_networks()["mlp"](x, LEVELS[0]).dtype == torch.float64
-
-
-def test_learned_variances_are_ignored():
-    """Output channels beyond the input's do not count."""
-    network = SyntheticModel(num_channels=32, out_channels=4)
-    assert Denoiser(network, "eps", "timestep")(torch.randn(4, 2), LEVELS[1]).shape == (4, 2)
-
-
 @pytest.mark.parametrize(("predicts", "time"), [("score", "lambda"), ("v", "sigma")])
 def test_refuses_unknown_kinds(predicts, time):
     """Parameterisations and time inputs that do not exist are named errors."""

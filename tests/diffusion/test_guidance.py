@@ -159,18 +159,6 @@ def test_both_ends_are_finite(name, level):
     assert bool(torch.isfinite(merged(guide, points(), [level, LEVELS[0]], [3, 3], labels())).all())
 
 
-@pytest.mark.parametrize("name", GUIDES)
-def test_no_gradient_leaves_an_evaluation(name):
-    """Under no_grad the answer has no history, the mode is off again, and the input is as it was."""
-    guide, x = GUIDES[name](), points()
-    with torch.no_grad():
-        v = guide(x, LEVELS[1], labels())
-        assert not torch.is_grad_enabled()
-    assert not v.requires_grad
-    assert not x.requires_grad
-    assert torch.equal(x, points())
-
-
 def test_a_guided_flow_ends_in_its_class():
     """Decoding noise towards a class with an unconditional network lands around that class's mean."""
     guided = ClassifierGuided(Denoiser(Unlabelled(), "eps"), Classifier(Bayes()), 1.0)

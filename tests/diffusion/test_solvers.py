@@ -95,16 +95,6 @@ def test_alf_is_the_identity_on_the_shipped_models(domain, dtype, mean, largest)
 
 
 @pytest.mark.parametrize(("name", "order"), CASES)
-def test_does_not_touch_what_it_is_given(name, order):
-    """The caller's tensor is as it was."""
-    x = torch.ones(3, 2, dtype=torch.float64)
-    integrate(
-        plan(SolverSettings(name, order, evaluations(name, 8)), SCHEDULE).encoder(x), gaussian_denoiser()
-    )
-    assert torch.equal(x, torch.ones_like(x))
-
-
-@pytest.mark.parametrize(("name", "order"), CASES)
 def test_asks_exactly_as_often_as_the_settings_say(name, order):
     """`evaluations` is what one leg costs."""
     wanted = evaluations(name, 11)
@@ -138,28 +128,6 @@ def test_asks_for_the_class_at_every_evaluation(name, order, leg):
     assert all(each is cond for each in found)
 
 
-class Plain:
-    """A frame that is none."""
-
-    def enter(self, x, alpha, sigma):
-        return x.clone()
-
-    def leave(self, state, alpha, sigma):
-        return state
-
-    def slope(self, v, state, alpha, sigma):
-        return v
-
-
-def test_learned_steps_in_a_frame_ask_for_the_class_at_every_evaluation():
-    """As the default grid does."""
-    cond = {"y": torch.zeros(3, dtype=torch.long)}
-    grid = plan(SolverSettings(evaluations=8), SCHEDULE).encode_grid
-    found = conditions_of(solvers.unipc_in(Plain(), torch.ones(3, 2), grid, cond=cond))
-    assert len(found) == 8
-    assert all(each is cond for each in found)
-
-
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_drawing_asks_for_the_class_at_every_evaluation(eta):
     """As without noise."""
@@ -168,10 +136,3 @@ def test_drawing_asks_for_the_class_at_every_evaluation(eta):
     found = conditions_of(laid.decoder(torch.ones(3, 2), cond, lambda _: torch.ones(3, 2)))
     assert len(found) == 8
     assert all(each is cond for each in found)
-
-
-def test_states_stay_in_their_dtype():
-    """Float32 in, float32 out, with coefficients from float64."""
-    x = torch.randn(5, 2)
-    z = integrate(plan(SolverSettings(), SCHEDULE).encoder(x), gaussian_denoiser("v", torch.float32))
-    assert z.dtype == torch.float32

@@ -123,28 +123,6 @@ def test_merged_trajectories_give_what_each_gives_alone(batcher: Batcher, denois
     assert batcher.counters["calls"] < 12 * (1 + len(clouds))
 
 
-def test_progress_counts_every_evaluation(batcher: Batcher, denoiser: Denoiser) -> None:
-    """`on_step` hears 1 to steps, in order."""
-    seen: list[tuple[int, int]] = []
-    submit(batcher, denoiser, points(4, 1), on_step=lambda *at: seen.append(at)).result(10)
-    assert seen == [(step, 12) for step in range(1, 13)]
-
-
-def test_cancelling_takes_effect_at_the_next_step(batcher: Batcher, denoiser: Denoiser) -> None:
-    """After `cancel`, no further evaluation is made for it."""
-    control = Control()
-    steps: list[int] = []
-
-    def on_step(step: int, _: int) -> None:
-        steps.append(step)
-        if step == 3:
-            control.cancel()
-
-    with pytest.raises(Cancelled):
-        submit(batcher, denoiser, points(4, 1), control=control, on_step=on_step).result(10)
-    assert steps == [1, 2, 3]
-
-
 def test_one_failing_trajectory_leaves_the_others_alone(batcher: Batcher, denoiser: Denoiser) -> None:
     """A callback that raises ends its own trajectory only."""
 

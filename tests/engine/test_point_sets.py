@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 
 from ddib_fed.data.synthetic import DOMAINS, sample
-from ddib_fed.engine import gate
-from ddib_fed.engine.gate import pass_latent, set_figures
+from ddib_fed.engine.gate import pass_latent
 from ddib_fed.engine.party import Leg
 from ddib_fed.errors import LatentNotGaussian
 
@@ -78,23 +75,3 @@ def test_half_of_a_set_may_lie_on_another_point_and_no_more():
     pass_latent(torch.cat([z[:51], z[:1].expand(49, 2)]), Leg())
     with pytest.raises(LatentNotGaussian, match="lie on another one"):
         pass_latent(torch.cat([z[:49], z[:1].expand(51, 2)]), Leg())
-
-
-def test_sets_of_many_streams_are_measured_in_turn(monkeypatch):
-    """Side by side, those of 38 streams took a gigabyte, and the engine's cores for ten seconds."""
-    inside, most, density = 0, 0, gate._density
-
-    def counted(z):
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        try:
-            return density(z)
-        finally:
-            inside -= 1
-
-    monkeypatch.setattr(gate, "_density", counted)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(set_figures, [noise(1024, seed=seed) for seed in range(16)]))
-    assert most == 1
-    assert all(each is not None and each.count == 1024 for each in found)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ddib_fed.engine.record import Part, PictureFigures, Translation, file_name
+from ddib_fed.engine.record import PictureFigures, Translation
 
 RECORD = Translation(
     input_sha256="d" * 64, picture=PictureFigures(height=48, width=32, cycle_psnr=41.0)
@@ -39,11 +39,3 @@ def test_a_record_comes_back_as_it_was_written() -> None:
 @pytest.mark.parametrize("raw", [None, [], "text", {}, {"unknown": 1}, RECORD | {"format": 1}])
 def test_what_is_no_record_is_none(raw) -> None:
     assert Translation.parse(raw) is None
-
-
-def test_one_set_of_names() -> None:
-    assert [file_name("ct", part, ".png") for part in (Part.TRANSLATION, Part.RETURNED)] == [
-        "ct.png",
-        "ct.returned.png",
-    ]
-    assert file_name("ct", Part.LATENT, ".npy") == "ct.latent.npy"

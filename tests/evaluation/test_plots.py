@@ -26,12 +26,6 @@ def test_a_translation_has_four_panels_in_a_row(cloud, tmp_path):
     assert 3 < width / height < 4
 
 
-def test_a_cycle_has_five_columns_of_dots_and_heat(cloud, tmp_path):
-    plots.stages([(str(k), cloud) for k in range(5)], tmp_path / "cycle.png")
-    width, height = size_of(tmp_path / "cycle.png")
-    assert 2 < width / height < 2.6
-
-
 @pytest.mark.parametrize("title", ["$\\frac$", "a$b$c", "x\u202ey\x1b\n"])
 def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
     """A bundle's name may hold anything; matplotlib would set dollars as mathematics, or raise."""
@@ -40,22 +34,11 @@ def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
     assert size_of(tmp_path / "cloud.png") == size_of(tmp_path / "one.png")
 
 
-def test_the_same_cloud_gives_the_same_picture(cloud, tmp_path):
-    for name in ("a.png", "b.png"):
-        plots.stages([("moons", cloud)], tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
 def test_a_loss_curve_is_drawn_with_and_without_held_out_points(tmp_path):
     curve = [(step, 1 / step) for step in range(1, 50)]
     plots.loss_curve(curve, tmp_path / "a.png")
     plots.loss_curve(curve, tmp_path / "b.png", held_out=curve[::10])
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
-
-
-@pytest.mark.parametrize(("columns", "expected"), [(1, 2), (2, 2), (5, 2)])
-def test_points_of_any_dimension_are_drawn_in_the_plane(columns, expected):
-    assert plots.plane(np.ones((7, columns))).shape == (7, expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (3,), (3, 0), (3, 2, 2)])
