@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ddib_fed.diffusion.bridge import Side, cycle, translate
+from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.grids import PublicLevels, space_timesteps
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
@@ -109,19 +109,14 @@ def points(golden: Any, settings: Mapping[str, Any], noise: Tensor | None) -> di
         network.load_state_dict(state)
         denoisers.append(Denoiser(network, predicts, "timestep"))
     held = Clipped(denoisers[1]) if settings.get("clip") else denoisers[1]
-    source, target = Side(denoisers[0], schedule), Side(held, schedule)
-    x = golden.io["x"].double()
+    draw = None if noise is None else noise.__getitem__
+    latent = encode(golden.io["x"].double(), denoisers[0], schedule, solver.of_the_ode())
+    decoded = decode(latent, held, schedule, solver, draw=draw)
     if solver.stochastic or settings.get("clip"):
-        draw = None if noise is None else noise.__getitem__
-        latent, decoded = translate(x, source, target, solver, draw=draw)
         return {"latent": latent, "decoded": decoded}
-    found = cycle(x, source, target, solver)
-    return {
-        "latent": found.latent,
-        "decoded": found.translated,
-        "latent_again": found.latent_again,
-        "returned": found.returned,
-    }
+    again = encode(decoded, held, schedule, solver)
+    returned = decode(again, denoisers[0], schedule, solver)
+    return {"latent": latent, "decoded": decoded, "latent_again": again, "returned": returned}
 
 
 def training_steps(count: int, settings: Mapping[str, Any]) -> Tensor:
@@ -153,9 +148,10 @@ def pictures(
     guided = ClassifierGuided(held, Classifier(noisy, "timestep"), settings["classifier_scale"])
     rows = settings["rows"]
     classes = [{"y": golden.io[key][:rows]} for key in ("y_source", "y_target")]
-    source, target = Side(plain, schedule, cond=classes[0]), Side(guided, schedule, cond=classes[1])
     draw = None if noise is None else noise.__getitem__
-    latent, decoded = translate(golden.io["x"][:rows].double(), source, target, solver, draw=draw)
+    x = golden.io["x"][:rows].double()
+    latent = encode(x, plain, schedule, solver.of_the_ode(), cond=classes[0])
+    decoded = decode(latent, guided, schedule, solver, cond=classes[1], draw=draw)
     return {"latent": latent, "decoded": decoded}
 
 

@@ -24,8 +24,7 @@ def test_a_missing_package_is_an_error_with_the_command(monkeypatch):
 
 def test_networks_of_diffusers_name_their_extra(monkeypatch):
     """A bundle with one can be read without the library, and not computed."""
-    from ddib_fed.networks.config import build_network
-    from ddib_fed.networks.diffusers import DiffusersDiTConfig
+    from ddib_fed.networks.config import DiffusersDiTConfig, build_network
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
         monkeypatch.delitem(sys.modules, name)

@@ -38,12 +38,12 @@ def main() -> None:
 
 def row(domain: str) -> dict[str, Any]:
     bundle = pretrained(domain)
-    side = bundle.side()
-    latent = encode(torch.from_numpy(sample(domain, POINTS, 0)), side.denoiser, side.schedule)
+    denoiser = bundle.denoiser()
+    latent = encode(torch.from_numpy(sample(domain, POINTS, 0)), denoiser, bundle.schedule)
     found = []
     for seed in range(DRAWS):
         noise = torch.randn(POINTS, 2, generator=torch.Generator().manual_seed(seed))
-        drawn = decode(noise, side.denoiser, side.schedule).numpy()
+        drawn = decode(noise, denoiser, bundle.schedule).numpy()
         found.append(sliced_w2(drawn, draw(domain, POINTS, POOL_SEED, step=1 + seed)))
     statistics = measure(latent)
     check(statistics)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ddib_fed.data.synthetic import sample
-from ddib_fed.diffusion.bridge import Side, integrate
+from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.evaluation.metrics import cycle_error
 from ddib_fed.files import write_json
@@ -65,7 +65,7 @@ class Legs:
 
     def __init__(self, source: Bundle, target: Bundle, dtype: torch.dtype) -> None:
         self.bundles = source, target
-        self.sides = source.side(dtype), target.side(dtype)
+        self.sides = [(bundle.denoiser(dtype), bundle.schedule) for bundle in (source, target)]
         digest = hashlib.sha256(f"{source.digest} {target.digest} {POINTS}".encode()).hexdigest()[:16]
         self.folder = LEGS / digest
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -143,12 +143,13 @@ def reference(legs: Legs, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[s
     return found[0][0], found[0][1], dict(cycle_error(found[0][1], found[1][1]))
 
 
-def run(side: Side, x: np.ndarray, settings: SolverSettings, encoding: bool) -> np.ndarray:
-    """One leg."""
-    steps = plan(settings, side.schedule)
+def run(side: Any, x: np.ndarray, settings: SolverSettings, encoding: bool) -> np.ndarray:
+    """One leg, by a denoiser and its schedule."""
+    denoiser, schedule = side
+    steps = plan(settings, schedule)
     start = steps.encoder if encoding else steps.decoder
-    points = torch.from_numpy(x).to(side.denoiser.dtype)
-    return torch.cat([integrate(start(part), side.denoiser) for part in points.split(BATCH)]).numpy()
+    points = torch.from_numpy(x).to(denoiser.dtype)
+    return torch.cat([integrate(start(part), denoiser) for part in points.split(BATCH)]).numpy()
 
 
 def cycle(legs: Legs, x: np.ndarray, setting: SolverSettings) -> tuple[list[np.ndarray], float]:

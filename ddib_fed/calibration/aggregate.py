@@ -79,7 +79,6 @@ class Cells(BaseModel):
 
     @property
     def count(self) -> int:
-        """Number of cells."""
         return math.prod(self.shape)
 
     def centres(self) -> Numbers:
@@ -132,7 +131,6 @@ class Aggregate(BaseModel):
 
     @property
     def sha256(self) -> bytes:
-        """Digest of `canonical`, 32 bytes."""
         return hashlib.sha256(self.canonical).digest()
 
     @property
@@ -173,17 +171,7 @@ class Aggregate(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The exact histogram of a domain's pictures, without noise: it stays on this machine.
-
-    Attributes:
-        domain: Their domain.
-        normalisation: Of its model; a calibration that it has is left out.
-        cells: How values are cut.
-        shares: h, of the shape of `cells`.
-        units: M.
-        unit: What one of them is.
-        notes: What the operator should know of how they were counted; it does not leave.
-    """
+    """The exact histogram of a domain's pictures, without noise: it stays on this machine."""
 
     domain: str
     normalisation: Normalisation
@@ -194,11 +182,7 @@ class Counted:
     notes: tuple[str, ...] = ()
 
     def noised(self, epsilon: float, delta: float, generator: np.random.Generator | None = None) -> Aggregate:
-        """What may be published of it; `generator` repeats the noise of what stays here.
-
-        Raises:
-            InputError: Bounds that are not kept.
-        """
+        """What may be published of it; `generator` repeats the noise of what stays here."""
         sigma = noise_sigma(self.units, epsilon, delta)
         # What leaves has noise from the operating system.
         draw = secure_normal if generator is None else generator.standard_normal
@@ -263,11 +247,7 @@ def check_counted(count: int, unit: Unit) -> None:
 
 
 def read_aggregate(content: bytes) -> Aggregate:
-    """An aggregate from its JSON, all bounds checked.
-
-    Raises:
-        InputError: More than MAX_BYTES, or no aggregate.
-    """
+    """An aggregate from its JSON, all bounds checked."""
     if len(content) > MAX_BYTES:
         raise InputError(f"{len(content)} bytes are more than an aggregate may have, {MAX_BYTES}")
     try:
@@ -277,15 +257,7 @@ def read_aggregate(content: bytes) -> Aggregate:
 
 
 def default_cells(channels: int, strength: float) -> Cells:
-    """The cells of pictures of 1 or 3 channels.
-
-    Args:
-        channels: 1 or 3.
-        strength: M x epsilon.
-
-    Raises:
-        ValidationError: Other channels.
-    """
+    """The cells of pictures of 1 or 3 channels."""
     bins = GREY_BINS if channels == 1 else next(bins for least, bins in COLOUR_BINS if strength >= least)
     return Cells.model_validate({"channels": channels, "bins": bins})
 
@@ -298,10 +270,7 @@ def thinned(pictures: Floats, at_most: int) -> Floats:
 
 
 def histogram(units: Floats, cells: Cells) -> Numbers:
-    """Mean over pictures (N, C, H, W), in the model's units, of the shares of pixels in each cell.
-
-    All pictures have as many pixels, so that the mean of the shares is the share of all pixels.
-    """
+    """Mean over pictures (N, C, H, W), in the model's units, of the shares of pixels in each cell."""
     scaled = (units + cells.reach) * (cells.bins / (2 * cells.reach))
     places = np.floor(scaled).clip(0, cells.bins - 1).astype(np.int64)
     flat = np.ravel_multi_index([place.ravel() for place in np.moveaxis(places, 1, 0)], cells.shape)

@@ -136,13 +136,6 @@ def least_slopes(weights: Numbers, u: Numbers) -> Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One proposal.
-
-    Attributes:
-        map: From the source's model units to the target's.
-        effect: Its figures.
-    """
-
     map: ChannelMap
     effect: Effect
 
@@ -159,16 +152,12 @@ SETTLED = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Optimum:
-    """One optimum."""
-
     matrix: Numbers
     cost: float
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a search found."""
-
     best: Optimum
     other: Optimum
 
@@ -195,7 +184,6 @@ class RotationCost:
         return nearest_orthogonal((self._source @ rotation.T + drawn_by).T @ self._source)
 
     def settled(self, rotation: Numbers) -> Numbers:
-        """The optimum below a start."""
         for _ in range(STEPS):
             before, rotation = rotation, self.step(rotation)
             if np.abs(rotation - before).max() < SETTLED:
@@ -324,7 +312,6 @@ def fit_tone(u: npt.NDArray[np.floating], v: npt.NDArray[np.floating]) -> Channe
 
 
 def _two(data: _Binned, low: float, high: float) -> tuple[float, Doubles]:
-    """Error and knots of the best two branches."""
     places = np.linspace(data.u[0], data.u[-1], PLACES + 2)[1:-1]
     before = data.u < places[:, None]
     halves = [_Binned(data.u, data.v, data.weight * part) for part in (before, ~before)]
@@ -392,11 +379,7 @@ and of wrong rotations over draws of the noise."""
 
 
 def judge(effect: Effect) -> None:
-    """Return if a calibration is better than none, and clearly better than the next optimum.
-
-    Raises:
-        CalibrationIneffective: It is not; the message has the figures.
-    """
+    """Return if a calibration is better than none, and clearly better than the next optimum."""
     distance, before, margin = effect.distance, effect.distance_before, effect.margin
     hint = "calibrate from anchors, or look at the figures and add --force"
     if distance.high >= before.low:
@@ -447,7 +430,6 @@ def _apart(source: Numbers, target: Numbers) -> float:
 
 
 def effect_of(found: Search, mapped: ChannelMap, own: Numbers, target: Numbers, *, seed: int = 0) -> Effect:
-    """The figures of a map with their intervals."""
     maps: tuple[Callable[[Numbers], Floats], ...] = (
         lambda u: u,
         mapped.apply,
@@ -513,21 +495,7 @@ def fit(
     seed: int = 0,
     force: bool = False,
 ) -> Proposal:
-    """The map of this kind from the source's units to the target's.
-
-    Args:
-        source: Anchors (k, C, H, W) in [-1, 1] as the source's modality shows them.
-        target: The same things in the target's modality, row by row and pixel by pixel.
-        units: Of the source's model and of the target's; a calibration that they have is left out.
-        kind: What to fit.
-        seed: Of the bootstrap.
-        force: Give it although its figures are no better than none.
-
-    Raises:
-        ShapeMismatch: The two are not of one shape (k, C, H, W).
-        InputError: There are fewer than two, or the kind is for other channels.
-        CalibrationIneffective: It is not better than none.
-    """
+    """The map of this kind from the source's units to the target's."""
     _check_anchors(source, target, kind)
     u, v = (
         side.plain.apply(part).astype(np.float64) for side, part in zip(units, (source, target), strict=True)
@@ -562,10 +530,7 @@ def fit_rotation(u: Floats, v: Floats) -> ChannelMap:
 
 
 def fit_colours(u: Floats, v: Floats) -> ChannelMap:
-    """The quadratic map from u to v, both (k, 3, H, W) in model units.
-
-    Minimises the mean of |v - W phi(u)|^2 over pixels plus the weighted |W - (0, R, 0)|^2, R the rotation.
-    """
+    """The quadratic map from u to v, both (k, 3, H, W) in model units."""
     rows = np.moveaxis(monomials(u), 1, -1).reshape(-1, 1 + 3 + 6)
     values = np.moveaxis(v, 1, -1).reshape(-1, 3)
     prior = np.concatenate([np.zeros((3, 1)), fit_rotation(u, v).matrix, np.zeros((3, 6))], axis=1)
@@ -636,22 +601,7 @@ def propose(
     seed: int = 0,
     force: bool = False,
 ) -> Proposal:
-    """The map of this kind from the source's units to the target's, with its figures.
-
-    Args:
-        pictures: Of the source, (N, C, H, W) in [-1, 1].
-        normalisation: Of the source's model; a calibration that it has is left out.
-        aggregate: What the target published.
-        kind: rotation or colour-map.
-        seed: Of draws and starts: the same seed gives the same map.
-        force: Give it although its figures are refused; the effect says so.
-
-    Raises:
-        InputError: There are fewer than 20 pictures, channels differ from the aggregate's, or the kind is for other
-            channels or needs anchors.
-        CalibrationIneffective: It is not better than none, or another optimum is nearly as good.
-        ExtraMissing: A colour map needs POT, and it is not installed.
-    """
+    """The map of this kind from the source's units to the target's, with its figures."""
     _check(pictures, aggregate, kind)
     generator = np.random.default_rng(seed)
     units = normalisation.plain.apply(thinned(pictures, MOST_PICTURES))

@@ -103,8 +103,6 @@ class Figure(_Section):
 
 
 class Effect(_Section):
-    """What is known of a calibration's effect."""
-
     distance_before: Figure
     distance: Figure
     margin: Figure
@@ -148,16 +146,13 @@ class Calibration(_Section):
 
     @property
     def sha256(self) -> bytes:
-        """Digest of `canonical`, 32 bytes."""
         return hashlib.sha256(self.canonical).digest()
 
     @property
     def terms(self) -> CalibrationTerms:
-        """What a contract says of it."""
         return CalibrationTerms(self.sha256, self.kind, int(self.expires.timestamp()))
 
     def expired(self, now: datetime | None = None) -> bool:
-        """Whether it has ended."""
         return self.expires <= (now or datetime.now(UTC))
 
     @model_validator(mode="after")
@@ -181,16 +176,7 @@ def plain_units(units: Normalisation) -> bytes:
 
 
 def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:
-    """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none.
-
-    Args:
-        calibration: Of the translation; None for none.
-        source: Of the model that encodes.
-
-    Raises:
-        CalibrationModel: The model must be trained with the calibration and is not, or it is trained with another map
-            than the translation's.
-    """
+    """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none."""
     held = source.normalisation.calibrated
     if calibration is not None and calibration.kind in RETRAINED:
         if held != calibration.map:
@@ -217,13 +203,7 @@ def fits(calibration: Calibration, source: Manifest) -> bool:
 
 
 def map_between(calibration: Calibration | None, source: Manifest, target: Manifest) -> ChannelMap | None:
-    """As `leg_map`, for two models in one process: the calibration must be between their domains and in their units.
-
-    Raises:
-        CalibrationForeign: It is between other domains.
-        CalibrationUnits: It was made for models of other units.
-        CalibrationModel: As `leg_map` and `check_target` say.
-    """
+    """As `leg_map`, for two models in one process: the calibration must be between their domains and in their units."""
     if calibration is not None:
         check_models(calibration, source, target)
         check_target(target)
@@ -231,11 +211,7 @@ def map_between(calibration: Calibration | None, source: Manifest, target: Manif
 
 
 def check_target(target: Manifest) -> None:
-    """Return if a model can decode what was encoded under a calibration: the map leads to its plain units.
-
-    Raises:
-        CalibrationModel: Its own units are mapped.
-    """
+    """Return if a model can decode what was encoded under a calibration: the map leads to its plain units."""
     if target.normalisation.calibrated is not None:
         raise _refused(
             target,
@@ -251,12 +227,7 @@ def rotation_of(calibration: Calibration | None) -> ChannelMap | None:
 
 
 def check_models(calibration: Calibration, source: Manifest, target: Manifest) -> None:
-    """Return if a calibration is between two models' domains, and in their units without a calibration.
-
-    Raises:
-        CalibrationForeign: It is between other domains.
-        CalibrationUnits: It was made for models of other units.
-    """
+    """Return if a calibration is between two models' domains, and in their units without a calibration."""
     found = calibration.source.domain, calibration.target.domain
     if found != (source.domain, target.domain):
         raise CalibrationForeign(
@@ -294,12 +265,7 @@ def _refused(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """The calibration in a file, or of the shipped model of this name; signatures beside it are not verified here.
-
-    Raises:
-        FileMissing: There is no such file.
-        CalibrationInvalid: It is no calibration.
-    """
+    """The calibration in a file, or of the shipped model of this name; signatures beside it are not verified here."""
     content = _shipped(str(path)) if not path.exists() else None
     content = content or read_small(path, hint="ddib calibrate makes one")
     try:
@@ -315,11 +281,7 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:
-    """Write it as JSON with one field on a line; its digest is of the canonical form, whatever the file's.
-
-    Raises:
-        AlreadyExists: There is a file.
-    """
+    """Write it as JSON with one field on a line; its digest is of the canonical form, whatever the file's."""
     text = json.dumps(calibration.model_dump(mode="json", exclude_none=True), indent=2)
     write_file(path, text.encode() + b"\n", overwrite=False)
 

@@ -56,8 +56,6 @@ RECALIBRATE: Final = "calibrate again: ddib calibrate --peer INSTITUTION/DOMAIN"
 
 
 class Signature(BaseModel):
-    """The signature of one institution."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     signed_at: AwareDatetime
@@ -73,13 +71,7 @@ class Signature(BaseModel):
 
 
 class SignedCalibration(BaseModel):
-    """A calibration with the signatures that it has so far.
-
-    Attributes:
-        calibration: What is signed.
-        source: The source's signature; None while it is missing.
-        target: The target's.
-    """
+    """A calibration with the signatures that it has so far."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -98,7 +90,6 @@ class SignedCalibration(BaseModel):
         return self.source is not None and self.target is not None
 
     def signature_of(self, side: Side) -> Signature | None:
-        """The signature of one side."""
         return self.source if side == "source" else self.target
 
 
@@ -133,7 +124,6 @@ def sign(calibration: Calibration, side: Side, credentials: Credentials, *, now:
 
 
 def signature_to_pb(signature: Signature) -> pb.CalibrationSignature:
-    """A signature as a message."""
     return pb.CalibrationSignature(
         signed_at=int(signature.signed_at.timestamp()),
         certificate=signature.certificate,
@@ -151,15 +141,7 @@ def signature_from_pb(message: pb.CalibrationSignature) -> Signature:
 
 
 def parse_calibration(data: bytes, what: str) -> Calibration:
-    """Read the canonical JSON of a calibration.
-
-    Args:
-        data: What was received.
-        what: What to call it in an error.
-
-    Raises:
-        CalibrationInvalid: It is too large, is no calibration, or is not in canonical form.
-    """
+    """Read the canonical JSON of a calibration."""
     if len(data) > MAX_CALIBRATION_BYTES:
         raise CalibrationInvalid(
             f"{what} is larger than {MAX_CALIBRATION_BYTES} bytes", facts={"limit": MAX_CALIBRATION_BYTES}
@@ -225,11 +207,7 @@ def verify_side(
     now: datetime,
     withdrawn: frozenset[Identity] = frozenset(),
 ) -> Identity:
-    """The node that signed for one side.
-
-    Raises:
-        CalibrationUnsigned, CalibrationSigner, CalibrationAltered: As `verify` says.
-    """
+    """The node that signed for one side."""
     signature, named = signed.signature_of(side), _side(signed.calibration, side)
     if signature is None:
         raise CalibrationUnsigned(
@@ -301,11 +279,7 @@ def _side(calibration: Calibration, side: Side) -> CalibratedSide:
 
 
 def refuse_expired(calibration: Calibration, now: datetime) -> None:
-    """Return if a calibration has not ended.
-
-    Raises:
-        CalibrationExpired: It has.
-    """
+    """Return if a calibration has not ended."""
     if calibration.expired(now):
         raise CalibrationExpired(
             f"the calibration {calibration.sha256.hex()[:12]} ended at {calibration.expires:%Y-%m-%d %H:%M} UTC",
@@ -323,15 +297,6 @@ Place = tuple[str, str]
 
 
 class Stored(BaseModel):
-    """A calibration in the store.
-
-    Attributes:
-        format: Version of this layout.
-        signed: The calibration and the signatures that it has so far.
-        active: Whether it may be used, once both have signed.
-        added: When it was stored first.
-    """
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
@@ -341,7 +306,6 @@ class Stored(BaseModel):
 
     @property
     def sha256(self) -> bytes:
-        """Digest of the calibration, 32 bytes."""
         return self.signed.sha256
 
     def state(self, now: datetime) -> str:
@@ -354,22 +318,14 @@ class Stored(BaseModel):
 
 
 class CalibrationStore:
-    """The calibrations in a folder; each is written whole and durably, mode 0600.
-
-    Args:
-        folder: It need not exist yet.
-    """
+    """The calibrations in a folder; each is written whole and durably, mode 0600."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
 
     def add(self, signed: SignedCalibration, *, now: datetime | None = None) -> Stored:
-        """Store a calibration, or the further signatures of one that is there; it becomes active.
-
-        Raises:
-            ExhaustedError: There are `MAX_OF_PEER` others of the same two institutions.
-        """
+        """Store a calibration, or the further signatures of one that is there; it becomes active."""
         with self._lock:
             known = self.find(signed.sha256)
             pair = _institutions(signed)
@@ -392,11 +348,7 @@ class CalibrationStore:
             return None
 
     def named(self, prefix: str) -> Stored:
-        """The calibration whose digest in hexadecimal begins with `prefix`, of at least `MIN_PREFIX` digits.
-
-        Raises:
-            CalibrationUnknown: None or several do.
-        """
+        """The calibration whose digest in hexadecimal begins with `prefix`, of at least `MIN_PREFIX` digits."""
         found = [s for s in self.list() if s.sha256.hex().startswith(prefix.lower())]
         if len(prefix) < MIN_PREFIX or len(found) != 1:
             raise CalibrationUnknown(
@@ -435,22 +387,14 @@ class CalibrationStore:
         return next((s for s in self.between(source, target) if s.state(now) == "active"), None)
 
     def deactivate(self, sha256: bytes) -> Stored:
-        """Keep a calibration and use it no longer.
-
-        Raises:
-            CalibrationUnknown: It is not there.
-        """
+        """Keep a calibration and use it no longer."""
         with self._lock:
             stored = self._existing(sha256).model_copy(update={"active": False})
             self._write(stored)
             return stored
 
     def remove(self, sha256: bytes) -> None:
-        """Delete a calibration; durable when this returns.
-
-        Raises:
-            CalibrationUnknown: It is not there.
-        """
+        """Delete a calibration; durable when this returns."""
         try:
             self._path(sha256).unlink()
         except FileNotFoundError as error:
@@ -497,7 +441,6 @@ def _is_digest(text: str) -> bool:
 
 
 def place_of(side: CalibratedSide) -> Place:
-    """Institution and domain of a side."""
     return side.institution, side.domain
 
 

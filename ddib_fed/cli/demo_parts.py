@@ -25,7 +25,7 @@ from ddib_fed.data.shipped import ShippedPictures, available, load_shipped, ship
 from ddib_fed.data.synthetic import sample
 from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import install_command
-from ddib_fed.evaluation.judgement import HistogramMatch, cross_fitted_colour_map, random_pictures, unchanged
+from ddib_fed.evaluation.judgement import HistogramMatch, cross_fitted_colour_map, random_pictures
 from ddib_fed.evaluation.metrics import (
     NEAREST,
     SLICED_POINTS,
@@ -39,6 +39,7 @@ from ddib_fed.evaluation.metrics import (
     reference_points,
     sliced_w2,
     spread,
+    to_channels,
     to_psnr,
     whiteness,
 )
@@ -301,7 +302,7 @@ def baselines(chosen: Chosen, source: ShippedPictures, target: ShippedPictures) 
     matched = HistogramMatch.fit(source.train, target.train)(chosen.source)
     mapped = cross_fitted_colour_map(source.test, target.test)[list(chosen.rows)]
     return {
-        "source": float(mse(unchanged(chosen.source, channels), truth).mean()),
+        "source": float(mse(to_channels(chosen.source, channels), truth).mean()),
         "histogram": float(mse(matched, truth).mean()),
         "random": float(np.mean([mse(pictures, truth).mean() for pictures in drawn])),
         "colour_map": float(mse(mapped, truth).mean()),

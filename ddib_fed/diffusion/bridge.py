@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -25,40 +24,6 @@ from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 # Told (evaluations done, evaluations in all) after each evaluation.
 OnStep = Callable[[int, int], None]
 DEFAULT_SETTINGS = SolverSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One domain's model as the bridge needs it.
-
-    Attributes:
-        denoiser: Its network, guided or not.
-        schedule: Its schedule.
-        soften_sigma: Noise level to which its data are diffused before they are encoded; 0 for none.
-        cond: Handed to the network, first dimension that of what is translated.
-    """
-
-    denoiser: Denoiser
-    schedule: Schedule
-    soften_sigma: float = 0.0
-    cond: Condition = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cycle:
-    """A translation there and back; each tensor has the shape of the points or pictures given.
-
-    Attributes:
-        latent: Of the source, by the source's model.
-        translated: Decoded by the target's model.
-        latent_again: The translated, encoded by the target's model.
-        returned: Decoded by the source's model.
-    """
-
-    latent: Tensor
-    translated: Tensor
-    latent_again: Tensor
-    returned: Tensor
 
 
 def integrate(
@@ -93,11 +58,7 @@ def integrate(
 
 
 def soften(x: Tensor, soften_sigma: float, noise: Tensor | None) -> Tensor:
-    """Diffuse x forward to the noise level sigma / alpha = `soften_sigma`: alpha x + sigma noise, shape of x.
-
-    Raises:
-        SettingsInvalid: A level outside [0, 1], or one above 0 without noise of the shape of x.
-    """
+    """Diffuse x forward to the noise level sigma / alpha = `soften_sigma`: alpha x + sigma noise, shape of x."""
     if soften_sigma == 0.0:
         return x
     if not 0.0 < soften_sigma <= 1.0:
@@ -161,103 +122,6 @@ def decode(
     return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
 
 
-def translate(
-    x: Tensor,
-    source: Side,
-    target: Side,
-    settings: SolverSettings = DEFAULT_SETTINGS,
-    *,
-    noise: Tensor | None = None,
-    on_step: OnStep | None = None,
-    draw: Draw | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Give (latent, translation) of x (N, *sample_shape), each of its shape.
-
-    Settings that draw noise do so in decoding alone, as in the public code.
-
-    Args:
-        x: Data, normalised as the source model's training data.
-        source: Where from; its softening and condition apply.
-        target: Where to; its condition applies.
-        settings: How each leg is integrated.
-        noise: Standard normal, shape of x, where the source softens.
-        on_step: Called with (evaluations done, evaluations in all) over both legs.
-        draw: As in `decode`.
-
-    Raises:
-        SettingsInvalid: As `decode`.
-    """
-    tell = _over_legs(on_step, 2)
-    latent = _encode(x, source, settings, noise, tell(0))
-    return latent, _decode(latent, target, settings, tell(1), draw)
-
-
-def cycle(
-    x: Tensor,
-    source: Side,
-    target: Side,
-    settings: SolverSettings = DEFAULT_SETTINGS,
-    *,
-    noise: Tensor | None = None,
-    on_step: OnStep | None = None,
-    draws: tuple[Draw | None, Draw | None] = (None, None),
-) -> Cycle:
-    """Translate x (N, *sample_shape) and translate it back; as in `translate`, over four legs.
-
-    The translation lies where the target's ODE has put it, so on the way back nothing is softened.
-
-    Args:
-        x: As in `translate`.
-        source: As in `translate`.
-        target: As in `translate`; its softening does not apply.
-        settings: As in `translate`.
-        noise: For the source's softening.
-        on_step: As in `translate`.
-        draws: As in `decode`, of the way there and of the way back.
-
-    Raises:
-        SettingsInvalid: As `decode`.
-    """
-    tell = _over_legs(on_step, 4)
-    latent = _encode(x, source, settings, noise, tell(0))
-    translated = _decode(latent, target, settings, tell(1), draws[0])
-    latent_again = _encode(translated, replace(target, soften_sigma=0.0), settings, None, tell(2))
-    returned = _decode(latent_again, source, settings, tell(3), draws[1])
-    return Cycle(latent, translated, latent_again, returned)
-
-
-def _encode(
-    x: Tensor, side: Side, settings: SolverSettings, noise: Tensor | None, tell: OnStep | None
-) -> Tensor:
-    return encode(
-        x,
-        side.denoiser,
-        side.schedule,
-        settings.of_the_ode(),
-        cond=side.cond,
-        on_step=tell,
-        soften_sigma=side.soften_sigma,
-        noise=noise,
-    )
-
-
-def _decode(
-    z: Tensor, side: Side, settings: SolverSettings, tell: OnStep | None, draw: Draw | None
-) -> Tensor:
-    return decode(z, side.denoiser, side.schedule, settings, cond=side.cond, on_step=tell, draw=draw)
-
-
-def _over_legs(on_step: OnStep | None, legs: int) -> Callable[[int], OnStep | None]:
-    """What each leg, by its index, reports so that `on_step` counts all legs as one."""
-
-    def of_leg(index: int) -> OnStep | None:
-        if on_step is None:
-            return None
-        return lambda done, total: on_step(index * total + done, legs * total)
-
-    return of_leg
-
-
 Way = Literal["slerp", "lerp"]
 # Nearer to 0 or pi than this the formula divides by nothing, or the way round is not determined.
 SMALLEST_ANGLE = 1e-4
@@ -311,13 +175,6 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 class Rotated(Wrapped):
-    """A denoiser that works in the rotated basis.
-
-    Args:
-        denoiser: In the model's own basis, with whatever guides or clips it.
-        rotation: R, (C, C), orthogonal.
-    """
-
     def __init__(self, denoiser: Denoiser, rotation: Tensor) -> None:
         super().__init__(denoiser)
         self.rotation = rotation

@@ -27,20 +27,14 @@ from ddib_fed.errors import SettingsInvalid
 
 
 def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """`tensor` on `device` in `dtype`; from the host to a GPU by way of pinned memory, without waiting.
-
-    The host may reuse nothing of it earlier than the copy is done: the allocator of pinned memory sees to that.
-    """
+    """`tensor` on `device` in `dtype`; from the host to a GPU by way of pinned memory, without waiting."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
     return tensor.to(device, dtype or tensor.dtype)
 
 
 def to_host(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy `tensor` to the host; what is returned waits for that copy alone, and gives it.
-
-    The copy takes the values that work queued so far leaves in `tensor`, beside whatever is queued later.
-    """
+    """Begin to copy `tensor` to the host; what is returned waits for that copy alone, and gives it."""
     if tensor.device.type != "cuda":
         host = tensor.cpu()
         return lambda: host
@@ -78,12 +72,6 @@ class Run(Protocol):
 
 
 class Plain:
-    """Calls the network.
-
-    Args:
-        network: The network.
-    """
-
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -142,12 +130,7 @@ class Query:
 
 
 class LevelTable:
-    """Levels and the time inputs made from them; a table that is used for every call is made once.
-
-    Args:
-        table: Levels (K, 3) as (alpha, sigma, t), float64 on the CPU.
-        to: Levels (K, 3) to which the mean velocity is asked, beside those; None for the velocity.
-    """
+    """Levels and the time inputs made from them; a table that is used for every call is made once."""
 
     __slots__ = ("_columns", "_times", "table", "to")
 
@@ -193,15 +176,7 @@ def _alone(level: Level, to: Level | None) -> LevelTable:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The levels of the rows of a batch.
-
-    Attributes:
-        levels: The levels; the only one where all rows share it.
-        rows: (N,) pointing into them, on the device of the batch; None when all rows share the only level.
-        level: The level that all share; None with `rows`, and where a gradient goes through the table's only level.
-        dtype: Of the batch.
-        ndim: Of the batch.
-    """
+    """The levels of the rows of a batch."""
 
     levels: LevelTable
     rows: Tensor | None
@@ -231,7 +206,6 @@ class Places:
 
     @property
     def sigma(self) -> float | Tensor:
-        """As alpha."""
         return self.level.sigma if self.level is not None else self._column(1)
 
     def _column(self, number: int) -> Tensor:
@@ -269,10 +243,6 @@ def v_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tenso
 
 def x0_from_v(v: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     return alpha * x - sigma * v
-
-
-def eps_from_v(v: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    return sigma * x + alpha * v
 
 
 def _divide(numerator: Tensor, divisor: float | Tensor) -> Tensor:
@@ -325,32 +295,6 @@ class Denoiser:
 
     def __call__(self, x: Tensor, level: Level, cond: Condition = None, to: Level | None = None) -> Tensor:
         return self.at(x, Places.shared(level, to), cond)
-
-    def evaluate_merged(
-        self,
-        x: Tensor,
-        levels: Sequence[Level],
-        counts: Sequence[int],
-        cond: Condition = None,
-        to: Sequence[Level | None] | None = None,
-    ) -> Tensor:
-        """Evaluate v for several requests in one network call.
-
-        Args:
-            x: States one under the other, (sum of counts, *sample_shape).
-            levels: One level a request.
-            counts: Rows of each request.
-            cond: As in `Query`, for all rows.
-            to: As in `Query`, one a request; None for the velocity of all.
-
-        Returns:
-            v, shape and dtype of x; within rounding what one call a request gives.
-
-        Raises:
-            SettingsInvalid: A mean is asked of a network that is no flow map.
-        """
-        rows = torch.repeat_interleave(torch.arange(len(levels)), torch.tensor(list(counts)))
-        return self.at(x, Places.by_row(x, LevelTable.of(levels, to), rows), cond)
 
     def evaluate(
         self, x: Tensor, times: Tensor, alphas: Tensor, sigmas: Tensor, cond: Condition = None

@@ -52,16 +52,6 @@ TAIL = 20.0
 
 @dataclass(frozen=True, slots=True)
 class LatentStatistics:
-    """What was measured of a latent.
-
-    Attributes:
-        mean: Of all numbers.
-        std: Of all numbers.
-        kurtosis: Excess kurtosis of all numbers, 0 for Gaussian noise.
-        correlation: See the module; 0 where there are too few samples to tell.
-        count: How many numbers.
-    """
-
     mean: float
     std: float
     kurtosis: float
@@ -82,15 +72,7 @@ def measure(latent: Tensor) -> LatentStatistics:
 
 
 def examine(latent: Tensor, *, structured: bool = False) -> LatentStatistics:
-    """Measure a latent and refuse one that no encoder would make: see the module for points and pictures.
-
-    Args:
-        latent: (N, D) of points or (N, C, H, W) of pictures, finite.
-        structured: Whether it is one of an encoder that is linear in part.
-
-    Raises:
-        LatentNotGaussian: The detail and the facts name what is out of its bound.
-    """
+    """Measure a latent and refuse one that no encoder would make: see the module for points and pictures."""
     statistics = measure(latent)
     if latent.ndim == 2:
         _check_points(latent)
@@ -119,11 +101,7 @@ def _check_points(latent: Tensor) -> None:
 
 
 def check(statistics: LatentStatistics, *, structured: bool = False) -> None:
-    """Return when the statistics are those of white noise, within the allowances; `structured` as in `examine`.
-
-    Raises:
-        LatentNotGaussian: The detail and the facts name each figure that is out of its bound.
-    """
+    """Return when the statistics are those of white noise, within the allowances; `structured` as in `examine`."""
     count = statistics.count
     spread = SPREADS / math.sqrt(count)
     log_std, heavy_tails = (

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -31,12 +30,7 @@ MIN_TABLE_STEPS, MAX_TABLE_STEPS = 21, 10_000
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Levels to step through, and the level at the middle (in phi) of each interval.
-
-    Attributes:
-        levels: n + 1 levels, strictly monotone in phi.
-        middles: n levels.
-    """
+    """Levels to step through, and the level at the middle (in phi) of each interval."""
 
     levels: tuple[Level, ...]
     middles: tuple[Level, ...]
@@ -45,12 +39,10 @@ class Grid:
         return len(self.middles)
 
     def reversed(self) -> Grid:
-        """The same grid the other way."""
         return Grid(self.levels[::-1], self.middles[::-1])
 
     @property
     def phis(self) -> tuple[float, ...]:
-        """The angles of the levels."""
         return tuple(level.phi for level in self.levels)
 
 
@@ -250,11 +242,6 @@ def ddib_compat_grids(
     return grid_of(middles, (*inner, noise)), grid_of(middles, (*inner[::-1], data))
 
 
-def is_monotone(grid: Grid) -> bool:
-    steps = [b - a for a, b in pairwise(grid.phis)]
-    return all(step > 0 for step in steps) or all(step < 0 for step in steps)
-
-
 LEARNED_GRID = "learned"
 Coordinates = Literal["angle", "spectrum"]
 """In which a leg is integrated: x itself over the angle phi, or whitened pictures over lambda (`Frame`)."""
@@ -266,10 +253,7 @@ TUNE = "ddib model tune MODEL --evaluations"
 
 
 class Frame(Protocol):
-    """Other coordinates of the state, integrated over lambda, in which the linear part of the ODE stands still.
-
-    `alpha` and `sigma` are those of the level, as numbers or as tensors without dimensions.
-    """
+    """Other coordinates of the state, integrated over lambda, in which the linear part of the ODE stands still."""
 
     def enter(self, x: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
         """The state of x (N, *sample_shape), its shape."""
@@ -302,11 +286,7 @@ class LearnedSteps:
     lams: tuple[float, ...]
 
     def grid(self, schedule: Schedule, start: float, end: float) -> Grid:
-        """The grid from data to noise, its ends set to lambda `start` and `end` exactly.
-
-        Raises:
-            SettingsInvalid: They were learned for other ends.
-        """
+        """The grid from data to noise, its ends set to lambda `start` and `end` exactly."""
         if abs(self.lams[0] - start) > END_TOLERANCE or abs(self.lams[-1] - end) > END_TOLERANCE:
             raise SettingsInvalid(
                 f"the learned steps go from lambda {self.lams[0]:.3f} to {self.lams[-1]:.3f}, the model from "
@@ -319,22 +299,10 @@ class LearnedSteps:
 
 @dataclass(frozen=True, slots=True)
 class LearnedLegs:
-    """All the learned steps of a model.
-
-    Attributes:
-        model: Its name, for errors.
-        legs: The steps.
-    """
-
     model: str = "this model"
     legs: tuple[LearnedSteps, ...] = ()
 
     def find(self, stage: Stage, evaluations: int, sigma: float = 0.0) -> LearnedSteps:
-        """The steps of a leg.
-
-        Raises:
-            SettingsInvalid: There are none of this number, or none of this softening; the message says which there are.
-        """
         counts = sorted({leg.evaluations for leg in self.legs})
         if evaluations not in counts:
             raise SettingsInvalid(
@@ -373,24 +341,14 @@ MAX_STEPS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class PublicLevels:
-    """The public code's options of the same names.
-
-    Attributes:
-        noise_schedule: "linear" or "cosine"; empty for the model's own, or linear where it has none on integer steps.
-        diffusion_steps: T; 0 for the model's own, or as many as there are evaluations where it has none.
-        respacing: Which of them are kept, as in `space_timesteps`; empty for evenly as many as there are evaluations.
-    """
+    """The public code's options of the same names."""
 
     noise_schedule: str = ""
     diffusion_steps: int = 0
     respacing: str = ""
 
     def kept(self, schedule: Schedule) -> int:
-        """How many steps the respacing keeps: evaluations of a leg.
-
-        Raises:
-            SettingsInvalid: The respacing has another form or does not fit, or nothing says how many steps there are.
-        """
+        """How many steps the respacing keeps: evaluations of a leg."""
         own = schedule.steps if isinstance(schedule, DiscreteSchedule) else 0
         steps = self.diffusion_steps or own
         if not steps:

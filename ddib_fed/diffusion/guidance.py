@@ -34,17 +34,7 @@ from ddib_fed.errors import SettingsInvalid
 
 
 class Classifier:
-    """A network that tells the class of noisy data, with how it receives the time.
-
-    The network is called as ``network(x, times, rows=None)``, as a denoiser's, and answers logits (N, classes).
-
-    Args:
-        network: Module; it is put into evaluation mode.
-        time_input: "timestep" (the level's t) or "lambda" (log(alpha / sigma)).
-
-    Raises:
-        SettingsInvalid: An unknown time input.
-    """
+    """A network that tells the class of noisy data, with how it receives the time."""
 
     def __init__(self, network: nn.Module, time_input: TimeInput = "lambda") -> None:
         if time_input not in get_args(TimeInput):
@@ -78,11 +68,7 @@ class Classifier:
 
 
 class Wrapped(Denoiser):
-    """A denoiser around another one, with its network, parameterisation and time input.
-
-    Args:
-        denoiser: The one inside.
-    """
+    """A denoiser around another one, with its network, parameterisation and time input."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(denoiser.network, denoiser.parameterisation, denoiser.time_input, denoiser.run)
@@ -90,13 +76,7 @@ class Wrapped(Denoiser):
 
 
 class ClassifierGuided(Wrapped):
-    """Steered by a classifier of noisy data; nothing is steered where alpha is 0.
-
-    Args:
-        denoiser: The one to steer. A network with classes (`num_classes`) also receives the class.
-        classifier: Of noisy data.
-        scale: How strongly; 0 for not at all.
-    """
+    """Steered by a classifier of noisy data; nothing is steered where alpha is 0."""
 
     def __init__(self, denoiser: Denoiser, classifier: Classifier, scale: float) -> None:
         super().__init__(denoiser)
@@ -104,11 +84,7 @@ class ClassifierGuided(Wrapped):
         self.scale = scale
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
-        """As `Denoiser.at`; the condition has "y".
-
-        Raises:
-            SettingsInvalid: No classes in the condition.
-        """
+        """As `Denoiser.at`; the condition has "y"."""
         y = _classes(cond)
         v = self.inner.at(x, places, cond if _knows_classes(self.network) else without_classes(cond))
         if self.scale == 0.0:
@@ -118,13 +94,7 @@ class ClassifierGuided(Wrapped):
 
 
 class ClassifierFree(Wrapped):
-    """Steered by the difference that the class makes to the network itself; both are one network call.
-
-    Args:
-        denoiser: The one to steer, trained with classes dropped.
-        scale: 1 for the conditional prediction as it is, 0 for the unconditional one, above 1 to exaggerate.
-        null_class: Index of the class that stands for none.
-    """
+    """Steered by the difference that the class makes to the network itself; both are one network call."""
 
     def __init__(self, denoiser: Denoiser, scale: float, null_class: int) -> None:
         super().__init__(denoiser)
@@ -146,22 +116,13 @@ class ClassifierFree(Wrapped):
 
 
 class Clipped(Wrapped):
-    """Holds the prediction of the data within a range, as the public code does when it decodes.
-
-    It makes the flow of the ODE no longer invertible: our own bridge never uses it.
-
-    Args:
-        denoiser: The one to hold.
-        low: Least value of the data.
-        high: Greatest value of the data.
-    """
+    """Holds the prediction of the data within a range, as the public code does when it decodes."""
 
     def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(denoiser)
         self.low, self.high = low, high
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
-        """As `Denoiser.at`."""
         v = self.inner.at(x, places, cond)
         x0 = x0_from_v(v, x, places.alpha, places.sigma)
         held = x0.clamp(self.low, self.high)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from types import MappingProxyType
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -36,50 +35,30 @@ COMPAT_GRID = "ddib"
 OWN_LEVELS = PublicLevels()
 NOTHING_LEARNED = LearnedLegs()
 FLOW_MAP = "flow-map"
-# Fields of `SolverSettings` that the first release did not have.
-LATER_FIELDS = frozenset({"encoder", "levels", "eta", "ancestral"})
 # How the source takes a picture to its latent; `networks.encoders` says what they are.
 ENCODERS = ("ode", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
 class SolverSpec:
-    """What a solver is."""
-
     name: str
     orders: tuple[int, ...]
-    default_order: int
-    evaluations_per_step: int
-    evaluations_at_start: int
-    reversible: bool
-    accuracy: Mapping[int, int]
-    summary: str
+    """The last is the default."""
+    evaluations_per_step: int = 1
+    evaluations_at_start: int = 0
     distilled: bool = False
 
 
-def _spec(
-    name: str, accuracy: dict[int, int], default: int, cost: int, start: int, reversible: bool, summary: str
-) -> SolverSpec:
-    return SolverSpec(
-        name, tuple(accuracy), default, cost, start, reversible, MappingProxyType(accuracy), summary
+SOLVERS: Mapping[str, SolverSpec] = {
+    spec.name: spec
+    for spec in (
+        SolverSpec("unipc", (2, 3)),
+        SolverSpec("ddim", (1,)),
+        SolverSpec("rk4", (4,), evaluations_per_step=4),
+        SolverSpec("alf", (2,), evaluations_at_start=1),
+        SolverSpec(FLOW_MAP, (1,), distilled=True),
     )
-
-
-SOLVERS: Mapping[str, SolverSpec] = MappingProxyType(
-    {
-        spec.name: spec
-        for spec in (
-            _spec("unipc", {2: 3, 3: 4}, 3, 1, 0, False, "multistep predictor-corrector, the most accurate"),
-            _spec("ddim", {1: 1}, 1, 1, 0, False, "the paper's; the baseline"),
-            _spec("rk4", {4: 4}, 4, 4, 0, False, "classical Runge-Kutta"),
-            _spec("alf", {2: 2}, 2, 1, 1, True, "asynchronous leapfrog, reversible"),
-            replace(
-                _spec(FLOW_MAP, {1: 1}, 1, 1, 0, False, "1 to 8 steps of a model that was distilled"),
-                distilled=True,
-            ),
-        )
-    }
-)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,33 +107,11 @@ class SolverSettings:
         return replace(self, eta=0.0, ancestral=False)
 
     def described(self) -> dict[str, Any]:
-        """The checked settings as JSON values; what the first release did not have is left out at its default.
-
-        Raises:
-            SettingsInvalid: As `check_settings`.
-        """
-        checked = check_settings(self)
-        values = asdict(checked)
-        default = {field.name: field.default for field in fields(checked) if field.name in LATER_FIELDS}
-        return {
-            name: value
-            for name, value in values.items()
-            if name not in default or getattr(checked, name) != default[name]
-        }
+        return asdict(check_settings(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Checked settings with their grids.
-
-    Attributes:
-        settings: As asked, the order filled in.
-        spec: The solver.
-        encode_grid: From data to noise.
-        decode_grid: From noise to data.
-        learned: Learned steps of encoding and of decoding, whose grids these are; None for any other grid.
-    """
-
     settings: SolverSettings
     spec: SolverSpec
     encode_grid: Grid
@@ -163,21 +120,10 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of one leg."""
         return self.settings.evaluations
 
     def encoder(self, x: Tensor, cond: Condition = None, *, frame: Frame | None = None) -> Solver:
-        """The generator that takes x (N, *sample_shape) at the data end to its latent.
-
-        Args:
-            x: Data, softened where the plan is of softened data.
-            cond: Handed through to the network.
-            frame: Of the model, in the basis of x, for learned steps that need one.
-
-        Raises:
-            SettingsInvalid: Settings that draw noise: the way to a latent is one that can be gone back. Or learned
-                steps need a frame.
-        """
+        """The generator that takes x (N, *sample_shape) at the data end to its latent."""
         if self.settings.stochastic:
             raise SettingsInvalid(
                 "encoding follows the ODE; with eta above 0, or as DDPM, it would draw noise that nothing takes back",
@@ -188,17 +134,7 @@ class Plan:
     def decoder(
         self, z: Tensor, cond: Condition = None, draw: Draw | None = None, *, frame: Frame | None = None
     ) -> Solver:
-        """The generator that takes a latent z (N, *sample_shape) to the data end.
-
-        Args:
-            z: The latent.
-            cond: Handed through to the network.
-            draw: Gives the noise of each step where the settings draw some.
-            frame: As in `encoder`.
-
-        Raises:
-            SettingsInvalid: The settings draw noise, and `draw` is None; or learned steps need a frame.
-        """
+        """The generator that takes a latent z (N, *sample_shape) to the data end."""
         if not self.settings.stochastic:
             return self._start(z, self.decode_grid, cond, frame, 1)
         if draw is None:
@@ -279,11 +215,7 @@ def _learned_plan(settings: SolverSettings, schedule: Schedule, sigma: float, le
 def learned_solver(
     steps: LearnedSteps, x: Tensor, grid: Grid, cond: Condition, frame: Frame | None
 ) -> Solver:
-    """The generator that walks learned steps, laid on `grid`; arguments as in `Plan.encoder`.
-
-    Raises:
-        SettingsInvalid: They were learned in coordinates that this model, at this size of pictures, does not have.
-    """
+    """The generator that walks learned steps, laid on `grid`; arguments as in `Plan.encoder`."""
     if steps.coordinates == "angle":
         return solvers.unipc(x, grid, order=steps.order, cond=cond)
     if frame is None:
@@ -296,11 +228,7 @@ def learned_solver(
 
 
 def lambda_at(schedule: Schedule, depth: float) -> float:
-    """The lambda at the fraction `depth` of the angle phi = atan2(sigma, alpha), from data end to noise end.
-
-    Raises:
-        SettingsInvalid: A depth outside (0, 1].
-    """
+    """The lambda at the fraction `depth` of the angle phi = atan2(sigma, alpha), from data end to noise end."""
     if not 0.0 < depth <= 1.0:
         raise SettingsInvalid(
             f"a depth of {depth} is outside (0, 1]", hint="1 is the whole way", facts={"depth": depth}
@@ -318,7 +246,7 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
             hint=f"solvers: {', '.join(SOLVERS)}",
             facts={"solver": settings.solver[:40]},
         )
-    order = settings.order or spec.default_order
+    order = settings.order or spec.orders[-1]
     if order not in spec.orders:
         raise SettingsInvalid(
             f"{spec.name} has no order {order}",

@@ -93,13 +93,7 @@ class ScheduleConfig:
 
 
 class Schedule(ABC):
-    """One noise schedule with the range of lambda in which its networks are trained.
-
-    Attributes:
-        name: Its name in `SCHEDULES`.
-        lambda_min: lambda at the noise end of the usable range, finite.
-        lambda_max: lambda at the data end of the usable range, finite.
-    """
+    """One noise schedule with the range of lambda in which its networks are trained."""
 
     name: str
     lambda_min: float
@@ -137,7 +131,6 @@ class Schedule(ABC):
         return tuple(map(Level, *columns))
 
     def level(self, lam: float) -> Level:
-        """The level at one lambda."""
         return self.levels(torch.tensor([lam], dtype=torch.float64))[0]
 
 
@@ -205,17 +198,7 @@ class ZeroTerminalSchedule(Schedule):
 
 
 class DiscreteSchedule(Schedule):
-    """T integer steps with alpha_bar_i = prod_{j <= i} (1 - beta_j); between them t is interpolated in lambda.
-
-    Args:
-        betas: Noise rates (T,), each in (0, 1]; a 1 is allowed only at the end (zero terminal SNR).
-        name: Name of the schedule they come from.
-        time_scale: The network receives `time_scale` times the step.
-
-    Attributes:
-        betas: As given, float64.
-        steps: T.
-    """
+    """T integer steps with alpha_bar_i = prod_{j <= i} (1 - beta_j); between them t is interpolated in lambda."""
 
     def __init__(self, betas: Tensor, *, name: str, time_scale: float = 1.0) -> None:
         self.name = name
@@ -229,10 +212,7 @@ class DiscreteSchedule(Schedule):
         self.lambda_min = max(float(self._lams[-1]), ZERO_TERMINAL_LAMBDA_MIN)
 
     def rate(self, t: Tensor) -> Tensor:
-        """B at network time t: exact at the integer steps; between them lambda is interpolated.
-
-        Towards an infinite terminal lambda the angle is interpolated instead, as in `t_of_rate`.
-        """
+        """B at network time t: exact at the integer steps; between them lambda is interpolated."""
         position = (t.double() / self.time_scale).clamp(0, self.steps - 1)
         low = position.floor().long().clamp_max(max(self.steps - 2, 0))
         high = (low + 1).clamp_max(self.steps - 1)
@@ -245,7 +225,6 @@ class DiscreteSchedule(Schedule):
         return torch.where((weight == 0) | (weight == 1), exact, between)
 
     def t_of_rate(self, rate: Tensor) -> Tensor:
-        """Inverse of `rate`."""
         high = torch.searchsorted(self._rates, rate.contiguous()).clamp(1, self.steps - 1)
         low = high - 1
         lam = -0.5 * torch.log(torch.expm1(rate))
@@ -326,11 +305,7 @@ def discrete_schedule(
 
 
 def schedule_from_config(config: ScheduleConfig) -> Schedule:
-    """The schedule that `config` names.
-
-    Raises:
-        SettingsInvalid: A name that does not exist, or options that do not fit it.
-    """
+    """The schedule that `config` names."""
     if config.steps is not None:
         if config.lambda_min is not None or config.lambda_max is not None:
             raise SettingsInvalid(

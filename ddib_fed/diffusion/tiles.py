@@ -28,16 +28,7 @@ PIXELS_AT_ONCE = 1 << 17
 
 
 def starts(length: int, tile: int, overlap: float = OVERLAP) -> list[int]:
-    """First pixels of the tiles along a side: from 0 to `length - tile`, evenly.
-
-    Args:
-        length: Pixels of the scene's side, at least `tile`.
-        tile: Pixels of a tile's side.
-        overlap: Part of a tile that it shares with the next one, at least; in [0, 1).
-
-    Raises:
-        SettingsInvalid: The scene is smaller than a tile.
-    """
+    """First pixels of the tiles along a side: from 0 to `length - tile`, evenly."""
     if length < tile:
         raise SettingsInvalid(
             f"a scene of {length} pixels a side is smaller than the model's pictures, {tile} pixels",
@@ -53,17 +44,7 @@ def window(tile: int) -> Tensor:
 
 
 class Tiled(Wrapped):
-    """A denoiser of scenes (N, C, H, W).
-
-    Args:
-        denoiser: Of pictures of the tiles' size; without a condition but for what holds for each tile, as a class.
-        tile: Height and width of a tile.
-        scene: Height and width of a scene, each at least the tile's.
-        overlap: As in `starts`.
-
-    Attributes:
-        corners: First row and column of each tile.
-    """
+    """A denoiser of scenes (N, C, H, W)."""
 
     def __init__(
         self, denoiser: Denoiser, tile: tuple[int, int], scene: tuple[int, int], overlap: float = OVERLAP
@@ -80,11 +61,6 @@ class Tiled(Wrapped):
         self._weights = on_device(torch.stack(weights), self.device)
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
-        """As `Denoiser.at`, of scenes.
-
-        Raises:
-            ValueError: x has another size than the scene.
-        """
         if tuple(x.shape[2:]) != self._scene:
             raise ValueError(f"a scene {tuple(x.shape[2:])} where {self._scene} is expected")
         blended = torch.zeros_like(x)

@@ -49,8 +49,6 @@ DEFAULT_SETTINGS = SolverSettings()
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked of a translation of an array."""
-
     settings: SolverSettings = DEFAULT_SETTINGS
     source_class: Labels = None
     target_class: Labels = None
@@ -61,7 +59,6 @@ class Asked:
     calibration: ChannelMap | None = None
 
     def leg(self, on_step: Callable[[int, Stage, int, int], None] | None = None) -> Leg:
-        """The same for a party."""
         return Leg(
             self.settings,
             self.guidance,

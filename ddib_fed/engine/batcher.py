@@ -70,13 +70,7 @@ class Owner:
 
 
 class Scheduler:
-    """Chooses the trajectories of the next call: least-served flow of the least-served owner first.
-
-    Start-time fair queueing (Goyal, Vin, Cheng, 1997) on two levels. An owner has a virtual time, which grows with what
-    its flows were charged, divided by its weight. A new owner begins at the time of the others; one without flows keeps
-    its time until the others have reached it, so that ending a request and sending the next one pays no debts. Within a
-    flow the oldest trajectories run first. One thread uses it.
-    """
+    """Chooses the trajectories of the next call: least-served flow of the least-served owner first."""
 
     def __init__(self, rows: int, cost: Cost, most: int) -> None:
         self._most = most
@@ -99,7 +93,6 @@ class Scheduler:
         return (running for flow in list(self._all()) for running in list(flow.waiting))
 
     def resize(self, rows: int) -> None:
-        """Have calls of up to so many rows."""
         self.rows, self._kept = rows, None
         self._best.cache_clear()
 

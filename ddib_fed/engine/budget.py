@@ -57,8 +57,6 @@ WARM_UP_ROWS = 4_096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Warm:
-    """A model that works."""
-
     model: DomainModel
     batcher: Batcher
     threads: int
@@ -80,7 +78,6 @@ class Recipe:
     costs: Path | None = None
 
     def warm(self) -> Warm:
-        """The model in this process."""
         model = DomainModel(
             self.bundle,
             device=_device(self.device),
@@ -159,7 +156,6 @@ def _noise(model: DomainModel, rows: int) -> torch.Tensor:
 
 
 def _device(name: str) -> torch.device:
-    """The device of a name in node.toml."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if problem := device_problem(name):
@@ -172,8 +168,6 @@ def _device(name: str) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What was measured of one model in one place."""
-
     rows: int
     seconds: Mapping[int, float]
 
@@ -217,7 +211,6 @@ def sweep(
 
 
 def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> Budget:
-    """The budget of a model, by a sweep on its device."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     # Of one thread its own time: a machine that is busy at this start would be remembered as a slow one.
@@ -245,7 +238,6 @@ def remembered(path: Path | None, key: str, measure: Callable[[], Budget]) -> Bu
 
 
 def key_of(model: DomainModel, *, dtype: str, threads: int, compiling: bool) -> str:
-    """Names what a budget depends on."""
     device = model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     used = threads if device.type == "cpu" else 0
@@ -255,7 +247,6 @@ def key_of(model: DomainModel, *, dtype: str, threads: int, compiling: bool) -> 
 
 
 def _sizes(model: DomainModel) -> Iterator[int]:
-    """Sizes to try: powers of two."""
     most = MOST_PIXELS // pixels(model) if model.is_picture else MOST_POINTS
     most = max(1, most * (ON_GPU if model.device.type == "cuda" else 1))
     rows = 1
@@ -283,7 +274,6 @@ def _call(model: DomainModel, rows: int) -> Callable[[], None]:
 
 
 def _least(call: Callable[[], None], clock: Callable[[], float]) -> float:
-    """The least of some calls."""
     call()
     least = math.inf
     for _ in range(REPEATS):

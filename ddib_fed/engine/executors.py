@@ -84,8 +84,6 @@ class Executor(Protocol):
 
 
 class CallingThread:
-    """Integrates on the calling thread, at once."""
-
     width = 1
     beside = False
 
@@ -102,17 +100,8 @@ class CallingThread:
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
     ) -> Ending:
-        done = Ending()
-        try:
-            done.end(*self._integrate(trajectory, control, on_step))
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asks the future
-            done.set_exception(error)
-        return done
-
-    def _integrate(
-        self, trajectory: Trajectory, control: Control | None, on_step: OnStep | None
-    ) -> tuple[Tensor, int]:
-        count = 0
+        future, count = Ending(), 0
+        control = control or Control()
 
         def tell(done: int, of: int) -> None:
             nonlocal count
@@ -121,15 +110,18 @@ class CallingThread:
             self._evaluated += trajectory.rows
             if on_step is not None:
                 on_step(done, of)
-            if control is not None and done < of:
+            if done < of:
                 control.check()
 
-        if control is not None:
+        try:
             control.check()
-        with torch_threads(self.threads or torch.get_num_threads()):
-            work = trajectory.on(self._model)
-            x = integrate(work.solver, work.denoiser, on_step=tell, evaluations=work.evaluations)
-        return x, count
+            with torch_threads(self.threads or torch.get_num_threads()):
+                work = trajectory.on(self._model)
+                x = integrate(work.solver, work.denoiser, on_step=tell, evaluations=work.evaluations)
+            future.end(x, count)
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asks the future
+            future.set_exception(error)
+        return future
 
     def close(self) -> None: ...
 

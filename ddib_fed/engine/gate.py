@@ -52,8 +52,6 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class SetFigures:
-    """What was measured of a set of points."""
-
     count: int
     slope: float
     shift: float
@@ -61,13 +59,13 @@ class SetFigures:
 
     def beyond(self, allowed: SetAllowances) -> dict[str, tuple[float, float]]:
         """Figures that are out of their bounds, by name, each with the bound; NaN is out of every bound."""
-        least = {"slope": allowed.slope_low, "dimension": allowed.dimension}
-        most = {"slope": allowed.slope_high, "shift": allowed.shift}
-        low = {name: (getattr(self, name), bound) for name, bound in least.items()}
-        high = {name: (getattr(self, name), bound) for name, bound in most.items()}
-        return {name: pair for name, pair in low.items() if not pair[0] >= pair[1]} | {
-            name: pair for name, pair in high.items() if not pair[0] <= pair[1]
-        }
+        return _outside(
+            [
+                ("slope", self.slope, allowed.slope_low, allowed.slope_high),
+                ("shift", self.shift, -math.inf, allowed.shift),
+                ("dimension", self.dimension, allowed.dimension, math.inf),
+            ]
+        )
 
 
 def repeated_share(latent: Tensor) -> float:
@@ -154,7 +152,6 @@ NAMES = (*ALONE, *PAIR_NAMES)
 
 
 def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float | None = None) -> Tensor:
-    """The figures of one latent."""
     z = latent.detach().cpu().double()
     waves = cosines(z)
     found = [*_spectrum(waves), *_channels(z), *_shape(z), _blocks(z)]
@@ -330,10 +327,14 @@ def picture_allowances(rows: Numbers, names: Sequence[str] = NAMES) -> PictureAl
 
 def beyond(row: Numbers, allowed: PictureAllowances) -> dict[str, tuple[float, float]]:
     """Which of a latent's figures (K,) are out of their bounds, by name, each with the bound; NaN is out of any."""
-    each = zip(allowed.names, row.tolist(), allowed.low, allowed.high, strict=True)
+    return _outside(zip(allowed.names, row.tolist(), allowed.low, allowed.high, strict=True))
+
+
+def _outside(figures: Iterable[tuple[str, float, float, float]]) -> dict[str, tuple[float, float]]:
+    """Which figures (name, value, low, high) are out of their bounds, each with the bound."""
     return {
         name: (value, low if value < low else high)
-        for name, value, low, high in each
+        for name, value, low, high in figures
         if not low <= value <= high
     }
 

@@ -18,10 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.diffusion.bridge import OnStep, integrate
+from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.denoiser import on_device, to_host
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.executors import CallingThread, Executor, Pool
@@ -52,7 +51,7 @@ from ddib_fed.engine.party import (
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.engine.streams import Begun, done, flowing, submit_ranges, then
 from ddib_fed.errors import InputError, LatentNotGaussian, SettingsInvalid
-from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.guidance import UNGUIDED
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import Bundle, device_problem
 from ddib_fed.models.sidecars import Allowances
@@ -102,7 +101,6 @@ class Work:
 
     @contextmanager
     def refusing(self, number: int) -> Iterator[None]:
-        """What is wrong with one item does not end the others."""
         try:
             yield
         except ITEM_ERRORS as error:
@@ -129,8 +127,6 @@ def draw_of(parts: Sequence[Part]) -> RowDraw:
 
 
 class LocalParty:
-    """A model and what integrates it."""
-
     def __init__(self, model: DomainModel, executor: Executor) -> None:
         self.model = model
         self.executor = executor
@@ -227,7 +223,7 @@ class LocalParty:
         for item in items:
             with work.refusing(item.number):
                 work.parts.append(self._to_encode(item, leg, sigma))
-        future = self._to_noise(work, leg, sigma, leg.settings.encoder)
+        future = self._integrate(work.parts, "encode", leg, leg.settings.encoder, sigma)
         return Begun(future, lambda: work.outcomes(self._encoded(work, future.result(), leg, sigma)))
 
     def _to_encode(self, item: ToEncode, leg: Leg, sigma: float) -> Part:
@@ -242,20 +238,16 @@ class LocalParty:
         x = model.softened(model.tensor(normalised), sigma, noise)
         return Part(item.number, model.into_basis(x, leg.calibration), item.label, given=item.samples)
 
-    def _to_noise(self, work: Work, leg: Leg, sigma: float, encoder: str = "ode") -> Future[Integrated]:
-        guidance = leg.guidance if leg.guidance.encoding else UNGUIDED
-        return self._integrate(work.parts, "encode", leg, guidance, encoder, sigma)
-
     def _made(self, part: Part, leg: Leg, sigma: float, evaluations: int) -> Made:
         """What is known of a latent that was made of a part; it can be encoded again on the calling thread."""
 
         def again(rows: list[int]) -> Tensor:
             labels = self.model.class_rows(part.label, len(part.x))
             chosen = None if labels is None else labels[rows]
-            whole = self._trajectory(
-                part.x[rows], chosen, "encode", leg, UNGUIDED, leg.settings.encoder, sigma
-            )
-            work = whole.on(self.model)
+            settings, encoder = leg.settings.of_the_ode(), leg.settings.encoder
+            work = Trajectory(
+                "encode", part.x[rows], settings, sigma, UNGUIDED, leg.calibration, encoder, chosen
+            ).on(self.model)
             control = leg.control or Control()
             return to_host(integrate(work.solver, work.denoiser, on_step=lambda *_: control.check()))()
 
@@ -294,7 +286,7 @@ class LocalParty:
             with work.refusing(item.number):
                 work.parts.append(self._to_decode(item, leg))
         encoder = leg.settings.encoder if leg.returning else "ode"
-        first = self._integrate(work.parts, "decode", leg, leg.guidance, encoder)
+        first = self._integrate(work.parts, "decode", leg, encoder)
         if not leg.round_trip:
             return Begun(first, lambda: work.outcomes(self._decoded(work, first.result(), leg)))
         returned = Work(work.numbers, failed=work.failed)
@@ -303,10 +295,22 @@ class LocalParty:
             for part, x in zip(work.parts, found.split(work.parts), strict=True):
                 if bool(torch.isfinite(x).all()):  # what is not is refused when the samples are looked at
                     returned.parts.append(replace(part, x=x, draw=None))
-            return self._to_noise(returned, leg, 0.0)
+            return self._integrate(returned.parts, "encode", leg, "ode")
 
         second = then(first, encode_again)
-        return Begun(second, lambda: work.outcomes(self._round_trips(work, first, returned, second, leg)))
+
+        def finish() -> list[Decoded | Failed]:
+            """What was decoded with its latent, where that passes the gate."""
+            again = second.result()
+            decoded = self._decoded(work, first.result(), leg)
+            found = {
+                number: replace(decoded[number], again=latent)
+                for number, latent in self._encoded(returned, again, leg).items()
+                if number in decoded
+            }
+            return work.outcomes(found)
+
+        return Begun(second, finish)
 
     def _to_decode(self, item: ToDecode, leg: Leg) -> Part:
         model = self.model
@@ -330,23 +334,6 @@ class LocalParty:
                 decoded[part.number] = Decoded(part.number, samples, normalised, found.seconds)
         return decoded
 
-    def _round_trips(
-        self,
-        work: Work,
-        first: Future[Integrated],
-        returned: Work,
-        second: Future[Integrated],
-        leg: Leg,
-    ) -> dict[int, Decoded]:
-        """What was decoded with its latent, where that passes the gate."""
-        again = second.result()
-        decoded = self._decoded(work, first.result(), leg)
-        return {
-            number: replace(decoded[number], again=latent)
-            for number, latent in self._encoded(returned, again, leg).items()
-            if number in decoded
-        }
-
     # Either way
 
     def _integrate(
@@ -354,63 +341,44 @@ class LocalParty:
         parts: Sequence[Part],
         stage: Stage,
         leg: Leg,
-        guidance: Guidance,
         encoder: str,
         sigma: float = 0.0,
     ) -> Future[Integrated]:
         """Submit all parts as one trajectory; the future gives what becomes of their rows."""
         if not parts:
             return done(Integrated(torch.empty(0), 0.0))
+        encoding = stage == "encode"
+        guidance = leg.guidance if leg.guidance.encoding or not encoding else UNGUIDED
+        settings = leg.settings.of_the_ode() if encoding else leg.settings
         classes = [self.model.class_rows(part.label, len(part.x), guidance) for part in parts]
         labels = [each for each in classes if each is not None]
-        x = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
-        label = np.concatenate(labels) if labels else None
-        trajectory = self._trajectory(x, label, stage, leg, guidance, encoder, sigma)
-        if stage == "decode" and leg.settings.stochastic:
-            trajectory = replace(trajectory, draw=draw_of(parts))
-        started = time.perf_counter()
-        tell = _tell(leg, parts[0].number, stage)
-        future = submit_ranges(self.executor, trajectory, control=leg.control, on_step=tell)
-
-        def ended(x: Tensor) -> Future[Integrated]:
-            seconds = self._seconds_since(started) / len(parts)
-            return done(Integrated(x, seconds, future.evaluations))
-
-        return then(future, ended)
-
-    def _seconds_since(self, started: float) -> float:
-        """Seconds of an integration that ends now: none that another was given, so that they add up."""
-        with self._lock:
-            now, last = time.perf_counter(), self._ended
-            self._ended = now
-            return now - max(started, last)
-
-    @staticmethod
-    def _trajectory(
-        x: Tensor,
-        label: NDArray[np.int64] | None,
-        stage: Stage,
-        leg: Leg,
-        guidance: Guidance,
-        encoder: str,
-        sigma: float,
-    ) -> Trajectory:
-        encoding = stage == "encode"
-        return Trajectory(
+        trajectory = Trajectory(
             stage,
-            x,
-            leg.settings.of_the_ode() if encoding else leg.settings,
+            parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts]),
+            settings,
             sigma,
             guidance,
             leg.calibration,
             encoder,
-            label,
-            None,
+            np.concatenate(labels) if labels else None,
+            draw_of(parts) if settings.stochastic else None,
             leg.flow,
             leg.weight,
             leg.stream_rows if encoding else 0,
             leg.owner,
         )
+        on_step, number = leg.on_step, parts[0].number
+        tell = None if on_step is None else lambda done, of: on_step(number, stage, done, of)
+        started = time.perf_counter()
+        future = submit_ranges(self.executor, trajectory, control=leg.control, on_step=tell)
+
+        def ended(x: Tensor) -> Future[Integrated]:
+            with self._lock:  # none of the seconds that another was given, so that they add up
+                now, last = time.perf_counter(), self._ended
+                self._ended = now
+            return done(Integrated(x, (now - max(started, last)) / len(parts), future.evaluations))
+
+        return then(future, ended)
 
 
 def open_party(
@@ -452,16 +420,7 @@ def _rows_of(item: ToEncode | ToDecode) -> int:
     return len(item.samples if isinstance(item, ToEncode) else item.latent.data)
 
 
-def _tell(leg: Leg, number: int, stage: Stage) -> OnStep | None:
-    on_step = leg.on_step
-    if on_step is None:
-        return None
-    return lambda done, of: on_step(number, stage, done, of)
-
-
 class ServingParty(LocalParty):
-    """A node's model, warm."""
-
     def __init__(
         self, bundle: Bundle, *, classifier: Bundle | None = None, pool: Pool | None = None, **recipe: Any
     ) -> None:
@@ -484,7 +443,6 @@ class ServingParty(LocalParty):
         return None if self.pool is None else self.pool.problem
 
     def resize(self, workers: int) -> None:
-        """Have so many workers from now on."""
         if self.pool is None:
             raise SettingsInvalid(
                 "the engine of this node runs in the node itself, and has no workers",

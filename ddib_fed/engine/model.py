@@ -40,8 +40,6 @@ FARTHEST = 3.0
 
 
 class DomainModel:
-    """A model of one domain."""
-
     def __init__(
         self,
         bundle: Bundle,

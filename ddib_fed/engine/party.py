@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded, SettingsInva
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
+
+_Outcome = TypeVar("_Outcome", "Encoded", "Decoded")
 
 
 class Control:
@@ -318,74 +320,54 @@ class Translated:
     back: Decoded | None = None
 
 
-class _Way:
-    """The items that are on their way, and those that failed."""
-
-    def __init__(self, source: Party, target: Party, leg: Leg) -> None:
-        self._source, self._target, self._leg = source, target, leg
-        self._plain = replace(leg, calibration=None)
-        self._items: dict[int, Item] = {}
-        self._encoded: dict[int, Encoded] = {}
-        self._decoded: dict[int, Decoded] = {}
-        self._failed: list[Failed] = []
-
-    def there(self, items: Iterable[Item]) -> Iterator[Decoded]:
-        """What the target decodes."""
-        for outcome in self._target.decode_each(self._latents(items), self._plain):
-            if isinstance(outcome, Failed):
-                self._fail(outcome)
-            else:
-                self._decoded[outcome.number] = outcome
-                yield outcome
-
-    def back(self, items: Iterable[Item]) -> Iterator[Decoded]:
-        """What the source decodes of the translations' latents."""
-        leg = replace(self._leg, round_trip=False, returning=True)
-        for outcome in self._source.decode_each(self._returning(items), leg):
-            if isinstance(outcome, Failed):
-                self._fail(outcome)
-            else:
-                yield outcome
-
-    def finished(self, number: int, back: Decoded | None = None) -> Translated:
-        return Translated(self._items.pop(number), self._encoded.pop(number), self._decoded.pop(number), back)
-
-    def failed(self) -> Iterator[Failed]:
-        while self._failed:
-            yield self._failed.pop(0)
-
-    def _latents(self, items: Iterable[Item]) -> Iterator[ToDecode]:
-        for outcome in self._source.encode_each(self._given(items), self._leg):
-            if isinstance(outcome, Failed):
-                self._fail(outcome)
-                continue
-            self._encoded[outcome.number] = outcome
-            item = self._items[outcome.number]
-            yield ToDecode(item.number, outcome.latent, item.target_class, item.there, outcome.statistics)
-
-    def _given(self, items: Iterable[Item]) -> Iterator[ToEncode]:
-        for item in items:
-            self._items[item.number] = item
-            yield ToEncode(item.number, item.samples, item.source_class, item.noise)
-
-    def _returning(self, items: Iterable[Item]) -> Iterator[ToDecode]:
-        for outcome in self.there(items):
-            assert outcome.again is not None  # the leg asks for it
-            item = self._items[outcome.number]
-            yield ToDecode(item.number, outcome.again.latent, item.source_class, item.back)
-
-    def _fail(self, outcome: Failed) -> None:
-        for kept in (self._items, self._encoded, self._decoded):
-            kept.pop(outcome.number, None)
-        self._failed.append(outcome)
-
-
 def translate(
     source: Party, target: Party, items: Iterable[Item], leg: Leg
 ) -> Generator[Translated | Failed, None, None]:
     """The translation of each item, or why there is none, as they are there; close it to end the work early."""
-    way = _Way(source, target, leg)
-    for outcome in way.back(items) if leg.round_trip else way.there(items):
-        yield way.finished(outcome.number, outcome if leg.round_trip else None)
-        yield from way.failed()
-    yield from way.failed()
+    known: dict[int, Item] = {}
+    encoded: dict[int, Encoded] = {}
+    decoded: dict[int, Decoded] = {}
+    failed: list[Failed] = []
+
+    def passed(outcomes: Iterable[_Outcome | Failed]) -> Iterator[_Outcome]:
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                for kept in (known, encoded, decoded):
+                    kept.pop(outcome.number, None)
+                failed.append(outcome)
+            else:
+                yield outcome
+
+    def given() -> Iterator[ToEncode]:
+        for item in items:
+            known[item.number] = item
+            yield ToEncode(item.number, item.samples, item.source_class, item.noise)
+
+    def latents() -> Iterator[ToDecode]:
+        for outcome in passed(source.encode_each(given(), leg)):
+            encoded[outcome.number] = outcome
+            item = known[outcome.number]
+            yield ToDecode(item.number, outcome.latent, item.target_class, item.there, outcome.statistics)
+
+    def there() -> Iterator[Decoded]:
+        for outcome in passed(target.decode_each(latents(), replace(leg, calibration=None))):
+            decoded[outcome.number] = outcome
+            yield outcome
+
+    def returning() -> Iterator[ToDecode]:
+        for outcome in there():
+            assert outcome.again is not None  # the leg asks for it
+            item = known[outcome.number]
+            yield ToDecode(item.number, outcome.again.latent, item.source_class, item.back)
+
+    ends = there()
+    if leg.round_trip:
+        back = replace(leg, round_trip=False, returning=True)
+        ends = passed(source.decode_each(returning(), back))
+    for end in ends:
+        item = known.pop(end.number)
+        made = encoded.pop(end.number), decoded.pop(end.number)
+        yield Translated(item, *made, end if leg.round_trip else None)
+        while failed:
+            yield failed.pop(0)
+    yield from failed

@@ -78,8 +78,6 @@ def check_key(path: Path) -> None:
 
 
 class Softener:
-    """Makes the noise of one node and one model."""
-
     def __init__(self, key: bytes, model: str) -> None:
         self._key = key
         self._model = bytes.fromhex(model)

@@ -41,8 +41,6 @@ class Ending(Future[Tensor]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Integration:
-    """A trajectory on one model."""
-
     x: Tensor
     solver: Solver
     denoiser: Denoiser
@@ -94,7 +92,6 @@ class Trajectory:
         )
 
     def on(self, model: DomainModel) -> Integration:
-        """The work on a model."""
         encoding = self.stage == "encode"
         settings = self.settings.of_the_ode() if encoding else self.settings
         laid = model.plan(settings, self.sigma)
@@ -164,7 +161,6 @@ class Running:
         return self.recurrence.levels[self.step], self.recurrence.to[self.step]
 
     def begin(self, work: Integration) -> None:
-        """Take the work up."""
         self.work, self.evaluations, self.recurrence = work, work.evaluations, work.recurrence
         if work.recurrence is None:
             self._query = next(work.solver)
@@ -186,7 +182,6 @@ class Running:
         return self._query.x
 
     def close(self) -> None:
-        """Let its generator and its rows go."""
         self.watch.__exit__(None, None, None)
         self.stack = None
         if self.work is not None:
@@ -194,8 +189,6 @@ class Running:
 
 
 class Stack:
-    """Some trajectories, stepped together."""
-
     def __init__(self, chosen: Sequence[Running]) -> None:
         self.chosen = chosen
         self.members = list(chosen)
@@ -302,7 +295,6 @@ class Stack:
             self._advance_by(numbers.index_select(1, self._each_row()))
 
     def _advance_uniform(self) -> None:
-        """All rows by the same numbers."""
         first = self.members[0]
         assert first.recurrence is not None
         scale = first.recurrence.scales[first.step]
@@ -327,7 +319,6 @@ class Stack:
         return self._rows
 
     def _for_each_row(self, numbers: Sequence[int]) -> Tensor:
-        """A number of each member, for each of its rows."""
         counts = torch.tensor([member.rows for member in self.members])
         return on_device(torch.tensor(numbers).repeat_interleave(counts), self.x.device)
 

@@ -67,7 +67,6 @@ def then(first: Future[_First], following: Callable[[_First], Future[_Second]]) 
 
 
 def done(result: _First) -> Future[_First]:
-    """A future that has its result."""
     future: Future[_First] = Future()
     future.set_result(result)
     return future
@@ -119,8 +118,6 @@ def _joined(futures: Sequence[Ending]) -> Ending:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Begun(Generic[_Outcome]):
-    """Work that was begun."""
-
     future: Future[Any]
     finish: Callable[[], list[_Outcome]]
 

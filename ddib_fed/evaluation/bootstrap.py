@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation.features import FeatureDistance, Features, Matrix, distance, kernel_distance_terms
+from ddib_fed.evaluation.features import Features, Matrix, distance, kernel_distance_terms
 
 DRAWS = 1_000
 DISTANCE_DRAWS = 250
@@ -27,12 +27,8 @@ MOST_COUNTS = 50_000_000
 """Numbers that are kept: with more clusters than 50,000 there are fewer draws."""
 
 
-class Interval(TypedDict):
-    """A figure with the interval that holds it with a probability of `LEVEL`."""
-
-    value: float
-    low: float
-    high: float
+Interval = dict[str, float]
+"""The "value" of a figure, and "low" and "high": the interval that holds it with a probability of `LEVEL`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,6 @@ class Resamples:
 def resample(
     count: int, clusters: Sequence[Any] | NDArray[Any] | None = None, *, draws: int = DRAWS, seed: int = SEED
 ) -> Resamples:
-    """Draw from `count` pictures."""
     labels = np.arange(count) if clusters is None else np.asarray(clusters)
     if count < 1 or labels.shape != (count,):
         raise ShapeMismatch(f"{count} pictures have no clusters of shape {labels.shape}")
@@ -82,7 +77,6 @@ def feature_distances(judged: Features, real: Features, drawn: Resamples) -> dic
     """The four distances of `features.distance` with their intervals; the judged pictures are drawn, the real stay."""
     if len(judged) != len(drawn):
         raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
-    figures: FeatureDistance = distance(judged, real)
     weights = drawn.weights(DISTANCE_DRAWS)
     # A draw of one picture alone has no covariance.
     weights = weights[(weights > 0).sum(axis=1) > 1]
@@ -93,8 +87,7 @@ def feature_distances(judged: Features, real: Features, drawn: Resamples) -> dic
         "kernel_late": kernel_draws(judged.late, real.late, weights),
     }
     return {
-        name: _interval(value, replicates[name], shift=True)  # type: ignore[arg-type]
-        for name, value in figures.items()
+        name: _interval(value, replicates[name], shift=True) for name, value in distance(judged, real).items()
     }
 
 
@@ -131,4 +124,4 @@ def kernel_draws(judged: Matrix, real: Matrix, weights: NDArray[np.float64]) -> 
 
 def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) -> Interval:
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - (draws.mean() - value) * shift
-    return Interval(value=value, low=float(low), high=float(high))
+    return {"value": value, "low": float(low), "high": float(high)}

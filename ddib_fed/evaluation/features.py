@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,6 @@ _EPSILON = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Features of N pictures."""
-
     early: Matrix = field(repr=False)
     late: Matrix = field(repr=False)
 
@@ -51,15 +49,6 @@ class Features:
     @property
     def joined(self) -> Matrix:
         return np.concatenate([self.early, self.late], axis=1)
-
-
-class FeatureDistance(TypedDict):
-    """Distances between two sets of pictures."""
-
-    frechet_early: float
-    frechet_late: float
-    kernel_early: float
-    kernel_late: float
 
 
 def features(pictures: Pictures) -> Features:
@@ -76,29 +65,24 @@ def features(pictures: Pictures) -> Features:
     return Features(*(np.concatenate(found) for found in parts))
 
 
-def distance(judged: Features, real: Features) -> FeatureDistance:
+def distance(judged: Features, real: Features) -> dict[str, float]:
     """All four distances of a set of pictures to real ones, at least two each."""
-    return FeatureDistance(
-        frechet_early=frechet(judged.early, real.early),
-        frechet_late=frechet(judged.late, real.late),
-        kernel_early=kernel_distance(judged.early, real.early),
-        kernel_late=kernel_distance(judged.late, real.late),
-    )
+    return {
+        "frechet_early": frechet(judged.early, real.early),
+        "frechet_late": frechet(judged.late, real.late),
+        "kernel_early": kernel_distance(judged.early, real.early),
+        "kernel_late": kernel_distance(judged.late, real.late),
+    }
 
 
-def floor(real: Features, count: int) -> FeatureDistance:
+def floor(real: Features, count: int) -> dict[str, float]:
     """Mean distance of `count` real pictures to others of the same set, over fixed random splits."""
     count = min(count, len(real) // 2)
     found = []
     for split in range(FLOOR_SPLITS):
         order = np.random.default_rng(FEATURE_SEED + split).permutation(len(real))
         found.append(distance(real[order[:count]], real[order[count:]]))
-    return FeatureDistance(
-        frechet_early=float(np.mean([one["frechet_early"] for one in found])),
-        frechet_late=float(np.mean([one["frechet_late"] for one in found])),
-        kernel_early=float(np.mean([one["kernel_early"] for one in found])),
-        kernel_late=float(np.mean([one["kernel_late"] for one in found])),
-    )
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 def frechet(first: Matrix, second: Matrix) -> float:

@@ -41,8 +41,6 @@ FROM_FILES, FROM_RECORDS = "files", "records"
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The inputs of a report on a folder of translations."""
-
     translations: Path
     source: Path | None = None
     truth: Path | None = None
@@ -179,8 +177,6 @@ def _measured(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.flo
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of figures."""
-
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]

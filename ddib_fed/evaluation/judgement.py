@@ -17,7 +17,7 @@ from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import bootstrap, features, metrics
 from ddib_fed.evaluation.features import Features
 from ddib_fed.evaluation.metrics import Pictures, to_channels
-from ddib_fed.evaluation.structure import Thresholds, calibrate, structure
+from ddib_fed.evaluation.structure import Thresholds, doubtful, structure
 from ddib_fed.models.units import monomials
 
 QUANTILES = 1025
@@ -31,7 +31,7 @@ def unpaired(
     """The baselines without pairs that can be computed, by name."""
     found: dict[str, Pictures] = {}
     if source is not None:
-        found["source"] = unchanged(source, channels)
+        found["source"] = to_channels(source, channels)
     if domain is None:
         return found
     own, target = domain
@@ -39,10 +39,6 @@ def unpaired(
         own = source if own is None else own
         found["histogram"] = HistogramMatch.fit(own, target)(source)
     return found | {"mean": mean_picture(target, count), "random": random_pictures(target, count)}
-
-
-def unchanged(source: Pictures, channels: int) -> Pictures:
-    return to_channels(source, channels)
 
 
 def mean_picture(target: Pictures, count: int) -> Pictures:
@@ -179,7 +175,6 @@ def judge(
 def _others(
     translated: Pictures, source: Pictures | None, truth: Pictures | None, domain: Domain | None
 ) -> dict[str, Pictures]:
-    """The baselines that can be computed from the inputs."""
     # They are clipped like a file's values; the references are not.
     within = None if source is None else np.clip(source, -1.0, 1.0)
     reference = None if domain is None else (domain.source, domain.target)
@@ -241,27 +236,28 @@ def _structure(
     source: Pictures, translated: Pictures, thresholds: Thresholds | None, rows: list[Figures]
 ) -> Figures:
     kept = structure(source, translated)
-    chance = calibrate(source, translated) if len(source) > 1 else None
+    # Each source with its neighbour's translation, never its own.
+    chance = structure(source, np.roll(translated, 1, axis=0)) if len(source) > 1 else None
     found: Figures = {
         "edge_correlation": put(rows, "edge_correlation", kept.edge_correlation),
         "mutual_information": put(rows, "mutual_information", kept.mutual_information),
         "chance": None
         if chance is None
         else {
-            "edge_correlation": chance.chance_edge_correlation,
-            "mutual_information": chance.chance_mutual_information,
+            "edge_correlation": float(chance.edge_correlation.mean()),
+            "mutual_information": float(chance.mutual_information.mean()),
         },
         "thresholds": None if thresholds is None else thresholds.model_dump(),
         "doubtful": None,
     }
     if thresholds is not None:
-        for row, record in zip(rows, kept.records(thresholds), strict=True):
-            row["doubtful"] = record["doubtful"]
+        for row, mark in zip(rows, doubtful(kept, thresholds).tolist(), strict=True):
+            row["doubtful"] = mark
         found["doubtful"] = sum(row["doubtful"] for row in rows)
     return found
 
 
-def put(rows: list[Figures], name: str, column: metrics.Figures) -> metrics.Spread:
+def put(rows: list[Figures], name: str, column: metrics.Figures) -> dict[str, float]:
     """Write one figure into the row of each picture, and return its spread."""
     for row, value in zip(rows, column.tolist(), strict=True):
         row[name] = value

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -64,18 +64,12 @@ WHITE_RATIO = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Whiteness:
-    """Latents beside noise."""
-
     latent: LatentStatistics
     noise: LatentStatistics
 
     @property
     def ratio(self) -> float:
         return self.latent.correlation / self.noise.correlation if self.noise.correlation > 0 else 0.0
-
-    @property
-    def white(self) -> bool:
-        return self.ratio <= WHITE_RATIO
 
 
 def whiteness(latents: Tensor) -> Whiteness:
@@ -110,28 +104,8 @@ class Paired:
     psnr: Figures
     ssim: Figures
 
-    def means(self) -> PairedMeans:
-        """The mean of each figure over the pictures."""
-        return PairedMeans(
-            mse=float(self.mse.mean()), psnr=float(self.psnr.mean()), ssim=float(self.ssim.mean())
-        )
-
-
-class PairedMeans(TypedDict):
-    """Mean over the pictures of each figure of `Paired`."""
-
-    mse: float
-    psnr: float
-    ssim: float
-
-
-class Spread(TypedDict):
-    """One figure over many pictures."""
-
-    median: float
-    mean: float
-    min: float
-    max: float
+    def means(self) -> dict[str, float]:
+        return {name: float(getattr(self, name).mean()) for name in ("mse", "psnr", "ssim")}
 
 
 def compare(pictures: Pictures, truth: Pictures) -> Paired:
@@ -177,14 +151,14 @@ def ssim(pictures: Pictures, truth: Pictures) -> Figures:
     )
 
 
-def spread(figures: Figures) -> Spread:
+def spread(figures: Figures) -> dict[str, float]:
     """Median, mean, minimum and maximum of (N,) figures, N at least 1."""
-    return Spread(
-        median=float(np.median(figures)),
-        mean=float(figures.mean()),
-        min=float(figures.min()),
-        max=float(figures.max()),
-    )
+    return {
+        "median": float(np.median(figures)),
+        "mean": float(figures.mean()),
+        "min": float(figures.min()),
+        "max": float(figures.max()),
+    }
 
 
 def to_channels(pictures: Pictures, channels: int) -> Pictures:
@@ -284,37 +258,18 @@ POOL_SEED = 987_654_321
 _CHUNK_NUMBERS = 4_000_000
 
 
-class CycleError(TypedDict):
-    """L2 distance between points and their round-trip results, in units of the data's standard deviation."""
-
-    median: float
-    mean: float
-    p99: float
-    max: float
-
-
-class Distances(TypedDict):
-    """Distance of a cloud from a distribution, and the floor: between two clouds of that distribution."""
-
-    sliced_w2: float
-    sliced_w2_floor: float
-    energy: float
-    energy_floor: float
-    points: int
-
-
-def cycle_error(original: Points, returned: Points) -> CycleError:
+def cycle_error(original: Points, returned: Points) -> dict[str, float]:
     """Median, mean, 99th percentile and maximum of |original - returned| over the rows of two (N, ...) arrays."""
     if original.shape != returned.shape or len(original) == 0:
         raise ShapeMismatch(f"cannot compare points of shape {original.shape} with {returned.shape}")
     gap = (np.asarray(original, np.float64) - np.asarray(returned, np.float64)).reshape(len(original), -1)
     error = np.linalg.norm(gap, axis=1)
-    return CycleError(
-        median=float(np.median(error)),
-        mean=float(error.mean()),
-        p99=float(np.quantile(error, 0.99)),
-        max=float(error.max()),
-    )
+    return {
+        "median": float(np.median(error)),
+        "mean": float(error.mean()),
+        "p99": float(np.quantile(error, 0.99)),
+        "max": float(error.max()),
+    }
 
 
 def sliced_w2(a: Points, b: Points, *, projections: int = PROJECTIONS) -> float:
@@ -341,11 +296,7 @@ def energy_distance(a: Points, b: Points) -> float:
 
 
 def sliced_w2_floor(pool: Points, count: int) -> float:
-    return float(np.mean([sliced_w2(first, second) for first, second in _pairs(pool, count)]))
-
-
-def energy_floor(pool: Points, count: int) -> float:
-    return float(np.mean([energy_distance(first, second) for first, second in _pairs(pool, count)]))
+    return float(np.mean([sliced_w2(*pair) for pair in _pairs(pool, count)]))
 
 
 @lru_cache(maxsize=32)
@@ -357,18 +308,18 @@ def reference_points(domain: str, count: int) -> NDArray[np.float32]:
     return synthetic.draw(domain, count, POOL_SEED, step=1)
 
 
-def distances_to_domain(cloud: Points, domain: str) -> Distances:
+def distances_to_domain(cloud: Points, domain: str) -> dict[str, float]:
     """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it."""
     _check_pair(cloud, cloud)
     count = min(len(cloud), SLICED_POINTS)
     data, pool = reference_points(domain, count), _pool(domain)
-    return Distances(
-        sliced_w2=sliced_w2(cloud, data),
-        sliced_w2_floor=sliced_w2_floor(pool, count),
-        energy=energy_distance(cloud, data),
-        energy_floor=energy_floor(pool, count),
-        points=count,
-    )
+    return {
+        "sliced_w2": sliced_w2(cloud, data),
+        "sliced_w2_floor": sliced_w2_floor(pool, count),
+        "energy": energy_distance(cloud, data),
+        "energy_floor": float(np.mean([energy_distance(*pair) for pair in _pairs(pool, count)])),
+        "points": count,
+    }
 
 
 @lru_cache(maxsize=2)
@@ -417,25 +368,6 @@ NEAREST = 5
 _EPSILON = 1e-12
 
 
-class Retrieval(TypedDict):
-    """How often the partner was found."""
-
-    found: float
-    chance: float
-    nearest: int
-    count: int
-
-
-def by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> Retrieval:
-    return share(hits_by_pixels(translated, truth, nearest=nearest), nearest)
-
-
-def by_features(
-    translated: NDArray[np.floating], truth: NDArray[np.floating], *, nearest: int = NEAREST
-) -> Retrieval:
-    return share(hits_by_features(translated, truth, nearest=nearest), nearest)
-
-
 def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> NDArray[np.bool_]:
     check_pair(translated, truth)
     return ranks(_flat(translated), _flat(truth)) < nearest
@@ -444,7 +376,7 @@ def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAR
 def hits_by_features(
     translated: NDArray[np.floating], truth: NDArray[np.floating], *, nearest: int = NEAREST
 ) -> NDArray[np.bool_]:
-    """Of each picture whether `by_features` finds its partner, (N,); errors as there."""
+    """Of each picture whether its partner is among the nearest, (N,)."""
     if translated.shape != truth.shape or translated.ndim != 2 or 0 in translated.shape:
         raise ShapeMismatch(
             f"features (N, D) of one shape are expected, not {translated.shape} and {truth.shape}"
@@ -453,11 +385,10 @@ def hits_by_features(
     return ranks((translated - centre) / scale, (truth - centre) / scale) < nearest
 
 
-def share(hits: NDArray[np.bool_], nearest: int = NEAREST) -> Retrieval:
+def share(hits: NDArray[np.bool_], nearest: int = NEAREST) -> dict[str, float]:
     """The share of hits (N,), N at least 1, beside that by chance."""
-    return Retrieval(
-        found=float(hits.mean()), chance=min(1.0, nearest / len(hits)), nearest=nearest, count=len(hits)
-    )
+    chance = min(1.0, nearest / len(hits))
+    return {"found": float(hits.mean()), "chance": chance, "nearest": nearest, "count": len(hits)}
 
 
 def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:

@@ -40,8 +40,6 @@ MORE_TIME = "The same command with more --time trains on from here."
 
 @dataclass(frozen=True, slots=True)
 class SideFound:
-    """One folder and its model."""
-
     folder: Path
     lines: tuple[str, ...]
     pictures: int
@@ -55,8 +53,6 @@ class SideFound:
 
 @dataclass(frozen=True, slots=True)
 class WayFound:
-    """One direction, on held-out pictures."""
-
     title: str
     folder: Path
     report: Figures
@@ -71,7 +67,6 @@ class WayFound:
 def write_rehearsal(
     path: Path, sides: tuple[SideFound, SideFound], ways: tuple[WayFound, WayFound], shared: Sequence[str]
 ) -> None:
-    """Write the page; it appears completely or not at all."""
     names = " and ".join(side.manifest.domain for side in sides)
     write_page(
         path,

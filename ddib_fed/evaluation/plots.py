@@ -39,8 +39,6 @@ FRAME = "#d4d4dc"
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One cloud of a picture."""
-
     title: str
     points: Points
     kind: Kind = "scatter"

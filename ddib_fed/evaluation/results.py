@@ -47,8 +47,6 @@ Drawn = dict[str, Preview | None]
 
 @dataclass(frozen=True, slots=True)
 class ShownFile:
-    """One translated picture."""
-
     name: str
     record: Translation
     translated: Path
@@ -84,8 +82,6 @@ class ShownFile:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a command translated."""
-
     target: str
     total: int
     files: Sequence[ShownFile]

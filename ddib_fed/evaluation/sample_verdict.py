@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import numpy as np
@@ -54,26 +54,16 @@ class SampleVerdict:
     @classmethod
     def of_figures(cls, figures: Mapping[str, float]) -> SampleVerdict | None:
         """The verdict that a manifest's figures of training hold; None where there is none."""
-        found = [figures.get(f"samples_{name}") for name in _FIGURES]
-        if any(value is None for value in found):
+        found = [value for name in _FIGURES if (value := figures.get(f"samples_{name}")) is not None]
+        if len(found) < len(_FIGURES):
             return None
-        distance, usual, floor, texture, to_texture, count, held_out = (float(each or 0.0) for each in found)
+        distance, usual, floor, texture, to_texture, count, held_out = map(float, found)
         return cls(distance, usual, floor, texture, to_texture, int(count), int(held_out))
 
     def figures(self) -> dict[str, float]:
         """As figures of training in a manifest."""
-        values = (
-            self.distance,
-            self.usual,
-            self.floor,
-            self.texture,
-            self.to_texture,
-            self.samples,
-            self.held_out,
-        )
-        return {
-            f"samples_{name}": round(float(value), 5) for name, value in zip(_FIGURES, values, strict=True)
-        }
+        values = zip(_FIGURES, astuple(self), strict=True)
+        return {f"samples_{name}": round(float(value), 5) for name, value in values}
 
     @property
     def share(self) -> float:
@@ -82,7 +72,6 @@ class SampleVerdict:
 
     @property
     def level(self) -> Level:
-        """By the module's rule."""
         if self.floor - self.usual >= (self.texture - self.usual) * HALF**2:
             return "unclear"
         if self.distance <= self.floor:
@@ -90,7 +79,6 @@ class SampleVerdict:
         return "near" if self.distance < self.to_texture else "not yet"
 
     def sentence(self, steps: int) -> str:
-        """The verdict in one sentence, with its figures."""
         told = {
             "of the domain": "samples cannot be told from held-out pictures",
             "near": f"samples are near your domain, but can be told from it: as if {self.share:.0%} were texture",

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,61 +117,8 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A file that the client gets."""
-
     file: bytes
     figures: Mapping[str, Any]
-
-
-class Samples(Protocol):
-    """One kind of sample."""
-
-    @property
-    def format(self) -> str:
-        """Of the files that come out: NPY or PNG."""
-
-    @property
-    def formats(self) -> frozenset[str]:
-        """Of the files that go in."""
-
-    @property
-    def rule(self) -> str:
-        """What the result of `read` depends on beside the file."""
-
-    def refusal(self, given: str) -> DdibError:
-        """The error for a file of a format that is not accepted."""
-
-    def read(self, content: bytes, size_rule: str) -> Given:
-        """Decode a client's file."""
-
-    def again(self, data: bytes, size_rule: str) -> Given | None:
-        """As `read`, from `Given.to_bytes`; None when the file must be decoded again: the model takes other samples."""
-
-    def check_header(self, content: bytes, size_rule: str) -> None:
-        """Return unless the header of a file shows that `read` will refuse it."""
-
-    def memory(self, content: bytes) -> int:
-        """Bytes that reading it takes at most, beside it, by its header; 0 for what `read` will refuse."""
-
-    def output_memory(self, given: Given) -> int:
-        """Bytes that writing a file of this size takes at most."""
-
-    def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:
-        """The samples in a peer's answer to a latent of `count` samples; `rule` is that of its pictures."""
-
-    def translation(
-        self, samples: Array, rule: PictureRule | None, given: Given, rotation: ChannelMap | None = None
-    ) -> Result:
-        """What was decoded, as the client gets it; `rule` is that of the target's pictures."""
-
-    def returned(self, given: Given, back: Decoded) -> Result:
-        """What came back over the cycle, as the client gets it, and how far it is from what was given."""
-
-    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
-        """Figures of the round trip of a fitted picture at its own size; `content` is the client's file."""
-
-    def source(self, given: Given) -> Result:
-        """The samples that were given, as a file of the model's size."""
 
 
 class PointSamples:
@@ -186,9 +133,11 @@ class PointSamples:
 
     @property
     def rule(self) -> str:
+        """What the result of `read` depends on beside the file."""
         return f"points {self._dim}"
 
     def refusal(self, given: str) -> DdibError:
+        """The error for a file of a format that is not accepted."""
         if given:
             return picture_for_points(given, self._dim)
         return PointsUnreadable(
@@ -201,11 +150,14 @@ class PointSamples:
         return Given(points, points)
 
     def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
+        """As `read`, from `Given.to_bytes`; None where the model takes other samples now."""
         return Given.from_bytes(data, self.rule)
 
-    def check_header(self, content: bytes, size_rule: str) -> None: ...
+    def check_header(self, content: bytes, size_rule: str) -> None:
+        """Return unless the header of a file shows that `read` will refuse it."""
 
     def memory(self, content: bytes) -> int:
+        """Bytes that reading takes at most beside the file, by its header; 0 for what `read` will refuse."""
         try:
             numbers = math.prod(read_header(content)[0].shape)
         except PointsUnreadable:
@@ -213,9 +165,11 @@ class PointSamples:
         return 21 * min(numbers, len(content))
 
     def output_memory(self, given: Given) -> int:
+        """Bytes that writing a file of this size takes at most."""
         return 3 * given.samples.nbytes
 
     def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:  # noqa: ARG002
+        """The samples in a peer's answer to a latent of `count` samples; `rule` is that of its pictures."""
         points = self._parse(file)
         if len(points) != count:
             raise ShapeMismatch(f"{len(points)} samples came back for {count}")
@@ -234,6 +188,7 @@ class PointSamples:
         return Result(to_npy(given.samples), {})
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:  # noqa: ARG002
+        """Figures of a fitted picture's round trip at its own size; `content` is the client's file."""
         return {}
 
     def returned(self, given: Given, back: Decoded) -> Result:
@@ -348,8 +303,10 @@ class PictureSamples:
         return own_size_error(back.samples[0], self._rule, decode_image(content, self._limits))
 
 
+Samples = PointSamples | PictureSamples
+
+
 def samples_of(model: DomainModel, limits: ImageLimits, max_points: int) -> Samples:
-    """What a model is of."""
     if model.is_picture:
         return PictureSamples(model, limits)
     return PointSamples(model, limits.max_bytes, max_points)

@@ -32,14 +32,10 @@ LEAST_WIDTH = 480
 """Of a sheet with a caption."""
 FONT = 13
 INK, FAINT, DOUBT, PAPER = (60, 60, 70), (130, 130, 140), (200, 30, 60), (255, 255, 255)
-SPREAD = 3.0
-"""A latent is drawn from -3 to 3 standard deviations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One line of a sheet."""
-
     title: str
     pictures: Pictures = field(repr=False)
 
@@ -103,13 +99,7 @@ def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-def latent_pictures(latents: NDArray[np.floating]) -> Pictures:
-    drawn: Pictures = np.clip(np.asarray(latents, np.float32) / np.float32(SPREAD), -1.0, 1.0)
-    return drawn
-
-
 def _size(stages: Sequence[Stage], names: Sequence[str], doubtful: Sequence[bool]) -> tuple[int, int, int]:
-    """Count, height and width that all stages have."""
     sizes = {(len(stage.pictures), *stage.pictures.shape[2:]) for stage in stages}
     if len(sizes) != 1:
         raise ShapeMismatch(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,21 +27,12 @@ from ddib_fed.models.units import ChannelMap, Normalisation
 BINS = 16
 """32 x 32 pixels are few: with more bins most cells of the joint histogram hold nothing."""
 Thresholds = StructureThresholds
-QUANTILE = 0.05
 CHANCE_QUANTILE = 0.95
 """On the test crops of the shipped maps this marks 97 % of unrelated pairs and 9 % of true ones (docs/quality.md)."""
 CHANCE_PAIRS = 2_000
 _FLAT = 1e-12
 _BLOCK_PIXELS = 1 << 22
 """Pairs are measured in blocks of so many pixels, so that large pictures do not lie in memory as floats all at once."""
-
-
-class PictureStructure(TypedDict):
-    """The structure part of a picture's record; `doubtful` is None without thresholds."""
-
-    edge_correlation: float
-    mutual_information: float
-    doubtful: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +58,6 @@ class Structure:
     edge_correlation: Figures
     mutual_information: Figures
     agreement: Figures | None = None
-
-    def records(self, thresholds: Thresholds | None = None) -> list[PictureStructure]:
-        """One record per picture, with its mark if thresholds are given."""
-        marks = (
-            [None] * len(self.edge_correlation) if thresholds is None else doubtful(self, thresholds).tolist()
-        )
-        return [
-            PictureStructure(edge_correlation=float(edge), mutual_information=float(shared), doubtful=mark)
-            for edge, shared, mark in zip(self.edge_correlation, self.mutual_information, marks, strict=True)
-        ]
 
 
 def structure(source: Pictures, translated: Pictures, expects: Expected | None = None) -> Structure:
@@ -104,25 +85,6 @@ def agreement(wanted: NDArray[np.floating], found: NDArray[np.floating]) -> Figu
     each = (a * b).sum(axis=2) / np.sqrt(np.maximum(weights * scale, _FLAT))
     figures: Figures = (each * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), _FLAT)
     return figures
-
-
-def calibrate(source: Pictures, translated: Pictures, *, quantile: float = QUANTILE) -> Thresholds:
-    """Thresholds from held-out pictures (N, C, H, W) in [-1, 1] and their translations."""
-    if len(source) < 2:
-        raise ShapeMismatch(f"thresholds need at least two pictures, not {len(source)}")
-    kept = structure(source, translated)
-    # Each source with its neighbour's translation, never its own.
-    chance = structure(source, np.roll(translated, 1, axis=0))
-    by_chance = float(chance.edge_correlation.mean())
-    return Thresholds(
-        # Whatever the run kept: below chance nothing is.
-        edge_correlation=max(by_chance, float(np.quantile(kept.edge_correlation, quantile))),
-        mutual_information=float(np.quantile(kept.mutual_information, quantile)),
-        chance_edge_correlation=by_chance,
-        chance_mutual_information=float(chance.mutual_information.mean()),
-        quantile=quantile,
-        count=len(source),
-    )
 
 
 def calibrate_by_chance(

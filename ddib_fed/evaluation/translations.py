@@ -30,8 +30,6 @@ _RAW = (1.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One translation."""
-
     name: str
     translated: Path
     record: Translation = field(default_factory=Translation)
@@ -95,7 +93,6 @@ class Translations:
 
 
 def find_items(folder: Path) -> list[Item]:
-    """Every translation in a folder, in the order of the names."""
     if not folder.is_dir():
         raise FileMissing(f"no such folder: {folder}")
     paths = [path for path in sorted(folder.rglob("*.json")) if not _hidden(path, folder)]
@@ -244,8 +241,6 @@ def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.flo
 
 
 class _Reading:
-    """Counts files read and files of another size."""
-
     def __init__(self, total: int, on_read: OnRead | None) -> None:
         self.done = self.resized = 0
         self._total, self._on_read = total, on_read

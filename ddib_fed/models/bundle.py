@@ -26,7 +26,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ddib_fed.data.synthetic import domain_name
-from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.grids import LearnedLegs
 from ddib_fed.diffusion.guidance import Classifier
@@ -281,10 +280,6 @@ class Bundle:
     def _must_be(self, role: str) -> None:
         if self.manifest.role != role:
             raise SettingsInvalid(f"the model {self.manifest.name} is a {self.manifest.role}, not a {role}")
-
-    def side(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Side:
-        """Denoiser and schedule, for `bridge.translate` and `bridge.cycle`."""
-        return Side(self.over_samples(self.denoiser(dtype, device)), self.schedule)
 
 
 def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str = "the new model") -> Bundle:

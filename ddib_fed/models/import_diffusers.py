@@ -35,8 +35,7 @@ from ddib_fed.models.weights import (
     renamed,
     whole_pipeline,
 )
-from ddib_fed.networks.config import UNetConfig
-from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.config import DiffusersDiTConfig, DiffusersUNetConfig, UNetConfig
 
 _RESIDUAL = {
     "norm1": "in_layers.0",

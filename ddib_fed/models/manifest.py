@@ -19,8 +19,15 @@ from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.units import Normalisation
 from ddib_fed.names import check_domain
-from ddib_fed.networks.config import ClassifierConfig, MlpConfig, NetworkConfig, SyntheticConfig, UNetConfig
-from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.config import (
+    ClassifierConfig,
+    DiffusersDiTConfig,
+    DiffusersUNetConfig,
+    MlpConfig,
+    NetworkConfig,
+    SyntheticConfig,
+    UNetConfig,
+)
 
 
 class _Frozen(BaseModel):

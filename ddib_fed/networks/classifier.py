@@ -118,7 +118,6 @@ class NoisyClassifier(nn.Module):
             raise ValueError(f"there is no pool {pool!r}: {', '.join(POOLS)}")
 
     def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The logits at x."""
         embedded = Embedded(self.time_embed(times), rows)
         h = x
         means = []

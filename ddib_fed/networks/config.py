@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ddib_fed.networks.classifier import NoisyClassifier
-from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
 from ddib_fed.networks.unet import UNet
 
@@ -110,10 +109,7 @@ class UNetConfig(_PictureNetwork):
 
     @model_validator(mode="after")
     def _is_a_unet(self) -> UNetConfig:
-        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
-            raise ValueError(
-                f"out_channels {self.out_channels} is neither in_channels {self.in_channels} nor twice that"
-            )
+        _check_out_channels(self)
         if self.image_size % self.patch:
             raise ValueError(f"patch {self.patch} does not divide image_size {self.image_size}")
         if self.class_dropout and self.num_classes is None:
@@ -140,36 +136,146 @@ class ClassifierConfig(_PictureNetwork):
         return self
 
 
+Width = Annotated[int, Field(ge=4, le=8192)]
+DownKind = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+UpKind = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+Resampling = Literal["conv", "resnet"]
+MAX_POSITIONS = 1 << 25
+"""Numbers in the embeddings of a transformer's positions, which are computed before weights are read."""
+
+
+class DiffusersUNetConfig(_Frozen):
+    """Arguments of a `UNet2DModel` of diffusers with positional time features."""
+
+    kind: Literal["diffusers-unet"] = "diffusers-unet"
+    image_size: int = Field(ge=1, le=4096)
+    in_channels: int = Field(default=3, ge=1, le=64)
+    out_channels: int = Field(default=3, ge=1, le=128)
+    block_out_channels: tuple[Width, ...] = Field(min_length=1, max_length=10)
+    layers_per_block: int = Field(default=2, ge=1, le=16)
+    down_block_types: tuple[DownKind, ...]
+    up_block_types: tuple[UpKind, ...]
+    mid_block: bool = True
+    mid_block_scale_factor: float = Field(default=1.0, gt=0.0, le=64.0)
+    add_attention: bool = True
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Resampling = "conv"
+    upsample_type: Resampling = "conv"
+    attention_head_dim: int | None = Field(default=8, ge=1, le=8192)
+    norm_num_groups: int = Field(default=32, ge=1, le=1024)
+    attn_norm_num_groups: int | None = Field(default=None, ge=1, le=1024)
+    norm_eps: float = Field(default=1e-5, gt=0.0, le=1.0)
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    flip_sin_to_cos: bool = True
+    freq_shift: Literal[0, 1] = 0
+    time_embedding_dim: int | None = Field(default=None, ge=1, le=32768)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    center_input_sample: bool = False
+    num_class_embeds: int | None = Field(default=None, ge=1, le=100_000)
+    act_fn: Literal["silu", "mish", "gelu", "relu"] = "silu"
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.num_class_embeds
+
+    @property
+    def divisor(self) -> int:
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def middle_groups(self) -> int | None:
+        """Groups of the normalisation before attention in the middle; None for none."""
+        if self.attn_norm_num_groups is not None:
+            return self.attn_norm_num_groups
+        return self.norm_num_groups if self.resnet_time_scale_shift == "default" else None
+
+    @model_validator(mode="after")
+    def _is_a_unet(self) -> DiffusersUNetConfig:
+        levels = len(self.block_out_channels)
+        if not levels == len(self.down_block_types) == len(self.up_block_types):
+            raise ValueError("block_out_channels, down_block_types and up_block_types have different lengths")
+        _check_out_channels(self)
+        for width in self.block_out_channels:
+            for key in ("norm_num_groups", "attn_norm_num_groups", "attention_head_dim"):
+                part = getattr(self, key)
+                if part is not None and width % part:
+                    raise ValueError(f"{key} {part} does not divide a level's {width} channels")
+        if self.block_out_channels[0] < 4 + 2 * self.freq_shift:
+            raise ValueError(f"{self.block_out_channels[0]} channels are too few for the features of a time")
+        return self
+
+
+class DiffusersDiTConfig(_Frozen):
+    """Arguments of a `DiTTransformer2DModel` of diffusers on pixels (Peebles and Xie, arXiv 2212.09748)."""
+
+    kind: Literal["diffusers-dit"] = "diffusers-dit"
+    image_size: int = Field(default=32, ge=1, le=4096)
+    in_channels: int = Field(default=4, ge=1, le=64)
+    out_channels: int = Field(ge=1, le=128)
+    patch_size: int = Field(default=2, ge=1, le=64)
+    num_layers: int = Field(default=28, ge=1, le=256)
+    num_attention_heads: int = Field(default=16, ge=1, le=256)
+    attention_head_dim: int = Field(default=72, ge=1, le=1024)
+    attention_bias: bool = True
+    activation_fn: Literal["gelu", "gelu-approximate", "geglu", "swiglu"] = "gelu-approximate"
+    norm_elementwise_affine: bool = False
+    norm_eps: float = Field(default=1e-5, gt=0.0, le=1.0)
+    num_embeds_ada_norm: int = Field(default=1000, ge=1, le=100_000)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @property
+    def num_classes(self) -> int:
+        return self.num_embeds_ada_norm
+
+    @property
+    def divisor(self) -> int:
+        return self.patch_size
+
+    @model_validator(mode="after")
+    def _is_a_transformer(self) -> DiffusersDiTConfig:
+        _check_out_channels(self)
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        width = self.num_attention_heads * self.attention_head_dim
+        if width % 4:
+            raise ValueError(f"{width} channels do not divide by 4, which embeddings of positions need")
+        positions = (self.image_size // self.patch_size) ** 2 * width
+        if positions > MAX_POSITIONS:
+            raise ValueError(
+                f"{positions:,} numbers in the embeddings of positions are over {MAX_POSITIONS:,}"
+            )
+        return self
+
+
+def _check_out_channels(config: UNetConfig | DiffusersUNetConfig | DiffusersDiTConfig) -> None:
+    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
+        raise ValueError(
+            f"out_channels {config.out_channels} is neither in_channels {config.in_channels} nor twice that"
+        )
+
+
 AnyConfig = (
     MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig | DiffusersDiTConfig
 )
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
-def _diffusers_unet(**arguments: Any) -> nn.Module:
-    from ddib_fed.networks.diffusers import diffusers_unet
-
-    return diffusers_unet(**arguments)
-
-
-def _diffusers_dit(**arguments: Any) -> nn.Module:
-    from ddib_fed.networks.diffusers import diffusers_dit
-
-    return diffusers_dit(**arguments)
-
-
-BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
+_BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": ResidualMLP,
     "synthetic": SyntheticModel,
     "unet": UNet,
     "classifier": NoisyClassifier,
-    "diffusers-unet": _diffusers_unet,
-    "diffusers-dit": _diffusers_dit,
 }
 
 
 def build_network(config: AnyConfig) -> nn.Module:
-    return BUILDERS[config.kind](**config.model_dump(exclude={"kind"}))
+    arguments = config.model_dump(exclude={"kind"})
+    if config.kind in _BUILDERS:
+        return _BUILDERS[config.kind](**arguments)
+    # It loads a large library, which need not be installed.
+    from ddib_fed.networks.diffusers import diffusers_dit, diffusers_unet
+
+    return (diffusers_unet if config.kind == "diffusers-unet" else diffusers_dit)(**arguments)
 
 
 def network_shapes(config: AnyConfig) -> dict[str, Tensor]:

@@ -64,8 +64,7 @@ class Embedded:
 
 class GroupNorm32(nn.GroupNorm):
     """Group normalisation, over 32 groups as a rule: statistics in float32 at least, rounded once to the
-    input's dtype.
-    """
+    input's dtype."""
 
     def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__(groups, channels)
@@ -115,8 +114,6 @@ _FEW = 64
 
 @dataclass(frozen=True, slots=True)
 class BlockSettings:
-    """Settings shared by all blocks of a network."""
-
     emb_channels: int
     dropout: float
     scale_shift: bool
@@ -174,7 +171,6 @@ def descend(
     attention: Sequence[int],
     heads: int,
 ) -> Descent:
-    """The blocks of the down path."""
     channels = widths[0]
     way = Descent(nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels])
     for level, width in enumerate(widths):
@@ -193,7 +189,6 @@ def descend(
 
 
 def middle(settings: BlockSettings, channels: int, heads: int) -> Timed:
-    """Two residual blocks with attention between them."""
     return Timed(
         settings.residual(channels), settings.attention(channels, heads), settings.residual(channels)
     )
@@ -237,7 +232,6 @@ class Timed(nn.Sequential):
     """Layers in sequence; those that depend on the time receive its embedding."""
 
     def forward(self, x: Tensor, embedded: Embedded) -> Tensor:  # type: ignore[override]
-        """Pass x (N, C, H, W) through, at the embedded levels."""
         for layer in self:
             x = layer(x, embedded) if isinstance(layer, ResBlock) else layer(x)
         return x
@@ -340,7 +334,6 @@ class AttentionBlock(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend over x (N, C, H, W)."""
         count, channels, height, width = x.shape
         # (N, T, C): a view where the memory is channels-last.
         tokens = self.norm(x).flatten(2).transpose(1, 2)

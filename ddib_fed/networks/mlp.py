@@ -147,7 +147,6 @@ class ResidualMLP(nn.Module):
         to: Tensor | None = None,
         kept: Kept | None = None,
     ) -> Tensor:
-        """The prediction at x."""
         emb = remembered(kept, self.embed, lambda: self._embedded(times, to))
         if rows is None and len(times) > 1:
             rows = torch.arange(len(times), device=x.device)

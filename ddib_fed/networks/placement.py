@@ -51,8 +51,6 @@ MOST_COPIED = 16_000_000
 
 
 class Remembering(Plain):
-    """Calls a network whose weights do not change."""
-
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self._remembers = bool(getattr(network, "remembers", False))
@@ -78,7 +76,6 @@ class Remembering(Plain):
         return self._answer(x, placed[0], rows, {**extra, **placed[1], "kept": kept})
 
     def network_for(self, rows: int) -> nn.Module:
-        """The network, or its copy."""
         if rows > FEW_ROWS or not self._copies:
             return self.network
         with self._lock:

@@ -190,7 +190,6 @@ class SharedWithLinear(Wrapped):
         self._spectrum = spectrum
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
-        """As `Denoiser.at`."""
         wide = torch.promote_types(x.dtype, torch.float32)
         times = on_device(network_times(places.table, "scaled-lambda"), x.device, wide)
         linear = self._spectrum.ask(x, times, places.rows).expected().to(x.dtype)
@@ -213,13 +212,11 @@ class SpectralFrame:
         return (self._found(x) - alpha * self._mean.to(x.dtype)) * spread.rsqrt()
 
     def leave(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """The x of w."""
         spread = self._spread(alpha, sigma, state.dtype)
         x = pictures(state * spread.sqrt() + alpha * self._mean.to(state.dtype))
         return x if self._rotation is None else rotated(x, self._rotation.to(x.dtype))
 
     def slope(self, v: Tensor, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """dw/dlambda."""
         spread = self._spread(alpha, sigma, v.dtype)
         linear = alpha * sigma * (1.0 - self._variance.to(v.dtype)) / spread
         found = (self._found(v) + sigma * self._mean.to(v.dtype)) * spread.rsqrt()

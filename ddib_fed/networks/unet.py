@@ -125,7 +125,6 @@ class UNet(nn.Module):
         to: Tensor | None = None,
         kept: Kept | None = None,
     ) -> Tensor:
-        """The prediction at x."""
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
         embedded = self._embedded(times, rows, y, to, kept)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.denoiser import Denoiser, Parameterisation, TimeInput
+from ddib_fed.diffusion.denoiser import (
+    Condition,
+    Denoiser,
+    LevelTable,
+    Parameterisation,
+    Places,
+    TimeInput,
+)
 from ddib_fed.diffusion.schedule import Level, Schedule
 
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
@@ -49,6 +58,19 @@ def gaussian_denoiser(
 ) -> Denoiser:
     told = schedule if time_input == "timestep" else None
     return Denoiser(GaussianNetwork(predicts, dtype, told), predicts, time_input)
+
+
+def merged(
+    denoiser: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    counts: Sequence[int],
+    cond: Condition = None,
+    to: Sequence[Level | None] | None = None,
+) -> Tensor:
+    """What one network call answers to requests of `counts` rows each, at a level of their own."""
+    rows = torch.repeat_interleave(torch.arange(len(levels)), torch.tensor(list(counts)))
+    return denoiser.at(x, Places.by_row(x, LevelTable.of(levels, to), rows), cond)
 
 
 def gaussian_samples(n: int, level: Level, seed: int = 0) -> Tensor:

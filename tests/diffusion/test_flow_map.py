@@ -8,10 +8,16 @@ from torch import nn
 
 from ddib_fed.diffusion.bridge import Rotated, decode, encode
 from ddib_fed.diffusion.denoiser import Denoiser, LevelTable, Places
-from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import CosineSchedule
 from ddib_fed.errors import SettingsInvalid
-from tests.diffusion.gaussian_data import GaussianNetwork, gaussian_denoiser, gaussian_map, gaussian_samples
+from tests.diffusion.gaussian_data import (
+    GaussianNetwork,
+    gaussian_denoiser,
+    gaussian_map,
+    gaussian_samples,
+    merged,
+)
 
 SCHEDULE = CosineSchedule()
 DATA, NOISE = SCHEDULE.level(SCHEDULE.lambda_max), SCHEDULE.level(SCHEDULE.lambda_min)
@@ -58,11 +64,11 @@ def test_merged_requests_get_what_each_gets_alone(exact):
     """One call answers a step, another step and a velocity."""
     x = gaussian_samples(6, HALF)
     levels, to = [DATA, NOISE, HALF], [HALF, DATA, None]
-    merged = exact.evaluate_merged(x, levels, [2, 3, 1], None, to)
+    together = merged(exact, x, levels, [2, 3, 1], None, to)
     alone = [
         exact(part, *pair) for part, *pair in zip(x.split([2, 3, 1]), levels, [None] * 3, to, strict=True)
     ]
-    assert torch.allclose(merged, torch.cat(alone), atol=1e-6)
+    assert torch.allclose(together, torch.cat(alone), atol=1e-6)
 
 
 def test_rows_that_are_chosen_or_doubled_keep_their_targets(exact):
@@ -90,16 +96,3 @@ def test_a_network_of_velocities_is_refused():
     settings = SolverSettings("flow-map", evaluations=4)
     with pytest.raises(SettingsInvalid, match="velocities at one level alone"):
         encode(gaussian_samples(2, DATA), gaussian_denoiser(), SCHEDULE, settings)
-
-
-def test_the_other_solvers_work_with_a_flow_map(exact):
-    """Asked for no second level, it answers the velocity."""
-    settings = SolverSettings(evaluations=200)
-    x = gaussian_samples(4, DATA)
-    z = encode(x, exact, SCHEDULE, settings)
-    assert torch.allclose(z, gaussian_map(x, DATA, NOISE), atol=1e-5)
-
-
-def test_one_step_costs_one_evaluation():
-    """The plan's evaluations are the steps."""
-    assert len(plan(SolverSettings("flow-map", evaluations=8), SCHEDULE).encode_grid) == 8

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from ddib_fed.diffusion.grids import ddib_compat_grids, is_monotone
 from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
-from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
+from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.errors import SettingsInvalid
 
 SCHEDULE = LinearSchedule()
-
-
-def test_the_default_is_unipc_of_order_3_at_48_evaluations():
-    """An order of 0 is filled in with the solver's default."""
-    assert check_settings(SolverSettings()) == SolverSettings("unipc", 3, 48, "default")
 
 
 @pytest.mark.parametrize(
@@ -30,37 +25,6 @@ def test_the_default_is_unipc_of_order_3_at_48_evaluations():
 def test_evaluations_become_intervals(settings, intervals):
     """rk4 spends four an interval, alf one before the first."""
     assert len(plan(settings, SCHEDULE).encode_grid) == intervals
-
-
-def test_decoding_walks_the_encoding_grid_backwards():
-    """One grid, two directions."""
-    steps = plan(SolverSettings(), SCHEDULE)
-    assert steps.decode_grid == steps.encode_grid.reversed()
-    assert steps.evaluations == 48
-
-
-def test_softening_shortens_only_the_encoding():
-    """Encoding starts at the softened level; decoding still ends at the data."""
-    steps = plan(SolverSettings(), SCHEDULE, soften_sigma=0.02)
-    first = steps.encode_grid.levels[0]
-    assert first.sigma / first.alpha == pytest.approx(0.02)
-    assert steps.decode_grid.levels[-1].lam == pytest.approx(SCHEDULE.lambda_max)
-
-
-def test_compat_follows_the_public_codes_levels():
-    """On a discrete schedule they are those of `ddib_compat_grids`."""
-    schedule = discrete_schedule("linear", 40)
-    steps = plan(SolverSettings("ddim", 1, 40, "ddib"), schedule)
-    assert (steps.encode_grid, steps.decode_grid) == ddib_compat_grids(schedule)
-
-
-def test_compat_tells_a_continuous_network_its_own_times():
-    """The linear table's levels, with times in [0, 1] of the model's schedule."""
-    schedule = CosineSchedule()
-    levels = plan(SolverSettings("ddim", 1, 50, "ddib"), schedule).encode_grid.levels
-    table = discrete_schedule("linear", 50)
-    assert [level.alpha for level in levels[:-1]] == [at.alpha for at in table.at_steps(list(range(50)))]
-    assert all(0.0 <= level.t <= 1.0 for level in levels)
 
 
 @pytest.mark.parametrize(
@@ -114,16 +78,7 @@ def test_depth_is_a_fraction_of_the_schedules_angle(depth, soften_sigma):
     assert steps.encode_grid.levels[0] == whole.encode_grid.levels[0]
     assert steps.decode_grid.levels[-1] == whole.decode_grid.levels[-1]
     assert len(steps.encode_grid) == len(steps.decode_grid) == 48
-    assert is_monotone(steps.encode_grid)
-
-
-def test_depth_is_the_fraction_on_a_discrete_schedule_too():
-    """Between its integer steps the levels are interpolated."""
-    schedule = discrete_schedule("linear", 1000)
-    whole, half = plan(SolverSettings(), schedule), plan(SolverSettings(depth=0.5), schedule)
-    data, noise = whole.encode_grid.phis[0], whole.encode_grid.phis[-1]
-    assert half.encode_grid.phis[-1] == pytest.approx((data + noise) / 2)
-    assert 0 < half.encode_grid.levels[-1].t < 999
+    assert (torch.tensor(steps.encode_grid.phis).diff() > 0).all()
 
 
 @pytest.mark.parametrize("depth", [0.0, -0.5, 1.01, float("nan")])
@@ -140,12 +95,6 @@ def test_refuses_depth_and_softening_where_the_grid_has_none(grid, depth, soften
     """The public code's levels begin at its data and end at its noise; integer steps cannot stop between."""
     with pytest.raises(SettingsInvalid):
         plan(SolverSettings("ddim", 1, 48, grid, depth), SCHEDULE, soften_sigma=soften_sigma)
-
-
-def test_refuses_softening_beyond_the_depth():
-    """Then nothing is left to encode."""
-    with pytest.raises(SettingsInvalid):
-        plan(SolverSettings(depth=0.2), SCHEDULE, soften_sigma=0.5)
 
 
 @pytest.mark.parametrize(("solver", "order"), [("unipc", 3), ("ddim", 1), ("rk4", 4), ("alf", 2)])

@@ -7,7 +7,7 @@ import torch
 
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
-from ddib_fed.diffusion.solvers import MOST_EVALUATIONS, recurrence_of
+from ddib_fed.diffusion.solvers import recurrence_of
 
 SCHEDULE = LinearSchedule()
 
@@ -62,10 +62,3 @@ def test_a_solver_that_needs_all_it_was_answered_is_none() -> None:
     """The leapfrog's auxiliary velocity goes back to the start."""
     settings = SolverSettings("alf", evaluations=13)
     assert recurrence_of(plan(settings, SCHEDULE).encoder, 13) is None
-
-
-def test_another_number_of_evaluations_is_none() -> None:
-    start = plan(SolverSettings(evaluations=12), SCHEDULE).encoder
-    assert recurrence_of(start, 13) is None
-    assert recurrence_of(start, 11) is None
-    assert recurrence_of(start, MOST_EVALUATIONS + 1) is None

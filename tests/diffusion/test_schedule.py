@@ -10,8 +10,6 @@ import torch
 from ddib_fed.diffusion.schedule import (
     SCALED_LINEAR,
     SCHEDULES,
-    Level,
-    LinearSchedule,
     ScheduleConfig,
     cosine_betas,
     discrete_schedule,
@@ -43,14 +41,6 @@ def test_time_of_lambda_inverts_lambda_of_time(config):
     assert torch.allclose(schedule.lam(schedule.t_of_lam(lam)), lam, atol=1e-7)
 
 
-@pytest.mark.parametrize("config", EVERY, ids=str)
-def test_lambda_falls_with_time(config):
-    """More time is more noise, strictly."""
-    schedule = schedule_from_config(config)
-    t = torch.linspace(0.0, (config.steps or 2) - 1, 400, dtype=torch.float64)
-    assert bool((schedule.rate(t).diff() > 0).all())
-
-
 @pytest.mark.parametrize(
     ("name", "least"), [("linear", -5.025), ("cosine", -5.0), ("zero-terminal-snr", -8.0)]
 )
@@ -67,19 +57,6 @@ def test_a_manifest_cannot_lead_the_linear_schedule_beyond_its_end():
     schedule = schedule_from_config(ScheduleConfig(lambda_min=-8.0))
     assert schedule.lambda_min == pytest.approx(-5.025, abs=1e-3)
     assert schedule.level(schedule.lambda_min).t == pytest.approx(1.0)
-
-
-def test_rescaled_linear_betas_approach_the_continuous_schedule():
-    """T integer steps are the continuous schedule at (i + 1) / T, to first order in 1 / T."""
-    table, smooth = discrete_schedule("linear", 4000), LinearSchedule()
-    steps = torch.tensor([400.0, 1000.0, 2000.0, 3000.0])
-    assert torch.allclose(table.lam(steps), smooth.lam((steps + 1) / 4000), atol=5e-3)
-
-
-def test_linear_betas_are_those_of_ho_et_al():
-    """1,000 steps run from 1e-4 to 0.02, and any other number is scaled."""
-    assert linear_betas(1000)[[0, -1]].tolist() == pytest.approx([1e-4, 0.02])
-    assert linear_betas(4000)[[0, -1]].tolist() == pytest.approx([2.5e-5, 0.005])
 
 
 def test_cosine_betas_follow_the_formula():
@@ -107,30 +84,6 @@ def test_a_number_of_steps_that_no_schedule_has_is_refused(name, steps):
     for ends in ({}, {"beta_start": 1e-4, "beta_end": 0.02}):
         with pytest.raises(SettingsInvalid, match=r"steps|betas"):
             schedule_from_config(ScheduleConfig(name, steps, **ends))
-
-
-def test_rescaled_timesteps_change_only_what_the_network_hears():
-    """Times are 1000 / T times the step; levels are the same."""
-    plain, rescaled = (
-        discrete_schedule("linear", 100),
-        discrete_schedule("linear", 100, rescale_timesteps=True),
-    )
-    first, second = plain.at_steps([7])[0], rescaled.at_steps([7])[0]
-    assert (first.alpha, first.sigma) == (second.alpha, second.sigma)
-    assert (first.t, second.t) == (7.0, 70.0)
-
-
-def test_ends_of_a_level_are_infinite_in_lambda():
-    """Clean data and pure noise have angles, and infinite lambda."""
-    data, noise = Level(1.0, 0.0, 0.0), Level(0.0, 1.0, 1.0)
-    assert (data.lam, data.phi) == (math.inf, 0.0)
-    assert (noise.lam, noise.phi) == (-math.inf, math.pi / 2)
-
-
-def test_levels_are_precise_near_the_data():
-    """sigma at lambda 15 is e^-15, not what float cancellation leaves of 1 - alpha^2."""
-    level = LinearSchedule().level(15.0)
-    assert level.sigma == pytest.approx(math.exp(-15.0), rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-import math
 
 import pytest
 import torch
@@ -12,16 +10,18 @@ import torch
 from ddib_fed.data.synthetic import DOMAINS, sample
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import integrate
-from ddib_fed.diffusion.denoiser import Denoiser, eps_from_v, x0_from_v
+from ddib_fed.diffusion.denoiser import x0_from_v
 from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SOLVERS, SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.models.bundle import pretrained
-from ddib_fed.networks.mlp import ResidualMLP
 from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
 
 SCHEDULE = LinearSchedule()
 CASES = [(spec.name, order) for spec in SOLVERS.values() if not spec.distilled for order in spec.orders]
+
+
+ACCURACY = {("unipc", 2): 3, ("unipc", 3): 4, ("ddim", 1): 1, ("rk4", 4): 4, ("alf", 2): 2}
 
 
 def evaluations(name, intervals):
@@ -47,17 +47,7 @@ def test_shows_its_order_of_accuracy(name, order, decoding):
     counts = (64, 128, 256)
     errors = torch.tensor([error(name, order, n, decoding) for n in counts]).log2()
     slope = float(errors[0] - errors[-1]) / 2
-    assert slope == pytest.approx(SOLVERS[name].accuracy[order], abs=0.15)
-
-
-@pytest.mark.parametrize(("name", "order"), CASES)
-@pytest.mark.parametrize("predicts", ["eps", "x0"])
-def test_does_not_depend_on_what_the_network_predicts(name, order, predicts):
-    """The same data's eps, x0 and v networks lead to the same latent."""
-    x = gaussian_samples(20, SCHEDULE.level(SCHEDULE.lambda_max))
-    steps = plan(SolverSettings(name, order, evaluations(name, 12)), SCHEDULE)
-    with_v, other = (integrate(steps.encoder(x), gaussian_denoiser(p)) for p in ("v", predicts))
-    assert torch.allclose(with_v, other, atol=1e-8)
+    assert slope == pytest.approx(ACCURACY[name, order], abs=0.15)
 
 
 def test_ddim_is_the_papers_formula():
@@ -67,7 +57,7 @@ def test_ddim_is_the_papers_formula():
     x = papers = gaussian_samples(30, grid.levels[0])
     for t, s in zip(grid.levels, grid.levels[1:], strict=False):
         v = denoiser(papers, t)
-        x0, eps = x0_from_v(v, papers, t.alpha, t.sigma), eps_from_v(v, papers, t.alpha, t.sigma)
+        x0, eps = x0_from_v(v, papers, t.alpha, t.sigma), t.sigma * papers + t.alpha * v
         papers = s.alpha * x0 + s.sigma * eps
     assert torch.allclose(integrate(solvers.ddim(x, grid), denoiser), papers, atol=1e-12)
 
@@ -104,35 +94,6 @@ def test_alf_is_the_identity_on_the_shipped_models(domain, dtype, mean, largest)
     assert float(way.mean()) > 0.1
 
 
-def test_alf_is_the_identity_whatever_the_network():
-    """Reversibility is algebra: it holds for random weights, whose translation means nothing."""
-    torch.manual_seed(0)
-    network = ResidualMLP(width=32, blocks=2)
-    for parameter in network.parameters():
-        parameter.data.normal_(std=0.2)
-    x = torch.randn(500, 2, dtype=torch.float64)
-    distance, _ = there_and_back(x, Denoiser(network.double()), make_grid(SCHEDULE, "default", 47))
-    assert float(distance.max()) <= 1e-11
-
-
-def test_alf_does_not_touch_the_auxiliary_it_is_given():
-    """The carried velocity can be used again."""
-    grid = make_grid(SCHEDULE, "default", 5)
-    x, aux = torch.ones(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
-    integrate(solvers.alf_pair(x, grid, aux=aux), gaussian_denoiser())
-    assert torch.equal(aux, torch.ones_like(aux))
-
-
-@pytest.mark.parametrize(("name", "order"), CASES)
-def test_does_not_touch_what_it_is_given(name, order):
-    """The caller's tensor is as it was."""
-    x = torch.ones(3, 2, dtype=torch.float64)
-    integrate(
-        plan(SolverSettings(name, order, evaluations(name, 8)), SCHEDULE).encoder(x), gaussian_denoiser()
-    )
-    assert torch.equal(x, torch.ones_like(x))
-
-
 @pytest.mark.parametrize(("name", "order"), CASES)
 def test_asks_exactly_as_often_as_the_settings_say(name, order):
     """`evaluations` is what one leg costs."""
@@ -167,28 +128,6 @@ def test_asks_for_the_class_at_every_evaluation(name, order, leg):
     assert all(each is cond for each in found)
 
 
-class Plain:
-    """A frame that is none."""
-
-    def enter(self, x, alpha, sigma):
-        return x.clone()
-
-    def leave(self, state, alpha, sigma):
-        return state
-
-    def slope(self, v, state, alpha, sigma):
-        return v
-
-
-def test_learned_steps_in_a_frame_ask_for_the_class_at_every_evaluation():
-    """As the default grid does."""
-    cond = {"y": torch.zeros(3, dtype=torch.long)}
-    grid = plan(SolverSettings(evaluations=8), SCHEDULE).encode_grid
-    found = conditions_of(solvers.unipc_in(Plain(), torch.ones(3, 2), grid, cond=cond))
-    assert len(found) == 8
-    assert all(each is cond for each in found)
-
-
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_drawing_asks_for_the_class_at_every_evaluation(eta):
     """As without noise."""
@@ -197,32 +136,3 @@ def test_drawing_asks_for_the_class_at_every_evaluation(eta):
     found = conditions_of(laid.decoder(torch.ones(3, 2), cond, lambda _: torch.ones(3, 2)))
     assert len(found) == 8
     assert all(each is cond for each in found)
-
-
-@pytest.mark.parametrize(("name", "order"), CASES)
-def test_closes_in_the_middle(name, order):
-    """A solver that is stopped half way ends without a word."""
-    solver = plan(SolverSettings(name, order, evaluations(name, 8)), SCHEDULE).encoder(torch.ones(3, 2))
-    query = next(solver)
-    solver.send(torch.zeros_like(query.x))
-    solver.close()
-    assert inspect.getgeneratorstate(solver) == inspect.GEN_CLOSED
-
-
-def test_states_stay_in_their_dtype():
-    """Float32 in, float32 out, with coefficients from float64."""
-    x = torch.randn(5, 2)
-    z = integrate(plan(SolverSettings(), SCHEDULE).encoder(x), gaussian_denoiser("v", torch.float32))
-    assert z.dtype == torch.float32
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-def test_integral_weights_are_exact_for_polynomials(count):
-    """Through `count` nodes every power below `count` is integrated exactly, also backwards in time."""
-    nodes = tuple(1.0 - 0.1 * i - 0.02 * i * i for i in range(count))
-    for start, end in ((1.0, 1.13), (1.0, 0.9)):
-        weights = solvers.integral_weights(nodes, start, end)
-        for power in range(count):
-            exact = (end ** (power + 1) - start ** (power + 1)) / (power + 1)
-            found = math.fsum(w * node**power for w, node in zip(weights, nodes, strict=True))
-            assert found == pytest.approx(exact, rel=1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import Side, decode, encode, translate
+from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.grids import PublicLevels
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
@@ -73,17 +73,6 @@ def test_encoding_refuses_to_draw_noise_and_decoding_refuses_to_invent_it(drawn)
         decode(x, gaussian_denoiser("v"), LinearSchedule(), settings)
 
 
-def test_a_translation_draws_noise_in_decoding_alone():
-    """As the public ImageNet script: the latent is that of eta 0."""
-    side = Side(gaussian_denoiser("v"), LinearSchedule())
-    x = noise(1, (4, 2))(0)
-    settings = SolverSettings("ddim", evaluations=20, eta=0.5)
-    latent, there = translate(x, side, side, settings, draw=noise(2, x.shape))
-    plain, back = translate(x, side, side, settings.of_the_ode())
-    assert torch.equal(latent, plain)
-    assert not torch.allclose(there, back)
-
-
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
@@ -126,12 +115,3 @@ def test_a_schedule_of_other_ends_is_not_the_one_of_that_name():
         plan(SolverSettings("ddim", grid="ddib", levels=PublicLevels("linear")), own)
     with pytest.raises(SettingsInvalid, match="none of its own"):
         PublicLevels(respacing="ddim50").kept(CosineSchedule())
-
-
-def test_records_of_runs_without_these_settings_are_what_they_were():
-    """A record's settings are part of what says that a picture is finished: older runs are gone on with."""
-    old = {"solver": "unipc", "order": 3, "evaluations": 48, "grid": "default", "depth": 1.0}
-    assert SolverSettings().described() == old
-    new = SolverSettings("ddim", evaluations=250, grid="ddib", levels=LEVELS, eta=0.5).described()
-    assert new["eta"] == 0.5
-    assert new["levels"] == {"noise_schedule": "linear", "diffusion_steps": 1000, "respacing": "ddim250"}

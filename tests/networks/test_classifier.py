@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from ddib_fed.networks.classifier import AttentionPool
-from ddib_fed.networks.config import ClassifierConfig, build_network, network_shapes
-from tests.networks.picture_networks import TINY_CLASSIFIER, classifier, filled
+from ddib_fed.networks.config import ClassifierConfig, network_shapes
+from tests.networks.picture_networks import classifier, filled
 
 FILE = Path(__file__).parent.parent / "data" / "unet_adm_class_guided.safetensors"
 POOLS = ["adaptive", "attention", "spatial", "spatial_v2"]
@@ -49,14 +49,6 @@ def test_rows_do_not_touch_one_another(pool, checkpointing):
     assert torch.allclose(together, alone, atol=1e-4)
 
 
-def test_spatial_pools_have_the_public_names():
-    """Two linear layers on the means of every block: widths 32, 32, 32, 64 and the middle's 64."""
-    for pool, second in (("spatial", "out.2.weight"), ("spatial_v2", "out.3.weight")):
-        shapes = network_shapes(TINY_CLASSIFIER.model_copy(update={"pool": pool}))
-        assert tuple(shapes["out.0.weight"].shape) == (2048, 32 + 32 + 32 + 64 + 64)
-        assert tuple(shapes[second].shape) == (3, 2048)
-
-
 def test_attention_pool_is_what_the_mean_place_sees():
     """By the textbook: softmax(q k / sqrt(d)) v over all places, of which the mean's row is kept."""
     pool, x = filled(AttentionPool(4, 64, 32, 5)), torch.randn(2, 64, 2, 2)
@@ -65,9 +57,3 @@ def test_attention_pool_is_what_the_mean_place_sees():
     weights = torch.softmax(torch.einsum("nhct,nhcs->nhts", q, k) / 32**0.5, dim=-1)
     expected = pool.c_proj(torch.einsum("nhts,nhcs->nhct", weights, v).reshape(2, 64, 5))[:, :, 0]
     assert torch.allclose(pool(x), expected, atol=1e-5)
-
-
-def test_there_is_no_other_pool():
-    """An unknown name is refused by the network, too."""
-    with pytest.raises(ValueError, match="spatial_v2"):
-        build_network(TINY_CLASSIFIER.model_copy(update={"pool": "max"}))

@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.networks.config import MlpConfig, SyntheticConfig, build_network
-from ddib_fed.networks.diffusers import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.config import (
+    DiffusersDiTConfig,
+    DiffusersUNetConfig,
+    MlpConfig,
+    SyntheticConfig,
+    build_network,
+)
 from tests.networks.picture_networks import classifier, filled, unet
 
 STEP = 1e-5

@@ -93,14 +93,3 @@ def test_the_estimate_of_the_mean_is_what_the_linear_ode_gives(spectrum):
         y = half
     mean = (y - x) / (phi(end) - phi(start))[:, None, None, None]
     assert torch.allclose(spectrum.ask(x, start, None, end).expected(), mean, atol=1e-4)
-
-
-def test_a_step_of_no_length_is_the_velocity(spectrum):
-    """At equal levels, and within rounding at nearly equal ones, the terms are those of v; never NaN."""
-    x, times = torch.randn(2, 3, 8, 8), torch.tensor([6.0, -7.0])
-    spectrum = spectrum.float()
-    still = spectrum.ask(x, times)
-    for beside in (times, times + 1e-5):
-        mean = spectrum.ask(x, times, None, beside)
-        assert torch.allclose(mean.expected(), still.expected(), atol=1e-4)
-        assert torch.allclose(mean.terms.left, still.terms.left, atol=1e-4)

@@ -9,8 +9,9 @@ import torch
 from ddib_fed.diffusion.denoiser import Plain, network_times
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
-from ddib_fed.networks.placement import MOST_LEVELS, MOST_TABLES, Remembering, placed
+from ddib_fed.networks.placement import MOST_LEVELS, Remembering, placed
 from ddib_fed.networks.unet import UNet
+from tests.diffusion.gaussian_data import merged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's compilers
 
@@ -33,12 +34,6 @@ def _no_gradients():
 @pytest.fixture
 def points():
     return shaken(ResidualMLP(width=16, blocks=2, embedding=8, features=8))
-
-
-def pictures(**further):
-    settings = {"image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1}
-    blocks = {"num_res_blocks": 1, "attention_resolutions": (1,), "channel_mult": (1,), "norm_groups": 8}
-    return shaken(UNet(**settings | blocks | further, use_scale_shift_norm=True))
 
 
 @pytest.mark.slow
@@ -69,18 +64,6 @@ def test_a_network_that_cannot_be_compiled_is_called(points, monkeypatch, caplog
     ]
 
 
-def test_gradients_go_through_the_network(points):
-    run, x = placed(points, compiling=True), torch.randn(2, 2)
-    with torch.enable_grad():
-        x.requires_grad_()
-        run(x, torch.tensor([0.7]), None, {}).sum().backward()
-    assert float(x.grad.abs().max()) > 0.0
-
-
-def test_on_a_cpu_the_network_is_called(points):
-    assert isinstance(placed(points), Remembering)
-
-
 @pytest.mark.parametrize("domain", ["moons", "satellite"])
 def test_what_is_remembered_of_a_level_changes_no_answer(domain):
     """The second call at a level, for which nothing of it is computed, answers as the first and as merged rows."""
@@ -91,11 +74,11 @@ def test_what_is_remembered_of_a_level_changes_no_answer(domain):
     first = [denoiser(x, level) for level in levels]
     again = [denoiser(x, level) for level in levels]
     plain = [Plain(denoiser.network)(x, told, None, {}) for told in times_of(bundle, levels)]
-    merged = denoiser.evaluate_merged(torch.cat([x, x]), levels, [3, 3])
+    together = merged(denoiser, torch.cat([x, x]), levels, [3, 3])
     for found, same, other in zip(first, again, plain, strict=True):
         assert torch.equal(found, same)
         assert torch.equal(found, other)
-    assert torch.allclose(torch.cat(first), merged, atol=1e-4)
+    assert torch.allclose(torch.cat(first), together, atol=1e-4)
 
 
 def times_of(bundle, levels):
@@ -114,57 +97,6 @@ def test_what_is_remembered_of_a_table_of_levels_changes_no_answer(domain):
         torch.manual_seed(seed)
         x, rows = torch.randn(5, *shape), torch.randint(len(times), (5,))
         torch.testing.assert_close(run(x, times, rows, {}), Plain(network)(x, times, rows, {}))
-
-
-def test_tables_of_large_spectra_are_not_remembered():
-    """A level of a large picture takes megabytes."""
-    assert pictures(spectral=True).remembers_tables
-    assert not pictures(spectral=True, image_size=128).remembers_tables
-
-
-def test_few_levels_are_remembered(points):
-    run = Remembering(points)
-    for step in range(MOST_LEVELS + 5):
-        run(torch.zeros(1, 2), torch.tensor([float(step)]), None, {})
-    assert len(run._kept) == MOST_LEVELS
-
-
-def test_a_table_in_use_is_remembered_however_many_are_asked_once(points):
-    """Solvers without a recurrence ask at a table of their own at each step."""
-    run = Remembering(points)
-    used, x, rows = torch.tensor([1.0, 2.0]), torch.zeros(2, 2), torch.tensor([0, 1])
-    run(x, used, rows, {})
-    first = run._kept_tables[id(used)][1]
-    for step in range(2 * MOST_TABLES):
-        run(x, torch.tensor([3.0, float(step)]), rows, {})
-        run(x, used, rows, {})
-    assert run._kept_tables[id(used)][1] is first
-    assert len(run._kept_tables) == MOST_TABLES
-
-
-def test_nothing_is_remembered_under_gradients(points):
-    run = Remembering(points)
-    with torch.enable_grad():
-        run(torch.zeros(1, 2), torch.tensor([1.0]), None, {})
-    assert not run._kept
-
-
-def test_few_pictures_are_answered_by_a_copy_as_many_are():
-    """The copy is made when it is first needed, of small float32 networks with convolutions alone."""
-    network = pictures()
-    run = Remembering(network)
-    x = torch.randn(3, 1, 8, 8)
-    whole = run(x, torch.tensor([0.5]), None, {})
-    assert run.network_for(3) is network
-    alone = torch.cat([run(row[None], torch.tensor([0.5]), None, {}) for row in x])
-    assert torch.allclose(alone, whole, atol=1e-5)
-    copied = run.network_for(1)
-    assert copied is run.network_for(2)
-    assert copied is not network
-    assert copied.input_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert network.input_blocks[0][0].weight.is_contiguous()
-    for other in (network.to(torch.bfloat16), shaken(ResidualMLP(width=16, blocks=1))):
-        assert Remembering(other).network_for(1) is other
 
 
 MANY_THREADS = """
@@ -201,3 +133,17 @@ def test_threads_share_two_heaps_once_told() -> None:
         return int(done.stdout)
 
     assert heaps("shared") <= 2 < heaps("plain")
+
+
+def test_what_is_remembered_is_bounded_and_few_pictures_are_answered_as_many_are(points):
+    run = Remembering(points)
+    for step in range(MOST_LEVELS + 5):
+        run(torch.zeros(1, 2), torch.tensor([float(step)]), None, {})
+    assert len(run._kept) == MOST_LEVELS
+    settings = {"image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1}
+    settings["attention_resolutions"] = ()
+    run = Remembering(shaken(UNet(**settings, num_res_blocks=1, channel_mult=(1,), norm_groups=8)))
+    x = torch.randn(3, 1, 8, 8)
+    whole = run(x, torch.tensor([0.5]), None, {})
+    alone = torch.cat([run(row[None], torch.tensor([0.5]), None, {}) for row in x])
+    assert torch.allclose(alone, whole, atol=1e-5)

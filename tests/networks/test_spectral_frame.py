@@ -10,7 +10,7 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.schedule import CosineSchedule
 from ddib_fed.diffusion.solvers import unipc, unipc_in
-from ddib_fed.networks.spectrum import SharedWithLinear, SpectralFrame, cosines, pictures
+from ddib_fed.networks.spectrum import SpectralFrame
 from tests.networks.picture_networks import unet
 
 SCHEDULE = CosineSchedule()
@@ -32,29 +32,6 @@ def noise(seed=0):
 
 def turn():
     return torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(5)))[0]
-
-
-@pytest.mark.parametrize("rotation", [None, turn()])
-def test_what_is_entered_is_left_again(denoiser, rotation):
-    """In the model's basis and in another."""
-    frame, level = SpectralFrame(denoiser.network.spectrum, rotation), SCHEDULE.level(1.0)
-    there = frame.enter(noise(), level.alpha, level.sigma)
-    assert torch.allclose(frame.leave(there, level.alpha, level.sigma), noise(), atol=1e-5)
-
-
-def test_one_step_of_the_linear_encoder_is_exact(denoiser):
-    """Of Gaussian pictures the state does not move, so that one evaluation gives the closed form of `encoders`."""
-    linear = SharedWithLinear(denoiser, 0.0)
-    grid = make_grid(SCHEDULE, "uniform-lambda", 1).reversed()
-    x = noise()
-    found = integrate(unipc_in(SpectralFrame(denoiser.network.spectrum), x, grid), linear)
-    first, last = grid.levels
-    spectrum = denoiser.network.spectrum
-    variance = spectrum.log_variance.exp()
-    before, after = (level.alpha**2 * variance + level.sigma**2 for level in (first, last))
-    scale = (after / before).sqrt()
-    wanted = last.alpha * spectrum.mean + pictures(scale * cosines(x - first.alpha * spectrum.mean))
-    assert torch.allclose(found, wanted, atol=2e-5)
 
 
 def test_it_converges_to_what_unipc_converges_to(denoiser):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from scipy import fft
 
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.networks.layers import Embedded
 from ddib_fed.networks.spectrum import Moments, Spectrum, cosines, pictures
 from tests.networks.picture_networks import unet
 
@@ -39,21 +36,6 @@ def measured(count=20_000):
     spectrum = Spectrum(1, SIZE)
     spectrum.measure(moments)
     return spectrum, mean, variance
-
-
-def test_the_transform_is_the_orthonormal_cosine_transform_and_its_inverse():
-    """As scipy has it, on pictures that are not square."""
-    x = torch.randn(2, 3, 6, 10, dtype=torch.float64)
-    assert np.allclose(cosines(x), fft.dctn(x.numpy(), axes=(2, 3), norm="ortho"))
-    assert torch.allclose(pictures(cosines(x)), x)
-
-
-def test_mean_and_variances_are_measured_in_pieces():
-    """To the scatter of 20,000 pictures and the rounding of the file."""
-    spectrum, mean, variance = measured()
-    assert torch.allclose(spectrum.mean.double(), mean, atol=0.15)
-    assert torch.allclose(spectrum.log_variance[0].double(), variance.log(), atol=0.06)
-    assert torch.equal(spectrum.log_variance, spectrum.log_variance.half().float())
 
 
 @pytest.mark.parametrize("lam", [4.0, 1.0, -0.5, -3.0])
@@ -117,15 +99,3 @@ def test_pictures_of_another_size_have_no_spectrum():
     """The network is for one size then."""
     with pytest.raises(ValueError, match="spectrum of"):
         unet(spectral=True)(torch.randn(1, 1, 16, 24), torch.ones(1))
-
-
-def test_a_learned_variance_passes_by():
-    """It is the network's own: only the prediction is taken in units of what is left."""
-    network = unet(spectral=True, out_channels=2)
-    x = torch.randn(2, 1, 16, 16)
-    with torch.no_grad():
-        asked = network.spectrum.ask(x, torch.zeros(1))
-        inner = network._predict(asked.inputs, Embedded(network.time_embed(torch.zeros(1))))
-        outer = network(x, torch.zeros(1))
-    assert torch.equal(outer[:, 1], inner[:, 1])
-    assert torch.allclose(outer[:, :1], asked.answer(inner[:, :1]))

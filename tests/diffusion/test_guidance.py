@@ -1,0 +1,171 @@
+"""Guides against Gaussians whose conditional scores are known, by row, at both ends, and with gradients left off."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ddib_fed.diffusion.bridge import decode, encode
+from ddib_fed.diffusion.denoiser import Denoiser, x0_from_v
+from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.schedule import CosineSchedule, Level
+from ddib_fed.errors import SettingsInvalid
+from tests.diffusion.gaussian_data import merged
+
+MEANS = torch.tensor([[-2.0, 0.0], [1.0, 3.0]], dtype=torch.float64)
+SPREAD = 0.5
+LEVELS = [Level(math.cos(p), math.sin(p), p) for p in (0.1, 0.7, 1.4)]
+
+
+def angle(times, rows, x):
+    lam = times if rows is None else times[rows]
+    phi = torch.atan(torch.exp(-lam)).reshape(-1, 1).to(x.dtype)
+    return torch.cos(phi), torch.sin(phi)
+
+
+class Mixture(torch.nn.Module):
+    """Exact eps of two equally likely Gaussians, or of the one that y names; class 2 stands for none."""
+
+    num_classes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.calls = []
+
+    def forward(self, x, times, rows=None, y=None):
+        self.calls.append(len(x))
+        alpha, sigma = angle(times, rows, x)
+        precision = 1.0 / (alpha**2 * SPREAD**2 + sigma**2)
+        # eps = -sigma grad log p
+        each = torch.stack([sigma * precision * (x - alpha * mean) for mean in MEANS], dim=1)
+        shares = torch.softmax(logits_of(x, alpha, precision), dim=-1)
+        none = (shares[:, :, None] * each).sum(1)
+        if y is None:
+            return none
+        table = torch.cat([each, none[:, None]], dim=1)
+        return table[torch.arange(len(x)), y]
+
+
+class Bayes(torch.nn.Module):
+    """Exact log p(y | x) of the mixture, as logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x, times, rows=None):
+        alpha, sigma = angle(times, rows, x)
+        return logits_of(x, alpha, 1.0 / (alpha**2 * SPREAD**2 + sigma**2))
+
+
+def logits_of(x, alpha, precision):
+    squares = [((x - alpha * mean) ** 2).sum(-1, keepdim=True) for mean in MEANS]
+    return torch.cat([-0.5 * precision * square for square in squares], dim=-1)
+
+
+class Unlabelled(torch.nn.Module):
+    """The mixture by a network that knows no classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture = Mixture()
+
+    def forward(self, x, times, rows=None):
+        return self.mixture(x, times, rows)
+
+
+def points(rows=6):
+    return torch.randn(rows, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def labels(rows=6):
+    return {"y": torch.arange(rows) % 2}
+
+
+def test_a_bayes_classifier_turns_the_mixture_into_the_class():
+    """grad log p(x | y) = grad log p(x) + grad log p(y | x): scale 1 gives the exact conditional."""
+    guided = ClassifierGuided(Denoiser(Unlabelled(), "eps"), Classifier(Bayes()), 1.0)
+    exact = Denoiser(Mixture(), "eps")
+    for level in LEVELS:
+        assert torch.allclose(guided(points(), level, labels()), exact(points(), level, labels()), atol=1e-10)
+
+
+def test_classifier_guidance_needs_a_class():
+    """It cannot steer to nowhere."""
+    with pytest.raises(SettingsInvalid, match="class"):
+        ClassifierGuided(Denoiser(Unlabelled(), "eps"), Classifier(Bayes()), 1.0)(points(), LEVELS[0])
+    with pytest.raises(SettingsInvalid, match="time input"):
+        Classifier(Bayes(), "clock")
+
+
+@pytest.mark.parametrize(("scale", "calls"), [(0.0, [6]), (1.0, [6]), (3.0, [12])])
+def test_classifier_free_guidance_exaggerates_what_the_class_changes(scale, calls):
+    """v_null + scale (v_y - v_null), from one network call."""
+    network = Mixture()
+    plain, guided = Denoiser(network, "eps"), ClassifierFree(Denoiser(network, "eps"), scale, 2)
+    none = plain(points(), LEVELS[1], {"y": torch.full((6,), 2)})
+    with_class = plain(points(), LEVELS[1], labels())
+    network.calls.clear()
+    assert torch.allclose(
+        guided(points(), LEVELS[1], labels()), none + scale * (with_class - none), atol=1e-10
+    )
+    assert network.calls == calls
+    assert torch.allclose(guided(points(), LEVELS[1]), none, atol=1e-12)
+
+
+def test_clipping_holds_x0_and_leaves_the_rest():
+    """Where x0 lies within the range v is untouched, elsewhere x0 is the range's end."""
+    level, plain = LEVELS[1], Denoiser(Mixture(), "eps")
+    v, held = plain(points(), level), Clipped(plain, -0.5, 0.5)(points(), level)
+    x0 = x0_from_v(v, points(), level.alpha, level.sigma)
+    assert torch.allclose(
+        x0_from_v(held, points(), level.alpha, level.sigma), x0.clamp(-0.5, 0.5), atol=1e-12
+    )
+    inside = x0.abs() <= 0.5
+    assert bool(inside.any())
+    assert not bool(inside.all())
+    assert torch.equal(held[inside], v[inside])
+
+
+GUIDES = {
+    "classifier": lambda: ClassifierGuided(Denoiser(Unlabelled(), "eps"), Classifier(Bayes()), 1.5),
+    "classifier-free": lambda: ClassifierFree(Denoiser(Mixture(), "eps"), 2.5, 2),
+    "clipped": lambda: Clipped(Denoiser(Mixture(), "eps")),
+    "both": lambda: ClassifierGuided(Clipped(Denoiser(Mixture(), "eps")), Classifier(Bayes()), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_merged_rows_agree_with_one_at_a_time(name):
+    """As the batcher asks: three levels in one call."""
+    guide, x, cond = GUIDES[name](), points(), labels()
+    alone = torch.cat(
+        [guide(x[2 * i : 2 * i + 2], LEVELS[i], {"y": cond["y"][2 * i : 2 * i + 2]}) for i in range(3)]
+    )
+    together = merged(guide, x, LEVELS, [2, 2, 2], cond)
+    assert torch.allclose(together, alone, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", GUIDES)
+@pytest.mark.parametrize("level", [Level(1.0, 0.0, 0.0), Level(0.0, 1.0, 1.0)], ids=["data", "noise"])
+def test_both_ends_are_finite(name, level):
+    """alpha = 0 and sigma = 0, for all rows and by row."""
+    guide = GUIDES[name]()
+    assert bool(torch.isfinite(guide(points(), level, labels())).all())
+    assert bool(torch.isfinite(merged(guide, points(), [level, LEVELS[0]], [3, 3], labels())).all())
+
+
+def test_a_guided_flow_ends_in_its_class():
+    """Decoding noise towards a class with an unconditional network lands around that class's mean."""
+    guided = ClassifierGuided(Denoiser(Unlabelled(), "eps"), Classifier(Bayes()), 1.0)
+    noise = torch.randn(400, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cond = {"y": torch.ones(400, dtype=torch.int64)}
+    made = decode(noise, guided, CosineSchedule(), SolverSettings(evaluations=24), cond=cond)
+    assert torch.allclose(made.mean(0), MEANS[1], atol=0.15)
+    assert float(made.std(0).mean()) == pytest.approx(SPREAD, rel=0.15)
+    back = encode(made, guided, CosineSchedule(), SolverSettings(evaluations=24), cond=cond)
+    assert float((back - noise).abs().mean()) < 0.05

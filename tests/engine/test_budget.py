@@ -1,0 +1,110 @@
+"""The size of a network call: the smallest that costs little more a row than the best, measured once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ddib_fed.engine.budget import Budget, Recipe, budget_of, key_of, measured, remembered, sweep
+from ddib_fed.engine.model import DomainModel
+from tests.node.tiny_nodes import tiny_bundle
+from tests.runs.tiny_models import tiny
+
+
+def test_the_smallest_within_one_per_cent_of_the_best_is_taken() -> None:
+    """Of 10, 6, 5.025, 5 a row the third: the second costs a fifth more, the fourth only makes others wait."""
+    found = budget_of({1: 10.0, 2: 12.0, 4: 20.1, 8: 40.0})
+    assert found.rows == 4
+
+
+class Machine:
+    """A clock that a call of so many rows moves on by overhead and rows; memory ends somewhere."""
+
+    def __init__(self, overhead: float, row: float, most: int = 1 << 20) -> None:
+        self.now, self.overhead, self.row, self.most = 0.0, overhead, row, most
+
+    def call(self, rows: int):
+        def run() -> None:
+            if rows > self.most:
+                raise torch.OutOfMemoryError
+            self.now += self.overhead + rows * self.row
+
+        return run
+
+    def sweep(self, limit_s: float = 100.0) -> dict[int, float]:
+        sizes = (1 << n for n in range(20))
+        return sweep(sizes, self.call, limit_s=limit_s, clock=lambda: self.now)
+
+
+def test_a_sweep_ends_when_larger_batches_no_longer_pay() -> None:
+    """At 64 rows of overhead 4,096 rows are within 1 % of the best; no size is tried far beyond."""
+    found = Machine(0.064, 0.001).sweep()
+    assert budget_of(found).rows == 4096
+    assert max(found) <= 8192
+
+
+def test_a_sweep_ends_in_time_and_before_memory_does() -> None:
+    """One size is measured at least, and what does not fit is no error."""
+    machine = Machine(0.01, 0.05)
+    assert max(machine.sweep(limit_s=1.0)) <= 8
+    assert machine.now < 2.0
+    assert list(Machine(100.0, 0.0).sweep(limit_s=1.0)) == [1]
+    assert max(Machine(1e-4, 1e-6, most=8).sweep()) == 8
+    with pytest.raises(torch.OutOfMemoryError):
+        Machine(0.1, 0.1, most=0).sweep()
+
+
+def test_a_budget_is_measured_once_for_each_place_and_model(tmp_path) -> None:
+    """A file that cannot be used is no obstacle."""
+    path, measurements = tmp_path / "engine.json", []
+
+    def measure() -> Budget:
+        measurements.append(1)
+        return budget_of({1: 1.0, 2: 1.1})
+
+    assert remembered(path, "here", measure).rows == 2
+    assert remembered(path, "here", measure) == Budget(2, {1: 1.0, 2: 1.1})
+    assert len(measurements) == 1
+    remembered(path, "there", measure)
+    assert len(measurements) == 2
+    damages = [
+        5,
+        {},
+        {"x": 1},
+        {"0": 1.0},
+        {"-1": 1.0},
+        {"1": None},
+        {"1": "x"},
+        {"1": [1]},
+        {"1": -1.0},
+        {"1": 0.0},
+    ]
+    damages += [{"1": float("nan")}, {"1": float("inf")}, {"9" * 5_000: 1.0}, {"1000000000": 1e-9}]
+    for number, damaged in enumerate(["{", "[1]", *(json.dumps({"here": each}) for each in damages)], 3):
+        path.write_text(damaged)
+        assert remembered(path, "here", measure).rows == 2
+        assert len(measurements) == number, damaged
+    assert remembered(tmp_path / "nowhere" / "engine.json", "here", measure).rows == 2
+    assert remembered(None, "here", measure).rows == 2
+
+
+@pytest.mark.parametrize("bundle", [tiny_bundle(), tiny(num_classes=3)], ids=["points", "pictures"])
+def test_a_model_is_measured_where_it_works(bundle, tmp_path) -> None:
+    """A recipe without a size measures one; the batcher uses it and the file keeps it."""
+    model = DomainModel(bundle)
+    budget = measured(model, 1, limit_s=0.05)
+    assert budget.rows in budget.seconds
+    assert all(cost > 0 for cost in budget.seconds.values())
+    path = tmp_path / "engine.json"
+    told = {"merge_rows": 0, "merge_pixels": 0, "device": "cpu", "threads": 1}
+    warm = Recipe(bundle, costs=path, **told).warm()
+    warm.batcher.close()
+    (kept,) = json.loads(path.read_text()).values()
+    assert str(warm.batcher.rows) in kept
+    key = key_of(model, dtype="float32", threads=1, compiling=False)
+    path.write_text(json.dumps({key: {"1": None}}))
+    Recipe(bundle, costs=path, **told).warm().batcher.close()
+    assert json.loads(path.read_text()).keys() == {key}
+    assert key != key_of(model, dtype="bfloat16", threads=1, compiling=False)

@@ -1,0 +1,110 @@
+"""A model gets its class, or refuses; guidance is what the diffusion's own objects do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked, draw_samples, translate_array
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
+from ddib_fed.guidance import Guidance
+from tests.runs.tiny_models import pictures, tiny, tiny_classifier
+
+FEW = SolverSettings("unipc", 3, 6)
+
+
+@pytest.fixture(scope="module")
+def classy():
+    return tiny("classy", num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def dropped():
+    return tiny("dropped", num_classes=3, class_dropout=True)
+
+
+def drawn(party, label=None, guidance=None, count=2):
+    return draw_samples(party, count, Asked(FEW, target_class=label, guidance=guidance or Guidance()))
+
+
+@pytest.mark.slow
+def test_a_class_changes_the_picture_and_one_can_be_given_to_each(classy):
+    """One class for each picture gives what one class for all gives, row by row."""
+    party = open_party(classy, together=2)
+    each = drawn(party, [0, 2, 1], count=3)
+    for row, label in enumerate((0, 2, 1)):
+        assert np.allclose(each[row], drawn(party, label, count=3)[row], atol=1e-4)
+    assert np.abs(drawn(party, 0, count=1) - drawn(party, 1, count=1)).max() > 0.01
+
+
+def test_class_to_class_within_one_model(classy):
+    """Source and target are the same network, told different classes."""
+    party, x = open_party(classy), pictures(2)
+    same = translate_array(x, party, party, Asked(FEW, source_class=0, target_class=0))
+    other = translate_array(x, party, party, Asked(FEW, source_class=0, target_class=2))
+    assert np.array_equal(same.latent, other.latent)
+    assert np.abs(same.translated - other.translated).max() > 0.01
+
+
+def test_no_class_is_the_null_class_where_there_is_one(dropped):
+    """A guidance of 0 towards any class follows it too; a guidance without a class would change nothing."""
+    party = open_party(dropped)
+    assert np.allclose(drawn(party), drawn(party, 1, Guidance(scale=0.0)), atol=1e-4)
+    with pytest.raises(SettingsInvalid, match="none is given"):
+        drawn(party, None, Guidance(scale=4.0))
+    with pytest.raises(SettingsInvalid, match="none is given"):
+        translate_array(pictures(2), party, party, Asked(FEW, guidance=Guidance(scale=4.0)))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"encoding": True}, {"scale": float("nan")}, {"scale": float("inf")}, {"classifier_scale": 0 * 1e999}],
+)
+def test_guidance_that_acts_on_nothing_cannot_be_made(parts):
+    """Neither for a leg nor for a recipe."""
+    with pytest.raises(SettingsInvalid):
+        Guidance(**parts)
+
+
+@pytest.mark.parametrize("network", [{}, {"num_classes": 3}], ids=["unconditional", "conditional"])
+def test_a_classifier_guides_models_with_and_without_classes(network):
+    """Decoding alone, unless encoding is guided too."""
+    party, x = open_party(tiny(**network), classifier=tiny_classifier(3)), pictures(2)
+    label = 1 if network else None
+    asked = Asked(FEW, source_class=label, target_class=label)
+    unguided = translate_array(x, party, party, asked)
+    decoded, throughout = (
+        translate_array(
+            x,
+            party,
+            party,
+            Asked(
+                FEW,
+                source_class=1,
+                target_class=1,
+                guidance=Guidance(classifier_scale=50.0, encoding=encoding),
+            ),
+        )
+        for encoding in (False, True)
+    )
+    assert np.array_equal(unguided.latent, decoded.latent)
+    assert np.abs(unguided.translated - decoded.translated).max() > 1e-3
+    assert np.abs(unguided.latent - throughout.latent).max() > 1e-3
+
+
+def test_clipping_holds_predictions_as_the_public_code_does():
+    """Encoding is left alone; what decoding predicts is held, step by step."""
+    party, x = open_party(tiny()), pictures(2)
+    free, held = (
+        translate_array(x, party, party, Asked(FEW, guidance=Guidance(clip=clip))) for clip in (False, True)
+    )
+    assert np.array_equal(free.latent, held.latent)
+    assert np.abs(free.translated - held.translated).max() > 1e-3
+
+
+def test_a_classifier_is_no_model_of_a_domain():
+    with pytest.raises(BundleInvalid):
+        DomainModel(tiny_classifier())

@@ -1,0 +1,110 @@
+"""The page of a command's results: the worst first, everything inside, sorted and enlarged by one known script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+
+import numpy as np
+import pytest
+
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.engine.record import PictureFigures, Translation
+from ddib_fed.evaluation.results import (
+    Results,
+    ShownFile,
+    preview,
+    provenance,
+    verdict,
+    write_results,
+)
+from ddib_fed.pages import TEMPLATES
+
+TARGET = "south.example/relief"
+
+
+def picture(path, level=128, *, shape=(40, 30, 3), dtype=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(np.full(shape, level, dtype)))
+    return path
+
+
+def shown(folder, name, psnr, **figures):
+    record = Translation(job_id="job-1", picture=PictureFigures(cycle_psnr=psnr, **figures)).judged()
+    return ShownFile(
+        f"{name}.png", record, picture(folder / f"{name}.png"), picture(folder / "in" / f"{name}.png")
+    )
+
+
+@pytest.fixture
+def results(tmp_path):
+    files = [
+        shown(tmp_path, "good", 41.5),
+        shown(tmp_path, "sub/<b>bad & worse", 12.25),
+        shown(tmp_path, "fair", 33.0),
+    ]
+    return Results(TARGET, 4, files, [("/scans/empty.png", "is empty")])
+
+
+@pytest.fixture
+def page(results, tmp_path):
+    write_results(tmp_path / "report.html", tmp_path / "sheet.png", results)
+    return (tmp_path / "report.html").read_text()
+
+
+def test_the_worst_comes_first_with_its_mark(page):
+    """Names are escaped, and link to the files beside the page."""
+    names = re.findall(r'<a href="\./([^"]*)">([^<]*)</a>', page)
+    assert names[0] == ("sub/%3Cb%3Ebad%20%26%20worse.png", html.escape("sub/<b>bad & worse.png"))
+    assert [text for _, text in names[1:]] == ["fair.png", "good.png"]
+    assert page.index("doubtful: round trip") < page.index("fair.png")
+
+
+def test_the_verdict_counts_files_doubts_and_what_was_left_out(page, results):
+    """The sentence is on top, and the reasons are in a table."""
+    assert verdict(results) == "3 of 4 files are translated; doubtful: 1; left out or failed: 1."
+    assert verdict(results) in page
+    assert "<td>/scans/empty.png</td><td>is empty</td>" in page
+
+
+def test_nothing_is_loaded_and_only_the_known_script_runs(page):
+    """The policy names the script's digest; pictures are inside."""
+    script = (TEMPLATES / "document.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert page.count("<script") == 1
+    assert re.search(r"<script>(.*)</script>", page, re.DOTALL)[1] == script
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/") for source in sources)
+
+
+def test_sixteen_bits_are_drawn_in_the_range_of_the_record(tmp_path):
+    """A scan of 0 to 4095 is not black; without a range the type's own counts."""
+    path = picture(tmp_path / "scan.png", 4095, shape=(8, 8, 1), dtype=np.uint16)
+    assert preview(path, 96, span=(0.0, 4095.0)).min() == 255
+    assert preview(path, 96, span=None).max() == 16
+    assert preview(path, 96, span=(-1000.0, 3095.0), scale=(1.0, -1000.0)).min() == 255
+
+
+def test_what_cannot_be_drawn_is_left_out(tmp_path, results):
+    """A source that is gone meanwhile costs its picture, not the page."""
+    results.files[0].source.unlink()
+    write_results(tmp_path / "report.html", tmp_path / "sheet.png", results)
+    assert (tmp_path / "report.html").read_text().count("<img") == 5
+    assert preview(tmp_path / "absent.png", 96, span=None) is None
+
+
+def test_provenance_counts_where_records_differ():
+    """One value alone stands for all."""
+    records = [
+        Translation(job_id=job, source_institution="north", source_domain="d") for job in ("a", "a", "b")
+    ]
+    rows = dict(provenance(records))
+    assert rows["jobs"] == "a (2), b (1)"
+    assert rows["source"] == "north/d"
+    assert "calibration" not in rows

@@ -1,0 +1,131 @@
+"""What is kept of a picture's structure, and what is called doubtful."""
+
+import numpy as np
+import pytest
+
+from ddib_fed.data.folder import expand
+from ddib_fed.data.shipped import load_shipped
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.evaluation.structure import (
+    Expected,
+    calibrate_by_chance,
+    doubtful,
+    expected,
+    structure,
+)
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.units import ChannelMap, Normalisation
+from tests.runs.tiny_models import pictures
+
+
+def smooth(count, *, channels=1, size=32, seed=0):
+    """Pictures with edges at places of their own: random blocks, blown up and moved."""
+    coarse = pictures(count, channels=channels, size=size // 4, seed=seed)
+    fine = np.kron(coarse, np.ones((1, 1, 4, 4), np.float32)).astype(np.float32)
+    moves = np.random.default_rng(seed).integers(0, 4, (count, 2))
+    return np.stack([np.roll(x, move, axis=(1, 2)) for x, move in zip(fine, moves, strict=True)])
+
+
+def test_an_inverted_contrast_keeps_all_structure():
+    x = smooth(4)
+    kept = structure(x, -0.5 * x)
+    assert kept.edge_correlation == pytest.approx(np.ones(4))
+    assert (kept.mutual_information > 2).all()
+
+
+def test_another_picture_keeps_none():
+    kept, other = structure(smooth(8), -smooth(8)), structure(smooth(8), smooth(8, seed=1))
+    assert np.abs(other.edge_correlation).mean() < 0.35
+    assert other.mutual_information.mean() < kept.mutual_information.mean() - 1
+
+
+def test_a_flat_translation_keeps_nothing():
+    kept = structure(smooth(2), np.zeros((2, 1, 32, 32), np.float32))
+    assert (kept.edge_correlation == 0).all()
+    assert (kept.mutual_information == 0).all()
+
+
+def test_what_does_not_belong_together_is_refused():
+    with pytest.raises(ShapeMismatch):
+        structure(smooth(2), smooth(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domains", [("satellite", "relief"), ("relief", "satellite")])
+def test_shipped_thresholds_catch_lost_pictures_and_leave_true_ones(domains):
+    """Of test crops: a picture of another place is marked in over 9 of 10 cases, the true partner in under 1 of 7."""
+    source, target = (load_shipped(name).test for name in domains)
+    thresholds = pretrained(domains[0]).manifest.structure
+    lost = [structure(source, np.roll(target, shift, axis=0)) for shift in (20, 50, 80, 110)]
+    assert np.mean([doubtful(each, thresholds) for each in lost]) > 0.9
+    assert doubtful(structure(source, target), thresholds).mean() < 1 / 7
+
+
+def rotation_between(domains) -> tuple[ChannelMap, tuple[Normalisation, Normalisation]]:
+    """The rotation nearest to the pixels of the test pairs, in the units of both models."""
+    units = tuple(pretrained(name).manifest.normalisation.plain for name in domains)
+    u, v = (
+        np.moveaxis(each.apply(load_shipped(name).test), 1, -1).reshape(-1, 3)
+        for each, name in zip(units, domains, strict=True)
+    )
+    left, _, right = np.linalg.svd(v.T.astype(np.float64) @ u)
+    return ChannelMap(rotation=tuple(map(tuple, (left @ right).tolist()))), units
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domains", [("satellite", "relief"), ("relief", "satellite")])
+def test_land_and_sea_exchanged_is_marked_under_a_calibration_and_true_partners_are_not(domains):
+    """True test pictures with each colour put on the other side of the picture's mean: coasts stay where they are."""
+    source, target = (load_shipped(name).test for name in domains)
+    rotation, units = rotation_between(domains)
+    channels = units[1].apply(target)
+    exchanged = units[1].undo(2 * channels.mean(axis=(2, 3), keepdims=True) - channels).clip(-1, 1)
+    manifest = pretrained(domains[0]).manifest
+    expects = expected(manifest, rotation)
+    marked = {
+        name: doubtful(structure(source, stack, under), manifest.structure).mean()
+        for name, stack, under in (
+            ("exchanged, none", exchanged, None),
+            ("exchanged", exchanged, expects),
+            ("true", target, expects),
+            ("lost", np.roll(target, 50, axis=0), expects),
+        )
+    }
+    assert marked["exchanged, none"] < 0.3
+    assert marked["exchanged"] > 0.95
+    assert marked["true"] < 0.15
+    assert marked["lost"] > 0.9
+
+
+def test_what_has_less_edges_than_chance_is_always_doubtful():
+    """Under a calibration."""
+    x = smooth(12, channels=3)
+    units = Normalisation()
+    expects = Expected(units, ChannelMap(rotation=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))))
+    chance = calibrate_by_chance(x, smooth(9, seed=6, channels=3), units=units)
+    kept = structure(x, smooth(12, seed=7, channels=3), expects)
+    below = kept.edge_correlation < chance.chance_edge_correlation
+    assert 0 < below.sum() < 12
+    assert doubtful(kept, chance)[below].all()
+
+
+def test_a_model_trained_with_a_map_or_a_rotated_leg_expects_its_colours():
+    swap = ChannelMap(rotation=((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
+    own = pretrained("satellite").manifest
+    held = own.model_copy(update={"normalisation": own.normalisation.model_copy(update={"calibrated": swap})})
+    x = smooth(3, channels=3)
+    assert expected(own, None) is None
+    for found in (expected(own, swap), expected(held, None)):
+        assert found(x) == pytest.approx(swap.apply(own.normalisation.apply(x)), abs=1e-5)
+
+
+def test_chance_is_measured_the_same_on_bytes_and_floats():
+    """Training pictures lie in memory as they were read; the draw is repeatable, and other pairs give other figures."""
+    some, others = (
+        np.rint((smooth(9, seed=seed) / 4 + 0.5) * 255).clip(0, 255).astype(np.uint8) for seed in (1, 2)
+    )
+    found = calibrate_by_chance(some, others)
+    assert found == calibrate_by_chance(expand(some), expand(others))
+    assert found != calibrate_by_chance(some[:4], others)
+    assert (found.count, found.basis, found.quantile) == (81, "chance", 0.95)
+    assert found.edge_correlation > found.chance_edge_correlation

@@ -1,0 +1,183 @@
+"""Folders of translations, read with what belongs to them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.errors import FileMissing, ImageUnreadable, PictureMisfit, UsageError
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.evaluation.translations import find_items, read_domain, read_item, read_translations
+from tests.runs.picture_folders import blocks, record, write
+
+
+def test_pictures_are_paired_by_name_whatever_the_suffix_and_order(tmp_path):
+    x = blocks(3)
+    write(tmp_path / "t", x, names=["b", "sub/c", "a"])
+    np.save(tmp_path / "a.npy", to_pixels(x)[2])
+    truth = write(tmp_path / "truth", -x[:2], names=["b", "sub/c"])
+    (tmp_path / "a.npy").rename(truth / "a.npy")
+    found = read_translations(tmp_path / "t", truth=truth)
+    assert found.names == ("a", "b", "sub/c")
+    assert found.translated == pytest.approx(x[[2, 0, 1]], abs=0.01)
+    assert found.truth == pytest.approx(np.stack([x[2], -x[0], -x[1]]), abs=0.01)
+
+
+def test_a_picture_without_its_partner_is_named(tmp_path):
+    write(tmp_path / "t", blocks(3))
+    write(tmp_path / "truth", blocks(2))
+    with pytest.raises(FileMissing, match="1 of 3 translations, first p02"):
+        read_translations(tmp_path / "t", truth=tmp_path / "truth")
+
+
+def test_records_say_which_files_are_translations(tmp_path):
+    """Neither what came back, nor a sheet, nor a map is one."""
+    for name in ("x", "y"):
+        write(tmp_path, blocks(3), names=[name, f"{name}_back", f"{name}_uncertainty"])
+        record(tmp_path, name, files={"returned": f"{name}_back.png"})
+    write(tmp_path, blocks(1), names=["sheet"])
+    (tmp_path / "report.json").write_text("{}")
+    found = read_translations(tmp_path)
+    assert found.names == ("x", "y")
+    assert found.back == pytest.approx(blocks(3)[[1, 1]], abs=0.01)
+    assert found.source is None
+
+
+def test_a_record_of_the_nodes_is_understood(tmp_path):
+    write(tmp_path, blocks(2), names=["scan", "scan.returned"])
+    contents = {
+        "format": 2,
+        "input": "scan.tif",
+        "files": {
+            "translation": {"file": "scan.png", "sha256": ""},
+            "returned": {"file": "scan.returned.png", "sha256": ""},
+        },
+        "latent": {"mean": 0.01, "std": 0.99, "kurtosis": 0.0, "correlation": 0.1, "count": 256},
+        "picture": {"cycle_psnr": 41.5, "cycle_mse": 0.0003, "edge_correlation": 0.7, "mutual_information": 1.1,
+                    "slope": 0.5, "intercept": -10.0},
+        "doubtful": True,
+    }  # fmt: skip
+    (tmp_path / "scan.json").write_text(json.dumps(contents))
+    [item] = find_items(tmp_path)
+    assert item.picture.cycle_psnr == 41.5
+    assert item.record.doubtful is True
+    assert item.picture.output_scale == (0.5, -10.0)
+    assert item.record.latent.std == 0.99
+    assert item.files == {"returned": tmp_path / "scan.returned.png"}
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "", 7, "missing.png"])
+def test_a_record_names_no_file_elsewhere(tmp_path, name):
+    folder = write(tmp_path / "inside", blocks(1))
+    write(tmp_path, blocks(1), names=["outside"])
+    record(folder, "p00", translated=name)
+    assert read_item(folder / "p00.json", folder) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '"text"', '{"format": 2, "picture": 3}'])
+def test_a_damaged_record_is_no_record_or_knows_less(tmp_path, text):
+    write(tmp_path, blocks(1))
+    (tmp_path / "p00.json").write_text(text)
+    [item] = find_items(tmp_path)
+    assert item.name == "p00"
+    assert item.picture.edge_correlation is None
+
+
+def test_other_sizes_are_brought_to_the_first_and_counted(tmp_path):
+    write(tmp_path / "t", blocks(2))
+    write(tmp_path / "truth", blocks(2, size=32))
+    found = read_translations(tmp_path / "t", truth=tmp_path / "truth")
+    assert found.truth.shape == (2, 1, 16, 16)
+    assert found.notes == ("2 of 4 files had another size and were brought to 16 x 16",)
+    assert read_translations(tmp_path / "t", size=8).translated.shape == (2, 1, 8, 8)
+
+
+def test_raw_values_meet_numbers_that_were_stretched_over_a_file(tmp_path):
+    """A range of -1000 to 1000 lies in the file as 0 to 255; the truth is in raw values."""
+    x = blocks(1)
+    write(tmp_path / "t", x, names=["ct"])
+    record(tmp_path / "t", "ct", slope=2000 / 255, intercept=-1000.0)
+    (tmp_path / "truth").mkdir()
+    np.save(tmp_path / "truth" / "ct.npy", (x[0, 0] * 1000).astype(np.int16))
+    found = read_translations(tmp_path / "t", truth=tmp_path / "truth", span=(-1000, 1000))
+    assert found.translated == pytest.approx(x, abs=0.01)
+    assert found.truth == pytest.approx(x, abs=0.01)
+
+
+@pytest.mark.parametrize(("span", "kind"), [((0, 4095), np.uint16), ((-1000, 3000), np.int16)], ids=str)
+def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
+    """12 bits in files of 16, and signed raw values: by the files' types, figures would be of other pictures."""
+    x, (low, high) = blocks(1), span
+    raw = np.rint((x[0, 0] + 1) / 2 * (high - low) + low)
+    (tmp_path / "t").mkdir()
+    for name in ("ct", "ct_back"):
+        (tmp_path / "t" / f"{name}.png").write_bytes(encode_png((raw - low).astype(np.uint16)[..., None]))
+    ranges = {"source_low": low, "source_high": high, "low": low, "high": high}
+    scales = {"slope": 1.0, "intercept": low, "back_slope": 1.0, "back_intercept": low}
+    record(tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scales, **ranges)
+    (tmp_path / "source").mkdir()
+    np.save(tmp_path / "source" / "ct.npy", raw.astype(kind))
+    found = read_translations(tmp_path / "t", source=tmp_path / "source", truth=tmp_path / "source")
+    for stack in (found.translated, found.source, found.truth, found.back):
+        assert stack == pytest.approx(x, abs=0.001)
+    domain = read_domain(tmp_path / "source", found.scale, most=1)
+    assert domain == pytest.approx(x, abs=0.001)
+
+
+def test_a_type_without_a_range_needs_one(tmp_path):
+    np.save(tmp_path / "ct.npy", np.zeros((16, 16), np.int16))
+    with pytest.raises(UsageError) as caught:
+        read_translations(tmp_path)
+    assert "--range" in caught.value.hint
+
+
+def test_a_range_of_other_units_is_refused_by_name(tmp_path):
+    """Sources of [0, 1] and of 16 bits are none of 0 to 255."""
+    write(tmp_path / "t", blocks(1), names=["x"])
+    for number, pixels in enumerate((np.eye(16, dtype=np.float32), np.eye(16).astype(np.uint16) * 65535)):
+        folder = tmp_path / f"source{number}"
+        folder.mkdir()
+        np.save(folder / "x.npy", pixels)
+        with pytest.raises(PictureMisfit, match=r"x\.npy holds"):
+            read_translations(tmp_path / "t", source=folder, span=(0, 255))
+
+
+def test_a_bad_file_is_named(tmp_path):
+    write(tmp_path, blocks(1))
+    (tmp_path / "p01.png").write_bytes(b"no picture")
+    with pytest.raises(ImageUnreadable, match=r"p01\.png"):
+        read_translations(tmp_path)
+
+
+def test_what_came_back_has_the_sources_numbers(tmp_path):
+    """As its record says; where none does, the error of the record stands."""
+    x, scale = blocks(1), {"slope": 2000 / 255, "intercept": -1000.0}
+    write(tmp_path / "t", np.concatenate([x, x]), names=["ct", "ct_back"])
+    record(
+        tmp_path / "t",
+        "ct",
+        files={"returned": "ct_back.png"},
+        **scale,
+        back_slope=scale["slope"],
+        back_intercept=-1000.0,
+    )
+    found = read_translations(tmp_path / "t", span=(-1000, 1000))
+    assert found.back == pytest.approx(x, abs=0.01)
+    record(tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale)
+    found = read_translations(tmp_path / "t", span=(-1000, 1000))
+    assert found.back is None
+    assert "back" in found.notes[0]
+
+
+def test_latents_of_a_node_are_read_as_those_of_a_bridge(tmp_path):
+    """There, a picture is a dimension of its own; latents of several shapes are left out, and that is said."""
+    write(tmp_path, blocks(2))
+    for name, z in zip(("p00", "p01"), blocks(2, size=8), strict=True):
+        np.save(tmp_path / f"{name}_latent.npy", z[None])
+        record(tmp_path, name, files={"latent": f"{name}_latent.npy"})
+    assert (read_translations(tmp_path).latents == blocks(2, size=8)).all()
+    np.save(tmp_path / "p01_latent.npy", blocks(1, size=16))
+    found = read_translations(tmp_path)
+    assert found.latents is None
+    assert "several shapes" in found.notes[0]
