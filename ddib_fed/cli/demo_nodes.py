@@ -32,7 +32,7 @@ from ddib_fed.terminal import console, say
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
     from ddib_fed.cli.delivery import Delivered
-    from ddib_fed.cli.folder_state import Order
+    from ddib_fed.client.client import JobRequest
 
 
 START_S = 120.0
@@ -122,7 +122,7 @@ class Institution:
         )
 
     def start(self, show: Show) -> None:
-        """Start its node in a separate session: Ctrl-C reaches only the demo, which then stops it in order."""
+        """Start its node in a separate session: Ctrl-C reaches only the demo, which then stops it in request."""
         words = ["-m", f"{self.role}_node", "serve", "--config", str(self.config_path)]
         show(f"ddib-{self.role}-node serve --config {shlex.quote(str(self.config_path))} &")
         with self.log_path.open("wb") as log:
@@ -278,17 +278,20 @@ class Pair:
             "--out", self.out / self.person,
         )  # fmt: skip
 
-    def translate(self, files: Sequence[Path], order: Order, out: Path, *, shown: str) -> list[Delivered]:
+    def translate(
+        self, files: Sequence[Path], request: JobRequest, out: Path, *, shown: str
+    ) -> list[Delivered]:
         """Translate like `ddib translate --cycle --keep-latents`, through the client."""
-        from ddib_fed.cli.folder_run import Manner, conclude, translate_files
+        from ddib_fed.cli.delivery import WriteOptions
+        from ddib_fed.cli.folder_run import conclude, translate_files
         from ddib_fed.cli.inputs import Chosen
+        from ddib_fed.cli.progress import JobProgress
         from ddib_fed.client.profile import Profile
-        from ddib_fed.engine.record import DOUBTFUL_BELOW
 
-        show(_command(shown, order, out, self.profile))
+        show(_command(shown, request, out, self.profile))
         profile = Profile.load(self.profile)
-        manner = Manner(out, force=False, skip_bad=False, doubtful_below=DOUBTFUL_BELOW)
-        outcome, _ = translate_files(profile, Chosen.files(files), order, manner, page=False)
+        chosen, write = Chosen.files(files), WriteOptions(out)
+        outcome, _ = translate_files(profile, chosen, request, write, JobProgress(), page=False)
         conclude(outcome, out, profile.hop, skip_bad=False)
         return list(outcome.delivered)
 
@@ -361,16 +364,16 @@ class Pair:
         say(f"  {stop}   # stop both")
 
 
-def _command(shown: str, order: Order, out: Path, profile: Path) -> str:
+def _command(shown: str, request: JobRequest, out: Path, profile: Path) -> str:
     """The settings as options; defaults are omitted."""
     from ddib_fed.protocol.messages import Settings
 
-    words = ["ddib translate", shown, "--to", order.target]
-    if order.settings.evaluations != Settings().evaluations:
-        words += ["--evaluations", str(order.settings.evaluations)]
+    words = ["ddib translate", shown, "--to", request.target]
+    if request.settings.evaluations != Settings().evaluations:
+        words += ["--evaluations", str(request.settings.evaluations)]
     words += ["--out", str(out)]
-    words += ["--cycle"] if order.cycle else []
-    words += ["--keep-latents"] if order.keep_latent else []
+    words += ["--cycle"] if request.cycle else []
+    words += ["--keep-latents"] if request.keep_latent else []
     return " ".join([*words, "--profile", str(profile)])
 
 

@@ -17,8 +17,8 @@ import torch
 from ddib_fed.calibration.record import Calibration
 from ddib_fed.cli.delivery import Delivered
 from ddib_fed.cli.demo_nodes import Bound, Outcome, Pair, Site
-from ddib_fed.cli.folder_state import Order
 from ddib_fed.cli.output import number, print_table, size
+from ddib_fed.client.client import JobRequest
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.shipped import ShippedPictures, available, load_shipped, shipped_domain
 from ddib_fed.engine.record import Part
@@ -286,8 +286,8 @@ def translate_pictures(pair: Pair) -> Outcome:
     chosen = Chosen.evenly(source, target, COUNT)
     paths = chosen.write(pair.out / FOLDER / "in")
     shown = f"{pair.out / FOLDER / 'in'}/*.png"
-    order = Order(pair.to, Settings(evaluations=STEPS), cycle=True, keep_latent=True, deadline_s=None)
-    delivered = pair.translate(paths, order, pair.out / FOLDER / "translated", shown=shown)
+    request = JobRequest(pair.to, Settings(evaluations=STEPS), cycle=True, keep_latent=True)
+    delivered = pair.translate(paths, request, pair.out / FOLDER / "translated", shown=shown)
     album = Album.load(chosen, paths, delivered)
     print_hops(album, pair.person)
     calibrated = translate_calibrated(pair, paths, shown)
@@ -299,8 +299,8 @@ def translate_pictures(pair: Pair) -> Outcome:
 def translate_calibrated(pair: Pair, paths: Sequence[Path], shown: str) -> CalibratedPictures:
     """Calibrate the two nodes, and translate the same files one way."""
     calibration = pair.calibrate(CALIBRATION)
-    order = Order(pair.to, Settings(evaluations=STEPS), cycle=False, keep_latent=False, deadline_s=None)
-    delivered = pair.translate(paths, order, pair.out / FOLDER / "calibrated", shown=shown)
+    request = JobRequest(pair.to, Settings(evaluations=STEPS))
+    delivered = pair.translate(paths, request, pair.out / FOLDER / "calibrated", shown=shown)
     translated = np.stack([read_unit(result.files[Part.TRANSLATION]) for result in delivered])
     say("", *what_crossed(calibration), "")
     return CalibratedPictures(calibration, translated)

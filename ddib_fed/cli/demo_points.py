@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.cli.demo_nodes import Bound, Outcome, Pair, Site
-from ddib_fed.cli.folder_state import Order
 from ddib_fed.cli.output import number, print_table, size
+from ddib_fed.client.client import JobRequest
 from ddib_fed.data.synthetic import sample
 from ddib_fed.engine.record import Part, Translation
 from ddib_fed.evaluation.metrics import (
@@ -93,8 +93,8 @@ def translate_points(pair: Pair, points: int) -> Outcome:
     """Draw points, translate them there and back through both nodes, and measure and plot the results."""
     path = pair.out / "points.npy"
     np.save(path, sample(pair.source.domain, points, SEED))
-    order = Order(pair.to, Settings(evaluations=STEPS), cycle=True, keep_latent=True, deadline_s=None)
-    delivered = pair.translate([path], order, pair.out / "translated", shown=str(path))[0]
+    request = JobRequest(pair.to, Settings(evaluations=STEPS), cycle=True, keep_latent=True)
+    delivered = pair.translate([path], request, pair.out / "translated", shown=str(path))[0]
     clouds = Clouds.load(path, delivered.files)
     print_hops(clouds, delivered.provenance, pair.person)
     figures = measure(clouds, delivered.provenance, pair.target.domain)

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddib_fed.cli.delivery import Delivered, Input, JobFile, check_free, deliver, named
+from ddib_fed.cli.delivery import Delivered, Input, JobFile, WriteOptions, check_free, deliver, named
 from ddib_fed.cli.folder_report import write_pages
 from ddib_fed.cli.folder_state import (
     Entry,
     LeftOut,
-    Order,
     Outcome,
     Unfinished,
     failed_by_items,
@@ -35,13 +34,12 @@ from ddib_fed.cli.folder_state import (
     with_ids,
 )
 from ddib_fed.cli.inputs import Chosen
-from ddib_fed.cli.progress import TERMINAL, Display, Progress, explaining_interruption
+from ddib_fed.cli.progress import Progress, explaining_interruption
 from ddib_fed.cli.studies import mark_earlier
-from ddib_fed.client.client import Client
+from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.payload import Payload, refused_items, split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import JobView, Submitted
-from ddib_fed.engine.record import DOUBTFUL_BELOW
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -57,7 +55,6 @@ from ddib_fed.protocol.job_messages import refused_count
 from ddib_fed.protocol.messages import ItemState, JobState
 
 if TYPE_CHECKING:
-    from ddib_fed.formats.credentials import Credentials
     from ddib_fed.formats.parts import WrittenStudy
 
 
@@ -111,45 +108,26 @@ def submit(
     client: Client,
     chosen: Chosen,
     items: Sequence[Payload],
-    order: Order,
-    out: Path | None,
+    request: JobRequest,
+    out: Path,
     *,
     request_id: str = "",
     while_busy: bool = True,
 ) -> tuple[Submitted, tuple[Input, ...]]:
     """Submit the job, after writing the names of its items to disk."""
-    split_target(order.target)
+    split_target(request.target)
     request_id = request_id or str(uuid.uuid4())
     institution = client.profile.institution
-    classes = chosen.classes or [None] * len(items)
+    classes: Sequence[tuple[tuple[str, str], ...]] = [(own,) for own in chosen.classes] or [()] * len(items)
     inputs = tuple(
-        replace(given, sha256=item.sha256.hex(), asked=order.digest(institution, own))
+        replace(given, sha256=item.sha256.hex(), asked=request.digest(institution, own))
         for given, item, own in zip(chosen.inputs, items, classes, strict=True)
     )
 
-    def send() -> Submitted:
-        return client.submit(
-            items,
-            order.target,
-            order.settings,
-            cycle=order.cycle,
-            keep_latent=order.keep_latent,
-            request_id=request_id,
-            deadline_s=order.deadline_s,
-            source_class=order.source_class,
-            target_class=order.target_class,
-            guidance=order.guidance,
-            classes=chosen.classes,
-            model_size=chosen.by_class,
-            no_calibration=order.no_calibration,
-            while_busy=while_busy,
-        )
-
+    asked = replace(request, classes=chosen.classes, model_size=chosen.by_class)
     try:
-        if out is None:
-            return send(), inputs
-        with named(out, JobFile(request_id, order.target, inputs)):
-            return send(), inputs
+        with named(out, JobFile(request_id, request.target, inputs)):
+            return client.send(items, asked, request_id=request_id, while_busy=while_busy), inputs
     except DdibError as error:
         if not client.aborted:
             raise
@@ -164,52 +142,27 @@ def receive(
     job_id: str,
     inputs: tuple[Input, ...],
     progress: Progress,
-    out: Path,
+    write: WriteOptions,
     *,
-    force: bool,
-    doubtful_below: float = DOUBTFUL_BELOW,
-    credentials: Credentials | None = None,
     without: Collection[int] = (),
     on_written: Callable[[Delivered], None] | None = None,
 ) -> tuple[JobView, list[Delivered]]:
     """Watch a job to its end and write its results as they come, also if a part of it failed; in their order."""
     delivered: list[Delivered] = []
-    with explaining_interruption(client, job_id, out):
+    with explaining_interruption(client, job_id, write.out):
         results = client.results(job_id, on_event=progress.watching(client, job_id))
-        for result in deliver(
-            client,
-            job_id,
-            results,
-            out,
-            inputs,
-            force=force,
-            doubtful_below=doubtful_below,
-            credentials=credentials,
-            without=without,
-        ):
+        for result in deliver(client, job_id, results, inputs, write, without=without):
             delivered.append(result)
             if on_written is not None:
                 on_written(result)
         job = client.get(job_id)
     if not without:
-        JobFile(job.request_id, job.target, inputs).remove(out)
+        JobFile(job.request_id, job.target, inputs).remove(write.out)
     return job, sorted(delivered, key=lambda result: result.item)
 
 
 AHEAD = 2
 """Jobs at the node at once: it computes one while the next is sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """How a command goes about its files."""
-
-    out: Path
-    force: bool
-    skip_bad: bool
-    doubtful_below: float
-    credentials: Credentials | None = None
-    again: bool = False
 
 
 class Run:
@@ -220,12 +173,12 @@ class Run:
         client: Client,
         chosen: Chosen,
         entries: Sequence[Entry],
-        order: Order,
-        manner: Manner,
+        request: JobRequest,
+        write: WriteOptions,
         progress: Progress,
         left_out: Sequence[LeftOut] = (),
     ) -> None:
-        self._client, self._order, self._manner, self._progress = client, order, manner, progress
+        self._client, self._request, self._write, self._progress = client, request, write, progress
         self._chosen, self._entries = chosen, tuple(entries)
         self._by_input = {entry.given: entry for entry in entries}
         self._results: dict[str, Delivered] = {}
@@ -268,9 +221,9 @@ class Run:
 
     def _prepare(self) -> None:
         """Sort the files into finished ones, those of unfinished jobs, and the others, as batches."""
-        out, force = self._manner.out, self._manner.force
+        out, force = self._write.out, self._write.force
         remove_broken(out, self._entries)
-        if not self._manner.again:
+        if not self._write.again:
             self._take_finished(self._entries)
         self._earlier = len(self._results)
         covered = self._attach()
@@ -290,13 +243,13 @@ class Run:
             )
 
     def _take_finished(self, entries: Sequence[Entry]) -> None:
-        for result in finished(entries, self._manner.out):
+        for result in finished(entries, self._write.out):
             given = entries[result.item].given
-            self._results[given.name] = mark_earlier(result, self._manner.credentials)
+            self._results[given.name] = mark_earlier(result, self._write.credentials)
 
     def _attach(self) -> set[Input]:
         """Take over the unfinished jobs in the folder; the items that they translate."""
-        found = unfinished_files(self._entries, self._manner.out)
+        found = unfinished_files(self._entries, self._write.out)
         covered: set[Input] = set()
         for job in with_ids(found, self._client):
             inputs = job.job_file.inputs
@@ -309,7 +262,7 @@ class Run:
                 # on its way; the node has removed it since, and what is missing is submitted anew.
                 self._batches.append(Batch(tuple(entries), job.job_file.request_id))
             else:
-                job.job_file.remove(self._manner.out)
+                job.job_file.remove(self._write.out)
                 continue
             covered |= {given for n, given in enumerate(inputs) if n not in job.without}
             covered -= {entry.given for entry in self._entries if entry.given.name in self._results}
@@ -333,7 +286,7 @@ class Run:
         return self._progress.stopped or any(
             job.state in {JobState.FAILED, JobState.CANCELLED}
             and not any(item.state in {ItemState.DECODED, ItemState.DELIVERED} for item in job.items)
-            and not (self._manner.skip_bad and failed_by_items(job))
+            and not (self._write.skip_bad and failed_by_items(job))
             for job in self._jobs
         )
 
@@ -349,8 +302,8 @@ class Run:
                 self._client,
                 chosen_files(batch.entries),
                 [entry.item for entry in batch.entries],
-                self._order,
-                self._manner.out,
+                self._request,
+                self._write.out,
                 request_id=batch.request_id,
                 while_busy=waits,
             )
@@ -383,7 +336,7 @@ class Run:
             path = batch.entries[number].path
             own = error if not bad else error_class(reason)(hop=error.hop)
             bad.append((path, own))
-        if not self._manner.skip_bad:
+        if not self._write.skip_bad:
             submitted = len(self._pending) + len(self._jobs)
             others = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
             state = others if submitted else "nothing was submitted"
@@ -408,10 +361,7 @@ class Run:
             job.job_id,
             job.inputs,
             self._progress,
-            self._manner.out,
-            force=self._manner.force,
-            doubtful_below=self._manner.doubtful_below,
-            credentials=self._manner.credentials,
+            self._write,
             without=job.without,
             on_written=written,
         )
@@ -459,7 +409,7 @@ class Run:
             if not self._client.aborted:
                 raise
             done, total = self._progress.done, len(self._entries)
-            error.detail += f"; {done:,} of {total:,} results are complete in {self._manner.out}"
+            error.detail += f"; {done:,} of {total:,} results are complete in {self._write.out}"
             error.args = (error.detail,)
             if RESUMES not in error.hint:
                 error.hint = f"{RESUMES}\n{error.hint}".rstrip()
@@ -487,33 +437,32 @@ class Run:
 def translate_files(
     profile: Profile,
     chosen: Chosen,
-    order: Order,
-    manner: Manner,
+    request: JobRequest,
+    write: WriteOptions,
+    progress: Progress,
     *,
     page: bool,
-    display: Display = TERMINAL,
     whole: Sequence[WrittenStudy] = (),
 ) -> tuple[Outcome, Path | None]:
     """Translate files into a folder, or what is missing there; what became of them, and the page."""
-    with locked(manner.out):
-        entries, bad = _read(chosen, order, profile, display, skip_bad=manner.skip_bad)
-        with display.opened(profile) as (client, progress):
-            outcome = Run(client, chosen, entries, order, manner, progress, bad).translate()
-        return outcome, write_pages(outcome, manner.out, whole) if page else None
+    with locked(write.out):
+        entries, bad = _read(chosen, request, profile, progress, skip_bad=write.skip_bad)
+        with progress.opened(profile) as client:
+            outcome = Run(client, chosen, entries, request, write, progress, bad).translate()
+        return outcome, write_pages(outcome, write.out, whole) if page else None
 
 
 def translate_parts(
     profile: Profile,
-    order: Order,
-    manner: Manner,
+    request: JobRequest,
+    write: WriteOptions,
+    progress: Progress,
     paths: Sequence[Path],
     out: Path,
-    *,
-    display: Display = TERMINAL,
 ) -> dict[Path, str]:
     """Translate the items of a series, volume or map into a folder; why those that have no result were refused."""
-    parts = replace(manner, out=out, skip_bad=True, credentials=None)  # of the whole, not of its parts
-    outcome, _ = translate_files(profile, Chosen.files(paths), order, parts, page=False, display=display)
+    parts = replace(write, out=out, skip_bad=True, credentials=None)  # of the whole, not of its parts
+    outcome, _ = translate_files(profile, Chosen.files(paths), request, parts, progress, page=False)
     if not outcome.delivered:
         for each in outcome.left_out:
             if each.error is not None:
@@ -527,13 +476,13 @@ def translate_parts(
 
 
 def submit_files(
-    profile: Profile, chosen: Chosen, order: Order, manner: Manner
+    profile: Profile, chosen: Chosen, request: JobRequest, write: WriteOptions, progress: Progress
 ) -> tuple[list[Submitted], FilesLeftOut | None]:
     """Only submit what is missing in a folder; the new jobs, and what to end with if files were left out."""
-    with locked(manner.out):
-        entries, bad = _read(chosen, order, profile, TERMINAL, skip_bad=manner.skip_bad)
-        with TERMINAL.opened(profile) as (client, progress):
-            run = Run(client, chosen, entries, order, manner, progress, bad)
+    with locked(write.out):
+        entries, bad = _read(chosen, request, profile, progress, skip_bad=write.skip_bad)
+        with progress.opened(profile) as client:
+            run = Run(client, chosen, entries, request, write, progress, bad)
             submitted = run.submit_all()
     if not run.left_out:
         return submitted, None
@@ -541,15 +490,15 @@ def submit_files(
 
 
 def _read(
-    chosen: Chosen, order: Order, profile: Profile, display: Display, *, skip_bad: bool
+    chosen: Chosen, request: JobRequest, profile: Profile, progress: Progress, *, skip_bad: bool
 ) -> tuple[list[Entry], list[LeftOut]]:
     """Read every file before anything is submitted; those that can be sent, and those that are left out."""
     many = len(chosen.paths) > JOB_FILES
     if many:
-        with display.counted("reading files") as show:
-            entries, bad = read_files(chosen, order, profile.institution, decode=True, on_read=show)
+        with progress.counted("reading files") as show:
+            entries, bad = read_files(chosen, request, profile.institution, decode=True, on_read=show)
     else:
-        entries, bad = read_files(chosen, order, profile.institution, decode=False)
+        entries, bad = read_files(chosen, request, profile.institution, decode=False)
     if bad and not (skip_bad and entries):
         raise refused(bad, len(chosen.paths), "nothing was submitted")
     return entries, [LeftOut.of(path, error) for path, error in bad]

@@ -8,24 +8,20 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import JobFile, deliver, job_named, records_of
-from ddib_fed.cli.folder_report import print_submitted, report
-from ddib_fed.cli.folder_run import submit as submit_order
-from ddib_fed.cli.folder_state import locked, order_of
+from ddib_fed.cli.delivery import JobFile, WriteOptions, deliver, job_named, records_of
+from ddib_fed.cli.folder_report import report
+from ddib_fed.cli.folder_state import locked
 from ddib_fed.cli.help import command, group
-from ddib_fed.cli.inputs import Chosen, choose
 from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, print_table, size
 from ddib_fed.cli.progress import JobProgress, explaining_interruption, open_client
 from ddib_fed.cli.studies import load_credentials, refuse_points
-from ddib_fed.client.payload import Payload, payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import Domain, Domains, Failure, JobView, require_finished
-from ddib_fed.errors import ConfigError, DdibError, InputError, ItemNotFound, StateConflict, Unauthenticated
+from ddib_fed.client.views import Domain, Failure, JobView, require_finished
+from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, StateConflict, Unauthenticated
 from ddib_fed.guidance import Guidance
 from ddib_fed.protocol.contract import CalibrationTerms, GuidanceTerms
 from ddib_fed.protocol.details import TOLERATED_S, described
@@ -219,74 +215,11 @@ _NAMES = frozenset({"job", "model", "incident", "asked", "served", "found"})
 
 @group()
 def job() -> None:
-    """Submit, watch, fetch, cancel and delete jobs.
+    """Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them.
 
     A job runs at the source node: it continues if this machine is switched off, and its results are kept there until
     they are fetched or expire.
     """
-
-
-@job.command(epilog="\b\nExample:\n  ddib job submit points.npy --to south.example/checkerboards --out out")
-@options.FILES
-@options.TARGET
-@click.option(
-    "--out",
-    "out",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Folder where the results will be fetched to; the files' names are kept there.",
-)
-@options.TARGET_CLASS
-@options.SOURCE_CLASS
-@options.with_options(options.GUIDING)
-@options.with_options(options.PAIRING)
-@options.CYCLE
-@options.with_options(options.SOLVING)
-@options.KEEP_LATENTS
-@options.NO_CALIBRATION
-@options.DEADLINE
-@options.QUIET
-@options.FORMAT
-@options.PROFILE
-def submit(
-    files: tuple[Path, ...],
-    target: str,
-    out: Path | None,
-    pairs: str | None,
-    labels: Path | None,
-    limit: int | None,
-    quiet: bool,
-    output_format: str,
-    profile_path: Path | None,
-    **asked: Any,
-) -> None:
-    """Submit FILES to the source node as a job and return at once."""
-    order, profile = order_of(target, asked), Profile.load(profile_path)
-
-    def ask() -> Domains:
-        with open_client(profile) as client:
-            return client.domains()
-
-    chosen = choose(files, ask, target, pairs=pairs, labels=labels, limit=limit, out=out)
-    items = _payloads(chosen, target, out, profile_path)
-    with open_client(profile) as client:
-        submitted, _ = submit_order(client, chosen, items, order, out)
-    if quiet:
-        print_ids([submitted.job_id])
-        return
-    print_submitted([submitted], target, out, output_format, profile_path)
-
-
-def _payloads(chosen: Chosen, target: str, out: Path | None, profile: Path | None) -> list[Payload]:
-    """The files of a job, read."""
-    try:
-        return payloads(chosen.paths)
-    except InputError as error:
-        if "format" in error.facts:
-            words = ["ddib", "translate", str(chosen.paths[int(error.facts["item"])]), "--to", target]
-            words += ["--out", str(out or "DIR"), *(["--profile", str(profile)] if profile else [])]
-            error.hint = f"to send pixels alone:\n{shlex.join(words)}"
-        raise
 
 
 @job.command("list")
@@ -396,10 +329,9 @@ def guided(guidance: Guidance) -> str:
 
 @job.command()
 @options.JOB_ID
-@click.option("--after", type=click.IntRange(0), default=0, help="Only events after this sequence number.")
 @options.FORMAT
 @options.PROFILE
-def watch(job_id: str, after: int, output_format: str, profile_path: Path | None) -> None:
+def watch(job_id: str, output_format: str, profile_path: Path | None) -> None:
     """Watch a job until it has ended; ends non-zero when the job failed.
 
     With --format json each event is one line.
@@ -410,8 +342,9 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
         open_client(profile_path, on_wait=progress.wait) as client,
         explaining_interruption(client, job_id := job_named(client, job_id)),
     ):
+        progress.begin(job_id, [])
         on_event = progress.watching(client, job_id)
-        for event in client.watch(job_id, after):
+        for event in client.watch(job_id):
             if as_json:
                 say(json.dumps(plain(event)))
             on_event(event)
@@ -458,18 +391,8 @@ def fetch(
             )
         names = JobFile.load(out, view.request_id)
         inputs = names.inputs if names else ()
-        delivered = list(
-            deliver(
-                client,
-                job_id,
-                client.fetch(job_id),
-                out,
-                inputs,
-                force=force,
-                doubtful_below=doubtful_below,
-                credentials=signer,
-            )
-        )
+        write = WriteOptions(out, force, doubtful_below=doubtful_below, credentials=signer)
+        delivered = list(deliver(client, job_id, client.fetch(job_id), inputs, write))
         view = client.get(job_id)
         open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
         if names is not None and view.state.ended and not open_items:

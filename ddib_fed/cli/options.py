@@ -38,7 +38,6 @@ IN_PROCESS_DEPTH = click.option(
 )
 SOFTEN = click.option(
     "--soften-sigma",
-    "--soften",
     "soften",
     type=click.FloatRange(0, 1),
     metavar="SIGMA",
@@ -307,17 +306,12 @@ PAGE = click.option(
 )
 
 
-def target(*, required: bool = True) -> Decorator:
-    return click.option(
-        "--to",
-        "target",
-        required=required,
-        metavar="INSTITUTION/DOMAIN",
-        help="Target, as listed by `ddib domains`.",
-    )
-
-
-TARGET = target()
+TARGET = click.option(
+    "--to",
+    "target",
+    metavar="INSTITUTION/DOMAIN",
+    help="Target, as listed by `ddib domains`.",
+)
 EVALUATIONS = click.option(
     "--evaluations",
     "--steps",
@@ -376,13 +370,6 @@ NO_CALIBRATION = click.option(
     "--no-calibration",
     is_flag=True,
     help="Leave out the calibration that both operators agreed on for this target (`ddib domains` lists it).",
-)
-DEADLINE = click.option(
-    "--deadline",
-    type=click.FloatRange(min=1),
-    default=None,
-    metavar="SECONDS",
-    help="Fail the job after this time; default: the node's.",
 )
 TARGET_CLASS = click.option(
     "--target-class",

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import check_names
+from ddib_fed.cli.delivery import WriteOptions, check_names
 from ddib_fed.cli.folder_report import Document, one_document, print_submitted, report_outcome, write_pages
-from ddib_fed.cli.folder_run import Manner, conclude, submit_files, translate_files, translate_parts
-from ddib_fed.cli.folder_state import Order, Outcome, order_of
+from ddib_fed.cli.folder_run import conclude, submit_files, translate_files, translate_parts
+from ddib_fed.cli.folder_state import Outcome, request_of
 from ddib_fed.cli.help import command
 from ddib_fed.cli.inputs import Chosen, choose
 from ddib_fed.cli.options import (
@@ -29,12 +29,11 @@ from ddib_fed.cli.options import (
     read_given,
 )
 from ddib_fed.cli.output import print_ids
-from ddib_fed.cli.progress import Display, Terminal
+from ddib_fed.cli.progress import JobProgress, Progress
 from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.studies import (
     Ending,
     Plan,
-    StudyManner,
     check_plan,
     load_credentials,
     may_be_points,
@@ -43,6 +42,7 @@ from ddib_fed.cli.studies import (
     refuse_without_pictures,
     translate_studies,
 )
+from ddib_fed.client.client import JobRequest
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
@@ -99,7 +99,7 @@ ALONE = (
     THREADS,
 )
 """What two models in one process take, and nodes do not."""
-OF_NODES = ("no_calibration", "deadline", "detach", "quiet", "profile_path")
+OF_NODES = ("no_calibration", "detach", "quiet", "profile_path")
 _OF_PICTURES = ("soften", "calibration", "scene", "classifier", "guide", "batch", "dtype")
 _NAMES = (
     *("soften", "seed", "calibration", "scene", "classifier", "guide", "batch", "dtype", "device", "threads"),
@@ -210,7 +210,7 @@ def _refuse_idle(
     "  ddib translate scans --source MODEL_A --target MODEL_B --out out --cycle"
 )
 @options.FILES
-@options.target(required=False)
+@options.TARGET
 @options.with_options(MODELS)
 @options.OUT_RESULTS
 @options.TARGET_CLASS
@@ -222,7 +222,6 @@ def _refuse_idle(
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.NO_CALIBRATION
-@options.DEADLINE
 @options.FORCE_OTHERS
 @options.AGAIN
 @options.SKIP_BAD_FILES
@@ -283,44 +282,28 @@ def translate(
         raise UsageError(
             "where to translate is missing", hint="--to INSTITUTION/DOMAIN, or --source MODEL --target MODEL"
         )
-    order, force = order_of(target, asked, solver, "" if pair is None else pair.digest), force or again
-    _refuse_idle_options(order, detach=detach, alone=pair is not None)
+    request = request_of(target, asked, solver)
+    _refuse_idle_options(request, detach=detach, alone=pair is not None)
     split_target(target)
     profile = Profile.load(profile_path) if pair is None else pair.profile
-    display, signer = Terminal(pair), load_credentials(credentials)
-    manner = Manner(
-        out,
-        force=force,
-        skip_bad=skip_bad,
-        doubtful_below=doubtful_below,
-        again=again,
-        credentials=signer,
-    )
+    progress, signer = JobProgress(pair), load_credentials(credentials)
+    keep_parts = request.keep_latent or asked["keep_parts"]
+    write = WriteOptions(out, force or again, again, skip_bad, doubtful_below, signer, keep_parts)
     plan = None
     if pairs is None:
-        written = StudyManner(
-            out,
-            output_format,
-            force=force,
-            again=again,
-            detach=detach,
-            keep_parts=order.keep_latent,
-            doubtful_below=doubtful_below,
-        )
-        plan = plan_studies(files, profile, asked, order, written, display)
+        plan = plan_studies(files, profile, asked, request, write, progress, detach=detach)
         files = files if plan is None else plan.choice.plain
     chosen = None
     if files:
         taken = () if plan is None else plan.file_names
         chosen = choose(
             files,
-            partial(_domains, profile, display),
+            partial(_domains, profile, progress),
             target,
             pairs=pairs,
             labels=labels,
             limit=limit,
             out=out,
-            apart=True,
             taken=taken,
             without=() if plan is None else plan.inputs,
         )
@@ -328,21 +311,30 @@ def translate(
         if chosen.said:
             say(chosen.said, err=True)
     if signer is not None:
-        _check_marked(profile, display, plan, chosen)
+        _check_marked(profile, progress, plan, chosen)
     if chosen is not None and detach:
-        _submit(profile, chosen, order, manner, quiet=quiet, output_format=output_format, given=profile_path)
+        _submit(
+            profile,
+            chosen,
+            request,
+            write,
+            progress,
+            quiet=quiet,
+            output_format=output_format,
+            given=profile_path,
+        )
         return
     with one_document(output_format) as document:
-        _translate(profile, display, plan, chosen, order, manner, document, page=page)
+        _translate(profile, progress, plan, chosen, request, write, document, page=page)
 
 
 def _translate(
     profile: Profile,
-    display: Display,
+    progress: Progress,
     plan: Plan | None,
     chosen: Chosen | None,
-    order: Order,
-    manner: Manner,
+    request: JobRequest,
+    write: WriteOptions,
     document: Document,
     *,
     page: bool,
@@ -351,34 +343,32 @@ def _translate(
     ending = Ending()
     done: list[WrittenStudy] = []
     if plan is not None:
-        check_plan(plan, chosen, order, profile.institution, skip_bad=manner.skip_bad)
+        check_plan(plan, chosen, request, profile.institution, skip_bad=write.skip_bad)
         with ending.held():
-            parts = partial(translate_parts, profile, order, manner, display=display)
-            translate_studies(plan, parts, document, skip_bad=manner.skip_bad, done=done)
+            parts = partial(translate_parts, profile, request, write, progress)
+            translate_studies(plan, parts, document, skip_bad=write.skip_bad, done=done)
     if chosen is not None:
-        outcome, shown = translate_files(
-            profile, chosen, order, manner, page=page, display=display, whole=done
-        )
+        outcome, shown = translate_files(profile, chosen, request, write, progress, page=page, whole=done)
         report_outcome(
-            outcome, order.target, manner.out, document, doubtful_below=manner.doubtful_below, page=shown
+            outcome, request.target, write.out, document, doubtful_below=write.doubtful_below, page=shown
         )
         with ending.held():
-            conclude(outcome, manner.out, profile.hop, skip_bad=manner.skip_bad)
-    elif page and (shown := write_pages(Outcome(0, (), (), 0, (), (), ()), manner.out, done)) is not None:
+            conclude(outcome, write.out, profile.hop, skip_bad=write.skip_bad)
+    elif page and (shown := write_pages(Outcome(0, (), (), 0, (), (), ()), write.out, done)) is not None:
         document.add({"page": shown})
         if not document.is_wanted:
             say(f"page: {shown}")
     ending.conclude()
 
 
-def _domains(profile: Profile, display: Display) -> Domains:
-    with display.opened(profile) as (client, _):
+def _domains(profile: Profile, progress: Progress) -> Domains:
+    with progress.opened(profile) as client:
         return client.domains()
 
 
-def _refuse_idle_options(order: Order, *, detach: bool, alone: bool) -> None:
+def _refuse_idle_options(request: JobRequest, *, detach: bool, alone: bool) -> None:
     """Return if no option that was given is without effect."""
-    if not order.cycle:
+    if not request.cycle:
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
     if detach:
         of_results = ("doubtful_below", "credentials")
@@ -387,13 +377,13 @@ def _refuse_idle_options(order: Order, *, detach: bool, alone: bool) -> None:
         options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
 
 
-def _check_marked(profile: Profile, display: Display, plan: Plan | None, chosen: Chosen | None) -> None:
+def _check_marked(profile: Profile, progress: Progress, plan: Plan | None, chosen: Chosen | None) -> None:
     """Return if --credentials has an effect, and say of what it has none."""
     studies = [] if plan is None else [origin.given for origin in plan.choice.studies.origins]
     if chosen is None and studies:
         refuse_without_pictures(studies)
     elif chosen is not None and may_be_points(chosen.paths):
-        with display.opened(profile) as (client, _):
+        with progress.opened(profile) as client:
             refuse_points(client)
     if studies:
         say("content credentials are put into PNG alone (docs/formats.md)", err=True)
@@ -402,18 +392,19 @@ def _check_marked(profile: Profile, display: Display, plan: Plan | None, chosen:
 def _submit(
     profile: Profile,
     chosen: Chosen,
-    order: Order,
-    manner: Manner,
+    request: JobRequest,
+    write: WriteOptions,
+    progress: Progress,
     *,
     quiet: bool,
     output_format: str,
     given: Path | None,
 ) -> None:
     """Only submit; `given` is the profile that the command was given."""
-    submitted, incomplete = submit_files(profile, chosen, order, manner)
+    submitted, incomplete = submit_files(profile, chosen, request, write, progress)
     if quiet:
         print_ids([each.job_id for each in submitted])
     else:
-        print_submitted(submitted, order.target, manner.out, output_format, given)
+        print_submitted(submitted, request.target, write.out, output_format, given)
     if incomplete is not None:
         raise incomplete

@@ -11,8 +11,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from ddib_fed.cli.delivery import WriteOptions
 from ddib_fed.cli.main import run
-from ddib_fed.cli.studies import StudyManner, report_studies, translate_study
+from ddib_fed.cli.studies import report_studies, translate_study
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import AlreadyExists, ExitCode, JobFailed, PictureMisfit
 from ddib_fed.v1 import translation_pb2 as pb
@@ -56,7 +57,7 @@ def series(tmp_path):
 
 @pytest.fixture
 def manner(tmp_path):
-    return StudyManner(tmp_path / "out", "text")
+    return WriteOptions(tmp_path / "out")
 
 
 def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ddib_fed.cli.delivery import Delivered, Input, write_result
+from ddib_fed.cli.delivery import Delivered, Input, WriteOptions, write_result
 from ddib_fed.cli.folder_report import report
 from ddib_fed.client.views import ItemView, JobView, Media, Result, ResultFile
 from ddib_fed.engine.record import Part, PictureFigures, Translation
@@ -56,7 +56,7 @@ def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
     file = ResultFile(Media.PNG, b"png", b"s" * 32)
     result = Result(0, {Part.TRANSLATION: file}, said(replace(LOST, cycle_psnr=None)))
     given = Input("coast", "coast.png", "00")
-    delivered = write_result(tmp_path, result, given, force=False, doubtful_below=30.0)
+    delivered = write_result(result, given, WriteOptions(tmp_path, doubtful_below=30.0))
     record = json.loads((tmp_path / "coast.json").read_text())
     assert (record["doubtful"], record["doubts"]) == (True, ["structure"])
     assert record["picture"]["least_edge_correlation"] == 0.19

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddib_fed.cli.delivery import Input, write_result
+from ddib_fed.cli.delivery import Input, WriteOptions, write_result
 from ddib_fed.client.in_process import Here, InProcess
 from ddib_fed.data import pictures
 from ddib_fed.data.pictures import read_image
@@ -182,7 +182,7 @@ def compare(
         (folder / name).mkdir()
         for number, path in enumerate(files.paths):
             given = Input(path.stem, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-            write_result(folder / name, results[number], given, force=False)
+            write_result(results[number], given, WriteOptions(folder / name))
     return Compared(folder / "local", folder / "federated", list(files.sizes))
 
 
