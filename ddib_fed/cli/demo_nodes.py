@@ -284,15 +284,15 @@ class Pair:
         """Translate like `ddib translate --cycle --keep-latents`, through the client."""
         from ddib_fed.cli.delivery import WriteOptions
         from ddib_fed.cli.folder_run import conclude, translate_files
+        from ddib_fed.cli.folder_state import Work
         from ddib_fed.cli.inputs import Chosen
         from ddib_fed.cli.progress import JobProgress
         from ddib_fed.client.profile import Profile
 
         show(_command(shown, request, out, self.profile))
-        profile = Profile.load(self.profile)
-        chosen, write = Chosen.files(files), WriteOptions(out)
-        outcome, _ = translate_files(profile, chosen, request, write, JobProgress(), page=False)
-        conclude(outcome, out, profile.hop, skip_bad=False)
+        work = Work(Profile.load(self.profile), request, WriteOptions(out), JobProgress())
+        outcome, _ = translate_files(Chosen.files(files), work, page=False)
+        conclude(outcome, work)
         return list(outcome.delivered)
 
     def calibrate(self, kind: str) -> Calibration:

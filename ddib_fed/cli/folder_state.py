@@ -11,16 +11,18 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.cli.delivery import STATE_PREFIX, Delivered, Input, JobFile, durable_folder
+from ddib_fed.cli.delivery import STATE_PREFIX, Delivered, Input, JobFile, WriteOptions, durable_folder
 from ddib_fed.cli.inputs import Chosen
 from ddib_fed.cli.output import next_steps
+from ddib_fed.cli.progress import Progress
 from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.payload import Payload, payload
+from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import JobView, Media, require_finished
 from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import (
@@ -90,10 +92,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def request_of(target: str, asked: Mapping[str, Any], solver: Settings | None = None) -> JobRequest:
     """The request from the options of a command, or from these and the solver of two models in one process."""
-    names = ("solver", "order", "evaluations", "grid", "depth", "encoder")
     return JobRequest(
         target,
-        solver or Settings(*(asked[name] for name in names)).of_quality(asked["quality"]),
+        solver
+        or Settings(
+            asked["solver"], 0, asked["evaluations"], asked["grid"], asked["depth"], asked["encoder"]
+        ).of_quality(asked["quality"]),
         cycle=asked["cycle"],
         keep_latent=asked["keep_latent"],
         source_class=asked["source_class"],
@@ -101,6 +105,23 @@ def request_of(target: str, asked: Mapping[str, Any], solver: Settings | None = 
         guidance=Guidance(asked["guidance"], asked["classifier_scale"], clip=bool(asked["clip"])),
         no_calibration=asked["no_calibration"],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What all files of a command have in common."""
+
+    profile: Profile
+    request: JobRequest
+    write: WriteOptions
+    progress: Progress
+
+    @property
+    def digest(self) -> str:
+        return self.request.digest(self.profile.institution)
+
+    def opened(self) -> AbstractContextManager[Client]:
+        return self.progress.opened(self.profile)
 
 
 MOST_LISTED = 1000
@@ -144,10 +165,9 @@ class LeftOut:
 
 def read_files(
     chosen: Chosen,
-    request: JobRequest,
-    institution: str,
+    work: Work,
     *,
-    decode: bool,
+    decode: bool = False,
     on_read: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Entry], list[tuple[Path, DdibError]]]:
     """Read each file; those that can be sent, and the bad ones with what is wrong."""
@@ -165,7 +185,7 @@ def read_files(
         except OSError as error:
             bad.append((path, InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")))
         else:
-            asked = request.digest(institution, (classes,) if classes else ())
+            asked = work.request.digest(work.profile.institution, (classes,) if classes else ())
             named = replace(given, sha256=item.sha256.hex(), asked=asked)
             entries.append(Entry(path, named, item, classes))
         if on_read is not None:

@@ -13,8 +13,8 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.delivery import JobFile, WriteOptions, deliver, job_named, records_of
-from ddib_fed.cli.folder_report import report
-from ddib_fed.cli.folder_state import locked
+from ddib_fed.cli.folder_report import one_document, report_outcome
+from ddib_fed.cli.folder_state import Outcome, locked
 from ddib_fed.cli.help import command, group
 from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, print_table, size
 from ddib_fed.cli.progress import JobProgress, explaining_interruption, open_client
@@ -25,7 +25,7 @@ from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, StateConflict,
 from ddib_fed.guidance import Guidance
 from ddib_fed.protocol.contract import CalibrationTerms, GuidanceTerms
 from ddib_fed.protocol.details import TOLERATED_S, described
-from ddib_fed.protocol.messages import ItemState
+from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.diagnosis import diagnose, own_validity
 from ddib_fed.security.pki import load_identity
 from ddib_fed.terminal import say
@@ -79,7 +79,7 @@ def _steps(profile_path: Path | None) -> Iterator[Step]:
     profile = found[0]
     yield "certificate", lambda: _certificate(profile)
     yield "connection", lambda: _connection(profile)
-    clocks: list[float | None] = []
+    clocks: list[float] = []
     yield "service", lambda: _service(profile, clocks)
     yield "clock", lambda: _clock(profile, clocks[0])
 
@@ -114,10 +114,8 @@ def _connection(profile: Profile) -> str:
     return f"{profile.source_address}{through}: {finding.text}"
 
 
-def _clock(profile: Profile, ahead_s: float | None) -> str:
+def _clock(profile: Profile, ahead_s: float) -> str:
     """Check that the node's clock and this machine's agree: certificates and deadlines depend on both."""
-    if ahead_s is None:
-        return "the node does not say its time: its release is older"
     if abs(ahead_s) >= TOLERATED_S:
         raise ConfigError(
             f"the clock of the node is {described(ahead_s)}",
@@ -127,12 +125,12 @@ def _clock(profile: Profile, ahead_s: float | None) -> str:
     return f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"
 
 
-def _service(profile: Profile, clocks: list[float | None]) -> str:
+def _service(profile: Profile, clocks: list[float]) -> str:
     """Check that the node serves this client, and list what it can reach; notes the difference of the clocks."""
     try:
         with open_client(profile, patience_s=0) as client:
             found = client.domains()
-            clocks.append(client.clock_s)
+            clocks.append(client.clock_s or 0.0)
     except DdibError as error:
         error.hint = error.hint or "ask the operator of the node: its log says why"
         raise
@@ -397,7 +395,11 @@ def fetch(
         open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
         if names is not None and view.state.ended and not open_items:
             names.remove(out)
-    report(view, delivered, out, output_format, doubtful_below=doubtful_below)
+    if not delivered and view.state is JobState.FINISHED:
+        say(f"job {job_id}: nothing left to fetch at the node", err=True)
+    with one_document(output_format) as document:
+        outcome = Outcome(len(view.items), (), tuple(delivered), 0, (view,), (), ())
+        report_outcome(outcome, view.target, out, document, doubtful_below=doubtful_below)
     if not view.state.ended:
         raise StateConflict(
             f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",

@@ -21,7 +21,7 @@ from ddib_fed.calibration.record import Calibration
 from ddib_fed.cli.delivery import Input, WriteOptions
 from ddib_fed.cli.folder_report import SHEET
 from ddib_fed.cli.folder_run import translate_files
-from ddib_fed.cli.folder_state import Outcome
+from ddib_fed.cli.folder_state import Outcome, Work
 from ddib_fed.cli.inputs import Chosen
 from ddib_fed.cli.progress import Progress, open_client
 from ddib_fed.client.client import Client, JobRequest
@@ -213,14 +213,10 @@ def _translate(
     write = WriteOptions(out, force=True, skip_bad=True)
     names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
     inputs = tuple(map(Input, names_apart(names), names))
-    outcome, page = translate_files(
-        client.profile,
-        Chosen(tuple(entry.path for entry in source.held_out), inputs),
-        request,
-        write,
-        _Progress(client, functools.partial(show, f"translating {title}")),
-        page=True,
-    )
+    progress = _Progress(client, functools.partial(show, f"translating {title}"))
+    work = Work(client.profile, request, write, progress)
+    chosen = Chosen(tuple(entry.path for entry in source.held_out), inputs)
+    outcome, page = translate_files(chosen, work, page=True)
     refused = [*outcome.left_out, *outcome.failed]
     if not outcome.delivered:
         why = f"none of {len(refused)} pictures could be translated; the first, {refused[0].line()}"

@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ddib_fed.cli import options
 from ddib_fed.cli.delivery import Delivered, WriteOptions
 from ddib_fed.cli.folder_report import Document
-from ddib_fed.cli.folder_state import LeftOut, left_out, read_files, refused
+from ddib_fed.cli.folder_state import LeftOut, Work, left_out, read_files, refused
 from ddib_fed.cli.inputs import Chosen, ignored_line
-from ddib_fed.cli.output import print_json
-from ddib_fed.cli.progress import Progress
-from ddib_fed.client.client import Client, JobRequest
-from ddib_fed.client.profile import Profile
+from ddib_fed.client.client import Client
 from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import MOST_TILES, Part, WrittenFile
 from ddib_fed.errors import (
@@ -105,10 +102,9 @@ TranslateFiles = Callable[[Sequence[Path], Path], Mapping[Path, str]]
 def open_studies(
     files: Sequence[Path],
     asked: Mapping[str, Any],
-    profile: Profile,
-    progress: Progress,
-    *,
+    work: Work,
     out: Path | None = None,
+    *,
     bad: Bad | None = None,
     detach: bool = False,
 ) -> Choice | None:
@@ -125,7 +121,7 @@ def open_studies(
     if any(not each.is_picture for each in found.studies) or any(
         path.name not in earlier for path in pictures
     ):
-        with progress.opened(profile) as client:
+        with work.opened() as client:
             source = client.domains(own_alone=True)
     if auto:
         if source is not None and len(source.sample_shape) == 3:
@@ -265,30 +261,19 @@ def _check_missing(study: Study, parts: Parts, missing: Sequence[int], refused: 
         )
 
 
-def report_studies(written: Sequence[WrittenStudy], output_format: str) -> None:
-    """Print what was written: lines, or one JSON document."""
-    if output_format == "json":
-        print_json({"studies": [as_json(each) for each in written]})
-        return
-    for each in written:
-        say(f"{each.given}: {each.kind}, {each.items} items -> {each.shown}")
-        for line in (each.refused, *_round_trip(each), *each.said):
-            if line:
-                say(f"  {line}")
-        doubtful = sum(bool(item.get("doubtful")) for item in each.report["items"])
-        if doubtful:
-            say(f"  {doubtful} of {each.items} items doubtful ({each.record})", err=True)
-
-
-def _round_trip(each: WrittenStudy) -> tuple[str, ...]:
-    """The figure of a picture in tiles at its own size."""
-    picture = each.provenance.picture
-    if "tiles" not in each.report or picture is None or picture.cycle_psnr is None:
-        return ()
-    mark = ", doubtful" if "cycle_psnr" in (each.provenance.doubts or ()) else ""
-    return (
-        f"round trip {picture.cycle_psnr:.1f} dB at its own {picture.width}x{picture.height} pixels{mark}",
-    )
+def report_study(each: WrittenStudy) -> None:
+    """Print what was written."""
+    say(f"{each.given}: {each.kind}, {each.items} items -> {each.shown}")
+    picture, round_trip = each.provenance.picture, ""
+    if "tiles" in each.report and picture is not None and picture.cycle_psnr is not None:
+        mark = ", doubtful" if "cycle_psnr" in (each.provenance.doubts or ()) else ""
+        size = f"{picture.width}x{picture.height}"
+        round_trip = f"round trip {picture.cycle_psnr:.1f} dB at its own {size} pixels{mark}"
+    for line in (each.refused, round_trip, *each.said):
+        if line:
+            say(f"  {line}")
+    if doubtful := sum(bool(item.get("doubtful")) for item in each.report["items"]):
+        say(f"  {doubtful} of {each.items} items doubtful ({each.record})", err=True)
 
 
 def as_json(each: WrittenStudy) -> dict[str, object]:
@@ -357,8 +342,7 @@ class Plan:
     """The studies of a command, before anything is sent."""
 
     choice: Choice
-    write: WriteOptions
-    asked: str
+    work: Work
     earlier: Mapping[int, WrittenStudy]
     bad: tuple[tuple[Path, DdibError], ...]
     unreadable: frozenset[int]
@@ -379,17 +363,14 @@ class Plan:
 
 def plan_studies(
     files: Sequence[Path],
-    profile: Profile,
     asked: Mapping[str, Any],
-    request: JobRequest,
-    write: WriteOptions,
-    progress: Progress,
+    work: Work,
     *,
     detach: bool = False,
 ) -> Plan | None:
     """The studies among some files and below folders, each read once to know that it can be; None without any."""
     bad: Bad = []
-    choice = open_studies(files, asked, profile, progress, out=write.out, bad=bad, detach=detach)
+    choice = open_studies(files, asked, work, work.write.out, bad=bad, detach=detach)
     if choice is None:
         return None
     if detach:
@@ -400,7 +381,7 @@ def plan_studies(
     bad += [(folder, _beside(folder, found)) for folder, found in choice.beside]
     if line := ignored_line(choice.ignored):
         say(line, err=True)
-    plan = Plan(choice, write, request.digest(profile.institution), {}, (), frozenset())
+    plan = Plan(choice, work, {}, (), frozenset())
     origins = choice.studies.origins
     found, unreadable = look_at_each(origins, partial(_look, plan))
     bad += [(origins[at].given, error) for at, error in unreadable.items()]
@@ -431,9 +412,9 @@ def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
     """The output of a study of an earlier run; otherwise the study is read, and its warnings are said."""
     from ddib_fed.formats.parts import check_outputs, finished_study
 
-    write = plan.write
+    write = plan.work.write
     if not write.again:
-        done = finished_study(origin, write.out, asked=plan.asked)
+        done = finished_study(origin, write.out, asked=plan.work.digest)
         if done is not None:
             return done
     check_outputs(origin, write.out, force=write.force)
@@ -451,11 +432,9 @@ def _beside(folder: Path, found: Mapping[str, int]) -> InputError:
     )
 
 
-def check_plan(
-    plan: Plan, chosen: Chosen | None, request: JobRequest, institution: str, *, skip_bad: bool
-) -> None:
+def check_plan(plan: Plan, chosen: Chosen | None) -> None:
     """Return if every study and every plain file can be translated, or bad ones are left out."""
-    bad = list(plan.bad)
+    bad, skip_bad = list(plan.bad), plan.work.write.skip_bad
     if not skip_bad:
         for error in (error for _, error in bad if isinstance(error, ExtraMissing)):
             raise error  # one command repairs it for all files
@@ -463,7 +442,7 @@ def check_plan(
     if chosen is not None:
         total += len(chosen.paths)
         if not skip_bad:
-            bad += read_files(chosen, request, institution, decode=False)[1]
+            bad += read_files(chosen, plan.work)[1]
     if bad and not (skip_bad and len(bad) < total):
         raise refused(bad, total, "nothing was submitted")
 
@@ -497,7 +476,7 @@ class Ending:
 
 
 def translate_studies(
-    plan: Plan, translate: TranslateFiles, document: Document, *, skip_bad: bool, done: list[WrittenStudy]
+    plan: Plan, translate: TranslateFiles, document: Document, done: list[WrittenStudy]
 ) -> None:
     """Translate all studies, one after the other, and print what was written as soon as it is."""
     documents: list[dict[str, object]] = []
@@ -509,7 +488,9 @@ def translate_studies(
         try:
             written = _translated(plan, at, translate)
         except (JobFailed, InputError) as error:
-            if isinstance(error, UsageError) or not (skip_bad or isinstance(error, JobFailed)):
+            if isinstance(error, UsageError) or not (
+                plan.work.write.skip_bad or isinstance(error, JobFailed)
+            ):
                 raise
             missing.append(LeftOut.of(origin.given, error))
             failed.append(error.kept())
@@ -517,11 +498,11 @@ def translate_studies(
         done.append(written)
         documents.append(as_json(written))
         if not document.is_wanted:
-            report_studies([written], "text")
+            report_study(written)
     document.add({"studies": documents, "left_out": [each.as_json() for each in missing]})
-    if missing and skip_bad:
+    if missing and plan.work.write.skip_bad:
         total = len(plan.choice.studies) + plan.others
-        raise left_out(missing, total, f"the others are in {plan.write.out}")
+        raise left_out(missing, total, f"the others are in {plan.work.write.out}")
     partly = [f"{each.given}: {each.refused}" for each in done if each.refused]
     if partly:
         hint = "the records name each item; what was refused is not in the results"
@@ -533,4 +514,4 @@ def _translated(plan: Plan, at: int, translate: TranslateFiles) -> WrittenStudy:
     if at in plan.earlier:
         return plan.earlier[at]
     study = plan.choice.studies[at]
-    return translate_study(study, translate, plan.write, asked=plan.asked)
+    return translate_study(study, translate, plan.work.write, asked=plan.work.digest)

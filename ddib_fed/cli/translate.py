@@ -14,7 +14,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.delivery import WriteOptions, check_names
 from ddib_fed.cli.folder_report import Document, one_document, print_submitted, report_outcome, write_pages
 from ddib_fed.cli.folder_run import conclude, submit_files, translate_files, translate_parts
-from ddib_fed.cli.folder_state import Outcome, request_of
+from ddib_fed.cli.folder_state import Outcome, Work, request_of
 from ddib_fed.cli.help import command
 from ddib_fed.cli.inputs import Chosen, choose
 from ddib_fed.cli.options import (
@@ -29,7 +29,7 @@ from ddib_fed.cli.options import (
     read_given,
 )
 from ddib_fed.cli.output import print_ids
-from ddib_fed.cli.progress import JobProgress, Progress
+from ddib_fed.cli.progress import JobProgress
 from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.studies import (
     Ending,
@@ -47,7 +47,6 @@ from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.errors import UsageError
-from ddib_fed.guidance import Guidance
 from ddib_fed.processes import require_alone
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import say
@@ -85,13 +84,6 @@ ALONE = (
     CALIBRATION,
     SCENE,
     CLASSIFIER,
-    click.option(
-        "--guide",
-        type=click.Choice(["decode", "both"]),
-        default="decode",
-        show_default=True,
-        help="Without nodes: guide only decoding, as the public code does, or also encoding, so that a cycle closes.",
-    ),
     *PUBLIC_CODE,
     BATCH,
     DTYPE,
@@ -100,9 +92,9 @@ ALONE = (
 )
 """What two models in one process take, and nodes do not."""
 OF_NODES = ("no_calibration", "detach", "quiet", "profile_path")
-_OF_PICTURES = ("soften", "calibration", "scene", "classifier", "guide", "batch", "dtype")
+_OF_PICTURES = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
 _NAMES = (
-    *("soften", "seed", "calibration", "scene", "classifier", "guide", "batch", "dtype", "device", "threads"),
+    *("soften", "seed", "calibration", "scene", "classifier", "batch", "dtype", "device", "threads"),
     *("compat", "diffusion_steps", "noise_schedule", "timestep_respacing", "eta", "ddpm"),
 )
 
@@ -136,17 +128,15 @@ def open_in_process(
     ):  # the public code neither softens nor leaves values unclipped
         given["soften"] = 0.0 if given["soften"] is None else given["soften"]
         asked["clip"] = True if asked["clip"] is None else asked["clip"]
-    _refuse_idle(source, bundles[0], given, asked, solver)
+    _refuse_idle(source, bundles[0], given, solver)
     if given["classifier"] is not None and asked["classifier_scale"] is None:
         asked["classifier_scale"] = 1.0
     here = Here(
         given["soften"],
         given["seed"],
         read_given(given["calibration"]),
-        given["guide"] == "both",
         replace(SolverSettings(), levels=solver.levels, eta=solver.eta, ancestral=solver.ancestral),
     )
-    _ = Guidance(asked["guidance"], asked["classifier_scale"], encoding=here.guide_encoding)
     settings = Settings(
         solver.solver, solver.order, solver.evaluations, solver.grid, asked["depth"], asked["encoder"]
     )
@@ -176,9 +166,7 @@ def _parties(
     return made[bundles[0].digest], made[bundles[1].digest]
 
 
-def _refuse_idle(
-    source: str, bundle: Bundle, given: Mapping[str, Any], asked: Mapping[str, Any], solver: Any
-) -> None:
+def _refuse_idle(source: str, bundle: Bundle, given: Mapping[str, Any], solver: Any) -> None:
     """Options that would have no effect."""
     softened = given["soften"] if given["soften"] is not None else bundle.manifest.soften_sigma
     if bundle.manifest.sample_kind != "picture":
@@ -196,10 +184,6 @@ def _refuse_idle(
         options.refuse_idle(
             ("classifier_scale",), "weighs --classifier, which is not given", hint="add --classifier MODEL"
         )
-        if asked["guidance"] is None:
-            options.refuse_idle(
-                ("guide",), "needs guidance", hint="add --classifier MODEL or --guidance SCALE, or omit it"
-            )
 
 
 @command(
@@ -289,16 +273,17 @@ def translate(
     progress, signer = JobProgress(pair), load_credentials(credentials)
     keep_parts = request.keep_latent or asked["keep_parts"]
     write = WriteOptions(out, force or again, again, skip_bad, doubtful_below, signer, keep_parts)
+    work = Work(profile, request, write, progress)
     plan = None
     if pairs is None:
-        plan = plan_studies(files, profile, asked, request, write, progress, detach=detach)
+        plan = plan_studies(files, asked, work, detach=detach)
         files = files if plan is None else plan.choice.plain
     chosen = None
     if files:
         taken = () if plan is None else plan.file_names
         chosen = choose(
             files,
-            partial(_domains, profile, progress),
+            partial(_domains, work),
             target,
             pairs=pairs,
             labels=labels,
@@ -311,58 +296,51 @@ def translate(
         if chosen.said:
             say(chosen.said, err=True)
     if signer is not None:
-        _check_marked(profile, progress, plan, chosen)
+        _check_marked(work, plan, chosen)
     if chosen is not None and detach:
-        _submit(
-            profile,
-            chosen,
-            request,
-            write,
-            progress,
-            quiet=quiet,
-            output_format=output_format,
-            given=profile_path,
-        )
+        submitted, incomplete = submit_files(chosen, work)
+        if quiet:
+            print_ids([each.job_id for each in submitted])
+        else:
+            print_submitted(submitted, target, out, output_format, profile_path)
+        if incomplete is not None:
+            raise incomplete
         return
     with one_document(output_format) as document:
-        _translate(profile, progress, plan, chosen, request, write, document, page=page)
+        _translate(plan, chosen, work, document, page=page)
 
 
 def _translate(
-    profile: Profile,
-    progress: Progress,
     plan: Plan | None,
     chosen: Chosen | None,
-    request: JobRequest,
-    write: WriteOptions,
+    work: Work,
     document: Document,
     *,
     page: bool,
 ) -> None:
     """Translate the studies of a command, then its plain files."""
-    ending = Ending()
+    ending, out = Ending(), work.write.out
     done: list[WrittenStudy] = []
     if plan is not None:
-        check_plan(plan, chosen, request, profile.institution, skip_bad=write.skip_bad)
+        check_plan(plan, chosen)
         with ending.held():
-            parts = partial(translate_parts, profile, request, write, progress)
-            translate_studies(plan, parts, document, skip_bad=write.skip_bad, done=done)
+            translate_studies(plan, partial(translate_parts, work), document, done)
     if chosen is not None:
-        outcome, shown = translate_files(profile, chosen, request, write, progress, page=page, whole=done)
+        outcome, shown = translate_files(chosen, work, page=page, whole=done)
         report_outcome(
-            outcome, request.target, write.out, document, doubtful_below=write.doubtful_below, page=shown
+            outcome, work.request.target, out, document, doubtful_below=work.write.doubtful_below, page=shown
         )
         with ending.held():
-            conclude(outcome, write.out, profile.hop, skip_bad=write.skip_bad)
-    elif page and (shown := write_pages(Outcome(0, (), (), 0, (), (), ()), write.out, done)) is not None:
+            conclude(outcome, work)
+    elif page and (shown := write_pages(Outcome(0, (), (), 0, (), (), ()), out, done)) is not None:
         document.add({"page": shown})
         if not document.is_wanted:
             say(f"page: {shown}")
     ending.conclude()
 
 
-def _domains(profile: Profile, progress: Progress) -> Domains:
-    with progress.opened(profile) as client:
+def _domains(work: Work) -> Domains:
+    with work.opened() as client:
         return client.domains()
 
 
@@ -377,34 +355,13 @@ def _refuse_idle_options(request: JobRequest, *, detach: bool, alone: bool) -> N
         options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
 
 
-def _check_marked(profile: Profile, progress: Progress, plan: Plan | None, chosen: Chosen | None) -> None:
+def _check_marked(work: Work, plan: Plan | None, chosen: Chosen | None) -> None:
     """Return if --credentials has an effect, and say of what it has none."""
     studies = [] if plan is None else [origin.given for origin in plan.choice.studies.origins]
     if chosen is None and studies:
         refuse_without_pictures(studies)
     elif chosen is not None and may_be_points(chosen.paths):
-        with progress.opened(profile) as client:
+        with work.opened() as client:
             refuse_points(client)
     if studies:
         say("content credentials are put into PNG alone (docs/formats.md)", err=True)
-
-
-def _submit(
-    profile: Profile,
-    chosen: Chosen,
-    request: JobRequest,
-    write: WriteOptions,
-    progress: Progress,
-    *,
-    quiet: bool,
-    output_format: str,
-    given: Path | None,
-) -> None:
-    """Only submit; `given` is the profile that the command was given."""
-    submitted, incomplete = submit_files(profile, chosen, request, write, progress)
-    if quiet:
-        print_ids([each.job_id for each in submitted])
-    else:
-        print_submitted(submitted, request.target, write.out, output_format, given)
-    if incomplete is not None:
-        raise incomplete

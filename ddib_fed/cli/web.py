@@ -1,6 +1,6 @@
 """One translation of the page: its series, volumes and maps one by one, then its plain files; all by `ddib translate`.
 
-One study is in memory at a time. What cannot be read or translated does not stop the rest: the watcher is notified, and
+One study is in memory at a time. What cannot be read or translated does not stop the rest: the page is told, and
 the error at the end counts it.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from ddib_fed.cli import options
 from ddib_fed.cli.delivery import STATE_PREFIX, Delivered, Input, WriteOptions, check_names
 from ddib_fed.cli.folder_run import translate_files, translate_parts
-from ddib_fed.cli.folder_state import require_translated
+from ddib_fed.cli.folder_state import Work, require_translated
 from ddib_fed.cli.help import command
 from ddib_fed.cli.inputs import Chosen
 from ddib_fed.cli.progress import Progress, waiting_line
@@ -56,7 +56,6 @@ from ddib_fed.web.backend import (
     Result,
     Source,
     TranslationRequest,
-    Watcher,
     hinted_in_words,
     measured_in_words,
     step_in_words,
@@ -220,8 +219,8 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
         page = Researcher(ClientBackend(profile), profile, folder, out)
         say(f"results go to {out.resolve()}")
         serve(page.app(), port=port, command="ddib web", folder=folder, browser=browser, on_stop=page.close)
-    for job in page.jobs.values():
-        _say_unfetched(job, f"--profile {shlex.quote(str(profile.path))}")
+    for each in page.jobs.values():
+        _say_unfetched(each, f"--profile {shlex.quote(str(profile.path))}")
 
 
 def _say_unfetched(job: Job, profile: str) -> None:
@@ -246,41 +245,41 @@ class PageProgress(Progress):
     def __init__(
         self,
         clients: Clients,
-        watcher: Watcher,
+        job: Job,
         out: Path,
         shown: Shown,
         label: Callable[[str], str] = str,
     ) -> None:
-        self._clients, self._watcher, self._out = clients, watcher, out
+        self._clients, self._job, self._out = clients, job, out
         self._shown, self._label = shown, label
         self._names: Sequence[str] = ()
         self._items: dict[str, int] = {}
 
     @contextmanager
     def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        yield lambda done, total: self._watcher.waiting(f"{what}: {done:,} of {total:,}")
+        yield lambda done, total: self._job.waiting(f"{what}: {done:,} of {total:,}")
 
     @contextmanager
     def opened(self, profile: Profile) -> Iterator[Client]:
         del profile
 
         def wait(error: DdibError, delay_s: float) -> None:
-            self._watcher.waiting(waiting_line(error, delay_s))
+            self._job.waiting(waiting_line(error, delay_s))
 
         with self._clients.opened(wait) as self._client:
             yield self._client
 
     @property
     def stopped(self) -> bool:
-        return self._watcher.stopped
+        return self._job.stopped
 
     def say(self, line: str) -> None:
-        self._watcher.waiting(line)
+        self._job.waiting(line)
 
     def submitted(self, job_id: str, items: int) -> None:
         self._items[job_id] = items
-        self._watcher.submitted(job_id, self._out)
-        if self._watcher.stopped:
+        self._job.submitted(job_id, self._out)
+        if self._job.stopped:
             self._client.cancel(job_id)
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
@@ -289,15 +288,15 @@ class PageProgress(Progress):
 
     def event(self, event: Event) -> None:
         name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
-        self._watcher.event(event, self._label(name))
+        self._job.event(event, self._label(name))
 
     def written(self, given: Input, result: Delivered) -> None:
         super().written(given, result)
-        self._watcher.written(self._shown(given, result))
+        self._job.written(self._shown(given, result))
 
     def ended(self, job_id: str, state: str) -> None:
         del state
-        self._watcher.job_ended(job_id, self._items[job_id])
+        self._job.job_ended(job_id, self._items[job_id])
 
 
 LOOSE = "DICOM files"
@@ -315,7 +314,7 @@ class Translating:
     asked: backend.TranslationRequest
     out: Path
     views: Path
-    watcher: backend.Watcher
+    job: Job
 
     def run(self) -> None:
         """Translate everything."""
@@ -346,7 +345,7 @@ class Translating:
         seen, unreadable = look_at_each(studies.origins, look)
         failed += [(labels[at], error) for at, error in unreadable.items()]
         items = sum(each.items for each in seen.values()) + len(plain)
-        self.watcher.opened([*seen.values()], items, total)
+        self.job.opened([*seen.values()], items, total)
         for number, (at, each) in enumerate(seen.items()):
             self._check_stopped()
             try:
@@ -365,7 +364,7 @@ class Translating:
         if total == 1:
             raise failed[0][1]
         for label, error in failed:
-            self.watcher.left_out(label, f"{error.detail} [{error.reason}]")
+            self.job.left_out(label, f"{error.detail} [{error.reason}]")
         steps = dict.fromkeys(_step(error) for _, error in failed)
         raise FilesLeftOut(
             f"{len(failed):,} of {total:,} were not translated", hint="; ".join([*steps][:_STEPS])
@@ -382,9 +381,7 @@ class Translating:
         }
         bad: Bad = []
         paths = [each.path for each in self.given]
-        found = open_studies(
-            paths, asked, self.clients.profile, self._progress(self.out, _not_shown), bad=bad
-        )
+        found = open_studies(paths, asked, self._work(self.out, _not_shown), bad=bad)
         called, plain = self._called(), {each.path: each for each in self.given if not each.is_study}
         failed = [(called(path), error) for path, error in bad]
         if found is None:
@@ -408,11 +405,12 @@ class Translating:
         ]
 
     def _check_stopped(self) -> None:
-        if self.watcher.stopped:
+        if self.job.stopped:
             raise Cancelled("stopped; what was finished before is here")
 
-    def _progress(self, out: Path, shown: Shown, label: Callable[[str], str] = str) -> PageProgress:
-        return PageProgress(self.clients, self.watcher, out, shown, label)
+    def _work(self, out: Path, shown: Shown, label: Callable[[str], str] = str) -> Work:
+        progress = PageProgress(self.clients, self.job, out, shown, label)
+        return Work(self.clients.profile, self._request, WriteOptions(self.out, skip_bad=True), progress)
 
     @property
     def _request(self) -> JobRequest:
@@ -428,8 +426,8 @@ class Translating:
         def send(paths: Sequence[Path], results: Path) -> dict[Path, str]:
             word = seen.plane_word if study.planes > 1 else ""
             views = SliceViews.of(number, seen.label, word, paths, self.views)
-            progress = self._progress(results, views.result if tiled is None else _not_shown, views.called)
-            return translate_parts(self.clients.profile, self._request, write, progress, paths, results)
+            work = self._work(results, views.result if tiled is None else _not_shown, views.called)
+            return translate_parts(work, paths, results)
 
         write = WriteOptions(self.out)
         digest = self._request.digest(self.clients.profile.institution)
@@ -438,7 +436,7 @@ class Translating:
         refused = (written.refused,) if written.refused else ()
         said = (*refused, *measured_in_words(written.report), *written.said)
         done = backend.PutTogether(written.files, written.record, said, written.provenance)
-        self.watcher.put_together(number, done, shown)
+        self.job.put_together(number, done, shown)
 
     def _translate_plain(self, plain: Sequence[backend.Source]) -> list[tuple[str, DdibError]]:
         """Translate files that the node takes as they are; those that were left out, and why."""
@@ -454,14 +452,7 @@ class Translating:
             outputs = (*result.files.values(), result.record)
             return backend.Result(source.label, files, result.provenance, outputs)
 
-        outcome, _ = translate_files(
-            self.clients.profile,
-            chosen,
-            self._request,
-            WriteOptions(self.out, skip_bad=True),
-            self._progress(self.out, shown),
-            page=False,
-        )
+        outcome, _ = translate_files(chosen, self._work(self.out, shown), page=False)
         self._check_stopped()
         hop = self.clients.profile.hop
         require_translated(outcome, hop, skip_bad=True)
@@ -506,9 +497,9 @@ class ClientBackend:
         request: TranslationRequest,
         out: Path,
         views: Path,
-        watcher: Watcher,
+        job: Job,
     ) -> None:
-        Translating(self._clients, sources, request, out, views, watcher).run()
+        Translating(self._clients, sources, request, out, views, job).run()
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         if not job_ids:

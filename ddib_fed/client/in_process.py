@@ -69,14 +69,12 @@ class Here:
         soften: Noise level before encoding; None for the source model's own.
         seed: Of the softening's noise, and of that of each step where the settings draw some.
         calibration: Under which the source encodes.
-        guide_encoding: Whether encoding is guided too.
         settings: Of which the levels, eta and ancestral sampling count: the options of the public code.
     """
 
     soften: float | None = None
     seed: int = 0
     calibration: Calibration | None = None
-    guide_encoding: bool = False
     settings: SolverSettings = DEFAULT_SETTINGS
 
     def solver(self, asked: Settings) -> SolverSettings:
@@ -155,12 +153,11 @@ class InProcess(Client):
         """SHA-256, hex, of all that decides what a file becomes beside the request."""
         here, calibration = asdict(replace(self._here, calibration=None)), self._here.calibration
         models = [(each.model.bundle.digest, str(each.model.dtype)) for each in (self._source, self._target)]
-        guides = [None if each is None else each.digest for each in self._guides()]
+        guides = [
+            each.model.classifier and each.model.classifier.digest for each in (self._source, self._target)
+        ]
         made = [here, None if calibration is None else calibration.sha256.hex(), models, guides]
         return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
-
-    def _guides(self) -> Sequence[Any]:
-        return self._source.model.classifier, self._target.model.classifier
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None: ...
 
@@ -213,10 +210,9 @@ class InProcess(Client):
             pair: tuple(_number(model, text) for model, text in zip(models, pair, strict=True))
             for pair in dict.fromkeys(labels)
         }
-        guided = replace(request.guidance, encoding=self._here.guide_encoding)
         asked = Asked(
             self._here.solver(request.settings),
-            guidance=guided,
+            guidance=request.guidance,
             soften=self._here.soften,
             seed=self._here.seed,
             cycle=request.cycle,

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.folder_state import locked
+from ddib_fed.cli.job import calibration
 from ddib_fed.cli.main import run
 from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
+from ddib_fed.protocol.contract import CalibrationTerms
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
@@ -54,6 +56,11 @@ def test_domains_as_text_and_json(ddib, capsys):
     assert "PEER_UNREACHABLE" in shown
     assert ddib("domains", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)["targets"][0]["status"] == "ready"
+
+
+def test_a_calibration_is_listed_by_its_kind_and_last_day():
+    assert calibration(CalibrationTerms(bytes(32), "tone", 1_798_761_600)) == "tone until 2027-01-01"
+    assert calibration(None) == "-"
 
 
 def test_fetches_under_the_names_of_the_submission(ddib, submitted, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 
 from ddib_fed.cli.delivery import WriteOptions
 from ddib_fed.cli.folder_report import one_document
+from ddib_fed.cli.folder_state import Work
 from ddib_fed.cli.inputs import Chosen
 from ddib_fed.cli.progress import JobProgress
 from ddib_fed.cli.studies import Ending, check_plan, plan_studies, translate_studies
@@ -104,14 +105,14 @@ def translate(tmp_path, north):
     def call(
         paths, node, *, skip_bad=False, output_format="text", order=ORDER, force=False, again=False, **changes
     ):
-        profile = Profile.load(north.profile_path)
-        write = WriteOptions(tmp_path / "out", force=force, again=again)
-        plan = plan_studies(paths, profile, {**ASKED, **changes}, order, write, JobProgress())
+        write = WriteOptions(tmp_path / "out", force=force, again=again, skip_bad=skip_bad)
+        work = Work(Profile.load(north.profile_path), order, write, JobProgress())
+        plan = plan_studies(paths, {**ASKED, **changes}, work)
         assert plan is not None
         chosen = Chosen.files(plan.choice.plain) if plan.choice.plain else None
-        check_plan(plan, chosen, order, profile.institution, skip_bad=skip_bad)
+        check_plan(plan, chosen)
         with one_document(output_format) as document:
-            translate_studies(plan, node, document, skip_bad=skip_bad, done=[])
+            translate_studies(plan, node, document, [])
         return node.studies
 
     return call

@@ -59,7 +59,6 @@ POINTS = "translate points.npy --source moons --target checkerboards --steps 12"
     ("line", "named"),
     [
         (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
-        (f"{PICTURES} --guide both", "--guide"),
         (f"{PICTURES} --guidance 3", "no class for none"),
         ("translate in --source dropped --target dropped --steps 3 --guidance 3", "--target-class"),
         (f"{PICTURES} --classifier classifier --guidance nan", "guidance"),
@@ -75,7 +74,7 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
 
 @pytest.mark.parametrize(
     "option",
-    ["--classifier classifier", "--classifier-scale 2", "--guide both", "--soften-sigma 0.1", "--labels in",
+    ["--classifier classifier", "--classifier-scale 2", "--soften-sigma 0.1", "--labels in",
      "--limit 1", "--calibration c.json", "--scene 16x16", "--batch 4", "--dtype bfloat16"],
 )  # fmt: skip
 def test_options_for_pictures_are_refused_on_points(refused, option):
@@ -145,9 +144,7 @@ def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch, words, named):
     assert named in f"{caught.value.detail} {caught.value.hint}"
 
 
-@pytest.mark.parametrize(
-    "option", ["--seed 1", "--soften-sigma 0.1", "--eta 0.5", "--device cpu", "--guide both"]
-)
+@pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--eta 0.5", "--device cpu"])
 def test_what_one_process_alone_can_do_is_refused_between_nodes(refused, option):
     assert option.split()[0] in refused(f"translate in --to south.example/relief {option}")
 
