@@ -45,6 +45,29 @@ ACKNOWLEDGED_TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """Where a command writes results, and how.
+
+    Attributes:
+        out: Their folder.
+        force: Overwrite what does not match.
+        again: Translate also what is there already.
+        skip_bad: Leave out what cannot be translated, instead of doing nothing.
+        doubtful_below: PSNR of a round trip in dB below which a result is marked.
+        credentials: What content credentials are signed with.
+        keep_parts: Keep the items of studies and their results.
+    """
+
+    out: Path
+    force: bool = False
+    again: bool = False
+    skip_bad: bool = False
+    doubtful_below: float = DOUBTFUL_BELOW
+    credentials: Credentials | None = None
+    keep_parts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """The local names of an item."""
 
@@ -156,15 +179,13 @@ def deliver(
     client: Client,
     job_id: str,
     results: Iterable[Result],
-    out: Path,
     inputs: Sequence[Input],
+    write: WriteOptions,
     *,
-    force: bool,
-    doubtful_below: float = DOUBTFUL_BELOW,
-    credentials: Credentials | None = None,
     without: Collection[int] = (),
 ) -> Iterator[Delivered]:
     """Write results as they come, and acknowledge items once they are on the disk, some at a time."""
+    out = write.out
     with _saying_what_is_left(client, job_id, out):
         durable_folder(out)
     written: list[tuple[int, bytes]] = []
@@ -176,9 +197,7 @@ def deliver(
             raise ChunkCorrupt(f"item {result.item} is not a translation of {known.file}")
         given = known or _numbered(result)
         with _saying_what_is_left(client, job_id, out):
-            delivered = write_result(
-                out, result, given, force=force, doubtful_below=doubtful_below, credentials=credentials
-            )
+            delivered = write_result(result, given, write)
         written.append((result.item, result.translation.sha256))
         if len(written) >= ACKNOWLEDGED_TOGETHER:
             client.acknowledge(job_id, written)
@@ -217,23 +236,18 @@ def _numbered(result: Result) -> Input:
     return Input(name, name, result.provenance.input_sha256)
 
 
-def write_result(
-    out: Path,
-    result: Result,
-    given: Input,
-    *,
-    force: bool,
-    doubtful_below: float = DOUBTFUL_BELOW,
-    credentials: Credentials | None = None,
-) -> Delivered:
+def write_result(result: Result, given: Input, write: WriteOptions) -> Delivered:
     """Write the files of a result, and its record last: the one place where a result becomes files."""
+    out, force = write.out, write.force
     files = {part: out / given.file_name(part, file.media) for part, file in result.files.items()}
     durable_folder((out / given.name).parent)
     written = {}
     for part, path in files.items():
         own = result.files[part]
         data = (
-            _content(path, own.data, result.provenance, credentials) if part is Part.TRANSLATION else own.data
+            _content(path, own.data, result.provenance, write.credentials)
+            if part is Part.TRANSLATION
+            else own.data
         )
         same = path.exists() and _digest(path) == own.sha256
         write_durably(path, data, force=force or same, private=part is Part.LATENT)
@@ -241,7 +255,7 @@ def write_result(
         written[part.value] = WrittenFile(file=path.name, sha256=digest)
     record = result.provenance.with_(
         input=given.file, files=written, asked_sha256=given.asked or None
-    ).judged(doubtful_below)
+    ).judged(write.doubtful_below)
     path = out / f"{given.name}.json"
     write_durably(path, record.to_json(), force=force)
     return Delivered(result.item, given.file, files, path, record)

@@ -38,7 +38,10 @@ POINTS = 10_000
     metavar="DIR",
     help="Folder for all output; the folder of an earlier demo is replaced.",
 )
-def demo(out: Path) -> None:
+@click.option(
+    "--keep", is_flag=True, help="Leave the nodes running; print their addresses and commands to try next."
+)
+def demo(out: Path, keep: bool) -> None:
     """Two institutions on this machine translate there and back.
 
     First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
@@ -50,10 +53,12 @@ def demo(out: Path) -> None:
     The pictures need the packages of the extra `data` and models of both domains; without them only the points
     are translated, and the report states what is missing.
     """
-    demonstrate(out)
+    demonstrate(out, keep=keep)
 
 
-def demonstrate(out: Path, *, points: int = POINTS, models: Mapping[str, Path] | None = None) -> None:
+def demonstrate(
+    out: Path, *, keep: bool = False, points: int = POINTS, models: Mapping[str, Path] | None = None
+) -> None:
     """Run the demo, with `models` by domain instead of the shipped ones."""
     for package in sorted(NODE_EXTRA):
         if importlib.util.find_spec(package) is None:
@@ -63,10 +68,13 @@ def demonstrate(out: Path, *, points: int = POINTS, models: Mapping[str, Path] |
     started = time.perf_counter()
     prepare(out)
     given, outcomes = models or {}, []
-    with sigterm_as_ctrl_c():
+    kept: list[tuple[Pair, str]] = []
+    with sigterm_as_ctrl_c(), contextlib.ExitStack() as failed:
         say("", "Points: moons of north.example become checkerboards of south.example, and return", "")
         pair = Pair.of(out, ("north.example", "south.example"), demo_parts.POINTS, "alice", models=given)
-        with pair.running():
+        failed.callback(pair.stop)
+        with pair.running(keep=keep):
+            kept.append((pair, str(out / "points.npy")))
             outcomes.append(demo_parts.translate_points(pair, points))
         outcomes[-1].show()
         say("", "Pictures: satellite of east.example become relief of west.example, and return", "")
@@ -75,13 +83,18 @@ def demonstrate(out: Path, *, points: int = POINTS, models: Mapping[str, Path] |
             allowed = ("policy", "calibration", "[]", f'["{CALIBRATION}"]')
             institutions = ("east.example", "west.example")
             pair = Pair.of(out, institutions, demo_parts.PICTURES, "bob", models=given, settings=(allowed,))
-            with pair.running():
+            failed.callback(pair.stop)
+            with pair.running(keep=keep):
+                kept.append((pair, f"{out / 'pictures' / 'in'}/*.png"))
                 outcomes.append(demo_parts.translate_pictures(pair))
             outcomes[-1].show()
         else:
             say(f"left out: {skipped.figures['skipped']}; {skipped.figures['command']}")
             outcomes.append(skipped)
         finish(out / REPORT, outcomes, time.perf_counter() - started)
+        failed.pop_all()
+    for pair, files in kept if keep else ():
+        pair.say_what_to_try(files)
 
 
 def prepare(out: Path) -> None:

@@ -236,9 +236,13 @@ class Pair:
     def to(self) -> str:
         return f"{self.target.name}/{self.target.domain}"
 
+    def stop(self) -> None:
+        for institution in (self.source, self.target):
+            institution.stop()
+
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Set up both nodes, let them admit each other, and serve; stop them at the end."""
+    def running(self, *, keep: bool = False) -> Iterator[None]:
+        """Set up both nodes, let them admit each other, and serve; stop them at the end unless they are kept."""
         both = source, target = self.source, self.target
         try:
             prints = [institution.set_up(show) for institution in both]
@@ -256,31 +260,50 @@ class Pair:
                     institution.wait_ready()
             yield
         except Cancelled as error:
+            self.stop()
             raise Cancelled("interrupted; the demo's nodes are stopped", hint="ddib demo") from error
-        finally:
-            for institution in both:
-                institution.stop()
+        except BaseException:
+            self.stop()
+            raise
+        if not keep:
+            self.stop()
+
+    def say_what_to_try(self, files: str) -> None:
+        """Addresses of the nodes that were kept, and commands for them."""
+        for institution in (self.source, self.target):
+            pid = institution.process.pid if institution.process is not None else "-"
+            say(
+                f"{institution.name} ({institution.role} node) listens on 127.0.0.1:{institution.port}, pid {pid}"
+            )
+        profile = f"--profile {shlex.quote(str(self.profile))}"
+        configs = [shlex.quote(str(each.config_path)) for each in (self.source, self.target)]
+        say(
+            "try:",
+            f"  ddib domains {profile}",
+            f"  ddib translate {files} --to {self.to} --out again-{self.source.domain} --cycle {profile}",
+            f"  ddib status --config {configs[0]}",
+            f"  ddib drain --config {configs[0]}; ddib drain --config {configs[1]}   # stop both",
+        )
 
     def translate(
         self, files: Sequence[Path], out: Path, *, shown: str, evaluations: int, cycle: bool = True
     ) -> list[Delivered]:
         """Translate like `ddib translate`, with --cycle --keep-latents or without both, through the client."""
-        from ddib_fed.cli.folder_run import Manner, conclude, translate_files
-        from ddib_fed.cli.folder_state import Order
+        from ddib_fed.cli.delivery import WriteOptions
+        from ddib_fed.cli.folder_run import conclude, translate_files
+        from ddib_fed.cli.folder_state import Work
         from ddib_fed.cli.inputs import Chosen
+        from ddib_fed.cli.progress import JobProgress
+        from ddib_fed.client.client import JobRequest
         from ddib_fed.client.profile import Profile
-        from ddib_fed.engine.record import DOUBTFUL_BELOW
         from ddib_fed.protocol.messages import Settings
 
         more = " --cycle --keep-latents" if cycle else ""
         show(f"ddib translate {shown} --to {self.to} --out {out}{more} --profile {self.profile}")
-        order = Order(
-            self.to, Settings(evaluations=evaluations), cycle=cycle, keep_latent=cycle, deadline_s=None
-        )
-        profile = Profile.load(self.profile)
-        manner = Manner(out, force=False, skip_bad=False, doubtful_below=DOUBTFUL_BELOW)
-        outcome, _ = translate_files(profile, Chosen.files(files), order, manner, page=False)
-        conclude(outcome, out, profile.hop, skip_bad=False)
+        request = JobRequest(self.to, Settings(evaluations=evaluations), cycle=cycle, keep_latent=cycle)
+        work = Work(Profile.load(self.profile), request, WriteOptions(out), JobProgress())
+        outcome, _ = translate_files(Chosen.files(files), work, page=False)
+        conclude(outcome, work)
         return list(outcome.delivered)
 
     def publish(self, *, again: bool = False) -> None:

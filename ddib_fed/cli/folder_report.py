@@ -14,11 +14,10 @@ from ddib_fed.cli.delivery import Delivered
 from ddib_fed.cli.folder_state import Outcome
 from ddib_fed.cli.output import number, print_json, print_table
 from ddib_fed.cli.progress import counted
-from ddib_fed.client.views import JobView, Submitted
+from ddib_fed.client.views import Submitted
 from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, fitted_line, tiles_in
 from ddib_fed.errors import DiskFull, InputError
 from ddib_fed.files import is_disk_full
-from ddib_fed.protocol.messages import JobState
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -157,33 +156,14 @@ def print_submitted(
         say(f"  fetch: ddib job fetch {pasted} --out {where}{more}")
 
 
-def report(
-    job: JobView,
-    delivered: Sequence[Delivered],
+def report_outcome(
+    outcome: Outcome,
+    target: str,
     out: Path,
-    output_format: str,
+    document: Document,
     *,
     doubtful_below: float = DOUBTFUL_BELOW,
-) -> None:
-    """Print the written results of one job: a table, or one JSON document."""
-    if output_format == "json":
-        items = [_as_json(item) for item in delivered]
-        print_json(
-            {"job_id": job.job_id, "state": job.state, "target": job.target, "out": out, "items": items}
-        )
-        return
-    if not delivered:
-        if job.state is JobState.FINISHED:
-            say(f"job {job.job_id}: nothing left to fetch at the node", err=True)
-        return
-    _say_fitted(delivered)
-    _say_table(delivered, cycle=job.cycle)
-    say(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
-    _say_marks(delivered, doubtful_below)
-
-
-def report_outcome(
-    outcome: Outcome, target: str, out: Path, document: Document, *, doubtful_below: float, page: Path | None
+    page: Path | None = None,
 ) -> None:
     """Print what a whole command translated as a table, or add it to the JSON document."""
     if document.is_wanted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +20,9 @@ from ddib_fed.cli.folder_report import write_pages
 from ddib_fed.cli.folder_state import (
     Entry,
     LeftOut,
-    Order,
     Outcome,
     Unfinished,
+    Work,
     failed_by_items,
     finished,
     left_out,
@@ -35,13 +35,11 @@ from ddib_fed.cli.folder_state import (
     with_ids,
 )
 from ddib_fed.cli.inputs import Chosen
-from ddib_fed.cli.progress import TERMINAL, Display, Progress, explaining_interruption
+from ddib_fed.cli.progress import explaining_interruption
 from ddib_fed.cli.studies import mark_earlier
 from ddib_fed.client.client import Client
-from ddib_fed.client.payload import Payload, refused_items, split_target
-from ddib_fed.client.profile import Profile
+from ddib_fed.client.payload import refused_items
 from ddib_fed.client.views import JobView, Submitted
-from ddib_fed.engine.record import DOUBTFUL_BELOW
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -57,7 +55,6 @@ from ddib_fed.protocol.job_messages import refused_count
 from ddib_fed.protocol.messages import ItemState, JobState
 
 if TYPE_CHECKING:
-    from ddib_fed.formats.credentials import Credentials
     from ddib_fed.formats.parts import WrittenStudy
 
 
@@ -98,118 +95,12 @@ def split(entries: Sequence[Entry], most_files: int) -> list[Batch]:
     return [*batches, Batch(tuple(current))] if current else batches
 
 
-def chosen_files(entries: Sequence[Entry]) -> Chosen:
-    classes = tuple(entry.classes for entry in entries if entry.classes is not None)
-    return Chosen(tuple(entry.path for entry in entries), tuple(entry.given for entry in entries), classes)
-
-
 RESUMES = "to resume: the same command again"
 """The line of a hint above the command that goes on."""
 
 
-def submit(
-    client: Client,
-    chosen: Chosen,
-    items: Sequence[Payload],
-    order: Order,
-    out: Path | None,
-    *,
-    request_id: str = "",
-    while_busy: bool = True,
-) -> tuple[Submitted, tuple[Input, ...]]:
-    """Submit the job, after writing the names of its items to disk."""
-    split_target(order.target)
-    request_id = request_id or str(uuid.uuid4())
-    institution = client.profile.institution
-    classes = chosen.classes or [None] * len(items)
-    inputs = tuple(
-        replace(given, sha256=item.sha256.hex(), asked=order.digest(institution, own))
-        for given, item, own in zip(chosen.inputs, items, classes, strict=True)
-    )
-
-    def send() -> Submitted:
-        return client.submit(
-            items,
-            order.target,
-            order.settings,
-            cycle=order.cycle,
-            keep_latent=order.keep_latent,
-            request_id=request_id,
-            deadline_s=order.deadline_s,
-            source_class=order.source_class,
-            target_class=order.target_class,
-            guidance=order.guidance,
-            classes=chosen.classes,
-            model_size=chosen.by_class,
-            no_calibration=order.no_calibration,
-            while_busy=while_busy,
-        )
-
-    try:
-        if out is None:
-            return send(), inputs
-        with named(out, JobFile(request_id, order.target, inputs)):
-            return send(), inputs
-    except DdibError as error:
-        if not client.aborted:
-            raise
-        raise Cancelled(
-            "interrupted while submitting: the node may have accepted the job",
-            hint=f"{RESUMES}\nddib job list --profile {shlex.quote(str(client.profile.path))}",
-        ) from error
-
-
-def receive(
-    client: Client,
-    job_id: str,
-    inputs: tuple[Input, ...],
-    progress: Progress,
-    out: Path,
-    *,
-    force: bool,
-    doubtful_below: float = DOUBTFUL_BELOW,
-    credentials: Credentials | None = None,
-    without: Collection[int] = (),
-    on_written: Callable[[Delivered], None] | None = None,
-) -> tuple[JobView, list[Delivered]]:
-    """Watch a job to its end and write its results as they come, also if a part of it failed; in their order."""
-    delivered: list[Delivered] = []
-    with explaining_interruption(client, job_id, out):
-        results = client.results(job_id, on_event=progress.watching(client, job_id))
-        for result in deliver(
-            client,
-            job_id,
-            results,
-            out,
-            inputs,
-            force=force,
-            doubtful_below=doubtful_below,
-            credentials=credentials,
-            without=without,
-        ):
-            delivered.append(result)
-            if on_written is not None:
-                on_written(result)
-        job = client.get(job_id)
-    if not without:
-        JobFile(job.request_id, job.target, inputs).remove(out)
-    return job, sorted(delivered, key=lambda result: result.item)
-
-
 AHEAD = 2
 """Jobs at the node at once: it computes one while the next is sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """How a command goes about its files."""
-
-    out: Path
-    force: bool
-    skip_bad: bool
-    doubtful_below: float
-    credentials: Credentials | None = None
-    again: bool = False
 
 
 class Run:
@@ -220,12 +111,10 @@ class Run:
         client: Client,
         chosen: Chosen,
         entries: Sequence[Entry],
-        order: Order,
-        manner: Manner,
-        progress: Progress,
+        work: Work,
         left_out: Sequence[LeftOut] = (),
     ) -> None:
-        self._client, self._order, self._manner, self._progress = client, order, manner, progress
+        self._client, self._work, self._progress = client, work, work.progress
         self._chosen, self._entries = chosen, tuple(entries)
         self._by_input = {entry.given: entry for entry in entries}
         self._results: dict[str, Delivered] = {}
@@ -268,9 +157,9 @@ class Run:
 
     def _prepare(self) -> None:
         """Sort the files into finished ones, those of unfinished jobs, and the others, as batches."""
-        out, force = self._manner.out, self._manner.force
+        out, force = self._work.write.out, self._work.write.force
         remove_broken(out, self._entries)
-        if not self._manner.again:
+        if not self._work.write.again:
             self._take_finished(self._entries)
         self._earlier = len(self._results)
         covered = self._attach()
@@ -290,13 +179,13 @@ class Run:
             )
 
     def _take_finished(self, entries: Sequence[Entry]) -> None:
-        for result in finished(entries, self._manner.out):
+        for result in finished(entries, self._work.write.out):
             given = entries[result.item].given
-            self._results[given.name] = mark_earlier(result, self._manner.credentials)
+            self._results[given.name] = mark_earlier(result, self._work.write.credentials)
 
     def _attach(self) -> set[Input]:
         """Take over the unfinished jobs in the folder; the items that they translate."""
-        found = unfinished_files(self._entries, self._manner.out)
+        found = unfinished_files(self._entries, self._work.write.out)
         covered: set[Input] = set()
         for job in with_ids(found, self._client):
             inputs = job.job_file.inputs
@@ -309,7 +198,7 @@ class Run:
                 # on its way; the node has removed it since, and what is missing is submitted anew.
                 self._batches.append(Batch(tuple(entries), job.job_file.request_id))
             else:
-                job.job_file.remove(self._manner.out)
+                job.job_file.remove(self._work.write.out)
                 continue
             covered |= {given for n, given in enumerate(inputs) if n not in job.without}
             covered -= {entry.given for entry in self._entries if entry.given.name in self._results}
@@ -333,7 +222,7 @@ class Run:
         return self._progress.stopped or any(
             job.state in {JobState.FAILED, JobState.CANCELLED}
             and not any(item.state in {ItemState.DECODED, ItemState.DELIVERED} for item in job.items)
-            and not (self._manner.skip_bad and failed_by_items(job))
+            and not (self._work.write.skip_bad and failed_by_items(job))
             for job in self._jobs
         )
 
@@ -345,15 +234,7 @@ class Run:
             return True
         waits = patiently or not self._pending
         try:
-            submitted, inputs = submit(
-                self._client,
-                chosen_files(batch.entries),
-                [entry.item for entry in batch.entries],
-                self._order,
-                self._manner.out,
-                request_id=batch.request_id,
-                while_busy=waits,
-            )
+            submitted = self._send(batch, while_busy=waits)
         except ItemsTooMany as error:
             limit = int(error.facts.get("limit_items", "0") or 0)
             if not 0 < limit < len(batch.entries):
@@ -368,10 +249,28 @@ class Run:
         except DdibError as error:
             self._batches.extendleft(self._without_refused(batch, error))
         else:
-            self._progress.submitted(submitted.job_id, len(inputs))
+            self._progress.submitted(submitted.job_id, len(batch.entries))
             self._submitted.append(submitted)
-            self._pending.append(Running(submitted.job_id, inputs))
+            self._pending.append(Running(submitted.job_id, tuple(entry.given for entry in batch.entries)))
         return True
+
+    def _send(self, batch: Batch, *, while_busy: bool) -> Submitted:
+        """Submit a batch, after the names of its items were written to disk."""
+        request_id = batch.request_id or str(uuid.uuid4())
+        classes = tuple(entry.classes for entry in batch.entries if entry.classes is not None)
+        request = replace(self._work.request, classes=classes, model_size=bool(classes))
+        job_file = JobFile(request_id, request.target, tuple(entry.given for entry in batch.entries))
+        items = [entry.item for entry in batch.entries]
+        try:
+            with named(self._work.write.out, job_file):
+                return self._client.send(items, request, request_id=request_id, while_busy=while_busy)
+        except DdibError as error:
+            if not self._client.aborted:
+                raise
+            raise Cancelled(
+                "interrupted while submitting: the node may have accepted the job",
+                hint=f"{RESUMES}\nddib job list --profile {shlex.quote(str(self._client.profile.path))}",
+            ) from error
 
     def _without_refused(self, batch: Batch, error: DdibError) -> list[Batch]:
         """The batch without the files that the node refused."""
@@ -383,7 +282,7 @@ class Run:
             path = batch.entries[number].path
             own = error if not bad else error_class(reason)(hop=error.hop)
             bad.append((path, own))
-        if not self._manner.skip_bad:
+        if not self._work.write.skip_bad:
             submitted = len(self._pending) + len(self._jobs)
             others = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
             state = others if submitted else "nothing was submitted"
@@ -395,26 +294,20 @@ class Run:
 
     def _receive(self, job: Running) -> None:
         """Write the results of a job until it has ended."""
-
-        def written(result: Delivered) -> None:
-            given = job.inputs[result.item]
-            if given in self._by_input and given.name not in self._results:
-                self._progress.written(given, result)
-            self._results[given.name] = result
-
+        client, out = self._client, self._work.write.out
         self._progress.begin(job.job_id, [given.file for given in job.inputs])
-        view, _ = receive(
-            self._client,
-            job.job_id,
-            job.inputs,
-            self._progress,
-            self._manner.out,
-            force=self._manner.force,
-            doubtful_below=self._manner.doubtful_below,
-            credentials=self._manner.credentials,
-            without=job.without,
-            on_written=written,
-        )
+        with explaining_interruption(client, job.job_id, out):
+            results = client.results(job.job_id, on_event=self._progress.watching(client, job.job_id))
+            for result in deliver(
+                client, job.job_id, results, job.inputs, self._work.write, without=job.without
+            ):
+                given = job.inputs[result.item]
+                if given in self._by_input and given.name not in self._results:
+                    self._progress.written(given, result)
+                self._results[given.name] = result
+            view = client.get(job.job_id)
+        if not job.without:
+            JobFile(view.request_id, view.target, job.inputs).remove(out)
         self._progress.ended(job.job_id, view.state.lower())
         again = self._again(job, view) if job.earlier else []
         if again and view.state in {JobState.FAILED, JobState.CANCELLED}:
@@ -459,7 +352,7 @@ class Run:
             if not self._client.aborted:
                 raise
             done, total = self._progress.done, len(self._entries)
-            error.detail += f"; {done:,} of {total:,} results are complete in {self._manner.out}"
+            error.detail += f"; {done:,} of {total:,} results are complete in {self._work.write.out}"
             error.args = (error.detail,)
             if RESUMES not in error.hint:
                 error.hint = f"{RESUMES}\n{error.hint}".rstrip()
@@ -485,79 +378,61 @@ class Run:
 
 
 def translate_files(
-    profile: Profile,
-    chosen: Chosen,
-    order: Order,
-    manner: Manner,
-    *,
-    page: bool,
-    display: Display = TERMINAL,
-    whole: Sequence[WrittenStudy] = (),
+    chosen: Chosen, work: Work, *, page: bool, whole: Sequence[WrittenStudy] = ()
 ) -> tuple[Outcome, Path | None]:
     """Translate files into a folder, or what is missing there; what became of them, and the page."""
-    with locked(manner.out):
-        entries, bad = _read(chosen, order, profile, display, skip_bad=manner.skip_bad)
-        with display.opened(profile) as (client, progress):
-            outcome = Run(client, chosen, entries, order, manner, progress, bad).translate()
-        return outcome, write_pages(outcome, manner.out, whole) if page else None
+    out = work.write.out
+    with locked(out):
+        entries, bad = _read(chosen, work)
+        with work.opened() as client:
+            outcome = Run(client, chosen, entries, work, bad).translate()
+        return outcome, write_pages(outcome, out, whole) if page else None
 
 
-def translate_parts(
-    profile: Profile,
-    order: Order,
-    manner: Manner,
-    paths: Sequence[Path],
-    out: Path,
-    *,
-    display: Display = TERMINAL,
-) -> dict[Path, str]:
+def translate_parts(work: Work, paths: Sequence[Path], out: Path) -> dict[Path, str]:
     """Translate the items of a series, volume or map into a folder; why those that have no result were refused."""
-    parts = replace(manner, out=out, skip_bad=True, credentials=None)  # of the whole, not of its parts
-    outcome, _ = translate_files(profile, Chosen.files(paths), order, parts, page=False, display=display)
+    parts = replace(work.write, out=out, skip_bad=True, credentials=None)  # of the whole, not of its parts
+    outcome, _ = translate_files(Chosen.files(paths), replace(work, write=parts), page=False)
     if not outcome.delivered:
         for each in outcome.left_out:
             if each.error is not None:
                 raise each.error
     try:
-        require_translated(outcome, profile.hop, skip_bad=True)
+        require_translated(outcome, work.profile.hop, skip_bad=True)
     except Cancelled as error:
         # Others of the command's studies go on; Ctrl-C is raised above.
         raise JobFailed(error.detail, hint="the same command again", hop=error.hop) from error
     return {each.path: f"{each.why} [{each.reason}]" for each in (*outcome.left_out, *outcome.failed)}
 
 
-def submit_files(
-    profile: Profile, chosen: Chosen, order: Order, manner: Manner
-) -> tuple[list[Submitted], FilesLeftOut | None]:
+def submit_files(chosen: Chosen, work: Work) -> tuple[list[Submitted], FilesLeftOut | None]:
     """Only submit what is missing in a folder; the new jobs, and what to end with if files were left out."""
-    with locked(manner.out):
-        entries, bad = _read(chosen, order, profile, TERMINAL, skip_bad=manner.skip_bad)
-        with TERMINAL.opened(profile) as (client, progress):
-            run = Run(client, chosen, entries, order, manner, progress, bad)
+    with locked(work.write.out):
+        entries, bad = _read(chosen, work)
+        with work.opened() as client:
+            run = Run(client, chosen, entries, work, bad)
             submitted = run.submit_all()
     if not run.left_out:
         return submitted, None
     return submitted, left_out(run.left_out, len(chosen.paths), "the others are submitted or translated")
 
 
-def _read(
-    chosen: Chosen, order: Order, profile: Profile, display: Display, *, skip_bad: bool
-) -> tuple[list[Entry], list[LeftOut]]:
+def _read(chosen: Chosen, work: Work) -> tuple[list[Entry], list[LeftOut]]:
     """Read every file before anything is submitted; those that can be sent, and those that are left out."""
-    many = len(chosen.paths) > JOB_FILES
-    if many:
-        with display.counted("reading files") as show:
-            entries, bad = read_files(chosen, order, profile.institution, decode=True, on_read=show)
+    if len(chosen.paths) > JOB_FILES:
+        with work.progress.counted("reading files") as show:
+            entries, bad = read_files(chosen, work, decode=True, on_read=show)
     else:
-        entries, bad = read_files(chosen, order, profile.institution, decode=False)
-    if bad and not (skip_bad and entries):
+        entries, bad = read_files(chosen, work)
+    if bad and not (work.write.skip_bad and entries):
         raise refused(bad, len(chosen.paths), "nothing was submitted")
     return entries, [LeftOut.of(path, error) for path, error in bad]
 
 
-def conclude(outcome: Outcome, out: Path, hop: str, *, skip_bad: bool) -> None:
+def conclude(outcome: Outcome, work: Work) -> None:
     """Return if every file was translated."""
-    require_translated(outcome, hop, skip_bad=skip_bad)
+    skip_bad = work.write.skip_bad
+    require_translated(outcome, work.profile.hop, skip_bad=skip_bad)
     missing = [*outcome.left_out, *(outcome.failed if skip_bad else ())]
     if missing:
-        raise left_out(missing, outcome.total, f"the others are in {out}")
+        raise left_out(missing, outcome.total, f"the others are in {work.write.out}")

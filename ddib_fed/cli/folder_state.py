@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.cli.delivery import STATE_PREFIX, Delivered, Input, JobFile, durable_folder
+from ddib_fed.cli.delivery import STATE_PREFIX, Delivered, Input, JobFile, WriteOptions, durable_folder
 from ddib_fed.cli.inputs import Chosen
 from ddib_fed.cli.output import next_steps
-from ddib_fed.client.client import Client
+from ddib_fed.cli.progress import Progress
+from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.payload import Payload, payload
+from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import JobView, Media, require_finished
 from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import (
@@ -35,7 +36,7 @@ from ddib_fed.errors import (
     error_class,
 )
 from ddib_fed.files import has_sha256
-from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.guidance import Guidance
 from ddib_fed.protocol.messages import ItemState, JobState, Settings
 
 LOCK = ".ddib-translate.lock"
@@ -89,53 +90,38 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """The request, apart from the files."""
-
-    target: str
-    settings: Settings
-    cycle: bool
-    keep_latent: bool
-    deadline_s: float | None
-    source_class: str = ""
-    target_class: str = ""
-    guidance: Guidance = UNGUIDED
-    no_calibration: bool = False
-    in_process: str = ""
-    """Digest of two models of this process and of what is asked of them alone; empty between nodes."""
-
-    def digest(self, institution: str, classes: tuple[str, str] | None = None) -> str:
-        """SHA-256, hex, of all that decides what a file becomes; the deadline does not."""
-        asked = asdict(self) | {"institution": institution, "classes": classes}
-        del asked["deadline_s"]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def order_of(
-    target: str, asked: Mapping[str, Any], solver: Settings | None = None, in_process: str = ""
-) -> Order:
+def request_of(target: str, asked: Mapping[str, Any], solver: Settings | None = None) -> JobRequest:
     """The request from the options of a command, or from these and the solver of two models in one process."""
-    return Order(
+    return JobRequest(
         target,
         solver
         or Settings(
-            asked["solver"],
-            asked["order"],
-            asked["evaluations"],
-            asked["grid"],
-            asked["depth"],
-            asked["encoder"],
+            asked["solver"], 0, asked["evaluations"], asked["grid"], asked["depth"], asked["encoder"]
         ).of_quality(asked["quality"]),
-        asked["cycle"],
-        asked["keep_latent"],
-        asked["deadline"],
-        asked["source_class"],
-        asked["target_class"],
-        Guidance(asked["guidance"], asked["classifier_scale"], clip=bool(asked["clip"])),
-        asked["no_calibration"],
-        in_process,
+        cycle=asked["cycle"],
+        keep_latent=asked["keep_latent"],
+        source_class=asked["source_class"],
+        target_class=asked["target_class"],
+        guidance=Guidance(asked["guidance"], asked["classifier_scale"], clip=bool(asked["clip"])),
+        no_calibration=asked["no_calibration"],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What all files of a command have in common."""
+
+    profile: Profile
+    request: JobRequest
+    write: WriteOptions
+    progress: Progress
+
+    @property
+    def digest(self) -> str:
+        return self.request.digest(self.profile.institution)
+
+    def opened(self) -> AbstractContextManager[Client]:
+        return self.progress.opened(self.profile)
 
 
 MOST_LISTED = 1000
@@ -179,10 +165,9 @@ class LeftOut:
 
 def read_files(
     chosen: Chosen,
-    order: Order,
-    institution: str,
+    work: Work,
     *,
-    decode: bool,
+    decode: bool = False,
     on_read: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Entry], list[tuple[Path, DdibError]]]:
     """Read each file; those that can be sent, and the bad ones with what is wrong."""
@@ -200,7 +185,7 @@ def read_files(
         except OSError as error:
             bad.append((path, InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")))
         else:
-            asked = order.digest(institution, classes)
+            asked = work.request.digest(work.profile.institution, (classes,) if classes else ())
             named = replace(given, sha256=item.sha256.hex(), asked=asked)
             entries.append(Entry(path, named, item, classes))
         if on_read is not None:

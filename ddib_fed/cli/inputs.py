@@ -15,7 +15,7 @@ from ddib_fed.client.payload import SUFFIXES, split_target
 from ddib_fed.client.views import Domain, Domains
 from ddib_fed.data.imagenet import paired_pictures, source_name, translated_name
 from ddib_fed.errors import DomainNotFound, FileMissing, UsageError
-from ddib_fed.formats.recognition import files_below, format_of, is_study
+from ddib_fed.formats.recognition import files_below, format_of
 from ddib_fed.names import names_apart
 
 
@@ -38,9 +38,7 @@ class Found:
         return ignored_line(self.ignored)
 
 
-def find_files(
-    given: Sequence[Path], out: Path | None, *, apart: bool = False, without: Iterable[Path] = ()
-) -> Found:
+def find_files(given: Sequence[Path], out: Path | None, *, without: Iterable[Path] = ()) -> Found:
     """The files that are given, and those below folders that are given, each file once."""
     elsewhere = {path.absolute() for path in without}
     ignored: Counter[str] = Counter()
@@ -49,11 +47,11 @@ def find_files(
         if not path.is_dir():
             found.setdefault(path.absolute(), FoundFile(path, path.name))
             continue
-        below = [file for file in _below(path, out, ignored, apart=apart) if file.absolute() not in elsewhere]
+        below = [file for file in _below(path, out, ignored) if file.absolute() not in elsewhere]
         for file in below:
             found.setdefault(file.absolute(), FoundFile(file, file.relative_to(path).as_posix()))
         if not below:
-            raise _nothing_below(path, studies=not apart and is_study(path))
+            raise _nothing_below(path)
     return Found(tuple(found.values()), ignored)
 
 
@@ -64,14 +62,14 @@ def ignored_line(ignored: Counter[str]) -> str:
     return f"ignored {count:,} other file{'s' * (count != 1)} ({kinds})" if count else ""
 
 
-def _below(root: Path, out: Path | None, ignored: Counter[str], *, apart: bool) -> list[Path]:
+def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
     """Files below a folder in the order of their paths, and folders that cannot be read: they are refused later."""
     below = files_below(root, out)
     ignored += below.ignored
     found = list(below.unreadable)
     for path in below.files:
         suffix = path.suffix.lower()
-        if apart and format_of(path) is not None:
+        if format_of(path) is not None:
             continue
         if suffix in SUFFIXES:
             found.append(path)
@@ -80,14 +78,9 @@ def _below(root: Path, out: Path | None, ignored: Counter[str], *, apart: bool) 
     return sorted(found)
 
 
-def _nothing_below(folder: Path, *, studies: bool) -> FileMissing:
-    """The error about a folder without a file to translate; one of studies is named with the command for them."""
-    quoted = shlex.quote(str(folder))
-    hint = (
-        f"ddib translate {quoted} --to INSTITUTION/DOMAIN --out DIR   (DICOM, NIfTI, GeoTIFF and the like)"
-        if studies
-        else f"known are {', '.join(sorted(SUFFIXES))}; `ls -la {quoted}` shows what is there"
-    )
+def _nothing_below(folder: Path) -> FileMissing:
+    known, quoted = ", ".join(sorted(SUFFIXES)), shlex.quote(str(folder))
+    hint = f"known are {known}; `ls -la {quoted}` shows what is there"
     return FileMissing(f"{folder} holds no file to translate", hint=hint, hop="client")
 
 
@@ -106,12 +99,11 @@ class Chosen:
         paths: Sequence[Path],
         out: Path | None = None,
         *,
-        apart: bool = False,
         taken: Iterable[str] = (),
         without: Iterable[Path] = (),
     ) -> Chosen:
         """Files, and those below folders but for `out`; results have the same names, below a folder the same paths."""
-        found = find_files(paths, out, apart=apart, without=without)
+        found = find_files(paths, out, without=without)
         files = [each.file for each in found.files]
         names = names_apart(files, lambda name: (each for each, _ in Input(name, "").file_names()), taken)
         longer = [
@@ -140,14 +132,13 @@ def choose(
     labels: Path | None,
     limit: int | None,
     out: Path | None = None,
-    apart: bool = False,
     taken: Iterable[str] = (),
     without: Iterable[Path] = (),
 ) -> Chosen:
     """The files given to `ddib translate`; `ask` asks the node for its domains, where classes are paired."""
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
-        return Chosen.files(files, out, apart=apart, taken=taken, without=without)
+        return Chosen.files(files, out, taken=taken, without=without)
     options.refuse_idle(
         ("source_class", "target_class"), "is already set by --pairs", hint="omit one of them"
     )

@@ -8,28 +8,24 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import JobFile, deliver, job_named, records_of
-from ddib_fed.cli.folder_report import print_submitted, report
-from ddib_fed.cli.folder_run import submit as submit_order
-from ddib_fed.cli.folder_state import locked, order_of
+from ddib_fed.cli.delivery import JobFile, WriteOptions, deliver, job_named, records_of
+from ddib_fed.cli.folder_report import one_document, report_outcome
+from ddib_fed.cli.folder_state import Outcome, locked
 from ddib_fed.cli.help import command, group
-from ddib_fed.cli.inputs import Chosen, choose
 from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, print_table, size
 from ddib_fed.cli.progress import JobProgress, explaining_interruption, open_client
 from ddib_fed.cli.studies import load_credentials, refuse_points
-from ddib_fed.client.payload import Payload, payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import Domain, Domains, Failure, JobView, require_finished
-from ddib_fed.errors import ConfigError, DdibError, InputError, ItemNotFound, StateConflict, Unauthenticated
+from ddib_fed.client.views import Domain, Failure, JobView, require_finished
+from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, StateConflict, Unauthenticated
 from ddib_fed.guidance import Guidance
 from ddib_fed.protocol.contract import CalibrationTerms, GuidanceTerms
 from ddib_fed.protocol.details import TOLERATED_S, described
-from ddib_fed.protocol.messages import ItemState
+from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.diagnosis import diagnose, own_validity
 from ddib_fed.security.pki import load_identity
 from ddib_fed.terminal import say
@@ -83,7 +79,7 @@ def _steps(profile_path: Path | None) -> Iterator[Step]:
     profile = found[0]
     yield "certificate", lambda: _certificate(profile)
     yield "connection", lambda: _connection(profile)
-    clocks: list[float | None] = []
+    clocks: list[float] = []
     yield "service", lambda: _service(profile, clocks)
     yield "clock", lambda: _clock(profile, clocks[0])
 
@@ -118,10 +114,8 @@ def _connection(profile: Profile) -> str:
     return f"{profile.source_address}{through}: {finding.text}"
 
 
-def _clock(profile: Profile, ahead_s: float | None) -> str:
+def _clock(profile: Profile, ahead_s: float) -> str:
     """Check that the node's clock and this machine's agree: certificates and deadlines depend on both."""
-    if ahead_s is None:
-        return "the node does not say its time: its release is older"
     if abs(ahead_s) >= TOLERATED_S:
         raise ConfigError(
             f"the clock of the node is {described(ahead_s)}",
@@ -131,12 +125,12 @@ def _clock(profile: Profile, ahead_s: float | None) -> str:
     return f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"
 
 
-def _service(profile: Profile, clocks: list[float | None]) -> str:
+def _service(profile: Profile, clocks: list[float]) -> str:
     """Check that the node serves this client, and list what it can reach; notes the difference of the clocks."""
     try:
         with open_client(profile, patience_s=0) as client:
             found = client.domains()
-            clocks.append(client.clock_s)
+            clocks.append(client.clock_s or 0.0)
     except DdibError as error:
         error.hint = error.hint or "ask the operator of the node: its log says why"
         raise
@@ -219,74 +213,11 @@ _NAMES = frozenset({"job", "model", "incident", "asked", "served", "found"})
 
 @group()
 def job() -> None:
-    """Submit, watch, fetch, cancel and delete jobs.
+    """Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them.
 
     A job runs at the source node: it continues if this machine is switched off, and its results are kept there until
     they are fetched or expire.
     """
-
-
-@job.command(epilog="\b\nExample:\n  ddib job submit points.npy --to south.example/checkerboards --out out")
-@options.FILES
-@options.TARGET
-@click.option(
-    "--out",
-    "out",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Folder where the results will be fetched to; the files' names are kept there.",
-)
-@options.TARGET_CLASS
-@options.SOURCE_CLASS
-@options.with_options(options.GUIDING)
-@options.with_options(options.PAIRING)
-@options.CYCLE
-@options.with_options(options.SOLVING)
-@options.KEEP_LATENTS
-@options.NO_CALIBRATION
-@options.DEADLINE
-@options.QUIET
-@options.FORMAT
-@options.PROFILE
-def submit(
-    files: tuple[Path, ...],
-    target: str,
-    out: Path | None,
-    pairs: str | None,
-    labels: Path | None,
-    limit: int | None,
-    quiet: bool,
-    output_format: str,
-    profile_path: Path | None,
-    **asked: Any,
-) -> None:
-    """Submit FILES to the source node as a job and return at once."""
-    order, profile = order_of(target, asked), Profile.load(profile_path)
-
-    def ask() -> Domains:
-        with open_client(profile) as client:
-            return client.domains()
-
-    chosen = choose(files, ask, target, pairs=pairs, labels=labels, limit=limit, out=out)
-    items = _payloads(chosen, target, out, profile_path)
-    with open_client(profile) as client:
-        submitted, _ = submit_order(client, chosen, items, order, out)
-    if quiet:
-        print_ids([submitted.job_id])
-        return
-    print_submitted([submitted], target, out, output_format, profile_path)
-
-
-def _payloads(chosen: Chosen, target: str, out: Path | None, profile: Path | None) -> list[Payload]:
-    """The files of a job, read."""
-    try:
-        return payloads(chosen.paths)
-    except InputError as error:
-        if "format" in error.facts:
-            words = ["ddib", "translate", str(chosen.paths[int(error.facts["item"])]), "--to", target]
-            words += ["--out", str(out or "DIR"), *(["--profile", str(profile)] if profile else [])]
-            error.hint = f"to send pixels alone:\n{shlex.join(words)}"
-        raise
 
 
 @job.command("list")
@@ -396,10 +327,9 @@ def guided(guidance: Guidance) -> str:
 
 @job.command()
 @options.JOB_ID
-@click.option("--after", type=click.IntRange(0), default=0, help="Only events after this sequence number.")
 @options.FORMAT
 @options.PROFILE
-def watch(job_id: str, after: int, output_format: str, profile_path: Path | None) -> None:
+def watch(job_id: str, output_format: str, profile_path: Path | None) -> None:
     """Watch a job until it has ended; ends non-zero when the job failed.
 
     With --format json each event is one line.
@@ -410,8 +340,9 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
         open_client(profile_path, on_wait=progress.wait) as client,
         explaining_interruption(client, job_id := job_named(client, job_id)),
     ):
+        progress.begin(job_id, [])
         on_event = progress.watching(client, job_id)
-        for event in client.watch(job_id, after):
+        for event in client.watch(job_id):
             if as_json:
                 say(json.dumps(plain(event)))
             on_event(event)
@@ -458,23 +389,17 @@ def fetch(
             )
         names = JobFile.load(out, view.request_id)
         inputs = names.inputs if names else ()
-        delivered = list(
-            deliver(
-                client,
-                job_id,
-                client.fetch(job_id),
-                out,
-                inputs,
-                force=force,
-                doubtful_below=doubtful_below,
-                credentials=signer,
-            )
-        )
+        write = WriteOptions(out, force, doubtful_below=doubtful_below, credentials=signer)
+        delivered = list(deliver(client, job_id, client.fetch(job_id), inputs, write))
         view = client.get(job_id)
         open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
         if names is not None and view.state.ended and not open_items:
             names.remove(out)
-    report(view, delivered, out, output_format, doubtful_below=doubtful_below)
+    if not delivered and view.state is JobState.FINISHED:
+        say(f"job {job_id}: nothing left to fetch at the node", err=True)
+    with one_document(output_format) as document:
+        outcome = Outcome(len(view.items), (), tuple(delivered), 0, (view,), (), ())
+        report_outcome(outcome, view.target, out, document, doubtful_below=doubtful_below)
     if not view.state.ended:
         raise StateConflict(
             f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",

@@ -38,7 +38,10 @@ COMMANDS: Mapping[str, Lazy] = {
     "domains": Lazy(
         "ddib_fed.cli.job:domains", "List the available target domains, and whether each is ready."
     ),
-    "job": Lazy("ddib_fed.cli.job:job", "Submit, watch, fetch, cancel and delete jobs."),
+    "job": Lazy(
+        "ddib_fed.cli.job:job",
+        "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them.",
+    ),
     "doctor": Lazy(
         "ddib_fed.cli.job:doctor",
         "Check the client's profile, its connection to the source node, and both clocks.",

@@ -38,7 +38,6 @@ IN_PROCESS_DEPTH = click.option(
 )
 SOFTEN = click.option(
     "--soften-sigma",
-    "--soften",
     "soften",
     type=click.FloatRange(0, 1),
     metavar="SIGMA",
@@ -307,17 +306,12 @@ PAGE = click.option(
 )
 
 
-def target(*, required: bool = True) -> Decorator:
-    return click.option(
-        "--to",
-        "target",
-        required=required,
-        metavar="INSTITUTION/DOMAIN",
-        help="Target, as listed by `ddib domains`.",
-    )
-
-
-TARGET = target()
+TARGET = click.option(
+    "--to",
+    "target",
+    metavar="INSTITUTION/DOMAIN",
+    help="Target, as listed by `ddib domains`.",
+)
 EVALUATIONS = click.option(
     "--evaluations",
     "--steps",
@@ -334,13 +328,6 @@ SOLVER = click.option(
     show_default=True,
     help="Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`.",
 )
-ORDER = click.option(
-    "--order",
-    type=click.IntRange(0, 4),
-    default=0,
-    show_default=True,
-    help="Order of the solver; 0 for its own default.",
-)
 GRID = click.option(
     "--grid",
     type=GridName(GRIDS),
@@ -352,7 +339,7 @@ GRID = click.option(
 QUALITY = click.option(
     "--quality",
     type=click.Choice(tuple(QUALITIES)),
-    help="Instead of --solver, --order, --evaluations and --grid: draft takes 12 evaluations along learned steps (each "
+    help="Instead of --solver, --evaluations and --grid: draft takes 12 evaluations along learned steps (each "
     "model tuned by `ddib model tune`), standard the default's 48, exact 96.",
 )
 DEPTH = click.option(
@@ -376,13 +363,6 @@ NO_CALIBRATION = click.option(
     "--no-calibration",
     is_flag=True,
     help="Leave out the calibration that both operators agreed on for this target (`ddib domains` lists it).",
-)
-DEADLINE = click.option(
-    "--deadline",
-    type=click.FloatRange(min=1),
-    default=None,
-    metavar="SECONDS",
-    help="Fail the job after this time; default: the node's.",
 )
 TARGET_CLASS = click.option(
     "--target-class",
@@ -442,7 +422,7 @@ ENCODER = click.option(
     help="How the source encodes pictures. Latents of mixed keep more structure and show more of the picture; both "
     "nodes must allow them ([policy] encoders).",
 )
-SOLVING = (EVALUATIONS, SOLVER, ORDER, GRID, QUALITY, DEPTH, ENCODER)
+SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, ENCODER)
 GUIDING = (GUIDANCE, CLASSIFIER_SCALE, CLIP)
 PAIRING = (PAIRS, LABELS, LIMIT)
 DOUBTFUL = click.option(

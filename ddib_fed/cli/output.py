@@ -60,7 +60,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "PEER_UNREACHABLE": "ddib doctor",
     "CHUNK_CORRUPT": "repeat the command; the bytes were damaged in transit",
     "CANCELLED": "ddib job list",
-    "DEADLINE_EXCEEDED": "repeat the command with a longer --deadline",
+    "DEADLINE_EXCEEDED": "translate fewer or smaller files at once",
     "JOB_FAILED": "ddib job show JOB",
     "FILES_LEFT_OUT": "repair the listed files, then the same command again",
     "PEER_FAULT": "tell the operator of that institution; ddib domains lists what can be reached now",

@@ -9,11 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import click
 
@@ -26,8 +25,6 @@ from ddib_fed.protocol.messages import Event
 from ddib_fed.terminal import bar, drawing, say
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from ddib_fed.client.views import JobView
 
 
@@ -46,36 +43,92 @@ SAID_EVERY_S = 30.0
 """How often a line is written without a terminal: a log of a day has 3,000."""
 
 
-class JobProgress:
+class Progress:
+    """Opens the client of a command, and is told in its thread how the jobs go. This one shows nothing."""
+
+    done = 0
+    """Results that are on the disk."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no further job is to be submitted."""
+        return False
+
+    @contextmanager
+    def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A function that is called with (done, total) while files are read."""
+        with counted(what) as show:
+            yield show
+
+    @contextmanager
+    def opened(self, profile: Profile) -> Iterator[Client]:
+        """A client of the source node."""
+        with open_client(profile) as client:
+            yield client
+
+    def say(self, line: str) -> None:
+        """Show a sentence."""
+
+    def whole(self, total: int, done: int) -> None:
+        """So many files are translated, and so many of them are on the disk already."""
+        del total
+        self.done = done
+
+    def submitted(self, job_id: str, items: int) -> None:
+        """The node has accepted a job."""
+
+    def begin(self, job_id: str, names: Sequence[str]) -> None:
+        """From now on events are of this job, whose items have these names."""
+
+    def event(self, event: Event) -> None:
+        """Something happened in the job."""
+
+    def written(self, given: Input, result: Delivered) -> None:
+        """A result is on the disk."""
+        del given, result
+        self.done += 1
+
+    def ended(self, job_id: str, state: str) -> None:
+        """A job has ended, and its results are written."""
+
+    def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
+        """`event`, which says once what is left of a quota that the job waits for, and until when."""
+        said = False
+
+        def on_event(event: Event) -> None:
+            nonlocal said
+            self.event(event)
+            if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
+                said = True
+                self.say(quota_line(client.get(job_id)))
+
+        return on_event
+
+
+class JobProgress(Progress):
     """Two bars: items of the job, and steps of the item that moved last; or lines. A context manager."""
 
     def __init__(
         self,
-        names: Sequence[str] = (),
+        client: Client | None = None,
         *,
         show: bool = True,
-        total: int = 0,
-        done: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._names = names
+        self._client = client
         self._draws = show and sys.stderr.isatty()
         self._says = show and not self._draws
-        self._progress = drawing("{task.description:<32}", transient=True, disable=not self._draws)
-        self._items: TaskID | None = None
-        self._steps: TaskID | None = None
-        self._waits = 0
-        self._total, self._done = total, done
         self._clock = clock
-        self._said = clock()
-        self._job_id = ""
-        self._counts = ""
 
     def __enter__(self) -> Self:
+        self._waits = self._total = 0
+        self._said = self._clock()
+        self._job_id = self._counts = ""
+        self._names: Sequence[str] = ()
+        self._progress = drawing("{task.description:<32}", transient=True, disable=not self._draws)
         self._progress.start()
-        self._items = self._progress.add_task("items", total=self._total or len(self._names) or None)
+        self._items = self._progress.add_task("items", total=None)
         self._steps = self._progress.add_task("waiting for the node", total=None)
-        self._progress.update(self._items, completed=self._done)
         return self
 
     def __exit__(
@@ -83,32 +136,27 @@ class JobProgress:
     ) -> None:
         self._progress.stop()
 
-    @property
-    def done(self) -> int:
-        return self._done
+    @contextmanager
+    def opened(self, profile: Profile) -> Iterator[Client]:
+        with self, open_client(profile, on_wait=self.wait, client=self._client) as client:
+            yield client
 
     def say(self, line: str) -> None:
         self._progress.console.print(line)
 
     def whole(self, total: int, done: int) -> None:
         """Set how many files the command translates, and how many of them are on the disk already."""
-        self._total, self._done = total, done
-        if self._items is not None:
-            self._progress.update(self._items, total=total, completed=done)
+        self._total, self.done = total, done
+        self._progress.update(self._items, total=total, completed=done)
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
         self._job_id, self._names = job_id, names
 
-    @property
-    def stopped(self) -> bool:
-        return False
-
     def written(self, given: Input, result: Delivered) -> None:
         """Count a result that is on the disk."""
-        del given, result
-        self._done += 1
-        if self._total and self._items is not None:
-            self._progress.update(self._items, completed=self._done)
+        super().written(given, result)
+        if self._total:
+            self._progress.update(self._items, completed=self.done)
 
     def submitted(self, job_id: str, items: int) -> None:
         if self._says:
@@ -117,15 +165,13 @@ class JobProgress:
     def ended(self, job_id: str, state: str) -> None:
         """Without a terminal: say that a job has ended, when its results are written."""
         if self._says:
-            said = f"job {job_id}: {state}; {self._done:,} of {self._total:,} files written"
+            said = f"job {job_id}: {state}; {self.done:,} of {self._total:,} files written"
             say(said, err=True)
 
     def event(self, event: Event) -> None:
         """Show an event."""
         self._waits = 0
         self._say_event(event)
-        if self._items is None or self._steps is None:
-            return
         if not self._total:
             self._progress.update(self._items, completed=event.items_done, total=event.items or None)
         if event.stage:
@@ -147,26 +193,12 @@ class JobProgress:
         self._said = now
         counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"
         if self._total:
-            counts += f"; {self._done:,} of {self._total:,} files written"
+            counts += f"; {self.done:,} of {self._total:,} files written"
         state = event.state.lower()
         line = f"job {self._job_id}: {state}, {counts}" if self._job_id else f"{state}, {counts}"
         if line != self._counts:
             self._counts = line
             say(line, err=True)
-
-    def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
-        """`event` for one job, which says once what is left of a quota that the job waits for, and until when."""
-        said = False
-        self._job_id = job_id
-
-        def on_event(event: Event) -> None:
-            nonlocal said
-            self.event(event)
-            if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
-                said = True
-                self.say(quota_line(client.get(job_id)))
-
-        return on_event
 
     def wait(self, error: DdibError, delay_s: float) -> None:
         """Report once per outage that the node is away, from the second try on, or that it is busy, at once."""
@@ -174,9 +206,8 @@ class JobProgress:
         busy = isinstance(error, ExhaustedError)
         if self._waits == (1 if busy else 2):
             self.say(waiting_line(error, delay_s))
-        if self._steps is not None:
-            what = "node is busy" if busy else "node is away"
-            self._progress.update(self._steps, description=f"{what}, again in {delay_s:.0f} s", total=None)
+        what = "node is busy" if busy else "node is away"
+        self._progress.update(self._steps, description=f"{what}, again in {delay_s:.0f} s", total=None)
 
 
 @contextmanager
@@ -288,67 +319,3 @@ def explaining_interruption(client: Client, job_id: str, out: Path | None = None
             f"to stop it:\nddib job cancel {job}{more}",
             hop=client.hop,
         ) from error
-
-
-class Progress(Protocol):
-    """Told how the jobs of one translation go, in the thread that runs it."""
-
-    @property
-    def done(self) -> int:
-        """How many results are on the disk."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether no further job is to be submitted."""
-
-    def say(self, line: str) -> None:
-        """Show a sentence."""
-
-    def whole(self, total: int, done: int) -> None:
-        """So many files are translated, and so many of them are on the disk already."""
-
-    def submitted(self, job_id: str, items: int) -> None:
-        """The node has accepted a job."""
-
-    def begin(self, job_id: str, names: Sequence[str]) -> None:
-        """From now on events are of this job, whose items have these names."""
-
-    def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
-        """The function that receives the events of a job."""
-
-    def written(self, given: Input, result: Delivered) -> None:
-        """A result is on the disk."""
-
-    def ended(self, job_id: str, state: str) -> None:
-        """A job has ended, and its results are written."""
-
-
-class Display(Protocol):
-    """Opens what a translation needs, and shows it."""
-
-    def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """What is called with (done, total) while files are read."""
-
-    def opened(self, profile: Profile) -> AbstractContextManager[tuple[Client, Progress]]:
-        """A client of the source node, and the display of its jobs' progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terminal:
-    """Bars, or lines now and then; Ctrl-C ends the client's calls. A `Display`; by default of the profile's client."""
-
-    client: Client | None = None
-
-    def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        return counted(what)
-
-    @contextmanager
-    def opened(self, profile: Profile) -> Iterator[tuple[Client, Progress]]:
-        with (
-            JobProgress() as progress,
-            open_client(profile, on_wait=progress.wait, client=self.client) as client,
-        ):
-            yield client, progress
-
-
-TERMINAL: Final = Terminal()

@@ -62,10 +62,8 @@ def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> Solve
     from ddib_fed.diffusion.grids import PublicLevels
     from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
 
-    evaluations, solver, grid, order = (
-        given.pop(name) for name in ("evaluations", "solver", "grid", "order")
-    )
-    chosen = Settings(solver, order, evaluations, grid).of_quality(given.pop("quality", None))
+    solver, evaluations, grid = (given.pop(name) for name in ("solver", "evaluations", "grid"))
+    chosen = Settings(solver, 0, evaluations, grid).of_quality(given.pop("quality", None))
     solver, order, evaluations, grid = chosen.solver, chosen.order, chosen.evaluations, chosen.grid
     named = {name: given.pop(name) for name in _OF_LEVELS}
     eta = given.pop("eta")

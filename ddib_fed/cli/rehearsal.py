@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from ddib_fed.calibration.record import Calibration
-from ddib_fed.cli.delivery import Input
+from ddib_fed.cli.delivery import Input, WriteOptions
 from ddib_fed.cli.folder_report import SHEET
-from ddib_fed.cli.folder_run import Manner, translate_files
-from ddib_fed.cli.folder_state import Order, Outcome
+from ddib_fed.cli.folder_run import translate_files
+from ddib_fed.cli.folder_state import Outcome, Work
 from ddib_fed.cli.inputs import Chosen
-from ddib_fed.cli.progress import JobProgress, Progress, counted, open_client
-from ddib_fed.client.client import Client
+from ddib_fed.cli.progress import Progress, open_client
+from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.in_process import Here, InProcess
 from ddib_fed.client.profile import Profile
 from ddib_fed.data import folder as folders
@@ -32,7 +32,7 @@ from ddib_fed.data.fitting import PictureRule, to_array
 from ddib_fed.data.folder import Entry, Folder, require_outside
 from ddib_fed.data.pictures import read_fitted, read_image
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, fitted_line
+from ddib_fed.engine.record import Part, fitted_line
 from ddib_fed.errors import ExtraMissing, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Domain, Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, picture_rule, whiteness
@@ -207,26 +207,16 @@ def _translate(
     device = "cuda:0" if on_gpu else "cpu"
     own, other = (open_party(model, device, threads=config.threads) for model in models)
     client = InProcess(own, other, Here(seed=config.seed, calibration=agreed))
-    order = Order(
-        client.target,
-        Settings(evaluations=wanted.evaluations),
-        cycle=True,
-        keep_latent=True,
-        deadline_s=None,
-        in_process=client.digest,
-    )
+    settings = Settings(evaluations=wanted.evaluations)
+    request = JobRequest(client.target, settings, cycle=True, keep_latent=True)
     # The folder is the rehearsal's own; what is finished for these settings is not done again.
-    manner = Manner(out, force=True, skip_bad=True, doubtful_below=DOUBTFUL_BELOW)
+    write = WriteOptions(out, force=True, skip_bad=True)
     names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
     inputs = tuple(map(Input, names_apart(names), names))
-    outcome, page = translate_files(
-        client.profile,
-        Chosen(tuple(entry.path for entry in source.held_out), inputs),
-        order,
-        manner,
-        page=True,
-        display=_Display(client, functools.partial(show, f"translating {title}")),
-    )
+    progress = _Progress(client, functools.partial(show, f"translating {title}"))
+    work = Work(client.profile, request, write, progress)
+    chosen = Chosen(tuple(entry.path for entry in source.held_out), inputs)
+    outcome, page = translate_files(chosen, work, page=True)
     refused = [*outcome.left_out, *outcome.failed]
     if not outcome.delivered:
         why = f"none of {len(refused)} pictures could be translated; the first, {refused[0].line()}"
@@ -244,22 +234,16 @@ def _translate(
     return WayFound(title, out, report, (out / SHEET).read_bytes() if page else None, tuple(notes))
 
 
-class _Display(JobProgress):
-    """Shows the network evaluations of what is integrated together. A `Display` and its `Progress`."""
+class _Progress(Progress):
+    """Shows the network evaluations of what is integrated together."""
 
     def __init__(self, client: InProcess, show: Callable[[int, int, str], None]) -> None:
-        super().__init__(show=False)
         self._client, self._show = client, show
 
-    def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        return counted(what)
-
     @contextmanager
-    def opened(self, profile: Profile) -> Iterator[tuple[Client, Progress]]:
+    def opened(self, profile: Profile) -> Iterator[Client]:
         with open_client(profile, client=self._client) as client:
-            yield client, self
-
-    def say(self, line: str) -> None: ...
+            yield client
 
     def event(self, event: Event) -> None:
         if event.steps:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.manifest import Manifest
 
+FRAMES = 9
+"""Pictures of an interpolation, both ends included."""
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -44,7 +46,6 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @options.SOLVER
 @options.GRID
 @options.QUALITY
-@options.ORDER
 @with_options(PUBLIC_CODE)
 @options.CLIP
 @with_options(SAMPLING)
@@ -112,20 +113,6 @@ def sample(
     metavar="MODEL",
     help="Model that decodes, as for --source; default: the source.",
 )
-@click.option(
-    "--frames",
-    type=click.IntRange(2),
-    default=9,
-    show_default=True,
-    help="Number of pictures, both ends included.",
-)
-@click.option(
-    "--way",
-    type=click.Choice(["slerp", "lerp"]),
-    default="slerp",
-    show_default=True,
-    help="Interpolate on the sphere or on the straight line.",
-)
 @click.option("--source-class", metavar="CLASS", help="Class of the two pictures, by number or name.")
 @click.option("--target-class", metavar="CLASS", help="Class of the decoded pictures.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the softening.")
@@ -133,7 +120,6 @@ def sample(
 @options.EVALUATIONS
 @options.SOLVER
 @options.GRID
-@options.ORDER
 @THREADS
 @options.OUT_RESULTS
 @options.FORCE
@@ -153,9 +139,7 @@ def interpolate(
         options.refuse_idle(("seed",), "is of softening, and there is none", hint="--soften-sigma 0.05")
     decoded = given["target_class"] or (given["source_class"] if target in {None, source} else None)
     asked = Asked(
-        SolverSettings(
-            given["solver"], given["order"], given["evaluations"], given["grid"], depth=given["depth"]
-        ),
+        SolverSettings(given["solver"], 0, given["evaluations"], given["grid"], depth=given["depth"]),
         source_class=_class(given["source_class"], models[0].manifest),
         target_class=_class(decoded, models[1].manifest),
         soften=given["soften"],
@@ -165,7 +149,6 @@ def interpolate(
         open_party(model, given["device"], given["dtype"], together=given["batch"], threads=given["threads"])
         for model in models
     )
-    frames = given["frames"]
     with bar("interpolating") as show:
         between(
             (first, second),
@@ -173,12 +156,11 @@ def interpolate(
             after,
             asked,
             out,
-            frames=frames,
-            way=given["way"],
+            frames=FRAMES,
             on_progress=_counting(show),
         )
-    lines({"pictures": str(frames), "sheet": str(out / "sheet.png"), "written": str(out)})
-    outcome(out=out, frames=frames, sheet=out / "sheet.png")
+    lines({"pictures": str(FRAMES), "sheet": str(out / "sheet.png"), "written": str(out)})
+    outcome(out=out, frames=FRAMES, sheet=out / "sheet.png")
 
 
 def _guide(given: dict[str, Any]) -> tuple[Bundle | None, float | None]:

@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import Delivered
+from ddib_fed.cli.delivery import Delivered, WriteOptions
 from ddib_fed.cli.folder_report import Document
-from ddib_fed.cli.folder_state import LeftOut, Order, left_out, read_files, refused
+from ddib_fed.cli.folder_state import LeftOut, Work, left_out, read_files, refused
 from ddib_fed.cli.inputs import Chosen, ignored_line
-from ddib_fed.cli.output import print_json
-from ddib_fed.cli.progress import TERMINAL, Display
 from ddib_fed.client.client import Client
-from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
-from ddib_fed.engine.record import DOUBTFUL_BELOW, MOST_TILES, Part, WrittenFile
+from ddib_fed.engine.record import MOST_TILES, Part, WrittenFile
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
@@ -102,27 +99,13 @@ TranslateFiles = Callable[[Sequence[Path], Path], Mapping[Path, str]]
 """Translates files into a folder, each under its name with its record; why others were refused, and have no result."""
 
 
-@dataclass(frozen=True, slots=True)
-class StudyManner:
-    """How a command writes."""
-
-    out: Path
-    output_format: str
-    force: bool = False
-    again: bool = False
-    detach: bool = False
-    keep_parts: bool = False
-    doubtful_below: float = DOUBTFUL_BELOW
-
-
 def open_studies(
     files: Sequence[Path],
     asked: Mapping[str, Any],
-    profile: Profile,
-    *,
+    work: Work,
     out: Path | None = None,
+    *,
     bad: Bad | None = None,
-    display: Display = TERMINAL,
     detach: bool = False,
 ) -> Choice | None:
     """The studies among the files of a command, and the rest, which is translated as it is; None without studies."""
@@ -138,7 +121,7 @@ def open_studies(
     if any(not each.is_picture for each in found.studies) or any(
         path.name not in earlier for path in pictures
     ):
-        with display.opened(profile) as (client, _):
+        with work.opened() as client:
             source = client.domains(own_alone=True)
     if auto:
         if source is not None and len(source.sample_shape) == 3:
@@ -223,19 +206,19 @@ def _larger(tile: tuple[int, int], most: int | None) -> Callable[[Path], bool]:
 
 
 def translate_study(
-    study: Study, translate: TranslateFiles, manner: StudyManner, *, asked: str
+    study: Study, translate: TranslateFiles, write: WriteOptions, *, asked: str
 ) -> WrittenStudy:
     """Translate the items of a study, and write its output; one that is there already is left as it is."""
     from ddib_fed.formats.parts import check_outputs, finished_study, read_results, write_items, write_outputs
 
-    if not manner.again:
-        earlier = finished_study(study.origin, manner.out, asked=asked)
+    if not write.again:
+        earlier = finished_study(study.origin, write.out, asked=asked)
         if earlier is not None:
             return earlier
-    check_outputs(study, manner.out, force=manner.force)
-    parts = write_items(study, manner.out)
+    check_outputs(study, write.out, force=write.force)
+    parts = write_items(study, write.out)
     results = read_results(parts, asked)
-    left = [item for item, result in zip(parts.items, results, strict=True) if manner.again or result is None]
+    left = [item for item, result in zip(parts.items, results, strict=True) if write.again or result is None]
     refused: Mapping[Path, str] = {}
     if left:
         with _in_the_studys_words(study):
@@ -247,12 +230,12 @@ def translate_study(
     written = write_outputs(
         study,
         results,
-        manner.out,
-        force=manner.force,
+        write.out,
+        force=write.force,
         why=[refused.get(item, "") for item in parts.items],
-        doubtful_below=manner.doubtful_below,
+        doubtful_below=write.doubtful_below,
     )
-    if not manner.keep_parts:
+    if not write.keep_parts:
         parts.remove()
     return written
 
@@ -278,40 +261,19 @@ def _check_missing(study: Study, parts: Parts, missing: Sequence[int], refused: 
         )
 
 
-def report_studies(written: Sequence[WrittenStudy], output_format: str) -> None:
-    """Print what was written: lines, or one JSON document."""
-    if output_format == "json":
-        print_json({"studies": [as_json(each) for each in written]})
-        return
-    for each in written:
-        say(f"{each.given}: {each.kind}, {each.items} items -> {each.shown}")
-        for line in (each.refused, *_round_trip(each), *each.said):
-            if line:
-                say(f"  {line}")
-        doubtful = sum(bool(item.get("doubtful")) for item in each.report["items"])
-        if doubtful:
-            say(f"  {doubtful} of {each.items} items doubtful ({each.record})", err=True)
-
-
-def _round_trip(each: WrittenStudy) -> tuple[str, ...]:
-    """The figure of a picture in tiles at its own size."""
-    picture = each.provenance.picture
-    if "tiles" not in each.report or picture is None or picture.cycle_psnr is None:
-        return ()
-    mark = ", doubtful" if "cycle_psnr" in (each.provenance.doubts or ()) else ""
-    return (
-        f"round trip {picture.cycle_psnr:.1f} dB at its own {picture.width}x{picture.height} pixels{mark}",
-    )
-
-
-def refuse_detached(given: Choice, *, detach: bool) -> None:
-    """Return if studies are not only submitted."""
-    if detach:
-        first = given.studies.origins[0].given if given.studies else "a series, volume or map"
-        raise UsageError(
-            f"--detach: {first} is put together when its items are there",
-            hint="leave --detach out; after an interruption the same command resumes",
-        )
+def report_study(each: WrittenStudy) -> None:
+    """Print what was written."""
+    say(f"{each.given}: {each.kind}, {each.items} items -> {each.shown}")
+    picture, round_trip = each.provenance.picture, ""
+    if "tiles" in each.report and picture is not None and picture.cycle_psnr is not None:
+        mark = ", doubtful" if "cycle_psnr" in (each.provenance.doubts or ()) else ""
+        size = f"{picture.width}x{picture.height}"
+        round_trip = f"round trip {picture.cycle_psnr:.1f} dB at its own {size} pixels{mark}"
+    for line in (each.refused, round_trip, *each.said):
+        if line:
+            say(f"  {line}")
+    if doubtful := sum(bool(item.get("doubtful")) for item in each.report["items"]):
+        say(f"  {doubtful} of {each.items} items doubtful ({each.record})", err=True)
 
 
 def as_json(each: WrittenStudy) -> dict[str, object]:
@@ -380,8 +342,7 @@ class Plan:
     """The studies of a command, before anything is sent."""
 
     choice: Choice
-    manner: StudyManner
-    asked: str
+    work: Work
     earlier: Mapping[int, WrittenStudy]
     bad: tuple[tuple[Path, DdibError], ...]
     unreadable: frozenset[int]
@@ -402,25 +363,25 @@ class Plan:
 
 def plan_studies(
     files: Sequence[Path],
-    profile: Profile,
     asked: Mapping[str, Any],
-    order: Order,
-    manner: StudyManner,
-    display: Display = TERMINAL,
+    work: Work,
+    *,
+    detach: bool = False,
 ) -> Plan | None:
     """The studies among some files and below folders, each read once to know that it can be; None without any."""
     bad: Bad = []
-    choice = open_studies(
-        files, asked, profile, out=manner.out, bad=bad, detach=manner.detach, display=display
-    )
+    choice = open_studies(files, asked, work, work.write.out, bad=bad, detach=detach)
     if choice is None:
         return None
-    refuse_detached(choice, detach=manner.detach)
+    if detach:
+        raise UsageError(
+            f"--detach: {choice.studies.origins[0].given} is put together when its items are there",
+            hint="leave --detach out; after an interruption the same command resumes",
+        )
     bad += [(folder, _beside(folder, found)) for folder, found in choice.beside]
     if line := ignored_line(choice.ignored):
         say(line, err=True)
-    kept = replace(manner, keep_parts=manner.keep_parts or asked["keep_parts"])
-    plan = Plan(choice, kept, order.digest(profile.institution), {}, (), frozenset())
+    plan = Plan(choice, work, {}, (), frozenset())
     origins = choice.studies.origins
     found, unreadable = look_at_each(origins, partial(_look, plan))
     bad += [(origins[at].given, error) for at, error in unreadable.items()]
@@ -451,12 +412,12 @@ def _look(plan: Plan, at: int, origin: Origin) -> WrittenStudy | None:
     """The output of a study of an earlier run; otherwise the study is read, and its warnings are said."""
     from ddib_fed.formats.parts import check_outputs, finished_study
 
-    manner = plan.manner
-    if not manner.again:
-        done = finished_study(origin, manner.out, asked=plan.asked)
+    write = plan.work.write
+    if not write.again:
+        done = finished_study(origin, write.out, asked=plan.work.digest)
         if done is not None:
             return done
-    check_outputs(origin, manner.out, force=manner.force)
+    check_outputs(origin, write.out, force=write.force)
     for warning in plan.choice.studies[at].warnings:
         say(f"warning: {warning}", err=True)
     return None
@@ -471,9 +432,9 @@ def _beside(folder: Path, found: Mapping[str, int]) -> InputError:
     )
 
 
-def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str, *, skip_bad: bool) -> None:
+def check_plan(plan: Plan, chosen: Chosen | None) -> None:
     """Return if every study and every plain file can be translated, or bad ones are left out."""
-    bad = list(plan.bad)
+    bad, skip_bad = list(plan.bad), plan.work.write.skip_bad
     if not skip_bad:
         for error in (error for _, error in bad if isinstance(error, ExtraMissing)):
             raise error  # one command repairs it for all files
@@ -481,7 +442,7 @@ def check_plan(plan: Plan, chosen: Chosen | None, order: Order, institution: str
     if chosen is not None:
         total += len(chosen.paths)
         if not skip_bad:
-            bad += read_files(chosen, order, institution, decode=False)[1]
+            bad += read_files(chosen, plan.work)[1]
     if bad and not (skip_bad and len(bad) < total):
         raise refused(bad, total, "nothing was submitted")
 
@@ -515,7 +476,7 @@ class Ending:
 
 
 def translate_studies(
-    plan: Plan, translate: TranslateFiles, document: Document, *, skip_bad: bool, done: list[WrittenStudy]
+    plan: Plan, translate: TranslateFiles, document: Document, done: list[WrittenStudy]
 ) -> None:
     """Translate all studies, one after the other, and print what was written as soon as it is."""
     documents: list[dict[str, object]] = []
@@ -527,7 +488,9 @@ def translate_studies(
         try:
             written = _translated(plan, at, translate)
         except (JobFailed, InputError) as error:
-            if isinstance(error, UsageError) or not (skip_bad or isinstance(error, JobFailed)):
+            if isinstance(error, UsageError) or not (
+                plan.work.write.skip_bad or isinstance(error, JobFailed)
+            ):
                 raise
             missing.append(LeftOut.of(origin.given, error))
             failed.append(error.kept())
@@ -535,11 +498,11 @@ def translate_studies(
         done.append(written)
         documents.append(as_json(written))
         if not document.is_wanted:
-            report_studies([written], "text")
+            report_study(written)
     document.add({"studies": documents, "left_out": [each.as_json() for each in missing]})
-    if missing and skip_bad:
+    if missing and plan.work.write.skip_bad:
         total = len(plan.choice.studies) + plan.others
-        raise left_out(missing, total, f"the others are in {plan.manner.out}")
+        raise left_out(missing, total, f"the others are in {plan.work.write.out}")
     partly = [f"{each.given}: {each.refused}" for each in done if each.refused]
     if partly:
         hint = "the records name each item; what was refused is not in the results"
@@ -551,4 +514,4 @@ def _translated(plan: Plan, at: int, translate: TranslateFiles) -> WrittenStudy:
     if at in plan.earlier:
         return plan.earlier[at]
     study = plan.choice.studies[at]
-    return translate_study(study, translate, plan.manner, asked=plan.asked)
+    return translate_study(study, translate, plan.work.write, asked=plan.work.digest)

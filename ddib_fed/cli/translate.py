@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import check_names
+from ddib_fed.cli.delivery import WriteOptions, check_names
 from ddib_fed.cli.folder_report import Document, one_document, print_submitted, report_outcome, write_pages
-from ddib_fed.cli.folder_run import Manner, conclude, submit_files, translate_files, translate_parts
-from ddib_fed.cli.folder_state import Order, Outcome, order_of
+from ddib_fed.cli.folder_run import conclude, submit_files, translate_files, translate_parts
+from ddib_fed.cli.folder_state import Outcome, Work, request_of
 from ddib_fed.cli.help import command
 from ddib_fed.cli.inputs import Chosen, choose
 from ddib_fed.cli.options import (
@@ -29,12 +29,11 @@ from ddib_fed.cli.options import (
     read_given,
 )
 from ddib_fed.cli.output import print_ids
-from ddib_fed.cli.progress import Display, Terminal
+from ddib_fed.cli.progress import JobProgress
 from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.studies import (
     Ending,
     Plan,
-    StudyManner,
     check_plan,
     load_credentials,
     may_be_points,
@@ -43,11 +42,11 @@ from ddib_fed.cli.studies import (
     refuse_without_pictures,
     translate_studies,
 )
+from ddib_fed.client.client import JobRequest
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.errors import UsageError
-from ddib_fed.guidance import Guidance
 from ddib_fed.processes import require_alone
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import say
@@ -85,13 +84,6 @@ ALONE = (
     CALIBRATION,
     SCENE,
     CLASSIFIER,
-    click.option(
-        "--guide",
-        type=click.Choice(["decode", "both"]),
-        default="decode",
-        show_default=True,
-        help="Without nodes: guide only decoding, as the public code does, or also encoding, so that a cycle closes.",
-    ),
     *PUBLIC_CODE,
     BATCH,
     DTYPE,
@@ -99,10 +91,10 @@ ALONE = (
     THREADS,
 )
 """What two models in one process take, and nodes do not."""
-OF_NODES = ("no_calibration", "deadline", "detach", "quiet", "profile_path")
-_OF_PICTURES = ("soften", "calibration", "scene", "classifier", "guide", "batch", "dtype")
+OF_NODES = ("no_calibration", "detach", "quiet", "profile_path")
+_OF_PICTURES = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
 _NAMES = (
-    *("soften", "seed", "calibration", "scene", "classifier", "guide", "batch", "dtype", "device", "threads"),
+    *("soften", "seed", "calibration", "scene", "classifier", "batch", "dtype", "device", "threads"),
     *("compat", "diffusion_steps", "noise_schedule", "timestep_respacing", "eta", "ddpm"),
 )
 
@@ -136,17 +128,15 @@ def open_in_process(
     ):  # the public code neither softens nor leaves values unclipped
         given["soften"] = 0.0 if given["soften"] is None else given["soften"]
         asked["clip"] = True if asked["clip"] is None else asked["clip"]
-    _refuse_idle(source, bundles[0], given, asked, solver)
+    _refuse_idle(source, bundles[0], given, solver)
     if given["classifier"] is not None and asked["classifier_scale"] is None:
         asked["classifier_scale"] = 1.0
     here = Here(
         given["soften"],
         given["seed"],
         read_given(given["calibration"]),
-        given["guide"] == "both",
         replace(SolverSettings(), levels=solver.levels, eta=solver.eta, ancestral=solver.ancestral),
     )
-    _ = Guidance(asked["guidance"], asked["classifier_scale"], encoding=here.guide_encoding)
     settings = Settings(
         solver.solver, solver.order, solver.evaluations, solver.grid, asked["depth"], asked["encoder"]
     )
@@ -176,9 +166,7 @@ def _parties(
     return made[bundles[0].digest], made[bundles[1].digest]
 
 
-def _refuse_idle(
-    source: str, bundle: Bundle, given: Mapping[str, Any], asked: Mapping[str, Any], solver: Any
-) -> None:
+def _refuse_idle(source: str, bundle: Bundle, given: Mapping[str, Any], solver: Any) -> None:
     """Options that would have no effect."""
     softened = given["soften"] if given["soften"] is not None else bundle.manifest.soften_sigma
     if bundle.manifest.sample_kind != "picture":
@@ -196,10 +184,6 @@ def _refuse_idle(
         options.refuse_idle(
             ("classifier_scale",), "weighs --classifier, which is not given", hint="add --classifier MODEL"
         )
-        if asked["guidance"] is None:
-            options.refuse_idle(
-                ("guide",), "needs guidance", hint="add --classifier MODEL or --guidance SCALE, or omit it"
-            )
 
 
 @command(
@@ -210,7 +194,7 @@ def _refuse_idle(
     "  ddib translate scans --source MODEL_A --target MODEL_B --out out --cycle"
 )
 @options.FILES
-@options.target(required=False)
+@options.TARGET
 @options.with_options(MODELS)
 @options.OUT_RESULTS
 @options.TARGET_CLASS
@@ -222,7 +206,6 @@ def _refuse_idle(
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.NO_CALIBRATION
-@options.DEADLINE
 @options.FORCE_OTHERS
 @options.AGAIN
 @options.SKIP_BAD_FILES
@@ -283,44 +266,29 @@ def translate(
         raise UsageError(
             "where to translate is missing", hint="--to INSTITUTION/DOMAIN, or --source MODEL --target MODEL"
         )
-    order, force = order_of(target, asked, solver, "" if pair is None else pair.digest), force or again
-    _refuse_idle_options(order, detach=detach, alone=pair is not None)
+    request = request_of(target, asked, solver)
+    _refuse_idle_options(request, detach=detach, alone=pair is not None)
     split_target(target)
     profile = Profile.load(profile_path) if pair is None else pair.profile
-    display, signer = Terminal(pair), load_credentials(credentials)
-    manner = Manner(
-        out,
-        force=force,
-        skip_bad=skip_bad,
-        doubtful_below=doubtful_below,
-        again=again,
-        credentials=signer,
-    )
+    progress, signer = JobProgress(pair), load_credentials(credentials)
+    keep_parts = request.keep_latent or asked["keep_parts"]
+    write = WriteOptions(out, force or again, again, skip_bad, doubtful_below, signer, keep_parts)
+    work = Work(profile, request, write, progress)
     plan = None
     if pairs is None:
-        written = StudyManner(
-            out,
-            output_format,
-            force=force,
-            again=again,
-            detach=detach,
-            keep_parts=order.keep_latent,
-            doubtful_below=doubtful_below,
-        )
-        plan = plan_studies(files, profile, asked, order, written, display)
+        plan = plan_studies(files, asked, work, detach=detach)
         files = files if plan is None else plan.choice.plain
     chosen = None
     if files:
         taken = () if plan is None else plan.file_names
         chosen = choose(
             files,
-            partial(_domains, profile, display),
+            partial(_domains, work),
             target,
             pairs=pairs,
             labels=labels,
             limit=limit,
             out=out,
-            apart=True,
             taken=taken,
             without=() if plan is None else plan.inputs,
         )
@@ -328,57 +296,57 @@ def translate(
         if chosen.said:
             say(chosen.said, err=True)
     if signer is not None:
-        _check_marked(profile, display, plan, chosen)
+        _check_marked(work, plan, chosen)
     if chosen is not None and detach:
-        _submit(profile, chosen, order, manner, quiet=quiet, output_format=output_format, given=profile_path)
+        submitted, incomplete = submit_files(chosen, work)
+        if quiet:
+            print_ids([each.job_id for each in submitted])
+        else:
+            print_submitted(submitted, target, out, output_format, profile_path)
+        if incomplete is not None:
+            raise incomplete
         return
     with one_document(output_format) as document:
-        _translate(profile, display, plan, chosen, order, manner, document, page=page)
+        _translate(plan, chosen, work, document, page=page)
 
 
 def _translate(
-    profile: Profile,
-    display: Display,
     plan: Plan | None,
     chosen: Chosen | None,
-    order: Order,
-    manner: Manner,
+    work: Work,
     document: Document,
     *,
     page: bool,
 ) -> None:
     """Translate the studies of a command, then its plain files."""
-    ending = Ending()
+    ending, out = Ending(), work.write.out
     done: list[WrittenStudy] = []
     if plan is not None:
-        check_plan(plan, chosen, order, profile.institution, skip_bad=manner.skip_bad)
+        check_plan(plan, chosen)
         with ending.held():
-            parts = partial(translate_parts, profile, order, manner, display=display)
-            translate_studies(plan, parts, document, skip_bad=manner.skip_bad, done=done)
+            translate_studies(plan, partial(translate_parts, work), document, done)
     if chosen is not None:
-        outcome, shown = translate_files(
-            profile, chosen, order, manner, page=page, display=display, whole=done
-        )
+        outcome, shown = translate_files(chosen, work, page=page, whole=done)
         report_outcome(
-            outcome, order.target, manner.out, document, doubtful_below=manner.doubtful_below, page=shown
+            outcome, work.request.target, out, document, doubtful_below=work.write.doubtful_below, page=shown
         )
         with ending.held():
-            conclude(outcome, manner.out, profile.hop, skip_bad=manner.skip_bad)
-    elif page and (shown := write_pages(Outcome(0, (), (), 0, (), (), ()), manner.out, done)) is not None:
+            conclude(outcome, work)
+    elif page and (shown := write_pages(Outcome(0, (), (), 0, (), (), ()), out, done)) is not None:
         document.add({"page": shown})
         if not document.is_wanted:
             say(f"page: {shown}")
     ending.conclude()
 
 
-def _domains(profile: Profile, display: Display) -> Domains:
-    with display.opened(profile) as (client, _):
+def _domains(work: Work) -> Domains:
+    with work.opened() as client:
         return client.domains()
 
 
-def _refuse_idle_options(order: Order, *, detach: bool, alone: bool) -> None:
+def _refuse_idle_options(request: JobRequest, *, detach: bool, alone: bool) -> None:
     """Return if no option that was given is without effect."""
-    if not order.cycle:
+    if not request.cycle:
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
     if detach:
         of_results = ("doubtful_below", "credentials")
@@ -387,33 +355,13 @@ def _refuse_idle_options(order: Order, *, detach: bool, alone: bool) -> None:
         options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
 
 
-def _check_marked(profile: Profile, display: Display, plan: Plan | None, chosen: Chosen | None) -> None:
+def _check_marked(work: Work, plan: Plan | None, chosen: Chosen | None) -> None:
     """Return if --credentials has an effect, and say of what it has none."""
     studies = [] if plan is None else [origin.given for origin in plan.choice.studies.origins]
     if chosen is None and studies:
         refuse_without_pictures(studies)
     elif chosen is not None and may_be_points(chosen.paths):
-        with display.opened(profile) as (client, _):
+        with work.opened() as client:
             refuse_points(client)
     if studies:
         say("content credentials are put into PNG alone (docs/formats.md)", err=True)
-
-
-def _submit(
-    profile: Profile,
-    chosen: Chosen,
-    order: Order,
-    manner: Manner,
-    *,
-    quiet: bool,
-    output_format: str,
-    given: Path | None,
-) -> None:
-    """Only submit; `given` is the profile that the command was given."""
-    submitted, incomplete = submit_files(profile, chosen, order, manner)
-    if quiet:
-        print_ids([each.job_id for each in submitted])
-    else:
-        print_submitted(submitted, order.target, manner.out, output_format, given)
-    if incomplete is not None:
-        raise incomplete

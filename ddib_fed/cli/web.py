@@ -1,6 +1,6 @@
 """One translation of the page: its series, volumes and maps one by one, then its plain files; all by `ddib translate`.
 
-One study is in memory at a time. What cannot be read or translated does not stop the rest: the watcher is notified, and
+One study is in memory at a time. What cannot be read or translated does not stop the rest: the page is told, and
 the error at the end counts it.
 """
 
@@ -20,21 +20,21 @@ import click
 import numpy as np
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import STATE_PREFIX, Delivered, Input, check_names
-from ddib_fed.cli.folder_run import Manner, translate_files, translate_parts
-from ddib_fed.cli.folder_state import Order, require_translated
+from ddib_fed.cli.delivery import STATE_PREFIX, Delivered, Input, WriteOptions, check_names
+from ddib_fed.cli.folder_run import translate_files, translate_parts
+from ddib_fed.cli.folder_state import Work, require_translated
 from ddib_fed.cli.help import command
 from ddib_fed.cli.inputs import Chosen
-from ddib_fed.cli.progress import Progress, quota_line, waiting_line
-from ddib_fed.cli.studies import INTENSITY, StudyManner, look_at_each, open_studies, translate_study
-from ddib_fed.client.client import Client
+from ddib_fed.cli.progress import Progress, waiting_line
+from ddib_fed.cli.studies import INTENSITY, look_at_each, open_studies, translate_study
+from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.connection import PATIENCE_S, OnWait
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.data.decoding import Pixels
 from ddib_fed.data.pictures import encode_png, read_image
-from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, PictureFigures
+from ddib_fed.engine.record import Part, PictureFigures
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -43,7 +43,6 @@ from ddib_fed.errors import (
     InputError,
     JobFailed,
     PictureMisfit,
-    QuotaSpent,
 )
 from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
 from ddib_fed.formats.parts import WrittenStudy
@@ -57,7 +56,6 @@ from ddib_fed.web.backend import (
     Result,
     Source,
     TranslationRequest,
-    Watcher,
     hinted_in_words,
     measured_in_words,
     step_in_words,
@@ -222,8 +220,8 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
         page = Researcher(ClientBackend(profile), profile, folder, out)
         say(f"results go to {out.resolve()}")
         serve(page.app(), port=port, command="ddib web", folder=folder, browser=browser, on_stop=page.close)
-    for job in page.jobs.values():
-        _say_unfetched(job, f"--profile {shlex.quote(str(profile.path))}")
+    for each in page.jobs.values():
+        _say_unfetched(each, f"--profile {shlex.quote(str(profile.path))}")
 
 
 def _say_unfetched(job: Job, profile: str) -> None:
@@ -242,90 +240,64 @@ Shown = Callable[[Input, Delivered], Result | None]
 """What the page shows of a result; None for one that is not shown by itself."""
 
 
-class PageDisplay:
+class PageProgress(Progress):
     """Shows the jobs of one folder of results on the page."""
 
     def __init__(
         self,
         clients: Clients,
-        watcher: Watcher,
+        job: Job,
         out: Path,
         shown: Shown,
         label: Callable[[str], str] = str,
     ) -> None:
-        self._clients, self.watcher, self.out = clients, watcher, out
-        self.shown, self.label = shown, label
+        self._clients, self._job, self._out = clients, job, out
+        self._shown, self._label = shown, label
+        self._names: Sequence[str] = ()
+        self._items: dict[str, int] = {}
 
     @contextmanager
     def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        yield lambda done, total: self.watcher.waiting(f"{what}: {done:,} of {total:,}")
+        yield lambda done, total: self._job.waiting(f"{what}: {done:,} of {total:,}")
 
     @contextmanager
-    def opened(self, profile: Profile) -> Iterator[tuple[Client, Progress]]:
+    def opened(self, profile: Profile) -> Iterator[Client]:
         del profile
 
         def wait(error: DdibError, delay_s: float) -> None:
-            self.watcher.waiting(waiting_line(error, delay_s))
+            self._job.waiting(waiting_line(error, delay_s))
 
-        with self._clients.opened(wait) as client:
-            yield client, PageProgress(self, client)
-
-
-class PageProgress:
-    """Tells the page of the jobs of one run. A `Progress`."""
-
-    def __init__(self, display: PageDisplay, client: Client) -> None:
-        self._display, self._client = display, client
-        self._watcher = display.watcher
-        self._names: Sequence[str] = ()
-        self._items: dict[str, int] = {}
-        self._done = 0
-
-    @property
-    def done(self) -> int:
-        return self._done
+        with self._clients.opened(wait) as self._client:
+            yield self._client
 
     @property
     def stopped(self) -> bool:
-        return self._watcher.stopped
+        return self._job.stopped
 
     def say(self, line: str) -> None:
-        self._watcher.waiting(line)
-
-    def whole(self, total: int, done: int) -> None:
-        del total
-        self._done = done
+        self._job.waiting(line)
 
     def submitted(self, job_id: str, items: int) -> None:
         self._items[job_id] = items
-        self._watcher.submitted(job_id, self._display.out)
-        if self._watcher.stopped:
+        self._job.submitted(job_id, self._out)
+        if self._job.stopped:
             self._client.cancel(job_id)
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
         self._names = names
         self._items[job_id] = len(names)
 
-    def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
-        said = False
-
-        def on_event(event: Event) -> None:
-            nonlocal said
-            name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
-            self._watcher.event(event, self._display.label(name))
-            if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
-                said = True
-                self._watcher.waiting(quota_line(client.get(job_id)))
-
-        return on_event
+    def event(self, event: Event) -> None:
+        name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
+        self._job.event(event, self._label(name))
 
     def written(self, given: Input, result: Delivered) -> None:
-        self._done += 1
-        self._watcher.written(self._display.shown(given, result))
+        super().written(given, result)
+        self._job.written(self._shown(given, result))
 
     def ended(self, job_id: str, state: str) -> None:
         del state
-        self._watcher.job_ended(job_id, self._items[job_id])
+        self._job.job_ended(job_id, self._items[job_id])
 
 
 LOOSE = "DICOM files"
@@ -343,7 +315,7 @@ class Translating:
     asked: backend.TranslationRequest
     out: Path
     views: Path
-    watcher: backend.Watcher
+    job: Job
 
     def run(self) -> None:
         """Translate everything."""
@@ -374,7 +346,7 @@ class Translating:
         seen, unreadable = look_at_each(studies.origins, look)
         failed += [(labels[at], error) for at, error in unreadable.items()]
         items = sum(each.items for each in seen.values()) + len(plain)
-        self.watcher.opened([*seen.values()], items, total)
+        self.job.opened([*seen.values()], items, total)
         for number, (at, each) in enumerate(seen.items()):
             self._check_stopped()
             try:
@@ -393,7 +365,7 @@ class Translating:
         if total == 1:
             raise failed[0][1]
         for label, error in failed:
-            self.watcher.left_out(label, f"{error.detail} [{error.reason}]")
+            self.job.left_out(label, f"{error.detail} [{error.reason}]")
         steps = dict.fromkeys(_step(error) for _, error in failed)
         raise FilesLeftOut(
             f"{len(failed):,} of {total:,} were not translated", hint="; ".join([*steps][:_STEPS])
@@ -409,9 +381,8 @@ class Translating:
             "keep_parts": False,
         }
         bad: Bad = []
-        display = self._display(self.out, _not_shown)
         paths = [each.path for each in self.given]
-        found = open_studies(paths, asked, self.clients.profile, bad=bad, display=display)
+        found = open_studies(paths, asked, self._work(self.out, _not_shown), bad=bad)
         called, plain = self._called(), {each.path: each for each in self.given if not each.is_study}
         failed = [(called(path), error) for path, error in bad]
         if found is None:
@@ -435,24 +406,19 @@ class Translating:
         ]
 
     def _check_stopped(self) -> None:
-        if self.watcher.stopped:
+        if self.job.stopped:
             raise Cancelled("stopped; what was finished before is here")
 
-    def _display(self, out: Path, shown: Shown, label: Callable[[str], str] = str) -> PageDisplay:
-        return PageDisplay(self.clients, self.watcher, out, shown, label)
+    def _work(self, out: Path, shown: Shown, label: Callable[[str], str] = str) -> Work:
+        progress = PageProgress(self.clients, self.job, out, shown, label)
+        return Work(self.clients.profile, self._request, WriteOptions(self.out, skip_bad=True), progress)
 
-    def _order(self) -> Order:
-        return Order(
-            self.asked.target,
-            Settings().of_quality(self.asked.quality),
-            self.asked.cycle,
-            keep_latent=False,
-            deadline_s=None,
-            target_class=self.asked.target_class,
+    @property
+    def _request(self) -> JobRequest:
+        settings = Settings().of_quality(self.asked.quality)
+        return JobRequest(
+            self.asked.target, settings, cycle=self.asked.cycle, target_class=self.asked.target_class
         )
-
-    def _manner(self) -> Manner:
-        return Manner(self.out, force=False, skip_bad=True, doubtful_below=DOUBTFUL_BELOW)
 
     def _translate_study(self, number: int, study: Study, seen: backend.Study) -> None:
         """Translate the items of a study, and put it together."""
@@ -461,19 +427,17 @@ class Translating:
         def send(paths: Sequence[Path], results: Path) -> dict[Path, str]:
             word = seen.plane_word if study.planes > 1 else ""
             views = SliceViews.of(number, seen.label, word, paths, self.views)
-            display = self._display(results, views.result if tiled is None else _not_shown, views.called)
-            return translate_parts(
-                self.clients.profile, self._order(), self._manner(), paths, results, display=display
-            )
+            work = self._work(results, views.result if tiled is None else _not_shown, views.called)
+            return translate_parts(work, paths, results)
 
-        manner = StudyManner(self.out, "text")
-        digest = self._order().digest(self.clients.profile.institution)
-        written = translate_study(study, send, manner, asked=digest)
+        write = WriteOptions(self.out)
+        digest = self._request.digest(self.clients.profile.institution)
+        written = translate_study(study, send, write, asked=digest)
         shown = map_result(number, seen.label, tiled, written, self.views) if tiled is not None else None
         refused = (written.refused,) if written.refused else ()
         said = (*refused, *measured_in_words(written.report), *written.said)
         done = backend.PutTogether(written.files, written.record, said, written.provenance)
-        self.watcher.put_together(number, done, shown)
+        self.job.put_together(number, done, shown)
 
     def _translate_plain(self, plain: Sequence[backend.Source]) -> list[tuple[str, DdibError]]:
         """Translate files that the node takes as they are; those that were left out, and why."""
@@ -489,14 +453,7 @@ class Translating:
             outputs = (*result.files.values(), result.record)
             return backend.Result(source.label, files, result.provenance, outputs)
 
-        outcome, _ = translate_files(
-            self.clients.profile,
-            chosen,
-            self._order(),
-            self._manner(),
-            page=False,
-            display=self._display(self.out, shown),
-        )
+        outcome, _ = translate_files(chosen, self._work(self.out, shown), page=False)
         self._check_stopped()
         hop = self.clients.profile.hop
         require_translated(outcome, hop, skip_bad=True)
@@ -541,9 +498,9 @@ class ClientBackend:
         request: TranslationRequest,
         out: Path,
         views: Path,
-        watcher: Watcher,
+        job: Job,
     ) -> None:
-        Translating(self._clients, sources, request, out, views, watcher).run()
+        Translating(self._clients, sources, request, out, views, job).run()
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         if not job_ids:

@@ -10,10 +10,13 @@ nothing of gRPC.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from opentelemetry.trace import SpanKind
 
@@ -47,41 +50,64 @@ from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 
 
-def job_header(
-    target: str,
-    settings: Settings,
-    *,
-    items: int,
-    cycle: bool,
-    keep_latent: bool,
-    request_id: str | None,
-    deadline_s: float | None,
-    source_class: str,
-    target_class: str,
-    guidance: Guidance,
-    classes: Sequence[tuple[str, str]],
-    model_size: bool,
-    no_calibration: bool,
-) -> pb.JobHeader:
-    """The header of a job of that many items; the other arguments are those of `Client.submit`."""
-    institution, domain = split_target(target)
-    return pb.JobHeader(
-        protocol=PROTOCOL,
-        request_id=request_id or str(uuid.uuid4()),
-        target_institution=institution,
-        target_domain=domain,
-        solver=settings_to_pb(settings),
-        cycle=cycle,
-        keep_latent=keep_latent,
-        items=items,
-        deadline_s=int(deadline_s or 0),
-        source_class=source_class,
-        target_class=target_class,
-        guidance=guidance_to_pb(guidance),
-        item_classes=[pb.ItemClasses(source_class=own, target_class=other) for own, other in classes],
-        model_size=model_size,
-        no_calibration=no_calibration,
-    )
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What is asked of a job, apart from its files.
+
+    Attributes:
+        target: `INSTITUTION/DOMAIN`.
+        settings: Solver of the ODE.
+        cycle: Translate back too, and report the error of each item.
+        keep_latent: Keep the latents for fetching.
+        deadline_s: Seconds until the job fails; by default the node's.
+        source_class: Name or index of the class that the items are of, where the node's model has classes.
+        target_class: Name or index of the class that they become, where the target has classes.
+        guidance: How the target guides decoding towards the class.
+        classes: (source class, target class) of each item, instead of one of each for all.
+        model_size: Whether pictures come back at the models' size, each with the picture as the source's model saw
+            it (`Part.SOURCE`).
+        no_calibration: Leave out the calibration that is active for the target.
+    """
+
+    target: str
+    settings: Settings = field(default_factory=Settings)
+    cycle: bool = False
+    keep_latent: bool = False
+    deadline_s: float | None = None
+    source_class: str = ""
+    target_class: str = ""
+    guidance: Guidance = UNGUIDED
+    classes: Sequence[tuple[str, str]] = ()
+    model_size: bool = False
+    no_calibration: bool = False
+
+    def header(self, items: int, request_id: str) -> pb.JobHeader:
+        """The message that opens a job of that many items."""
+        institution, domain = split_target(self.target)
+        return pb.JobHeader(
+            protocol=PROTOCOL,
+            request_id=request_id,
+            target_institution=institution,
+            target_domain=domain,
+            solver=settings_to_pb(self.settings),
+            cycle=self.cycle,
+            keep_latent=self.keep_latent,
+            items=items,
+            deadline_s=int(self.deadline_s or 0),
+            source_class=self.source_class,
+            target_class=self.target_class,
+            guidance=guidance_to_pb(self.guidance),
+            item_classes=[
+                pb.ItemClasses(source_class=own, target_class=other) for own, other in self.classes
+            ],
+            model_size=self.model_size,
+            no_calibration=self.no_calibration,
+        )
+
+    def digest(self, institution: str, classes: Sequence[tuple[str, str]] = ()) -> str:
+        """SHA-256, hex, of all that decides what a file of these classes becomes; the deadline does not."""
+        asked = asdict(replace(self, classes=classes, deadline_s=None)) | {"institution": institution}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 Origin = str | Path | bytes | Payload
@@ -184,17 +210,9 @@ class Client:
         target: str,
         settings: Settings | None = None,
         *,
-        cycle: bool = False,
-        keep_latent: bool = False,
         request_id: str | None = None,
-        deadline_s: float | None = None,
-        source_class: str = "",
-        target_class: str = "",
-        guidance: Guidance = UNGUIDED,
-        classes: Sequence[tuple[str, str]] = (),
-        model_size: bool = False,
-        no_calibration: bool = False,
         while_busy: bool = True,
+        **options: Any,
     ) -> Submitted:
         """Submit a job; returns once it is on the node's disk.
 
@@ -202,18 +220,31 @@ class Client:
             files: Paths, bytes, or payloads; each one is an item.
             target: `INSTITUTION/DOMAIN`.
             settings: Solver of the ODE.
-            cycle: Translate back too, and report the error of each item.
-            keep_latent: Keep the latents for fetching.
+            request_id: See `send`.
+            while_busy: See `send`.
+            **options: The other fields of `JobRequest`.
+
+        Raises:
+            DdibError: As of `send`.
+        """
+        request = JobRequest(target, settings or Settings(), **options)
+        return self.send(payloads(files), request, request_id=request_id, while_busy=while_busy)
+
+    def send(
+        self,
+        items: Sequence[Payload],
+        request: JobRequest,
+        *,
+        request_id: str | None = None,
+        while_busy: bool = True,
+    ) -> Submitted:
+        """Submit a job; returns once it is on the node's disk.
+
+        Args:
+            items: The files of the job.
+            request: What is asked.
             request_id: A UUID; the same id with the same content is the same job. Made when missing, and kept
                 over the tries of this call, so that a job is never submitted twice.
-            deadline_s: Seconds until the job fails; by default the node's.
-            source_class: Name or index of the class that the items are of, where the node's model has classes.
-            target_class: Name or index of the class that they become, where the target has classes.
-            guidance: How the target guides decoding towards the class.
-            classes: (source class, target class) of each item, instead of one of each for all.
-            model_size: Whether pictures come back at the models' size, each with the picture as the source's model saw
-                it (`Part.SOURCE`).
-            no_calibration: Leave out the calibration that is active for the target.
             while_busy: Whether a node that refuses because a limit is reached is waited for, as long as `busy_s` says.
 
         Raises:
@@ -222,22 +253,7 @@ class Client:
             InputError: An item or the target cannot be used; an item is named.
             DdibError: The node refuses or cannot be reached.
         """
-        items = payloads(files)
-        header = job_header(
-            target,
-            settings or Settings(),
-            items=len(items),
-            cycle=cycle,
-            keep_latent=keep_latent,
-            request_id=request_id,
-            deadline_s=deadline_s,
-            source_class=source_class,
-            target_class=target_class,
-            guidance=guidance,
-            classes=classes,
-            model_size=model_size,
-            no_calibration=no_calibration,
-        )
+        header = request.header(len(items), request_id or str(uuid.uuid4()))
         try:
             with self._tracing.span(
                 "submit", kind=SpanKind.CLIENT, peer=header.target_institution, items=len(items)
@@ -358,41 +374,21 @@ class Client:
         target: str,
         settings: Settings | None = None,
         *,
-        cycle: bool = False,
-        keep_latent: bool = False,
-        deadline_s: float | None = None,
-        source_class: str = "",
-        target_class: str = "",
-        guidance: Guidance = UNGUIDED,
-        classes: Sequence[tuple[str, str]] = (),
-        model_size: bool = False,
-        no_calibration: bool = False,
         on_event: Callable[[Event], None] | None = None,
         acknowledge: bool = True,
+        **options: Any,
     ) -> tuple[Result, ...]:
         """Submit, watch, fetch and acknowledge; the results, in the order of the files.
 
-        With `acknowledge=False` the node keeps the results until they expire, for callers that write them.
+        `options` are the other fields of `JobRequest`. With `acknowledge=False` the node keeps the results until they
+        expire, for callers that write them.
 
         Raises:
             JobFailed: The job or one of its items failed; finished items can still be fetched.
             Cancelled: The job was cancelled.
             DdibError: An input cannot be used, or the node refuses or cannot be reached.
         """
-        job = self.submit(
-            files,
-            target,
-            settings,
-            cycle=cycle,
-            keep_latent=keep_latent,
-            deadline_s=deadline_s,
-            source_class=source_class,
-            target_class=target_class,
-            guidance=guidance,
-            classes=classes,
-            model_size=model_size,
-            no_calibration=no_calibration,
-        )
+        job = self.submit(files, target, settings, **options)
         fetched = list(self.results(job.job_id, on_event=on_event))
         self.require_finished(job.job_id)
         results = tuple(sorted(fetched, key=lambda result: result.item))

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ddib_fed.calibration.record import Calibration, map_between
-from ddib_fed.client.client import Client, Origin
-from ddib_fed.client.payload import MAX_ITEM_BYTES, Payload, name_item, payloads
+from ddib_fed.client.client import Client, JobRequest
+from ddib_fed.client.payload import MAX_ITEM_BYTES, Payload, name_item
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import (
     Domain,
@@ -50,7 +50,6 @@ from ddib_fed.engine.record import (
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.protocol.job_messages import refused_facts
 from ddib_fed.protocol.messages import Event, ItemState, JobState, Settings
 
@@ -70,14 +69,12 @@ class Here:
         soften: Noise level before encoding; None for the source model's own.
         seed: Of the softening's noise, and of that of each step where the settings draw some.
         calibration: Under which the source encodes.
-        guide_encoding: Whether encoding is guided too.
         settings: Of which the levels, eta and ancestral sampling count: the options of the public code.
     """
 
     soften: float | None = None
     seed: int = 0
     calibration: Calibration | None = None
-    guide_encoding: bool = False
     settings: SolverSettings = DEFAULT_SETTINGS
 
     def solver(self, asked: Settings) -> SolverSettings:
@@ -103,14 +100,11 @@ class _Job:
 
     job_id: str
     request_id: str
-    items: list[Payload]
-    target: str
-    settings: Settings
+    items: Sequence[Payload]
+    request: JobRequest
     asked: Asked
-    labels: list[tuple[str, str]]
-    numbers: list[tuple[int | None, int | None]]
-    keep_latent: bool
-    model_size: bool
+    labels: Sequence[tuple[str, str]]
+    numbers: Sequence[tuple[int | None, int | None]]
     state: JobState = JobState.QUEUED
     done: set[int] = field(default_factory=set)
     failed: dict[int, DdibError] = field(default_factory=dict)
@@ -131,7 +125,6 @@ class InProcess(Client):
     keeps_jobs = False
     hop = ""
     clock_s = None
-    profile = _NOBODY
 
     def __init__(self, source: LocalParty, target: LocalParty, here: Here = NOTHING) -> None:
         self._source, self._target, self._here = source, target, here
@@ -143,6 +136,12 @@ class InProcess(Client):
         self._target_rule = picture_rule(manifests[1]) if target.model.is_picture else None
         self._jobs: dict[str, _Job] = {}
         self._control = Control()
+        # Results of an earlier run are known by who asked for them: here by these models and options.
+        self._profile = _NOBODY.model_copy(update={"institution": self.digest})
+
+    @property
+    def profile(self) -> Profile:
+        return self._profile
 
     @property
     def target(self) -> str:
@@ -154,12 +153,11 @@ class InProcess(Client):
         """SHA-256, hex, of all that decides what a file becomes beside the request."""
         here, calibration = asdict(replace(self._here, calibration=None)), self._here.calibration
         models = [(each.model.bundle.digest, str(each.model.dtype)) for each in (self._source, self._target)]
-        guides = [None if each is None else each.digest for each in self._guides()]
+        guides = [
+            each.model.classifier and each.model.classifier.digest for each in (self._source, self._target)
+        ]
         made = [here, None if calibration is None else calibration.sha256.hex(), models, guides]
         return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
-
-    def _guides(self) -> Sequence[Any]:
-        return self._source.model.classifier, self._target.model.classifier
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None: ...
 
@@ -198,36 +196,26 @@ class InProcess(Client):
             tiles=form is not None and form.tiles and own.bundle.tile is None,
         )
 
-    def submit(
+    def send(
         self,
-        files: Iterable[Origin],
-        target: str,
-        settings: Settings | None = None,
+        items: Sequence[Payload],
+        request: JobRequest,
         *,
-        cycle: bool = False,
-        keep_latent: bool = False,
         request_id: str | None = None,
-        source_class: str = "",
-        target_class: str = "",
-        guidance: Guidance = UNGUIDED,
-        classes: Sequence[tuple[str, str]] = (),
-        model_size: bool = False,
-        **idle: Any,  # noqa: ARG002 - of nodes: deadline, latent type, calibration, limits
+        while_busy: bool = True,  # noqa: ARG002 - this process is never busy
     ) -> Submitted:
-        items, settings = payloads(files), settings or Settings()
-        labels = list(classes) or [(source_class, target_class)] * len(items)
+        labels = request.classes or [(request.source_class, request.target_class)] * len(items)
         models = self._source.model, self._target.model
         known = {
             pair: tuple(_number(model, text) for model, text in zip(models, pair, strict=True))
             for pair in dict.fromkeys(labels)
         }
-        guided = replace(guidance, encoding=self._here.guide_encoding)
         asked = Asked(
-            self._here.solver(settings),
-            guidance=guided,
+            self._here.solver(request.settings),
+            guidance=request.guidance,
             soften=self._here.soften,
             seed=self._here.seed,
-            cycle=cycle,
+            cycle=request.cycle,
             calibration=self._rotation,
         )
         for own, other in known.values():
@@ -240,13 +228,10 @@ class InProcess(Client):
             job_id,
             request_id or str(uuid.uuid4()),
             items,
-            target,
-            settings,
+            request,
             asked,
             labels,
             numbers,
-            keep_latent,
-            model_size,
         )
         self._check_items(items)
         self._jobs[job_id] = job
@@ -280,16 +265,16 @@ class InProcess(Client):
             job_id,
             job.request_id,
             job.state,
-            job.target,
-            job.settings,
-            job.asked.cycle,
-            job.keep_latent,
+            job.request.target,
+            job.request.settings,
+            job.request.cycle,
+            job.request.keep_latent,
             0.0,
             0.0,
             0.0,
             items,
             None,
-            model_size=job.model_size,
+            model_size=job.request.model_size,
             item_count=len(items),
             items_done=len(job.done),
         )
@@ -341,7 +326,7 @@ class InProcess(Client):
     def _result(self, job: _Job, given: Given, found: Translated) -> Result:
         """The files and the record of an item, as a source node makes them."""
         item, source, target = job.items[found.item.number], self._source.model, self._target.model
-        if job.model_size:
+        if job.request.model_size:
             given = given.at_model_size()
         calibration, labels = self._here.calibration, job.labels[found.item.number]
         guide = target.classifier if job.asked.guidance.classifier_scale is not None else None
@@ -371,7 +356,7 @@ class InProcess(Client):
                 found.decoded.samples, self._target_rule, given, self._rotation
             )
         }
-        if job.model_size:
+        if job.request.model_size:
             made[Part.SOURCE] = samples.source(given)
         if found.back is not None:
             made[Part.RETURNED] = samples.returned(given, found.back)
@@ -382,7 +367,7 @@ class InProcess(Client):
             files[part] = _file(media, each.file)
         if found.back is not None and given.is_fitted:
             record = record.with_(picture=samples.returned_at_own_size(item.read(), found.back))
-        if job.keep_latent:
+        if job.request.keep_latent:
             files[Part.LATENT] = _file(Media.NPY, to_npy(found.encoded.latent.data))
         return Result(found.item.number, files, record)
 

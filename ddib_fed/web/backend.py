@@ -1,19 +1,18 @@
 """What the page asks of the client, what the client tells the page, and how the page says it in words.
 
-The client's side is `ddib_fed.cli.client.browser`, which is `ddib translate`.
+The client's side is `ddib_fed.cli.web`, which is `ddib translate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import DdibError, ExtraMissing, UsageError
 from ddib_fed.formats.intensity import AUTO, Rule
@@ -141,55 +140,6 @@ class PutTogether:
     record: Path
     said: tuple[str, ...]
     provenance: Translation
-
-
-class Watcher(Protocol):
-    """Told how a translation goes, from the thread in which it runs."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing more is to be submitted."""
-
-    def opened(self, studies: Sequence[Study], items: int, files: int) -> None:
-        """All files are read: the studies among them, how many items are translated, and of how many files."""
-
-    def submitted(self, job_id: str, out: Path) -> None:
-        """The node has a job on its disk, whose results go to this folder."""
-
-    def event(self, event: Event, label: str) -> None:
-        """The running job moved; `label` is what the event's item is called."""
-
-    def waiting(self, text: str) -> None:
-        """Something that takes time, such as a node that is away or busy."""
-
-    def written(self, result: Result | None) -> None:
-        """The result of an item is on the disk; None for one that is not shown by itself."""
-
-    def job_ended(self, job_id: str, items: int) -> None:
-        """A job of so many items has ended, and its results are written."""
-
-    def put_together(self, study: int, done: PutTogether, whole: Result | None) -> None:
-        """The output of a study is on the disk; `whole` shows it, where its items are not shown by themselves."""
-
-    def left_out(self, label: str, why: str) -> None:
-        """A file, a slice or a study was not translated."""
-
-
-class Backend(Protocol):
-    """What the page needs of the client; every error has a hint."""
-
-    def domains(self) -> Domains: ...
-
-    def translate(
-        self, sources: Sequence[Source], request: TranslationRequest, out: Path, views: Path, watcher: Watcher
-    ) -> None:
-        """Translate files as `ddib translate` does, in as many jobs as the node's limits ask for."""
-
-    def cancel(self, job_ids: Sequence[str]) -> None:
-        """Stop jobs; see `Client.cancel`."""
-
-    def close(self) -> None:
-        """End what runs; jobs go on at the node."""
 
 
 def step_in_words(error: DdibError) -> str:

@@ -1,6 +1,6 @@
 """The researcher's page: its addresses, what each answers, and the translations of this run, each in a thread.
 
-How files are submitted and results written is the backend's (`ddib_fed.cli.client.browser`), which is `ddib translate`.
+How files are submitted and results written is the backend's (`ddib_fed.cli.web`), which is `ddib translate`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -30,9 +30,9 @@ from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, er
 from ddib_fed.protocol.messages import Event
 from ddib_fed.terminal import explained
 from ddib_fed.web.backend import (
-    Backend,
     PutTogether,
     Result,
+    Source,
     Study,
     TranslationRequest,
     doubts_in_words,
@@ -55,7 +55,7 @@ ZIP_CHUNK: Final = 1 << 18
 
 @dataclass(slots=True)
 class Job:
-    """One translation, in as many jobs of the node as its limits ask for. A `Watcher`."""
+    """One translation, in as many jobs of the node as its limits ask for."""
 
     number: int
     count: int
@@ -204,6 +204,23 @@ class Job:
             "figures": figures_in_words(record),
             "parts": sorted(part.value for part in found.files),
         }
+
+
+class Backend(Protocol):
+    """What the page needs of the client; every error has a hint."""
+
+    def domains(self) -> Domains: ...
+
+    def translate(
+        self, sources: Sequence[Source], request: TranslationRequest, out: Path, views: Path, job: Job
+    ) -> None:
+        """Translate files as `ddib translate` does, in as many jobs as the node's limits ask for."""
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """Stop jobs; see `Client.cancel`."""
+
+    def close(self) -> None:
+        """End what runs; jobs go on at the node."""
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ import math
 
 import pytest
 
-from ddib_fed.cli.job import when
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, MessageInvalid, UnknownFields
 from ddib_fed.protocol.contract import LAST_MOMENT
@@ -42,13 +41,6 @@ def test_job_show_ends_in_an_error_and_not_in_a_traceback(north, job_id, command
     words = ["job", command[0], job_id, *command[1:], "--profile", str(north.profile_path)]
     assert run(words) == ExitCode.BAD_INPUT
     assert "Job.finished" in capsys.readouterr().err
-
-
-def test_a_times_text_is_total() -> None:
-    """A dash for what has none, also at the end of the calendar, where zones east of Greenwich have no day left."""
-    assert when(0) == "-"
-    for moment in (LAST_MOMENT, 1e300, math.inf, math.nan, -1e300):
-        assert isinstance(when(moment), str)
 
 
 def test_an_answer_about_another_job_is_refused(alice, north, job_id) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.engine.record import CycleError, PictureFigures, Translation
 from ddib_fed.errors import DdibError
-from ddib_fed.web.backend import doubts_in_words, figures_in_words, severity
+from ddib_fed.web.backend import doubts_in_words, figures_in_words, measured_in_words, severity
 from ddib_fed.web.uploads import SIZE, preview
 
 
@@ -91,3 +91,21 @@ def test_points_are_ordered_by_their_worst_hundredth() -> None:
     )
     assert severity(far) > severity(near)
     assert ("Points", "9") in figures_in_words(near)
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"flicker": None, "seams": None}, ()),
+        ({"flicker": {"ratio": None}}, ()),
+        ({"flicker": {"ratio": 1.1}}, ("no more than the source",)),
+        ({"flicker": {"ratio": 2.44}}, ("2.4 times as much",)),
+        ({"seams": {"source": 1.3, "translation": 1.4}}, ("no seams",)),
+        ({"seams": {"source": 1.0, "translation": 1.9}}, ("look for seams",)),
+    ],
+)
+def test_measures_are_said_in_plain_words(report: dict, words: tuple[str, ...]) -> None:
+    """A figure, and what to make of it."""
+    said = measured_in_words(report)
+    assert len(said) == len(words)
+    assert all(word in line for word, line in zip(words, said, strict=True))

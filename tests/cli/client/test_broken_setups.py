@@ -53,7 +53,6 @@ def test_every_command_names_the_cause_of_a_failed_connection(name, tmp_path, ca
     commands = [
         ["domains"],
         ["translate", str(scan), *target],
-        ["job", "submit", str(scan), *target],
         ["job", "list"],
         ["job", "show", "0123"],
         ["job", "watch", "0123"],

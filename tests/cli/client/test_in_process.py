@@ -249,27 +249,6 @@ def test_class_to_class_with_a_classifier_and_the_public_codes_levels(place):
 
 
 @pytest.mark.slow
-def test_guided_encoding_closes_the_cycle(place):
-    """`--guide both`, which no node does."""
-    line = (
-        "in/b.png",
-        "--source",
-        "classy",
-        "--target",
-        "classy",
-        "--source-class",
-        "0",
-        "--target-class",
-        "0",
-    )
-    guided = ("--classifier", "classifier", "--classifier-scale", "30", "--evaluations", "24", "--cycle")
-    for guide in ("decode", "both"):
-        translate(*line, *guided, "--guide", guide, "--depth", "0.3", out=guide)
-    psnr = {guide: record("b", guide)["picture"]["cycle_psnr"] for guide in ("decode", "both")}
-    assert psnr["both"] > psnr["decode"] + 3
-
-
-@pytest.mark.slow
 def test_points_come_back(place):
     np.save("points.npy", sample("moons", 300, 5))
     translate("points.npy", "--source", "moons", "--target", "1", "--cycle", "--keep-latents")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.folder_state import locked
+from ddib_fed.cli.job import calibration
 from ddib_fed.cli.main import run
 from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
+from ddib_fed.protocol.contract import CalibrationTerms
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
-from tests.formats.tiffs import tiff
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def scan(tmp_path):
 @pytest.fixture
 def submitted(ddib, north, scan, tmp_path, capsys):
     """A job that was submitted to be fetched to `out`."""
-    assert ddib("job", "submit", scan, "--to", TARGET, "--out", tmp_path / "out") == 0
+    assert ddib("translate", scan, "--to", TARGET, "--out", tmp_path / "out", "--detach") == 0
     capsys.readouterr()
     (job_id,) = north.service.jobs
     return job_id
@@ -55,6 +56,11 @@ def test_domains_as_text_and_json(ddib, capsys):
     assert "PEER_UNREACHABLE" in shown
     assert ddib("domains", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)["targets"][0]["status"] == "ready"
+
+
+def test_a_calibration_is_listed_by_its_kind_and_last_day():
+    assert calibration(CalibrationTerms(bytes(32), "tone", 1_798_761_600)) == "tone until 2027-01-01"
+    assert calibration(None) == "-"
 
 
 def test_fetches_under_the_names_of_the_submission(ddib, submitted, tmp_path):
@@ -225,7 +231,7 @@ def test_a_job_is_named_by_the_beginning_of_its_id(ddib, north, submitted, capsy
 def test_the_beginning_of_several_ids_lists_them(ddib, north, scan, tmp_path, capsys):
     """Nothing is done to either."""
     for number in range(2):
-        assert ddib("job", "submit", scan, "--to", TARGET, "--out", tmp_path / f"{number}") == 0
+        assert ddib("translate", scan, "--to", TARGET, "--out", tmp_path / f"{number}", "--detach") == 0
     capsys.readouterr()
     assert ddib("job", "delete", "job-") == ExitCode.USAGE
     said = capsys.readouterr().err
@@ -259,8 +265,6 @@ def test_a_detached_job_answers_with_its_id_alone(ddib, north, scan, tmp_path, c
     words = ("translate", scan, "--to", TARGET, "--out", tmp_path / "out")
     assert ddib(*words, "--detach", "-q") == 0
     assert capsys.readouterr().out.split() == list(north.service.jobs)
-    assert ddib("job", "submit", scan, "--to", TARGET, "-q") == 0
-    assert capsys.readouterr().out.strip() in north.service.jobs
     assert ddib(*words, "-q") == ExitCode.USAGE
     assert "--detach" in capsys.readouterr().err
 
@@ -269,24 +273,5 @@ def test_a_misspelt_target_is_corrected(ddib, north, scan, tmp_path, capsys):
     """The node says that it knows none; the client, which one was meant."""
     north.script.refuse["SubmitJob"] = DomainNotFound()
     meant = TARGET.replace("board", "baord")
-    assert ddib("job", "submit", scan, "--to", meant, "--out", tmp_path / "out") == ExitCode.NOT_FOUND
+    assert ddib("translate", scan, "--to", meant, "--out", tmp_path / "out") == ExitCode.NOT_FOUND
     assert f"did you mean {TARGET}?" in capsys.readouterr().err
-
-
-def test_a_map_is_refused_with_the_command_that_sends_its_pixels(ddib, north, tmp_path, capsys):
-    """Also below a folder; nothing is sent."""
-    (tmp_path / "maps").mkdir()
-    (tmp_path / "maps" / "a map.tif").write_bytes(tiff({256: 1, 34735: 4}))
-    for given in (tmp_path / "maps", tmp_path / "maps" / "a map.tif"):
-        assert ddib("job", "submit", given, "--to", TARGET, "--out", tmp_path / "out") == ExitCode.BAD_INPUT
-        said = capsys.readouterr().err
-        assert f"ddib translate '{tmp_path}/maps/a map.tif' --to {TARGET} --out {tmp_path / 'out'}" in said
-    assert not north.script.calls
-
-
-def test_a_folder_of_volumes_is_refused_with_the_command_for_it(ddib, north, tmp_path, capsys):
-    (tmp_path / "scans").mkdir()
-    (tmp_path / "scans" / "head.nii.gz").write_bytes(b"")
-    assert ddib("job", "submit", tmp_path / "scans", "--to", TARGET) == ExitCode.NOT_FOUND
-    assert f"ddib translate {tmp_path / 'scans'}" in capsys.readouterr().err
-    assert not north.script.calls

@@ -11,8 +11,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from ddib_fed.cli.delivery import WriteOptions
 from ddib_fed.cli.main import run
-from ddib_fed.cli.studies import StudyManner, report_studies, translate_study
+from ddib_fed.cli.studies import as_json, report_study, translate_study
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import AlreadyExists, ExitCode, JobFailed, PictureMisfit
 from ddib_fed.v1 import translation_pb2 as pb
@@ -56,7 +57,7 @@ def series(tmp_path):
 
 @pytest.fixture
 def manner(tmp_path):
-    return StudyManner(tmp_path / "out", "text")
+    return WriteOptions(tmp_path / "out")
 
 
 def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):
@@ -64,13 +65,11 @@ def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):
     written = translate_study(series, ordinary, manner, asked=ASKED)
     assert ordinary.asked == [["0001", "0002", "0003", "0004"]]
     assert sorted(path.name for path in (manner.out / "mr").iterdir()) == ["series-1", "series-1.json"]
-    report_studies([written], "text")
+    report_study(written)
     shown = capsys.readouterr().out
     assert "DICOM series (MR), 4 items" in shown
     assert "slice flicker" in shown
-    report_studies([written], "json")
-    document = json.loads(capsys.readouterr().out)
-    assert document["studies"][0]["flicker"]["ratio"] == pytest.approx(1, abs=0.05)
+    assert as_json(written)["flicker"]["ratio"] == pytest.approx(1, abs=0.05)
 
 
 def test_refused_slices_are_background_and_said_with_the_reason(series, manner, capsys):
@@ -80,7 +79,7 @@ def test_refused_slices_are_background_and_said_with_the_reason(series, manner, 
     assert len(written.files) == 4
     section = json.loads(written.record.read_text())["study"]
     assert [item.get("why") for item in section["items"]] == [None, *["its latent is no noise", None] * 2][:4]
-    report_studies([written], "text")
+    report_study(written)
     said = capsys.readouterr().out.splitlines()
     assert said[1] == "  2 of 4 items were refused, and are background (2, 4): its latent is no noise"
     again = Ordinary()
@@ -120,7 +119,7 @@ def test_a_second_run_finds_what_is_there(series, manner, capsys):
     found = translate_study(series, again, manner, asked=ASKED)
     assert not again.asked
     assert (found.files, found.record.read_bytes()) == (first.files, before)
-    report_studies([found], "text")
+    report_study(found)
     assert "by an earlier run" in capsys.readouterr().out
     for more, times in (({}, 0), ({"again": True}, 1)):
         written = replace(manner, force=True, **more)

@@ -12,10 +12,13 @@ import numpy as np
 import pydicom
 import pytest
 
+from ddib_fed.cli.delivery import WriteOptions
 from ddib_fed.cli.folder_report import one_document
-from ddib_fed.cli.folder_state import Order
+from ddib_fed.cli.folder_state import Work
 from ddib_fed.cli.inputs import Chosen
-from ddib_fed.cli.studies import Ending, StudyManner, check_plan, plan_studies, translate_studies
+from ddib_fed.cli.progress import JobProgress
+from ddib_fed.cli.studies import Ending, check_plan, plan_studies, translate_studies
+from ddib_fed.client.client import JobRequest
 from ddib_fed.client.profile import Profile
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import (
@@ -28,7 +31,6 @@ from ddib_fed.errors import (
     PictureMisfit,
 )
 from ddib_fed.formats.dicom_writing import DicomStudy
-from ddib_fed.protocol.messages import Settings
 from tests.cli.client.test_studies import Ordinary
 from tests.client.scripted_source import SourceNodeDouble
 from tests.formats.dicom.files import write_series
@@ -38,7 +40,7 @@ from tests.formats.test_geotiff import SMOOTH
 
 pytestmark = pytest.mark.slow
 VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
-ORDER = Order("south.example/relief", Settings(), cycle=False, keep_latent=False, deadline_s=None)
+ORDER = JobRequest("south.example/relief")
 ASKED = {
     "intensity": "auto",
     "slices": "auto",
@@ -103,14 +105,14 @@ def translate(tmp_path, north):
     def call(
         paths, node, *, skip_bad=False, output_format="text", order=ORDER, force=False, again=False, **changes
     ):
-        profile = Profile.load(north.profile_path)
-        manner = StudyManner(tmp_path / "out", output_format, force=force, again=again)
-        plan = plan_studies(paths, profile, {**ASKED, **changes}, order, manner)
+        write = WriteOptions(tmp_path / "out", force=force, again=again, skip_bad=skip_bad)
+        work = Work(Profile.load(north.profile_path), order, write, JobProgress())
+        plan = plan_studies(paths, {**ASKED, **changes}, work)
         assert plan is not None
-        chosen = Chosen.files(plan.choice.plain, apart=True) if plan.choice.plain else None
-        check_plan(plan, chosen, order, profile.institution, skip_bad=skip_bad)
+        chosen = Chosen.files(plan.choice.plain) if plan.choice.plain else None
+        check_plan(plan, chosen)
         with one_document(output_format) as document:
-            translate_studies(plan, node, document, skip_bad=skip_bad, done=[])
+            translate_studies(plan, node, document, [])
         return node.studies
 
     return call
@@ -271,7 +273,7 @@ def test_results_for_another_target_are_in_the_way(given, translate):
     """Of one of the studies; the others are not translated either."""
     translate(given[:1], Requests())
     node = Requests()
-    other = Order("west.example/flair", Settings(), cycle=False, keep_latent=False, deadline_s=None)
+    other = JobRequest("west.example/flair")
     with pytest.raises(AlreadyExists, match="no result of this request"):
         translate([given[1], given[0]], node, order=other)
     assert not node.studies

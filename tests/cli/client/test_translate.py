@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
 
-from ddib_fed.cli.delivery import Input, check_free
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import ExitCode, ImageTooLarge, InternalError, UsageError
+from ddib_fed.errors import ExitCode, ImageTooLarge, InternalError
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
 
@@ -185,23 +183,6 @@ def test_an_input_is_never_replaced(north, scan, tmp_path, capsys):
     words = ["--to", TARGET, "--out", str(tmp_path), "--force", "--profile", str(north.profile_path)]
     assert run(["translate", str(scan), *words]) == ExitCode.USAGE
     assert "would replace the input" in capsys.readouterr().err
-
-
-def test_many_results_that_are_there_are_looked_at_in_no_time(tmp_path):
-    """--force over a folder of 400, each against all inputs; an input under another name is still seen."""
-    for folder in ("in", "out"):
-        (tmp_path / folder).mkdir()
-        for number in range(400):
-            (tmp_path / folder / f"{number}.png").write_bytes(b"")
-    paths = sorted((tmp_path / "in").iterdir())
-    inputs = [Input(path.stem, path.name) for path in paths]
-    before = time.process_time()
-    check_free(paths, inputs, tmp_path / "out", force=True)
-    assert time.process_time() - before < 1
-    (tmp_path / "out" / "7.png").unlink()
-    (tmp_path / "out" / "7.png").hardlink_to(tmp_path / "in" / "399.png")
-    with pytest.raises(UsageError, match="would replace the input"):
-        check_free(paths, inputs, tmp_path / "out", force=True)
 
 
 def test_results_are_not_overwritten_unless_asked(translate, scan, north, tmp_path):

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode
 from tests.client.scripted_source import SourceNodeDouble, npy, points
 
 CODE = "from ddib_fed.cli.main import main; main()"
@@ -57,9 +55,3 @@ def test_nothing_of_what_was_dropped_stays(tmp_path: Path, end: signal.Signals) 
             process.kill()
             node.stop()
     assert not list(temporary.iterdir())
-
-
-def test_a_missing_profile_is_named(tmp_path: Path, capsys) -> None:
-    """Before anything is served."""
-    assert run(["web", "--profile", str(tmp_path / "none.toml"), "--no-browser"]) == ExitCode.NOT_FOUND
-    assert "none.toml" in capsys.readouterr().err

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from ddib_fed.cli.delivery import Delivered, Input, write_result
-from ddib_fed.cli.folder_report import report
-from ddib_fed.client.views import ItemView, JobView, Media, Result, ResultFile
+from ddib_fed.cli.delivery import Input, WriteOptions, write_result
+from ddib_fed.cli.folder_report import Document, report_outcome
+from ddib_fed.cli.folder_state import Outcome
+from ddib_fed.client.views import Media, Result, ResultFile
 from ddib_fed.engine.record import Part, PictureFigures, Translation
-from ddib_fed.protocol.messages import ItemState, JobState, Settings
 from tests.cli.demo.test_pictures import provenance
 
 FIGURES = PictureFigures(
@@ -56,20 +56,16 @@ def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
     file = ResultFile(Media.PNG, b"png", b"s" * 32)
     result = Result(0, {Part.TRANSLATION: file}, said(replace(LOST, cycle_psnr=None)))
     given = Input("coast", "coast.png", "00")
-    delivered = write_result(tmp_path, result, given, force=False, doubtful_below=30.0)
+    delivered = write_result(result, given, WriteOptions(tmp_path, doubtful_below=30.0))
     record = json.loads((tmp_path / "coast.json").read_text())
     assert (record["doubtful"], record["doubts"]) == (True, ["structure"])
     assert record["picture"]["least_edge_correlation"] == 0.19
-    report(job(delivered), [delivered], tmp_path, "table")
+    outcome = Outcome(1, (), (delivered,), 0, (), (), ())
+    report_outcome(outcome, "south.example/relief", tmp_path, Document(is_wanted=False))
     shown = capsys.readouterr()
     assert "doubtful" in shown.out
     assert "1 of 1 doubtful" in shown.err
     assert "coast.png" in shown.err
-    report(job(delivered), [delivered], tmp_path, "json")
-    assert json.loads(capsys.readouterr().out)["items"][0]["doubts"] == ["structure"]
-
-
-def job(delivered: Delivered) -> JobView:
-    item = ItemView(delivered.item, ItemState.DELIVERED, 3, b"s" * 32, None)
-    return JobView("job", "request", JobState.FINISHED, "south.example/relief", Settings(), cycle=False,
-                   keep_latent=False, created=0.0, finished=1.0, expires=2.0, items=(item,), failure=None)  # fmt: skip
+    document = Document(is_wanted=True)
+    report_outcome(outcome, "south.example/relief", tmp_path, document)
+    assert document.values["items"][0]["doubts"] == ("structure",)

@@ -59,7 +59,6 @@ POINTS = "translate points.npy --source moons --target checkerboards --steps 12"
     ("line", "named"),
     [
         (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
-        (f"{PICTURES} --guide both", "--guide"),
         (f"{PICTURES} --guidance 3", "no class for none"),
         ("translate in --source dropped --target dropped --steps 3 --guidance 3", "--target-class"),
         (f"{PICTURES} --classifier classifier --guidance nan", "guidance"),
@@ -75,8 +74,8 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
 
 @pytest.mark.parametrize(
     "option",
-    ["--classifier classifier", "--classifier-scale 2", "--guide both", "--soften 0.1", "--labels in", "--limit 1",
-     "--calibration c.json", "--scene 16x16", "--batch 4", "--dtype bfloat16"],
+    ["--classifier classifier", "--classifier-scale 2", "--soften-sigma 0.1", "--labels in",
+     "--limit 1", "--calibration c.json", "--scene 16x16", "--batch 4", "--dtype bfloat16"],
 )  # fmt: skip
 def test_options_for_pictures_are_refused_on_points(refused, option):
     assert option.split()[0] in refused(f"{POINTS} {option}")
@@ -96,7 +95,7 @@ def test_drawing_points_takes_no_options_for_pictures(refused, option):
     [
         (f"{POINTS} --seed 1", "--seed"),
         ("translate in --source plain --target plain --steps 3 --seed 1", "--soften"),
-        (f"{PICTURES} --soften 0 --seed 1", "--soften"),
+        (f"{PICTURES} --soften-sigma 0 --seed 1", "--soften"),
         ("model interpolate in/p00.png other/p00.png --source plain --seed 1", "--soften"),
     ],
 )
@@ -137,7 +136,7 @@ def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch):
     assert "--source" in f"{caught.value.detail} {caught.value.hint}"
 
 
-@pytest.mark.parametrize("option", ["--seed 1", "--soften 0.1", "--eta 0.5", "--device cpu", "--guide both"])
+@pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--eta 0.5", "--device cpu"])
 def test_what_one_process_alone_can_do_is_refused_between_nodes(refused, option):
     assert option.split()[0] in refused(f"translate in --to south.example/relief {option}")
 
@@ -168,7 +167,7 @@ def test_fetching_takes_no_bound_for_a_job_without_a_round_trip(tmp_path, capsys
     try:
         (tmp_path / "scan.npy").write_bytes(npy(points(10)))
         profile, out = ("--profile", str(north.profile_path)), ("--out", str(tmp_path / "out"))
-        assert run(["job", "submit", str(tmp_path / "scan.npy"), "--to", TARGET, *profile]) == 0
+        assert run(["translate", str(tmp_path / "scan.npy"), "--to", TARGET, *profile, *out, "--detach"]) == 0
         job = capsys.readouterr().out.split()[1]
         assert run(["job", "fetch", job, *profile, *out, "--doubtful-below", "20"]) == 2
         assert not north.script.seen("FetchResults")

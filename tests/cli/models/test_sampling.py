@@ -53,9 +53,7 @@ def call(group, *arguments):
 
 def test_a_way_between_two_pictures(place, tmp_path):
     ends = [place / "in" / "0" / f"scan{number}.png" for number in (0, 1)]
-    said = call(
-        model, "interpolate", *ends, "--source", place / "north", "--frames", "3", *FEW, "--out", tmp_path
-    )
+    said = call(model, "interpolate", *ends, "--source", place / "north", *FEW, "--out", tmp_path)
     assert (tmp_path / "frame_2.png").exists()
     assert "sheet.png" in said.output
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddib_fed.cli.delivery import Input, write_result
+from ddib_fed.cli.delivery import Input, WriteOptions, write_result
 from ddib_fed.client.in_process import Here, InProcess
 from ddib_fed.data.pictures import read_image
 from ddib_fed.data.points import to_npy
@@ -183,7 +183,7 @@ def compare(
         (folder / name).mkdir()
         for number, path in enumerate(files.paths):
             given = Input(path.stem, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-            write_result(folder / name, results[number], given, force=False)
+            write_result(results[number], given, WriteOptions(folder / name))
     return Compared(folder / "local", folder / "federated", list(files.sizes))
 
 
