@@ -15,15 +15,11 @@ from PIL import Image
 
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import decode_image
-from ddib_fed.errors import (
-    ImageTooLarge,
-    ImageUnreadable,
-    JobFailed,
-    SettingsInvalid,
-)
+from ddib_fed.errors import ImageTooLarge, ImageUnreadable, JobFailed, PictureMisfit, SettingsInvalid
 from ddib_fed.models.manifest import PictureFormat, StructureThresholds
 from ddib_fed.protocol.messages import Settings
 from tests.e2e.harness import Pair, ddib
+from tests.e2e.translation.test_translate import npy
 from tests.node.picture_examples import (
     SECRET,
     SIZE,
@@ -198,19 +194,16 @@ def test_less_depth_keeps_the_picture_in_the_latent_where_both_nodes_allow_it(
     assert "POLICY_DENIED" in said or "least_depth" in said, said
 
 
-def test_domains_shows_classes(studio: Studio) -> None:
-    """As --class takes them."""
-    assert "coast, ridge" in ddib("domains", "--profile", studio.pair.profile)
-
-
 @pytest.mark.parametrize(
     ("content", "error"),
     [
         (png_bytes(noise(seed=5))[:-20], ImageUnreadable),
         (png_bytes(noise(100, 100)), ImageTooLarge),
         (b"\xff\xd8\xff" + bytes(100), ImageUnreadable),
+        (npy(np.random.default_rng(5).random((SIZE, SIZE), np.float32)), PictureMisfit),
+        (npy(np.random.default_rng(5).integers(0, 65_536, (SIZE, SIZE), np.uint16)), PictureMisfit),
     ],
-    ids=["torn", "large", "no JPEG"],
+    ids=["torn", "large", "no JPEG", "floats of 0 to 1", "16 bits"],
 )
 def test_a_bad_picture_is_named_and_the_node_lives_on(studio: Studio, content: bytes, error: type) -> None:
     """Refused with its own error and the item's number before the job is accepted."""
