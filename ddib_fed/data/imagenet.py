@@ -48,12 +48,15 @@ class PairedPicture:
 
 def read_labels(folder: Path) -> ClassTable:
     """The classes of a development kit."""
-    if (found := _find(folder, "meta.mat")) is None:
+    if found := _find(folder, "meta.mat"):
+        rows = _read_mat(found)
+    elif found := _find(folder, "map_clsloc.txt"):
+        rows = _read_text(found)
+    else:
         raise FileMissing(
-            f"no meta.mat lies below {folder}",
+            f"neither meta.mat nor map_clsloc.txt lies below {folder}",
             hint="name the unpacked ILSVRC2012_devkit_t12, which image-net.org offers to registered users",
         )
-    rows = _read_mat(found)
     rows.sort(key=lambda row: row[1])
     ids = [row[0] for row in rows]
     wnids = tuple(row[1] for row in rows)
@@ -180,6 +183,18 @@ def _read_mat(path: Path) -> list[tuple[int, str, str]]:
         ]
     except Exception as error:  # SciPy raises any exception on a malformed file
         raise InputError(f"{path} is no table of ILSVRC2012: {type(error).__name__}: {error}") from error
+
+
+def _read_text(path: Path) -> list[tuple[int, str, str]]:
+    rows = []
+    for line, text in enumerate(_text(path).splitlines(), start=1):
+        fields = text.split(maxsplit=2)
+        if not fields:
+            continue
+        if len(fields) != 3 or not fields[1].isdecimal():
+            raise InputError(f"{path}, line {line}, is not WNID, id and name: {text[:60]!r}")
+        rows.append((int(fields[1]), fields[0], fields[2].strip().replace("_", " ")))
+    return rows
 
 
 def _folder_numbers(names: Sequence[str], table: ClassTable | None) -> dict[str, int]:

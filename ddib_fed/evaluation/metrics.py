@@ -13,18 +13,18 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ddib_fed.data import synthetic
-from ddib_fed.diffusion.gaussianity import LatentStatistics, measure
 from ddib_fed.engine.record import PictureFigures
 from ddib_fed.errors import ShapeMismatch, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ddib_fed.data.decoding import Picture
     from ddib_fed.data.fitting import Fitted, PictureRule
+    from ddib_fed.diffusion.gaussianity import LatentStatistics
     from ddib_fed.models.manifest import Manifest
 
 
@@ -73,11 +73,17 @@ class Whiteness:
 
 
 def whiteness(latents: Tensor) -> Whiteness:
+    from ddib_fed.diffusion.gaussianity import measure  # torch, which a client lacks
+
     return Whiteness(measure(latents), noise_statistics(tuple(latents.shape)))
 
 
 @lru_cache(maxsize=64)
 def noise_statistics(shape: tuple[int, ...]) -> LatentStatistics:
+    import torch
+
+    from ddib_fed.diffusion.gaussianity import measure
+
     generator = torch.Generator().manual_seed(NOISE_SEED)
     return measure(torch.randn(shape, generator=generator))
 

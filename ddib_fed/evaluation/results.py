@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,12 @@ from ddib_fed.data.fitting import PictureRule, to_array
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.engine.record import PictureFigures, Translation, fitted_line
 from ddib_fed.errors import DdibError, UsageError
-from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import CELL, Stage, save_sheet, to_pixels
 from ddib_fed.evaluation.translations import Scale
 from ddib_fed.pages import beside, write_page
+
+if TYPE_CHECKING:
+    from ddib_fed.evaluation.metrics import Pictures
 
 MOST_BYTES = 1 << 30
 JPEG_FROM = 64

@@ -29,6 +29,6 @@ def test_each_shell_has_a_script(shell, capsys):
 
 def test_commands_and_options_are_completed():
     assert completed([], "tran") == ["translate"]
-    assert completed(["job"], "su") == ["submit"]
+    assert completed(["job"], "wa") == ["watch"]
     assert "--quality" in completed(["translate"], "--q")
     assert completed(["translate", "--solver"], "un") == ["unipc"]

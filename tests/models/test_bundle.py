@@ -63,8 +63,8 @@ def test_round_trip(network, tmp_path):
     assert read.manifest == written.manifest
     assert read.manifest.parameters == sum(t.numel() for t in state(network).values())
     assert all(torch.equal(read.state[key], value) for key, value in state(network).items())
-    side = read.side(torch.float64)
-    assert side.denoiser(torch.zeros(3, 2, dtype=torch.float64), side.schedule.level(0.0)).shape == (3, 2)
+    denoiser = read.denoiser(torch.float64)
+    assert denoiser(torch.zeros(3, 2, dtype=torch.float64), read.schedule.level(0.0)).shape == (3, 2)
 
 
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077])
@@ -249,7 +249,10 @@ def test_a_model_of_scenes_is_the_same_model_in_tiles():
     assert scenes.of_scenes(30, 9).tile == (8, 8)
     # Random weights, whose answer hangs on a whole tile: at a corner the scene's is that of the only tile there.
     x, level = torch.randn(1, 3, 12, 20, generator=torch.Generator().manual_seed(0)), own.schedule.level(0.0)
-    of_scene, of_tile = scenes.side().denoiser(x, level), own.denoiser()(x[:, :, :8, :8], level)
+    of_scene, of_tile = (
+        scenes.over_samples(scenes.denoiser())(x, level),
+        own.denoiser()(x[:, :, :8, :8], level),
+    )
     assert torch.allclose(of_scene[:, :, 0, 0], of_tile[:, :, 0, 0], atol=1e-5)
     assert not torch.allclose(of_scene[:, :, 7, 7], of_tile[:, :, 7, 7], atol=1e-3)
 

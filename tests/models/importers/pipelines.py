@@ -10,8 +10,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from ddib_fed.models.weights import Imported, find_weights
-from ddib_fed.networks.config import network_with
-from ddib_fed.networks.diffusers import DiffusersDiTConfig
+from ddib_fed.networks.config import DiffusersDiTConfig, network_with
 
 TINY = {
     "sample_size": 16,
