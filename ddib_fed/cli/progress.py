@@ -44,7 +44,7 @@ SAID_EVERY_S = 30.0
 
 
 class Progress:
-    """Opens the client of a command, and is told in its thread how the jobs go. This one shows nothing."""
+    """Opens the client of a command, and receives the progress of its jobs in its thread. This one shows nothing."""
 
     done = 0
     """Results that are on the disk."""

@@ -1,6 +1,6 @@
 """One translation of the page: its series, volumes and maps one by one, then its plain files; all by `ddib translate`.
 
-One study is in memory at a time. What cannot be read or translated does not stop the rest: the page is told, and
+One study is in memory at a time. What cannot be read or translated does not stop the rest: the page shows it, and
 the error at the end counts it.
 """
 

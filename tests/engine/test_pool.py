@@ -177,7 +177,7 @@ def test_accepted_work_waits_while_no_worker_can_be_started(scene):
 
 
 def test_whoever_cancels_waits_for_no_worker(scene):
-    """Neither for work that waits nor for what is under way; the worker is told to end it."""
+    """Queued and running work delays no cancellation; the worker ends it by itself."""
     stage = scene(1)
     controls = [Control() for _ in range(3)]
     futures = [stage.submit(ROWS, flow="job", control=control) for control in controls]

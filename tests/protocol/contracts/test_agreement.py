@@ -1,4 +1,4 @@
-"""When two sides can meet, and what each is told when they cannot."""
+"""When two sides can agree on a contract, and the error of each when they cannot."""
 
 import pytest
 from hypothesis import given
@@ -96,7 +96,7 @@ def test_who_takes_only_the_models_size_agrees_with_every_rule(rule):
 
 
 def test_a_mismatch_names_all_fields_at_once():
-    """Nobody has to mend one to hear of the next."""
+    """All differences are in one error."""
     with pytest.raises(ContractMismatch) as caught:
         agree(side(), side(sample_shape=(3,), terminal_lambda=0.0), LIMITS)
     names = [difference.field for difference in caught.value.differences]
