@@ -219,7 +219,7 @@ def verify_side(
     if identity in withdrawn:
         raise CalibrationSigner(
             f"{identity}, which signed as the {side}, is withdrawn here",
-            hint=f"ddib pki reinstate {identity}, or {RECALIBRATE}",
+            hint=f"ddib pki withdraw --undo {identity}, or {RECALIBRATE}",
             facts={"side": side},
         )
     if signature.signed_at > now + CLOCK_SKEW:

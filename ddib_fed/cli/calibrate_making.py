@@ -26,7 +26,7 @@ from ddib_fed.calibration.record import (
 )
 from ddib_fed.cli import options
 from ddib_fed.cli.calibrate_showing import confirmed, how_jobs_use, interval, show_calibration, show_compared
-from ddib_fed.cli.opening import open_model
+from ddib_fed.cli.options import open_model
 from ddib_fed.cli.output import print_json
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.shipped import SHIPPED

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ddib_fed.errors import InputError, UsageError
+from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, check_domain, size_from
 from ddib_fed.protocol.contract import MAX_GUIDANCE
 from ddib_fed.protocol.messages import QUALITIES
@@ -19,6 +19,7 @@ from ddib_fed.terminal import sentences_aside
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
+    from ddib_fed.models.bundle import Bundle
 
 
 Command = Callable[..., Any]
@@ -139,6 +140,18 @@ SAMPLING = (
     DTYPE,
     DEVICE,
 )
+
+
+def open_model(which: str) -> Bundle:
+    """The model that an argument names."""
+    from ddib_fed.models.bundle import open_bundle
+
+    return open_bundle(which)
+
+
+def refuse_overwriting(out: Path, *, force: bool) -> None:
+    if (out / "report.json").exists() and not force:
+        raise AlreadyExists(f"{out} holds results already", hint="choose another folder, or --force")
 
 
 def read_given(path: Path | None) -> Calibration | None:

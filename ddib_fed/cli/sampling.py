@@ -10,7 +10,6 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.cli.opening import open_model, refuse_overwriting
 from ddib_fed.cli.options import (
     BATCH,
     DEVICE,
@@ -20,6 +19,8 @@ from ddib_fed.cli.options import (
     SOFTEN,
     THREADS,
     Classes,
+    open_model,
+    refuse_overwriting,
     with_options,
 )
 from ddib_fed.cli.output import lines, outcome

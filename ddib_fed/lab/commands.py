@@ -18,7 +18,7 @@ from ddib_fed.terminal import say
 from ddib_fed.training.config import checked, options_of
 
 
-@group(context_settings={"help_option_names": ["-h", "--help"]})
+@group()
 def privacy() -> None:
     """Attack a model's own latents and samples; train with differential privacy."""
 
@@ -89,7 +89,7 @@ def report(
     bound: with more samples or more time an attacker recovers more. The figures are written into privacy.json beside
     the weights; the digest does not change.
     """
-    from ddib_fed.cli.opening import open_model
+    from ddib_fed.cli.options import open_model
     from ddib_fed.lab.report import Wanted, privacy_report
     from ddib_fed.models.bundle import put_beside, shipped_name
     from ddib_fed.networks.placement import torch_threads
@@ -122,7 +122,7 @@ def _command(
 
 @privacy.command("train")
 @OUT
-@train_options(options_of("points", "pictures", config=PrivateTrainConfig), PrivateTrainConfig, mixed=True)
+@train_options(options_of("points", "pictures", config=PrivateTrainConfig), PrivateTrainConfig)
 @RESUME
 @FORCE
 @options.OUTCOME

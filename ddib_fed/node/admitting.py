@@ -146,7 +146,7 @@ def confirm(question: str) -> bool:
 class PairOptions:
     """Whom the operator is ready to admit."""
 
-    institution: str | None = None
+    fingerprints: tuple[str, ...] = ()
     replace: bool = False
     unconstrained_root: bool = False
 
@@ -161,14 +161,11 @@ class _Here:
 
     def judge(self, other: Peer) -> None:
         options = self._options
-        if options.institution not in {None, other.institution}:
-            raise PolicyDenied(
-                f"{other.institution} has the code, but {options.institution} was expected",
-                hint="ask who answered the telephone; --expect names whom you mean",
-            )
         if not options.unconstrained_root:
             require_name_constraints(other)
-        peer_store(self._config).judge(other, fingerprints=other.fingerprints, replace=options.replace)
+        peer_store(self._config).judge(
+            other, fingerprints=options.fingerprints or other.fingerprints, replace=options.replace
+        )
 
     def admit(self, other: Peer) -> None:
         admit_peer(self._config, other, other.fingerprints, replace=self._options.replace)
@@ -258,7 +255,7 @@ def _show(config: NodeConfig, own: Peer, paired: Paired) -> None:
     if is_loopback(split_address(other.address)[0]) and not is_loopback(whence):
         say(
             f"warning: {other.address} is an address of that machine alone, and this node cannot dial it; "
-            "correct node.address there, and pair again with --replace here",
+            "correct node.address there, and pair again with --force here",
             err=True,
         )
 

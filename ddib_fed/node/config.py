@@ -423,7 +423,7 @@ def _socket_path(state: Path) -> Path:
 
 
 def command_of(roles: tuple[Role, ...]) -> str:
-    return "python -m ddib_fed.node" if len(roles) > 1 else f"ddib-{roles[0]}-node"
+    return f"ddib-{roles[0]}-node"
 
 
 class NodeConfig(Section):
@@ -466,12 +466,6 @@ class NodeConfig(Section):
         place = path.resolve()
         self._folder, self._name = place.parent, place.name
         return self
-
-    def with_roles(self, roles: tuple[Role, ...]) -> NodeConfig:
-        """The same node with only these roles."""
-        copy = self.model_copy(update={"node": self.node.model_copy(update={"roles": roles})})
-        copy._folder, copy._name = self._folder, self._name  # noqa: SLF001 - its own private attributes
-        return copy
 
     @property
     def path(self) -> Path:

@@ -351,7 +351,7 @@ class Policy:
         if service in FOR_PEERS and identity.kind == "node" and not own:
             raise PeerUnknown(
                 f"{identity} is not the node in the peer file of {identity.institution}",
-                hint="ddib peer list; if it was moved, ddib peer add --replace FILE",
+                hint="ddib peer list; if it was moved, ddib peer add --force FILE",
             )
         raise PolicyDenied(f"{identity} may not call {full_method}")
 

@@ -162,7 +162,7 @@ def own_validity(own: Credentials) -> Finding | None:
             "own-certificate",
             f"our own certificate ({own.identity}) expired at {_moment(own.not_after)}, {_span(now - own.not_after)} "
             "ago by this machine's clock",
-            f"a node: start it, which renews it; a client: ddib pki request --folder DIR --identity {own.identity}, "
+            f"a node: start it, which renews it; a client: ddib pki request --profile client.toml, "
             f"have it signed, then ddib pki install; {CLOCK_HINT}",
         )
     if own.not_before - CLOCK_SKEW > now:
@@ -386,7 +386,7 @@ class _Attempt:
         admit = (
             f"its operator must admit {mine.institution}: ddib peer export here, ddib peer add there"
             if mine.kind == "node"
-            else f"get a certificate from the new root: ddib pki request --folder DIR --identity {mine}"
+            else "get a certificate from the new root: ddib pki request --profile client.toml"
         )
         age, left, clocks = now - self.own.not_before, self.own.not_after - now, ""
         if age < _YOUNG:

@@ -212,7 +212,7 @@ class Snapshot:
         if institution in self.suspended:
             raise PeerSuspended(
                 f"{institution} is suspended on this node, {self.suspended[institution]}",
-                hint=f"its operator lifts it: ddib peer resume {institution}",
+                hint=f"its operator lifts it: ddib peer suspend --undo {institution}",
                 facts={"peer": institution, "by": self.institution},
             )
 
@@ -337,7 +337,7 @@ class PeerStore:
         if peer.identity in snapshot.withdrawn:
             raise PeerNotFound(
                 f"the node of {institution}, {peer.identity}, is withdrawn here",
-                hint=f"ddib pki reinstate {peer.identity}, if that was a mistake",
+                hint=f"ddib pki withdraw --undo {peer.identity}, if that was a mistake",
             )
         snapshot.refuse_suspended(institution)
         return peer
@@ -561,5 +561,5 @@ def _no_peer(institution: str, known: Iterable[str]) -> PeerNotFound:
 
 def _other_data(peer: Peer) -> AlreadyExists:
     return AlreadyExists(
-        f"{peer.institution} is already a peer, with other data", hint="ddib peer add --replace FILE"
+        f"{peer.institution} is already a peer, with other data", hint="ddib peer add --force FILE"
     )

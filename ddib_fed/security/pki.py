@@ -58,7 +58,7 @@ PENDING_KEY: Final = "request.key"
 _ROOT_NAME: Final = "ddib-fed root "
 _KEY_HINT: Final = "put the file back from a copy of the state folder"
 _NEW_ROOT: Final = (
-    "move state/pki away, then ddib pki init and ddib peer export; each peer: ddib peer add --replace"
+    "move state/pki away, then ddib pki init and ddib peer export; each peer: ddib peer add --force"
 )
 
 
@@ -434,7 +434,7 @@ def load_recovery(folder: Path) -> Credentials | None:
 
 
 def _load(folder: Path, certificate_file: str) -> Credentials:
-    anew = _anew(folder)
+    anew = _anew()
     for _attempt in range(3):  # the files may be exchanged between two reads
         key_pem = read_private(folder / "leaf.key", hint=anew)
         leaf_pem = read_small(folder / certificate_file, hint=anew)
@@ -453,9 +453,9 @@ def _load(folder: Path, certificate_file: str) -> Credentials:
     raise InputError(f"{folder / 'leaf.key'} is not the key of {certificate_file} beside it", hint=anew)
 
 
-def _anew(folder: Path) -> str:
+def _anew() -> str:
     return (
-        f"ddib pki request --folder {shlex.quote(str(folder))} --identity spiffe://INSTITUTION/client/NAME\n"
+        "ddib pki request --profile client.toml\n"
         "or for a node: ddib pki request; for the first node of an institution: ddib pki init"
     )
 
@@ -466,7 +466,7 @@ def _read_roots(folder: Path, pem: bytes) -> tuple[x509.Certificate, ...]:
     if root.exists():
         hint = shlex.join(["cp", str(root), str(path)])
     else:
-        hint = f"{shlex.join(['mv', str(path), f'{path}.damaged'])}\n{_anew(folder)}"
+        hint = f"{shlex.join(['mv', str(path), f'{path}.damaged'])}\n{_anew()}"
     return parse_certificates(pem, str(path), hint=hint)
 
 

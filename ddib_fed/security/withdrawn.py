@@ -34,7 +34,7 @@ _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 _BREAKING: Final = frozenset({"Cc", "Zl", "Zp"})
 _HEADER: Final = (
     "# Identities that this node refuses although their certificates are good: one a line, # begins a comment.\n"
-    "# ddib pki withdraw and ddib pki reinstate edit this file. Do not remove it.\n"
+    "# ddib pki withdraw edits this file. Do not remove it.\n"
 )
 _SHOWN: Final = 80
 
@@ -119,7 +119,9 @@ def remedy(folder: Path) -> str:
     """What to do about a list that cannot be read."""
     kept, path = folder / LAST_WITHDRAWN, shlex.quote(str(folder / WITHDRAWN))
     if kept.exists() and not os.path.lexists(folder / WITHDRAWN):
-        return f"restore it: cp {shlex.quote(str(kept))} {path}; to reinstate: ddib pki reinstate IDENTITY"
+        return (
+            f"restore it: cp {shlex.quote(str(kept))} {path}; to reinstate: ddib pki withdraw --undo IDENTITY"
+        )
     if not os.path.isfile(folder / WITHDRAWN) or not os.access(folder / WITHDRAWN, os.R_OK):  # noqa: PTH113 - never raises
         return f"namei -l {path} shows the file and who may read it"
     return f"correct {folder / WITHDRAWN}: UTF-8 text, one identity per line, # starts a comment"
@@ -169,7 +171,7 @@ def refuse_withdrawn(folder: Path, identity: Identity) -> None:
     if identity in load_withdrawn(folder).identities:
         raise PolicyDenied(
             f"{identity} is withdrawn in {folder / WITHDRAWN}",
-            hint=f"choose another name, or reinstate it: ddib pki reinstate {identity}",
+            hint=f"choose another name, or reinstate it: ddib pki withdraw --undo {identity}",
         )
 
 

@@ -47,6 +47,13 @@ PRESET: Final[Any] = None
 """The default of a field that the preset fills in."""
 POINTS, PICTURES, MODELS = ("points",), ("pictures",), ("points", "pictures")
 SEEN, ANY = ("pictures", "classifier"), ("points", "pictures", "classifier")
+BY_SET = frozenset(
+    {
+        "ema", "learning_rate", "label_dropout", "held_out", "predict", "width", "channels", "network", "crop",
+        "diffusion_steps", "noise_schedule", "checkpoint_every", "precision", "threads",
+    }
+)  # fmt: skip
+"""Fields that the command line has no option for: `--set FIELD=VALUE`."""
 _LEVELS, _REFERENCE = 256, 1024
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -118,12 +125,12 @@ class TrainConfig(BaseModel):
     width: int = says(160, "Hidden units.", POINTS, ge=1, le=4096)
     blocks: int = says(4, "Residual blocks.", (), ge=1, le=64)
     noise_schedule: Literal["linear", "cosine"] | None = says(
-        None, "Noise schedule; default: cosine, linear for --network public, or the initial weights'.", MODELS
+        None, "Noise schedule; default: cosine, linear for network=public, or the initial weights'.", MODELS
     )
     diffusion_steps: int | None = says(
         None,
-        "Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for --network "
-        "public.",
+        "Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for "
+        "network=public.",
         POINTS,
         ge=2,
         le=10_000,
@@ -338,7 +345,7 @@ class TrainConfig(BaseModel):
             for strange in self.network:
                 yield (
                     True,
-                    f"--network {strange} is for pictures, or goes with --network public; this run is on points",
+                    f"--set {strange} is for pictures, or goes with --set network=public; this run is on points",
                 )
             return
         yield (
@@ -355,7 +362,7 @@ class TrainConfig(BaseModel):
             SyntheticConfig.model_validate({k: v for k, v in self.network.items() if k != "public"})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            yield True, f"--network {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            yield True, f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
     @property
     def public(self) -> bool:
@@ -442,7 +449,7 @@ class TrainConfig(BaseModel):
 
 def option(name: str) -> str:
     """How a field is asked for on the command line."""
-    return f"--{name.removesuffix('_s').replace('_', '-')}"
+    return f"--set {name}" if name in BY_SET else f"--{name.removesuffix('_s').replace('_', '-')}"
 
 
 def option_kinds(config: type[TrainConfig], name: str) -> tuple[str, ...]:

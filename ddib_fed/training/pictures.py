@@ -193,7 +193,7 @@ class Nearness:
             return ""
         return (
             f"overfitting: samples are {1 / max(self.ratio, 1e-3):.1f} times nearer to training pictures than "
-            "held-out pictures are; stop earlier, add pictures, or use --flip and --crop"
+            "held-out pictures are; stop earlier, add pictures, or use --flip and --set crop=true"
         )
 
 

@@ -314,7 +314,7 @@ class _Run:
         why = after_training(self.place.out, held_out, command="at the end of training", spent_s=spent)
         if why and self.say is not None:
             self.say(
-                f"the gate's bounds were not measured: {why}; ddib model gate measures with other pictures"
+                f"the gate's bounds were not measured: {why}; ddib model measure measures with other pictures"
             )
 
     def _manifest(self, trainer: Trainer, figures: dict[str, float]) -> Manifest:

@@ -227,7 +227,7 @@ def folder_source(
         say(line)
     if len(folder.entries) < FEW:
         say(
-            f"{len(folder.entries)} pictures are few: expect a model that repeats them; --flip and --crop help"
+            f"{len(folder.entries)} pictures are few: expect a model that repeats them; --flip and --set crop=true help"
         )
     rule = _rule_of(config, facts, chosen.low, chosen.high)
     for line in _conversions(facts, rule.channels):
@@ -319,7 +319,9 @@ def _conversions(facts: folders.Survey, channels: int) -> list[str]:
     if not others:
         return []
     if channels == 1:
-        return [f"{others} RGB pictures are made grey, their colours are dropped; --channels 3 keeps them"]
+        return [
+            f"{others} RGB pictures are made grey, their colours are dropped; --set channels=3 keeps them"
+        ]
     return [f"{others} grey pictures become RGB of three equal channels"]
 
 

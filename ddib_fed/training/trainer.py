@@ -322,7 +322,7 @@ class Trainer:
         if self.microbatch <= 1:
             raise MemoryExhausted(
                 f"the memory does not suffice for {self.microbatch} samples at a time",
-                hint="a smaller network, size or batch, --precision bfloat16, or another machine",
+                hint="a smaller network, size or batch, --set precision=bfloat16, or another machine",
             ) from error
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()

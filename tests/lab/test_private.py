@@ -195,7 +195,7 @@ def test_the_command_trains_and_show_prints_it(points, tmp_path):
 
     out = tmp_path / "m"
     ddib(
-        *("train", "--data", points, "--out", out, "--steps", 8, "--batch", 54, "--width", 16),
+        *("train", "--data", points, "--out", out, "--steps", 8, "--batch", 54, "--set", "width=16"),
         *("--dp-epsilon", 4, "--dp-delta", 1e-4, "--dp-clip", 0.5, "--dp-draws", 1, "--dp-accountant", "rdp"),
     )
     shown = ddib("show", out)

@@ -19,7 +19,7 @@ from ddib_fed.networks.config import SyntheticConfig
 from tests.models.examples import state
 from tests.runs.tiny_models import tiny
 
-SMALL = ("--network", "public", "--network", "num_channels=32", "--network", "num_res_blocks=1")
+SMALL = ("--set", "network=public", "--set", "num_channels=32", "--set", "num_res_blocks=1")
 PUBLIC = ("--compat", "ddib", "--solver", "ddim")
 NETWORK = SyntheticConfig(num_channels=32, num_res_blocks=1)
 
@@ -80,10 +80,10 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (("--network", "num_channels=32"), "--network public"),
-        ((*SMALL, "--width", 32), "--width"),
-        (("--network", "public", "--network", "model_channels=32"), "model_channels"),
-        (("--network", "public", "--network", "num_channels=33"), "num_channels"),
+        (("--set", "num_channels=32"), "--network public"),
+        ((*SMALL, "--set", "width=32"), "--width"),
+        (("--set", "network=public", "--set", "model_channels=32"), "model_channels"),
+        (("--set", "network=public", "--set", "num_channels=33"), "num_channels"),
         (("--size", 32), "--size is for pictures"),
     ],
     ids=str,

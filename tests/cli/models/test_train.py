@@ -20,8 +20,8 @@ from ddib_fed.training.config import SOFTEN_SIGMA
 from tests.training.pictures.examples import blobs
 
 SMALL = (
-    *("--size", 8, "--network", "model_channels=32", "--network", "channel_mult=1"),
-    *("--network", "num_res_blocks=1", "--batch", 8, "--steps", 2),
+    *("--size", 8, "--set", "model_channels=32", "--set", "channel_mult=1"),
+    *("--set", "num_res_blocks=1", "--batch", 8, "--steps", 2),
 )
 
 
@@ -49,7 +49,17 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, tmp_path):
     out = tmp_path / "m"
-    options = ("--classes", "folders", "--label-dropout", 0.2, "--fit", "crop", "--range", "0:200", "--flip")
+    options = (
+        "--classes",
+        "folders",
+        "--set",
+        "label_dropout=0.2",
+        "--fit",
+        "crop",
+        "--range",
+        "0:200",
+        "--flip",
+    )
     result = ddib(model, "train", "--images", folder, "--out", out, *SMALL, *options)
     made = load_bundle(out).manifest
     assert (made.domain, made.sample_shape, made.classes) == ("scans", (3, 8, 8), ("even", "odd"))
@@ -78,7 +88,17 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     for number, pixels in enumerate(blobs(12, channels=1, size=20)):
         np.save(folder / f"{number}.npy", pixels[0].astype(np.int16) * 10 - 1000)
     ddib(
-        model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL, "--range", "-1000:1550", "--crop"
+        model,
+        "train",
+        "--images",
+        folder,
+        "--out",
+        tmp_path / "m",
+        *SMALL,
+        "--range",
+        "-1000:1550",
+        "--set",
+        "crop=true",
     )
     made = load_bundle(tmp_path / "m").manifest
     assert made.sample_shape == (1, 8, 8)
@@ -89,11 +109,11 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     ("options", "said"),
     [
         (("--domain", "moons", "--flip"), "--flip is for pictures"),
-        (("--images", "x", "--width", 8), "--width is for points"),
+        (("--images", "x", "--set", "width=8"), "--width is for points"),
         (("--domain", "moons", "--range", "0:1"), "--range is for pictures"),
         (("--images", "x", "--domain", "relief"), "give one of: domain"),
-        (("--images", "x", "--label-dropout", 0.1), "needs classes"),
-        (("--images", "x", "--network", "model_channels"), "FIELD=VALUE"),
+        (("--images", "x", "--set", "label_dropout=0.1"), "needs classes"),
+        (("--images", "x", "--set", "model_channels"), "FIELD=VALUE"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(ddib, tmp_path, options, said):
@@ -114,11 +134,11 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
     """It takes the model's units and levels, so that the two fit."""
     ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
     network = (
-        "--network",
+        "--set",
         "model_channels=32",
-        "--network",
+        "--set",
         "channel_mult=1",
-        "--network",
+        "--set",
         "num_res_blocks=1",
     )
     made_for = ("train", "--images", folder, "--for", tmp_path / "m", *network, "--batch", 8, "--steps", 3)
@@ -151,7 +171,7 @@ def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
 @pytest.mark.slow
 def test_a_zero_is_an_answer(ddib, folder, tmp_path):
     """Unlike an option that was not given."""
-    ddib(model, "train", "--images", folder, "--out", tmp_path / "c", *SMALL, "--ema", 0)
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "c", *SMALL, "--set", "ema=0")
     assert json.loads((tmp_path / "c" / "run" / "run.json").read_text())["ema"] == 0
 
 

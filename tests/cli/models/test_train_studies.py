@@ -34,16 +34,16 @@ TINY = (
     *(
         "--size",
         8,
-        "--network",
+        "--set",
         "model_channels=32",
-        "--network",
+        "--set",
         "channel_mult=1",
         "--batch",
         8,
         "--steps",
         2,
     ),
-    *("--network", "num_res_blocks=1"),
+    *("--set", "num_res_blocks=1"),
 )
 CANARY = "Ada-Lovelace-1815"
 

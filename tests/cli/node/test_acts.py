@@ -52,7 +52,7 @@ def test_peers_come_change_and_go(north: Path, south: Path) -> None:
     text = south.read_text()
     south.write_text(text.replace("7443", "7555"))
     exported(south, "moved.peer")
-    assert add(north, "moved.peer", fingerprint, "--replace") == 0
+    assert add(north, "moved.peer", fingerprint, "--force") == 0
     assert run(["peer", "remove", "south.example", "--config", str(north)]) == 0
     added, replaced, removed = records(north)
     assert (added["act"], added["identity"], added["roots"]) == (

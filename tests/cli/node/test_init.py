@@ -51,7 +51,7 @@ def test_both_roles_are_one_node(init_node, tmp_path, capsys):
     """`--role both` names the command that serves both."""
     assert init_node(role="both") == 0
     assert NodeConfig.load(tmp_path / "north" / "node.toml").node.roles == ("source", "target")
-    assert "python -m ddib_fed.node serve" in capsys.readouterr().out
+    assert "ddib-source-node serve" in capsys.readouterr().out
 
 
 def init_with_a_model(out, *words: object, role: str = "source") -> int:

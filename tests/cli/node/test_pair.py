@@ -157,9 +157,9 @@ def test_the_proxy_of_the_configuration_leads_to_the_other_side(two, listening) 
 
 
 def test_an_entry_is_replaced_only_where_that_is_asked_for(two, listening, capsys) -> None:
-    """As with `ddib peer add --replace`: a code alone changes nobody's address."""
+    """As with `ddib peer add --force`: a code alone changes nobody's address."""
     north, south = two
-    for words, result in (((), 0), ((), ExitCode.CONFLICT), (("--replace",), 0)):
+    for words, result in (((), 0), ((), ExitCode.CONFLICT), (("--force",), 0)):
         code, thread, ended = listening(south)
         assert run(["pair", address(south), code, "--config", str(north), *words]) == result
         thread.join(10)

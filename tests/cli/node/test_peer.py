@@ -218,11 +218,11 @@ def test_a_peer_that_moved_is_replaced(north: Path, south: Path) -> None:
     Path("north.peer").write_text(Path("north.peer").read_text().replace("127.0.0.1:7443", "moved.example:1"))
     with pytest.raises(AlreadyExists):
         run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
-    run("add", "north.peer", "--fingerprint", fingerprint, "--replace", "--config", south)
+    run("add", "north.peer", "--fingerprint", fingerprint, "--force", "--config", south)
     assert listed(south)[0]["address"] == "moved.example:1"
 
 
-@pytest.mark.parametrize("options", [(), ("--replace",)])
+@pytest.mark.parametrize("options", [(), ("--force",)])
 def test_a_known_peer_is_compared_again(north: Path, south: Path, options: tuple[str, ...]) -> None:
     """A fingerprint that is given is compared, whatever is known: it is what the other operator has just read out."""
     fingerprint = exported(north, "north.peer")

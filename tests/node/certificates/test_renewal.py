@@ -182,7 +182,7 @@ def test_a_client_that_has_expired_is_told_who_can_help(
     profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=31))
     with pytest.raises(Unauthenticated) as expired:
         renew_client(profile)
-    assert f"ddib pki request --folder {profile.pki_folder}" in expired.value.hint
+    assert f"ddib pki request --profile {profile.path}" in expired.value.hint
 
 
 def renew(folder: Path, server: Server, request: bytes) -> pb.RenewResponse:

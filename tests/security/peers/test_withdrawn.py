@@ -220,5 +220,5 @@ def test_a_withdrawn_client_is_issued_no_certificate(north: Institution, tmp_pat
     withdraw(north.pki, ALICE)
     with pytest.raises(PolicyDenied, match="withdrawn") as failed:
         pki.issue_client(north.pki, tmp_path / "alice", "alice")
-    assert f"ddib pki reinstate {ALICE}" in failed.value.hint
+    assert f"ddib pki withdraw --undo {ALICE}" in failed.value.hint
     assert not os.path.lexists(tmp_path / "alice")
