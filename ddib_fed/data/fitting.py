@@ -345,6 +345,16 @@ def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Arr
     return raw
 
 
+def file_range(
+    pixels: Pixels, span: tuple[float, float] | None, scale: tuple[float, float]
+) -> tuple[float, float] | None:
+    """The numbers in a file that are black and white: those of a span of raw values, or the whole range of its type."""
+    if span is not None:
+        slope, intercept = scale
+        return (span[0] - intercept) / slope, (span[1] - intercept) / slope
+    return (0.0, float(np.iinfo(pixels.dtype).max)) if pixels.dtype.kind == "u" else None
+
+
 def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Pixels:
     """The picture of a model's array as numbers for a file, with the fit undone."""
     _check_shape(x, rule)

@@ -103,19 +103,16 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """Similarity of corresponding pictures; each (N,) float64."""
+class Similarity:
+    """Of corresponding pictures; each (N,) float64."""
 
     mse: Figures
     psnr: Figures
     ssim: Figures
 
-    def means(self) -> dict[str, float]:
-        return {name: float(getattr(self, name).mean()) for name in ("mse", "psnr", "ssim")}
 
-
-def compare(pictures: Pictures, truth: Pictures) -> Paired:
-    return Paired(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
+def compare(pictures: Pictures, truth: Pictures) -> Similarity:
+    return Similarity(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
 
 
 def mse(pictures: Pictures, truth: Pictures) -> Figures:
@@ -389,12 +386,6 @@ def hits_by_features(
         )
     centre, scale = truth.mean(axis=0), truth.std(axis=0) + _EPSILON
     return ranks((translated - centre) / scale, (truth - centre) / scale) < nearest
-
-
-def share(hits: NDArray[np.bool_], nearest: int = NEAREST) -> dict[str, float]:
-    """The share of hits (N,), N at least 1, beside that by chance."""
-    chance = min(1.0, nearest / len(hits))
-    return {"found": float(hits.mean()), "chance": chance, "nearest": nearest, "count": len(hits)}
 
 
 def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
