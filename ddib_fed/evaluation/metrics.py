@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data import synthetic
+from ddib_fed.data.fitting import LUMA
 from ddib_fed.engine.record import PictureFigures
 from ddib_fed.errors import ShapeMismatch, UsageError
 
@@ -98,8 +99,6 @@ MOST_PSNR = 120.0
 """The PSNR of equal pictures, instead of infinity: JSON has none, and float32 does not resolve more."""
 WINDOW = 7
 """Side of SSIM's windows: pictures must be at least as large."""
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow has them."""
 
 
 @dataclass(frozen=True, slots=True)
