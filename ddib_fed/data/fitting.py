@@ -381,12 +381,15 @@ def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
     return total / (rule.channels * height * width)
 
 
-def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
-    """Bytes that `to_array` needs at most in addition to the picture; `itemsize` is that of the picture's numbers."""
+def input_bytes(geometry: Geometry, channels: int, itemsize: int, rule: PictureRule) -> int:
+    """Bytes that `to_array` needs at most in addition to the picture, of which `itemsize` is that of its numbers."""
     plan = _plan(rule, geometry)
     first = (geometry.height // 2, geometry.width // 2) if plan.halvings else (plan.height, plan.width)
     of_one = 1 if itemsize == 1 else 4
-    return (of_one + 4) * geometry.height * geometry.width + _resize_bytes(geometry, first, of_one)
+    converted = (
+        4 if channels > rule.channels else of_one
+    )  # a plane, or for colours that become grey Pillow's picture
+    return converted * geometry.height * geometry.width + _resize_bytes(geometry, first, of_one)
 
 
 def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
