@@ -327,7 +327,7 @@ _IDLE = {
 """Options that say nothing of a way to use this command."""
 
 
-@group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@group(invoke_without_command=True)
 @click.option(
     "--peer",
     metavar="INSTITUTION/DOMAIN",

@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import shlex
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -75,7 +76,8 @@ class Command(click.Command):
             formatter.write_dl(records)
         if folded:
             with formatter.section("More, which --help-all explains"):
-                formatter.write_text("  ".join(folded))
+                rows = textwrap.wrap("  ".join(folded), formatter.width - 2, break_on_hyphens=False)
+                formatter.write_text("\n".join(["\b", *rows]))
 
 
 class Group(click.Group):

@@ -74,12 +74,12 @@ def make_node(
 ) -> NodeConfig:
     """Write node.toml and what it needs; a shipped model is copied, so that it does not change with the package."""
     from ddib_fed.node.config import NodeConfig, render_node_toml
-    from ddib_fed.security import pki
     from ddib_fed.security.identity import Identity
+    from ddib_fed.security.peers import begin_node, begin_trust
 
     Identity(institution, "node", name)
-    path, pki_folder = out / NODE_FILE, out / "state" / "pki"
-    _require_free(path, pki_folder / "ca.key")
+    path = out / NODE_FILE
+    _require_free(path, out / "state" / "pki" / "ca.key")
     own = shipped = None
     if model is not None:
         from ddib_fed.models.bundle import open_bundle, shipped_name
@@ -105,7 +105,9 @@ def make_node(
     if shipped is not None:
         _copy_model(shipped, out / "model")
     if with_ca:
-        pki.init_node_identity(pki_folder, institution, name)
+        begin_node(out / "state", institution, name)
+    else:
+        begin_trust(out / "state")
     write_file(path, text.encode(), overwrite=False)
     return NodeConfig.load(path)
 
@@ -139,6 +141,7 @@ def make_client(
 
     Its node is that of `config`, which issues the certificate if it can, or the institution's first node.
     """
+    from ddib_fed.node.admitting import peer_store
     from ddib_fed.security import pki
     from ddib_fed.security.audit import note
     from ddib_fed.security.identity import Identity
@@ -166,6 +169,7 @@ def make_client(
         raise InputError(_first_line(error), hint=HELP) from error
     out.mkdir(parents=True, exist_ok=True)
     if config is not None and pki.has_authority(config.paths.pki):
+        peer_store(config).snapshot().refuse_withdrawn(identity)
         log, life = config.paths.audit, config.identity.life("client")
         pki.issue_client(
             config.paths.pki,

@@ -135,23 +135,31 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     warnings = imported.warnings if imported else () if given["flags"] else (_of_synthetic(saved),)
     for warning in warnings:
         say(f"warning: {warning}", err=True)
-    if imported:
-        width = max(len(fact.value) for fact in imported.facts)
-        lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in imported.facts})
-        for key, reason in imported.ignored.items():
-            say(f"{key if imported.of_files else f'--{key}'} is not used: {reason}")
-        say(*imported.remarks) if imported.remarks else None
-    say(f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}")
-    facts = imported.facts if imported else ()
-    outcome(
-        bundle=out,
-        digest=saved.digest,
-        parameters=saved.manifest.parameters,
-        settings=[{"key": fact.key, "value": fact.value, "basis": fact.basis} for fact in facts],
-        ignored=dict(imported.ignored) if imported else {},
-        remarks=list(imported.remarks) if imported else [],
-        warnings=list(warnings),
+    facts, ignored, remarks = (
+        (imported.facts, imported.ignored, imported.remarks) if imported else ((), {}, ())
     )
+    values = {
+        "bundle": out,
+        "digest": saved.digest,
+        "parameters": saved.manifest.parameters,
+        "settings": [{"key": fact.key, "value": fact.value, "basis": fact.basis} for fact in facts],
+        "ignored": ignored,
+        "remarks": remarks,
+        "warnings": warnings,
+    }
+    said = [
+        f"{key if imported and imported.of_files else f'--{key}'} is not used: {why}"
+        for key, why in ignored.items()
+    ]
+    said += [*remarks, f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}"]
+
+    def text() -> None:
+        width = max((len(fact.value) for fact in facts), default=0)
+        if facts:
+            lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in facts})
+        say(*said)
+
+    emit(values, text)
 
 
 def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:

@@ -143,8 +143,6 @@ def list_(config_path: Path, quiet: bool) -> None:
             say(f"{name} is suspended {why}")
 
     emit(values, text)
-    if store.problem:
-        say(f"not admitted: {store.problem}", err=True)
 
 
 @peer.command()
@@ -174,10 +172,12 @@ def test(config_path: Path, institution: str) -> None:
     if side is not None:
         decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
         said = f"{side.domain[:100]!a}, samples of shape {list(side.sample_shape)[:5]}"
-    say(f"connection   {finding.text}", f"decoding     {said}")
-    if clock is not None:
-        say(f"clock        that node's is {described(clock)}")
-    outcome(institution=institution, connection=finding.text, decoding=decoding, clock_s=clock)
+    text = [f"connection   {finding.text}", f"decoding     {said}"]
+    text += [] if clock is None else [f"clock        that node's is {described(clock)}"]
+    values = {
+        "institution": institution, "connection": finding.text, "decoding": decoding, "clock_s": clock
+    }  # fmt: skip
+    emit(values, lambda: say(*text))
 
 
 def _describe(

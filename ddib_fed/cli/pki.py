@@ -58,9 +58,10 @@ def init(config_path: Path) -> None:
     The root's key is in the node's state folder: anyone who has it can pose as any identity of this institution.
     """
     from ddib_fed.security import pki as keys
+    from ddib_fed.security.peers import begin_node
 
     config = _config(config_path)
-    authority = keys.init_node_identity(config.paths.pki, config.node.institution, config.node.name)
+    authority = begin_node(config.paths.state, config.node.institution, config.node.name)
     root = keys.fingerprint(authority.certificate)
     say(
         f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}",
@@ -101,16 +102,15 @@ def request(config_path: Path, profile_path: Path | None, out: Path | None) -> N
 @options.OUTCOME
 def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) -> None:
     """Sign the request of a node or client on another machine; run it on the node with the root's key."""
-    from ddib_fed.node.admitting import confirm
+    from ddib_fed.node.admitting import confirm, peer_store
     from ddib_fed.security import pki as keys
     from ddib_fed.security.audit import note
-    from ddib_fed.security.withdrawn import refuse_withdrawn
 
     config = _config(config_path)
     folder = config.paths.pki
     authority = keys.load_authority(folder)
     asked = keys.read_request(read_small(request_file, pipe=True))
-    refuse_withdrawn(folder, asked.identity)
+    peer_store(config).snapshot().refuse_withdrawn(asked.identity)
     if not yes and not confirm(
         f"sign for {asked.identity}? Whoever has this request's key gets this identity"
     ):
@@ -160,12 +160,12 @@ def install(config_path: Path, profile_path: Path | None, certificate: Path) -> 
 @options.OUTCOME
 def show(config_path: Path, profile_path: Path | None) -> None:
     """Show the certificate's identity and expiry, the trusted roots of its institution, and who is withdrawn."""
+    from ddib_fed.node.admitting import peer_store
     from ddib_fed.security import pki as keys
-    from ddib_fed.security.withdrawn import load_withdrawn
 
     place, _owner = _place(config_path, profile_path)
-    withdrawn = load_withdrawn(place).entries
     own, issuer = keys.load_identity(place), keys.has_authority(place)
+    withdrawn = {} if profile_path is not None else peer_store(_config(config_path)).snapshot().withdrawn
     expired = own.not_after <= datetime.now(UTC)
     roots = [
         {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc}
@@ -179,7 +179,7 @@ def show(config_path: Path, profile_path: Path | None) -> None:
         f"valid until  {own.not_after:{until}}{'  EXPIRED' if expired else ''}",
         *(f"root         {root['fingerprint']}  until {root['valid_until']:{until}}" for root in roots),
         f"issues       {'yes: the root key is in this folder' if issuer else 'no'}",
-        *(f"withdrawn    {each.identity.uri}  {each.comment}".rstrip() for each in withdrawn),
+        *(f"withdrawn    {each.uri}  {reason}" for each, reason in withdrawn.items()),
     )
     values = {
         "identity": own.identity.uri,
@@ -189,7 +189,7 @@ def show(config_path: Path, profile_path: Path | None) -> None:
         "expired": expired,
         "roots": roots,
         "issuer": issuer,
-        "withdrawn": [{"identity": each.identity.uri, "reason": each.comment} for each in withdrawn],
+        "withdrawn": [{"identity": each.uri, "reason": reason} for each, reason in withdrawn.items()],
     }
     emit(values, lambda: say(*text))
 
@@ -208,19 +208,16 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
     own list: run this on each.
     """
-    from ddib_fed.security import withdrawn as lists
+    from ddib_fed.node.admitting import peer_store
     from ddib_fed.security.audit import note
 
     config = _config(config_path)
-    named, log = _of_institution(config, identity), config.paths.audit
+    named, log, store = _of_institution(config, identity), config.paths.audit, peer_store(config)
     if undo:
         options.refuse_idle(("reason",), "is for a withdrawal", hint="leave it out")
-        changed = lists.reinstate(
-            config.paths.pki, named, before=lambda: note(log, "identity_reinstated", identity=named.uri)
-        )
+        changed = store.reinstate(named, before=lambda: note(log, "identity_reinstated", identity=named.uri))
     else:
-        changed = lists.withdraw(
-            config.paths.pki,
+        changed = store.withdraw(
             named,
             comment=reason,
             before=lambda: note(log, "identity_withdrawn", identity=named.uri, comment=reason),
@@ -251,11 +248,11 @@ def _of_institution(config: NodeConfig, text: str) -> Identity:
 def _report(config: NodeConfig, identity: Identity, *, changed: bool, undone: bool) -> None:
     """Make the node on this state read the list; say what was done, when it applies, and where else to run this."""
     from ddib_fed.node.admin import AdminClient
-    from ddib_fed.security.withdrawn import WITHDRAWN
+    from ddib_fed.security.peers import TRUST
 
-    file, lines = config.paths.pki / WITHDRAWN, AdminClient(config).reload_if_running()
+    file, lines = config.paths.state / TRUST, AdminClient(config).reload_if_running()
     running = lines is not None
-    if refused := [line for line in lines or () if line.startswith("not read:") and WITHDRAWN in line]:
+    if refused := [line for line in lines or () if line.startswith("not read:") and TRUST in line]:
         raise InputError(
             f"the list is written, and the running node does not obey it: {refused[0]}",
             hint="run this as the node's own user, and let the file belong to that user",
@@ -268,7 +265,7 @@ def _report(config: NodeConfig, identity: Identity, *, changed: bool, undone: bo
         if not running:
             say("no node runs on this state now; it obeys the list from its start")
         elif undone:
-            say("the running node lets it in again within 2 seconds")
+            say("the running node lets it in again")
         else:
             say("the running node refuses it from now on, renewals too; its open calls are ended")
         say(f"do the same on each other node of {identity.institution}: each has a list of its own")
@@ -280,5 +277,5 @@ def _report(config: NodeConfig, identity: Identity, *, changed: bool, undone: bo
         changed=changed,
         file=file,
         node_running=running,
-        obeyed=("in 2 seconds" if undone else "now") if running else "at start",
+        obeyed="now" if running else "at start",
     )

@@ -22,7 +22,16 @@ from ddib_fed.cli.options import CALIBRATION, Decorator, read_given, with_option
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import bars, say
-from ddib_fed.training.config import BY_SET, PRESETS, TrainConfig, checked, option_kinds, options_of, seconds
+from ddib_fed.training.config import (
+    BY_SET,
+    PRESETS,
+    TrainConfig,
+    checked,
+    network_fields,
+    option_kinds,
+    options_of,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
@@ -54,17 +63,16 @@ def _option(name: str, config: type[TrainConfig]) -> Decorator:
     kind: Any = info.annotation
     while get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
-    if kind is bool:
-        return options.option(f"{name} --{name.replace('_', '-')}", text, default=None)
-    if get_origin(kind) is Literal:
-        kind = [value for value in get_args(kind) if value != "given"]
-    elif name == "preset":
-        kind = list(PRESETS)
-    metavar = {Path: " PATH", int: " N"}.get(kind, " TIME" if name == "time_s" else " VALUE")
     written = f"{name} --{name.removesuffix('_s').replace('_', '-')}"
-    return options.option(
-        written + ("" if isinstance(kind, list) else metavar), text, kind if isinstance(kind, list) else None
-    )
+    if kind is bool:
+        return options.option(written, text, default=None)
+    choices = list(PRESETS) if name == "preset" else []
+    if get_origin(kind) is Literal:
+        choices = [value for value in get_args(kind) if value != "given"]
+    if choices:
+        return options.option(written, text, choices)
+    metavar = "TIME" if name == "time_s" else {Path: "PATH", int: "N", float: "X"}.get(kind, "VALUE")
+    return options.option(f"{written} {metavar}", text, float if kind is float else None)
 
 
 def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
         if name == "network" or name not in TrainConfig.model_fields:
             network.append(value if name == "network" else text)
         elif name in BY_SET:
-            said[name] = value
+            said |= network_fields(text)
         else:
             raise UsageError(
                 f"--set {name}: this has an option of its own, or none", hint="the command's --help"
@@ -196,7 +204,7 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     click.FloatRange(0, 1),
     default=0.05,
 )
-@options.EVALUATIONS
+@options.option("--evaluations N", "Network evaluations of each leg.", click.IntRange(3, 10_000), default=48)
 @options.option(
     "--pictures N",
     "Largest number of held-out pictures translated in each direction.",

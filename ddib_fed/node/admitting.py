@@ -25,8 +25,7 @@ from ddib_fed.terminal import escape, say
 
 
 def peer_store(config: NodeConfig) -> PeerStore:
-    paths = config.paths
-    return PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
+    return PeerStore(config.paths.state, config.node.institution)
 
 
 def own_peer(config: NodeConfig) -> Peer:
@@ -224,13 +223,11 @@ def _in_address(host: str) -> str:
 def _bound(config: NodeConfig, at: str | None) -> socket.socket:
     where = at or config.node.listen
     try:
-        check_bindable(where, "node.listen" if at is None else "--at")
+        check_bindable(where, "node.listen" if at is None else "--listen")
     except ConfigError as error:
         if at is None:
             host = split_address(config.node.listen, bound=True)[0]
-            again = (
-                f"ddib pair --listen --at {_in_address(host)}:PORT --config {shlex.quote(str(config.path))}"
-            )
+            again = f"ddib pair --listen {_in_address(host)}:PORT --config {shlex.quote(str(config.path))}"
             error.hint = f"the node runs? then another port that the other side reaches: {again}"
         raise
     host, port = split_address(where, bound=True)

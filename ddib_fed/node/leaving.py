@@ -23,7 +23,6 @@ from ddib_fed.node.config import EVERY, NodeConfig
 from ddib_fed.node.policy import uses_of
 from ddib_fed.pages import write_page
 from ddib_fed.security.peers import PeerStore
-from ddib_fed.security.withdrawn import load_withdrawn
 
 
 def write_leaving(config: NodeConfig, path: Path) -> list[str]:
@@ -67,8 +66,8 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
 def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
     """Each admitted peer, and what the policy, suspensions and withdrawals let it have now."""
     policy, roles = config.policy, config.node.roles
-    suspended = store.snapshot().suspended
-    withdrawn = {entry.identity for entry in load_withdrawn(config.paths.pki).entries}
+    snapshot = store.snapshot()
+    suspended, withdrawn = snapshot.suspended, snapshot.withdrawn
     targets = {target.partition("/")[0] for each in policy.clients.values() for target in each}
     found = []
     for peer in store.list():

@@ -432,7 +432,7 @@ def _nobody_pairs(way: Way, error: _Broken) -> PeerUnreachable:
     if presented_certificate(way.within(_LOOK_TLS_S), split_address(address)[0]) is not None:
         return PeerUnreachable(
             f"at {address} a node serves; nobody pairs there",
-            hint="the other operator runs `ddib pair --listen --at HOST:PORT` with another port, and reads the code",
+            hint="the other operator runs `ddib pair --listen HOST:PORT` with another port, and reads the code",
         )
     return PeerUnreachable(
         f"nobody pairs at {address}: {error}",

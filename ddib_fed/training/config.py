@@ -448,8 +448,8 @@ class TrainConfig(BaseModel):
 
 
 def option(name: str) -> str:
-    """How a field is asked for on the command line."""
-    return f"--set {name}" if name in BY_SET else f"--{name.removesuffix('_s').replace('_', '-')}"
+    """How a field is asked for on the command line: by an option, or with `--set` by its name."""
+    return name if name in BY_SET else f"--{name.removesuffix('_s').replace('_', '-')}"
 
 
 def option_kinds(config: type[TrainConfig], name: str) -> tuple[str, ...]:

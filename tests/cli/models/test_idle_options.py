@@ -107,17 +107,15 @@ def test_a_seed_or_a_number_that_nothing_follows_from_is_refused(refused, line, 
     ("line", "named"),
     [
         ("model train --domain satellite --steps 1 --fit pad", "--fit"),
-        ("model train --domain satellite --steps 1 --channels 1", "--channels"),
-        ("model train --domain satellite --steps 1 --held-out 0.2", "--held-out"),
+        ("model train --domain satellite --steps 1 --set channels=1", "channels"),
+        ("model train --domain satellite --steps 1 --set held_out=0.2", "held_out"),
         ("model train --domain satellite --steps 1 --skip-bad", "--skip-bad"),
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
-        ("model train --images scans --size 8 --steps 1 --network image_size=16", "image_size"),
-        ("model train --images scans --size 8 --steps 1 --network num_classes=4", "num_classes"),
-        ("classifier train --images scans --size 8 --steps 1 --resume --force", "--resume"),
-        ("classifier train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
+        ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
+        ("model train --images scans --size 8 --steps 1 --set num_classes=4", "num_classes"),
+        ("model train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
         ("colours sklearn:china sklearn:flower --resume --force", "--resume"),
         ("model import --synthetic points.npy --soften-sigma 0", "--soften-sigma"),
-        ("model import --synthetic points.npy --flags=", "--flags"),
     ],
 )
 def test_training_and_import_refuse_what_they_would_not_use(refused, place, line, named):
@@ -126,14 +124,6 @@ def test_training_and_import_refuse_what_they_would_not_use(refused, place, line
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[0]).save(path)
     assert named in refused(line)
-
-
-def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch):
-    monkeypatch.chdir(place)
-    words = ["evaluate", "in", "--thresholds", "satellite"]
-    with pytest.raises(UsageError, match="--thresholds") as caught:
-        CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
-    assert "--source" in f"{caught.value.detail} {caught.value.hint}"
 
 
 @pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--eta 0.5", "--device cpu"])

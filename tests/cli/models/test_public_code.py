@@ -59,7 +59,8 @@ def there(tmp_path):
 def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_path):
     """Every step of the way by commands; what comes back from the public form is the same network."""
     out, again = tmp_path / "m", tmp_path / "again"
-    steps = ("--noise-schedule", "cosine", "--diffusion-steps", 200)
+    steps = ("--set", "noise_schedule=cosine", "--set", "diffusion_steps=200")
+    flags = ("--flags", "--diffusion_steps 200 --noise_schedule cosine")
     ddib(model, "train", "--domain", "moons", *SMALL, *steps, "--batch", 64, "--steps", 5, "--out", out)
     ddib(model, "sample", out, *PUBLIC, "--timestep-respacing", "ddim20", "--n", 50, "--out", tmp_path / "s")
     report = json.loads((tmp_path / "s" / "report.json").read_text())
@@ -68,7 +69,7 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
     assert "--num_channels 32 --num_res_blocks 1" in said
     assert "--diffusion_steps 200 --noise_schedule cosine" in said
     file = tmp_path / "log2D0" / "model000000.pt"
-    ddib(model, "import", "--synthetic", file, *steps, "--domain", "moons", "--out", again)
+    ddib(model, "import", "--synthetic", file, *flags, "--domain", "moons", "--out", again)
     made, read = load_bundle(out), load_bundle(again)
     assert read.manifest.network == made.manifest.network.model_copy(update={"dropout": 0.0})
     assert read.manifest.schedule == made.manifest.schedule
@@ -80,8 +81,8 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (("--set", "num_channels=32"), "--network public"),
-        ((*SMALL, "--set", "width=32"), "--width"),
+        (("--set", "num_channels=32"), "network=public"),
+        ((*SMALL, "--set", "width=32"), "width"),
         (("--set", "network=public", "--set", "model_channels=32"), "model_channels"),
         (("--set", "network=public", "--set", "num_channels=33"), "num_channels"),
         (("--size", 32), "--size is for pictures"),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddib_fed.cli import train as training
 from ddib_fed.cli.model import model
-from ddib_fed.cli.train import classifier, try_
+from ddib_fed.cli.train import try_
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import ImageUnreadable, SettingsInvalid, UsageError
@@ -109,7 +109,7 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     ("options", "said"),
     [
         (("--domain", "moons", "--flip"), "--flip is for pictures"),
-        (("--images", "x", "--set", "width=8"), "--width is for points"),
+        (("--images", "x", "--set", "width=8"), "width is for points"),
         (("--domain", "moons", "--range", "0:1"), "--range is for pictures"),
         (("--images", "x", "--domain", "relief"), "give one of: domain"),
         (("--images", "x", "--set", "label_dropout=0.1"), "needs classes"),
@@ -125,7 +125,7 @@ def test_options_that_do_not_go_together_are_refused(ddib, tmp_path, options, sa
 def test_names_that_the_command_line_knows_without_importing_are_the_real_ones():
     """And every option of a run is one of the command."""
     assert tuple(SHIPPED) == presets.SHIPPED
-    known = presets.options_of("points", "pictures")
+    known = [name for name in presets.options_of("points", "pictures") if name not in presets.BY_SET]
     assert [p.name for p in training.train.params if p.name in known] == known
 
 
@@ -142,7 +142,7 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
         "num_res_blocks=1",
     )
     made_for = ("train", "--images", folder, "--for", tmp_path / "m", *network, "--batch", 8, "--steps", 3)
-    result = ddib(classifier, *made_for, "--out", tmp_path / "c")
+    result = ddib(model, *made_for, "--out", tmp_path / "c")
     assert "held-out loss" in result.output
     model_bundle, guide = (load_bundle(tmp_path / name) for name in "mc")
     assert (guide.manifest.role, guide.manifest.classes) == ("classifier", ("even", "odd"))
@@ -155,7 +155,7 @@ def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
     ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
     with pytest.raises(SettingsInvalid, match="sample_shape"):
         ddib(
-            classifier,
+            model,
             "train",
             "--images",
             folder,
@@ -184,4 +184,4 @@ def test_the_softening_that_the_help_names_is_the_default():
     """The commands do not import what has it."""
     found = {parameter.name: parameter for parameter in try_.params + training.train.params}
     assert found["soften"].default == SOFTEN_SIGMA
-    assert f"default: {SOFTEN_SIGMA:g}." in found["soften_sigma"].help
+    assert f"Default: {SOFTEN_SIGMA:g}." in found["soften_sigma"].help

@@ -9,6 +9,7 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
 from ddib_fed.security.audit_reading import verify
@@ -78,8 +79,8 @@ def test_what_is_refused_has_no_line(north: Path, south: Path) -> None:
 
 def test_identities_are_withdrawn_and_reinstated(north: Path) -> None:
     """Once each: a second time changes nothing."""
-    for verb in ("withdraw", "withdraw", "reinstate", "reinstate"):
-        assert run(["pki", verb, ALICE, "--config", str(north)]) == 0
+    for undo in ([], [], ["--undo"], ["--undo"]):
+        assert run(["pki", "withdraw", ALICE, *undo, "--config", str(north)]) == 0
     assert [(each["act"], each["identity"]) for each in records(north)] == [
         ("identity_withdrawn", ALICE),
         ("identity_reinstated", ALICE),
@@ -89,9 +90,9 @@ def test_identities_are_withdrawn_and_reinstated(north: Path) -> None:
 def test_certificates_that_are_issued_have_their_line(north: Path) -> None:
     """By request, and by `ddib init client`."""
     config = ["--config", str(north)]
-    request = ["--folder", "bob", "--identity", "spiffe://north.example/client/bob", "--out", "bob.csr"]
-    assert run(["pki", "request", *request]) == 0
-    assert run(["pki", "issue", "bob.csr", "--out", "bob.pem", "--yes", *config]) == 0
+    client = ["--institution", "north.example", "--address", "localhost:1", "--name", "bob"]
+    assert run(["init", "client", *client, "--out", "bob"]) == 0
+    assert run(["pki", "issue", "bob/bob.csr", "--out", "bob.pem", "--yes", *config]) == 0
     assert run(["init", "client", "--node-config", str(north), "--name", "carol", "--out", "carol"]) == 0
     made = [(each["act"], each["identity"].rpartition("/")[2]) for each in records(north)]
     assert made == [("certificate_issued", name) for name in ("bob", "carol")]
@@ -115,5 +116,6 @@ def test_without_its_line_an_act_is_not_done(north: Path, south: Path, what: str
     }[what]
     assert run([*command, "--config", str(north)]) != 0
     assert "audit.jsonl" in capsys.readouterr().err
-    assert (config.paths.peers / "south.example.json").exists() == (what == "remove")
-    assert not (config.paths.pki / "withdrawn.txt").exists()
+    trusted = peer_store(config).snapshot()
+    assert ("south.example" in trusted.peers) == (what == "remove")
+    assert not trusted.withdrawn

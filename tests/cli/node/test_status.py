@@ -75,6 +75,9 @@ def test_status_shows_the_node(admin, capsys):
         "2 running",
         "abababababab rotation",
         "in 3 days",
+        "1 of 2 ready, 4 replaced",
+        "0 on cpu, process 71",
+        "no memory",
         "nothing listens at localhost:7442 [nothing-listens]; ddib peer test south.example --config ",
     ):
         assert text in shown
@@ -102,15 +105,3 @@ def test_no_configuration_is_not_found(tmp_path, capsys):
     """Exit 6, and how to write one."""
     assert run(["status", "--config", str(tmp_path / "none.toml")]) == ExitCode.NOT_FOUND
     assert "ddib init node" in capsys.readouterr().err
-
-
-def test_workers_shows_who_computes_and_asks_for_more(admin, capsys):
-    """Without a number nothing changes; more than 256 are refused before the node is asked."""
-    assert run(["workers", "--config", str(admin)]) == 0
-    shown = capsys.readouterr().out
-    assert "1 of 2 ready, 4 replaced" in shown
-    assert "0 on cpu, process 71" in shown
-    assert "no memory" in shown
-    assert run(["workers", "3", "--config", str(admin)]) == 0
-    assert "1 of 3 ready" in capsys.readouterr().out
-    assert run(["workers", "257", "--config", str(admin)]) == 2
