@@ -59,7 +59,7 @@ from ddib_fed.protocol.contract import (
     guidance_from_pb,
     require_protocol,
 )
-from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.streams import Announced, assemble, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
