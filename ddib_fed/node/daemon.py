@@ -27,7 +27,7 @@ from ddib_fed.node.calibrations import overview
 from ddib_fed.node.certificates import IdentityServicer, RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import InboundGuard, file_limit, most_connections, raise_file_limit
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.model import open_engine
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.probes import Metrics, ProbeServer
@@ -105,9 +105,11 @@ class Daemon:
             issuer=issuer,
             section=config.policy,
         )
-        self._auth = AuthInterceptor(
+        self._calls = CallInterceptor(
+            institution,
             self.peers,
             policy,
+            on_outcome=self._count,
             audit=self.node.audit,
             on_called=self._guard.called,
             on_admitted=self._guard.admitted,
@@ -116,15 +118,12 @@ class Daemon:
             max_streams=config.limits.max_streams,
         )
         self._watch = Watch(
-            self.node, self._credentials, self._disk, self._auth.refusals, self._peers_changed
+            self.node, self._credentials, self._disk, self._calls.refusals, self._peers_changed
         )
         server = NodeServer(
             config.node.listen,
             self._credentials.grpc,
-            [
-                ErrorInterceptor(institution, on_outcome=self._count),
-                self._auth,
-            ],
+            [self._calls],
             max_streams=config.limits.max_streams,
             on_crowd=self._guard.end,
         )
@@ -143,7 +142,7 @@ class Daemon:
     def run(self) -> int:
         """Serve until told to stop; 0 after an orderly end."""
         metrics = self.node.metrics
-        metrics.streams.set_function(lambda: float(self._auth.streams.active))
+        metrics.streams.set_function(lambda: float(self._calls.streams.active))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
         metrics.certificate_expires.set_function(self._certificate_expires)
         metrics.root_expires.set_function(self._root_expires)
@@ -152,7 +151,7 @@ class Daemon:
             try:
                 servicer = AdminServicer(self.status, self.reload, self.request_drain, self.resize)
                 admin = serve_admin(
-                    config.paths.admin_socket, servicer, [ErrorInterceptor(config.node.institution)]
+                    config.paths.admin_socket, servicer, [CallInterceptor(config.node.institution)]
                 )
                 after.callback(stop_admin, admin, config.paths.admin_socket)
                 if config.http.listen:
@@ -167,7 +166,7 @@ class Daemon:
         self.server.start()
         probe_own_port(self.server.port, split_address(self.config.node.listen, bound=True)[0])
         self._guard.start(self.server.port)
-        self._auth.calls.start()
+        self._calls.start()
         self._load()
         while not self.stopping:
             with suppress(queue.Empty):
@@ -256,7 +255,7 @@ class Daemon:
             role.close()
         self.server.stop(0.0 if self._stop_now else 1.0)
         self._guard.stop()
-        self._auth.calls.stop()
+        self._calls.stop()
         self._renewal.stop()
         self._jobs()
         self._released = True
@@ -297,7 +296,7 @@ class Daemon:
     def _peers_changed(self) -> int:
         for role in self.roles:
             role.peers_changed()
-        return self._auth.calls.sweep()
+        return self._calls.sweep()
 
     def state(self) -> str:
         """loading, serving, draining, or degraded with the reason."""
@@ -355,7 +354,7 @@ class Daemon:
             uptime_s=time.monotonic() - self._started,
             certificate_expires=self._certificate_expires(),
             root_expires=self._root_expires(),
-            active_streams=self._auth.streams.active,
+            active_streams=self._calls.streams.active,
         )
         if self.node.loaded:
             answer.model.CopyFrom(_model_status(self.node))

@@ -24,7 +24,7 @@ from ddib_fed.engine.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, DdibError, Draining, NotReady, SettingsInvalid
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model import DecodingMemory, class_names_of, size_rule_of, terms_of, value_range_of
-from ddib_fed.node.policy import Ledger, offered_guidance, policy_digest
+from ddib_fed.node.policy import Quotas, offered_guidance, policy_digest
 from ddib_fed.node.probes import Metrics
 from ddib_fed.protocol.contract import REFUSE, ContractSide, GuidanceTerms
 from ddib_fed.protocol.messages import Settings, settings_to_pb
@@ -70,7 +70,7 @@ class NodeContext:
     decoding: DecodingMemory = field(init=False)
     calibrations: CalibrationStore = field(init=False)
     peer_problems: PeerProblems = field(default_factory=PeerProblems)
-    quotas: Ledger = field(init=False)
+    quotas: Quotas = field(init=False)
     _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
@@ -78,7 +78,7 @@ class NodeContext:
     def __post_init__(self) -> None:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
         self.calibrations = CalibrationStore(self.config.paths.calibrations)
-        self.quotas = Ledger(self.config.paths.quotas)
+        self.quotas = Quotas(self.config.paths.quotas)
 
     @property
     def engine(self) -> ServingParty:

@@ -25,7 +25,7 @@ from ddib_fed.node.certificates import certificate_status
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import attainable_files, few_files, most_connections
 from ddib_fed.node.model import open_engine
-from ddib_fed.node.policy import Ledger
+from ddib_fed.node.policy import Quotas
 from ddib_fed.node.role import find_roles
 from ddib_fed.node.server import check_bindable
 from ddib_fed.protocol.addresses import split_address
@@ -138,7 +138,7 @@ def _audit(config: NodeConfig) -> list[str]:
 
 
 def _quotas(config: NodeConfig) -> list[str]:
-    return [f"{len(Ledger.check(config.paths.quotas))} that were used"]
+    return [f"{len(Quotas.check(config.paths.quotas))} that were used"]
 
 
 def _roles(config: NodeConfig) -> list[str]:

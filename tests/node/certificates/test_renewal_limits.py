@@ -8,7 +8,7 @@ import pytest
 
 from ddib_fed.errors import NotReady, QuotaSpent
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import Charge, Ledger
+from ddib_fed.node.policy import Charge, Quotas
 from ddib_fed.security import pki
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
@@ -38,7 +38,7 @@ def test_an_identity_renews_so_often_in_a_day_and_no_more(
     renew(other)
     lines = [line for line in issuer.paths.audit.read_text().splitlines() if '"by":"renewal"' in line]
     assert len(lines) == 3
-    again = Ledger(issuer.paths.quotas)
+    again = Quotas(issuer.paths.quotas)
     with pytest.raises(QuotaSpent):
         again.charge([Charge("renewals_per_day", "spiffe://north.example/client/alice", 1, 2)])
 
