@@ -91,6 +91,15 @@ CLASSIFIER: Mapping[str, Callable[[str], Value]] = {
     "classifier_resblock_updown": _flag,
     "classifier_pool": str,
 }
+SAMPLING: Mapping[str, Callable[[str], Value]] = {
+    "diffusion_steps": int,
+    "noise_schedule": str,
+    "timestep_respacing": str,
+    "eta": float,
+    "use_ddpm": _flag,
+    "use_ddim": _flag,
+    "clip_denoised": _flag,
+}
 # Flags of the public scripts that do not describe weights, and their subject.
 ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("use_fp16", "classifier_use_fp16"), "the precision is chosen when the model is used"),
@@ -99,6 +108,7 @@ ELSEWHERE: Mapping[str, str] = {
             "batch_size",
             "num_samples",
             "use_ddim",
+            "use_ddpm",
             "timestep_respacing",
             "clip_denoised",
             "eta",
@@ -169,6 +179,29 @@ def parse_flags(line: str, *, classifier: bool = False) -> Flags:
         else:
             raise _unknown(key, [*wanted, *other, *ELSEWHERE])
     return Flags(given, ignored, line.strip())
+
+
+def parse_sampling(line: str) -> dict[str, Value]:
+    """The flags of a line that say how to sample; the public code's others are passed over.
+
+    Raises:
+        SettingsInvalid: The line cannot be read, or the public code has no such flag or value.
+    """
+    given: dict[str, Value] = {}
+    for key, text in _pairs(line):
+        if key in SAMPLING:
+            given[key] = _value(key, text, SAMPLING[key])
+        elif key not in {**BOTH, **MODEL, **CLASSIFIER, **ELSEWHERE}:
+            raise _unknown(key, [*SAMPLING, *BOTH, *MODEL, *CLASSIFIER, *ELSEWHERE])
+    bounds = (
+        ("eta", 0.0 <= float(str(given.get("eta", 0))) <= 1.0),
+        ("diffusion_steps", 2 <= int(str(given.get("diffusion_steps", 2))) <= 10_000),
+        ("noise_schedule", given.get("noise_schedule", "linear") in {"linear", "cosine"}),
+    )
+    for key, ok in bounds:
+        if not ok:
+            raise SettingsInvalid(f"the flag --{key} cannot be {given[key]!r}", facts={"field": key})
+    return given
 
 
 def written(value: Value) -> str:

@@ -52,7 +52,7 @@ def ward(request: pytest.FixtureRequest) -> Iterator[Ward]:
         paths = whole(folder)
         try:
             pair.start()
-            ddib("translate", *paths, "--to", TARGET, "--steps", 12, "--cycle", "--keep-latent", "--no-page",
+            ddib("translate", *paths, "--to", TARGET, "--evaluations", 12, "--cycle", "--keep-latents",
                  "--out", folder / "out", "--profile", pair.profile)  # fmt: skip
             outcomes = {name: outcome(pair, content) for name, content in damaged().items()}
         finally:
