@@ -361,7 +361,7 @@ class Daemon:
             answer.model.CopyFrom(_model_status(self.node))
         answer.peers.extend(_peer_statuses(self.node))
         answer.jobs.update(self._jobs())
-        answer.calibrations.extend(_calibration_statuses(self.node))
+        answer.calibrations.extend(overview(self.config, self.node.calibrations, self.peers))
         return answer
 
 
@@ -391,19 +391,6 @@ def _peer_statuses(node: NodeContext) -> Iterator[pb.PeerStatus]:
             problem=problem,
             failed=failed,
             suspended=suspended.get(peer.institution, ""),
-        )
-
-
-def _calibration_statuses(node: NodeContext) -> Iterator[pb.CalibrationStatus]:
-    for each in overview(node.config, node.calibrations, node.peers):
-        yield pb.CalibrationStatus(
-            sha256=each.sha256,
-            kind=each.kind,
-            source=each.source,
-            target=each.target,
-            state=each.state,
-            expires=each.expires.timestamp(),
-            warning=each.warning,
         )
 
 
