@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data import synthetic
+from ddib_fed.data.fitting import LUMA
 from ddib_fed.engine.record import PictureFigures
 from ddib_fed.errors import ShapeMismatch, UsageError
 
@@ -98,24 +99,19 @@ MOST_PSNR = 120.0
 """The PSNR of equal pictures, instead of infinity: JSON has none, and float32 does not resolve more."""
 WINDOW = 7
 """Side of SSIM's windows: pictures must be at least as large."""
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow has them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """Similarity of corresponding pictures; each (N,) float64."""
+class Similarity:
+    """Of corresponding pictures; each (N,) float64."""
 
     mse: Figures
     psnr: Figures
     ssim: Figures
 
-    def means(self) -> dict[str, float]:
-        return {name: float(getattr(self, name).mean()) for name in ("mse", "psnr", "ssim")}
 
-
-def compare(pictures: Pictures, truth: Pictures) -> Paired:
-    return Paired(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
+def compare(pictures: Pictures, truth: Pictures) -> Similarity:
+    return Similarity(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
 
 
 def mse(pictures: Pictures, truth: Pictures) -> Figures:
@@ -389,12 +385,6 @@ def hits_by_features(
         )
     centre, scale = truth.mean(axis=0), truth.std(axis=0) + _EPSILON
     return ranks((translated - centre) / scale, (truth - centre) / scale) < nearest
-
-
-def share(hits: NDArray[np.bool_], nearest: int = NEAREST) -> dict[str, float]:
-    """The share of hits (N,), N at least 1, beside that by chance."""
-    chance = min(1.0, nearest / len(hits))
-    return {"found": float(hits.mean()), "chance": chance, "nearest": nearest, "count": len(hits)}
 
 
 def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
