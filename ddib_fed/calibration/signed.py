@@ -41,7 +41,7 @@ from ddib_fed.security.identity import (
     read_certificates,
     verify_peer_certificate,
 )
-from ddib_fed.security.pki import CLOCK_SKEW, Credentials
+from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials
 from ddib_fed.v1 import calibration_pb2 as pb
 
 Side = Literal["source", "target"]
@@ -117,7 +117,7 @@ class SignedCalibration(BaseModel):
             return "expired"
         return "active" if self.complete else "proposed"
 
-    def sign(self, side: Side, credentials: Credentials, *, now: datetime) -> SignedCalibration:
+    def sign(self, side: Side, credentials: TlsCredentials, *, now: datetime) -> SignedCalibration:
         """The same with the signature of this node, whose institution is that side.
 
         Raises:

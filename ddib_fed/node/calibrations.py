@@ -45,7 +45,7 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.security.audit import note, parsed
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, Snapshot
-from ddib_fed.security.pki import Credentials
+from ddib_fed.security.pki import TlsCredentials
 from ddib_fed.v1 import admin_pb2
 
 if TYPE_CHECKING:
@@ -430,7 +430,7 @@ def _hosted_units(config: NodeConfig) -> str:
     return units_digest(load_hosted(config).manifest.normalisation)
 
 
-def _valid_credentials(config: NodeConfig, now: datetime) -> Credentials:
+def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
     """The node's certificate and key, if others would accept what they sign now."""
     credentials = own_credentials(config)
     problem = not_accepted(credentials, now)

@@ -9,7 +9,7 @@ from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Mak
 from ddib_fed.calibration.signed import Side, Signature, SignedCalibration
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.security.pki import Credentials
+from ddib_fed.security.pki import TlsCredentials
 
 UNITS = units_digest(Normalisation())
 
@@ -41,7 +41,7 @@ def calibration(**changes: Any) -> Calibration:
     return Calibration(**(content | changes))
 
 
-def sign(calibration: Calibration, side: Side, credentials: Credentials, *, now: datetime) -> Signature:
+def sign(calibration: Calibration, side: Side, credentials: TlsCredentials, *, now: datetime) -> Signature:
     """The signature of one side."""
     signed = SignedCalibration(calibration=calibration).sign(side, credentials, now=now)
     made = signed.source if side == "source" else signed.target
