@@ -165,7 +165,6 @@ def test(config_path: Path, output_format: str, institution: str) -> None:
         pki_folder=config.paths.pki,
         roots_pem=certificate_pem(*entry.roots),
         proxy=config.proxy,
-        asks_environment=True,
     )
     if not finding.ok:
         raise finding.as_error(f"target {institution}")

@@ -28,8 +28,8 @@ from ddib_fed.security.pki import (
     parse_certificates,
     read_request,
 )
+from tests.calibration.examples import calibration
 from tests.fuzz.target import NOW, Target, as_file
-from tests.security.calibrations.examples import calibration
 
 
 @cache

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.calibration.signed import SignedCalibration, sign
+from ddib_fed.calibration.signed import SignedCalibration
 from ddib_fed.errors import CalibrationRefused
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.security import pki
 from ddib_fed.v1 import translation_pb2 as pb
+from tests.calibration.examples import sign
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.institutions import Institution
