@@ -12,6 +12,7 @@ import base64
 import binascii
 import os
 import threading
+from collections.abc import Container
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -176,7 +177,7 @@ def verify(
     *,
     pins: Pins,
     now: datetime,
-    withdrawn: frozenset[Identity] = frozenset(),
+    withdrawn: Container[Identity] = (),
 ) -> Calibration:
     """The calibration, if both institutions have signed it and it has not ended.
 
@@ -205,7 +206,7 @@ def verify_side(
     *,
     pins: Pins,
     now: datetime,
-    withdrawn: frozenset[Identity] = frozenset(),
+    withdrawn: Container[Identity] = (),
 ) -> Identity:
     """The node that signed for one side."""
     signature, named = signed.signature_of(side), _side(signed.calibration, side)

@@ -145,8 +145,6 @@ def list_(config_path: Path, quiet: bool, output_format: str) -> None:
             say(f"{name} is suspended {why}")
     else:
         say("no peers yet: ddib peer add FILE")
-    if store.problem:
-        say(f"not admitted: {store.problem}", err=True)
 
 
 @peer.command()

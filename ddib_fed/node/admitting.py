@@ -25,8 +25,7 @@ from ddib_fed.terminal import escape, say
 
 
 def peer_store(config: NodeConfig) -> PeerStore:
-    paths = config.paths
-    return PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
+    return PeerStore(config.paths.state, config.node.institution)
 
 
 def own_peer(config: NodeConfig) -> Peer:

@@ -27,6 +27,7 @@ from ddib_fed.node.interceptors import caller
 from ddib_fed.node.policy import Charge, Ledger
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import UNREADABLE, Identity, verify_peer_certificate
+from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import (
     MAX_REQUEST_BYTES,
     Authority,
@@ -44,7 +45,6 @@ from ddib_fed.security.pki import (
     parse_certificates,
 )
 from ddib_fed.security.renewal import Clock, check_successor, is_due, renew_through, utc_now
-from ddib_fed.security.withdrawn import refuse_withdrawn
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 
@@ -305,8 +305,15 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     """Renews the certificates of the institution's own nodes and clients."""
 
     def __init__(
-        self, config: NodeConfig, audit: AuditLog, quotas: Ledger, *, clock: Clock = utc_now
+        self,
+        config: NodeConfig,
+        audit: AuditLog,
+        quotas: Ledger,
+        peers: PeerStore,
+        *,
+        clock: Clock = utc_now,
     ) -> None:
+        self._peers = peers
         self._folder = config.paths.pki
         self._audit = audit
         self._quotas = quotas
@@ -360,5 +367,5 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         if asking.kind != "recovery":
             return asking
         node = Identity(asking.institution, "node", asking.name)
-        refuse_withdrawn(self._folder, node)
+        self._peers.snapshot().refuse_withdrawn(node)
         return node

@@ -133,7 +133,7 @@ class Daemon:
             server.add_services(role.service_names)
         if issuer:
             identity_pb2_grpc.add_IdentityServiceServicer_to_server(
-                IdentityServicer(config, self.node.audit, self.node.quotas), server.grpc
+                IdentityServicer(config, self.node.audit, self.node.quotas, self.peers), server.grpc
             )
         return server
 

@@ -25,7 +25,6 @@ from ddib_fed.node.config import EVERY, NodeConfig
 from ddib_fed.node.policy import uses_of
 from ddib_fed.pages import write_page
 from ddib_fed.security.peers import Peer, PeerStore
-from ddib_fed.security.withdrawn import load_withdrawn
 
 BOUNDS = {
     "peers": "what each admitted peer may be used for; * is every other one",
@@ -159,8 +158,8 @@ class Leaving:
 
 def _recipients(config: NodeConfig, store: PeerStore) -> Iterator[Recipient]:
     policy, roles = config.policy, config.node.roles
-    suspended = store.snapshot().suspended
-    withdrawn = {entry.identity for entry in load_withdrawn(config.paths.pki).entries}
+    snapshot = store.snapshot()
+    suspended, withdrawn = snapshot.suspended, snapshot.withdrawn
     targets = {target.partition("/")[0] for each in policy.clients.values() for target in each}
     for peer in store.list():
         barred = ""

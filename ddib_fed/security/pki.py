@@ -37,7 +37,6 @@ from ddib_fed.security.identity import (
     read_certificates,
     verify_peer_certificate,
 )
-from ddib_fed.security.withdrawn import refuse_withdrawn
 
 ROOT_LIFETIME: Final = timedelta(days=3650)
 # A new root needs time: every peer must add it before the old one ends.
@@ -354,16 +353,6 @@ def issue_to_folder(
     return load_identity(folder)
 
 
-def init_node_identity(
-    pki_folder: Path, institution: str, name: str, *, now: datetime | None = None
-) -> Authority:
-    """Create the institution's root and this node's leaf from it, for `ddib init node`."""
-    Identity(institution, "node", name)
-    authority = create_institution(pki_folder, institution, now=now)
-    issue_to_folder(authority, pki_folder, "node", name, now=now)
-    return authority
-
-
 def issue_client(
     issuer_folder: Path,
     client_folder: Path,
@@ -380,13 +369,11 @@ def issue_client(
     Raises:
         FileMissing: `issuer_folder` does not issue.
         AlreadyExists: `client_folder` already has an identity.
-        PolicyDenied: The client is withdrawn at the issuer.
     """
     if (client_folder / "leaf.key").exists():
         raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
     authority = load_authority(issuer_folder)
     identity = Identity(authority.institution, "client", name)
-    refuse_withdrawn(issuer_folder, identity)
     before(identity)
     credentials = issue_to_folder(authority, client_folder, "client", name, now=now, lifetime=lifetime)
     write_file(client_folder / "roots.pem", read_small(issuer_folder / "roots.pem"), private=True)

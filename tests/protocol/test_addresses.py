@@ -11,8 +11,7 @@ from ddib_fed.errors import ConfigError, InputError
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.security.peers import parse_peer
-from tests.node.institutions import Institution
-from tests.security.peers.test_store import changed
+from tests.node.institutions import Institution, changed
 
 GOOD = {
     "localhost:7441": ("localhost", 7441),
