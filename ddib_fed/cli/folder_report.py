@@ -52,7 +52,7 @@ def write_pages(run: FolderRun) -> Path | None:
 def _write(
     run: FolderRun, pictures: list[Delivered], whole: Sequence[WrittenStudy], page: Path, sheet: Path
 ) -> None:
-    from ddib_fed.evaluation.results import Results, ShownFile, write_results
+    from ddib_fed.evaluation.pages import ShownFile, ShownFiles, write_results
 
     sources = {item.file: item.path for item in run.items}
     given = Counter(each.file for each in pictures)
@@ -74,7 +74,7 @@ def _write(
     missing += [(str(path), "was not submitted") for path in run.not_submitted]
     first = files[0].record
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
-    results = Results(target, run.total, files, tuple(missing))
+    results = ShownFiles(target, run.total, files, tuple(missing))
     if len(files) < _SLOW:
         write_results(page, sheet, results)
         return

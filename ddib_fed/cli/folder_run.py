@@ -48,7 +48,7 @@ from ddib_fed.errors import (
     UsageError,
     error_class,
 )
-from ddib_fed.protocol.job_messages import refused_count
+from ddib_fed.protocol.details import refused_count
 from ddib_fed.protocol.messages import ItemState, JobState
 
 if TYPE_CHECKING:
