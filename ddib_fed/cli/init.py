@@ -163,7 +163,7 @@ class SourceNode:
         identity = Identity(config.node.institution, "node", config.node.name)
         issuer = config.paths.pki if pki.has_authority(config.paths.pki) else None
         life = config.identity.life("client")
-        return cls(identity, address or config.node.address, issuer, config.paths.audit, life)
+        return cls(identity, address or config.node.address, issuer, config.paths.store, life)
 
     def note_issue(self, identity: Identity) -> None:
         """Write to the node's audit log, before the certificate is made, for whom it is."""

@@ -132,7 +132,7 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
     signed = keys.sign_request(authority, asked, roots, lifetime=life)
     leaf = keys.parse_certificates(signed, "what was signed")[0]
     note(
-        config.paths.audit,
+        config.paths.store,
         "certificate_issued",
         identity=asked.identity.uri,
         certificate=keys.fingerprint(leaf),
@@ -160,7 +160,7 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
     signed = read_small(certificate, pipe=True)
     if folder is None:
         leaf = keys.parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
-        note(_config(config_path).paths.audit, "certificate_given", certificate=keys.fingerprint(leaf))
+        note(_config(config_path).paths.store, "certificate_given", certificate=keys.fingerprint(leaf))
     identity = keys.install(place, signed, expected=owner)
     say(f"installed the certificate of {identity} in {place}")
     outcome(installed=identity.uri, folder=place)
@@ -231,7 +231,7 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
         config.paths.pki,
         named,
         comment=comment,
-        before=lambda: note(config.paths.audit, "identity_withdrawn", identity=named.uri, comment=comment),
+        before=lambda: note(config.paths.store, "identity_withdrawn", identity=named.uri, comment=comment),
     )
     _report(config, named, output_format, changed=changed, withdrawn=True)
 
@@ -250,7 +250,7 @@ def reinstate(config_path: Path, output_format: str, identity: str) -> None:
     changed = lists.reinstate(
         config.paths.pki,
         named,
-        before=lambda: note(config.paths.audit, "identity_reinstated", identity=named.uri),
+        before=lambda: note(config.paths.store, "identity_reinstated", identity=named.uri),
     )
     _report(config, named, output_format, changed=changed, withdrawn=False)
 

@@ -403,9 +403,8 @@ class NodePaths:
     state: Path
     pki: Path
     peers: Path
-    jobs: Path
+    store: Path
     spool: Path
-    audit: Path
     softening_key: Path
     calibrations: Path
     aggregate: Path
@@ -513,9 +512,8 @@ class NodeConfig(Section):
             state=state,
             pki=state / "pki",
             peers=state / "peers",
-            jobs=state / "jobs.sqlite",
+            store=state / "node.sqlite",
             spool=state / "spool",
-            audit=state / "audit.jsonl",
             softening_key=state / "softening.key",
             calibrations=state / "calibrations",
             aggregate=state / "aggregate.json",
