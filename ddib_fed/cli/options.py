@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,41 @@ if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
 
 
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+_KINDS: Mapping[str, Any] = {
+    "FILE": click.Path(dir_okay=False, path_type=Path),
+    "DIR": click.Path(file_okay=False, path_type=Path),
+    "PATH": click.Path(path_type=Path),
+    "N": int,
+}
+"""Types by what stands for the value in the help: `--out DIR` takes a path that is no file."""
+
+
+def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Decorator:
+    """An option from how the help writes it, such as `--out DIR`.
+
+    What stands for the value gives its type, without one the option is a flag; `kind` is another type, or the values to
+    choose from. A bare name before the option is that of the parameter. A default is shown.
+    """
+    words = written.split()
+    last = max(place for place, word in enumerate(words) if word.startswith("-"))
+    declared, metavar = words[: last + 1], " ".join(words[last + 1 :])
+    if isinstance(kind, (list, tuple)):
+        kind = click.Choice(kind)
+    if kind is None and not metavar:
+        attributes["is_flag"] = True
+    shown = attributes.get("default") not in {None, "", Path()} and (kind or metavar or "/" in written)
+    return click.option(
+        *declared,
+        type=kind or _KINDS.get(metavar.split("|")[0].removesuffix("..."), None),
+        metavar=metavar or None,
+        help=text,
+        **{"show_default": bool(shown), **attributes},
+    )
+
+
+SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)
 THREADS = click.option(
     "--threads",
     type=click.IntRange(1),
@@ -28,20 +63,17 @@ THREADS = click.option(
     show_default=True,
     help="Threads of torch; more may be slower.",
 )
-IN_PROCESS_DEPTH = click.option(
-    "--depth",
-    type=click.FloatRange(0, 1, min_open=True),
+IN_PROCESS_DEPTH = option(
+    "--depth X",
+    "Stop encoding, and start decoding, at this fraction of the schedule's angle. Less than 1 keeps more structure, "
+    "and the latent then contains some of the picture.",
+    click.FloatRange(0, 1, min_open=True),
     default=1.0,
-    show_default=True,
-    help="Stop encoding, and start decoding, at this fraction of the schedule's angle. Less than 1 keeps more "
-    "structure, and the latent then contains some of the picture.",
 )
-SOFTEN = click.option(
-    "--soften-sigma",
-    "soften",
-    type=click.FloatRange(0, 1),
-    metavar="SIGMA",
-    help="Pictures: noise level of softening before encoding; default: each model's own.",
+SOFTEN = option(
+    "soften --soften-sigma SIGMA",
+    "Pictures: noise level of softening before encoding; default: each model's own.",
+    click.FloatRange(0, 1),
 )
 
 
@@ -65,19 +97,11 @@ SCENE = click.option(
     metavar="SIZE",
     help="Pictures: bring all to this size, HEIGHTxWIDTH, and translate them so in overlapping tiles by one ODE.",
 )
-BATCH = click.option(
-    "--batch",
-    type=click.IntRange(1, 4096),
-    default=16,
-    show_default=True,
-    help="Pictures: batch size.",
-)
-CALIBRATION = click.option(
-    "--calibration",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped "
-    "model, by its name.",
+BATCH = option("--batch N", "Pictures: batch size.", click.IntRange(1, 4096), default=16)
+CALIBRATION = option(
+    "--calibration FILE",
+    "Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped model, by "
+    "its name.",
 )
 DTYPE = click.option(
     "--dtype",
@@ -89,12 +113,8 @@ DTYPE = click.option(
     "deviation 1); bfloat16 adds 5e-3 and 1e-2, float16 1e-4 and 7e-4. On a CPU with instructions for it bfloat16 is "
     "faster from about 4 pictures at once; float16 is for GPUs.",
 )
-DEVICE = click.option(
-    "--device", default="cpu", show_default=True, metavar="NAME", help="Pictures: cpu, cuda or cuda:1."
-)
-CLASSIFIER = click.option(
-    "--classifier", metavar="MODEL", help="Pictures: bundle of the classifier for guidance to a class."
-)
+DEVICE = option("--device NAME", "Pictures: cpu, cuda or cuda:1.", default="cpu")
+CLASSIFIER = option("--classifier MODEL", "Pictures: bundle of the classifier for guidance to a class.")
 IN_PROCESS_GUIDING = (
     CLASSIFIER,
     click.option(
@@ -128,8 +148,6 @@ def read_given(path: Path | None) -> Calibration | None:
     return None if path is None else read_calibration(path)
 
 
-Command = Callable[..., Any]
-Decorator = Callable[[Command], Command]
 SOLVERS = ("unipc", "ddim", "rk4", "alf", "flow-map")
 GRIDS = ("default", "uniform-lambda", "karras", "integer", "learned")
 
@@ -172,13 +190,9 @@ def with_options(options: tuple[Decorator, ...]) -> Decorator:
     return add
 
 
-PROFILE = click.option(
-    "--profile",
-    "profile_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="The client's profile; default: $DDIB_PROFILE, ./client.toml, ./client/client.toml or "
-    "~/.config/ddib/client.toml.",
+PROFILE = option(
+    "profile_path --profile FILE",
+    "The client's profile; default: $DDIB_PROFILE, ./client.toml, ./client/client.toml or ~/.config/ddib/client.toml.",
 )
 
 
@@ -225,41 +239,21 @@ def domain_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
         raise InputError(f"--{param.name}: {error}") from error
 
 
-CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+CONFIG = option(
+    "config_path --config FILE",
+    "The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
     envvar=CONFIG_VARIABLE,
     default=Path(NODE_FILE),
-    metavar="FILE",
-    help="The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
+    show_default=False,
 )
-PORT = click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
+PORT = option(
+    "--port PORT",
+    "Port of 127.0.0.1 that the page is served on; default: a free one.",
+    click.IntRange(0, 65_535),
     default=0,
-    metavar="PORT",
-    help="Port of 127.0.0.1 that the page is served on; default: a free one.",
+    show_default=False,
 )
-BROWSER = click.option(
-    "--browser/--no-browser",
-    default=True,
-    show_default=True,
-    help="Open the link in this machine's browser too.",
-)
-
-
-def _format(text: str, **attributes: Any) -> Decorator:
-    kinds = click.Choice(["text", "json"])
-    return click.option(
-        "--format",
-        "output_format",
-        type=kinds,
-        default="text",
-        show_default=True,
-        help=text,
-        **attributes,
-    )
+BROWSER = option("--browser/--no-browser", "Open the link in this machine's browser too.", default=True)
 
 
 def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> None:
@@ -268,35 +262,29 @@ def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> 
         ctx.with_resource(sentences_aside())
 
 
-FORMAT = _format("Output for people, or one JSON document for scripts.")
-OUTCOME = _format(
-    "Sentences for people, or one JSON document of what was done (sentences then go to stderr).",
+_FORMATS = ("text", "json")
+FORMAT = option(
+    "output_format --format", "Output for people, or one JSON document for scripts.", _FORMATS, default="text"
+)
+OUTCOME = option(
+    "output_format --format",
+    "Sentences for people, or one JSON document for scripts (sentences then go to stderr).",
+    _FORMATS,
+    default="text",
     expose_value=False,
     callback=_sentences_aside,
 )
-QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the names or ids alone, one a line.")
-QUIET_DETACH = click.option("--quiet", "-q", is_flag=True, help="With --detach: print the job's id alone.")
-OUT_RESULTS = click.option(
-    "--out",
-    "out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Folder for the results; created if missing.",
-)
-FORCE = click.option("--force", is_flag=True, help="Overwrite existing results.")
-FORCE_OTHERS = click.option(
-    "--force", is_flag=True, help="Overwrite results that do not match; those that match are kept."
-)
-AGAIN = click.option(
+QUIET = option("--quiet -q", "Print the names or ids alone, one a line.")
+QUIET_DETACH = option("--quiet -q", "With --detach: print the job's id alone.")
+OUT_RESULTS = option("--out DIR", "Folder for the results; created if missing.", required=True)
+FORCE = option("--force", "Overwrite existing results.")
+FORCE_OTHERS = option("--force", "Overwrite results that do not match; those that match are kept.")
+AGAIN = option(
     "--again",
-    is_flag=True,
-    help="Translate everything again, and overwrite what is there: by the models that the nodes have now.",
+    "Translate everything again, and overwrite what is there: by the models that the nodes have now.",
 )
-SKIP_BAD_FILES = click.option(
-    "--skip-bad",
-    is_flag=True,
-    help="Leave out files that are unreadable or refused, list them, and end with exit code 15.",
+SKIP_BAD_FILES = option(
+    "--skip-bad", "Leave out files that are unreadable or refused, list them, and end with exit code 15."
 )
 PAGE = click.option(
     "--page/--no-page",

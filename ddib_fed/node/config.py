@@ -402,7 +402,6 @@ class NodePaths:
     classifier: Path | None
     state: Path
     pki: Path
-    peers: Path
     store: Path
     spool: Path
     softening_key: Path
@@ -511,7 +510,6 @@ class NodeConfig(Section):
             classifier=None if classifier is None else self._folder / classifier,
             state=state,
             pki=state / "pki",
-            peers=state / "peers",
             store=state / "node.sqlite",
             spool=state / "spool",
             softening_key=state / "softening.key",

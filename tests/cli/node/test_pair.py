@@ -21,7 +21,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import Peer
 from tests import audit_rows
 from tests.e2e.harness import free_port
-from tests.security.network.connect_proxy import proxying
+from tests.security.connect_proxy import proxying
 
 
 @pytest.fixture

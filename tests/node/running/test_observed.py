@@ -28,10 +28,8 @@ def test_no_fingerprint_of_a_change_is_cut(tmp_path: Path, open_log) -> None:
     south = Institution("south.example", tmp_path / "south")
     peer = replace(old.peer(), roots=(old.root, new.root))
     log = open_log()
-    observed = Observed(log, store := south.store, south.pki)
-    (tmp_path / "south" / "peers").mkdir(exist_ok=True)
-    (tmp_path / "south" / "peers" / f"{name}.json").write_bytes(peer.to_bytes())
-    store.reload()
+    observed = Observed(log, south.store, south.pki)
+    south.store.add(peer, fingerprints=peer.fingerprints)
     observed.look()
     (line,) = audit_rows.records(log.store.path)
     entry, *roots = line["changes"]
@@ -41,19 +39,18 @@ def test_no_fingerprint_of_a_change_is_cut(tmp_path: Path, open_log) -> None:
 
 
 def test_a_peer_that_is_suspended_or_resumed_by_hand_is_written_down(tmp_path: Path, open_log) -> None:
-    """Deleting a file of the state folder resumes a peer; the digest of the start shows it as well."""
+    """Who can write to the state folder resumes a peer; the digest of the start shows it as well."""
     north, south = (Institution(f"{name}.example", tmp_path / name) for name in ("north", "south"))
     south.admit(north)
     log = open_log()
-    observed = Observed(log, store := south.store, south.pki)
+    observed = Observed(log, south.store, south.pki)
     free = observed.summary()
-    mark = tmp_path / "south" / "peers" / "north.example.suspended"
-    mark.write_text('{"since": "2026-01-02", "reason": "audit"}')
-    store.reload()
+    path = south.store.file
+    resumed = path.read_bytes()
+    path.write_bytes(resumed.replace(b'"suspended": {}', b'"suspended": {"north.example": "audit"}'))
     observed.look()
     held = observed.summary()
-    mark.unlink()
-    store.reload()
+    path.write_bytes(resumed)
     observed.look()
     observed.look()
     changes = [record["changes"] for record in audit_rows.records(log.store.path)]
