@@ -10,7 +10,6 @@ import grpc
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.aggregate import make_aggregate
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, units_digest
 from ddib_fed.calibration.signed import SignedCalibration
 from ddib_fed.errors import (
@@ -43,6 +42,7 @@ from ddib_fed.v1 import calibration_pb2 as pb
 from target_node import calibration as service
 from tests import audit_rows
 from tests.calibration.examples import UNITS, calibration, figure, sign
+from tests.calibration.two_worlds import make_aggregate
 from tests.node.tiny_nodes import make_config
 
 ROTATION = '["rotation"]'
