@@ -402,14 +402,12 @@ class NodePaths:
     classifier: Path | None
     state: Path
     pki: Path
-    jobs: Path
+    store: Path
     spool: Path
-    audit: Path
     softening_key: Path
     calibrations: Path
     aggregate: Path
     costs: Path
-    quotas: Path
     admin_socket: Path
 
 
@@ -511,14 +509,12 @@ class NodeConfig(Section):
             classifier=None if classifier is None else self._folder / classifier,
             state=state,
             pki=state / "pki",
-            jobs=state / "jobs.sqlite",
+            store=state / "node.sqlite",
             spool=state / "spool",
-            audit=state / "audit.jsonl",
             softening_key=state / "softening.key",
             calibrations=state / "calibrations",
             aggregate=state / "aggregate.json",
             costs=state / "engine.json",
-            quotas=state / "quotas.json",
             admin_socket=_socket_path(state),
         )
 

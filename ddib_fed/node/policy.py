@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import shlex
 import threading
 import time
 from collections import OrderedDict
@@ -18,19 +17,17 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from ddib_fed.errors import ConfigError, NotReady, PeerUnknown, PolicyDenied, QuotaSpent
-from ddib_fed.files import canonical_json, check_private_file, write_file
+from ddib_fed.errors import DiskFull, NotReady, PeerUnknown, PolicyDenied, QuotaSpent
+from ddib_fed.files import canonical_json
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.units import Normalisation
 from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
 from ddib_fed.protocol.contract import NO_GUIDANCE, GuidanceTerms
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Snapshot
+from ddib_fed.store import NodeStore, Transaction
 
 if TYPE_CHECKING:
     from ddib_fed.diffusion.plans import SolverSettings
@@ -250,24 +247,6 @@ def client_charges(policy: PolicySection, client: str, evaluations: int) -> tupl
     return (Charge("client_evaluations_per_day", client, evaluations, policy.client_evaluations_per_day),)
 
 
-class _Record(BaseModel):
-    """An account in the file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    quota: str
-    who: str
-    since: float
-    spent: int = Field(ge=0)
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    format_version: Literal[1] = 1
-    accounts: list[_Record]
-
-
 @dataclass(slots=True)
 class _Account:
     """A day of one quota; `written` is what the disk says, `paid` what each known piece of work was charged."""
@@ -286,28 +265,12 @@ Work = tuple[Sequence[Charge], Hashable]
 class Quotas:
     """What was charged today; safe to use from any thread. Close it."""
 
-    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
-        self._path = path
+    def __init__(self, store: NodeStore | None, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
         self._clock = clock
         self._lock = threading.Lock()
-        self._accounts: dict[tuple[str, str], _Account] = {}
-        for record in [] if path is None else self.check(path):
-            self._accounts[record.quota, record.who] = _Account(record.since, record.spent, record.spent)
-
-    @staticmethod
-    def check(path: Path) -> list[_Record]:
-        """The accounts in the file; changes nothing."""
-        check_private_file(path)
-        try:
-            return _File.model_validate_json(path.read_bytes()).accounts
-        except FileNotFoundError:
-            return []
-        except ValidationError as error:
-            raise ConfigError(
-                f"{path}, which counts what peers and clients have used, is damaged",
-                hint="restore it from a backup, or remove it, and all quotas of the day start from zero: "
-                f"rm {shlex.quote(str(path))}",
-            ) from error
+        rows = [] if store is None else store.read("SELECT quota, who, since, spent FROM quotas")
+        self._accounts = {(quota, who): _Account(since, spent, spent) for quota, who, since, spent in rows}
 
     def charge(self, charges: Sequence[Charge], work: Hashable = None) -> None:
         self.charge_each([(charges, work)])
@@ -327,10 +290,10 @@ class Quotas:
                 fit += 1
             try:
                 self._write_ahead(spent)
-            except OSError as error:
+            except (OSError, DiskFull) as error:
                 for charge, account, _ in spent:
                     account.spent -= charge.amount
-                log.exception("what was used of quotas cannot be written to %s", self._path)
+                log.exception("what was used of quotas cannot be written")
                 raise NotReady("the use of quotas cannot be recorded", retry_after_s=RETRY_S) from error
             for charge, account, work in spent:
                 if work is not None:
@@ -358,7 +321,7 @@ class Quotas:
         with self._lock:
             for account in self._accounts.values():
                 account.written = account.spent
-            with suppress(OSError):
+            with suppress(OSError, DiskFull):
                 self._write()
 
     def _spend(self, charges: Sequence[Charge], work: Hashable) -> list[tuple[Charge, _Account, Hashable]]:
@@ -416,18 +379,20 @@ class Quotas:
             account.written = max(account.written, account.spent + charge.limit // AHEAD)
         try:
             self._write()
-        except OSError:
+        except (OSError, DiskFull):
             for account, written in reversed(before):
                 account.written = written
             raise
 
     def _write(self) -> None:
-        if self._path is None:
+        if self._store is None:
             return
         today = self._clock() - DAY_S
         self._accounts = {key: each for key, each in self._accounts.items() if each.since > today}
-        records = [
-            _Record(quota=quota, who=who, since=each.since, spent=each.written)
-            for (quota, who), each in self._accounts.items()
-        ]
-        write_file(self._path, _File(accounts=records).model_dump_json(indent=1).encode(), private=True)
+        rows = [(*key, each.since, each.written) for key, each in self._accounts.items()]
+
+        def replace(transaction: Transaction) -> None:
+            transaction.execute("DELETE FROM quotas")
+            transaction.executemany("INSERT INTO quotas VALUES (?, ?, ?, ?)", rows)
+
+        self._store.write(replace).result()

@@ -78,7 +78,7 @@ class NodeContext:
     def __post_init__(self) -> None:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
         self.calibrations = CalibrationStore(self.config.paths.calibrations)
-        self.quotas = Quotas(self.config.paths.quotas)
+        self.quotas = Quotas(self.audit.store)
 
     @property
     def engine(self) -> ServingParty:

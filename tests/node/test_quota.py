@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
 import pytest
 
-from ddib_fed.errors import ConfigError, NotReady, QuotaSpent
+from ddib_fed.errors import NotReady, QuotaSpent
 from ddib_fed.guidance import Guidance
-from ddib_fed.node import policy
 from ddib_fed.node.policy import AHEAD, DAY_S, REPEATS, Charge, Quotas, evaluations_of
+from ddib_fed.store import NodeStore
 
 
 class Clock:
@@ -28,8 +27,10 @@ def clock():
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "quotas.json"
+def store(tmp_path):
+    made = NodeStore(tmp_path / "node.sqlite")
+    yield made
+    made.close()
 
 
 def charge(amount: int, limit: int = 100, who: str = "north.example") -> list[Charge]:
@@ -106,22 +107,24 @@ def test_work_that_was_never_begun_is_taken_back(clock) -> None:
     assert spend_all(quotas) == 100
 
 
-def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(path, clock) -> None:
+def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(store, clock) -> None:
     """The exact count is written when the node ends."""
-    quotas = Quotas(path, clock=clock)
+    quotas = Quotas(store, clock=clock)
     quotas.charge(charge(123_456, 10**6))
     quotas.close()
     with pytest.raises(QuotaSpent) as spent:
-        Quotas(path, clock=clock).charge(charge(10**6, 10**6))
+        Quotas(store, clock=clock).charge(charge(10**6, 10**6))
     assert spent.value.facts["left"] == str(10**6 - 123_456)
 
 
-def test_a_kill_gives_nothing_back_and_takes_at_most_a_part_of_the_limit(path) -> None:
+def test_a_kill_gives_nothing_back_and_takes_at_most_a_part_of_the_limit(tmp_path) -> None:
     """Of a process that charges as fast as it can, and is killed with -9 in the middle of it."""
+    path = tmp_path / "node.sqlite"
     program = f"""
 from pathlib import Path
 from ddib_fed.node.policy import Charge, Quotas
-quotas, count = Quotas(Path({str(path)!r})), 0
+from ddib_fed.store import NodeStore
+quotas, count = Quotas(NodeStore(Path({str(path)!r}))), 0
 while True:
     quotas.charge([Charge("evaluations_per_day", "north.example", 7, 10**6)])
     count += 7
@@ -133,19 +136,19 @@ while True:
             last = process.stdout.readline()
         process.kill()
         last = process.stdout.read().rpartition("\n")[0].rpartition("\n")[2] or last
-    (account,) = json.loads(path.read_text())["accounts"]
+    store = NodeStore(path)
+    (account,) = store.read("SELECT spent FROM quotas")
+    store.close()
     # What was printed had been charged; one more charge may have been booked and not printed.
     assert int(last) <= account["spent"] <= int(last) + 7 + 10**6 // AHEAD + 7
 
 
-def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(path, clock, monkeypatch) -> None:
+def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, clock) -> None:
     """A small one does not pass a large one that has no room; repeats among them are free to a tenth."""
-    written, real = [], policy.write_file
-    monkeypatch.setattr(policy, "write_file", lambda *given, **how: (written.append(1), real(*given, **how)))
-    quotas = Quotas(path, clock=clock)
+    quotas = Quotas(store, clock=clock)
     works = [(charge(amount), name) for name, amount in enumerate((8, 40, 30, 30, 1))]
     assert quotas.charge_each(works) == 3
-    assert len(written) == 1
+    assert store.commits == 1
     assert quotas.charge_each([works[0], works[4]]) == 2
     with pytest.raises(QuotaSpent) as spent:
         quotas.charge_each(works[3:])
@@ -153,15 +156,15 @@ def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(path, cl
     quotas.charge(charge(21))
 
 
-def test_a_full_disk_books_nothing_and_asks_to_come_back(path, clock, monkeypatch) -> None:
+def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypatch) -> None:
     """Work whose charge is not on the disk is not begun."""
-    quotas = Quotas(path, clock=clock)
+    quotas = Quotas(store, clock=clock)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy, "write_file", full)
+        patch.setattr(store, "write", full)
         with pytest.raises(NotReady) as refused:
             quotas.charge(charge(100))
         with pytest.raises(NotReady):
@@ -181,15 +184,6 @@ def test_a_clock_that_was_set_back_makes_no_day_longer_than_a_day(clock) -> None
     assert spent.value.retry_after_s == DAY_S
     clock.now += DAY_S
     quotas.charge(charge(100))
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1, "accounts": [{"who": "x"}]}', "null"])
-def test_a_damaged_file_is_no_new_day(path, text) -> None:
-    """The operator decides what becomes of the count."""
-    path.write_text(text)
-    with pytest.raises(ConfigError, match="damaged") as refused:
-        Quotas(path)
-    assert f"rm {path}" in refused.value.hint
 
 
 def test_pictures_count_their_pixels_and_guided_legs_twice() -> None:

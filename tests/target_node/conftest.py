@@ -78,6 +78,7 @@ class Target:
     def close(self) -> None:
         self.calls.stop()
         self.server.stop(0.0)
+        self.node.audit.store.close()
 
 
 def asking(method, request):
