@@ -292,7 +292,7 @@ class TargetService:
 
 
 class _TargetRole:
-    """Entry point of `ddib_fed.roles`."""
+    """What `node.role.find_roles` finds."""
 
     name = "target"
 
