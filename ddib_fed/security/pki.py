@@ -35,6 +35,7 @@ from ddib_fed.security.identity import (
     certified_identity,
     check_institution,
     check_public_key,
+    name_constraints,
     read_certificates,
     verify_peer_certificate,
 )
@@ -265,13 +266,11 @@ def is_root_of(name: x509.Name, institution: str) -> bool:
 
 def _root_institution(certificate: x509.Certificate) -> str:
     """The institution that a root made here is constrained to."""
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
-    except x509.ExtensionNotFound as exc:
-        raise InputError("the root has no name constraints: it was not made by ddib pki init") from exc
-    uris = [t for t in constraints.permitted_subtrees or [] if isinstance(t, x509.UniformResourceIdentifier)]
+    constraints = name_constraints(certificate)
+    trees = constraints.permitted_subtrees or [] if constraints else []
+    uris = [tree for tree in trees if isinstance(tree, x509.UniformResourceIdentifier)]
     if len(uris) != 1:
-        raise InputError("the root is not constrained to one institution")
+        raise InputError("the root is not constrained to one institution: it was not made by ddib pki init")
     return check_institution(uris[0].value)
 
 
