@@ -106,7 +106,7 @@ def admit_peer(
         fingerprints=fingerprints,
         replace=replace,
         before=lambda: note(
-            config.paths.audit,
+            config.paths.store,
             "peer_replaced" if replaced else "peer_added",
             peer=other.institution,
             identity=other.identity.uri,

@@ -402,9 +402,8 @@ class NodePaths:
     classifier: Path | None
     state: Path
     pki: Path
-    jobs: Path
+    store: Path
     spool: Path
-    audit: Path
     softening_key: Path
     calibrations: Path
     aggregate: Path
@@ -511,9 +510,8 @@ class NodeConfig(Section):
             classifier=None if classifier is None else self._folder / classifier,
             state=state,
             pki=state / "pki",
-            jobs=state / "jobs.sqlite",
+            store=state / "node.sqlite",
             spool=state / "spool",
-            audit=state / "audit.jsonl",
             softening_key=state / "softening.key",
             calibrations=state / "calibrations",
             aggregate=state / "aggregate.json",

@@ -38,6 +38,7 @@ from ddib_fed.protocol.addresses import split_address
 from ddib_fed.security import tls
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.pki import TlsCredentials, has_authority, load_identity
+from ddib_fed.store import NodeStore
 from ddib_fed.telemetry import open_tracing
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
@@ -79,7 +80,7 @@ class Daemon:
             what="+".join(config.node.roles),
             peers=config.telemetry.peers,
         )
-        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, tracing)
+        self.node = NodeContext(config, self.peers, AuditLog(NodeStore(paths.store)), metrics, tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._last_jobs: Counter[str] = Counter()
         self._released = False
@@ -90,6 +91,7 @@ class Daemon:
             for role in self.roles:
                 role.close()
                 role.release()
+            self.node.audit.store.close()
             raise
         self._renewal = RenewalThread(config, on_tick=self._watch.look)
 
@@ -268,6 +270,7 @@ class Daemon:
         self.node.tracing.close()
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
+        self.node.audit.store.close()
         log.info("stopped")
 
     def _jobs(self) -> Counter[str]:
@@ -328,8 +331,8 @@ class Daemon:
         """Have so many workers; 0 changes nothing. Who there is."""
         engine = self.node.running_engine
         if workers:
-            with self.node.audit.doing("workers", [{"count": workers}]):
-                engine.resize(workers)
+            self.node.audit.write("workers", count=workers)
+            engine.resize(workers)
         if engine.pool is None:
             return pb.WorkersResponse(executor="inline")
         counters = engine.pool.counters

@@ -38,8 +38,6 @@ ADM = {
     "plain": TINY,
     "sines first": {**TINY, "flip_sin_to_cos": False},
     "classes": {**TINY, "num_class_embeds": 5},
-    "grey with a learned variance": {**TINY, "in_channels": 1, "out_channels": 2},
-    "scale and shift": {**TINY, "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32},
     "residual blocks resample": {
         **TINY,
         "block_out_channels": (32, 64, 96),
@@ -58,8 +56,6 @@ ADM = {
 # Those that only the network of diffusers' kind computes.
 OWN = {
     "google": GOOGLE,
-    "attention on one way": {**TINY, "up_block_types": ("UpBlock2D", "UpBlock2D"), "attention_head_dim": 16},
-    "no norm before attention": {**TINY, "resnet_time_scale_shift": "scale_shift", "num_class_embeds": 5},
     "mixed resampling": {
         **TINY,
         "block_out_channels": (32, 64, 64),
@@ -76,8 +72,6 @@ OWN = {
         "mid_block_scale_factor": 2.0,
     },
     "another non-linearity": {**TINY, "act_fn": "mish"},
-    "no middle": {**TINY, "mid_block_type": None},
-    "a middle without attention": {**TINY, "add_attention": False},
 }
 
 
@@ -92,7 +86,6 @@ DIT = {
     "num_embeds_ada_norm": 5,
 }
 TRANSFORMERS = {
-    "plain": DIT,
     "grey with a learned variance": {**DIT, "in_channels": 1, "out_channels": 2},
     "other layers": {
         **DIT,

@@ -17,6 +17,7 @@ from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import install, make_request, read_request, sign_request
+from ddib_fed.store import NodeStore
 from ddib_fed.v1 import identity_pb2_grpc
 
 NOW = datetime.now(UTC)
@@ -48,7 +49,7 @@ class Server:
         interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
         self.quotas = Ledger(config.paths.quotas)
-        audit = AuditLog(config.paths.audit)
+        audit = AuditLog(NodeStore(config.paths.store, shared=True))
         self.servicer = IdentityServicer(config, audit, self.quotas, peers, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.ServerCredentials(config.paths.pki, peers)
