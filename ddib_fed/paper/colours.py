@@ -503,8 +503,6 @@ def palette(
         seed=settings.seed,
         steps=settings.train_steps,
         batch=settings.batch,
-        levels=min(256, settings.batch),
-        reference=min(1024, settings.batch),
         width=settings.width,
         threads=settings.threads,
         samples=2_000,

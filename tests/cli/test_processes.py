@@ -26,8 +26,8 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-SMALL = ("--size", "8", "--network", "model_channels=32", "--network", "channel_mult=1",
-         "--network", "num_res_blocks=1", "--batch", "8", "--steps", "2")  # fmt: skip
+SMALL = ("--size", "8", "--set", "model_channels=32", "--set", "channel_mult=1",
+         "--set", "num_res_blocks=1", "--batch", "8", "--steps", "2")  # fmt: skip
 
 
 def torchrun(*words):
@@ -54,7 +54,7 @@ def test_what_is_not_shared_is_refused_under_torchrun_and_nothing_is_written(pla
     folder, model = str(place / "in"), str(place / "model")
     lines = [
         ["model", "sample", "moons", "--n", "5", *out],
-        ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--train-steps", "2", *out],
+        ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--steps", "2", *out],
         ["try", folder, folder, "--steps", "1", *out],
         ["translate", folder, "--source", model, "--target", model, "--steps", "3", *out],
         ["evaluate", folder, "--html", str(place / "out")],
@@ -72,8 +72,8 @@ def test_training_is_shared(place, kind):
     """The documented way, `--no-python` and the command itself: one bundle, said once."""
     data = {
         "pictures": ("--images", place / "in", *SMALL),
-        "points": ("--domain", "moons", "--steps", "3", "--batch", "64", "--width", "16"),
-        "file": ("--data", place / "points.npy", "--steps", "3", "--batch", "64", "--width", "16"),
+        "points": ("--domain", "moons", "--steps", "3", "--batch", "64", "--set", "width=16"),
+        "file": ("--data", place / "points.npy", "--steps", "3", "--batch", "64", "--set", "width=16"),
     }
     script = Path(sys.executable).with_name("ddib")
     words = ("model", "train", *data[kind], "--out", place / "m")
