@@ -46,7 +46,6 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import settings_message
-from ddib_fed.protocol.agreement import confirm
 from ddib_fed.protocol.contract import (
     PROTOCOL,
     CalibrationTerms,
@@ -54,11 +53,11 @@ from ddib_fed.protocol.contract import (
     ContractLimits,
     ContractSide,
     GuidanceTerms,
+    confirm,
     guidance_to_pb,
     require_protocol,
 )
-from ddib_fed.protocol.details import at_fault, checking_answers
-from ddib_fed.protocol.job_messages import FACT, is_number, refused_items
+from ddib_fed.protocol.details import FACT, at_fault, checking_answers, is_number, refused_items
 from ddib_fed.protocol.latent import ApprovedLatent
 from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.security import tls

@@ -28,8 +28,7 @@ from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext, solver_settings
 from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_from_pb
-from ddib_fed.protocol.job_messages import provenance_message
-from ddib_fed.protocol.messages import Event, JobState, enum_members, to_message
+from ddib_fed.protocol.messages import Event, JobState, enum_members, provenance_message, to_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of

@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 
 from opentelemetry.trace import Span
 
-from ddib_fed.calibration.record import Calibration, fits, leg_map
-from ddib_fed.calibration.signed import Place
+from ddib_fed.calibration.record import Calibration, Place, fits, leg_map
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
 from ddib_fed.errors import (
     CalibrationRefused,
@@ -59,7 +58,7 @@ from ddib_fed.protocol.contract import (
     guidance_from_pb,
     require_protocol,
 )
-from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.streams import Announced, assemble, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -99,7 +98,7 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
     active = [stored for stored in held if stored.state(now) == "active"]
     ended = [stored for stored in held if stored.state(now) == "expired"]
     manifest = node.running_engine.model.manifest
-    fitting = [stored for stored in active if fits(stored.signed.calibration, manifest)]
+    fitting = [stored for stored in active if fits(stored.calibration, manifest)]
     stored = next(iter((*fitting, *active, *ended)), None)
     if stored is None:
         return None

@@ -30,7 +30,6 @@ from ddib_fed.node.policy import (
     peer_charges,
 )
 from ddib_fed.node.role import NodeContext, solver_settings
-from ddib_fed.protocol.agreement import agree
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     PROTOCOL,
@@ -38,6 +37,7 @@ from ddib_fed.protocol.contract import (
     Contract,
     ContractLimits,
     ContractSide,
+    agree,
     check_offered,
     guidance_from_pb,
     require_protocol,

@@ -26,7 +26,7 @@ from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext, solver_settings
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
-from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.latent import Anchor, ApprovedLatent, approve
 from ddib_fed.protocol.messages import to_message
 from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of, anchor_values

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ddib_fed.calibration.aggregate import Aggregate, Cells, Floats, Numbers, thinned
-from ddib_fed.calibration.record import Effect, Figure, Kind
+from ddib_fed.calibration.record import Effect, Kind
 from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch, extra
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation, monomials
 
 KERNEL = (0.25, 0.5, 0.25)

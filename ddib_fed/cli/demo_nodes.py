@@ -346,10 +346,11 @@ class Pair:
             name = proposed.sha256.hex()[:12]
             run_command(show, "calibrate", "accept", name, "--yes", "--config", target.config_path)
             say(*run_command(show, "calibrate", "send", name, "--config", source.config_path).splitlines())
-        found = store.active(*places, now=datetime.now(UTC))
-        if found is None or found.signed.calibration.kind != kind:
+        now = datetime.now(UTC)
+        found = next((each for each in store.between(*places) if each.state(now) == "active"), None)
+        if found is None or found.calibration.kind != kind:
             raise InternalError("`ddib calibrate --peer` left no calibration that both have signed")
-        return found.signed.calibration
+        return found.calibration
 
 
 def still_runs(config_path: Path) -> bool:

@@ -80,7 +80,7 @@ def write_pages(outcome: Outcome, out: Path, whole: Sequence[WrittenStudy] = ())
 def _write(
     outcome: Outcome, pictures: list[Delivered], tiled: Sequence[WrittenStudy], page: Path, sheet: Path
 ) -> None:
-    from ddib_fed.evaluation.results import Results, ShownFile, write_results
+    from ddib_fed.evaluation.pages import ShownFile, ShownFiles, write_results
 
     sources = {entry.given.file: entry.path for entry in outcome.entries}
     given = Counter(each.file for each in pictures)
@@ -102,7 +102,7 @@ def _write(
     missing = [(str(each.path), each.why) for each in (*outcome.left_out, *outcome.failed)]
     missing += [(str(path), "was not submitted") for path in outcome.not_submitted]
     first = files[0].record
-    results = Results(
+    results = ShownFiles(
         f"{first.target_institution}/{first.target_domain}".lstrip("/"),
         outcome.total + len(tiled),
         files,

@@ -51,7 +51,7 @@ from ddib_fed.errors import (
     JobFailed,
     error_class,
 )
-from ddib_fed.protocol.job_messages import refused_count
+from ddib_fed.protocol.details import refused_count
 from ddib_fed.protocol.messages import ItemState, JobState
 
 if TYPE_CHECKING:

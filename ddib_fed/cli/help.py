@@ -40,7 +40,7 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
         "Reading pictures": "fit range classes held_out flip crop dequantise colours channels",
         "Volumes and maps": "intensity slices tile overlap keep_parts scene",
         "Learning": "batch microbatch learning_rate ema checkpoint_every init predict seed",
-        "Network": "width blocks network preset variant",
+        "Network": "width blocks network preset",
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
         "Machine": "device threads precision dtype",
         "Results": "thresholds keep_latent doubtful_below samples soften_sigma page credentials again",

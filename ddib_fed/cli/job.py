@@ -106,7 +106,6 @@ def _connection(profile: Profile) -> str:
         server_name=profile.source_identity,
         pki_folder=profile.pki_folder,
         proxy=profile.way,
-        asks_environment=True,
     )
     if not finding.ok:
         raise finding.as_error(profile.hop)

@@ -145,8 +145,6 @@ def list_(config_path: Path, quiet: bool, output_format: str) -> None:
             say(f"{name} is suspended {why}")
     else:
         say("no peers yet: ddib peer add FILE")
-    if store.problem:
-        say(f"not admitted: {store.problem}", err=True)
 
 
 @peer.command()
@@ -167,7 +165,6 @@ def test(config_path: Path, output_format: str, institution: str) -> None:
         pki_folder=config.paths.pki,
         roots_pem=certificate_pem(*entry.roots),
         proxy=config.proxy,
-        asks_environment=True,
     )
     if not finding.ok:
         raise finding.as_error(f"target {institution}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ from ddib_fed.data.pictures import read_fitted, read_image
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.record import Part, fitted_line
 from ddib_fed.errors import ExtraMissing, PictureMisfit, UsageError
-from ddib_fed.evaluation.judgement import Domain, Figures, judge
-from ddib_fed.evaluation.metrics import Pictures, picture_rule, whiteness
+from ddib_fed.evaluation.judgement import Figures, judge
+from ddib_fed.evaluation.metrics import Pictures, picture_rule
 from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
 from ddib_fed.evaluation.samples import in_numbers
+from ddib_fed.evaluation.translations import latent_figures
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
@@ -264,21 +265,15 @@ def _judge(outcome: Outcome, models: tuple[Bundle, Bundle], target: _Side) -> tu
     }
     # In the files the source's fit is undone, on whatever side they are.
     translated = stack(Part.TRANSLATION, replace(theirs, fit=own.fit))
-    domain = Domain(folders.load(target.train[:DOMAIN_PICTURES], theirs))
+    domain = folders.load(target.train[:DOMAIN_PICTURES], theirs)
     notes = []
     try:
         report = judge(translated, domain=domain, **given)
     except ExtraMissing as error:
         notes.append(f"Not measured: the distance to the target domain. {error.detail}: {error.hint}")
         report = judge(translated, **given)
-    measured = whiteness(
-        torch.from_numpy(np.concatenate([np.load(each.files[Part.LATENT]) for each in delivered]))
-    )
-    report["latent"] = {
-        **asdict(measured.latent),
-        "noise_correlation": measured.noise.correlation,
-        "ratio": measured.ratio,
-    }
+    latents = np.concatenate([np.load(each.files[Part.LATENT]) for each in delivered])
+    report["latent"] = latent_figures(latents)
     return report, notes
 
 

@@ -31,8 +31,7 @@ from ddib_fed.errors import (
     UnavailableError,
 )
 from ddib_fed.protocol.details import from_rpc_error, status_of
-from ddib_fed.protocol.job_messages import provenance_record
-from ddib_fed.protocol.messages import Event, ItemState
+from ddib_fed.protocol.messages import Event, ItemState, provenance_record
 from ddib_fed.protocol.streams import Announced, Whole, assemble, open_file
 from ddib_fed.security import tls
 from ddib_fed.security.diagnosis import explained, may_pass

@@ -50,7 +50,7 @@ from ddib_fed.engine.record import (
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
-from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import Event, ItemState, JobState, Settings
 
 INSTITUTION = "here"

@@ -402,7 +402,6 @@ class NodePaths:
     classifier: Path | None
     state: Path
     pki: Path
-    peers: Path
     jobs: Path
     spool: Path
     audit: Path
@@ -512,7 +511,6 @@ class NodeConfig(Section):
             classifier=None if classifier is None else self._folder / classifier,
             state=state,
             pki=state / "pki",
-            peers=state / "peers",
             jobs=state / "jobs.sqlite",
             spool=state / "spool",
             audit=state / "audit.jsonl",

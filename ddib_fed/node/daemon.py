@@ -37,7 +37,7 @@ from ddib_fed.node.watch import DiskWatch, Watch
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.security import tls
 from ddib_fed.security.audit import AuditLog
-from ddib_fed.security.pki import Credentials, has_authority, load_identity
+from ddib_fed.security.pki import TlsCredentials, has_authority, load_identity
 from ddib_fed.telemetry import open_tracing
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
@@ -133,7 +133,7 @@ class Daemon:
             server.add_services(role.service_names)
         if issuer:
             identity_pb2_grpc.add_IdentityServiceServicer_to_server(
-                IdentityServicer(config, self.node.audit, self.node.quotas), server.grpc
+                IdentityServicer(config, self.node.audit, self.node.quotas, self.peers), server.grpc
             )
         return server
 
@@ -282,7 +282,7 @@ class Daemon:
                 log.exception("the jobs could not be counted")
         return self._last_jobs
 
-    def _expires(self, of: Callable[[Credentials], datetime]) -> float:
+    def _expires(self, of: Callable[[TlsCredentials], datetime]) -> float:
         try:
             return of(load_identity(self.config.paths.pki)).timestamp()
         except (DdibError, OSError):
@@ -361,7 +361,7 @@ class Daemon:
             answer.model.CopyFrom(_model_status(self.node))
         answer.peers.extend(_peer_statuses(self.node))
         answer.jobs.update(self._jobs())
-        answer.calibrations.extend(_calibration_statuses(self.node))
+        answer.calibrations.extend(overview(self.config, self.node.calibrations, self.peers))
         return answer
 
 
@@ -391,19 +391,6 @@ def _peer_statuses(node: NodeContext) -> Iterator[pb.PeerStatus]:
             problem=problem,
             failed=failed,
             suspended=suspended.get(peer.institution, ""),
-        )
-
-
-def _calibration_statuses(node: NodeContext) -> Iterator[pb.CalibrationStatus]:
-    for each in overview(node.config, node.calibrations, node.peers):
-        yield pb.CalibrationStatus(
-            sha256=each.sha256,
-            kind=each.kind,
-            source=each.source,
-            target=each.target,
-            state=each.state,
-            expires=each.expires.timestamp(),
-            warning=each.warning,
         )
 
 

@@ -84,7 +84,7 @@ def _take(name: str, config: NodeConfig) -> Finding:
 
 def _state(config: NodeConfig) -> list[str]:
     paths = config.paths
-    for folder in (paths.state, paths.pki, paths.peers):
+    for folder in (paths.state, paths.pki):
         check_private_folder(folder)
     there = next(place for place in (paths.state, *paths.state.parents) if place.exists())
     free = shutil.disk_usage(there).free
@@ -109,16 +109,14 @@ def _files(config: NodeConfig) -> list[str]:  # noqa: ARG001 - a step's signatur
 
 def _peers(config: NodeConfig) -> list[str]:
     store, proxy = peer_store(config), config.proxy
-    store.check_withdrawn()
     peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in store.list())
     now = datetime.now(UTC)
     roots = [
         root_warning(peer.institution, max(root.not_valid_after_utc for root in peer.roots), now)
         for peer in store.list()
     ]
-    unread = [f"not admitted: {store.problem}"] if store.problem else []
     through = f", through the proxy {proxy.address}" if proxy is not None else ""
-    return [(peers or "none admitted yet: ddib peer add") + through, *filter(None, roots), *unread]
+    return [(peers or "none admitted yet: ddib peer add") + through, *filter(None, roots)]
 
 
 def _calibrations(config: NodeConfig) -> list[str]:

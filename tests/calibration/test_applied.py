@@ -7,8 +7,8 @@ import pytest
 from ddib_fed.calibration.record import CalibratedSide, leg_map, map_between, units_digest
 from ddib_fed.errors import CalibrationForeign, CalibrationModel, CalibrationUnits
 from ddib_fed.models.units import ChannelMap, Normalisation
+from tests.calibration.examples import calibration
 from tests.runs.tiny_models import tiny
-from tests.security.calibrations.examples import calibration
 
 PLAIN = Normalisation()
 TURN = ((0, 1, 0), (1, 0, 0), (0, 0, 1))

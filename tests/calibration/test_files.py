@@ -12,13 +12,13 @@ from ddib_fed.calibration.record import (
     CalibratedSide,
     Calibration,
     Effect,
-    Figure,
     Making,
     read_calibration,
     write_calibration,
 )
 from ddib_fed.errors import AlreadyExists, CalibrationInvalid, FileMissing
 from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap
 
 THIRD = 1.0 / 3.0

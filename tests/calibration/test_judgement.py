@@ -3,8 +3,9 @@
 import pytest
 
 from ddib_fed.calibration.fit import LEAST_MARGIN, judge
-from ddib_fed.calibration.record import Effect, Figure
+from ddib_fed.calibration.record import Effect
 from ddib_fed.errors import CalibrationIneffective
+from ddib_fed.models.sidecars import Figure
 
 
 def effect(distance: float, margin: float) -> Effect:

@@ -27,6 +27,8 @@ import numpy
 import tifffile
 from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from ddib_fed.data import pictures as images
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.fitting import PictureRule, from_array, to_array
 from ddib_fed.data.pictures import FIXED, cost_of, memory_of
 
 def peak():
@@ -34,19 +36,19 @@ def peak():
 
 def measure(path, whole):
     content = open(path, "rb").read()
-    rule = images.PictureRule(3, 64, 64, "resize", 0.0, 65535.0, 16)
-    limits = images.ImageLimits()
-    images.to_array(images.decode_image(images.encode_png(numpy.zeros((4, 4, 3), "uint16"))), rule)
+    rule = PictureRule(3, 64, 64, "resize", 0.0, 65535.0, 16)
+    limits = ImageLimits()
+    to_array(images.decode_image(images.encode_png(numpy.zeros((4, 4, 3), "uint16"))), rule)
     stated = {"decoding": FIXED + cost_of(content, limits).decoding, "whole": memory_of(content, limits, rule)}
     before = peak()
     picture = images.decode_image(content, limits)
     decoded = peak() - before
     found = {"stated": stated, "decoding": decoded}
     if whole:
-        array, size = images.to_array(picture, rule)
+        array, size = to_array(picture, rule)
         found["read"] = peak() - before
         del picture
-        images.encode_png(images.from_array(array, rule, size))
+        images.encode_png(from_array(array, rule, size))
         found["whole"] = peak() - before
     print(json.dumps(found), flush=True)
 

@@ -18,7 +18,7 @@ from ddib_fed.engine.record import Translation
 from ddib_fed.security import pki
 from ddib_fed.security.audit_reading import verify as verify_audit
 from ddib_fed.security.identity import Identity, verify_peer_certificate
-from ddib_fed.security.peers import Peer, parse_peer
+from ddib_fed.security.peers import Peer, Trust, parse_peer
 from ddib_fed.security.pki import (
     certificate_pem,
     issue_leaf,
@@ -28,9 +28,8 @@ from ddib_fed.security.pki import (
     parse_certificates,
     read_request,
 )
-from ddib_fed.security.withdrawn import parse_withdrawn
+from tests.calibration.examples import calibration
 from tests.fuzz.target import NOW, Target, as_file
-from tests.security.calibrations.examples import calibration
 
 
 @cache
@@ -73,9 +72,16 @@ def _peers() -> list[bytes]:
     return [Peer("north.example", name, "north.example:7443", (_north().certificate,)).to_bytes()]
 
 
-def withdrawn(data: bytes) -> None:
-    """The list of withdrawn identities."""
-    parse_withdrawn(data, "a list")
+def trust(data: bytes) -> None:
+    """The file of peers and withdrawn identities."""
+    Trust.parse(data, "south.example")
+
+
+def _trusts() -> list[bytes]:
+    name = Identity("north.example", "node", "node-1")
+    peer = Peer("north.example", name, "north.example:7443", (_north().certificate,))
+    alice = Identity("south.example", "client", "alice")
+    return [Trust({"north.example": peer}, {"north.example": "since"}, {alice: "lost"}).to_bytes()]
 
 
 def signed(data: bytes) -> None:
@@ -143,7 +149,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "roots": Target(certificates, _certificates),
     "request": Target(request, _requests),
     "peer-file": Target(peer, _peers),
-    "withdrawn": Target(withdrawn, lambda: [b"spiffe://north.example/client/alice # lost\n\n"]),
+    "trust": Target(trust, _trusts),
     "signed-calibration": Target(signed, _calibrations),
     "calibration": Target(proposed, _calibrations),
     "calibration-file": Target(calibration_file, _calibrations, slow=True),

@@ -11,7 +11,6 @@ from ddib_fed.calibration.record import (
     CalibratedSide,
     Calibration,
     Effect,
-    Figure,
     Making,
     units_digest,
     write_calibration,
@@ -25,6 +24,7 @@ from ddib_fed.errors import (
     StateConflict,
 )
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.training.config import TrainConfig

@@ -13,9 +13,9 @@ from ddib_fed.calibration.record import CalibratedSide, Making, units_digest, wr
 from ddib_fed.calibration.signed import CalibrationStore
 from ddib_fed.cli.main import cli
 from ddib_fed.models.units import ChannelMap
+from tests.calibration.examples import calibration
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.picture_examples import pictures_model
-from tests.security.calibrations.examples import calibration
 
 TO = "south.example/drawings"
 

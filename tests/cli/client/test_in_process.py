@@ -33,8 +33,8 @@ from ddib_fed.errors import (
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation
+from tests.calibration.examples import calibration
 from tests.runs.tiny_models import tiny, tiny_classifier
-from tests.security.calibrations.examples import calibration
 
 FEW = ("--evaluations", "3", "--depth", "0.5")
 PAIR = ("--source", "north", "--target", "south", *FEW)

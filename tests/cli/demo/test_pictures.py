@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making
 from ddib_fed.cli import demo_parts
 from ddib_fed.cli.delivery import Delivered
 from ddib_fed.cli.demo import finish
@@ -31,6 +31,7 @@ from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.engine.record import LatentFigures, Part, PictureFigures, SolverUsed, Translation
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.structure import structure
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap
 
 COUNT = 6

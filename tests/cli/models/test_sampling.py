@@ -20,8 +20,8 @@ from ddib_fed.errors import (
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.units import ChannelMap
+from tests.calibration.examples import calibration
 from tests.runs.tiny_models import tiny, tiny_classifier
-from tests.security.calibrations.examples import calibration
 
 FEW = ("--steps", "3")
 

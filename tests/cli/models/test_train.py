@@ -1,6 +1,5 @@
 """`ddib model train` on pictures: a folder, classes, initial weights; refusals come before any training."""
 
-
 import numpy as np
 import pytest
 from click.testing import CliRunner

@@ -9,6 +9,7 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
 from ddib_fed.security.audit_reading import verify
@@ -115,5 +116,6 @@ def test_without_its_line_an_act_is_not_done(north: Path, south: Path, what: str
     }[what]
     assert run([*command, "--config", str(north)]) != 0
     assert "audit.jsonl" in capsys.readouterr().err
-    assert (config.paths.peers / "south.example.json").exists() == (what == "remove")
-    assert not (config.paths.pki / "withdrawn.txt").exists()
+    trusted = peer_store(config).snapshot()
+    assert ("south.example" in trusted.peers) == (what == "remove")
+    assert not trusted.withdrawn

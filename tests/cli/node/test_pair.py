@@ -21,7 +21,7 @@ from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import Peer
 from tests.e2e.harness import free_port
-from tests.security.network.connect_proxy import proxying
+from tests.security.connect_proxy import proxying
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
-from ddib_fed.models.weights import Imported, find_weights
+from ddib_fed.models.weights import Imported
 from ddib_fed.networks.config import DiffusersDiTConfig, network_with
 
 TINY = {
@@ -121,20 +121,16 @@ def filled(kind, settings, seed):
     return made
 
 
-def largest_difference(
-    folder: Path, imported: Imported, *, variant: str | None = None, pictures: int = 2, seed: int = 0
-) -> float:
+def largest_difference(folder: Path, imported: Imported, *, pictures: int = 2, seed: int = 0) -> float:
     """Difference of the network's output from that of the diffusers library on noise, relative to its largest value."""
     inside = next((folder / name for name in ("unet", "transformer") if (folder / name).is_dir()), folder)
-    weights, _ = find_weights(inside, variant)
     manifest = imported.manifest
     is_transformer = isinstance(manifest.network, DiffusersDiTConfig)
     kind = DiTTransformer2DModel if is_transformer else UNet2DModel
     theirs = kind.from_pretrained(
         str(inside),
         local_files_only=True,
-        variant=weights.variant or None,
-        use_safetensors=weights.suffix == ".safetensors",
+        use_safetensors=(inside / "diffusion_pytorch_model.safetensors").is_file(),
     )
     theirs = theirs.float().eval()
     ours = network_with(manifest.network, imported.state).eval()

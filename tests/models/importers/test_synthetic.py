@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.models.import_points import import_synthetic
+from ddib_fed.models.import_guided import import_synthetic
 from ddib_fed.networks.config import SyntheticConfig
 from tests.models.examples import state
 

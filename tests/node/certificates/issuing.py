@@ -43,13 +43,13 @@ class Server:
 
     def __init__(self, config: NodeConfig) -> None:
         self.on_renewal = lambda: None
-        peers = PeerStore(config.paths.peers, own_institution="north.example", pki_folder=config.paths.pki)
+        peers = PeerStore(config.paths.state, "north.example")
         policy = Policy(institution="north.example", roles=("source",), issuer=True)
         interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
         self.quotas = Ledger(config.paths.quotas)
         audit = AuditLog(config.paths.audit)
-        self.servicer = IdentityServicer(config, audit, self.quotas, clock=self._clock)
+        self.servicer = IdentityServicer(config, audit, self.quotas, peers, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.ServerCredentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)

@@ -122,14 +122,12 @@ def test_a_configuration_that_cannot_be_used_is_named(node: Node, spoil, capsys,
 
 
 def test_what_a_start_survives_is_a_warning(node: Node, caplog) -> None:
-    """A peer file that cannot be read, nothing that renews, an address that others cannot dial."""
+    """Nothing that renews, an address that others cannot dial."""
     node.leaf(0, issues=False)
-    (node.state / "peers").mkdir(mode=0o700)
-    (node.state / "peers" / "south.example.json").write_text("{")
     node.edit("127.0.0.1:0", "0.0.0.0:0")
     assert problems(node) == {}
     warned = [text for finding in startup.check(node.config) for text in finding.warnings]
-    assert len(warned) == 3
+    assert len(warned) == 2
     started = Daemon(node.config)
     for role in started.roles:
         role.close()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.security import pki, withdrawn
+from ddib_fed.security import pki
 from ddib_fed.security.audit_reading import verify
 from ddib_fed.security.identity import Identity
 from tests.node.running.test_daemon import Running, ready
@@ -58,13 +59,12 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     caplog.set_level(logging.INFO, logger="ddib_fed.node.watch")
     north = make_institution(tmp_path / "north", "north.example")
     watch = running.daemon._watch
-    file = config.paths.peers / "north.example.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(north.peer().to_bytes())
+    store = peer_store(config)
+    store.add(north.peer(), fingerprints=north.peer().fingerprints)
     watch.look()
-    file.unlink()
+    store.remove("north.example")
     watch.look()
-    withdrawn.withdraw(config.paths.pki, Identity("south.example", "client", "bob"))
+    store.withdraw(Identity("south.example", "client", "bob"))
     watch.look()
     renewed = pki.issue_to_folder(pki.load_authority(config.paths.pki), config.paths.pki, "node", "node-1")
     watch.look()

@@ -14,7 +14,7 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.contract import ContractLimits
-from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.records import Part

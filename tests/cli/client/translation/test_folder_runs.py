@@ -14,7 +14,7 @@ from ddib_fed.cli.delivery import Input, check_free
 from ddib_fed.cli.folder_state import locked
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull, UsageError
-from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.details import refused_facts
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import npy, points
 

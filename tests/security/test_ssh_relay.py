@@ -21,7 +21,7 @@ from ddib_fed.v1 import decoding_pb2_grpc
 from tests.e2e.harness import free_port, wait_until
 from tests.node.institutions import Institution
 from tests.node.listening import ASK, Listening
-from tests.security.network.connect_proxy import proxying
+from tests.security.connect_proxy import proxying
 
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 pytestmark = [

@@ -11,8 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from ddib_fed.diffusion.grids import PublicLevels
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.node.role import settings_message, solver_settings
 from ddib_fed.protocol.contract import ContractLimits, ContractSide, GuidanceTerms, PictureTerms
-from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.protocol.messages import Settings, from_message, provenance_record, to_message
 from ddib_fed.v1 import common_pb2, translation_pb2
 
 
@@ -168,3 +172,46 @@ def test_what_enters_the_contract_has_every_field_of_its_message(kind, message):
 
     found = getattr(decoding_pb2, message, None) or getattr(common_pb2, message)
     assert set(found.DESCRIPTOR.fields_by_name) == set(kind.__dataclass_fields__)
+
+
+def test_stages_are_in_one_order():
+    """A protobuf map has another order in each process; a client that goes on in a new one compares bytes."""
+    stages = [f"stage-{number:02}" for number in range(16)]
+    sent = translation_pb2.Provenance(seconds=dict.fromkeys(reversed(stages), 1.0))
+    assert (
+        list(provenance_record(translation_pb2.Provenance.FromString(sent.SerializeToString())).seconds)
+        == stages
+    )
+
+
+IN_ONE_PROCESS = [
+    SolverSettings("ddim", eta=0.5),
+    SolverSettings("ddim", grid="ddib", ancestral=True),
+    SolverSettings("ddim", grid="ddib", levels=PublicLevels("linear", 1000, "ddim50")),
+]
+
+
+@pytest.mark.parametrize("settings", IN_ONE_PROCESS, ids=str)
+def test_what_the_wire_does_not_carry_is_not_dropped_in_silence(settings):
+    """A message of the other five would ask the peer for something else."""
+    with pytest.raises(SettingsInvalid, match="do not travel"):
+        settings_message(settings)
+
+
+def test_all_settings_cross_the_wire():
+    for settings in (SolverSettings("ddim", 1, 50, "ddib"), SolverSettings(encoder="mixed")):
+        assert solver_settings(settings_message(settings)) == settings
+
+
+def test_a_quality_is_one_of_three_settings():
+    """Depth and encoder stay as they were asked; what the quality chooses may not be set beside it."""
+    asked = Settings(depth=0.5)
+    assert asked.of_quality(None) is asked
+    assert asked.of_quality("draft") == Settings(evaluations=12, grid="learned", depth=0.5)
+    assert asked.of_quality("standard") == asked
+    assert asked.of_quality("exact").evaluations == 96
+    with pytest.raises(SettingsInvalid, match="no quality 'best'"):
+        asked.of_quality("best")
+    with pytest.raises(SettingsInvalid, match="chooses grid itself") as refused:
+        Settings(grid="karras").of_quality("exact")
+    assert refused.value.hint == "leave --grid or --quality out"

@@ -1,4 +1,4 @@
-"""The page of a command's results: the worst first, everything inside, sorted and enlarged by one known script."""
+"""Pages show the worst first, hold everything, and advise by their figures."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import base64
 import hashlib
 import html
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import PictureFigures, Translation
-from ddib_fed.evaluation.results import (
-    Results,
+from ddib_fed.evaluation.pages import (
     ShownFile,
+    ShownFiles,
+    SideFound,
+    WayFound,
+    advice,
     preview,
     provenance,
     verdict,
     write_results,
 )
+from ddib_fed.models.manifest import Training
 from ddib_fed.pages import TEMPLATES
+from tests.runs.tiny_models import tiny
 
 TARGET = "south.example/relief"
 
@@ -45,7 +52,7 @@ def results(tmp_path):
         shown(tmp_path, "sub/<b>bad & worse", 12.25),
         shown(tmp_path, "fair", 33.0),
     ]
-    return Results(TARGET, 4, files, [("/scans/empty.png", "is empty")])
+    return ShownFiles(TARGET, 4, files, [("/scans/empty.png", "is empty")])
 
 
 @pytest.fixture
@@ -108,3 +115,63 @@ def test_provenance_counts_where_records_differ():
     assert rows["jobs"] == "a (2), b (1)"
     assert rows["source"] == "north/d"
     assert "calibration" not in rows
+
+
+def side(name="cats", **figures):
+    manifest = tiny(name).manifest.model_copy(update={"training": Training(figures=figures)})
+    return SideFound(Path(name), (), 5000, manifest, Path("out"), b"", b"", None, (0.5, 0.4, 0.405))
+
+
+def way(title="cats to dogs", latent=(1.0, 1.1), distances=(3.0, 9.0), **medians):
+    medians = {"cycle_psnr": 40.0, "edge_correlation": 0.6} | medians
+    report = {
+        "spread": {key: {"median": value, "chance": 0.09} for key, value in medians.items()},
+        "latent": dict(zip(("std", "ratio"), latent, strict=True)),
+        "ways": {
+            name: {"frechet_early": {"value": value}}
+            for name, value in zip(("translated", "source"), distances, strict=True)
+        },
+    }
+    return WayFound(title, Path("out/a-to-b"), report, b"")
+
+
+GOOD = (side(), side("dogs"))
+WAYS = (way(), way("dogs to cats"))
+
+
+def test_where_nothing_stands_out_nothing_is_wrong():
+    """The last piece of advice is always how to go on; what was not measured gives none."""
+    bare = WayFound("bare", Path("out"), {"spread": {}, "ways": {}, "latent": None}, b"")
+    for ways in (WAYS, (bare, WAYS[1])):
+        found = advice(GOOD, ways, ())
+        assert found[0].startswith("Nothing stands out")
+        assert "ddib translate FOLDER --source" in found[-1]
+        assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("sides", "ways", "said"),
+    [
+        ((replace(GOOD[0], held_out_losses=(0.5, 0.3, 0.4)), GOOD[1]), WAYS, "rose from 0.3000 to 0.4000"),
+        ((replace(GOOD[0], held_out_losses=(0.5, 0.4, 0.3)), GOOD[1]), WAYS, "still falling"),
+        ((replace(GOOD[0], pictures=200), GOOD[1]), WAYS, "200 training pictures are few"),
+        (
+            (side(nearest_training_picture=0.01, nearest_training_picture_held_out=0.1), GOOD[1]),
+            WAYS,
+            "repeats its pictures",
+        ),
+        (GOOD, (way(cycle_psnr=21.0), WAYS[1]), "21.0 dB"),
+        (GOOD, (way(latent=(0.8, 1.0)), WAYS[1]), "deviation of 0.800"),
+        (GOOD, (way(latent=(1.0, 2.5)), WAYS[1]), "2.50 times"),
+        (GOOD, (way(edge_correlation=0.1), WAYS[1]), "hardly any structure"),
+        (GOOD, (way(distances=(9.5, 9.0)), WAYS[1]), "no nearer to the target domain"),
+    ],
+)
+def test_each_piece_of_advice_follows_from_its_figure(sides, ways, said):
+    found = advice(sides, ways, ())
+    assert said in found[0]
+    assert len(found) == 2
+
+
+def test_pictures_in_both_folders_come_first():
+    assert "a.png and b.png" in advice(GOOD, WAYS, ["a.png and b.png"])[0]

@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making, units_digest
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, units_digest
+from ddib_fed.calibration.signed import Side, Signature, SignedCalibration
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.security.pki import TlsCredentials
 
 UNITS = units_digest(Normalisation())
 
@@ -36,3 +39,11 @@ def calibration(**changes: Any) -> Calibration:
         "expires": now + timedelta(days=365),
     }
     return Calibration(**(content | changes))
+
+
+def sign(calibration: Calibration, side: Side, credentials: TlsCredentials, *, now: datetime) -> Signature:
+    """The signature of one side."""
+    signed = SignedCalibration(calibration=calibration).sign(side, credentials, now=now)
+    made = signed.source if side == "source" else signed.target
+    assert made is not None
+    return made
