@@ -12,7 +12,7 @@ from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
 from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.paper.colours import ColourSettings, transfer
+from ddib_fed.paper.colours import transfer
 from ddib_fed.processes import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
@@ -114,7 +114,7 @@ def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatc
         with pytest.raises(UsageError, match="torchrun alone"):
             train(TrainConfig(kind="points", domain="moons", steps=1), tmp_path / "out")
     with pytest.raises(UsageError, match="one process"):
-        transfer(None, None, ColourSettings(), tmp_path / "out")
+        transfer(None, None, tmp_path / "out")
     monkeypatch.setenv(variable, "1")
     require_alone("this")
     assert not (tmp_path / "out").exists()
