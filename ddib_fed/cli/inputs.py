@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,6 @@ from ddib_fed.cli.delivery import Input
 from ddib_fed.cli.options import Classes, parse_pairs
 from ddib_fed.client.payload import SUFFIXES, split_target
 from ddib_fed.client.views import Domain, Domains
-from ddib_fed.data.imagenet import paired_pictures, source_name, translated_name
 from ddib_fed.errors import DomainNotFound, FileMissing, UsageError
 from ddib_fed.formats.recognition import files_below, format_of
 from ddib_fed.names import names_apart
@@ -149,16 +149,17 @@ def choose(
         )
     domains = ask()
     own, other = _own_classes(domains), _target_classes(domains, target)
-    found = paired_pictures(
+    kit = importlib.import_module("ddib_fed.paper.imagenet")
+    found = kit.paired_pictures(
         files[0], parse_pairs(pairs, own, other), class_names=own.names, labels=labels, limit=limit
     )
     return Chosen(
         tuple(each.path for each in found),
         tuple(
             Input(
-                _stem(translated_name(each.source, each.ordinal, each.target)),
+                _stem(kit.translated_name(each.source, each.ordinal, each.target)),
                 each.path.name,
-                source=_stem(source_name(each.source, each.ordinal)),
+                source=_stem(kit.source_name(each.source, each.ordinal)),
             )
             for each in found
         ),
