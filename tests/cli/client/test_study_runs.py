@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pydicom
 import pytest
-from ddib_fed.protocol.job_messages import refused_facts
 
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
