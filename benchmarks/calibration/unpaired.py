@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, ROOT, Directed
-from ddib_fed.calibration.aggregate import Aggregate, make_aggregate
+from ddib_fed.calibration.aggregate import Aggregate, count_array
 from ddib_fed.calibration.record import Calibration, Kind, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import Asked, translate_array
@@ -31,12 +31,11 @@ from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import CALIBRATION_FILE, amend_bundle, load_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
-from ddib_fed.training.calibrating import Wanted, from_aggregate, side
+from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures import thresholds
-from ddib_fed.training.run import train
+from ddib_fed.training.run import TrainingProgress, train
 from ddib_fed.training.sources import shipped_source
-from ddib_fed.training.trainer import Progress
 
 MADE = ROOT / "build" / "calibrated"
 PRETRAINED = ROOT / "ddib_fed" / "models" / "pretrained"
@@ -104,7 +103,9 @@ def calibrations(
         published = aggregate(directed, seed, epsilon)
         for kind, path in paths.items():
             command = f"python -m benchmarks.calibration.unpaired --pairs {directed.name} --seeds {seed}"
-            wanted = Wanted(kind, side(units), side(directed.bundles[1].manifest), DAYS, command, seed, force)
+            wanted = CalibrationRequest(
+                kind, side(units), side(directed.bundles[1].manifest), DAYS, command, seed, force
+            )
             try:
                 made = from_aggregate(own, units.normalisation, published, wanted)
             except CalibrationIneffective as refused:
@@ -132,13 +133,9 @@ def path_of(folder: Path, kind: Kind) -> Path:
 
 def aggregate(directed: Directed, seed: int, epsilon: float) -> Aggregate:
     """What the target would publish, its noise repeatable by the seed."""
-    return make_aggregate(
-        directed.pictures[1].train,
-        directed.bundles[1].manifest.normalisation,
-        directed.target_name,
-        epsilon=epsilon,
-        generator=np.random.default_rng(seed),
-    )
+    units, pictures = directed.bundles[1].manifest.normalisation, directed.pictures[1].train
+    counted = count_array(pictures, units, directed.target_name, epsilon=epsilon)
+    return counted.noised(epsilon, generator=np.random.default_rng(seed))
 
 
 def retrain(directed: Directed, seed: int, folder: Path) -> None:
@@ -161,7 +158,7 @@ def retrain(directed: Directed, seed: int, folder: Path) -> None:
         command=f"python -m benchmarks.calibration.unpaired --pairs {directed.name} --seeds {seed}",
     )
 
-    def tell(now: Progress) -> None:
+    def tell(now: TrainingProgress) -> None:
         if now.step % 100 == 0:
             spent = time.process_time() - started
             print(f"{folder.name}: step {now.step}, loss {now.loss:.4f}, {spent:.0f} CPU s", flush=True)

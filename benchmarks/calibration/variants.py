@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
-from ddib_fed.calibration.aggregate import make_aggregate
+from ddib_fed.calibration.aggregate import count_array
 from ddib_fed.calibration.fit import degrees, nearest_orthogonal
 from ddib_fed.calibration.record import read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
@@ -23,7 +23,7 @@ from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units import ChannelMap
-from ddib_fed.training.calibrating import Wanted, from_aggregate, side
+from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 
 DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""
@@ -121,9 +121,12 @@ def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
     if not path.exists():
         path = BUILD / directed.name / "rotation.json"
     if not path.exists():
-        aggregate = make_aggregate(directed.pictures[1].train, units(directed)[1], directed.target_name)
+        counted = count_array(directed.pictures[1].train, units(directed)[1], directed.target_name)
+        aggregate = counted.noised(1.0)
         own, target = (bundle.manifest for bundle in directed.bundles)
-        wanted = Wanted("rotation", side(own), side(target), days=365, command=COMMAND, force=True)
+        wanted = CalibrationRequest(
+            "rotation", side(own), side(target), days=365, command=COMMAND, force=True
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         made = from_aggregate(directed.pictures[0].train, own.normalisation, aggregate, wanted)
         write_calibration(made, path)

@@ -23,7 +23,7 @@ from ddib_fed.terminal import is_aside, say, say_document
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.security.audit_reading import Entry, LineFilter, Verified
+    from ddib_fed.security.audit_reading import AuditLine, LineFilter, Verified
     from ddib_fed.security.identity import Identity
 
 
@@ -38,7 +38,7 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     from ddib_fed.security.identity import Identity
 
     config = NodeConfig.load(config_path)
-    path = config.paths.audit
+    path = config.paths.store
     if not path.exists():
         raise FileMissing(f"there is no {path}", hint="a node writes it when it serves")
     return config, Identity(config.node.institution, "node", config.node.name), path
@@ -97,7 +97,7 @@ def show(
         options.refuse_idle(("limit", "follows"), "does not go with --out", hint="leave it out")
         _write_lines(own, path, wanted, out)
         return
-    read, kept = 0, deque["Entry"](maxlen=limit)
+    read, kept = 0, deque["AuditLine"](maxlen=limit)
     for entry in entries(path):
         read = entry.line
         if entry in wanted:
@@ -109,7 +109,7 @@ def show(
             _write(entry)
 
 
-def _write(entry: Entry) -> None:
+def _write(entry: AuditLine) -> None:
     """One line for scripts, or for people: a value that could be taken for several is quoted."""
     if is_aside():
         say_document(json.dumps({**entry.record, "line": entry.line, "sha256": entry.sha256}))
@@ -149,7 +149,6 @@ def _write_lines(own: Identity, path: Path, wanted: LineFilter, out: Path) -> No
         "lines": found.lines,
         "head": found.head,
         "verified": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torn_bytes": found.torn_bytes,
         "exported": made.exported,
         "asked": {
             "job": wanted.job,
@@ -173,25 +172,25 @@ def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: st
     if not institution:
         raise UsageError("--anchors needs --peer INSTITUTION", hint="ddib peer list")
     peer = peer_store(config).get(institution)
-    held = held_of(path, institution)
-    if not held.anchors:
+    held, contradiction = held_of(path, institution)
+    if not held:
         raise FileMissing(
             f"the audit log has no end of the log of {institution}",
             hint="it comes with each latent and translation",
         )
-    made = AnchorFile(of=peer.identity.uri, noted_by=own.uri, anchors=thinned(held.anchors))
+    made = AnchorFile(of=peer.identity.uri, noted_by=own.uri, anchors=thinned(held))
     if out is None:
         print_json(made.model_dump(mode="json"))
     else:
         write_file(out, made.to_bytes(), overwrite=False)
         say(
-            f"wrote {out}: {len(held.anchors)} ends noted, the last with {held.anchors[-1].lines} lines",
+            f"wrote {out}: {len(held)} ends noted, the last with {held[-1].lines} lines",
             f"send it to {institution}, for: ddib audit verify --anchor {shlex.quote(out.name)}",
         )
-        outcome(written=out, of=peer.identity.uri, ends=len(held.anchors), last_line=held.anchors[-1].lines)
-    if held.contradiction:
+        outcome(written=out, of=peer.identity.uri, ends=len(held), last_line=held[-1].lines)
+    if contradiction:
         raise ChunkCorrupt(
-            f"the log of {institution} was rewritten or went back: {held.contradiction}",
+            f"the log of {institution} was rewritten or went back: {contradiction}",
             hint="ask its operator; keep this node's log, which shows it",
         )
 
@@ -201,7 +200,7 @@ def _require_whole(path: Path, found: Verified) -> None:
         where = "" if found.broken_line is None else f", line {found.broken_line}"
         raise ChunkCorrupt(
             f"{path}{where}: {found.problem}",
-            hint="keep the file unchanged, and find out who could write to it",
+            hint="keep a copy of the file, and find out who could write to it",
         )
 
 
@@ -243,7 +242,5 @@ def verify(config_path: Path, noted: tuple[str, ...]) -> None:
         text.append(
             f"anchors  {checked} lines that peers noted, {'all there' if found.ok else 'not all there'}"
         )
-    if found.torn_bytes:
-        text.append(f"torn   {found.torn_bytes} bytes of a write interrupted by a crash")
     emit({"path": path, "ok": found.ok, **dataclasses.asdict(found)}, lambda: say(*text))
     _require_whole(path, found)

@@ -108,10 +108,12 @@ def _fitted(
     units = bundle.manifest.normalisation.plain
     command = f"ddib calibrate {command} --kind {asked.kind} --seed {asked.seed}"
 
-    def wanted(sha256: str) -> calibrating.Wanted:
+    def wanted(sha256: str) -> calibrating.CalibrationRequest:
         other = CalibratedSide(institution=to[0], domain=to[1], units_sha256=sha256)
         how = " --anchors" if asked.anchors is not None else ""
-        return calibrating.Wanted(asked.kind, own, other, asked.days, command + how, asked.seed, asked.force)
+        return calibrating.CalibrationRequest(
+            asked.kind, own, other, asked.days, command + how, asked.seed, asked.force
+        )
 
     if asked.anchors is not None:
         theirs = target.units()
@@ -184,7 +186,7 @@ def agree(
     asked: Asked, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool, output_format: str
 ) -> None:
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
-    from ddib_fed.node.calibration_peer import calling
+    from ddib_fed.node.calibration_peer import CalibrationPeer
     from ddib_fed.node.calibrations import allow, require_role, send
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model import load_hosted
@@ -210,7 +212,7 @@ def agree(
         domain=config.model.domain,
         units_sha256=units_digest(bundle.manifest.normalisation),
     )
-    with calling(config, institution, domain) as peer:
+    with CalibrationPeer(config, institution, domain) as peer:
         if existing is not None:
             made = _existing(existing, asked, own, (institution, domain))
         else:
@@ -230,7 +232,7 @@ def agree(
         print_json({"sha256": signed.sha256, "state": state, "crossed": peer.crossed, "calibration": content})
         return
     say(f"crossed      {', '.join(f'{name} {count} bytes' for name, count in peer.crossed.items())}")
-    short = signed.sha256.hex()[:12]
+    short = signed.short
     if signed.complete:
         say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
         return
@@ -285,7 +287,7 @@ def evaluate(
     truth = (
         calibrating.shipped_truth(source, target, EVALUATED)
         if anchors is None
-        else calibrating.folder_anchors(source, target, anchors)
+        else calibrating.anchors_of((picture_rule(source.manifest), picture_rule(target.manifest)), anchors)
     )
     given = truth.source if truth is not None else spaced(own.held_out, EVALUATED)
     said = f"{len(given)} held-out pictures; their true translations are not known."

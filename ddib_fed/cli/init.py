@@ -170,7 +170,7 @@ def make_client(
     out.mkdir(parents=True, exist_ok=True)
     if config is not None and pki.has_authority(config.paths.pki):
         peer_store(config).snapshot().refuse_withdrawn(identity)
-        log, life = config.paths.audit, config.identity.life("client")
+        log, life = config.paths.store, config.identity.life("client")
         pki.issue_client(
             config.paths.pki,
             out / "pki",

@@ -75,7 +75,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "model": ("ddib_fed.cli.model", "List, copy, train, sample, show and import models."),
         "colours": (
             "ddib_fed.paper.commands",
-            "Give one photograph the colours of another; compare with optimal transport.",
+            "Give one photograph the colours of another.",
         ),
         "evaluate": (
             "ddib_fed.cli.evaluate",

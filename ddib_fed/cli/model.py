@@ -174,7 +174,7 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
         return import_diffusers(path, **names, **settings)
     if given["synthetic"]:
         from ddib_fed.models.import_flags import parse_flags
-        from ddib_fed.models.import_points import import_synthetic
+        from ddib_fed.models.import_guided import import_synthetic
 
         idle = ("classifier", "fit", "soften_sigma")
         options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")
@@ -319,16 +319,18 @@ def tune(
     to one softening. MODEL is the bundle's folder.
     """
     from ddib_fed.networks.placement import torch_threads
-    from ddib_fed.training.tune import Wanted, tune_bundle
+    from ddib_fed.training.tune import tune_bundle
 
     counts = tuple(sorted({*evaluations, *further})) or NUMBERS
     words = f"tune MODEL --evaluations {' '.join(map(str, counts))}"
     words += "" if soften_sigma is None else f" --soften-sigma {soften_sigma:g}"
-    wanted = Wanted(counts, data=data, soften=soften_sigma, seed=seed)
-    with bar("tuning") as show, torch_threads():
+    with bar("tuning") as show, torch_threads(options.usual_threads()):
         tuned = tune_bundle(
             folder,
-            wanted,
+            counts,
+            data=data,
+            soften_sigma=soften_sigma,
+            seed=seed,
             command=_noted(words, data, seed),
             device=device,
             say=lambda what, done, total: show(done, total, what),
@@ -372,9 +374,9 @@ def measure(*, folder: Path, data: Path | None, seed: int, device: str) -> None:
     from ddib_fed.evaluation.structure import put_thresholds
     from ddib_fed.models.bundle import load_bundle
     from ddib_fed.networks.placement import torch_threads
-    from ddib_fed.training.own_samples import put_allowances
+    from ddib_fed.training.tune import put_allowances
 
-    with bar("encoding") as show, torch_threads():
+    with bar("encoding") as show, torch_threads(options.usual_threads()):
         found = put_allowances(
             folder,
             data,

@@ -163,7 +163,6 @@ def test(config_path: Path, institution: str) -> None:
         pki_folder=config.paths.pki,
         roots_pem=certificate_pem(*entry.roots),
         proxy=config.proxy,
-        asks_environment=True,
     )
     if not finding.ok:
         raise finding.as_error(f"target {institution}")
@@ -230,7 +229,7 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
     from ddib_fed.security.audit import note
 
     config, store = _open(config_path)
-    log = config.paths.audit
+    log = config.paths.store
     if undo:
         options.refuse_idle(("reason",), "is for a suspension", hint="leave it out")
         changed = store.resume(institution, before=lambda: note(log, "peer_resumed", peer=institution))
@@ -258,7 +257,7 @@ def remove(config_path: Path, institution: str) -> None:
     from ddib_fed.security.audit import note
 
     config, store = _open(config_path)
-    store.remove(institution, before=lambda: note(config.paths.audit, "peer_removed", peer=institution))
+    store.remove(institution, before=lambda: note(config.paths.store, "peer_removed", peer=institution))
     say(f"removed {institution}")
     running = _apply(config, "it is refused from now on, and running calls with it are ended")
     outcome(removed=institution, node_running=running)

@@ -121,7 +121,7 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
     signed = keys.sign_request(authority, asked, roots, lifetime=life)
     leaf = keys.parse_certificates(signed, "what was signed")[0]
     note(
-        config.paths.audit,
+        config.paths.store,
         "certificate_issued",
         identity=asked.identity.uri,
         certificate=keys.fingerprint(leaf),
@@ -148,7 +148,7 @@ def install(config_path: Path, profile_path: Path | None, certificate: Path) -> 
     signed = read_small(certificate, pipe=True)
     if profile_path is None:
         leaf = keys.parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
-        note(_config(config_path).paths.audit, "certificate_given", certificate=keys.fingerprint(leaf))
+        note(_config(config_path).paths.store, "certificate_given", certificate=keys.fingerprint(leaf))
     identity = keys.install(place, signed, expected=owner)
     say(f"installed the certificate of {identity} in {place}")
     outcome(installed=identity.uri, folder=place)
@@ -212,7 +212,7 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     from ddib_fed.security.audit import note
 
     config = _config(config_path)
-    named, log, store = _of_institution(config, identity), config.paths.audit, peer_store(config)
+    named, log, store = _of_institution(config, identity), config.paths.store, peer_store(config)
     if undo:
         options.refuse_idle(("reason",), "is for a withdrawal", hint="leave it out")
         changed = store.reinstate(named, before=lambda: note(log, "identity_reinstated", identity=named.uri))

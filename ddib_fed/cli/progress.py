@@ -1,32 +1,25 @@
-"""A progress bar of a job's events; without a terminal a line now and then, with the job's id first."""
+"""Shows on the terminal how the jobs of a run go: bars, or without a terminal a line now and then."""
 
 from __future__ import annotations
 
-import contextlib
-import shlex
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import click
-
-from ddib_fed.cli.delivery import Delivered, Input, suggest_target
 from ddib_fed.client.client import Client
-from ddib_fed.client.connection import PATIENCE_S, OnWait
+from ddib_fed.client.files import FileItem
 from ddib_fed.client.profile import Profile
-from ddib_fed.errors import Cancelled, DdibError, DomainNotFound, ExhaustedError, PeerNotFound, QuotaSpent
+from ddib_fed.client.progress import SAID_EVERY_S, RunProgress, open_client, waiting_line
+from ddib_fed.client.results import Delivered
+from ddib_fed.errors import DdibError, ExhaustedError
 from ddib_fed.protocol.messages import Event
-from ddib_fed.terminal import bar, drawing, say
+from ddib_fed.terminal import drawing, say
 
 if TYPE_CHECKING:
-    from ddib_fed.client.views import JobView
-
+    from ddib_fed.formats.study import Origin, Study
 
 STAGES = {
     "encode": "encoding",
@@ -39,73 +32,7 @@ STAGES = {
 }
 
 
-SAID_EVERY_S = 30.0
-"""How often a line is written without a terminal: a log of a day has 3,000."""
-
-
-class Progress:
-    """Opens the client of a command, and receives the progress of its jobs in its thread. This one shows nothing."""
-
-    done = 0
-    """Results that are on the disk."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether no further job is to be submitted."""
-        return False
-
-    @contextmanager
-    def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A function that is called with (done, total) while files are read."""
-        with counted(what) as show:
-            yield show
-
-    @contextmanager
-    def opened(self, profile: Profile) -> Iterator[Client]:
-        """A client of the source node."""
-        with open_client(profile) as client:
-            yield client
-
-    def say(self, line: str) -> None:
-        """Show a sentence."""
-
-    def whole(self, total: int, done: int) -> None:
-        """So many files are translated, and so many of them are on the disk already."""
-        del total
-        self.done = done
-
-    def submitted(self, job_id: str, items: int) -> None:
-        """The node has accepted a job."""
-
-    def begin(self, job_id: str, names: Sequence[str]) -> None:
-        """From now on events are of this job, whose items have these names."""
-
-    def event(self, event: Event) -> None:
-        """Something happened in the job."""
-
-    def written(self, given: Input, result: Delivered) -> None:
-        """A result is on the disk."""
-        del given, result
-        self.done += 1
-
-    def ended(self, job_id: str, state: str) -> None:
-        """A job has ended, and its results are written."""
-
-    def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
-        """`event`, which says once what is left of a quota that the job waits for, and until when."""
-        said = False
-
-        def on_event(event: Event) -> None:
-            nonlocal said
-            self.event(event)
-            if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
-                said = True
-                self.say(quota_line(client.get(job_id)))
-
-        return on_event
-
-
-class JobProgress(Progress):
+class ConsoleProgress(RunProgress):
     """Two bars: items of the job, and steps of the item that moved last; or lines. A context manager."""
 
     def __init__(
@@ -115,7 +42,7 @@ class JobProgress(Progress):
         show: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
+        super().__init__(client)
         self._draws = show and sys.stderr.isatty()
         self._says = show and not self._draws
         self._clock = clock
@@ -138,57 +65,52 @@ class JobProgress(Progress):
 
     @contextmanager
     def opened(self, profile: Profile) -> Iterator[Client]:
-        with self, open_client(profile, on_wait=self.wait, client=self._client) as client:
+        with self, open_client(profile, on_wait=self.wait, client=self.client) as client:
             yield client
 
     def say(self, line: str) -> None:
         self._progress.console.print(line)
 
+    def study(self, number: int, origin: Origin, study: Study | None) -> None:
+        del number, origin
+        for warning in study.warnings if study is not None else ():
+            say(f"warning: {warning}", err=True)
+
     def whole(self, total: int, done: int) -> None:
-        """Set how many files the command translates, and how many of them are on the disk already."""
-        self._total, self.done = total, done
+        self._total = total
         self._progress.update(self._items, total=total, completed=done)
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
         self._job_id, self._names = job_id, names
 
-    def written(self, given: Input, result: Delivered) -> None:
-        """Count a result that is on the disk."""
-        super().written(given, result)
-        if self._total:
-            self._progress.update(self._items, completed=self.done)
+    def written(self, item: FileItem, result: Delivered) -> None:
+        del item, result
+        self._progress.update(self._items, completed=self.done)
 
     def submitted(self, job_id: str, items: int) -> None:
         if self._says:
             say(f"job {job_id}: submitted, {items:,} item{'s' * (items != 1)}", err=True)
 
-    def ended(self, job_id: str, state: str) -> None:
-        """Without a terminal: say that a job has ended, when its results are written."""
+    def job_ended(self, job_id: str, state: str) -> None:
         if self._says:
-            said = f"job {job_id}: {state}; {self.done:,} of {self._total:,} files written"
-            say(said, err=True)
+            say(f"job {job_id}: {state}; {self.done:,} of {self._total:,} files written", err=True)
 
     def event(self, event: Event) -> None:
-        """Show an event."""
         self._waits = 0
-        self._say_event(event)
+        if self._says:
+            self._say_event(event)
         if not self._total:
             self._progress.update(self._items, completed=event.items_done, total=event.items or None)
         if event.stage:
             name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
-            what = STAGES.get(event.stage, event.stage)
-            self._progress.update(
-                self._steps,
-                description=f"{name}: {what}"[:60],
-                completed=event.step,
-                total=event.steps or None,
-            )
+            what = f"{name}: {STAGES.get(event.stage, event.stage)}"[:60]
+            steps = event.steps or None
+            self._progress.update(self._steps, description=what, completed=event.step, total=steps)
 
     def _say_event(self, event: Event) -> None:
-        """Without a terminal: the job and how far it is, from time to time, and when it has ended."""
+        """The job and how far it is, from time to time, and when it has ended."""
         now = self._clock()
-        last = event.state.ended and not self._total
-        if not self._says or not (last or now - self._said >= SAID_EVERY_S):
+        if not (event.state.ended and not self._total) and now - self._said < SAID_EVERY_S:
             return
         self._said = now
         counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"
@@ -208,114 +130,3 @@ class JobProgress(Progress):
             self.say(waiting_line(error, delay_s))
         what = "node is busy" if busy else "node is away"
         self._progress.update(self._steps, description=f"{what}, again in {delay_s:.0f} s", total=None)
-
-
-@contextmanager
-def counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows how many files are done, called with (done, total): a bar, or now and then a line."""
-    if sys.stderr.isatty():
-        with bar(what) as show:
-            yield lambda done, total: show(done, total, "")
-        return
-    said = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal said
-        if (now := time.monotonic()) - said >= SAID_EVERY_S:
-            said = now
-            say(f"{what}: {done:,} of {total:,}", err=True)
-
-    yield tell
-
-
-def waiting_line(error: DdibError, delay_s: float) -> str:
-    again = f"trying again in {delay_s:.1f} s" if isinstance(error, ExhaustedError) else "trying again"
-    return f"{error.hop or 'the node'}: {error.detail}; {again}"
-
-
-def quota_line(job: JobView) -> str:
-    """The message about a job that waits for a quota of its target."""
-    facts = job.failure.facts if job.failure is not None else {}
-    said = ", ".join(
-        f"{name} {facts[name]}" for name in ("quota", "limit", "left", "asked", "renews") if name in facts
-    )
-    return f"target {job.target}: {QuotaSpent.sentence} ({said}); the job waits there for more"
-
-
-class SayOnce:
-    """Prints to stderr, once, that a call waits for its node; for commands without a progress bar."""
-
-    def __init__(self) -> None:
-        self._said = False
-
-    def __call__(self, error: DdibError, delay_s: float) -> None:
-        if not self._said:
-            say(waiting_line(error, delay_s), err=True)
-        self._said = True
-
-
-@contextlib.contextmanager
-def open_client(
-    profile: Profile | Path | None,
-    *,
-    on_wait: OnWait | None = None,
-    patience_s: float = PATIENCE_S,
-    client: Client | None = None,
-) -> Iterator[Client]:
-    """A client for one command; or the given one."""
-    if client is None:
-        found = profile if isinstance(profile, Profile) else Profile.load(profile)
-        client = Client(found, patience_s=patience_s, on_wait=on_wait or SayOnce())
-    with client, _interruptible(client):
-        try:
-            yield client
-        except (DomainNotFound, PeerNotFound) as error:
-            context = click.get_current_context(silent=True)
-            if context is not None and context.params.get("target"):
-                suggest_target(error, client, str(context.params["target"]))
-            raise
-
-
-@contextlib.contextmanager
-def _interruptible(client: Client) -> Iterator[None]:
-    """Within this context the first Ctrl-C, or SIGTERM of a batch system, ends the client's calls."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        del frame
-        signal.signal(number, before[signal.Signals(number)])
-        threading.Thread(target=client.abort, daemon=True).start()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except DdibError as error:
-        if client.aborted and not error.hint:
-            raise Cancelled(
-                "interrupted", hop=client.hop, hint="ddib job list" if client.keeps_jobs else ""
-            ) from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def explaining_interruption(client: Client, job_id: str, out: Path | None = None) -> Iterator[None]:
-    """Turn Ctrl-C into an error that says the job continues, with the commands to watch, fetch or cancel it."""
-    try:
-        yield
-    except DdibError as error:
-        if not (client.aborted and client.keeps_jobs):
-            raise
-        # The id comes from the node, and these lines are meant to be pasted.
-        job, more = shlex.quote(job_id), f" --profile {shlex.quote(str(client.profile.path))}"
-        raise Cancelled(
-            f"interrupted; job {job_id} continues at the source node",
-            hint=f"ddib job watch {job}{more}\n"
-            f"ddib job fetch {job} --out {shlex.quote(str(out or 'DIR'))}{more}\n"
-            f"to stop it:\nddib job cancel {job}{more}",
-            hop=client.hop,
-        ) from error

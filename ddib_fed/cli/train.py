@@ -5,7 +5,6 @@ The options are fields of `TrainConfig`, whose descriptions are the help; `--set
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import types
@@ -22,16 +21,8 @@ from ddib_fed.cli.options import CALIBRATION, Decorator, read_given, with_option
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import bars, say
-from ddib_fed.training.config import (
-    BY_SET,
-    PRESETS,
-    TrainConfig,
-    checked,
-    network_fields,
-    option_kinds,
-    options_of,
-    seconds,
-)
+from ddib_fed.training.config import PRESETS, TrainConfig, checked, option_kinds, options_of, seconds
+from ddib_fed.training.config import option as flag
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
@@ -42,15 +33,15 @@ RESUME = options.option("--resume", "Resume the unfinished run in --out.")
 FORCE = options.option("--force", "Start over, replacing the run in --out.")
 SET = options.option(
     "sets --set FIELD=VALUE",
-    f"Another setting of the training ({', '.join(sorted(BY_SET - {'network'}))}) or of the network, such as "
-    "model_channels=48 or channel_mult=1,2,3. For points network=public is the public DDIB code's network.",
+    "Another field of the run, e.g. ema=0.999, crop=true or channels=1, or of its network, e.g. model_channels=48 or "
+    "channel_mult=1,2,3; network=public is the public DDIB code's for points.",
     multiple=True,
 )
 
 
 def train_options(names: Iterable[str], config: type[TrainConfig] = TrainConfig) -> Decorator:
-    """An option for each of these fields that has one, and `--set` for all others; None is not given."""
-    return with_options((*(_option(name, config) for name in names if name not in BY_SET), SET))
+    """An option for each of these fields; None is not given."""
+    return with_options(tuple(_option(name, config) for name in names))
 
 
 def _option(name: str, config: type[TrainConfig]) -> Decorator:
@@ -63,7 +54,7 @@ def _option(name: str, config: type[TrainConfig]) -> Decorator:
     kind: Any = info.annotation
     while get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
-    written = f"{name} --{name.removesuffix('_s').replace('_', '-')}"
+    written = f"{name} {flag(name)}"
     if kind is bool:
         return options.option(written, text, default=None)
     choices = list(PRESETS) if name == "preset" else []
@@ -76,26 +67,10 @@ def _option(name: str, config: type[TrainConfig]) -> Decorator:
 
 
 def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
-    """The fields that the options gave, and the command line; what `--set` names otherwise is of the network."""
-    said = {name: value for name, value in settings.items() if value is not None and name != "sets"}
-    network = []
-    for text in settings.get("sets", ()):
-        name, mark, value = text.partition("=")
-        if not mark or not name:
-            raise UsageError(f"--set {text!r} is no FIELD=VALUE", hint="write a setting so: --set ema=0.99")
-        if name == "network" or name not in TrainConfig.model_fields:
-            network.append(value if name == "network" else text)
-        elif name in BY_SET:
-            said |= network_fields(text)
-        else:
-            raise UsageError(
-                f"--set {name}: this has an option of its own, or none", hint="the command's --help"
-            )
-    if network:
-        said["network"] = network
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        said["threads"] = threads
-    return {**said, **further, "command": shlex.join(["ddib", *sys.argv[1:]])[:2000]}
+    """The options that were given, and the command line."""
+    said = {name: value for name, value in settings.items() if value is not None}
+    threads = {"threads": options.usual_threads()}
+    return {**threads, **said, **further, "command": shlex.join(["ddib", *sys.argv[1:]])[:2000]}
 
 
 @command()
@@ -107,10 +82,19 @@ def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
     "size are used, and --classes folders is the default.",
     click.Path(file_okay=False, path_type=Path),
 )
+@SET
 @RESUME
 @FORCE
 @options.OUTCOME
-def train(*, out: Path, generator: Path | None, resume: bool, force: bool, **settings: Any) -> None:
+def train(
+    *,
+    out: Path,
+    generator: Path | None,
+    sets: tuple[str, ...],
+    resume: bool,
+    force: bool,
+    **settings: Any,
+) -> None:
     """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
 
     A killed and resumed run ends bit for bit as an uninterrupted one. Several processes or GPUs share the work of one
@@ -121,7 +105,7 @@ def train(*, out: Path, generator: Path | None, resume: bool, force: bool, **set
         options.refuse_idle(("colours",), "is as the model of --for has it", hint="leave it out")
         fields = {"classes": "folders", **_as_guided(generator), **fields}
         fields |= {"kind": "classifier", "generator": generator}
-    run(checked(TrainConfig, fields, "ddib model train --help"), out, resume=resume, force=force)
+    run(checked(TrainConfig, fields, "ddib model train --help", sets), out, resume=resume, force=force)
 
 
 def _as_guided(generator: Path) -> dict[str, Any]:

@@ -20,18 +20,17 @@ from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.payload import MAX_ITEM_BYTES, Payload, name_item
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import (
-    Domain,
     Domains,
     Failure,
     ItemView,
+    JobResult,
     JobView,
     Media,
-    Result,
     ResultFile,
     Submitted,
+    TargetDomain,
 )
 from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import Asked, check_translation, item_of
@@ -39,30 +38,27 @@ from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, Item, Translated, translate
 from ddib_fed.engine.record import (
-    MOST_TILES,
     LatentFigures,
     Part,
     SolverUsed,
     Translation,
     guidance_used,
-    tiles_in,
 )
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
-from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import Event, ItemState, JobState, Settings
 
 INSTITUTION = "here"
 """What targets are called: `here/relief`."""
 MAX_POINTS = 100_000_000
 _MEDIA = {"NPY": Media.NPY, "PNG": Media.PNG}
-DEFAULT_SETTINGS = SolverSettings()
 _NOBODY = Profile.model_construct(institution="", name="", source_address="", source_identity="")
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class ProcessOptions:
     """What is asked of two models in one process and of no nodes, which have policies and secrets in its place.
 
     Attributes:
@@ -75,23 +71,11 @@ class Here:
     soften: float | None = None
     seed: int = 0
     calibration: Calibration | None = None
-    settings: SolverSettings = DEFAULT_SETTINGS
+    settings: SolverSettings = field(default_factory=SolverSettings)
 
     def solver(self, asked: Settings) -> SolverSettings:
-        return SolverSettings(
-            asked.solver,
-            asked.order,
-            asked.evaluations,
-            asked.grid,
-            asked.depth,
-            asked.encoder,
-            self.settings.levels,
-            self.settings.eta,
-            self.settings.ancestral,
-        )
-
-
-NOTHING = Here()
+        names = ("solver", "order", "evaluations", "grid", "depth", "encoder")
+        return replace(self.settings, **{name: getattr(asked, name) for name in names})
 
 
 @dataclass(slots=True)
@@ -126,7 +110,8 @@ class InProcess(Client):
     hop = ""
     clock_s = None
 
-    def __init__(self, source: LocalParty, target: LocalParty, here: Here = NOTHING) -> None:
+    def __init__(self, source: LocalParty, target: LocalParty, here: ProcessOptions | None = None) -> None:
+        here = here or ProcessOptions()
         self._source, self._target, self._here = source, target, here
         manifests = source.model.manifest, target.model.manifest
         self._rotation = map_between(here.calibration, *manifests)
@@ -173,7 +158,7 @@ class InProcess(Client):
     def domains(self, *, own_alone: bool = False) -> Domains:  # noqa: ARG002 - there are no peers to ask
         own, other = self._source.model, self._target.model
         form = own.manifest.picture
-        target = Domain(
+        target = TargetDomain(
             INSTITUTION,
             other.manifest.domain,
             other.manifest.sample_kind,
@@ -224,16 +209,8 @@ class InProcess(Client):
             )
         job_id = str(len(self._jobs) + 1)
         numbers: Any = [known[pair] for pair in labels]
-        job = _Job(
-            job_id,
-            request_id or str(uuid.uuid4()),
-            items,
-            request,
-            asked,
-            labels,
-            numbers,
-        )
         self._check_items(items)
+        job = _Job(job_id, request_id or str(uuid.uuid4()), items, request, asked, labels, numbers)
         self._jobs[job_id] = job
         return Submitted(job_id, job.request_id, job.state, repeated=False)
 
@@ -255,29 +232,19 @@ class InProcess(Client):
 
     def get(self, job_id: str) -> JobView:
         job = self._jobs[job_id]
-        items = tuple(
-            ItemView(
-                number, self._state(job, number), item.size_bytes, item.sha256, self._failure(job, number)
-            )
-            for number, item in enumerate(job.items)
-        )
-        return JobView(
-            job_id,
-            job.request_id,
-            job.state,
-            job.request.target,
-            job.request.settings,
-            job.request.cycle,
-            job.request.keep_latent,
-            0.0,
-            0.0,
-            0.0,
-            items,
-            None,
-            model_size=job.request.model_size,
-            item_count=len(items),
-            items_done=len(job.done),
-        )
+        items = []
+        for number, item in enumerate(job.items):
+            error = job.failed.get(number)
+            state = ItemState.DELIVERED if number in job.done else ItemState.RECEIVED
+            failure = None
+            if error is not None:
+                state = ItemState.FAILED
+                failure = Failure(error.reason, error.sentence, facts=dict(error.facts))
+            items.append(ItemView(number, state, item.size_bytes, item.sha256, failure))
+        asked = job.request
+        what = (asked.target, asked.settings, asked.cycle, asked.keep_latent, 0.0, 0.0, 0.0)
+        view = JobView(job_id, job.request_id, job.state, *what, tuple(items), None)
+        return replace(view, model_size=asked.model_size, item_count=len(items), items_done=len(job.done))
 
     def list(self, limit: int = 100) -> tuple[JobView, ...]:  # noqa: ARG002 - those of an earlier process are gone
         return ()
@@ -285,7 +252,7 @@ class InProcess(Client):
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:  # noqa: ARG002
         return 0
 
-    def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[Result]:
+    def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[JobResult]:
         """Compute a job, and give each result when it is there."""
         job, numbers = self._jobs[job_id], count(1)
         job.state = JobState.RUNNING
@@ -323,7 +290,7 @@ class InProcess(Client):
             ) from error
         job.state = JobState.FAILED if job.failed else JobState.FINISHED
 
-    def _result(self, job: _Job, given: Given, found: Translated) -> Result:
+    def _result(self, job: _Job, given: Given, found: Translated) -> JobResult:
         """The files and the record of an item, as a source node makes them."""
         item, source, target = job.items[found.item.number], self._source.model, self._target.model
         if job.request.model_size:
@@ -369,26 +336,7 @@ class InProcess(Client):
             record = record.with_(picture=samples.returned_at_own_size(item.read(), found.back))
         if job.request.keep_latent:
             files[Part.LATENT] = _file(Media.NPY, to_npy(found.encoded.latent.data))
-        return Result(found.item.number, files, record)
-
-    def _state(self, job: _Job, number: int) -> ItemState:
-        if number in job.failed:
-            return ItemState.FAILED
-        return ItemState.DELIVERED if number in job.done else ItemState.RECEIVED
-
-    def _failure(self, job: _Job, number: int) -> Failure | None:
-        error = job.failed.get(number)
-        return None if error is None else Failure(error.reason, error.sentence, facts=dict(error.facts))
-
-
-def scene_for(model: DomainModel, content: bytes, settings: Settings) -> tuple[int, int] | None:
-    """The scene (H, W) as which a picture is translated in tiles; None for one that is fitted to the model's size."""
-    form = model.manifest.picture
-    one_size = settings.solver == "flow-map" or settings.grid == "learned" or model.bundle.tile is not None
-    if form is None or not form.tiles or one_size:
-        return None
-    (high, wide), (_, height, width) = decode_image(content).pixels.shape[:2], model.sample_shape
-    return (high, wide) if 0 < tiles_in(high, wide, (height, width)) <= MOST_TILES else None
+        return JobResult(found.item.number, files, record)
 
 
 def _file(media: Media, data: bytes) -> ResultFile:

@@ -33,7 +33,7 @@ from ddib_fed.formats.recognition import (
     format_of,
     format_of_content,
 )
-from ddib_fed.protocol import job_messages
+from ddib_fed.protocol import details
 from ddib_fed.protocol.streams import stream
 from ddib_fed.telemetry import trace_entries
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -165,9 +165,9 @@ def _kept_here(name: str, kind: Format) -> InputError:
 
 def refused_items(error: DdibError) -> dict[int, str]:
     """Number and reason of each item for which a node refused a job; empty where it did not refuse one for an item."""
-    found = job_messages.refused_items(error.facts)
+    found = details.refused_items(error.facts)
     first = error.facts.get("item", "")
-    if job_messages.is_number(first):
+    if details.is_number(first):
         found.setdefault(int(first), error.reason)
     return found
 
@@ -175,7 +175,7 @@ def refused_items(error: DdibError) -> dict[int, str]:
 def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     """The error with the file's name, if the node named the item, and with what does not fit."""
     number = error.facts.get("item", "")
-    if not (job_messages.is_number(number) and int(number) < len(items)):
+    if not (details.is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
     from ddib_fed.data.pictures import name_file
@@ -187,44 +187,31 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     error.args = (error.detail,)
 
 
-class Requests:
-    """The messages of one try of SubmitJob; an exception raised while making them is kept in `error`."""
-
-    def __init__(self, header: translation_pb2.JobHeader, items: Sequence[Payload]) -> None:
-        self.error: DdibError | OSError | None = None
-        self._messages = self._make(header, items)
-
-    def __iter__(self) -> Iterator[translation_pb2.SubmitJobRequest]:
-        return self._messages
-
-    def _make(
-        self, header: translation_pb2.JobHeader, items: Sequence[Payload]
-    ) -> Iterator[translation_pb2.SubmitJobRequest]:
-        yield translation_pb2.SubmitJobRequest(header=header)
-        try:
-            for item in items:
-                yield from stream(
-                    translation_pb2.SubmitJobRequest, "item", item.header(), memoryview(item.read())
-                )
-        except (DdibError, OSError) as error:
-            self.error = error
-            raise
-
-
 def send_job(
     stub: TranslationServiceStub,
     header: translation_pb2.JobHeader,
     items: Sequence[Payload],
     trace: Span | None = None,
 ) -> translation_pb2.SubmitJobResponse:
-    """One try of SubmitJob."""
-    requests = Requests(header, items)
+    """One try of SubmitJob; an item that cannot be read ends it with its own error."""
+    unread: list[Exception] = []
+
+    def messages() -> Iterator[translation_pb2.SubmitJobRequest]:
+        yield translation_pb2.SubmitJobRequest(header=header)
+        try:
+            for item in items:
+                data = memoryview(item.read())
+                yield from stream(translation_pb2.SubmitJobRequest, "item", item.header(), data)
+        except (DdibError, OSError) as error:
+            unread.append(error)
+            raise
+
     timeout_s = ANSWER_S + sum(item.size_bytes for item in items) / SLOWEST_BYTES_PER_S
     try:
-        return stub.SubmitJob(iter(requests), timeout=timeout_s, **trace_entries(trace))
+        return stub.SubmitJob(messages(), timeout=timeout_s, **trace_entries(trace))
     except grpc.RpcError:
-        if requests.error is not None:
-            raise requests.error from None
+        for error in unread:
+            raise error from None
         raise
 
 

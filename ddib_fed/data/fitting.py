@@ -375,21 +375,19 @@ def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
     given = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
     total = 0.0
     for channel, plane in enumerate(x[(slice(None), *plan.place)].clip(-1.0, 1.0).astype(np.float32)):
-        gap = np.asarray(_resize(_pillow(plane), height, width)).clip(-1.0, 1.0)
-        gap -= _unit(given[min(channel, len(given) - 1)], rule, clip=False)
-        total += float(np.square(gap, out=gap).sum(dtype=np.float64))
+        wanted = given[min(channel, len(given) - 1)]
+        for start, stop, band in rows_of(_resize(_pillow(plane), height, width)):
+            gap = band.clip(-1.0, 1.0) - _unit(wanted[start:stop], rule, clip=False)
+            total += float(np.square(gap, dtype=np.float64).sum())
     return total / (rule.channels * height * width)
 
 
-def input_bytes(geometry: Geometry, channels: int, itemsize: int, rule: PictureRule) -> int:
+def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
     """Bytes that `to_array` needs at most in addition to the picture, of which `itemsize` is that of its numbers."""
     plan = _plan(rule, geometry)
     first = (geometry.height // 2, geometry.width // 2) if plan.halvings else (plan.height, plan.width)
     of_one = 1 if itemsize == 1 else 4
-    converted = (
-        4 if channels > rule.channels else of_one
-    )  # a plane, or for colours that become grey Pillow's picture
-    return converted * geometry.height * geometry.width + _resize_bytes(geometry, first, of_one)
+    return of_one * geometry.height * geometry.width + _resize_bytes(geometry, first, of_one)
 
 
 def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
@@ -448,13 +446,19 @@ def _planes(pixels: Pixels, channels: int) -> Iterator[Pixels]:
     """The planes (H, W) of pixels (H, W, C); one grey plane of colours for a model of grey pictures."""
     if pixels.shape[2] == 1 or channels == 3:
         yield from np.moveaxis(pixels, 2, 0)
-    elif pixels.dtype == np.uint8:
-        from PIL import Image
+        return
+    grey: Pixels = np.empty(pixels.shape[:2], np.uint8 if pixels.dtype == np.uint8 else np.float32)
+    done = 0
+    for block in _blocks(pixels):
+        if block.dtype == np.uint8:
+            from PIL import Image
 
-        yield np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
-    else:
-        weights = np.array(LUMA, np.float32)
-        yield np.einsum("hwc,c->hw", pixels, weights, dtype=np.float32, casting="unsafe")
+            rows = np.asarray(Image.fromarray(np.ascontiguousarray(block)).convert("L"))
+        else:
+            rows = block.astype(np.float32) @ np.array(LUMA, np.float32)
+        grey[done : done + len(rows)] = rows
+        done += len(rows)
+    yield grey
 
 
 def _unit(plane: Pixels, rule: PictureRule, *, clip: bool) -> Array:

@@ -305,7 +305,7 @@ def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
     cost = cost_of(content, limits)
     lying = Geometry(cost.geometry.width, cost.geometry.height)
     after = max(
-        max(cost.pixels + input_bytes(way, cost.channels, cost.itemsize, rule), output_bytes(way, rule))
+        max(cost.pixels + input_bytes(way, cost.itemsize, rule), output_bytes(way, rule))
         for way in (cost.geometry, lying)
     )
     return fixed_bytes(cost.geometry) + max(cost.decoding, after)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import ctypes
 import logging
-import os
 import sys
 import threading
 from collections import deque
@@ -24,17 +23,11 @@ from ddib_fed.diffusion.denoiser import Plain, Run
 from ddib_fed.networks.layers import Kept
 
 
-def usual_threads() -> int:
-    """Threads of torch of a command: OMP_NUM_THREADS, else one, because more are often slower."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdecimal() and int(said) else 1
-
-
 @contextmanager
-def torch_threads(count: int | None = None) -> Iterator[None]:
-    """Run with `count` threads of torch, by default `usual_threads`, and put the former number back."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Run with `count` threads of torch, and put the former number back."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or usual_threads())
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -47,6 +47,7 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
         config=config,
         problems=problems,
         manifest=manifest,
+        day=lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}",
         privacy=privacy,
         recipients=recipients,
         names=lambda what: ", ".join(each["institution"] for each in recipients if what in each["may"]),

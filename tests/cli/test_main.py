@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from ddib_fed.cli import main as entry
 from ddib_fed.cli.main import run
-from ddib_fed.cli.output import NEXT_STEPS
+from ddib_fed.hints import NEXT_STEPS
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
 
 HELP_PARTS = 6.0

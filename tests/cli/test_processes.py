@@ -12,7 +12,7 @@ from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
 from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.paper.colours import ColourSettings, transfer
+from ddib_fed.paper.colours import transfer
 from ddib_fed.processes import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
@@ -54,9 +54,9 @@ def test_what_is_not_shared_is_refused_under_torchrun_and_nothing_is_written(pla
     folder, model = str(place / "in"), str(place / "model")
     lines = [
         ["model", "sample", "moons", "--n", "5", *out],
-        ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--train-steps", "2", *out],
+        ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--steps", "2", *out],
         ["try", folder, folder, "--steps", "1", *out],
-        ["translate", folder, "--source", model, "--target", model, "--steps", "3", *out],
+        ["translate", folder, "--source", model, "--target", model, "--evaluations", "3", *out],
         ["evaluate", folder, "--out", str(place / "out")],
     ]
     done = torchrun("-m", "tests.cli.torchrun_lines", json.dumps(lines))
@@ -114,7 +114,7 @@ def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatc
         with pytest.raises(UsageError, match="torchrun alone"):
             train(TrainConfig(kind="points", domain="moons", steps=1), tmp_path / "out")
     with pytest.raises(UsageError, match="one process"):
-        transfer(None, None, ColourSettings(), tmp_path / "out")
+        transfer(None, None, tmp_path / "out")
     monkeypatch.setenv(variable, "1")
     require_alone("this")
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,5 @@
 """`ddib model train` on pictures: a folder, classes, initial weights; refusals come before any training."""
 
-import json
-
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -17,7 +15,7 @@ from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import config as presets
 from ddib_fed.training.config import SOFTEN_SIGMA
-from tests.training.pictures.examples import blobs
+from tests.training.examples import blobs
 
 SMALL = (
     *("--size", 8, "--set", "model_channels=32", "--set", "channel_mult=1"),
@@ -109,7 +107,7 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     ("options", "said"),
     [
         (("--domain", "moons", "--flip"), "--flip is for pictures"),
-        (("--images", "x", "--set", "width=8"), "width is for points"),
+        (("--images", "x", "--set", "width=8"), "--set width is for points"),
         (("--domain", "moons", "--range", "0:1"), "--range is for pictures"),
         (("--images", "x", "--domain", "relief"), "give one of: domain"),
         (("--images", "x", "--set", "label_dropout=0.1"), "needs classes"),
@@ -125,8 +123,9 @@ def test_options_that_do_not_go_together_are_refused(ddib, tmp_path, options, sa
 def test_names_that_the_command_line_knows_without_importing_are_the_real_ones():
     """And every option of a run is one of the command."""
     assert tuple(SHIPPED) == presets.SHIPPED
-    known = [name for name in presets.options_of("points", "pictures") if name not in presets.BY_SET]
+    known = presets.options_of("points", "pictures")
     assert [p.name for p in training.train.params if p.name in known] == known
+    assert {"ema", "network", "crop"} <= set(presets.fields_of("points", "pictures")) - set(known)
 
 
 @pytest.mark.slow
@@ -166,13 +165,6 @@ def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
             "--out",
             tmp_path / "c",
         )
-
-
-@pytest.mark.slow
-def test_a_zero_is_an_answer(ddib, folder, tmp_path):
-    """Unlike an option that was not given."""
-    ddib(model, "train", "--images", folder, "--out", tmp_path / "c", *SMALL, "--set", "ema=0")
-    assert json.loads((tmp_path / "c" / "run" / "run.json").read_text())["ema"] == 0
 
 
 def test_a_model_among_its_pictures_is_refused_at_once(ddib, folder):
