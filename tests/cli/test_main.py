@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 
 from ddib_fed.cli import main as entry
 from ddib_fed.cli.main import run
-from ddib_fed.hints import NEXT_STEPS
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
+from ddib_fed.hints import NEXT_STEPS
 
 HELP_PARTS = 6.0
 """Of what Python takes to start and to import click: of the same machine, which may be slow. torch alone takes 35."""
