@@ -142,8 +142,6 @@ class Recognised:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file."""
-
     number: int
     label: str
     path: Path
@@ -162,7 +160,6 @@ class Uploads:
         self._lock = threading.Lock()
 
     async def add(self, label: str, chunks: AsyncIterator[bytes]) -> Upload:
-        """Keep a file, once it is known that it can be sent."""
         shown = escape(label.strip())[:MAX_NAME]
         leaf = safe_name(shown.rpartition("/")[2])
         if not leaf:
@@ -192,7 +189,6 @@ class Uploads:
             return tuple(sorted(self._files.values(), key=lambda each: natural(each.label)))
 
     def remove(self, number: int) -> None:
-        """Remove a file."""
         with self._lock:
             found = self._files.pop(number, None)
         if found is None:
@@ -237,7 +233,6 @@ def renamed(error: DdibError, labels: dict[str, str]) -> DdibError:
 
 
 async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
-    """Write the bytes as they come; their number."""
     path.parent.mkdir(mode=0o700)
     size = 0
     try:
@@ -292,7 +287,6 @@ def _dicom(path: Path, called: Path) -> Recognised:
 
 
 def _require_picture(path: Path) -> None:
-    """Return if a picture can be decoded."""
     try:
         read_image(path)
     except DdibError as error:

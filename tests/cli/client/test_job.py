@@ -177,20 +177,6 @@ def test_list_and_show(ddib, north, submitted, capsys):
     assert json.loads(capsys.readouterr().out)["items"][0]["failure"]["institution"] == "south.example"
 
 
-def test_numbers_among_the_facts_are_numbers(ddib, north, submitted, capsys):
-    """A script compares them; what names something stays a text."""
-
-    def late(answer):
-        answer.job.state = pb.JOB_STATE_FAILED
-        answer.job.error.reason = "DEADLINE_EXCEEDED"
-        answer.job.error.facts.update(deadline_s="60", items_done="0 of 1", model="123456789012", share="0.5")
-
-    north.script.forge = late
-    assert ddib("job", "show", submitted, "--format", "json") == 0
-    facts = json.loads(capsys.readouterr().out)["failure"]["facts"]
-    assert facts == {"deadline_s": 60, "items_done": "0 of 1", "model": "123456789012", "share": 0.5}
-
-
 def test_cancel_then_delete(ddib, north, submitted, capsys):
     """Each says what became of the job."""
     assert ddib("job", "cancel", submitted) == 0
