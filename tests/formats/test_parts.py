@@ -143,14 +143,6 @@ def test_colours_for_a_grey_model_are_answered_with_a_grey_copy(tmp_path):
     assert "make a grey copy" in caught.value.hint
 
 
-def test_nothing_is_overwritten_unless_asked(study, tmp_path):
-    check_outputs(study.origin, tmp_path, force=False)
-    (tmp_path / "anatomical.json").write_text("{}")
-    with pytest.raises(AlreadyExists):
-        check_outputs(study.origin, tmp_path, force=False)
-    check_outputs(study.origin, tmp_path, force=True)
-
-
 @pytest.mark.parametrize("of_files", [False, True])
 def test_the_input_is_never_replaced(of_files, tmp_path):
     """--out beside it, also with --force, and when the folder's files were named one by one."""
