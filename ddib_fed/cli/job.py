@@ -38,7 +38,7 @@ from ddib_fed.protocol.contract import CalibrationTerms, GuidanceTerms
 from ddib_fed.protocol.details import TOLERATED_S, described
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.diagnosis import diagnose, own_validity
-from ddib_fed.security.pki import load_identity
+from ddib_fed.security.pki import load_identity, root_warning
 from ddib_fed.terminal import is_aside, say, say_document
 
 Step = tuple[str, Callable[[], str]]
@@ -95,7 +95,7 @@ def _certificate(profile: Profile) -> str:
         )
     if (finding := own_validity(own)) is not None:
         raise finding.as_error("client")
-    warning = own.root_warning(datetime.now(UTC))
+    warning = root_warning(own.identity.institution, own.root_not_after, datetime.now(UTC))
     return f"{own.identity}, valid until {own.not_after:%Y-%m-%d %H:%M} UTC{warning and f'; {warning}'}"
 
 

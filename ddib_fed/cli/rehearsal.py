@@ -40,10 +40,8 @@ from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
 from ddib_fed.protocol.messages import Event, Settings
-from ddib_fed.training import report as record
-from ddib_fed.training.checkpoint import RUN_FOLDER
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.run import train
+from ddib_fed.training.run import RUN_FOLDER, read_progress, train
 from ddib_fed.training.sources import name_of
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
@@ -276,7 +274,7 @@ def _judge(run: FolderRun, models: tuple[Bundle, Bundle], target: _Side) -> tupl
 
 def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
     run_folder = out / side.letter / RUN_FOLDER
-    losses = [row.held_out for row in record.read_progress(run_folder / "progress.csv")]
+    losses = [row.held_out for row in read_progress(run_folder / "progress.csv")]
     return SideFound(
         side.folder.root,
         side.lines,

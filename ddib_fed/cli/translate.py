@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,8 +279,6 @@ def _paired_items(
     labels: Path | None,
     limit: int | None,
 ) -> list[FileItem]:
-    from ddib_fed.data.imagenet import paired_pictures, source_name, translated_name
-
     taken = ("source_class", "target_class")
     options.refuse_idle(taken, "is already set by --pairs", hint="omit one of them")
     if len(files) != 1:
@@ -297,16 +296,17 @@ def _paired_items(
         )
     # A model without classes may be guided by a classifier.
     count = other.classes or other.guidance.classifier_classes
+    kit = importlib.import_module("ddib_fed.paper.imagenet")  # the layers keep what is the paper's above
     numbers = options.parse_pairs(pairs, own, options.Classes(other.target, count, other.class_names))
     return [
         FileItem(
-            translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),
+            kit.translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),
             each.path.name,
-            source=source_name(each.source, each.ordinal).removesuffix(".PNG"),
+            source=kit.source_name(each.source, each.ordinal).removesuffix(".PNG"),
             path=each.path,
             classes=(str(each.source), str(each.target)),
         )
-        for each in paired_pictures(files[0], numbers, class_names=own.names, labels=labels, limit=limit)
+        for each in kit.paired_pictures(files[0], numbers, class_names=own.names, labels=labels, limit=limit)
     ]
 
 

@@ -38,7 +38,7 @@ from ddib_fed.files import private_folder, read_small, write_file
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration_peer import CalibrationPeer
-from ddib_fed.node.certificates import not_accepted, own_credentials
+from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.model import load_hosted
 from ddib_fed.node.role import NodeContext
@@ -432,7 +432,7 @@ def _hosted_units(config: NodeConfig) -> str:
 def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
     """The node's certificate and key, if others would accept what they sign now."""
     credentials = own_credentials(config)
-    problem = not_accepted(credentials, now)
+    problem = credentials.problem(now)
     if problem is not None:
         raise Unauthenticated(
             f"this node cannot sign: {problem}",

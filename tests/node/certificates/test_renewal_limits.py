@@ -8,10 +8,11 @@ import pytest
 
 from ddib_fed.errors import NotReady, QuotaSpent
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import Charge, Ledger
+from ddib_fed.node.policy import Charge, Quotas
 from ddib_fed.security import pki
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.renewal import renew_through
+from ddib_fed.store import NodeStore
 from tests import audit_rows
 from tests.node.certificates.issuing import Server, enrolled
 
@@ -38,7 +39,7 @@ def test_an_identity_renews_so_often_in_a_day_and_no_more(
     renew(other)
     lines = [line for line in audit_rows.records(issuer.paths.store) if line.get("by") == "renewal"]
     assert len(lines) == 3
-    again = Ledger(issuer.paths.quotas)
+    again = Quotas(NodeStore(issuer.paths.store, shared=True))
     with pytest.raises(QuotaSpent):
         again.charge([Charge("renewals_per_day", "spiffe://north.example/client/alice", 1, 2)])
 
