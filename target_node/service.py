@@ -222,7 +222,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
         def work(arrived: Arrived) -> Work:
             charges = self._charges(peer.institution, header, arrived.latent)
-            return Work(charges, (header.request_id, arrived.item, arrived.latent.sha256, asked))
+            return charges, (header.request_id, arrived.item, arrived.latent.sha256, asked)
 
         def on_items(arrived: Sequence[Arrived]) -> int:
             with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
@@ -292,7 +292,7 @@ class TargetService:
 
 
 class _TargetRole:
-    """Entry point of `ddib_fed.roles`."""
+    """What `node.role.find_roles` finds."""
 
     name = "target"
 

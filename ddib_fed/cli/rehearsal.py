@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from ddib_fed.calibration.record import Calibration
-from ddib_fed.cli.files import FileItem
 from ddib_fed.cli.folder_report import SHEET, write_pages
-from ddib_fed.cli.folder_run import FolderRun, RunOptions
-from ddib_fed.cli.progress import RunProgress
 from ddib_fed.client.client import JobRequest
+from ddib_fed.client.files import FileItem
+from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.in_process import InProcess, ProcessOptions
+from ddib_fed.client.progress import RunProgress
 from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule, to_array
 from ddib_fed.data.folder import Entry, Folder, require_outside
@@ -40,10 +40,8 @@ from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
 from ddib_fed.protocol.messages import Event, Settings
-from ddib_fed.training import report as record
-from ddib_fed.training.checkpoint import RUN_FOLDER
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.run import train
+from ddib_fed.training.run import RUN_FOLDER, read_progress, train
 from ddib_fed.training.sources import name_of
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
@@ -284,7 +282,7 @@ def _judge(run: FolderRun, models: tuple[Bundle, Bundle], target: _Side) -> tupl
 
 def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
     run_folder = out / side.letter / RUN_FOLDER
-    losses = [row.held_out for row in record.read_progress(run_folder / "progress.csv")]
+    losses = [row.held_out for row in read_progress(run_folder / "progress.csv")]
     return SideFound(
         side.folder.root,
         side.lines,

@@ -24,7 +24,7 @@ from cryptography import x509
 from ddib_fed.errors import ConfigError, DdibError, MessageInvalid, NotReady, Unauthenticated
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.interceptors import caller
-from ddib_fed.node.policy import Charge, Ledger
+from ddib_fed.node.policy import Charge, Quotas
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import UNREADABLE, Identity
 from ddib_fed.security.peers import PeerStore
@@ -288,7 +288,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         self,
         config: NodeConfig,
         audit: AuditLog,
-        quotas: Ledger,
+        quotas: Quotas,
         peers: PeerStore,
         *,
         clock: Clock = utc_now,

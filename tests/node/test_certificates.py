@@ -25,7 +25,7 @@ from ddib_fed.node.certificates import (
 )
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
-from ddib_fed.node.policy import Charge, Ledger, Policy
+from ddib_fed.node.policy import Charge, Policy, Quotas
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
 from ddib_fed.security.audit import AuditLog
@@ -74,7 +74,7 @@ class Server:
         policy = Policy(institution="north.example", roles=("source",), issuer=True)
         interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
-        self.quotas = Ledger(config.paths.quotas)
+        self.quotas = Quotas(config.paths.quotas)
         audit = AuditLog(NodeStore(config.paths.store, shared=True))
         self.servicer = IdentityServicer(config, audit, self.quotas, peers, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
@@ -394,7 +394,7 @@ def test_an_identity_renews_so_often_in_a_day_and_no_more(
     renew(other)
     lines = [line for line in audit_rows.records(issuer.paths.store) if line.get("by") == "renewal"]
     assert len(lines) == 3
-    again = Ledger(issuer.paths.quotas)
+    again = Quotas(issuer.paths.quotas)
     with pytest.raises(QuotaSpent):
         again.charge([Charge("renewals_per_day", "spiffe://north.example/client/alice", 1, 2)])
 

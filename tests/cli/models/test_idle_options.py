@@ -13,7 +13,7 @@ from ddib_fed.models.bundle import save_bundle
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny, tiny_classifier
-from tests.training.pictures.examples import blobs
+from tests.training.examples import blobs
 
 FEW = ("--evaluations", "3")
 
@@ -107,12 +107,12 @@ def test_a_seed_or_a_number_that_nothing_follows_from_is_refused(refused, line, 
     ("line", "named"),
     [
         ("model train --domain satellite --steps 1 --fit pad", "--fit"),
-        ("model train --domain satellite --steps 1 --channels 1", "--channels"),
-        ("model train --domain satellite --steps 1 --held-out 0.2", "--held-out"),
+        ("model train --domain satellite --steps 1 --set channels=1", "--set channels"),
+        ("model train --domain satellite --steps 1 --set held_out=0.2", "--set held_out"),
         ("model train --domain satellite --steps 1 --skip-bad", "--skip-bad"),
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
-        ("model train --images scans --size 8 --steps 1 --network image_size=16", "image_size"),
-        ("model train --images scans --size 8 --steps 1 --network num_classes=4", "num_classes"),
+        ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
+        ("model train --images scans --size 8 --steps 1 --set num_classes=4", "num_classes"),
         ("classifier train --images scans --size 8 --steps 1 --resume --force", "--resume"),
         ("classifier train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
         ("colours sklearn:china sklearn:flower --resume --force", "--resume"),
