@@ -24,7 +24,7 @@ from ddib_fed.node.certificates import (
     renew_node,
 )
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Charge, Policy, Quotas
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
@@ -72,10 +72,10 @@ class Server:
         self.on_renewal = lambda: None
         peers = PeerStore(config.paths.state, "north.example")
         policy = Policy(institution="north.example", roles=("source",), issuer=True)
-        interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
+        interceptors = (CallInterceptor("north.example", peers, policy),)
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
-        self.quotas = Quotas(config.paths.quotas)
         audit = AuditLog(NodeStore(config.paths.store, shared=True))
+        self.quotas = Quotas(audit.store)
         self.servicer = IdentityServicer(config, audit, self.quotas, peers, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.ServerCredentials(config.paths.pki, peers)
@@ -394,7 +394,7 @@ def test_an_identity_renews_so_often_in_a_day_and_no_more(
     renew(other)
     lines = [line for line in audit_rows.records(issuer.paths.store) if line.get("by") == "renewal"]
     assert len(lines) == 3
-    again = Quotas(issuer.paths.quotas)
+    again = Quotas(NodeStore(issuer.paths.store, shared=True))
     with pytest.raises(QuotaSpent):
         again.charge([Charge("renewals_per_day", "spiffe://north.example/client/alice", 1, 2)])
 
