@@ -15,8 +15,6 @@ from click.core import ParameterSource
 
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, check_domain, size_from
-from ddib_fed.protocol.contract import MAX_GUIDANCE
-from ddib_fed.protocol.messages import QUALITIES
 from ddib_fed.terminal import sentences_aside
 
 if TYPE_CHECKING:
@@ -301,7 +299,7 @@ QUALITY = option(
     "--quality",
     "Instead of --solver, --evaluations and --grid: draft takes 12 evaluations along learned steps (each model tuned "
     "by `ddib model tune`), standard the default's 48, exact 96.",
-    tuple(QUALITIES),
+    ("draft", "standard", "exact"),
 )
 DEPTH = option(
     "--depth X",
@@ -333,12 +331,12 @@ SOURCE_CLASS = option(
 GUIDANCE = option(
     "--guidance SCALE",
     "Classifier-free guidance towards --target-class, if the model was trained with dropped labels; 1 is none.",
-    click.FloatRange(0, MAX_GUIDANCE),
+    click.FloatRange(0, 1000),
 )
 CLASSIFIER_SCALE = option(
     "--classifier-scale SCALE",
     "Guidance towards --target-class by the classifier of the model that decodes, with this weight.",
-    click.FloatRange(0, MAX_GUIDANCE),
+    click.FloatRange(0, 1000),
 )
 PAIRS = option(
     "--pairs FROM:TO,...",
