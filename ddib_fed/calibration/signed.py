@@ -274,7 +274,7 @@ class CalibrationStore:
                 raise ExhaustedError(
                     f"{MAX_OF_PEER} calibrations between {' and '.join(sorted(pair))} are stored",
                     hint="the node's operator deletes some: ddib calibrate list, "
-                    "ddib calibrate remove DIGEST --forget",
+                    "ddib calibrate remove DIGEST, twice",
                 )
             added = known.added if known else (now or datetime.now(UTC))
             return self._write(signed.model_copy(update={"added": added, "active": True}))
