@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ddib_fed.errors import (
     PolicyDenied,
     Unauthenticated,
 )
+from ddib_fed.node.interceptors import CHECK_EVERY_S
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki
 from ddib_fed.security.admission import presented_certificate
@@ -49,6 +51,7 @@ def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, nort
         requests.send(pb.DecodeRequest())
         assert next(call).progress.item == 0
         node.south.store.remove("north.example")
+        time.sleep(2 * CHECK_EVERY_S)
         requests.send(pb.DecodeRequest())
         with pytest.raises(grpc.RpcError) as error:
             next(call)
@@ -62,7 +65,10 @@ def test_a_removed_peer_gets_no_further_answer(node: Listening, north: Instituti
     """Although it sends nothing itself: it is removed between two answers to one message."""
     requests = Requests()
     node.echo.much = b"latent"
-    node.echo.before_much = lambda: node.south.store.remove("north.example")
+    node.echo.before_much = lambda: (
+        node.south.store.remove("north.example"),
+        time.sleep(2 * CHECK_EVERY_S),
+    )
     with node.stub(north) as stub:
         call = stub.Decode(requests, timeout=10)
         requests.send(pb.DecodeRequest())
