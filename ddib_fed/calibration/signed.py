@@ -18,9 +18,9 @@ from typing import Annotated, Final, Literal
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from ddib_fed.calibration.record import Calibration, Place
+from ddib_fed.calibration.record import Calibration, Place, first_problem
 from ddib_fed.errors import (
     CalibrationAltered,
     CalibrationExpired,
@@ -236,7 +236,7 @@ def parse_calibration(data: bytes, what: str) -> Calibration:
         found = Calibration.model_validate_json(data)
         canonical = found.canonical
     except ValueError as error:
-        raise CalibrationInvalid(f"{what} is no calibration: {_first(error)}") from error
+        raise CalibrationInvalid(f"{what} is no calibration: {first_problem(error)}") from error
     if canonical != data:
         raise CalibrationInvalid(f"{what} is not in the canonical form that is signed")
     return found
@@ -248,15 +248,8 @@ def parse_signed(data: bytes, what: str) -> SignedCalibration:
         found = SignedCalibration.model_validate_json(data)
         _ = found.sha256
     except ValueError as error:
-        raise CalibrationInvalid(f"{what} is no signed calibration: {_first(error)}") from error
+        raise CalibrationInvalid(f"{what} is no signed calibration: {first_problem(error)}") from error
     return found
-
-
-def _first(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 class CalibrationStore:
