@@ -13,8 +13,7 @@ import torch
 
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
-from ddib_fed.engine.party import Array, Decoded, Encoded, Translated
-from ddib_fed.engine.party import Item as Sample
+from ddib_fed.engine.party import Array, Decoded, Encoded, ToTranslate, TranslatedItem
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import (
     ChunkCorrupt,
@@ -94,7 +93,7 @@ class Work:
     made: Mapping[int, Made]
     stored: bool
     encoded: dict[int, Encoded] = field(default_factory=dict)
-    found: dict[int, Translated] = field(default_factory=dict)
+    found: dict[int, TranslatedItem] = field(default_factory=dict)
     kept: Future[None] | None = None
 
     def samples(self, place: int) -> Array:
@@ -189,7 +188,7 @@ class Intake:
         items: Sequence[Item],
         begins: Callable[[Work], None],
         fails: Callable[[int, DdibError], None],
-    ) -> Iterator[Sample]:
+    ) -> Iterator[ToTranslate]:
         """The ranges of the items, as they are needed; those of one class of the target behind one another."""
         peer = self._contract.target.institution
 
@@ -204,7 +203,7 @@ class Intake:
                 continue
             begins(work)
             for place in range(len(work.ranges)):
-                yield Sample(
+                yield ToTranslate(
                     self._numbers.of(item.index, place),
                     work.samples(place),
                     own,

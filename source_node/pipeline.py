@@ -24,13 +24,12 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.engine.party import (
     Control,
     Decoded,
-    Description,
     Encoded,
     Failed,
     Leg,
     ToDecode,
     ToEncode,
-    Translated,
+    TranslatedItem,
     translate,
 )
 from ddib_fed.engine.record import LatentFigures, Translation
@@ -58,7 +57,7 @@ from source_node.events import EventHub
 from source_node.group_commit import Change, NewFile
 from source_node.intake import Intake, Numbers, Work, rows_about
 from source_node.records import PENDING_ITEMS, Item, Job, Part, error_record
-from source_node.remote import RemoteParty, Remotes, description_of
+from source_node.remote import RemoteParty, Remotes
 from source_node.store import JobStore
 from source_node.submission import calibration_of, check_allowed
 
@@ -101,9 +100,6 @@ class Pipeline:
         self._storing: dict[int, Future[None]] = {}
         self._writing: deque[tuple[Future[None], int]] = deque()
         self._rotation: ChannelMap | None = None
-
-    def describe(self) -> Description:
-        return description_of(self._node.side())
 
     def run(self, items: Sequence[Item]) -> None:
         """Take the items as far as they go; returns when everything is on the disk."""
@@ -259,7 +255,7 @@ class Pipeline:
 
     # What comes back
 
-    def _take(self, outcome: Translated | Failed, contract: Contract, target: RemoteParty) -> None:
+    def _take(self, outcome: TranslatedItem | Failed, contract: Contract, target: RemoteParty) -> None:
         """A range that has gone all its way: the last one of an item finishes it."""
         number = outcome.number if isinstance(outcome, Failed) else outcome.item.number
         work, place = self._place(number)

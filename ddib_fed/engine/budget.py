@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.model import DTYPES, DomainModel, pixels
+from ddib_fed.engine.party import Leg
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import ConfigError, NotReady
 from ddib_fed.files import read_json, write_json
@@ -73,7 +74,6 @@ class Recipe:
     dtype: str = "float32"
     merge_rows: int = 2_048
     merge_pixels: int = 65_536
-    max_trajectories: int = 64
     compiling: bool = False
     costs: Path | None = None
 
@@ -91,7 +91,6 @@ class Recipe:
             model,
             rows=budget.rows if budget is not None else self._stated_rows(model),
             cost=None if budget is None else budget.cost,
-            flows=self.max_trajectories,
             threads=threads if model.device.type == "cpu" else None,
         )
         try:
@@ -127,9 +126,8 @@ def _warm_up(model: DomainModel, executor: Batcher) -> None:
     ]:
         label = 0 if model.classes(guidance) else None
         classes = model.class_rows(label, rows, guidance)
-        noise = Trajectory("decode", _noise(model, rows), settings, guidance=guidance, label=classes)
-        out = executor.submit(noise).result()
-        if not torch.isfinite(out).all():
+        noise = Trajectory("decode", _noise(model, rows), Leg(settings, guidance), classes)
+        if not torch.isfinite(executor.submit(noise).result().x).all():
             raise NotReady(
                 "the model answers with NaN or infinity to noise",
                 hint="ddib model show BUNDLE; train it again",

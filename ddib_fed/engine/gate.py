@@ -376,7 +376,7 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
 
     Those of the encoder mixed have wider bounds.
     Latents of less than the whole depth are not noise, and none is refused. Nor is one on a leg that the wire cannot
-    carry (guided encoding, noise in decoding, the public code's respacings): it never reaches a node.
+    carry (noise in decoding, the public code's respacings): it never reaches a node.
 
     Args:
         latent: (N, D) of a set of points, or (N, C, H, W) of pictures, finite.
@@ -395,8 +395,7 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
             hint=f"--evaluations {least} or more",
             facts={"policy": "least_evaluations", "evaluations": made.evaluations, "least": least},
         )
-    between_nodes = not (leg.guidance.encoding or leg.settings.in_one_process)
-    if not between_nodes or leg.settings.depth < 1.0:
+    if leg.settings.in_one_process or leg.settings.depth < 1.0:
         return gaussianity.measure(latent)
     structured = leg.settings.encoder != "ode"
     try:

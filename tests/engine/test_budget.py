@@ -74,14 +74,11 @@ def test_a_budget_is_measured_once_for_each_place_and_model(tmp_path) -> None:
         {},
         {"x": 1},
         {"0": 1.0},
-        {"-1": 1.0},
         {"1": None},
-        {"1": "x"},
-        {"1": [1]},
         {"1": -1.0},
-        {"1": 0.0},
+        {"1": float("nan")},
+        {"1000000000": 1e-9},
     ]
-    damages += [{"1": float("nan")}, {"1": float("inf")}, {"9" * 5_000: 1.0}, {"1000000000": 1e-9}]
     for number, damaged in enumerate(["{", "[1]", *(json.dumps({"here": each}) for each in damages)], 3):
         path.write_text(damaged)
         assert remembered(path, "here", measure).rows == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked
+from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.evaluation.bootstrap import resample
 from ddib_fed.models.units import ChannelMap, Normalisation
@@ -25,7 +25,7 @@ from tests.runs.tiny_models import pictures, tiny
 UNITS = Normalisation(), Normalisation()
 SWAP = ChannelMap(rotation=((0, 1, 0), (1, 0, 0), (0, 0, 1)))
 IDENTITY = ChannelMap(rotation=((1, 0, 0), (0, 1, 0), (0, 0, 1)))
-FEW = Asked(SolverSettings("unipc", 3, 6))
+FEW = ArraySettings(SolverSettings("unipc", 3, 6))
 WEIGHTS = np.array([1.0, 0.3, 0.1], np.float32)[:, None, None]
 
 
