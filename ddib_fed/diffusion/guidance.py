@@ -24,6 +24,7 @@ from ddib_fed.diffusion.denoiser import (
     Denoiser,
     Places,
     TimeInput,
+    kind_of,
     network_times,
     on_device,
     v_from_x0,
@@ -41,9 +42,7 @@ class Classifier:
             raise SettingsInvalid(f"there is no time input {time_input!r}", hint="timestep or lambda")
         self.network = network.eval()
         self.time_input = time_input
-        parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
-        self.dtype = parameter.dtype
-        self.device = parameter.device
+        self.dtype, self.device = kind_of(network)
 
     def logits(self, x: Tensor, level: Level) -> Tensor:
         """The logits (N, classes) of x (N, *sample_shape) at one level, in the dtype of x."""

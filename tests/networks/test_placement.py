@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from ddib_fed.diffusion.denoiser import Plain, network_times
+from ddib_fed.diffusion.denoiser import network_times, run_plain
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.placement import MOST_LEVELS, Remembering, placed
@@ -42,7 +43,7 @@ def points():
 )
 def test_a_compiled_network_answers_as_the_network(points, rows):
     """Of each number of rows; an answer is not overwritten by the next."""
-    run, plain = placed(points, compiling=True), Plain(points)
+    run, plain = placed(points, compiling=True), partial(run_plain, points)
     times = torch.tensor([0.7] if rows is None else [0.7, -2.0, 1.1])
     questions = [(torch.randn(5, 2), times, rows, {}) for _ in range(2)]
     answers = [run(*question) for question in questions]
@@ -58,7 +59,7 @@ def test_a_network_that_cannot_be_compiled_is_called(points, monkeypatch, caplog
     monkeypatch.setattr(torch, "compile", lambda *_, **__: failing)
     run, question = placed(points, compiling=True), (torch.randn(3, 2), torch.tensor([0.7]), None, {})
     for _ in range(2):
-        torch.testing.assert_close(run(*question), Plain(points)(*question))
+        torch.testing.assert_close(run(*question), run_plain(points, *question))
     assert [record.getMessage() for record in caplog.records] == [
         "the network runs without torch.compile: RuntimeError: no compiler"
     ]
@@ -73,7 +74,7 @@ def test_what_is_remembered_of_a_level_changes_no_answer(domain):
     x = torch.randn(3, *bundle.manifest.sample_shape)  # more than `FEW_ROWS`
     first = [denoiser(x, level) for level in levels]
     again = [denoiser(x, level) for level in levels]
-    plain = [Plain(denoiser.network)(x, told, None, {}) for told in times_of(bundle, levels)]
+    plain = [run_plain(denoiser.network, x, told, None, {}) for told in times_of(bundle, levels)]
     together = merged(denoiser, torch.cat([x, x]), levels, [3, 3])
     for found, same, other in zip(first, again, plain, strict=True):
         assert torch.equal(found, same)
@@ -96,7 +97,7 @@ def test_what_is_remembered_of_a_table_of_levels_changes_no_answer(domain):
     for seed in range(3):
         torch.manual_seed(seed)
         x, rows = torch.randn(5, *shape), torch.randint(len(times), (5,))
-        torch.testing.assert_close(run(x, times, rows, {}), Plain(network)(x, times, rows, {}))
+        torch.testing.assert_close(run(x, times, rows, {}), run_plain(network, x, times, rows, {}))
 
 
 MANY_THREADS = """
@@ -139,7 +140,7 @@ def test_what_is_remembered_is_bounded_and_few_pictures_are_answered_as_many_are
     run = Remembering(points)
     for step in range(MOST_LEVELS + 5):
         run(torch.zeros(1, 2), torch.tensor([float(step)]), None, {})
-    assert len(run._kept) == MOST_LEVELS
+    assert len(run._levels) == MOST_LEVELS
     settings = {"image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1}
     settings["attention_resolutions"] = ()
     run = Remembering(shaken(UNet(**settings, num_res_blocks=1, channel_mult=(1,), norm_groups=8)))
