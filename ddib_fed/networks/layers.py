@@ -206,7 +206,7 @@ class TimeEmbed(nn.Sequential):
         super().__init__(first, nn.SiLU(), zeroed(last) if span else last)
         self.channels = channels
 
-    def forward(self, times: Tensor, to: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, times: Tensor, to: Tensor | None = None) -> Tensor:
         """Embed times (K,), or spans from them to `to` (K,): (K, 4 channels)."""
         told = (times,) if to is None else (to, to - times)
         emb = torch.cat([timestep_embedding(part, self.channels) for part in told], dim=1)

@@ -177,7 +177,7 @@ def lams_of(u: Tensor, start: float, end: float) -> Tensor:
 def roll(rule: Rule, x: Tensor, lams: Tensor, cond: Condition = None) -> Tensor:
     """The end of x (N, *sample_shape) over the grid lams (n + 1,), from data to noise as given.
 
-    It computes what `solvers.unipc` and `solvers.unipc_in` compute, with the levels as tensors.
+    It computes what `solvers.unipc` computes, with the levels as tensors.
     """
     lams = lams if rule.stage == "encode" else lams.flip(0)
     alphas, sigmas = torch.sigmoid(2.0 * lams).sqrt(), torch.sigmoid(-2.0 * lams).sqrt()

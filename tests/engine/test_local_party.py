@@ -17,7 +17,7 @@ import torch
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import ENCODERS, SolverSettings
-from ddib_fed.diffusion.solvers import unipc_in
+from ddib_fed.diffusion.solvers import unipc
 from ddib_fed.engine.arrays import ArraySettings, draw_samples, interpolate_pictures, translate_array
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, ServingParty, open_party
@@ -484,7 +484,7 @@ def test_each_side_follows_the_learned_steps_of_its_own_model(learned):
     x, model, calibration = 0.9 * pictures(2, channels=3), learned[1].model, turned()
     found = translate_array(x, *learned, ArraySettings(LEARNED, cycle=True))
     grid = make_grid(model.bundle.schedule, "karras", 6).reversed()
-    solver = unipc_in(model.frame(), torch.from_numpy(found.latent.copy()), grid, order=2)
+    solver = unipc(torch.from_numpy(found.latent.copy()), grid, order=2, frame=model.frame())
     by_hand = model.denormalise(integrate(solver, model.denoiser()).numpy())
     assert np.allclose(found.translated, np.clip(by_hand, -1, 1), atol=1e-5)
     assert found.back.shape == x.shape
