@@ -86,7 +86,7 @@ trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promi
 	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
 
 tls-scan: $(VENV)/.dev $(SSLYZE)  ## Both ports under sslyze: TLS 1.3 alone, suites, curves, known holes, certificates
-	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/security/network/test_tls_scan.py
+	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/security/test_tls_scan.py
 
 chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos

@@ -48,7 +48,7 @@ class Returned(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PeerAnswer:
     """One item from the peer: the translation's file, and its latent's bytes when that was asked for; unchecked."""
 
     item: int
@@ -166,7 +166,7 @@ class DecodeCall:
     def cancel(self) -> None:
         self._call.cancel()  # type: ignore[no-untyped-call]
 
-    def __iter__(self) -> Iterator[decoding_pb2.DecodeProgress | Answer]:
+    def __iter__(self) -> Iterator[decoding_pb2.DecodeProgress | PeerAnswer]:
         try:
             yield from self._answers()
         except grpc.RpcError as error:
@@ -181,7 +181,7 @@ class DecodeCall:
         if self._result is not None or self._sent.sizes or not self._sent.complete:
             raise at_fault(MessageInvalid("the stream ended before its last result"), self._hop)
 
-    def _answers(self) -> Iterator[decoding_pb2.DecodeProgress | Answer]:
+    def _answers(self) -> Iterator[decoding_pb2.DecodeProgress | PeerAnswer]:
         for message in self._listener.listen(self._call):
             if message.WhichOneof("message") == "progress":
                 progress = message.progress
@@ -217,7 +217,7 @@ class DecodeCall:
             )
         return self._latent_opener(header)
 
-    def _take(self, whole: Whole) -> Answer | None:
+    def _take(self, whole: Whole) -> PeerAnswer | None:
         """A finished item, once its last part is there."""
         if whole.kind == "result":
             if self._round_trip:
@@ -229,11 +229,13 @@ class DecodeCall:
         latent = Returned(whole.data, whole.header.tensor.sha256)
         return self._decoded(header, file, latent)
 
-    def _decoded(self, header: decoding_pb2.DecodedHeader, file: bytes, latent: Returned | None) -> Answer:
+    def _decoded(
+        self, header: decoding_pb2.DecodedHeader, file: bytes, latent: Returned | None
+    ) -> PeerAnswer:
         sent = self._sent.sizes.pop(header.item)
         self._sent.exchanged.received(len(file) + (0 if latent is None else len(latent.data)))
         seconds = header.seconds if header.seconds < MAX_SECONDS else 0.0
-        return Answer(header.item, file, seconds, sent, latent)
+        return PeerAnswer(header.item, file, seconds, sent, latent)
 
 
 def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> DdibError:

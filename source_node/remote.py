@@ -45,7 +45,6 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import settings_message
-from ddib_fed.protocol.agreement import confirm
 from ddib_fed.protocol.contract import (
     PROTOCOL,
     CalibrationTerms,
@@ -53,11 +52,11 @@ from ddib_fed.protocol.contract import (
     ContractLimits,
     ContractSide,
     GuidanceTerms,
+    confirm,
     guidance_to_pb,
     require_protocol,
 )
-from ddib_fed.protocol.details import at_fault, checking_answers
-from ddib_fed.protocol.job_messages import FACT, is_number, refused_items
+from ddib_fed.protocol.details import FACT, at_fault, checking_answers, is_number, refused_items
 from ddib_fed.protocol.latent import ApprovedLatent
 from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.security import tls
@@ -66,10 +65,10 @@ from ddib_fed.telemetry import OFF, Tracing, is_taken, named, trace_entries
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from source_node.decode_call import (
     IDLE_S,
-    Answer,
     DecodeCall,
     Filler,
     LatentWindow,
+    PeerAnswer,
     Release,
     Sent,
     failure,
@@ -442,7 +441,7 @@ class RemoteParty:
             assert sent is not None  # the call takes answers to what it sent
             yield self._outcome(answer, sent, leg)
 
-    def _outcome(self, answer: Answer, sent: ToDecode, leg: Leg) -> Decoded | Failed:
+    def _outcome(self, answer: PeerAnswer, sent: ToDecode, leg: Leg) -> Decoded | Failed:
         """What an answer holds; what cannot be used ends its item and no other."""
         count = len(sent.latent.data)
         try:
@@ -460,7 +459,7 @@ class RemoteParty:
         log.warning("request %s: %s", self._request_id, fault.detail)
         return fault
 
-    def _again(self, answer: Answer, count: int, leg: Leg) -> Encoded:
+    def _again(self, answer: PeerAnswer, count: int, leg: Leg) -> Encoded:
         returned = answer.round_trip
         assert returned is not None  # whoever asks has seen it
         latent = Latent.from_bytes(returned.data, self._contract.sample_shape, sha256=returned.sha256)

@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 
 from opentelemetry.trace import Span
 
-from ddib_fed.calibration.record import Calibration, fits, leg_map
-from ddib_fed.calibration.signed import Place
+from ddib_fed.calibration.record import Calibration, Place, fits, leg_map
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
 from ddib_fed.errors import (
     CalibrationRefused,
@@ -59,15 +58,14 @@ from ddib_fed.protocol.contract import (
     guidance_from_pb,
     require_protocol,
 )
-from ddib_fed.protocol.job_messages import refused_facts
+from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.streams import Announced, assemble, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2 import JobHeader
-from source_node.records import JOB_DEADLINE_S, Item, Job, class_pairs
+from source_node.records import JOB_DEADLINE_S, StoredItem, StoredJob
 from source_node.remote import Described, Remotes
-from source_node.staging import Staging
-from source_node.store import JobStore
+from source_node.store import JobStore, Staging
 
 
 def calibration_of(node: NodeContext, request: JobHeader) -> Calibration | None:
@@ -99,7 +97,7 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
     active = [stored for stored in held if stored.state(now) == "active"]
     ended = [stored for stored in held if stored.state(now) == "expired"]
     manifest = node.running_engine.model.manifest
-    fitting = [stored for stored in active if fits(stored.signed.calibration, manifest)]
+    fitting = [stored for stored in active if fits(stored.calibration, manifest)]
     stored = next(iter((*fitting, *active, *ended)), None)
     if stored is None:
         return None
@@ -147,6 +145,12 @@ def decoded_class(
     return index
 
 
+def _class_pairs(request: JobHeader) -> tuple[tuple[str, str], ...]:
+    """The different pairs of source and target class in a job."""
+    each = request.item_classes or (request,)
+    return tuple(dict.fromkeys((asked.source_class, asked.target_class) for asked in each))
+
+
 def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
     """The indices of the source classes of a job; guidance is checked where a cycle comes back to the own model."""
     side, terms, model = node.side(), node.guidance(), node.running_engine.model
@@ -154,7 +158,7 @@ def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
     back = guidance_from_pb(request.guidance) if request.cycle else UNGUIDED
     found: dict[str, int | None] = {}
     try:
-        for asked in dict.fromkeys(own for own, _ in class_pairs(request)):
+        for asked in dict.fromkeys(own for own, _ in _class_pairs(request)):
             found[asked] = decoded_class(side, terms, asked, back)
             check_encoding(model, settings, found[asked])
             if request.cycle:
@@ -172,7 +176,7 @@ def target_classes(
     side: ContractSide, terms: GuidanceTerms | None, request: JobHeader
 ) -> dict[str, int | None]:
     guidance = guidance_from_pb(request.guidance)
-    asked = dict.fromkeys(other for _, other in class_pairs(request))
+    asked = dict.fromkeys(other for _, other in _class_pairs(request))
     return {each: decoded_class(side, terms, each, guidance) for each in asked}
 
 
@@ -263,7 +267,7 @@ class Submissions:
 
     def receive(
         self, messages: Requests, trace: Span | None = None, ended: Callable[[], bool] = lambda: False
-    ) -> tuple[Job, bool]:
+    ) -> tuple[StoredJob, bool]:
         """One job; whether its request had been accepted before."""
         stall_s = self._node.config.limits.stall_s
         pace = Pace(stall_s, between_s=stall_s)
@@ -314,7 +318,7 @@ class Submissions:
             raise _first_of(refused)
         return samples
 
-    def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[Job, bool]:
+    def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[StoredJob, bool]:
         """Charge, then accept: a job that is on the disk was paid for, also if the node is killed here."""
         self._node.quotas.charge(charges)
         repeated = True
@@ -375,7 +379,7 @@ class Submissions:
 
         return opener
 
-    def _check_item(self, staging: Staging, item: Item, ended: Callable[[], bool]) -> int:
+    def _check_item(self, staging: Staging, item: StoredItem, ended: Callable[[], bool]) -> int:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         samples, size_rule = self._samples(), self._node.size_rule
 

@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import grpc
 
-from ddib_fed.calibration.record import Calibration, check_target, plain_units
-from ddib_fed.calibration.signed import (
-    SignedCalibration,
-    Stored,
-    parse_calibration,
-    signature_from_pb,
-    signature_to_pb,
-)
+from ddib_fed.calibration.record import check_target, plain_units
+from ddib_fed.calibration.signed import Signature, SignedCalibration, parse_calibration
 from ddib_fed.errors import (
     CalibrationForeign,
     CalibrationRefused,
@@ -35,13 +28,7 @@ from ddib_fed.errors import (
     PolicyDenied,
     QuotaSpent,
 )
-from ddib_fed.node.calibrations import (
-    Target,
-    check_proposal,
-    find_published,
-    served_aggregate,
-    usable_calibration,
-)
+from ddib_fed.node.calibrations import check_proposal, served_aggregate, usable_calibration
 from ddib_fed.node.interceptors import caller
 from ddib_fed.node.policy import Charge
 from ddib_fed.node.role import NodeContext
@@ -99,62 +86,51 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         self, request: pb.SignCalibrationRequest, context: grpc.ServicerContext
     ) -> pb.SignCalibrationResponse:
         self._open(self._node.config.model.domain)
-        with self._refusals_noted():
+        try:
             calibration = parse_calibration(request.calibration, "what the peer proposed")
             if calibration.source.institution != caller().institution:
                 raise CalibrationForeign(
                     f"{caller()} proposed a calibration of {calibration.source.institution or 'no institution'}",
                     facts={"source": calibration.source.institution},
                 )
-            source = signature_from_pb(request.source)
-            answer = self._decide(SignedCalibration(calibration=calibration, source=source))
+            source = Signature.from_pb(request.source)
+            answer = self._kept(SignedCalibration(calibration=calibration, source=source))
+        except CalibrationRefused as error:
+            self._audit("calibration_refused", peer=str(caller()), reason=error.reason, detail=error.detail)
+            raise
         if answer.target is None:
             return pb.SignCalibrationResponse(state=pb.CALIBRATION_STATE_PENDING)
-        return pb.SignCalibrationResponse(
-            state=pb.CALIBRATION_STATE_SIGNED, target=signature_to_pb(answer.target)
-        )
+        return pb.SignCalibrationResponse(state=pb.CALIBRATION_STATE_SIGNED, target=answer.target.to_pb())
 
-    def _decide(self, proposed: SignedCalibration) -> SignedCalibration:
+    def _kept(self, proposed: SignedCalibration) -> SignedCalibration:
         """The proposal as it is stored afterwards, with the target's signature if there is one."""
-        check_proposal(proposed, self._target(), now=self._clock())
+        node, now, peer = self._node, self._clock(), caller().institution
+        check_proposal(proposed, node.config, node.units_sha256, node.peers.snapshot(), now=now)
         with self._lock:
-            known = self._node.calibrations.find(proposed.sha256)
+            known = node.calibrations.find(proposed.sha256)
             if known is not None and not known.active:
-                raise CalibrationUnknown(f"{proposed.sha256.hex()[:12]} was taken out of use here")
-            if known is not None and known.signed.complete:
-                return known.signed
-            if known is None:
-                self._keep(proposed)
-            return proposed
-
-    def _keep(self, proposed: SignedCalibration) -> None:
-        """Store a new proposal, if the peer has not too many waiting."""
-        peer, now = caller().institution, self._clock()
-        waiting = [stored for stored in self._node.calibrations.list() if _waits(stored, peer, now)]
-        if len(waiting) >= MAX_WAITING:
-            raise QuotaSpent(
-                f"{len(waiting)} proposals of {peer} wait for the operator",
-                hint="ddib calibrate list; ddib calibrate accept SHA256, or remove SHA256",
-                facts={"limit": MAX_WAITING},
+                raise CalibrationUnknown(f"{proposed.short} was taken out of use here")
+            if known is not None:
+                return known if known.complete else proposed
+            waiting = [
+                each
+                for each in node.calibrations.list()
+                if each.state(now) == "proposed" and each.calibration.source.institution == peer
+            ]
+            if len(waiting) >= MAX_WAITING:
+                raise QuotaSpent(
+                    f"{len(waiting)} proposals of {peer} wait for the operator",
+                    hint="ddib calibrate list; ddib calibrate accept SHA256, or remove SHA256",
+                    facts={"limit": MAX_WAITING},
+                )
+            self._audit(
+                "calibration_proposed",
+                peer=str(caller()),
+                calibration=proposed.sha256.hex(),
+                kind=proposed.calibration.kind,
+                expires=proposed.calibration.expires.isoformat(),
             )
-        self._audit(
-            "calibration_proposed",
-            peer=str(caller()),
-            calibration=proposed.sha256.hex(),
-            kind=proposed.calibration.kind,
-            expires=proposed.calibration.expires.isoformat(),
-        )
-        self._node.calibrations.add(proposed, now=now)
-
-    def _target(self) -> Target:
-        config = self._node.config
-        return Target(
-            place=(config.node.institution, config.model.domain),
-            units_sha256=self._node.units_sha256,
-            policy=config.policy,
-            peers=self._node.peers.snapshot(),
-            published=find_published(config),
-        )
+            return node.calibrations.add(proposed, now=now)
 
     def _open(self, domain: str) -> None:
         """Return if the service answers at all: ready, allowed, of this domain, within the quota."""
@@ -173,14 +149,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
                 facts={"asked": domain, "served": config.model.domain},
             )
 
-    @contextmanager
-    def _refusals_noted(self) -> Iterator[None]:
-        try:
-            yield
-        except CalibrationRefused as error:
-            self._audit("calibration_refused", peer=str(caller()), reason=error.reason, detail=error.detail)
-            raise
-
     def _audit(self, act: str, **values: str | float) -> None:
         write_lines(self._node, act, [values])
 
@@ -192,10 +160,6 @@ def write_lines(node: NodeContext, act: str, lines: Sequence[Mapping[str, str | 
     except OSError as error:
         log.exception("the audit log cannot be written: %s is refused", act)
         raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
-
-
-def _waits(stored: Stored, peer: str, now: datetime) -> bool:
-    return stored.state(now) == "proposed" and stored.signed.calibration.source.institution == peer
 
 
 def check_calibration(node: NodeContext, contract: Contract) -> None:
@@ -210,23 +174,17 @@ def check_calibration(node: NodeContext, contract: Contract) -> None:
         target=(contract.target.institution, contract.target.domain),
         side="target",
     )
-    _require_terms(found, contract)
-    check_target(node.running_engine.model.manifest)
-
-
-def _require_terms(found: Calibration, contract: Contract) -> None:
-    if found.terms != contract.calibration:
-        terms, proposed = found.terms, contract.calibration
-        assert proposed is not None  # the caller looked
+    if found.terms != terms:
         raise ContractMismatch(
-            f"{contract.source.institution} proposed the calibration {proposed} until {proposed.expires}, and both "
-            f"institutions signed {terms} until {terms.expires}",
+            f"{contract.source.institution} proposed the calibration {terms} until {terms.expires}, and both "
+            f"institutions signed {found.terms} until {found.terms.expires}",
             differences=(
                 Difference(
                     "calibration",
-                    f"{proposed}, {proposed.expires}",
                     f"{terms}, {terms.expires}",
+                    f"{found.terms}, {found.terms.expires}",
                     "Upgrade ddib-fed at the source: it must propose the terms that were signed.",
                 ),
             ),
         )
+    check_target(node.running_engine.model.manifest)

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.calibration.directed import OUT
 from ddib_fed.data.decoding import Picture
-from ddib_fed.data.fitting import PictureRule, to_array, to_raw
+from ddib_fed.data.fitting import PictureRule, from_array, to_array
 from ddib_fed.data.shipped import cut_scene
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, translate_array
@@ -38,7 +38,10 @@ def fitted(x: Pictures, model: str) -> Made:
     small, size = to_array(Picture(pixels, 8, "PNG"), rule)
     found = translate_array(small[None], source, target, ASKED)
     assert found.back is not None
-    there, back = (to_raw(each[0], rule, size) / 127.5 - 1 for each in (found.translated, found.back))
+    there, back = (
+        from_array(each[0], rule, size).astype(np.float32) / 127.5 - 1
+        for each in (found.translated, found.back)
+    )
     return there.transpose(2, 0, 1)[None], back.transpose(2, 0, 1)[None]
 
 

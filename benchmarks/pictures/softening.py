@@ -60,7 +60,7 @@ def measured(pair: str, count: int, sigma: float) -> dict[str, Any]:
     asked = ArraySettings(SolverSettings(evaluations=48), soften=sigma, cycle=True)
     found = translate_array(x[rows], *sides, asked)
     assert found.back is not None
-    white = whiteness(torch.from_numpy(found.latent))
+    white, same = whiteness(torch.from_numpy(found.latent)), compare(found.translated, truth[rows])
     return {
         "soften_sigma": sigma,
         "count": len(rows),
@@ -69,7 +69,7 @@ def measured(pair: str, count: int, sigma: float) -> dict[str, Any]:
             "noise_correlation": white.noise.correlation,
             "ratio": white.ratio,
         },
-        "paired": dict(compare(found.translated, truth[rows]).means()),
+        "paired": {key: float(getattr(same, key).mean()) for key in ("mse", "psnr", "ssim")},
         "cycle_psnr": dict(spread(psnr(found.back, x[rows]))),
         "cpu_seconds": round(time.process_time() - started, 1),
     }

@@ -1,7 +1,6 @@
 """A calibration as it is agreed on, signed, stored and named in contracts.
 
-Its digest is SHA-256 over the canonical JSON (RFC 8785) of all fields but the signatures, which
-`trust` adds and verifies.
+Its digest is SHA-256 over the canonical JSON (RFC 8785) of all fields; `signed` adds signatures and verifies them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    FiniteFloat,
     ValidationError,
     field_serializer,
     model_validator,
@@ -26,6 +24,7 @@ from pydantic import (
 from ddib_fed.errors import CalibrationForeign, CalibrationInvalid, CalibrationModel, CalibrationUnits
 from ddib_fed.files import canonical_json, parse_json, read_small, write_file
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.names import is_domain, is_institution
 from ddib_fed.protocol.contract import CalibrationTerms
@@ -36,6 +35,8 @@ KINDS: tuple[Kind, ...] = ("rotation", "tone", "colour-map")
 RETRAINED: frozenset[Kind] = frozenset({"tone", "colour-map"})
 """Kinds that need the source's model trained on its mapped pictures."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Place = tuple[str, str]
+"""An institution and a domain."""
 
 
 class _Section(BaseModel):
@@ -43,17 +44,15 @@ class _Section(BaseModel):
 
 
 class CalibratedSide(_Section):
-    """One side.
-
-    Attributes:
-        institution: Its DNS name; empty in one process.
-        domain: Its domain.
-        units_sha256: Digest of the units of its model before the calibration (`units_digest`).
-    """
+    """One side: its institution (empty in one process), domain, and digest of its model's plain units."""
 
     institution: str = Field(default="", max_length=253)
     domain: str = Field(max_length=64)
     units_sha256: Sha256
+
+    @property
+    def place(self) -> Place:
+        return self.institution, self.domain
 
     @model_validator(mode="after")
     def _named(self) -> CalibratedSide:
@@ -68,17 +67,11 @@ class Making(_Section):
     """How a calibration was made, and what crossed for it.
 
     Attributes:
-        method: From noised aggregates of the target's pictures, or from anchors that both sides hold.
-        source_pictures: Pictures of the source that were used.
-        target_pictures: Pictures that the target's aggregate is taken over, or groups of them.
-        target_unit: Which of the two; what epsilon and delta are for.
-        anchors: Pairs of pictures of the same thing.
+        target_pictures: That the target's aggregate is taken over, or groups of them; `target_unit` says which.
         aggregate_sha256: Of the aggregate that crossed; empty where none did, for a map that was brought in a file.
         crossed_bytes: Bytes that crossed before the calibration itself; in one process, that would have.
-        epsilon: Of differential privacy of one of the target's units; None where nothing noised crossed.
-        delta: The same.
+        epsilon, delta: Of one of the target's units; None where nothing noised crossed.
         command: The command that repeats it, without names of files and folders: the other institution reads it.
-        created: When.
     """
 
     method: Literal["aggregates", "anchors"]
@@ -92,14 +85,6 @@ class Making(_Section):
     delta: float | None = Field(default=None, gt=0, lt=1)
     command: str = Field(default="", max_length=2000, pattern=r"^[ -~]*$")
     created: AwareDatetime
-
-
-class Figure(_Section):
-    """One figure with its interval of 95 %, bootstrapped over pictures; equal bounds where there is none."""
-
-    value: FiniteFloat
-    low: FiniteFloat
-    high: FiniteFloat
 
 
 class Effect(_Section):
@@ -117,18 +102,7 @@ class Effect(_Section):
 
 
 class Calibration(_Section):
-    """What both institutions sign.
-
-    Attributes:
-        format: Version of this layout.
-        kind: What the map is.
-        source: The side that applies it to its own pictures.
-        target: The side whose units the map leads to.
-        map: The numbers.
-        made: How it was made.
-        effect: What is known of its effect.
-        expires: When it ends.
-    """
+    """What both institutions sign: the source applies the map to its own pictures, it leads to the target's units."""
 
     format: Literal[1] = 1
     kind: Kind
@@ -151,6 +125,13 @@ class Calibration(_Section):
     @property
     def terms(self) -> CalibrationTerms:
         return CalibrationTerms(self.sha256, self.kind, int(self.expires.timestamp()))
+
+    @property
+    def institutions(self) -> frozenset[str]:
+        return frozenset({self.source.institution, self.target.institution})
+
+    def side(self, side: Literal["source", "target"]) -> CalibratedSide:
+        return self.source if side == "source" else self.target
 
     def expired(self, now: datetime | None = None) -> bool:
         return self.expires <= (now or datetime.now(UTC))
@@ -176,21 +157,31 @@ def plain_units(units: Normalisation) -> bytes:
 
 
 def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:
-    """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none."""
+    """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none.
+
+    Raises:
+        CalibrationModel: The source's model cannot encode under the calibration, or without one, as it is trained now.
+    """
     held = source.normalisation.calibrated
     if calibration is not None and calibration.kind in RETRAINED:
         if held != calibration.map:
-            raise _untrained(calibration, source, other=held is not None)
-        return rotation_of(calibration)
+            why = "was not trained with it" if held is None else "was trained with the map of another one"
+            raise _unusable(
+                source,
+                f"the {calibration.kind} {calibration.sha256.hex()[:12]} needs a source model trained with it, and "
+                f"{source.name} {why}",
+                "ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
+            )
+        return None
     if held is not None:
-        raise _refused(
+        raise _unusable(
             source,
             f"{source.name} was trained with the map of a calibration, and this translation has "
             + ("none" if calibration is None else f"a {calibration.kind}"),
             "ddib calibrate list shows a node's calibrations, --calibration FILE names one in one process; or use the "
             "model from before that training",
         )
-    return rotation_of(calibration)
+    return None if calibration is None else calibration.map
 
 
 def fits(calibration: Calibration, source: Manifest) -> bool:
@@ -213,17 +204,12 @@ def map_between(calibration: Calibration | None, source: Manifest, target: Manif
 def check_target(target: Manifest) -> None:
     """Return if a model can decode what was encoded under a calibration: the map leads to its plain units."""
     if target.normalisation.calibrated is not None:
-        raise _refused(
+        raise _unusable(
             target,
             f"{target.name} was trained with the map of a calibration, and latents under another one lead to its units "
             "without that map",
             "decode by the model from before that training; ddib model show MODEL lists the map",
         )
-
-
-def rotation_of(calibration: Calibration | None) -> ChannelMap | None:
-    """The map that `leg_map` gave when it checked the models; None for none."""
-    return None if calibration is None or calibration.kind in RETRAINED else calibration.map
 
 
 def check_models(calibration: Calibration, source: Manifest, target: Manifest) -> None:
@@ -236,37 +222,27 @@ def check_models(calibration: Calibration, source: Manifest, target: Manifest) -
             facts={"source": found[0], "target": found[1]},
         )
     for side, manifest in ((calibration.source, source), (calibration.target, target)):
-        _check_units(side, manifest)
+        units = units_digest(manifest.normalisation)
+        if side.units_sha256 != units:
+            raise CalibrationUnits(
+                f"the calibration was made for a model of {side.domain} with the units {side.units_sha256[:12]}; "
+                f"{manifest.name} has {units[:12]}",
+                hint="calibrate again with this model: ddib calibrate --local A B",
+                facts={"model": manifest.name},
+            )
 
 
-def _check_units(side: CalibratedSide, manifest: Manifest) -> None:
-    units = units_digest(manifest.normalisation)
-    if side.units_sha256 != units:
-        raise CalibrationUnits(
-            f"the calibration was made for a model of {side.domain} with the units {side.units_sha256[:12]}; "
-            f"{manifest.name} has {units[:12]}",
-            hint="calibrate again with this model: ddib calibrate --local A B",
-            facts={"model": manifest.name},
-        )
-
-
-def _untrained(calibration: Calibration, source: Manifest, *, other: bool) -> CalibrationModel:
-    why = "was trained with the map of another one" if other else "was not trained with it"
-    return _refused(
-        source,
-        f"the {calibration.kind} {calibration.sha256.hex()[:12]} needs a source model trained with it, and "
-        f"{source.name} {why}",
-        "ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
-    )
-
-
-def _refused(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
+def _unusable(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
     return CalibrationModel(detail, hint=remedy, facts={"model": model.name, "remedy": remedy})
 
 
 def read_calibration(path: Path) -> Calibration:
     """The calibration in a file, or of the shipped model of this name; signatures beside it are not verified here."""
-    content = _shipped(str(path)) if not path.exists() else None
+    content = None
+    if not path.exists():
+        from ddib_fed.models.bundle import shipped_calibration  # loads torch, which a file does not need
+
+        content = shipped_calibration(str(path))
     content = content or read_small(path, hint="ddib calibrate makes one")
     try:
         found = parse_json(content)
@@ -284,10 +260,3 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
     """Write it as JSON with one field on a line; its digest is of the canonical form, whatever the file's."""
     text = json.dumps(calibration.model_dump(mode="json", exclude_none=True), indent=2)
     write_file(path, text.encode() + b"\n", overwrite=False)
-
-
-def _shipped(name: str) -> bytes | None:
-    # Bundles load torch, which a file does not need.
-    from ddib_fed.models.bundle import shipped_calibration
-
-    return shipped_calibration(name)

@@ -1,4 +1,4 @@
-"""Signs calibrations with the keys of nodes, and verifies the two signatures of one.
+"""A calibration with the signatures of both institutions: how they are made and verified, and a node's store of them.
 
     signature = ECDSA-SHA-256(key of the leaf, PREFIX + statement + newline + canonical JSON of the calibration)
 
@@ -8,10 +8,9 @@ is kept beside the signature: it must have been valid at that second and come fr
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import threading
+from collections.abc import Container
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -19,9 +18,9 @@ from typing import Annotated, Final, Literal
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.calibration.record import CalibratedSide, Calibration
+from ddib_fed.calibration.record import Calibration, Place
 from ddib_fed.errors import (
     CalibrationAltered,
     CalibrationExpired,
@@ -42,42 +41,58 @@ from ddib_fed.security.identity import (
     read_certificates,
     verify_peer_certificate,
 )
-from ddib_fed.security.pki import CLOCK_SKEW, Credentials
+from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials
 from ddib_fed.v1 import calibration_pb2 as pb
 
 Side = Literal["source", "target"]
 SIDES: Final[tuple[Side, Side]] = ("source", "target")
+State = Literal["proposed", "active", "expired", "inactive"]
 PREFIX: Final = b"ddib-fed calibration signature 1\n"
 """Domain separation: nothing else that a node signs begins with it."""
 MAX_SIGNATURE_BYTES: Final = 256
 MAX_CALIBRATION_BYTES: Final = 16 << 10
 """Of the canonical JSON."""
+MAX_OF_PEER: Final = 32
+"""Calibrations with one institution, in any state; more are refused until some are deleted."""
+MIN_PREFIX: Final = 8
+"""Hexadecimal digits of a digest that name a calibration on the command line."""
 RECALIBRATE: Final = "calibrate again: ddib calibrate --peer INSTITUTION/DOMAIN"
+_SUFFIX: Final = ".json"
 
 
 class Signature(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """As pb.CalibrationSignature: Unix seconds, the leaf in PEM, ECDSA in DER (base64 in JSON)."""
 
-    signed_at: AwareDatetime
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+    signed_at: Annotated[int, Field(ge=0, le=253_402_300_799)]
     certificate: Annotated[str, Field(max_length=MAX_CERTIFICATE_BYTES)]
-    signature: Annotated[str, Field(max_length=MAX_SIGNATURE_BYTES * 4 // 3 + 4)]
+    signature: Annotated[bytes, Field(max_length=MAX_SIGNATURE_BYTES)]
 
-    @field_validator("signed_at")
+    @property
+    def moment(self) -> datetime:
+        return datetime.fromtimestamp(self.signed_at, UTC)
+
+    def to_pb(self) -> pb.CalibrationSignature:
+        return pb.CalibrationSignature(**self.model_dump())
+
     @classmethod
-    def _whole_second(cls, value: datetime) -> datetime:
-        if value.microsecond:
-            raise ValueError("a signature is of a whole second")
-        return value
+    def from_pb(cls, message: pb.CalibrationSignature) -> Signature:
+        """From a message whose fields were checked."""
+        return cls(signed_at=message.signed_at, certificate=message.certificate, signature=message.signature)
 
 
 class SignedCalibration(BaseModel):
-    """A calibration with the signatures that it has so far."""
+    """A calibration with the signatures that it has so far, and whether this node's operator lets it be used."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
     calibration: Calibration
     source: Signature | None = None
     target: Signature | None = None
+    active: bool = True
+    added: AwareDatetime | None = None
+    """When this node stored it."""
 
     @property
     def sha256(self) -> bytes:
@@ -85,63 +100,137 @@ class SignedCalibration(BaseModel):
         return self.calibration.sha256
 
     @property
+    def short(self) -> str:
+        """The first digits of the digest, for people."""
+        return self.calibration.sha256.hex()[:12]
+
+    @property
     def complete(self) -> bool:
         """Whether both sides have signed; says nothing of whether the signatures are good."""
         return self.source is not None and self.target is not None
 
-    def signature_of(self, side: Side) -> Signature | None:
-        return self.source if side == "source" else self.target
+    def state(self, now: datetime) -> State:
+        """Whether it was removed from use, has expired, lacks a signature (proposed), or is active."""
+        if not self.active:
+            return "inactive"
+        if self.calibration.expired(now):
+            return "expired"
+        return "active" if self.complete else "proposed"
 
+    def sign(self, side: Side, credentials: TlsCredentials, *, now: datetime) -> SignedCalibration:
+        """The same with the signature of this node, whose institution is that side.
 
-def sign(calibration: Calibration, side: Side, credentials: Credentials, *, now: datetime) -> Signature:
-    """Sign for one side with the key of this node.
-
-    Args:
-        calibration: What is signed.
-        side: The side that this node's institution has in it.
-        credentials: Of the node.
-        now: The time, with a time zone.
-
-    Raises:
-        CalibrationForeign: The side is of another institution.
-        CalibrationExpired: It has ended.
-    """
-    identity = credentials.identity
-    if identity.institution != _side(calibration, side).institution:
-        raise CalibrationForeign(
-            f"{identity} cannot sign as the {side}, which is {_side(calibration, side).institution or 'unnamed'}"
+        Raises:
+            CalibrationForeign: The side is of another institution.
+            CalibrationExpired: It has ended.
+        """
+        identity, named = credentials.identity, self.calibration.side(side).institution
+        if identity.institution != named:
+            raise CalibrationForeign(f"{identity} cannot sign as the {side}, which is {named or 'unnamed'}")
+        self.refuse_expired(now)
+        key = serialization.load_pem_private_key(credentials.key_pem, password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)  # `load_identity` reads no other
+        second = int(now.timestamp())
+        made = key.sign(self._statement(side, identity, second), ec.ECDSA(hashes.SHA256()))
+        signature = Signature(
+            signed_at=second, certificate=credentials.cert_chain_pem.decode(), signature=made
         )
-    refuse_expired(calibration, now)
-    moment = now.astimezone(UTC).replace(microsecond=0)
-    key = serialization.load_pem_private_key(credentials.key_pem, password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)  # `load_identity` reads no other
-    made = key.sign(_signed(calibration, side, identity, moment), ec.ECDSA(hashes.SHA256()))
-    return Signature(
-        signed_at=moment,
-        certificate=credentials.cert_chain_pem.decode(),
-        signature=base64.b64encode(made).decode(),
-    )
+        return self.model_copy(update={side: signature})
 
+    def verify(self, *, pins: Pins, now: datetime, withdrawn: Container[Identity] = ()) -> Calibration:
+        """The calibration, if both institutions have signed it and it has not ended.
 
-def signature_to_pb(signature: Signature) -> pb.CalibrationSignature:
-    return pb.CalibrationSignature(
-        signed_at=int(signature.signed_at.timestamp()),
-        certificate=signature.certificate,
-        signature=base64.b64decode(signature.signature),
-    )
+        Args:
+            pins: For each institution known here, its own roots.
+            now: The time, with a time zone.
+            withdrawn: Identities that are refused whatever their certificates say.
 
+        Raises:
+            CalibrationExpired: It has ended.
+            CalibrationUnsigned, CalibrationSigner, CalibrationAltered: As of `verify_side`.
+        """
+        self.refuse_expired(now)
+        for side in SIDES:
+            self.verify_side(side, pins=pins, now=now, withdrawn=withdrawn)
+        return self.calibration
 
-def signature_from_pb(message: pb.CalibrationSignature) -> Signature:
-    """A signature from a message whose fields were checked."""
-    return Signature(
-        signed_at=datetime.fromtimestamp(message.signed_at, UTC),
-        certificate=message.certificate,
-        signature=base64.b64encode(message.signature).decode(),
-    )
+    def verify_side(
+        self, side: Side, *, pins: Pins, now: datetime, withdrawn: Container[Identity] = ()
+    ) -> Identity:
+        """The node that signed for one side; arguments as of `verify`.
+
+        Raises:
+            CalibrationUnsigned: The signature is missing.
+            CalibrationSigner: The signer is no node of the institution, its root is not pinned here (e.g. the peer was
+                removed), it is withdrawn, its certificate was not valid when it signed, or it signed in the future.
+            CalibrationAltered: The signature is not one over this content.
+        """
+        signature = self.source if side == "source" else self.target
+        institution, facts = self.calibration.side(side).institution, {"side": side}
+        if signature is None:  # 1
+            raise CalibrationUnsigned(
+                f"the calibration {self.short} has no signature of the {side} {institution}",
+                hint=f"have the operator of {institution} accept it: ddib calibrate accept",
+                facts=facts,
+            )
+        pem, moment = signature.certificate.encode("ascii", "replace"), signature.moment
+        try:  # 2: what the certificate proved when it signed
+            identity = verify_peer_certificate(pem, pins=pins, now=moment)
+        except RefusedError as error:
+            raise CalibrationSigner(
+                f"the {side}'s signature of the calibration: {error.detail}",
+                hint=error.hint or RECALIBRATE,
+                facts=facts,
+            ) from error
+        if identity.kind != "node" or identity.institution != institution:  # 3
+            raise CalibrationSigner(
+                f"{identity} signed as the {side}, which must be a node of {institution or 'an institution'}",
+                hint=RECALIBRATE,
+                facts=facts,
+            )
+        if identity in withdrawn:  # 4
+            raise CalibrationSigner(
+                f"{identity}, which signed as the {side}, is withdrawn here",
+                hint=f"ddib pki reinstate {identity}, or {RECALIBRATE}",
+                facts=facts,
+            )
+        if moment > now + CLOCK_SKEW:  # 5
+            raise CalibrationSigner(
+                f"the {side}'s signature is of {moment:%Y-%m-%d %H:%M} UTC, which is in the future",
+                hint="compare the clocks of both machines: date -u",
+                facts=facts,
+            )
+        key = read_certificates(pem)[0].public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):  # 6
+            raise CalibrationSigner(f"the key of {identity} is on no elliptic curve", facts=facts)
+        try:  # 7
+            statement = self._statement(side, identity, signature.signed_at)
+            key.verify(signature.signature, statement, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature as error:
+            raise CalibrationAltered(
+                f"the {side}'s signature is not one by {identity} over this calibration: one of them was altered",
+                hint=RECALIBRATE,
+                facts=facts,
+            ) from error
+        return identity
+
+    def refuse_expired(self, now: datetime) -> None:
+        """Return if it has not ended."""
+        if self.calibration.expired(now):
+            raise CalibrationExpired(
+                f"the calibration {self.short} ended at {self.calibration.expires:%Y-%m-%d %H:%M} UTC",
+                hint=RECALIBRATE,
+            )
+
+    def _statement(self, side: Side, identity: Identity, second: int) -> bytes:
+        """What is signed."""
+        at = f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        statement = canonical_json({"side": side, "node": identity.uri, "signed_at": at})
+        return PREFIX + statement + b"\n" + self.calibration.canonical
 
 
 def parse_calibration(data: bytes, what: str) -> Calibration:
-    """Read the canonical JSON of a calibration."""
+    """Read the canonical JSON of a calibration; CalibrationInvalid if it is not exactly that."""
     if len(data) > MAX_CALIBRATION_BYTES:
         raise CalibrationInvalid(
             f"{what} is larger than {MAX_CALIBRATION_BYTES} bytes", facts={"limit": MAX_CALIBRATION_BYTES}
@@ -149,7 +238,7 @@ def parse_calibration(data: bytes, what: str) -> Calibration:
     try:
         found = Calibration.model_validate_json(data)
         canonical = found.canonical
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:
         raise CalibrationInvalid(f"{what} is no calibration: {_first(error)}") from error
     if canonical != data:
         raise CalibrationInvalid(f"{what} is not in the canonical form that is signed")
@@ -159,9 +248,11 @@ def parse_calibration(data: bytes, what: str) -> Calibration:
 def parse_signed(data: bytes, what: str) -> SignedCalibration:
     """Read a signed calibration in JSON; nothing is verified."""
     try:
-        return SignedCalibration.model_validate_json(data)
-    except ValidationError as error:
+        found = SignedCalibration.model_validate_json(data)
+        _ = found.sha256
+    except ValueError as error:
         raise CalibrationInvalid(f"{what} is no signed calibration: {_first(error)}") from error
+    return found
 
 
 def _first(error: ValueError) -> str:
@@ -171,152 +262,6 @@ def _first(error: ValueError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def verify(
-    signed: SignedCalibration,
-    *,
-    pins: Pins,
-    now: datetime,
-    withdrawn: frozenset[Identity] = frozenset(),
-) -> Calibration:
-    """The calibration, if both institutions have signed it and it has not ended.
-
-    Args:
-        signed: As it was stored or received.
-        pins: For each institution known here, its own roots.
-        now: The time, with a time zone.
-        withdrawn: Identities that are refused whatever their certificates say.
-
-    Raises:
-        CalibrationExpired: It has ended.
-        CalibrationUnsigned: A signature is missing.
-        CalibrationSigner: A signer is no node of its institution, its root is not pinned here (e.g. the peer was
-            removed), it is withdrawn, its certificate was not valid when it signed, or it signed in the future.
-        CalibrationAltered: A signature is not one over this content.
-    """
-    refuse_expired(signed.calibration, now)
-    for side in SIDES:
-        verify_side(signed, side, pins=pins, now=now, withdrawn=withdrawn)
-    return signed.calibration
-
-
-def verify_side(
-    signed: SignedCalibration,
-    side: Side,
-    *,
-    pins: Pins,
-    now: datetime,
-    withdrawn: frozenset[Identity] = frozenset(),
-) -> Identity:
-    """The node that signed for one side."""
-    signature, named = signed.signature_of(side), _side(signed.calibration, side)
-    if signature is None:
-        raise CalibrationUnsigned(
-            f"the calibration {signed.sha256.hex()[:12]} has no signature of the {side} {named.institution}",
-            hint=f"have the operator of {named.institution} accept it: ddib calibrate accept",
-            facts={"side": side},
-        )
-    identity = _signer(signature, side, named, pins)
-    if identity in withdrawn:
-        raise CalibrationSigner(
-            f"{identity}, which signed as the {side}, is withdrawn here",
-            hint=f"ddib pki reinstate {identity}, or {RECALIBRATE}",
-            facts={"side": side},
-        )
-    if signature.signed_at > now + CLOCK_SKEW:
-        raise CalibrationSigner(
-            f"the {side}'s signature is of {signature.signed_at:%Y-%m-%d %H:%M} UTC, which is in the future",
-            hint="compare the clocks of both machines: date -u",
-            facts={"side": side},
-        )
-    _check_signature(signed.calibration, side, signature, identity)
-    return identity
-
-
-def _signer(signature: Signature, side: Side, named: CalibratedSide, pins: Pins) -> Identity:
-    """The identity that the enclosed certificate proved at the time of signing."""
-    pem = signature.certificate.encode("ascii", "replace")
-    try:
-        identity = verify_peer_certificate(pem, pins=pins, now=signature.signed_at)
-    except RefusedError as error:
-        raise CalibrationSigner(
-            f"the {side}'s signature of the calibration: {error.detail}",
-            hint=error.hint or RECALIBRATE,
-            facts={"side": side},
-        ) from error
-    if identity.kind != "node" or identity.institution != named.institution:
-        raise CalibrationSigner(
-            f"{identity} signed as the {side}, which must be a node of {named.institution or 'an institution'}",
-            hint=RECALIBRATE,
-            facts={"side": side},
-        )
-    return identity
-
-
-def _check_signature(calibration: Calibration, side: Side, signature: Signature, identity: Identity) -> None:
-    """Return if the signature is one over this content by the key of the enclosed certificate."""
-    key = read_certificates(signature.certificate.encode())[0].public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise CalibrationSigner(f"the key of {identity} is on no elliptic curve", facts={"side": side})
-    try:
-        made = base64.b64decode(signature.signature, validate=True)
-        key.verify(made, _signed(calibration, side, identity, signature.signed_at), ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, binascii.Error, ValueError) as error:
-        raise CalibrationAltered(
-            f"the {side}'s signature is not one by {identity} over this calibration: one of them was altered",
-            hint=RECALIBRATE,
-            facts={"side": side},
-        ) from error
-
-
-def _signed(calibration: Calibration, side: Side, identity: Identity, moment: datetime) -> bytes:
-    at = f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    statement = canonical_json({"side": side, "node": identity.uri, "signed_at": at})
-    return PREFIX + statement + b"\n" + calibration.canonical
-
-
-def _side(calibration: Calibration, side: Side) -> CalibratedSide:
-    return calibration.source if side == "source" else calibration.target
-
-
-def refuse_expired(calibration: Calibration, now: datetime) -> None:
-    """Return if a calibration has not ended."""
-    if calibration.expired(now):
-        raise CalibrationExpired(
-            f"the calibration {calibration.sha256.hex()[:12]} ended at {calibration.expires:%Y-%m-%d %H:%M} UTC",
-            hint=RECALIBRATE,
-        )
-
-
-MAX_OF_PEER: Final = 32
-"""Calibrations with one institution, in any state; more are refused until some are deleted."""
-MIN_PREFIX: Final = 8
-"""Hexadecimal digits of a digest that name a calibration on the command line."""
-_SUFFIX: Final = ".json"
-Place = tuple[str, str]
-"""An institution and a domain."""
-
-
-class Stored(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    signed: SignedCalibration
-    active: bool = True
-    added: AwareDatetime
-
-    @property
-    def sha256(self) -> bytes:
-        return self.signed.sha256
-
-    def state(self, now: datetime) -> str:
-        """In one word: removed from use, expired, proposed (one signature is missing) or active."""
-        if not self.active:
-            return "inactive"
-        if self.signed.calibration.expired(now):
-            return "expired"
-        return "active" if self.signed.complete else "proposed"
-
-
 class CalibrationStore:
     """The calibrations in a folder; each is written whole and durably, mode 0600."""
 
@@ -324,30 +269,27 @@ class CalibrationStore:
         self._folder = folder
         self._lock = threading.Lock()
 
-    def add(self, signed: SignedCalibration, *, now: datetime | None = None) -> Stored:
+    def add(self, signed: SignedCalibration, *, now: datetime | None = None) -> SignedCalibration:
         """Store a calibration, or the further signatures of one that is there; it becomes active."""
         with self._lock:
-            known = self.find(signed.sha256)
-            pair = _institutions(signed)
-            if known is None and sum(_institutions(s.signed) == pair for s in self.list()) >= MAX_OF_PEER:
+            known, pair = self.find(signed.sha256), signed.calibration.institutions
+            if known is None and sum(s.calibration.institutions == pair for s in self.list()) >= MAX_OF_PEER:
                 raise ExhaustedError(
                     f"{MAX_OF_PEER} calibrations between {' and '.join(sorted(pair))} are stored",
                     hint="the node's operator deletes some: ddib calibrate list, "
                     "ddib calibrate remove DIGEST --forget",
                 )
             added = known.added if known else (now or datetime.now(UTC))
-            stored = Stored(signed=signed, added=added)
-            self._write(stored)
-            return stored
+            return self._write(signed.model_copy(update={"added": added, "active": True}))
 
-    def find(self, sha256: bytes) -> Stored | None:
+    def find(self, sha256: bytes) -> SignedCalibration | None:
         """The calibration of a digest; None if there is none, or its file was altered."""
         try:
             return self._read(self._path(sha256))
-        except (CalibrationInvalid, DdibError):
+        except DdibError:
             return None
 
-    def named(self, prefix: str) -> Stored:
+    def named(self, prefix: str) -> SignedCalibration:
         """The calibration whose digest in hexadecimal begins with `prefix`, of at least `MIN_PREFIX` digits."""
         found = [s for s in self.list() if s.sha256.hex().startswith(prefix.lower())]
         if len(prefix) < MIN_PREFIX or len(found) != 1:
@@ -358,10 +300,12 @@ class CalibrationStore:
             )
         return found[0]
 
-    def list(self) -> tuple[Stored, ...]:
+    def list(self) -> tuple[SignedCalibration, ...]:
         """Every readable calibration, the newest first."""
-        found = [stored for path in self._paths() if (stored := self.find(bytes.fromhex(path.stem)))]
-        return tuple(sorted(found, key=lambda stored: (stored.added, stored.sha256), reverse=True))
+        found = [signed for path in self._paths() if (signed := self.find(bytes.fromhex(path.stem)))]
+        return tuple(
+            sorted(found, key=lambda s: (s.added or s.calibration.made.created, s.sha256), reverse=True)
+        )
 
     def problems(self) -> tuple[str, ...]:
         """A line for each file that cannot be used."""
@@ -373,25 +317,20 @@ class CalibrationStore:
                 found.append(error.detail)
         return tuple(found)
 
-    def between(self, source: Place, target: Place) -> tuple[Stored, ...]:
+    def between(self, source: Place, target: Place) -> tuple[SignedCalibration, ...]:
         """Every calibration from a source's domain to a target's, whatever its state, the newest first."""
+        places = source, target
         return tuple(
-            stored
-            for stored in self.list()
-            if place_of(stored.signed.calibration.source) == source
-            and place_of(stored.signed.calibration.target) == target
+            s for s in self.list() if (s.calibration.source.place, s.calibration.target.place) == places
         )
 
-    def active(self, source: Place, target: Place, *, now: datetime) -> Stored | None:
-        """The newest calibration from a source's domain to a target's that both signed and that has not ended."""
-        return next((s for s in self.between(source, target) if s.state(now) == "active"), None)
-
-    def deactivate(self, sha256: bytes) -> Stored:
+    def deactivate(self, sha256: bytes) -> SignedCalibration:
         """Keep a calibration and use it no longer."""
         with self._lock:
-            stored = self._existing(sha256).model_copy(update={"active": False})
-            self._write(stored)
-            return stored
+            signed = self.find(sha256)
+            if signed is None:
+                raise _unknown(sha256)
+            return self._write(signed.model_copy(update={"active": False}))
 
     def remove(self, sha256: bytes) -> None:
         """Delete a calibration; durable when this returns."""
@@ -401,51 +340,32 @@ class CalibrationStore:
             raise _unknown(sha256) from error
         sync_folder(self._folder)
 
-    def _existing(self, sha256: bytes) -> Stored:
-        stored = self.find(sha256)
-        if stored is None:
-            raise _unknown(sha256)
-        return stored
+    def _read(self, path: Path) -> SignedCalibration:
+        signed = parse_signed(read_small(path), str(path))
+        if signed.sha256.hex() != path.stem:
+            raise CalibrationInvalid(f"{path} holds the calibration {signed.short}: one of both was altered")
+        return signed
 
-    def _read(self, path: Path) -> Stored:
-        try:
-            stored = Stored.model_validate_json(read_small(path))
-            digest = stored.sha256.hex()
-        except (ValidationError, ValueError) as error:
-            raise CalibrationInvalid(f"{path} is no stored calibration") from error
-        if digest != path.stem:
-            raise CalibrationInvalid(f"{path} holds the calibration {digest[:12]}: one of both was altered")
-        return stored
-
-    def _write(self, stored: Stored) -> None:
+    def _write(self, signed: SignedCalibration) -> SignedCalibration:
         private_folder(self._folder)
-        text = stored.model_dump_json(indent=1, exclude_none=True) + "\n"
-        write_file(self._path(stored.sha256), text.encode(), private=True)
+        text = signed.model_dump_json(indent=1, exclude_none=True) + "\n"
+        write_file(self._path(signed.sha256), text.encode(), private=True)
+        return signed
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / f"{sha256.hex()}{_SUFFIX}"
 
     def _paths(self) -> tuple[Path, ...]:
         try:
-            names = os.listdir(self._folder)  # noqa: PTH208 - glob hides errors
+            names = sorted(os.listdir(self._folder))  # noqa: PTH208 - glob hides errors
         except FileNotFoundError:
             return ()
-        digests = [
-            name for name in names if name.endswith(_SUFFIX) and _is_digest(name.removesuffix(_SUFFIX))
-        ]
-        return tuple(self._folder / name for name in sorted(digests))
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and not set(text) - set("0123456789abcdef")
-
-
-def place_of(side: CalibratedSide) -> Place:
-    return side.institution, side.domain
-
-
-def _institutions(signed: SignedCalibration) -> frozenset[str]:
-    return frozenset({signed.calibration.source.institution, signed.calibration.target.institution})
+        stems = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
+        return tuple(
+            self._folder / f"{stem}{_SUFFIX}"
+            for stem in stems
+            if len(stem) == 64 and not set(stem) - set("0123456789abcdef")
+        )
 
 
 def _unknown(sha256: bytes) -> CalibrationUnknown:

@@ -14,11 +14,11 @@ from ddib_fed.cli import options
 from ddib_fed.cli.calibrate_showing import YES, confirmed, how_jobs_use, show_calibration
 from ddib_fed.cli.help import command, group
 from ddib_fed.cli.output import moment, outcome, print_json, print_table
-from ddib_fed.errors import AlreadyExists, RefusedError, UsageError
+from ddib_fed.errors import RefusedError, UsageError
 from ddib_fed.terminal import console, say
 
 if TYPE_CHECKING:
-    from ddib_fed.calibration.signed import CalibrationStore, Side, SignedCalibration, Stored
+    from ddib_fed.calibration.signed import CalibrationStore, Side, SignedCalibration
     from ddib_fed.node.calibrations import Publication
     from ddib_fed.node.config import NodeConfig
 
@@ -84,12 +84,7 @@ def publish(
 
     config = NodeConfig.load(config_path)
     calibrations.require_role(config, "target", "ddib calibrate publish")
-    if config.paths.aggregate.exists() and not again:
-        raise AlreadyExists(
-            f"an aggregate is published already ({config.paths.aggregate}); another draw of its noise costs epsilon "
-            "again",
-            hint="keep it; or add --again, e.g. because the pictures or the model have changed",
-        )
+    calibrations.refuse_second(config, again=again)
     bundle = load_hosted(config)
     which = pictures or config.train.pictures(config.folder)
     with console(stderr=True).status("counting pictures"):
@@ -145,9 +140,9 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
 
     config, store = _open(config_path)
     stored = store.named(name)
-    show_calibration(stored.signed.calibration)
+    show_calibration(stored.calibration)
     if not force:
-        calibrations.refuse_doubtful(stored.signed.calibration)
+        calibrations.refuse_doubtful(stored.calibration)
     confirmed("Sign this calibration?", yes=yes)
     signed = calibrations.accept(config, stored, now=datetime.now(UTC), force=force)
     source = signed.calibration.source.institution
@@ -168,14 +163,14 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
 def send(config_path: Path, name: str) -> None:
     """Send a proposed calibration to its target again, and store the target's signature when it comes."""
     from ddib_fed.node import calibrations
-    from ddib_fed.node.calibration_peer import calling
+    from ddib_fed.node.calibration_peer import CalibrationPeer
 
     config, store = _open(config_path)
-    calibration = store.named(name).signed.calibration
+    calibration = store.named(name).calibration
     calibrations.require_role(config, "source", "ddib calibrate send")
-    with calling(config, calibration.target.institution, calibration.target.domain) as peer:
+    with CalibrationPeer(config, calibration.target.institution, calibration.target.domain) as peer:
         signed = calibrations.send(config, calibration, peer, now=datetime.now(UTC))
-    short, target = signed.sha256.hex()[:12], calibration.target.institution
+    short, target = signed.short, calibration.target.institution
     if signed.complete:
         say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
     else:
@@ -232,8 +227,8 @@ def _list_published(published: Sequence[Publication]) -> None:
     say(f"together     {spent(published)}, also if the peers compare what they have")
 
 
-def _row(stored: Stored, now: datetime) -> dict[str, str]:
-    calibration = stored.signed.calibration
+def _row(stored: SignedCalibration, now: datetime) -> dict[str, str]:
+    calibration = stored.calibration
     return {
         "sha256": stored.sha256.hex(),
         "kind": calibration.kind,
@@ -264,16 +259,15 @@ def show(config_path: Path, output_format: str, name: str, out: Path | None) -> 
     from ddib_fed.node.calibrations import publications, spent
 
     config, store = _open(config_path)
-    stored = store.named(name)
-    signed, now = stored.signed, datetime.now(UTC)
+    stored, now = store.named(name), datetime.now(UTC)
     if out is not None:
-        write_file(out, signed.model_dump_json(indent=2, exclude_none=True).encode() + b"\n", overwrite=False)
-    checked = {side: _checked(config, signed, side, now) for side in SIDES}
+        write_file(out, stored.model_dump_json(indent=2, exclude_none=True).encode() + b"\n", overwrite=False)
+    checked = {side: _checked(config, stored, side, now) for side in SIDES}
     if output_format == "json":
-        content = signed.calibration.model_dump(mode="json", exclude_none=True)
+        content = stored.calibration.model_dump(mode="json", exclude_none=True)
         print_json({**_row(stored, now), "signatures": checked, "calibration": content})
         return
-    show_calibration(signed.calibration)
+    show_calibration(stored.calibration)
     say(f"state        {stored.state(now)}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
     if published := publications(config):
         say(f"published    {spent(published)}")
@@ -285,17 +279,16 @@ def show(config_path: Path, output_format: str, name: str, out: Path | None) -> 
 
 def _checked(config: NodeConfig, signed: SignedCalibration, side: Side, now: datetime) -> str:
     """Who signed for a side and when, or what is wrong with the signature."""
-    from ddib_fed.calibration.signed import verify_side
     from ddib_fed.node.admitting import peer_store
 
     peers = peer_store(config).snapshot()
     try:
-        signer = verify_side(signed, side, pins=peers.pins, withdrawn=peers.withdrawn, now=now)
+        signer = signed.verify_side(side, pins=peers.pins, withdrawn=peers.withdrawn, now=now)
     except RefusedError as error:
         return f"{error.detail}  [{error.reason}]"
-    signature = signed.signature_of(side)
+    signature = signed.source if side == "source" else signed.target
     assert signature is not None
-    return f"{signer}, {signature.signed_at:%Y-%m-%d %H:%M} UTC"
+    return f"{signer}, {signature.moment:%Y-%m-%d %H:%M} UTC"
 
 
 @command(short_help="Stop using one.")

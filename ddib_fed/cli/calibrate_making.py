@@ -184,7 +184,7 @@ def agree(
     asked: Asked, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool, output_format: str
 ) -> None:
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
-    from ddib_fed.node.calibration_peer import calling
+    from ddib_fed.node.calibration_peer import CalibrationPeer
     from ddib_fed.node.calibrations import allow, require_role, send
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model import load_hosted
@@ -210,7 +210,7 @@ def agree(
         domain=config.model.domain,
         units_sha256=units_digest(bundle.manifest.normalisation),
     )
-    with calling(config, institution, domain) as peer:
+    with CalibrationPeer(config, institution, domain) as peer:
         if existing is not None:
             made = _existing(existing, asked, own, (institution, domain))
         else:
@@ -230,7 +230,7 @@ def agree(
         print_json({"sha256": signed.sha256, "state": state, "crossed": peer.crossed, "calibration": content})
         return
     say(f"crossed      {', '.join(f'{name} {count} bytes' for name, count in peer.crossed.items())}")
-    short = signed.sha256.hex()[:12]
+    short = signed.short
     if signed.complete:
         say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
         return

@@ -13,7 +13,8 @@ from ddib_fed.cli.output import lines, number, print_table, size
 from ddib_fed.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
-    from ddib_fed.calibration.record import Calibration, Figure
+    from ddib_fed.calibration.record import Calibration
+    from ddib_fed.models.sidecars import Figure
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.training.calibrating import Compared
 

@@ -100,19 +100,24 @@ def evaluate(
 
     The page of --html embeds the pictures, the worst first.
     """
-    from ddib_fed.evaluation.folder import Folders, evaluate_folder
     from ddib_fed.evaluation.pages import write_report_page
+    from ddib_fed.evaluation.translations import evaluate_folder
 
     if html is not None and html.exists() and not force:
         raise AlreadyExists(f"{html} exists", hint="choose another file, or --force")
-    folders = Folders(folder, source, truth, domain, size, span, by_folder)
     with bar("reading") as show:
         report, found = evaluate_folder(
-            folders,
+            folder,
+            source=source,
+            truth=truth,
+            domain=domain,
+            size=size,
+            span=span,
+            by_folder=by_folder,
             thresholds=None if thresholds is None else _thresholds(thresholds),
             on_read=lambda done, total: show(done, total, ""),
         )
-    if report["structure"] is None or report["structure"]["from"] != "files":
+    if "edge_correlation" not in report["measured"]:
         options.refuse_idle(
             ("thresholds",),
             "compares translations with their sources, which are not there",
@@ -137,7 +142,7 @@ def _thresholds(which: str) -> Thresholds:
 
 def _print(report: Figures, output_format: str) -> None:
     from ddib_fed.cli.output import number, print_json, print_table
-    from ddib_fed.evaluation.folder import tables
+    from ddib_fed.evaluation.judgement import tables
 
     if output_format == "json":
         print_json(report)

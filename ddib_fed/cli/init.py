@@ -73,12 +73,12 @@ def make_node(
 ) -> NodeConfig:
     """Write node.toml and what it needs."""
     from ddib_fed.node.config import NodeConfig, render_node_toml
-    from ddib_fed.security import pki
     from ddib_fed.security.identity import Identity
+    from ddib_fed.security.peers import begin_node, begin_trust
 
     Identity(institution, "node", name)
-    path, pki_folder = out / NODE_FILE, out / "state" / "pki"
-    _require_free(path, pki_folder / "ca.key")
+    path = out / NODE_FILE
+    _require_free(path, out / "state" / "pki" / "ca.key")
     hosted = HostedModel("", "model") if model is None else HostedModel.find(model, out)
     try:
         text = render_node_toml(
@@ -99,7 +99,9 @@ def make_node(
     # The configuration is written last, so that the command can be repeated after a failure.
     hosted.copy_to(out)
     if with_ca:
-        pki.init_node_identity(pki_folder, institution, name)
+        begin_node(out / "state", institution, name)
+    else:
+        begin_trust(out / "state")
     write_file(path, text.encode(), overwrite=False)
     return NodeConfig.load(path)
 
@@ -147,8 +149,8 @@ class SourceNode:
     identity: Identity
     address: str
     issuer: Path | None
-    audit: Path | None = None
     life: timedelta | None = None
+    config: NodeConfig | None = None
 
     @classmethod
     def of(cls, path: Path, address: str | None = None) -> SourceNode:
@@ -163,14 +165,16 @@ class SourceNode:
         identity = Identity(config.node.institution, "node", config.node.name)
         issuer = config.paths.pki if pki.has_authority(config.paths.pki) else None
         life = config.identity.life("client")
-        return cls(identity, address or config.node.address, issuer, config.paths.audit, life)
+        return cls(identity, address or config.node.address, issuer, life, config)
 
     def note_issue(self, identity: Identity) -> None:
-        """Write to the node's audit log, before the certificate is made, for whom it is."""
+        """Refuse an identity that is withdrawn; write to the node's audit log, before the certificate is made."""
+        from ddib_fed.node.admitting import peer_store
         from ddib_fed.security.audit import note
 
-        if self.audit is not None:
-            note(self.audit, "certificate_issued", identity=identity.uri)
+        if self.config is not None:
+            peer_store(self.config).snapshot().refuse_withdrawn(identity)
+            note(self.config.paths.store, "certificate_issued", identity=identity.uri)
 
 
 def make_client(source: SourceNode, out: Path, *, name: str) -> Path:

@@ -48,11 +48,6 @@ _OF_PICTURES = ("fit", "soften_sigma")
     help="Instead: the folder of a diffusers pipeline of pixels (needs the package diffusers).",
 )
 @click.option(
-    "--variant",
-    metavar="NAME",
-    help="With --diffusers: which of its weights, such as fp16.  [default: the full ones, or the only ones]",
-)
-@click.option(
     "--synthetic",
     type=_FILE,
     metavar="FILE.pt",
@@ -125,14 +120,10 @@ def _read_checkpoint(given: dict[str, Any]) -> Imported | Bundle:
             hint="ddib model import --help",
         )
     kind = named[0]
-    strange = {
-        "checkpoint": ("variant",),
-        "diffusers": ("flags", "classifier"),
-        "synthetic": ("flags", "classifier", "variant"),
-    }
+    strange = () if kind == "checkpoint" else ("flags", "classifier")
     what = "CHECKPOINT.pt" if kind == "checkpoint" else f"--{kind}"
     for keys, hint in (
-        (strange[kind], "leave it out"),
+        (strange, "leave it out"),
         (
             _OF_PICTURES if kind == "synthetic" else _OF_POINTS,
             "put it into --flags" if kind == "checkpoint" else "leave it out",
@@ -141,7 +132,7 @@ def _read_checkpoint(given: dict[str, Any]) -> Imported | Bundle:
         options.refuse_idle(keys, f"does not go with {what}", hint=hint)
     names = {"domain": given["domain"], "name": given["name"]}
     if kind == "synthetic":
-        from ddib_fed.models.import_points import import_synthetic
+        from ddib_fed.models.import_guided import import_synthetic
 
         settings = {key: given[key] for key in _OF_POINTS if given[key]}
         return import_synthetic(given["synthetic"], **names, **settings)
@@ -149,7 +140,7 @@ def _read_checkpoint(given: dict[str, Any]) -> Imported | Bundle:
     if kind == "diffusers":
         from ddib_fed.models.import_diffusers import import_diffusers
 
-        return import_diffusers(given["diffusers"], variant=given["variant"], **names, **settings)
+        return import_diffusers(given["diffusers"], **names, **settings)
     from ddib_fed.models.import_guided import import_guided
 
     return import_guided(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,41 @@ if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
 
 
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+_KINDS: Mapping[str, Any] = {
+    "FILE": click.Path(dir_okay=False, path_type=Path),
+    "DIR": click.Path(file_okay=False, path_type=Path),
+    "PATH": click.Path(path_type=Path),
+    "N": int,
+}
+"""Types by what stands for the value in the help: `--out DIR` takes a path that is no file."""
+
+
+def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Decorator:
+    """An option from how the help writes it, such as `--out DIR`.
+
+    What stands for the value gives its type, without one the option is a flag; `kind` is another type, or the values to
+    choose from. A bare name before the option is that of the parameter. A default is shown.
+    """
+    words = written.split()
+    last = max(place for place, word in enumerate(words) if word.startswith("-"))
+    declared, metavar = words[: last + 1], " ".join(words[last + 1 :])
+    if isinstance(kind, (list, tuple)):
+        kind = click.Choice(kind)
+    if kind is None and not metavar:
+        attributes["is_flag"] = True
+    shown = attributes.get("default") not in {None, "", Path()} and (kind or metavar or "/" in written)
+    return click.option(
+        *declared,
+        type=kind or _KINDS.get(metavar.split("|")[0].removesuffix("..."), None),
+        metavar=metavar or None,
+        help=text,
+        **{"show_default": bool(shown), **attributes},
+    )
+
+
+SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)
 THREADS = click.option(
     "--threads",
     type=click.IntRange(1),
@@ -28,24 +63,14 @@ THREADS = click.option(
     show_default=True,
     help="Threads of torch; more may be slower.",
 )
-IN_PROCESS_DEPTH = click.option(
-    "--depth",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Stop encoding, and start decoding, at this fraction of the schedule's angle. Less than 1 keeps more "
-    "structure, and the latent then contains some of the picture.",
-)
-SOFTEN = click.option(
-    "--soften-sigma",
-    "soften",
-    type=click.FloatRange(0, 1),
-    metavar="SIGMA",
-    help="Pictures: noise level of softening before encoding; default: each model's own.",
+SOFTEN = option(
+    "soften --soften-sigma SIGMA",
+    "Pictures: noise level of softening before encoding; default: each model's own.",
+    click.FloatRange(0, 1),
 )
 
 
-class SceneSize(click.ParamType[tuple[int, int]]):
+class PictureSize(click.ParamType[tuple[int, int]]):
     """HEIGHTxWIDTH as (height, width)."""
 
     name = "size"
@@ -59,25 +84,16 @@ class SceneSize(click.ParamType[tuple[int, int]]):
             return self.fail(str(error), param, ctx)
 
 
-SCENE = click.option(
-    "--scene",
-    type=SceneSize(),
-    metavar="SIZE",
-    help="Pictures: bring all to this size, HEIGHTxWIDTH, and translate them so in overlapping tiles by one ODE.",
+SIZE = option(
+    "scene --size HxW",
+    "Pictures: bring all to this height and width, and translate them so in overlapping tiles by one ODE.",
+    PictureSize(),
 )
-BATCH = click.option(
-    "--batch",
-    type=click.IntRange(1, 4096),
-    default=16,
-    show_default=True,
-    help="Pictures: batch size.",
-)
-CALIBRATION = click.option(
-    "--calibration",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped "
-    "model, by its name.",
+BATCH = option("--batch N", "Pictures: batch size.", click.IntRange(1, 4096), default=16)
+CALIBRATION = option(
+    "--calibration FILE",
+    "Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped model, by "
+    "its name.",
 )
 DTYPE = click.option(
     "--dtype",
@@ -89,35 +105,14 @@ DTYPE = click.option(
     "deviation 1); bfloat16 adds 5e-3 and 1e-2, float16 1e-4 and 7e-4. On a CPU with instructions for it bfloat16 is "
     "faster from about 4 pictures at once; float16 is for GPUs.",
 )
-DEVICE = click.option(
-    "--device", default="cpu", show_default=True, metavar="NAME", help="Pictures: cpu, cuda or cuda:1."
-)
-CLASSIFIER = click.option(
-    "--classifier", metavar="MODEL", help="Pictures: bundle of the classifier for guidance to a class."
-)
-IN_PROCESS_GUIDING = (
-    CLASSIFIER,
-    click.option(
-        "--classifier-scale",
-        type=float,
-        metavar="SCALE",
-        help="Pictures: weight of --classifier, without which it is refused.  [default: 1]",
-    ),
-    click.option(
-        "--guidance",
-        type=float,
-        metavar="SCALE",
-        help="Pictures: classifier-free guidance towards a class, for models trained with dropped labels; 1 is none.",
-    ),
-)
-SAMPLING = (
-    click.option(
-        "--class", "class_", metavar="CLASS", help="Pictures: class of the samples, by number or name."
-    ),
-    *IN_PROCESS_GUIDING,
-    BATCH,
-    DTYPE,
-    DEVICE,
+DEVICE = option("--device NAME", "Pictures: cpu, cuda or cuda:1.", default="cpu")
+CLASSIFIER = option("--classifier MODEL", "Pictures: bundle of the classifier for guidance to a class.")
+FLAGS = option(
+    "--flags FLAGS",
+    "Sample as the public code does with these flags of its own: --diffusion_steps, --noise_schedule, "
+    "--timestep_respacing, --eta, --use_ddpm True for ancestral sampling, --clip_denoised; its others "
+    "have no effect.",
+    str,
 )
 
 
@@ -128,8 +123,6 @@ def read_given(path: Path | None) -> Calibration | None:
     return None if path is None else read_calibration(path)
 
 
-Command = Callable[..., Any]
-Decorator = Callable[[Command], Command]
 SOLVERS = ("unipc", "ddim", "rk4", "alf", "flow-map")
 GRIDS = ("default", "uniform-lambda", "karras", "integer", "learned")
 
@@ -172,13 +165,9 @@ def with_options(options: tuple[Decorator, ...]) -> Decorator:
     return add
 
 
-PROFILE = click.option(
-    "--profile",
-    "profile_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="The client's profile; default: $DDIB_PROFILE, ./client.toml, ./client/client.toml or "
-    "~/.config/ddib/client.toml.",
+PROFILE = option(
+    "profile_path --profile FILE",
+    "The client's profile; default: $DDIB_PROFILE, ./client.toml, ./client/client.toml or ~/.config/ddib/client.toml.",
 )
 
 
@@ -225,41 +214,21 @@ def domain_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
         raise InputError(f"--{param.name}: {error}") from error
 
 
-CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+CONFIG = option(
+    "config_path --config FILE",
+    "The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
     envvar=CONFIG_VARIABLE,
     default=Path(NODE_FILE),
-    metavar="FILE",
-    help="The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
+    show_default=False,
 )
-PORT = click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
+PORT = option(
+    "--port PORT",
+    "Port of 127.0.0.1 that the page is served on; default: a free one.",
+    click.IntRange(0, 65_535),
     default=0,
-    metavar="PORT",
-    help="Port of 127.0.0.1 that the page is served on; default: a free one.",
+    show_default=False,
 )
-BROWSER = click.option(
-    "--browser/--no-browser",
-    default=True,
-    show_default=True,
-    help="Open the link in this machine's browser too.",
-)
-
-
-def _format(text: str, **attributes: Any) -> Decorator:
-    kinds = click.Choice(["text", "json"])
-    return click.option(
-        "--format",
-        "output_format",
-        type=kinds,
-        default="text",
-        show_default=True,
-        help=text,
-        **attributes,
-    )
+BROWSER = option("--browser/--no-browser", "Open the link in this machine's browser too.", default=True)
 
 
 def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> None:
@@ -268,204 +237,133 @@ def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> 
         ctx.with_resource(sentences_aside())
 
 
-FORMAT = _format("Output for people, or one JSON document for scripts.")
-OUTCOME = _format(
-    "Sentences for people, or one JSON document of what was done (sentences then go to stderr).",
+_FORMATS = ("text", "json")
+FORMAT = option(
+    "output_format --format", "Output for people, or one JSON document for scripts.", _FORMATS, default="text"
+)
+OUTCOME = option(
+    "output_format --format",
+    "Sentences for people, or one JSON document for scripts (sentences then go to stderr).",
+    _FORMATS,
+    default="text",
     expose_value=False,
     callback=_sentences_aside,
 )
-QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the names or ids alone, one a line.")
-QUIET_DETACH = click.option("--quiet", "-q", is_flag=True, help="With --detach: print the job's id alone.")
-OUT_RESULTS = click.option(
-    "--out",
-    "out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Folder for the results; created if missing.",
+QUIET = option("--quiet -q", "Print the names or ids alone, one a line.")
+QUIET_DETACH = option("--quiet -q", "With --detach: print the job's id alone.")
+OUT_RESULTS = option("--out DIR", "Folder for the results; created if missing.", required=True)
+FORCE = option("--force", "Overwrite existing results.")
+SKIP_BAD_FILES = option(
+    "--skip-bad", "Leave out files that are unreadable or refused, list them, and end with exit code 15."
 )
-FORCE = click.option("--force", is_flag=True, help="Overwrite existing results.")
-FORCE_OTHERS = click.option(
-    "--force", is_flag=True, help="Overwrite results that do not match; those that match are kept."
-)
-AGAIN = click.option(
-    "--again",
-    is_flag=True,
-    help="Translate everything again, and overwrite what is there: by the models that the nodes have now.",
-)
-SKIP_BAD_FILES = click.option(
-    "--skip-bad",
-    is_flag=True,
-    help="Leave out files that are unreadable or refused, list them, and end with exit code 15.",
-)
-PAGE = click.option(
-    "--page/--no-page",
-    default=True,
-    show_default=True,
-    help="Write DIR/report.html and DIR/sheet.png when two or more pictures are translated.",
-)
-
-
-TARGET = click.option(
-    "--to",
-    "target",
-    metavar="INSTITUTION/DOMAIN",
-    help="Target, as listed by `ddib domains`.",
-)
-EVALUATIONS = click.option(
-    "--evaluations",
-    "--steps",
-    "evaluations",
-    type=click.IntRange(1, 10_000),
+TARGET = option("target --to INSTITUTION/DOMAIN", "Target, as listed by `ddib domains`.")
+EVALUATIONS = option(
+    "--evaluations N",
+    "Network evaluations of each leg (encoding, decoding).",
+    click.IntRange(1, 10_000),
     default=48,
-    show_default=True,
-    help="Network evaluations of each leg (encoding, decoding).",
 )
-SOLVER = click.option(
+SOLVER = option(
     "--solver",
-    type=click.Choice(SOLVERS),
+    "Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`.",
+    SOLVERS,
     default="unipc",
-    show_default=True,
-    help="Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`.",
 )
-GRID = click.option(
+GRID = option(
     "--grid",
-    type=GridName(GRIDS),
+    "Grid of the steps; integer:T uses those of the linear schedule of T steps, learned those that `ddib model tune` "
+    "found for each model, whose numbers of evaluations `ddib model show` lists.",
+    GridName(GRIDS),
     default="default",
-    show_default=True,
-    help="Grid of the steps; integer:T uses those of the linear schedule of T steps, learned those that `ddib model "
-    "tune` found for each model, whose numbers of evaluations `ddib model show` lists.",
 )
-QUALITY = click.option(
+QUALITY = option(
     "--quality",
-    type=click.Choice(tuple(QUALITIES)),
-    help="Instead of --solver, --evaluations and --grid: draft takes 12 evaluations along learned steps (each "
-    "model tuned by `ddib model tune`), standard the default's 48, exact 96.",
+    "Instead of --solver, --evaluations and --grid: draft takes 12 evaluations along learned steps (each model tuned "
+    "by `ddib model tune`), standard the default's 48, exact 96.",
+    tuple(QUALITIES),
 )
-DEPTH = click.option(
-    "--depth",
-    type=click.FloatRange(0, 1, min_open=True),
+DEPTH = option(
+    "--depth X",
+    "Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it.",
+    click.FloatRange(0, 1, min_open=True),
     default=1.0,
-    show_default=True,
-    help="Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it.",
 )
-CYCLE = click.option(
-    "--cycle", is_flag=True, help="Also translate back and report each item's round-trip error."
+CYCLE = option("--cycle", "Also translate back and report each item's round-trip error.")
+KEEP_LATENTS = option(
+    "keep_latent --keep-latents",
+    "Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
 )
-KEEP_LATENTS = click.option(
-    "--keep-latents",
-    "--keep-latent",
-    "keep_latent",
-    is_flag=True,
-    help="Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
-)
-NO_CALIBRATION = click.option(
+NO_CALIBRATION = option(
     "--no-calibration",
-    is_flag=True,
-    help="Leave out the calibration that both operators agreed on for this target (`ddib domains` lists it).",
+    "Leave out the calibration that both operators agreed on for this target (`ddib domains` lists it).",
 )
-TARGET_CLASS = click.option(
-    "--target-class",
-    "--class",
-    "target_class",
+TARGET_CLASS = option(
+    "--target-class CLASS",
+    "Class to translate to or to sample, by name or number, if the model has classes.",
+    str,
     default="",
-    metavar="CLASS",
-    help="Class of the target to translate to, by name or number, if `ddib domains` lists classes.",
 )
-SOURCE_CLASS = click.option(
-    "--source-class",
+SOURCE_CLASS = option(
+    "--source-class CLASS",
+    "Class of the files, by name or number, if their model has classes.",
+    str,
     default="",
-    metavar="CLASS",
-    help="Class of the files, by name or number, if this institution's model has classes.",
 )
-GUIDANCE = click.option(
-    "--guidance",
-    type=click.FloatRange(0, MAX_GUIDANCE),
-    metavar="SCALE",
-    help="Classifier-free guidance towards --target-class at the target, if its model was trained with dropped "
-    "labels; 1 is none.",
+GUIDANCE = option(
+    "--guidance SCALE",
+    "Classifier-free guidance towards --target-class, if the model was trained with dropped labels; 1 is none.",
+    click.FloatRange(0, MAX_GUIDANCE),
 )
-CLASSIFIER_SCALE = click.option(
-    "--classifier-scale",
-    type=click.FloatRange(0, MAX_GUIDANCE),
-    metavar="SCALE",
-    help="Guidance towards --target-class by the target's own classifier, with this weight.",
+CLASSIFIER_SCALE = option(
+    "--classifier-scale SCALE",
+    "Guidance towards --target-class by the classifier of the model that decodes, with this weight.",
+    click.FloatRange(0, MAX_GUIDANCE),
 )
-CLIP = click.option(
-    "--clip/--no-clip",
-    default=None,
-    help="The target clamps predictions of the picture to [-1, 1] while it decodes, as the public code does. "
-    "By default only with --compat ddib.",
+PAIRS = option(
+    "--pairs FROM:TO,...",
+    "Translate the classes of a folder to classes of the target (260:261,282:283), under the public code's names.",
+    str,
 )
-PAIRS = click.option(
-    "--pairs",
-    metavar="FROM:TO,...",
-    help="Translate the classes of a folder to classes of the target (260:261,282:283), under the public code's names.",
-)
-LABELS = click.option(
-    "--labels",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="ImageNet's development kit, if --pairs needs it to determine classes.",
-)
-LIMIT = click.option(
-    "--limit",
-    type=click.IntRange(1),
-    metavar="N",
-    help="With --pairs: only the first N pictures of each class.",
-)
-ENCODER = click.option(
+LABELS = option("--labels DIR", "ImageNet's development kit, if --pairs needs it to determine classes.")
+LIMIT = option("--limit N", "With --pairs: only the first N pictures of each class.", click.IntRange(1))
+ENCODER = option(
     "--encoder",
-    type=click.Choice(["ode", "mixed"]),
+    "How the source encodes pictures. Latents of mixed keep more structure and show more of the picture; both nodes "
+    "must allow them ([policy] encoders).",
+    ("ode", "mixed"),
     default="ode",
-    show_default=True,
-    help="How the source encodes pictures. Latents of mixed keep more structure and show more of the picture; both "
-    "nodes must allow them ([policy] encoders).",
 )
 SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, ENCODER)
-GUIDING = (GUIDANCE, CLASSIFIER_SCALE, CLIP)
+GUIDING = (GUIDANCE, CLASSIFIER_SCALE)
 PAIRING = (PAIRS, LABELS, LIMIT)
-DOUBTFUL = click.option(
-    "--doubtful-below",
-    type=click.FloatRange(0, 120),
+DOUBTFUL = option(
+    "--doubtful-below DB",
+    "Mark pictures whose round trip has a lower PSNR as doubtful; needs --cycle.",
+    click.FloatRange(0, 120),
     default=30.0,
-    show_default=True,
-    metavar="DB",
-    help="Mark pictures whose round trip has a lower PSNR as doubtful; needs --cycle.",
 )
-INTENSITY = click.option(
-    "--intensity",
-    default="auto",
-    show_default=True,
-    metavar="RULE",
-    help="How values of volumes and maps become the model's numbers: values, hu, window:CENTRE,WIDTH[@LOW:HIGH] or "
+INTENSITY = option(
+    "--intensity RULE",
+    "How values of volumes and maps become the model's numbers: values, hu, window:CENTRE,WIDTH[@LOW:HIGH] or "
     "percentile:LEAST,MOST[@LOW:HIGH]; auto is what the source's model was trained with, else hu for CT, values for 8 "
     "bits, percentile:0.5,99.5 for all else.",
+    str,
+    default="auto",
 )
-SLICES = click.option(
+SLICES = option(
     "--slices",
-    type=click.Choice(["auto", "axial", "coronal", "sagittal"]),
+    "Plane in which a NIfTI volume is cut into items; auto is that of the source's model, else axial.",
+    ("auto", "axial", "coronal", "sagittal"),
     default="auto",
-    show_default=True,
-    help="Plane in which a NIfTI volume is cut into items; auto is that of the source's model, else axial.",
 )
-TILE = click.option(
-    "--tile",
+TILE = option(
+    "--tile PIXELS",
+    "Side of the tiles of a map, and of a picture larger than that; none: the whole as one item. auto: the model's "
+    "size for a map, and for a picture if the model is one of parts of pictures, in up to 1,024 tiles.",
+    str,
     default="auto",
-    show_default=True,
-    metavar="PIXELS",
-    help="Side of the tiles of a map, and of a picture larger than that; none: the whole as one item. auto: the "
-    "model's size for a map, and for a picture if the model is one of parts of pictures, in up to 1,024 tiles.",
 )
-OVERLAP = click.option(
-    "--overlap", type=click.IntRange(0), metavar="PIXELS", help="Overlap of tiles; default: half a tile."
-)
-KEEP_PARTS = click.option(
-    "--keep-parts",
-    is_flag=True,
-    help="Keep the items of volumes and maps, and their results: DIR/NAME.parts.",
-)
-STUDIES = (INTENSITY, SLICES, TILE, OVERLAP, KEEP_PARTS)
+STUDIES = (INTENSITY, SLICES, TILE)
 CREDENTIALS = click.option(
     "--credentials",
     type=(click.Path(dir_okay=False, path_type=Path), click.Path(dir_okay=False, path_type=Path)),

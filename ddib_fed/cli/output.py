@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from enum import Enum
 from pathlib import Path
@@ -149,9 +149,16 @@ def print_json(value: object) -> None:
     say_document(json.dumps(plain(value), indent=2, sort_keys=False))
 
 
-def outcome(**values: object) -> None:
+def emit(value: object, text: Callable[[], object] | None = None) -> None:
+    """The result of a command with `options.OUTCOME`: one JSON document if that is asked for, else its own lines."""
     if is_aside():
-        print_json(values)
+        print_json(value)
+    elif text is not None:
+        text()
+
+
+def outcome(**values: object) -> None:
+    emit(values)
 
 
 def print_ids(ids: Iterable[str], output_format: str = "text") -> None:
@@ -159,8 +166,8 @@ def print_ids(ids: Iterable[str], output_format: str = "text") -> None:
     if output_format == "json":
         print_json(list(ids))
         return
-    for each in ids:
-        say(each)
+    listed = list(ids)
+    emit(listed, lambda: say(*listed) if listed else None)
 
 
 def moment(unix_s: float) -> str | None:

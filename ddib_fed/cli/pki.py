@@ -18,6 +18,7 @@ from ddib_fed.terminal import say
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.security.identity import Identity
+    from ddib_fed.security.peers import PeerStore
 
 FOLDER = click.option(
     "--folder",
@@ -47,6 +48,12 @@ def _place(config_path: Path, folder: Path | None) -> tuple[Path, Identity | Non
     return config.paths.pki, Identity(config.node.institution, "node", config.node.name)
 
 
+def _store(config_path: Path) -> PeerStore:
+    from ddib_fed.node.admitting import peer_store
+
+    return peer_store(_config(config_path))
+
+
 @group()
 def pki() -> None:
     """Make the institution's CA; request, issue, install, show and withdraw certificates."""
@@ -61,9 +68,10 @@ def init(config_path: Path) -> None:
     The root's key is in the node's state folder: anyone who has it can pose as any identity of this institution.
     """
     from ddib_fed.security import pki as keys
+    from ddib_fed.security.peers import begin_node
 
     config = _config(config_path)
-    authority = keys.init_node_identity(config.paths.pki, config.node.institution, config.node.name)
+    authority = begin_node(config.paths.state, config.node.institution, config.node.name)
     root = keys.fingerprint(authority.certificate)
     say(f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}")
     say(f"fingerprint  {root}")
@@ -112,16 +120,15 @@ def request(config_path: Path, folder: Path | None, identity: str | None, out: P
 @options.OUTCOME
 def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) -> None:
     """Sign the request of a node or client on another machine; run it on the node with the root's key."""
-    from ddib_fed.node.admitting import confirm
+    from ddib_fed.node.admitting import confirm, peer_store
     from ddib_fed.security import pki as keys
     from ddib_fed.security.audit import note
-    from ddib_fed.security.withdrawn import refuse_withdrawn
 
     config = _config(config_path)
     folder = config.paths.pki
     authority = keys.load_authority(folder)
     asked = keys.read_request(read_small(request_file, pipe=True))
-    refuse_withdrawn(folder, asked.identity)
+    peer_store(config).snapshot().refuse_withdrawn(asked.identity)
     if not yes and not confirm(
         f"sign for {asked.identity}? Whoever has this request's key gets this identity"
     ):
@@ -132,7 +139,7 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
     signed = keys.sign_request(authority, asked, roots, lifetime=life)
     leaf = keys.parse_certificates(signed, "what was signed")[0]
     note(
-        config.paths.audit,
+        config.paths.store,
         "certificate_issued",
         identity=asked.identity.uri,
         certificate=keys.fingerprint(leaf),
@@ -155,12 +162,15 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
     """Install a signed certificate after checking its key, name and root."""
     from ddib_fed.security import pki as keys
     from ddib_fed.security.audit import note
+    from ddib_fed.security.peers import begin_trust
 
     place, owner = _place(config_path, folder)
     signed = read_small(certificate, pipe=True)
     if folder is None:
+        if not (place / "leaf.pem").exists():  # a new node
+            begin_trust(_config(config_path).paths.state)
         leaf = keys.parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
-        note(_config(config_path).paths.audit, "certificate_given", certificate=keys.fingerprint(leaf))
+        note(_config(config_path).paths.store, "certificate_given", certificate=keys.fingerprint(leaf))
     identity = keys.install(place, signed, expected=owner)
     say(f"installed the certificate of {identity} in {place}")
     outcome(installed=identity.uri, folder=place)
@@ -175,10 +185,9 @@ def show(config_path: Path, folder: Path | None, output_format: str) -> None:
     from datetime import UTC, datetime
 
     from ddib_fed.security import pki as keys
-    from ddib_fed.security.withdrawn import load_withdrawn
 
     place, _owner = _place(config_path, folder)
-    withdrawn = load_withdrawn(place).entries
+    withdrawn = {} if folder is not None else _store(config_path).snapshot().withdrawn
     own, issuer = keys.load_identity(place), keys.has_authority(place)
     roots = [
         {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc}
@@ -192,7 +201,7 @@ def show(config_path: Path, folder: Path | None, output_format: str) -> None:
         "expired": own.not_after <= datetime.now(UTC),
         "roots": roots,
         "issuer": issuer,
-        "withdrawn": [{"identity": each.identity.uri, "comment": each.comment} for each in withdrawn],
+        "withdrawn": [{"identity": each.uri, "comment": comment} for each, comment in withdrawn.items()],
     }
     if output_format == "json":
         print_json(shown)
@@ -205,7 +214,7 @@ def show(config_path: Path, folder: Path | None, output_format: str) -> None:
         f"valid until  {own.not_after:{until}}{'  EXPIRED' if shown['expired'] else ''}",
         *(f"root         {root['fingerprint']}  until {root['valid_until']:{until}}" for root in roots),
         f"issues       {'yes: the root key is in this folder' if issuer else 'no'}",
-        *(f"withdrawn    {each.identity.uri}  {each.comment}".rstrip() for each in withdrawn),
+        *(f"withdrawn    {each.uri}  {comment}" for each, comment in withdrawn.items()),
     )
 
 
@@ -222,16 +231,15 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
     The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
     own list: run this on each.
     """
-    from ddib_fed.security import withdrawn as lists
+    from ddib_fed.node.admitting import peer_store
     from ddib_fed.security.audit import note
 
     config = _config(config_path)
     named = _of_institution(config, identity)
-    changed = lists.withdraw(
-        config.paths.pki,
+    changed = peer_store(config).withdraw(
         named,
         comment=comment,
-        before=lambda: note(config.paths.audit, "identity_withdrawn", identity=named.uri, comment=comment),
+        before=lambda: note(config.paths.store, "identity_withdrawn", identity=named.uri, comment=comment),
     )
     _report(config, named, output_format, changed=changed, withdrawn=True)
 
@@ -241,16 +249,15 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
 @options.FORMAT
 @IDENTITY
 def reinstate(config_path: Path, output_format: str, identity: str) -> None:
-    """Reinstate an identity that was withdrawn on this node; its line in the list becomes a comment."""
-    from ddib_fed.security import withdrawn as lists
+    """Reinstate an identity that was withdrawn on this node."""
+    from ddib_fed.node.admitting import peer_store
     from ddib_fed.security.audit import note
 
     config = _config(config_path)
     named = _of_institution(config, identity)
-    changed = lists.reinstate(
-        config.paths.pki,
+    changed = peer_store(config).reinstate(
         named,
-        before=lambda: note(config.paths.audit, "identity_reinstated", identity=named.uri),
+        before=lambda: note(config.paths.store, "identity_reinstated", identity=named.uri),
     )
     _report(config, named, output_format, changed=changed, withdrawn=False)
 
@@ -280,17 +287,17 @@ def _report(
 ) -> None:
     """Make the node on this state read the list; say what was done, when it applies, and where else to run this."""
     from ddib_fed.node.admin import AdminClient
-    from ddib_fed.security.withdrawn import WITHDRAWN
+    from ddib_fed.security.peers import TRUST
 
-    file, lines = config.paths.pki / WITHDRAWN, AdminClient(config).reload_if_running()
+    file, lines = config.paths.state / TRUST, AdminClient(config).reload_if_running()
     running = lines is not None
-    if refused := [line for line in lines or () if line.startswith("not read:") and WITHDRAWN in line]:
+    if refused := [line for line in lines or () if line.startswith("not read:") and TRUST in line]:
         raise InputError(
             f"the list is written, and the running node does not obey it: {refused[0]}",
             hint="run this as the node's own user, and let the file belong to that user",
         )
     if output_format == "json":
-        obeyed = ("now" if withdrawn else "in 2 seconds") if running else "at start"
+        obeyed = "now" if running else "at start"
         print_json(
             {
                 "identity": identity.uri,
@@ -312,7 +319,7 @@ def _report(
     elif withdrawn:
         say("the running node refuses it from now on, renewals too; its open calls are ended")
     else:
-        say("the running node lets it in again within 2 seconds")
+        say("the running node lets it in again")
     say(f"do the same on each other node of {identity.institution}: each has a list of its own")
     if withdrawn and identity.kind == "node":
         say(f"and tell the peers that admitted it: ddib peer remove {identity.institution}, there")

@@ -33,7 +33,7 @@ from ddib_fed.formats.recognition import (
     format_of,
     format_of_content,
 )
-from ddib_fed.protocol import job_messages
+from ddib_fed.protocol import details
 from ddib_fed.protocol.streams import stream
 from ddib_fed.telemetry import trace_entries
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -165,9 +165,9 @@ def _kept_here(name: str, kind: Format) -> InputError:
 
 def refused_items(error: DdibError) -> dict[int, str]:
     """Number and reason of each item for which a node refused a job; empty where it did not refuse one for an item."""
-    found = job_messages.refused_items(error.facts)
+    found = details.refused_items(error.facts)
     first = error.facts.get("item", "")
-    if job_messages.is_number(first):
+    if details.is_number(first):
         found.setdefault(int(first), error.reason)
     return found
 
@@ -175,7 +175,7 @@ def refused_items(error: DdibError) -> dict[int, str]:
 def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     """The error with the file's name, if the node named the item, and with what does not fit."""
     number = error.facts.get("item", "")
-    if not (job_messages.is_number(number) and int(number) < len(items)):
+    if not (details.is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
     from ddib_fed.data.pictures import name_file

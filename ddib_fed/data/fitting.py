@@ -1,30 +1,18 @@
-"""Fits a picture of any size to a model's array in [-1, 1], and restores the size afterwards.
+"""Fits a picture of any size to a model's array in [-1, 1] after a check of its units, and restores the size after.
 
-A picture is never copied whole: its planes are converted band by band, one after the other.
+A picture is never copied whole: its planes are converted one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import (
-    BAND,
-    Picture,
-    Pixels,
-    ReadRows,
-    bands,
-    resize,
-    resize_bytes,
-    resize_rows,
-    rows_of,
-    to_pillow,
-)
+from ddib_fed.data.decoding import Picture, Pixels, rows_of
 from ddib_fed.errors import PictureMisfit, SettingsInvalid, ShapeMismatch
 
 Problem = Literal["type", "scale", "unit", "window", "colour"]
@@ -51,6 +39,8 @@ _WHOLE: Final = (0.05, 1.0, 1.0)
 _WINDOW: Final = (8.0, 0.5, np.inf)
 _SIGNED_WINDOW: Final = (64.0, 0.95, np.inf)
 _BLOCK: Final = 1 << 18
+LUMA: Final = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +53,10 @@ class Use:
     outside: float
     far: float
     used: float
+
+
+NOTHING: Final = Use(0.0, 0.0, 0, 0.0, 0.0, 0.0)
+"""Of a picture that was not decoded."""
 
 
 def measure_use(pixels: Pixels, low: float, high: float) -> Use:
@@ -84,33 +78,31 @@ def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = 
     """How the values of a picture lie in the range of a model whose units they are."""
     use = measure_use(picture.pixels, low, high)
     problem = _problem(picture.pixels.dtype, low, high, use)
-    if problem is None or (windows and problem == "window"):
-        return use
-    raise _misfit(_holds(picture, use), picture.pixels.dtype, problem, low, high, use)
+    if problem is not None and not (windows and problem == "window"):
+        raise _misfit(picture.pixels.shape[2], picture.pixels.dtype, problem, low, high, use)
+    return use
 
 
 def check_type(dtype: str, channels: int, low: float, high: float) -> None:
     """Return if numbers of a type can be in the units of a range, whatever they are."""
-    nothing = Use(0.0, 0.0, 0, 0.0, 0.0, 0.0)
-    if _problem(np.dtype(dtype), low, high, nothing) == "type":
-        raise _misfit(f"{_mode(channels)} {dtype}", np.dtype(dtype), "type", low, high, nothing)
+    if _problem(np.dtype(dtype), low, high, NOTHING) == "type":
+        raise _misfit(channels, np.dtype(dtype), "type", low, high, NOTHING)
 
 
-def check_channels(picture: Picture, channels: int, *, low: float, high: float) -> None:
-    """Return if a picture has the channels of a model, or can be converted to them without loss."""
-    if channels == 1 and is_coloured(picture.pixels, high - low):
-        use = measure_use(picture.pixels, low, high)
-        raise _misfit(_holds(picture, use), picture.pixels.dtype, "colour", low, high, use)
+def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Use:
+    """How the values of a picture lie in the range of a model whose units they are; arguments as of `fit_picture`."""
+    use = check_numbers(picture, rule.low, rule.high, windows=windows)
+    if rule.channels == 1 and not grey and _is_coloured(picture.pixels, rule.high - rule.low):
+        raise _misfit(3, picture.pixels.dtype, "colour", rule.low, rule.high, use)
+    return use
 
 
-def is_coloured(pixels: Pixels, width: float) -> bool:
+def _is_coloured(pixels: Pixels, width: float) -> bool:
     """Whether more than `FEW` of the pixels (H, W, C) have channels that differ by a 32nd of a range's width."""
     if pixels.shape[2] == 1:
         return False
-    count = 0
-    for block in _blocks(pixels):
-        wide = block.astype(np.float32)
-        count += int(np.count_nonzero(np.ptp(wide, axis=2) > width / 32))
+    spread = (np.ptp(block.astype(np.float32), axis=2) for block in _blocks(pixels))
+    count = sum(int(np.count_nonzero(each > width / 32)) for each in spread)
     return bool(count > FEW * pixels.shape[0] * pixels.shape[1])
 
 
@@ -178,22 +170,14 @@ def _allowance(
     return _SIGNED_WINDOW if least < 0 else _WINDOW
 
 
-def _mode(channels: int) -> str:
-    return "RGB" if channels == 3 else "grey"
-
-
-def _holds(picture: Picture, use: Use) -> str:
-    pixels = picture.pixels
-    return f"{_mode(pixels.shape[2])} {pixels.dtype.name} from {use.low:g} to {use.high:g}"
-
-
 def _misfit(
-    holds: str, dtype: np.dtype[np.generic], problem: Problem, low: float, high: float, use: Use
+    channels: int, dtype: np.dtype[np.generic], problem: Problem, low: float, high: float, use: Use
 ) -> PictureMisfit:
     least, most = _own_range(dtype, problem, use)
+    held = "" if use is NOTHING else f" from {use.low:g} to {use.high:g}"
     facts = {
         "problem": problem,
-        "holds": holds,
+        "holds": f"{'RGB' if channels == 3 else 'grey'} {dtype.name}{held}",
         "takes": "grey pictures" if problem == "colour" else f"{low:g} to {high:g}",
         "fits": f"{least:g}:{most:g}",
         "range": f"{low:g}:{high:g}",
@@ -224,8 +208,6 @@ def _blocks(pixels: Pixels) -> Iterator[Pixels]:
 Array = NDArray[np.float32]
 Fit = Literal["pad", "crop", "resize"]
 
-BYTES_A_BAND = 32
-"""What a band takes for each of its numbers while it is converted: a few copies of four or eight bytes."""
 MIN_LEVELS = 16
 """A range narrower than this many whole numbers is stretched over the type on output instead of being rounded."""
 
@@ -266,8 +248,7 @@ class PictureRule:
         return (self.high - self.low) / self.top, self.low
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(NamedTuple):
     """The original's height and width, upright, in pixels."""
 
     height: int
@@ -298,17 +279,24 @@ class _Plan(NamedTuple):
     rows: int
     columns: int
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
 
-def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Use:
-    """How the values of a picture lie in the range of a model whose units they are; arguments as of `fit_picture`."""
-    use = check_numbers(picture, rule.low, rule.high, windows=windows)
-    if not grey:
-        check_channels(picture, rule.channels, low=rule.low, high=rule.high)
-    return use
+    @property
+    def place(self) -> tuple[slice, slice]:
+        return slice(self.to_top, self.to_top + self.rows), slice(self.to_left, self.to_left + self.columns)
 
 
 def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
-    """A picture converted for a model, after the check of its units."""
+    """A picture converted for a model, after the check of its units.
+
+    Args:
+        picture: The picture.
+        rule: Of the model.
+        windows: Values may lie outside of a range that is a window of a longer scale.
+        grey: Colours may become grey.
+    """
     use = check_fit(picture, rule, windows=windows, grey=grey)
     samples, geometry = to_array(picture, rule)
     original = _array(picture, rule, clip=False) if use.clipped else samples
@@ -316,44 +304,53 @@ def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, g
 
 
 def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
+    """The array (C, H, W) of a picture, float32 in [-1, 1], and the picture's size."""
     return _array(picture, rule, clip=True), Geometry(*picture.pixels.shape[:2])
 
 
 def _array(picture: Picture, rule: PictureRule, *, clip: bool) -> Array:
-    """(C, H, W) float32; without clipping, values outside the range lie beyond [-1, 1]."""
-    geometry = Geometry(*picture.pixels.shape[:2])
-    plan = _plan(rule, geometry)
+    """Without clipping, values outside the range lie beyond [-1, 1]."""
+    plan = _plan(rule, Geometry(*picture.pixels.shape[:2]))
     out = np.full((rule.channels, rule.height, rule.width), -1.0, dtype=np.float32)
-    for channel, read in enumerate(_planes(picture.pixels, rule, clip=clip)):
-        scaled = _fit(read, geometry, plan)
+    for channel, plane in enumerate(_planes(picture.pixels, rule.channels)):
+        image = _pillow(plane if plane.dtype == np.uint8 else _unit(plane, rule, clip=clip))
+        for _ in range(plan.halvings):
+            image = _resize(image, image.height // 2, image.width // 2, box=True)
+        scaled: Pixels = np.asarray(_resize(image, plan.height, plan.width))
         if scaled.dtype == np.uint8:
             scaled = _unit(scaled, rule, clip=clip)
-        window = scaled[plan.top : plan.top + plan.rows, plan.left : plan.left + plan.columns]
         # Grey becomes RGB by repetition.
-        where = slice(None) if picture.pixels.shape[2] == 1 else channel
-        out[where, plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns] = window
+        out[(slice(None) if picture.pixels.shape[2] == 1 else channel, *plan.place)] = scaled[plan.window]
     return out.clip(-1.0, 1.0) if clip else out  # resizing overshoots
 
 
-def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Array:
-    """The picture of a model's array in raw values, with the fit undone."""
-    _check_shape(x, rule)
-    height, width = _size_of(rule, geometry)
-    raw = np.empty((height, width, rule.channels), dtype=np.float32)
-    for channel, start, stop, band in _raw_bands(x, rule, geometry):
-        raw[start:stop, :, channel] = band
-    return raw
+def file_range(
+    pixels: Pixels, span: tuple[float, float] | None, scale: tuple[float, float]
+) -> tuple[float, float] | None:
+    """The numbers in a file that are black and white: those of a span of raw values, or the whole range of its type."""
+    if span is not None:
+        slope, intercept = scale
+        return (span[0] - intercept) / slope, (span[1] - intercept) / slope
+    return (0.0, float(np.iinfo(pixels.dtype).max)) if pixels.dtype.kind == "u" else None
 
 
 def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Pixels:
-    """The picture of a model's array as numbers for a file, with the fit undone."""
-    _check_shape(x, rule)
-    slope, intercept = rule.output_scale
-    kind = np.uint8 if rule.bits == 8 else np.uint16
-    pixels: Pixels = np.empty((*_size_of(rule, geometry), rule.channels), dtype=kind)
-    for channel, start, stop, raw in _raw_bands(x, rule, geometry):
-        numbers = np.rint((raw - np.float32(intercept)) / np.float32(slope))
-        pixels[start:stop, :, channel] = numbers.clip(0, rule.top).astype(kind)
+    """The picture of a model's array (C, H, W) as numbers for a file, with the fit undone."""
+    wanted = (rule.channels, rule.height, rule.width)
+    if x.shape != wanted:
+        raise ShapeMismatch(
+            f"the array is {x.shape}, not {wanted}", facts={"shape": str(x.shape), "expected": str(wanted)}
+        )
+    slope, intercept = (np.float32(part) for part in rule.output_scale)
+    scale, low = np.float32((rule.high - rule.low) / 2), np.float32(rule.low)
+    model, size = np.asarray(x, dtype=np.float32).clip(-1.0, 1.0), _size_of(rule, geometry)
+    if geometry is not None:
+        model = model[(slice(None), *_plan(rule, geometry).place)]
+    pixels: Pixels = np.empty((*size, rule.channels), dtype=np.uint8 if rule.bits == 8 else np.uint16)
+    for channel, plane in enumerate(model):
+        for start, stop, band in rows_of(_resize(_pillow(plane), *size)):
+            raw = (band.clip(-1.0, 1.0) + np.float32(1)) * scale + low
+            pixels[start:stop, :, channel] = np.rint((raw - intercept) / slope).clip(0, rule.top)
     return pixels
 
 
@@ -361,13 +358,11 @@ def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None
     """(H, W) to which a picture is scaled for a model; None where that is its own size."""
     plan = _plan(rule, geometry)
     scaled = (plan.height, plan.width)
-    return None if scaled == (geometry.height, geometry.width) else scaled
+    return None if scaled == geometry else scaled
 
 
 def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
-    """Mean squared error, values from -1 to 1, of a model's array whose fit is undone to the picture that was
-    fitted.
-    """
+    """Mean squared error in [-1, 1] of a model's array, with the fit undone, to the picture that was fitted."""
     geometry = Geometry(*picture.pixels.shape[:2])
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     top, left = (
@@ -377,37 +372,38 @@ def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
             (plan.left, geometry.width, plan.width, width),
         )
     )
-    window = x[:, plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns]
-    given = list(_planes(picture.pixels, rule, clip=False))
+    given = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
     total = 0.0
-    for channel, plane in enumerate(window.clip(-1.0, 1.0).astype(np.float32)):
-        image, read = to_pillow(_rows(plane), *plane.shape), given[min(channel, len(given) - 1)]
-        for start, stop in bands(height, width):
-            made = np.asarray(resize_rows(image, height, width, start, stop)).clip(-1.0, 1.0)
-            rows = read(top + start, top + stop)[:, left : left + width]
-            wanted = _unit(rows, rule, clip=False) if rows.dtype == np.uint8 else rows
-            total += float(np.square(made - wanted, dtype=np.float64).sum())
+    for channel, plane in enumerate(x[(slice(None), *plan.place)].clip(-1.0, 1.0).astype(np.float32)):
+        wanted = given[min(channel, len(given) - 1)]
+        for start, stop, band in rows_of(_resize(_pillow(plane), height, width)):
+            gap = band.clip(-1.0, 1.0) - _unit(wanted[start:stop], rule, clip=False)
+            total += float(np.square(gap, dtype=np.float64).sum())
     return total / (rule.channels * height * width)
 
 
 def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
-    """Bytes that `to_array` needs at most in addition to the picture; `itemsize` is that of the picture's numbers."""
-    plan, size = _plan(rule, geometry), (geometry.height, geometry.width)
-    first = (size[0] // 2, size[1] // 2) if plan.halvings else (plan.height, plan.width)
-    return resize_bytes(size, first, 1 if itemsize == 1 else 4) + _band_bytes(*size)
+    """Bytes that `to_array` needs at most in addition to the picture, of which `itemsize` is that of its numbers."""
+    plan = _plan(rule, geometry)
+    first = (geometry.height // 2, geometry.width // 2) if plan.halvings else (plan.height, plan.width)
+    of_one = 1 if itemsize == 1 else 4
+    return of_one * geometry.height * geometry.width + _resize_bytes(geometry, first, of_one)
 
 
 def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
-    """Bytes needed at most to make a PNG of this size from a model's array."""
+    """Bytes needed at most to make a PNG of this size from a model's array, or to compare one with the picture."""
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
-    plane = resize_bytes((plan.rows, plan.columns), (height, width), 4)
+    plane = _resize_bytes((plan.rows, plan.columns), (height, width), 4)
     copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else numbers
-    return numbers + max(plane, copied) + _band_bytes(height, width)
+    return numbers + max(plane, copied)
 
 
-def _band_bytes(height: int, width: int) -> int:
-    return BYTES_A_BAND * min(height * width, max(BAND, width))
+def _resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int) -> int:
+    """Bytes needed at most for a plane (H, W) and its resizing: the plane, the intermediate one, the result."""
+    (height, width), (to_height, to_width) = size, wanted
+    between = max(height * to_width, width * to_height)
+    return itemsize * (height * width + between + to_height * to_width)
 
 
 def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:
@@ -435,14 +431,6 @@ def _halvings(h: int, w: int, height: int, width: int) -> int:
     return count
 
 
-def _check_shape(x: Array, rule: PictureRule) -> None:
-    wanted = (rule.channels, rule.height, rule.width)
-    if x.shape != wanted:
-        raise ShapeMismatch(
-            f"the array is {x.shape}, not {wanted}", facts={"shape": str(x.shape), "expected": str(wanted)}
-        )
-
-
 def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
     """(H, W) of the output for a model's array: the original's, or for ``crop`` the cropped part's."""
     if geometry is None:
@@ -454,59 +442,43 @@ def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
     )
 
 
-def _raw_bands(
-    x: Array, rule: PictureRule, geometry: Geometry | None
-) -> Iterator[tuple[int, int, int, Array]]:
-    """(channel, start, stop, raw values of these rows) of a model's array with the fit undone."""
-    scale, low = np.float32((rule.high - rule.low) / 2), np.float32(rule.low)
-    model = np.asarray(x, dtype=np.float32).clip(-1.0, 1.0)
-    if geometry is not None:
-        plan = _plan(rule, geometry)
-        rows = slice(plan.to_top, plan.to_top + plan.rows)
-        model = model[:, rows, plan.to_left : plan.to_left + plan.columns]
-    for channel, plane in enumerate(model):
-        scaled = resize(to_pillow(_rows(plane), *plane.shape), *_size_of(rule, geometry))
-        for start, stop, band in rows_of(scaled):
-            yield channel, start, stop, (band.clip(-1.0, 1.0) + np.float32(1)) * scale + low
+def _planes(pixels: Pixels, channels: int) -> Iterator[Pixels]:
+    """The planes (H, W) of pixels (H, W, C); one grey plane of colours for a model of grey pictures."""
+    if pixels.shape[2] == 1 or channels == 3:
+        yield from np.moveaxis(pixels, 2, 0)
+        return
+    grey: Pixels = np.empty(pixels.shape[:2], np.uint8 if pixels.dtype == np.uint8 else np.float32)
+    done = 0
+    for block in _blocks(pixels):
+        if block.dtype == np.uint8:
+            from PIL import Image
+
+            rows = np.asarray(Image.fromarray(np.ascontiguousarray(block)).convert("L"))
+        else:
+            rows = block.astype(np.float32) @ np.array(LUMA, np.float32)
+        grey[done : done + len(rows)] = rows
+        done += len(rows)
+    yield grey
 
 
-def _fit(read: ReadRows, geometry: Geometry, plan: _Plan) -> Pixels:
-    image = to_pillow(read, geometry.height, geometry.width)
-    for _ in range(plan.halvings):
-        image = resize(image, image.height // 2, image.width // 2, box=True)
-    scaled: Pixels = np.asarray(resize(image, plan.height, plan.width))
-    return scaled
+def _unit(plane: Pixels, rule: PictureRule, *, clip: bool) -> Array:
+    unit = plane.astype(np.float32)
+    unit -= np.float32(rule.low)
+    unit *= np.float32(2 / (rule.high - rule.low))
+    unit -= np.float32(1)
+    return np.clip(unit, -1.0, 1.0, out=unit) if clip else unit
 
 
-def _rows(plane: Pixels) -> ReadRows:
-    return lambda start, stop: plane[start:stop]
+def _pillow(plane: Pixels) -> Any:
+    """A plane as Pillow's: mode ``L`` of uint8, ``F`` of float32."""
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(plane))
 
 
-def _unit(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Array:
-    scaled = (pixels.astype(np.float32) - np.float32(rule.low)) * np.float32(2 / (rule.high - rule.low))
-    unit: Array = np.subtract(scaled, np.float32(1), dtype=np.float32)
-    return np.clip(unit, -1.0, 1.0) if clip else unit
+def _resize(image: Any, height: int, width: int, *, box: bool = False) -> Any:
+    """One of Pillow's pictures at another size: by its box filter, or else its bicubic one."""
+    from PIL import Image
 
-
-def _planes(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Iterator[ReadRows]:
-    if pixels.shape[2] == 3 and rule.channels == 1:
-        planes: list[ReadRows] = [lambda start, stop: _grey(pixels[start:stop])]
-    else:
-        planes = [_rows(pixels[:, :, channel]) for channel in range(pixels.shape[2])]
-    for read in planes:
-        yield partial(_in_range, read, rule, clip)
-
-
-def _in_range(read: ReadRows, rule: PictureRule, clip: bool, start: int, stop: int) -> Pixels:
-    rows = read(start, stop)
-    return rows if rows.dtype == np.uint8 else _unit(rows, rule, clip=clip)
-
-
-def _grey(pixels: Pixels) -> Pixels:
-    """(H, W) from RGB (H, W, 3) by luma: 0.299 R + 0.587 G + 0.114 B."""
-    if pixels.dtype == np.uint8:
-        from PIL import Image
-
-        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
-    grey: Array = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    return grey
+    kind = Image.Resampling.BOX if box else Image.Resampling.BICUBIC
+    return image if image.size == (width, height) else image.resize((width, height), resample=kind)

@@ -1,14 +1,14 @@
 """Decodes picture files and encodes PNGs without metadata.
 
-The content decides the format, never the name; a file's claims are checked before it is decoded;
-output has no metadata. The map between pictures and a model's arrays is in `fitting`, and is exported here too.
+The content decides the format, never the name; a file's claims are checked before it is decoded; output has no
+metadata. What decoding takes is known from the header.
 """
 
 from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Final, Literal, NamedTuple
@@ -16,7 +16,6 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 
 from ddib_fed.data.decoding import (
-    FORMATS,
     ORIENTATION,
     PNG_MAGIC,
     ImageLimits,
@@ -35,18 +34,13 @@ from ddib_fed.data.decoding import (
     tiff_pixels,
 )
 from ddib_fed.data.fitting import (
-    Fit,
     Fitted,
     Geometry,
     PictureRule,
-    check_fit,
     fit_picture,
-    from_array,
     input_bytes,
     name_misfit,
     output_bytes,
-    to_array,
-    to_raw,
 )
 from ddib_fed.data.points import MAGIC, Header, read_header
 from ddib_fed.errors import (
@@ -157,27 +151,6 @@ def _header(content: bytes) -> Header | None:
     except PointsUnreadable:
         return None
 
-
-__all__ = [
-    "FORMATS",
-    "Fit",
-    "Fitted",
-    "Geometry",
-    "ImageLimits",
-    "Picture",
-    "PictureRule",
-    "Pixels",
-    "check_fit",
-    "decode_image",
-    "encode_png",
-    "fit_picture",
-    "from_array",
-    "image_format",
-    "read_fitted",
-    "read_image",
-    "to_array",
-    "to_raw",
-]
 
 _MAGICS = (
     (PNG_MAGIC, "PNG"),
@@ -309,14 +282,15 @@ def _unaccepted(content: bytes, kind: str | None, limits: ImageLimits) -> ImageU
     )
 
 
-_PALETTE = 3  # "colour type" of the PNG specification
-_PLANES, _WHITE_IS_ZERO = 2, 0  # TIFF's PlanarConfiguration and PhotometricInterpretation
+_PNG_SAMPLES: Final = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}
+"""By colour type."""
+_PALETTE: Final = 3
 FIXED = 32 << 20
 """Of a large picture: what decoders keep for themselves."""
 
 
-class Cost(NamedTuple):
-    """Memory needs of a picture, in bytes."""
+class PictureCost(NamedTuple):
+    """What a header says: memory needs in bytes, for decoding and of the pixels; size, and the numbers of a pixel."""
 
     decoding: int
     pixels: int
@@ -341,81 +315,50 @@ def fixed_bytes(geometry: Geometry) -> int:
     return min(FIXED, (1 << 20) + 64 * geometry.height * geometry.width)
 
 
-def cost_of(content: bytes, limits: ImageLimits) -> Cost:
-    """Memory needed for decoding, from the header."""
-    kind = image_format(content) or ""
-    if kind not in _COSTS:
-        return _cost(1, 1, 0, 0, 1)
-    with faults_as_unreadable(kind):
-        found = _COSTS[kind](content)
-    limits.check_size(found.geometry.height, found.geometry.width)
-    return found
-
-
-def _png(content: bytes) -> Cost:
-    """Pillow's picture (4 bytes a pixel but for grey) and the pixels; then these and what is flat, or upright,
-    of them.
+def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
+    """Memory needed for decoding, from the header: of Pillow's picture (4 bytes a pixel but for grey), of the pixels as
+    read, and of the copy in which they are flat or upright.
     """
-    width, height, depth, colour = png_header(content)
-    samples = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}.get(colour, 4)
-    itemsize = 2 if depth == 16 else 1
-    flat = (1 if samples < 3 else 3) * itemsize
-    held = (2 if samples == 1 and depth == 16 else 1) if samples == 1 else 4
-    # A palette is first converted to another Pillow image.
-    converted = 4 if colour == _PALETTE else 0
-    read = samples * itemsize if itemsize == 2 else flat
-    most = max(held + converted + read, read + flat)
-    return _cost(
-        height, width, most, flat, itemsize, len(content), dtype="uint16" if itemsize == 2 else "uint8"
+    kind, extra, dtype = image_format(content) or "", 0, ""
+    height, width, most, flat, itemsize = 1, 1, 0, 0, 1
+    with faults_as_unreadable(kind):
+        if kind == "PNG":
+            width, height, depth, colour = png_header(content)
+            samples, itemsize = _PNG_SAMPLES.get(colour, 4), 2 if depth == 16 else 1
+            flat = (1 if samples < 3 else 3) * itemsize
+            held = itemsize if samples == 1 else 4
+            converted = 4 if colour == _PALETTE else 0  # to another of Pillow's pictures
+            read = samples * itemsize if itemsize == 2 else flat
+            most = max(held + converted + read, read + flat)
+            extra, dtype = len(content), f"uint{8 * itemsize}"
+        elif kind == "JPEG":
+            image = open_pillow(content, "JPEG")
+            height, width, samples, dtype = image.height, image.width, len(image.getbands()), "uint8"
+            held, flat = (1, 1) if samples == 1 else (4, 3)
+            scan = content[(start := jpeg_scan(content)) : start + 5]
+            in_one = (
+                scan[:2] == b"\xff\xda" and scan[4:] == bytes([samples]) and "progressive" not in image.info
+            )
+            coefficients = 0 if in_one else 2 * samples
+            converted = 4 if samples == 4 else 0  # CMYK to another of Pillow's pictures
+            most = max(held + coefficients, held + converted + flat, 2 * flat)
+        elif kind == "TIFF":
+            page = first_page(content)
+            height, width = int(page.imagelength), int(page.imagewidth)
+            samples, whole = max(1, int(page.samplesperpixel)), max(1, int(page.bitspersample) // 8)
+            stored, itemsize = samples * whole, min(whole, 4)
+            flat = (1 if samples < 3 else 3) * (whole if whole <= 2 else 4)
+            # Separate planes, rotated and inverted pictures are copied once more as stored.
+            moved = page.planarconfig == 2 or page.photometric == 0 or ORIENTATION in page.tags
+            by_pillow = 8 + max(flat, 4) if whole <= 4 else 0
+            most = max(stored + (max(stored, flat) if moved else flat), by_pillow)
+            extra = 2 * segment_bytes(page) + len(content)
+        elif kind == "NPY":
+            height, width, samples, whole = npy_shape(content)
+            flat, itemsize = samples * (whole if whole <= 2 else 4), min(whole, 4)
+            most = 2 * flat
+    limits.check_size(height, width)
+    count = height * width
+    return PictureCost(
+        count * most + extra, count * flat, itemsize, Geometry(height, width), dtype, flat // itemsize
     )
-
-
-def _jpeg(content: bytes) -> Cost:
-    """Pillow's picture, and of one in several scans all coefficients: two bytes for each sample."""
-    image = open_pillow(content, "JPEG")
-    samples = len(image.getbands())
-    scan = content[(start := jpeg_scan(content)) : start + 5]
-    in_one = scan[:2] == b"\xff\xda" and scan[4:] == bytes([samples]) and "progressive" not in image.info
-    coefficients = 0 if in_one else 2 * samples
-    held = 1 if samples == 1 else 4
-    flat = 1 if samples == 1 else 3
-    converted = 4 if samples == 4 else 0  # CMYK is first converted to another Pillow image
-    most = max(held + coefficients, held + converted + flat, 2 * flat)
-    return _cost(image.height, image.width, most, flat, 1, dtype="uint8")
-
-
-def _tiff(content: bytes) -> Cost:
-    """The pixels as stored, as Pillow's where libtiff reads, as settled or upright; and the segments being decoded."""
-    page = first_page(content)
-    samples = max(1, int(page.samplesperpixel))
-    itemsize = max(1, int(page.bitspersample) // 8)
-    flat = (1 if samples < 3 else 3) * (itemsize if itemsize <= 2 else 4)
-    stored = samples * itemsize
-    # Separate planes, rotated and inverted pictures are copied once more as stored.
-    moved = page.planarconfig == _PLANES or page.photometric == _WHITE_IS_ZERO or ORIENTATION in page.tags
-    by_pillow = 4 + 4 + max(flat, 4) if itemsize <= 4 else 0
-    most = max(stored + (max(stored, flat) if moved else flat), by_pillow)
-    segments = 2 * segment_bytes(page) + len(content)
-    return _cost(page.imagelength, page.imagewidth, most, flat, min(itemsize, 4), segments)
-
-
-def _npy(content: bytes) -> Cost:
-    height, width, samples, itemsize = npy_shape(content)
-    kept = samples * (itemsize if itemsize <= 2 else 4)
-    return _cost(height, width, 2 * kept, kept, min(itemsize, 4))
-
-
-def _cost(
-    height: int, width: int, most: int, pixels: int, itemsize: int, extra: int = 0, *, dtype: str = ""
-) -> Cost:
-    """From the bytes of a pixel: the most while decoding, and those of the decoded picture."""
-    count, geometry = int(height) * int(width), Geometry(int(height), int(width))
-    return Cost(count * most + extra, count * pixels, itemsize, geometry, dtype, pixels // itemsize)
-
-
-_COSTS: Final[Mapping[str, Callable[[bytes], Cost]]] = {
-    "PNG": _png,
-    "JPEG": _jpeg,
-    "TIFF": _tiff,
-    "NPY": _npy,
-}

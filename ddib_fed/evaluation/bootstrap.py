@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation.features import Features, Matrix, distance, kernel_distance_terms
+from ddib_fed.evaluation.features import Features, distances
 
 DRAWS = 1_000
 DISTANCE_DRAWS = 250
@@ -74,52 +74,16 @@ def resample(
 
 
 def feature_distances(judged: Features, real: Features, drawn: Resamples) -> dict[str, Interval]:
-    """The four distances of `features.distance` with their intervals; the judged pictures are drawn, the real stay."""
+    """The four distances of `features.distances` with their intervals; the judged pictures are drawn, the real stay."""
     if len(judged) != len(drawn):
         raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
     weights = drawn.weights(DISTANCE_DRAWS)
-    # A draw of one picture alone has no covariance.
-    weights = weights[(weights > 0).sum(axis=1) > 1]
-    replicates = {
-        "frechet_early": frechet_draws(judged.early, real.early, weights),
-        "frechet_late": frechet_draws(judged.late, real.late, weights),
-        "kernel_early": kernel_draws(judged.early, real.early, weights),
-        "kernel_late": kernel_draws(judged.late, real.late, weights),
-    }
+    weights = weights[(weights > 0).sum(axis=1) > 1]  # a draw of one picture alone has no covariance
+    draws = distances(judged, real, weights)
     return {
-        name: _interval(value, replicates[name], shift=True) for name, value in distance(judged, real).items()
+        name: _interval(float(value[0]), draws[name], shift=True)
+        for name, value in distances(judged, real).items()
     }
-
-
-def frechet_draws(judged: Matrix, real: Matrix, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`features.frechet` of each draw (R, N) of judged rows (N, D) from real rows (M, D), (R,)."""
-    total = weights.sum(axis=1)
-    means = weights @ judged / total[:, None]
-    covariance = np.cov(real, rowvar=False).reshape(real.shape[1], -1)
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    found = np.empty(len(weights))
-    gap = np.square(means - real.mean(axis=0)).sum(axis=1)
-    for i, (row, mean, n) in enumerate(zip(weights, means, total, strict=True)):
-        there = row > 0
-        rows = (judged[there] - mean) * np.sqrt(row[there] / (n - 1))[:, None]
-        # tr (S1^(1/2) S2 S1^(1/2))^(1/2) is the sum of the singular values of these rows times S1^(1/2).
-        both = rows @ root
-        square = both @ both.T if len(both) < both.shape[1] else both.T @ both
-        shared = np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0.0)).sum()
-        found[i] = gap[i] + np.square(rows).sum() + np.trace(covariance) - 2.0 * shared
-    return np.maximum(found, 0.0)
-
-
-def kernel_draws(judged: Matrix, real: Matrix, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`features.kernel_distance` of each draw (R, N), (R,); pairs of a picture with itself do not count."""
-    within, across, other = kernel_distance_terms(judged, real)
-    np.fill_diagonal(within, 0.0)
-    squares = np.einsum("ri,ij,rj->r", weights, within, weights, optimize=True)
-    pairs = weights.sum(axis=1) ** 2 - np.square(weights).sum(axis=1)
-    means = weights @ across.mean(axis=1) / weights.sum(axis=1)
-    found: NDArray[np.float64] = squares / pairs + other - 2.0 * means
-    return found
 
 
 def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) -> Interval:

@@ -65,14 +65,19 @@ def features(pictures: Pictures) -> Features:
     return Features(*(np.concatenate(found) for found in parts))
 
 
-def distance(judged: Features, real: Features) -> dict[str, float]:
-    """All four distances of a set of pictures to real ones, at least two each."""
-    return {
-        "frechet_early": frechet(judged.early, real.early),
-        "frechet_late": frechet(judged.late, real.late),
-        "kernel_early": kernel_distance(judged.early, real.early),
-        "kernel_late": kernel_distance(judged.late, real.late),
-    }
+def distances(judged: Features, real: Features, weights: Matrix | None = None) -> dict[str, Matrix]:
+    """All four distances of pictures to real ones, each (R,), for each row of weights (R, N) such as draws."""
+    found = {}
+    for part in ("early", "late"):
+        first, second = getattr(judged, part), getattr(real, part)
+        if first.shape[1:] != second.shape[1:] or min(len(first), len(second)) < 2:
+            raise ShapeMismatch(
+                f"a distance needs at least two pictures on each side, not {first.shape} and {second.shape}"
+            )
+        rows = np.ones((1, len(first))) if weights is None else weights
+        found[f"frechet_{part}"] = frechet(first, second, rows)
+        found[f"kernel_{part}"] = kernel_distance(first, second, rows)
+    return found
 
 
 def floor(real: Features, count: int) -> dict[str, float]:
@@ -81,59 +86,48 @@ def floor(real: Features, count: int) -> dict[str, float]:
     found = []
     for split in range(FLOOR_SPLITS):
         order = np.random.default_rng(FEATURE_SEED + split).permutation(len(real))
-        found.append(distance(real[order[:count]], real[order[count:]]))
-    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+        found.append(distances(real[order[:count]], real[order[count:]]))
+    return {name: float(np.mean([one[name][0] for one in found])) for name in found[0]}
 
 
-def frechet(first: Matrix, second: Matrix) -> float:
-    """Frechet distance of the normal distributions with the mean and covariance of (N, D) and (M, D)."""
-    _check(first, second)
-    gap = first.mean(axis=0) - second.mean(axis=0)
-    one, other = (np.cov(rows, rowvar=False).reshape(rows.shape[1], -1) for rows in (first, second))
-    # tr (S1 S2)^(1/2) is that of the symmetric S1^(1/2) S2 S1^(1/2), whose eigenvalues are real.
-    values, vectors = np.linalg.eigh(one)
+def frechet(judged: Matrix, real: Matrix, weights: Matrix) -> Matrix:
+    """Frechet distance of the normal distributions with the mean and covariance of weighted (N, D) and of (M, D)."""
+    total = weights.sum(axis=1)
+    means = weights @ judged / total[:, None]
+    covariance = np.cov(real, rowvar=False).reshape(real.shape[1], -1)
+    values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0.0)).sum()
-    return max(0.0, float(gap @ gap + np.trace(one) + np.trace(other) - 2.0 * shared))
+    found: Matrix = np.square(means - real.mean(axis=0)).sum(axis=1) + np.trace(covariance)
+    for i, (row, mean, n) in enumerate(zip(weights, means, total, strict=True)):
+        kept = row > 0
+        rows = (judged[kept] - mean) * np.sqrt(row[kept] / (n - 1))[:, None]
+        # tr (S1^(1/2) S2 S1^(1/2))^(1/2) is the sum of the singular values of these rows times S1^(1/2).
+        both = rows @ root
+        square = both @ both.T if len(both) < both.shape[1] else both.T @ both
+        shared = np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0.0)).sum()
+        found[i] += np.square(rows).sum() - 2.0 * shared
+    return np.maximum(found, 0.0)
 
 
-def kernel_distance(judged: Matrix, real: Matrix) -> float:
-    """Unbiased squared maximum mean discrepancy of (N, D) from the real (M, D), with the cubic kernel."""
-    within, across, other = kernel_distance_terms(judged, real)
-    n = len(judged)
-    own = (within.sum() - np.trace(within)) / (n * (n - 1))
-    return float(own + other - 2.0 * across.mean())
-
-
-def kernel_distance_terms(judged: Matrix, real: Matrix) -> tuple[Matrix, Matrix, float]:
-    """The kernel of judged rows with one another (N, N), of them with real ones (N, M), and the real rows' mean."""
-    _check(judged, real)
+def kernel_distance(judged: Matrix, real: Matrix, weights: Matrix) -> Matrix:
+    """Unbiased squared MMD of weighted (N, D) from the real (M, D), without pairs of a picture with itself."""
     centre, scale = real.mean(axis=0), real.std(axis=0) + _EPSILON
     first, second = (judged - centre) / scale, (real - centre) / scale
-    m = len(second)
-    other = cubic_kernel(second, second)
-    return (
-        cubic_kernel(first, first),
-        cubic_kernel(first, second),
-        float((other.sum() - np.trace(other)) / (m * (m - 1))),
+    within, across, other = (
+        cubic_kernel(a, b) for a, b in ((first, first), (first, second), (second, second))
     )
+    np.fill_diagonal(within, 0.0)
+    total = weights.sum(axis=1)
+    own = np.einsum("ri,ij,rj->r", weights, within, weights, optimize=True)
+    apart = (other.sum() - np.trace(other)) / (len(second) * (len(second) - 1))
+    between = weights @ across.mean(axis=1) / total
+    found: Matrix = own / (total**2 - np.square(weights).sum(axis=1)) + apart - 2.0 * between
+    return found
 
 
 def cubic_kernel(a: Matrix, b: Matrix) -> Matrix:
     cubed: Matrix = (a @ b.T / a.shape[1] + 1.0) ** 3
     return cubed
-
-
-def _check(first: Matrix, second: Matrix) -> None:
-    if (
-        first.ndim != 2
-        or second.ndim != 2
-        or first.shape[1] != second.shape[1]
-        or min(map(len, (first, second))) < 2
-    ):
-        raise ShapeMismatch(
-            f"a distance needs at least two pictures on each side, not features {first.shape} and {second.shape}"
-        )
 
 
 def _pooled(network: nn.Module, pictures: Tensor) -> list[Matrix]:

@@ -1,21 +1,19 @@
-"""All figures of a set of translations: similarity, baselines, distances, marks, and their intervals.
+"""All figures of a set of translations, each beside what it must be compared with, and the tables that show them.
 
-A figure that cannot be computed from the inputs is None; each is reported with what it must be
-compared with (baselines, chance, the distance between real pictures) and with its bootstrap interval over pictures.
+A figure that cannot be computed from the inputs is left out. Intervals are bootstrap intervals over pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import bootstrap, features, metrics
-from ddib_fed.evaluation.features import Features
 from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.evaluation.structure import Thresholds, doubtful, structure
 from ddib_fed.models.units import monomials
@@ -25,24 +23,21 @@ MOST_PIXELS = 2_000_000
 """Of a domain, evenly thinned, that distributions and fits are taken over."""
 
 
-def unpaired(
-    source: Pictures | None, domain: tuple[Pictures | None, Pictures] | None, *, count: int, channels: int
+def baselines(
+    source: Pictures | None, truth: Pictures | None, domain: Pictures | None, *, count: int, channels: int
 ) -> dict[str, Pictures]:
-    """The baselines without pairs that can be computed, by name."""
+    """The translations without a model that can be computed, by name."""
     found: dict[str, Pictures] = {}
     if source is not None:
         found["source"] = to_channels(source, channels)
-    if domain is None:
-        return found
-    own, target = domain
-    if source is not None:
-        own = source if own is None else own
-        found["histogram"] = HistogramMatch.fit(own, target)(source)
-    return found | {"mean": mean_picture(target, count), "random": random_pictures(target, count)}
-
-
-def mean_picture(target: Pictures, count: int) -> Pictures:
-    return np.repeat(target.mean(axis=0, keepdims=True, dtype=np.float64), count, axis=0).astype(np.float32)
+    if source is not None and domain is not None:
+        found["histogram"] = HistogramMatch.fit(source, domain)(source)
+    if domain is not None:
+        mean = domain.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+        found |= {"mean": np.repeat(mean, count, axis=0), "random": random_pictures(domain, count)}
+    if source is not None and truth is not None and count >= FEWEST_PICTURES:
+        found["colour_map"] = cross_fitted_colour_map(source, truth)
+    return found
 
 
 def random_pictures(target: Pictures, count: int, *, seed: int = 0) -> Pictures:
@@ -122,17 +117,9 @@ def _pixels(pictures: Pictures) -> NDArray[np.float64]:
 Figures = dict[str, Any]
 OnStep = Callable[[str], None]
 FEWEST_PICTURES = 4
-"""Pictures from which on a set has distances, neighbours and intervals."""
+"""Pictures from which on a set has distances and neighbours."""
 WITHOUT_SOURCE = frozenset({"mean", "random"})
 """Baselines that give the same for every source: no retrieval and no distance is asked of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """Reference pictures of a domain, other than the judged ones, (N, C, H, W) in [-1, 1]."""
-
-    target: Pictures
-    source: Pictures | None = None
 
 
 def judge(
@@ -141,166 +128,233 @@ def judge(
     source: Pictures | None = None,
     truth: Pictures | None = None,
     back: Pictures | None = None,
-    domain: Domain | None = None,
+    domain: Pictures | None = None,
     thresholds: Thresholds | None = None,
+    recorded: Mapping[str, metrics.Figures] | None = None,
+    marks: Sequence[bool | None] = (),
     clusters: NDArray[Any] | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnStep = lambda _: None,
 ) -> Figures:
-    """All figures of translations (N, C, H, W) in [-1, 1], as JSON values; intervals draw whole clusters."""
-    tell = on_step or _silent
-    rows: list[Figures] = [{} for _ in translated]
-    drawn = bootstrap.resample(len(translated), clusters) if len(translated) >= FEWEST_PICTURES else None
-    report: Figures = {"count": len(translated), "shape": list(translated.shape[1:])}
-    tell("pairs")
-    report["paired"] = None if truth is None else _paired(translated, truth, rows)
-    report["cycle"] = None if source is None or back is None else _cycle(back, source, rows)
-    report["structure"] = None if source is None else _structure(source, translated, thresholds, rows)
-    report["pictures"] = rows
-    tell("baselines")
-    others = _others(translated, source, truth, domain)
-    report["retrieval"] = report["features"] = report["intervals"] = None
-    compared = {} if truth is None else {name: metrics.compare(x, truth) for name, x in others.items()}
-    report["baselines"] = None if truth is None else {name: one.means() for name, one in compared.items()}
-    if drawn is None:
-        return report
-    report["intervals"] = _intervals(rows, compared, drawn, clusters)
-    judged = {"translated": translated} | {k: x for k, x in others.items() if k not in WITHOUT_SOURCE}
-    if truth is not None:
-        _retrieval(judged, truth, report, drawn)
-    if domain is not None and len(domain.target) >= FEWEST_PICTURES:
-        _features(judged, truth, domain.target, report, drawn, tell)
-    return report
+    """All figures of translations (N, C, H, W) in [-1, 1], as JSON values.
 
+    Args:
+        translated: The translations.
+        source: What was translated.
+        truth: The true translations.
+        back: The translations translated back.
+        domain: Other pictures of the target domain, (M, C, H, W).
+        thresholds: Of structure; with less a picture is doubtful.
+        recorded: Figures of each picture, (N,), that count where the pictures do not show them.
+        marks: Whether each picture was marked as doubtful before; counts without thresholds.
+        clusters: A label for each picture, (N,): intervals draw whole clusters.
+        on_step: Called with what is computed next.
 
-def _others(
-    translated: Pictures, source: Pictures | None, truth: Pictures | None, domain: Domain | None
-) -> dict[str, Pictures]:
+    Returns:
+        "ways": of the translations and of each baseline, by name, the mean of each figure with its interval;
+        "spread": of each figure of the translations its spread and interval; "pictures": the figures of each picture;
+        "measured": the figures that are not from records; "count", "shape", "clusters", "doubtful", "thresholds".
+    """
+    count, shape = len(translated), translated.shape[1:]
+    drawn = bootstrap.resample(count, clusters)
+    on_step("pairs")
+    measured: dict[str, metrics.Figures] = {}
+    chance: dict[str, float] = {}
+    if source is not None:
+        kept = structure(source, translated)
+        measured |= {key: getattr(kept, key) for key in STRUCTURE}
+        if count > 1:  # each source beside its neighbour's translation
+            others = structure(source, np.roll(translated, 1, axis=0))
+            chance = {key: float(getattr(others, key).mean()) for key in STRUCTURE}
+        if thresholds is not None:
+            marks = doubtful(kept, thresholds).tolist()
+        if back is not None:
+            measured["cycle_mse"] = errors = metrics.mse(back, source)
+            measured["cycle_psnr"] = metrics.to_psnr(errors)
+    on_step("baselines")
     # They are clipped like a file's values; the references are not.
     within = None if source is None else np.clip(source, -1.0, 1.0)
-    reference = None if domain is None else (domain.source, domain.target)
-    found = unpaired(within, reference, count=len(translated), channels=translated.shape[1])
-    if within is not None and truth is not None and len(translated) >= FEWEST_PICTURES:
-        found["colour_map"] = cross_fitted_colour_map(within, truth)
-    return found
-
-
-def _intervals(
-    rows: list[Figures],
-    compared: Mapping[str, metrics.Paired],
-    drawn: bootstrap.Resamples,
-    clusters: NDArray[Any] | None,
-) -> Figures:
-    """Of the means of the figures that each picture has, and of the baselines'."""
+    stacks = {"translated": translated, **baselines(within, truth, domain, count=count, channels=shape[0])}
+    ways: dict[str, dict[str, Any]] = {name: {} for name in stacks}
+    if truth is not None:
+        for name, stack in stacks.items():
+            same = metrics.compare(stack, truth)
+            ways[name] |= {key: drawn.mean(getattr(same, key)) for key in SIMILARITY}
+            if name == "translated":
+                measured |= {key: getattr(same, key) for key in SIMILARITY}
+    judged = {name: stack for name, stack in stacks.items() if name not in WITHOUT_SOURCE}
+    if truth is not None and count >= FEWEST_PICTURES:
+        for name, stack in judged.items():
+            ways[name]["partner_pixels"] = drawn.mean(metrics.hits_by_pixels(stack, truth))
+        share = min(1.0, metrics.NEAREST / count)
+        ways["chance"] = {key: {"value": share} for key in ("partner_pixels", "partner_features")}
+    if domain is not None and min(count, len(domain)) >= FEWEST_PICTURES:
+        if truth is not None:
+            judged["truth"] = np.clip(truth, -1.0, 1.0)
+        _features(judged, domain, ways, drawn, on_step)
+    columns = {**(recorded or {}), **measured}
+    rows: list[Figures] = [
+        dict(zip(columns, values, strict=True))
+        for values in zip(*(c.tolist() for c in columns.values()), strict=True)
+    ] or [{} for _ in translated]
+    for row, mark in zip(rows, marks, strict=False):
+        row["doubtful"] = mark
     return {
-        "level": bootstrap.LEVEL,
+        "count": count,
+        "shape": list(shape),
         "clusters": None if clusters is None else drawn.counts.shape[1],
-        "translated": intervals_of(rows, drawn),
-        "baselines": {
-            name: {key: drawn.mean(getattr(one, key)) for key in ("psnr", "ssim", "mse")}
-            for name, one in compared.items()
+        "ways": {name: found for name, found in ways.items() if found},
+        "spread": {
+            key: {**metrics.spread(column), **drawn.mean(column), "chance": chance.get(key)}
+            for key, column in columns.items()
         },
-    }
-
-
-def intervals_of(rows: list[Figures], drawn: bootstrap.Resamples) -> dict[str, bootstrap.Interval]:
-    known = [key for key, value in rows[0].items() if key not in {"doubtful", "name"} and value is not None]
-    return {key: drawn.mean([row[key] for row in rows]) for key in known}
-
-
-def _retrieval(
-    judged: Mapping[str, Pictures], truth: Pictures, report: Figures, drawn: bootstrap.Resamples
-) -> None:
-    hits = {name: metrics.hits_by_pixels(x, truth) for name, x in judged.items()}
-    report["retrieval"] = {name: {"pixels": metrics.share(one)} for name, one in hits.items()}
-    report["intervals"]["retrieval"] = {name: {"pixels": drawn.mean(one)} for name, one in hits.items()}
-
-
-def _paired(translated: Pictures, truth: Pictures, rows: list[Figures]) -> Figures:
-    found = metrics.compare(translated, truth)
-    return {
-        "mse": put(rows, "mse", found.mse),
-        "psnr": put(rows, "psnr", found.psnr),
-        "ssim": put(rows, "ssim", found.ssim),
-    }
-
-
-def _cycle(back: Pictures, source: Pictures, rows: list[Figures]) -> Figures:
-    errors = metrics.mse(back, source)
-    return {
-        "mse": put(rows, "cycle_mse", errors),
-        "psnr": put(rows, "cycle_psnr", metrics.to_psnr(errors)),
-    }
-
-
-def _structure(
-    source: Pictures, translated: Pictures, thresholds: Thresholds | None, rows: list[Figures]
-) -> Figures:
-    kept = structure(source, translated)
-    # Each source with its neighbour's translation, never its own.
-    chance = structure(source, np.roll(translated, 1, axis=0)) if len(source) > 1 else None
-    found: Figures = {
-        "edge_correlation": put(rows, "edge_correlation", kept.edge_correlation),
-        "mutual_information": put(rows, "mutual_information", kept.mutual_information),
-        "chance": None
-        if chance is None
-        else {
-            "edge_correlation": float(chance.edge_correlation.mean()),
-            "mutual_information": float(chance.mutual_information.mean()),
-        },
+        "measured": sorted(measured),
         "thresholds": None if thresholds is None else thresholds.model_dump(),
-        "doubtful": None,
+        "doubtful": sum(map(bool, marks)) if any(mark is not None for mark in marks) else None,
+        "pictures": rows,
     }
-    if thresholds is not None:
-        for row, mark in zip(rows, doubtful(kept, thresholds).tolist(), strict=True):
-            row["doubtful"] = mark
-        found["doubtful"] = sum(row["doubtful"] for row in rows)
-    return found
-
-
-def put(rows: list[Figures], name: str, column: metrics.Figures) -> dict[str, float]:
-    """Write one figure into the row of each picture, and return its spread."""
-    for row, value in zip(rows, column.tolist(), strict=True):
-        row[name] = value
-    return metrics.spread(column)
 
 
 def _features(
     judged: Mapping[str, Pictures],
-    truth: Pictures | None,
-    target: Pictures,
-    report: Figures,
+    domain: Pictures,
+    ways: dict[str, dict[str, Any]],
     drawn: bootstrap.Resamples,
-    tell: OnStep,
+    on_step: OnStep,
 ) -> None:
-    """Distances to the target domain and retrieval by features, with their intervals, into the report."""
-    tell("features of the target domain")
-    real = features.features(target)
-    rows = dict(judged)
-    if truth is not None:
-        rows["truth"] = np.clip(truth, -1.0, 1.0)
-    made: dict[str, Features] = {}
-    for name, stack in rows.items():
-        tell(f"features: {name}")
+    """Put distances to the target domain, and retrieval by features, into `ways`."""
+    on_step("features of the target domain")
+    real = features.features(domain)
+    made: dict[str, features.Features] = {}
+    for name, stack in judged.items():
+        on_step(f"features: {name}")
         made[name] = features.features(stack)
-    intervals = report["intervals"]
-    for name in report["retrieval"] or {}:
-        hits = metrics.hits_by_features(made[name].joined, made["truth"].joined)
-        report["retrieval"][name]["features"] = metrics.share(hits)
-        intervals["retrieval"][name]["features"] = drawn.mean(hits)
-    tell("intervals of the distances")
-    intervals["features"] = {
-        name: bootstrap.feature_distances(one, real, drawn) for name, one in made.items()
-    }
-    report["features"] = {
-        "network": features.NAME,
-        "domain_pictures": len(target),
-        "distance": {
-            name: {key: one["value"] for key, one in found.items()}
-            for name, found in intervals["features"].items()
+    on_step("intervals of the distances")
+    for name, found in made.items():
+        ways.setdefault(name, {}).update(bootstrap.feature_distances(found, real, drawn))
+        if "truth" in made and name != "truth":
+            hits = metrics.hits_by_features(found.joined, made["truth"].joined)
+            ways[name]["partner_features"] = drawn.mean(hits)
+    ways["floor"] = {key: {"value": value} for key, value in features.floor(real, len(drawn)).items()}
+
+
+Cell = str | float | None
+SIMILARITY: Final = ("psnr", "ssim", "mse")
+STRUCTURE: Final = ("edge_correlation", "mutual_information")
+TITLES: Final = {
+    "translated": "translated",
+    "source": "source unchanged",
+    "histogram": "histogram match, unpaired",
+    "mean": "mean picture of the domain",
+    "random": "random picture of the domain",
+    "colour_map": "quadratic colour map, fitted on half of these pairs",
+    "truth": "the truth itself",
+    "chance": "by chance",
+    "floor": "real pictures among themselves",
+}
+_OF_WAYS: Final = (
+    (
+        "Translation and truth",
+        {"psnr": "PSNR dB", "ssim": "SSIM", "mse": "MSE in [-1, 1]"},
+        "Means over the pictures. PSNR rewards blur: the mean picture of a domain beats many good translations.",
+    ),
+    (
+        f"True partner among the {metrics.NEAREST} nearest",
+        {"partner_pixels": "by pixels", "partner_features": "by features"},
+        "By the MSE of pictures less their mean, and by features of an ImageNet classifier.",
+    ),
+    (
+        "Feature distance to the target domain",
+        {
+            "frechet_early": "Frechet, block 5",
+            "frechet_late": "Frechet, block 11",
+            "kernel_early": "kernel, block 5",
+            "kernel_late": "kernel, block 11",
         },
-        "floor": features.floor(real, len(drawn)),
-    }
+        f"On {features.NAME}; not the published FID or KID. Of few pictures the Frechet distance is too large.",
+    ),
+)
+_OF_PICTURES: Final = {
+    "cycle_psnr": "round trip, PSNR dB",
+    "edge_correlation": "edge correlation",
+    "mutual_information": "mutual information, bits",
+}
 
 
-def _silent(step: str) -> None:
-    del step
+@dataclass(frozen=True, slots=True)
+class FigureTable:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    kind: str = ""
+    """The class of the table on a page."""
+
+
+def tables(report: Figures) -> list[FigureTable]:
+    over = f"{report['count']} pictures" if report["clusters"] is None else f"{report['clusters']} clusters"
+    brackets = f"In brackets: {bootstrap.LEVEL:.0%} of bootstrap draws of the {over}."
+    made = []
+    for title, columns, note in _OF_WAYS:
+        rows = [
+            (TITLES[name], *(_ranged(found.get(key)) for key in columns))
+            for name, found in report["ways"].items()
+            if columns.keys() & found.keys()
+        ]
+        if any(name != TITLES["chance"] for name, *_ in rows):
+            made.append(FigureTable(title, ("", *columns.values()), tuple(rows), f"{note} {brackets}"))
+    spread = report["spread"]
+    if known := [key for key in _OF_PICTURES if key in spread]:
+        rows = [
+            (
+                _OF_PICTURES[key],
+                one["median"],
+                _ranged({**one, "value": one["mean"]}),
+                one["min"],
+                one["chance"],
+            )
+            for key in known
+            for one in (spread[key],)
+        ]
+        note = "A good round trip does not show that structure was kept."
+        if (marked := report["doubtful"]) is not None:
+            note = f"Doubtful: {marked} of {report['count']}.{_least(report['thresholds'])} {note}"
+        columns_ = ("", "median", "mean", "worst", "by chance")
+        made.insert(1, FigureTable("Round trip and structure", columns_, tuple(rows), note))
+    if (latent := report.get("latent")) is not None:
+        keys = ("mean", "std", "kurtosis", "correlation")
+        rows = [("latents", *(latent[key] for key in keys))]
+        note = "Correlation of two pixels of a patch of 8 x 8, of the median picture; kept latents are taken together."
+        if "noise_correlation" in latent:
+            rows.append(("true noise", 0.0, 1.0, 0.0, latent["noise_correlation"]))
+            note = "Mean correlation of two pixels of a patch of 8 x 8; few patches make that of true noise large too."
+        made.append(FigureTable("Latents", ("", *keys), tuple(rows), note))
+    return made
+
+
+def _ranged(found: Figures | None) -> Cell:
+    if found is None or "low" not in found:
+        return None if found is None else float(found["value"])
+    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
+
+
+def _least(thresholds: Figures | None) -> str:
+    if thresholds is None:
+        return ""
+    edges, shared = (thresholds[key] for key in STRUCTURE)
+    return f" Edge correlation below {edges:.2f} or mutual information below {shared:.2f} bits is doubtful."
+
+
+RANKED: Final = ("cycle_psnr", "psnr", "ssim", "edge_correlation", "mutual_information")
+"""For all of them, more is better."""
+
+
+def worst_first(rows: Sequence[Figures]) -> list[Figures]:
+    """The rows of pictures: those marked as doubtful first, then by each one's worst rank in any of its figures."""
+    known = [key for key in RANKED if all(row.get(key) is not None for row in rows)]
+    columns = [np.array([float(row[key]) for row in rows]) for key in known]
+    # A missing measurement ranks as bad; equal figures have equal ranks.
+    filled = [np.where(np.isnan(column), -np.inf, column) for column in columns] or [np.zeros(len(rows))]
+    ranks = [np.searchsorted(np.sort(column), column) for column in filled]
+    worst, mean = np.min(ranks, axis=0), np.mean(ranks, axis=0)
+    order = sorted(range(len(rows)), key=lambda i: (not rows[i].get("doubtful"), worst[i], mean[i], i))
+    return [rows[i] for i in order]

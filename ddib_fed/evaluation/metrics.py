@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data import synthetic
-from ddib_fed.engine.record import PictureFigures
+from ddib_fed.data.fitting import LUMA
 from ddib_fed.errors import ShapeMismatch, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddib_fed.data.decoding import Picture
-    from ddib_fed.data.fitting import Fitted, PictureRule
+    from ddib_fed.data.fitting import PictureRule
     from ddib_fed.diffusion.gaussianity import LatentStatistics
     from ddib_fed.models.manifest import Manifest
 
@@ -98,24 +97,19 @@ MOST_PSNR = 120.0
 """The PSNR of equal pictures, instead of infinity: JSON has none, and float32 does not resolve more."""
 WINDOW = 7
 """Side of SSIM's windows: pictures must be at least as large."""
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow has them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """Similarity of corresponding pictures; each (N,) float64."""
+class Similarity:
+    """Of corresponding pictures; each (N,) float64."""
 
     mse: Figures
     psnr: Figures
     ssim: Figures
 
-    def means(self) -> dict[str, float]:
-        return {name: float(getattr(self, name).mean()) for name in ("mse", "psnr", "ssim")}
 
-
-def compare(pictures: Pictures, truth: Pictures) -> Paired:
-    return Paired(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
+def compare(pictures: Pictures, truth: Pictures) -> Similarity:
+    return Similarity(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
 
 
 def mse(pictures: Pictures, truth: Pictures) -> Figures:
@@ -178,42 +172,6 @@ def to_channels(pictures: Pictures, channels: int) -> Pictures:
         return np.repeat(pictures, 3, axis=1)
     grey = np.einsum("nchw,c->nhw", pictures, np.asarray(LUMA, pictures.dtype))
     return np.ascontiguousarray(grey[:, None])
-
-
-def given_figures(given: Fitted, rule: PictureRule, size_rule: str) -> PictureFigures:
-    """The part of a record about a picture before it is translated."""
-    from ddib_fed.data.fitting import fitted_size
-
-    slope, intercept = rule.output_scale
-    fitted = fitted_size(rule, given.geometry)
-    return PictureFigures(
-        height=given.geometry.height,
-        width=given.geometry.width,
-        size_rule=size_rule,
-        fitted_height=fitted[0] if fitted else None,
-        fitted_width=fitted[1] if fitted else None,
-        fit_psnr=own_size_error(given.samples, rule, given.read())["cycle_psnr"] if fitted else None,
-        source_low=rule.low,
-        source_high=rule.high,
-        back_slope=slope,
-        back_intercept=intercept,
-        clipped=given.use.clipped,
-        outside=round(given.use.outside, 4),
-        used=round(given.use.used, 4),
-    )
-
-
-def own_size_error(x: NDArray[np.float32], rule: PictureRule, picture: Picture) -> dict[str, float]:
-    """MSE and PSNR at its own size of a picture to one of the model's size (C, H, W), as in a record."""
-    from ddib_fed.data.fitting import own_size_mse
-
-    mse = own_size_mse(x, rule, picture)
-    return {"cycle_mse": mse, "cycle_psnr": float(to_psnr(np.array([mse]))[0])}
-
-
-def output_terms(rule: PictureRule) -> dict[str, float | int]:
-    slope, intercept = rule.output_scale
-    return {"low": rule.low, "high": rule.high, "bits": rule.bits, "slope": slope, "intercept": intercept}
 
 
 def picture_rule(manifest: Manifest) -> PictureRule:
@@ -389,12 +347,6 @@ def hits_by_features(
         )
     centre, scale = truth.mean(axis=0), truth.std(axis=0) + _EPSILON
     return ranks((translated - centre) / scale, (truth - centre) / scale) < nearest
-
-
-def share(hits: NDArray[np.bool_], nearest: int = NEAREST) -> dict[str, float]:
-    """The share of hits (N,), N at least 1, beside that by chance."""
-    chance = min(1.0, nearest / len(hits))
-    return {"found": float(hits.mean()), "chance": chance, "nearest": nearest, "count": len(hits)}
 
 
 def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:

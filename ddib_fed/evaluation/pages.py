@@ -1,45 +1,338 @@
-"""The page of a rehearsal (`ddib try`), and that of a report on a folder of translations (`ddib evaluate`).
+"""The pages of `ddib translate`, `ddib evaluate` and `ddib try`, and the contact sheet beside the first.
 
+A page holds reduced pictures, so that it stays one file that opens with 1,500 of them; the files beside are linked.
 Advice after a rehearsal is based on a figure on the page, and names it.
 """
 
 from __future__ import annotations
 
+import io
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ddib_fed.data.pictures import encode_png
-from ddib_fed.evaluation.folder import Table, per_picture, tables
-from ddib_fed.evaluation.judgement import Figures
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.fitting import PictureRule, file_range, to_array
+from ddib_fed.data.pictures import encode_png, read_image
+from ddib_fed.engine.record import PictureFigures, Translation, fitted_line
+from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.metrics import WHITE_RATIO, Pictures
-from ddib_fed.evaluation.sample_verdict import SampleVerdict
-from ddib_fed.evaluation.sheets import to_pixels
-from ddib_fed.evaluation.translations import Translations
-from ddib_fed.models.manifest import Manifest
-from ddib_fed.pages import write_page
+from ddib_fed.evaluation.sheets import CELL, Stage, save_sheet, to_pixels
+from ddib_fed.pages import beside, write_page
 
-FEW_PICTURES = 1000
-POOR_CYCLE_DB = 30.0
-STD_BOUNDS = (0.97, 1.03)
-RISEN = 1.05
-NEAR = 0.5
+if TYPE_CHECKING:
+    from ddib_fed.evaluation.judgement import Figures, FigureTable
+    from ddib_fed.evaluation.sample_verdict import SampleVerdict
+    from ddib_fed.evaluation.translations import Translations
+    from ddib_fed.models.manifest import Manifest
+
+MOST_BYTES = 1 << 30
+JPEG_FROM = 64
+"""Pixels of the longer side from which a preview is a JPEG: as a PNG it would have three times the bytes."""
+MANY = 200
+"""Pictures from which previews are smaller."""
+SIDE, SIDE_OF_MANY = 384, 192
+SHOWN = 96
+MOST_ON_SHEET = 48
 MOST_ROWS = 200
-THUMBNAIL = 128
-COLUMNS = {
+"""Of the page of an evaluation."""
+COLUMNS: Final[Mapping[str, str]] = {
     "cycle_psnr": "round trip dB",
     "psnr": "PSNR dB",
     "ssim": "SSIM",
     "edge_correlation": "edge correlation",
     "mutual_information": "mutual information",
 }
+
+Preview = NDArray[np.uint8]
+"""(H, W, 3)."""
+Drawn = dict[str, Preview | None]
+"""Pictures of one file, each under its kind: source, translated, returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFile:
+    name: str
+    record: Translation
+    translated: Path
+    source: Path | None = None
+    returned: Path | None = None
+
+    @property
+    def figures(self) -> PictureFigures:
+        return self.record.picture or PictureFigures()
+
+    def doubt(self) -> tuple[bool, float, float, str]:
+        """For sorting: doubtful ones first, then the worst figures."""
+        figures = self.figures
+        values = [figures.cycle_psnr, figures.edge_correlation]
+        least = [float("inf") if value is None else value for value in values]
+        return (not self.record.doubtful, least[0], least[1], self.name)
+
+    def drawn(self, side: int) -> Drawn:
+        """Its pictures, each with the longer side at most `side` pixels."""
+        figures, back = self.figures, self.figures.back_scale
+        span = figures.source_range if back is not None else None
+        found: Drawn = {}
+        if self.source is not None:
+            found["source"] = preview(self.source, side, span=figures.source_range)
+        found["translated"] = preview(
+            self.translated, side, span=figures.target_range, scale=figures.output_scale
+        )
+        if self.returned is not None:
+            found["returned"] = preview(self.returned, side, span=span, scale=back or (1.0, 0.0))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFiles:
+    """What a command translated to `target`, of `total` files, and why others are missing."""
+
+    target: str
+    total: int
+    files: Sequence[ShownFile]
+    missing: Sequence[tuple[str, str]] = ()
+
+
+def write_results(
+    page: Path, sheet: Path, results: ShownFiles, *, on_drawn: Callable[[int, int], None] | None = None
+) -> None:
+    """Write the page and the sheet; each appears completely or not at all."""
+    files = sorted(results.files, key=ShownFile.doubt)
+    side = SIDE if len(files) <= MANY else SIDE_OF_MANY
+    kinds = ["translated"]
+    kinds[:0] = ["source"] if any(each.source for each in files) else []
+    kinds += ["returned"] if any(each.returned for each in files) else []
+    keys = [key for key in COLUMNS if any(getattr(each.figures, key, None) is not None for each in files)]
+    chosen = set(np.linspace(0, len(files) - 1, min(MOST_ON_SHEET, len(files))).astype(int).tolist())
+    on_sheet: list[tuple[ShownFile, Drawn]] = []
+    rows = []
+    for number, each in enumerate(files):
+        drawn, figures = each.drawn(side), each.figures
+        if number in chosen:
+            on_sheet.append((each, drawn))
+        fitted = f" at {figures.fitted_width}x{figures.fitted_height}" if figures.lost else ""
+        rows.append({
+            "name": each.name,
+            "address": beside(each.translated.relative_to(page.parent).as_posix()),
+            "mark": f"doubtful: {doubts_of(each.record)}" if each.record.doubtful else "",
+            "pictures": [_cell(drawn.get(kind), f"{each.name}, {kind}") for kind in kinds],
+            "figures": [f"{figures.width}x{figures.height}{fitted}", *(getattr(figures, key) for key in keys)],
+        })  # fmt: skip
+        if on_drawn is not None:
+            on_drawn(number + 1, len(files))
+    _write_sheet(sheet, sorted(on_sheet, key=lambda found: found[0].name), kinds, results)
+    missing = {
+        "title": "Not translated",
+        "columns": ("file", "why"),
+        "rows": results.missing,
+        "kind": "text",
+        "note": "",
+    }
+    write_page(
+        page,
+        "pictures.html",
+        title=f"Translations to {results.target}",
+        verdict=verdict(results),
+        notes=_remarks(results),
+        tables=[missing] if results.missing else [],
+        sheet=sheet.name,
+        columns=["file", "mark", *kinds, "pixels", *(COLUMNS[key] for key in keys)],
+        rows=rows,
+        left_out=0,
+        provenance=provenance([each.record for each in results.files]),
+    )
+
+
+def doubts_of(record: Translation) -> str:
+    return ", ".join("round trip" if doubt == "cycle_psnr" else doubt for doubt in record.doubts or ())
+
+
+def verdict(results: ShownFiles) -> str:
+    """How many are translated, doubtful and left out; before that, which were not translated at their own size."""
+    done, doubtful = len(results.files), sum(bool(each.record.doubtful) for each in results.files)
+    said = f"{done:,} of {results.total:,} files are translated"
+    if any(each.record.doubtful is not None for each in results.files):
+        said += f"; doubtful: {doubtful:,}" if doubtful else "; none is marked doubtful"
+    said += f"; left out or failed: {len(results.missing):,}." if results.missing else "."
+    fitted = fitted_line([(each.name, each.record) for each in results.files])
+    return f"{fitted}. {said}" if fitted else said
+
+
+def _remarks(results: ShownFiles) -> list[str]:
+    values = [p for each in results.files if (p := each.figures.cycle_psnr) is not None]
+    said = []
+    if values:
+        low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+        said.append(f"Round trip: median {middle:.1f} dB, nine in ten between {low:.1f} and {high:.1f} dB.")
+    elif all(each.record.doubtful is None for each in results.files):
+        said.append(
+            "Nothing was measured that could mark a picture as doubtful: translate with --cycle to have it."
+        )
+    if clipped := sum(bool(each.figures.clipped) for each in results.files):
+        said.append(
+            f"{clipped:,} pictures have values outside the range of the source's model; these were clipped."
+        )
+    return [*said, "These pictures are made by machine. The figures here say nothing about findings in them."]
+
+
+_FACTS: Final[Mapping[str, Callable[[Translation], str]]] = {
+    "source": lambda r: f"{r.source_institution}/{r.source_domain}".lstrip("/"),
+    "target": lambda r: f"{r.target_institution}/{r.target_domain}".lstrip("/"),
+    "jobs": lambda r: r.job_id,
+    "solver": lambda r: (
+        f"{r.solver.solver}, {r.solver.evaluations} evaluations a leg, grid {r.solver.grid}, "
+        f"depth {r.solver.depth:g}, encoder {r.solver.encoder}"
+    ),
+    "softening": lambda r: f"noise level {r.soften_sigma:g}",
+    "class": lambda r: f"{r.source_class} to {r.target_class}" if r.source_class or r.target_class else "",
+    "guidance": lambda r: "" if r.guidance is None else str(r.guidance),
+    "calibration": lambda r: f"{r.calibration_kind} {r.calibration_sha256}".strip(),
+    "contract": lambda r: r.contract_sha256,
+    "source's model": lambda r: r.source_model_sha256,
+    "target's model": lambda r: r.target_model_sha256,
+    "source's policy": lambda r: r.policy_sha256,
+}
+
+
+def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
+    """Each fact with its value, or with its values and how many pictures have each."""
+    rows = []
+    for name, fact in _FACTS.items():
+        found = Counter(value for record in records if (value := fact(record)))
+        several = len(found) > 1
+        if values := [f"{value} ({count:,})" if several else value for value, count in found.items()]:
+            rows.append((name, ", ".join(values)))
+    return rows
+
+
+def _write_sheet(
+    path: Path, chosen: Sequence[tuple[ShownFile, Drawn]], kinds: Sequence[str], results: ShownFiles
+) -> None:
+    stages = [
+        Stage(kind, np.stack([squared(drawn.get(kind), CELL) for _, drawn in chosen])) for kind in kinds
+    ]
+    total, some = len(results.files), ""
+    if len(chosen) < total:
+        some = f" {len(chosen)} of {total:,} are shown, spread evenly from worst to best."
+    save_sheet(
+        path,
+        stages,
+        names=[Path(each.name).name for each, _ in chosen],
+        doubtful=[bool(each.record.doubtful) for each, _ in chosen],
+        caption=f"To {results.target}. {verdict(results)}{some}",
+    )
+
+
+def preview(
+    path: Path, side: int, *, span: tuple[float, float] | None, scale: tuple[float, float] = (1.0, 0.0)
+) -> Preview | None:
+    """The picture in a file, its longer side at most `side`; None if it cannot be drawn."""
+    try:
+        picture = read_image(path, ImageLimits(max_bytes=MOST_BYTES))
+        pixels = picture.pixels
+        low, high = file_range(pixels, span, scale) or (float(pixels.min()), float(pixels.max()))
+        factor = min(1.0, side / max(pixels.shape[:2]))
+        height, width = (max(1, round(length * factor)) for length in pixels.shape[:2])
+        rule = PictureRule(3, height, width, "resize", low, max(high, low + 1e-6))
+        drawn: Preview = to_pixels(to_array(picture, rule)[0][None])[0]
+    except DdibError:
+        return None
+    return drawn
+
+
+def encoded(pixels: Preview) -> bytes:
+    """A preview as a file: PNG where it is small, else JPEG."""
+    if max(pixels.shape[:2]) < JPEG_FROM:
+        return encode_png(pixels)
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+def _cell(pixels: Preview | None, text: str) -> tuple[bytes, str, int] | None:
+    """The picture as a file, what it is, and its width on the page."""
+    if pixels is None:
+        return None
+    return encoded(pixels), text, max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
+
+
+def squared(pixels: Preview | None, side: int) -> Pictures:
+    """A preview in the middle of a white square, (3, side, side) in [-1, 1]; it is cut to every n-th pixel to fit."""
+    square = np.ones((3, side, side), np.float32)
+    if pixels is None:
+        return square
+    step = -(-max(pixels.shape[:2]) // side)
+    small = pixels[::step, ::step]
+    factor = max(1, side // max(small.shape[:2]))
+    small = small.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = small.shape[:2]
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, top : top + height, left : left + width] = small.transpose(2, 0, 1) / 127.5 - 1
+    return square
+
+
+def write_report_page(
+    path: Path, title: str, report: Figures, found: Translations, *, most_rows: int = MOST_ROWS
+) -> None:
+    """Write the page of an evaluation: the worst come first, and the page states how many it leaves out."""
+    from ddib_fed.evaluation.judgement import tables, worst_first
+
+    stacks = {
+        kind: to_pixels(stack)
+        for kind in ("source", "translated", "truth", "back")
+        if (stack := getattr(found, kind)) is not None
+    }
+    rows = worst_first(report["pictures"])
+    keys = [key for key in COLUMNS if key in rows[0]]
+    where = {name: number for number, name in enumerate(found.names)}
+    write_page(
+        path,
+        "pictures.html",
+        title=title,
+        verdict="",
+        notes=report["notes"],
+        tables=tables(report),
+        sheet="",
+        columns=["file", "mark", *stacks, *(COLUMNS[key] for key in keys)],
+        rows=[
+            {
+                "name": row["name"],
+                "address": "",
+                "mark": "doubtful" if row.get("doubtful") else "",
+                "pictures": [
+                    _cell(pixels[where[row["name"]]], f"{row['name']}, {kind}")
+                    for kind, pixels in stacks.items()
+                ],
+                "figures": [row[key] for key in keys],
+            }
+            for row in rows[:most_rows]
+        ],
+        left_out=max(0, len(rows) - most_rows),
+        provenance=[],
+    )
+
+
+FEW_PICTURES = 1000
+POOR_CYCLE_DB = 30.0
+STD_BOUNDS = (0.97, 1.03)
+RISEN = 1.05
+NEAR = 0.5
 MORE_TIME = "The same command with more --time trains on from here."
 
 
 @dataclass(frozen=True, slots=True)
 class SideFound:
+    """A side of a rehearsal: its folder, its model, and pictures of how it was trained."""
+
     folder: Path
     lines: tuple[str, ...]
     pictures: int
@@ -50,9 +343,38 @@ class SideFound:
     held_out: bytes | None
     held_out_losses: tuple[float, ...]
 
+    @property
+    def domain(self) -> str:
+        return self.manifest.domain
+
+    @property
+    def sample_verdict(self) -> SampleVerdict | None:
+        from ddib_fed.evaluation.sample_verdict import SampleVerdict
+
+        return SampleVerdict.of_figures(self.manifest.training.figures)
+
+    @property
+    def verdict(self) -> str:
+        if (found := self.sample_verdict) is None:
+            return "Too few pictures were held out to judge the samples."
+        return found.sentence(self.manifest.training.steps)
+
+    @property
+    def figures(self) -> list[tuple[str, Any]]:
+        manifest = self.manifest
+        return [
+            ("bundle", self.bundle),
+            ("size", " x ".join(map(str, manifest.sample_shape))),
+            ("parameters", f"{manifest.parameters:,}"),
+            ("steps", f"{manifest.training.steps:,}"),
+            *((key.replace("_", " "), value) for key, value in manifest.training.figures.items()),
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class WayFound:
+    """A direction of a rehearsal: the report on its translations, empty where there are none."""
+
     title: str
     folder: Path
     report: Figures
@@ -60,21 +382,18 @@ class WayFound:
     notes: tuple[str, ...] = ()
 
     @property
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[FigureTable]:
+        from ddib_fed.evaluation.judgement import tables
+
         return tables(self.report) if self.report else []
 
 
 def write_rehearsal(
     path: Path, sides: tuple[SideFound, SideFound], ways: tuple[WayFound, WayFound], shared: Sequence[str]
 ) -> None:
-    names = " and ".join(side.manifest.domain for side in sides)
+    title = f"Rehearsal of {' and '.join(side.domain for side in sides)}"
     write_page(
-        path,
-        "rehearsal.html",
-        title=f"Rehearsal of {names}",
-        advice=advice(sides, ways, shared),
-        ways=ways,
-        sides=[_side(side) for side in sides],
+        path, "rehearsal.html", title=title, advice=advice(sides, ways, shared), ways=ways, sides=sides
     )
 
 
@@ -88,10 +407,8 @@ def advice(
             f"{len(shared)} pictures are in both folders ({shared[0]}, for one): take them out of one. "
             "Two institutions would share none, so this rehearsal is too kind."
         )
-    for side in sides:
-        found += _of_side(side)
-    for way in ways:
-        found += _of_way(way)
+    found += [f"{side.domain}: {said}" for side in sides for said in _of_side(side)]
+    found += [f"{way.title}: {said}" for way in ways for said in _of_way(way)]
     if not found:
         found.append("Nothing stands out. More training time is what usually helps next.")
     first, second = (shlex.quote(str(side.bundle)) for side in sides)
@@ -104,135 +421,61 @@ def advice(
 
 
 def _of_side(side: SideFound) -> list[str]:
-    name, figures = side.manifest.domain, side.manifest.training.figures
-    found = []
-    verdict = SampleVerdict.of_figures(figures)
-    if verdict is not None and verdict.level in {"not yet", "near"}:
-        found.append(f"{name}: {verdict.sentence(side.manifest.training.steps)}. {MORE_TIME}")
-    losses = side.held_out_losses
+    figures, losses, found = side.manifest.training.figures, side.held_out_losses, []
+    if side.sample_verdict is not None and side.sample_verdict.level in {"not yet", "near"}:
+        found.append(f"{side.verdict}. {MORE_TIME}")
     if losses and losses[-1] > RISEN * min(losses):
         found.append(
-            f"{name}: the held-out loss rose from {min(losses):.4f} to {losses[-1]:.4f}: the model begins to learn its "
+            f"the held-out loss rose from {min(losses):.4f} to {losses[-1]:.4f}: the model begins to learn its "
             "pictures by heart. Train for less time, add pictures, or use --flip where mirrored pictures are possible."
         )
     elif losses and losses[-1] <= min(losses):
-        found.append(f"{name}: the held-out loss ({losses[-1]:.4f}) was still falling. {MORE_TIME}")
+        found.append(f"the held-out loss ({losses[-1]:.4f}) was still falling. {MORE_TIME}")
     near, usual = (figures.get(f"nearest_training_picture{part}") for part in ("", "_held_out"))
     if near is not None and usual is not None and near < NEAR * usual:
         found.append(
-            f"{name}: samples lie nearer to training pictures ({near:.4f}) than new pictures do ({usual:.4f}): "
+            f"samples lie nearer to training pictures ({near:.4f}) than new pictures do ({usual:.4f}): "
             "the model repeats its pictures. Add pictures, or train for less time."
         )
     if side.pictures < FEW_PICTURES:
-        found.append(f"{name}: {side.pictures} training pictures are few; every further one helps.")
+        found.append(f"{side.pictures} training pictures are few; every further one helps.")
     return found
 
 
 def _of_way(way: WayFound) -> list[str]:
-    report, found = way.report, []
     if way.sheet is None:
+        return [
+            "no held-out picture has a latent that a node would let pass: train for longer, or try more --evaluations."
+        ]
+    report, found = way.report, []
+    cycle, edges = (report["spread"].get(key) for key in ("cycle_psnr", "edge_correlation"))
+    if cycle is not None and cycle["median"] < POOR_CYCLE_DB:
         found.append(
-            f"{way.title}: no held-out picture has a latent that a node would let pass: train for longer, "
-            "try more --evaluations, or --soften-sigma more."
+            f"the round trip reaches {cycle['median']:.1f} dB: try more --evaluations, a smaller --soften-sigma, or "
+            "a longer training."
         )
-        return found
-    cycle, kept, latent = (report.get(key) for key in ("cycle", "structure", "latent"))
-    if cycle is not None and cycle["psnr"]["median"] < POOR_CYCLE_DB:
-        found.append(
-            f"{way.title}: the round trip reaches {cycle['psnr']['median']:.1f} dB: try more --evaluations, a smaller "
-            "--soften-sigma, or a longer training."
-        )
-    if latent is not None:
+    if (latent := report.get("latent")) is not None:
         low, high = STD_BOUNDS
-        if not low <= latent["std"] <= high or latent.get("ratio", 0.0) > WHITE_RATIO:
+        if not low <= latent["std"] <= high or latent["ratio"] > WHITE_RATIO:
             found.append(
-                f"{way.title}: latents have a standard deviation of {latent['std']:.3f} and {latent['ratio']:.2f} "
-                "times the patch correlation of noise, so they still show the picture: train for longer, or "
-                "--soften-sigma more."
+                f"latents have a standard deviation of {latent['std']:.3f} and {latent['ratio']:.2f} times the patch "
+                "correlation of noise, so they still show the picture: train for longer, or --soften-sigma more."
             )
-    if kept is not None and kept["chance"] is not None:
-        edges, chance = kept["edge_correlation"]["median"], kept["chance"]["edge_correlation"]
-        if edges < 2.0 * max(chance, 0.05):
-            found.append(
-                f"{way.title}: edges agree by {edges:.2f}, those of pictures that do not belong together by "
-                f"{chance:.2f}: hardly any structure is kept. Start both models from one public bundle (ddib model "
-                "train --init), train for longer, or try ddib translate --depth 0.6, which reveals more of the "
-                "picture."
-            )
-    features = report.get("features")
-    if features is not None:
-        distance = features["distance"]
-        if distance["translated"]["frechet_early"] >= distance["source"]["frechet_early"]:
-            found.append(
-                f"{way.title}: translations are no nearer to the target domain than their sources are "
-                f"({distance['translated']['frechet_early']:.3g} and {distance['source']['frechet_early']:.3g}): the "
-                "target's model needs more training."
-            )
+    if (
+        edges is not None
+        and edges["chance"] is not None
+        and edges["median"] < 2.0 * max(edges["chance"], 0.05)
+    ):
+        found.append(
+            f"edges agree by {edges['median']:.2f}, those of pictures that do not belong together by "
+            f"{edges['chance']:.2f}: hardly any structure is kept. Start both models from one public bundle (ddib "
+            "model train --init), train for longer, or try ddib translate --depth 0.6, which reveals more of the "
+            "picture."
+        )
+    distances = [report["ways"].get(name, {}).get("frechet_early") for name in ("translated", "source")]
+    if None not in distances and distances[0]["value"] >= distances[1]["value"]:
+        found.append(
+            "translations are no nearer to the target domain than their sources are "
+            f"({distances[0]['value']:.3g} and {distances[1]['value']:.3g}): the target's model needs more training."
+        )
     return found
-
-
-def _side(side: SideFound) -> dict[str, Any]:
-    manifest, figures = side.manifest, side.manifest.training.figures
-    verdict = SampleVerdict.of_figures(figures)
-    return {
-        "domain": manifest.domain,
-        "folder": side.folder,
-        "lines": side.lines,
-        "figures": [
-            ("bundle", side.bundle),
-            ("size", " x ".join(map(str, manifest.sample_shape))),
-            ("parameters", f"{manifest.parameters:,}"),
-            ("steps", f"{manifest.training.steps:,}"),
-            *((key.replace("_", " "), value) for key, value in figures.items()),
-        ],
-        "verdict": "Too few pictures were held out to judge the samples."
-        if verdict is None
-        else verdict.sentence(manifest.training.steps),
-        "loss_chart": side.loss_chart,
-        "samples": side.samples,
-        "held_out": side.held_out,
-    }
-
-
-def write_report_page(
-    path: Path, title: str, report: Figures, found: Translations, *, most_rows: int = MOST_ROWS
-) -> None:
-    """Write the page of a report: the worst come first, and the page states how many it leaves out."""
-    stacks = {
-        "source": found.source,
-        "translated": found.translated,
-        "truth": found.truth,
-        "back": found.back,
-    }
-    stages = {title: stack for title, stack in stacks.items() if stack is not None}
-    rows = per_picture(report)
-    known = [key for key in COLUMNS if key in rows[0]]
-    where = {name: number for number, name in enumerate(found.names)}
-    write_page(
-        path,
-        "folder.html",
-        title=title,
-        notes=report["notes"],
-        tables=tables(report),
-        columns=["", *stages, *(COLUMNS[key] for key in known)],
-        rows=[
-            {
-                "name": row["name"],
-                "doubtful": row.get("doubtful"),
-                "pictures": [
-                    _thumbnail(stack, where[row["name"]], f"{row['name']}, {stage}")
-                    for stage, stack in stages.items()
-                ],
-                "figures": [row[key] for key in known],
-            }
-            for row in rows[:most_rows]
-        ],
-        left_out=max(0, len(rows) - most_rows),
-    )
-
-
-def _thumbnail(stack: Pictures, number: int, text: str) -> tuple[bytes, str, int]:
-    """The picture, what it is, and its width."""
-    height, width = stack.shape[2:]
-    shown = max(1, round(THUMBNAIL * width / max(height, width)))
-    return encode_png(to_pixels(stack[number : number + 1])[0]), text, shown

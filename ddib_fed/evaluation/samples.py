@@ -11,20 +11,22 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.decoding import ImageLimits, Picture
 from ddib_fed.data.fitting import (
     Geometry,
     PictureRule,
     check_type,
     fit_picture,
+    fitted_size,
     from_array,
     output_bytes,
+    own_size_mse,
     to_array,
 )
 from ddib_fed.data.pictures import (
@@ -41,15 +43,7 @@ from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.engine.record import KEPT_SMALL, CycleError, PictureFigures
 from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import (
-    cycle_error,
-    given_figures,
-    output_terms,
-    own_size_error,
-    picture_rule,
-    psnr,
-)
-from ddib_fed.evaluation.metrics import mse as picture_mse
+from ddib_fed.evaluation.metrics import cycle_error, mse, picture_rule, to_psnr
 from ddib_fed.evaluation.structure import doubtful, expected, structure
 from ddib_fed.files import parse_json
 from ddib_fed.models.units import ChannelMap
@@ -115,14 +109,15 @@ class Given:
         return cls(samples, samples if len(arrays) == 1 else arrays[1].astype(np.float32), figures)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class SampleFile(NamedTuple):
+    """What came back as a file, and what is recorded of it."""
+
     file: bytes
-    figures: Mapping[str, Any]
+    figures: Mapping[str, Any] = MappingProxyType({})
 
 
 class PointSamples:
-    """Clouds of points, .npy in and out."""
+    """Clouds of points, .npy in and out; for the methods see `PictureSamples`, some have nothing to do here."""
 
     format: str = "NPY"
     formats: frozenset[str] = frozenset({"NPY"})
@@ -130,14 +125,9 @@ class PointSamples:
     def __init__(self, model: DomainModel, max_bytes: int, max_points: int) -> None:
         self._model, self._dim = model, model.sample_shape[0]
         self._max_bytes, self._max_points = max_bytes, max_points
-
-    @property
-    def rule(self) -> str:
-        """What the result of `read` depends on beside the file."""
-        return f"points {self._dim}"
+        self.rule = f"points {self._dim}"
 
     def refusal(self, given: str) -> DdibError:
-        """The error for a file of a format that is not accepted."""
         if given:
             return picture_for_points(given, self._dim)
         return PointsUnreadable(
@@ -150,14 +140,12 @@ class PointSamples:
         return Given(points, points)
 
     def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
-        """As `read`, from `Given.to_bytes`; None where the model takes other samples now."""
         return Given.from_bytes(data, self.rule)
 
     def check_header(self, content: bytes, size_rule: str) -> None:
-        """Return unless the header of a file shows that `read` will refuse it."""
+        del content, size_rule
 
     def memory(self, content: bytes) -> int:
-        """Bytes that reading takes at most beside the file, by its header; 0 for what `read` will refuse."""
         try:
             numbers = math.prod(read_header(content)[0].shape)
         except PointsUnreadable:
@@ -165,74 +153,87 @@ class PointSamples:
         return 21 * min(numbers, len(content))
 
     def output_memory(self, given: Given) -> int:
-        """Bytes that writing a file of this size takes at most."""
         return 3 * given.samples.nbytes
 
     def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:  # noqa: ARG002
-        """The samples in a peer's answer to a latent of `count` samples; `rule` is that of its pictures."""
         points = self._parse(file)
         if len(points) != count:
             raise ShapeMismatch(f"{len(points)} samples came back for {count}")
         return points
 
     def translation(
-        self,
-        samples: Array,
-        rule: PictureRule | None,  # noqa: ARG002
-        given: Given,  # noqa: ARG002
-        rotation: ChannelMap | None = None,  # noqa: ARG002
-    ) -> Result:
-        return Result(to_npy(samples), {})
+        self, samples: Array, rule: PictureRule | None, given: Given, rotation: ChannelMap | None = None
+    ) -> SampleFile:
+        del rule, given, rotation
+        return SampleFile(to_npy(samples))
 
-    def source(self, given: Given) -> Result:
-        return Result(to_npy(given.samples), {})
+    def source(self, given: Given) -> SampleFile:
+        return SampleFile(to_npy(given.samples))
 
-    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:  # noqa: ARG002
-        """Figures of a fitted picture's round trip at its own size; `content` is the client's file."""
-        return {}
-
-    def returned(self, given: Given, back: Decoded) -> Result:
+    def returned(self, given: Given, back: Decoded) -> SampleFile:
         assert back.normalised is not None  # the own model decoded it
         error = CycleError(**cycle_error(self._model.normalise(given.samples), back.normalised))
-        return Result(to_npy(back.samples), {"cycle": error})
+        return SampleFile(to_npy(back.samples), {"cycle": error})
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
+        del content, back
+        return {}
 
     def _parse(self, content: bytes) -> Array:
         return parse_npy(content, max_bytes=self._max_bytes, max_points=self._max_points, dim=self._dim)
 
 
 class PictureSamples:
-    """Pictures, one a file, PNG out."""
+    """Pictures, one a file, PNG out.
+
+    Attributes:
+        format: Of the files that are written.
+        formats: That are read.
+        rule: What the result of `read` depends on beside the file.
+    """
 
     format: str = "PNG"
 
     def __init__(self, model: DomainModel, limits: ImageLimits) -> None:
         self._manifest = model.bundle.manifest
-        self._rule = picture_rule(self._manifest)
-        self._limits = limits
-
-    @property
-    def formats(self) -> frozenset[str]:
-        return frozenset(self._limits.formats)
-
-    @cached_property
-    def rule(self) -> str:
-        return json.dumps(dataclasses.asdict(self._rule))
+        self._rule, self._limits = picture_rule(self._manifest), limits
+        self.formats = frozenset(limits.formats)
+        self.rule = json.dumps(dataclasses.asdict(self._rule))
 
     def refusal(self, given: str) -> DdibError:
+        """The error for a file of a format that is not accepted."""
         return ImageUnreadable(
             f"{given or 'an unknown media type'} is not accepted",
             facts={"formats": ", ".join(self._limits.formats)},
         )
 
     def read(self, content: bytes, size_rule: str) -> Given:
-        fitted = fit_picture(decode_image(content, self._limits), self._rule)
-        check_size(fitted.geometry, self._rule, size_rule)
-        figures = given_figures(fitted, self._rule, size_rule)
+        """The samples in a client's file, and the part of its record that is known before it is translated."""
+        rule = self._rule
+        fitted = fit_picture(decode_image(content, self._limits), rule)
+        check_size(fitted.geometry, rule, size_rule)
+        size, (slope, intercept) = fitted_size(rule, fitted.geometry), rule.output_scale
+        figures = PictureFigures(
+            height=fitted.geometry.height,
+            width=fitted.geometry.width,
+            size_rule=size_rule,
+            fitted_height=size[0] if size else None,
+            fitted_width=size[1] if size else None,
+            fit_psnr=_own_size_error(fitted.samples, rule, fitted.read())["cycle_psnr"] if size else None,
+            source_low=rule.low,
+            source_high=rule.high,
+            back_slope=slope,
+            back_intercept=intercept,
+            clipped=fitted.use.clipped,
+            outside=round(fitted.use.outside, 4),
+            used=round(fitted.use.used, 4),
+        )
         samples = fitted.samples[None]
         original = samples if fitted.original is fitted.samples else fitted.original[None]
         return Given(samples, original, figures)
 
     def again(self, data: bytes, size_rule: str) -> Given | None:
+        """As `read`, from `Given.to_bytes`; None where the model takes other samples now."""
         given = Given.from_bytes(data, self.rule)
         if given is None or given.picture is None:
             return None
@@ -240,40 +241,44 @@ class PictureSamples:
         return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
 
     def check_header(self, content: bytes, size_rule: str) -> None:
-        cost = cost_of(content, self._limits)
+        """Return unless the header of a file shows that `read` will refuse it."""
+        cost, rule = cost_of(content, self._limits), self._rule
         if cost.dtype:
-            check_type(cost.dtype, cost.channels, self._rule.low, self._rule.high)
-        if (cost.geometry.width, cost.geometry.height) != (
-            self._rule.height,
-            self._rule.width,
-        ):  # lying on its side
-            check_size(cost.geometry, self._rule, size_rule)
+            check_type(cost.dtype, cost.channels, rule.low, rule.high)
+        if cost.geometry != (rule.width, rule.height):  # lying on its side
+            check_size(cost.geometry, rule, size_rule)
 
     def memory(self, content: bytes) -> int:
+        """Bytes that reading takes at most beside the file, by its header; 0 for what `read` will refuse."""
         return memory_of(content, self._limits, self._rule)
 
     def output_memory(self, given: Given) -> int:
-        deep = dataclasses.replace(self._rule, bits=16)
-        return fixed_bytes(given.geometry) + max(
-            output_bytes(given.geometry, rule) for rule in (self._rule, deep)
-        )
+        """Bytes that writing a file of this size takes at most."""
+        rules = self._rule, dataclasses.replace(self._rule, bits=16)
+        return fixed_bytes(given.geometry) + max(output_bytes(given.geometry, rule) for rule in rules)
 
     def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:  # noqa: ARG002 - one a file
+        """The samples in a peer's answer to a latent of `count` samples; `rule` is that of its pictures."""
         assert rule is not None
         return read_answer(file, rule)
 
     def translation(
         self, samples: Array, rule: PictureRule | None, given: Given, rotation: ChannelMap | None = None
-    ) -> Result:
+    ) -> SampleFile:
+        """The translation by the rule of the target, with what it kept of the source's structure."""
         assert given.picture is not None
         assert rule is not None
         # The fit that was done to the source is what is undone; where sizes are refused there is nothing to undo.
-        own = given.picture.size_rule
-        fit: Any = "resize" if own == REFUSE else own
-        file = _file(samples, in_numbers(dataclasses.replace(rule, fit=fit)), given.geometry)
+        own: Any = "resize" if given.picture.size_rule == REFUSE else given.picture.size_rule
+        file = _png(samples, in_numbers(dataclasses.replace(rule, fit=own)), given.geometry)
         kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
+        slope, intercept = rule.output_scale
         figures: dict[str, float | None] = {
-            **output_terms(rule),
+            "low": rule.low,
+            "high": rule.high,
+            "bits": rule.bits,
+            "slope": slope,
+            "intercept": intercept,
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),
         }
@@ -286,21 +291,20 @@ class PictureSamples:
                 "least_agreement": None if kept.agreement is None else least.agreement,
                 "structure_doubtful": bool(doubtful(kept, least)[0]),
             }
-        return Result(file, {"picture": figures})
+        return SampleFile(file, {"picture": figures})
 
-    def source(self, given: Given) -> Result:
-        return Result(_file(given.samples, self._rule), {})
+    def source(self, given: Given) -> SampleFile:
+        return SampleFile(_png(given.samples, self._rule))
 
-    def returned(self, given: Given, back: Decoded) -> Result:
-        written = back.samples.clip(-1.0, 1.0)
-        figures = {
-            "cycle_mse": float(picture_mse(written, given.original)[0]),
-            "cycle_psnr": float(psnr(written, given.original)[0]),
-        }
-        return Result(_file(back.samples, self._rule, given.geometry), {"picture": figures})
+    def returned(self, given: Given, back: Decoded) -> SampleFile:
+        """The picture that came back, with the error of the round trip at the model's size."""
+        error = mse(back.samples.clip(-1.0, 1.0), given.original)
+        figures = {"cycle_mse": float(error[0]), "cycle_psnr": float(to_psnr(error)[0])}
+        return SampleFile(_png(back.samples, self._rule, given.geometry), {"picture": figures})
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
-        return own_size_error(back.samples[0], self._rule, decode_image(content, self._limits))
+        """Figures of a fitted picture's round trip at its own size; `content` is the client's file."""
+        return _own_size_error(back.samples[0], self._rule, decode_image(content, self._limits))
 
 
 Samples = PointSamples | PictureSamples
@@ -344,5 +348,10 @@ def in_numbers(rule: PictureRule) -> PictureRule:
     return dataclasses.replace(rule, low=0.0, high=float(rule.top))
 
 
-def _file(samples: Array, rule: PictureRule, geometry: Geometry | None = None) -> bytes:
+def _own_size_error(x: Array, rule: PictureRule, picture: Picture) -> dict[str, float]:
+    error = own_size_mse(x, rule, picture)
+    return {"cycle_mse": error, "cycle_psnr": float(to_psnr(np.array([error]))[0])}
+
+
+def _png(samples: Array, rule: PictureRule, geometry: Geometry | None = None) -> bytes:
     return encode_png(from_array(samples[0], rule, geometry))

@@ -1,35 +1,45 @@
-"""Loads a folder of translations, with sources and truths, as stacks of pictures of one size and scale.
+"""Measures a folder of translations against sources and truths, as stacks of pictures of one size and scale.
 
-A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the
-files; in any other folder every picture is a translation. Sources and truths are found by name: the same path
-below their folder, whatever the suffix.
+A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the files; in any other
+folder every picture is a translation. Sources and truths are found by name: the same path below their folder, whatever
+the suffix. Figures are measured from the files where possible, else a record's figure is used (the model's own cycle,
+before rounding; the latent, which is in no file).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.decoding import Picture
-from ddib_fed.data.fitting import OWN_RANGES, PictureRule, fit_picture, name_misfit, to_array
+from ddib_fed.data.fitting import OWN_RANGES, PictureRule, file_range, fit_picture, name_misfit, to_array
 from ddib_fed.data.folder import SUFFIXES
-from ddib_fed.data.pictures import read_image
+from ddib_fed.data.pictures import name_file, read_image
 from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
-from ddib_fed.evaluation.metrics import Pictures, to_channels
+from ddib_fed.evaluation.judgement import Figures, OnStep, judge
+from ddib_fed.evaluation.metrics import Pictures, to_channels, whiteness
+from ddib_fed.evaluation.structure import Thresholds
 
 OnRead = Callable[[int, int], None]
+Span = tuple[float, float]
 SHEETS = frozenset({"sheet.png"})
+DOMAIN_PICTURES = 1000
+FROM_RECORDS = ("cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information")
 _RAW = (1.0, 0.0)
 """Slope and intercept of a file whose numbers are raw values."""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class FoundPicture:
+    """A translation in a folder, with the files that its record names."""
+
     name: str
     translated: Path
     record: Translation = field(default_factory=Translation)
@@ -40,83 +50,25 @@ class Item:
         return self.record.picture or PictureFigures()
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """The conversion of files to one size and to [-1, 1]."""
-
-    height: int
-    width: int
-    span: tuple[float, float] | None = None
-
-    def stack(
-        self, paths: Sequence[Path], scales: Sequence[tuple[float, float]], tell: Callable[[Path, bool], None]
-    ) -> Pictures:
-        """The pictures in files, (N, C, H, W) in [-1, 1]; raw values outside of the span lie beyond."""
-        arrays: list[NDArray[np.float32]] = []
-        for number, path in enumerate(paths):
-            picture = read_picture(path)
-            scale = scales[number] if scales else _RAW
-            low, high = self.numbers(picture, path, scale)
-            rule = PictureRule(picture.pixels.shape[2], self.height, self.width, "resize", low, high, 8)
-            arrays.append(_original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0])
-            tell(path, picture.pixels.shape[:2] == (self.height, self.width))
-        channels = max(len(array) for array in arrays)
-        return np.concatenate([to_channels(array[None], channels) for array in arrays])
-
-    def numbers(self, picture: Picture, path: Path, output_scale: tuple[float, float]) -> tuple[float, float]:
-        """Numbers in the file that become -1 and 1."""
-        if self.span is not None:
-            slope, intercept = output_scale
-            return (self.span[0] - intercept) / slope, (self.span[1] - intercept) / slope
-        if picture.pixels.dtype.kind != "u":
-            raise UsageError(
-                f"{path} holds {picture.pixels.dtype}, which has no range of its own",
-                hint="name the raw values that are black and white: --range LOW:HIGH",
-            )
-        return 0.0, float(np.iinfo(picture.pixels.dtype).max)
-
-
-@dataclass(frozen=True, slots=True)
-class Translations:
-    """Stacks of corresponding pictures, each (N, C, H, W) in [-1, 1]."""
-
-    names: tuple[str, ...]
-    records: tuple[Translation, ...] = field(repr=False)
-    translated: Pictures = field(repr=False)
-    source: Pictures | None = field(repr=False)
-    truth: Pictures | None = field(repr=False)
-    back: Pictures | None = field(repr=False)
-    latents: NDArray[np.float32] | None = field(repr=False)
-    scale: Scale
-    source_scale: Scale
-    notes: tuple[str, ...]
-
-
-def find_items(folder: Path) -> list[Item]:
-    if not folder.is_dir():
-        raise FileMissing(f"no such folder: {folder}")
-    paths = [path for path in sorted(folder.rglob("*.json")) if not _hidden(path, folder)]
-    found = [item for path in paths if (item := read_item(path, folder)) is not None]
-    if not found:
-        plain = by_name(folder)
-        found = [Item(name, path) for name, path in plain.items() if path.name not in SHEETS]
+def find_pictures(folder: Path) -> list[FoundPicture]:
+    """The translations in a folder: those with a record, or else every picture."""
+    plain = by_name(folder)
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        record = None if _hidden(path, folder) else Translation.read(path)
+        if record is None:
+            continue
+        files = {
+            kind: path.parent / written.file
+            for kind, written in record.files.items()
+            if _is_beside(written.file) and (path.parent / written.file).is_file()
+        }
+        if (translated := files.pop(Part.TRANSLATION, None)) is not None:
+            found.append(FoundPicture(_name(translated, folder), translated, record, files))
+    found = found or [FoundPicture(name, path) for name, path in plain.items() if path.name not in SHEETS]
     if not found:
         raise FileMissing(f"{folder} holds no picture", hint="name the folder that holds the translations")
     return found
-
-
-def read_item(path: Path, folder: Path) -> Item | None:
-    """The translation of a record file; None if it is not a record, or its translation is missing."""
-    record = Translation.read(path)
-    if record is None:
-        return None
-    files = {
-        kind: found
-        for kind, written in record.files.items()
-        if (found := _file(path.parent, written.file)) is not None
-    }
-    translated = files.pop(Part.TRANSLATION, None)
-    return None if translated is None else Item(_name(translated, folder), translated, record, files)
 
 
 def by_name(folder: Path) -> dict[str, Path]:
@@ -130,92 +82,36 @@ def by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_translations(
-    folder: Path,
-    *,
-    source: Path | None = None,
-    truth: Path | None = None,
-    size: int | None = None,
-    span: tuple[float, float] | None = None,
-    on_read: OnRead | None = None,
-) -> Translations:
-    """Read a folder of translations with sources, truths and latents."""
-    items = find_items(folder)
-    height, width = read_picture(items[0].translated).pixels.shape[:2]
-    scale = Scale(size or height, size or width, span)
-    notes: list[str] = []
-    paths = {
-        "translated": [item.translated for item in items],
-        "source": _recorded(items, Part.SOURCE, "source", notes)
-        if source is None
-        else _beside(items, source),
-        "truth": [] if truth is None else _beside(items, truth),
-        "back": _recorded(items, Part.RETURNED, "back", notes),
-    }
-    # Translations and returned pictures are files of numbers; sources and truths are raw.
-    pictures = [item.picture for item in items]
-    own, theirs = (
-        replace(scale, span=span or _agreed([getattr(picture, side) for picture in pictures]))
-        for side in ("source_range", "target_range")
-    )
-    # A range that is a type's whole range need not be the type of truths: 8 bits may represent the same picture.
-    others = replace(theirs, span=span) if theirs.span in OWN_RANGES else theirs
-    places = {"translated": theirs, "source": own, "truth": others, "back": own}
-    scales = _recorded_scales(pictures, copied=source is None)
-    needed = own.span is not None or theirs.span not in {None, *OWN_RANGES}
-    if paths["back"] and "back" not in scales and needed:
-        paths["back"] = []
-        notes.append(
-            "back: the records do not say what its numbers mean, so its error is that of the records"
-        )
-    tell = _Reading(sum(map(len, paths.values())), on_read)
-    stacks = {
-        kind: places[kind].stack(chosen, scales.get(kind, ()), tell) if chosen else None
-        for kind, chosen in paths.items()
-    }
-    translated = stacks["translated"]
-    assert translated is not None
-    if tell.resized:
-        size_said = f"{scale.height} x {scale.width}"
-        notes.append(f"{tell.resized} of {tell.done} files had another size and were brought to {size_said}")
-    return Translations(
-        names=tuple(item.name for item in items),
-        records=tuple(item.record for item in items),
-        translated=translated,
-        source=stacks["source"],
-        truth=_with_channels(stacks["truth"], translated.shape[1]),
-        back=_with_channels(stacks["back"], 0 if stacks["source"] is None else stacks["source"].shape[1]),
-        latents=_latents(items, notes),
-        scale=others,
-        source_scale=own,
-        notes=tuple(notes),
-    )
+@dataclass(slots=True)
+class Reader:
+    """Brings files to one size and to [-1, 1]; counts those that had another size."""
 
+    height: int
+    width: int
+    total: int
+    on_read: OnRead | None = None
+    done: int = 0
+    resized: int = 0
 
-def _recorded_scales(
-    pictures: Sequence[PictureFigures], *, copied: bool
-) -> dict[str, list[tuple[float, float]]]:
-    """What the numbers of each kind's files mean, by the records; of returned pictures where all records say it."""
-    scales = {"translated": [picture.output_scale for picture in pictures]}
-    backs = [picture.back_scale for picture in pictures if picture.back_scale is not None]
-    if len(backs) == len(pictures):
-        scales["back"] = backs
-        if copied:  # a copy written beside it has the same numbers
-            scales["source"] = backs
-    return scales
-
-
-def _agreed(ranges: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
-    return ranges[0] if len(set(ranges)) == 1 else None
-
-
-def read_domain(folder: Path, scale: Scale, *, most: int, on_read: OnRead | None = None) -> Pictures:
-    """Pictures of a folder at a scale, evenly thinned to at most `most`, (N, C, H, W) in [-1, 1]."""
-    paths = list(by_name(folder).values())
-    if not paths:
-        raise FileMissing(f"{folder} holds no picture")
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
-    return scale.stack(chosen, (), _Reading(len(chosen), on_read))
+    def stack(self, paths: Sequence[Path], span: Span | None, scales: Sequence[Span] = ()) -> Pictures:
+        """The pictures in files, (N, C, H, W); raw values outside of the span lie beyond [-1, 1]."""
+        arrays: list[NDArray[np.float32]] = []
+        for path, scale in zip(paths, scales or [_RAW] * len(paths), strict=True):
+            picture = read_picture(path)
+            found = file_range(picture.pixels, span, scale)
+            if found is None:
+                raise UsageError(
+                    f"{path} holds {picture.pixels.dtype}, which has no range of its own",
+                    hint="name the raw values that are black and white: --range LOW:HIGH",
+                )
+            rule = PictureRule(picture.pixels.shape[2], self.height, self.width, "resize", *found, 8)
+            arrays.append(_original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0])
+            self.done += 1
+            self.resized += picture.pixels.shape[:2] != (self.height, self.width)
+            if self.on_read is not None:
+                self.on_read(self.done, self.total)
+        channels = max(len(array) for array in arrays)
+        return np.concatenate([to_channels(array[None], channels) for array in arrays])
 
 
 def read_picture(path: Path) -> Picture:
@@ -223,10 +119,7 @@ def read_picture(path: Path) -> Picture:
     try:
         return read_image(path)
     except InputError as error:
-        if str(path) not in error.detail:
-            error.detail = f"{path}: {error.detail}"
-            error.args = (error.detail,)
-        raise
+        raise name_file(error, str(path)) from error
 
 
 def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.float32]:
@@ -240,41 +133,122 @@ def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.flo
         raise found from error
 
 
-class _Reading:
-    def __init__(self, total: int, on_read: OnRead | None) -> None:
-        self.done = self.resized = 0
-        self._total, self._on_read = total, on_read
+@dataclass(frozen=True, slots=True)
+class Translations:
+    """Stacks of corresponding pictures, each (N, C, H, W) in [-1, 1]."""
 
-    def __call__(self, path: Path, fits: bool) -> None:
-        del path
-        self.done += 1
-        self.resized += not fits
-        if self._on_read is not None:
-            self._on_read(self.done, self._total)
+    names: tuple[str, ...]
+    records: tuple[Translation, ...] = field(repr=False)
+    translated: Pictures = field(repr=False)
+    source: Pictures | None = field(repr=False)
+    truth: Pictures | None = field(repr=False)
+    back: Pictures | None = field(repr=False)
+    domain: Pictures | None = field(repr=False)
+    latents: NDArray[np.float32] | None = field(repr=False)
+    notes: tuple[str, ...]
 
 
-def _beside(items: Sequence[Item], folder: Path) -> list[Path]:
-    """The picture of each item's name in another folder."""
-    there = by_name(folder)
-    missing = [item.name for item in items if item.name not in there]
+def read_translations(
+    folder: Path,
+    *,
+    source: Path | None = None,
+    truth: Path | None = None,
+    domain: Path | None = None,
+    size: int | None = None,
+    span: Span | None = None,
+    on_read: OnRead | None = None,
+) -> Translations:
+    """Read a folder of translations with sources, truths, latents, and other pictures of the target domain."""
+    found = find_pictures(folder)
+    pictures = [each.picture for each in found]
+    height, width = read_picture(found[0].translated).pixels.shape[:2]
+    notes: list[str] = []
+    paths = {
+        "translated": [each.translated for each in found],
+        "source": _recorded(found, Part.SOURCE, "source", notes)
+        if source is None
+        else _matched(found, source),
+        "truth": [] if truth is None else _matched(found, truth),
+        "back": _recorded(found, Part.RETURNED, "back", notes),
+        "domain": [] if domain is None else _thinned(domain),
+    }
+    own, theirs = (
+        span or (ranges[0] if len(set(ranges)) == 1 else None)
+        for ranges in ([p.source_range for p in pictures], [p.target_range for p in pictures])
+    )
+    # A range that is a type's whole range need not be the type of truths: 8 bits may represent the same picture.
+    others = span if theirs in OWN_RANGES else theirs
+    spans = {"translated": theirs, "source": own, "truth": others, "back": own, "domain": others}
+    # Translations and returned pictures are files of numbers, whose meaning the records say; the others are raw.
+    scales = {"translated": [picture.output_scale for picture in pictures]}
+    backs = [picture.back_scale for picture in pictures if picture.back_scale is not None]
+    if len(backs) == len(pictures):
+        scales["back"] = backs
+        if source is None:  # a copy written beside it has the same numbers
+            scales["source"] = backs
+    elif paths["back"] and (own is not None or theirs not in {None, *OWN_RANGES}):
+        paths["back"] = []
+        notes.append(
+            "back: the records do not say what its numbers mean, so its error is that of the records"
+        )
+    reader = Reader(size or height, size or width, sum(map(len, paths.values())), on_read)
+    stacks = {
+        kind: reader.stack(chosen, spans[kind], scales.get(kind, ()))
+        for kind, chosen in paths.items()
+        if chosen
+    }
+    if reader.resized:
+        notes.append(
+            f"{reader.resized} of {reader.done} files had another size and were brought to {reader.height} x "
+            f"{reader.width}"
+        )
+    translated = stacks["translated"]
+    channels = {"truth": translated.shape[1], "domain": translated.shape[1]}
+    channels["back"] = stacks["source"].shape[1] if "source" in stacks else 0
+    for kind, count in channels.items():
+        if kind in stacks and count:
+            stacks[kind] = to_channels(stacks[kind], count)
+    return Translations(
+        names=tuple(each.name for each in found),
+        records=tuple(each.record for each in found),
+        translated=translated,
+        source=stacks.get("source"),
+        truth=stacks.get("truth"),
+        back=stacks.get("back"),
+        domain=stacks.get("domain"),
+        latents=_latents(found, notes),
+        notes=tuple(notes),
+    )
+
+
+def _matched(found: Sequence[FoundPicture], folder: Path) -> list[Path]:
+    """The picture of each one's name in another folder."""
+    others = by_name(folder)
+    missing = [each.name for each in found if each.name not in others]
     if missing:
         raise FileMissing(
-            f"{folder} has no picture for {len(missing)} of {len(items)} translations, first {missing[0]}",
+            f"{folder} has no picture for {len(missing)} of {len(found)} translations, first {missing[0]}",
             hint="pictures are paired by their path below the folder, without suffix",
         )
-    return [there[item.name] for item in items]
+    return [others[each.name] for each in found]
 
 
-def _recorded(items: Sequence[Item], kind: str, called: str, notes: list[str]) -> list[Path]:
-    found = [item.files[kind] for item in items if kind in item.files]
-    if found and len(found) < len(items):
-        notes.append(f"{called}: only {len(found)} of {len(items)} pictures have it, so it was left out")
-    return found if len(found) == len(items) else []
+def _recorded(found: Sequence[FoundPicture], kind: str, called: str, notes: list[str]) -> list[Path]:
+    paths = [each.files[kind] for each in found if kind in each.files]
+    if paths and len(paths) < len(found):
+        notes.append(f"{called}: only {len(paths)} of {len(found)} pictures have it, so it was left out")
+    return paths if len(paths) == len(found) else []
 
 
-def _latents(items: Sequence[Item], notes: list[str]) -> NDArray[np.float32] | None:
-    paths = _recorded(items, Part.LATENT, "latent", notes)
-    latents = [np.load(path, allow_pickle=False) for path in paths]
+def _thinned(folder: Path) -> list[Path]:
+    paths = list(by_name(folder).values())
+    if not paths:
+        raise FileMissing(f"{folder} holds no picture")
+    return [paths[i] for i in np.linspace(0, len(paths) - 1, min(DOMAIN_PICTURES, len(paths))).astype(int)]
+
+
+def _latents(found: Sequence[FoundPicture], notes: list[str]) -> NDArray[np.float32] | None:
+    latents = [np.load(path, allow_pickle=False) for path in _recorded(found, Part.LATENT, "latent", notes)]
     # A node's latent has a batch dimension of one.
     latents = [latent[0] if latent.ndim == 4 and len(latent) == 1 else latent for latent in latents]
     if not latents:
@@ -285,19 +259,95 @@ def _latents(items: Sequence[Item], notes: list[str]) -> NDArray[np.float32] | N
     return np.stack(latents).astype(np.float32)
 
 
-def _with_channels(pictures: Pictures | None, channels: int) -> Pictures | None:
-    return pictures if pictures is None or channels == 0 else to_channels(pictures, channels)
+def evaluate_folder(
+    folder: Path,
+    *,
+    thresholds: Thresholds | None = None,
+    by_folder: bool = False,
+    on_step: OnStep = lambda _: None,
+    **reading: Any,
+) -> tuple[Figures, Translations]:
+    """The report on a folder of translations as JSON values, and its pictures.
+
+    Args:
+        folder: The folder.
+        thresholds: Of structure; without them the marks in the records count.
+        by_folder: Intervals draw whole folders of pictures.
+        on_step: Called with what is computed next.
+        reading: Arguments of `read_translations`.
+    """
+    found = read_translations(folder, **reading)
+    figures = {
+        key: [getattr(record.picture or PictureFigures(), key) for record in found.records]
+        for key in FROM_RECORDS
+    }
+    report = judge(
+        found.translated,
+        source=found.source,
+        truth=found.truth,
+        back=found.back,
+        domain=found.domain,
+        thresholds=thresholds,
+        recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
+        marks=[record.doubtful for record in found.records],
+        clusters=np.array([str(PurePosixPath(name).parent) for name in found.names]) if by_folder else None,
+        on_step=on_step,
+    )
+    named = Counter(
+        (r.calibration_kind, r.calibration_sha256[:12]) for r in found.records if r.calibration_sha256
+    )
+    report["notes"] = [
+        *found.notes,
+        *(
+            f"{count} of {report['count']} pictures were translated under the {kind} calibration {sha256}."
+            for (kind, sha256), count in named.items()
+        ),
+    ]
+    report["latent"] = (
+        latent_figures(found.latents) if found.latents is not None else _of_records(found.records)
+    )
+    report["pictures"] = [
+        {"name": name, **row} for name, row in zip(found.names, report["pictures"], strict=True)
+    ]
+    return report, found
+
+
+def latent_figures(latents: NDArray[np.float32]) -> Figures:
+    """Joint statistics of latents (N, C, H, W), beside those of noise."""
+    import torch
+
+    measured = whiteness(torch.from_numpy(latents))
+    return {
+        **asdict(measured.latent),
+        "noise_correlation": measured.noise.correlation,
+        "ratio": measured.ratio,
+        "from": "files",
+    }
+
+
+def _of_records(records: Sequence[Translation]) -> Figures | None:
+    keys = ("mean", "std", "kurtosis", "correlation")
+    columns = [[getattr(record.latent, key) for record in records] for key in keys]
+    if any(None in column for column in columns):
+        return None
+    means, deviations, kurtosis, correlation = (np.array(column, np.float64) for column in columns)
+    mean = float(means.mean())
+    return {
+        "mean": mean,
+        "std": float(np.sqrt(max(0.0, float((deviations**2 + means**2).mean()) - mean**2))),
+        # Of one picture's few patches: comparable with another picture's, not with zero.
+        "kurtosis": float(np.median(kurtosis)),
+        "correlation": float(np.median(correlation)),
+        "from": "records",
+    }
 
 
 def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        return None
-    path = folder / name
-    return path if path.is_file() else None
+def _is_beside(name: str) -> bool:
+    return bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _hidden(path: Path, folder: Path) -> bool:

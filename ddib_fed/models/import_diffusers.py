@@ -1,58 +1,234 @@
 """Imports the folder of a diffusers pipeline of pixels; only JSON and tensors are read.
 
-A setting that this release cannot compute exactly is refused by its key.
+A pixel pipeline is a network (`UNet2DModel` or `DiTTransformer2DModel`) and a scheduler. Any other component
+(autoencoder, text encoder, LoRA) is refused by name, because the network alone would compute something else; a setting
+that this release cannot compute exactly is refused by its key.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.files import parse_json
 from ddib_fed.models.bundle import misfits
 from ddib_fed.models.import_guided import multiplier
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.models.weights import (
-    INDEX,
-    NETWORKS,
-    Fact,
-    Imported,
-    Pipeline,
-    find_weights,
-    import_note,
-    read_json,
-    read_pipeline,
-    read_weights,
-    renamed,
-    whole_pipeline,
-)
+from ddib_fed.models.weights import Checkpoint, Fact, Imported, import_note, read_tensors, renamed
 from ddib_fed.networks.config import DiffusersDiTConfig, DiffusersUNetConfig, UNetConfig
 
-_RESIDUAL = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
+INDEX: Final = "model_index.json"
+NETWORKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "unet": ("UNet2DModel",),
+    "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
 }
-_ENDS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "class_embedding": "label_emb",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
+"""Components that are networks, with the supported classes."""
+PIXELS: Final = tuple(kind for kinds in NETWORKS.values() for kind in kinds)
+WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+MAX_JSON_BYTES: Final = 16 << 20
+_ADAPTER = re.compile(
+    r"(?:.*(?<![fp])lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
+)
+# Tensors of adapters as peft, diffusers, kohya and LyCORIS call them.
+_ADAPTED = re.compile(r"(?:^|[._])(?:lora(?:[._]|$)|hada_w\d|lokr_w\d)", re.IGNORECASE)
+
+
+def import_diffusers(
+    folder: Path,
+    *,
+    domain: str,
+    name: str = "",
+    fit: Literal["pad", "crop", "resize"] = "crop",
+    soften_sigma: float = 0.0,
+) -> Imported:
+    """Manifest and weights of the network and the scheduler in a pipeline's folder."""
+    above = folder.resolve().parent
+    if not (folder / INDEX).is_file() and (above / INDEX).is_file():
+        check_pipeline(above)
+    else:
+        above = folder
+    index, remarks = check_pipeline(folder)
+    inside = next((folder / name for name in NETWORKS if (folder / name).is_dir()), folder)
+    config = network_config(read_json(inside / "config.json"), str(inside / "config.json"))
+    place = next(
+        (path for at in ("scheduler", ".") if (path := folder / at / "scheduler_config.json").is_file()), None
+    )
+    if place is None:
+        raise FileMissing(
+            f"{folder} has no scheduler_config.json, which tells what the model was trained on",
+            hint="copy the whole pipeline: unet/ and scheduler/"
+            if above == folder
+            else f"name the whole pipeline: --diffusers {shlex.quote(str(above))}",
+        )
+    said = read_json(place)
+    schedule, prediction = read_schedule(said, str(place))
+    checkpoint = _weights(inside)
+    state = {
+        key: tensor.flatten(2).squeeze(-1) if ".attentions." in key and tensor.ndim == 4 else tensor
+        for key, tensor in renamed(checkpoint.state, _new_name, checkpoint.path).items()
+    }
+    for key, problem in misfits(config, state):
+        raise BundleInvalid(
+            f"{checkpoint.path}: {key}: {problem}",
+            hint="config.json and the weights are not of one model: copy the whole folder again",
+            facts={"field": key[:100]},
+        )
+    ours = adm_config(config) if isinstance(config, DiffusersUNetConfig) else None
+    if isinstance(config, DiffusersUNetConfig) and ours is not None:
+        state = adm_state(config, state)
+    unchecked = (
+        f"there is no {INDEX}: whether the network belongs to a pipeline with an autoencoder, whose latents are no "
+        "pictures, could not be checked"
+    )
+    warnings = () if index else (unchecked,)
+    manifest = Manifest(
+        name=(name or folder.resolve().name)[:100],
+        domain=domain,
+        sample_kind="picture",
+        sample_shape=(config.in_channels, config.image_size, config.image_size),
+        network=ours or config,
+        parameterisation=prediction,
+        time_input="timestep",
+        schedule=schedule,
+        value_range=(-1.0, 1.0),
+        soften_sigma=soften_sigma,
+        picture=PictureFormat(fit=fit, low=0.0, high=255.0, bits=8),
+        classes=_classes(index, config.num_classes or 0, folder),
+        data=DataNote(note=import_note("the folder", warnings)),
+        training=Training(command=f"imported from the diffusers folder {folder.resolve().name}"[:2000]),
+    )
+    remarks = (*remarks, *checkpoint.remarks)
+    return Imported(manifest, state, tuple(_facts(config, manifest)), unused(said), remarks, warnings)
+
+
+def check_pipeline(folder: Path) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The index of a pipeline, empty where there is none, and remarks; raises unless it is one of pixels."""
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    components: dict[str, str] = {}
+    for path in sorted(folder.glob("*/config.json")):
+        own = read_json(path)
+        kind = own.get("_class_name") or own.get("architectures")
+        if kind:
+            components[path.parent.name] = _word(kind)
+    for name, value in index.items():
+        if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and value[1] is not None:
+            components[name] = _word(value)
+    for path in sorted((*folder.glob("*"), *folder.glob("*/*"))):
+        if _ADAPTER.fullmatch(path.name) or _holds_adapter(path):
+            raise SettingsInvalid(
+                f"{path} is an adapter (LoRA): it changes what the network computes, and is not read",
+                hint="merge it with the library (load_lora_weights, fuse_lora, save_pretrained), or move the file away",
+                facts={"field": path.name[:100]},
+            )
+    taken = {"scheduler", *[name for name, kinds in NETWORKS.items() if components.get(name) in kinds][:1]}
+    averaged = [name for name, kind in components.items() if kind in PIXELS and name not in NETWORKS]
+    others = {name: kind for name, kind in components.items() if name not in {*taken, *averaged}}
+    if others:
+        kind, parts = index.get("_class_name"), ", ".join(f"{name} ({kind})" for name, kind in others.items())
+        latent = any(re.search(r"VQ|Autoencoder|VAE", cls, re.IGNORECASE) for cls in components.values())
+        what = "a latent-diffusion pipeline" if latent else "no pipeline of pixels alone"
+        raise SettingsInvalid(
+            f"{folder}: {f'{_word(kind)} is ' if kind else 'it is '}{what}: {parts} "
+            f"{'belongs' if len(others) == 1 else 'belong'} to it and cannot be imported",
+            hint="a pipeline of pixels is read: a UNet2DModel or DiTTransformer2DModel and a scheduler",
+            facts={"field": next(iter(others))[:100]},
+        )
+    return index, tuple(f"{name}/ beside the network is not read" for name in sorted(averaged))
+
+
+def _word(value: object) -> str:
+    return str(value[-1] if isinstance(value, list) and value else value)[:80]
+
+
+def _holds_adapter(path: Path) -> bool:
+    """Whether a file of safetensors has tensors of an adapter; only its header is read."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="np") as opened:
+            return any(_ADAPTED.search(name) for name in opened.keys())  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError):
+        return False  # whoever reads it as weights says what is wrong
+
+
+def _weights(folder: Path) -> Checkpoint:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return read_tensors(folder / name)
+    raise FileMissing(
+        f"{folder} has no {' or '.join(WEIGHTS)}",
+        hint="copy the whole folder again; shards and variants such as fp16 are not read: load the model with the "
+        "library and save it again (save_pretrained, max_shard_size='100GB')",
+    )
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file."""
+    try:
+        with path.open("rb") as file:
+            read = parse_json(file.read(MAX_JSON_BYTES))
+    except OSError as error:
+        raise FileMissing(
+            f"there is no file {path}", hint="name the folder of the pipeline, with unet/ in it"
+        ) from error
+    except ValueError as error:
+        raise BundleInvalid(f"{path}: it is not JSON", hint="copy it again") from error
+    if not isinstance(read, dict):
+        raise BundleInvalid(f"{path}: it is not a JSON object", hint="copy it again")
+    return read
+
+
+def _classes(index: Mapping[str, Any], count: int, folder: Path) -> tuple[str, ...]:
+    """The class names in order, if the pipeline has them."""
+    said = index.get("id2label") or {}
+    try:
+        labels = {int(number): str(name)[:200] for number, name in said.items()}
+    except (AttributeError, ValueError) as error:
+        raise BundleInvalid(f"{folder / INDEX}: id2label is no table of numbers and names") from error
+    if labels and sorted(labels) != list(range(count)):
+        raise SettingsInvalid(
+            f"{folder / INDEX}: id2label names {len(labels)} classes, the network has {count}",
+            hint="copy the whole pipeline again, or take id2label out of the file",
+            facts={"field": "id2label"},
+        )
+    return tuple(labels[number] for number in sorted(labels))
+
+
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Of the attention layers in older weights."""
+
+
+def _new_name(key: str) -> str:
+    if ".attentions." not in key:
+        return key
+    return re.sub(
+        r"\.(query|key|value|proj_attn)\.(?=[^.]+$)", lambda found: f".{_OLD_NAMES[found[1]]}.", key
+    )
+
+
+def _facts(config: AnyComponent, manifest: Manifest) -> list[Fact]:
+    kind = "our UNet computes the same" if manifest.network.kind == "unet" else "as the library computes it"
+    facts = [Fact("network", manifest.network.kind, kind)]
+    for key, value in config.model_dump(exclude={"kind"}, mode="json").items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        facts.append(Fact(key, text, "config.json"))
+    schedule = manifest.schedule
+    ends = f" of {schedule.beta_start:g} to {schedule.beta_end:g}" if schedule.ends else ""
+    facts.append(Fact("schedule", f"{schedule.name}{ends}, {schedule.steps} steps", "scheduler_config.json"))
+    facts.append(Fact("prediction", manifest.parameterisation, "scheduler_config.json"))
+    return facts
 
 
 def adm_config(config: DiffusersUNetConfig) -> UNetConfig | None:
@@ -102,72 +278,69 @@ def _change(config: DiffusersUNetConfig, kind: str, way: str) -> str:
     return "resnet" if kind.startswith("Resnet") else "conv"
 
 
+_ENDS: Final = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding": "label_emb",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_PARTS: Final = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "group_norm": "norm",
+    "to_q": "qkv.0",
+    "to_k": "qkv.1",
+    "to_v": "qkv.2",
+    "to_out.0": "proj_out",
+}
+"""Of residual and attention blocks; queries, keys and values are one tensor of ours."""
+_INNER = re.compile(
+    r"(down_blocks\.\d+|up_blocks\.\d+|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)\.(weight|bias)"
+)
+
+
 def adm_state(config: DiffusersUNetConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of `state`, which fits `config`, as that `UNet` has them."""
-    made = dict(_plain(state, _ENDS))
-    for prefix, name in _residuals(config):
-        made |= dict(_plain(state, {f"{prefix}.{old}": f"{name}.{new}" for old, new in _RESIDUAL.items()}))
-    for prefix, name in _attentions(config):
-        made |= dict(_plain(state, {f"{prefix}.group_norm": f"{name}.norm"}))
-        for part in ("weight", "bias"):
-            rows = torch.cat([state[f"{prefix}.to_{letter}.{part}"] for letter in "qkv"])
-            made[f"{name}.qkv.{part}"] = rows[..., None] if part == "weight" else rows
-        made[f"{name}.proj_out.weight"] = state[f"{prefix}.to_out.0.weight"][..., None]
-        made[f"{name}.proj_out.bias"] = state[f"{prefix}.to_out.0.bias"]
-    for prefix, name in _changes(config):
-        made |= dict(_plain(state, {f"{prefix}.conv": name}))
+    made: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        layer, _, part = key.rpartition(".")
+        found = _INNER.fullmatch(key)
+        name = f"{_ENDS[layer]}.{part}" if found is None else _inner_name(config, *found.groups())
+        made[name] = tensor[..., None] if name.endswith("proj_out.weight") else tensor
+    for key in [key for key in made if ".qkv.0." in key]:
+        parts = [made.pop(key.replace(".qkv.0.", f".qkv.{number}.")) for number in range(3)]
+        rows = torch.cat(parts)
+        made[key.replace(".qkv.0.", ".qkv.")] = rows[..., None] if key.endswith("weight") else rows
     if not config.flip_sin_to_cos:
         sines, cosines = made["time_embed.0.weight"].chunk(2, dim=1)
         made["time_embed.0.weight"] = torch.cat([cosines, sines], dim=1)
     return made
 
 
-def _plain(state: Mapping[str, Tensor], names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-    for old, new in names.items():
-        for part in ("weight", "bias"):
-            if f"{old}.{part}" in state:
-                yield f"{new}.{part}", state[f"{old}.{part}"]
-
-
-def _places(config: DiffusersUNetConfig) -> Iterator[tuple[str, str, str, int]]:
-    size = config.layers_per_block + 1
-    for level, kind in enumerate(config.down_block_types):
-        yield f"down_blocks.{level}", kind, "input_blocks", 1 + level * size
-    for level, way_up in enumerate(config.up_block_types):
-        yield f"up_blocks.{level}", way_up, "output_blocks", level * size
-
-
-def _residuals(config: DiffusersUNetConfig) -> Iterator[tuple[str, str]]:
-    """Each residual block's name, and ours."""
-    for name, kind, way, first in _places(config):
-        down = way == "input_blocks"
-        count = config.layers_per_block + (not down)
-        for index in range(count):
-            yield f"{name}.resnets.{index}", f"{way}.{first + index}.0"
-        if down:
-            yield f"{name}.downsamplers.0", f"{way}.{first + count}.0"
-        else:
-            yield f"{name}.upsamplers.0", f"{way}.{first + count - 1}.{1 + kind.startswith('Attn')}"
-    for index in range(2):
-        yield f"mid_block.resnets.{index}", f"middle_block.{2 * index}"
-
-
-def _attentions(config: DiffusersUNetConfig) -> Iterator[tuple[str, str]]:
-    for name, kind, way, first in _places(config):
-        if kind.startswith("Attn"):
-            for index in range(config.layers_per_block + (way == "output_blocks")):
-                yield f"{name}.attentions.{index}", f"{way}.{first + index}.1"
-    yield "mid_block.attentions.0", "middle_block.1"
-
-
-def _changes(config: DiffusersUNetConfig) -> Iterator[tuple[str, str]]:
-    """Each convolution that resamples, and ours without its weight or bias."""
-    for name, kind, way, first in _places(config):
-        if way == "input_blocks":
-            yield f"{name}.downsamplers.0", f"{way}.{first + config.layers_per_block}.0.op"
-        else:
-            block = first + config.layers_per_block
-            yield f"{name}.upsamplers.0", f"{way}.{block}.{1 + kind.startswith('Attn')}.conv"
+def _inner_name(config: DiffusersUNetConfig, block: str, kind: str, number: str, part: str, leaf: str) -> str:
+    """Our name of a tensor inside a block."""
+    way, _, level = block.partition(".")
+    size, at = config.layers_per_block + 1, int(number)
+    if way == "mid_block":
+        place = f"middle_block.{1 if kind == 'attentions' else 2 * at}"
+    elif way == "down_blocks":
+        first = 1 + int(level) * size
+        place = (
+            f"input_blocks.{first + (size - 1 if kind == 'downsamplers' else at)}.{int(kind == 'attentions')}"
+        )
+    else:
+        first, attends = int(level) * size, config.up_block_types[int(level)].startswith("Attn")
+        inner = 1 + attends if kind == "upsamplers" else int(kind == "attentions")
+        place = f"output_blocks.{first + (size - 1 if kind == 'upsamplers' else at)}.{inner}"
+    if part == "conv":  # a convolution that resamples
+        return f"{place}.{'op' if kind == 'downsamplers' else 'conv'}.{leaf}"
+    return f"{place}.{_PARTS[part]}.{leaf}"
 
 
 # Schedulers whose betas are those that the network was trained on.
@@ -197,7 +370,7 @@ _READ = frozenset({*_DEFAULT_BETAS, *PROCESS, "trained_betas", "prediction_type"
     "rescale_betas_zero_snr"
 }
 # Parts of settings that are listed separately.
-_PARTS = frozenset({"clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"})
+_LISTED = frozenset({"clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"})
 _CLIPS = "of sampling, where the library clips predictions"
 _GRID = "of sampling: steps are placed by --grid"
 _SAMPLING: Mapping[str, str] = {
@@ -259,7 +432,7 @@ def unused(source: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: _SAMPLING.get(key, "of sampling, or not known to this release")
         for key, value in source.items()
-        if key not in _READ | _PARTS and not key.startswith("_") and value not in (None, False, 0, [])
+        if key not in _READ | _LISTED and not key.startswith("_") and value not in (None, False, 0, [])
     }
 
 
@@ -372,122 +545,3 @@ def _size(source: Mapping[str, Any], kind: type[AnyComponent], where: str) -> in
     if not isinstance(value, int):
         raise refused_key(where, "sample_size", value, "one size for height and width is needed")
     return value
-
-
-# Names of the attention layers in older weights.
-_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def import_diffusers(
-    folder: Path,
-    *,
-    domain: str,
-    name: str = "",
-    fit: Literal["pad", "crop", "resize"] = "crop",
-    soften_sigma: float = 0.0,
-    variant: str | None = None,
-) -> Imported:
-    """Manifest and weights of the network and the scheduler in a pipeline's folder."""
-    above = whole_pipeline(folder)
-    if above is not None:
-        read_pipeline(above)
-    pipeline = read_pipeline(folder)
-    inside = _network_folder(folder)
-    where = str(inside / "config.json")
-    config = network_config(read_json(inside / "config.json"), where)
-    said, scheduler = _scheduler(folder)
-    schedule, prediction = read_schedule(said, scheduler)
-    weights, remarks = find_weights(inside, variant)
-    checkpoint = read_weights(weights)
-    state = {
-        key: tensor.flatten(2).squeeze(-1) if _is_old_attention(key, tensor) else tensor
-        for key, tensor in renamed(checkpoint.state, _new_name, checkpoint.path).items()
-    }
-    for key, problem in misfits(config, state):
-        raise BundleInvalid(
-            f"{checkpoint.path}: {key}: {problem}",
-            hint="config.json and the weights are not of one model: copy the whole folder again",
-            facts={"field": key[:100]},
-        )
-    ours = None
-    if isinstance(config, DiffusersUNetConfig):
-        ours = adm_config(config)
-        state = state if ours is None else adm_state(config, state)
-    manifest = Manifest(
-        name=(name or folder.resolve().name)[:100],
-        domain=domain,
-        sample_kind="picture",
-        sample_shape=(config.in_channels, config.image_size, config.image_size),
-        network=ours or config,
-        parameterisation=prediction,
-        time_input="timestep",
-        schedule=schedule,
-        value_range=(-1.0, 1.0),
-        soften_sigma=soften_sigma,
-        picture=PictureFormat(fit=fit, low=0.0, high=255.0, bits=8),
-        classes=_classes(pipeline, config, folder),
-        data=DataNote(note=import_note("the folder", pipeline.warnings)),
-        training=Training(command=f"imported from the diffusers folder {folder.resolve().name}"[:2000]),
-    )
-    return Imported(
-        manifest,
-        state,
-        tuple(_facts(config, manifest)),
-        unused(said),
-        (*pipeline.remarks, *remarks, *checkpoint.remarks),
-        pipeline.warnings,
-    )
-
-
-def _network_folder(folder: Path) -> Path:
-    return next((folder / name for name in NETWORKS if (folder / name).is_dir()), folder)
-
-
-def _classes(pipeline: Pipeline, config: AnyComponent, folder: Path) -> tuple[str, ...]:
-    """The class names in order, if the pipeline has them."""
-    count = config.num_classes or 0
-    if pipeline.labels and sorted(pipeline.labels) != list(range(count)):
-        raise SettingsInvalid(
-            f"{folder / INDEX}: id2label names {len(pipeline.labels)} classes, the network has {count}",
-            hint="copy the whole pipeline again, or take id2label out of the file",
-            facts={"field": "id2label"},
-        )
-    return tuple(pipeline.labels[number] for number in range(count)) if pipeline.labels else ()
-
-
-def _scheduler(folder: Path) -> tuple[Mapping[str, Any], str]:
-    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
-        if path.is_file():
-            return read_json(path), str(path)
-    above = whole_pipeline(folder)
-    raise FileMissing(
-        f"{folder} has no scheduler_config.json, which tells what the model was trained on",
-        hint=f"name the whole pipeline: --diffusers {shlex.quote(str(above))}"
-        if above is not None
-        else "copy the whole pipeline: unet/ and scheduler/",
-    )
-
-
-def _new_name(key: str) -> str:
-    head, dot, tail = key.rpartition(".")
-    before, _, layer = head.rpartition(".")
-    return (
-        f"{before}.{_OLD_NAMES[layer]}{dot}{tail}" if ".attentions." in key and layer in _OLD_NAMES else key
-    )
-
-
-def _is_old_attention(key: str, tensor: Tensor) -> bool:
-    return ".attentions." in key and tensor.ndim == 4
-
-
-def _facts(config: AnyComponent, manifest: Manifest) -> list[Fact]:
-    kind = "our UNet computes the same" if manifest.network.kind == "unet" else "as the library computes it"
-    facts = [Fact("network", manifest.network.kind, kind)]
-    for key, value in config.model_dump(exclude={"kind"}, mode="json").items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        facts.append(Fact(key, text, "config.json"))
-    schedule = manifest.schedule
-    ends = f" of {schedule.beta_start:g} to {schedule.beta_end:g}" if schedule.ends else ""
-    facts.append(Fact("schedule", f"{schedule.name}{ends}, {schedule.steps} steps", "scheduler_config.json"))
-    facts.append(Fact("prediction", manifest.parameterisation, "scheduler_config.json"))
-    return facts

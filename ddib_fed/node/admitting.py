@@ -19,14 +19,13 @@ from ddib_fed.node.server import check_bindable
 from ddib_fed.protocol.addresses import is_loopback, split_address
 from ddib_fed.security.audit import note
 from ddib_fed.security.identity import Identity, has_name_constraints
-from ddib_fed.security.pairing import CODE_LIFE_S, Paired, dial, listen, new_code, parse_code
+from ddib_fed.security.pairing import CODE_LIFE_S, PairedPeer, dial, listen, new_code, parse_code
 from ddib_fed.security.peers import Peer, PeerStore, parse_peer
 from ddib_fed.terminal import escape, say
 
 
 def peer_store(config: NodeConfig) -> PeerStore:
-    paths = config.paths
-    return PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
+    return PeerStore(config.paths.state, config.node.institution)
 
 
 def own_peer(config: NodeConfig) -> Peer:
@@ -107,7 +106,7 @@ def admit_peer(
         fingerprints=fingerprints,
         replace=replace,
         before=lambda: note(
-            config.paths.audit,
+            config.paths.store,
             "peer_replaced" if replaced else "peer_added",
             peer=other.institution,
             identity=other.identity.uri,
@@ -176,7 +175,7 @@ class _Here:
 
 def pair_listening(
     config: NodeConfig, *, at: str | None = None, options: PairOptions = PairOptions()
-) -> Paired:
+) -> PairedPeer:
     """Show a code, wait for the other side to come with it, and admit that side."""
     here, code = _Here(config, options), new_code()
     with _bound(config, at) as listener:
@@ -201,7 +200,7 @@ def pair_listening(
 
 def pair_dialling(
     config: NodeConfig, address: str, code: str, *, options: PairOptions = PairOptions()
-) -> Paired:
+) -> PairedPeer:
     """Connect to the side that waits, prove the code, and admit that side."""
     try:
         split_address(address)
@@ -241,7 +240,7 @@ def _bound(config: NodeConfig, at: str | None) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=8)
 
 
-def _show(config: NodeConfig, own: Peer, paired: Paired) -> None:
+def _show(config: NodeConfig, own: Peer, paired: PairedPeer) -> None:
     """Whom this node admitted, and the two fingerprints, for whoever wants to compare them all the same."""
     other = paired.other
     say(f"admitted     {other.identity} at {other.address}")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import grpc
 from pydantic import ValidationError
 
 from ddib_fed.calibration.aggregate import Aggregate, read_aggregate
-from ddib_fed.calibration.signed import SignedCalibration, signature_from_pb, signature_to_pb, verify
+from ddib_fed.calibration.signed import Signature, SignedCalibration
 from ddib_fed.data.fitting import Fit, PictureRule
 from ddib_fed.errors import (
     AggregateNotFound,
-    DdibError,
     DomainNotFound,
     MessageInvalid,
     PeerUnreachable,
@@ -44,7 +42,7 @@ R = TypeVar("R")
 
 
 class CalibrationPeer:
-    """A peer's node, called with this node's certificate."""
+    """A peer's node, called with this node's certificate; a context manager that closes the connection."""
 
     def __init__(self, config: NodeConfig, institution: str, domain: str) -> None:
         self._peers = peer_store(config)
@@ -56,6 +54,12 @@ class CalibrationPeer:
         self.crossed: dict[str, int] = {}
         self._channel = self._channels.get(institution)
         self._stub = calibration_pb2_grpc.CalibrationServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._channels.close()
 
     def aggregate(self) -> Aggregate:
         """What the peer's operator published, in the units that its `units_sha256` names."""
@@ -106,7 +110,7 @@ class CalibrationPeer:
         if proposed.source is None:
             raise StateConflict("a proposal is signed before it is sent")
         request = pb.SignCalibrationRequest(
-            calibration=proposed.calibration.canonical, source=signature_to_pb(proposed.source)
+            calibration=proposed.calibration.canonical, source=proposed.source.to_pb()
         )
         answer = self._ask(self._stub.SignCalibration, request)
         self.crossed["calibration sent"] = len(request.calibration)
@@ -118,15 +122,13 @@ class CalibrationPeer:
         if answer.state != pb.CALIBRATION_STATE_SIGNED or not answer.HasField("target"):
             raise at_fault(MessageInvalid("neither a signature nor that it is pending"), self.hop)
         with checking_answers(self.hop):
-            complete = proposed.model_copy(update={"target": signature_from_pb(answer.target)})
-        snapshot = self._peers.snapshot()
-        verify(complete, pins=snapshot.pins, withdrawn=snapshot.withdrawn, now=now or datetime.now(UTC))
+            complete = proposed.model_copy(update={"target": Signature.from_pb(answer.target)})
+        peers = self._peers.snapshot()
+        complete.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
         return complete
 
-    def close(self) -> None:
-        self._channels.close()
-
     def _ask(self, method: Callable[..., R], request: Any) -> R:
+        """Call, and add to a failure the next step that this operator can take or ask for."""
         try:
             return method(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
@@ -137,27 +139,11 @@ class CalibrationPeer:
                     hint=f"ddib peer test {self._institution}",
                 ) from error
             found = self._channels.explained(self._institution, failure_of_peer(error, self.hop), TIMEOUT_S)
-            raise self._explained(found) from error
-
-    def _explained(self, error: DdibError) -> DdibError:
-        """The next step, where the peer's answer has one that this operator can take or ask for."""
-        if isinstance(error, AggregateNotFound):
-            error.hint = (
-                f"ask the operator of {self._institution} to run: ddib calibrate publish --config node.toml"
-            )
-        elif isinstance(error, PolicyDenied) and "policy" in error.facts:
-            setting = error.facts["policy"]
-            error.hint = f"ask the operator of {self._institution} for [policy] {setting} in its node.toml"
-        elif isinstance(error, PeerUnreachable) and not error.hint:
-            error.hint = f"ddib peer test {self._institution}"
-        return error
-
-
-@contextmanager
-def calling(config: NodeConfig, institution: str, domain: str) -> Iterator[CalibrationPeer]:
-    """A peer for the time of some calls."""
-    peer = CalibrationPeer(config, institution, domain)
-    try:
-        yield peer
-    finally:
-        peer.close()
+            ask = f"ask the operator of {self._institution}"
+            if isinstance(found, AggregateNotFound):
+                found.hint = f"{ask} to run: ddib calibrate publish --config node.toml"
+            elif isinstance(found, PolicyDenied) and "policy" in found.facts:
+                found.hint = f"{ask} for [policy] {found.facts['policy']} in its node.toml"
+            elif isinstance(found, PeerUnreachable) and not found.hint:
+                found.hint = f"ddib peer test {self._institution}"
+            raise found from error

@@ -1,4 +1,4 @@
-"""The operator's acts on calibrations, on the machine of the node: sign and send, publish, accept, take out of use.
+"""The calibrations of a node: which it uses, and its operator's acts: publish, propose, accept, take out of use.
 
 Each act is in the node's audit log before it has any effect. A running node sees it at once, because it reads the same
 files.
@@ -13,20 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from ddib_fed.calibration.fit import judge
-from ddib_fed.calibration.record import Calibration, Kind, leg_map, units_digest
-from ddib_fed.calibration.signed import (
-    RECALIBRATE,
-    CalibrationStore,
-    Place,
-    Side,
-    SignedCalibration,
-    Stored,
-    place_of,
-    refuse_expired,
-    sign,
-    verify,
-    verify_side,
-)
+from ddib_fed.calibration.record import Calibration, Kind, Place, leg_map, units_digest
+from ddib_fed.calibration.signed import RECALIBRATE, CalibrationStore, Side, SignedCalibration
 from ddib_fed.errors import (
     AggregateNotFound,
     AlreadyExists,
@@ -55,55 +43,57 @@ from ddib_fed.node.config import PolicySection
 from ddib_fed.node.model import load_hosted
 from ddib_fed.node.role import NodeContext
 from ddib_fed.security.audit import note, parsed
+from ddib_fed.security.audit_reading import lines_of
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, Snapshot
-from ddib_fed.security.pki import Credentials
+from ddib_fed.security.pki import TlsCredentials
+from ddib_fed.v1 import admin_pb2
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.aggregate import Aggregate
     from ddib_fed.node.config import NodeConfig, Role
+
+SOON: Final = timedelta(days=14)
+"""A calibration that ends within this time is warned of."""
+LONGEST_LIFE: Final = timedelta(days=731)
+"""From now to the end of a calibration that is proposed."""
+PUBLISH: Final = "ddib calibrate publish --config node.toml, on the target's node"
 
 
 def usable_calibration(
     node: NodeContext, sha256: bytes, *, source: Place, target: Place, side: Side, now: datetime | None = None
 ) -> Calibration:
     """The stored calibration of a digest, if this node may use it now."""
-    stored = node.calibrations.find(sha256)
-    if stored is None or not stored.active:
-        gone = "is not stored here" if stored is None else "was taken out of use here"
+    found = node.calibrations.find(sha256)
+    if found is None or not found.active:
+        gone = "is not stored here" if found is None else "was taken out of use here"
         raise CalibrationUnknown(
             f"the calibration {sha256.hex()[:12]} {gone}",
             hint="ddib calibrate list",
             facts={"calibration": sha256.hex()},
         )
+    policy, peers = node.config.policy, node.peers.snapshot()
     check_terms(
-        stored.signed.calibration,
-        source=source,
-        target=target,
-        side=side,
-        units=node.units_sha256,
-        policy=node.config.policy,
+        found.calibration, source=source, target=target, side=side, units=node.units_sha256, policy=policy
     )
-    peers = node.peers.snapshot()
-    return verify(stored.signed, pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
+    return found.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
 
 
 def check_terms(
     calibration: Calibration, *, source: Place, target: Place, side: Side, units: str, policy: PolicySection
 ) -> None:
     """Return if a calibration is between these domains, in this node's units, and of an allowed kind."""
-    found = place_of(calibration.source), place_of(calibration.target)
-    if found != (source, target):
+    leads = _text(calibration.source.place), _text(calibration.target.place)
+    if leads != (_text(source), _text(target)):
         raise CalibrationForeign(
-            f"the calibration leads from {_text(found[0])} to {_text(found[1])}, not from {_text(source)} to "
-            f"{_text(target)}",
+            f"the calibration leads from {leads[0]} to {leads[1]}, not from {_text(source)} to {_text(target)}",
             hint=RECALIBRATE,
-            facts={"source": _text(found[0]), "target": _text(found[1])},
+            facts={"source": leads[0], "target": leads[1]},
         )
-    own = calibration.source if side == "source" else calibration.target
+    own = calibration.side(side)
     if own.units_sha256 != units:
         raise CalibrationUnits(
-            f"the calibration was made for a model of {_text(place_of(own))} with the units {own.units_sha256[:12]}; "
+            f"the calibration was made for a model of {_text(own.place)} with the units {own.units_sha256[:12]}; "
             f"the model there now has {units[:12]}",
             hint=RECALIBRATE,
             facts={"side": side},
@@ -126,38 +116,43 @@ def _text(place: Place) -> str:
     return "/".join(place)
 
 
-SOON: Final = timedelta(days=14)
-"""A calibration that ends within this time is warned of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """One calibration of a node."""
-
-    sha256: str
-    kind: str
-    source: str
-    target: str
-    state: str
-    expires: datetime
-    warning: str = ""
-
-
 def overview(
     config: NodeConfig, store: CalibrationStore, peers: PeerStore, now: datetime | None = None
-) -> list[Overview]:
+) -> list[admin_pb2.CalibrationStatus]:
+    """Each calibration that was not taken out of use, with what its operator should know or do."""
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
     found = []
-    for stored in store.list():
-        if stored.active:
-            calibration = stored.signed.calibration
-            source, target = (_text(place_of(side)) for side in (calibration.source, calibration.target))
-            state, warning = _state(config, stored, snapshot, moment)
-            found.append(
-                Overview(
-                    stored.sha256.hex(), calibration.kind, source, target, state, calibration.expires, warning
-                )
+    for signed in store.list():
+        calibration, state, warning = signed.calibration, str(signed.state(moment)), ""
+        ends, left = f"{calibration.expires:%Y-%m-%d}", calibration.expires - moment
+        if state == "inactive":
+            continue
+        if state == "expired":
+            warning = f"it ended at {ends}: ddib calibrate --peer makes a new one"
+        elif state == "proposed":
+            if calibration.target.institution == config.node.institution:
+                warning = f"it waits for you: ddib calibrate accept {signed.short}"
+        else:
+            try:
+                signed.verify(pins=snapshot.pins, withdrawn=snapshot.withdrawn, now=moment)
+            except RefusedError as error:
+                state, warning = "refused", error.detail
+            else:
+                if calibration.kind not in config.policy.calibration:
+                    state, warning = "refused", f"policy.calibration does not list {calibration.kind}"
+                elif left <= SOON:
+                    warning = f"it ends at {ends}, in {left.days} days"
+        found.append(
+            admin_pb2.CalibrationStatus(
+                sha256=signed.sha256.hex(),
+                kind=calibration.kind,
+                source=_text(calibration.source.place),
+                target=_text(calibration.target.place),
+                state=state,
+                expires=calibration.expires.timestamp(),
+                warning=warning,
             )
+        )
     return found
 
 
@@ -165,14 +160,13 @@ def unusable_with(
     config: NodeConfig, store: CalibrationStore, source: Manifest, now: datetime | None = None
 ) -> tuple[str, ...]:
     """Why a source node refuses jobs with its model: a line for each target, or one for want of a calibration."""
-    own, moment = (config.node.institution, config.model.domain), now or datetime.now(UTC)
+    moment = now or datetime.now(UTC)
     by_target: dict[Place, list[Calibration | None]] = {}
-    for stored in store.list():
-        calibration = stored.signed.calibration
-        if stored.state(moment) == "active" and place_of(calibration.source) == own:
-            by_target.setdefault(place_of(calibration.target), []).append(calibration)
-    held = list(by_target.values()) or [[None]]
-    problems = ([_misfit(calibration, source) for calibration in each] for each in held)
+    for signed in store.list():
+        calibration = signed.calibration
+        if signed.state(moment) == "active" and calibration.source.place == own_place(config):
+            by_target.setdefault(calibration.target.place, []).append(calibration)
+    problems = ([_misfit(each, source) for each in held] for held in list(by_target.values()) or [[None]])
     return tuple(found[0] for found in problems if all(found))
 
 
@@ -182,27 +176,6 @@ def _misfit(calibration: Calibration | None, source: Manifest) -> str:
     except CalibrationModel as error:
         return f"{error.detail}: {error.hint}"
     return ""
-
-
-def _state(config: NodeConfig, stored: Stored, peers: Snapshot, now: datetime) -> tuple[str, str]:
-    """The state of a calibration, and what its operator should know or do."""
-    calibration, state = stored.signed.calibration, stored.state(now)
-    if state == "expired":
-        return state, f"it ended at {calibration.expires:%Y-%m-%d}: ddib calibrate --peer makes a new one"
-    if state != "active":
-        ours = calibration.target.institution == config.node.institution
-        return state, f"it waits for you: ddib calibrate accept {stored.sha256.hex()[:12]}" if ours else ""
-    try:
-        verify(stored.signed, pins=peers.pins, withdrawn=peers.withdrawn, now=now)
-    except RefusedError as error:
-        return "refused", error.detail
-    if calibration.kind not in config.policy.calibration:
-        return "refused", f"policy.calibration does not list {calibration.kind}"
-    left = calibration.expires - now
-    return "active", f"it ends at {calibration.expires:%Y-%m-%d}, in {left.days} days" if left <= SOON else ""
-
-
-PUBLISH = "ddib calibrate publish --config node.toml, on the target's node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,19 +193,17 @@ class Publication:
 
 def publications(config: NodeConfig) -> tuple[Publication, ...]:
     """Every aggregate that this node has published, the oldest first, by its audit log."""
-    path = config.paths.audit
+    path = config.paths.store
     published: dict[str, dict[str, Any]] = {}
     peers: dict[str, dict[str, None]] = {}
     try:
-        with path.open("rb") as file:
-            # Most lines of a log are of latents; only these are parsed.
-            for record in (parsed(line) or {} for line in file if b'"aggregate_' in line):
-                if record.get("act") == "aggregate_published":
-                    names = ("time", "counted", "unit", "epsilon", "delta")
-                    published[record["aggregate"]] = {name: record[name] for name in names}
-                elif record.get("act") == "aggregate_served":
-                    institution = Identity.parse(record["peer"]).institution
-                    peers.setdefault(record["aggregate"], {})[institution] = None
+        for record in (parsed(line) or {} for line in lines_of(path, '"aggregate_')):
+            if record.get("act") == "aggregate_published":
+                names = ("time", "counted", "unit", "epsilon", "delta")
+                published[record["aggregate"]] = {name: record[name] for name in names}
+            elif record.get("act") == "aggregate_served":
+                institution = Identity.parse(record["peer"]).institution
+                peers.setdefault(record["aggregate"], {})[institution] = None
     except FileNotFoundError:
         return ()
     except (KeyError, TypeError, DdibError) as error:
@@ -247,9 +218,7 @@ def publications(config: NodeConfig) -> tuple[Publication, ...]:
 
 
 def spent(published: Sequence[Publication | Aggregate]) -> str:
-    """The privacy of all of them together, for one that is in each: epsilons and deltas add up, whoever
-    compares them.
-    """
+    """The privacy of all of them together, for one unit that is in each: epsilons and deltas add up."""
     epsilon, delta = sum(each.epsilon for each in published), sum(each.delta for each in published)
     unit = "group" if all(each.unit == "group" for each in published) else "picture"
     whose = f" that is in all {len(published)}" if len(published) > 1 else ""
@@ -284,37 +253,39 @@ def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
     return found
 
 
-def keep_published(config: NodeConfig, aggregate: Aggregate, *, again: bool = False) -> None:
-    """Store an aggregate for serving; durable when this returns."""
-    path = config.paths.aggregate
-    if path.exists() and not again:
+def refuse_second(config: NodeConfig, *, again: bool) -> None:
+    """Return if an aggregate may be published: none is yet, or it is to be replaced."""
+    if config.paths.aggregate.exists() and not again:
         raise AlreadyExists(
-            f"an aggregate is published already ({path}); another draw of the noise costs epsilon again",
-            hint="keep it, or add --again, e.g. after the pictures or the model have changed",
+            f"an aggregate is published already ({config.paths.aggregate}); another draw of its noise costs epsilon "
+            "again",
+            hint="keep it; or add --again, e.g. because the pictures or the model have changed",
         )
-    private_folder(path.parent)
-    write_file(path, aggregate.canonical, private=True)
 
 
-LONGEST_LIFE: Final = timedelta(days=731)
-"""From now to the end of a calibration that is proposed."""
+def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool = False) -> None:
+    """Keep an aggregate for the peers, who get it from now on; durable when this returns."""
+    refuse_second(config, again=again)
+    note(
+        config.paths.store,
+        "aggregate_published",
+        domain=aggregate.domain,
+        aggregate=aggregate.sha256.hex(),
+        bytes=len(aggregate.canonical),
+        counted=aggregate.counted,
+        unit=aggregate.unit,
+        epsilon=aggregate.epsilon,
+        delta=aggregate.delta,
+    )
+    private_folder(config.paths.aggregate.parent)
+    write_file(config.paths.aggregate, aggregate.canonical, private=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a target compares a proposal with."""
-
-    place: Place
-    units_sha256: str
-    policy: PolicySection
-    peers: Snapshot
-    published: Aggregate | None
-
-
-def check_proposal(signed: SignedCalibration, target: Target, *, now: datetime) -> Identity:
-    """The node that proposed a calibration, if this target may sign it."""
-    calibration, peers = signed.calibration, target.peers
-    institution = calibration.source.institution
+def check_proposal(
+    signed: SignedCalibration, config: NodeConfig, units_sha256: str, peers: Snapshot, *, now: datetime
+) -> Identity:
+    """The node that proposed a calibration to this target, if the target may sign it."""
+    calibration, institution = signed.calibration, signed.calibration.source.institution
     if institution not in peers.peers:
         raise CalibrationForeign(
             f"the calibration is of {institution or 'no institution'}, which is no peer of this node",
@@ -323,21 +294,21 @@ def check_proposal(signed: SignedCalibration, target: Target, *, now: datetime) 
         )
     check_terms(
         calibration,
-        source=place_of(calibration.source),
-        target=target.place,
+        source=calibration.source.place,
+        target=own_place(config),
         side="target",
-        units=target.units_sha256,
-        policy=target.policy,
+        units=units_sha256,
+        policy=config.policy,
     )
-    refuse_expired(calibration, now)
+    signed.refuse_expired(now)
     if calibration.expires > now + LONGEST_LIFE:
         raise CalibrationInvalid(
             f"the calibration would last until {calibration.expires:%Y-%m-%d}; at most {LONGEST_LIFE.days} days are "
             "allowed",
             facts={"limit_days": LONGEST_LIFE.days},
         )
-    _check_making(calibration, target.published)
-    signer = verify_side(signed, "source", pins=peers.pins, withdrawn=peers.withdrawn, now=now)
+    _check_making(calibration, find_published(config))
+    signer = signed.verify_side("source", pins=peers.pins, withdrawn=peers.withdrawn, now=now)
     if not peers.is_admitted_node(signer):
         raise CalibrationSigner(
             f"{signer} signed, and the admitted node of {institution} is {peers.peers[institution].identity}",
@@ -345,17 +316,6 @@ def check_proposal(signed: SignedCalibration, target: Target, *, now: datetime) 
             facts={"side": "source"},
         )
     return signer
-
-
-def countersign(
-    signed: SignedCalibration, credentials: Credentials, target: Target, *, now: datetime
-) -> SignedCalibration:
-    """The proposal with this node's signature; all of it is verified once more, as at each use."""
-    check_proposal(signed, target, now=now)
-    own = sign(signed.calibration, "target", credentials, now=now)
-    complete = signed.model_copy(update={"target": own})
-    verify(complete, pins=target.peers.pins, withdrawn=target.peers.withdrawn, now=now)
-    return complete
 
 
 def _check_making(calibration: Calibration, published: Aggregate | None) -> None:
@@ -400,68 +360,47 @@ def send(
     check_terms(
         calibration,
         source=own_place(config),
-        target=place_of(calibration.target),
+        target=calibration.target.place,
         side="source",
-        units=units_digest(load_hosted(config).manifest.normalisation),
+        units=_hosted_units(config),
         policy=config.policy,
     )
-    store = CalibrationStore(config.paths.calibrations)
-    known = store.find(calibration.sha256)
-    if known is not None and not known.active:
+    store, target = CalibrationStore(config.paths.calibrations), calibration.target.institution
+    signed = store.find(calibration.sha256) or SignedCalibration(calibration=calibration)
+    if not signed.active:
         raise StateConflict(
-            f"the calibration {calibration.sha256.hex()[:12]} was taken out of use here",
+            f"the calibration {signed.short} was taken out of use here",
             hint="ddib calibrate --peer INSTITUTION/DOMAIN makes another one",
         )
-    signed = known.signed if known else None
-    if signed is None or signed.source is None:
-        source = sign(calibration, "source", _valid_credentials(config, now), now=now)
-        signed = SignedCalibration(calibration=calibration, source=source)
-        _note(config, "calibration_proposed", signed, calibration.target.institution)
+    if signed.source is None:
+        signed = signed.sign("source", _valid_credentials(config, now), now=now)
+        _note(config, "calibration_proposed", signed, target)
         store.add(signed, now=now)
     answered = peer.propose(signed, now=now)
     if answered.complete and not signed.complete:
-        _note(config, "calibration_signed", answered, calibration.target.institution, by="peer")
+        _note(config, "calibration_signed", answered, target, by="peer")
         store.add(answered, now=now)
     return answered
 
 
-def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool) -> None:
-    """Keep an aggregate for the peers, who get it from now on."""
-    note(
-        config.paths.audit,
-        "aggregate_published",
-        domain=aggregate.domain,
-        aggregate=aggregate.sha256.hex(),
-        bytes=len(aggregate.canonical),
-        counted=aggregate.counted,
-        unit=aggregate.unit,
-        epsilon=aggregate.epsilon,
-        delta=aggregate.delta,
-    )
-    keep_published(config, aggregate, again=again)
-
-
-def accept(config: NodeConfig, stored: Stored, *, now: datetime, force: bool = False) -> SignedCalibration:
-    """Sign a waiting proposal as the target."""
-    calibration, state = stored.signed.calibration, stored.state(now)
+def accept(
+    config: NodeConfig, proposed: SignedCalibration, *, now: datetime, force: bool = False
+) -> SignedCalibration:
+    """Sign a waiting proposal as the target; all of it is verified once more, as at each use."""
+    calibration, state = proposed.calibration, proposed.state(now)
     if state in {"active", "inactive"} or calibration.target.institution != config.node.institution:
         raise StateConflict(
-            f"the calibration {stored.sha256.hex()[:12]} is {state}; only a proposal to this node can be accepted",
+            f"the calibration {proposed.short} is {state}; only a proposal to this node can be accepted",
             hint="ddib calibrate list",
         )
     if not force:
         refuse_doubtful(calibration)
-    target = Target(
-        place=own_place(config),
-        units_sha256=units_digest(load_hosted(config).manifest.normalisation),
-        policy=config.policy,
-        peers=peer_store(config).snapshot(),
-        published=find_published(config),
-    )
-    complete = countersign(stored.signed, _valid_credentials(config, now), target, now=now)
+    peers = peer_store(config).snapshot()
+    check_proposal(proposed, config, _hosted_units(config), peers, now=now)
+    complete = proposed.sign("target", _valid_credentials(config, now), now=now)
+    complete.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now)
     _note(config, "calibration_signed", complete, calibration.source.institution, by="operator")
-    CalibrationStore(config.paths.calibrations).add(complete, now=now)
-    return complete
+    return CalibrationStore(config.paths.calibrations).add(complete, now=now)
 
 
 def refuse_doubtful(calibration: Calibration) -> None:
@@ -478,21 +417,19 @@ def refuse_doubtful(calibration: Calibration) -> None:
         )
 
 
-def take_out_of_use(config: NodeConfig, stored: Stored, *, forget: bool) -> None:
+def take_out_of_use(config: NodeConfig, signed: SignedCalibration, *, forget: bool) -> None:
     """Stop using a calibration; with `forget` its file is removed, and the peer may propose it again."""
-    source, target = (
-        side.institution for side in (stored.signed.calibration.source, stored.signed.calibration.target)
-    )
-    other = target if source == config.node.institution else source
-    _note(config, "calibration_removed", stored.signed, other, forgotten=int(forget))
+    (other,) = signed.calibration.institutions - {config.node.institution} or {config.node.institution}
+    _note(config, "calibration_removed", signed, other, forgotten=int(forget))
     store = CalibrationStore(config.paths.calibrations)
-    if forget:
-        store.remove(stored.sha256)
-    else:
-        store.deactivate(stored.sha256)
+    (store.remove if forget else store.deactivate)(signed.sha256)
 
 
-def _valid_credentials(config: NodeConfig, now: datetime) -> Credentials:
+def _hosted_units(config: NodeConfig) -> str:
+    return units_digest(load_hosted(config).manifest.normalisation)
+
+
+def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
     """The node's certificate and key, if others would accept what they sign now."""
     credentials = own_credentials(config)
     problem = not_accepted(credentials, now)
@@ -508,7 +445,7 @@ def _note(config: NodeConfig, act: str, signed: SignedCalibration, peer: str, **
     """Write to the audit log."""
     calibration = signed.calibration
     note(
-        config.paths.audit,
+        config.paths.store,
         act,
         peer=peer,
         calibration=signed.sha256.hex(),

@@ -27,10 +27,11 @@ from ddib_fed.node.interceptors import caller
 from ddib_fed.node.policy import Charge, Ledger
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import UNREADABLE, Identity, verify_peer_certificate
+from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import (
     MAX_REQUEST_BYTES,
     Authority,
-    Credentials,
+    TlsCredentials,
     certificate_pem,
     check_request,
     check_root,
@@ -44,7 +45,6 @@ from ddib_fed.security.pki import (
     parse_certificates,
 )
 from ddib_fed.security.renewal import Clock, check_successor, is_due, renew_through, utc_now
-from ddib_fed.security.withdrawn import refuse_withdrawn
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 
@@ -77,7 +77,7 @@ def own_authority(config: NodeConfig) -> Authority:
     return authority
 
 
-def own_credentials(config: NodeConfig) -> Credentials:
+def own_credentials(config: NodeConfig) -> TlsCredentials:
     """The node's certificate and key; they may have expired."""
     credentials = load_identity(config.paths.pki)
     expected = Identity(config.node.institution, "node", config.node.name)
@@ -89,7 +89,7 @@ def own_credentials(config: NodeConfig) -> Credentials:
     return credentials
 
 
-def not_accepted(credentials: Credentials, now: datetime) -> str | None:
+def not_accepted(credentials: TlsCredentials, now: datetime) -> str | None:
     """Why the certificate is not acceptable now: expired, not yet valid, of another root; None if it is."""
     roots = parse_certificates(credentials.roots_pem, "roots.pem")
     pins = {credentials.identity.institution: roots}
@@ -135,7 +135,7 @@ def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> li
 # Renewal
 
 
-def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credentials:
+def renew_node(config: NodeConfig, *, now: datetime | None = None) -> TlsCredentials:
     """Renew a node's certificate in the way that its configuration and folder provide."""
     folder, moment, identity = config.paths.pki, now or utc_now(), config.identity
     if has_authority(folder):
@@ -157,7 +157,7 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credential
     )
 
 
-def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Credentials:
+def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> TlsCredentials:
     """Run the operator's command, which must leave a new leaf.pem, leaf.key and roots.pem in the folder."""
     what, current = f"identity.renew_command {command[0]!r}", load_identity(folder)
     environment = {**os.environ, "DDIB_PKI_FOLDER": str(folder)}
@@ -275,7 +275,7 @@ class RenewalThread:
             return False
         return load_recovery(folder) is None
 
-    def _pauses(self, own: Credentials) -> bool:
+    def _pauses(self, own: TlsCredentials) -> bool:
         if self._failed_at is None:
             return False
         pause = retry_pause(self._failures, own.not_after - own.not_before, self._interval_s)
@@ -305,8 +305,15 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     """Renews the certificates of the institution's own nodes and clients."""
 
     def __init__(
-        self, config: NodeConfig, audit: AuditLog, quotas: Ledger, *, clock: Clock = utc_now
+        self,
+        config: NodeConfig,
+        audit: AuditLog,
+        quotas: Ledger,
+        peers: PeerStore,
+        *,
+        clock: Clock = utc_now,
     ) -> None:
+        self._peers = peers
         self._folder = config.paths.pki
         self._audit = audit
         self._quotas = quotas
@@ -360,5 +367,5 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         if asking.kind != "recovery":
             return asking
         node = Identity(asking.institution, "node", asking.name)
-        refuse_withdrawn(self._folder, node)
+        self._peers.snapshot().refuse_withdrawn(node)
         return node

@@ -402,10 +402,8 @@ class NodePaths:
     classifier: Path | None
     state: Path
     pki: Path
-    peers: Path
-    jobs: Path
+    store: Path
     spool: Path
-    audit: Path
     softening_key: Path
     calibrations: Path
     aggregate: Path
@@ -512,10 +510,8 @@ class NodeConfig(Section):
             classifier=None if classifier is None else self._folder / classifier,
             state=state,
             pki=state / "pki",
-            peers=state / "peers",
-            jobs=state / "jobs.sqlite",
+            store=state / "node.sqlite",
             spool=state / "spool",
-            audit=state / "audit.jsonl",
             softening_key=state / "softening.key",
             calibrations=state / "calibrations",
             aggregate=state / "aggregate.json",

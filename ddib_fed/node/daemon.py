@@ -37,7 +37,8 @@ from ddib_fed.node.watch import DiskWatch, Watch
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.security import tls
 from ddib_fed.security.audit import AuditLog
-from ddib_fed.security.pki import Credentials, has_authority, load_identity
+from ddib_fed.security.pki import TlsCredentials, has_authority, load_identity
+from ddib_fed.store import NodeStore
 from ddib_fed.telemetry import open_tracing
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
@@ -79,7 +80,7 @@ class Daemon:
             what="+".join(config.node.roles),
             peers=config.telemetry.peers,
         )
-        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, tracing)
+        self.node = NodeContext(config, self.peers, AuditLog(NodeStore(paths.store)), metrics, tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._last_jobs: Counter[str] = Counter()
         self._released = False
@@ -90,6 +91,7 @@ class Daemon:
             for role in self.roles:
                 role.close()
                 role.release()
+            self.node.audit.store.close()
             raise
         self._renewal = RenewalThread(config, on_tick=self._watch.look)
 
@@ -133,7 +135,7 @@ class Daemon:
             server.add_services(role.service_names)
         if issuer:
             identity_pb2_grpc.add_IdentityServiceServicer_to_server(
-                IdentityServicer(config, self.node.audit, self.node.quotas), server.grpc
+                IdentityServicer(config, self.node.audit, self.node.quotas, self.peers), server.grpc
             )
         return server
 
@@ -268,6 +270,7 @@ class Daemon:
         self.node.tracing.close()
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
+        self.node.audit.store.close()
         log.info("stopped")
 
     def _jobs(self) -> Counter[str]:
@@ -282,7 +285,7 @@ class Daemon:
                 log.exception("the jobs could not be counted")
         return self._last_jobs
 
-    def _expires(self, of: Callable[[Credentials], datetime]) -> float:
+    def _expires(self, of: Callable[[TlsCredentials], datetime]) -> float:
         try:
             return of(load_identity(self.config.paths.pki)).timestamp()
         except (DdibError, OSError):
@@ -328,8 +331,8 @@ class Daemon:
         """Have so many workers; 0 changes nothing. Who there is."""
         engine = self.node.running_engine
         if workers:
-            with self.node.audit.doing("workers", [{"count": workers}]):
-                engine.resize(workers)
+            self.node.audit.write("workers", count=workers)
+            engine.resize(workers)
         if engine.pool is None:
             return pb.WorkersResponse(executor="inline")
         counters = engine.pool.counters
@@ -361,7 +364,7 @@ class Daemon:
             answer.model.CopyFrom(_model_status(self.node))
         answer.peers.extend(_peer_statuses(self.node))
         answer.jobs.update(self._jobs())
-        answer.calibrations.extend(_calibration_statuses(self.node))
+        answer.calibrations.extend(overview(self.config, self.node.calibrations, self.peers))
         return answer
 
 
@@ -391,19 +394,6 @@ def _peer_statuses(node: NodeContext) -> Iterator[pb.PeerStatus]:
             problem=problem,
             failed=failed,
             suspended=suspended.get(peer.institution, ""),
-        )
-
-
-def _calibration_statuses(node: NodeContext) -> Iterator[pb.CalibrationStatus]:
-    for each in overview(node.config, node.calibrations, node.peers):
-        yield pb.CalibrationStatus(
-            sha256=each.sha256,
-            kind=each.kind,
-            source=each.source,
-            target=each.target,
-            state=each.state,
-            expires=each.expires.timestamp(),
-            warning=each.warning,
         )
 
 

@@ -30,7 +30,7 @@ from ddib_fed.errors import (
     TooManyStreams,
 )
 from ddib_fed.files import RETRY_AFTER_S, is_disk_full
-from ddib_fed.protocol.calls import Late, ReadAhead
+from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail
 from ddib_fed.protocol.streams import frame_deserialiser, frame_serialiser
 from ddib_fed.security.admission import (
@@ -575,10 +575,4 @@ class Pace:
 
     def each(self, ahead: ReadAhead[M]) -> Iterator[M]:
         """The messages of a stream that is read ahead."""
-        while True:
-            try:
-                yield from ahead.each(self.wait_s)
-            except Late:
-                self.late()
-            else:
-                return
+        return ahead.each(self.wait_s, self.late)

@@ -20,12 +20,12 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Allowances, Figure, PrivacyReport, Reading
 from ddib_fed.names import size_from
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibrations import Overview, overview
+from ddib_fed.node.calibrations import overview
 from ddib_fed.node.config import EVERY, NodeConfig
 from ddib_fed.node.policy import uses_of
 from ddib_fed.pages import write_page
 from ddib_fed.security.peers import Peer, PeerStore
-from ddib_fed.security.withdrawn import load_withdrawn
+from ddib_fed.v1.admin_pb2 import CalibrationStatus
 
 BOUNDS = {
     "peers": "what each admitted peer may be used for; * is every other one",
@@ -72,7 +72,7 @@ class Leaving:
     config: NodeConfig
     manifest: Manifest | None
     recipients: tuple[Recipient, ...]
-    calibrations: tuple[Overview, ...]
+    calibrations: tuple[CalibrationStatus, ...]
     privacy: PrivacyReport | None
     problems: tuple[str, ...]
 
@@ -108,6 +108,7 @@ class Leaving:
             title=f"What leaves node {node.name}.{node.institution}",
             at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             found=self,
+            day=lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}",
             config=self.config,
             shape=self._shape(),
             usual_is_known=(bundle / Allowances.file).is_file(),
@@ -159,8 +160,8 @@ class Leaving:
 
 def _recipients(config: NodeConfig, store: PeerStore) -> Iterator[Recipient]:
     policy, roles = config.policy, config.node.roles
-    suspended = store.snapshot().suspended
-    withdrawn = {entry.identity for entry in load_withdrawn(config.paths.pki).entries}
+    snapshot = store.snapshot()
+    suspended, withdrawn = snapshot.suspended, snapshot.withdrawn
     targets = {target.partition("/")[0] for each in policy.clients.values() for target in each}
     for peer in store.list():
         barred = ""

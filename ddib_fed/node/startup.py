@@ -29,8 +29,8 @@ from ddib_fed.node.policy import Ledger
 from ddib_fed.node.role import find_roles
 from ddib_fed.node.server import check_bindable
 from ddib_fed.protocol.addresses import split_address
-from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.pki import root_warning
+from ddib_fed.store import rehearse
 from ddib_fed.telemetry import open_tracing
 from ddib_fed.terminal import as_config_error, explained
 
@@ -84,7 +84,7 @@ def _take(name: str, config: NodeConfig) -> Finding:
 
 def _state(config: NodeConfig) -> list[str]:
     paths = config.paths
-    for folder in (paths.state, paths.pki, paths.peers):
+    for folder in (paths.state, paths.pki):
         check_private_folder(folder)
     there = next(place for place in (paths.state, *paths.state.parents) if place.exists())
     free = shutil.disk_usage(there).free
@@ -109,16 +109,14 @@ def _files(config: NodeConfig) -> list[str]:  # noqa: ARG001 - a step's signatur
 
 def _peers(config: NodeConfig) -> list[str]:
     store, proxy = peer_store(config), config.proxy
-    store.check_withdrawn()
     peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in store.list())
     now = datetime.now(UTC)
     roots = [
         root_warning(peer.institution, max(root.not_valid_after_utc for root in peer.roots), now)
         for peer in store.list()
     ]
-    unread = [f"not admitted: {store.problem}"] if store.problem else []
     through = f", through the proxy {proxy.address}" if proxy is not None else ""
-    return [(peers or "none admitted yet: ddib peer add") + through, *filter(None, roots), *unread]
+    return [(peers or "none admitted yet: ddib peer add") + through, *filter(None, roots)]
 
 
 def _calibrations(config: NodeConfig) -> list[str]:
@@ -134,9 +132,11 @@ def _calibrations(config: NodeConfig) -> list[str]:
     return [text, *warnings, *(f"not read: {problem}" for problem in store.problems())]
 
 
-def _audit(config: NodeConfig) -> list[str]:
-    AuditLog.check(config.paths.audit)
-    return [str(config.paths.audit)]
+def _store(config: NodeConfig) -> list[str]:
+    if answers(config.paths.admin_socket):
+        return [f"{config.paths.store}{_HELD}"]
+    jobs, lines = rehearse(config.paths.store)
+    return [f"{config.paths.store}: {jobs} jobs, {lines} lines of the audit log"]
 
 
 def _quotas(config: NodeConfig) -> list[str]:
@@ -214,7 +214,7 @@ STEPS: Final[dict[str, Callable[[NodeConfig], list[str]]]] = {
     "identity": certificate_status,
     "peers": _peers,
     "calibrations": _calibrations,
-    "audit": _audit,
+    "store": _store,
     "quotas": _quotas,
     "listen": _listen,
     "operator": _operator,
@@ -224,5 +224,5 @@ STEPS: Final[dict[str, Callable[[NodeConfig], list[str]]]] = {
     "roles": _roles,
     "model": _model,
 }
-_FOR_REAL: Final = frozenset({"roles", "model"})
+_FOR_REAL: Final = frozenset({"store", "roles", "model"})
 """Steps that a start does for real afterwards."""

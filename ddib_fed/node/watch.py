@@ -178,9 +178,8 @@ class Watch:
             problem = self._disk.problem or self._credentials.problem
             try:
                 self._observed.look()
-                self._node.peers.keep_withdrawn()
             except OSError as error:
-                problem = problem or f"the withdrawn identities or the audit log cannot be written: {error}"
+                problem = problem or f"the audit log cannot be written: {error}"
             problem = problem or self._node.audit.look()
             if problem and problem != self._said:
                 log.error("degraded: %s", problem)

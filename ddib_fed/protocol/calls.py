@@ -1,4 +1,4 @@
-"""Checks every answer of a server before it is used, as requests are checked; reads streams ahead.
+"""Channels whose answers are checked before they are used, as requests are; iterators that are read ahead.
 
 Every channel of this package is wrapped.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc
@@ -22,55 +22,6 @@ STUCK_S: Final = 3.0
 """What was received before a call's end is read at once: a reader that waits for so long after it is stuck."""
 LOOK_EVERY_S: Final = 0.5
 
-
-class StuckCalls:
-    """Watches the readers of one channel's streams; its thread runs while a reader waits."""
-
-    def __init__(self, close: Callable[[], None], *, stuck_s: float = STUCK_S) -> None:
-        self._close = close
-        self._stuck_s = stuck_s
-        self._lock = threading.Lock()
-        self._reading: dict[int, Any] = {}
-        self._ended: dict[int, float] = {}
-        self._thread: threading.Thread | None = None
-        self.found = False
-
-    @contextmanager
-    def reading(self, call: Any) -> Iterator[None]:
-        """Context while a reader waits for the next answer of a call."""
-        with self._lock:
-            self._reading[id(call)] = call
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="stuck-calls", daemon=True)
-                self._thread.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._reading.pop(id(call), None)
-                self._ended.pop(id(call), None)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(LOOK_EVERY_S)
-            with self._lock:
-                if not self._reading:
-                    self._thread = None
-                    return
-                if not self._any_stuck():
-                    continue
-                self.found, self._thread = True, None
-            self._close()
-            return
-
-    def _any_stuck(self) -> bool:
-        now = time.monotonic()
-        for key, call in self._reading.items():
-            if not call.is_active():
-                self._ended.setdefault(key, now)
-        return any(now - since > self._stuck_s for since in self._ended.values())
-
-
 T = TypeVar("T")
 
 
@@ -80,14 +31,25 @@ class _Call:
     def __init__(self, call: Any, channel: CheckedChannel) -> None:
         self._call = call
         self._channel = channel
+        self.ended_at: float | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        with self._channel.stuck.reading(self._call):
+        self.ended_at = None
+        self._channel.watch(self)
+        try:
             answer = next(self._call)
+        finally:
+            self._channel.unwatch(self)
         return self._channel.checked(answer)
+
+    def is_stuck(self, now: float) -> bool:
+        if self._call.is_active():
+            return False
+        self.ended_at = self.ended_at or now
+        return now - self.ended_at > STUCK_S
 
     def result(self, timeout: float | None = None) -> Any:
         return self._channel.checked(self._call.result(timeout))
@@ -122,13 +84,41 @@ class _Method:
 
 
 class CheckedChannel(grpc.Channel):
-    """A channel whose answers are checked."""
+    """A channel whose answers are checked.
+
+    gRPC 1.85 may end a stream without waking its reader. While calls are read, a thread looks for such a reader, and
+    closes the channel, which wakes it: `broken` from then on.
+    """
 
     def __init__(self, channel: grpc.Channel, hop: str, *, own: bool) -> None:
         self._channel = channel
         self._hop, self._own = hop, own
-        self.stuck = StuckCalls(channel.close)
+        self._readers: set[_Call] = set()  # its methods are atomic
+        self._watching = threading.Lock()
+        self.broken = False
         self.clock_s: float | None = None
+
+    def watch(self, call: _Call) -> None:
+        """Note that a reader waits for the next answer of a call."""
+        self._readers.add(call)
+        if self._watching.acquire(blocking=False):
+            threading.Thread(target=self._watch, name="stuck-calls", daemon=True).start()
+
+    def unwatch(self, call: _Call) -> None:
+        self._readers.discard(call)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(LOOK_EVERY_S)
+            readers, now = list(self._readers), time.monotonic()
+            if any(reader.is_stuck(now) for reader in readers):
+                self.broken = True
+                self._channel.close()
+                return
+            if not readers:  # the next reader starts another thread, unless it came before the release
+                self._watching.release()
+                if not self._readers or not self._watching.acquire(blocking=False):
+                    return
 
     def checked(self, answer: Any) -> Any:
         """The answer itself; a wrong one is the fault of the peer, or an input error where the node is our own."""
@@ -143,29 +133,17 @@ class CheckedChannel(grpc.Channel):
             raise
         return answer
 
-    @property
-    def broken(self) -> bool:
-        return self.stuck.found
-
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
         return _Method(self._channel.unary_unary(*args, **kwargs), self, streams=False)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        sent = {**kwargs, "request_serializer": frame_serialiser(kwargs.get("request_serializer"))}
-        return _Method(self._channel.stream_unary(*args, **sent), self, streams=False)
+        return _Method(self._channel.stream_unary(*args, **_framing(kwargs)), self, streams=False)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        read = {**kwargs, "response_deserializer": frame_deserialiser(kwargs.get("response_deserializer"))}
-        return _Method(self._channel.unary_stream(*args, **read), self, streams=True)
+        return _Method(self._channel.unary_stream(*args, **_framing(kwargs)), self, streams=True)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.Channel."""
-        both = {
-            **kwargs,
-            "request_serializer": frame_serialiser(kwargs.get("request_serializer")),
-            "response_deserializer": frame_deserialiser(kwargs.get("response_deserializer")),
-        }
-        return _Method(self._channel.stream_stream(*args, **both), self, streams=True)
+        return _Method(self._channel.stream_stream(*args, **_framing(kwargs)), self, streams=True)
 
     def subscribe(self, *args: Any, **kwargs: Any) -> None:
         self._channel.subscribe(*args, **kwargs)
@@ -183,14 +161,18 @@ class CheckedChannel(grpc.Channel):
         self.close()
 
 
-class Late(Exception):  # noqa: N818 - no failure of the iterator's
-    """The next element was not there in time."""
+def _framing(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **options,
+        "request_serializer": frame_serialiser(options.get("request_serializer")),
+        "response_deserializer": frame_deserialiser(options.get("response_deserializer")),
+    }
 
 
 class _End:
     """The iterator is over, by this error if there is one."""
 
-    def __init__(self, error: BaseException | None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
@@ -198,18 +180,15 @@ class ReadAhead(Generic[T]):
     """The elements of an iterator in order, taken on a thread of its own before they are asked for.
 
     Making the next element and sending, or using, the present one overlap. A context manager, which takes no more of
-    them once it is left.
+    them once it is left. `most` is what elements may weigh together, 1 each if `weigh` does not say otherwise.
     """
 
     def __init__(
         self, elements: Iterable[T], most: int, name: str, *, weigh: Callable[[T], int] = lambda _: 1
     ) -> None:
-        self._elements = elements
-        self._most = most
-        self._weigh = weigh
+        self._elements, self._most, self._weigh = elements, most, weigh
+        self._waiting: deque[tuple[T | _End, int]] = deque()
         self._weight = 0
-        self._waiting: list[T | _End] = []
-        self._taken: list[T | _End] = []
         self._changed = threading.Condition()
         self._left = False
         self._thread = threading.Thread(target=self._read, name=name, daemon=True)
@@ -223,7 +202,7 @@ class ReadAhead(Generic[T]):
 
     @property
     def ready(self) -> bool:
-        return bool(self._taken or self._waiting)
+        return bool(self._waiting)
 
     def leave(self) -> None:
         """No more elements are wanted: whoever takes them gets none; the thread ends with the one that it waits for."""
@@ -231,31 +210,28 @@ class ReadAhead(Generic[T]):
             self._left = True
             self._changed.notify_all()
 
-    def each(self, wait_s: Callable[[], float | None] = lambda: None) -> Iterator[T]:
-        """The elements."""
+    def each(
+        self, wait_s: Callable[[], float | None] = lambda: None, late: Callable[[], object] = lambda: None
+    ) -> Iterator[T]:
+        """The elements; `late` raises, or lets the wait begin anew, where the next is not there after `wait_s`."""
         while True:
-            for element in self._handed_over(wait_s()):
-                if not isinstance(element, _End):
-                    yield element
-                elif element.error is not None:
-                    raise element.error
-                else:
-                    return
-
-    def _handed_over(self, wait_s: float | None) -> Iterator[T | _End]:
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._waiting or self._left, wait_s):
-                raise Late
-            taken, self._waiting, self._weight = self._waiting or [_End(None)], [], 0
-            self._changed.notify_all()
-        # Each is forgotten before the next is asked for: an element may be large.
-        taken.reverse()
-        self._taken = taken
-        while taken:
-            yield taken.pop()
+            with self._changed:
+                in_time = self._changed.wait_for(lambda: bool(self._waiting) or self._left, wait_s())
+                element, weight = self._waiting.popleft() if self._waiting else (_End(), 0)
+                self._weight -= weight
+                self._changed.notify_all()
+            if not in_time:
+                late()
+            elif not isinstance(element, _End):
+                yield element
+                element = _End()  # forgotten before the next is asked for: it may be large
+            elif element.error is not None:
+                raise element.error
+            else:
+                return
 
     def _read(self) -> None:
-        end = _End(None)
+        end = _End()
         try:
             for element in self._elements:
                 if not self._put(element, self._weigh(element)):
@@ -270,7 +246,7 @@ class ReadAhead(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self._left or self._weight < self._most)
             if not self._left:
-                self._waiting.append(element)
+                self._waiting.append((element, weight))
                 self._weight += weight
                 self._changed.notify_all()
             return not self._left

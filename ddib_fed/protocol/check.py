@@ -6,7 +6,7 @@ protos/ddib_fed/v1/limits.proto; what a domain type demands beyond them is check
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +21,7 @@ PACKAGE: Final = "ddib_fed.v1"
 SETTINGS: Final = frozenset({"SolverSettings", "GuidanceSettings"})
 """Messages whose values are the user's choice: a wrong one is `SettingsInvalid`."""
 UNREAD: Final = "Chunk"
-"""Its data would be copied; `Joiner` checks them."""
+"""`streams.Assembler` checks it."""
 MAX_ITEMS: Final = 16
 _WHOLE: Final = frozenset({FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64})
 _DEFAULTS: Final[Mapping[int, tuple[float, float]]] = {
@@ -41,6 +41,8 @@ class Limits(NamedTuple):
     high: float
     max_items: int
     required: bool
+    needed: bool
+    """Whether what is not set is outside: a number of 0, an empty text, a message that must be there."""
     error: type[DdibError]
 
 
@@ -62,68 +64,64 @@ def check(message: Any) -> None:
 
 
 def has_unknown_fields(message: Message) -> bool:
-    """Whether the message, or one inside it, has a field that its descriptor does not name.
-
-    Reads no field that is not a message itself: reading `bytes` would copy them.
-    """
-    if len(UnknownFieldSet(message)) > 0:
-        return True
-    return any(
+    """Whether the message, or one inside it, has a field that its descriptor does not name."""
+    return len(UnknownFieldSet(message)) > 0 or any(
         has_unknown_fields(inner)
-        for each in limits_of(message.DESCRIPTOR)
-        if each.field.message_type is not None
-        for inner in _values(message, each.field)
+        for field, value in _listed(message)
+        if field.message_type is not None
+        for inner in _each(field, value)
         if isinstance(inner, Message)
     )
 
 
+def _listed(message: Message) -> Sequence[tuple[FieldDescriptor, Any]]:
+    """The fields that are set; of a chunk none, for its data would be copied."""
+    return () if message.DESCRIPTOR.name == UNREAD else message.ListFields()
+
+
+def _each(field: FieldDescriptor, value: Any) -> Iterable[Any]:
+    if not field.is_repeated:
+        return (value,)
+    return value.values() if isinstance(value, Mapping) else value
+
+
 def _check_fields(message: Message) -> None:
-    if message.DESCRIPTOR.name == UNREAD:
-        return
-    for limits in limits_of(message.DESCRIPTOR):
-        field = limits.field
-        if field.is_repeated:
-            count = len(getattr(message, field.name))
-            if count > limits.max_items:
-                raise _outside(limits, f"must be at most {limits.max_items} in number, not {count}")
-        elif field.has_presence and not message.HasField(field.name):
-            if limits.required:
-                raise _outside(limits, "must be set")
-            continue
-        for value in _values(message, field):
-            if isinstance(value, Message):
-                _check_fields(value)
-            else:
-                _check_value(limits, value)
+    limits = limits_of(message.DESCRIPTOR)
+    listed = _listed(message)
+    if message.DESCRIPTOR.name != UNREAD:
+        present = {field.number for field, _ in listed}
+        for number, each in limits.items():
+            if each.needed and number not in present:
+                raise _outside(
+                    each, "must be set" if each.required else _range(each, each.field.default_value)
+                )
+    for field, value in listed:
+        each = limits[field.number]
+        if field.is_repeated and len(value) > each.max_items:
+            raise _outside(each, f"must be at most {each.max_items} in number, not {len(value)}")
+        for one in _each(field, value):
+            if isinstance(one, Message):
+                _check_fields(one)
+            # Written so that NaN fails.
+            elif not each.low <= (len(one) if isinstance(one, str | bytes) else one) <= each.high:
+                raise _outside(each, _range(each, one))
 
 
-def _check_value(limits: Limits, value: str | bytes | float) -> None:
-    size = len(value) if isinstance(value, str | bytes) else value
-    # Written so that NaN fails.
-    if not limits.low <= size <= limits.high:
-        if limits.field.enum_type is not None and not value:
-            raise _outside(limits, "must be set")
-        unit = " characters" if isinstance(value, str) else " bytes" if isinstance(value, bytes) else ""
-        raise _outside(limits, f"must be from {limits.low:g} to {limits.high:g}{unit}")
+def _range(limits: Limits, value: str | bytes | float) -> str:
+    if limits.field.enum_type is not None and not value:
+        return "must be set"
+    unit = " characters" if isinstance(value, str) else " bytes" if isinstance(value, bytes) else ""
+    return f"must be from {limits.low:g} to {limits.high:g}{unit}"
 
 
 def _outside(limits: Limits, detail: str) -> DdibError:
     return limits.error(f"{limits.name} {detail}", facts={"field": limits.field.name})
 
 
-def _values(message: Message, field: FieldDescriptor) -> Iterable[Any]:
-    """The value of a field, or its several; of a map the values."""
-    if not field.is_repeated:
-        return (
-            (getattr(message, field.name),) if not field.has_presence or message.HasField(field.name) else ()
-        )
-    values = getattr(message, field.name)
-    return list(values.values()) if isinstance(values, Mapping) else values
-
-
 @cache
-def limits_of(descriptor: Descriptor) -> tuple[Limits, ...]:
-    return tuple(_of_field(descriptor.name, field) for field in descriptor.fields)
+def limits_of(descriptor: Descriptor) -> Mapping[int, Limits]:
+    """The limits of a message's fields, by the fields' numbers."""
+    return {field.number: _of_field(descriptor.name, field) for field in descriptor.fields}
 
 
 def _of_field(message: str, field: FieldDescriptor) -> Limits:
@@ -136,13 +134,16 @@ def _of_field(message: str, field: FieldDescriptor) -> Limits:
     elif value.enum_type is not None:
         low, high = 1, max(value.enum_type.values_by_number)
     stated = {option.name: set_to for option, set_to in field.GetOptions().ListFields()}
+    low = stated.get("min", low)
+    required = stated.get("required", False)
     settings = SETTINGS & {message, "" if kind is None else kind.name}
     return Limits(
-        f"{message}.{field.name}",
-        field,
-        stated.get("min", low),
-        stated.get("max", high),
-        stated.get("max_items", MAX_ITEMS),
-        stated.get("required", False),
-        SettingsInvalid if settings else MessageInvalid,
+        name=f"{message}.{field.name}",
+        field=field,
+        low=low,
+        high=stated.get("max", high),
+        max_items=stated.get("max_items", MAX_ITEMS),
+        required=required,
+        needed=required or (low > 0 and not field.is_repeated and not field.has_presence),
+        error=SettingsInvalid if settings else MessageInvalid,
     )

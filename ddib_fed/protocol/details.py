@@ -1,9 +1,8 @@
 """Maps errors to the gRPC error detail that crosses the wire, and back.
 
-Only an error's reason, fixed sentence, facts and differences are sent; text for
-the person at this machine stays here. Texts from a peer are made short and printable, and name the institution that
-they are from where it is not the caller's own. Our nodes attach a detail to every error: a status without one comes
-from gRPC or from the network.
+Only an error's reason, fixed sentence, facts and differences are sent; text for the person at this machine stays here.
+Texts from a peer are made short and printable, and name the institution that they are from where it is not the
+caller's own. Our nodes attach a detail to every error: a status without one comes from gRPC or from the network.
 
 Every call of a node ends with the trailing metadata `ddib-time`: its Unix time in seconds. Certificates, calibrations
 and quotas depend on the clock, and a wrong one shows as a refusal whose text speaks of something else.
@@ -16,6 +15,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, Final
 
 import grpc
@@ -63,17 +63,9 @@ TIME_KEY: Final = "ddib-time"
 TOLERATED_S: Final = 60.0
 """Certificates are made to begin some minutes before they are issued: less than this refuses nothing."""
 
-# The meaning of a status without our detail. PeerUnreachable, the only class here that is retried, is for statuses
-# that the transport itself produces; the others would recur at each try.
+# The meaning of a status without our detail. The others are what the transport itself ends calls with: no connection, a
+# broken stream, a stopping server, our own limit of time; only these are worth another try.
 _BY_STATUS: Final[Mapping[grpc.StatusCode, type[DdibError]]] = {
-    grpc.StatusCode.UNAVAILABLE: PeerUnreachable,  # no connection, or it was lost; HTTP 429, 502, 503, 504
-    grpc.StatusCode.UNKNOWN: PeerUnreachable,  # "Stream removed": what came was damaged; any other HTTP status
-    grpc.StatusCode.INTERNAL: PeerUnreachable,  # the stream was reset, or broke HTTP/2; HTTP 400
-    grpc.StatusCode.CANCELLED: PeerUnreachable,  # a stopping server; a local cancellation is known to its caller
-    grpc.StatusCode.DEADLINE_EXCEEDED: PeerUnreachable,  # our own limit for the call, without an answer
-    grpc.StatusCode.RESOURCE_EXHAUSTED: PeerUnreachable,  # flow control, or ENHANCE_YOUR_CALM; see _BY_TEXT
-    grpc.StatusCode.DATA_LOSS: PeerUnreachable,
-    grpc.StatusCode.ABORTED: PeerUnreachable,
     grpc.StatusCode.UNIMPLEMENTED: NotFoundError,  # a node without this service; HTTP 404
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,  # HTTP 401
     grpc.StatusCode.PERMISSION_DENIED: RefusedError,  # HTTP 403
@@ -84,32 +76,23 @@ _BY_STATUS: Final[Mapping[grpc.StatusCode, type[DdibError]]] = {
     grpc.StatusCode.FAILED_PRECONDITION: StateConflict,
     grpc.StatusCode.OK: InternalError,
 }
-# Statuses that gRPC uses both for transport failures and for permanent errors: its texts tell them apart. They are only
-# compared, never repeated.
-_BY_TEXT: Final[tuple[tuple[grpc.StatusCode, str, type[DdibError], str], ...]] = (
+# Statuses of permanent errors that transport failures have too: gRPC's texts tell them apart. They are only compared,
+# never repeated.
+_BY_TEXT: Final[tuple[tuple[str, type[DdibError], str], ...]] = (
     (
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        r"message larger than max|metadata size exceeds",
+        r"^RESOURCE_EXHAUSTED .*(message larger than max|metadata size exceeds)",
         MessageInvalid,
-        "a message between us and {hop} is over gRPC's limit, 4 MiB for a message",
+        "a message between us and {} is over gRPC's limit, 4 MiB for a message",
     ),
     (
-        grpc.StatusCode.INTERNAL,
-        r"^Exception deserializing response!",
+        r"^INTERNAL Exception deserializing response!",
         MessageInvalid,
-        "{hop} answered with what is no message of this protocol",
+        "{} answered with what is no message of this protocol",
     ),
     (
-        grpc.StatusCode.INTERNAL,
-        r"^Exception serializing request!",
+        r"^INTERNAL Exception serializing request!|^UNKNOWN Exception iterating requests!",
         InternalError,
-        "the message for {hop} could not be made; the log says why",
-    ),
-    (
-        grpc.StatusCode.UNKNOWN,
-        r"^Exception iterating requests!",
-        InternalError,
-        "the messages for {hop} could not be made; the log says why",
+        "a message for {} could not be made; the log says why",
     ),
 )
 
@@ -125,13 +108,9 @@ def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDeta
     )
     for key, value in list(error.facts.items())[:MAX_FACTS]:
         detail.facts[_clean(key)] = _clean(value)
-    for difference in error.differences[:MAX_DIFFERENCES]:
-        detail.differences.add(
-            field=_clean(difference.field),
-            source=_clean(difference.source),
-            target=_clean(difference.target),
-            remedy=_clean(difference.remedy),
-        )
+    for each in error.differences[:MAX_DIFFERENCES]:
+        texts = {name: _clean(getattr(each, name)) for name in ("field", "source", "target", "remedy")}
+        detail.differences.add(**texts)
     while detail.ByteSize() > MAX_DETAIL_BYTES and detail.facts:
         del detail.facts[max(detail.facts)]
     while detail.ByteSize() > MAX_DETAIL_BYTES and detail.differences:
@@ -185,16 +164,23 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
         if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
             return _with_clock(found, clock_difference(trailing))
     code, who = status_of(error), hop or "the peer"
-    kind = _BY_STATUS.get(code, InternalError) if code is not None else InternalError
-    text = (call.details() or "") if call is not None else ""
-    for status, pattern, without_hope, says in _BY_TEXT:
-        if code is status and re.search(pattern, text):
-            return without_hope(says.format(hop=who), hop=hop)
-    if kind is PeerUnreachable:
-        return _unreachable(code, who, hop)
+    name, text = (code.name if code else "no status"), ((call.details() or "") if call is not None else "")
+    for pattern, without_hope, says in _BY_TEXT:
+        if re.search(pattern, f"{name} {text}"):
+            return without_hope(says.format(who), hop=hop)
+    kind = InternalError if code is None else _BY_STATUS.get(code, PeerUnreachable)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return kind(f"{who} does not offer this call: it has another role, or is of another release", hop=hop)
-    return kind(f"{kind.sentence} ({code.name if code else 'no status'})", hop=hop)
+    if kind is not PeerUnreachable:
+        return kind(f"{kind.sentence} ({name})", hop=hop)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        detail = f"{who} does not answer, or refuses the connection"
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        detail = f"{who} did not answer in time"
+    else:
+        detail = f"the connection to {who} broke off ({name})"
+    hint = f"ddib peer test {institution_of(hop)}" if hop.startswith("target") else "ddib doctor"
+    return PeerUnreachable(detail, hop=hop, hint=hint)
 
 
 def _with_clock(error: DdibError, difference_s: float | None) -> DdibError:
@@ -203,18 +189,6 @@ def _with_clock(error: DdibError, difference_s: float | None) -> DdibError:
         error.args = (error.detail,)
         error.hint = "compare both clocks: `timedatectl` shows whether this machine's is synchronised"
     return error
-
-
-def _unreachable(code: grpc.StatusCode | None, who: str, hop: str) -> PeerUnreachable:
-    """A retryable error, with a text for its status."""
-    if code is grpc.StatusCode.UNAVAILABLE:
-        detail = f"{who} does not answer, or refuses the connection"
-    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        detail = f"{who} did not answer in time"
-    else:
-        detail = f"the connection to {who} broke off ({code.name if code else 'no status'})"
-    hint = f"ddib peer test {institution_of(hop)}" if hop.startswith("target") else "ddib doctor"
-    return PeerUnreachable(detail, hop=hop, hint=hint)
 
 
 def status_of(error: Any) -> grpc.StatusCode | None:
@@ -315,3 +289,66 @@ def failure_of_peer(error: grpc.RpcError, hop: str) -> DdibError:
     if (item := found.facts.get("item", "")).isdecimal():
         fault.facts["item"] = item
     return fault
+
+
+# Which items of a job a node refuses, and why. Facts `refused_0` to `refused_9` are each one reason and items, as
+# numbers and ranges: `IMAGE_UNREADABLE:3,20-299`; `refused_count` is how many there are, named or not.
+
+FACT: Final = "refused"
+COUNT: Final = "refused_count"
+MOST_FACTS: Final = 10
+MOST_ITEMS: Final = 100_000
+"""Of a job, whatever its node allows; no more are read."""
+
+
+def refused_facts(refused: Mapping[int, str]) -> dict[str, str]:
+    """Facts that name the items; `refused` has the reason of each, by its number."""
+    texts: list[str] = []
+    for reason in sorted(set(refused.values())):
+        text = ""
+        for part in _ranges(number for number in sorted(refused) if refused[number] == reason):
+            if text and len(text) + len(part) < MAX_TEXT:
+                text += f",{part}"
+            else:
+                texts += [text] if text else []
+                text = f"{reason}:{part}"
+        texts.append(text)
+    facts = {f"{FACT}_{place}": text for place, text in enumerate(texts[:MOST_FACTS])}
+    return facts | {COUNT: str(len(refused))}
+
+
+def refused_items(facts: Mapping[str, str]) -> dict[int, str]:
+    """Number and reason of each item that the facts of a node's error name; what is no number is passed over."""
+    found: dict[int, str] = {}
+    for place in range(MOST_FACTS):
+        reason, _, numbers = facts.get(f"{FACT}_{place}", "").partition(":")
+        for part in numbers.split(","):
+            for number in _numbers(part, MOST_ITEMS - len(found)):
+                found[number] = reason
+    return found
+
+
+def refused_count(facts: Mapping[str, str]) -> int:
+    """How many items the node refused, as it says; 0 if it does not say."""
+    said = facts.get(COUNT, "")
+    return int(said) if is_number(said) else 0
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a number as an item has one."""
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def _ranges(numbers: Iterable[int]) -> Iterator[str]:
+    """Ascending numbers as `3` and `5-9`."""
+    for _, run in groupby(enumerate(numbers), lambda each: each[1] - each[0]):
+        first, *rest = (number for _, number in run)
+        yield f"{first}-{rest[-1]}" if rest else str(first)
+
+
+def _numbers(part: str, most: int) -> range:
+    first, dash, last = part.partition("-")
+    if not is_number(first) or (dash and not is_number(last)):
+        return range(0)
+    start = int(first)
+    return range(start, min(int(last) + 1 if dash else start + 1, start + most))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -82,30 +83,15 @@ _GUARD = object()
 class ApprovedLatent:
     """A latent that may be sent under one contract, with its bytes, which cannot be written. Made by `approve`."""
 
-    __slots__ = ("_payload", "audit", "contract_sha256", "item", "sha256", "shape")
+    __slots__ = ("_header", "_payload")
+    _header: decoding_pb2.LatentHeader
     _payload: memoryview
-    audit: common_pb2.AuditHead | None
-    contract_sha256: bytes
-    item: int
-    sha256: bytes
-    shape: tuple[int, ...]
 
-    def __init__(
-        self,
-        guard: object,
-        *,
-        item: int,
-        payload: memoryview,
-        shape: tuple[int, ...],
-        sha256: bytes,
-        contract_sha256: bytes,
-        audit: common_pb2.AuditHead | None = None,
-    ) -> None:
+    def __init__(self, guard: object, header: decoding_pb2.LatentHeader, payload: memoryview) -> None:
         if guard is not _GUARD:
             raise TypeError("only approve() makes a latent fit to leave")
-        values = (payload, audit, contract_sha256, item, sha256, shape)
-        for name, value in zip(self.__slots__, values, strict=True):
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_header", header)
+        object.__setattr__(self, "_payload", payload)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"an approved latent does not change: {name}")
@@ -114,33 +100,31 @@ class ApprovedLatent:
         raise TypeError("an approved latent is neither copied nor pickled")
 
     @property
+    def item(self) -> int:
+        return self._header.item
+
+    @property
+    def sha256(self) -> bytes:
+        return self._header.tensor.sha256
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._header.tensor.shape)
+
+    @property
     def size_bytes(self) -> int:
         """How many bytes will cross."""
         return len(self._payload)
 
     def recorded(self, anchor: Anchor) -> ApprovedLatent:
         """The same latent, to be sent with the end of the audit log that has its line."""
-        return ApprovedLatent(
-            _GUARD,
-            item=self.item,
-            payload=self._payload,
-            shape=self.shape,
-            sha256=self.sha256,
-            contract_sha256=self.contract_sha256,
-            audit=to_message(anchor, common_pb2.AuditHead),
-        )
+        header = deepcopy(self._header)
+        header.audit.CopyFrom(to_message(anchor, common_pb2.AuditHead))
+        return ApprovedLatent(_GUARD, header, self._payload)
 
     def stream(self, message: type[M], chunk_bytes: int = CHUNK) -> Iterator[M]:
         """The messages of a class, `DecodeRequest` or `DecodeResponse`, that carry this latent."""
-        header = decoding_pb2.LatentHeader(
-            item=self.item,
-            tensor=common_pb2.TensorHeader(
-                shape=self.shape, size_bytes=len(self._payload), sha256=self.sha256
-            ),
-            contract_sha256=self.contract_sha256,
-            audit=self.audit,
-        )
-        return stream(message, "latent", header, self._payload, chunk_bytes)
+        return stream(message, "latent", self._header, self._payload, chunk_bytes)
 
 
 def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item: int) -> ApprovedLatent:
@@ -169,14 +153,9 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
     if not latent.sealed and hashlib.sha256(payload).digest() != latent.sha256:
         raise ChunkCorrupt("the latent has changed since it was encoded", facts={"what": "latent"})
     _require_own(statistics, latent.data)
-    return ApprovedLatent(
-        _GUARD,
-        item=item,
-        payload=payload,
-        shape=latent.data.shape,
-        sha256=latent.sha256,
-        contract_sha256=contract.digest,
-    )
+    tensor = common_pb2.TensorHeader(shape=latent.data.shape, size_bytes=len(payload), sha256=latent.sha256)
+    header = decoding_pb2.LatentHeader(item=item, tensor=tensor, contract_sha256=contract.digest)
+    return ApprovedLatent(_GUARD, header, payload)
 
 
 class LatentOpener:
@@ -187,21 +166,24 @@ class LatentOpener:
 
     def __init__(self, contract: Contract, max_items: int) -> None:
         self._contract = contract
-        self._contract_sha256 = contract.digest
         self._items_left = max_items
-        self.anchor: Anchor | None = None
         self._last_item = -1
+        self.anchor: Anchor | None = None
 
     def __call__(self, header: decoding_pb2.LatentHeader) -> Announced:
-        anchor = anchor_from_pb(header)
-        if header.contract_sha256 != self._contract_sha256:
-            raise _other_contract(self._contract_sha256, header.contract_sha256)
+        ours, theirs = self._contract.digest, header.contract_sha256
+        if theirs != ours:
+            remedy = "Negotiate the contract again: one of the two nodes has a new model or new limits."
+            raise ContractMismatch(
+                "the latent is under another contract",
+                differences=(Difference("contract_sha256", theirs.hex()[:64], ours.hex(), remedy),),
+            )
         if header.item <= self._last_item or self._items_left <= 0:
             raise MessageInvalid(f"item {header.item} is not expected now", facts={"field": "item"})
         announced = open_tensor(header.tensor, self._contract)
         self._last_item = header.item
-        self.anchor = anchor
         self._items_left -= 1
+        self.anchor = anchor_from_pb(header)
         return announced
 
 
@@ -261,11 +243,3 @@ def _require_own(statistics: Statistics, array: Array) -> None:
 
 def _too_large(contract: Contract) -> type[DdibError]:
     return PointsTooMany if contract.target.sample_kind == "point" else ImageTooLarge
-
-
-def _other_contract(ours: bytes, theirs: bytes) -> ContractMismatch:
-    remedy = "Negotiate the contract again: one of the two nodes has a new model or new limits."
-    return ContractMismatch(
-        "the latent is under another contract",
-        differences=(Difference("contract_sha256", theirs.hex()[:64], ours.hex(), remedy),),
-    )

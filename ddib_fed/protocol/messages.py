@@ -8,7 +8,7 @@
     Enum                              enum, by the member's name
     str                               also an enum, by its name in lower case, or bytes, in hex
 
-Values are not checked here: received messages pass `fields.check` first, and domain types check themselves.
+Values are not checked here: received messages pass `check` first, and domain types check themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from ddib_fed.engine.record import PictureFigures, Translation
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import common_pb2, translation_pb2
 
 Domain = TypeVar("Domain")
 Wire = TypeVar("Wire", bound=Message)
@@ -48,7 +49,7 @@ def to_message(value: object, kind: type[Wire], *, local: Collection[str] = (), 
 
     Raises:
         TypeError: The value has a field that the message does not have, and that is neither local nor given.
-        ValueError: A text is no name of the enum.
+        KeyError: A text is no name of the enum.
     """
     own: Any = type(value)  # mypy takes no type[object] for hashable
     pairs = _pairs(own, kind.DESCRIPTOR, frozenset((*local, *given)))
@@ -58,18 +59,7 @@ def to_message(value: object, kind: type[Wire], *, local: Collection[str] = (), 
 def from_message(
     message: Message, kind: type[Domain], *, local: Collection[str] = (), **given: Any
 ) -> Domain:
-    """A message as a domain value.
-
-    Args:
-        message: The message, checked.
-        kind: The value's class.
-        local: Fields of the value that the message does not have, and that keep their defaults.
-        given: Fields of the value; the message's are not read for them.
-
-    Raises:
-        TypeError: The value has a field that the message does not have, and that is neither local nor given.
-        DdibError: The class refuses a value.
-    """
+    """A checked message as a domain value; arguments and errors as of `to_message`, and those of the class."""
     wanted: Any = kind
     pairs = _pairs(wanted, message.DESCRIPTOR, frozenset((*local, *given)))
     return kind(**{name: _decoded(message, field, hint) for name, field, hint in pairs}, **given)
@@ -86,19 +76,16 @@ def _pairs(
     kind: type, descriptor: Descriptor, without: frozenset[str]
 ) -> tuple[tuple[str, FieldDescriptor, Any], ...]:
     """Name, message field and type of each field that both have."""
-    hints = get_type_hints(kind)
-    names = [name for name in _names(kind) if name not in without]
+    if dataclasses.is_dataclass(kind):
+        found: Collection[str] = [field.name for field in dataclasses.fields(kind) if field.init]
+    else:
+        found = kind.model_fields if hasattr(kind, "model_fields") else kind._fields  # type: ignore[attr-defined]
+    names = [name for name in found if name not in without]
     missing = [name for name in names if name not in descriptor.fields_by_name]
     if missing:
         raise TypeError(f"{descriptor.name} has no {', '.join(missing)}, which {kind.__name__} has")
+    hints = get_type_hints(kind)
     return tuple((name, descriptor.fields_by_name[name], hints[name]) for name in names)
-
-
-def _names(kind: Any) -> Collection[str]:
-    if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind) if field.init]
-    fields: Collection[str] = kind.model_fields if hasattr(kind, "model_fields") else kind._fields
-    return fields
 
 
 def _encoded(value: Any, field: FieldDescriptor) -> Any:
@@ -121,16 +108,14 @@ def _encoded_one(value: Any, field: FieldDescriptor) -> Any:
 
 
 def _decoded(message: Message, field: FieldDescriptor, hint: Any) -> Any:
-    """A field's value in the domain type."""
-    inner, optional = _without_none(hint)
-    if optional and field.has_presence and not message.HasField(field.name):
-        return None
+    if get_origin(hint) in {Union, types.UnionType}:  # X | None
+        if field.has_presence and not message.HasField(field.name):
+            return None
+        hint = next(part for part in get_args(hint) if part is not types.NoneType)
     value = getattr(message, field.name)
-    if get_origin(inner) is tuple:
-        return tuple(_decoded_one(item, field, get_args(inner)[0]) for item in value)
-    if field.is_repeated:
-        return dict(value)
-    return _decoded_one(value, field, inner)
+    if get_origin(hint) is tuple:
+        return tuple(_decoded_one(item, field, get_args(hint)[0]) for item in value)
+    return dict(value) if field.is_repeated else _decoded_one(value, field, hint)
 
 
 def _decoded_one(value: Any, field: FieldDescriptor, kind: Any) -> Any:
@@ -140,13 +125,6 @@ def _decoded_one(value: Any, field: FieldDescriptor, kind: Any) -> Any:
         name = _enum_names(field.enum_type).get(value, UNKNOWN)
         return name.lower() if kind is str else kind[name]
     return value.hex() if field.type == field.TYPE_BYTES and kind is str else value
-
-
-def _without_none(hint: Any) -> tuple[Any, bool]:
-    if get_origin(hint) not in (Union, types.UnionType):
-        return hint, False
-    (inner,) = (part for part in get_args(hint) if part is not types.NoneType)
-    return inner, True
 
 
 @cache
@@ -260,3 +238,48 @@ def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
 
 def settings_from_pb(message: common_pb2.SolverSettings) -> Settings:
     return from_message(message, Settings)
+
+
+# Records of finished translations
+
+_LOCAL = ("format", "input", "files", "doubtful", "doubts", "asked_sha256")
+"""What the client adds to the record."""
+_TERMS = ("low", "high", "bits")
+
+
+def provenance_message(record: Translation) -> translation_pb2.Provenance:
+    """The record of a finished translation, for the client."""
+    return to_message(
+        record,
+        translation_pb2.Provenance,
+        local=_LOCAL,
+        picture=_picture_message(record),
+        classifier_sha256=bytes.fromhex(record.classifier_sha256) or None,
+        calibration_sha256=bytes.fromhex(record.calibration_sha256) or None,
+        policy_sha256=bytes.fromhex(record.policy_sha256) or None,
+    )
+
+
+def _picture_message(record: Translation) -> translation_pb2.PictureFigures | None:
+    picture = record.picture
+    if picture is None:
+        return None
+    terms = common_pb2.PictureTerms(low=picture.low, high=picture.high, bits=picture.bits)
+    return to_message(picture, translation_pb2.PictureFigures, local=_TERMS, terms=terms)
+
+
+def provenance_record(pb: translation_pb2.Provenance) -> Translation:
+    """The record that a source node sent; its fields were checked when the message arrived."""
+    return from_message(
+        pb,
+        Translation,
+        local=_LOCAL,
+        picture=_picture(pb.picture) if pb.HasField("picture") else None,
+        # A map has another order in each process; a record that is written again must be the same bytes.
+        seconds=dict(sorted(pb.seconds.items())),
+    )
+
+
+def _picture(pb: translation_pb2.PictureFigures) -> PictureFigures:
+    terms = {name: getattr(pb.terms, name) for name in _TERMS}
+    return from_message(pb, PictureFigures, **terms)

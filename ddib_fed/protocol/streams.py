@@ -1,18 +1,13 @@
-"""Large objects as stream messages (header, chunks, trailer): cut, joined and checked again.
+"""Files and latents as streams of {header, chunk..., trailer}: made, joined and checked.
 
-Nothing is buffered before its header was checked, never more than the header announced, and the result has the
-announced size and digest. No sockets: the caller passes the messages.
-
-Chunks are written and read as they lie on the wire, without a copy into a protobuf message and another one out of it.
-The bytes are those that protobuf would write; what is not exactly of that form is parsed by protobuf.
+A receiver checks an announcement before it buffers anything, and each chunk before it takes it. Chunks lie on the wire
+as protobuf writes them, but are written and read without a copy of their bytes (`ChunkFrame`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, Literal, Protocol, TypeVar, cast
 
@@ -24,12 +19,8 @@ from ddib_fed.v1 import common_pb2
 
 MIN_CHUNK = 64 * 1024
 """Smallest size of every chunk but the last: small chunks would exhaust the receiver."""
-
-MAX_CHUNK = 1024 * 1024
-"""Largest size of a chunk; gRPC's 4 MiB message limit is unchanged."""
-
-CHUNK = MAX_CHUNK
-"""The chunk size of this release: of 128 KiB to 1 MiB the largest costs both ends the least CPU (docs/benchmarks)."""
+MAX_CHUNK = CHUNK = 1024 * 1024
+"""Largest size of a chunk, and the size of those of this release: the largest costs both ends the least CPU."""
 
 M = TypeVar("M", bound=Message)
 
@@ -46,16 +37,30 @@ def pieces(data: bytes | memoryview, chunk_bytes: int = CHUNK) -> Iterator[memor
 def stream(
     message: type[M], kind: str, header: Message, data: bytes | memoryview, chunk_bytes: int = CHUNK
 ) -> Iterator[M]:
-    """The messages that carry one header, in its oneof field `kind`, and its bytes.
+    """The messages that carry one header, in its oneof field `kind`, and its bytes, which are copied once."""
+    return _framed(message, kind, header, pieces(data, chunk_bytes))
 
-    The bytes are copied once, into each message as it is sent.
-    """
+
+def stream_file(message: type[M], kind: str, header: Message, file: BinaryIO, size_bytes: int) -> Iterator[M]:
+    """As `stream`, from a file that is read chunk by chunk; a shorter one ends the stream early."""
+
+    def read() -> Iterator[memoryview]:
+        left = size_bytes
+        # Never more than is left: Python sets aside as much memory as a read asks for.
+        while left and (data := file.read(min(CHUNK, left))):
+            yield memoryview(data)
+            left -= len(data)
+
+    return _framed(message, kind, header, read())
+
+
+def _framed(message: type[M], kind: str, header: Message, parts: Iterable[memoryview]) -> Iterator[M]:
     field = chunk_field(message)
     if field is None:
         raise TypeError(f"{message.DESCRIPTOR.name} carries no chunks")
     yield message(**{kind: header})
     count = 0
-    for piece in pieces(data, chunk_bytes):
+    for piece in parts:
         # A frame has what is asked of a message: which field it is, the chunk, its bytes.
         yield cast("M", ChunkFrame(field, count, piece))
         count += 1
@@ -75,7 +80,7 @@ class Announced:
         sha256: Their digest, 32 bytes.
         max_bytes: The receiver's limit.
         too_large: The error for a size over the limit.
-        sink: Where they are written as they arrive; without one they are kept in a buffer (`Whole.data`).
+        sink: Where they are written as they arrive; without one they are kept in memory (`Whole.data`).
     """
 
     size_bytes: int
@@ -94,70 +99,6 @@ class Announced:
             )
 
 
-class Joiner:
-    """Joins the chunks of one announced object; memory grows with the received bytes, not the announced size."""
-
-    def __init__(self, announced: Announced) -> None:
-        self._announced = announced
-        self._buffer = ReceiveBuffer(0 if announced.sink else announced.size_bytes)
-        self._sink: Sink = announced.sink or self._buffer
-        self._received = 0
-        self._digest = hashlib.sha256()
-        self._next_index = 0
-        self._open = True
-
-    @property
-    def received_bytes(self) -> int:
-        return self._received
-
-    def feed(self, index: int, data: bytes | memoryview) -> None:
-        """Take the next chunk."""
-        self._take()
-        received = self._received + len(data)
-        if index != self._next_index:
-            raise self._corrupt("chunk", expected=self._next_index, received=index)
-        if not 1 <= len(data) <= MAX_CHUNK:
-            raise self._invalid(f"a chunk of {len(data)} bytes", len(data))
-        if received > self._announced.size_bytes:
-            raise self._corrupt("bytes", expected=self._announced.size_bytes, received=received)
-        if received < self._announced.size_bytes and len(data) < MIN_CHUNK:
-            raise self._invalid(f"a chunk of {len(data)} bytes that is not the last", len(data))
-        self._sink.write(data)
-        self._received = received
-        self._digest.update(data)
-        self._next_index += 1
-        self._open = True
-
-    def finish(self, chunks: int) -> memoryview:
-        """The bytes, read-only, after the trailer; empty if they went to a sink."""
-        self._take()
-        if chunks != self._next_index:
-            raise self._corrupt("chunks", expected=chunks, received=self._next_index)
-        if self._received != self._announced.size_bytes:
-            raise self._corrupt("bytes", expected=self._announced.size_bytes, received=self._received)
-        if self._digest.digest() != self._announced.sha256:
-            raise self._corrupt(
-                "sha256", expected=self._announced.sha256.hex(), received=self._digest.hexdigest()
-            )
-        return self._buffer.whole()
-
-    def _take(self) -> None:
-        if not self._open:
-            raise MessageInvalid("bytes came after the end of what was announced", facts={"field": "chunk"})
-        self._open = False
-
-    def _corrupt(self, what: str, *, expected: int | str, received: int | str) -> ChunkCorrupt:
-        return ChunkCorrupt(
-            f"{what}: {expected} expected, {received} received",
-            facts={"what": what, "expected": expected, "received": received},
-        )
-
-    def _invalid(self, detail: str, size: int) -> MessageInvalid:
-        return MessageInvalid(
-            detail, facts={"field": "chunk", "bytes": size, "min_bytes": MIN_CHUNK, "max_bytes": MAX_CHUNK}
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Whole:
     """One received object: the oneof field of its header, the header, its bytes (empty when they went to a sink)."""
@@ -165,6 +106,56 @@ class Whole:
     kind: str
     header: Any
     data: memoryview
+
+
+class _Object:
+    """One announced object that arrives; memory is used as bytes are received, not as they are announced."""
+
+    def __init__(self, kind: str, header: Any, announced: Announced) -> None:
+        import numpy as np  # which a client that receives nothing does not need
+
+        self.kind, self.header, self.announced = kind, header, announced
+        # Not initialised, so not in memory before it is written; numpy asks for huge pages for large arrays.
+        self._buffer = np.empty(0 if announced.sink else announced.size_bytes, np.uint8).data
+        self._digest = hashlib.sha256()
+        self._chunks = 0
+        self.received = 0
+
+    def add(self, index: int, data: bytes | memoryview) -> None:
+        end, size = self.received + len(data), self.announced.size_bytes
+        if index != self._chunks:
+            raise _corrupt("chunk", expected=self._chunks, received=index)
+        if not 1 <= len(data) <= MAX_CHUNK or (end < size and len(data) < MIN_CHUNK):
+            raise MessageInvalid(
+                f"a chunk of {len(data)} bytes{' that is not the last' if end < size else ''}",
+                facts={"field": "chunk", "bytes": len(data), "min_bytes": MIN_CHUNK, "max_bytes": MAX_CHUNK},
+            )
+        if end > size:
+            raise _corrupt("bytes", expected=size, received=end)
+        if self.announced.sink is None:
+            self._buffer[self.received : end] = data
+        else:
+            self.announced.sink.write(data)
+        self._digest.update(data)
+        self._chunks += 1
+        self.received = end
+
+    def whole(self, chunks: int) -> Whole:
+        for what, expected, received in (
+            ("chunks", chunks, self._chunks),
+            ("bytes", self.announced.size_bytes, self.received),
+            ("sha256", self.announced.sha256.hex(), self._digest.hexdigest()),
+        ):
+            if expected != received:
+                raise _corrupt(what, expected=expected, received=received)
+        return Whole(self.kind, self.header, self._buffer.toreadonly())
+
+
+def _corrupt(what: str, *, expected: int | str, received: int | str) -> ChunkCorrupt:
+    return ChunkCorrupt(
+        f"{what}: {expected} expected, {received} received",
+        facts={"what": what, "expected": expected, "received": received},
+    )
 
 
 Opener = Callable[[Any], Announced]
@@ -178,9 +169,8 @@ class Assembler:
     """
 
     def __init__(self, openers: Mapping[str, Opener]) -> None:
-        self._openers = dict(openers)
-        self._current: tuple[str, Any, Joiner] | None = None
-        self.completed = 0
+        self._openers = openers
+        self._current: _Object | None = None
 
     def feed(self, message: Message) -> Whole | None:
         """Take the next message of the stream; the complete object after its trailer, otherwise None.
@@ -192,17 +182,15 @@ class Assembler:
         """
         kind = message.WhichOneof("message")
         if kind in {"chunk", "trailer"}:
-            if self._current is None:
+            current, self._current = self._current, None  # a refused object takes nothing any more
+            if current is None:
                 raise MessageInvalid(f"a {kind} without a header", facts={"field": kind})
-            name, header, joiner = self._current
-            if kind == "chunk":
-                chunk = message.chunk  # type: ignore[attr-defined]
-                joiner.feed(chunk.index, chunk.data)
-                return None
-            data = joiner.finish(message.trailer.chunks)  # type: ignore[attr-defined]
-            self._current = None
-            self.completed += 1
-            return Whole(name, header, data)
+            if kind == "trailer":
+                return current.whole(message.trailer.chunks)  # type: ignore[attr-defined]
+            chunk = message.chunk  # type: ignore[attr-defined]
+            current.add(chunk.index, chunk.data)
+            self._current = current
+            return None
         if kind is None or kind not in self._openers:
             raise MessageInvalid(
                 f"{kind or 'nothing'} is not expected here", facts={"field": kind or "message"}
@@ -210,16 +198,15 @@ class Assembler:
         if self._current is not None:
             raise MessageInvalid(f"a {kind} before the trailer of the last", facts={"field": kind})
         header = getattr(message, kind)
-        self._current = (kind, header, Joiner(self._openers[kind](header)))
+        self._current = _Object(kind, header, self._openers[kind](header))
         return None
 
     def end(self) -> None:
         """Raise `ChunkCorrupt` if the stream ended inside an object."""
         if self._current is not None:
-            received = self._current[2].received_bytes
             raise ChunkCorrupt(
-                f"the stream ended {received} bytes into a {self._current[0]}",
-                facts={"what": "stream", "received": received},
+                f"the stream ended {self._current.received} bytes into a {self._current.kind}",
+                facts={"what": "stream", "received": self._current.received},
             )
 
 
@@ -227,26 +214,9 @@ def assemble(messages: Iterable[Message], openers: Mapping[str, Opener]) -> Iter
     """Every object of a stream that contains nothing else; errors as of `Assembler.feed` and `end`."""
     assembler = Assembler(openers)
     for message in messages:
-        whole = assembler.feed(message)
-        if whole is not None:
+        if (whole := assembler.feed(message)) is not None:
             yield whole
     assembler.end()
-
-
-def stream_file(
-    message: Callable[..., M], kind: str, header: Message, file: BinaryIO, size_bytes: int
-) -> Iterator[M]:
-    """As `stream`, from a file that is read chunk by chunk; a shorter one ends the stream early.
-
-    It is never asked for more than is left: Python sets aside as much memory as a read asks for.
-    """
-    yield message(**{kind: header})
-    count, left = 0, size_bytes
-    while left and (data := file.read(min(CHUNK, left))):
-        yield message(chunk=common_pb2.Chunk(index=count, data=data))
-        count += 1
-        left -= len(data)
-    yield message(trailer=common_pb2.Trailer(chunks=count))
 
 
 def file_header(media_type: int, data: bytes) -> common_pb2.FileHeader:
@@ -277,22 +247,13 @@ _LENGTH_DELIMITED: Final = 2
 _VARINT_BYTES: Final = 3
 
 
-class Sendable(Protocol):
-    """A message, or what is written as one."""
-
-    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
-        ...
-
-
 class ChunkFrame:
     """A message that holds one chunk; the data are a view of what was sent or received, not a copy."""
 
     __slots__ = ("data", "field", "index")
 
     def __init__(self, field: int, index: int, data: memoryview) -> None:
-        self.field = field
-        self.index = index
-        self.data = data
+        self.field, self.index, self.data = field, index, data
 
     def WhichOneof(self, group: str) -> Literal["chunk"]:  # noqa: N802, ARG002 - protobuf's name
         return "chunk"
@@ -309,20 +270,9 @@ class ChunkFrame:
         return b"".join((bytes([self.field << 3 | _LENGTH_DELIMITED]), outer, inner, self.data))
 
 
-def serialise(message: Sendable) -> bytes:
-    return message.SerializeToString()
-
-
 def frame_serialiser(usual: Callable[..., bytes] | None) -> Callable[..., bytes] | None:
     """A serialiser that takes frames too, in place of a message's; None, for bytes as they are, stays None."""
-    return None if usual is None else serialise
-
-
-def chunk_field(kind: type[Message]) -> int | None:
-    """The number of a stream message's field `chunk`; None if it has none."""
-    field = kind.DESCRIPTOR.fields_by_name.get("chunk")
-    is_chunk = field is not None and field.message_type is not None and field.message_type.name == "Chunk"
-    return field.number if field is not None and is_chunk else None
+    return None if usual is None else lambda message: message.SerializeToString()
 
 
 def frame_deserialiser(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -334,11 +284,14 @@ def frame_deserialiser(parse: Callable[[bytes], Any] | None) -> Callable[[bytes]
     field = chunk_field(kind) if isinstance(kind, type) and issubclass(kind, Message) else None
     if field is None or parse is None:
         return parse
+    return lambda data: _frame(field, data) or parse(data)
 
-    def read(data: bytes) -> Any:
-        return _frame(field, data) or parse(data)
 
-    return read
+def chunk_field(kind: type[Message]) -> int | None:
+    """The number of a stream message's field `chunk`; None if it has none."""
+    field = kind.DESCRIPTOR.fields_by_name.get("chunk")
+    is_chunk = field is not None and field.message_type is not None and field.message_type.name == "Chunk"
+    return field.number if field is not None and is_chunk else None
 
 
 def _frame(field: int, data: bytes) -> ChunkFrame | None:
@@ -374,32 +327,3 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at + place + 1
     return -1, at
-
-
-# From here on huge pages are asked for: touching 64 MiB of fresh memory takes 7 ms with them and 80 without.
-_LARGE_BYTES: Final = 4 << 20
-
-
-class ReceiveBuffer:
-    """A buffer of announced size, written once; memory is taken as it is written, not when it is made."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self._memory = memoryview(bytearray(size_bytes) if size_bytes < _LARGE_BYTES else _mapped(size_bytes))
-        self._written = 0
-
-    def write(self, data: bytes | memoryview, /) -> None:
-        end = self._written + len(data)
-        self._memory[self._written : end] = data
-        self._written = end
-
-    def whole(self) -> memoryview:
-        return self._memory[: self._written].toreadonly()
-
-
-def _mapped(size_bytes: int) -> mmap.mmap:
-    # Private: the shared memory that is the default has no huge pages.
-    made = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them; small pages do as well
-            made.madvise(mmap.MADV_HUGEPAGE)
-    return made

@@ -25,11 +25,11 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -49,6 +49,9 @@ from ddib_fed.protocol.addresses import Proxy, TunnelRefused, split_address
 from ddib_fed.security.diagnosis import Way, presented_certificate
 from ddib_fed.security.peers import Peer, parse_peer
 from ddib_fed.terminal import escape
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 DIGITS: Final = 8
 """Random digits of a code. One guess is right with a chance of 1 in 10**8, and a code allows one guess at each side."""
@@ -72,7 +75,7 @@ _HINT: Final = "ddib pair --listen on one side shows a new code"
 Side = Literal["dialler", "listener"]
 
 
-class Party(Protocol):
+class PairingNode(Protocol):
     """This side's node, as the exchange needs it."""
 
     @property
@@ -87,8 +90,8 @@ class Party(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """The result of an exchange."""
+class PairedPeer:
+    """The result of an exchange: whom this side admitted, and whether it is known to be admitted there."""
 
     other: Peer
     where: str
@@ -154,7 +157,7 @@ class _Keys:
 
 
 class _Line:
-    """Frames over a connected socket, all of them within a time limit."""
+    """Frames over a connected socket, all of them within a time limit; sealed once there are keys."""
 
     def __init__(self, connection: socket.socket, limit_s: float) -> None:
         self._connection = connection
@@ -169,7 +172,7 @@ class _Line:
         self._seals = ChaCha20Poly1305(keys.sending), ChaCha20Poly1305(keys.receiving)
 
     def greet(self) -> None:
-        self._write(MAGIC)
+        self._in_time(self._connection.sendall, MAGIC)
 
     def expect_greeting(self) -> None:
         """Read the other side's `MAGIC`; what is none is noticed at its first byte."""
@@ -178,14 +181,12 @@ class _Line:
                 raise _Broken("it does not speak the protocol of `ddib pair`")
 
     def send(self, payload: bytes) -> None:
-        """Send one frame, sealed once there are keys."""
         if self._seals is not None:
             payload = self._seals[0].encrypt(self._sent.to_bytes(12, "big"), payload, None)
             self._sent += 1
-        self._write(_LENGTH.pack(len(payload)) + payload)
+        self._in_time(self._connection.sendall, _LENGTH.pack(len(payload)) + payload)
 
     def receive(self) -> bytes:
-        """Read one frame."""
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         if length > MAX_FRAME:
             raise _Broken(f"it sent a frame of {length} bytes")
@@ -199,30 +200,50 @@ class _Line:
         except InvalidTag as error:
             raise _Broken("what it sent was changed on its way") from error
 
-    def _write(self, data: bytes) -> None:
-        with self._in_time("it did not take what was sent in time"):
-            self._connection.sendall(data)
+    def tell(self, act: Callable[[], T]) -> T:
+        """Do something, and tell the other side that it succeeded, or why this side refuses.
+
+        After a refusal wait until the other side has read it: closing at once could discard it. A side that is gone by
+        then is noticed where its own word is read.
+        """
+        try:
+            done = act()
+        except DdibError as error:
+            refusal = isinstance(error, PolicyDenied | AlreadyExists)
+            said = error.detail if refusal else f"{error.sentence} ({error.reason})"
+            with suppress(_Broken):
+                self.send(said[:_MAX_REFUSAL].encode())
+                while True:
+                    self.receive()
+            raise
+        with suppress(_Broken):
+            self.send(b"")
+        return done
+
+    def expect_yes(self, where: str) -> None:
+        """Return if the other side says that it succeeded; PolicyDenied with its word if it refuses."""
+        if said := self.receive():
+            text = escape(said[: 2 * _MAX_REFUSAL].decode("utf-8", "replace"))
+            raise PolicyDenied(
+                f"the other side at {where} refuses this node: {text}",
+                hint="correct it there, then pair again",
+            )
 
     def _exactly(self, count: int) -> bytes:
         parts = b""
         while len(parts) < count:
-            with self._in_time("it did not answer in time"):
-                data = self._connection.recv(count - len(parts))
+            data = self._in_time(self._connection.recv, count - len(parts))
             if not data:
                 raise _Broken("it closed the connection")
             parts += data
         return parts
 
-    @contextmanager
-    def _in_time(self, late: str) -> Iterator[None]:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise _Broken(late)
+    def _in_time(self, act: Callable[[A], T], argument: A) -> T:
         try:
-            self._connection.settimeout(left)
-            yield
+            self._connection.settimeout(max(1e-3, self._until - time.monotonic()))
+            return act(argument)
         except TimeoutError as error:
-            raise _Broken(late) from error
+            raise _Broken("it did not answer in time") from error
         except OSError as error:
             raise _Broken(f"the connection broke: {error.strerror or error}") from error
 
@@ -233,11 +254,11 @@ class _Line:
 def listen(
     listener: socket.socket,
     code: str,
-    party: Party,
+    node: PairingNode,
     *,
     life_s: float = CODE_LIFE_S,
     on_stranger: Callable[[str, str], object] = lambda _host, _why: None,
-) -> Paired:
+) -> PairedPeer:
     """Wait for the side that has the code, for one attempt.
 
     Raises:
@@ -248,11 +269,14 @@ def listen(
         PeerUnreachable: The connection broke in the middle; nobody was admitted.
     """
     until = time.monotonic() + life_s
-    while True:
-        connection, host = _accepted(listener, until)
+    while (left := until - time.monotonic()) > 0:
+        listener.settimeout(min(left, _LOOK_S))
+        try:
+            connection, address = listener.accept()
+        except TimeoutError:
+            continue
         with connection:
-            left = max(0.1, until - time.monotonic())
-            line = _Line(connection, min(GREETING_S, left))
+            host, line = str(address[0]), _Line(connection, min(GREETING_S, left))
             try:
                 line.expect_greeting()
                 line.extend(min(STRANGER_S, left))
@@ -270,10 +294,11 @@ def listen(
                     f"a connection from {host} had another code than {code}; this code is used up",
                     hint=f"{_HINT}. If nobody mistyped it, somebody guessed: a guess is right once in 100 million",
                 )
-            return _swap(line, keys, party, "listener", host)
+            return _exchange(line, keys, node, "listener", host)
+    raise DeadlineExceeded("nobody came with the code before it expired; nobody was admitted", hint=_HINT)
 
 
-def dial(address: str, code: str, party: Party, *, proxy: Proxy | None = None) -> Paired:
+def dial(address: str, code: str, node: PairingNode, *, proxy: Proxy | None = None) -> PairedPeer:
     """Connect to the side that listens, once.
 
     Raises:
@@ -286,9 +311,8 @@ def dial(address: str, code: str, party: Party, *, proxy: Proxy | None = None) -
     try:
         connection = way.connect()
     except (OSError, TunnelRefused) as error:
-        finding = way.problem(error)
-        found = finding.as_error("")
-        if finding.cause not in {"proxy-unreachable", "proxy-refused"}:
+        found = way.problem(error).as_error("")
+        if not str(found.facts["cause"]).startswith("proxy"):
             found.hint = f"is `ddib pair --listen` running there now, at this address? {found.hint}"
         raise found from error
     with connection:
@@ -298,34 +322,56 @@ def dial(address: str, code: str, party: Party, *, proxy: Proxy | None = None) -
             own, finish = _spake2("dialler", code)
             line.send(own)
             line.expect_greeting()
-            theirs = line.receive()
+            keys = finish(line.receive())
         except _Broken as error:
-            raise _nobody_pairs(way, error) from error
-        try:
-            keys = finish(theirs)
-        except _Broken as error:
-            raise PeerUnreachable(f"what answers at {address} does not pair: {error}", hint=_HINT) from error
-        try:
+            serves = presented_certificate(Way(address, proxy, _LOOK_TLS_S), split_address(address)[0])
+            raise PeerUnreachable(
+                f"nobody pairs at {address}: {'a node serves there' if serves is not None else error}",
+                hint="the other operator runs `ddib pair --listen` (beside a node: --at HOST:PORT with another port); "
+                "host and port are those that it shows",
+            ) from error
+        proof = b""
+        with suppress(_Broken):
             line.send(keys.own_proof)
             proof = line.receive()
-        except _Broken:
-            proof = b""
         if not hmac.compare_digest(keys.other_proof, proof):
             raise Unauthenticated(
                 f"{address} has another code, or its code is used up",
                 hint=f"{_HINT}. If the code was typed as it was read, somebody may be between: compare the addresses "
                 "too",
             )
-        return _swap(line, keys, party, "dialler", address)
+        return _exchange(line, keys, node, "dialler", address)
 
 
-def _accepted(listener: socket.socket, until: float) -> tuple[socket.socket, str]:
-    while (left := until - time.monotonic()) > 0:
-        listener.settimeout(min(left, _LOOK_S))
-        with suppress(TimeoutError):
-            connection, address = listener.accept()
-            return connection, str(address[0])
-    raise DeadlineExceeded("nobody came with the code before it expired; nobody was admitted", hint=_HINT)
+def _exchange(line: _Line, keys: _Keys, node: PairingNode, side: Side, where: str) -> PairedPeer:
+    """Both sides have the code: exchange the files, judge, and admit."""
+
+    def judged() -> Peer:
+        other = parse_peer(content, f"the peer file from {where}")
+        node.judge(other)
+        return other
+
+    try:
+        if side == "listener":
+            line.send(keys.own_proof)
+        line.extend(EXCHANGE_S)
+        line.seal(keys)
+        line.send(node.own)
+        content = line.receive()
+        other = line.tell(judged)
+        line.expect_yes(where)  # that it would admit this node
+        if side == "dialler":
+            line.expect_yes(where)  # that it has
+    except _Broken as error:
+        raise PeerUnreachable(
+            f"the other side at {where} has the code, but {error}; nobody was admitted here", hint=_HINT
+        ) from error
+    line.tell(lambda: node.admit(other))
+    mutual = side == "dialler"
+    if not mutual:
+        with suppress(_Broken):
+            mutual = line.receive() == b""
+    return PairedPeer(other, where, mutual=mutual)
 
 
 def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], _Keys]]:
@@ -359,82 +405,3 @@ def _keys(secret: bytes, side: Side, own: bytes, theirs: bytes) -> _Keys:
         hmac.digest(key(f"proof {each}"), sha256(messages).digest(), "sha256") for each in sides
     )
     return _Keys(own_proof, other_proof, sending=key(f"seal {sides[0]}"), receiving=key(f"seal {sides[1]}"))
-
-
-def _swap(line: _Line, keys: _Keys, party: Party, side: Side, where: str) -> Paired:
-    """Both sides have the code: exchange the files, judge, and admit."""
-    with _whole(where):
-        if side == "listener":
-            line.send(keys.own_proof)
-        line.extend(EXCHANGE_S)
-        line.seal(keys)
-        line.send(party.own)
-        content = line.receive()
-    with _telling(line):
-        other = parse_peer(content, f"the peer file from {where}")
-        party.judge(other)
-    _expect_yes(line, where)
-    if side == "dialler":
-        _expect_yes(line, where)
-    with _telling(line):
-        party.admit(other)
-    mutual = side == "dialler"
-    if not mutual:
-        with suppress(_Broken):
-            mutual = line.receive() == b""
-    return Paired(other, where, mutual=mutual)
-
-
-@contextmanager
-def _whole(where: str) -> Iterator[None]:
-    """Inside, a connection that breaks leaves nobody admitted here."""
-    try:
-        yield
-    except _Broken as error:
-        raise PeerUnreachable(
-            f"the other side at {where} has the code, but {error}; nobody was admitted here", hint=_HINT
-        ) from error
-
-
-@contextmanager
-def _telling(line: _Line) -> Iterator[None]:
-    """Tell the other side that what is done inside succeeded, or why this side refuses it.
-
-    Of a refusal wait until the other side has read it: closing at once could discard it. A side that is gone by then is
-    noticed where its own word is read.
-    """
-    try:
-        yield
-    except DdibError as error:
-        refusal = isinstance(error, PolicyDenied | AlreadyExists)
-        said = error.detail if refusal else f"{error.sentence} ({error.reason})"
-        with suppress(_Broken):
-            line.send(said[:_MAX_REFUSAL].encode())
-            while True:
-                line.receive()
-        raise
-    with suppress(_Broken):
-        line.send(b"")
-
-
-def _expect_yes(line: _Line, where: str) -> None:
-    with _whole(where):
-        said = line.receive()
-    if said:
-        text = escape(said[: 2 * _MAX_REFUSAL].decode("utf-8", "replace"))
-        raise PolicyDenied(
-            f"the other side at {where} refuses this node: {text}", hint="correct it there, then pair again"
-        )
-
-
-def _nobody_pairs(way: Way, error: _Broken) -> PeerUnreachable:
-    address = way.address
-    if presented_certificate(way.within(_LOOK_TLS_S), split_address(address)[0]) is not None:
-        return PeerUnreachable(
-            f"at {address} a node serves; nobody pairs there",
-            hint="the other operator runs `ddib pair --listen --at HOST:PORT` with another port, and reads the code",
-        )
-    return PeerUnreachable(
-        f"nobody pairs at {address}: {error}",
-        hint="is `ddib pair --listen` running there, and are host and port those that it shows?",
-    )

@@ -1,25 +1,26 @@
-"""Peers: the file with which an institution introduces its node, and the store of those that are admitted.
+"""Whom a node trusts: the peer file with which an institution introduces its node, and the node's store of trust.
 
-    INSTITUTION.json        the peer file of an admitted peer; one that cannot be read admits nobody
-    INSTITUTION.suspended   beside it: the peer is refused and not called; its presence counts, not its content
+    state/trust.json     admitted peers, suspended peers and withdrawn identities; commands alone write it, under a lock
+    state/pki/roots.pem  the roots of the own institution
 
-The store sees them, the own roots and the list of withdrawn identities as a snapshot that is always current. A snapshot
-is immutable, so that its holder can tell by identity whether anything has changed since.
+The store sees both files as a snapshot that is always current. A snapshot is immutable, so that its holder can tell by
+identity whether anything has changed since. A file that cannot be read changes nothing in a running node, which keeps
+the last valid content and is degraded, and it stops a start: nobody is reinstated by damage.
 """
 
 from __future__ import annotations
 
-import fnmatch
+import fcntl
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from cryptography import x509
 
@@ -31,37 +32,34 @@ from ddib_fed.errors import (
     PeerSuspended,
     PolicyDenied,
 )
-from ddib_fed.files import private_folder, read_small, sync_folder, write_file
+from ddib_fed.files import private_folder, read_private, read_small, write_file
 from ddib_fed.names import nearest, readable, resembles
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.security.identity import Identity, Pins, check_institution, check_root
 from ddib_fed.security.pki import (
     MAX_ROOTS,
+    Authority,
     certificate_pem,
+    create_institution,
     fingerprint,
+    issue_to_folder,
     parse_certificates,
     same_fingerprint,
 )
-from ddib_fed.security.withdrawn import WITHDRAWN, judge, keep_last, remedy
 from ddib_fed.terminal import escape
 
+T = TypeVar("T")
+
+TRUST: Final = "trust.json"
 FORMAT_VERSION: Final = 1
 MAX_PEERS: Final = 256
 MAX_REASON: Final = 200
-SUSPENDED: Final = ".suspended"
+MAX_TRUST_BYTES: Final = 4 << 20
 _FIELDS: Final = frozenset({"format_version", "institution", "identity", "address", "roots"})
-_HINT: Final = "ddib peer export writes one, on the other side"
-_PEER_FILES: Final = "[a-z0-9]*.json"
+_SECTIONS: Final = frozenset({"format_version", "peers", "suspended", "withdrawn"})
 _SHOWN: Final = 40
 # A file changed less than this long ago may change again within the resolution of its time stamp.
 _RACY_NS: Final = 2_000_000_000
-
-_Signature = tuple[tuple[str, int, int, int, int], ...]
-_Contents = dict[Path, bytes | str]
-"""Each file's content, or the reason (text) why it cannot be read."""
-# Named here, because inside the class `list` is a method.
-_Lines = list[str]
-_Paths = list[Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +88,18 @@ class Peer:
         """
         return self.identity == earlier.identity and set(earlier.roots) <= set(self.roots)
 
-    def to_bytes(self) -> bytes:
-        """The peer file."""
-        content = {
+    def fields(self) -> dict[str, Any]:
+        return {
             "format_version": FORMAT_VERSION,
             "institution": self.institution,
             "identity": self.identity.uri,
             "address": self.address,
             "roots": [certificate_pem(root).decode() for root in self.roots],
         }
-        return (json.dumps(content, indent=2) + "\n").encode()
+
+    def to_bytes(self) -> bytes:
+        """The peer file."""
+        return (json.dumps(self.fields(), indent=2) + "\n").encode()
 
 
 def parse_peer(data: bytes, what: str) -> Peer:
@@ -108,36 +108,13 @@ def parse_peer(data: bytes, what: str) -> Peer:
     Raises:
         InputError: It is not a peer file, or its parts do not fit together; the text begins with `what`.
     """
-
-    def refuse(why: str, hint: str = _HINT) -> InputError:
-        return InputError(f"{what}: {why}", hint=hint)
-
     try:
-        content = json.loads(data, object_pairs_hook=_once)
-        fits = isinstance(content, dict) and set(content) == _FIELDS
-    except (ValueError, RecursionError) as exc:
-        raise refuse(f"it is no peer file: {exc}") from exc
-    if not fits:
-        raise refuse(f"it is no peer file: it must have exactly {', '.join(sorted(_FIELDS))}")
-    if type(content["format_version"]) is not int or content["format_version"] != FORMAT_VERSION:
-        version = f"{str(content['format_version'])[:_SHOWN]!a}"
-        raise refuse(
-            f"format version {version}, this release reads {FORMAT_VERSION}", "ddib --version on both sides"
-        )
-    texts = (content["institution"], content["identity"], content["address"])
-    if not all(isinstance(text, str) and len(text) <= 512 for text in texts):
-        raise refuse("institution, identity and address are short texts")
-    try:
-        identity, institution = Identity.parse(texts[1]), check_institution(texts[0])
-        host, _port = split_address(texts[2])
-        roots = _roots_of(content["roots"], institution)
-    except (DdibError, ValueError) as exc:
-        raise refuse(exc.detail if isinstance(exc, DdibError) else str(exc)) from exc
-    if identity.kind != "node" or identity.institution != institution:
-        raise refuse(f"{identity} is not a node of {institution}")
-    if "%" in host:
-        raise refuse(f"{texts[2]!r} names a network interface of one machine, which others do not have")
-    return Peer(institution, identity, texts[2], roots)
+        return _peer_of(json.loads(data, object_pairs_hook=_once))
+    except (DdibError, ValueError, RecursionError) as exc:
+        why = exc.detail if isinstance(exc, DdibError) else f"it is no JSON: {exc}"
+        raise InputError(
+            f"{what} is no peer file: {why}", hint="ddib peer export writes one, on the other side"
+        ) from exc
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,7 +124,26 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _roots_of(blocks: Any, institution: str) -> tuple[x509.Certificate, ...]:
+def _peer_of(content: Any) -> Peer:
+    if not isinstance(content, dict) or set(content) != _FIELDS:
+        raise InputError(f"a peer has exactly the fields {', '.join(sorted(_FIELDS))}")
+    version, blocks = content["format_version"], content["roots"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise InputError(
+            f"format version {str(version)[:_SHOWN]!a}, this release reads {FORMAT_VERSION}: compare ddib --version"
+        )
+    texts = (content["institution"], content["identity"], content["address"])
+    if not all(isinstance(text, str) and len(text) <= 512 for text in texts):
+        raise InputError("institution, identity and address are short texts")
+    institution, identity = check_institution(texts[0]), Identity.parse(texts[1])
+    if identity.kind != "node" or identity.institution != institution:
+        raise InputError(f"{identity} is not a node of {institution}")
+    try:
+        host, _port = split_address(texts[2])
+    except ValueError as exc:
+        raise InputError(str(exc)) from exc
+    if "%" in host:
+        raise InputError(f"{texts[2]!r} names a network interface of one machine, which others do not have")
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= MAX_ROOTS:
         raise InputError(f"roots is a list of 1 to {MAX_ROOTS} certificates in PEM")
     roots: list[x509.Certificate] = []
@@ -159,7 +155,7 @@ def _roots_of(blocks: Any, institution: str) -> tuple[x509.Certificate, ...]:
             raise InputError("one certificate is expected in each entry of roots")
         check_root(found[0], institution)
         roots.append(found[0])
-    return tuple(roots)
+    return Peer(institution, identity, texts[2], tuple(roots))
 
 
 def compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:
@@ -181,14 +177,21 @@ def compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """The peers and roots that this node trusts at one moment; compared by identity."""
+    """Whom this node trusts at one moment; compared by identity.
+
+    `suspended` says since when and why a peer is, `withdrawn` has the comment on each identity.
+    """
 
     institution: str
     own_roots: tuple[x509.Certificate, ...]
     peers: Mapping[str, Peer]
-    pins: Pins
-    withdrawn: frozenset[Identity] = frozenset()
+    withdrawn: Mapping[Identity, str] = field(default_factory=dict)
     suspended: Mapping[str, str] = field(default_factory=dict)
+    pins: Pins = field(init=False)
+
+    def __post_init__(self) -> None:
+        pins = {name: peer.roots for name, peer in self.peers.items()} | {self.institution: self.own_roots}
+        object.__setattr__(self, "pins", pins)
 
     @property
     def roots_pem(self) -> bytes:
@@ -214,6 +217,14 @@ class Snapshot:
                 f"{institution} is suspended on this node, {self.suspended[institution]}",
                 hint=f"its operator lifts it: ddib peer resume {institution}",
                 facts={"peer": institution, "by": self.institution},
+            )
+
+    def refuse_withdrawn(self, identity: Identity) -> None:
+        """Return if an identity is not withdrawn, else PolicyDenied: it gets no certificate."""
+        if identity in self.withdrawn:
+            raise PolicyDenied(
+                f"{identity} is withdrawn in this node's {TRUST}",
+                hint=f"choose another name, or reinstate it: ddib pki reinstate {identity}",
             )
 
     def described(self) -> dict[tuple[str, str], str]:
@@ -248,80 +259,159 @@ def trust_changes(before: Snapshot, after: Snapshot) -> Iterator[str]:
             yield from (f"root {text} of {name}" for text in peer.fingerprints)
 
 
-class PeerStore:
-    """The peer files, the own roots and the withdrawn identities of a node; safe between threads and processes."""
+@dataclass(slots=True)
+class Trust:
+    """The content of trust.json."""
+
+    peers: dict[str, Peer] = field(default_factory=dict)
+    suspended: dict[str, str] = field(default_factory=dict)
+    withdrawn: dict[Identity, str] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        content = {
+            "format_version": FORMAT_VERSION,
+            "peers": [peer.fields() for _name, peer in sorted(self.peers.items())],
+            "suspended": dict(sorted(self.suspended.items())),
+            "withdrawn": {identity.uri: comment for identity, comment in sorted(self.withdrawn.items())},
+        }
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def parse(cls, data: bytes, own: str) -> Trust:
+        """Read it strictly; InputError if it is not wholly valid, or has a peer of the own institution."""
+        try:
+            content = json.loads(data, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as exc:
+            raise InputError(f"it is no JSON: {exc}") from exc
+        if not isinstance(content, dict) or set(content) != _SECTIONS:
+            raise InputError(f"it must have exactly {', '.join(sorted(_SECTIONS))}")
+        version, peers = content["format_version"], content["peers"]
+        if version != FORMAT_VERSION or not isinstance(peers, list) or len(peers) > MAX_PEERS:
+            raise InputError(f"it is of another format, or has more than {MAX_PEERS} peers")
+        found = {peer.institution: peer for peer in map(_peer_of, peers)}
+        if len(found) != len(peers) or own in found:
+            raise InputError("a peer is named twice, or is of the own institution")
+        lines: list[dict[str, str]] = []
+        for section in ("suspended", "withdrawn"):
+            noted = content[section]
+            if not isinstance(noted, dict) or not all(isinstance(text, str) for text in noted.values()):
+                raise InputError(f"{section} has a text for each name")
+            lines.append({name: escape(text) for name, text in noted.items()})
+        return cls(found, lines[0], {Identity.parse(uri): comment for uri, comment in lines[1].items()})
+
+
+def begin_trust(state: Path) -> None:
+    """Write the store of a new node, which trusts its own institution alone; one that is there stays."""
+    if not (state / TRUST).exists():
+        private_folder(state)
+        write_file(state / TRUST, Trust().to_bytes(), private=True, overwrite=False)
+
+
+def begin_node(state: Path, institution: str, name: str, *, now: datetime | None = None) -> Authority:
+    """Make the institution's root, this node's certificate from it, and its store of trust."""
+    Identity(institution, "node", name)
+    authority = create_institution(state / "pki", institution, now=now)
+    issue_to_folder(authority, state / "pki", "node", name, now=now)
+    begin_trust(state)
+    return authority
+
+
+class _Watched(Generic[T]):
+    """A file that is read again when it has changed; one that cannot be read keeps its last valid content."""
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        own_institution: str,
-        pki_folder: Path,
-        clock_ns: Callable[[], int] = time.time_ns,
+        self, read: Callable[[], bytes], parse: Callable[[bytes], T], clock_ns: Callable[[], int]
     ) -> None:
-        self._folder = folder
-        self._pki_folder = pki_folder
-        self._clock_ns = clock_ns
-        self._roots_file = pki_folder / "roots.pem"
-        self._withdrawn_file = pki_folder / WITHDRAWN
-        self._institution = own_institution
+        self._read, self._parse, self._clock_ns = read, parse, clock_ns
+        self._mark: object = None
+        self._data: bytes | None = None
+        self._value: T | None = None
+        self.problem: str | None = None
+
+    def current(self, path: Path, *, anew: bool = False) -> T:
+        """Its content; the same object until that changes. DdibError if it never could be read."""
+        mark, racy = None, True
+        with suppress(OSError):
+            found = path.stat()
+            mark = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            racy = abs(self._clock_ns() - found.st_ctime_ns) < _RACY_NS
+        if self._value is not None and mark is not None and mark == self._mark and not anew:
+            return self._value
+        self.problem = None
+        try:
+            data = self._read()
+            if data != self._data or self._value is None:
+                self._value = self._parse(data)
+                self._data = data
+        except DdibError as exc:
+            if self._value is None:
+                raise
+            self.problem = exc.detail
+        self._mark = None if racy else mark
+        return self._value
+
+
+class PeerStore:
+    """A node's store of trust; safe between threads and processes."""
+
+    def __init__(self, state: Path, institution: str, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
+        self.file = state / TRUST
+        self._institution = institution
+        self._roots_file = state / "pki" / "roots.pem"
         self._lock = threading.Lock()
-        self._signature: _Signature | None = None
-        self._racy = True
-        self._contents: _Contents = {}
+        self._trust = _Watched(self._read, self._parse, clock_ns)
+        self._roots = _Watched(
+            lambda: read_small(self._roots_file, hint="ddib pki init, or ddib pki install"),
+            lambda data: parse_certificates(
+                data, str(self._roots_file), hint="ddib pki show says what puts it right"
+            ),
+            clock_ns,
+        )
         self._snapshot: Snapshot | None = None
-        self._problems: tuple[str, ...] = ()
-        self._withdrawn_problem: str | None = None
-        # Names missing from a list that was changed a moment ago: it may be half written.
-        self._held: frozenset[Identity] = frozenset()
+        self._built_of: tuple[object, object] = (None, None)
+
+    def snapshot(self, *, anew: bool = False) -> Snapshot:
+        """The current snapshot: the same object until a file changes. Costs one stat for each file.
+
+        Raises:
+            DdibError: A file cannot be read, and never could since the store was made.
+        """
+        with self._lock:
+            trust = self._trust.current(self.file, anew=anew)
+            roots = self._roots.current(self._roots_file, anew=anew)
+            if self._snapshot is None or self._built_of[0] is not trust or self._built_of[1] is not roots:
+                suspended = {name: why for name, why in trust.suspended.items() if name in trust.peers}
+                self._snapshot = Snapshot(self._institution, roots, trust.peers, trust.withdrawn, suspended)
+                self._built_of = trust, roots
+            return self._snapshot
 
     @property
     def problem(self) -> str | None:
         """Files that cannot be read, for the node's health; None if there are none."""
         self.snapshot()
-        return "; ".join(self._problems) or None
+        return "; ".join(filter(None, (self._trust.problem, self._roots.problem))) or None
 
-    def snapshot(self) -> Snapshot:
-        """The current snapshot: the same object until a file changes. Costs one stat for each file.
+    def _read(self) -> bytes:
+        return read_private(self.file, hint=self._hint, max_bytes=MAX_TRUST_BYTES)
 
-        Raises:
-            InputError: The own roots cannot be read, and never could since the store was made.
-        """
-        with self._lock:
-            signature = self._look()
-            if self._snapshot is not None and signature == self._signature and not self._racy:
-                return self._snapshot
-            contents = self._read()
-            rested = bool(self._held) and not self._changes_still(self._withdrawn_file)
-            if self._snapshot is None or contents != self._contents or rested:
-                self._snapshot = self._build(contents)
-                self._contents = contents
-            self._signature = signature
-            newest = max((entry[-1] for entry in signature), default=0)
-            self._racy = bool(self._held) or abs(self._clock_ns() - newest) < _RACY_NS
-            return self._snapshot
+    def _parse(self, data: bytes) -> Trust:
+        try:
+            return Trust.parse(data, self._institution)
+        except InputError as exc:
+            raise InputError(f"{self.file} cannot be used: {exc.detail}", hint=self._hint) from exc
+
+    @property
+    def _hint(self) -> str:
+        return f"put {self.file} back from a copy of the state folder, or correct it"
 
     def reload(self) -> Sequence[str]:
         """Read everything again, ignoring time stamps; what changed since the last read, and what cannot be read."""
-        with self._lock:
-            before, self._signature = self._snapshot, None
-        after = self.snapshot()
+        before, after = self._snapshot, self.snapshot(anew=True)
         changed = () if before is None else trust_changes(before, after)
-        return [*changed, *(f"not read: {problem}" for problem in self._problems)]
-
-    def check_withdrawn(self) -> None:
-        """Return if the list of withdrawn identities can be read.
-
-        Raises:
-            InputError: It cannot, or is missing: a node that starts with it might admit refused identities.
-        """
-        self.snapshot()
-        if self._withdrawn_problem is not None:
-            raise InputError(self._withdrawn_problem, hint=remedy(self._pki_folder))
-
-    def keep_withdrawn(self) -> None:
-        """Record who is withdrawn now, so that the next start detects a list that disappeared while it was down."""
-        keep_last(self._pki_folder, self.snapshot().withdrawn)
+        return [
+            *changed,
+            *(f"not read: {each}" for each in (self._trust.problem, self._roots.problem) if each),
+        ]
 
     def get(self, institution: str) -> Peer:
         """One admitted peer that is neither suspended nor withdrawn.
@@ -331,9 +421,7 @@ class PeerStore:
             PeerSuspended: It is suspended.
         """
         snapshot = self.snapshot()
-        peer = snapshot.peers.get(institution)
-        if peer is None:
-            raise _no_peer(institution, snapshot.peers)
+        peer = _admitted(snapshot.peers, institution)
         if peer.identity in snapshot.withdrawn:
             raise PeerNotFound(
                 f"the node of {institution}, {peer.identity}, is withdrawn here",
@@ -346,40 +434,18 @@ class PeerStore:
         """Every admitted peer, by institution, also the suspended."""
         return tuple(peer for _name, peer in sorted(self.snapshot().peers.items()))
 
-    def add(
-        self,
-        peer: Peer,
-        *,
-        fingerprints: Sequence[str],
-        replace: bool = False,
-        before: Callable[[], object] = lambda: None,
-    ) -> Path:
-        """Admit a peer; each of its new roots must have been compared out of band.
+    def judge(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> None:
+        """Return if `add` would admit a peer; arguments and errors as there."""
+        self._judge(self.snapshot().peers, peer, fingerprints, replace=replace)
 
-        Raises:
-            PolicyDenied: A new root's fingerprint is not among `fingerprints`, one of these is of no root of
-                the peer, or the peer is this institution, or its name looks like that of another.
-            AlreadyExists: Another entry for the institution exists, and `replace` is false.
-        """
-        path = self._path(peer.institution)
-        if not self.judge(peer, fingerprints=fingerprints, replace=replace):
-            return path
-        before()
-        private_folder(self._folder)
-        try:
-            write_file(path, peer.to_bytes(), private=True, overwrite=replace)
-        except AlreadyExists as exc:
-            raise _other_data(peer) from exc
-        return path
-
-    def judge(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> bool:
-        """Whether `add` would change anything; arguments and errors as there."""
+    def _judge(
+        self, peers: Mapping[str, Peer], peer: Peer, fingerprints: Sequence[str], *, replace: bool
+    ) -> None:
         if peer.institution == self._institution:
             raise PolicyDenied(
                 f"{peer.institution} is this node's own institution, not a peer",
                 hint="two institutions have two names: ddib init node --institution NAME",
             )
-        peers = self.snapshot().peers
         for other in sorted({self._institution, *peers} - {peer.institution}):
             if resembles(peer.institution, other):
                 raise PolicyDenied(
@@ -390,176 +456,100 @@ class PeerStore:
         known = peers.get(peer.institution)
         compare(peer, fingerprints, pinned=known.roots if known else ())
         if known is not None and known != peer and not replace:
-            raise _other_data(peer)
-        return known != peer
+            raise AlreadyExists(
+                f"{peer.institution} is already a peer, with other data", hint="ddib peer add --replace FILE"
+            )
+        if known is None and len(peers) >= MAX_PEERS:
+            raise PolicyDenied(f"a node has at most {MAX_PEERS} peers", hint="ddib peer remove INSTITUTION")
+
+    # Changes. Each calls `before` once it is allowed and would change something; what that raises prevents the change.
+    # Each is on the disk when it returns, and returns whether anything changed.
+
+    def add(
+        self,
+        peer: Peer,
+        *,
+        fingerprints: Sequence[str],
+        replace: bool = False,
+        before: Callable[[], object] = lambda: None,
+    ) -> bool:
+        """Admit a peer; each of its new roots must have been compared out of band. It stays suspended if it was.
+
+        Raises:
+            PolicyDenied: A new root's fingerprint is not among `fingerprints`, one of these is of no root of
+                the peer, or the peer is this institution, or its name looks like that of another.
+            AlreadyExists: Another entry for the institution exists, and `replace` is false.
+        """
+        with self._editing(before) as trust:
+            self._judge(trust.peers, peer, fingerprints, replace=replace)
+            changed = trust.peers.get(peer.institution) != peer
+            trust.peers[peer.institution] = peer
+        return changed
+
+    def remove(self, institution: str, *, before: Callable[[], object] = lambda: None) -> None:
+        """Remove a peer and its suspension; it is refused from its next call."""
+        with self._editing(before) as trust:
+            _admitted(trust.peers, institution)
+            del trust.peers[institution]
+            trust.suspended.pop(institution, None)
 
     def suspend(
         self, institution: str, *, reason: str = "", before: Callable[[], object] = lambda: None
     ) -> bool:
-        """Refuse a peer, and do not call it, until it is resumed; durable when this returns."""
-        self._require(institution)
-        if len(reason) > MAX_REASON or not reason.isprintable():
-            raise InputError(f"a reason is one printable line of at most {MAX_REASON} characters")
-        before()
-        mark = self._mark(institution)
-        if mark.exists():
-            return False
-        content = {"since": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason}
-        write_file(mark, (json.dumps(content) + "\n").encode(), private=True)
-        return True
+        """Refuse a peer, and do not call it, until it is resumed."""
+        with self._editing(before) as trust:
+            _admitted(trust.peers, institution)
+            since = f"since {datetime.now(UTC).isoformat(timespec='seconds')}"
+            changed = institution not in trust.suspended
+            trust.suspended.setdefault(institution, f"{since}: {_line(reason)}" if reason else since)
+        return changed
 
     def resume(self, institution: str, *, before: Callable[[], object] = lambda: None) -> bool:
-        """Lift a suspension, durably; whether there was one. PeerNotFound if the peer is not admitted."""
-        self._require(institution)
-        before()
-        return self._lift(institution)
+        """Lift a suspension; PeerNotFound if the peer is not admitted."""
+        with self._editing(before) as trust:
+            _admitted(trust.peers, institution)
+            return trust.suspended.pop(institution, None) is not None
 
-    def remove(self, institution: str, *, before: Callable[[], object] = lambda: None) -> None:
-        """Remove a peer and its suspension, also one whose file cannot be read; it is refused from its next call."""
-        path = self._require(institution)
-        before()
-        path.unlink(missing_ok=True)
-        sync_folder(self._folder)  # or a power failure brings the peer back
-        self._lift(institution)
+    def withdraw(
+        self, identity: Identity, *, comment: str = "", before: Callable[[], object] = lambda: None
+    ) -> bool:
+        """Refuse an identity although its certificate is valid."""
+        today = date.today().isoformat()  # noqa: DTZ011 - the operator's day
+        with self._editing(before) as trust:
+            changed = identity not in trust.withdrawn
+            trust.withdrawn.setdefault(identity, _line(comment) or f"withdrawn {today}")
+        return changed
 
-    def _lift(self, institution: str) -> bool:
-        mark = self._mark(institution)
-        if not mark.exists():
-            return False
-        mark.unlink()
-        sync_folder(self._folder)
-        return True
+    def reinstate(self, identity: Identity, *, before: Callable[[], object] = lambda: None) -> bool:
+        """No longer refuse an identity."""
+        with self._editing(before) as trust:
+            return trust.withdrawn.pop(identity, None) is not None
 
-    def _require(self, institution: str) -> Path:
-        path = self._path(check_institution(institution))
-        if not os.path.lexists(path):
-            raise _no_peer(institution, self.snapshot().peers)
-        return path
-
-    def _path(self, institution: str) -> Path:
-        return self._folder / f"{institution}.json"
-
-    def _mark(self, institution: str) -> Path:
-        return self._folder / f"{institution}{SUSPENDED}"
-
-    def _changes_still(self, path: Path) -> bool:
+    @contextmanager
+    def _editing(self, before: Callable[[], object]) -> Iterator[Trust]:
+        """The content of the file, locked; written when the block has changed it."""
+        descriptor = os.open(self.file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return abs(self._clock_ns() - path.stat().st_ctime_ns) < _RACY_NS
-        except OSError:
-            return True
-
-    def _files(self) -> _Paths:
-        # A dangling link counts as an unreadable file.
-        own = [self._roots_file, *([self._withdrawn_file] if os.path.lexists(self._withdrawn_file) else [])]
-        try:
-            names = sorted(fnmatch.filter(os.listdir(self._folder), _PEER_FILES))  # noqa: PTH208 - glob hides errors
-        except FileNotFoundError:
-            names = []
-        except OSError:
-            return [*own, self._folder]  # which cannot be read either, and that is a problem
-        files = [self._folder / name for name in names[:MAX_PEERS]]
-        marks = [self._mark(path.stem) for path in files]
-        return [*own, *files, *(path for path in marks if os.path.lexists(path))]
-
-    def _look(self) -> _Signature:
-        signature = []
-        for path in self._files():
-            try:
-                found = path.stat()
-            except OSError:
-                continue
-            signature.append((path.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-        return tuple(signature)
-
-    def _read(self) -> _Contents:
-        contents: _Contents = {}
-        for path in self._files():
-            try:
-                contents[path] = read_small(path)
-            except DdibError as exc:
-                contents[path] = exc.detail
-        return contents
-
-    def _build(self, contents: _Contents) -> Snapshot:
-        problems: _Lines = []
-        files = dict(contents)
-        own_roots = self._own_roots(files.pop(self._roots_file), problems)
-        listed = files.pop(self._withdrawn_file, None)
-        peers: dict[str, Peer] = {}
-        paused: dict[str, str] = {}
-        for path, content in files.items():
-            if path.suffix == SUSPENDED:
-                paused[path.stem] = _since(content)
-                continue
-            try:
-                peers[path.stem] = self._parse(path, content)
-            except InputError as exc:
-                problems.append(exc.detail)
-        withdrawn = self._withdrawn(listed, problems)
-        self._problems = tuple(problems)
-        pins = {name: peer.roots for name, peer in peers.items()} | {self._institution: own_roots}
-        return Snapshot(
-            self._institution,
-            own_roots,
-            MappingProxyType(peers),
-            MappingProxyType(pins),
-            withdrawn,
-            MappingProxyType(paused),
-        )
-
-    def _withdrawn(self, content: bytes | str | None, problems: _Lines) -> frozenset[Identity]:
-        """The withdrawn identities; also the previous ones if the list cannot be read or may be half written."""
-        before = self._snapshot.withdrawn if self._snapshot else None
-        found = judge(self._pki_folder, content, before)
-        self._withdrawn_problem, self._held = found.problem, frozenset()
-        if found.problem:
-            problems.append(found.problem)
-        elif before and self._changes_still(self._withdrawn_file):
-            self._held = before - found.identities
-        return found.identities | self._held
-
-    def _own_roots(self, content: bytes | str, problems: _Lines) -> tuple[x509.Certificate, ...]:
-        """The own roots; those of the last snapshot and a problem if the file has become unreadable."""
-        try:
-            return _roots_in(content, self._roots_file)
-        except InputError as exc:
-            if self._snapshot is None:
-                raise
-            problems.append(exc.detail)
-            return self._snapshot.own_roots
-
-    def _parse(self, path: Path, content: bytes | str) -> Peer:
-        if isinstance(content, str):
-            raise InputError(content)
-        peer = parse_peer(content, str(path))
-        if peer.institution != path.stem or peer.institution == self._institution:
-            raise InputError(f"{path} names {peer.institution}: it is in the wrong place")
-        return peer
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            content = self._parse(self._read())
+            unchanged = content.to_bytes()
+            yield content
+            if (changed := content.to_bytes()) != unchanged:
+                before()
+                write_file(self.file, changed, private=True)
+        finally:
+            os.close(descriptor)
 
 
-def _roots_in(content: bytes | str, path: Path) -> tuple[x509.Certificate, ...]:
-    if isinstance(content, str):
-        raise InputError(content, hint="ddib pki init, or ddib pki install")
-    return parse_certificates(content, str(path), hint="ddib pki show says what puts it right")
+def _admitted(peers: Mapping[str, Peer], institution: str) -> Peer:
+    if institution not in peers:
+        close = nearest(institution, peers)
+        meant = f"did you mean {close}? `ddib peer list` lists the peers" if close else "ddib peer list"
+        raise PeerNotFound(f"{institution} is not a peer of this node", hint=meant)
+    return peers[institution]
 
 
-def _since(content: bytes | str) -> str:
-    """Since when and why a peer is suspended, one line."""
-    try:
-        found = json.loads(content)
-        since, reason = str(found["since"])[:_SHOWN], str(found["reason"])[:MAX_REASON]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return "since an unknown time: its file cannot be read"
-    return escape(f"since {since}: {reason}" if reason else f"since {since}")
-
-
-def _no_peer(institution: str, known: Iterable[str]) -> PeerNotFound:
-    close = nearest(institution, known)
-    meant = f"did you mean {close}? `ddib peer list` lists the peers" if close else "ddib peer list"
-    return PeerNotFound(f"{institution} is not a peer of this node", hint=meant)
-
-
-def _other_data(peer: Peer) -> AlreadyExists:
-    return AlreadyExists(
-        f"{peer.institution} is already a peer, with other data", hint="ddib peer add --replace FILE"
-    )
+def _line(text: str) -> str:
+    if len(text) > MAX_REASON or not text.isprintable():
+        raise InputError(f"a reason or comment is one printable line of at most {MAX_REASON} characters")
+    return text

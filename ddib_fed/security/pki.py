@@ -37,7 +37,6 @@ from ddib_fed.security.identity import (
     read_certificates,
     verify_peer_certificate,
 )
-from ddib_fed.security.withdrawn import refuse_withdrawn
 
 ROOT_LIFETIME: Final = timedelta(days=3650)
 # A new root needs time: every peer must add it before the old one ends.
@@ -72,7 +71,7 @@ class Authority:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class TlsCredentials:
     """What TLS needs, read from a folder and checked to belong together; it may have expired.
 
     That is the leaf, its private key (PKCS #8), the institution's own roots, and the leaf's identity and life.
@@ -342,7 +341,7 @@ def issue_to_folder(
     *,
     now: datetime | None = None,
     lifetime: timedelta | None = None,
-) -> Credentials:
+) -> TlsCredentials:
     """A new key and leaf as of `issue_leaf`, written to a folder that may hold older ones; its roots are kept."""
     key = new_key()
     public, root = key.public_key(), authority.certificate
@@ -354,16 +353,6 @@ def issue_to_folder(
     return load_identity(folder)
 
 
-def init_node_identity(
-    pki_folder: Path, institution: str, name: str, *, now: datetime | None = None
-) -> Authority:
-    """Create the institution's root and this node's leaf from it, for `ddib init node`."""
-    Identity(institution, "node", name)
-    authority = create_institution(pki_folder, institution, now=now)
-    issue_to_folder(authority, pki_folder, "node", name, now=now)
-    return authority
-
-
 def issue_client(
     issuer_folder: Path,
     client_folder: Path,
@@ -372,7 +361,7 @@ def issue_client(
     now: datetime | None = None,
     lifetime: timedelta | None = None,
     before: Callable[[Identity], object] = lambda _: None,
-) -> Credentials:
+) -> TlsCredentials:
     """Create a client's key and leaf in its own folder, issued on this machine, for `ddib init client`.
 
     `before` is called with the identity before it gets a certificate; what it raises prevents that.
@@ -380,13 +369,11 @@ def issue_client(
     Raises:
         FileMissing: `issuer_folder` does not issue.
         AlreadyExists: `client_folder` already has an identity.
-        PolicyDenied: The client is withdrawn at the issuer.
     """
     if (client_folder / "leaf.key").exists():
         raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
     authority = load_authority(issuer_folder)
     identity = Identity(authority.institution, "client", name)
-    refuse_withdrawn(issuer_folder, identity)
     before(identity)
     credentials = issue_to_folder(authority, client_folder, "client", name, now=now, lifetime=lifetime)
     write_file(client_folder / "roots.pem", read_small(issuer_folder / "roots.pem"), private=True)
@@ -419,12 +406,12 @@ def write_identity(
     write_file(key_file, new, private=True)
 
 
-def load_identity(folder: Path) -> Credentials:
+def load_identity(folder: Path) -> TlsCredentials:
     """The credentials of a folder; FileMissing without any, InputError if they do not belong together."""
     return _load(folder, "leaf.pem")
 
 
-def load_recovery(folder: Path) -> Credentials | None:
+def load_recovery(folder: Path) -> TlsCredentials | None:
     """What a node asks its issuer with after its leaf has expired; None if there is none, or none of its key."""
     try:
         found = _load(folder, RECOVERY)
@@ -433,7 +420,7 @@ def load_recovery(folder: Path) -> Credentials | None:
     return found if found.identity.kind == "recovery" else None
 
 
-def _load(folder: Path, certificate_file: str) -> Credentials:
+def _load(folder: Path, certificate_file: str) -> TlsCredentials:
     anew = _anew(folder)
     for _attempt in range(3):  # the files may be exchanged between two reads
         key_pem = read_private(folder / "leaf.key", hint=anew)
@@ -442,7 +429,7 @@ def _load(folder: Path, certificate_file: str) -> Credentials:
         certificate = parse_certificates(leaf_pem, f"{folder / certificate_file}", hint=anew)[0]
         for key in load_keys(key_pem, folder / "leaf.key", hint=anew):
             if key.public_key() == certificate.public_key():
-                return Credentials(
+                return TlsCredentials(
                     cert_chain_pem=certificate_pem(certificate),
                     key_pem=_key_pem(key),
                     roots_pem=certificate_pem(*_read_roots(folder, roots_pem)),

@@ -22,7 +22,7 @@ from ddib_fed.security.pki import (
     CLOCK_SKEW,
     MAX_ROOTS,
     RECOVERY,
-    Credentials,
+    TlsCredentials,
     certificate_pem,
     check_installable,
     load_identity,
@@ -46,7 +46,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> bool:
+def is_due(credentials: TlsCredentials, now: datetime, *, jitter: float = 0.0) -> bool:
     """Whether a certificate is to be replaced: two thirds of its lifetime are over, less the share `jitter`.
 
     So is one that is not valid yet: it was made while a clock was wrong, which has been put right.
@@ -64,7 +64,7 @@ def renew_through(
     hop: str,
     proxy: Proxy | None = None,
     now: datetime | None = None,
-) -> Credentials:
+) -> TlsCredentials:
     """Get a new certificate for a new key from the institution's issuer, and install both.
 
     A node whose certificate has expired asks with the one for recovery that came with it.
@@ -99,11 +99,11 @@ def renew_through(
 
 def _install(
     folder: Path,
-    current: Credentials,
+    current: TlsCredentials,
     key: ec.EllipticCurvePrivateKey,
     answer: pb.RenewResponse,
     now: datetime,
-) -> Credentials:
+) -> TlsCredentials:
     """Check the issuer's answer before it replaces the working certificate."""
     try:
         certificate = parse_certificates(answer.certificate.encode(), "the issuer's answer")[0]
@@ -123,7 +123,7 @@ def _install(
 def _recovery(
     answer: pb.RenewResponse,
     key: ec.EllipticCurvePrivateKey,
-    current: Credentials,
+    current: TlsCredentials,
     roots: tuple[x509.Certificate, ...],
     now: datetime,
 ) -> x509.Certificate:
@@ -140,7 +140,7 @@ def _recovery(
 
 
 def check_successor(
-    current: Credentials,
+    current: TlsCredentials,
     certificate: x509.Certificate,
     roots: tuple[x509.Certificate, ...],
     now: datetime,

@@ -25,7 +25,7 @@ from ddib_fed.protocol.addresses import Proxy
 from ddib_fed.protocol.calls import CheckedChannel
 from ddib_fed.security.diagnosis import explained
 from ddib_fed.security.peers import Peer, PeerStore
-from ddib_fed.security.pki import Credentials, certificate_pem, load_identity
+from ddib_fed.security.pki import TlsCredentials, certificate_pem, load_identity
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +91,10 @@ class ServerCredentials:
             self._look()
         return self._problem or self._peers.problem
 
-    def _read(self) -> tuple[Credentials, bytes]:
+    def _read(self) -> tuple[TlsCredentials, bytes]:
         return load_identity(self._pki_folder), self._peers.snapshot().roots_pem
 
-    def _look(self) -> tuple[Credentials, bytes] | None:
+    def _look(self) -> tuple[TlsCredentials, bytes] | None:
         """The files' current content; None, with a problem set, if they cannot be used."""
         try:
             found = self._read()
@@ -131,7 +131,7 @@ class ServerCredentials:
             self._lock.release()
 
 
-def _configuration(files: tuple[Credentials, bytes]) -> grpc.ServerCertificateConfiguration:
+def _configuration(files: tuple[TlsCredentials, bytes]) -> grpc.ServerCertificateConfiguration:
     credentials, roots = files
     pairs = [(credentials.key_pem, credentials.cert_chain_pem)]
     return grpc.ssl_server_certificate_configuration(pairs, root_certificates=roots)
@@ -145,7 +145,7 @@ def channel(
     hop: str = "",
     own: bool = False,
     roots_pem: bytes | None = None,
-    credentials: Credentials | None = None,
+    credentials: TlsCredentials | None = None,
     proxy: Proxy | None = None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> grpc.Channel:
@@ -163,7 +163,7 @@ def channel(
 def _open_channel(
     address: str,
     server_name: str,
-    own: Credentials,
+    own: TlsCredentials,
     roots_pem: bytes | None,
     proxy: Proxy | None,
     options: Sequence[tuple[str, int | str]] = (),
@@ -205,7 +205,7 @@ class PeerChannels:
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
         self._retired: list[tuple[float, _Open]] = []
-        self._own: Credentials | None = None
+        self._own: TlsCredentials | None = None
         with suppress(DdibError):  # a call to a peer reports it
             self._own = load_identity(pki_folder)
 
@@ -234,7 +234,7 @@ class PeerChannels:
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
 
-    def _read_own(self) -> Credentials:
+    def _read_own(self) -> TlsCredentials:
         """The own certificate and key, or the last valid ones if they cannot be read."""
         try:
             self._own = load_identity(self._pki_folder)

@@ -32,7 +32,7 @@ from ddib_fed.calibration.aggregate import (
 )
 from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, propose
 from ddib_fed.calibration.fit import colour_distance as sliced_distance
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Figure, Kind, Making, units_digest
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Kind, Making, units_digest
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import expand, load, picture_files, range_check, scan, split
 from ddib_fed.data.pictures import read_fitted
@@ -44,6 +44,7 @@ from ddib_fed.evaluation.bootstrap import Resamples, resample
 from ddib_fed.evaluation.metrics import NEAREST, Pictures, hits_by_pixels, picture_rule, psnr, ssim, whiteness
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest, carried_domain
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.training.sources import evenly, own_volumes, spaced
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ddib_fed.v1 import limits_pb2 as ddib__fed_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x64ib_fed/v1/common.proto\x12\x0b\x64\x64ib_fed.v1\x1a\x18\x64\x64ib_fed/v1/limits.proto\"<\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12$\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\x30\x41\"\x19\n\x07Trailer\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\r\"A\n\x0cTensorHeader\x12\r\n\x05shape\x18\x01 \x03(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\\\n\nFileHeader\x12*\n\nmedia_type\x18\x01 \x01(\x0e\x32\x16.ddib_fed.v1.MediaType\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"7\n\x0cPictureTerms\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\x12\x0c\n\x04\x62its\x18\x03 \x01(\r\"\xaf\x01\n\x0eSolverSettings\x12\x0e\n\x06solver\x18\x01 \x01(\t\x12\x1a\n\x05order\x18\x02 \x01(\rB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00\x10@\x12+\n\x0b\x65valuations\x18\x03 \x01(\rB\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x88\xc3@\x12\x0c\n\x04grid\x18\x04 \x01(\t\x12%\n\x05\x64\x65pth\x18\x05 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x12\x0f\n\x07\x65ncoder\x18\x06 \x01(\t\"\xa8\x01\n\x10GuidanceSettings\x12-\n\x08guidance\x18\x01 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x91\xb5\x18\x00\x00\x00\x00\x00@\x8f@H\x00\x88\x01\x01\x12\x35\n\x10\x63lassifier_scale\x18\x02 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x91\xb5\x18\x00\x00\x00\x00\x00@\x8f@H\x01\x88\x01\x01\x12\x0c\n\x04\x63lip\x18\x03 \x01(\x08\x42\x0b\n\t_guidanceB\x13\n\x11_classifier_scale\"\x95\x01\n\rGuidanceTerms\x12\x14\n\x0cmax_guidance\x18\x01 \x01(\x01\x12\x1c\n\x14max_classifier_scale\x18\x02 \x01(\x01\x12&\n\x11\x63lassifier_sha256\x18\x03 \x01(\x0c\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12\x1a\n\x12\x63lassifier_classes\x18\x04 \x01(\r\x12\x0c\n\x04\x63lip\x18\x05 \x01(\x08\"A\n\x10\x43\x61librationTerms\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x03 \x01(\x04\"p\n\x10LatentStatistics\x12\x0c\n\x04mean\x18\x01 \x01(\x01\x12\x18\n\x03std\x18\x02 \x01(\x01\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12\x10\n\x08kurtosis\x18\x03 \x01(\x01\x12\x13\n\x0b\x63orrelation\x18\x04 \x01(\x01\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\"7\n\tAuditHead\x12\x1a\n\x05lines\x18\x01 \x01(\x04\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\xaa\x02\n\x0b\x45rrorDetail\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x1d\n\x08sentence\x18\x02 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x10\n\x08incident\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x04\x12?\n\x05\x66\x61\x63ts\x18\x05 \x03(\x0b\x32#.ddib_fed.v1.ErrorDetail.FactsEntryB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x31\n\x0b\x64ifferences\x18\x06 \x03(\x0b\x32\x1c.ddib_fed.v1.FieldDifference\x12 \n\x0binstitution\x18\x07 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\xa0o@\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x84\x01\n\x0f\x46ieldDifference\x12\x1a\n\x05\x66ield\x18\x01 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x1b\n\x06source\x18\x02 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x1b\n\x06target\x18\x03 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x1b\n\x06remedy\x18\x04 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@*Y\n\nSampleKind\x12\x1b\n\x17SAMPLE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SAMPLE_KIND_POINT\x10\x01\x12\x17\n\x13SAMPLE_KIND_PICTURE\x10\x02*y\n\tMediaType\x12\x1a\n\x16MEDIA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0eMEDIA_TYPE_NPY\x10\x01\x12\x12\n\x0eMEDIA_TYPE_PNG\x10\x02\x12\x13\n\x0fMEDIA_TYPE_JPEG\x10\x03\x12\x13\n\x0fMEDIA_TYPE_TIFF\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x64ib_fed/v1/common.proto\x12\x0b\x64\x64ib_fed.v1\x1a\x18\x64\x64ib_fed/v1/limits.proto\"<\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12$\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\x30\x41\"\x19\n\x07Trailer\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\r\"A\n\x0cTensorHeader\x12\r\n\x05shape\x18\x01 \x03(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\\\n\nFileHeader\x12*\n\nmedia_type\x18\x01 \x01(\x0e\x32\x16.ddib_fed.v1.MediaType\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"g\n\x0cPictureTerms\x12#\n\x03low\x18\x01 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x65\xcd\xcd\xc1\x91\xb5\x18\x00\x00\x00\x00\x65\xcd\xcd\x41\x12$\n\x04high\x18\x02 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x65\xcd\xcd\xc1\x91\xb5\x18\x00\x00\x00\x00\x65\xcd\xcd\x41\x12\x0c\n\x04\x62its\x18\x03 \x01(\r\"\xaf\x01\n\x0eSolverSettings\x12\x0e\n\x06solver\x18\x01 \x01(\t\x12\x1a\n\x05order\x18\x02 \x01(\rB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00\x10@\x12+\n\x0b\x65valuations\x18\x03 \x01(\rB\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x88\xc3@\x12\x0c\n\x04grid\x18\x04 \x01(\t\x12%\n\x05\x64\x65pth\x18\x05 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x12\x0f\n\x07\x65ncoder\x18\x06 \x01(\t\"\xa8\x01\n\x10GuidanceSettings\x12-\n\x08guidance\x18\x01 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x91\xb5\x18\x00\x00\x00\x00\x00@\x8f@H\x00\x88\x01\x01\x12\x35\n\x10\x63lassifier_scale\x18\x02 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x91\xb5\x18\x00\x00\x00\x00\x00@\x8f@H\x01\x88\x01\x01\x12\x0c\n\x04\x63lip\x18\x03 \x01(\x08\x42\x0b\n\t_guidanceB\x13\n\x11_classifier_scale\"\xd2\x01\n\rGuidanceTerms\x12,\n\x0cmax_guidance\x18\x01 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x91\xb5\x18\x00\x00\x00\x00\x00@\x8f@\x12\x34\n\x14max_classifier_scale\x18\x02 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x91\xb5\x18\x00\x00\x00\x00\x00@\x8f@\x12&\n\x11\x63lassifier_sha256\x18\x03 \x01(\x0c\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12\'\n\x12\x63lassifier_classes\x18\x04 \x01(\rB\x0b\x91\xb5\x18\x00\x00\x00\x00\x80\x84.A\x12\x0c\n\x04\x63lip\x18\x05 \x01(\x08\"Y\n\x10\x43\x61librationTerms\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\'\n\x07\x65xpires\x18\x03 \x01(\x04\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x80\xbf \xfa\x7fMB\"p\n\x10LatentStatistics\x12\x0c\n\x04mean\x18\x01 \x01(\x01\x12\x18\n\x03std\x18\x02 \x01(\x01\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12\x10\n\x08kurtosis\x18\x03 \x01(\x01\x12\x13\n\x0b\x63orrelation\x18\x04 \x01(\x01\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\"7\n\tAuditHead\x12\x1a\n\x05lines\x18\x01 \x01(\x04\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\xaa\x02\n\x0b\x45rrorDetail\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x1d\n\x08sentence\x18\x02 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x10\n\x08incident\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x04\x12?\n\x05\x66\x61\x63ts\x18\x05 \x03(\x0b\x32#.ddib_fed.v1.ErrorDetail.FactsEntryB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x31\n\x0b\x64ifferences\x18\x06 \x03(\x0b\x32\x1c.ddib_fed.v1.FieldDifference\x12 \n\x0binstitution\x18\x07 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\xa0o@\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x84\x01\n\x0f\x46ieldDifference\x12\x1a\n\x05\x66ield\x18\x01 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x1b\n\x06source\x18\x02 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x1b\n\x06target\x18\x03 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@\x12\x1b\n\x06remedy\x18\x04 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00i@*Y\n\nSampleKind\x12\x1b\n\x17SAMPLE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SAMPLE_KIND_POINT\x10\x01\x12\x17\n\x13SAMPLE_KIND_PICTURE\x10\x02*y\n\tMediaType\x12\x1a\n\x16MEDIA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0eMEDIA_TYPE_NPY\x10\x01\x12\x12\n\x0eMEDIA_TYPE_PNG\x10\x02\x12\x13\n\x0fMEDIA_TYPE_JPEG\x10\x03\x12\x13\n\x0fMEDIA_TYPE_TIFF\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHUNK'].fields_by_name['data']._loaded_options = None
   _globals['_CHUNK'].fields_by_name['data']._serialized_options = b'\211\265\030\000\000\000\000\000\000\360?\221\265\030\000\000\000\000\000\0000A'
+  _globals['_PICTURETERMS'].fields_by_name['low']._loaded_options = None
+  _globals['_PICTURETERMS'].fields_by_name['low']._serialized_options = b'\211\265\030\000\000\000\000e\315\315\301\221\265\030\000\000\000\000e\315\315A'
+  _globals['_PICTURETERMS'].fields_by_name['high']._loaded_options = None
+  _globals['_PICTURETERMS'].fields_by_name['high']._serialized_options = b'\211\265\030\000\000\000\000e\315\315\301\221\265\030\000\000\000\000e\315\315A'
   _globals['_SOLVERSETTINGS'].fields_by_name['order']._loaded_options = None
   _globals['_SOLVERSETTINGS'].fields_by_name['order']._serialized_options = b'\221\265\030\000\000\000\000\000\000\020@'
   _globals['_SOLVERSETTINGS'].fields_by_name['evaluations']._loaded_options = None
@@ -44,8 +48,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GUIDANCESETTINGS'].fields_by_name['guidance']._serialized_options = b'\211\265\030\000\000\000\000\000\000\000\000\221\265\030\000\000\000\000\000@\217@'
   _globals['_GUIDANCESETTINGS'].fields_by_name['classifier_scale']._loaded_options = None
   _globals['_GUIDANCESETTINGS'].fields_by_name['classifier_scale']._serialized_options = b'\211\265\030\000\000\000\000\000\000\000\000\221\265\030\000\000\000\000\000@\217@'
+  _globals['_GUIDANCETERMS'].fields_by_name['max_guidance']._loaded_options = None
+  _globals['_GUIDANCETERMS'].fields_by_name['max_guidance']._serialized_options = b'\211\265\030\000\000\000\000\000\000\000\000\221\265\030\000\000\000\000\000@\217@'
+  _globals['_GUIDANCETERMS'].fields_by_name['max_classifier_scale']._loaded_options = None
+  _globals['_GUIDANCETERMS'].fields_by_name['max_classifier_scale']._serialized_options = b'\211\265\030\000\000\000\000\000\000\000\000\221\265\030\000\000\000\000\000@\217@'
   _globals['_GUIDANCETERMS'].fields_by_name['classifier_sha256']._loaded_options = None
   _globals['_GUIDANCETERMS'].fields_by_name['classifier_sha256']._serialized_options = b'\211\265\030\000\000\000\000\000\000\000\000'
+  _globals['_GUIDANCETERMS'].fields_by_name['classifier_classes']._loaded_options = None
+  _globals['_GUIDANCETERMS'].fields_by_name['classifier_classes']._serialized_options = b'\221\265\030\000\000\000\000\200\204.A'
+  _globals['_CALIBRATIONTERMS'].fields_by_name['expires']._loaded_options = None
+  _globals['_CALIBRATIONTERMS'].fields_by_name['expires']._serialized_options = b'\211\265\030\000\000\000\000\000\000\360?\221\265\030\000\200\277 \372\177MB'
   _globals['_LATENTSTATISTICS'].fields_by_name['std']._loaded_options = None
   _globals['_LATENTSTATISTICS'].fields_by_name['std']._serialized_options = b'\211\265\030\000\000\000\000\000\000\000\000'
   _globals['_AUDITHEAD'].fields_by_name['lines']._loaded_options = None
@@ -66,10 +78,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FIELDDIFFERENCE'].fields_by_name['target']._serialized_options = b'\221\265\030\000\000\000\000\000\000i@'
   _globals['_FIELDDIFFERENCE'].fields_by_name['remedy']._loaded_options = None
   _globals['_FIELDDIFFERENCE'].fields_by_name['remedy']._serialized_options = b'\221\265\030\000\000\000\000\000\000i@'
-  _globals['_SAMPLEKIND']._serialized_start=1549
-  _globals['_SAMPLEKIND']._serialized_end=1638
-  _globals['_MEDIATYPE']._serialized_start=1640
-  _globals['_MEDIATYPE']._serialized_end=1761
+  _globals['_SAMPLEKIND']._serialized_start=1682
+  _globals['_SAMPLEKIND']._serialized_end=1771
+  _globals['_MEDIATYPE']._serialized_start=1773
+  _globals['_MEDIATYPE']._serialized_end=1894
   _globals['_CHUNK']._serialized_start=67
   _globals['_CHUNK']._serialized_end=127
   _globals['_TRAILER']._serialized_start=129
@@ -79,23 +91,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FILEHEADER']._serialized_start=223
   _globals['_FILEHEADER']._serialized_end=315
   _globals['_PICTURETERMS']._serialized_start=317
-  _globals['_PICTURETERMS']._serialized_end=372
-  _globals['_SOLVERSETTINGS']._serialized_start=375
-  _globals['_SOLVERSETTINGS']._serialized_end=550
-  _globals['_GUIDANCESETTINGS']._serialized_start=553
-  _globals['_GUIDANCESETTINGS']._serialized_end=721
-  _globals['_GUIDANCETERMS']._serialized_start=724
-  _globals['_GUIDANCETERMS']._serialized_end=873
-  _globals['_CALIBRATIONTERMS']._serialized_start=875
-  _globals['_CALIBRATIONTERMS']._serialized_end=940
-  _globals['_LATENTSTATISTICS']._serialized_start=942
-  _globals['_LATENTSTATISTICS']._serialized_end=1054
-  _globals['_AUDITHEAD']._serialized_start=1056
-  _globals['_AUDITHEAD']._serialized_end=1111
-  _globals['_ERRORDETAIL']._serialized_start=1114
-  _globals['_ERRORDETAIL']._serialized_end=1412
-  _globals['_ERRORDETAIL_FACTSENTRY']._serialized_start=1368
-  _globals['_ERRORDETAIL_FACTSENTRY']._serialized_end=1412
-  _globals['_FIELDDIFFERENCE']._serialized_start=1415
-  _globals['_FIELDDIFFERENCE']._serialized_end=1547
+  _globals['_PICTURETERMS']._serialized_end=420
+  _globals['_SOLVERSETTINGS']._serialized_start=423
+  _globals['_SOLVERSETTINGS']._serialized_end=598
+  _globals['_GUIDANCESETTINGS']._serialized_start=601
+  _globals['_GUIDANCESETTINGS']._serialized_end=769
+  _globals['_GUIDANCETERMS']._serialized_start=772
+  _globals['_GUIDANCETERMS']._serialized_end=982
+  _globals['_CALIBRATIONTERMS']._serialized_start=984
+  _globals['_CALIBRATIONTERMS']._serialized_end=1073
+  _globals['_LATENTSTATISTICS']._serialized_start=1075
+  _globals['_LATENTSTATISTICS']._serialized_end=1187
+  _globals['_AUDITHEAD']._serialized_start=1189
+  _globals['_AUDITHEAD']._serialized_end=1244
+  _globals['_ERRORDETAIL']._serialized_start=1247
+  _globals['_ERRORDETAIL']._serialized_end=1545
+  _globals['_ERRORDETAIL_FACTSENTRY']._serialized_start=1501
+  _globals['_ERRORDETAIL_FACTSENTRY']._serialized_end=1545
+  _globals['_FIELDDIFFERENCE']._serialized_start=1548
+  _globals['_FIELDDIFFERENCE']._serialized_end=1680
 # @@protoc_insertion_point(module_scope)

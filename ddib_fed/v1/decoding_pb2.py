@@ -26,7 +26,7 @@ from ddib_fed.v1 import common_pb2 as ddib__fed_dot_v1_dot_common__pb2
 from ddib_fed.v1 import limits_pb2 as ddib__fed_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x64ib_fed/v1/decoding.proto\x12\x0b\x64\x64ib_fed.v1\x1a\x18\x64\x64ib_fed/v1/common.proto\x1a\x18\x64\x64ib_fed/v1/limits.proto\")\n\x15\x44\x65scribeDomainRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"\x8c\x01\n\x16\x44\x65scribeDomainResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12-\n\x04side\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.ContractSideB\x04\xa0\xb5\x18\x01\x12\x31\n\x06limits\x18\x03 \x01(\x0b\x32\x1b.ddib_fed.v1.ContractLimitsB\x04\xa0\xb5\x18\x01\"\xe2\x02\n\x0c\x43ontractSide\x12 \n\x0binstitution\x18\x01 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\xa0o@\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12,\n\x0bsample_kind\x18\x03 \x01(\x0e\x32\x17.ddib_fed.v1.SampleKind\x12\x14\n\x0csample_shape\x18\x04 \x03(\x04\x12\x14\n\x0cmodel_sha256\x18\x05 \x01(\x0c\x12\x17\n\x0fterminal_lambda\x18\x06 \x01(\x01\x12\x16\n\x0einitial_lambda\x18\x07 \x01(\x01\x12\x0f\n\x07\x63lasses\x18\x08 \x01(\r\x12\x11\n\tsize_rule\x18\t \x01(\t\x12\x13\n\x0bvalue_range\x18\n \x01(\t\x12\x14\n\x0csoften_sigma\x18\x0b \x01(\x01\x12*\n\x07picture\x18\x0c \x01(\x0b\x32\x19.ddib_fed.v1.PictureTerms\x12\x1a\n\x0b\x63lass_names\x18\r \x03(\tB\x05\x98\xb5\x18\x90N\"\xc6\x01\n\x0e\x43ontractLimits\x12\x1c\n\x14max_items_per_stream\x18\x01 \x01(\r\x12\x1c\n\x14max_samples_per_item\x18\x02 \x01(\x04\x12\x18\n\x10max_latent_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fmax_evaluations\x18\x04 \x01(\r\x12,\n\x08guidance\x18\x05 \x01(\x0b\x32\x1a.ddib_fed.v1.GuidanceTerms\x12\x17\n\x0fmin_evaluations\x18\x06 \x01(\r\"\xd3\x01\n\x08\x43ontract\x12/\n\x06source\x18\x01 \x01(\x0b\x32\x19.ddib_fed.v1.ContractSideB\x04\xa0\xb5\x18\x01\x12/\n\x06target\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.ContractSideB\x04\xa0\xb5\x18\x01\x12\x31\n\x06limits\x18\x03 \x01(\x0b\x32\x1b.ddib_fed.v1.ContractLimitsB\x04\xa0\xb5\x18\x01\x12\x32\n\x0b\x63\x61libration\x18\x04 \x01(\x0b\x32\x1d.ddib_fed.v1.CalibrationTerms\"\x91\x01\n\x18NegotiateContractRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12/\n\x06source\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.ContractSideB\x04\xa0\xb5\x18\x01\x12\x32\n\x0b\x63\x61libration\x18\x03 \x01(\x0b\x32\x1d.ddib_fed.v1.CalibrationTerms\"g\n\x19NegotiateContractResponse\x12-\n\x08\x63ontract\x18\x01 \x01(\x0b\x32\x15.ddib_fed.v1.ContractB\x04\xa0\xb5\x18\x01\x12\x1b\n\x06sha256\x18\x02 \x01(\x0c\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\"\xc2\x01\n\rDecodeRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.ddib_fed.v1.DecodeHeaderH\x00\x12+\n\x06latent\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.LatentHeaderH\x00\x12#\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x12.ddib_fed.v1.ChunkH\x00\x12\'\n\x07trailer\x18\x04 \x01(\x0b\x32\x14.ddib_fed.v1.TrailerH\x00\x42\t\n\x07message\"\xfb\x01\n\x0c\x44\x65\x63odeHeader\x12$\n\x0f\x63ontract_sha256\x18\x01 \x01(\x0c\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x31\n\x06solver\x18\x03 \x01(\x0b\x32\x1b.ddib_fed.v1.SolverSettingsB\x04\xa0\xb5\x18\x01\x12\x12\n\nround_trip\x18\x04 \x01(\x08\x12\r\n\x05items\x18\x05 \x01(\r\x12\x19\n\x0ctarget_class\x18\x06 \x01(\rH\x00\x88\x01\x01\x12/\n\x08guidance\x18\x07 \x01(\x0b\x32\x1d.ddib_fed.v1.GuidanceSettingsB\x0f\n\r_target_class\"\x94\x01\n\x0cLatentHeader\x12\x0c\n\x04item\x18\x01 \x01(\r\x12)\n\x06tensor\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.TensorHeader\x12$\n\x0f\x63ontract_sha256\x18\x03 \x01(\x0c\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x05\x61udit\x18\x04 \x01(\x0b\x32\x16.ddib_fed.v1.AuditHead\"\xf5\x01\n\x0e\x44\x65\x63odeResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.ddib_fed.v1.DecodeProgressH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.ddib_fed.v1.DecodedHeaderH\x00\x12+\n\x06latent\x18\x03 \x01(\x0b\x32\x19.ddib_fed.v1.LatentHeaderH\x00\x12#\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x12.ddib_fed.v1.ChunkH\x00\x12\'\n\x07trailer\x18\x05 \x01(\x0b\x32\x14.ddib_fed.v1.TrailerH\x00\x42\t\n\x07message\"J\n\x0e\x44\x65\x63odeProgress\x12\x0c\n\x04item\x18\x01 \x01(\r\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\"\x89\x01\n\rDecodedHeader\x12\x0c\n\x04item\x18\x01 \x01(\r\x12%\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x17.ddib_fed.v1.FileHeader\x12\x1c\n\x07seconds\x18\x03 \x01(\x01\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x05\x61udit\x18\x04 \x01(\x0b\x32\x16.ddib_fed.v1.AuditHead2\x97\x02\n\x0f\x44\x65\x63odingService\x12Y\n\x0e\x44\x65scribeDomain\x12\".ddib_fed.v1.DescribeDomainRequest\x1a#.ddib_fed.v1.DescribeDomainResponse\x12\x62\n\x11NegotiateContract\x12%.ddib_fed.v1.NegotiateContractRequest\x1a&.ddib_fed.v1.NegotiateContractResponse\x12\x45\n\x06\x44\x65\x63ode\x12\x1a.ddib_fed.v1.DecodeRequest\x1a\x1b.ddib_fed.v1.DecodeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x64ib_fed/v1/decoding.proto\x12\x0b\x64\x64ib_fed.v1\x1a\x18\x64\x64ib_fed/v1/common.proto\x1a\x18\x64\x64ib_fed/v1/limits.proto\")\n\x15\x44\x65scribeDomainRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"\x8c\x01\n\x16\x44\x65scribeDomainResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12-\n\x04side\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.ContractSideB\x04\xa0\xb5\x18\x01\x12\x31\n\x06limits\x18\x03 \x01(\x0b\x32\x1b.ddib_fed.v1.ContractLimitsB\x04\xa0\xb5\x18\x01\"\xcf\x03\n\x0c\x43ontractSide\x12 \n\x0binstitution\x18\x01 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\xa0o@\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12,\n\x0bsample_kind\x18\x03 \x01(\x0e\x32\x17.ddib_fed.v1.SampleKind\x12,\n\x0csample_shape\x18\x04 \x03(\x04\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xf0@\x12\x14\n\x0cmodel_sha256\x18\x05 \x01(\x0c\x12/\n\x0fterminal_lambda\x18\x06 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00@\x8f\xc0\x91\xb5\x18\x00\x00\x00\x00\x00@\x8f@\x12.\n\x0einitial_lambda\x18\x07 \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00@\x8f\xc0\x91\xb5\x18\x00\x00\x00\x00\x00@\x8f@\x12\x1c\n\x07\x63lasses\x18\x08 \x01(\rB\x0b\x91\xb5\x18\x00\x00\x00\x00\x80\x84.A\x12\x11\n\tsize_rule\x18\t \x01(\t\x12\x13\n\x0bvalue_range\x18\n \x01(\t\x12,\n\x0csoften_sigma\x18\x0b \x01(\x01\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x12*\n\x07picture\x18\x0c \x01(\x0b\x32\x19.ddib_fed.v1.PictureTerms\x12\x1a\n\x0b\x63lass_names\x18\r \x03(\tB\x05\x98\xb5\x18\x90N\"\xa6\x02\n\x0e\x43ontractLimits\x12\x34\n\x14max_items_per_stream\x18\x01 \x01(\rB\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x80\x84.A\x12\x34\n\x14max_samples_per_item\x18\x02 \x01(\x04\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00pB\x12\x30\n\x10max_latent_bytes\x18\x03 \x01(\x04\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x10@\x91\xb5\x18\x00\x00\x00\x00\x00\x00pB\x12/\n\x0fmax_evaluations\x18\x04 \x01(\rB\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x88\xc3@\x12,\n\x08guidance\x18\x05 \x01(\x0b\x32\x1a.ddib_fed.v1.GuidanceTerms\x12\x17\n\x0fmin_evaluations\x18\x06 \x01(\r\"\xd3\x01\n\x08\x43ontract\x12/\n\x06source\x18\x01 \x01(\x0b\x32\x19.ddib_fed.v1.ContractSideB\x04\xa0\xb5\x18\x01\x12/\n\x06target\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.ContractSideB\x04\xa0\xb5\x18\x01\x12\x31\n\x06limits\x18\x03 \x01(\x0b\x32\x1b.ddib_fed.v1.ContractLimitsB\x04\xa0\xb5\x18\x01\x12\x32\n\x0b\x63\x61libration\x18\x04 \x01(\x0b\x32\x1d.ddib_fed.v1.CalibrationTerms\"\x91\x01\n\x18NegotiateContractRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12/\n\x06source\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.ContractSideB\x04\xa0\xb5\x18\x01\x12\x32\n\x0b\x63\x61libration\x18\x03 \x01(\x0b\x32\x1d.ddib_fed.v1.CalibrationTerms\"g\n\x19NegotiateContractResponse\x12-\n\x08\x63ontract\x18\x01 \x01(\x0b\x32\x15.ddib_fed.v1.ContractB\x04\xa0\xb5\x18\x01\x12\x1b\n\x06sha256\x18\x02 \x01(\x0c\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\"\xc2\x01\n\rDecodeRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.ddib_fed.v1.DecodeHeaderH\x00\x12+\n\x06latent\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.LatentHeaderH\x00\x12#\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x12.ddib_fed.v1.ChunkH\x00\x12\'\n\x07trailer\x18\x04 \x01(\x0b\x32\x14.ddib_fed.v1.TrailerH\x00\x42\t\n\x07message\"\xfb\x01\n\x0c\x44\x65\x63odeHeader\x12$\n\x0f\x63ontract_sha256\x18\x01 \x01(\x0c\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x31\n\x06solver\x18\x03 \x01(\x0b\x32\x1b.ddib_fed.v1.SolverSettingsB\x04\xa0\xb5\x18\x01\x12\x12\n\nround_trip\x18\x04 \x01(\x08\x12\r\n\x05items\x18\x05 \x01(\r\x12\x19\n\x0ctarget_class\x18\x06 \x01(\rH\x00\x88\x01\x01\x12/\n\x08guidance\x18\x07 \x01(\x0b\x32\x1d.ddib_fed.v1.GuidanceSettingsB\x0f\n\r_target_class\"\x94\x01\n\x0cLatentHeader\x12\x0c\n\x04item\x18\x01 \x01(\r\x12)\n\x06tensor\x18\x02 \x01(\x0b\x32\x19.ddib_fed.v1.TensorHeader\x12$\n\x0f\x63ontract_sha256\x18\x03 \x01(\x0c\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x05\x61udit\x18\x04 \x01(\x0b\x32\x16.ddib_fed.v1.AuditHead\"\xf5\x01\n\x0e\x44\x65\x63odeResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.ddib_fed.v1.DecodeProgressH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.ddib_fed.v1.DecodedHeaderH\x00\x12+\n\x06latent\x18\x03 \x01(\x0b\x32\x19.ddib_fed.v1.LatentHeaderH\x00\x12#\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x12.ddib_fed.v1.ChunkH\x00\x12\'\n\x07trailer\x18\x05 \x01(\x0b\x32\x14.ddib_fed.v1.TrailerH\x00\x42\t\n\x07message\"J\n\x0e\x44\x65\x63odeProgress\x12\x0c\n\x04item\x18\x01 \x01(\r\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\"\x89\x01\n\rDecodedHeader\x12\x0c\n\x04item\x18\x01 \x01(\r\x12%\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x17.ddib_fed.v1.FileHeader\x12\x1c\n\x07seconds\x18\x03 \x01(\x01\x42\x0b\x89\xb5\x18\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x05\x61udit\x18\x04 \x01(\x0b\x32\x16.ddib_fed.v1.AuditHead2\x97\x02\n\x0f\x44\x65\x63odingService\x12Y\n\x0e\x44\x65scribeDomain\x12\".ddib_fed.v1.DescribeDomainRequest\x1a#.ddib_fed.v1.DescribeDomainResponse\x12\x62\n\x11NegotiateContract\x12%.ddib_fed.v1.NegotiateContractRequest\x1a&.ddib_fed.v1.NegotiateContractResponse\x12\x45\n\x06\x44\x65\x63ode\x12\x1a.ddib_fed.v1.DecodeRequest\x1a\x1b.ddib_fed.v1.DecodeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,8 +39,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEDOMAINRESPONSE'].fields_by_name['limits']._serialized_options = b'\240\265\030\001'
   _globals['_CONTRACTSIDE'].fields_by_name['institution']._loaded_options = None
   _globals['_CONTRACTSIDE'].fields_by_name['institution']._serialized_options = b'\221\265\030\000\000\000\000\000\240o@'
+  _globals['_CONTRACTSIDE'].fields_by_name['sample_shape']._loaded_options = None
+  _globals['_CONTRACTSIDE'].fields_by_name['sample_shape']._serialized_options = b'\211\265\030\000\000\000\000\000\000\360?\221\265\030\000\000\000\000\000\000\360@'
+  _globals['_CONTRACTSIDE'].fields_by_name['terminal_lambda']._loaded_options = None
+  _globals['_CONTRACTSIDE'].fields_by_name['terminal_lambda']._serialized_options = b'\211\265\030\000\000\000\000\000@\217\300\221\265\030\000\000\000\000\000@\217@'
+  _globals['_CONTRACTSIDE'].fields_by_name['initial_lambda']._loaded_options = None
+  _globals['_CONTRACTSIDE'].fields_by_name['initial_lambda']._serialized_options = b'\211\265\030\000\000\000\000\000@\217\300\221\265\030\000\000\000\000\000@\217@'
+  _globals['_CONTRACTSIDE'].fields_by_name['classes']._loaded_options = None
+  _globals['_CONTRACTSIDE'].fields_by_name['classes']._serialized_options = b'\221\265\030\000\000\000\000\200\204.A'
+  _globals['_CONTRACTSIDE'].fields_by_name['soften_sigma']._loaded_options = None
+  _globals['_CONTRACTSIDE'].fields_by_name['soften_sigma']._serialized_options = b'\211\265\030\000\000\000\000\000\000\000\000\221\265\030\000\000\000\000\000\000\360?'
   _globals['_CONTRACTSIDE'].fields_by_name['class_names']._loaded_options = None
   _globals['_CONTRACTSIDE'].fields_by_name['class_names']._serialized_options = b'\230\265\030\220N'
+  _globals['_CONTRACTLIMITS'].fields_by_name['max_items_per_stream']._loaded_options = None
+  _globals['_CONTRACTLIMITS'].fields_by_name['max_items_per_stream']._serialized_options = b'\211\265\030\000\000\000\000\000\000\360?\221\265\030\000\000\000\000\200\204.A'
+  _globals['_CONTRACTLIMITS'].fields_by_name['max_samples_per_item']._loaded_options = None
+  _globals['_CONTRACTLIMITS'].fields_by_name['max_samples_per_item']._serialized_options = b'\211\265\030\000\000\000\000\000\000\360?\221\265\030\000\000\000\000\000\000pB'
+  _globals['_CONTRACTLIMITS'].fields_by_name['max_latent_bytes']._loaded_options = None
+  _globals['_CONTRACTLIMITS'].fields_by_name['max_latent_bytes']._serialized_options = b'\211\265\030\000\000\000\000\000\000\020@\221\265\030\000\000\000\000\000\000pB'
+  _globals['_CONTRACTLIMITS'].fields_by_name['max_evaluations']._loaded_options = None
+  _globals['_CONTRACTLIMITS'].fields_by_name['max_evaluations']._serialized_options = b'\211\265\030\000\000\000\000\000\000\360?\221\265\030\000\000\000\000\000\210\303@'
   _globals['_CONTRACT'].fields_by_name['source']._loaded_options = None
   _globals['_CONTRACT'].fields_by_name['source']._serialized_options = b'\240\265\030\001'
   _globals['_CONTRACT'].fields_by_name['target']._loaded_options = None
@@ -66,27 +84,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEDOMAINRESPONSE']._serialized_start=139
   _globals['_DESCRIBEDOMAINRESPONSE']._serialized_end=279
   _globals['_CONTRACTSIDE']._serialized_start=282
-  _globals['_CONTRACTSIDE']._serialized_end=636
-  _globals['_CONTRACTLIMITS']._serialized_start=639
-  _globals['_CONTRACTLIMITS']._serialized_end=837
-  _globals['_CONTRACT']._serialized_start=840
-  _globals['_CONTRACT']._serialized_end=1051
-  _globals['_NEGOTIATECONTRACTREQUEST']._serialized_start=1054
-  _globals['_NEGOTIATECONTRACTREQUEST']._serialized_end=1199
-  _globals['_NEGOTIATECONTRACTRESPONSE']._serialized_start=1201
-  _globals['_NEGOTIATECONTRACTRESPONSE']._serialized_end=1304
-  _globals['_DECODEREQUEST']._serialized_start=1307
-  _globals['_DECODEREQUEST']._serialized_end=1501
-  _globals['_DECODEHEADER']._serialized_start=1504
-  _globals['_DECODEHEADER']._serialized_end=1755
-  _globals['_LATENTHEADER']._serialized_start=1758
-  _globals['_LATENTHEADER']._serialized_end=1906
-  _globals['_DECODERESPONSE']._serialized_start=1909
-  _globals['_DECODERESPONSE']._serialized_end=2154
-  _globals['_DECODEPROGRESS']._serialized_start=2156
-  _globals['_DECODEPROGRESS']._serialized_end=2230
-  _globals['_DECODEDHEADER']._serialized_start=2233
-  _globals['_DECODEDHEADER']._serialized_end=2370
-  _globals['_DECODINGSERVICE']._serialized_start=2373
-  _globals['_DECODINGSERVICE']._serialized_end=2652
+  _globals['_CONTRACTSIDE']._serialized_end=745
+  _globals['_CONTRACTLIMITS']._serialized_start=748
+  _globals['_CONTRACTLIMITS']._serialized_end=1042
+  _globals['_CONTRACT']._serialized_start=1045
+  _globals['_CONTRACT']._serialized_end=1256
+  _globals['_NEGOTIATECONTRACTREQUEST']._serialized_start=1259
+  _globals['_NEGOTIATECONTRACTREQUEST']._serialized_end=1404
+  _globals['_NEGOTIATECONTRACTRESPONSE']._serialized_start=1406
+  _globals['_NEGOTIATECONTRACTRESPONSE']._serialized_end=1509
+  _globals['_DECODEREQUEST']._serialized_start=1512
+  _globals['_DECODEREQUEST']._serialized_end=1706
+  _globals['_DECODEHEADER']._serialized_start=1709
+  _globals['_DECODEHEADER']._serialized_end=1960
+  _globals['_LATENTHEADER']._serialized_start=1963
+  _globals['_LATENTHEADER']._serialized_end=2111
+  _globals['_DECODERESPONSE']._serialized_start=2114
+  _globals['_DECODERESPONSE']._serialized_end=2359
+  _globals['_DECODEPROGRESS']._serialized_start=2361
+  _globals['_DECODEPROGRESS']._serialized_end=2435
+  _globals['_DECODEDHEADER']._serialized_start=2438
+  _globals['_DECODEDHEADER']._serialized_end=2575
+  _globals['_DECODINGSERVICE']._serialized_start=2578
+  _globals['_DECODINGSERVICE']._serialized_end=2857
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ from ddib_fed.errors import (
     PictureMisfit,
     UsageError,
 )
-from tests.security.calibrations.examples import calibration
+from tests.calibration.examples import calibration
 
 
 @pytest.fixture(scope="module")

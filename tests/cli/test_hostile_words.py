@@ -18,15 +18,14 @@ from ddib_fed.cli.job import _show_job
 from ddib_fed.cli.main import run as run_ddib
 from ddib_fed.client.views import Failure, ItemView, JobView
 from ddib_fed.errors import PolicyDenied
-from ddib_fed.node.admitting import _ask
+from ddib_fed.node.admitting import _ask, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.logs import JsonFormatter, TextFormatter, fields
 from ddib_fed.protocol.messages import ItemState, JobState, Settings
-from ddib_fed.security.peers import Peer
-from ddib_fed.security.pki import certificate_pem, init_node_identity
+from ddib_fed.security.peers import Peer, begin_node
+from ddib_fed.security.pki import certificate_pem
 from tests.cli.node.test_pki import write_config
-from tests.node.institutions import Institution
-from tests.security.peers.test_store import changed
+from tests.node.institutions import Institution, changed
 
 GENUINE = "SHA256:" + ":".join(["ab"] * 32)
 # Shows the genuine fingerprint, then begins an OSC sequence, which swallows the lines that follow it.
@@ -35,7 +34,7 @@ HIDING = f"south.example:7442\nfingerprint  {GENUINE}\n\x1b]0;"
 
 def north_node(folder: Path) -> Path:
     config = write_config(folder, institution="north.example")
-    init_node_identity(NodeConfig.load(config).paths.pki, "north.example", "node-1")
+    begin_node(NodeConfig.load(config).paths.state, "north.example", "node-1")
     return config
 
 
@@ -74,7 +73,7 @@ def test_a_peer_file_with_a_sequence_in_its_address_is_refused_in_plain_words(
     assert b"is not host:port" in shown
     assert b"\x1b" not in shown
     assert character.encode() not in shown
-    assert not list(NodeConfig.load(config).paths.peers.glob("*"))
+    assert not peer_store(NodeConfig.load(config)).list()
 
 
 @pytest.mark.slow

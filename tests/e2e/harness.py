@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import random
@@ -24,6 +25,7 @@ from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import UnavailableError
 from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from tests.e2e.processes import NodeProcess, start_node
 from tests.node.flipping import BitFlipper
@@ -191,10 +193,9 @@ class Pair:
 
     def dial(self, port: int) -> None:
         """Let north reach south at another port."""
-        peer_file = next(self.north.config.paths.peers.glob("*south.example*"))
-        text = peer_file.read_text()
-        assert str(self.south.port) in text
-        peer_file.write_text(text.replace(str(self.south.port), str(port)))
+        store = peer_store(self.north.config)
+        entry = dataclasses.replace(store.get("south.example"), address=f"localhost:{port}")
+        store.add(entry, fingerprints=[], replace=True)
 
     def start(self) -> Pair:
         self.south.start(wait=False)

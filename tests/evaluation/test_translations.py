@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import encode_png
+from ddib_fed.engine.record import Translation, WrittenFile
 from ddib_fed.errors import FileMissing, ImageUnreadable, PictureMisfit, UsageError
+from ddib_fed.evaluation.pages import write_report_page
 from ddib_fed.evaluation.sheets import to_pixels
-from ddib_fed.evaluation.translations import find_items, read_domain, read_item, read_translations
+from ddib_fed.evaluation.translations import evaluate_folder, find_pictures, read_translations
 from tests.runs.picture_folders import blocks, record, write
 
 
@@ -59,7 +61,7 @@ def test_a_record_of_the_nodes_is_understood(tmp_path):
         "doubtful": True,
     }  # fmt: skip
     (tmp_path / "scan.json").write_text(json.dumps(contents))
-    [item] = find_items(tmp_path)
+    [item] = find_pictures(tmp_path)
     assert item.picture.cycle_psnr == 41.5
     assert item.record.doubtful is True
     assert item.picture.output_scale == (0.5, -10.0)
@@ -67,19 +69,20 @@ def test_a_record_of_the_nodes_is_understood(tmp_path):
     assert item.files == {"returned": tmp_path / "scan.returned.png"}
 
 
-@pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "", 7, "missing.png"])
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", 7])
 def test_a_record_names_no_file_elsewhere(tmp_path, name):
     folder = write(tmp_path / "inside", blocks(1))
     write(tmp_path, blocks(1), names=["outside"])
     record(folder, "p00", translated=name)
-    assert read_item(folder / "p00.json", folder) is None
+    [found] = find_pictures(folder)  # as a picture without a record
+    assert found.record.files == {}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", '"text"', '{"format": 2, "picture": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 2, "picture": 3}'])
 def test_a_damaged_record_is_no_record_or_knows_less(tmp_path, text):
     write(tmp_path, blocks(1))
     (tmp_path / "p00.json").write_text(text)
-    [item] = find_items(tmp_path)
+    [item] = find_pictures(tmp_path)
     assert item.name == "p00"
     assert item.picture.edge_correlation is None
 
@@ -118,11 +121,11 @@ def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
     record(tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scales, **ranges)
     (tmp_path / "source").mkdir()
     np.save(tmp_path / "source" / "ct.npy", raw.astype(kind))
-    found = read_translations(tmp_path / "t", source=tmp_path / "source", truth=tmp_path / "source")
-    for stack in (found.translated, found.source, found.truth, found.back):
+    found = read_translations(
+        tmp_path / "t", source=tmp_path / "source", truth=tmp_path / "source", domain=tmp_path / "source"
+    )
+    for stack in (found.translated, found.source, found.truth, found.back, found.domain):
         assert stack == pytest.approx(x, abs=0.001)
-    domain = read_domain(tmp_path / "source", found.scale, most=1)
-    assert domain == pytest.approx(x, abs=0.001)
 
 
 def test_a_type_without_a_range_needs_one(tmp_path):
@@ -181,3 +184,72 @@ def test_latents_of_a_node_are_read_as_those_of_a_bridge(tmp_path):
     found = read_translations(tmp_path)
     assert found.latents is None
     assert "several shapes" in found.notes[0]
+
+
+def test_what_the_files_do_not_show_is_taken_from_the_records(tmp_path):
+    write(tmp_path, blocks(3))
+    for number, name in enumerate(("p00", "p01", "p02")):
+        record(tmp_path, name, cycle_psnr=30.0 + number)
+    report, _ = evaluate_folder(tmp_path)
+    assert [report["spread"]["cycle_psnr"][key] for key in ("median", "min", "max")] == [31.0, 30.0, 32.0]
+    assert report["measured"] == []
+    assert (report["doubtful"], report["latent"]["from"]) == (0, "records")
+    assert report["latent"]["std"] == pytest.approx(1.0)
+    assert report["pictures"][1]["name"] == "p01"
+
+
+def test_what_the_files_show_is_measured(tmp_path):
+    """Whatever the records say; their marks stay, where no thresholds are given."""
+    translated, source = write(tmp_path / "t", -blocks(2), names=["a", "b"]), tmp_path / "s"
+    write(source, blocks(2), names=["a", "b"])
+    write(translated, blocks(2), names=["a_back", "b_back"])
+    for name in ("a", "b"):
+        kept = {"edge_correlation": 0.1, "mutual_information": 0.1, "structure_doubtful": name == "b"}
+        record(translated, name, files={"returned": f"{name}_back.png"}, **kept)
+    report, _ = evaluate_folder(translated, source=source)
+    assert set(report["measured"]) == {"cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information"}
+    assert report["spread"]["cycle_psnr"]["min"] == 120.0
+    assert report["spread"]["edge_correlation"]["min"] == pytest.approx(1.0, abs=0.01)
+    assert [row["doubtful"] for row in report["pictures"]] == [False, True]
+
+
+def test_kept_latents_are_measured_together_beside_noise(tmp_path):
+    write(tmp_path, blocks(4))
+    z = np.random.default_rng(0).normal(size=(4, 1, 32, 32)).astype(np.float32)
+    for number in range(4):
+        np.save(tmp_path / f"p{number:02}_latent.npy", z[number])
+        record(tmp_path, f"p{number:02}", files={"latent": f"p{number:02}_latent.npy"})
+    report, _ = evaluate_folder(tmp_path)
+    assert report["latent"]["from"] == "files"
+    assert report["latent"]["ratio"] == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_plain_folder_has_what_its_pictures_show(tmp_path):
+    write(tmp_path / "t", blocks(5))
+    write(tmp_path / "truth", blocks(5))
+    write(tmp_path / "domain", blocks(8, seed=1))
+    report, _ = evaluate_folder(tmp_path / "t", truth=tmp_path / "truth", domain=tmp_path / "domain")
+    assert report["spread"]["psnr"]["min"] == 120.0
+    both = [report["ways"][name]["frechet_early"] for name in ("translated", "truth")]
+    assert both[0] == both[1]
+    assert report["latent"] is None
+
+
+def test_the_page_shows_the_worst_first_and_says_what_it_leaves_out(tmp_path):
+    """With the calibration, and how many pictures were translated under it."""
+    write(tmp_path / "t", blocks(3))
+    for number, psnr in enumerate((33.0, 31.0, 35.0)):
+        kept = {"edge_correlation": 0.5, "mutual_information": 1.0, "structure_doubtful": number == 1}
+        record(tmp_path / "t", f"p{number:02}", cycle_psnr=psnr, **kept)
+    named = {"calibration_sha256": "ab" * 32, "calibration_kind": "rotation"}
+    files = {"translation": WrittenFile(file="p02.png")}
+    (tmp_path / "t" / "p02.json").write_bytes(Translation(files=files, **named).to_json())
+    report, found = evaluate_folder(tmp_path / "t")
+    write_report_page(tmp_path / "page.html", "<t>", report, found, most_rows=2)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "&lt;t&gt;" in page
+    assert page.index("p01") < page.index(">p00<")
+    assert ">p02<" not in page
+    assert "1 more are left out here." in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "1 of 3 pictures were translated under the rotation calibration abababababab." in page

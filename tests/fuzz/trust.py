@@ -16,9 +16,9 @@ from ddib_fed.calibration.record import read_calibration
 from ddib_fed.calibration.signed import parse_calibration, parse_signed
 from ddib_fed.engine.record import Translation
 from ddib_fed.security import pki
-from ddib_fed.security.audit_reading import verify as verify_audit
+from ddib_fed.security.audit_reading import verify_lines
 from ddib_fed.security.identity import Identity, verify_peer_certificate
-from ddib_fed.security.peers import Peer, parse_peer
+from ddib_fed.security.peers import Peer, Trust, parse_peer
 from ddib_fed.security.pki import (
     certificate_pem,
     issue_leaf,
@@ -28,9 +28,8 @@ from ddib_fed.security.pki import (
     parse_certificates,
     read_request,
 )
-from ddib_fed.security.withdrawn import parse_withdrawn
+from tests.calibration.examples import calibration
 from tests.fuzz.target import NOW, Target, as_file
-from tests.security.calibrations.examples import calibration
 
 
 @cache
@@ -73,9 +72,16 @@ def _peers() -> list[bytes]:
     return [Peer("north.example", name, "north.example:7443", (_north().certificate,)).to_bytes()]
 
 
-def withdrawn(data: bytes) -> None:
-    """The list of withdrawn identities."""
-    parse_withdrawn(data, "a list")
+def trust(data: bytes) -> None:
+    """The file of peers and withdrawn identities."""
+    Trust.parse(data, "south.example")
+
+
+def _trusts() -> list[bytes]:
+    name = Identity("north.example", "node", "node-1")
+    peer = Peer("north.example", name, "north.example:7443", (_north().certificate,))
+    alice = Identity("south.example", "client", "alice")
+    return [Trust({"north.example": peer}, {"north.example": "since"}, {alice: "lost"}).to_bytes()]
 
 
 def signed(data: bytes) -> None:
@@ -104,8 +110,8 @@ def aggregate(data: bytes) -> None:
 
 
 def _aggregates() -> list[bytes]:
-    from ddib_fed.calibration.aggregate import make_aggregate
     from ddib_fed.models.units import Normalisation
+    from tests.calibration.two_worlds import make_aggregate
 
     drawn = np.random.default_rng(0).uniform(-1, 1, (220, 1, 4, 4)).astype(np.float32)
     made = make_aggregate(drawn, Normalisation(std=0.5), "drawings", generator=np.random.default_rng(1))
@@ -114,8 +120,7 @@ def _aggregates() -> list[bytes]:
 
 def audit(data: bytes) -> None:
     """An audit log."""
-    with as_file(data, "audit.jsonl") as path:
-        verify_audit(path)
+    verify_lines(data.decode("utf-8", "replace").split("\n"), None, {})
 
 
 def record(data: bytes) -> None:
@@ -125,13 +130,13 @@ def record(data: bytes) -> None:
 
 
 def _audits() -> list[bytes]:
-    from ddib_fed.security.audit import AuditLog
+    from ddib_fed.security.audit import EMPTY, Head, digest, encoded
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "audit.jsonl"
-        for number in range(3):
-            AuditLog(path).write("act", number=number)
-        return [path.read_bytes()]
+    head, made = EMPTY, list[str]()
+    for number in range(3):
+        made.append(encoded(head, "2026-01-01T00:00:00+00:00", "act", {"number": number}))
+        head = Head(number, digest(made[-1]))
+    return ["\n".join(made).encode()]
 
 
 def _records_json() -> list[bytes]:
@@ -143,7 +148,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "roots": Target(certificates, _certificates),
     "request": Target(request, _requests),
     "peer-file": Target(peer, _peers),
-    "withdrawn": Target(withdrawn, lambda: [b"spiffe://north.example/client/alice # lost\n\n"]),
+    "trust": Target(trust, _trusts),
     "signed-calibration": Target(signed, _calibrations),
     "calibration": Target(proposed, _calibrations),
     "calibration-file": Target(calibration_file, _calibrations, slow=True),

@@ -12,8 +12,7 @@ from google.protobuf.message import Message
 from ddib_fed.errors import MessageInvalid, PeerUnreachable
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.addresses import TunnelRefused, read_answer
-from ddib_fed.protocol.agreement import confirm
-from ddib_fed.protocol.contract import PROTOCOL, ContractLimits, ContractSide
+from ddib_fed.protocol.contract import PROTOCOL, ContractLimits, ContractSide, confirm
 from ddib_fed.protocol.details import from_detail, to_detail
 from ddib_fed.protocol.latent import LatentOpener
 from ddib_fed.protocol.messages import from_message, to_message

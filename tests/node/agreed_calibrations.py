@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ddib_fed.calibration.record import CalibratedSide, units_digest
-from ddib_fed.calibration.signed import SignedCalibration, sign
+from ddib_fed.calibration.signed import SignedCalibration
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.security import pki
+from tests.calibration.examples import calibration, sign
 from tests.node.institutions import Institution
-from tests.security.calibrations.examples import calibration
 
 MIRRORED = ChannelMap(rotation=((-1.0,),))
 """The only rotation of one channel: light and dark are exchanged."""

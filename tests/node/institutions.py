@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from ddib_fed.security import pki
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.peers import Peer, PeerStore
+from ddib_fed.security.peers import Peer, PeerStore, begin_node
 from ddib_fed.security.pki import certificate_pem, new_key
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -30,7 +31,7 @@ class Institution:
     authority: pki.Authority = field(init=False)
 
     def __post_init__(self) -> None:
-        self.authority = pki.init_node_identity(self.pki, self.name, "node-1")
+        self.authority = begin_node(self.folder, self.name, "node-1")
 
     @property
     def pki(self) -> Path:
@@ -46,13 +47,18 @@ class Institution:
 
     @property
     def store(self) -> PeerStore:
-        return PeerStore(self.folder / "peers", own_institution=self.name, pki_folder=self.pki)
+        return PeerStore(self.folder, self.name)
 
     def peer(self, address: str = "127.0.0.1:7443") -> Peer:
         return Peer(self.name, self.identity, address, (self.root,))
 
     def admit(self, other: Institution, address: str = "127.0.0.1:7443") -> None:
         self.store.add(other.peer(address), fingerprints=[pki.fingerprint(other.root)])
+
+
+def changed(peer: Peer, **fields: object) -> bytes:
+    """The peer file with other fields."""
+    return json.dumps(peer.fields() | fields).encode()
 
 
 def forge(

@@ -24,13 +24,14 @@ from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import Institution
-from tests.protocol.examples import side
+from tests.protocol.examples import LIMITS, side
 
 
 def described() -> pb.DescribeDomainResponse:
     """A description that passes the checks."""
     own = to_message(side(), pb.ContractSide)
-    return pb.DescribeDomainResponse(protocol=PROTOCOL, side=own, limits=pb.ContractLimits())
+    limits = to_message(LIMITS, pb.ContractLimits)
+    return pb.DescribeDomainResponse(protocol=PROTOCOL, side=own, limits=limits)
 
 
 ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)

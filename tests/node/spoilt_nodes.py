@@ -14,6 +14,7 @@ from ddib_fed.models.manifest import Manifest, PictureFormat
 from ddib_fed.networks.config import ClassifierConfig, network_shapes
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
+from ddib_fed.security.peers import begin_node
 from ddib_fed.security.pki import ROOT_LIFETIME, issue_leaf, new_key
 from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import ready
@@ -132,17 +133,17 @@ def device(name: str):
 
 
 def damaged_database(node: Node) -> None:
-    (node.state / "jobs.sqlite").write_bytes(b"garbage " * 999)
+    (node.state / "node.sqlite").write_bytes(b"garbage " * 999)
 
 
 def newer_database(node: Node) -> None:
-    with sqlite3.connect(node.state / "jobs.sqlite") as made:
+    with sqlite3.connect(node.state / "node.sqlite") as made:
         made.execute("PRAGMA user_version = 99")
     made.close()
 
 
 def held_database(node: Node) -> None:
-    file = (node.state / "jobs.sqlite.lock").open("w")
+    file = (node.state / "node.sqlite.lock").open("w")
     fcntl.flock(file, fcntl.LOCK_EX)
     node.held.append(file)
 
@@ -150,8 +151,8 @@ def held_database(node: Node) -> None:
 def others_key(name: str):
     def put(node: Node) -> None:
         elsewhere = node.folder.parent / "elsewhere"
-        pki.init_node_identity(elsewhere, "north.example", "node-1")
-        shutil.copy(elsewhere / name, node.pki / name)
+        begin_node(elsewhere, "north.example", "node-1")
+        shutil.copy(elsewhere / "pki" / name, node.pki / name)
 
     return put
 
@@ -200,16 +201,13 @@ WRONG = {
     "no such host": (lambda n: n.edit("127.0.0.1:0", "no.such.invalid:7443"), "listen", "no host"),
     "state 0777": (mode("state", 0o777), "state", "chmod 700"),
     "state 0770": (mode("state", 0o770), "state", "chmod 700"),
-    "peers 0777": (mode("state/peers", 0o777), "state", "chmod 700"),
     "spool 0777": (mode("state/spool", 0o777), "roles", "chmod 700"),
     "state is a file": (file_for("state"), "state", "is no folder"),
-    "peers is a file": (file_for("state/peers"), "state", "is no folder"),
     "spool is a file": (file_for("state/spool"), "roles", "is no folder"),
-    "damaged database": (damaged_database, "roles", "jobs.sqlite cannot be used"),
-    "database is a folder": (folder_for("state/jobs.sqlite"), "roles", "is no file"),
-    "newer database": (newer_database, "roles", "another release"),
-    "held database": (held_database, "roles", "another node is running"),
-    "audit is a folder": (folder_for("state/audit.jsonl"), "audit", "is no file"),
+    "damaged database": (damaged_database, "store", "node.sqlite cannot be used"),
+    "database is a folder": (folder_for("state/node.sqlite"), "store", "is no file"),
+    "newer database": (newer_database, "store", "another release"),
+    "held database": (held_database, "store", "another node is running"),
     "no certificate": (without("leaf.pem", "ca.key", "ca.pem"), "identity", "leaf.pem"),
     "no roots": (without("roots.pem"), "identity", "roots.pem"),
     "another's key": (others_key("leaf.key"), "identity", "is not the key of leaf.pem"),
@@ -221,7 +219,8 @@ WRONG = {
     "no renew_command": (expired_with_a_command_that_is_not_there, "identity", "/nowhere/renew"),
     "another institution": (lambda n: n.edit('"north.example"', '"west.example"'), "identity", "west.example"),
     "another name": (lambda n: n.edit('name = "node-1"', 'name = "node-2"'), "identity", "node-2"),
-    "withdrawn list": (lambda n: (n.pki / "withdrawn.txt").write_text("alice\n"), "peers", "withdrawn.txt, line 1"),
+    "trust": (lambda n: (n.state / "trust.json").write_text("{"), "peers", "trust.json cannot be used"),
+    "no trust": (lambda n: (n.state / "trust.json").unlink(), "peers", "trust.json"),
     "http in use": (lambda n: http(n.listening())(n), "http", "http.listen"),
     "http on the node's port": (one_port_for_both, "http", "both port"),
     "socket is a folder": (folder_for("state/admin.sock"), "operator", "is no socket"),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ddib_fed.calibration.signed import SignedCalibration, sign
+from ddib_fed.calibration.signed import SignedCalibration
 from ddib_fed.errors import (
     CalibrationExpired,
     CalibrationForeign,
@@ -20,8 +20,8 @@ from ddib_fed.node.calibrations import check_terms, overview, usable_calibration
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
 from ddib_fed.security import pki
+from tests.calibration.examples import UNITS, calibration, sign
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
-from tests.security.calibrations.examples import UNITS, calibration
 
 NORTH, SOUTH = ("north.example", "photos"), ("south.example", "maps")
 ALLOWED = PolicySection(calibration=("rotation",))

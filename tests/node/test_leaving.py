@@ -14,7 +14,6 @@ from ddib_fed.models.sidecars import Figure, PrivacyReport, Reading
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.withdrawn import withdraw
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_institution, save_model
 
@@ -118,7 +117,7 @@ def test_a_peer_that_is_suspended_or_withdrawn_is_no_recipient(tmp_path: Path, h
     if how == "suspended":
         peer_store(config).suspend("south.example", reason="a stolen disk")
     else:
-        withdraw(config.paths.pki, Identity("south.example", "node", "node-1"))
+        peer_store(config).withdraw(Identity("south.example", "node", "node-1"))
     text = said(config)
     assert "Latents of your clients' pictures or points leave, to west.example." in text
     assert "Nothing goes to south.example and nothing is taken from it: " in text

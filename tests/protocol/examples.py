@@ -3,8 +3,14 @@
 import numpy as np
 
 from ddib_fed.latent import Latent
-from ddib_fed.protocol.agreement import agree
-from ddib_fed.protocol.contract import CalibrationTerms, Contract, ContractLimits, ContractSide, PictureTerms
+from ddib_fed.protocol.contract import (
+    CalibrationTerms,
+    Contract,
+    ContractLimits,
+    ContractSide,
+    PictureTerms,
+    agree,
+)
 
 LIMITS = ContractLimits(
     max_items_per_stream=8, max_samples_per_item=100_000, max_latent_bytes=2 << 20, max_evaluations=1_000

@@ -77,7 +77,7 @@ def _message(message: Descriptor) -> Iterator[str]:
         yield f"{message.name}: no fields"
     for inner in message.nested_types:
         assert inner.GetOptions().map_entry, inner.full_name
-    for limits in limits_of(message):
+    for limits in limits_of(message).values():
         field = limits.field
         yield f"{message.name}.{field.name} = {field.number}: {_type(field)}, {_bound(limits)}"
 

@@ -11,8 +11,7 @@ from ddib_fed.errors import ConfigError, InputError
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.security.peers import parse_peer
-from tests.node.institutions import Institution
-from tests.security.peers.test_store import changed
+from tests.node.institutions import Institution, changed
 
 GOOD = {
     "localhost:7441": ("localhost", 7441),
@@ -24,13 +23,10 @@ GOOD = {
     "[2001:db8::a]:443": ("2001:db8::a", 443),
 }
 BAD = [
-    "", ":", ":7443", "host", "host:", "host:0", "host:65536", "host:07443", "host:-1", "host:+1", "host:1e3",
-    "host:\uff17443", "host:7443 ", " host:7443", "ho st:7443", "host:7443\n", "host\x1b]0;x\x07:7443", "host\x9b2J:1",
-    "host\x7f:1", "host\u202e:1", "ho\u200bst:1", "h\xf6st:1", "\uff48ost:1", "host\u2028:1", "\ud800:1", "user@host:1",
-    "a/b:1", "https://host:1", "host:1/x", "host?:1", "host#:1", "ho%41st:1", "ho\\st:1", "[red]host:1", "host]:1",
-    "[host]:1", "[127.0.0.1]:1", "::1:7443", "[::1", "[::1]", "[::1]7443", "[:::1]:1", "127.1:1", "2130706433:1",
-    "0x7f.1:1", "256.0.0.1:1", "1.2.3.4.5:1", "-host:1", "host-:1", "a..b:1", ".host:1", "*:7443", "a" * 64 + ":1",
-    "a." * 127 + "a:1", "unix:1", "dns:443", "UNIX-abstract:1",
+    "", ":7443", "host", "host:0", "host:65536", "host:07443", "host:+1", "host:\uff17443", "host:7443 ", "host:7443\n",
+    "host\x1b]0;x\x07:7443", "host\u202e:1", "h\xf6st:1", "\ud800:1", "user@host:1", "https://host:1", "host:1/x",
+    "[host]:1", "::1:7443", "[::1]", "[:::1]:1", "127.1:1", "2130706433:1", "0x7f.1:1", "256.0.0.1:1", "-host:1",
+    "a..b:1", "*:7443", "a" * 64 + ":1", "a." * 127 + "a:1", "unix:1",
 ]  # fmt: skip
 
 

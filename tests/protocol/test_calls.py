@@ -1,10 +1,16 @@
-"""Elements are taken on a thread of their own, in order, and no further than they are wanted."""
+"""Iterators that are read ahead, and streams that gRPC ended without waking their reader."""
+
+from __future__ import annotations
 
 import threading
 
+import grpc
 import pytest
 
-from ddib_fed.protocol.calls import Late, ReadAhead
+from ddib_fed.protocol.calls import CheckedChannel, ReadAhead
+from ddib_fed.security import tls
+from tests.node.institutions import Institution
+from tests.node.listening import Listening
 
 
 def test_the_elements_come_in_order():
@@ -44,17 +50,22 @@ def test_an_error_of_the_iterator_is_raised_after_the_elements_before_it():
             next(taken)
 
 
-def test_an_element_that_does_not_come_in_time_ends_the_waiting():
-    """The thread ends with the element."""
-    come = threading.Event()
+def test_an_element_that_does_not_come_in_time_is_said():
+    """And the wait begins anew where that is no error."""
+    come, times = threading.Event(), []
 
     def elements():
         come.wait(10)
         yield 1
 
-    with ReadAhead(elements(), 1, "ahead") as ahead, pytest.raises(Late):
-        next(ahead.each(lambda: 0.01))
-    come.set()
+    def late():
+        times.append(1)
+        if len(times) == 2:
+            come.set()
+
+    with ReadAhead(elements(), 1, "ahead") as ahead:
+        assert list(ahead.each(lambda: 0.05, late)) == [1]
+    assert len(times) >= 2
 
 
 def test_an_iterator_that_is_left_is_closed():
@@ -71,3 +82,73 @@ def test_an_iterator_that_is_left_is_closed():
     with ReadAhead(elements(), 1, "ahead") as ahead:
         assert next(ahead.each()) == 0
     assert closed.wait(10)
+
+
+class EndedError(grpc.RpcError):
+    """What a stream of a closed channel raises."""
+
+
+class StuckStream:
+    """What gRPC 1.85.3 leaves behind: the status is there, and reading returns only once the channel is closed."""
+
+    def __init__(self, closed: threading.Event) -> None:
+        self._closed = closed
+
+    def is_active(self) -> bool:
+        return False
+
+    def __next__(self) -> bytes:
+        assert self._closed.wait(30)
+        raise EndedError
+
+
+class StuckChannel(grpc.Channel):
+    """A channel whose streams are stuck."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def stream_stream(self, *args, **kwargs):
+        return lambda *_, **__: StuckStream(self.closed)
+
+    unary_unary = unary_stream = stream_unary = stream_stream
+
+    def subscribe(self, *args, **kwargs):
+        raise AssertionError("these tests do not watch connectivity")
+
+    unsubscribe = subscribe
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+
+@pytest.mark.slow
+def test_a_reader_that_grpc_forgot_is_woken() -> None:
+    """Its channel is closed and known to be broken; before, reading never returned, whatever the deadline."""
+    channel = CheckedChannel(StuckChannel(), "target south.example", own=False)
+    with pytest.raises(EndedError):
+        next(channel.stream_stream("/any")(iter(())))
+    assert channel.broken
+
+
+def test_a_node_dials_again_when_a_channel_was_broken(tmp_path) -> None:
+    """The peer's next call has a channel of its own, and an answer."""
+    north, south = (Institution(f"{name}.example", tmp_path / name) for name in ("north", "south"))
+    south.admit(north)
+    node = Listening(south)
+    north.admit(south, address=node.address)
+    channels = tls.PeerChannels(north.pki, north.store)
+    first = channels.get("south.example")
+    assert channels.get("south.example") is first
+    first.broken = True
+    second = channels.get("south.example")
+    assert second is not first
+    assert not second.broken
+    channels.close()
+    node.close()

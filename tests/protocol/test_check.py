@@ -22,14 +22,14 @@ FIELDS = [
     pytest.param(limits, id=f"{name}.{limits.field.name}")
     for name, descriptor in MESSAGES.items()
     if name != "Chunk"
-    for limits in limits_of(descriptor)
+    for limits in limits_of(descriptor).values()
 ]
 
 
 def filled(descriptor, without: str = ""):
     """A message that passes: what must be set is set."""
     message = GetMessageClass(descriptor)()
-    for limits in limits_of(descriptor):
+    for limits in limits_of(descriptor).values():
         field = limits.field
         if field.is_repeated or field.name == without or (field.has_presence and not limits.required):
             continue
@@ -132,5 +132,5 @@ def test_the_last_moment_is_one_that_a_calendar_has() -> None:
     from datetime import UTC, datetime
 
     assert datetime.fromtimestamp(LAST_MOMENT, UTC).year == 9999
-    (finished,) = (each for each in limits_of(MESSAGES["Job"]) if each.field.name == "finished")
+    (finished,) = (each for each in limits_of(MESSAGES["Job"]).values() if each.field.name == "finished")
     assert finished.high == LAST_MOMENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import grpc
@@ -12,22 +13,34 @@ from ddib_fed.errors import (
     ContractMismatch,
     DdibError,
     Difference,
+    ImageUnreadable,
     InternalError,
+    MessageInvalid,
+    NotFoundError,
     PeerFault,
     PeerUnreachable,
     PolicyDenied,
     QueueFull,
     UnknownFields,
 )
+from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.details import (
     DETAIL_KEY,
     MAX_DETAIL_BYTES,
+    MAX_TEXT,
+    MOST_ITEMS,
     failure_of_peer,
     from_detail,
     from_rpc_error,
+    refused_count,
+    refused_facts,
+    refused_items,
     to_detail,
 )
 from ddib_fed.v1 import common_pb2 as pb
+from ddib_fed.v1 import decoding_pb2
+from tests.node.institutions import Institution
+from tests.node.listening import Listening
 
 HOP = "target south.example"
 LOCAL = "/home/alice/secret.npy"
@@ -249,9 +262,145 @@ def test_a_peer_can_make_nobody_wait_for_more_than_a_day() -> None:
     assert found.retry_after_s == 24 * 3600
 
 
-def test_the_name_of_a_peers_peer_cannot_steer_a_terminal() -> None:
-    """It becomes part of the hop, which is printed with every error."""
-    detail = pb.ErrorDetail(reason="QUEUE_FULL", institution="\x1b[2Jwest.example")
-    found = from_detail(detail.SerializeToString(), HOP)
+# Items that a node refuses
+
+
+def crossed(refused: dict[int, str]) -> dict[str, str]:
+    """The facts as they come out at the client, with those of an error beside them."""
+    error = ImageUnreadable(facts={"item": min(refused), "model": "north.example/relief"})
+    error.facts |= refused_facts(refused)
+    found = from_detail(to_detail(error, "north.example", "").SerializeToString(), "source north.example")
     assert found is not None
-    assert found.hop.isprintable()
+    return found.facts
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {3: "NOT_FINITE"},
+        {3: "NOT_FINITE", 17: "PICTURE_MISFIT"},
+        dict.fromkeys(range(1_000), "IMAGE_UNREADABLE"),
+        {n: "IMAGE_UNREADABLE" if n % 3 else "PICTURE_MISFIT" for n in range(300)},
+        {n: f"REASON_{n % 7}" for n in range(0, 900, 5)},
+    ],
+    ids=["one", "two", "all of a thousand", "in turns", "seven reasons"],
+)
+def test_all_are_named_in_one_answer(refused: dict[int, str]) -> None:
+    """With their reasons, however many they are."""
+    facts = crossed(refused)
+    assert refused_items(facts) == refused
+    assert refused_count(facts) == len(refused)
+    assert all(len(text) <= MAX_TEXT for text in facts.values())
+
+
+def test_what_has_no_room_is_counted() -> None:
+    """Every second of ten thousand: the first ones are named."""
+    refused = dict.fromkeys(range(0, 10_000, 2), "IMAGE_UNREADABLE")
+    facts = crossed(refused)
+    found = refused_items(facts)
+    assert 300 < len(found) < len(refused)
+    assert found == dict.fromkeys(sorted(refused)[: len(found)], "IMAGE_UNREADABLE")
+    assert refused_count(facts) == len(refused)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("Z:x,-1,5-,-5,9-5,1-2-3,99999999999,,:,²", {}),
+        ("4", {}),
+        ("B:6-7,9", {6: "B", 7: "B", 9: "B"}),
+    ],
+)
+def test_words_that_are_none_are_passed_over(text: str, expected: dict[int, str]) -> None:
+    """Of a node that is not ours."""
+    assert refused_items({"refused_0": text}) == expected
+
+
+def test_a_range_without_end_takes_no_memory() -> None:
+    """No job has so many items."""
+    assert len(refused_items({"refused_0": "A:0-999999999", "refused_1": "B:5-999999999"})) <= MOST_ITEMS
+    assert refused_count({"refused_count": "-4"}) == 0
+
+
+# The words of the installed gRPC by which causes of one status are told apart, each from a real call
+
+DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"
+DECODE = "/ddib_fed.v1.DecodingService/Decode"
+ASK = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL).SerializeToString()
+FIVE_MIB = ASK + b"\x0a\x00" * (5 << 19)
+
+
+@pytest.fixture
+def north(tmp_path) -> Institution:
+    return Institution("north.example", tmp_path / "north")
+
+
+@pytest.fixture
+def node(tmp_path, north) -> Iterator[Listening]:
+    south = Institution("south.example", tmp_path / "south")
+    south.admit(north)
+    listening = Listening(south)
+    yield listening
+    listening.close()
+
+
+def failure(node: Listening, who: Institution, path: str, request, *, options=(), **codec) -> DdibError:
+    """What a call that fails means."""
+    with node.channel(who, options=options) as channel:
+        make = channel.stream_stream if path == DECODE else channel.unary_unary
+        with pytest.raises(grpc.RpcError) as error:
+            tuple(make(path, **codec)(request, timeout=10))
+    return from_rpc_error(error.value, HOP)
+
+
+def refuse(data: object) -> bytes:
+    raise ValueError(data)
+
+
+@pytest.mark.slow
+def test_a_message_over_our_limit_or_the_peers_is_final(node, north) -> None:
+    """Refused before it is sent, or, where the caller has no limit of its own, by the node's gRPC."""
+    for options in ((), (("grpc.max_send_message_length", -1),)):
+        found = failure(node, north, DESCRIBE, FIVE_MIB, options=options)
+        assert type(found) is MessageInvalid
+        assert "4 MiB" in found.detail
+
+
+def test_an_answer_over_the_limit_is_final(node, north) -> None:
+    """The caller's gRPC refuses it by its size."""
+    found = failure(node, north, DESCRIBE, ASK, options=(("grpc.max_receive_message_length", 10),))
+    assert type(found) is MessageInvalid
+
+
+def test_an_answer_that_is_no_message_is_final(node, north) -> None:
+    """It is INTERNAL, as a stream that was reset."""
+    assert type(failure(node, north, DESCRIBE, ASK, response_deserializer=refuse)) is MessageInvalid
+
+
+def test_messages_that_cannot_be_made_here_are_our_bug(node, north) -> None:
+    """A stream's, whose making fails on gRPC's thread, and a call's."""
+
+    def broken() -> Iterator[bytes]:
+        raise ValueError
+        yield b""
+
+    assert type(failure(node, north, DECODE, broken())) is InternalError
+    assert type(failure(node, north, DECODE, iter([b""]), request_serializer=refuse)) is InternalError
+    assert type(failure(node, north, DESCRIBE, b"", request_serializer=refuse)) is InternalError
+
+
+def test_a_call_that_the_node_does_not_offer_is_final(node, north) -> None:
+    """Another role's, or another release's."""
+    assert type(failure(node, north, "/ddib_fed.v1.TranslationService/GetJob", b"")) is NotFoundError
+
+
+def test_a_node_that_stops_under_a_call_is_unreachable(node, north) -> None:
+    """A server that stops hard ends its calls with CANCELLED, and nobody here has cancelled."""
+
+    def endless() -> Iterator[bytes]:
+        yield b""
+        node.server.stop(None)
+        node.echo.ended.wait(10)
+
+    assert type(failure(node, north, DECODE, endless())) is PeerUnreachable

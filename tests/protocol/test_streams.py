@@ -1,4 +1,4 @@
-"""Bytes to chunks and back; every way in which a stream can be torn, reordered or lie."""
+"""Bytes to chunks and back; every way in which a stream can be torn, reordered or lie; frames are protobuf's bytes."""
 
 import hashlib
 import io
@@ -16,15 +16,16 @@ from ddib_fed.protocol.streams import (
     Announced,
     Assembler,
     ChunkFrame,
-    Joiner,
     assemble,
+    chunk_field,
     file_header,
+    frame_deserialiser,
     open_file,
     pieces,
     stream,
     stream_file,
 )
-from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
 
 LIMIT = 4 << 20
 NPY = common_pb2.MEDIA_TYPE_NPY
@@ -37,21 +38,21 @@ SIZES = st.one_of(
 PATTERN = bytes(itertools.islice(itertools.cycle(range(251)), 3 * MAX_CHUNK))
 
 
-def announced(data: bytes, **changes) -> Announced:
+def join(chunks, data: bytes, count: int | None = None, **changes) -> bytes:
+    """The chunks, as those of one announced object."""
     fields = {"size_bytes": len(data), "sha256": hashlib.sha256(data).digest(), "max_bytes": LIMIT}
-    return Announced(**{**fields, **changes})
+    assembler = Assembler({"item": lambda _: Announced(**{**fields, **changes})})
+    chunks = list(chunks)
+    assembler.feed(translation_pb2.SubmitJobRequest(item=common_pb2.FileHeader()))
+    for chunk in chunks:
+        assembler.feed(chunk)
+    trailer = common_pb2.Trailer(chunks=len(chunks) if count is None else count)
+    whole = assembler.feed(translation_pb2.SubmitJobRequest(trailer=trailer))
+    return whole.data
 
 
 def split(data, chunk_bytes):
-    return (ChunkFrame(3, index, piece) for index, piece in enumerate(pieces(data, chunk_bytes)))
-
-
-def join(chunks, data: bytes, count: int | None = None) -> bytes:
-    joiner = Joiner(announced(data))
-    chunks = list(chunks)
-    for chunk in chunks:
-        joiner.feed(chunk.index, chunk.data)
-    return joiner.finish(len(chunks) if count is None else count)
+    return [ChunkFrame(3, index, piece) for index, piece in enumerate(pieces(data, chunk_bytes))]
 
 
 def submission(data: bytes, header: common_pb2.FileHeader | None = None, chunk_bytes: int = CHUNK) -> list:
@@ -91,33 +92,32 @@ def test_a_changed_byte_is_refused(position, flip):
     assert caught.value.facts["what"] == "sha256"
 
 
-def test_bytes_fed_one_by_one_are_refused():
-    """Small chunks would exhaust a receiver; only the last may be small."""
-    data = PATTERN[: 2 * MIN_CHUNK]
-    with pytest.raises(MessageInvalid):
-        Joiner(announced(data)).feed(0, data[:1])
-
-
-def test_a_chunk_over_the_maximum_is_refused():
-    """Whatever was announced."""
-    data = PATTERN[: MAX_CHUNK + 1]
-    with pytest.raises(MessageInvalid):
-        Joiner(announced(data)).feed(0, data)
-
-
-def test_an_empty_chunk_is_refused():
-    """A stream of them would never end."""
-    with pytest.raises(MessageInvalid):
-        Joiner(announced(b"")).feed(0, b"")
-
-
-def test_more_bytes_than_announced_are_refused_at_once():
-    """The chunk that goes over is not kept."""
-    joiner = Joiner(announced(PATTERN[:MIN_CHUNK]))
-    with pytest.raises(ChunkCorrupt) as caught:
-        joiner.feed(0, PATTERN[: MIN_CHUNK + 1])
-    assert joiner.received_bytes == 0
-    assert caught.value.facts["what"] == "bytes"
+@pytest.mark.parametrize(
+    ("size", "chunks", "error", "what"),
+    [
+        (2 * MIN_CHUNK, [(0, 1)], MessageInvalid, "chunk"),
+        (MAX_CHUNK + 1, [(0, MAX_CHUNK + 1)], MessageInvalid, "chunk"),
+        (0, [(0, 0)], MessageInvalid, "chunk"),
+        (MIN_CHUNK, [(0, MIN_CHUNK + 1)], ChunkCorrupt, "bytes"),
+        (MIN_CHUNK, [(1, MIN_CHUNK)], ChunkCorrupt, "chunk"),
+        (MIN_CHUNK + 4_464, [(0, MIN_CHUNK)], ChunkCorrupt, "bytes"),
+    ],
+    ids=[
+        "small and not the last",
+        "over the maximum",
+        "empty",
+        "more than announced",
+        "out of order",
+        "less",
+    ],
+)
+def test_a_chunk_that_is_not_due_is_refused(size, chunks, error, what):
+    """Small chunks would exhaust a receiver, and empty ones would never end."""
+    data = PATTERN[:size]
+    made = [ChunkFrame(3, index, memoryview(PATTERN)[:length]) for index, length in chunks]
+    with pytest.raises(error) as caught:
+        join(made, data)
+    assert what in {caught.value.facts.get("what"), caught.value.facts.get("field")}
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -131,28 +131,20 @@ def test_a_trailer_with_another_count_is_refused(count):
 def test_an_announced_size_over_the_limit_is_refused_before_anything_is_buffered():
     """The error is raised by the announcement itself, with both sizes."""
     with pytest.raises(PointsTooMany) as caught:
-        announced(b"", size_bytes=LIMIT + 1)
+        join([], b"", size_bytes=LIMIT + 1)
     assert caught.value.facts == {"size_bytes": str(LIMIT + 1), "limit_bytes": str(LIMIT)}
-
-
-def test_nothing_is_taken_after_the_end():
-    """Neither a chunk nor a second trailer."""
-    joiner = Joiner(announced(b"abc"))
-    joiner.feed(0, b"abc")
-    joiner.finish(1)
-    with pytest.raises(MessageInvalid):
-        joiner.feed(1, b"d")
-    with pytest.raises(MessageInvalid):
-        joiner.finish(1)
 
 
 def test_nothing_is_taken_after_a_refusal():
     """A stream that was refused once cannot be repaired by what follows."""
-    joiner = Joiner(announced(b"abc"))
+    assembler = Assembler(openers())
+    header, chunk, trailer = submission(b"abc")
+    assembler.feed(header)
     with pytest.raises(ChunkCorrupt):
-        joiner.feed(1, b"abc")
-    with pytest.raises(MessageInvalid):
-        joiner.feed(0, b"abc")
+        assembler.feed(ChunkFrame(3, 1, memoryview(b"abc")))
+    for late in (chunk, trailer):
+        with pytest.raises(MessageInvalid):
+            assembler.feed(late)
 
 
 @given(sizes=st.lists(st.integers(0, 2 * MIN_CHUNK), max_size=4))
@@ -161,29 +153,6 @@ def test_a_stream_of_several_files_comes_back_in_order(sizes):
     files = [PATTERN[:size] for size in sizes]
     messages = itertools.chain.from_iterable(submission(data, chunk_bytes=MIN_CHUNK) for data in files)
     assert [whole.data for whole in assemble(messages, openers())] == files
-
-
-class _Asked(io.BytesIO):
-    """A file that notes how much it was asked for."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self.asked: list[int] = []
-
-    def read(self, size: int | None = -1) -> bytes:
-        self.asked.append(-1 if size is None else size)
-        return super().read(size)
-
-
-@pytest.mark.parametrize("size", [0, 448, CHUNK, CHUNK + 1])
-def test_a_file_is_asked_for_what_is_left_of_it(size):
-    """A read sets aside what it asks for: a megabyte for each small result would be many at once."""
-    data = PATTERN[:size]
-    file = _Asked(data)
-    header = file_header(NPY, data)
-    messages = list(stream_file(translation_pb2.SubmitJobRequest, "item", header, file, len(data)))
-    assert [whole.data for whole in assemble(messages, openers())] == [data]
-    assert sum(file.asked) == size
 
 
 def test_a_file_that_became_shorter_is_noticed_by_its_reader():
@@ -202,14 +171,6 @@ def test_a_stream_cut_anywhere_is_refused(data):
     kept = messages[: data.draw(st.integers(1, len(messages) - 1))]
     with pytest.raises(ChunkCorrupt):
         list(assemble(kept, openers()))
-
-
-@given(order=st.permutations(range(5)).filter(lambda order: list(order) != [0, 1, 2, 3, 4]))
-def test_no_other_order_of_a_stream_yields_the_file(order):
-    """Whatever the permutation, a named error and no bytes."""
-    messages = submission(PATTERN[: 3 * MIN_CHUNK], chunk_bytes=MIN_CHUNK)
-    with pytest.raises((ChunkCorrupt, MessageInvalid)):
-        list(assemble([messages[i] for i in order], openers()))
 
 
 def test_a_header_before_the_last_trailer_is_refused():
@@ -265,11 +226,68 @@ def test_a_lying_file_header_is_refused(changes, error):
         list(assemble(submission(b"abc", header), openers()))
 
 
-def test_a_file_shorter_than_announced_is_refused_although_its_digest_is_right():
-    """Whoever announces 70,000 bytes, and sends 65,536 with their own digest, sent no whole file."""
-    data = PATTERN[:MIN_CHUNK]
-    joiner = Joiner(announced(data, size_bytes=len(data) + 4_464))
-    joiner.feed(0, data)
-    with pytest.raises(ChunkCorrupt) as caught:
-        joiner.finish(1)
-    assert caught.value.facts["what"] == "bytes"
+# Frames
+
+STREAMS = [
+    decoding_pb2.DecodeRequest,
+    decoding_pb2.DecodeResponse,
+    translation_pb2.SubmitJobRequest,
+    translation_pb2.FetchResultsResponse,
+]
+INDICES = st.one_of(st.integers(0, 300), st.integers(0, 2**21 - 1))
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@given(index=INDICES, data=st.binary(max_size=300))
+def test_a_frame_is_written_as_protobuf_writes_it(kind, index, data):
+    """And protobuf reads the same chunk."""
+    written = ChunkFrame(chunk_field(kind), index, memoryview(data)).SerializeToString()
+    chunk = kind.FromString(written).chunk
+    assert (chunk.index, chunk.data) == (index, data)
+    if data:
+        assert written == kind(chunk=common_pb2.Chunk(index=index, data=data)).SerializeToString()
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@given(index=INDICES, data=st.binary(min_size=1, max_size=300))
+def test_what_protobuf_writes_is_read_as_a_frame(kind, index, data):
+    """Without a copy of the data."""
+    read = frame_deserialiser(kind.FromString)(
+        kind(chunk=common_pb2.Chunk(index=index, data=data)).SerializeToString()
+    )
+    assert isinstance(read, ChunkFrame)
+    assert (read.WhichOneof("message"), read.chunk.index, read.chunk.data) == ("chunk", index, data)
+
+
+@given(st.binary(max_size=40), st.integers(0, 40), st.integers(0, 255))
+def test_damaged_bytes_are_read_as_protobuf_reads_them(data, place, byte):
+    """One changed byte anywhere: the same chunk, another message, or protobuf's error; never something of our own."""
+    written = bytearray(
+        decoding_pb2.DecodeRequest(chunk=common_pb2.Chunk(index=5, data=data)).SerializeToString()
+    )
+    written[place % len(written)] = byte
+    read = frame_deserialiser(decoding_pb2.DecodeRequest.FromString)
+    try:
+        expected = decoding_pb2.DecodeRequest.FromString(bytes(written))
+    except Exception as error:  # noqa: BLE001 - protobuf's own kinds
+        with pytest.raises(type(error)):
+            read(bytes(written))
+        return
+    found = read(bytes(written))
+    assert found.WhichOneof("message") == expected.WhichOneof("message")
+    if expected.WhichOneof("message") == "chunk":
+        assert (found.chunk.index, found.chunk.data) == (expected.chunk.index, expected.chunk.data)
+
+
+@pytest.mark.parametrize(
+    "more", [b"\x18\x01", b"\x22\x02\x08\x01"], ids=["an unknown field", "another field"]
+)
+def test_a_message_with_more_than_a_chunk_is_left_to_protobuf(more):
+    """So that its checks see what is beside or inside the chunk: it could hold a picture."""
+    read = frame_deserialiser(decoding_pb2.DecodeRequest.FromString)
+    chunk = common_pb2.Chunk(index=1, data=b"x")
+    assert not isinstance(
+        read(decoding_pb2.DecodeRequest(chunk=chunk).SerializeToString() + more), ChunkFrame
+    )
+    inner = chunk.SerializeToString() + b"\x1a\x01y"
+    assert not isinstance(read(bytes([0x1A, len(inner)]) + inner), ChunkFrame)

@@ -13,7 +13,7 @@ import pytest
 
 from ddib_fed.errors import PeerUnreachable
 from ddib_fed.security import pki
-from ddib_fed.security.diagnosis import Finding, diagnose, explained, may_pass
+from ddib_fed.security.diagnosis import Diagnosis, diagnose, explained, may_pass
 from ddib_fed.security.pki import certificate_pem
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
@@ -38,7 +38,7 @@ def node(south: Institution) -> Iterator[Listening]:
     listening.close()
 
 
-def look(address: str, north: Institution, south: Institution, **overrides) -> Finding:
+def look(address: str, north: Institution, south: Institution, **overrides) -> Diagnosis:
     arguments = {
         "server_name": "node-1.south.example",
         "pki_folder": north.pki,

@@ -9,7 +9,6 @@ import pytest
 
 from ddib_fed.security import pki
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.withdrawn import withdraw
 from tests.conftest import Evidence
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_institution, tiny_engine
@@ -131,7 +130,7 @@ def test_a_withdrawn_client_is_refused_on_a_live_connection(fresh: Ports) -> Non
     alice = Caller((folder / "leaf.pem").read_bytes(), (folder / "leaf.key").read_bytes())
     with alice.channel(fresh.source.server.address, fresh.north) as channel:
         assert outcome(channel, CALLS["ListDomains"]) == "answered"
-        withdraw(fresh.north.pki, Identity("north.example", "client", "alice"))
+        fresh.north.store.withdraw(Identity("north.example", "client", "alice"))
         assert {outcome(channel, CALLS[call]) for call in FOR_CLIENTS} == {"refused"}
 
 

@@ -104,7 +104,7 @@ def test_a_root_is_never_overwritten(north: Institution) -> None:
     """A second init changes nothing."""
     before = {path: path.read_bytes() for path in north.pki.iterdir()}
     with pytest.raises(AlreadyExists):
-        pki.init_node_identity(north.pki, "north.example", "node-1")
+        pki.create_institution(north.pki, "north.example")
     assert {path: path.read_bytes() for path in north.pki.iterdir()} == before
 
 

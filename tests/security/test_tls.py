@@ -17,7 +17,6 @@ from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.security import pki, tls
 from ddib_fed.security.peers import Peer
 from ddib_fed.security.pki import certificate_pem
-from ddib_fed.security.withdrawn import withdraw
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.node.flipping import BitFlipper
@@ -308,7 +307,7 @@ def test_a_peer_whose_node_is_withdrawn_is_not_called(
     """It may not call either: what is open is closed, and nothing is opened."""
     first = channels.get("south.example")
     assert works(first)
-    withdraw(north.pki, south.identity)
+    north.store.withdraw(south.identity)
     with pytest.raises(PeerNotFound, match="withdrawn"):
         channels.get("south.example")
     assert not works(first)

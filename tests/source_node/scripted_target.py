@@ -14,8 +14,14 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.latent import Latent
 from ddib_fed.node.interceptors import ErrorInterceptor
-from ddib_fed.protocol.agreement import agree
-from ddib_fed.protocol.contract import PROTOCOL, CalibrationTerms, Contract, ContractLimits, ContractSide
+from ddib_fed.protocol.contract import (
+    PROTOCOL,
+    CalibrationTerms,
+    Contract,
+    ContractLimits,
+    ContractSide,
+    agree,
+)
 from ddib_fed.protocol.latent import Anchor, LatentOpener, approve
 from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.protocol.streams import assemble, file_header, stream

@@ -76,6 +76,7 @@ class Served:
         self.service.close()
         self.server.stop(0.0)
         self.service.release()
+        self.node.audit.store.close()
 
 
 def job_header(items: int, **changes) -> pb.SubmitJobRequest:

@@ -22,7 +22,7 @@ from ddib_fed.errors import (
     PolicyDenied,
     SettingsInvalid,
 )
-from ddib_fed.protocol.job_messages import refused_items
+from ddib_fed.protocol.details import refused_items
 from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb

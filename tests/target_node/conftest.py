@@ -74,6 +74,7 @@ class Target:
     def close(self) -> None:
         self.auth.calls.stop()
         self.server.stop(0.0)
+        self.node.audit.store.close()
 
 
 def asking(method, request):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -11,9 +10,8 @@ import grpc
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.aggregate import make_aggregate
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, units_digest
-from ddib_fed.calibration.signed import SignedCalibration, sign, signature_to_pb
+from ddib_fed.calibration.signed import SignedCalibration
 from ddib_fed.errors import (
     AggregateNotFound,
     CalibrationAltered,
@@ -33,17 +31,19 @@ from ddib_fed.errors import (
     QuotaSpent,
     Unauthenticated,
 )
+from ddib_fed.files import write_file
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.node import calibration_peer
-from ddib_fed.node.calibration_peer import calling
-from ddib_fed.node.calibrations import keep_published
+from ddib_fed.node.calibration_peer import CalibrationPeer
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki
 from ddib_fed.v1 import calibration_pb2 as pb
 from target_node import calibration as service
+from tests import audit_rows
+from tests.calibration.examples import UNITS, calibration, figure, sign
+from tests.calibration.two_worlds import make_aggregate
 from tests.node.tiny_nodes import make_config
-from tests.security.calibrations.examples import UNITS, calibration, figure
 
 ROTATION = '["rotation"]'
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (200, 3, 4, 4)).astype(np.float32)
@@ -75,7 +75,7 @@ class North:
         self.config = make_config(folder, "north.example", "source")
 
     def calls(self, domain: str = "moons"):
-        return calling(self.config, "south.example", domain)
+        return CalibrationPeer(self.config, "south.example", domain)
 
     def signed(self, proposed: Calibration, by: str = "north", **moment) -> SignedCalibration:
         now = moment.get("now", datetime.now(UTC))
@@ -94,14 +94,14 @@ def open_pair(tmp_path, institutions, open_target):
     def open_it(*, published: bool = True, calibration: str = ROTATION, units: str = "true"):
         target = open_target(calibration=calibration, calibration_units=units)
         if published:
-            keep_published(target.config, AGGREGATE)
+            write_file(target.config.paths.aggregate, AGGREGATE.canonical)
         return target, North(tmp_path / "north", institutions, target.server.address)
 
     return open_it
 
 
 def acts(target) -> list[str]:
-    return [json.loads(line)["act"] for line in target.config.paths.audit.read_text().splitlines()]
+    return [record["act"] for record in audit_rows.records(target.config.paths.store)]
 
 
 def test_a_proposal_is_signed_by_the_operator_and_stored_by_both(open_pair) -> None:
@@ -115,7 +115,7 @@ def test_a_proposal_is_signed_by_the_operator_and_stored_by_both(open_pair) -> N
     target.node.calibrations.add(proposal.model_copy(update={"target": own}))
     signed = north.propose(proposal)
     assert signed.complete
-    assert target.node.calibrations.find(signed.sha256).signed == signed
+    assert target.node.calibrations.find(signed.sha256).target == signed.target
     assert acts(target) == ["aggregate_served", "calibration_proposed"]
 
 
@@ -141,9 +141,9 @@ def test_one_peer_cannot_fill_the_store_for_another(open_pair, institutions, tmp
     institutions["west"].admit(institutions["south"], target.server.address)
     config = make_config(tmp_path / "west", "west.example", "source")
     side_ = CalibratedSide(institution="west.example", domain="photos", units_sha256=UNITS)
-    with calling(config, "south.example", "moons") as south:
+    with CalibrationPeer(config, "south.example", "moons") as south:
         south.propose(north.signed(agreed(source=side_), by="west"))
-    assert target.node.calibrations.list()[0].signed.calibration.source == side_
+    assert target.node.calibrations.list()[0].calibration.source == side_
     assert held == 32
 
 
@@ -269,7 +269,7 @@ def test_what_was_not_published_is_not_served(open_pair) -> None:
     with north.calls("maps") as south, pytest.raises(DomainNotFound):
         south.units()
     replaced = make_aggregate(PICTURES, Normalisation(std=2.0), "moons", generator=np.random.default_rng(1))
-    keep_published(target.config, replaced)
+    write_file(target.config.paths.aggregate, replaced.canonical)
     with north.calls() as south, pytest.raises(CalibrationUnits):
         south.aggregate()
     assert replaced.units_sha256 != units_digest(Normalisation())
@@ -302,7 +302,7 @@ def test_an_answer_with_a_false_signature_is_not_stored(open_pair, monkeypatch) 
 def test_what_is_no_calibration_is_refused_before_anything_else(open_pair) -> None:
     """Bytes that are not canonical JSON of one; a message over its limits never gets that far."""
     _, north = open_pair()
-    signature = signature_to_pb(north.signed(agreed()).source)
+    signature = north.signed(agreed()).source.to_pb()
     with north.calls() as south:
         for content, error in ((b"{}", "CALIBRATION_INVALID"), (bytes(20_000), "MESSAGE_INVALID")):
             request = pb.SignCalibrationRequest(calibration=content, source=signature)

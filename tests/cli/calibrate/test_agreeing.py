@@ -17,9 +17,9 @@ from ddib_fed.errors import (
     StateConflict,
     UsageError,
 )
+from tests.calibration.examples import figure
 from tests.cli.calibrate.operators import TO, run
 from tests.runs.picture_folders import blocks, write
-from tests.security.calibrations.examples import figure
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_doubtful_figures_are_refused_by_both_operators(both, changes, says) -> 
         run("--peer", TO, "--from", file, "--yes", "--config", both.north)
     assert both.stored("south").list() == ()
     run("--peer", TO, "--from", file, "--yes", "--force", "--days", "7", "--config", both.north)
-    ends = both.stored("south").list()[0].signed.calibration.expires
+    ends = both.stored("south").list()[0].calibration.expires
     assert timedelta(days=6) < ends - datetime.now(UTC) < timedelta(days=8)
     sha256 = both.stored("south").list()[0].sha256.hex()
     with pytest.raises(CalibrationIneffective, match=says):

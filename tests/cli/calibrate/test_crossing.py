@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ddib_fed.calibration import aggregate as aggregates
-from ddib_fed.calibration.signed import signature_to_pb
 from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.security import pki
@@ -61,15 +60,15 @@ def test_only_aggregate_calibration_and_signatures_cross(tapped) -> None:
     sent, received = bytes(tap.to_target), bytes(tap.to_source)
 
     (stored,) = both.stored("north").list()
-    assert stored.signed.complete
-    assert stored.signed.calibration.map.rotation == ROTATION_TO_THE_NEGATIVE
+    assert stored.complete
+    assert stored.calibration.map.rotation == ROTATION_TO_THE_NEGATIVE
     aggregate = (both.folder / "south" / "state" / "aggregate.json").read_bytes()
     crossed = shown["crossed"]
     # To fetch the signature the proposal crosses once more.
     crossed = {name: size * (1 + name.endswith(" sent")) for name, size in crossed.items()}
-    crossed["signature received"] = signature_to_pb(stored.signed.target).ByteSize()
+    crossed["signature received"] = stored.target.to_pb().ByteSize()
     assert aggregate in received
-    assert stored.signed.calibration.canonical in sent
+    assert stored.calibration.canonical in sent
     assert crossed["aggregate received"] == len(aggregate)
     framing = {
         "sent": len(sent) - sum(size for name, size in crossed.items() if name.endswith(" sent")),
@@ -134,6 +133,6 @@ def test_anchors_cross_nothing_but_the_calibration(tapped) -> None:
     }  # fmt: skip
     assert b"phantom" not in both_ways
     (stored,) = both.stored("south").list()
-    assert not stored.signed.complete
-    assert stored.signed.calibration.kind == "tone"
-    assert stored.signed.calibration.made.anchors == 2
+    assert not stored.complete
+    assert stored.calibration.kind == "tone"
+    assert stored.calibration.made.anchors == 2

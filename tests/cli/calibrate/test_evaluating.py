@@ -15,7 +15,6 @@ from ddib_fed.calibration.record import (
     CalibratedSide,
     Calibration,
     Effect,
-    Figure,
     Making,
     units_digest,
     write_calibration,
@@ -25,6 +24,7 @@ from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import CalibrationForeign, CalibrationIneffective, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap
 from tests.runs.tiny_models import pictures, tiny
 

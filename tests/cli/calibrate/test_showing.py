@@ -20,8 +20,8 @@ from ddib_fed.cli.calibrate_showing import how_jobs_use
 from ddib_fed.cli.main import cli
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.node.config import NodeConfig
+from tests.calibration.examples import UNITS, calibration
 from tests.node.picture_examples import save_pictures_model
-from tests.security.calibrations.examples import UNITS, calibration
 
 CURVE = ChannelMap(quadratic=((0.5, -1.0, 0.1),))
 NODE = """

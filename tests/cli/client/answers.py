@@ -94,16 +94,3 @@ def silent(connection: socket.socket) -> None:
 
 def closed(connection: socket.socket) -> None:
     connection.recv(1)
-
-
-def connect_proxy(to: str, status: bytes = b"200 Connection established") -> Answer:
-    """An HTTP proxy: what it answers for CONNECT, and with 200 a way to `to`, whatever was asked for."""
-
-    def answer(connection: socket.socket) -> None:
-        assert connection.recv(4096).startswith(b"CONNECT ")
-        connection.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
-        if status.startswith(b"200"):
-            host, port = to.rsplit(":", 1)
-            socket.create_connection((host, int(port))).close()
-
-    return answer

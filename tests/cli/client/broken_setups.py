@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
@@ -21,7 +20,6 @@ from ddib_fed.security.pki import Authority, certificate_pem, new_key
 from tests.cli.client.answers import (
     Answer,
     closed,
-    connect_proxy,
     dropping,
     listening,
     plain_http,
@@ -31,7 +29,7 @@ from tests.cli.client.answers import (
 )
 from tests.client.scripted_source import NORTH, SourceNodeDouble
 from tests.node.institutions import Institution, forge, names
-from tests.security.network.connect_proxy import proxying
+from tests.security.connect_proxy import proxying
 
 NOW = datetime.now(UTC)
 OLD = timedelta(days=40)
@@ -146,20 +144,6 @@ def _inspected_with_tls_12(world: World) -> None:
     _served(world, _authority("Example Web Gateway"), names(NORTH)[1:], newest=ssl.TLSVersion.TLSv1_2)
 
 
-def _behind_a_proxy(world: World, status: bytes = b"200 Connection established") -> None:
-    """Direct connections are rejected, and the environment names a proxy."""
-    proxy = world._stack.enter_context(listening(connect_proxy(f"127.0.0.1:{world.node.port}", status)))
-    environment = world._stack.enter_context(pytest.MonkeyPatch.context())
-    environment.setenv("HTTPS_PROXY", f"http://alice:secret@{proxy}")
-    closed = world._stack.enter_context(socket.socket())
-    closed.bind(("127.0.0.1", 0))
-    world.dial(f"127.0.0.1:{closed.getsockname()[1]}")
-
-
-def _behind_a_proxy_that_refuses(world: World) -> None:
-    _behind_a_proxy(world, b"403 Forbidden")
-
-
 def _web_server(world: World) -> None:
     _served(world, _authority("Public CA 1"), [x509.DNSName("intranet.example.org")])
 
@@ -247,7 +231,6 @@ class Setup:
     step: str
     says: str
     passing: bool = False
-    others: str = ""
 
     @contextmanager
     def made(self, folder: Path) -> Iterator[Path]:
@@ -311,22 +294,6 @@ SETUPS = {
     ),
     "inspection-1.2": Setup(
         "a gateway opens TLS, and speaks 1.2", _inspected_with_tls_12, "connection", "[tls-inspection]"
-    ),
-    "proxy": Setup(
-        "only an HTTP proxy leads out of the network",
-        _behind_a_proxy,
-        "connection",
-        "[proxy]",
-        True,
-        "[nothing-listens]",
-    ),
-    "proxy-refuses": Setup(
-        "the network's proxy refuses too",
-        _behind_a_proxy_that_refuses,
-        "connection",
-        "refuses to connect there",
-        True,
-        "[nothing-listens]",
     ),
     "web-server": Setup("the port of a web server", _web_server, "connection", "[wrong-server]"),
     "west": Setup(

@@ -12,7 +12,8 @@ from tests.cli.client.broken_setups import SETUPS
 CONNECTION = [name for name, setup in SETUPS.items() if setup.step == "connection"]
 # Each of the two waits for every command's patience: a firewall that drops and a node that is silent.
 EVERY_COMMAND = [
-    pytest.param(name, marks=pytest.mark.long) if name == "firewall" else name for name in CONNECTION
+    pytest.param(name, marks=pytest.mark.long) if name in {"firewall", "silent"} else name
+    for name in CONNECTION
 ]
 
 
@@ -46,7 +47,7 @@ def test_doctor_names_the_cause_of_each_broken_set_up(name, tmp_path, capsys) ->
 
 @pytest.mark.parametrize("name", EVERY_COMMAND)
 def test_every_command_names_the_cause_of_a_failed_connection(name, tmp_path, capsys, amount) -> None:
-    """The same causes as `ddib doctor`, without running it; the proxy of the environment is asked by that alone."""
+    """The same causes as `ddib doctor`, without running it."""
     scan = tmp_path / "scan.npy"
     np.save(scan, np.zeros((4, 2), np.float32))
     target = ["--to", "south.example/checkerboards", "--out", str(tmp_path / "out")]
@@ -66,7 +67,7 @@ def test_every_command_names_the_cause_of_a_failed_connection(name, tmp_path, ca
         commands = commands[:1] + amount([], commands[5:6])
     with setup.made(tmp_path / "world") as profile:
         for arguments in commands:
-            named(arguments, profile, setup.others or setup.says, capsys)
+            named(arguments, profile, setup.says, capsys)
 
 
 def test_a_wrong_certificate_is_named_without_waiting(tmp_path, capsys, monkeypatch) -> None:

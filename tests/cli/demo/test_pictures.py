@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making
 from ddib_fed.cli import demo_parts
-from ddib_fed.cli.delivery import Delivered
 from ddib_fed.cli.demo import finish
 from ddib_fed.cli.demo_nodes import Outcome
 from ddib_fed.cli.demo_parts import (
@@ -26,11 +25,13 @@ from ddib_fed.cli.demo_parts import (
     tell_pictures,
     what_crossed,
 )
+from ddib_fed.cli.results import Delivered
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.engine.record import LatentFigures, Part, PictureFigures, SolverUsed, Translation
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.structure import structure
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap
 
 COUNT = 6

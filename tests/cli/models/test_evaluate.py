@@ -40,10 +40,10 @@ def test_a_table_a_page_and_json_say_the_same(ddib, folders):
     page = folders / "page.html"
     said = json.loads(ddib(folders / "t", "--truth", folders / "truth", "--format", "json").stdout)
     text = ddib(folders / "t", "--truth", folders / "truth", "--html", page).stdout
-    mean = f"{said['paired']['psnr']['mean']:.3g}"
+    mean = f"{said['ways']['translated']['psnr']['value']:.3g}"
     assert mean in text
     assert mean in page.read_text(encoding="utf-8")
-    assert said["cycle"]["psnr"]["median"] == 40.0
+    assert said["spread"]["cycle_psnr"]["median"] == 40.0
     assert "5 pictures, 1 x 16 x 16" in text
     assert "Translation and truth" in text
     assert "Doubtful: 0 of 5." in text
@@ -61,8 +61,8 @@ def test_thresholds_are_those_of_a_model(ddib, folders):
         save_bundle(folders / name, made.manifest, made.state)
     options = ("--source", folders / "s", "--format", "json", "--thresholds")
     said = json.loads(ddib(folders / "t", *options, folders / "marked").stdout)
-    assert said["structure"]["doubtful"] == 5
-    assert said["structure"]["thresholds"] == found.model_dump()
+    assert said["doubtful"] == 5
+    assert said["thresholds"] == found.model_dump()
     with pytest.raises(InputError, match="no thresholds") as caught:
         ddib(folders / "t", *options, folders / "plain")
     assert "ddib model thresholds" in caught.value.hint

@@ -9,6 +9,7 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.node.admin import AdminServicer, serve_admin
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.v1 import admin_pb2 as pb
@@ -27,9 +28,7 @@ def north(tmp_path):
 def node(north):
     """The operator's socket of a node that reads the lists as the real one does."""
     config = NodeConfig.load(north)
-    store = PeerStore(
-        config.paths.peers, own_institution=config.node.institution, pki_folder=config.paths.pki
-    )
+    store = PeerStore(config.paths.state, config.node.institution)
     store.snapshot()
     servicer = AdminServicer(pb.StatusResponse, lambda: list(store.reload()), lambda: 0, pb.WorkersResponse)
     server = serve_admin(config.paths.admin_socket, servicer, [])
@@ -45,11 +44,11 @@ def test_withdrawing_says_from_when_the_node_obeys(north, node, capsys):
     assert "each other node of north.example" in shown
     assert {str(identity) for identity in node.snapshot().withdrawn} == {ALICE}
     assert run(["pki", "reinstate", ALICE, "--config", str(north)]) == 0
-    assert "within 2 seconds" in capsys.readouterr().out
+    assert "lets it in again" in capsys.readouterr().out
     assert run(["pki", "reinstate", ALICE, "--config", str(north)]) == 0
     shown = capsys.readouterr().out
     assert "was not withdrawn" in shown
-    assert "within 2 seconds" not in shown
+    assert "lets it in again" not in shown
 
 
 def test_without_a_node_the_list_waits_for_its_start(north, capsys):
@@ -91,24 +90,24 @@ def test_only_an_identity_of_this_institution_is_withdrawn(north, capsys, identi
     """A name that no certificate carries would refuse nobody; nothing is written."""
     assert run(["pki", "withdraw", identity, "--config", str(north)]) == code
     assert text in capsys.readouterr().err
-    assert not (north.parent / "state" / "pki" / "withdrawn.txt").exists()
+    assert not peer_store(NodeConfig.load(north)).snapshot().withdrawn
 
 
 def test_a_list_that_cannot_be_read_is_an_error_of_each_command(north, capsys):
     """Exit 3, the line, and how to correct it; the file stays as it is."""
-    path = north.parent / "state" / "pki" / "withdrawn.txt"
-    path.write_text(f"{ALICE} spiffe://north.example/client/bob\n")
+    path = north.parent / "state" / "trust.json"
+    path.write_text("{")
     for words in (["show"], ["withdraw", ALICE], ["reinstate", ALICE]):
         assert run(["pki", *words, "--config", str(north)]) == ExitCode.BAD_INPUT
         shown = capsys.readouterr().err
-        assert "withdrawn.txt, line 1" in shown
-        assert "one identity per line" in shown
-    assert path.read_text() == f"{ALICE} spiffe://north.example/client/bob\n"
+        assert "trust.json" in shown
+        assert "from a copy of the state folder" in shown
+    assert path.read_text() == "{"
 
 
 def test_a_node_that_cannot_read_the_new_list_makes_the_command_fail(north, node, capsys, monkeypatch):
     """Written by another user, say: success would be a lie."""
-    monkeypatch.setattr(node, "reload", lambda: ["not read: state/pki/withdrawn.txt cannot be read"])
+    monkeypatch.setattr(node, "reload", lambda: ["not read: state/trust.json cannot be read"])
     assert run(["pki", "withdraw", ALICE, "--config", str(north)]) == ExitCode.BAD_INPUT
     assert "does not obey it" in capsys.readouterr().err
 

@@ -35,8 +35,8 @@ def test_a_calibration_in_a_file_is_signed_by_both_and_used(both: Operators) -> 
     sha256 = both.agree()
     for at in ("north", "south"):
         (stored,) = both.stored(at).list()
-        made = stored.signed.calibration.made
-        assert stored.signed.complete
+        made = stored.calibration.made
+        assert stored.complete
         assert (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None)
     picture = min((ROOT / "docs/images/satellite").glob("*.png"))
     results = both.nodes.results(both.nodes.submit(picture))

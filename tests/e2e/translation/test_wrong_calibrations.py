@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.calibration.signed import SignedCalibration, sign
+from ddib_fed.calibration.signed import SignedCalibration
 from ddib_fed.errors import CalibrationRefused
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.security import pki
-from ddib_fed.security.withdrawn import withdraw
 from ddib_fed.v1 import translation_pb2 as pb
+from tests import audit_rows
+from tests.calibration.examples import sign
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.institutions import Institution
@@ -54,8 +55,7 @@ class Pair:
         return job.error.reason
 
     def sent(self) -> list[str]:
-        audit = self.nodes.source.node.config.paths.audit
-        lines = audit.read_text().splitlines() if audit.exists() else []
+        lines = audit_rows.lines(self.nodes.source.node.config.paths.store)
         return [line for line in lines if "latent_sent" in line]
 
     def clear(self) -> None:
@@ -149,7 +149,7 @@ def test_the_target_refuses_a_signer_that_it_withdrew(pair) -> None:
     signed = pair.signed.model_copy(update={"source": source})
     pair.hold(signed, signed)
     assert pair.translate().state == pb.JOB_STATE_FINISHED
-    withdraw(pair.south.pki, second.identity)
+    pair.south.store.withdraw(second.identity)
     pair.nodes.target.node.peers.reload()
     assert pair.refused() == "CALIBRATION_SIGNER"
 

@@ -8,6 +8,7 @@ import pytest
 
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
+from ddib_fed.security.peers import begin_node
 from tests.node.certificates.issuing import HOUR, NOW, Server, configured
 
 
@@ -15,7 +16,7 @@ from tests.node.certificates.issuing import HOUR, NOW, Server, configured
 def issuer(tmp_path: Path) -> NodeConfig:
     """The node that holds the root's key."""
     config = configured(tmp_path / "issuer")
-    authority = pki.init_node_identity(config.paths.pki, "north.example", "node-1", now=NOW - 100 * 24 * HOUR)
+    authority = begin_node(config.paths.state, "north.example", "node-1", now=NOW - 100 * 24 * HOUR)
     pki.issue_to_folder(authority, config.paths.pki, "node", "node-1")
     return config
 

@@ -17,6 +17,7 @@ from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import install, make_request, read_request, sign_request
+from ddib_fed.store import NodeStore
 from ddib_fed.v1 import identity_pb2_grpc
 
 NOW = datetime.now(UTC)
@@ -43,13 +44,13 @@ class Server:
 
     def __init__(self, config: NodeConfig) -> None:
         self.on_renewal = lambda: None
-        peers = PeerStore(config.paths.peers, own_institution="north.example", pki_folder=config.paths.pki)
+        peers = PeerStore(config.paths.state, "north.example")
         policy = Policy(institution="north.example", roles=("source",), issuer=True)
         interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
         self.quotas = Ledger(config.paths.quotas)
-        audit = AuditLog(config.paths.audit)
-        self.servicer = IdentityServicer(config, audit, self.quotas, clock=self._clock)
+        audit = AuditLog(NodeStore(config.paths.store, shared=True))
+        self.servicer = IdentityServicer(config, audit, self.quotas, peers, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.ServerCredentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)

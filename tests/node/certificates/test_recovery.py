@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.errors import PolicyDenied, Unauthenticated
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import RenewalThread, certificate_status, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Policy
@@ -16,7 +17,6 @@ from ddib_fed.security import pki
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import certificate_pem, issue_leaf, make_request, read_request
-from ddib_fed.security.withdrawn import withdraw
 from tests.node.certificates.issuing import HOUR, NOW, Server, second_node
 
 DAY = timedelta(days=1)
@@ -64,7 +64,7 @@ def test_a_node_that_was_off_for_too_long_is_enrolled_again(issuer: NodeConfig, 
 def test_a_withdrawn_node_does_not_come_back(issuer: NodeConfig, two: NodeConfig) -> None:
     """Its key was lost: neither with its leaf nor with the other certificate."""
     off_for(issuer, two, 8 * DAY)
-    withdraw(issuer.paths.pki, NODE)
+    peer_store(issuer).withdraw(NODE)
     with pytest.raises(Unauthenticated, match="could not be renewed"):
         recover_at_start(two)
 
@@ -106,7 +106,7 @@ def test_a_certificate_for_recovery_is_good_for_nothing_else(issuer: NodeConfig,
     """No call but Renew, at no node; nor is another institution's taken for it."""
     policy = Policy(institution="north.example", roles=("source", "target"), issuer=True)
     paths = issuer.paths
-    peers = PeerStore(paths.peers, own_institution="north.example", pki_folder=paths.pki).snapshot()
+    peers = PeerStore(paths.state, "north.example").snapshot()
     own = Identity("north.example", "recovery", "node-2")
     with pytest.raises(PolicyDenied):
         policy.authorise(own, method, peers)

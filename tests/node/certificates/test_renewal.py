@@ -124,7 +124,10 @@ def test_a_command_can_renew(issuer: NodeConfig, tmp_path: Path) -> None:
     [
         ("issue_to_folder(authority, folder, 'node', 'node-1')", "node-1"),
         ("issue_to_folder(authority, folder, 'client', 'node-2')", "client"),
-        ("init_node_identity(folder, 'north.example', 'node-2')", "none of the roots"),
+        (
+            "issue_to_folder(pki.new_authority('north.example'), folder, 'node', 'node-2')",
+            "none of the roots",
+        ),
     ],
     ids=["another-node", "a-client", "another-root"],
 )

@@ -66,7 +66,7 @@ def test_the_socket_is_this_users_alone(node, config) -> None:
 
 def test_the_operator_is_answered_however_much_is_wrong(node, config) -> None:
     """Peers by the hundred whose files are damaged: their problems are cut to a line, which the client takes."""
-    problem = "degraded: " + "; ".join(f"state/peers/p{n}.example.json is no peer file" for n in range(256))
+    problem = "degraded: " + "; ".join(f"state/trust.json: no peer p{n}.example" for n in range(256))
     node.answer.state, node.changes = problem, [problem]
     assert AdminClient(config).status().state == problem[:3_996] + " ..."
     assert AdminClient(config).reload() == [problem[:3_996] + " ..."]
@@ -82,7 +82,7 @@ def test_a_second_node_is_refused_and_the_first_keeps_its_socket(node, config) -
 def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
     """Nobody listens on it: the node starts."""
     path = config.paths.admin_socket
-    path.parent.mkdir(parents=True, mode=0o700)
+    path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(path))
     left.close()
@@ -95,7 +95,7 @@ def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
 def test_a_folder_that_others_may_write_is_refused(config) -> None:
     """Under /tmp somebody else could have made it first, and answer there."""
     folder = config.paths.admin_socket.parent
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o777)
     with pytest.raises(ConfigError, match="written to by others"):
         Node().serve(config)

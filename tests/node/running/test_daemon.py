@@ -138,24 +138,24 @@ def test_a_node_without_a_model_ends_with_that_reason(config) -> None:
     assert not config.paths.admin_socket.exists()
 
 
-def test_a_list_of_withdrawn_identities_that_cannot_be_read_is_loud(config, caplog) -> None:
+def test_a_store_of_trust_that_cannot_be_read_is_loud(config, caplog) -> None:
     """It stops a start; while the node runs it is in the state, on /readyz by that, and once in the log."""
-    path = config.paths.pki / "withdrawn.txt"
-    path.write_text("alice\n")
-    with pytest.raises(InputError, match=r"withdrawn\.txt, line 1"):
+    path = config.paths.state / "trust.json"
+    good = path.read_bytes()
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"trust\.json"):
         Daemon(config)
-    path.write_text("spiffe://south.example/client/alice\n")
+    path.write_bytes(good)
     running = Running(config).serving()
-    path.write_bytes(path.read_bytes().decode().encode("utf-16"))
+    path.write_text("{")
     client = AdminClient(config)
-    assert any("UTF-16" in line for line in client.reload())
+    assert any("trust.json" in line for line in client.reload())
     client.reload()
     assert client.status().state.startswith("degraded: ")
-    assert "withdrawn.txt" in client.status().state
+    assert "trust.json" in client.status().state
     assert running.end() == 0
-    said = [record for record in caplog.records if "UTF-16" in record.message]
+    said = [record for record in caplog.records if "trust.json" in record.message]
     assert [record.levelname for record in said] == ["ERROR"]
-    assert "client/alice" in (config.paths.pki / "withdrawn.last").read_text()
 
 
 def test_status_is_answered_until_the_socket_is_gone(tmp_path, monkeypatch) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.security import pki, withdrawn
+from ddib_fed.security import pki
 from ddib_fed.security.audit_reading import verify
 from ddib_fed.security.identity import Identity
+from tests import audit_rows
 from tests.node.running.test_daemon import Running, ready
 from tests.node.tiny_nodes import make_institution
 
@@ -30,7 +31,7 @@ def running(config: NodeConfig):
 
 
 def records(config: NodeConfig) -> list[dict]:
-    return [json.loads(line) for line in config.paths.audit.read_text().splitlines()]
+    return audit_rows.records(config.paths.store)
 
 
 def of_act(config: NodeConfig, act: str) -> list[dict]:
@@ -48,7 +49,7 @@ def test_start_and_stop_have_their_lines(config: NodeConfig) -> None:
     assert (found[0]["model"], found[0]["roles"], found[0]["peers"]) == (model, ["target"], [])
     assert found[1]["by"] == "drain"
     assert found[0]["trust"] == found[2]["trust"]
-    assert verify(config.paths.audit).ok
+    assert verify(config.paths.store).ok
 
 
 def test_files_that_somebody_changed_by_hand_are_written_down(
@@ -58,13 +59,12 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     caplog.set_level(logging.INFO, logger="ddib_fed.node.watch")
     north = make_institution(tmp_path / "north", "north.example")
     watch = running.daemon._watch
-    file = config.paths.peers / "north.example.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(north.peer().to_bytes())
+    store = peer_store(config)
+    store.add(north.peer(), fingerprints=north.peer().fingerprints)
     watch.look()
-    file.unlink()
+    store.remove("north.example")
     watch.look()
-    withdrawn.withdraw(config.paths.pki, Identity("south.example", "client", "bob"))
+    store.withdraw(Identity("south.example", "client", "bob"))
     watch.look()
     renewed = pki.issue_to_folder(pki.load_authority(config.paths.pki), config.paths.pki, "node", "node-1")
     watch.look()
@@ -90,8 +90,8 @@ def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
     """Within the time of its check, without a call; with what to do; and the log no longer verifies."""
     AdminClient(config).reload()
     running.daemon._watch.look()
-    path = config.paths.audit
-    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    path = config.paths.store
+    audit_rows.cut(path, 1)
     assert AdminClient(config).status().state == "serving"
     running.daemon._watch.look()
     state = AdminClient(config).status().state

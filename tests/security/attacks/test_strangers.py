@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.connections import MOST_CONNECTIONS
 from tests.conftest import Evidence
 from tests.e2e.harness import Node, ddib
@@ -137,10 +138,9 @@ def test_a_connection_costs_the_same_whoever_else_there_is(tmp_path: Path, evide
     node = Node.create(tmp_path / "south", "target", "south.example", "checkerboards")
     costs = []
     for peers in (0, 100):
-        node.config.paths.peers.mkdir(exist_ok=True)
         for number in range(peers):
             peer = Institution(f"north-{number}.example", tmp_path / f"{number}").peer()
-            (node.config.paths.peers / f"{peer.institution}.json").write_bytes(peer.to_bytes())
+            peer_store(node.config).add(peer, fingerprints=peer.fingerprints)
         node.start()
         assert healthy(node)
         before = cpu_s(node)

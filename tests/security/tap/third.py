@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ddib_fed.security import pki
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.peers import Peer, PeerStore
+from ddib_fed.security.peers import Peer, PeerStore, begin_node
 from ddib_fed.security.pki import parse_certificates
 from tests.e2e.harness import Node, Pair
 from tests.security.tap.relay import Tap
@@ -20,15 +20,13 @@ def tap_between(pair: Pair, folder: Path) -> Tap:
         folder: New, for the tap's own roots and leaves.
     """
     roots = {
-        node.institution: pki.init_node_identity(
-            folder / node.institution, node.institution, "node-1"
-        ).certificate
+        node.institution: begin_node(folder / node.institution, node.institution, "node-1").certificate
         for node in (pair.north, pair.south)
     }
     tap = Tap(
         pair.south.port,
-        folder / pair.south.institution,
-        folder / pair.north.institution,
+        folder / pair.south.institution / "pki",
+        folder / pair.north.institution / "pki",
         source_roots=pair.north.config.paths.pki / "roots.pem",
     )
     for node, other, port in ((pair.north, pair.south, tap.port), (pair.south, pair.north, pair.north.port)):
@@ -41,5 +39,4 @@ def tap_between(pair: Pair, folder: Path) -> Tap:
 
 
 def _store(node: Node) -> PeerStore:
-    paths = node.config.paths
-    return PeerStore(paths.peers, own_institution=node.institution, pki_folder=paths.pki)
+    return PeerStore(node.config.paths.state, node.institution)

@@ -10,7 +10,6 @@ from ddib_fed.calibration.record import (
     CalibratedSide,
     Calibration,
     Effect,
-    Figure,
     Making,
     units_digest,
     write_calibration,
@@ -23,6 +22,7 @@ from ddib_fed.errors import (
     StateConflict,
 )
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.config import UNetConfig
 from ddib_fed.training.config import TrainConfig

@@ -1,0 +1,135 @@
+"""Figures of pairs, neighbours, clouds and latents have their known values."""
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.data import synthetic
+from ddib_fed.errors import ShapeMismatch, UsageError
+from ddib_fed.evaluation import metrics
+from ddib_fed.evaluation.metrics import (
+    MOST_PSNR,
+    WHITE_RATIO,
+    compare,
+    hits_by_features,
+    hits_by_pixels,
+    mse,
+    nearest,
+    noise_statistics,
+    picture_rule,
+    psnr,
+    to_channels,
+    whiteness,
+)
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.manifest import PictureFormat
+from tests.runs.tiny_models import pictures, tiny
+
+
+def test_a_constant_gap_has_the_psnr_of_its_square():
+    grey = np.zeros((2, 1, 8, 8), np.float32)
+    assert mse(grey, grey + 0.2) == pytest.approx([0.04, 0.04], rel=1e-6)
+    assert psnr(grey, grey + 0.2) == pytest.approx([20.0, 20.0], rel=1e-6)
+
+
+def test_equal_pictures_have_a_finite_psnr_and_an_ssim_of_one():
+    same = pictures(3, channels=3)
+    paired = compare(same, same)
+    assert (paired.psnr == MOST_PSNR).all()
+    assert paired.ssim == pytest.approx([1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("other", [(3, 1, 8, 8), (2, 1, 8, 9), (0, 1, 8, 8)])
+def test_stacks_of_other_shapes_are_refused(other):
+    with pytest.raises(ShapeMismatch):
+        mse(pictures(2), np.zeros(other, np.float32))
+
+
+def test_grey_is_repeated_and_colour_is_weighted():
+    colour = np.stack([np.full((4, 4), level, np.float32) for level in (1.0, 0.0, -1.0)])[None]
+    assert to_channels(colour, 1) == pytest.approx(np.full((1, 1, 4, 4), 0.299 - 0.114), abs=1e-6)
+    assert (to_channels(pictures(2), 3) == pictures(2)).all()
+
+
+def test_the_rule_of_a_model_is_its_manifests():
+    form = PictureFormat(fit="pad", low=-1000, high=2000, bits=16)
+    rule = picture_rule(tiny(picture=form, channels=3).manifest)
+    assert (rule.channels, rule.height, rule.width) == (3, 8, 8)
+    assert (rule.fit, rule.low, rule.high, rule.bits) == ("pad", -1000, 2000, 16)
+    with pytest.raises(UsageError, match="points"):
+        picture_rule(pretrained("moons").manifest)
+
+
+def test_a_noisy_copy_finds_its_partner_and_a_stranger_does_not():
+    truth = pictures(40)
+    assert hits_by_pixels((truth + 0.3 * pictures(40, seed=1)).astype(np.float32), truth).all()
+    assert hits_by_pixels(pictures(40, seed=2), truth).mean() < 0.4
+    shift = np.linspace(-0.8, 0.8, 40, dtype=np.float32)[:, None, None, None]
+    assert hits_by_pixels(0.2 * truth + shift, 0.2 * truth, nearest=1).all()  # brightness does not decide
+
+
+def test_a_constant_finds_nothing_among_equals():
+    """Every truth is as far from it as every other: a tie counts against."""
+    truth = np.eye(16, dtype=np.float32).reshape(16, 1, 4, 4)
+    assert not hits_by_pixels(np.zeros_like(truth), truth).any()
+
+
+def test_features_count_alike_whatever_their_scale():
+    """The first number is large and says nothing; the second one tells the pictures apart."""
+    rng = np.random.default_rng(0)
+    told = np.arange(30.0)
+    truth = np.stack([1e6 * rng.normal(size=30), told], axis=1)
+    asked = np.stack([truth[:, 0] + 1e4 * rng.normal(size=30), told], axis=1)
+    assert hits_by_features(asked, truth, nearest=2).all()
+
+
+def test_the_nearest_training_picture_is_found():
+    """As a distance over that to the mean; of equal training pictures, the same has 0 and another one is far."""
+    rng = np.random.default_rng(0)
+    others, some = (rng.standard_normal((count, 31)).astype(np.float32) for count in (200, 20))
+    apart = np.linalg.norm(some[:, None].astype(float) - others[None], axis=2).min(1)
+    np.testing.assert_allclose(
+        nearest(some, others), apart / np.linalg.norm(some - others.mean(0), axis=1), atol=2e-3
+    )
+    same = np.ones((5, 40), np.float32)
+    assert nearest(same[:1], same)[0] == 0
+    assert nearest(same[:1] * 2, same)[0] == pytest.approx(1)
+
+
+@pytest.fixture
+def cloud():
+    return np.random.default_rng(0).normal(size=(3_000, 2))
+
+
+def test_cycle_error_is_the_length_of_each_rows_difference():
+    original = np.zeros((100, 2), np.float32)
+    returned = np.tile(np.array([[3, 4]], np.float32), (100, 1)) * np.linspace(0, 1, 100)[:, None]
+    found = metrics.cycle_error(original, returned)
+    assert found == pytest.approx({"max": 5, "mean": 2.5, "median": 2.5, "p99": 4.95})
+
+
+def test_sliced_w2_of_a_shift_is_its_length_over_the_root_of_the_dimension(cloud):
+    """For a pure shift every 1-D distance is the shift's projection, of mean square |shift|^2 / D."""
+    shift = np.array([0.6, 0.8])
+    assert metrics.sliced_w2(cloud, cloud + shift) == pytest.approx(1 / np.sqrt(2), rel=0.05)
+    assert metrics.sliced_w2(cloud, cloud[::-1]) == pytest.approx(0, abs=1e-12)
+    assert metrics.energy_distance(np.zeros((1, 2)), np.array([[3.0, 4.0]])) == pytest.approx(10)
+    with pytest.raises(ShapeMismatch):
+        metrics.sliced_w2(cloud, np.zeros((4, 3)))
+
+
+@pytest.mark.slow
+def test_a_fresh_draw_of_a_domain_is_about_as_far_as_its_floor():
+    found = metrics.distances_to_domain(synthetic.draw("moons", 2_000, 11), "moons")
+    assert found["sliced_w2"] < 2 * found["sliced_w2_floor"]
+    assert found["energy"] < 6 * found["energy_floor"]
+
+
+def test_noise_is_white_and_a_smoothed_latent_is_not():
+    """Few patches make noise look correlated, which is why its own figure stands beside."""
+    shape = (24, 1, 32, 32)
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert whiteness(z).ratio == pytest.approx(1.0, abs=0.1)
+    assert whiteness((z + z.roll(1, dims=3)) / 2**0.5).ratio > WHITE_RATIO
+    assert noise_statistics((4, 1, 32, 32)).correlation > 1.5 * noise_statistics(shape).correlation
+    assert whiteness(torch.zeros(1, 1, 8, 8)).ratio == 0.0

@@ -1,0 +1,324 @@
+"""What a side, the limits and a contract may hold, when two sides agree, and what the contract's digest is over."""
+
+import json
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from ddib_fed.calibration.record import KINDS, Kind
+from ddib_fed.errors import ContractMismatch, DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.protocol.check import check
+from ddib_fed.protocol.contract import (
+    CALIBRATION_KINDS,
+    Contract,
+    ContractLimits,
+    ContractSide,
+    GuidanceTerms,
+    PictureTerms,
+    agree,
+    check_offered,
+    confirm,
+    differences,
+    guidance_from_pb,
+    guidance_to_pb,
+    require_protocol,
+)
+from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.v1 import common_pb2, decoding_pb2
+from tests.protocol.examples import LIMITS, TERMS, contract, picture_side, side
+
+# The example of docs/protocol.md: a change of either is a change of the protocol.
+EXAMPLE = (
+    '{"calibration":{},"limits":{"guidance":{},"max_evaluations":1000,"max_items_per_stream":8,'
+    '"max_latent_bytes":2097152,"max_samples_per_item":100000,"min_evaluations":0},"protocol":1,'
+    '"source":{"class_names":[],"classes":0,"domain":"moons","initial_lambda":5.3,'
+    '"institution":"north.example",'
+    '"model_sha256":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f","picture":{},'
+    '"sample_kind":"point","sample_shape":[2],"size_rule":"none","soften_sigma":0,"terminal_lambda":-5,'
+    '"value_range":"unit-std"},'
+    '"target":{"class_names":[],"classes":0,"domain":"checkerboards","initial_lambda":5.3,'
+    '"institution":"south.example",'
+    '"model_sha256":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f","picture":{},'
+    '"sample_kind":"point","sample_shape":[2],"size_rule":"none","soften_sigma":0,"terminal_lambda":-5,'
+    '"value_range":"unit-std"}}'
+)
+EXAMPLE_SHA256 = "51883bf9f75ecc80fcee32a49018dbd5bdb15adb09fbe729b76c0cb3d150effa"
+OFFER = GuidanceTerms(4.0, 2.0, bytes(32), 10, clip=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value"),
+    [
+        (side, "institution", "North.example"),
+        (side, "domain", "../etc"),
+        (side, "sample_kind", "volume"),
+        (side, "sample_shape", (2, 2)),
+        (side, "size_rule", "centre-crop"),
+        (side, "value_range", "minus-one-to-one"),
+        (side, "soften_sigma", 0.02),
+        (side, "picture", PictureTerms(0.0, 255.0, 8)),
+        (picture_side, "sample_shape", (65_536, 65_536, 1)),
+        (picture_side, "picture", None),
+        (picture_side, "class_names", ("cat",)),
+    ],
+)
+def test_a_side_outside_the_protocol_names_its_field(make, field, value):
+    with pytest.raises(MessageInvalid) as caught:
+        make(**{field: value})
+    assert caught.value.facts == {"field": field}
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (side(model_sha256=bytes(31)), "model_sha256"),
+        (side(sample_shape=(0,)), "sample_shape"),
+        (side(terminal_lambda=float("nan")), "terminal_lambda"),
+        (side(initial_lambda=1001.0), "initial_lambda"),
+        (side(classes=1_000_001), "classes"),
+        (picture_side(soften_sigma=1.01), "soften_sigma"),
+        (replace(LIMITS, max_latent_bytes=3), "max_latent_bytes"),
+        (replace(LIMITS, max_evaluations=10_001), "max_evaluations"),
+        (replace(LIMITS, guidance=GuidanceTerms(1e300)), "max_guidance"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused_as_it_arrives(message, field):
+    """The bounds are options in protos/."""
+    kind = decoding_pb2.ContractSide if isinstance(message, ContractSide) else decoding_pb2.ContractLimits
+    with pytest.raises(MessageInvalid) as caught:
+        check(to_message(message, kind))
+    assert caught.value.facts == {"field": field}
+
+
+def test_parts_that_contradict_themselves_are_refused():
+    for make, field in (
+        (lambda: replace(LIMITS, min_evaluations=LIMITS.max_evaluations + 1), "min_evaluations"),
+        (lambda: PictureTerms(0.0, 0.0, 8), "picture.high"),
+        (lambda: PictureTerms(0.0, 255.0, 12), "picture.bits"),
+        (lambda: replace(TERMS, kind="labels"), "calibration.kind"),
+        (lambda: GuidanceTerms(0.0, 1.0), "classifier_sha256"),
+        (lambda: GuidanceTerms(0.0, 1.0, bytes(32), 0), "classifier_classes"),
+        (lambda: contract(calibration=TERMS), "calibration"),  # of points
+    ):
+        with pytest.raises(MessageInvalid) as caught:
+            make()
+        assert caught.value.facts == {"field": field}
+
+
+@pytest.mark.parametrize("name", ["", "a" * 65, "chat\n", "\N{LATIN SMALL LETTER E WITH ACUTE}"])
+def test_a_class_name_that_cannot_be_hashed_or_printed_is_refused(name):
+    """The canonical JSON has printable ASCII alone."""
+    with pytest.raises(MessageInvalid) as caught:
+        picture_side(classes=2, class_names=("cat", name))
+    assert caught.value.facts == {"field": "class_names"}
+
+
+def test_a_class_is_found_by_name_and_by_index():
+    """The name first: a class may be called by a number."""
+    made = picture_side(classes=3, class_names=("cat", "dog", "0"))
+    assert [made.class_index(asked) for asked in ("dog", "0", "1", "3", "-1", "bird", "")] == [
+        1, 2, 1, None, None, None, None,
+    ]  # fmt: skip
+    assert picture_side(classes=3).class_index("2") == 2
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        contract(),
+        contract(limits=replace(LIMITS, guidance=OFFER)),
+        contract(sample_kind="picture", classes=2, class_names=("cat", "dog"), calibration=TERMS),
+    ],
+    ids=["points", "guided", "pictures"],
+)
+def test_a_contract_survives_the_wire(made):
+    """With the same digest."""
+    sent = to_message(made, decoding_pb2.Contract)
+    check(sent)
+    read = from_message(decoding_pb2.Contract.FromString(sent.SerializeToString()), Contract)
+    assert (read, read.digest) == (made, made.digest)
+
+
+@pytest.mark.parametrize("number", [0, 99])
+def test_a_kind_of_sample_that_is_not_known_is_refused(number):
+    """Neither unspecified nor of a later release."""
+    message = to_message(side(), decoding_pb2.ContractSide)
+    message.sample_kind = number
+    with pytest.raises(MessageInvalid) as caught:
+        from_message(message, ContractSide)
+    assert caught.value.facts == {"field": "sample_kind"}
+
+
+def test_the_canonical_json_is_the_documented_one():
+    """A second implementation can start from this text."""
+    assert contract().canonical().decode() == EXAMPLE
+    assert contract().digest.hex() == EXAMPLE_SHA256
+    source = json.loads(contract(sample_kind="picture", classes=1, class_names=("cat",)).canonical())[
+        "source"
+    ]
+    assert (source["picture"], source["class_names"]) == ({"bits": 8, "high": 255, "low": 0}, ["cat"])
+
+
+def test_any_change_changes_the_digest():
+    """Also of what the two sides need not have in common."""
+    changes = [
+        {"model_sha256": bytes(32)},
+        {"terminal_lambda": -5.0000001},
+        {"classes": 1},
+        {"sample_shape": (3,)},
+        {"domain": "rings"},
+        {"limits": ContractLimits(8, 100_000, 2 << 20, 999)},
+        {"limits": replace(LIMITS, guidance=OFFER)},
+        {"limits": replace(LIMITS, guidance=replace(OFFER, max_guidance=5.0))},
+    ]
+    assert len({contract().digest, *(contract(**each).digest for each in changes)}) == len(changes) + 1
+
+
+# Agreement
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "field", "values"),
+    [
+        (side(), side(sample_shape=(3,)), "sample_shape", ("2", "3")),
+        (side(), picture_side(), "sample_kind", ("point", "picture")),
+        (side(), picture_side(), "value_range", ("unit-std", "minus-one-to-one")),
+        (picture_side(), picture_side(size_rule="resize"), "size_rule", ("crop", "resize")),
+        (picture_side(), picture_side(soften_sigma=0.05), "soften_sigma", ("0.02", "0.05")),
+        (side(), side(terminal_lambda=-4.4), "terminal_lambda", ("-5", "-4.4")),
+        (side(), side(initial_lambda=2.9), "initial_lambda", ("5.3", "2.9")),
+    ],
+)
+def test_a_field_that_must_match_is_named_with_both_values(source, target, field, values):
+    found = {each.field: each for each in differences(source, target)}
+    assert (found[field].source, found[field].target) == values
+    assert found[field].remedy.endswith(".")
+    with pytest.raises(ContractMismatch, match=field) as caught:
+        agree(source, target, LIMITS)
+    assert {each.field for each in caught.value.differences} == found.keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"domain": "rings"},
+        {"model_sha256": bytes(32)},
+        {"terminal_lambda": -4.5},
+        {"initial_lambda": 3.0},
+        {"classes": 5},
+    ],
+)
+def test_what_need_not_match_may_differ(changes):
+    """Linear and cosine schedules may meet; so may models of different classes."""
+    assert not differences(side(), side(**changes))
+
+
+@pytest.mark.parametrize("rule", ["resize", "crop", "pad", "refuse"])
+def test_a_side_that_takes_only_the_models_size_agrees_with_every_rule(rule):
+    for rules in ((rule, "refuse"), ("refuse", rule)):
+        source, target = (picture_side(size_rule=each) for each in rules)
+        assert agree(source, target, LIMITS).size_rule == "refuse"
+
+
+def test_nodes_of_different_protocols_are_told_both_versions_and_to_update():
+    require_protocol(2, 2)
+    said = "version 2 of the protocol, the node that answers 1"
+    with pytest.raises(ContractMismatch, match=said) as caught:
+        require_protocol(2, 1)
+    (difference,) = caught.value.differences
+    assert (difference.field, difference.source, difference.target) == ("protocol", "2", "1")
+
+
+# What the source makes of the target's answer
+
+
+def confirmed(made: Contract, sha256: bytes | None = None, **changes) -> Contract:
+    response = decoding_pb2.NegotiateContractResponse(
+        contract=to_message(made, decoding_pb2.Contract), sha256=made.digest if sha256 is None else sha256
+    )
+    return confirm(response, **{"source": side(), "target_institution": "south.example", **changes})
+
+
+def test_a_true_answer_is_confirmed():
+    assert confirmed(contract()) == contract()
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "fields"),
+    [
+        (contract(), {"sha256": bytes(32)}, ["contract_sha256"]),
+        (contract(), {"sha256": b""}, ["contract_sha256"]),
+        (contract(classes=3), {}, ["source"]),
+        (contract(), {"target_institution": "east.example"}, ["institution"]),
+        (
+            Contract(side(), side(institution="south.example", sample_shape=(3,)), LIMITS),
+            {},
+            ["sample_shape"],
+        ),
+    ],
+    ids=["digest", "no digest", "the own side", "another institution", "what the source cannot keep"],
+)
+def test_an_answer_that_is_not_what_was_asked_is_refused(made, changes, fields):
+    with pytest.raises(ContractMismatch) as caught:
+        confirmed(made, **changes)
+    assert [difference.field for difference in caught.value.differences] == fields
+
+
+@pytest.mark.parametrize(
+    "other", [None, replace(TERMS, sha256=bytes(32)), replace(TERMS, expires=TERMS.expires + 1)]
+)
+def test_an_answer_with_another_calibration_is_refused(other):
+    """Also leaving it out: a source would encode in one basis and be recorded in another."""
+    pictures = {"source": picture_side(), "calibration": TERMS}
+    assert confirmed(contract(sample_kind="picture", calibration=TERMS), **pictures).calibration == TERMS
+    with pytest.raises(ContractMismatch) as caught:
+        confirmed(contract(sample_kind="picture", calibration=other), **pictures)
+    (difference,) = caught.value.differences
+    assert (difference.field, difference.source) == ("calibration", str(TERMS))
+
+
+def test_the_kinds_of_calibrations_are_those_of_the_signed_record():
+    """The wire knows no torch and therefore no record: it has a list of its own."""
+    assert CALIBRATION_KINDS == KINDS == get_args(Kind)
+
+
+# Guidance
+
+
+@pytest.mark.parametrize(
+    "asked", [UNGUIDED, Guidance(0.0), Guidance(3.5), Guidance(classifier_scale=1.0), Guidance(clip=True)]
+)
+def test_guidance_survives_the_wire(asked):
+    """0 is a scale; none is no message at all."""
+    sent = guidance_to_pb(asked)
+    assert (sent is None) == (asked == UNGUIDED)
+    assert guidance_from_pb(sent or common_pb2.GuidanceSettings()) == asked
+
+
+def test_both_kinds_of_guidance_at_once_are_refused():
+    """From the wire too."""
+    with pytest.raises(SettingsInvalid):
+        guidance_from_pb(common_pb2.GuidanceSettings(guidance=1.0, classifier_scale=1.0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "terms", "error", "said"),
+    [
+        (Guidance(4.001), OFFER, PolicyDenied, "max_guidance"),
+        (Guidance(classifier_scale=2.5), OFFER, PolicyDenied, "max_classifier_scale"),
+        (Guidance(1.0), None, SettingsInvalid, "--guidance"),
+        (Guidance(classifier_scale=1.0), GuidanceTerms(4.0), SettingsInvalid, "--classifier-scale"),
+        (Guidance(clip=True), GuidanceTerms(4.0), SettingsInvalid, "--clip"),
+    ],
+)
+def test_guidance_that_is_not_offered_is_refused_by_name(asked, terms, error, said):
+    """Over the policy's bound, or a kind that the target does not have; up to the bounds it passes."""
+    for offered in (UNGUIDED, Guidance(4.0), Guidance(classifier_scale=2.0), Guidance(0.0, clip=True)):
+        check_offered(offered, OFFER, "south.example/relief")
+    with pytest.raises(DdibError, match=r"south\.example/relief") as caught:
+        check_offered(asked, terms, "south.example/relief")
+    assert type(caught.value) is error
+    assert said in caught.value.facts.values()
+    assert caught.value.facts["remedy"] == caught.value.hint

@@ -1,0 +1,217 @@
+"""Domain types become messages and come back, by the names and types of their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from ddib_fed.diffusion.grids import PublicLevels
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.node.role import settings_message, solver_settings
+from ddib_fed.protocol.contract import ContractLimits, ContractSide, GuidanceTerms, PictureTerms
+from ddib_fed.protocol.messages import Settings, from_message, provenance_record, to_message
+from ddib_fed.v1 import common_pb2, translation_pb2
+
+
+class State(StrEnum):
+    QUEUED = "waiting"
+    FINISHED = "over"
+
+
+@dataclass(frozen=True)
+class Piece:
+    index: int
+    size_bytes: int
+    sha256: bytes
+    error: Fault | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    reason: str
+    facts: Mapping[str, str]
+
+
+class Terms(BaseModel):
+    low: float
+    high: float
+    bits: int = 8
+
+
+class Figures(BaseModel):
+    size_rule: str
+    terms: Terms
+    cycle_psnr: float | None = None
+    structure_doubtful: bool | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    job_id: str
+    state: State
+    cycle: bool
+    created: float
+    items: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Digests:
+    contract_sha256: str
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Shaped:
+    sample_kind: str
+    sample_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+
+TEXT = st.text(max_size=8)
+NUMBERS = st.floats(allow_nan=False)
+FAULTS = st.builds(Fault, reason=TEXT, facts=st.dictionaries(TEXT, TEXT, max_size=3))
+PIECES = st.builds(
+    Piece,
+    index=st.integers(0, 2**32 - 1),
+    size_bytes=st.integers(0, 2**64 - 1),
+    sha256=st.binary(max_size=8),
+    error=st.none() | FAULTS,
+)
+VALUES = {
+    translation_pb2.Job: st.builds(
+        Work,
+        job_id=TEXT,
+        state=st.sampled_from(State),
+        cycle=st.booleans(),
+        created=NUMBERS,
+        items=st.lists(PIECES, max_size=3).map(tuple),
+    ),
+    translation_pb2.PictureFigures: st.builds(
+        Figures,
+        size_rule=TEXT,
+        terms=st.builds(Terms, low=NUMBERS, high=NUMBERS, bits=st.integers(0, 99)),
+        cycle_psnr=st.none() | NUMBERS,
+        structure_doubtful=st.none() | st.booleans(),
+    ),
+    translation_pb2.Provenance: st.builds(
+        Digests,
+        contract_sha256=st.binary(max_size=40).map(bytes.hex),
+        seconds=st.dictionaries(TEXT, NUMBERS, max_size=3),
+    ),
+    translation_pb2.Domain: st.builds(
+        Shaped,
+        sample_kind=st.sampled_from(["point", "picture", "unknown"]),
+        sample_shape=st.lists(st.integers(0, 2**64 - 1), max_size=3).map(tuple),
+        class_names=st.lists(TEXT, max_size=3).map(tuple),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", VALUES, ids=lambda kind: kind.DESCRIPTOR.name)
+@given(data=st.data())
+def test_every_value_survives_the_wire(message, data):
+    """Texts, numbers, digests, enums, nested and optional ones, lists and maps; of all kinds of domain types."""
+    value = data.draw(VALUES[message])
+    sent = to_message(value, message).SerializeToString()
+    assert from_message(message.FromString(sent), type(value)) == value
+
+
+def test_an_absent_value_is_not_zero():
+    """A field with presence tells them apart."""
+    figures = Figures(size_rule="crop", terms=Terms(low=0, high=1), structure_doubtful=False)
+    sent = to_message(figures, translation_pb2.PictureFigures)
+    assert (sent.HasField("cycle_psnr"), sent.HasField("structure_doubtful")) == (False, True)
+
+
+def test_a_number_that_is_not_set_is_an_unknown_text():
+    assert from_message(translation_pb2.Domain(), Shaped).sample_kind == "unknown"
+
+
+def test_a_text_that_is_no_name_is_not_sent():
+    with pytest.raises(KeyError, match="SAMPLE_KIND_SOUND"):
+        to_message(Shaped("sound", (), ()), translation_pb2.Domain)
+
+
+@dataclass(frozen=True)
+class Own:
+    job_id: str
+    owner: str = "me"
+
+
+def test_a_field_that_the_message_lacks_is_not_dropped_in_silence():
+    """It is named as local, or given."""
+    with pytest.raises(TypeError, match="owner"):
+        to_message(Own("a"), translation_pb2.Job)
+    with pytest.raises(TypeError, match="owner"):
+        from_message(translation_pb2.Job(job_id="a"), Own)
+    sent = to_message(Own("a", "you"), translation_pb2.Job, local=("owner",), source_class="cat")
+    assert (sent.job_id, sent.source_class) == ("a", "cat")
+    assert from_message(sent, Own, local=("owner",)) == Own("a")
+    assert from_message(sent, Own, owner="they") == Own("a", "they")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (ContractSide, "ContractSide"),
+        (ContractLimits, "ContractLimits"),
+        (PictureTerms, "PictureTerms"),
+        (GuidanceTerms, "GuidanceTerms"),
+    ],
+)
+def test_what_enters_the_contract_has_every_field_of_its_message(kind, message):
+    """A field that the message has and the type has not would be agreed on without being hashed."""
+    from ddib_fed.v1 import decoding_pb2
+
+    found = getattr(decoding_pb2, message, None) or getattr(common_pb2, message)
+    assert set(found.DESCRIPTOR.fields_by_name) == set(kind.__dataclass_fields__)
+
+
+def test_stages_are_in_one_order():
+    """A protobuf map has another order in each process; a client that goes on in a new one compares bytes."""
+    stages = [f"stage-{number:02}" for number in range(16)]
+    sent = translation_pb2.Provenance(seconds=dict.fromkeys(reversed(stages), 1.0))
+    assert (
+        list(provenance_record(translation_pb2.Provenance.FromString(sent.SerializeToString())).seconds)
+        == stages
+    )
+
+
+IN_ONE_PROCESS = [
+    SolverSettings("ddim", eta=0.5),
+    SolverSettings("ddim", grid="ddib", ancestral=True),
+    SolverSettings("ddim", grid="ddib", levels=PublicLevels("linear", 1000, "ddim50")),
+]
+
+
+@pytest.mark.parametrize("settings", IN_ONE_PROCESS, ids=str)
+def test_what_the_wire_does_not_carry_is_not_dropped_in_silence(settings):
+    """A message of the other five would ask the peer for something else."""
+    with pytest.raises(SettingsInvalid, match="do not travel"):
+        settings_message(settings)
+
+
+def test_all_settings_cross_the_wire():
+    for settings in (SolverSettings("ddim", 1, 50, "ddib"), SolverSettings(encoder="mixed")):
+        assert solver_settings(settings_message(settings)) == settings
+
+
+def test_a_quality_is_one_of_three_settings():
+    """Depth and encoder stay as they were asked; what the quality chooses may not be set beside it."""
+    asked = Settings(depth=0.5)
+    assert asked.of_quality(None) is asked
+    assert asked.of_quality("draft") == Settings(evaluations=12, grid="learned", depth=0.5)
+    assert asked.of_quality("standard") == asked
+    assert asked.of_quality("exact").evaluations == 96
+    with pytest.raises(SettingsInvalid, match="no quality 'best'"):
+        asked.of_quality("best")
+    with pytest.raises(SettingsInvalid, match="chooses grid itself") as refused:
+        Settings(grid="karras").of_quality("exact")
+    assert refused.value.hint == "leave --grid or --quality out"

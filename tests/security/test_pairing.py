@@ -1,0 +1,407 @@
+"""Pairing: two sides with a code admit each other; nobody else is admitted, whatever is between them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from spake2 import SPAKE2_A, SPAKE2_B
+
+from ddib_fed.errors import (
+    DdibError,
+    DeadlineExceeded,
+    InputError,
+    PeerUnreachable,
+    PolicyDenied,
+    Unauthenticated,
+    UsageError,
+)
+from ddib_fed.protocol.addresses import Proxy
+from ddib_fed.security import pairing
+from ddib_fed.security.pairing import MAGIC, MAX_FRAME, PairedPeer, dial, listen, new_code, parse_code
+from ddib_fed.security.peers import Peer
+from tests.cli.client.answers import listening, tls
+from tests.node.institutions import Institution
+from tests.security.connect_proxy import proxying
+
+CODE, OTHER = "482-173-063", "111-222-335"
+
+
+@dataclass
+class Side:
+    """A node that may refuse, and remembers whom it admitted."""
+
+    peer: Peer
+    refuses: DdibError | None = None
+    fails: DdibError | None = None
+    admitted: list[str] = field(default_factory=list)
+    file: bytes = b""
+
+    @property
+    def own(self) -> bytes:
+        return self.file or self.peer.to_bytes()
+
+    def judge(self, other: Peer) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+
+    def admit(self, other: Peer) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.admitted.append(other.institution)
+
+
+class Waiting:
+    """South's side, listening on a thread."""
+
+    def __init__(self, south: Side, *, life_s: float = 20.0) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.strangers: list[str] = []
+        self._pool = ThreadPoolExecutor(1)
+        self.result: Future[PairedPeer] = self._pool.submit(self._listen, south, life_s)
+
+    def _listen(self, south: Side, life_s: float) -> PairedPeer:
+        with self._listener:
+            return listen(
+                self._listener,
+                CODE,
+                south,
+                life_s=life_s,
+                on_stranger=lambda _host, why: self.strangers.append(why),
+            )
+
+    def settle(self) -> None:
+        """Wait until one connection has ended."""
+        until = time.monotonic() + 10
+        while not (self.strangers or self.result.done()):
+            assert time.monotonic() < until
+            threading.Event().wait(0.01)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Peer, Peer]:
+    made = [
+        Institution(f"{name}.example", tmp_path_factory.mktemp(name)).peer() for name in ("north", "south")
+    ]
+    return made[0], made[1]
+
+
+@pytest.fixture
+def north(peers: tuple[Peer, Peer]) -> Side:
+    return Side(peers[0])
+
+
+@pytest.fixture
+def south(peers: tuple[Peer, Peer]) -> Side:
+    return Side(peers[1])
+
+
+@pytest.fixture
+def waiting(south: Side) -> Iterator[Waiting]:
+    made = Waiting(south)
+    yield made
+    made.close()
+
+
+def test_every_new_code_is_read_as_it_was_shown() -> None:
+    """Nine digits in groups; however they are typed."""
+    codes = [new_code() for _ in range(40)]
+    assert len(set(codes)) > 38
+    for code in codes:
+        assert parse_code(code) == code
+        assert parse_code(f" {code.replace('-', ' ')} ") == parse_code(code.replace("-", "")) == code
+
+
+def test_every_single_wrong_digit_is_found() -> None:
+    """At each of the nine places, each of the nine other digits."""
+    digits = new_code().replace("-", "")
+    wrong = [
+        digits[:place] + other + digits[place + 1 :]
+        for place in range(9)
+        for other in "0123456789"
+        if other != digits[place]
+    ]
+    assert len(wrong) == 81
+    for each in wrong:
+        with pytest.raises(UsageError, match="is wrong"):
+            parse_code(each)
+
+
+@pytest.mark.parametrize("text", ["", "482-173", "482-173-0633", "48217306x", "٤٨٢١٧٣٠٦٣"])
+def test_what_is_no_code_is_refused_with_what_shows_one(text: str) -> None:
+    """Digits of other alphabets are none."""
+    with pytest.raises(UsageError, match="is no code") as caught:
+        parse_code(text)
+    assert "ddib pair --listen" in caught.value.hint
+
+
+def end(waiting: Waiting, error: type[DdibError]) -> DdibError:
+    caught = waiting.result.exception(timeout=20)
+    assert isinstance(caught, error), caught
+    return caught
+
+
+def test_both_sides_admit_each_other(north: Side, south: Side, waiting: Waiting) -> None:
+    """Each gets the other's file as it is, and knows that it is admitted there."""
+    there, here = dial(waiting.address, CODE, north), waiting.result.result(20)
+    assert (there.other, there.mutual) == (south.peer, True)
+    assert (here.other, here.mutual) == (north.peer, True)
+    assert (north.admitted, south.admitted) == (["south.example"], ["north.example"])
+
+
+def test_another_code_admits_nobody_and_uses_the_code_up(north: Side, south: Side, waiting: Waiting) -> None:
+    """One try: the right code comes too late."""
+    with pytest.raises(Unauthenticated, match="another code"):
+        dial(waiting.address, OTHER, north)
+    assert "used up" in end(waiting, Unauthenticated).detail
+    with pytest.raises(PeerUnreachable) as caught:
+        dial(waiting.address, CODE, north)
+    assert "ddib pair --listen" in caught.value.hint
+    assert north.admitted == south.admitted == []
+
+
+def test_a_code_expires(north: Side, south: Side) -> None:
+    """Nobody is waited for longer."""
+    waiting = Waiting(south, life_s=0.05)
+    assert "expired" in end(waiting, DeadlineExceeded).detail
+    waiting.close()
+    with pytest.raises(PeerUnreachable):
+        dial(waiting.address, CODE, north)
+
+
+@pytest.mark.parametrize("who", ["north", "south"])
+def test_what_one_side_refuses_neither_admits(north: Side, south: Side, waiting: Waiting, who: str) -> None:
+    """Before anybody is admitted both files are judged; the other side hears why, escaped."""
+    (north if who == "north" else south).refuses = PolicyDenied("its name is \x1b[31mred")
+    with pytest.raises(PolicyDenied) as caught:
+        dial(waiting.address, CODE, north)
+    told = end(waiting, PolicyDenied)
+    heard = told if who == "north" else caught.value
+    assert "refuses this node: its name is \\x1b[31mred" in heard.detail
+    assert north.admitted == south.admitted == []
+
+
+@pytest.mark.parametrize("who", ["north", "south"])
+def test_a_file_that_is_none_is_refused(north: Side, south: Side, waiting: Waiting, who: str) -> None:
+    """Also from the side that has the code, which hears the fixed sentence and no more."""
+    (north if who == "north" else south).file = b"{}"
+    here = PolicyDenied if who == "north" else InputError
+    with pytest.raises(here) as caught:
+        dial(waiting.address, CODE, north)
+    there = end(waiting, InputError if who == "north" else PolicyDenied)
+    told, found = (caught.value, there) if who == "north" else (there, caught.value)
+    assert "no peer file" in found.detail
+    assert told.detail.endswith(f"refuses this node: {InputError.sentence} ({InputError.reason})")
+    assert north.admitted == south.admitted == []
+
+
+def test_a_dialler_that_cannot_write_leaves_the_listener_in_doubt(
+    north: Side, south: Side, waiting: Waiting
+) -> None:
+    """The listener has admitted it by then, and says that it does not know of the other way."""
+    north.fails = PolicyDenied("the disk is full")
+    with pytest.raises(PolicyDenied):
+        dial(waiting.address, CODE, north)
+    assert not waiting.result.result(20).mutual
+    assert south.admitted == ["north.example"]
+
+
+# What stands between the two sides.
+
+Change = Callable[[str, int, bytes], bytes]
+HEAD = 4
+
+
+def relay(to: str, change: Change) -> Callable[[socket.socket], None]:
+    """Passes frames on; `change` gets direction, the frame's number, and what it carries."""
+
+    def answer(connection: socket.socket) -> None:
+        host, port = to.split(":")
+        with socket.create_connection((host, int(port))) as onward:
+            back = threading.Thread(target=pump, args=("back", onward, connection), daemon=True)
+            back.start()
+            pump("forth", connection, onward)
+            back.join(5)
+
+    def pump(direction: str, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError, EOFError):
+            sink.sendall(read(source, len(MAGIC)))
+            for number in range(100):
+                head = read(source, HEAD)
+                body = read(source, int.from_bytes(head, "big"))
+                sink.sendall(head + change(direction, number, body))
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+    return answer
+
+
+def read(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = connection.recv(count - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
+
+
+def test_a_relay_changes_nothing(north: Side, waiting: Waiting) -> None:
+    """Such as a forwarded port: it sees neither code nor files."""
+    seen: list[bytes] = []
+
+    def look(direction: str, number: int, data: bytes) -> bytes:
+        seen.append(data)
+        return data
+
+    with listening(relay(waiting.address, look)) as between:
+        assert dial(between, CODE, north).mutual
+    everything = b"".join(seen)
+    assert waiting.result.result(20).mutual
+    assert len(everything) > 1000
+    assert b"example" not in everything
+    assert b"CERTIFICATE" not in everything
+
+
+FRAMES = ["SPAKE2", "proof", "file", "judgement", "admission"]
+
+
+@pytest.mark.parametrize("direction", ["forth", "back"])
+@pytest.mark.parametrize("number", range(5), ids=FRAMES)
+def test_nobody_is_admitted_by_whom_a_changed_frame_reaches(
+    north: Side, south: Side, waiting: Waiting, direction: str, number: int
+) -> None:
+    """One bit of any frame. Nobody at all is admitted before both have judged; afterwards no side calls it mutual."""
+
+    def change(way: str, at: int, data: bytes) -> bytes:
+        return bytes([*data[:-1], data[-1] ^ 1]) if (way, at) == (direction, number) else data
+
+    with listening(relay(waiting.address, change)) as between, suppress(DdibError):
+        dial(between, CODE, north)
+    waiting.settle()
+    # A message that is no point of the curve is a stranger's: the code is still good.
+    if not waiting.strangers:
+        result = waiting.result.exception(20)
+        assert result is not None or not waiting.result.result().mutual
+    if number < FRAMES.index("judgement") or (direction, number) == ("forth", 3):
+        assert north.admitted == south.admitted == []
+    elif direction == "back":
+        assert north.admitted == []
+    if not waiting.result.done():
+        dial(waiting.address, CODE, north)
+
+
+def test_whoever_answers_in_place_of_the_listener_has_one_guess(north: Side) -> None:
+    """A wrong guess ends the dialler, and its proof fits no other code than the right one."""
+    heard: list[bytes] = []
+
+    def impostor(connection: socket.socket) -> None:
+        state = SPAKE2_B(OTHER.encode(), idA=b"ddib pair: dialler", idB=b"ddib pair: listener")
+        message = state.start()
+        theirs = read(connection, len(MAGIC) + 4 + 33)[-33:]
+        connection.sendall(MAGIC + len(message).to_bytes(4, "big") + message)
+        proof = read(connection, 4 + 32)[4:]
+        keys = pairing._keys(state.finish(theirs), "listener", message, theirs)
+        heard.append(proof)
+        assert proof != keys.other_proof
+        connection.sendall((32).to_bytes(4, "big") + keys.own_proof)
+
+    with listening(impostor) as address, pytest.raises(Unauthenticated, match="another code"):
+        dial(address, CODE, north)
+    assert len(heard) == 1
+    assert north.admitted == []
+
+
+def test_the_diallers_own_proof_sent_back_proves_nothing(north: Side) -> None:
+    """Each side proves the code in its own name, so whoever answers without the code cannot borrow the proof."""
+
+    def parrot(connection: socket.socket) -> None:
+        state = SPAKE2_B(OTHER.encode(), idA=b"ddib pair: dialler", idB=b"ddib pair: listener")
+        message = state.start()
+        read(connection, len(MAGIC) + 4 + 33)
+        connection.sendall(MAGIC + len(message).to_bytes(4, "big") + message)
+        connection.sendall(read(connection, 4 + 32))
+
+    with listening(parrot) as address, pytest.raises(Unauthenticated, match="another code"):
+        dial(address, CODE, north)
+    assert north.admitted == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        MAGIC,
+        MAGIC + b"\x00\x00\x00\x21" + b"A" * 33,
+        MAGIC + (MAX_FRAME + 1).to_bytes(4, "big"),
+        b"ddib-pair/9\n",
+    ],
+    ids=["nothing", "HTTP", "a greeting", "no point of the curve", "a long frame", "another release"],
+)
+def test_connections_without_a_code_use_nothing_up(
+    north: Side, south: Side, waiting: Waiting, sent: bytes
+) -> None:
+    """A scan of ports cannot stop two operators; the listener tells its own of it."""
+    host, port = waiting.address.split(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(sent)
+    dial(waiting.address, CODE, north)
+    assert waiting.result.result(20).mutual
+    assert len(waiting.strangers) == 1
+    assert south.admitted == ["north.example"]
+
+
+def test_the_configured_proxy_leads_to_the_side_that_waits(north: Side, waiting: Waiting) -> None:
+    """What it carries is sealed or proves nothing; one that opens no tunnel is named."""
+    with (
+        proxying(answer="403 Forbidden") as closed,
+        pytest.raises(PeerUnreachable, match="answered 403") as caught,
+    ):
+        dial(waiting.address, CODE, north, proxy=Proxy(closed.address))
+    assert "ddib pair --listen" not in caught.value.hint
+    with proxying() as proxy:
+        dial(waiting.address, CODE, north, proxy=Proxy(proxy.address))
+        assert proxy.asked == [waiting.address]
+        assert waiting.result.result(
+            20
+        ).mutual  # while the proxy is there: the dialler's last word is on its way
+        assert b"CERTIFICATE" not in proxy.carried
+
+
+def test_a_message_without_a_proof_tests_no_code(north: Side, waiting: Waiting) -> None:
+    """Whoever leaves before the proof has learned nothing: the listener shows its own only after it."""
+    host, port = waiting.address.split(":")
+    message = SPAKE2_A(OTHER.encode()).start()
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(MAGIC + len(message).to_bytes(4, "big") + message)
+        answer = b""
+        while len(answer) < len(MAGIC) + 4 + len(message):
+            answer += stranger.recv(100)
+        stranger.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            stranger.recv(1)
+    dial(waiting.address, CODE, north)
+    assert waiting.result.result(20).mutual
+
+
+def test_a_node_that_serves_is_told_from_one_that_pairs(north: Side, tmp_path: Path) -> None:
+    """It speaks TLS: another port is needed."""
+    folder = Institution("south.example", tmp_path).pki
+    with (
+        listening(tls(folder / "leaf.pem", folder / "leaf.key")) as address,
+        pytest.raises(PeerUnreachable, match="a node serves") as caught,
+    ):
+        dial(address, CODE, north)
+    assert "--at" in caught.value.hint

@@ -1,0 +1,439 @@
+"""Whom a node trusts: peer files, fingerprints, suspensions and withdrawals, and what is read again when."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from ssl import DER_cert_to_PEM_cert
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ddib_fed.errors import (
+    AlreadyExists,
+    DdibError,
+    InputError,
+    PeerNotFound,
+    PeerSuspended,
+    PeerUnknown,
+    PolicyDenied,
+    Unauthenticated,
+)
+from ddib_fed.node.policy import Policy
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki, tls
+from ddib_fed.security.admission import Admission, Verifier
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import MAX_REASON, Peer, parse_peer
+from ddib_fed.security.pki import certificate_pem, issue_leaf, new_key
+from ddib_fed.v1 import decoding_pb2 as pb
+from tests.node.institutions import NOW, Institution, changed, forge, names
+from tests.node.listening import ASK, DESCRIBE, HOP, Listening, Requests
+
+ALICE = Identity("north.example", "client", "alice")
+
+
+@pytest.fixture
+def north(tmp_path: Path) -> Institution:
+    return Institution("north.example", tmp_path / "north")
+
+
+@pytest.fixture
+def south(tmp_path: Path) -> Institution:
+    return Institution("south.example", tmp_path / "south")
+
+
+@pytest.fixture
+def admitted(north: Institution, south: Institution) -> Institution:
+    north.admit(south)
+    return north
+
+
+@pytest.fixture
+def node(north: Institution, tmp_path: Path):
+    """A node of west, which admits north."""
+    west = Institution("west.example", tmp_path / "west")
+    west.admit(north)
+    made = Listening(west)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"format_version": 2},
+        {"format_version": True},
+        {"extra": 1},
+        {"institution": "west.example"},
+        {"institution": "\ud800"},
+        {"identity": "spiffe://south.example/client/alice"},
+        {"identity": "\x1b[2J"},
+        {"address": "south.example:0"},
+        {"address": "https://south.example:443"},
+        {"roots": []},
+        {"roots": ["\ud800"]},
+        {"format_version": "x" * 5_000},
+    ],
+    ids=str,
+)
+def test_a_peer_file_of_another_form_is_refused(south: Institution, fields: dict[str, object]) -> None:
+    """Exactly the five fields, each checked; the error names the file and is short."""
+    with pytest.raises(InputError, match=r"^south\.peer") as refused:
+        parse_peer(changed(south.peer(), **fields), "south.peer")
+    assert len(refused.value.detail) < 1_000
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"[" * 50_000], ids=["empty", "list", "bytes", "deep"])
+def test_what_is_no_json_object_is_refused(data: bytes) -> None:
+    """Whatever somebody sends by mail."""
+    with pytest.raises(InputError):
+        parse_peer(data, "x")
+
+
+def test_a_field_that_stands_twice_is_refused(south: Institution) -> None:
+    """Whoever reads the file sees the first, JSON takes the last."""
+    text = south.peer().to_bytes().decode().replace("{", '{"address": "south.example:1",', 1)
+    with pytest.raises(InputError, match="repeated"):
+        parse_peer(text.encode(), "south.peer")
+
+
+VERSION_3, VERSION_11 = b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x0a"
+# A permitted subtree of a URI, and of an X.400 address, which cryptography does not read.
+URI_TREE, X400_TREE = b"\x86\rsouth.example", b"\xa3\rsouth.example"
+
+
+def damaged(root: x509.Certificate, of: bytes, by: bytes) -> str:
+    der = root.public_bytes(Encoding.DER)
+    assert der.count(of) == 1
+    return DER_cert_to_PEM_cert(der.replace(of, by))
+
+
+def test_roots_must_be_able_to_vouch_for_the_institution(north: Institution, south: Institution) -> None:
+    """A leaf is no root; north's does not permit south; three are too many; a chain is not one; two are damaged."""
+    leaf = issue_leaf(south.authority, "node", "x", public_key=new_key().public_key())
+    root = certificate_pem(south.root).decode()
+    for roots in (
+        [certificate_pem(leaf).decode()],
+        [certificate_pem(north.root).decode()],
+        [root] * 3,
+        [root + root],
+        [damaged(south.root, VERSION_3, VERSION_11)],
+        [damaged(south.root, URI_TREE, X400_TREE)],
+    ):
+        with pytest.raises(InputError):
+            parse_peer(changed(south.peer(), roots=roots), "south.peer")
+
+
+def test_a_peer_is_added_with_its_fingerprint(north: Institution, south: Institution) -> None:
+    """And is then pinned, beside the own institution; only the named node is admitted."""
+    north.admit(south)
+    snapshot = north.store.snapshot()
+    assert snapshot.pins == {"north.example": (north.root,), "south.example": (south.root,)}
+    assert snapshot.roots_pem == certificate_pem(south.root, north.root)
+    assert snapshot.is_admitted_node(south.identity)
+    assert not snapshot.is_admitted_node(Identity("south.example", "node", "node-2"))
+    assert not snapshot.is_admitted_node(Identity("south.example", "client", "node-1"))
+    assert not snapshot.is_admitted_node(north.identity)
+    assert north.store.file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("fingerprints", [[], ["SHA256:00"], [""]])
+def test_a_fingerprint_that_differs_admits_nobody(
+    north: Institution, south: Institution, fingerprints
+) -> None:
+    """That is what it is for."""
+    with pytest.raises(PolicyDenied, match="not confirmed"):
+        north.store.add(south.peer(), fingerprints=fingerprints)
+    assert not north.store.list()
+
+
+def test_an_institution_is_not_its_own_peer(north: Institution) -> None:
+    """Its roots are in roots.pem, and come from nowhere else; also where somebody wrote the file."""
+    with pytest.raises(PolicyDenied):
+        north.admit(north)
+    content = json.loads(north.store.file.read_bytes())
+    north.store.file.write_text(json.dumps(content | {"peers": [north.peer().fields()]}))
+    with pytest.raises(InputError, match="own institution"):
+        north.store.snapshot()
+
+
+def test_an_entry_is_replaced_only_when_asked(north: Institution, south: Institution) -> None:
+    """A new address needs no new fingerprint; adding the same again is no error."""
+    north.admit(south)
+    north.admit(south)
+    with pytest.raises(AlreadyExists):
+        north.admit(south, "elsewhere:1")
+    north.store.add(south.peer("elsewhere:1"), fingerprints=[], replace=True)
+    assert north.store.get("south.example").address == "elsewhere:1"
+
+
+def test_a_new_root_needs_its_fingerprint(admitted: Institution, south: Institution, tmp_path: Path) -> None:
+    """The pinned root needs none, the new one does."""
+    new = pki.create_institution(tmp_path / "new", "south.example").certificate
+    both = Peer("south.example", south.identity, "127.0.0.1:7443", (south.root, new))
+    with pytest.raises(PolicyDenied):
+        admitted.store.add(both, fingerprints=[pki.fingerprint(south.root)], replace=True)
+    admitted.store.add(both, fingerprints=[pki.fingerprint(new)], replace=True)
+    assert admitted.store.snapshot().pins["south.example"] == (south.root, new)
+
+
+def test_a_removed_peer_is_gone_at_once(admitted: Institution, south: Institution) -> None:
+    """From a store that had read it; whom nobody admitted cannot be removed."""
+    store = admitted.store
+    assert store.get("south.example").identity == south.identity
+    admitted.store.remove("south.example")
+    assert "south.example" not in store.snapshot().pins
+    for act in (store.get, store.remove):
+        with pytest.raises(PeerNotFound):
+            act("south.example")
+
+
+def test_what_raises_before_a_change_prevents_it(admitted: Institution) -> None:
+    """The line of the audit log comes first."""
+
+    def full() -> None:
+        raise OSError("no room for the line")
+
+    written = admitted.store.file.read_bytes()
+    for act in (admitted.store.remove, admitted.store.suspend):
+        with pytest.raises(OSError, match="no room"):
+            act("south.example", before=full)
+    with pytest.raises(OSError, match="no room"):
+        admitted.store.withdraw(ALICE, before=full)
+    assert admitted.store.file.read_bytes() == written
+
+
+def test_a_suspension_is_on_the_disk_and_ends_when_it_is_lifted(admitted: Institution) -> None:
+    """Another store of the same folder, as after a restart, knows it; the peer's entry stays as it was."""
+    before = admitted.store.list()
+    assert admitted.store.suspend("south.example", reason="audit until Friday")
+    assert not admitted.store.suspend("south.example")
+    assert admitted.store.list() == before
+    with pytest.raises(PeerSuspended, match="audit until Friday"):
+        admitted.store.get("south.example")
+    moved = replace(before[0], address="moved.example:1")
+    admitted.store.add(moved, fingerprints=[], replace=True)
+    with pytest.raises(PeerSuspended):
+        admitted.store.get("south.example")
+    assert admitted.store.resume("south.example")
+    assert not admitted.store.resume("south.example")
+    assert admitted.store.get("south.example") == moved
+
+
+def test_a_peer_that_is_removed_is_not_suspended_when_it_is_admitted_again(admitted: Institution) -> None:
+    """The operator who admits it again has just compared its fingerprint."""
+    admitted.store.suspend("south.example")
+    (peer,) = admitted.store.list()
+    admitted.store.remove("south.example")
+    admitted.store.add(peer, fingerprints=peer.fingerprints)
+    assert admitted.store.get("south.example") == peer
+
+
+@pytest.mark.parametrize("reason", ["two\nlines", "x" * (MAX_REASON + 1)])
+def test_a_reason_is_one_line(admitted: Institution, reason: str) -> None:
+    """Nothing is written otherwise."""
+    with pytest.raises(InputError, match="reason"):
+        admitted.store.suspend("south.example", reason=reason)
+    with pytest.raises(InputError, match="comment"):
+        admitted.store.withdraw(ALICE, comment=reason)
+    assert not admitted.store.snapshot().suspended
+    assert not admitted.store.snapshot().withdrawn
+
+
+def test_withdrawing_and_reinstating(north: Institution) -> None:
+    """A second time changes nothing, and keeps the first comment."""
+    store = north.store
+    assert store.withdraw(ALICE, comment="Gerät verloren")
+    assert not store.withdraw(ALICE, comment="again")
+    assert store.snapshot().withdrawn == {ALICE: "Gerät verloren"}
+    with pytest.raises(PolicyDenied, match="withdrawn") as refused:
+        store.snapshot().refuse_withdrawn(ALICE)
+    assert f"ddib pki reinstate {ALICE}" in refused.value.hint
+    assert store.reinstate(ALICE)
+    assert not store.reinstate(ALICE)
+    store.snapshot().refuse_withdrawn(ALICE)
+
+
+@pytest.mark.parametrize("how", ["torn", "empty", "name", "removed", "link", "folder", "pipe", "large"])
+def test_a_store_that_cannot_be_read_changes_nothing_and_is_a_problem(
+    admitted: Institution, how: str
+) -> None:
+    """A running node goes on refusing whom it refused; a start is refused, and so is a change."""
+    store, path = admitted.store, admitted.store.file
+    store.withdraw(ALICE)
+    before = store.snapshot()
+    data = path.read_bytes()
+    path.unlink()
+    if how == "link":
+        path.symlink_to(path.with_name("nowhere"))
+    elif how == "folder":
+        path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how != "removed":
+        path.touch(0o600)
+        path.write_bytes(
+            {
+                "torn": data[:-9],
+                "empty": b"",
+                "name": data.replace(b"client/alice", b"CLIENT/alice"),
+                "large": data + b" " * (4 << 20),
+            }[how]
+        )
+    assert store.snapshot() is before
+    assert "trust.json" in (store.problem or "")
+    with pytest.raises(DdibError, match=r"trust\.json"):
+        admitted.store.snapshot()
+    with pytest.raises(DdibError, match=r"trust\.json"):
+        admitted.store.reinstate(ALICE)
+
+
+def test_a_store_that_others_may_write_is_not_used(admitted: Institution) -> None:
+    """Whoever could write it could admit a peer."""
+    admitted.store.file.chmod(0o666)
+    with pytest.raises(DdibError, match="can be read by others"):
+        admitted.store.snapshot()
+
+
+def test_a_change_within_the_resolution_of_time_stamps_is_seen(admitted: Institution) -> None:
+    """Same inode, same size, same time stamp: only the content differs."""
+    store, path = admitted.store, admitted.store.file
+    assert store.get("south.example").address == "127.0.0.1:7443"
+    stamp = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"127.0.0.1:7443", b"127.0.0.1:7444"))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert store.get("south.example").address == "127.0.0.1:7444"
+
+
+def test_own_roots_that_become_unreadable_stay_in_use_and_are_a_problem(admitted: Institution) -> None:
+    """The node's own clients are not locked out; a peer that is removed meanwhile is."""
+    store = admitted.store
+    assert store.snapshot().own_roots == (admitted.root,)
+    (admitted.pki / "roots.pem").unlink()
+    assert store.snapshot().own_roots == (admitted.root,)
+    assert "roots.pem" in (store.problem or "")
+    store.remove("south.example")
+    assert not store.list()
+
+
+def test_reload_says_what_changed(north: Institution, south: Institution) -> None:
+    """For the operator's terminal."""
+    store = north.store
+    store.snapshot()
+    assert store.reload() == []
+    north.admit(south)
+    root = f"root {pki.fingerprint(south.root)} of south.example"
+    assert store.reload() == [f"added peer south.example: {south.identity} at {south.peer().address}", root]
+    north.store.add(south.peer("elsewhere:1"), fingerprints=[], replace=True)
+    assert store.reload() == [f"changed peer south.example: {south.identity} at elsewhere:1", root]
+    north.store.remove("south.example")
+    assert store.reload() == ["removed peer south.example"]
+    north.store.withdraw(ALICE)
+    assert store.reload() == [f"withdrew {ALICE}"]
+    store.file.write_bytes(b"")
+    (not_read,) = store.reload()
+    assert not_read.startswith("not read: ")
+
+
+def test_a_suspended_caller_reads_why_and_is_served_again_later(node: Listening, north: Institution) -> None:
+    """On the connection that it has; what the operator wrote stays on this node."""
+    with node.stub(north) as stub:
+        stub.DescribeDomain(ASK, timeout=5)
+        node.south.store.suspend("north.example", reason="secret matter")
+        with pytest.raises(grpc.RpcError) as error:
+            stub.DescribeDomain(ASK, timeout=5)
+        found = from_rpc_error(error.value, HOP)
+        assert type(found) is PeerSuspended
+        assert found.facts == {"peer": "north.example", "by": "west.example"}
+        assert "secret" not in str(error.value.trailing_metadata()) + error.value.details()
+        node.south.store.resume("north.example")
+        stub.DescribeDomain(ASK, timeout=5)
+
+
+def test_a_suspended_callers_idle_stream_is_ended(node: Listening, north: Institution) -> None:
+    """Nothing is sent in either direction; it ends, and the refusal is in the audit log."""
+    requests = Requests()
+    with node.stub(north) as stub:
+        call = stub.Decode(requests, timeout=10)
+        requests.send(pb.DecodeRequest())
+        next(call)
+        node.south.store.suspend("north.example")
+        assert node.auth.calls.sweep() == 1
+        with pytest.raises(grpc.RpcError):
+            next(call)
+    assert node.echo.ended.wait(10)
+    assert [(act, line["reason"]) for act, line in node.audit] == [("refused", "PEER_SUSPENDED")]
+    requests.close()
+
+
+def test_a_withdrawn_caller_is_refused_also_while_the_store_is_damaged(
+    node: Listening, north: Institution
+) -> None:
+    """Over mutual TLS, with a certificate that is good."""
+    store = node.south.store
+    with node.stub(north) as stub:
+        store.withdraw(north.identity)
+        for data in (store.file.read_bytes(), b""):
+            store.file.write_bytes(data)
+            with pytest.raises(grpc.RpcError) as error:
+                stub.DescribeDomain(ASK, timeout=5)
+            assert type(from_rpc_error(error.value, HOP)) is PeerUnknown
+
+
+def test_the_channel_to_a_suspended_peer_is_closed_at_once(node: Listening, north: Institution) -> None:
+    """Streams to it end with it; resumed, there is another."""
+    north.admit(node.south, node.address)
+    channels = tls.PeerChannels(north.pki, north.store)
+    try:
+        ask = channels.get("west.example").unary_unary(
+            DESCRIBE,
+            request_serializer=pb.DescribeDomainRequest.SerializeToString,
+            response_deserializer=pb.DescribeDomainResponse.FromString,
+        )
+        ask(ASK, timeout=5)
+        north.store.suspend("west.example")
+        channels.refresh()
+        with pytest.raises((grpc.RpcError, ValueError)):
+            ask(ASK, timeout=5)
+        with pytest.raises(PeerSuspended):
+            channels.get("west.example")
+        north.store.resume("west.example")
+        assert channels.get("west.example") is not None
+    finally:
+        channels.close()
+
+
+def test_a_certificate_is_verified_again_when_its_root_has_ended(
+    north: Institution, south: Institution
+) -> None:
+    """The leaf itself is good for longer, and nothing else has changed."""
+    south.admit(north)
+    now = NOW
+    verifier = Verifier(south.store, lambda: now)
+    end = north.root.not_valid_after_utc
+    leaf = forge(north.authority, names("north.example"), end=end + timedelta(days=400))
+    assert verifier.verify(leaf) is verifier.verify(leaf)
+    now = end - timedelta(seconds=1)
+    verifier.verify(leaf)
+    now = end
+    with pytest.raises(Unauthenticated, match="the root of north"):
+        verifier.verify(leaf)
+
+
+def test_a_call_ends_when_its_institution_names_another_node(north: Institution, south: Institution) -> None:
+    """The root is still pinned and the certificate still good: only the peer file names another node now."""
+    south.admit(north)
+    policy = Policy(institution="south.example", roles=("target",), issuer=False)
+    leaf = forge(north.authority, names("north.example"))
+    call = Admission(leaf, DESCRIBE, Verifier(south.store, lambda: NOW), policy)
+    call.check()
+    other = replace(north.peer(), identity=Identity("north.example", "node", "node-2"))
+    south.store.add(other, fingerprints=[], replace=True)
+    with pytest.raises(PeerUnknown):
+        call.check()

@@ -1,0 +1,181 @@
+"""An HTTP CONNECT proxy is used where the configuration names it, carries ciphertext, and is named when it fails."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.errors import ConfigError, DdibError
+from ddib_fed.protocol.addresses import Proxy
+from ddib_fed.security import tls
+from ddib_fed.security.diagnosis import Diagnosis, diagnose, may_pass
+from ddib_fed.security.pki import certificate_pem
+from ddib_fed.v1 import decoding_pb2_grpc
+from tests.cli.client.answers import listening
+from tests.node.institutions import Institution
+from tests.node.listening import ASK, Listening
+from tests.security.connect_proxy import proxying
+
+
+@pytest.fixture
+def north(tmp_path: Path) -> Institution:
+    return Institution("north.example", tmp_path / "north")
+
+
+@pytest.fixture
+def node(tmp_path: Path, north: Institution) -> Iterator[Listening]:
+    """South's node, known to north."""
+    south = Institution("south.example", tmp_path / "south")
+    south.admit(north)
+    listening = Listening(south)
+    north.admit(south, listening.address)
+    yield listening
+    listening.close()
+
+
+def look(node: Listening, north: Institution, proxy: Proxy, address: str = "", **more: float) -> Diagnosis:
+    return diagnose(
+        address or node.address,
+        server_name="node-1.south.example",
+        pki_folder=north.pki,
+        roots_pem=certificate_pem(node.south.root),
+        proxy=proxy,
+        **more,
+    )
+
+
+def asked(north: Institution, proxy: Proxy | None) -> str:
+    """Who south says is calling."""
+    channels = tls.PeerChannels(north.pki, north.store, proxy=proxy)
+    try:
+        stub = decoding_pb2_grpc.DecodingServiceStub(channels.get("south.example"))
+        return stub.DescribeDomain(ASK, timeout=10).side.institution
+    finally:
+        channels.close()
+
+
+@pytest.mark.parametrize("login", ["", "north:a secret: with a colon"])
+def test_peers_are_dialled_through_the_proxy_which_sees_ciphertext(
+    login: str, node: Listening, north: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment says; what crosses the proxy begins as TLS and holds none of the words that cross."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "*")
+    with proxying(login=login) as proxy:
+        assert asked(north, Proxy(proxy.address, login)) == "spiffe://north.example/node/node-1"
+        assert proxy.asked == [node.address]
+        carried = bytes(proxy.carried)
+    assert carried.startswith(b"\x16\x03")
+    assert len(carried) > 2_000
+    for word in (b"spiffe", b"DescribeDomain", b"ddib_fed", b"Issuing", b"north.example"):
+        assert word not in carried, word
+
+
+def test_the_environment_alone_names_no_proxy(
+    node: Listening, north: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC would obey it."""
+    with proxying() as proxy:
+        for name in ("https_proxy", "http_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        assert asked(north, None) == "spiffe://north.example/node/node-1"
+        assert proxy.asked == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause", "words"),
+    [
+        ("403 Forbidden", "proxy-refused", "answered 403 (Forbidden)"),
+        ("407 Proxy Authentication Required", "proxy-refused", "it asks for a login"),
+        ("503 Service Unavailable", "no-connection", "cannot reach"),
+        ("403 \x1b[2J", "proxy-refused", "no HTTP proxy"),
+    ],
+)
+def test_a_proxy_that_opens_no_tunnel_is_named(
+    answer: str, cause: str, words: str, node: Listening, north: Institution
+) -> None:
+    """With its answer, which cannot steer a terminal, and what to do."""
+    with proxying(answer=answer) as proxy:
+        finding = look(node, north, Proxy(proxy.address))
+    assert (finding.cause, words in finding.text, finding.text.isprintable()) == (cause, True, True), finding
+    assert node.address in finding.text + finding.remedy
+    assert may_pass(cause) == (cause == "no-connection")
+
+
+def test_a_wrong_login_is_told_from_a_missing_one(node: Listening, north: Institution) -> None:
+    """Neither is shown."""
+    with proxying(login="north:right") as proxy:
+        finding = look(node, north, Proxy(proxy.address, "north:wrong"))
+    assert finding.cause == "proxy-refused"
+    assert "is not accepted" in finding.text
+    assert "wrong" not in f"{finding.text}{finding.remedy}{Proxy(proxy.address, 'north:wrong')}"
+
+
+def test_a_proxy_that_is_off_is_not_the_node(node: Listening, north: Institution) -> None:
+    """Its port is taken and not listened on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        finding = look(node, north, Proxy(address))
+    assert finding.cause == "proxy-unreachable"
+    assert f"nothing listens at {address}" in finding.text
+
+
+def _ssh(connection: socket.socket) -> None:
+    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+    connection.recv(4096)
+
+
+def _flood(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"x" * 50_000)
+    connection.recv(4096)
+
+
+def _nothing(connection: socket.socket) -> None:
+    connection.recv(4096)
+
+
+@pytest.mark.parametrize("answer", [_ssh, _nothing, _flood])
+def test_what_is_no_proxy(
+    answer: Callable[[socket.socket], None], node: Listening, north: Institution
+) -> None:
+    """Another server, one that closes, and one whose headers never end."""
+    with listening(answer) as address:
+        assert look(node, north, Proxy(address), timeout_s=2.0).cause == "proxy-refused"
+
+
+def test_an_answer_that_trickles_ends_in_time() -> None:
+    """The time is for all of the answer, not for each byte."""
+    over = threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        for _ in range(100):
+            if over.wait(0.02):
+                break
+            connection.sendall(b"x")
+
+    with listening(trickle) as address, pytest.raises(TimeoutError):
+        Proxy(address).connect("south.example:7443", 0.2)
+    over.set()
+
+
+def test_a_login_is_a_private_file(tmp_path: Path) -> None:
+    """One line of USER:PASSWORD that nobody else can read."""
+    file = tmp_path / "proxy.login"
+    file.write_text("north:secret\n")
+    file.chmod(0o644)
+    with pytest.raises(DdibError, match=r"chmod 600|read"):
+        Proxy.of("http://proxy:3128", file)
+    file.chmod(0o600)
+    found = Proxy.of("http://proxy:3128", file)
+    assert found == Proxy("proxy:3128", "north:secret")
+    assert "secret" not in repr(found)
+    file.write_text("no password")
+    with pytest.raises(ConfigError, match="USER:PASSWORD"):
+        Proxy.of("http://proxy:3128", file)
+    with pytest.raises(ConfigError, match="without proxy"):
+        Proxy.of(None, file)
