@@ -14,8 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places
-from ddib_fed.diffusion.guidance import Wrapped
+from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.diffusion.solvers import Draw, Solver
@@ -166,19 +165,3 @@ def angle(start: Tensor, end: Tensor) -> float:
     # atan2 of the two halves keeps its digits where acos of a product near 1 loses them (Kahan).
     a, b = a / a.norm(), b / b.norm()
     return 2.0 * math.atan2(float((a - b).norm()), float((a + b).norm()))
-
-
-def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """R x for x (N, C, ...) and R (C, C) of its dtype and device."""
-    return torch.einsum("ij,nj...->ni...", rotation, x)
-
-
-class Rotated(Wrapped):
-    def __init__(self, denoiser: Denoiser, rotation: Tensor) -> None:
-        super().__init__(denoiser)
-        self.rotation = rotation
-
-    def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
-        """As `Denoiser.at`, x and v in the rotated basis."""
-        rotation = self.rotation.to(x.dtype)
-        return rotated(self.inner.at(rotated(x, rotation.T), places, cond), rotation)

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.diffusion import gaussianity
-from ddib_fed.diffusion.bridge import integrate, rotated, soften
+from ddib_fed.diffusion.bridge import integrate, soften
 from ddib_fed.diffusion.gaussianity import PATCH, LatentStatistics, measure
+from ddib_fed.diffusion.guidance import rotated
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Leg

@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.diffusion import bridge
-from ddib_fed.diffusion.bridge import Rotated, rotated
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, on_device
 from ddib_fed.diffusion.grids import Frame
-from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
+from ddib_fed.diffusion.guidance import (
+    Classifier,
+    ClassifierFree,
+    ClassifierGuided,
+    Clipped,
+    Rotated,
+    rotated,
+)
 from ddib_fed.diffusion.plans import SOLVERS, Plan, SolverSettings, plan
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
 from ddib_fed.engine.party import Array, Labels

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import Rotated, integrate, rotated
+from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.grids import make_grid
+from ddib_fed.diffusion.guidance import Rotated, rotated
 from ddib_fed.diffusion.schedule import CosineSchedule
 from ddib_fed.diffusion.solvers import unipc
 from ddib_fed.networks.spectrum import SpectralFrame
