@@ -56,8 +56,8 @@ class Engine:
 
     def __init__(self, kind: Kind) -> None:
         bundle = pretrained(kind.domain)
-        warm = Recipe(bundle, device="cpu", threads=1, merge_rows=0, merge_pixels=0).warm()
-        self.kind, self.batcher = kind, warm.batcher
+        self.kind = kind
+        self.batcher = Recipe(bundle, device="cpu", threads=1, merge_rows=0, merge_pixels=0).warm()
         self.model = DomainModel(bundle)
         self._alone = Batcher(self.model, rows=1 << 20, threads=1, beside=False)
 

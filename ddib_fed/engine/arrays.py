@@ -7,12 +7,14 @@ from its row, so it is the same in any batch.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from ddib_fed.data.synthetic import normals, uniforms
 from ddib_fed.diffusion.bridge import Way, interpolate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import LocalParty, only
@@ -30,13 +32,13 @@ from ddib_fed.engine.party import (
     Leg,
     Noise,
     OnStep,
+    RowDraw,
     ToDecode,
     ToEncode,
     ToTranslate,
     TranslatedItem,
     translate,
 )
-from ddib_fed.engine.softening import picture_draw, point_draw, seeded_noise
 from ddib_fed.errors import DdibError, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
@@ -260,3 +262,33 @@ def _softening(model: DomainModel, digest: bytes) -> Noise:
 def _digest(picture: Array, seed: int) -> bytes:
     little = np.ascontiguousarray(picture, dtype="<f4")
     return hashlib.sha256(f"{seed} {little.shape} ".encode() + little.tobytes()).digest()
+
+
+# Apart from the streams that training draws from, whose second number is a step.
+_STREAM = 1 << 62
+_STEPS = 1 << 32
+
+
+def point_draw(seed: int, leg: int, dim: int) -> RowDraw:
+    """Noise for points of `dim` coordinates."""
+
+    def draw(step: int, rows: slice) -> Array:
+        columns, count = 2 * math.ceil(dim / 2), rows.stop - rows.start
+        u = uniforms(seed, _STREAM + leg * _STEPS + step, count, columns, first=rows.start)
+        pairs = [normals(u[:, i : i + 2]) for i in range(0, columns, 2)]
+        noise: Array = np.concatenate(pairs, axis=1)[:, :dim].astype(np.float32)
+        return noise
+
+    return draw
+
+
+def seeded_noise(model: DomainModel, digest: bytes, purpose: str) -> Array:
+    """Standard normal (1, *sample_shape), one seed for each digest, purpose and model."""
+    mixed = hashlib.sha256(digest + f" {purpose} {model.bundle.digest}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little"))
+    noise: Array = torch.randn((1, *model.sample_shape), generator=generator).numpy()
+    return noise
+
+
+def picture_draw(model: DomainModel, digest: bytes, purpose: str) -> RowDraw:
+    return lambda step, rows: seeded_noise(model, digest, f"{purpose} step {step}")[rows]

@@ -272,7 +272,7 @@ class Batcher:
         threads: int | None = None,
         beside: bool = True,
     ) -> None:
-        self._model = model
+        self.model = model
         self.rows, self.threads, self.beside = rows, threads, beside
         self._cost = cost or (lambda count: count + rows / 8)
         self._scheduler = Scheduler(rows, self._cost)
@@ -359,7 +359,7 @@ class Batcher:
         for member in fresh:
             try:
                 member.control.check()
-                member.begin(member.trajectory.on(self._model))
+                member.begin(member.trajectory.on(self.model))
             except Exception as error:  # noqa: BLE001 - any failure goes to the caller's future
                 member.future.set_exception(error)
                 member.close()

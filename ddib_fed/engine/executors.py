@@ -55,7 +55,7 @@ class WarmModel:
     """A model with its batcher in a worker."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._batcher = recipe.warm().batcher
+        self._batcher = recipe.warm()
         self._controls: dict[int, Control] = {}
         self._steps: dict[int, tuple[int, int]] = {}
         self._counted = (0, 0)

@@ -286,9 +286,9 @@ class ServingParty(LocalParty):
             self.threads = recipe.get("threads") or 1
             super().__init__(DomainModel(bundle, classifier=classifier), pool)
             return
-        made = Recipe(bundle, classifier, **recipe).warm()
-        self.threads = made.threads
-        super().__init__(made.model, made.batcher)
+        batcher = Recipe(bundle, classifier, **recipe).warm()
+        self.threads = batcher.threads or 1
+        super().__init__(batcher.model, batcher)
 
     @property
     def place(self) -> str:

@@ -25,11 +25,11 @@ from ddib_fed.engine.arrays import (
     OnProgress,
     draw_samples,
     interpolate_pictures,
+    point_draw,
     turns,
 )
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.party import ToDecode
-from ddib_fed.engine.softening import point_draw
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation import plots
 from ddib_fed.evaluation.metrics import distances_to_domain, picture_rule

@@ -97,11 +97,11 @@ def test_a_model_is_measured_where_it_works(bundle, tmp_path) -> None:
     path = tmp_path / "engine.json"
     told = {"merge_rows": 0, "merge_pixels": 0, "device": "cpu", "threads": 1}
     warm = Recipe(bundle, costs=path, **told).warm()
-    warm.batcher.close()
+    warm.close()
     (kept,) = json.loads(path.read_text()).values()
-    assert str(warm.batcher.rows) in kept
+    assert str(warm.rows) in kept
     key = key_of(model, dtype="float32", threads=1, compiling=False)
     path.write_text(json.dumps({key: {"1": None}}))
-    Recipe(bundle, costs=path, **told).warm().batcher.close()
+    Recipe(bundle, costs=path, **told).warm().close()
     assert json.loads(path.read_text()).keys() == {key}
     assert key != key_of(model, dtype="bfloat16", threads=1, compiling=False)

@@ -67,7 +67,7 @@ def bundle():
 def make(kind, workers=2):
     recipe = Recipe(bundle(), device="cpu", threads=1)
     if kind == "inline":
-        return recipe.warm().batcher
+        return recipe.warm()
     if kind == "processes":
         return process_pool(recipe, workers=workers)
     # Actors are nicer than what else runs here, and would hardly run at all.
