@@ -31,7 +31,7 @@ from ddib_fed.engine.batcher import Scheduler
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.party import Control
 from ddib_fed.engine.stack import End, Member, Trajectory
-from ddib_fed.errors import Draining, InternalError, NotReady, SettingsInvalid
+from ddib_fed.errors import Cancelled, Draining, InternalError, NotReady, SettingsInvalid
 
 log = logging.getLogger(__name__)
 
@@ -399,23 +399,23 @@ class Pool:
 
     def _watch(self) -> None:
         """Answer callers whose work was cancelled or is late, and end workers that hang."""
-        with self._changed:
-            while not self._closed:
-                for queued in list(self._work.values()):
-                    if (error := queued.control.error) is None:
-                        continue
+        while not self._closed:
+            with self._changed:
+                self._changed.wait(LOOK_S)
+                over = [queued for queued in self._work.values() if queued.control.over]
+                for queued in over:
+                    del self._work[queued.number]
                     if queued.worker is None:
                         self._scheduler.remove(queued)
                     else:
                         queued.worker.cancelled.append(queued.number)
                         self._changed.notify_all()
-                    del self._work[queued.number]
-                    queued.answer(error)
-                for worker in self._workers.values():
-                    if worker.rows and time.monotonic() > worker.heard + SILENT_S:
-                        log.warning("%s %s gives no sign of life", self._what, worker.name)
-                        worker.kill()
-                self._changed.wait(LOOK_S)
+                hang = [w for w in self._workers.values() if w.rows and time.monotonic() > w.heard + SILENT_S]
+            for queued in over:  # without the lock: callers may submit more
+                queued.answer(queued.control.error or Cancelled())
+            for worker in hang:
+                log.warning("%s %s gives no sign of life", self._what, worker.name)
+                worker.kill()
 
     def _stays(self, place: int) -> bool:
         with self._changed:
@@ -518,8 +518,10 @@ class Pool:
         hopeless: list[_Queued] = []
         with self._changed:
             worker.gone = True
-            had = [queued for queued in worker.work.values() if not (self._closed or queued.future.done())]
-            for queued in reversed(had):
+            for queued in reversed(worker.work.values()):
+                if self._closed or queued.future.done():
+                    self._work.pop(queued.number, None)
+                    continue
                 queued.deaths += worker.blamed
                 queued.worker = None
                 if queued.deaths >= MOST_DEATHS and len(worker.work) == 1:

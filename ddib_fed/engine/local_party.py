@@ -12,7 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -374,19 +375,17 @@ def submit_ranges(
     def one_done(future: Future[End]) -> None:
         nonlocal left
         with lock:
-            if whole.done():
-                return
             left -= 1
+            last = left == 0
+        with suppress(InvalidStateError):  # another range's error came first
             try:
                 end = future.result()
-                if left == 0:
+                if last:
                     ends = [each.result() for each in futures]
                     end = End(torch.cat([each.x for each in ends]), min(each.evaluations for each in ends))
-            except BaseException as error:  # noqa: BLE001 - the first error of any range, or no memory for the whole
-                whole.set_exception(error)
-            else:
-                if left == 0:
                     whole.set_result(end)
+            except Exception as error:  # noqa: BLE001 - of a range, or no memory for the whole: the only answer
+                whole.set_exception(error)
 
     parts = [trajectory.part(start, min(start + most, trajectory.rows)) for start in starts]
     futures = [executor.submit(part, control=control, on_step=count) for part in parts]
