@@ -33,36 +33,6 @@ def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     return tensor.to(device, dtype or tensor.dtype)
 
 
-def to_host(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy `tensor` to the host; what is returned waits for that copy alone, and gives it."""
-    if tensor.device.type != "cuda":
-        host = tensor.cpu()
-        return lambda: host
-    stream = _copies(tensor.device)
-    stream.wait_stream(torch.cuda.current_stream(tensor.device))
-    with torch.cuda.stream(stream):
-        staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        staged.copy_(tensor, non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record(stream)
-    tensor.record_stream(stream)  # its memory is not given to another tensor before the copy is done
-
-    def arrived() -> Tensor:
-        done.synchronize()
-        return staged
-
-    return arrived
-
-
-_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def _copies(device: torch.device) -> torch.cuda.Stream:
-    if device not in _STREAMS:
-        _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return _STREAMS[device]
-
-
 Run = Callable[[Tensor, Tensor, Tensor | None, Mapping[str, Any]], Tensor]
 """Answers for a network: (x, times on the host, rows that point into them, further arguments)."""
 

@@ -480,8 +480,10 @@ class Pool:
             return
         if not worker.rows:
             raise InternalError(f"a {self._what} ended before it was ready")
+        if self._closed:
+            return
         with self._changed:
-            self._replaced += not self._closed
+            self._replaced += 1
         if not worker.why:
             worker.blamed, worker.why = self._blames, "ended"
         log.warning("%s %s %s; its work is done again by another", self._what, worker.name, worker.why)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.bridge import OnStep, integrate
-from ddib_fed.diffusion.denoiser import on_device, to_host
+from ddib_fed.diffusion.denoiser import on_device
 from ddib_fed.engine.batcher import Batcher, Executor
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.executors import Pool
@@ -168,13 +168,13 @@ class LocalParty:
             labels = trajectory.label
             part = replace(trajectory, x=x[rows], label=None if labels is None else labels[rows])
             work, control = part.on(model), leg.control or Control()
-            return to_host(integrate(work.solver, work.denoiser, on_step=lambda *_: control.check()))()
+            return integrate(work.solver, work.denoiser, on_step=lambda *_: control.check()).cpu()
 
         def finish() -> Encoded | Failed:
             found = future.result()
             try:
                 allowances = self._allowances(leg, sigma)
-                made = Made(found.evaluations, to_host(x)(), again, allowances, item.samples)
+                made = Made(found.evaluations, x.cpu(), again, allowances, item.samples)
                 return self._encoded(item.number, found, leg, made)
             except ITEM_ERRORS as error:
                 return Failed(item.number, error)
@@ -188,8 +188,7 @@ class LocalParty:
         return own if math.isclose(own.soften_sigma, sigma) else None
 
     def _encoded(self, number: int, found: Integrated, leg: Leg, made: Made) -> Encoded:
-        # Judged on the host: on the device a judgement would wait for what is computed there for others.
-        latent = to_host(found.x)()
+        latent = found.x.cpu()  # on the device a judgement would wait for what is computed there for others
         statistics = pass_latent(latent, leg, made)
         check_samples(self.model, latent.numpy())
         return Encoded(number, Latent.from_array(latent.numpy()), statistics, found.seconds)
@@ -228,7 +227,7 @@ class LocalParty:
         def finish() -> Decoded | Failed:
             found, again = first.result(), returned.result()
             try:
-                normalised = to_host(model.out_of_basis(found.x, leg.calibration))().numpy()
+                normalised = model.out_of_basis(found.x, leg.calibration).cpu().numpy()
                 check_samples(model, normalised)
                 latent = (
                     self._encoded(number, again, leg, Made(again.evaluations)) if leg.round_trip else None

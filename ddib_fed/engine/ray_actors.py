@@ -29,7 +29,7 @@ from ddib_fed.engine.executors import (
     start_process,
     unpack,
 )
-from ddib_fed.errors import ConfigError, NotReady, missing
+from ddib_fed.errors import ConfigError, InternalError, NotReady, missing
 from ddib_fed.version import __version__
 
 LOCAL: Final = "local"
@@ -79,7 +79,10 @@ def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int 
 
 
 def _joined(cluster: Connection) -> tuple[str, int]:
-    kind, *what = cluster.recv()
+    try:
+        kind, *what = cluster.recv()
+    except EOFError as error:
+        raise InternalError("the process that joins the Ray cluster ended") from error
     if kind == "refused":
         raise what[0]
     return what[0], what[1]
