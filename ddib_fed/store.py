@@ -1,4 +1,4 @@
-"""The node's one SQLite database: jobs, items and the audit log, private, in WAL mode, with `synchronous=FULL`.
+"""The node's one SQLite database: jobs, items, quotas and the audit log, private, in WAL mode, with `synchronous=FULL`.
 
 A write is a function of a `Transaction`. One thread takes the writes that were queued, runs each in a savepoint of one
 transaction, syncs the new files that they name, commits once, and only then resolves their futures: what a resolved
@@ -29,7 +29,7 @@ T = TypeVar("T")
 Rows = Sequence[sqlite3.Row]
 Read = Callable[..., Rows]
 
-SCHEMA: Final = 8
+SCHEMA: Final = 9
 """Counts the changes of `_TABLES`; a database of another number is refused."""
 MOST_WRITES: Final = 256
 """In one transaction: how long a single write may wait for others."""
@@ -43,6 +43,9 @@ _DISK_ERRORS: Final = {
 _TABLES: Final = (
     "CREATE TABLE audit (number INTEGER PRIMARY KEY, line TEXT NOT NULL) STRICT",
     "CREATE TABLE node_state (key TEXT PRIMARY KEY, value REAL NOT NULL)",
+    """CREATE TABLE quotas (
+        quota TEXT NOT NULL, who TEXT NOT NULL, since REAL NOT NULL, spent INTEGER NOT NULL, PRIMARY KEY (quota, who)
+    ) STRICT""",
     """CREATE TABLE jobs (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         job_id TEXT NOT NULL UNIQUE,

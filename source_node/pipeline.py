@@ -49,7 +49,8 @@ from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 from source_node.events import EventHub
 from source_node.intake import Intake, ItemWork, Numbers, rows_about
 from source_node.records import PENDING_ITEMS, NewFile, SpoolPart, StoredItem, StoredJob, error_record
-from source_node.remote import RemoteParty, Remotes
+from source_node.remote import Remotes
+from source_node.remote_party import RemoteParty
 from source_node.store import JobStore
 from source_node.submission import calibration_of, check_allowed
 

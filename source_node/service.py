@@ -426,7 +426,7 @@ class SourceService:
 
 
 class _SourceRole:
-    """Entry point of `ddib_fed.roles`."""
+    """What `node.role.find_roles` finds."""
 
     name = "source"
 

@@ -38,9 +38,7 @@ from ddib_fed.node.interceptors import READ_AHEAD, Pace, Slots, caller
 from ddib_fed.node.model import MEDIA_FORMATS, limits_of
 from ddib_fed.node.policy import (
     Charge,
-    check_depth,
-    check_encoder,
-    check_evaluations,
+    check_settings,
     check_target,
     client_charges,
     evaluations_of,
@@ -199,9 +197,7 @@ def check_allowed(owner: str, request: JobHeader, config: NodeConfig) -> None:
     policy, settings = config.policy, solver_settings(request.solver)
     client = Identity.parse(owner).name
     check_target(client, request.target_institution, request.target_domain, policy)
-    check_depth(settings, policy)
-    check_encoder(settings, policy)
-    check_evaluations(settings, policy.least_evaluations, where=config.node.institution)
+    check_settings(settings, policy, where=config.node.institution)
 
 
 def check_peer(request: JobHeader, peer: Described) -> None:

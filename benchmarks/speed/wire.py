@@ -42,8 +42,7 @@ from ddib_fed.protocol.contract import Contract, ContractSide
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from source_node.decode_call import PeerAnswer
-from source_node.remote import Remote, Remotes
+from source_node.remote import PeerAnswer, Remote, Remotes
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_institution
 

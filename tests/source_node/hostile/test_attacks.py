@@ -20,7 +20,8 @@ from ddib_fed.latent import Latent
 from ddib_fed.protocol.latent import approve
 from ddib_fed.security import tls
 from ddib_fed.security.audit import Exchanged
-from source_node.remote import RemoteParty, Remotes
+from source_node.remote import Remotes
+from source_node.remote_party import RemoteParty
 from source_node.store import Staging
 from tests.e2e.harness import free_port
 from tests.node.tiny_nodes import gaussian, make_institution, npy

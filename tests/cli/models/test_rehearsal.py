@@ -1,0 +1,152 @@
+"""Two folders become two models, translations both ways and one page; what was stopped goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.rehearsal import Rehearsal, rehearse, sides_of
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.errors import StateConflict, UsageError
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training.config import TrainConfig
+from tests.training.examples import blobs
+
+pytestmark = pytest.mark.slow
+
+CONFIG = TrainConfig(
+    kind="pictures",
+    size=8,
+    network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 1, "spectral": True},
+    batch=8,
+    steps=6,
+    warmup=2,
+    checkpoint_every=3,
+    samples=2,
+    soften_sigma=0.02,
+    held_out=0.3,
+)
+
+
+class StoppedError(Exception):
+    """What stands for a kill."""
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Grey spots, bright on dark and dark on bright; one picture is in both folders."""
+    for folder, seed, flipped in (("bright", 1, False), ("dark", 2, True)):
+        (tmp_path / folder).mkdir()
+        for number, picture in enumerate(blobs(24, seed, channels=1)):
+            pixels = np.ascontiguousarray(picture.transpose(1, 2, 0))
+            path = tmp_path / folder / f"{number:02d}.png"
+            path.write_bytes(encode_png(255 - pixels if flipped else pixels))
+    (tmp_path / "dark" / "stray.png").write_bytes((tmp_path / "bright" / "00.png").read_bytes())
+    return tmp_path
+
+
+def wanted(two):
+    return Rehearsal(two / "bright", two / "dark", two / "out", CONFIG, pictures=5, evaluations=12)
+
+
+def stop_at(part, step):
+    """What stops a rehearsal at a step of one of its parts."""
+
+    def on_progress(what, done, total, remark):
+        if what.startswith(part) and done >= step:
+            raise StoppedError
+
+    return on_progress
+
+
+def test_a_rehearsal_ends_with_a_page_two_models_and_results_both_ways(two):
+    """Another one is not mixed into its folder; told to start again, it removes what is there."""
+    said = []
+    page = rehearse(wanted(two), say=said.append)
+    text = page.read_text(encoding="utf-8")
+    for part in ("bright to dark", "dark to bright", "What to try next", "1 pictures are in both folders"):
+        assert part in text
+    assert not [scheme for scheme in ("http:", "https:") if scheme in text]
+    assert load_bundle(two / "out" / "a").manifest.domain == "bright"
+    assert load_bundle(two / "out" / "b").manifest.soften_sigma == 0.02
+    assert (two / "out" / "b-to-a" / "sheet.png").exists()
+    assert any("24 pictures, 0 left out" in line for line in said)
+
+    other = replace(wanted(two), config=CONFIG.model_copy(update={"seed": 1}))
+    with pytest.raises(StateConflict):
+        rehearse(other)
+    with pytest.raises(StoppedError):
+        rehearse(other, force=True, on_progress=stop_at("training bright", 1))
+    assert not (two / "out" / "a" / "manifest.json").exists()
+
+
+def test_a_rehearsal_whose_latents_are_no_noise_ends_with_a_page_that_says_so(two):
+    """Of 1 evaluation hardly a latent is noise: the page promises nothing of a way on which nodes refuse every
+    picture.
+    """
+    page = rehearse(replace(wanted(two), config=CONFIG.model_copy(update={"steps": 2}), evaluations=1))
+    ways = [page.parent / way for way in ("a-to-b", "b-to-a")]
+    refused = sum(not any(way.glob("[0-9]*.png")) for way in ways)
+    text = page.read_text(encoding="utf-8")
+    assert refused >= 1
+    assert text.count("Refused, as a node would refuse it: none of 5 pictures could be translated") == refused
+    assert "no held-out picture has a latent that a node would let pass" in text
+
+
+def test_what_was_stopped_goes_on_and_what_is_finished_is_left(two):
+    """Killed in the second training, and once more while translating, it does only what is missing."""
+
+    for part in ("training dark", "translating dark"):
+        with pytest.raises(StoppedError):
+            rehearse(wanted(two), on_progress=stop_at(part, 2))
+    assert not (two / "out" / "index.html").exists()
+    parts = set()
+    rehearse(wanted(two), on_progress=lambda what, *rest: parts.add(what))
+    assert parts & {"training bright", "training dark", "translating bright to dark"} == set()
+    assert "translating dark to bright" in parts
+    first = (two / "out" / "index.html").read_text()
+    rehearse(wanted(two))
+    assert (two / "out" / "index.html").read_text() == first
+
+
+def test_one_folder_may_hold_both_sides_and_what_is_tested(tmp_path):
+    with pytest.raises(UsageError):
+        sides_of(tmp_path, None)
+    for name in ("trainA", "trainB", "testB"):
+        (tmp_path / name).mkdir()
+    assert sides_of(tmp_path, None) == (tmp_path / "trainA", tmp_path / "trainB", None, tmp_path / "testB")
+    assert sides_of(tmp_path, tmp_path / "other") == (tmp_path, tmp_path / "other", None, None)
+
+
+@pytest.mark.long
+def test_other_solver_settings_keep_the_models(two):
+    """The page says: try more evaluations."""
+    rehearse(wanted(two))
+    weights = (two / "out" / "a" / "model.safetensors").read_bytes()
+    parts = set()
+    more = replace(wanted(two), evaluations=13)
+    rehearse(more, on_progress=lambda what, *rest: parts.add(what))
+    assert (two / "out" / "a" / "model.safetensors").read_bytes() == weights
+    assert parts >= {"translating bright to dark", "translating dark to bright"}
+    assert not any(part.startswith("training") for part in parts)
+
+
+@pytest.mark.long
+def test_a_finished_rehearsal_goes_on_with_more_steps(two):
+    """Both models train on from where they were, and the page says what the folder now holds; fewer are refused."""
+    rehearse(wanted(two))
+    said, steps = [], set()
+    more = replace(wanted(two), config=CONFIG.model_copy(update={"steps": 9}))
+    rehearse(more, say=said.append, on_progress=lambda what, done, *rest: steps.add((what, done)))
+    assert sum("given more: 9 steps instead of 6" in line for line in said) == 2
+    assert min(done for what, done in steps if what == "training bright") == 7
+    assert load_bundle(two / "out" / "b").manifest.training.steps == 9
+    text = (two / "out" / "index.html").read_text(encoding="utf-8")
+    assert "Pictures of bright that were held out" in text
+    parts = set()
+    rehearse(more, on_progress=lambda what, *rest: parts.add(what))
+    assert not any(part.startswith("training") for part in parts)
+    with pytest.raises(StateConflict):
+        rehearse(wanted(two))

@@ -1,0 +1,164 @@
+"""A made-up development kit: its ids become the numbers of models, never taken one for the other."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from ddib_fed.errors import FileMissing, InputError, SettingsInvalid
+from ddib_fed.paper.imagenet import (
+    class_pairs,
+    read_labels,
+    read_truth,
+    validation_pictures,
+)
+
+# The kit's id, WordNet id, name: the order of ids is not that of WordNet ids.
+CLASSES = [
+    (1, "n02119789", "kit fox"),
+    (2, "n02100735", "English setter"),
+    (3, "n01440764", "tench, Tinca tinca"),
+]
+GROUP = (4, "n02084071", "dog")
+SORTED = ("n01440764", "n02100735", "n02119789")
+TRUTH = [3, 1, 1, 2]
+FIELDS = [
+    ("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O"),
+    ("children", "O"), ("wordnet_height", "O"), ("num_train_images", "O"),
+]  # fmt: skip
+
+
+def table_of(rows: list[tuple[int, str, str]]) -> np.ndarray:
+    full = [(*row, "what it is", int(row == GROUP), [2] if row == GROUP else [], 0, 1300) for row in rows]
+    return np.array(full, dtype=FIELDS).reshape(-1, 1)
+
+
+@pytest.fixture
+def kit(tmp_path) -> Path:
+    """Laid out as the unpacked kit: everything in data/."""
+    data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    savemat(data / "meta.mat", {"synsets": table_of([*CLASSES, GROUP])})
+    truth = "\n".join(map(str, TRUTH)) + "\n"
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+    return data.parent
+
+
+@pytest.fixture
+def validation(tmp_path) -> Path:
+    """Names as the validation part has them; here it is not opened."""
+    folder = tmp_path / "val"
+    folder.mkdir()
+    for i in range(1, 5):
+        (folder / f"ILSVRC2012_val_{i:08}.JPEG").touch()
+    (folder / "readme.txt").touch()
+    return folder
+
+
+def test_classes_are_numbered_by_their_sorted_wordnet_ids(kit):
+    """Groups of classes are no classes."""
+    table = read_labels(kit)
+    assert table.wnids == SORTED
+    assert dict(table.number_of) == {1: 2, 2: 1, 3: 0}
+
+
+def test_the_truth_is_told_in_the_numbers_of_models(kit):
+    """Line by line."""
+    assert read_truth(kit, read_labels(kit)) == (0, 2, 2, 1)
+
+
+def test_one_folder_of_pictures_takes_its_classes_from_the_kit(kit, validation):
+    """By the number in the name; sorted by class, then by name."""
+    found = validation_pictures(validation, kit)
+    numbers = {number: [int(path.stem[-8:]) for path in paths] for number, paths in found.items()}
+    assert numbers == {0: [1], 1: [4], 2: [2, 3]}
+
+
+def filled(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        (root / name / "b.JPEG").touch()
+        (root / name / "a.png").touch()
+    return root
+
+
+def test_sub_folders_called_by_number_need_no_kit(tmp_path):
+    """260 is class 260."""
+    found = validation_pictures(filled(tmp_path / "val", "260", "9"))
+    names = {number: [f"{path.parent.name}/{path.name}" for path in paths] for number, paths in found.items()}
+    assert names == {9: ["9/a.png", "9/b.JPEG"], 260: ["260/a.png", "260/b.JPEG"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (("n02119789", "dogs"), "neither"),
+        (("260", "n02119789"), "neither"),
+        (("7", "07"), "same class number"),
+        (("3",), "the classes are 0 to 2"),
+        (("n09999999",), "not one of the kit's"),
+    ],
+)
+def test_sub_folders_whose_class_cannot_be_told_are_refused(tmp_path, kit, names, why):
+    """Nothing is numbered by chance."""
+    with pytest.raises(InputError, match=why):
+        validation_pictures(filled(tmp_path / "val", *names), kit)
+
+
+@pytest.mark.parametrize("name", ["dog.JPEG", "ILSVRC2012_val_00000005.JPEG", "ILSVRC2012_val_00000000.JPEG"])
+def test_a_picture_that_the_kit_does_not_know_is_refused(validation, kit, name):
+    """Another name, or a number past the last line."""
+    (validation / name).touch()
+    with pytest.raises(InputError, match=name):
+        validation_pictures(validation, kit)
+
+
+def test_missing_parts_are_named(tmp_path, kit, validation):
+    """The kit, its truth, the folder, the pictures."""
+    with pytest.raises(FileMissing, match=r"meta\.mat"):
+        read_labels(tmp_path / "val")
+    with pytest.raises(FileMissing, match="no such folder"):
+        validation_pictures(tmp_path / "nowhere", kit)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileMissing, match="no pictures"):
+        validation_pictures(tmp_path / "empty", kit)
+    next(kit.rglob("*ground_truth.txt")).unlink()
+    with pytest.raises(FileMissing, match="ground_truth"):
+        validation_pictures(validation, kit)
+
+
+@pytest.mark.parametrize("line", ["4", "one"])
+def test_a_truth_that_is_no_id_is_refused(kit, line):
+    """With its line; 4 is a group."""
+    path = next(kit.rglob("*ground_truth.txt"))
+    path.write_text(f"1\n{line}\n")
+    with pytest.raises(InputError, match="line 2"):
+        read_truth(kit, read_labels(kit))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [(1, "n02119789", "a"), (3, "n02100735", "b")],
+        [(1, "n02119789", "a"), (2, "n02119789", "b")],
+        [(1, "fox", "a")],
+    ],
+)
+def test_a_table_that_does_not_number_its_classes_is_refused(kit, rows):
+    """Gaps, repetitions, other names: a shifted number would be a wrong class for every picture."""
+    savemat(kit / "data" / "meta.mat", {"synsets": table_of([*rows, GROUP])})
+    with pytest.raises(InputError):
+        read_labels(kit)
+
+
+def test_pairs_of_classes_are_read_from_text():
+    assert class_pairs("260:261, 282:283") == ((260, 261), (282, 283))
+    assert class_pairs("0:0") == ((0, 0),)
+
+
+@pytest.mark.parametrize("text", ["", "260:", "a:b", "260:261,", "-1:2", "1:1000", "1:2,1:2"])
+def test_what_is_no_pair_is_refused(text):
+    with pytest.raises(SettingsInvalid):
+        class_pairs(text)
