@@ -101,19 +101,18 @@ class Observed:
     def summary(self) -> dict[str, str | int | list[str]]:
         """Whom and what the node trusts now, for the line of its start; `trust` is a digest over all of it."""
         snapshot = self._snapshot
-        everything = sorted(snapshot.described().items())
         return {
             "peers": sorted(snapshot.peers),
             "suspended": sorted(snapshot.suspended),
             "withdrawn": len(snapshot.withdrawn),
             "certificate": self._certificate[0] if self._certificate else "",
-            "trust": hashlib.sha256(repr(everything).encode()).hexdigest(),
+            "trust": hashlib.sha256("\n".join(sorted(snapshot.described())).encode()).hexdigest(),
         }
 
     def look(self) -> None:
         """Write what changed since the last look; after an OSError it is written at the next one."""
         snapshot = self._peers.snapshot()
-        changes = list(trust_changes(self._snapshot, snapshot))
+        changes = trust_changes(self._snapshot, snapshot)
         if changes:
             self._audit.write("trust_changed", changes=changes)
         for change in changes:

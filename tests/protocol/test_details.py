@@ -32,7 +32,6 @@ from ddib_fed.protocol.details import (
     failure_of_peer,
     from_detail,
     from_rpc_error,
-    refused_count,
     refused_facts,
     refused_items,
     to_detail,
@@ -270,7 +269,6 @@ def test_all_are_named_in_one_answer(refused: dict[int, str]) -> None:
     """With their reasons, however many they are."""
     facts = crossed(refused)
     assert refused_items(facts) == refused
-    assert refused_count(facts) == len(refused)
     assert all(len(text) <= MAX_TEXT for text in facts.values())
 
 
@@ -291,7 +289,6 @@ def test_words_that_are_none_are_passed_over(text: str, expected: dict[int, str]
 def test_a_range_without_end_takes_no_memory() -> None:
     """No job has so many items."""
     assert len(refused_items({"refused_0": "A:0-999999999", "refused_1": "B:5-999999999"})) <= MOST_ITEMS
-    assert refused_count({"refused_count": "-4"}) == 0
 
 
 # The words of the installed gRPC by which causes of one status are told apart, each from a real call

@@ -36,6 +36,6 @@ def test_a_peer_that_is_suspended_or_resumed_by_hand_is_written_down(tmp_path: P
     observed.look()
     observed.look()
     changes = [record["changes"] for record in audit_rows.records(log.store.path)]
-    assert changes == [["suspended peer north.example"], ["resumed peer north.example"]]
+    assert changes == [["added suspended north.example"], ["removed suspended north.example"]]
     assert (free["suspended"], held["suspended"]) == ([], ["north.example"])
     assert held["trust"] != free["trust"] == observed.summary()["trust"]
