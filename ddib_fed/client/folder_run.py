@@ -51,7 +51,6 @@ from ddib_fed.errors import (
 )
 from ddib_fed.hints import next_steps
 from ddib_fed.names import nearest
-from ddib_fed.protocol.details import refused_count
 from ddib_fed.protocol.messages import ItemState, JobState
 
 if TYPE_CHECKING:
@@ -409,8 +408,7 @@ class FolderRun:
             submitted = len(self._pending) + len(self.jobs)
             under_way = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
             state = under_way if submitted else "nothing was submitted"
-            unnamed = max(0, refused_count(error.facts) - len(numbers))
-            raise refused(bad, self.total, state, unnamed=unnamed) from error
+            raise refused(bad, self.total, state) from error
         self.left_out += bad
         return tuple(item for n, item in enumerate(items) if n not in numbers)
 

@@ -328,12 +328,6 @@ def refused_items(facts: Mapping[str, str]) -> dict[int, str]:
     return found
 
 
-def refused_count(facts: Mapping[str, str]) -> int:
-    """How many items the node refused, as it says; 0 if it does not say."""
-    said = facts.get(COUNT, "")
-    return int(said) if is_number(said) else 0
-
-
 def is_number(text: str) -> bool:
     """Whether it is a number as an item has one."""
     return text.isascii() and text.isdecimal() and len(text) < 10

@@ -32,7 +32,6 @@ from ddib_fed.protocol.details import (
     failure_of_peer,
     from_detail,
     from_rpc_error,
-    refused_count,
     refused_facts,
     refused_items,
     to_detail,
@@ -289,7 +288,6 @@ def test_all_are_named_in_one_answer(refused: dict[int, str]) -> None:
     """With their reasons, however many they are."""
     facts = crossed(refused)
     assert refused_items(facts) == refused
-    assert refused_count(facts) == len(refused)
     assert all(len(text) <= MAX_TEXT for text in facts.values())
 
 
@@ -300,7 +298,6 @@ def test_what_has_no_room_is_counted() -> None:
     found = refused_items(facts)
     assert 300 < len(found) < len(refused)
     assert found == dict.fromkeys(sorted(refused)[: len(found)], "IMAGE_UNREADABLE")
-    assert refused_count(facts) == len(refused)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +317,6 @@ def test_words_that_are_none_are_passed_over(text: str, expected: dict[int, str]
 def test_a_range_without_end_takes_no_memory() -> None:
     """No job has so many items."""
     assert len(refused_items({"refused_0": "A:0-999999999", "refused_1": "B:5-999999999"})) <= MOST_ITEMS
-    assert refused_count({"refused_count": "-4"}) == 0
 
 
 # The words of the installed gRPC by which causes of one status are told apart, each from a real call
