@@ -24,7 +24,7 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.security.admission import Refusals
 from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.security.peers import PeerStore, trust_changes
-from ddib_fed.security.pki import fingerprint, load_identity, parse_certificates
+from ddib_fed.security.pki import fingerprint, load_identity
 from ddib_fed.security.tls import ServerCredentials
 
 log = logging.getLogger(__name__)
@@ -127,10 +127,9 @@ class Observed:
         """Fingerprint and end of the node's own certificate, as it lies in its folder."""
         try:
             own = load_identity(self._pki_folder)
-            leaf = parse_certificates(own.cert_chain_pem, "leaf.pem")[0]
         except (DdibError, OSError):  # the node's health says so
             return None
-        return fingerprint(leaf), own.not_after.isoformat()
+        return fingerprint(own.certificate), own.not_after.isoformat()
 
 
 class Watch:
