@@ -105,7 +105,6 @@ def ignored_line(ignored: Counter[str]) -> str:
 
 
 def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
-    """Files below a folder in the order of their paths, and folders that cannot be read: they are refused later."""
     below = files_below(root, out)
     ignored += below.ignored
     found = list(below.unreadable)
@@ -121,7 +120,6 @@ def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
 
 
 def check_names(items: Sequence[FileItem], out: Path) -> None:
-    """Return if every result has a name of its own."""
     owner: dict[str, FileItem] = {}
     for item in items:
         for name, is_shared in item.file_names():
@@ -138,8 +136,6 @@ def check_names(items: Sequence[FileItem], out: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file that is not translated, and why."""
-
     path: Path
     reason: str
     why: str
@@ -191,7 +187,6 @@ def read_items(
 
 
 def _check_name(item: FileItem) -> None:
-    """Return if results can have this name."""
     try:
         longest = max(len(Path(name).name.encode()) for name, _ in item.file_names())
     except UnicodeEncodeError as error:
@@ -201,7 +196,6 @@ def _check_name(item: FileItem) -> None:
 
 
 def _check_picture(item: Payload) -> None:
-    """Return if a picture can be decoded."""
     from ddib_fed.data.decoding import ImageLimits
     from ddib_fed.data.pictures import decode_image
 
@@ -213,16 +207,14 @@ def _check_picture(item: Payload) -> None:
         pass  # too large for the usual limits: the node has its own
 
 
-def refused(bad: Sequence[LeftOut], total: int, state: str, *, unnamed: int = 0) -> DdibError:
+def refused(bad: Sequence[LeftOut], total: int, state: str) -> DdibError:
     """The error that names every bad file; of one file alone its own."""
     errors = [each.as_error("client") for each in bad]
     if total == 1:
         return errors[0]
     kinds = {type(error) for error in errors}
     kind = kinds.pop() if len(kinds) == 1 else InputError
-    detail = (
-        f"{len(bad) + unnamed:,} of {total:,} files cannot be translated; {state}:\n{listed(bad, unnamed)}"
-    )
+    detail = f"{len(bad):,} of {total:,} files cannot be translated; {state}:\n{listed(bad)}"
     first = errors[0].hint if len(bad) == 1 else ""
     more = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
     # What else the errors say of one file does not hold for all.
@@ -238,8 +230,8 @@ def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     )
 
 
-def listed(found: Iterable[LeftOut], unnamed: int = 0) -> str:
-    """Lines that name files; `unnamed` is how many more there are without a name."""
+def listed(found: Iterable[LeftOut]) -> str:
+    """Lines that name files."""
     lines = [f"  {each.line()}" for each in found]
-    more = max(0, len(lines) - MOST_LISTED) + unnamed
-    return "\n".join([*lines[:MOST_LISTED], *([f"  and {more:,} more"] if more else [])])
+    more = [f"  and {len(lines) - MOST_LISTED:,} more"] if len(lines) > MOST_LISTED else []
+    return "\n".join([*lines[:MOST_LISTED], *more])

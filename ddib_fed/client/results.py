@@ -68,7 +68,6 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int:
-    """The open and locked file at a path, with this process in it."""
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -130,7 +129,6 @@ class JobFile:
 
     @contextmanager
     def kept(self, out: Path) -> Iterator[None]:
-        """Inside, its job is submitted; one that could not be leaves nothing behind."""
         durable_folder(out)
         self.save(out)
         try:
@@ -259,19 +257,18 @@ def write_result(
 
             if path.suffix.lower() in MEDIA_TYPES:
                 data = mark(data, path.suffix, result.provenance, credentials)
-        write_file(path, data, private=part is Part.LATENT)
+        write_file(path, data, private=True)
         written[part.value] = WrittenFile(file=path.name, sha256=hashlib.sha256(data).hexdigest())
     provenance = result.provenance.with_(
         input=item.file, files=written, asked_sha256=item.asked or None
     ).judged(doubtful_below)
-    write_file(record, provenance.to_json())
+    write_file(record, provenance.to_json(), private=True)
     return Delivered(result.item, item.file, files, record, provenance)
 
 
 def durable_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, each of which is on the disk afterwards."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for each in reversed(missing):
         sync_folder(each.parent)
 

@@ -161,15 +161,6 @@ def test_a_model_of_fewer_steps_than_the_default_takes_all_of_them(ddib, tmp_pat
     assert "ddim40" in caught.value.hint
 
 
-@pytest.mark.slow
-def test_two_models_of_other_steps_are_translated_where_both_keep_as_many(ddib, there, tmp_path):
-    """ddim50 of 1,000 and of 4,000; sections of both sizes cannot be all steps."""
-    other = public_bundle(tmp_path / "other", name="cosine", steps=400)
-    both = ("--source", there, "--target", other, "--flags", "--timestep_respacing ddim50")
-    ddib(translate, points(tmp_path, 4), *both, "--out", tmp_path / "t")
-    assert np.isfinite(np.load(tmp_path / "t" / "points.npy")).all()
-
-
 def pair(path):
     return ("--source", path, "--target", path)
 
@@ -202,17 +193,6 @@ def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, 
     assert np.allclose(one[:55], same, atol=1e-4)
     assert np.allclose(latent[:20], again, atol=1e-5)
     assert not np.allclose(one[:20], other, atol=1e-2)
-
-
-@pytest.mark.slow
-def test_points_are_clipped_where_it_is_asked_for_alone(ddib, there, tmp_path):
-    """The public scripts for 2-D data do not clip; its p_sample_loop does unless told otherwise."""
-    for name, flags in (("free", ""), ("off", "--clip_denoised False"), ("held", "--clip_denoised True")):
-        ddib(model, "sample", there, "--flags", flags, "--n", 200, "--out", tmp_path / name)
-    free, off, held = (np.load(tmp_path / name / "samples.npy") for name in ("free", "off", "held"))
-    assert np.array_equal(free, off)
-    assert np.abs(free).max() > 1.0
-    assert np.abs(held).max() <= 1.0 + 1e-6
 
 
 @pytest.mark.slow
