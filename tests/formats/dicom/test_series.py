@@ -11,7 +11,6 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, InputError
-from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
 from tests.formats.dicom.files import words_of, write_series
@@ -180,29 +179,6 @@ def test_padding_is_as_dark_as_the_darkest_value_of_all_slices(tmp_path):
         write_series(tmp_path / kind, values, PhotometricInterpretation=kind, PixelPaddingValue=7)
         numbers = only(tmp_path / kind, intensity="values").pixels.numbers[..., 0]
         np.testing.assert_array_equal(numbers, np.where(values == 7, measured.min(), expected))
-
-
-def test_a_dicomdir_lists_its_series():
-    """Of three patients: one study for each series, all pictures of it; a folder of the same files gives the same."""
-    found = open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options()).studies
-    assert len({study.name for study in found}) == len(found) == 13
-    assert sum(study.planes for study in found) == 31
-    (folder,) = open_paths([DICOM / "dicomdirtests" / "98892001" / "CT5N"], Options()).studies
-    listed = next(study for study in found if study.series.paths[0] in folder.series.paths)
-    assert list(listed.items()) == list(folder.items())
-    assert folder.planes == 5
-
-
-def test_a_dicomdir_cannot_reach_out_of_its_folder(tmp_path):
-    directory = pydicom.dcmread(DICOM / "dicomdirtests" / "DICOMDIR")
-    (tmp_path / "media").mkdir()
-    with quiet():
-        for record in directory.DirectoryRecordSequence:
-            if "ReferencedFileID" in record:
-                record.ReferencedFileID = ["..", "..", "etc", "passwd"]
-        directory.save_as(tmp_path / "media" / "DICOMDIR")
-    with pytest.raises(ImageUnreadable, match="outside"):
-        only(tmp_path / "media" / "DICOMDIR")
 
 
 @pytest.mark.parametrize(
