@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Grid:
+class TileGrid:
     """Where the tiles of a picture lie."""
 
     height: int
@@ -38,7 +38,7 @@ class Grid:
     overlap: int
 
     @classmethod
-    def of(cls, height: int, width: int, tile: tuple[int, int] | None) -> Grid:
+    def of(cls, height: int, width: int, tile: tuple[int, int] | None) -> TileGrid:
         """Tiles that overlap by half their side, or the whole picture."""
         if tile is None:
             return cls(height, width, (height, width), 0)
@@ -74,12 +74,12 @@ class Grid:
         return rows, columns
 
 
-def cut(picture: NDArray[Any], grid: Grid) -> list[NDArray[Any]]:
+def cut(picture: NDArray[Any], grid: TileGrid) -> list[NDArray[Any]]:
     return [picture[window] for window in grid.windows()]
 
 
 def blend(
-    tiles: Sequence[NDArray[Any] | None], grid: Grid, channels: int, *, background: float = 0.0
+    tiles: Sequence[NDArray[Any] | None], grid: TileGrid, channels: int, *, background: float = 0.0
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """One picture of translated tiles."""
     total = np.zeros((grid.height, grid.width, channels), dtype=np.float32)
@@ -98,7 +98,7 @@ class Tiles:
     """A picture that is sent in tiles."""
 
     numbers: Pixels
-    grid: Grid
+    grid: TileGrid
     sent: tuple[int, ...]
     intensity: dict[str, Any]
     rule: str
@@ -107,7 +107,7 @@ class Tiles:
     def of(
         cls,
         numbers: Pixels,
-        grid: Grid,
+        grid: TileGrid,
         intensity: dict[str, Any],
         rule: str,
         valid: NDArray[np.bool_] | None = None,
@@ -187,7 +187,7 @@ def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     return tuple(round(i * (length - tile) / (count - 1)) for i in range(count))
 
 
-def _weights(grid: Grid) -> Floats:
+def _weights(grid: TileGrid) -> Floats:
     sides = [_ramp(size, starts) for size, starts in zip(grid.tile, (grid.rows, grid.columns), strict=True)]
     window: Floats = (sides[0][:, None] * sides[1][None, :])[:, :, None].astype(np.float32)
     return window
@@ -306,7 +306,7 @@ def read_geotiff(origin: Origin, options: Options) -> GeoTiffStudy:
         numbers = intensity.numbers(values)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    grid = Grid.of(valid.shape[0], valid.shape[1], options.tile)
+    grid = TileGrid.of(valid.shape[0], valid.shape[1], options.tile)
     tiles = Tiles.of(numbers, grid, intensity.record(seen) | units, rule.text, valid)
     if not tiles.sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")

@@ -38,7 +38,7 @@ _FORMS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class IntensityRule:
     """A rule as it is asked for, before the values are known."""
 
     name: str
@@ -48,7 +48,7 @@ class Rule:
     high: float = 255.0
 
     @classmethod
-    def parse(cls, text: str) -> Rule:
+    def parse(cls, text: str) -> IntensityRule:
         """The rule in `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`."""
         found = _RULE.fullmatch(text)
         if found is None:
@@ -149,18 +149,20 @@ class Intensity:
         }
 
 
-def auto_rule(values: NDArray[Any], modality: str = "") -> Rule:
+def auto_rule(values: NDArray[Any], modality: str = "") -> IntensityRule:
     """The rule for `--intensity auto`: bytes as they are, Hounsfield units for CT, percentiles for all else."""
     if values.dtype == np.uint8:
-        return Rule("values")
-    return Rule("hu") if modality == "CT" else Rule.parse(PERCENTILES)
+        return IntensityRule("values")
+    return IntensityRule("hu") if modality == "CT" else IntensityRule.parse(PERCENTILES)
 
 
-def chosen_rule(text: str, values: NDArray[Any], modality: str = "", *, of_model: bool = False) -> Rule:
+def chosen_rule(
+    text: str, values: NDArray[Any], modality: str = "", *, of_model: bool = False
+) -> IntensityRule:
     """The rule that was asked for, or that the source's model was trained with."""
     if text == AUTO:
         return auto_rule(values, modality)
-    rule = Rule.parse(text)
+    rule = IntensityRule.parse(text)
     if rule.name == "hu" and modality != "CT":
         other = PERCENTILES if modality else "values, if its numbers are Hounsfield units"
         if of_model:

@@ -23,7 +23,7 @@ from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import parse_json
 from ddib_fed.models.bundle import misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.models.weights import Checkpoint, Fact, Imported, import_note, read_tensors, renamed
+from ddib_fed.models.weights import Fact, Imported, WeightsFile, import_note, read_tensors, renamed
 from ddib_fed.networks.config import DiffusersDiTConfig, DiffusersUNetConfig
 
 INDEX: Final = "model_index.json"
@@ -157,7 +157,7 @@ def _holds_adapter(path: Path) -> bool:
         return False  # whoever reads it as weights says what is wrong
 
 
-def _weights(folder: Path) -> Checkpoint:
+def _weights(folder: Path) -> WeightsFile:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return read_tensors(folder / name)
