@@ -7,7 +7,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, UsageError
-from ddib_fed.formats.intensity import IntensityRule, is_empty, item_bytes
+from ddib_fed.formats.intensity import IntensityRule, item_bytes
 
 VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 
@@ -95,12 +95,3 @@ def test_values_that_say_nothing_are_refused():
     found = IntensityRule.parse("percentile:1,99").on(holed)
     assert (found.black, found.white) == tuple(np.percentile(holed[np.isfinite(holed)], (1, 99)))
     assert np.isfinite(found.numbers(holed)).all()
-
-
-def test_background_is_told_from_content():
-    """Noise below a fiftieth of the range, and a few bright pixels, are background."""
-    plane = np.zeros((100, 100, 1), dtype=np.uint8) + np.uint8(2)
-    plane[:5, :10] = 200
-    assert is_empty(plane, 0, 255)
-    plane[:20, :20] = 200
-    assert not is_empty(plane, 0, 255)

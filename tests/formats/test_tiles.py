@@ -35,13 +35,3 @@ def test_tiles_side_by_side_show_their_edges():
     seams = measure_seams(SMOOTH, raw, *grid.edges)
     assert seams is not None
     assert seams.record["translation"] > 3 * seams.record["source"]
-
-
-def test_a_tile_that_is_missing_is_background():
-    grid = TileGrid(64, 64, (32, 32), 0)
-    tiles = [*cut(np.ones((64, 64, 1), np.float32), grid)]
-    tiles[3] = None
-    blended, covered = blend(tiles, grid, 1, background=9)
-    assert not covered[32:, 32:].any()
-    assert (blended[32:, 32:] == 9).all()
-    assert np.allclose(blended[:32], 1, atol=0.02)
