@@ -20,7 +20,7 @@ def size_of(path):
 
 
 def test_a_translation_has_four_panels_in_a_row(cloud, tmp_path):
-    plots.translation(cloud, cloud, cloud, cloud, tmp_path / "translation.png", caption="moons → rings")
+    plots.clouds([("x", cloud)] * 4, tmp_path / "translation.png", caption="moons → rings")
     width, height = size_of(tmp_path / "translation.png")
     assert 3 < width / height < 4
 
